@@ -1,4 +1,4 @@
-"""``python -m services.gateway [--workers N]``."""
+"""Run the gateway: ``python -m services.gateway [--workers N]``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import argparse
 import os
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
 
 from tidegate.kernel import quick_start
 
+if TYPE_CHECKING:
+    from services.gateway.settings import GatewaySettings
+
 
 def main() -> int:
-    """Serve until told to stop."""
+    """Serve until a signal stops the process."""
     quick_start.begin()
-    from services.gateway import memory, processes
+    from services.gateway import processes
     from services.gateway.settings import GatewaySettings
     from tidegate.kernel import telemetry
     from tidegate.kernel.blobs import object_store
@@ -21,7 +25,12 @@ def main() -> int:
     settings = GatewaySettings()
     object_store.require("gateway", blob_url=settings.blob_url)
     parser = argparse.ArgumentParser(prog="services.gateway", description="The gateway.")
-    parser.add_argument("--workers", type=int, default=settings.gateway_workers, help="processes on the port")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=settings.gateway_workers,
+        help="gateway processes that share the port (default: %(default)s)",
+    )
     workers: int = parser.parse_args().workers
     telemetry.configure("gateway", settings.log_level)
     member = processes.MEMBER in os.environ
@@ -29,11 +38,18 @@ def main() -> int:
         quick_start.loaded()
         return processes.Members(workers, settings.state_path / "run" / "gateway-metrics").run()
 
-    memory.return_large_blocks()
-    # Only now: a parent of several processes needs nothing of all this.
+    _serve(settings, member=member)
+    return 0
+
+
+def _serve(settings: GatewaySettings, *, member: bool) -> None:
+    """Serve in this process; a ``member`` shares its port with other processes."""
+    # Imported here, because a parent of several processes does not need it.
+    from services.gateway import memory, processes
     from services.gateway.app import build
     from tidegate.kernel.service import app as service
 
+    memory.return_large_blocks()
     gateway = build(settings)
     run = partial(
         service.run,
@@ -45,11 +61,10 @@ def main() -> int:
         other_connections=settings.max_grpc_connections,
     )
     if member:
-        with processes.listen(settings.host, settings.gateway_port) as door:
-            run(0, sock=door)
+        with processes.listen(settings.host, settings.gateway_port) as listener:
+            run(0, sock=listener)
     else:
         run(settings.gateway_port)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The gateway, put together."""
+"""Build the gateway from its parts, and start and stop them."""
 
 from __future__ import annotations
 
@@ -46,20 +46,19 @@ from tidegate.kernel.service.api import create_app
 from tidegate.kernel.service.app import LOOPBACK, Health
 from tidegate.kernel.store import Store
 
-# Room in a gRPC message beside a body of the limit.
+# Room in a gRPC message beyond the limit for bodies.
 HEAD_BYTES = 64 * 1024
 
-# These read their bodies piece by piece, each within limits of its own.
-# Bodies of all other paths are short questions. They are read beside the budget for bodies, and on loopback
-# anybody may send them: a larger limit would be one for each connection.
+# Bodies of the STREAMED paths have limits of their own. Bodies of all other paths are short. The budget does
+# not count them, and on loopback anybody may send them. So the limit is low: each connection may reach it.
 API_BODY_BYTES = 64 * 1024
 STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/api/.*": None}
 
 
 class Gateway(NamedTuple):
-    """The gateway as an ASGI app, whose parts start and stop with its lifespan, and its short way.
+    """The gateway: an ASGI app, whose lifespan starts and stops the parts, and the HTTP hot path.
 
-    ``drain``: to be called first when it is to stop.
+    Call ``drain`` first to stop it.
     """
 
     app: ASGIApp
@@ -69,7 +68,7 @@ class Gateway(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What lives as long as the process."""
+    """The parts that live as long as the process."""
 
     store: Store
     blobs: Blobs
@@ -79,7 +78,7 @@ class Parts(NamedTuple):
     dispatcher: Dispatcher
     heartbeat: Heartbeat
     core: InferenceCore
-    cards: ModelMetadataCache
+    metadata: ModelMetadataCache
     catalogue: Catalogue
     access_wiring: AccessWiring
     job_wiring: JobWiring
@@ -87,11 +86,26 @@ class Parts(NamedTuple):
 
 
 def build(settings: GatewaySettings) -> Gateway:
-    """The gateway of these settings."""
+    """Build the gateway from its settings."""
     certificate = certificate_of(settings)
     parts = _parts(settings)
     origins = Origins.of(settings.cors_origins)
-    core, access, limits, metrics = parts.core, parts.access_wiring.access, parts.limits, parts.metrics
+    app = _rest_app(settings, parts, origins, certificate)
+    handler = _inference_handler(settings, parts, origins)
+    tls = None if certificate is None else certificate.context("http/1.1")
+
+    async def drain() -> None:
+        # The lifespan ends after the last HTTP request. gRPC clients must learn of the stop earlier.
+        app.state.grpc.drain()
+
+    return Gateway(AsgiFallback(app, handler), partial(HotPathProtocol, handler), tls, drain)
+
+
+def _rest_app(
+    settings: GatewaySettings, parts: Parts, origins: Origins, certificate: ServerCertificate | None
+) -> FastAPI:
+    access = parts.access_wiring.access
+    generate = GenerateRoutes(parts.core, access, parts.limits, parts.metrics, parts.log)
     app = create_app(
         name="gateway",
         settings=settings,
@@ -100,7 +114,7 @@ def build(settings: GatewaySettings) -> Gateway:
             home.router(access),
             models.health,
             models.router,
-            GenerateRoutes(core, access, limits, metrics, parts.log).router,
+            generate.router,
             *parts.job_wiring.routers,
             parts.access_wiring.router,
         ],
@@ -110,41 +124,39 @@ def build(settings: GatewaySettings) -> Gateway:
         larger_bodies=STREAMED,
         origins=origins,
     )
-    inference = (partial(CrossOriginHandler, origins) if origins else InferenceHandler)(
-        core,
-        access=access,
-        limits=limits,
+    if origins:
+        cors.allow(app, origins)
+    return app
+
+
+def _inference_handler(settings: GatewaySettings, parts: Parts, origins: Origins) -> InferenceHandler:
+    return (partial(CrossOriginHandler, origins) if origins else InferenceHandler)(
+        parts.core,
+        access=parts.access_wiring.access,
+        limits=parts.limits,
         local_only=settings.host in LOOPBACK,
-        metrics=metrics,
+        metrics=parts.metrics,
         log=parts.log,
-        labels=parts.cards.labels,
+        labels=parts.metadata.labels,
         jobs=parts.job_wiring.submission,
         body_bytes_per_s=settings.http_body_bytes_per_s,
     )
-    if origins:
-        cors.allow(app, origins)
-    tls = None if certificate is None else certificate.context("http/1.1")
-
-    async def drain() -> None:
-        # The lifespan ends after the last HTTP request; until then no client over gRPC would be told.
-        app.state.grpc.drain()
-
-    return Gateway(AsgiFallback(app, inference), partial(HotPathProtocol, inference), tls, drain)
 
 
-def _parts(settings: GatewaySettings) -> Parts:
-    incarnation = os.urandom(8)
-    store, blobs, metrics = (
-        Store.connect(settings.redis_url),
-        Blobs(settings.blob_url),
-        GatewayMetrics(lambda: routes.table),
-    )
-    limits = BodyLimits(
+def _body_limits(settings: GatewaySettings) -> BodyLimits:
+    return BodyLimits(
         body_bytes=settings.max_body_bytes,
         json_bytes=settings.max_json_bytes,
         bodies=MemoryBudget(settings.max_inflight_bytes),
         answers=MemoryBudget(settings.max_inflight_bytes),
     )
+
+
+def _parts(settings: GatewaySettings) -> Parts:
+    incarnation = os.urandom(8)
+    store, blobs = Store.connect(settings.redis_url), Blobs(settings.blob_url)
+    routes = RouteTableCache(store, settings.state_path / "data" / "gateway-routes.json")
+    metrics, limits = GatewayMetrics(lambda: routes.table), _body_limits(settings)
     dispatcher = Dispatcher(
         settings.amqp_url,
         incarnation,
@@ -159,31 +171,29 @@ def _parts(settings: GatewaySettings) -> Parts:
         settings.report_interval_s,
         dispatcher.loads,
         metrics.report,
-        dispatcher.heard,
+        dispatcher.on_fleets,
     )
-    routes = RouteTableCache(store, settings.state_path / "data" / "gateway-routes.json")
     core = InferenceCore(routes, dispatcher, heartbeat)
-    cards = ModelMetadataCache(store, routes.deployments)
-    catalogue = Catalogue(core, cards, store)
+    metadata = ModelMetadataCache(store, routes.deployments)
     log = access_log_of(settings)
     access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways)
     job_wiring = JobWiring(
-        settings, incarnation.hex(), core, access_wiring.access, blobs, cards.labels, limits, log
+        settings, incarnation.hex(), core, access_wiring.access, blobs, metadata.labels, limits, log
     )
     return Parts(
-        store,
-        blobs,
-        limits,
-        metrics,
-        routes,
-        dispatcher,
-        heartbeat,
-        core,
-        cards,
-        catalogue,
-        access_wiring,
-        job_wiring,
-        log,
+        store=store,
+        blobs=blobs,
+        limits=limits,
+        metrics=metrics,
+        routes=routes,
+        dispatcher=dispatcher,
+        heartbeat=heartbeat,
+        core=core,
+        metadata=metadata,
+        catalogue=Catalogue(core, metadata, store),
+        access_wiring=access_wiring,
+        job_wiring=job_wiring,
+        log=log,
     )
 
 
@@ -191,8 +201,7 @@ def _parts(settings: GatewaySettings) -> Parts:
 async def _running(
     app: FastAPI, settings: GatewaySettings, parts: Parts, certificate: ServerCertificate | None
 ) -> AsyncIterator[None]:
-    core, cards = parts.core, parts.cards
-    app.state.core = core
+    app.state.core = parts.core
     app.state.catalogue = parts.catalogue
     app.state.health.add("routes", parts.routes.problem)
     app.state.health.add("broker", parts.dispatcher.problem)
@@ -202,15 +211,15 @@ async def _running(
     parts.dispatcher.start()
     parts.job_wiring.start()
     await parts.heartbeat.start()
-    cards.start()
-    app.state.grpc = grpc = _grpc_door(settings, parts, app.state.health, certificate)
+    parts.metadata.start()
+    app.state.grpc = grpc = _grpc_server(settings, parts, app.state.health, certificate)
     await grpc.start()
     watch = None if certificate is None else asyncio.create_task(certificate.watch())
     yield
     if watch is not None:
         watch.cancel()
     await grpc.stop()
-    await cards.stop()
+    await parts.metadata.stop()
     await parts.job_wiring.stop()
     await parts.dispatcher.stop()
     await parts.heartbeat.stop()
@@ -221,12 +230,11 @@ async def _running(
     parts.blobs.close()
 
 
-def _grpc_door(
+def _grpc_server(
     settings: GatewaySettings, parts: Parts, health: Health, certificate: ServerCertificate | None
 ) -> GrpcServer:
     access = parts.access_wiring.access
-    calls = GrpcInference(parts.core, access, parts.cards, parts.metrics, parts.log)
-    # The size of a message with a body of the limit, and some room for its head.
+    calls = GrpcInference(parts.core, access, parts.metadata, parts.metrics, parts.log)
     inference = InferenceService(
         calls, parts.catalogue, health, max_bytes=settings.max_body_bytes + HEAD_BYTES
     )

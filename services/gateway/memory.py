@@ -1,4 +1,4 @@
-"""How this process gives memory back to the system."""
+"""Set how malloc returns memory to the system."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ LARGE_BLOCK = 4 * 2**20
 
 
 def return_large_blocks() -> None:
-    """Let the memory of each large body go back to the system as soon as it is freed.
+    """Make malloc return each large block to the system as soon as it is freed.
 
-    glibc raises the size from which a block is a mapping of its own, up to 32 MiB, each time that it frees a
-    larger one; from then on bodies leave holes in the heap, and what the process holds is up to twice what it
-    uses. A fixed size stays as it is.
+    By default, glibc raises its threshold for separate mappings, up to 32 MiB, whenever it frees a larger
+    block. Then bodies leave holes in the heap, and the process holds up to twice the memory that it uses. A
+    threshold that is set once stays as it is.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it, and needs it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        # From then on fixed too, and too low: smaller bodies would be given back and had anew each time.
+        # The call above also fixes the trim threshold, but too low: malloc would return smaller bodies, too.
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)

@@ -1,4 +1,4 @@
-"""Several gateway processes behind one port: the kernel spreads connections over them (SO_REUSEPORT)."""
+"""Run several gateway processes behind one port; Linux spreads connections over them (SO_REUSEPORT)."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _COMMAND = [sys.executable, "-P", "-m", "services.gateway"]
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that shares its port with the sockets of the other members."""
+    """Return a socket that shares its port with the sockets of the other processes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    door = socket.socket(family, socket.SOCK_STREAM)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    door.bind((host, port))
-    return door
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    return listener
 
 
 class Members:
-    """Starts the members, replaces one that dies, passes SIGTERM and SIGINT on and waits for all of them."""
+    """A parent of gateway processes: it starts them, replaces dead ones, and passes on SIGTERM and SIGINT."""
 
     def __init__(self, count: int, metrics_dir: Path) -> None:
-        # The members' metrics meet in files, so that a scrape of any of them tells of all.
+        # The processes write their metrics to shared files, so a scrape of any of them shows all.
         shutil.rmtree(metrics_dir, ignore_errors=True)
         metrics_dir.mkdir(parents=True)
         self._metrics_dir = metrics_dir
@@ -49,25 +49,25 @@ class Members:
         self._delay = BACKOFF_S[0]
 
     def run(self) -> int:
-        """Until told to stop; 0 when every member ended in order."""
+        """Run until a signal; return 0 if every process ended without an error."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        # If this process is killed the members end in order, and do not answer beside those of the next one.
+        # If this process is killed, its children must end too, or they would answer beside those of the next.
         setpriv = shutil.which("setpriv")
-        leash = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
+        prefix = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
         if not setpriv:
-            log.warning("no setpriv: should this process be killed, its members go on")
+            log.warning("setpriv is missing: if this process is killed, its child processes go on")
         while not self._stopping:
             while len(self._alive) < self._count and not self._stopping:
-                member = subprocess.Popen([*leash, *_COMMAND], env=self._env)
+                member = subprocess.Popen([*prefix, *_COMMAND], env=self._env)
                 self._alive[member] = time.monotonic()
             time.sleep(POLL_S)
-            self._bury()
-        self._stop()  # one that was starting when the signal came has not had it
+            self._replace_dead()
+        self._stop()  # a process that was starting when the signal came did not get it
         codes = [member.wait() for member in self._alive]
         return max(map(abs, codes), default=0)
 
-    def _bury(self) -> None:
+    def _replace_dead(self) -> None:
         for member, since in list(self._alive.items()):
             code = member.poll()
             if code is None:
@@ -87,8 +87,8 @@ class Members:
 
 
 def _forget_metrics(pid: int, metrics_dir: Path) -> None:
-    """Take the gauges of a dead member out of the common view; its counts stay."""
+    """Remove the gauges of a dead process from the shared metrics; its counters stay."""
     from prometheus_client import multiprocess
 
-    # By its path: METRICS is set for the members alone.
+    # With the path, because METRICS is set only in the child processes.
     multiprocess.mark_process_dead(pid, str(metrics_dir))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Settings of the gateway; read by ``app.py`` only."""
+"""Settings of the gateway; only ``app.py`` and the wiring read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scope = Literal["infer", "publish", "operate", "admin"]
 
 
 class GatewaySettings(Settings):
-    """What only the gateway needs."""
+    """The settings that only the gateway has."""
 
     service: ClassVar[str] = "gateway"
 
@@ -107,7 +107,7 @@ class GatewaySettings(Settings):
 
     @model_validator(mode="after")
     def _tokens_are_for_us(self) -> Self:
-        # An issuer's keys sign tokens for all its applications: without these any of them would do here.
+        # An issuer signs tokens for many applications. Without these, the gateway would accept all of them.
         if self.jwks_url and not (self.jwt_issuer and self.jwt_audience):
             raise ValueError("TIDEGATE_JWKS_URL needs TIDEGATE_JWT_ISSUER and TIDEGATE_JWT_AUDIENCE")
         return self

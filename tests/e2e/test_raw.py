@@ -154,7 +154,7 @@ def test_a_compressed_body(gateway: Doors, direct: Doors):
         ("raw-fixed", b"", "input 'x': FP32 [1, 3] needs 12 bytes, got 0"),
         ("raw-open", bytes(12), "input 'x': FP32 [-1, 2] needs a multiple of 8 bytes, got 12"),
         ("raw-two-open", bytes(8), "more are open in [-1, -1]"),
-        ("raw-texts", b"a", "a raw body is one element of BYTES, but its shape is [1, -1]"),
+        ("raw-texts", b"a", "a raw body is one element of BYTES, but the shape is [1, -1]"),
         ("raw-pair", bytes(4), "it takes ['x', 'z']"),
     ],
 )

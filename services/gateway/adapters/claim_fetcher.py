@@ -1,4 +1,4 @@
-"""Replies whose data is in the blob store, fetched before their callers see them."""
+"""Fetch the data of replies from the blob store before the callers get them."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ ROOM_POLL_S = 0.01
 
 
 class ReplyClaimFetcher:
-    """Fetches within a budget. The replies of one request stay in order: see ``behind``."""
+    """A fetcher of claims, within a memory budget. It keeps the replies of each request in order."""
 
     def __init__(
         self,
         claims: Claims,
         answers: MemoryBudget,
-        waiting: Container[bytes],
+        in_flight: Container[bytes],
         *,
         on_reply: Callable[[Reply], None],
         on_failure: Callable[[bytes, TidegateError], None],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        """``waiting``: ids of the requests that somebody waits for."""
+        """``in_flight``: ids of the requests in flight."""
         self._claims = claims
         self._answers = answers
-        self._waiting = waiting
+        self._in_flight = in_flight
         self._on_reply = on_reply
         self._on_failure = on_failure
         self._spawn = spawn
-        # By id: replies that wait here. Those that come after them must be taken too, claimed or not.
-        self.behind: dict[bytes, deque[Reply]] = {}
+        # By request id: replies that wait for a fetch. Later replies of such a request must wait here too.
+        self.queued: dict[bytes, deque[Reply]] = {}
 
-    def take(self, reply: Reply) -> None:
-        """Give it on when its data is there, behind those of its request that came before."""
-        behind = self.behind.get(reply.id)
-        if behind is not None:
-            behind.append(reply)
+    def add(self, reply: Reply) -> None:
+        """Pass a reply on once its data is there, after the earlier replies of its request."""
+        replies = self.queued.get(reply.id)
+        if replies is not None:
+            replies.append(reply)
         else:
-            self.behind[reply.id] = deque((reply,))
-            self._spawn(self._redeem(reply.id))
+            self.queued[reply.id] = deque((reply,))
+            self._spawn(self._fetch_all(reply.id))
 
-    async def _redeem(self, id_: bytes) -> None:
-        replies = self.behind[id_]
+    async def _fetch_all(self, id_: bytes) -> None:
+        replies = self.queued[id_]
         try:
             while replies:
                 reply = replies.popleft()
                 if reply.claimed:
-                    await self._redeem_one(reply)
+                    await self._fetch(reply)
                     self._spawn(self._claims.drop(reply.data[0]))
                 else:
                     self._on_reply(reply)
         finally:
-            del self.behind[id_]
+            del self.queued[id_]
 
-    async def _redeem_one(self, reply: Reply) -> None:
+    async def _fetch(self, reply: Reply) -> None:
         size = self._claims.size(reply.data)
-        while reply.id in self._waiting and not self._answers.take(size):
+        while reply.id in self._in_flight and not self._answers.take(size):
             if not self._answers.used:
-                self._answers.force(size)  # larger than the limit: alone
+                self._answers.force(size)  # larger than the whole budget: fetch it alone
                 break
             await asyncio.sleep(ROOM_POLL_S)
-        if reply.id not in self._waiting:
+        if reply.id not in self._in_flight:
             return
         try:
             data = await self._claims.redeem(reply.data)
@@ -75,4 +75,4 @@ class ReplyClaimFetcher:
         except Unavailable as error:
             self._on_failure(reply.id, error)
         finally:
-            self._answers.give(size)
+            self._answers.release(size)

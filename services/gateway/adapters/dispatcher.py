@@ -1,13 +1,12 @@
-"""Requests out in envelopes, replies back to whoever waits for them."""
+"""Publish requests in envelopes, and pass each reply to the request that waits for it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from services.gateway.adapters.claim_fetcher import ReplyClaimFetcher
 from services.gateway.adapters.event_publisher import EventPublisher
@@ -32,6 +31,7 @@ from tidegate.kernel.errors import DeadlinePassed, TidegateError, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 from tidegate.kernel.protocol.presence import GatewayLoad
+from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
@@ -56,50 +56,50 @@ class Dispatcher:
         self._reply_to = replies_queue(incarnation.hex())
         self._counter = 0
         self._pending: dict[bytes, PendingRequest] = {}
-        self._lanes: dict[str, DeploymentQueue] = {}
+        self._queues: dict[str, DeploymentQueue] = {}
         self._declared: set[str] = set()
         self._flush_due = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._loop: asyncio.AbstractEventLoop
         self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend)
         self.back = Connection(amqp_url, "gateway-in", self._on_back_setup)
-        self._hints = EventPublisher(self.out, self._spawn)
-        self._redeemer = ReplyClaimFetcher(
+        self._events = EventPublisher(self.out, self._tasks.start)
+        self._claim_fetcher = ReplyClaimFetcher(
             claims,
             answers,
             self._pending,
             on_reply=self._answer,
             on_failure=self._fail,
-            spawn=self._spawn,
+            spawn=self._tasks.start,
         )
 
     def start(self) -> None:
-        """Connect."""
+        """Connect to the broker."""
         self._loop = asyncio.get_running_loop()
         self.out.start()
         self.back.start()
 
     async def stop(self) -> None:
-        """Disconnect; whoever still waits is told that the gateway stops."""
+        """Fail the requests in flight and disconnect."""
         for id_ in list(self._pending):
             self._fail(id_, Unavailable("the gateway is stopping"))
         await self.out.stop()
         await self.back.stop()
 
     def problem(self) -> str | None:
-        """What keeps requests from flowing, if anything."""
+        """Return why no request can be published or answered, or None."""
         return self.out.problem or self.back.problem
 
-    def lane(self, route: DeploymentRoute) -> DeploymentQueue:
-        """The lane of a Deployment."""
-        found = self._lanes.get(route.name)
-        if found is None:
-            found = self._lanes[route.name] = DeploymentQueue(route.queue)
-        return found
+    def queue_of(self, route: DeploymentRoute) -> DeploymentQueue:
+        """Return the queue of a Deployment, a new one for its first request."""
+        queue = self._queues.get(route.name)
+        if queue is None:
+            queue = self._queues[route.name] = DeploymentQueue(route.queue)
+        return queue
 
     def loads(self) -> dict[str, GatewayLoad]:
-        """The counters of every Deployment that had requests here."""
-        return {name: lane.load for name, lane in self._lanes.items()}
+        """Return the counters of every Deployment that had requests here."""
+        return {name: queue.load for name, queue in self._queues.items()}
 
     def send(
         self,
@@ -114,11 +114,10 @@ class Dispatcher:
         priority: int = 0,
         stream: bool = False,
     ) -> bytes:
-        """Queue a request and give its id; ``done`` is called with its outcome, never before this returns.
+        """Queue a request and return its id. ``done`` gets the reply or an error, after this returns.
 
-        With ``stream`` that is called with each chunk, and at last with the END or with what went wrong.
-        The frame leaves at the end of this turn of the event loop, together with the others of its
-        Deployment.
+        With ``stream``, ``done`` is called with each chunk, and at last with END or an error. The frame
+        leaves at the end of this event-loop turn, together with the others of its Deployment.
         """
         loop = self._loop
         self._counter += 1
@@ -140,24 +139,24 @@ class Dispatcher:
             id_, done, route, frame, size, loop.time() + timeout_s, timer, timeout_s, order
         )
         self._pending[id_] = pending
-        lane = self.lane(route)
-        lane.load.outstanding += 1
-        lane.load.arrived += 1
+        queue = self.queue_of(route)
+        queue.load.outstanding += 1
+        queue.load.arrived += 1
         if frame is None:
-            self._spawn(self._check_in(lane, pending, data, deadline_ms, rows, key, trace, flags))
+            self._tasks.start(self._upload(queue, pending, data, deadline_ms, rows, key, trace, flags))
         else:
-            self._queue(lane, pending)
+            self._enqueue(queue, pending)
         return id_
 
-    def _queue(self, lane: DeploymentQueue, pending: PendingRequest) -> None:
-        lane.waiting.append(pending)
+    def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
+        queue.waiting.append(pending)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
 
-    async def _check_in(
+    async def _upload(
         self,
-        lane: DeploymentQueue,
+        queue: DeploymentQueue,
         pending: PendingRequest,
         data: list[Buffer],
         deadline_ms: int,
@@ -166,7 +165,7 @@ class Dispatcher:
         trace: bytes,
         flags: int,
     ) -> None:
-        """Put a request's data into the blob store; then it leaves with a claim in its place."""
+        """Upload a request's data to the blob store, then queue the request with a claim in its place."""
         try:
             claim = await self._claims.give(data, pending.deadline - self._loop.time())
         except Unavailable as error:
@@ -179,37 +178,37 @@ class Dispatcher:
             pending.frame = envelope.request_frame(
                 pending.id, deadline_ms, rows, key, [claim], trace=trace, flags=flags | envelope.CLAIM
             )
-            self._queue(lane, pending)
+            self._enqueue(queue, pending)
 
     def abandon(self, id_: bytes) -> None:
-        """The caller has gone: forget the request and tell the workers, best effort."""
+        """Forget a request whose caller has gone, and tell the workers, best effort."""
         if self._settle(id_) is not None:
-            self._hints.cancel(id_)
+            self._events.cancel(id_)
 
     def _flush(self) -> None:
         self._flush_due = False
         channel = self.out.channel
         if channel is None:
-            return  # everything waits in its lane for the link, or for its own deadline
-        for name, lane in list(self._lanes.items()):
-            if not lane.waiting:
+            return  # every request waits in its queue for the reconnect, or for its deadline
+        for name, queue in list(self._queues.items()):
+            if not queue.waiting:
                 continue
-            waiting, lane.waiting = lane.waiting, []
+            waiting, queue.waiting = queue.waiting, []
             fleet = self._fleet(name)
             if fleet.ready == 0:
-                self._hints.demand(channel, name)
+                self._events.demand(channel, name)
             most = frames_per_envelope(len(waiting), fleet, self._max_frames)
             for start, end in split([pending.size for pending in waiting], most):
-                if lane.queue.name not in self._declared:
-                    self._spawn(self._declare(channel, lane.queue, waiting[start:end]))
+                if queue.amqp_queue.name not in self._declared:
+                    self._tasks.start(self._declare(channel, queue.amqp_queue, waiting[start:end]))
                     continue
-                self._publish(channel, lane.queue, waiting[start:end])
+                self._publish(channel, queue.amqp_queue, waiting[start:end])
 
     async def _declare(self, channel: Channel, queue: Queue, batch: list[PendingRequest]) -> None:
         try:
             await channel.declare(queue)
         except Unavailable as error:
-            self._on_not_taken(queue, batch, error)
+            self._on_publish_failure(queue, batch, error)
         else:
             self._declared.add(queue.name)
             self._publish(channel, queue, batch)
@@ -222,7 +221,7 @@ class Dispatcher:
         expiration_ms = int((max(pending.deadline for pending in live) - now) * 1e3)
         for pending in live:
             pending.sent = True
-        on_failure = partial(self._on_not_taken, queue, live)
+        on_failure = partial(self._on_publish_failure, queue, live)
         try:
             channel.send(
                 message_of([pending.frame for pending in live if pending.frame is not None]),
@@ -234,17 +233,17 @@ class Dispatcher:
             )
         except Unavailable as error:
             on_failure(error)
-        except Exception:  # nobody thought of it; it must not take the other envelopes along
+        except Exception:  # a fault in one envelope must not lose the others
             log.exception("an envelope was not sent", extra={"queue": queue.name})
             for pending in live:
                 self._fail(pending.id, Unavailable("the request could not be sent"))
 
-    def _on_not_taken(self, queue: Queue, batch: list[PendingRequest], error: Unavailable) -> None:
+    def _on_publish_failure(self, queue: Queue, batch: list[PendingRequest], error: Unavailable) -> None:
         if isinstance(error, Unroutable):
-            # Somebody deleted the queue. Declaring it again is for the next request; this one is told.
+            # Somebody deleted the queue. The next request declares it again; this one fails.
             self._declared.discard(queue.name)
             error = Unavailable(
-                f"the queue {queue.name} was deleted: send the request again, which makes a new one",
+                f"the queue {queue.name} was deleted: send the request again, which declares a new one",
                 retry_after_s=1.0,
             )
         elif isinstance(error, Refused):
@@ -263,7 +262,7 @@ class Dispatcher:
         await channel.declare(CANCELS)
 
     def _resend(self) -> None:
-        """After a reconnect: send what never left, and, once, what may have been lost with the broker."""
+        """Send requests again after a reconnect: those that never left, and once those that may be lost."""
         again: dict[str, list[PendingRequest]] = defaultdict(list)
         for id_, pending in list(self._pending.items()):
             if pending.frame is None:
@@ -273,19 +272,19 @@ class Dispatcher:
                     self._fail(
                         id_,
                         Unavailable(
-                            "the broker was lost after this request was sent; its deployment says retry: "
-                            "never, so it was not sent twice"
+                            "the connection to the broker was lost after this request was sent. It was not "
+                            "sent again, because its deployment has `retry: never`"
                         ),
                     )
                 continue
             if pending.sent and pending.order is not None:
-                # The first sending may run too. Its chunks must not mix with those of the second.
+                # A worker may run the first copy too. Its chunks must not mix with those of the second.
                 pending.order.attempt += 1
                 pending.frame = renumbered(pending.frame, pending.order.attempt)
             pending.resent = pending.sent
             again[pending.route.name].append(pending)
         for name, waiting in again.items():
-            self._lanes[name].waiting = waiting
+            self._queues[name].waiting = waiting
         self._flush()
 
     async def _on_back_setup(self, channel: Channel) -> None:
@@ -300,11 +299,11 @@ class Dispatcher:
             return
         for reply in replies:
             try:
-                if reply.claimed or reply.id in self._redeemer.behind:
-                    self._redeemer.take(reply)
+                if reply.claimed or reply.id in self._claim_fetcher.queued:
+                    self._claim_fetcher.add(reply)
                 else:
                     self._answer(reply)
-            except Exception:  # nobody thought of it; it must not take the other replies along
+            except Exception:  # a fault in one reply must not lose the others
                 log.exception("a reply was not handled")
 
     def _answer(self, reply: Reply) -> None:
@@ -316,51 +315,52 @@ class Dispatcher:
             pending.done(reply)
 
     def _on_streamed(self, reply: Reply) -> None:
-        """A chunk, or the end of a stream."""
+        """Pass on a chunk or the end of a stream."""
         pending, end = self._pending.get(reply.id), reply.status == envelope.END
         if pending is None or pending.order is None:
             if not end:
-                self._hints.cancel(reply.id)  # nobody reads it any more, and its worker has not heard of that
+                self._events.cancel(reply.id)  # its caller has gone, and the worker does not know
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
             case ChunkPlace.NEXT:
-                # Never sent again from now on. Its timer looks at the deadline when it fires.
+                # From now on it is never sent again. Its timer checks the deadline when it fires.
                 pending.frame, pending.deadline = None, self._loop.time() + pending.timeout_s
                 if end:
                     self._settle(reply.id)
                 pending.done(reply)
             case ChunkPlace.RESTARTED:
-                self._hints.cancel(reply.id)
+                self._events.cancel(reply.id)
                 self._fail(
-                    reply.id, Unavailable("the worker was lost in the middle of the stream: start it again")
+                    reply.id,
+                    Unavailable("the worker was lost in the middle of the stream: start the stream again"),
                 )
             case ChunkPlace.GAP:
-                self._hints.cancel(reply.id)
-                self._fail(reply.id, Unavailable("a part of the stream was lost: start it again"))
+                self._events.cancel(reply.id)
+                self._fail(reply.id, Unavailable("a part of the stream was lost: start the stream again"))
 
     def _expire(self, id_: bytes) -> None:
         pending = self._pending[id_]
         if pending.order is None:
-            self._fail(id_, self._too_late(pending, "the deadline passed before an answer was there"))
+            self._fail(id_, self._too_late(pending, "the deadline passed before the answer came"))
         elif (left := pending.deadline - self._loop.time()) > 0:
             pending.timer = self._loop.call_later(left, self._expire, id_)
         else:
-            self._hints.cancel(id_)  # a stream runs until it is told
+            self._events.cancel(id_)  # a stream runs until its worker gets the cancel
             what = "next" if pending.order.emitted else "first"
-            passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream was there"
+            passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream came"
             self._fail(id_, self._too_late(pending, passed))
 
     def _too_late(self, pending: PendingRequest, passed: str) -> TidegateError:
-        """The error for a deadline that passed: where no replica starts, that is why."""
+        """Return the error for a deadline that passed. If no replica starts, the error says why."""
         name = pending.route.name
         fleet = self._fleet(name)
         return no_replica(fleet, name) if fleet.fault and not fleet.ready else DeadlinePassed(passed)
 
-    def heard(self, fleets: Mapping[str, ReplicaFleet]) -> None:
-        """Fail the requests that wait for a model that does not load: new ones are refused as well."""
+    def on_fleets(self, fleets: Mapping[str, ReplicaFleet]) -> None:
+        """Fail the requests in flight to models that do not load; admission refuses new ones."""
         for name, fleet in fleets.items():
-            lane = self._lanes.get(name) if fleet.load_failed else None
-            if lane is not None and lane.load.outstanding:
+            queue = self._queues.get(name) if fleet.load_failed else None
+            if queue is not None and queue.load.outstanding:
                 error = no_replica(fleet, name)
                 for id_ in [id_ for id_, each in self._pending.items() if each.route.name == name]:
                     self._fail(id_, error)
@@ -371,24 +371,19 @@ class Dispatcher:
             pending.done(error)
 
     def _settle(self, id_: bytes) -> PendingRequest | None:
-        """Take a request off the books, exactly once: every path ends here."""
+        """Remove a request and count it as completed, exactly once: every path ends here."""
         pending = self._pending.pop(id_, None)
         if pending is not None:
             pending.timer.cancel()
             if pending.claim is not None:
-                self._spawn(self._claims.drop(pending.claim))
-            load = self._lanes[pending.route.name].load
+                self._tasks.start(self._claims.drop(pending.claim))
+            load = self._queues[pending.route.name].load
             load.outstanding -= 1
             load.completed += 1
         return pending
 
     def demand(self, route: DeploymentRoute) -> None:
-        """Say that a Deployment is wanted although nothing was queued: a refusal is demand too."""
-        self.lane(route)  # its load is told from now on
+        """Publish demand for a Deployment although nothing was queued: a refused request is demand too."""
+        self.queue_of(route)  # the heartbeat reports its load from now on
         if self.out.channel is not None:
-            self._hints.demand(self.out.channel, route.name)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._events.demand(self.out.channel, route.name)

@@ -1,4 +1,4 @@
-"""What is said best effort and may be lost with the broker: what is wanted, and what no more."""
+"""Publish demand hints and cancelled ids, best effort: a lost broker connection may lose them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ DEMAND_EVERY_S = 1.0
 
 
 class EventPublisher:
-    """Says them over ``out``; cancels of one turn of the event loop leave together."""
+    """A publisher over the connection ``out``. Cancelled ids of one event-loop turn leave together."""
 
-    def __init__(self, out: Connection, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    def __init__(self, out: Connection, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         self._out = out
         self._spawn = spawn
         self._demanded_at: dict[str, float] = {}
         self._cancelled: list[bytes] = []
 
     def demand(self, channel: Channel, deployment: str) -> None:
-        """A Deployment without workers is wanted; said once a second."""
+        """Publish that a Deployment without workers has requests, at most once a second."""
         now = time.monotonic()
         if now - self._demanded_at.get(deployment, float("-inf")) >= DEMAND_EVERY_S:
             self._demanded_at[deployment] = now
             self._spawn(self._publish_demand(channel, deployment))
 
     def cancel(self, id_: bytes) -> None:
-        """Nobody wants this request any more."""
+        """Tell the workers to drop this request."""
         self._cancelled.append(id_)
         self._spawn(self._publish_cancels())
 
@@ -54,7 +54,7 @@ class EventPublisher:
 
 
 async def publish_cancels(channel: Channel | None, ids: Sequence[bytes]) -> None:
-    """Tell every worker, if the broker is there, that nobody wants these any more."""
+    """Tell every worker to drop these requests, if the broker is connected."""
     if channel is None or not ids:
         return
     try:

@@ -1,4 +1,4 @@
-"""What this gateway tells of its load, and what it hears of the workers: both every half second."""
+"""Publish the gateway's load and read the replicas' reports, both every half second."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-
 STATUS_EVERY_S = 2.0
 
 
 class Heartbeat:
-    """Writes the gateway's heartbeat and keeps the last known fleets."""
+    """The gateway's heartbeat in the store, and the last known fleets."""
 
     def __init__(
         self,
@@ -33,16 +32,16 @@ class Heartbeat:
         incarnation: str,
         interval_s: float,
         loads: Callable[[], dict[str, GatewayLoad]],
-        show: Callable[[dict[str, GatewayLoad]], None],
-        heard: Callable[[dict[str, ReplicaFleet]], None] = lambda _: None,
+        publish_metrics: Callable[[dict[str, GatewayLoad]], None],
+        on_fleets: Callable[[dict[str, ReplicaFleet]], None] = lambda _: None,
     ) -> None:
-        """``heard`` is called with what is known of the workers, after each round that read it."""
+        """``on_fleets`` is called with the fleets of all Deployments after each successful round."""
         self._store = store
         self._incarnation = incarnation
         self._interval_s = interval_s
         self._loads = loads
-        self._show = show
-        self._heard = heard
+        self._publish_metrics = publish_metrics
+        self._on_fleets = on_fleets
         self._fleets: dict[str, ReplicaFleet] = {}
         self._statuses: dict[str, dict[str, Any]] = {}
         self._statuses_at = float("-inf")
@@ -51,16 +50,16 @@ class Heartbeat:
         self.gateways = 1
 
     def fleet(self, deployment: str) -> ReplicaFleet:
-        """The workers of a Deployment as last heard of."""
+        """Return the replicas of a Deployment as last reported."""
         return self._fleets.get(deployment, UNKNOWN_FLEET)
 
     async def start(self) -> None:
-        """Hear once, then go on in the background."""
+        """Report and read once, then go on in the background."""
         await self._round()
-        self._task = asyncio.create_task(self._run(), name="reporter")
+        self._task = asyncio.create_task(self._run(), name="heartbeat")
 
     async def stop(self) -> None:
-        """Sign off, so that this gateway counts as gone and not as missing."""
+        """Remove the heartbeat, so that this gateway counts as stopped and not as missing."""
         await tasks.end(self._task)
         with contextlib.suppress(StoreUnavailable):
             await self._store.forget_gateway(self._incarnation)
@@ -72,24 +71,25 @@ class Heartbeat:
 
     async def _round(self) -> None:
         loads = self._loads()
-        self._show(loads)
+        self._publish_metrics(loads)
         try:
             await self._store.report_gateway(GatewayReport(self._incarnation, time.time(), loads))
-            if time.monotonic() - self._statuses_at > STATUS_EVERY_S or self._in_vain(loads):
+            if time.monotonic() - self._statuses_at > STATUS_EVERY_S or self._waits_for_replica(loads):
                 self._statuses, self._statuses_at = await self._store.statuses(), time.monotonic()
             view = await self._store.gateways()
             self.gateways = max(1, len(view.reports))
             elsewhere = outstanding_elsewhere(view, self._incarnation)
             self._fleets = fleets(await self._store.replicas(), elsewhere, self._statuses, time.time())
             self.store_down = False
-            self._heard(self._fleets)
+            self._on_fleets(self._fleets)
         except StoreUnavailable as error:
             if not self.store_down:
                 log.warning(
-                    "the store is away; going on with what is known", extra={"problem": error.message}
+                    "cannot reach the store; going on with the last known state",
+                    extra={"problem": error.message},
                 )
             self.store_down = True
 
-    def _in_vain(self, loads: dict[str, GatewayLoad]) -> bool:
-        """Return True if requests wait and nobody is ready: whether a start failed is wanted at once."""
+    def _waits_for_replica(self, loads: dict[str, GatewayLoad]) -> bool:
+        """Return True if requests wait without a ready replica: then read at once whether a start failed."""
         return any(load.outstanding and not self.fleet(name).ready for name, load in loads.items())

@@ -1,4 +1,4 @@
-"""Requests that wait for their reply, and what of them goes to one Deployment."""
+"""Requests in flight, and the queue of requests to each Deployment."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ OnReply = Callable[[ReplyOrError], None]
 
 @dataclass(slots=True)
 class PendingRequest:
-    """A request that waits for its reply; ``done`` is called once, with the reply or what went wrong.
+    """A request that waits for its reply. ``done`` is called once, with the reply or an error.
 
-    With ``order`` the caller takes many answers: ``done`` is called with each chunk and then with the end,
-    and each chunk moves the deadline: ``timeout_s`` is then the longest time between two.
+    A stream has an ``order``. Then ``done`` is called with each chunk and with the end, and ``timeout_s``
+    limits the time between two chunks: each chunk moves ``deadline``.
 
-    ``frame`` is in pieces when it is large, and None while its data is on the way to the blob store; ``size``
-    counts that data too, as it is what the worker will hold.
+    ``frame`` is a list of pieces if it is large, and None while its data is uploaded to the blob store.
+    ``size`` includes that data, because the worker will hold it.
     """
 
     id: bytes
@@ -45,22 +45,22 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class DeploymentQueue:
-    """What goes to one Deployment: frames of this turn of the event loop, and its counters."""
+    """The requests that leave for one Deployment in this turn of the event loop, and its counters."""
 
-    queue: Queue
+    amqp_queue: Queue
     waiting: list[PendingRequest] = field(default_factory=list)
     load: GatewayLoad = field(default_factory=GatewayLoad)
 
 
 def renumbered(frame: bytes | list[Buffer], attempt: int) -> bytes | list[Buffer]:
-    """The same frame as another attempt."""
+    """Return the frame with another attempt number."""
     if isinstance(frame, list):
         return [envelope.with_attempt(frame[0], attempt), *frame[1:]]
     return envelope.with_attempt(frame, attempt)
 
 
 def message_of(frames: list[bytes | list[Buffer]]) -> bytes | list[Buffer]:
-    """Frames as one message; a frame in pieces is alone."""
+    """Return frames as one message; a frame in pieces must be the only one."""
     if isinstance(frames[0], list):
         return envelope.pack_alone(envelope.REQUESTS, frames[0])
     return envelope.pack(envelope.REQUESTS, [frame for frame in frames if not isinstance(frame, list)])

@@ -1,11 +1,10 @@
-"""The route table, kept fresh from the store and on disk for the next start."""
+"""Keep the route table up to date from the store, and on disk for the next start."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -21,19 +20,16 @@ RETRY_S = 0.5
 
 
 class RouteTableCache:
-    """The last good table. A failed or empty read changes nothing."""
+    """A cache of the last valid route table. A failed or empty read changes nothing."""
 
-    def __init__(
-        self, store: Store, disk: Path, on_change: Callable[[RouteTable], None] | None = None
-    ) -> None:
+    def __init__(self, store: Store, disk: Path) -> None:
         self._store = store
         self._disk = disk
-        self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
         self.table: RouteTable | None = None
 
     async def start(self) -> None:
-        """Take what is on disk, then what the store has, and go on watching."""
+        """Load the table from disk and then from the store, and start watching the store."""
         with contextlib.suppress(OSError):
             self._take(self._disk.read_bytes(), "disk")
         with contextlib.suppress(StoreUnavailable):
@@ -45,11 +41,11 @@ class RouteTableCache:
         await tasks.end(self._task)
 
     def problem(self) -> str | None:
-        """Why requests cannot be routed, if so."""
+        """Return why no request can be routed, or None."""
         return None if self.table is not None else "No route table yet: the router has not published one."
 
     def deployments(self) -> list[str]:
-        """The names of all Deployments that requests may go to."""
+        """Return the names of all Deployments that requests may go to."""
         return self.table.deployments() if self.table is not None else []
 
     async def _watch(self) -> None:
@@ -85,10 +81,8 @@ class RouteTableCache:
                 return False
             table = compile_table(head)
         except (ValueError, KeyError, TypeError) as error:
-            log.error("a route table cannot be read; the last good one stays", extra={"problem": repr(error)})
+            log.error("cannot read a route table; keeping the last valid one", extra={"problem": repr(error)})
             return False
         self.table = table
         log.info("route table", extra={"revision": list(table.revision), "source": source})
-        if self._on_change is not None:
-            self._on_change(table)
         return True

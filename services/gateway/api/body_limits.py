@@ -23,7 +23,7 @@ class BodyLimits:
         self.bodies = bodies
         self.answers = answers
 
-    def at_head(self, headers: Headers, *, known: bool = False) -> TidegateError | None:
+    def check_headers(self, headers: Headers, *, known: bool = False) -> TidegateError | None:
         """Return the error that refuses a request before its body arrives, or None.
 
         ``known``: its caller has a valid credential.
@@ -133,7 +133,7 @@ class Body:
 
     def release(self) -> None:
         """Free the body, and return its bytes to the budget."""
-        self._limits.bodies.give(self.held)
+        self._limits.bodies.release(self.held)
         self.held = 0
         self._data = b""
 
@@ -166,7 +166,7 @@ class UploadMemory:
         """Set the number of bytes that are held. Raises Overloaded if there is no room for them."""
         more = size - self._held
         if more <= 0:
-            self._limits.bodies.give(-more)
+            self._limits.bodies.release(-more)
         elif not self._limits.bodies.take(more, size, known=self._known):
             raise self._limits.overloaded()
         self._held = size

@@ -1,4 +1,4 @@
-"""Responses that are made while their caller is there: streams of server-sent events."""
+"""A streaming response that stops when its caller hangs up, for server-sent events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVENT_STREAM = [
 
 
 class CancellableResponse(Response):
-    """A response that is made while its caller is there; when he hangs up, what makes it is cancelled."""
+    """A response written by ``make``, which is cancelled if the caller hangs up."""
 
     def __init__(self, make: Callable[[Send], Awaitable[None]], end: Callable[[], None]) -> None:
         super().__init__()
@@ -26,18 +26,18 @@ class CancellableResponse(Response):
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI. Raises what ``make`` raised."""
-        making = asyncio.ensure_future(self._make(send))
-        gone = asyncio.ensure_future(_hung_up(receive))
+        """Send the response over ASGI; raise what ``make`` raises. ``end`` is called last."""
+        response = asyncio.ensure_future(self._make(send))
+        hang_up = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait({making, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if making.done():
-                making.result()
+            await asyncio.wait({response, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if response.done():
+                response.result()
         finally:
-            await tasks.end(making, gone)
+            await tasks.end(response, hang_up)
             self._end()
 
 
-async def _hung_up(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

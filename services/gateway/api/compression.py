@@ -1,4 +1,4 @@
-"""Compressed answers, for callers that want them."""
+"""Compress responses for callers that accept it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import NamedTuple
 from services.gateway.api.body_limits import Headers
 from tidegate.kernel.protocol.envelope import Buffer
 
-# Below this the header costs more than is saved; above that it is done beside the event loop.
-WORTH_BYTES = 1024
-BESIDE_BYTES = 64 * 1024
+# Smaller responses stay as they are: the headers would cost more than compression saves.
+MIN_BYTES = 1024
+# Larger responses are compressed in a thread, so that the event loop goes on.
+THREAD_BYTES = 64 * 1024
 _CODINGS = {b"gzip": 31, b"deflate": 15}  # zlib's wbits
 
 
 class HttpResponse(NamedTuple):
-    """What goes back: status, headers (names in lower case), body, and tensors behind it as they are."""
+    """A response: status, headers (names in lower case), body, and raw tensors behind the body."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -26,12 +27,12 @@ class HttpResponse(NamedTuple):
 
 
 def deliver(response: HttpResponse, headers: Headers, done: Callable[[HttpResponse], None]) -> None:
-    """Hand the response on, compressed if the caller of these headers wants that."""
+    """Pass the response to ``done``, compressed if these request headers accept it."""
     size = len(response.body) + sum(map(len, response.tail))
-    coding = wanted(headers.get(b"accept-encoding", b""), binary=bool(response.tail))
-    if coding is None or size < WORTH_BYTES:
+    coding = choose_coding(headers.get(b"accept-encoding", b""), binary=bool(response.tail))
+    if coding is None or size < MIN_BYTES:
         done(response)
-    elif size < BESIDE_BYTES:
+    elif size < THREAD_BYTES:
         done(compressed(response, coding))
     else:
         loop = asyncio.get_running_loop()
@@ -39,17 +40,17 @@ def deliver(response: HttpResponse, headers: Headers, done: Callable[[HttpRespon
         task.add_done_callback(lambda finished: done(finished.result()))
 
 
-def wanted(accepted: bytes, *, binary: bool) -> bytes | None:
-    """The coding to use for this ``Accept-Encoding``: gzip, deflate or none.
+def choose_coding(accepted: bytes, *, binary: bool) -> bytes | None:
+    """Return the coding for this ``Accept-Encoding``: gzip, deflate or None.
 
-    Many clients list codings whatever they ask for; tensors in binary hardly shrink, so they are compressed
-    only for those that name one coding, as Triton's clients do when told to.
+    Many clients list codings by default, and binary tensors hardly shrink. So binary responses are compressed
+    only if the header names exactly one coding, as Triton's clients do on request.
     """
     if accepted in _CODINGS:
         return accepted
     if binary or not accepted:
         return None
-    best, found = 0.0, None
+    best, coding = 0.0, None
     for part in accepted.lower().split(b","):
         name, _, quality = part.strip().partition(b";q=")
         try:
@@ -57,12 +58,12 @@ def wanted(accepted: bytes, *, binary: bool) -> bytes | None:
         except ValueError:
             weight = 0.0
         if name in _CODINGS and weight > best:
-            best, found = weight, name
-    return found
+            best, coding = weight, name
+    return coding
 
 
 def compressed(response: HttpResponse, coding: bytes) -> HttpResponse:
-    """The response in that coding."""
+    """Return the response compressed with ``coding``."""
     packer = zlib.compressobj(level=1, wbits=_CODINGS[coding])
     pieces = [packer.compress(piece) for piece in (response.body, *response.tail)]
     body = b"".join((*pieces, packer.flush()))

@@ -1,7 +1,7 @@
-"""Calls from the pages of other origins (CORS): off, unless ``TIDEGATE_CORS_ORIGINS`` names some.
+"""Allow calls from pages of other origins (CORS), if ``TIDEGATE_CORS_ORIGINS`` names any.
 
-The middleware answers preflights before anybody is asked for a credential. Inference does not pass through
-it, so it has a class of its own here. Without the setting, nothing of this is in the way of a request.
+The middleware answers preflight requests, which carry no credential. Inference does not pass through the
+middleware, so it has a handler of its own here. Without the setting, none of this code runs for a request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def allow(app: Starlette, origins: Origins) -> None:
-    """Let pages of these origins read the answers of ``app``; its routes ask for the same credentials."""
+    """Let pages of these origins read the responses of ``app``. They need the same credentials as others."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins.names,
@@ -38,15 +38,15 @@ def allow(app: Starlette, origins: Origins) -> None:
 
 
 class CrossOriginHandler(InferenceHandler):
-    """Inference for callers that may be pages of these origins."""
+    """A handler for inference calls that may come from pages of these origins."""
 
     def __init__(self, origins: Origins, core: InferenceCore, **parts: Any) -> None:
         super().__init__(core, **parts)
         self.origins = origins
 
-    def at_head(self, headers: Headers) -> TidegateError | None:
-        """Return why a request is refused before its body has come, or None."""
-        return super().at_head(without_page(headers, self.origins))
+    def check_headers(self, headers: Headers) -> TidegateError | None:
+        """Return why a request is refused by its headers, or None."""
+        return super().check_headers(without_page(headers, self.origins))
 
     def begin(
         self,
@@ -56,7 +56,7 @@ class CrossOriginHandler(InferenceHandler):
         done: Callable[[HttpResponse], None],
         started: float | None = None,
     ) -> bytes | None:
-        """Start the call; its answer says that the page may read it."""
+        """Start the call. The response allows the page to read it."""
         origin = headers.get(b"origin")
         if origin is None or origin not in self.origins:
             return super().begin(target, headers, body, done, started)
@@ -68,7 +68,7 @@ class CrossOriginHandler(InferenceHandler):
         return super().begin(target, without_page(headers, self.origins), body, marked, started)
 
     def refuse(self, target: Target, headers: Headers, error: TidegateError) -> HttpResponse:
-        """Return the refusal of a body that has not come, or not all of it."""
+        """Return the response to a request that is refused before its body is complete."""
         response = super().refuse(target, headers, error)
         origin = headers.get(b"origin")
         if origin is not None and origin in self.origins:

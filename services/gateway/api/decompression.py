@@ -1,4 +1,4 @@
-"""Bodies with ``Content-Encoding`` gzip or deflate, unpacked in pieces of bounded size."""
+"""Decompress bodies with ``Content-Encoding`` gzip or deflate, in pieces of bounded size."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from tidegate.kernel.protocol.envelope import Buffer
 
 _WBITS = {"gzip": 31, "deflate": 15}
 _PLAIN = {"", "identity"}
-# zlib copies what it has not used of its input at each call, so it gets little at once.
-_FED = 64 * 1024
-# An empty member has 8 or 20 bytes and costs as much as many do: so many, and one more for each KiB.
-MEMBERS, BYTES_A_MEMBER = 1024, 1024
+# zlib copies the unused input at each call, so it gets its input in small parts.
+_INPUT_BYTES = 64 * 1024
+# An empty member has 8 or 20 bytes, but costs as much as a large one. A body may have MEMBERS of them, and
+# one more for each BYTES_PER_MEMBER.
+MEMBERS, BYTES_PER_MEMBER = 1024, 1024
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 
 
 class Decompressor:
-    """Unpacks one body, or another thing that is called ``what`` in errors.
-
-    ``encoding`` is gzip or deflate; BadRequest for any other.
-    """
+    """A decompressor of one body. ``what`` names the data in errors."""
 
     def __init__(self, encoding: str, what: str = "body") -> None:
+        """``encoding``: gzip or deflate; raise BadRequest for any other."""
         if encoding not in _WBITS:
             raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not supported: use gzip or deflate")
         self._encoding = encoding
@@ -34,14 +33,14 @@ class Decompressor:
         self._members_left = MEMBERS
 
     def feed(self, packed: Buffer) -> Iterator[bytes]:
-        """Yield the unpacked bytes, in pieces of at most ``STEP`` bytes; raises BadRequest."""
-        for at in range(0, len(packed), _FED):
-            rest = bytes(packed[at : at + _FED])
-            self._members_left += -(-len(rest) // BYTES_A_MEMBER)
+        """Yield the decompressed bytes in pieces of at most ``STEP`` bytes; raise BadRequest."""
+        for at in range(0, len(packed), _INPUT_BYTES):
+            rest = bytes(packed[at : at + _INPUT_BYTES])
+            self._members_left += -(-len(rest) // BYTES_PER_MEMBER)
             try:
                 while rest:
                     if self._unpacker.eof:
-                        # Another member, or zeros behind the last. A finished one keeps all it is given.
+                        # After the end of a member, another one or zero padding may follow.
                         rest = rest.lstrip(b"\0")
                         if rest:
                             self._next_member()
@@ -49,39 +48,38 @@ class Decompressor:
                     yield self._unpacker.decompress(rest, STEP)
                     rest = self._unpacker.unconsumed_tail or self._unpacker.unused_data
             except zlib.error as error:
-                raise BadRequest(f"the {self._what} is not {self._encoding}: {error}") from None
+                raise BadRequest(f"the {self._what} is not valid {self._encoding}: {error}") from None
 
     def _next_member(self) -> None:
         self._members_left -= 1
         if self._members_left < 0:
             raise BadRequest(
-                f"the {self._what} has too many {self._encoding} members for its size: compress it as one"
+                f"the {self._what} has too many {self._encoding} members for its size: use one member"
             )
         self._unpacker = zlib.decompressobj(_WBITS[self._encoding])
 
     def end(self) -> None:
-        """Raise BadRequest unless it is complete."""
+        """Raise BadRequest unless the data is complete."""
         if not self._unpacker.eof:
-            raise BadRequest(f"the {self._what}'s {self._encoding} data is cut off")
+            raise BadRequest(f"the {self._what}'s {self._encoding} data is incomplete")
 
 
 def encoding_of(headers: Headers) -> str:
-    """The ``Content-Encoding``; empty for a plain body."""
-    found = headers.get(b"content-encoding", b"").decode("latin-1").lower()
-    return "" if found in _PLAIN else found
+    """Return the ``Content-Encoding``; empty for a plain body."""
+    encoding = headers.get(b"content-encoding", b"").decode("latin-1").lower()
+    return "" if encoding in _PLAIN else encoding
 
 
 def inflated(packed: Buffer, headers: Headers, limits: BodyLimits, *, known: bool = False) -> Body | None:
-    """The unpacked body, counted against the budget while it grows; None: it is not packed.
+    """Return the decompressed body, None if it is not compressed. The budget counts it as it grows.
 
-    ``known``: its caller has shown a good credential.
-    Raises BadRequest, PayloadTooLarge or Overloaded.
+    ``known``: the caller has sent a valid credential. Raise BadRequest, PayloadTooLarge or Overloaded.
     """
     encoding = encoding_of(headers)
     if not encoding:
         return None
     inflater, body = Decompressor(encoding), Body(limits, known=known)
-    # Without binary data behind it all of it is JSON, which has a lower limit.
+    # Without the header, the whole body is JSON, which has a lower limit.
     only_json = _HEADER_LENGTH not in headers
     try:
         for piece in inflater.feed(packed):

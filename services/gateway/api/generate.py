@@ -1,4 +1,4 @@
-"""``/generate`` and ``/generate_stream``: one answer as JSON, or each as it is made as an event (SSE)."""
+"""Serve ``/generate`` (one answer as JSON) and ``/generate_stream`` (each answer as an SSE event)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from starlette.types import Send
 from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.cancellable_response import EVENT_STREAM, CancellableResponse
 from services.gateway.api.decompression import inflated
-from services.gateway.api.inference.handler import CALLER_GONE, CLIENT_CLOSED, server_timing
-from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.api.inference.handler import CLIENT_CLOSED
+from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
+from services.gateway.api.server_timing import server_timing
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
@@ -35,7 +36,7 @@ log = telemetry.logger(__name__)
 
 
 class GenerateCall(NamedTuple):
-    """A request of this door; times in seconds of ``time.perf_counter``."""
+    """One request. ``started`` is on the clock ``time.perf_counter``."""
 
     model: str
     version: str
@@ -47,14 +48,14 @@ class GenerateCall(NamedTuple):
     cost: UsageCost
 
     def end(self) -> None:
-        """It is over, however it ended."""
+        """Record the usage and free the body, however the request ended."""
         if self.grant is not None:
             self.grant.streamed(self.cost, len(self.body))
         self.held.release()
 
 
 class GenerateRoutes:
-    """The two paths of Triton's generate extension, for a model by its name and by name and version."""
+    """The routes of Triton's generate extension, for a model with and without a version."""
 
     def __init__(
         self,
@@ -75,12 +76,12 @@ class GenerateRoutes:
             self.router.add_api_route(f"{path}/generate_stream", self.generate_stream, methods=["POST"])
 
     async def generate(self, request: Request, model: str, version: str = "") -> Response:
-        """Exactly one answer, as a JSON object of the outputs by name."""
+        """Return exactly one answer, as a JSON object of the outputs by name."""
         call = await self._read(request, model, version)
         return CancellableResponse(lambda send: self._one(call, send), call.end)
 
     async def generate_stream(self, request: Request, model: str, version: str = "") -> Response:
-        """Any number of answers, each an event ``data: {...}`` as it is made."""
+        """Stream any number of answers, each as an event ``data: {...}``."""
         call = await self._read(request, model, version)
         return CancellableResponse(lambda send: self._many(call, send), call.end)
 
@@ -90,7 +91,7 @@ class GenerateRoutes:
         known = caller.current.get().principal is not ANONYMOUS
         held = Body(self._limits, known=known)
         try:
-            if (refusal := self._limits.at_head(headers, known=known)) is not None:
+            if (refusal := self._limits.check_headers(headers, known=known)) is not None:
                 raise refusal
             async for chunk in request.stream():
                 if (refusal := held.add(chunk)) is not None:
@@ -105,7 +106,7 @@ class GenerateRoutes:
             grant = self._access.admit(caller.current.get().principal, model)
         except ClientDisconnect:
             held.release()
-            raise BadRequest("the caller left before its request was complete") from None
+            raise BadRequest("the caller closed the connection before the request was complete") from None
         except BaseException:
             held.release()
             raise
@@ -125,27 +126,27 @@ class GenerateRoutes:
     async def _watch(
         self, call: GenerateCall, answers: AsyncGenerator[InferenceResult]
     ) -> AsyncGenerator[InferenceResult]:
-        """A request's answers as they are; it gets a line in the access log at its end."""
-        first, who, rid = None, caller.current.get().principal, telemetry.request_id.get()
+        """Yield a request's answers unchanged, and log the request at its end."""
+        first, principal, rid = None, caller.current.get().principal, telemetry.request_id.get()
         error: TidegateError | None = None
         try:
             async with aclosing(answers):
                 async for answer in answers:
                     first = first or answer
                     yield answer
-        except TidegateError as found:
-            error = found
+        except TidegateError as failure:
+            error = failure
             raise
         except (GeneratorExit, asyncio.CancelledError):
             error = TidegateError("the caller closed the connection", reason=CALLER_GONE)
             raise
         finally:
-            self._ended(call, who, rid, error if error is not None else first)
+            self._ended(call, principal, rid, error if error is not None else first)
 
     def _ended(
-        self, call: GenerateCall, who: Principal, rid: str, end: InferenceResult | TidegateError | None
+        self, call: GenerateCall, principal: Principal, rid: str, end: InferenceResult | TidegateError | None
     ) -> None:
-        """Log how a request ended: with its first answer, or with an error."""
+        """Log the end of a request: with its first answer, or with an error."""
         received, total = len(call.body), time.perf_counter() - call.started
         chunks = call.cost.answers
         if isinstance(end, TidegateError):
@@ -154,7 +155,7 @@ class GenerateRoutes:
                 "rest",
                 call.model,
                 end,
-                who,
+                principal,
                 rid,
                 status=status,
                 received=received,
@@ -163,17 +164,19 @@ class GenerateRoutes:
             )
         elif end is not None and self._log.take():
             self._log.answered(
-                "rest", call.model, end, who, rid, status=200, received=received, total=total, chunks=chunks,
-                sent=call.cost.sent,
+                "rest", call.model, end, principal, rid,
+                status=200, received=received, total=total, chunks=chunks, sent=call.cost.sent,
             )  # fmt: skip
 
     async def _one(self, call: GenerateCall, send: Send) -> None:
         async with aclosing(self._answers(call)) as answers:
             answer = await anext(answers, None)
             if answer is None:
-                raise ModelFailed("the model gave no answer, and /generate needs one; try /generate_stream")
+                raise ModelFailed(
+                    "the model returned no answer, but /generate needs one: use /generate_stream"
+                )
             if await anext(answers, None) is not None:
-                raise BadRequest("the model gave more than one answer: use /generate_stream")
+                raise BadRequest("the model returned more than one answer: use /generate_stream")
         encoding = time.perf_counter()
         body = _encoded(call, answer)
         now = time.perf_counter()
@@ -188,7 +191,7 @@ class GenerateRoutes:
 
     async def _many(self, call: GenerateCall, send: Send) -> None:
         async with aclosing(self._answers(call)) as answers:
-            # What goes wrong before the first answer has a status code of its own.
+            # The headers wait for the first answer, so an error before it gets its own status code.
             answer = await anext(answers, None)
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
             try:

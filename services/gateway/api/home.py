@@ -1,4 +1,4 @@
-"""``/``: a page for people who open the gateway's address, and the same as JSON."""
+"""Serve ``/``: a page for people who open the gateway's address, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ _BODIES: dict[int | str, dict[str, Any]] = {
 
 
 def router(access: Access) -> APIRouter:
-    """Return the router of the page. It is open to all, and shows each caller what that caller may use."""
-    found = APIRouter(tags=["health"])
+    """Return the router of the page. It is open to all, and lists the models that the caller may use."""
+    routes = APIRouter(tags=["health"])
 
-    @found.get("/", response_class=Response, responses=_BODIES)
-    async def what_is_this(request: Request) -> Response:
-        """Return what this is, the models that the caller may use, and the next command."""
-        told = _told(request, access)
+    @routes.get("/", response_class=Response, responses=_BODIES, operation_id="what_is_this__get")
+    async def home_page(request: Request) -> Response:
+        """Return what this service is, the models that the caller may use, and the next command."""
+        document = _document(request, access)
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_page(told), headers=api_page.HEADERS | {"Vary": "Accept"})
-        body = orjson.dumps(told, option=orjson.OPT_INDENT_2)
+            return HTMLResponse(_page(document), headers=api_page.HEADERS | {"Vary": "Accept"})
+        body = orjson.dumps(document, option=orjson.OPT_INDENT_2)
         return Response(body, media_type="application/json", headers={"Vary": "Accept"})
 
-    return found
+    return routes
 
 
-def _told(request: Request, access: Access) -> dict[str, Any]:
+def _document(request: Request, access: Access) -> dict[str, Any]:
     catalogue: Catalogue = request.app.state.catalogue
     url = str(request.base_url).rstrip("/")
     try:
-        who = access.authenticate(dict(request.headers.raw))
-        models = [entry for entry in catalogue.index() if who.may(INFER, entry["name"])]
+        principal = access.authenticate(dict(request.headers.raw))
+        models = [entry for entry in catalogue.index() if principal.may(INFER, entry["name"])]
     except NoRoutes:
         return home.document(VERSION, url, [])
     except TidegateError as error:
@@ -55,20 +55,20 @@ def _told(request: Request, access: Access) -> dict[str, Any]:
     return home.document(VERSION, url, models)
 
 
-def _page(told: Mapping[str, Any]) -> str:
-    parts = [f"<p>{escape(told['description'])}</p>"]
-    if "problem" in told:
-        parts.append(f"<p>{escape(told['problem'])}</p>")
-    elif not told["models"]:
+def _page(document: Mapping[str, Any]) -> str:
+    parts = [f"<p>{escape(document['description'])}</p>"]
+    if "problem" in document:
+        parts.append(f"<p>{escape(document['problem'])}</p>")
+    elif not document["models"]:
         parts.append("<p>Nothing is deployed yet.</p>")
     else:
-        rows = "".join(map(_row, told["models"]))
+        rows = "".join(map(_row, document["models"]))
         parts.append(f"<h2>Models</h2><table><tr><th>model<th>version<th>state{rows}</table>")
     parts.append(
-        f"<h2>Next</h2><p>{escape(told['next']['do'])}:</p><pre>{escape(told['next']['command'])}</pre>"
+        f"<h2>Next</h2><p>{escape(document['next']['do'])}:</p><pre>{escape(document['next']['command'])}</pre>"
     )
-    links = "".join(f"<li><a href={path}>{escape(name)}</a>" for name, path in told["links"].items())
-    return api_page.frame(f"Tidegate {told['version']}", f"{''.join(parts)}<h2>More</h2><ul>{links}</ul>")
+    links = "".join(f"<li><a href={path}>{escape(name)}</a>" for name, path in document["links"].items())
+    return api_page.frame(f"Tidegate {document['version']}", f"{''.join(parts)}<h2>More</h2><ul>{links}</ul>")
 
 
 def _row(model: Mapping[str, Any]) -> str:

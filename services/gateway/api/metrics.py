@@ -22,12 +22,15 @@ _PARTS = ("decode", "transit", "wait", "compute", "encode")
 ANSWERED = Counter("tidegate_gateway_requests_total", "Requests by outcome.", ["model", "outcome"])
 TOTAL = Histogram(
     "tidegate_gateway_request_seconds",
-    "Time from the request's head to its answer.",
+    "Time from the headers of a request to its answer.",
     ["deployment"],
     buckets=_BUCKETS,
 )
 PART = Histogram(
-    "tidegate_gateway_part_seconds", "The parts of that time.", ["deployment", "part"], buckets=_BUCKETS
+    "tidegate_gateway_part_seconds",
+    "The parts of the time of a request.",
+    ["deployment", "part"],
+    buckets=_BUCKETS,
 )
 OUTSTANDING = Gauge(
     "tidegate_gateway_outstanding",
@@ -45,17 +48,19 @@ FIRST_CHUNK = Histogram(
 )
 CHUNKS = Counter("tidegate_gateway_chunks_total", "Answers of streams.", ["deployment"])
 
-# In place of a name that is not in the route table: a caller must not be able to make up labels.
+# The outcome of a request whose caller closed the connection before the answer.
+CALLER_GONE = "caller_gone"
+# The label for names that are not in the route table: callers must not be able to invent labels.
 UNKNOWN = "unknown"
 _FLUSH_AT = 4096
 Row = tuple[float, float, float, float, float, float]
 
 
 class _Times:
-    """The times of one Deployment's requests, collected and observed together.
+    """The times of one Deployment's requests, collected and then observed together.
 
-    One observation costs prometheus_client a lock and a search in Python, and a request has six of them: in
-    the path of each request they were an eighth of the gateway's work.
+    A request has six observations, and each costs prometheus_client a lock and a search in Python. Observed
+    one by one, they took an eighth of the gateway's CPU time.
     """
 
     def __init__(self, model: str, deployment: str) -> None:
@@ -64,13 +69,13 @@ class _Times:
         self._rows: list[Row] = []
 
     def add(self, row: Row) -> None:
-        """Total, then the parts in the order of ``_PARTS``, in seconds."""
+        """Add a request's times in seconds: the total, then the parts in the order of ``_PARTS``."""
         self._rows.append(row)
         if len(self._rows) >= _FLUSH_AT:
             self.flush()
 
     def flush(self) -> None:
-        """Bring what was collected into the histograms."""
+        """Observe the collected times in the histograms."""
         if not self._rows:
             return
         rows, self._rows = np.array(self._rows), []
@@ -80,7 +85,7 @@ class _Times:
 
 
 def observe_all(histogram: Histogram, values: np.ndarray) -> None:
-    """The same as ``histogram.observe`` of each value."""
+    """Observe all values, with the same result as ``histogram.observe`` for each."""
     at = np.searchsorted(histogram._upper_bounds, values)
     for bucket, count in zip(histogram._buckets, np.bincount(at), strict=False):
         if count:
@@ -89,10 +94,10 @@ def observe_all(histogram: Histogram, values: np.ndarray) -> None:
 
 
 class GatewayMetrics:
-    """Counts requests and their times. :meth:`report` brings what was collected into view.
+    """Counters of requests and histograms of their times. :meth:`report` publishes what was collected.
 
-    Only names of the route table become labels, and those that leave it are forgotten, so that the page of
-    metrics is bounded by the table.
+    Only names in the route table become labels, and names that leave the table are removed. So the table
+    bounds the size of the metrics page.
     """
 
     def __init__(self, table: Callable[[], RouteTable | None] = lambda: None) -> None:
@@ -101,7 +106,7 @@ class GatewayMetrics:
         self._times: dict[tuple[str, str], _Times] = {}
 
     def answered(self, model: str, deployment: str, timing: Timing, total: float) -> None:
-        """A request was answered in ``total`` seconds."""
+        """Count a request that was answered in ``total`` seconds."""
         times = self._times.get((model, deployment))
         if times is None:
             times = self._times[(model, deployment)] = _Times(model, deployment)
@@ -109,7 +114,7 @@ class GatewayMetrics:
         times.add((total, t.decode, t.transit(total), t.wait, t.compute, t.encode))
 
     def report(self, loads: dict[str, GatewayLoad]) -> None:
-        """Called a few times a second with what waits now, for each Deployment."""
+        """Publish the collected times and the requests in flight; called a few times a second."""
         for times in self._times.values():
             times.flush()
         table = self._table()
@@ -120,7 +125,7 @@ class GatewayMetrics:
             OUTSTANDING.labels(name).set(load.outstanding)
 
     def _forget(self, before: RouteTable | None, table: RouteTable | None) -> None:
-        """Drop the labels of what has left the table; the client cannot do so for several processes."""
+        """Remove the labels of names that left the table. The library cannot do so with several processes."""
         if before is None or table is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             return
         endpoints = before.endpoints.keys() - table.endpoints.keys()
@@ -135,14 +140,14 @@ class GatewayMetrics:
                 metric.remove_by_labels({"deployment": deployment})
 
     def _label(self, model: str) -> str:
-        """Return the label of a model that a caller named; ``POST /v1/jobs`` names none here."""
+        """Return the label for a model name from a caller; it is empty for ``POST /v1/jobs``."""
         table = self._table()
         return model if not model or (table is not None and model in table.endpoints) else UNKNOWN
 
     async def watch(
         self, model: str, started: float, answers: AsyncGenerator[InferenceResult]
     ) -> AsyncGenerator[InferenceResult]:
-        """A stream's answers as they are, counted. ``started`` is on the clock ``time.perf_counter``."""
+        """Yield a stream's answers unchanged and count them. ``started``: on ``time.perf_counter``."""
         first = True
         try:
             async with aclosing(answers):
@@ -156,10 +161,10 @@ class GatewayMetrics:
             self.refused(model, error.reason)
             raise
         except (GeneratorExit, asyncio.CancelledError):
-            self.refused(model, "caller_gone")
+            self.refused(model, CALLER_GONE)
             raise
         ANSWERED.labels(self._label(model), "ok").inc()
 
     def refused(self, model: str, reason: str) -> None:
-        """A request was not answered by the model. Names that are not in the route table share one label."""
+        """Count a request that got no answer from the model, under the reason."""
         ANSWERED.labels(self._label(model), reason).inc()

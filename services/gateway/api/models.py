@@ -1,4 +1,4 @@
-"""OIP v2 beside inference: health, metadata, configuration, statistics, the list of models."""
+"""Serve the rest of OIP v2: health, metadata, configuration, statistics, the list of models."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SMALL_BODY = 65_536
 
 
 async def _caller(request: Request) -> Principal:
-    """Return the caller, if it may use models, and this one if one is named.
+    """Return the caller if it may use the model of the path, or any model; raise Forbidden.
 
-    A deploy waits for `/ready`, so `publish` opens that as well.
+    `tidegate deploy` waits for `/ready`, so the scope `publish` opens that path too.
     """
     ready = request.scope["route"].path.endswith("}/ready")
-    who = caller.require(INFER, PUBLISH) if ready else caller.require(INFER)
+    principal = caller.require(INFER, PUBLISH) if ready else caller.require(INFER)
     model = request.path_params.get("model")
-    if model is not None and not who.may(INFER, model) and not (ready and who.may(PUBLISH)):
-        raise Forbidden(may_not_use(who, model))
-    return who
+    if model is not None and not principal.may(INFER, model) and not (ready and principal.may(PUBLISH)):
+        raise Forbidden(may_not_use(principal, model))
+    return principal
 
 
-Who = Annotated[Principal, Depends(_caller)]
+Caller = Annotated[Principal, Depends(_caller)]
 
 health = APIRouter(prefix="/v2/health", tags=["Open Inference Protocol v2"])
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"], dependencies=[Depends(_caller)])
@@ -46,7 +46,7 @@ def _catalogue(request: Request) -> Catalogue:
 
 
 async def _small_body(request: Request) -> bytes:
-    """A body that says what is asked for: whatever its content type, as Triton takes it."""
+    """Return a small body. As in Triton, its content type does not matter."""
     body = b""
     try:
         async for chunk in request.stream():
@@ -54,19 +54,19 @@ async def _small_body(request: Request) -> bytes:
             if len(body) > SMALL_BODY:
                 raise PayloadTooLarge(f"the body is larger than {SMALL_BODY} bytes")
     except ClientDisconnect:
-        raise BadRequest("the caller left before its request was complete") from None
+        raise BadRequest("the caller closed the connection before the request was complete") from None
     return body
 
 
 def _only_ready(body: bytes) -> bool:
-    """What ``/repository/index`` is asked: an object with ``ready``, or nothing; raises BadRequest."""
+    """Return the field ``ready`` in the body of ``/repository/index``; raise BadRequest."""
     try:
-        asked = orjson.loads(body) if body else {}
+        request = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the request is not JSON: {plain(error)}") from None
-    if not isinstance(asked, dict):
+    if not isinstance(request, dict):
         raise BadRequest("the request must be a JSON object")
-    ready = asked.get("ready", False)
+    ready = request.get("ready", False)
     if not isinstance(ready, bool):
         raise BadRequest(f"'ready' must be true or false, got {type(ready).__name__}")
     return ready
@@ -87,35 +87,36 @@ async def live() -> dict[str, bool]:
 @health.get("/ready")
 async def ready(request: Request, response: Response) -> dict[str, bool]:
     """Answer 200 when requests can be routed and queued."""
-    well = not request.app.state.health.problems()
-    response.status_code = 200 if well else 503
-    return {"ready": well}
+    healthy = not request.app.state.health.problems()
+    response.status_code = 200 if healthy else 503
+    return {"ready": healthy}
 
 
 @router.get("/models")
-async def models(request: Request, who: Who) -> dict[str, Any]:
+async def models(request: Request, principal: Caller) -> dict[str, Any]:
     """Return the endpoints that the caller may use by name, with their versions."""
     core: InferenceCore = request.app.state.core
     endpoints = core.table().endpoints.values()
     items = [{"name": e.name, "versions": sorted(e.versions, key=int)} for e in endpoints]
-    mine = [item for item in items if who.may(INFER, str(item["name"]))]
-    return {"models": sorted(mine, key=lambda item: item["name"])}
+    allowed = [item for item in items if principal.may(INFER, str(item["name"]))]
+    return {"models": sorted(allowed, key=lambda item: item["name"])}
 
 
 @router.post("/repository/index")
-async def index(request: Request, who: Who) -> list[dict[str, str]]:
-    """Return every model version, and whether it can answer (Triton's repository extension); with the body
-    ``{"ready": true}`` only those that can.
+async def index(request: Request, principal: Caller) -> list[dict[str, str]]:
+    """Return every model version and whether it can answer (Triton's repository extension).
+
+    With the body ``{"ready": true}``, only those that can.
     """
     ready = _only_ready(await _small_body(request))
-    return [entry for entry in _catalogue(request).index(ready=ready) if who.may(INFER, entry["name"])]
+    return [entry for entry in _catalogue(request).index(ready=ready) if principal.may(INFER, entry["name"])]
 
 
 @router.post("/repository/models/{model}/{action}")
 async def manage(model: str, action: str) -> None:
     """Refuse: clients that infer do not load or unload models."""
     raise BadRequest(
-        f"{action} of {model!r} is not for inference clients: use `tidegate deploy` and `tidegate delete`"
+        f"inference clients cannot {action} {model!r}: use `tidegate deploy` and `tidegate delete`"
     )
 
 
@@ -128,7 +129,7 @@ async def shared_memory(kind: str, name: str = "") -> list[str]:
 
 @router.post("/{kind}sharedmemory/{rest:path}")
 async def register_shared_memory(kind: str, rest: str) -> None:
-    """Refuse: the model may run on another host than its caller."""
+    """Refuse: the model may run on another host than the caller."""
     raise BadRequest("shared memory regions are not supported: the model may run on another host")
 
 
@@ -146,16 +147,20 @@ async def operators_settings(model: str = "") -> None:
 @router.get("/models/stats")
 @router.get("/models/{model}/stats")
 @router.get("/models/{model}/versions/{version}/stats")
-async def model_statistics(request: Request, who: Who, model: str = "", version: str = "") -> dict[str, Any]:
-    """Return counts and durations over all replicas, in Triton's schema; no version: of every one."""
-    found = await _catalogue(request).statistics(model, version)
-    return {"model_stats": [entry for entry in found["model_stats"] if who.may(INFER, entry["name"])]}
+async def model_statistics(
+    request: Request, principal: Caller, model: str = "", version: str = ""
+) -> dict[str, Any]:
+    """Return counts and durations over all replicas, in Triton's schema; without a version, of all."""
+    statistics = await _catalogue(request).statistics(model, version)
+    return {
+        "model_stats": [entry for entry in statistics["model_stats"] if principal.may(INFER, entry["name"])]
+    }
 
 
 @router.get("/models/{model}/config")
 @router.get("/models/{model}/versions/{version}/config")
 async def model_config(request: Request, model: str, version: str = "") -> dict[str, Any]:
-    """Return the model's configuration as its Triton completed it; 503 before that is known."""
+    """Return the model's configuration as Triton completed it; 503 before it is known."""
     return await _catalogue(request).config(model, version)
 
 
@@ -164,13 +169,13 @@ async def model_config(request: Request, model: str, version: str = "") -> dict[
 async def model_ready(
     request: Request, response: Response, model: str, version: str = ""
 ) -> dict[str, str | bool]:
-    """Answer 200 when a ready replica, or one that a request wakes, would answer. Else 503 with ``error``."""
+    """Answer 200 if a ready replica, or one that a request wakes, would answer; else 503 with ``error``."""
     why = _catalogue(request).not_ready(model, version)
     response.status_code = 503 if why else 200
-    told: dict[str, str | bool] = {"name": model, "ready": not why}
+    body: dict[str, str | bool] = {"name": model, "ready": not why}
     if why:
-        told |= error_body(f"{model} is not ready: {why}", "not_ready", telemetry.request_id.get())
-    return told
+        body |= error_body(f"{model} is not ready: {why}", "not_ready", telemetry.request_id.get())
+    return body
 
 
 @router.get("/models/{model}")

@@ -1,6 +1,6 @@
-"""``/api/{registry,router,autoscaler}/...``: the control plane from outside, for callers with the scope.
+"""Serve ``/api/{registry,router,autoscaler}/...``: the control plane for callers with the right scope.
 
-Bodies stream both ways. The service sees the gateway's service token, and for whom the gateway asks.
+Bodies stream both ways. The service gets the gateway's service token and the name of the caller.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ log = telemetry.logger(__name__)
 PREFIX = "/api"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)
-# No limit of its own: callers who send slowly would take all places from the others. Their connections to
-# this gateway are limited.
+# No limit here: callers that send slowly could use up all connections. The gateway already limits the
+# connections of its callers.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-# Bodies of these have no meaning, so none is waited for.
+# Bodies of these methods have no meaning, so the proxy does not wait for one.
 BODILESS = {"GET", "HEAD", "DELETE"}
 
-# Of one connection only, or said anew by each side.
+# Headers that hold for one connection only, or that each side sets itself.
 _HOPS = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade", "host", "authorization", "cookie", "origin", "referer", "x-request-id",
@@ -50,7 +50,7 @@ _NOT_BACK = {"connection", "keep-alive", "transfer-encoding", "x-request-id", "d
 
 
 class ControlPlaneProxy:
-    """Passes calls on to the services at ``urls``, by their names."""
+    """A proxy to the services at ``urls``, which maps names to addresses."""
 
     def __init__(self, urls: Mapping[str, str], service_token: str) -> None:
         self._urls = {name: url.rstrip("/") for name, url in urls.items()}
@@ -58,14 +58,14 @@ class ControlPlaneProxy:
         self._http: httpx.AsyncClient | None = None
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the services."""
         if self._http is not None:
             await self._http.aclose()
 
     async def __call__(self, request: Request, service: str, rest: str) -> Response:
-        """Pass one call on.
+        """Forward one call.
 
-        Raises Unauthorized, Forbidden, NotFound, MethodNotAllowed, Unavailable or DeadlinePassed.
+        Raise Unauthorized, Forbidden, NotFound, MethodNotAllowed, Unavailable or DeadlinePassed.
         """
         if service not in self._urls:
             raise NotFound(f"there is no service {service[:40]!r}; there are {', '.join(self._urls)}")
@@ -90,39 +90,39 @@ class ControlPlaneProxy:
         has_body = request.method not in BODILESS and (
             "content-length" in request.headers or "transfer-encoding" in request.headers
         )
-        asked = self._http.build_request(
+        forwarded = self._http.build_request(
             request.method,
             httpx.URL(url, query=request.url.query.encode("latin-1")),
             headers=headers,
             content=_body(request) if has_body else None,
         )
         try:
-            return await self._http.send(asked, stream=True)
+            return await self._http.send(forwarded, stream=True)
         except ClientDisconnect:
-            raise BadRequest("the caller left before its request was complete") from None
+            raise BadRequest("the caller closed the connection before the request was complete") from None
         except httpx.TimeoutException:
             raise DeadlinePassed(f"the {service} did not answer in time") from None
         except httpx.HTTPError as error:
-            raise _away(service, error) from error
+            raise _unreachable(service, error) from error
 
 
 def _permit(service: str, method: str, path: str) -> None:
-    """Raise unless the caller may make this call; the service itself judges by the same table again."""
-    who = caller.current.get().principal
-    if who is ANONYMOUS:
+    """Raise unless the caller may make this call. The service checks it again by the same table."""
+    principal = caller.current.get().principal
+    if principal is ANONYMOUS:
         raise Unauthorized(
             "the control plane needs a key: send 'Authorization: Bearer <key>' (the CLI: TIDEGATE_API_KEY); "
             "an admin makes one with `tidegate keys create NAME --scope publish`"
         )
-    found = permissions.CONTROL[service].methods(path)
-    if found is None:
+    route = permissions.CONTROL[service].methods(path)
+    if route is None:
         raise NotFound(f"the {service} has no path {path[:80]!r}; its /openapi.json lists all paths")
-    scopes = found[1].get(method)
+    scopes = route[1].get(method)
     if scopes is None:
-        allowed = tuple(found[1])
+        allowed = tuple(route[1])
         raise MethodNotAllowed(f"this path accepts {', '.join(allowed)}, not {method}", allowed=allowed)
-    # What is open there is open to its neighbours; from outside it shows the insides.
-    caller.permit(who, permissions.LOOK if scopes == (permissions.OPEN,) else scopes)
+    # Routes that are open inside the stack need a scope here, because they show internals.
+    caller.permit(principal, permissions.LOOK if scopes == (permissions.OPEN,) else scopes)
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:
@@ -131,5 +131,5 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _away(service: str, error: httpx.HTTPError) -> TidegateError:
+def _unreachable(service: str, error: httpx.HTTPError) -> TidegateError:
     return Unavailable(f"the {service} does not answer: {error or type(error).__name__}", retry_after_s=1.0)

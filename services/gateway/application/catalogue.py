@@ -28,9 +28,9 @@ EXTENSIONS = [
 class Catalogue:
     """Models by their public names, in Triton's format. Raises NotFound, NoRoutes, Unavailable."""
 
-    def __init__(self, core: InferenceCore, cards: ModelMetadataCache, store: Store) -> None:
+    def __init__(self, core: InferenceCore, metadata: ModelMetadataCache, store: Store) -> None:
         self._core = core
-        self._cards = cards
+        self._metadata = metadata
         self._store = store
 
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
@@ -88,10 +88,10 @@ class Catalogue:
     async def config(self, model: str, version: str) -> dict[str, Any]:
         """Return the model's configuration, completed by its Triton, under its public name."""
         endpoint, route = self._core.pick(model, version)
-        card = await self._cards.card(route.name)
-        if card is None:
+        found = await self._metadata.get(route.name)
+        if found is None:
             raise self._not_known_yet("configuration", endpoint, route)
-        return card.config | {"name": endpoint.name}
+        return found.config | {"name": endpoint.name}
 
     def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> TidegateError:
         """Return the error for metadata that only a ready replica reports."""
@@ -100,7 +100,7 @@ class Catalogue:
             reason="not_known_yet",
             retry_after_s=1.0,
         )
-        return self._core.for_want_of_replica(route, error)
+        return self._core.needs_replica(route, error)
 
     async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
         """Return counts and durations of one version, of all versions of a model, or of all models."""

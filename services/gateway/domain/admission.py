@@ -1,54 +1,56 @@
-"""May this request wait? Decided before it is queued, by the wait that it would have."""
+"""Decide whether a request may wait, before it is queued, by its predicted wait."""
 
 from __future__ import annotations
 
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
 
-# What a prediction leaves unsaid (the call itself, two hops, the reporting interval) gets this part of a
-# request's time; so that what is admitted is also answered in time.
+# The prediction ignores the call itself, two hops and the reporting interval. They get this share of a
+# request's time, so that an admitted request is answered in time.
 RESERVE = 0.2
 
 
 def refusal(
     *, outstanding: int, max_queue: int, wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str
 ) -> TidegateError | None:
-    """Why a request with ``timeout_ms`` left is not admitted behind ``outstanding`` others, or None.
+    """Return why a request with ``timeout_ms`` left may not wait behind ``outstanding`` others, or None.
 
-    The predicted wait is outstanding x model time per request / ready workers (Little's law). What is
-    not known admits: a sleeping model has to be woken by somebody.
+    The predicted wait is outstanding x model time per request / ready replicas (Little's law). Without a
+    measurement the request is admitted: requests have to wake a model at 0 replicas.
     """
-    if fleet.ready == 0 and (found := nobody_there(wakeable, fleet, timeout_ms, name)) is not None:
-        return found
+    if fleet.ready == 0 and (error := no_replica_in_time(wakeable, fleet, timeout_ms, name)) is not None:
+        return error
     wait_ms = predicted_wait_ms(outstanding, fleet)
     waiting = outstanding + fleet.elsewhere
     if waiting >= max_queue:
         return Overloaded(
-            f"{name}: {waiting} requests wait already, the limit is {max_queue}",
+            f"{name}: {waiting} requests wait already, and the limit is {max_queue}",
             retry_after_s=(wait_ms or 1_000.0) / 1e3,
         )
     if wait_ms is not None and wait_ms > timeout_ms * (1 - RESERVE):
         return Overloaded(
-            f"{name}: the predicted wait is {wait_ms:.0f} ms, the request has {timeout_ms:.0f} ms",
+            f"{name}: the predicted wait is {wait_ms:.0f} ms, but the request has {timeout_ms:.0f} ms",
             retry_after_s=(wait_ms - timeout_ms * (1 - RESERVE)) / 1e3,
         )
     return None
 
 
-def nobody_there(wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str) -> TidegateError | None:
-    """Why nobody will answer a request with ``timeout_ms`` left to a model without a replica, or None."""
+def no_replica_in_time(
+    wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str
+) -> TidegateError | None:
+    """Return why no replica will be ready within ``timeout_ms``, for a model that has none, or None."""
     if not wakeable:
         return NoCapacity(
-            f"{name} has no replica and may not start one: it is held at 0 replicas (an operator lifts that "
-            f"with `tidegate scale {name} --auto`)",
+            f"{name} has no replica and may not start one: it is held at 0 replicas (an operator can change "
+            f"that with `tidegate scale {name} --auto`)",
             retry_after_s=30.0,
         )
     if fleet.fault:
         return no_replica(fleet, name)
     if fleet.start_ms is not None and fleet.start_ms > timeout_ms:
         return ColdStart(
-            f"{name} takes {fleet.start_ms:.0f} ms more to start, the request has {timeout_ms:.0f} ms: allow "
-            "it more time, or come back after Retry-After",
+            f"{name} needs {fleet.start_ms:.0f} ms more to start, but the request has {timeout_ms:.0f} ms: "
+            "set a longer timeout, or retry after Retry-After",
             retry_after_s=fleet.start_ms / 1e3,
         )
     return None
@@ -60,7 +62,7 @@ def no_replica(fleet: ReplicaFleet, name: str) -> NoCapacity:
 
 
 def not_ready(wakeable: bool, fleet: ReplicaFleet) -> str:
-    """Return why a request would not be answered now; empty: a replica is ready, or the request wakes one."""
+    """Return why a request would get no answer now; empty if a replica is ready or the request wakes one."""
     if fleet.ready:
         return ""
     if not wakeable:
@@ -69,7 +71,7 @@ def not_ready(wakeable: bool, fleet: ReplicaFleet) -> str:
 
 
 def predicted_wait_ms(outstanding: int, fleet: ReplicaFleet) -> float | None:
-    """How long a new request waits for its turn, in ms; None when nothing was measured."""
+    """Return how long a new request would wait, in ms; None without a measurement."""
     per_request = fleet.request_ms if fleet.full_ms is None else fleet.full_ms
     if fleet.ready == 0 or per_request is None:
         return None

@@ -1,4 +1,4 @@
-"""Where a chunk belongs in its stream: which to take, which to drop, and what breaks the stream."""
+"""Keep the chunks of a stream in order: decide which to pass on, which to drop, and what is a gap."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from enum import Enum
 
 
 class ChunkPlace(Enum):
-    """What becomes of a chunk, or of a stream's end."""
+    """The decision about a chunk or the end of a stream."""
 
     NEXT = "next"
-    OLD = "old"  # had before, or of an attempt that was given up: dropped
-    RESTARTED = "restarted"  # a later attempt, and the caller has chunks of the one before
-    GAP = "gap"
+    OLD = "old"  # a duplicate, or from an attempt that was given up: drop it
+    RESTARTED = "restarted"  # from a later attempt, but the caller has chunks of an earlier one
+    GAP = "gap"  # chunks before it are missing
 
 
 @dataclass(slots=True)
 class ChunkOrder:
-    """The attempt that a stream takes its chunks from, and the number of the next one."""
+    """The attempt whose chunks a stream passes on, and the number of the next chunk."""
 
     attempt: int = 0
     expected: int = 0
 
     @property
     def emitted(self) -> bool:
-        """Whether the caller has a chunk already, so that beginning again would repeat it."""
+        """Return True if the caller has a chunk already, so that a restart would repeat it."""
         return self.expected > 0
 
     def place(self, attempt: int, seq: int, *, end: bool) -> ChunkPlace:
-        """Judge a chunk by its number, an end by how many chunks there were; NEXT moves on."""
+        """Decide about a chunk, or an end whose ``seq`` is the count of chunks. NEXT advances the order."""
         if attempt < self.attempt:
             return ChunkPlace.OLD
         if attempt > self.attempt:

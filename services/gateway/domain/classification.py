@@ -1,4 +1,4 @@
-"""The classification extension: an output as its highest values: ``value:index`` or ``value:index:label``."""
+"""The classification extension: encode an output as its highest values, ``value:index[:label]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.tensors import DATATYPES, elements, pack_strings
 
-# As Triton: neither the half floats nor what is no number.
+# As in Triton: no half floats, and no datatypes that are not numbers.
 _UNFIT = frozenset({"BOOL", "BYTES", "FP16", "BF16"})
 
 Labels = Mapping[str, Sequence[str]]
@@ -19,9 +19,9 @@ Labels = Mapping[str, Sequence[str]]
 def classified(
     request: Decoded, rows: int, outputs: tuple[Tensor, ...], data: list[Buffer], labels: Labels
 ) -> tuple[tuple[Tensor, ...], list[Buffer]]:
-    """The outputs with those replaced that the request wants as classes; ``labels`` by output.
+    """Return the outputs, with classes in place of those that the request wants so. ``labels``: by output.
 
-    Raises BadRequest for a datatype that has no order.
+    Raise BadRequest for a datatype that has no classes.
     """
     wanted = {output.name: output.classes for output in request.wanted or () if output.classes}
     if not wanted:
@@ -36,22 +36,22 @@ def classified(
 def top(
     tensor: Tensor, rows: int, raw: Buffer, count: int, labels: Sequence[str] = ()
 ) -> tuple[Tensor, bytes]:
-    """The ``count`` highest values of each row (of all, when there is no batch axis), highest first."""
+    """Return the ``count`` highest values of each row (of all values without a batch axis), highest first."""
     if tensor.datatype.name in _UNFIT:
         raise BadRequest(
             f"output {tensor.name!r}: classes are not available for its datatype {tensor.datatype.name}"
         )
-    import numpy as np  # not above: few need it, and a worker never does
+    import numpy as np  # imported here: few requests need it
 
     size = elements(list(tensor.dims))
     count = min(count, size)
     values: Any = np.frombuffer(raw, tensor.datatype.numpy).reshape(max(rows, 1), size)
-    # Descending, and of equal values the lower index first: an ascending stable sort of the mirror image.
+    # Descending; among equal values the lower index first. So sort the reversed array, stable and ascending.
     order = size - 1 - np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
     chosen = np.take_along_axis(values, order, axis=1)
     shown = "%f:%d" if tensor.datatype.name.startswith("FP") else "%d:%d"
-    found = [
+    classes = [
         shown % pair + (f":{labels[pair[1]]}" if pair[1] < len(labels) else "")
         for pair in zip(chosen.ravel().tolist(), order.ravel().tolist(), strict=True)
     ]
-    return Tensor(tensor.name, DATATYPES["BYTES"], (count,)), pack_strings(found)
+    return Tensor(tensor.name, DATATYPES["BYTES"], (count,)), pack_strings(classes)

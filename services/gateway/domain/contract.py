@@ -1,7 +1,7 @@
-"""What a request must be: checks that hold whatever form it came in, JSON, binary or protobuf.
+"""Check requests against a model's signature, whatever their form: JSON, binary or protobuf.
 
-A codec (``oip.py`` for REST; the gateway's gRPC room has the other) reads its form and asks here. Errors name
-the tensor, what was expected and what came.
+The codecs (``oip.py`` and ``generate.py`` for REST, ``api/grpc/codec.py`` for gRPC) parse their form and call
+these checks. Errors name the tensor, what was expected and what came.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tidegate.kernel.protocol.tensors import (
     elements,
 )
 
-# What tells the door how to answer, or the gateway how to queue; the model does not see it.
+# Parameters for the encoding of the response, and for the queue. The model does not get them.
 _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
 _FOR_THE_QUEUE = frozenset({"timeout", "priority"})
-# Triton's own request parameters; those that a queue cannot honour are refused.
+# Request parameters of Triton that a queue cannot support; they are refused.
 _STATEFUL = {"sequence_id", "sequence_start", "sequence_end"}
 _SHARED_MEMORY = {"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
 
 _KEYS_KEPT = 1024
-# What the call key has room for; see tidegate.kernel.protocol.envelope.
+# Limits of the call key; see tidegate.kernel.protocol.envelope.
 _MAX_NAME, _MAX_DIMS, _MAX_DIM = 255, 255, 2**63 - 1
 _MAX_INT = 2**63
 RETRY_AFTER_S = 2.0
@@ -40,7 +40,7 @@ RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output that the caller asked for, and how: as raw bytes; as its ``classes`` highest values."""
+    """An output that the caller wants: in binary or JSON, or as its ``classes`` highest values."""
 
     name: str
     binary: bool
@@ -48,9 +48,9 @@ class WantedOutput:
 
 
 class Decoded(NamedTuple):
-    """A request, decoded. ``wanted`` None: every output; ``binary`` is the default form of outputs.
+    """A decoded request. ``wanted``: None means every output. ``binary``: the default form of outputs.
 
-    ``timeout_ms`` is the caller's own, None without; ``priority`` 1 goes first, 0: none was given.
+    ``timeout_ms``: the timeout in the request, or None. ``priority``: 1 goes first; 0 means none was given.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Decoded(NamedTuple):
 
 
 class Options(NamedTuple):
-    """A request's parameters, sorted by whom they are for."""
+    """A request's parameters: for the model, and for the queue."""
 
     for_model: dict[str, Any]
     timeout_ms: float | None = None
@@ -76,7 +76,7 @@ _NO_OPTIONS = Options({})
 
 @dataclass(slots=True)
 class Contract:
-    """A signature made ready for checking requests; None: anything goes, the model server decides."""
+    """A signature prepared for checks. Without one, every request passes, and Triton decides."""
 
     signature: Signature | None
     inputs: dict[str, tuple[int, Tensor]] = field(init=False, default_factory=dict)
@@ -99,28 +99,28 @@ class Contract:
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether a request without any input makes sense: all are optional, none has to tell the rows."""
+        """Return True if a request needs no input: all are optional, and the model does not batch."""
         return self.signature is not None and not self.required and not self.max_batch
 
     def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
-        """The call key; the same shapes come again and again, so it is made once for each.
+        """Return the call key; raise BadRequest if it is too large.
 
-        Raises BadRequest when it is too large.
+        Keys without parameters are cached, because the same shapes come again and again.
         """
-        known = None if parameters else self._keys.get((inputs, outputs))
-        if known is not None:
-            return known
-        made = _bounded(inputs, outputs, parameters)
-        if not parameters and len(made) <= KEPT_KEY:
+        cached = None if parameters else self._keys.get((inputs, outputs))
+        if cached is not None:
+            return cached
+        key = _bounded(inputs, outputs, parameters)
+        if not parameters and len(key) <= KEPT_KEY:
             if len(self._keys) >= _KEYS_KEPT:
                 self._keys.clear()
-            self._keys[(inputs, outputs)] = made
-        return made
+            self._keys[(inputs, outputs)] = key
+        return key
 
     def want(self, name: str, binary: bool, parameters: dict[str, Any]) -> WantedOutput:
-        """A requested output, checked; raises BadRequest."""
+        """Return a requested output after checking it; raise BadRequest."""
         if self.outputs and name not in self.outputs:
-            raise BadRequest(f"output {name!r} does not exist; the model gives {sorted(self.outputs)}")
+            raise BadRequest(f"output {name!r} does not exist; the model returns {sorted(self.outputs)}")
         check_name("output", name)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
@@ -133,13 +133,13 @@ class Contract:
         return WantedOutput(name, binary, classes)
 
     def want_all(self, binary: bool) -> None:
-        """All outputs in the default form; raises BadRequest when one cannot have it."""
+        """Check that all outputs can have the default form; raise BadRequest."""
         if self.binary_only and not binary:
             raise json_refusal(min(self.binary_only))
 
 
 class Inputs:
-    """The inputs of one request, checked one after the other: for each ``expect``, then ``put``."""
+    """The inputs of one request, checked one after the other: call ``expect``, then ``put``, for each."""
 
     __slots__ = ("_contract", "_datatype", "_dims", "_seen", "_shape", "_slot", "_slots", "name", "rows")
 
@@ -150,9 +150,9 @@ class Inputs:
         self.rows = -1
 
     def expect(self, name: str, datatype: Any, shape: list[int]) -> Datatype:
-        """An input of this description; gives the datatype by which to read its data. Raises BadRequest."""
+        """Check the description of the next input; return the datatype of its data. Raise BadRequest."""
         if name in self._seen:
-            raise BadRequest(f"input {name!r} is given twice")
+            raise BadRequest(f"input {name!r} is sent twice")
         self._slot, self._datatype, self._dims, rows = _checked(
             name, datatype, shape, len(self._seen), self._contract
         )
@@ -163,11 +163,11 @@ class Inputs:
         return self._datatype
 
     def put(self, raw: Buffer) -> None:
-        """The raw bytes of the input that was expected last."""
+        """Set the raw bytes of the last expected input."""
         self._slots.append((self._slot, Tensor(self.name, self._datatype, self._dims), raw))
 
     def done(self) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
-        """The tensors and their data in the signature's order, and the rows; raises BadRequest."""
+        """Return tensors and data in the signature's order, and the rows; raise BadRequest."""
         contract, slots = self._contract, self._slots
         if not slots and not contract.may_be_empty:
             raise BadRequest(
@@ -189,30 +189,30 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
             return key
         size = len(key)
     raise BadRequest(
-        f"the names, shapes and parameters of {names} tensors take {size} bytes, at most {MAX_KEY} are "
-        "possible: send what is large as a tensor"
+        f"the names, shapes and parameters of {names} tensors take {size} bytes, but the limit is {MAX_KEY}: "
+        "send large values as tensors"
     )
 
 
-def check_parameters(found: Any, where: str) -> dict[str, Any]:
-    """The parameters of a request, an input or an output, without what a queue cannot honour: BadRequest."""
-    if found is None:
+def check_parameters(parameters: Any, where: str) -> dict[str, Any]:
+    """Return the parameters of a request, input or output; raise BadRequest for unsupported ones."""
+    if parameters is None:
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(parameters, dict):
         raise BadRequest(f"{where}: 'parameters' must be an object")
-    if not found.keys().isdisjoint(_STATEFUL) and found.get("sequence_id"):
+    if not parameters.keys().isdisjoint(_STATEFUL) and parameters.get("sequence_id"):
         raise BadRequest(
             f"{where}: stateful sequences (sequence_id) are not supported: any worker may answer"
         )
-    if not found.keys().isdisjoint(_SHARED_MEMORY):
+    if not parameters.keys().isdisjoint(_SHARED_MEMORY):
         raise BadRequest(
             f"{where}: shared memory regions are not supported: the model may run on another host"
         )
-    return found
+    return parameters
 
 
 def options(parameters: dict[str, Any]) -> Options:
-    """A request's checked parameters, sorted; ``timeout`` is in microseconds, as in Triton: BadRequest."""
+    """Return a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton."""
     if not parameters:
         return _NO_OPTIONS
     for_model = {}
@@ -222,10 +222,12 @@ def options(parameters: dict[str, Any]) -> Options:
         if name in _FOR_THE_QUEUE:
             if type(value) is not int or not 0 <= value < _MAX_INT:
                 raise BadRequest(
-                    f"parameter {shown(name)} must be a whole number, not negative, got {shown(value)}"
+                    f"parameter {shown(name)} must be a whole number, 0 or more, got {shown(value)}"
                 )
         elif name.startswith("triton_"):
-            raise BadRequest(f"parameter {shown(name)}: names that begin with triton_ are Triton's own")
+            raise BadRequest(
+                f"parameter {shown(name)}: names that begin with triton_ are reserved for Triton"
+            )
         elif not isinstance(value, str | int | float):
             raise BadRequest(f"parameter {shown(name)} must be a string, a number or a boolean")
         elif isinstance(value, float) and not isfinite(value):
@@ -242,26 +244,26 @@ def options(parameters: dict[str, Any]) -> Options:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raise BadRequest for the name of an input or output that is longer than any: it would be told back."""
+    """Raise BadRequest for a name that is too long; errors and responses would repeat it."""
     if len(name) > _MAX_NAME or (not name.isascii() and len(name.encode()) > _MAX_NAME):
-        raise BadRequest(f"{kind} {shown(name)}: a name may have {_MAX_NAME} bytes")
+        raise BadRequest(f"{kind} {shown(name)}: a name may have at most {_MAX_NAME} bytes")
 
 
 def check_shape(name: str, shape: Any) -> list[int]:
-    """A tensor's shape, whole; raises BadRequest."""
+    """Return a tensor's shape, with the batch axis, after checking it; raise BadRequest."""
     if isinstance(shape, list) and len(shape) > _MAX_DIMS:
-        raise BadRequest(f"input {name!r}: {len(shape)} dimensions, at most {_MAX_DIMS} are possible")
+        raise BadRequest(f"input {name!r}: {len(shape)} dimensions, but at most {_MAX_DIMS} are possible")
     if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= _MAX_DIM for d in shape):
         raise BadRequest(f"input {name!r}: 'shape' must be a list of sizes, got {shown(shape)}")
     if elements(shape) > _MAX_DIM:
-        raise BadRequest(f"input {name!r}: 'shape' says more than {_MAX_DIM} elements")
+        raise BadRequest(f"input {name!r}: 'shape' has more than {_MAX_DIM} elements")
     return shape
 
 
 def _checked(
     name: str, datatype: Any, shape: list[int], order: int, contract: Contract
 ) -> tuple[int, Datatype, tuple[int, ...], int]:
-    """The tensor's slot, datatype, dims without the batch axis, and rows (0: no batch axis)."""
+    """Return the tensor's slot, datatype, dims without the batch axis, and rows (0: no batch axis)."""
     if contract.signature is None:
         check_name("input", name)
         if not isinstance(datatype, str) or datatype not in DATATYPES:
@@ -287,7 +289,7 @@ def _checked(
 
 
 def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> None:
-    """Raw bytes must be as many as datatype and shape say; raises BadRequest."""
+    """Check that raw bytes fit datatype and shape; raise BadRequest."""
     count, size = elements(shape), datatype.size
     if size and len(raw) != count * size:
         raise BadRequest(
@@ -296,26 +298,26 @@ def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> 
     if not size:
         check_count(name, count)
         try:
-            found = count_strings(raw)
+            actual = count_strings(raw)
         except ValueError as error:
             raise BadRequest(
-                f"input {name!r}: the BYTES data is malformed: {error}; each element is its length as 4 "
+                f"input {name!r}: the BYTES data is malformed: {error}; each element needs its length as 4 "
                 "bytes, little-endian, and then its bytes"
             ) from None
-        if found != count:
-            got = found if found <= MAX_STRINGS else f"more than {MAX_STRINGS}"
+        if actual != count:
+            got = actual if actual <= MAX_STRINGS else f"more than {MAX_STRINGS}"
             raise BadRequest(f"input {name!r}: shape {shape} needs {count} elements, got {got}")
 
 
 def inputs_unknown() -> Unavailable:
-    """A request that only a signature makes readable, and none is known yet; a replica will tell it."""
+    """Return the error for a request that needs a signature while none is known."""
     return Unavailable(
         "the model's inputs are not known before its first replica is ready", retry_after_s=RETRY_AFTER_S
     )
 
 
 def json_refusal(output: str) -> BadRequest:
-    """An output of a datatype that JSON cannot carry; Triton refuses it too."""
+    """Return the error for an output whose datatype JSON cannot carry; Triton refuses it too."""
     return BadRequest(
         f"output {output!r}: {' and '.join(sorted(BINARY_ONLY))} cannot be sent as JSON; ask for binary data "
         "(parameter binary_data of the output, or binary_data_output of the request)"

@@ -1,4 +1,4 @@
-"""The origins whose pages may call the gateway, and the headers that tell a browser so."""
+"""The origins whose pages may call the gateway, and the response headers that browsers need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 ANY_ORIGIN = "*"
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._~\[\]:-]+")
-# What a page may read of an answer beside its body and the few headers that it always may.
+# Response headers that a page may read, in addition to those that browsers always allow.
 EXPOSED = (
     "Server-Timing",
     "Retry-After",
@@ -23,7 +23,7 @@ EXPOSED = (
 
 
 class Origins:
-    """A set of origins, such as ``https://console.example``; with ``*`` all are in it."""
+    """A set of origins, such as ``https://console.example``. With ``*`` it contains all origins."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         self.names = tuple(origins)
@@ -32,13 +32,13 @@ class Origins:
 
     @classmethod
     def of(cls, text: str) -> Origins:
-        """Read origins separated by commas; raises ValueError for what is none."""
+        """Parse origins separated by commas; raise ValueError."""
         names = [part.strip().rstrip("/") for part in text.split(",") if part.strip()]
         for name in names:
             if name != ANY_ORIGIN and not _ORIGIN.fullmatch(name):
                 raise ValueError(
-                    f"{name[:80]!r} is no origin: write scheme, host and port of the page's address, such as "
-                    "https://console.example or http://localhost:3000; or * for every page"
+                    f"{name[:80]!r} is not an origin: write scheme, host and port of the page's address, "
+                    "such as https://console.example or http://localhost:3000; or * for every page"
                 )
         return cls(names)
 
@@ -49,7 +49,7 @@ class Origins:
         return self._all or origin in self._known
 
     def headers(self, origin: bytes) -> list[tuple[bytes, bytes]]:
-        """Return what an answer to a page of ``origin``, which is one of these, has in addition."""
+        """Return the extra headers of a response to a page of ``origin``, which must be in the set."""
         exposed = (b"access-control-expose-headers", ", ".join(EXPOSED).encode())
         if self._all:
             return [(b"access-control-allow-origin", b"*"), exposed]

@@ -1,7 +1,7 @@
-"""How many requests share an envelope.
+"""Decide how many requests share an envelope.
 
-Light models under load share the broker's cost; heavy ones keep one request per message; every ready
-replica gets its part; nothing waits for an envelope to fill.
+Requests to light models under load share the broker's cost. Heavy models keep one request per message. Every
+ready replica gets its share, and no request waits for an envelope to fill.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ MAX_FRAMES = 256
 
 
 def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAMES) -> int:
-    """The most frames an envelope may carry when ``waiting`` go out in this turn of the event loop.
+    """Return the most frames of an envelope, if ``waiting`` leave in this turn of the event loop.
 
-    No envelope holds more than ``QUANTUM_MS`` of one replica's work, and none so many that a ready
-    replica goes without, and never more than ``limit``. Nothing measured yet: 1.
+    An envelope holds at most ``QUANTUM_MS`` of one replica's work, at most one ready replica's share of the
+    waiting requests, and at most ``limit`` frames. Without a measurement it holds 1.
     """
     if fleet.request_ms is None or fleet.ready == 0:
         return 1
@@ -30,8 +30,8 @@ def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAM
 
 
 def split(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Ranges [start, end) over frames of ``sizes`` bytes: up to ``most`` frames and ``MAX_BYTES`` each.
+    """Yield ranges [start, end) over frames of ``sizes`` bytes: up to ``most`` frames and ``MAX_BYTES`` each.
 
-    A frame larger than that travels alone.
+    A larger frame travels alone.
     """
     return envelope.runs(sizes, most)

@@ -1,29 +1,29 @@
-"""Which unfinished bodies have to go when memory for bodies is short."""
+"""Choose the unfinished bodies to drop when memory for bodies is short."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# A body is judged by its pace only after this time, in seconds.
+# The speed of a body counts only after this time, in seconds.
 WATCHED_S = 1.0
 
 
 class Unfinished(NamedTuple):
-    """A body that is still coming in: the bytes it holds, and how many came in the last ``watched_s`` s."""
+    """A body that is still coming in: the bytes it holds, and the bytes of the last ``watched_s`` seconds."""
 
     held: int
     watched_s: float
     moved: int
-    known: bool  # its caller has shown a good credential
+    known: bool  # the caller has sent a valid credential
 
 
 def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_known: bool) -> list[int]:
-    """Return the places of the bodies to drop so that ``need`` bytes become free, or fewer if there are few.
+    """Return the indexes of the bodies to drop so that ``need`` bytes become free, as far as possible.
 
-    A body slower than ``bytes_per_s`` may be dropped, without the grace that it has while there is room. If
-    ``for_known``, a caller with a credential needs the room, and any body of a caller without one may be
-    dropped. Unknown callers go first, then the slowest, then the largest.
+    Bodies slower than ``bytes_per_s`` may be dropped. With ``for_known``, a caller with a credential needs
+    the memory, and any body of a caller without one may be dropped. Bodies of unknown callers go first, then
+    the slowest, then the largest.
     """
     candidates = []
     for at, body in enumerate(bodies):

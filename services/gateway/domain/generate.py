@@ -1,4 +1,4 @@
-"""Triton's generate extension: a JSON object of inputs by name, and back one of outputs by name."""
+"""Triton's generate extension: decode a JSON object of inputs by name, encode one of outputs by name."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.tensors import Datatype, from_json, unpack_strings
 
-_OURS = frozenset({"id", "parameters"})
+_RESERVED = frozenset({"id", "parameters"})
 
 
 def decode(body: Buffer, contract: Contract) -> Decoded:
-    """A request body against a signature: BadRequest; Unavailable while no signature is known.
+    """Decode a body and check it against a signature; raise BadRequest, or Unavailable without a signature.
 
-    Members named like an input are tensors, of a shape that the signature and the values give together, with
-    a batch axis of 1; others are parameters for the model, as are those in ``parameters``.
+    A member named like an input is a tensor. The signature and the values give its shape; the batch axis is
+    1. Other members, and those in ``parameters``, are parameters for the model.
     """
     if contract.signature is None:
         raise inputs_unknown()
     members = _members(body)
     if missing := sorted(contract.required - members.keys()):
-        shown = ", ".join(map(repr, missing))
-        raise BadRequest(f"missing input {shown}; the model takes {list(contract.inputs)}")
-    given = check_parameters(members.get("parameters"), "request")
+        names = ", ".join(map(repr, missing))
+        raise BadRequest(f"missing input {names}; the model takes {list(contract.inputs)}")
+    parameters = check_parameters(members.get("parameters"), "request")
     inputs, extra = Inputs(contract), {}
     for name, value in members.items():
         if name in contract.inputs:
             _put(inputs, contract, name, value)
-        elif name not in _OURS:
+        elif name not in _RESERVED:
             extra[name] = value
-    for_model, timeout_ms, priority = options(check_parameters(extra, "request") | given)
+    for_model, timeout_ms, priority = options(check_parameters(extra, "request") | parameters)
     tensors, data, rows = inputs.done()
     id_ = members.get("id", "")
     if not isinstance(id_, str):
@@ -61,7 +61,7 @@ def encode(
     parameters: dict[str, Any],
     data: Sequence[Buffer],
 ) -> bytes:
-    """An answer as JSON: each output a single value, or a flat list of them."""
+    """Return an answer as JSON: each output is a single value or a flat list."""
     answer: dict[str, Any] = {"id": id} if id else {}
     answer |= {"model_name": model, "model_version": version} | parameters
     for tensor, raw in zip(outputs, data, strict=True):
@@ -71,10 +71,10 @@ def encode(
 
 
 def _members(body: Buffer) -> dict[str, Any]:
-    found = bounded_json.loads(body)
-    if not isinstance(found, dict):
+    members = bounded_json.loads(body)
+    if not isinstance(members, dict):
         raise BadRequest("the request must be a JSON object with a member for each input")
-    return found
+    return members
 
 
 def _put(inputs: Inputs, contract: Contract, name: str, value: Any) -> None:
@@ -86,7 +86,10 @@ def _put(inputs: Inputs, contract: Contract, name: str, value: Any) -> None:
 
 
 def fitting(name: str, dims: tuple[int, ...], value: Any) -> list[int]:
-    """The shape of a value, scalar or (nested) list, for an input of ``dims`` (-1: any size): BadRequest."""
+    """Return the shape of a value (scalar or nested list) for an input of ``dims``; raise BadRequest.
+
+    A dim of -1 may have any size.
+    """
     sizes = _sizes(value)
     if len(sizes) == len(dims) and all(want in (-1, size) for want, size in zip(dims, sizes, strict=True)):
         return sizes

@@ -21,16 +21,17 @@ LINKS = {
 def document(
     version: str, url: str, models: Sequence[dict[str, Any]] | None, problem: str = ""
 ) -> dict[str, Any]:
-    """Return the page as data. ``models``: the index entries that the caller may see; None: it may see none.
+    """Return the page as data.
 
-    ``url`` is the address by which the caller came, ``problem`` why it sees no models.
+    ``models``: the index entries that the caller may see, None without a valid credential; then ``problem``
+    says why. ``url``: the address that the caller used.
     """
-    found: dict[str, Any] = {"name": "tidegate", "version": version, "description": WHAT}
+    page: dict[str, Any] = {"name": "tidegate", "version": version, "description": WHAT}
     if models is None:
-        found["problem"] = problem
+        page["problem"] = problem
         command = f"curl -H 'Authorization: Bearer tg_...' {url}/"
-        return found | {"next": {"do": "Ask again with a key", "command": command}, "links": LINKS}
-    return found | {"models": list(models), "next": _next(url, models), "links": LINKS}
+        return page | {"next": {"do": "Ask again with a key", "command": command}, "links": LINKS}
+    return page | {"models": list(models), "next": _next(url, models), "links": LINKS}
 
 
 def _next(url: str, models: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -1,44 +1,45 @@
-"""How much useless work one HTTP/2 client may cause before its connection ends."""
+"""Limit the useless work that one HTTP/2 client may cause (floods of frames, pings, resets and data)."""
 
 from __future__ import annotations
 
-# A client may send so many frames that do no work, and as many more a second; work earns it some.
-NUISANCES = 2000.0
-NUISANCES_A_SECOND = 500.0
-# Pings that come faster than this, while nothing is sent, are strikes; one more than so many ends it.
+# Frames without work that a client may send, and how many more it earns each second. Sent answers earn more.
+USELESS_FRAMES = 2000.0
+USELESS_FRAMES_PER_S = 500.0
+# A ping sooner than this after the last one, with no data sent between them, is a strike. More strikes than
+# this end the connection.
 PING_INTERVAL_S = 5.0
 PING_STRIKES = 4
-# Calls that may be cancelled before their answer, beside four for each answered one.
+# Calls that a client may cancel before their answer, and four more for each answered call.
 RESETS = 200
-# Bytes that may come for calls that have ended, beside one window for each call that begins.
-STRAY_BYTES = 16 * 2**20
+# Bytes that may come for ended calls, and one window more for each call that begins.
+LATE_BYTES = 16 * 2**20
 
 
 class FloodGuard:
-    """Counts what one client does. Each method returns why its connection must end, or None."""
+    """A count of one client's useless work. Methods return why the connection must end, or None."""
 
-    __slots__ = ("_answered", "_left", "_pinged", "_resets", "_since", "_stray", "_strikes")
+    __slots__ = ("_answered", "_late_bytes", "_left", "_pinged", "_resets", "_since", "_strikes")
 
     def __init__(self, now: float) -> None:
-        self._left = NUISANCES
+        self._left = USELESS_FRAMES
         self._since = now
         self._pinged = -PING_INTERVAL_S
         self._strikes = 0
         self._resets = 0
         self._answered = 0
-        self._stray = 0
+        self._late_bytes = 0
 
-    def nuisance(self, now: float) -> str | None:
+    def useless_frame(self, now: float) -> str | None:
         """Count a frame that does no work."""
         self._left -= 1
         if self._left >= 0:
             return None
-        earned = (now - self._since) * NUISANCES_A_SECOND
-        self._left, self._since = min(NUISANCES, self._left + earned), now
+        earned = (now - self._since) * USELESS_FRAMES_PER_S
+        self._left, self._since = min(USELESS_FRAMES, self._left + earned), now
         return "too many frames that do no work" if self._left < 0 else None
 
     def ping(self, now: float) -> str | None:
-        """Count a ping of the client's own."""
+        """Count a ping from the client."""
         if now - self._pinged < PING_INTERVAL_S:
             self._strikes += 1
         self._pinged = now
@@ -49,20 +50,20 @@ class FloodGuard:
         self._resets += 1
         return "too many cancelled calls" if self._resets > RESETS + 4 * self._answered else None
 
-    def stray(self, count: int) -> str | None:
+    def late_data(self, count: int) -> str | None:
         """Count bytes for a call that has ended."""
-        self._stray += count
-        return "too many bytes for calls that have ended" if self._stray > STRAY_BYTES else None
+        self._late_bytes += count
+        return "too many bytes for calls that have ended" if self._late_bytes > LATE_BYTES else None
 
-    def begun(self, window: int) -> None:
-        """A call began: if it ends early, as much as its window may still come."""
-        self._stray = max(0, self._stray - window)
+    def call_began(self, window: int) -> None:
+        """Allow for the window of a new call: if the call ends early, that many bytes may still come."""
+        self._late_bytes = max(0, self._late_bytes - window)
 
     def answered(self) -> None:
-        """A call was answered."""
+        """Count an answered call."""
         self._answered += 1
 
     def sent(self, count: int) -> None:
-        """So many bytes of answers were sent: a client acknowledges them with frames and pings."""
-        self._left = min(NUISANCES, self._left + 4 + count / 2048)
+        """Count sent bytes of answers: the client acknowledges them with frames and pings."""
+        self._left = min(USELESS_FRAMES, self._left + 4 + count / 2048)
         self._strikes = 0

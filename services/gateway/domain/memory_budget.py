@@ -1,36 +1,36 @@
-"""How many bytes may be in memory at once, counted by those who hold them."""
+"""Bound the bytes that a process holds in memory; the holders count them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 SMALL = 2**20
-# What is small finds room even when large bodies have taken all of theirs.
+# Large bodies may take only this share, so that small ones always find room.
 SHARE_OF_LARGE = 7 / 8
 
 
 class MemoryBudget:
-    """Bytes in hand, against a limit."""
+    """A count of bytes in memory, with a limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        # Called with the bytes that are missing when there is no room, and whether it is a caller with a
-        # credential who needs them; it may give some back.
+        # Called if there is no room, with the missing bytes, and True if a caller with a credential needs
+        # them. It may release some.
         self.reclaim: Callable[[int, bool], None] = lambda *_: None
         self._limit_large = int(limit * SHARE_OF_LARGE)
 
     def room(self, count: int, *, of: int = 0, known: bool = False) -> bool:
-        """Return True if ``count`` more bytes fit, if need be after reclaiming some."""
+        """Return True if ``count`` more bytes fit, perhaps after reclaiming some."""
         limit = self.limit if max(count, of) <= SMALL else self._limit_large
         if self.used + count > limit:
             self.reclaim(self.used + count - limit, known)
         return self.used + count <= limit
 
     def take(self, count: int, of: int = 0, *, known: bool = False) -> bool:
-        """Count ``count`` bytes more, of something that has ``of`` in all; False: there is no room.
+        """Count ``count`` more bytes of an object of ``of`` bytes in all; return False if there is no room.
 
-        ``known``: for a caller with a credential.
+        ``known``: the caller has sent a valid credential.
         """
         if not self.room(count, of=of, known=known):
             return False
@@ -38,9 +38,9 @@ class MemoryBudget:
         return True
 
     def force(self, count: int) -> None:
-        """Count bytes that are there already, room or not."""
+        """Count bytes that are in memory already, even over the limit."""
         self.used += count
 
-    def give(self, count: int) -> None:
-        """These bytes are gone."""
+    def release(self, count: int) -> None:
+        """Count ``count`` bytes less: they are free."""
         self.used -= count

@@ -1,24 +1,24 @@
-"""How much of a serialized ``ModelInferRequest`` is structure, which takes many times its size once parsed.
+"""Measure the structure of a serialized ``ModelInferRequest``: once parsed, it takes many times its size.
 
-Measured with upb, for each byte: 44 where inputs are empty, 8 for typed contents and shapes; raw tensors 1.
+Measured with upb, memory per byte: 44 for empty inputs, 8 for typed contents and shapes, 1 for raw tensors.
 """
 
 from __future__ import annotations
 
 from tidegate.kernel.errors import BadRequest
 
-# A request has an input, an output, a parameter or a raw tensor in each.
+# Most top-level fields of a request: inputs, outputs, parameters and raw tensors.
 FIELDS = 4096
-# What a byte of structure takes, by the limit above, beside itself.
+# Memory for a byte of structure, beside the byte itself; the limit above bounds it.
 FACTOR = 8
 RAW_INPUT_CONTENTS = 7
 _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
 
 
 def structure(message: bytes | bytearray) -> int:
-    """Return the bytes outside ``raw_input_contents``; raises BadRequest for too many fields.
+    """Return the bytes outside ``raw_input_contents``; raise BadRequest for too many fields.
 
-    What is no protobuf counts as structure: the parser will say so.
+    Malformed protobuf counts as structure; the parser will report it.
     """
     at, end, raw = 0, len(message), 0
     for _ in range(FIELDS):
@@ -43,7 +43,7 @@ def structure(message: bytes | bytearray) -> int:
 
 
 def _varint(message: bytes | bytearray, at: int) -> tuple[int, int]:
-    """Return a number and where it ends; the end of the message for one that is none."""
+    """Return a number and its end; if there is no valid number, 0 and the end of the message."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):

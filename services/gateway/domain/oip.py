@@ -1,7 +1,7 @@
-"""Open Inference Protocol v2 over REST: JSON, and the binary tensor data extension, both directions.
+"""Decode and encode Open Inference Protocol v2 over REST: JSON and the binary tensor data extension.
 
-A request is decoded once, against the Deployment's signature, into what an envelope carries: the batch
-rows, the call key and each input's raw bytes. Errors name the tensor, what was expected and what came.
+A request is decoded once, against the Deployment's signature, into the parts of an envelope: the batch rows,
+the call key and each input's raw bytes. Errors name the tensor, what was expected and what came.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _MAX_STRING = 2**32 - 1
 
 
 def decode(body: Buffer, header_length: int | None, contract: Contract) -> Decoded:
-    """Decode and check a request body; raises BadRequest.
+    """Decode and check a request body; raise BadRequest.
 
-    ``header_length`` is the size of the JSON part when binary tensor data follows it, else None. With 0 the
-    whole body is the data of the model's only input: Unavailable while no signature is known.
+    ``header_length``: the size of the JSON part if binary tensor data follows it, else None. With 0, the
+    whole body is the data of the model's only input; then raise Unavailable without a signature.
     """
     return decode_head(*parts(body, header_length), contract)
 
 
 def decode_head(head: dict[str, Any] | None, tail: memoryview, contract: Contract) -> Decoded:
-    """The same of a body whose JSON was read by :func:`parts`; fields that are not OIP's are passed over."""
+    """Decode the parts that :func:`parts` returned; raise as :func:`decode`. Unknown fields are ignored."""
     if head is None:
         return _raw(tail, contract)
     parameters = check_parameters(head.get("parameters"), "request")
@@ -63,9 +63,9 @@ def decode_head(head: dict[str, Any] | None, tail: memoryview, contract: Contrac
 
 
 def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | None, memoryview]:
-    """The JSON object of a body, None where it has none, and the binary tensor data behind it.
+    """Return the JSON object of a body (None if it has none) and the binary tensor data after it.
 
-    Raises BadRequest; PayloadTooLarge for JSON of more parts than are decoded.
+    Raise BadRequest, or PayloadTooLarge for JSON with too many values.
     """
     view = memoryview(body)
     if header_length == 0:
@@ -79,14 +79,14 @@ def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | Non
     return head, view[size:]
 
 
-def _wanted(found: Any, binary: bool, contract: Contract) -> tuple[WantedOutput, ...] | None:
-    if not found:
+def _wanted(outputs: Any, binary: bool, contract: Contract) -> tuple[WantedOutput, ...] | None:
+    if not outputs:
         contract.want_all(binary)
         return None
-    if not isinstance(found, list):
+    if not isinstance(outputs, list):
         raise BadRequest("'outputs' must be a list")
     wanted = []
-    for output in found:
+    for output in outputs:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str):
             raise BadRequest("every requested output needs a 'name'")
@@ -96,14 +96,14 @@ def _wanted(found: Any, binary: bool, contract: Contract) -> tuple[WantedOutput,
     return tuple(wanted)
 
 
-def _inputs(found: Any, tail: memoryview, contract: Contract) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
-    if not isinstance(found, list):
+def _inputs(items: Any, tail: memoryview, contract: Contract) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
+    if not isinstance(items, list):
         raise BadRequest(
             f"'inputs' must be a list of tensors; the model takes {sorted(contract.inputs) or 'any'}"
         )
     inputs = Inputs(contract)
     at = 0
-    for order, item in enumerate(found):
+    for order, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise BadRequest(f"inputs[{order}]: needs a 'name'")
         name = item["name"]
@@ -121,7 +121,7 @@ def _inputs(found: Any, tail: memoryview, contract: Contract) -> tuple[tuple[Ten
             check_size(name, datatype, shape, raw)
         inputs.put(raw)
     if at != len(tail):
-        raise BadRequest(f"{len(tail)} bytes of binary data, but the inputs name {at}")
+        raise BadRequest(f"got {len(tail)} bytes of binary data, but the inputs declare {at}")
     return inputs.done()
 
 
@@ -136,9 +136,9 @@ def _binary(name: str, size: Any, tail: memoryview, at: int) -> tuple[memoryview
 
 
 def _raw(body: memoryview, contract: Contract) -> Decoded:
-    """Triton's raw binary request: the signature says what the body is, and all outputs go back as binary.
+    """Decode Triton's raw binary request: the body is the model's only input, and outputs are binary.
 
-    A model that batches takes one row; at most one size of the shape may be open.
+    A model that batches gets one row. At most one dimension of the shape may be open (-1).
     """
     if contract.signature is None:
         raise inputs_unknown()
@@ -150,7 +150,7 @@ def _raw(body: memoryview, contract: Contract) -> Decoded:
     shape = [1, *spec.dims] if contract.max_batch else list(spec.dims)
     if shape.count(-1) > 1:
         raise BadRequest(
-            f"input {name!r}: the size of a raw body gives one dimension, but more are open in {shape}"
+            f"input {name!r}: the size of a raw body can give one dimension, but more are open in {shape}"
         )
     raw: Buffer = body
     if spec.datatype.size:
@@ -165,7 +165,7 @@ def _raw(body: memoryview, contract: Contract) -> Decoded:
 
 
 def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[int]:
-    """The shape of ``size`` bytes, which give the dimension that is open (-1); raises BadRequest."""
+    """Return the shape with its open dimension (-1) computed from ``size`` bytes; raise BadRequest."""
     each, is_open = prod(d for d in shape if d != -1) * datatype.size, -1 in shape
     if (size % each) if is_open and each else size != each:
         many = "a multiple of " if is_open else ""
@@ -174,11 +174,11 @@ def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[
 
 
 def _one_string(name: str, shape: list[int], body: memoryview) -> bytes:
-    """The body as the one element that a BYTES input of ``shape`` has; raises BadRequest."""
+    """Return the body as the one element of a BYTES input of ``shape``; raise BadRequest."""
     if -1 in shape or prod(shape) != 1:
-        raise BadRequest(f"input {name!r}: a raw body is one element of BYTES, but its shape is {shape}")
+        raise BadRequest(f"input {name!r}: a raw body is one element of BYTES, but the shape is {shape}")
     if len(body) > _MAX_STRING:
-        raise BadRequest(f"input {name!r}: an element of BYTES has at most {_MAX_STRING} bytes")
+        raise BadRequest(f"input {name!r}: an element of BYTES may have at most {_MAX_STRING} bytes")
     return b"".join((struct.pack("<I", len(body)), body))
 
 
@@ -191,28 +191,10 @@ def encode(
     parameters: dict[str, Any],
     data: list[Buffer],
     labels: Labels | None = None,
-) -> tuple[bytes, int | None]:
-    """The answer's body, and the length of its JSON part when binary data follows (else None).
-
-    Otherwise as :func:`encode_pieces`.
-    """
-    head, tail = encode_pieces(model, version, request, rows, outputs, parameters, data, labels)
-    return (b"".join((head, *tail)), len(head)) if tail else (head, None)
-
-
-def encode_pieces(
-    model: str,
-    version: str,
-    request: Decoded,
-    rows: int,
-    outputs: tuple[Tensor, ...],
-    parameters: dict[str, Any],
-    data: list[Buffer],
-    labels: Labels | None = None,
 ) -> tuple[bytes, list[Buffer]]:
-    """The answer's JSON, and the tensors that follow it as binary data.
+    """Return the JSON of a response, and the tensors that follow it as binary data.
 
-    ``labels`` are the names of classes by output. Raises BadRequest for what cannot be had in the form asked.
+    ``labels``: names of classes by output. Raise BadRequest for an output that cannot have the wanted form.
     """
     outputs, data = classified(request, rows, outputs, data, labels or {})
     forms = {w.name: w.binary for w in request.wanted} if request.wanted else {}
@@ -222,9 +204,9 @@ def encode_pieces(
         shape = [rows, *tensor.dims] if rows else list(tensor.dims)
         item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": shape}
         values = None if forms.get(tensor.name, request.binary) else _values(tensor, raw)
-        if values is None:  # asked for in binary, or strings that are no text
+        if values is None:  # binary was wanted, or the strings are not UTF-8
             item["parameters"] = {"binary_data_size": len(raw)}
-            if len(raw):  # without a byte behind it, it is plain JSON, as Triton's is
+            if len(raw):  # without any byte the response is plain JSON, as in Triton
                 tail.append(raw)
         else:
             item["data"] = values
@@ -236,7 +218,7 @@ def encode_pieces(
         answer["parameters"] = parameters
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in head:
-        # So orjson writes NaN and infinities; Triton writes them by name, and its clients read that.
+        # orjson writes NaN and infinities as null. Triton writes their names, and its clients expect that.
         head = json.dumps(answer, separators=(",", ":"), default=lambda array: array.tolist()).encode()
     return head, tail
 

@@ -1,4 +1,4 @@
-"""The route table in memory, and the choice of a Deployment: a pure function of table, name and a draw."""
+"""The route table in memory, and the choice of a Deployment: a pure function of table, name and draw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.models import Signature
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRoute:
-    """All that the gateway knows of a Deployment."""
+    """A Deployment in the route table."""
 
     name: str
     model: str
@@ -28,13 +28,13 @@ class DeploymentRoute:
 
     @property
     def decoupled(self) -> bool:
-        """Whether the model gives many answers to one request; False where its signature is not known."""
+        """Return True if the model may give many answers to one request; False without a signature."""
         return self.contract.signature is not None and self.contract.signature.decoupled
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointRoute:
-    """Where an endpoint's traffic goes. ``targets`` are (share of 1 accumulated, Deployment)."""
+    """The Deployments of an endpoint. ``targets``: pairs of a cumulative share up to 1, and a Deployment."""
 
     name: str
     targets: tuple[tuple[float, DeploymentRoute], ...]
@@ -44,21 +44,21 @@ class EndpointRoute:
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """A compiled table; ``revision`` orders tables, the greater is the newer."""
+    """A compiled route table. The table with the greater ``revision`` is newer."""
 
     revision: tuple[str, int]
     endpoints: dict[str, EndpointRoute]
 
     def deployments(self) -> list[str]:
-        """The names of all Deployments in the table."""
-        found = {route.name for e in self.endpoints.values() for route in e.versions.values()}
-        found |= {route.name for e in self.endpoints.values() for _, route in e.targets}
-        return sorted(found)
+        """Return the names of all Deployments in the table."""
+        names = {route.name for e in self.endpoints.values() for route in e.versions.values()}
+        names |= {route.name for e in self.endpoints.values() for _, route in e.targets}
+        return sorted(names)
 
     def pick(self, endpoint: str, version: str, draw: float) -> tuple[EndpointRoute, DeploymentRoute]:
-        """The Deployment for a request; ``draw`` in [0, 1) decides between weighted targets.
+        """Return the endpoint and the Deployment for a request; raise NotFound.
 
-        Raises NotFound for a name or version that is not there.
+        ``draw``, in [0, 1), chooses between weighted targets.
         """
         route = self.endpoints.get(endpoint)
         if route is None:
@@ -74,12 +74,12 @@ class RouteTable:
             if draw < share:
                 return route, deployment
         raise NotFound(
-            f"model {endpoint!r} has no deployment that takes traffic: `tidegate split` gives it some"
+            f"model {endpoint!r} has no deployment that takes traffic: set its share with `tidegate split`"
         )
 
 
 def require(table: RouteTable | None) -> RouteTable:
-    """The table, or NoRoutes: without one nobody can tell "not there" from "not known yet"."""
+    """Return the table; raise NoRoutes without one, because then no model is known to be missing."""
     if table is None:
         raise NoRoutes(
             "this gateway has no route table yet: the router has not published one (see `tidegate status`)",
@@ -89,7 +89,7 @@ def require(table: RouteTable | None) -> RouteTable:
 
 
 def compile_table(raw: dict[str, Any]) -> RouteTable:
-    """The route table as the router publishes it, made ready for picking."""
+    """Compile the route table that the router publishes; raise KeyError, TypeError or ValueError."""
     deployments = {name: _deployment(name, entry) for name, entry in raw["deployments"].items()}
     endpoints = {name: _endpoint(name, entry, deployments) for name, entry in raw["endpoints"].items()}
     return RouteTable((raw["epoch"], raw["n"]), endpoints)

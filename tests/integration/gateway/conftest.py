@@ -1,4 +1,4 @@
-"""A small worker that speaks the real protocol over the real broker, and a dispatcher in front of it."""
+"""A small worker that uses the real protocol over the real broker, and a dispatcher in front of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CLAIM_ABOVE = 2 * 2**20
 
 
 def silent(_: Request) -> None:
-    """Never an answer."""
+    """Never answer."""
 
 
 def submit(
@@ -57,7 +57,7 @@ def submit(
     timeout_s: float,
     trace: bytes,
 ) -> tuple[bytes, asyncio.Future[Reply]]:
-    """Queue a request; its id and the future of its reply, which raises what went wrong."""
+    """Queue a request; return its id and the future of its reply or error."""
     future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
     def done(outcome: Reply | TidegateError) -> None:
@@ -72,7 +72,7 @@ def submit(
 
 
 class Peer:
-    """A worker: takes envelopes, answers each request with ``answer``; keeps all that it saw."""
+    """A worker that answers each request with ``answer`` and keeps everything that it received."""
 
     def __init__(self, url: str, deployment: str) -> None:
         self.queue: Queue = requests_queue(deployment)
@@ -123,7 +123,7 @@ class Peer:
 
 
 class Fleets(dict[str, ReplicaFleet]):
-    """What the dispatcher is told of the workers."""
+    """The fleets that the dispatcher sees."""
 
     def __call__(self, name: str) -> ReplicaFleet:
         return self.get(name, UNKNOWN_FLEET)
@@ -131,26 +131,26 @@ class Fleets(dict[str, ReplicaFleet]):
 
 @pytest.fixture
 def deployment(fresh) -> str:
-    """A Deployment's name of this test's own."""
+    """Return the name of a Deployment for this test only."""
     found: str = fresh("digits")
     return found
 
 
 @pytest.fixture(scope="session")
 def table() -> Callable[..., dict[str, Any]]:
-    """``table(deployment, **fields)``: a route table as the router publishes it."""
+    """``table(deployment, **fields)`` returns a route table as the router publishes it."""
     return make_table
 
 
 @pytest.fixture
 def route(deployment) -> Callable[..., DeploymentRoute]:
-    """``route(**fields)``: the test's Deployment as the gateway knows it."""
+    """``route(**fields)`` returns the test's Deployment as the gateway knows it."""
     return lambda **given: compile_table(make_table(deployment, **given)).pick("digits", "", 0.0)[1]
 
 
 @pytest.fixture
 async def peer(rabbitmq_url, deployment) -> AsyncIterator[Peer]:
-    """The test's worker, at work."""
+    """Start the test's worker."""
     found = Peer(rabbitmq_url, deployment)
     async with found.connection:
         await found.connection.wait_up(20)
@@ -159,7 +159,7 @@ async def peer(rabbitmq_url, deployment) -> AsyncIterator[Peer]:
 
 @pytest.fixture
 def make_peer(rabbitmq_url) -> Callable[[str], Any]:
-    """``async with make_peer(deployment) as peer``: a worker that comes when the test says."""
+    """``async with make_peer(deployment) as peer`` starts a worker."""
 
     @asynccontextmanager
     async def opened(deployment: str) -> AsyncIterator[Peer]:
@@ -172,13 +172,13 @@ def make_peer(rabbitmq_url) -> Callable[[str], Any]:
 
 @pytest.fixture
 def fleets() -> Fleets:
-    """Empty: nothing is known of the workers."""
+    """Return empty fleets: no worker is known."""
     return Fleets()
 
 
 @pytest.fixture
 def claims(tmp_path) -> Iterator[Claims]:
-    """Claims on a blob store of this test's own."""
+    """Return claims on a blob store for this test only."""
     blobs = Blobs(f"file://{tmp_path / 'blobs'}")
     yield Claims(blobs, CLAIM_ABOVE)
     blobs.close()
@@ -186,7 +186,7 @@ def claims(tmp_path) -> Iterator[Claims]:
 
 @pytest.fixture
 async def dispatch(rabbitmq_url, fleets, claims) -> AsyncIterator[Callable[..., Any]]:
-    """Opens a dispatcher that is up, and stops it after the test."""
+    """Start a dispatcher that is connected, and stop it after the test."""
     async with AsyncExitStack() as stack:
 
         async def opened(
@@ -205,7 +205,7 @@ async def dispatch(rabbitmq_url, fleets, claims) -> AsyncIterator[Callable[..., 
 
 @dataclass
 class Gateway:
-    """The process, and how to reach it."""
+    """A gateway process and its addresses."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -225,19 +225,19 @@ class Gateway:
 
 @pytest.fixture(scope="module")
 def gateway_env() -> dict[str, str]:
-    """The gateway's settings, where a module wants others."""
+    """Return further settings of the gateway; a module may override them."""
     return {"TIDEGATE_MAX_BODY_BYTES": "100000"}
 
 
 @pytest.fixture(scope="module")
 def gateway_route() -> dict[str, Any]:
-    """The fields of its Deployment, where a module wants others."""
+    """Return further fields of the Deployment; a module may override them."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iterator[Gateway]:
-    """A gateway process whose only model is ``digits``."""
+    """Start a gateway process whose only model is ``digits``."""
     deployment = f"digits-{os.urandom(4).hex()}"
     port, grpc_port = free_ports(2)
     redis = Redis.from_url(valkey_url)
@@ -269,12 +269,12 @@ def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iter
             code = process.wait(20)
             redis.close()
         assert code == 0, (Path(state) / "log").read_text()
-        assert not redis.keys(GATEWAY + "*"), "it signs off"
+        assert not redis.keys(GATEWAY + "*"), "the heartbeat is removed"
 
 
 @pytest.fixture
 async def worker(gateway, make_peer) -> AsyncIterator[Peer]:
-    """The worker behind it, at work."""
+    """Start the worker behind the gateway."""
     async with make_peer(gateway.deployment) as found:
         await found.connection.wait_up(20)
         yield found
@@ -282,7 +282,7 @@ async def worker(gateway, make_peer) -> AsyncIterator[Peer]:
 
 @pytest.fixture
 def add_model(gateway, table, fresh, until) -> Callable[..., Any]:
-    """``await add_model(**fields)``: one model more in its table, on a Deployment with these fields.
+    """``await add_model(**fields)`` adds a model, on a Deployment with these fields.
 
     Both have the name that it gives.
     """
@@ -321,14 +321,14 @@ class Registry:
         return answer.json() if answer.content else None
 
     def key(self, **fields: Any) -> dict[str, Any]:
-        """A new key, with the key itself."""
+        """Create a key; return it with its secret."""
         found: dict[str, Any] = self("POST", "/v1/keys", {"name": "test"} | fields)
         return found
 
 
 @pytest.fixture(scope="module")
 def registry(rabbitmq_url) -> Iterator[Registry]:
-    """The real registry, for gateways whose callers have keys."""
+    """Start the real registry, for gateways whose callers have keys."""
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as state, (Path(state) / "log").open("wb") as log:
         environment = {

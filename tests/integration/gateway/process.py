@@ -1,4 +1,4 @@
-"""What every test of a gateway process needs: its route table, a model that answers, its start."""
+"""Helpers for tests of a gateway process: a route table, a model that answers, waits for the start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIGNATURE = {
 
 
 def echo(request: Request) -> bytes:
-    """The answer of the identity: what came in as ``x`` goes out as ``y``."""
+    """Answer as the identity model: return input ``x`` as output ``y``."""
     inputs = envelope.read_call_key(request.key).inputs
     key = envelope.result_key((inputs[0]._replace(name="y"),))
     return envelope.reply_frame(
@@ -30,7 +30,7 @@ def echo(request: Request) -> bytes:
 
 
 def make_table(deployment: str, **given: Any) -> dict[str, Any]:
-    """A route table with an endpoint ``digits`` on one Deployment."""
+    """Return a route table with an endpoint ``digits`` on one Deployment."""
     entry = {
         "model": "digits",
         "version": 1,

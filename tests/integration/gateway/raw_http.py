@@ -1,4 +1,4 @@
-"""HTTP as no client sends it: several requests in one write."""
+"""Raw HTTP for tests: several requests in one write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that writes HTTP/2 frames by hand, to send what no library would."""
+"""A client that writes raw HTTP/2 frames, to send input that no library would send."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def window_update(stream: int, more: int) -> bytes:
 
 
 def message(data: bytes, size: int | None = None) -> bytes:
-    """A gRPC message; ``size``: what its prefix says, where that is not the truth."""
+    """Return a gRPC message; ``size``: a false length for its prefix."""
     return struct.pack(">BI", 0, len(data) if size is None else size) + data
 
 
 class Raw:
-    """One connection. Frames that come are kept in ``frames``; our own windows are never full."""
+    """One connection. Received frames are in ``frames``; our own windows are never full."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -77,7 +77,7 @@ class Raw:
         return frame(HEADERS, flags, stream, self._encoder.encode(fields))
 
     async def upload(self, stream: int, size: int, *, declared: int | None = None) -> int:
-        """Begin a message and send ``size`` bytes of it as the windows allow; return how many were taken."""
+        """Begin a message and send ``size`` bytes as the windows allow; return how many were sent."""
         self.windows.setdefault(stream, self._first)
         rest = struct.pack(">BI", 0, size if declared is None else declared) + bytes(65_536)
         sent = 0
@@ -106,7 +106,7 @@ class Raw:
         return sent
 
     def ended(self, stream: int) -> bool:
-        """Whether the server has ended the stream."""
+        """Return True if the server has ended the stream."""
         return any(
             f.stream == stream
             and (f.kind == RST_STREAM or (f.kind in {DATA, HEADERS} and f.flags & END_STREAM))
@@ -123,7 +123,7 @@ class Raw:
                         await self._news.wait()
 
     async def answer(self, stream: int) -> dict[str, str]:
-        """All header fields of an answer, trailers included, once the stream has ended."""
+        """Return all headers and trailers of a response, once the stream has ended."""
         await self.until(lambda: self.ended(stream))
         found: dict[str, str] = {}
         for got in self.frames:
@@ -134,7 +134,7 @@ class Raw:
         return found
 
     def goaway(self) -> tuple[int, int, bytes] | None:
-        """Last stream, error code and words of the last GOAWAY."""
+        """Return last stream, error code and message of the last GOAWAY."""
         for got in reversed(self.frames):
             if got.kind == GOAWAY:
                 last, code = struct.unpack_from(">II", got.payload)

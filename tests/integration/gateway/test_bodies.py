@@ -1,4 +1,4 @@
-"""Large bodies at the door: taken in place, refused while they come, and never more memory than stated."""
+"""Large bodies: received in place, refused while they come in, and within the memory limit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gateway_route() -> dict:
 
 @pytest.fixture
 def echoing(gateway, worker) -> None:
-    """The worker gives back what it gets, from the message or from the blob store."""
+    """The worker returns its input, from the message or from the blob store."""
 
     blobs = gateway.state / "data" / "blobs"
 
@@ -85,8 +85,8 @@ def tensor_of(answer: httpx.Response) -> bytes:
 
 
 @pytest.mark.parametrize("size", [60_000, 100_000, MIB, MIB + 1, CLAIM_ABOVE, CLAIM_ABOVE + 1, 20 * MIB])
-async def test_what_goes_in_comes_out(client, echoing, size):
-    """In place or not, in a message or by claim; and the connection is good for the next one."""
+async def test_bodies_come_back_unchanged(client, echoing, size):
+    """In place or not, in a message or as a claim. The connection can be used again."""
     for data in (os.urandom(size), os.urandom(size), b"small"):
         content, headers = body_of(data)
         assert tensor_of(await client.post(INFER, content=content, headers=headers)) == data
@@ -105,7 +105,7 @@ async def test_in_chunks_of_unknown_size(client, echoing):
 
 @pytest.mark.parametrize("size", [10, 30_000, 64_000, 66_000])
 async def test_in_small_pieces(gateway, echoing, size):
-    """As a slow line brings them; the second comes while the first is being looked at."""
+    """A slow connection brings small pieces; the second comes while the first is checked."""
     data = os.urandom(size)
     content, headers = body_of(data)
     lines = [*map(": ".join, headers.items()), "Connection: close"]
@@ -119,7 +119,7 @@ async def test_in_small_pieces(gateway, echoing, size):
     assert raw.endswith(data)
 
 
-async def test_uploads_that_are_broken_off_are_forgotten(gateway, client, echoing, until):
+async def test_memory_of_interrupted_uploads_is_released(gateway, client, echoing, until):
     """Small and large, twice the limit in all."""
 
     async def break_off(size: int) -> None:
@@ -141,15 +141,15 @@ async def test_compressed(client, echoing):
     packed = gzip.compress(content, 1)
     assert tensor_of(await client.post(INFER, content=packed, headers=headers)) == data
     cut_off = await client.post(INFER, content=packed[:-9], headers=headers)
-    assert (cut_off.status_code, "cut off" in cut_off.json()["error"]) == (400, True)
+    assert (cut_off.status_code, "is incomplete" in cut_off.json()["error"]) == (400, True)
     bomb, headers = body_of(bytes(MAX_BODY))
     headers["Content-Encoding"] = "gzip"
     answer = await client.post(INFER, content=gzip.compress(bomb, 1), headers=headers)
     assert (answer.status_code, answer.json()["reason"]) == (413, "payload_too_large")
 
 
-async def test_compressed_text_counts_as_what_it_becomes(client, until):
-    """Each of these is kept, plain, until its answer: the memory of all is bounded by what they are then."""
+async def test_compressed_text_counts_by_its_decompressed_size(client, until):
+    """Decompressed bodies stay until their answer, so the budget must count their full size."""
     text = gzip.compress(json.dumps({"x": [1] * (MIB // 2 - 10)}, separators=(",", ":")).encode())
     fitting = INFLIGHT // MIB
 
@@ -161,7 +161,7 @@ async def test_compressed_text_counts_as_what_it_becomes(client, until):
     asked = [asyncio.create_task(ask()) for _ in range(fitting + 6)]
     try:
         await until(lambda: sum(each.done() for each in asked) >= 5)
-        assert await ask() == (503, "overloaded"), "no worker answers, so the memory stays taken"
+        assert await ask() == (503, "overloaded"), "no worker answers, so the memory stays in use"
         refused = [each.result() for each in asked if each.done()]
         assert set(refused) == {(503, "overloaded")}
         assert len(refused) in range(5, 8)
@@ -178,7 +178,7 @@ async def test_json_has_a_lower_limit(client):
 
 
 class Caller:
-    """A connection on which bytes are sent as a test likes."""
+    """A raw connection on which a test sends bytes."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -198,7 +198,7 @@ class Caller:
         await self._writer.drain()
 
     async def send(self, pieces: Iterable[bytes]) -> None:
-        """Until all is sent or the server takes no more."""
+        """Send until all is sent or the server accepts no more."""
         try:
             for piece in pieces:
                 self._writer.write(piece)
@@ -208,7 +208,7 @@ class Caller:
             pass
 
     async def answer(self, timeout_s: float = 10) -> tuple[int, dict]:
-        """Status and JSON, read to the end of the connection."""
+        """Return status and JSON, read to the end of the connection."""
         async with asyncio.timeout(timeout_s):
             raw = await self._reader.read()
         head, _, body = raw.partition(b"\r\n\r\n")
@@ -221,8 +221,8 @@ def chunked(total: int) -> Iterable[bytes]:
     yield b"0\r\n\r\n"
 
 
-async def test_refused_at_the_head(gateway):
-    """Before a byte of the body, whether the client sends it at once or asks first."""
+async def test_refused_by_its_headers(gateway):
+    """Before any byte of the body, with and without `Expect: 100-continue`."""
     async with Caller(gateway.port) as asking:
         await asking.head(f"Content-Length: {300 * MIB}", "Expect: 100-continue")
         status, told = await asking.answer()
@@ -248,7 +248,7 @@ async def test_refused_while_it_streams_in(gateway):
 
 
 async def test_a_pipelined_body_has_the_same_limits(gateway, worker):
-    """It arrives while another request is unanswered, and goes by way of ASGI."""
+    """It arrives while another request is in flight, so the ASGI fallback serves it."""
     worker.answer = lambda _: None
     content, headers = body_of(b"first")
     async with Caller(gateway.port) as caller:
@@ -262,8 +262,8 @@ async def test_a_pipelined_body_has_the_same_limits(gateway, worker):
     assert (b" 504 " in raw, b" 413 " in raw) == (True, True)
 
 
-async def test_pipelined_requests_are_answered_before_what_is_no_request(gateway, echoing):
-    """The first goes the direct way, the others through ASGI, and what follows is no HTTP."""
+async def test_pipelined_requests_are_answered_before_bad_input(gateway, echoing):
+    """The first takes the hot path, the others the fallback, and the rest is not HTTP."""
     content, headers = body_of(b"small")
     raw = await pipelined(gateway.port, INFER, [content] * 50, headers, b"nonsense\r\n\r\n")
     assert (raw.count(b"HTTP/1.1 200 "), raw.count(b"HTTP/1.1 400 ")) == (50, 1)
@@ -271,7 +271,7 @@ async def test_pipelined_requests_are_answered_before_what_is_no_request(gateway
 
 
 class Watch:
-    """The most memory that a process had (resident, bytes) while the block ran, above what it had before."""
+    """The growth of a process's resident memory during the block, at its peak, in bytes."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -294,13 +294,13 @@ class Watch:
         return self.most - self.before
 
 
-# What is stated in the gateway's README: the bodies in hand, one more that is decoded or copied, the process.
+# The limit in the gateway's README: the bodies in memory, one more in progress, and the process.
 BOUND = INFLIGHT + MAX_BODY + 16 * MIB
 
 
 @pytest.mark.parametrize("way", ["chunked", "declared", "declared too large"])
 async def test_twenty_clients_with_large_bodies_have_a_bound(gateway, worker, way, figure: Figure):
-    """None of them is answered by the model, so that all that is taken is kept."""
+    """The model answers none of them, so all accepted bodies stay in memory."""
     worker.answer = lambda _: None
     content, headers = body_of(bytes(MAX_BODY - 200))
     lines = [f"{name}: {value}" for name, value in headers.items()] + ["X-Request-Timeout-Ms: 3000"]
@@ -332,7 +332,7 @@ async def test_twenty_clients_with_large_bodies_have_a_bound(gateway, worker, wa
 
 
 async def test_overload_says_when_to_come_back(gateway, client, echoing, until):
-    """Uploads that stand still hold only what they sent; small requests find room; large ones are told."""
+    """Stalled uploads hold only the bytes that they sent. Small requests find room, large ones get 503."""
     step = 20 * MIB
     async with Caller(gateway.port) as one, Caller(gateway.port) as two, Caller(gateway.port) as three:
         for caller in (one, two, three):
@@ -349,8 +349,8 @@ async def test_overload_says_when_to_come_back(gateway, client, echoing, until):
     await until(lambda: _is_answered(client, content, headers), "what was given up is free again")
 
 
-async def test_answers_that_nobody_reads_are_bounded(gateway, worker, client, echoing, until):
-    """Those that find no room wait for it, up to their deadline, in the blob store; small ones pass."""
+async def test_unread_answers_are_bounded(gateway, worker, client, echoing, until):
+    """Large answers wait for memory in the blob store, up to their deadline; small ones pass."""
     content, headers = body_of(bytes(20 * MIB))
     lines = [f"{name}: {value}" for name, value in headers.items()] + ["X-Request-Timeout-Ms: 2000"]
     callers = [Caller(gateway.port) for _ in range(12)]
@@ -381,8 +381,8 @@ async def test_no_blob_is_left(gateway, until):
     await until(lambda: not [p for p in Path(gateway.state, "data", "blobs").glob("*/*") if p.is_file()])
 
 
-async def test_what_is_no_inference_takes_short_bodies(client):
-    """These bodies are read beside the budget, so that each connection could hold one."""
+async def test_other_routes_accept_only_short_bodies(client):
+    """The budget does not count these bodies, so each connection could hold one."""
     long = b'{"ready": false, "x": "' + b"x" * 65_536 + b'"}'
     answer = await client.post("/v2/repository/index", content=long)
     assert answer.status_code == 413

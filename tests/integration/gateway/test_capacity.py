@@ -1,4 +1,4 @@
-"""Requests that cannot be answered in time are refused at the door: why, and when to come back."""
+"""Requests that cannot be answered in time are refused, with the reason and Retry-After."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def told(answer: httpx.Response) -> tuple[int, str, str | None]:
 
 
 async def reply(peer: Any, *frames: bytes) -> None:
-    """Answer what the worker was silent about; all of it came from one gateway."""
+    """Answer the requests that the worker kept; all came from one gateway."""
     await peer.connection.channel.publish(
         envelope.pack(envelope.REPLIES, list(frames)), routing_key=peer.deliveries[-1].reply_to
     )
@@ -49,7 +49,7 @@ async def reply(peer: Any, *frames: bytes) -> None:
 
 @contextmanager
 def known(gateway: Any, key: str, value: bytes):
-    """The store holds this meanwhile."""
+    """Wait until the gateway has read this from the store."""
     gateway.redis.set(key, value, px=60_000)
     try:
         yield
@@ -58,7 +58,7 @@ def known(gateway: Any, key: str, value: bytes):
 
 
 async def test_the_queue_is_full(client, add_model, make_peer, until):
-    """Nobody is answered yet, so the next is refused; when they are, it is not."""
+    """With all requests unanswered the next is refused; once they are answered, it is not."""
     model = await add_model(max_queue=MAX_QUEUE)
     async with make_peer(model) as peer:
         await peer.connection.wait_up(20)
@@ -67,16 +67,16 @@ async def test_the_queue_is_full(client, add_model, make_peer, until):
         await until(lambda: len(peer.requests) == MAX_QUEUE)
         refused = await infer(client, model)
         assert told(refused) == (503, "overloaded", "1")
-        assert f"{MAX_QUEUE} requests wait already, the limit is {MAX_QUEUE}" in refused.json()["error"]
+        assert f"{MAX_QUEUE} requests wait already, and the limit is {MAX_QUEUE}" in refused.json()["error"]
 
         peer.answer = echo
         await reply(peer, *map(echo, peer.requests))
         assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200] * MAX_QUEUE
         assert (await infer(client, model)).status_code == 200
-        assert len(peer.requests) == MAX_QUEUE + 1, "the refused one was not queued"
+        assert len(peer.requests) == MAX_QUEUE + 1, "the refused request was not queued"
 
 
-async def test_what_waits_in_other_gateways_counts(gateway, client, add_model, make_peer, until):
+async def test_requests_at_other_gateways_fill_the_queue(gateway, client, add_model, make_peer, until):
     model = await add_model(max_queue=MAX_QUEUE)
     other = GatewayReport("other", time.time(), {model: GatewayLoad(outstanding=MAX_QUEUE)})
     async with make_peer(model) as peer:
@@ -92,7 +92,7 @@ async def test_what_waits_in_other_gateways_counts(gateway, client, add_model, m
 
 
 async def test_held_at_no_replica(gateway, client, add_model, make_peer, until):
-    """It is said that it is wanted all the same; and whoever finds a replica there is answered."""
+    """Demand is published all the same, and with a replica there requests are answered."""
     model = await add_model(wakeable=False)
     async with make_peer(model) as peer:
         await peer.connection.wait_up(20)
@@ -116,7 +116,9 @@ async def test_a_model_that_does_not_load(gateway, client, add_model, until):
     with known(gateway, STATUSES, orjson.dumps({model: {"conditions": [NO_LOAD]}})):
 
         async def refused() -> httpx.Response | None:
-            answer = await infer(client, model, 100)  # before that is heard of, nobody answers it
+            answer = await infer(
+                client, model, 100
+            )  # before the gateway knows of the failure, the request times out
             return answer if answer.status_code == 503 else None
 
         answer = await until(refused)
@@ -125,7 +127,7 @@ async def test_a_model_that_does_not_load(gateway, client, add_model, until):
 
 
 async def test_a_load_that_fails_ends_the_requests_that_wait(gateway, client, add_model, make_peer, until):
-    """At once and with the reason, not when their time is over; one that drains still answers its own."""
+    """They fail at once, with the reason. A draining replica still answers its requests."""
     model, draining = await add_model(), await add_model()
     async with make_peer(model) as peer, make_peer(draining) as other:
         for each in (peer, other):
@@ -163,8 +165,8 @@ async def test_a_deadline_that_passes_while_no_replica_starts_says_why(
     assert "the file is no model" in answer.json()["error"]
 
 
-async def test_a_start_that_takes_longer_than_the_request_has(gateway, client, add_model, make_peer, until):
-    """The last ones took 4 to 9 s. Who has the time is queued, and answered when the replica is there."""
+async def test_a_start_that_takes_longer_than_the_timeout(gateway, client, add_model, make_peer, until):
+    """The last starts took 4 to 9 s. A request with more time is queued and answered."""
     model = await add_model()
     starts = [{"total_ms": ms} for ms in (4_000.0, 9_000.0, 5_000.0)]
     async with make_peer(model) as peer:
@@ -178,14 +180,16 @@ async def test_a_start_that_takes_longer_than_the_request_has(gateway, client, a
 
             answer = await until(refused)
             assert told(answer) == (503, "cold_start", "9")
-            assert "takes 9000 ms more to start, the request has 100 ms" in answer.json()["error"]
+            assert "needs 9000 ms more to start, but the request has 100 ms" in answer.json()["error"]
             before = len(peer.requests)
             assert told(await infer(client, model, 8_999)) == (503, "cold_start", "9")
-            assert len(peer.requests) == before, "it was not queued"
+            assert len(peer.requests) == before, "the request was not queued"
             peer.demanded.clear()
 
             async def demanded() -> bool:
-                return await refused() is not None and model in peer.demanded  # said once a second
+                return (
+                    await refused() is not None and model in peer.demanded
+                )  # demand is published once a second
 
             await until(demanded)
             patient = asyncio.create_task(infer(client, model, 20_000))

@@ -1,4 +1,4 @@
-"""What a gateway tells of models that sleep, that may not start, and that nobody knows much of yet."""
+"""What a gateway says of models at zero replicas, models that may not start, and unknown models."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_the_same_over_grpc(stub, add_model, make_peer, until):
         await until(lambda: model in peer.demanded)
 
 
-async def test_a_model_that_is_not_there_is_still_that(client, stub):
+async def test_an_unknown_model_is_still_not_found(client, stub):
     answer = await client.get("/v2/models/letters")
     assert (answer.status_code, answer.json()["reason"]) == (404, "not_found")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -63,12 +63,12 @@ async def test_a_model_that_is_not_there_is_still_that(client, stub):
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_the_index_of_those_that_are_ready(gateway, client, stub, add_model, until):
-    """``digits`` would wake, the other may not; once it has a replica it is ready too."""
+async def test_the_index_of_ready_models(gateway, client, stub, add_model, until):
+    """A request would wake ``digits``. The other may not start; once it has a replica, it is ready too."""
     held = await add_model(wakeable=False)
 
     async def indexes(ready: bool) -> dict[str, str]:
-        """The states of these two over HTTP; the whole index over gRPC is the same."""
+        """Return the states of these two over HTTP; check that gRPC returns the same index."""
         shown = (await client.post(INDEX, json={"ready": ready})).json()
         told = (await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=ready))).models
         over_grpc = [(each.name, each.version, each.state) for each in told]
@@ -101,10 +101,10 @@ FAILED = {"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "no 
 async def test_a_model_that_failed_or_loads_again_is_not_ready(
     gateway, client, stub, add_model, until, status, state, why
 ):
-    """Each call of it would be refused, or wait for nobody knows how long."""
+    """Each call would be refused, or wait for an unknown time."""
     model = await add_model()
     path = f"/v2/models/{model}/ready"
-    assert (await client.get(path)).json() == {"name": model, "ready": True}, "it would wake"
+    assert (await client.get(path)).json() == {"name": model, "ready": True}, "a request would wake it"
     assert (await stub.ModelReady(pb.ModelReadyRequest(name=model))).ready
     gateway.redis.set(STATUSES, orjson.dumps({model: status}), px=60_000)
     if state is not None:
@@ -142,7 +142,7 @@ async def test_the_index_of_all(client, add_model, content):
         (b" " * 65_537, 413, "larger than the 65536 bytes that this path accepts"),
     ],
 )
-async def test_an_index_that_is_asked_for_wrongly(client, content, status, told):
+async def test_a_bad_index_request(client, content, status, told):
     answer = await client.post(INDEX, content=content)
     assert answer.status_code == status
     assert told in answer.json()["error"]

@@ -1,4 +1,4 @@
-"""Requests and replies too large for a message: by claim, and the caller does not notice."""
+"""Requests and replies that are too large for a message travel as claims."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ async def answer(peer, request, *replies: Reply) -> None:
         )
 
 
-async def test_a_large_request_leaves_a_claim(dispatch, peer, route, claims, tmp_path, until):
+async def test_a_large_request_is_sent_as_a_claim(dispatch, peer, route, claims, tmp_path, until):
     data = os.urandom(CLAIM_ABOVE + 1)
     dispatcher = await dispatch()
     peer.answer = lambda request: None if request.flags & envelope.CLAIM else echo(request)
     _, future = send(dispatcher, route(), data)
-    # Smaller ones do not wait behind it, and share no envelope with it.
+    # Smaller requests do not wait for the upload, and do not share its envelope.
     small = [send(dispatcher, route(), b"s")[1] for _ in range(3)]
     await asyncio.gather(*small)
     await until(lambda: len(peer.requests) == 4)
@@ -64,7 +64,7 @@ async def test_a_large_request_leaves_a_claim(dispatch, peer, route, claims, tmp
 
 
 @pytest.mark.parametrize("size", [envelope.LARGE, envelope.LARGE + 1, CLAIM_ABOVE])
-async def test_up_to_the_limit_it_is_in_the_message(dispatch, peer, route, tmp_path, size):
+async def test_a_request_at_the_limit_is_sent_in_the_message(dispatch, peer, route, tmp_path, size):
     data = os.urandom(size)
     _, future = send(await dispatch(), route(), data)
     assert bytes((await future).data[0]) == data
@@ -103,7 +103,7 @@ async def test_a_store_that_cannot_be_written(dispatch, peer, route, tmp_path):
     assert peer.requests == []
 
 
-async def test_a_caller_that_has_gone_leaves_no_blob(dispatch, peer, route, tmp_path, until):
+async def test_an_abandoned_request_leaves_no_blob(dispatch, peer, route, tmp_path, until):
     peer.answer = lambda _: None
     dispatcher = await dispatch()
     id_, _ = send(dispatcher, route(), bytes(CLAIM_ABOVE + 1))
@@ -137,26 +137,26 @@ async def test_the_claim_is_sent_again_after_a_reconnect(dispatch, line, peer, r
     assert bytes((await future).data[0]) == b"done"
 
 
-async def test_answers_wait_for_room(dispatch, peer, route, claims, until):
-    """Two that do not fit together: one after the other, and both come."""
+async def test_claimed_answers_wait_for_memory(dispatch, peer, route, claims, until):
+    """Two answers that do not fit together are fetched one after the other."""
     peer.answer = lambda _: None
     answers = MemoryBudget(CLAIM_ABOVE + 10)
     dispatcher = await dispatch(answers=answers)
-    answers.force(CLAIM_ABOVE)  # an answer that its reader has not taken yet
+    answers.force(CLAIM_ABOVE)  # an unread answer
     futures = [send(dispatcher, route(), b"s")[1] for _ in range(2)]
     await until(lambda: len(peer.requests) == 2)
     for request in peer.requests:
         await answer(peer, request, reply(request, await claims.give([bytes(CLAIM_ABOVE)], 10), claimed=True))
     done, _ = await asyncio.wait(futures, timeout=0.3)
     assert not done
-    answers.give(CLAIM_ABOVE)
+    answers.release(CLAIM_ABOVE)
     for found in await asyncio.gather(*futures):
         assert len(found.data[0]) == CLAIM_ABOVE
     assert answers.used == 0
 
 
 async def test_a_claim_of_another_store(dispatch, peer, route, tmp_path, until):
-    """Gateway and worker with different stores: told, never a hang."""
+    """Gateway and worker with different stores: an error, never a hang."""
     peer.answer = lambda _: None
     _, future = send(await dispatch(), route(), b"s")
     await until(lambda: peer.requests)

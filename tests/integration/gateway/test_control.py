@@ -30,7 +30,7 @@ ISSUER, AUDIENCE = "https://issuer.example", "tidegate"
 
 
 class Issuer:
-    """Whoever signs tokens: its public keys in a file, its private one here."""
+    """An issuer of tokens: its public keys are in a file, its private key is here."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,7 +81,7 @@ async def client(gateway):
 
 @pytest.fixture
 def as_(registry, client, until):
-    """``await as_(*scopes)``: headers of a new key with these scopes, once the gateway knows it."""
+    """``await as_(*scopes)`` returns the headers of a new key, once the gateway knows it."""
 
     async def made(*scopes: str, name: str = "test") -> dict[str, str]:
         headers = bearer(registry.key(scopes=list(scopes), name=name)["key"])
@@ -99,7 +99,7 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-async def test_beyond_loopback_nobody_is_let_in_unknown(client, gateway, worker):
+async def test_beyond_loopback_a_credential_is_required(client, gateway, worker):
     for method, path in (
         ("POST", INFER),
         ("POST", "/v2/models/digits/generate"),
@@ -162,7 +162,7 @@ async def test_metrics_beyond_loopback_need_the_metrics_token(client, as_):
     assert infer.status_code == 403
 
 
-async def test_raw_paths_lead_nowhere_else(client, gateway, as_):
+async def test_encoded_paths_do_not_reach_other_routes(client, gateway, as_):
     headers = await as_("operate")
     for path in (
         "/api/registry/v1/models/../keys",
@@ -173,7 +173,7 @@ async def test_raw_paths_lead_nowhere_else(client, gateway, as_):
         assert (await client.get(url, headers=headers)).status_code in (403, 404), path
 
 
-async def test_calls_stream_and_are_audited_with_who_and_from_where(client, registry, as_):
+async def test_calls_stream_and_are_audited_with_caller_and_address(client, registry, as_):
     publisher, admin = await as_("publish", name="olga"), await as_("admin")
     content = os.urandom(3_000_000)
 
@@ -255,18 +255,18 @@ async def test_no_secret_is_in_a_log_line(client, gateway, registry, worker, as_
     await client.post(INFER, json=BODY, headers={"Authorization": "Basic c2VjcmV0OnNlY3JldA=="})
     await asyncio.sleep(0.1)
     logs = (gateway.state / "log").read_text() + registry.log.read_text()
-    assert '"path": "/api/registry/v1/keys"' in logs, "the log is the one that is meant"
+    assert '"path": "/api/registry/v1/keys"' in logs, "this is the right log"
     for secret in [*secrets, "c2VjcmV0OnNlY3JldA=="]:
         assert secret not in logs
-        assert secret[-16:] not in logs, "not in part either"
+        assert secret[-16:] not in logs, "not even a part"
     assert not re.search(r"[Bb]earer \S", logs)
     kept = gateway.state / "data" / "gateway-keys.json"
     assert kept.stat().st_mode & 0o777 == 0o600
     known = kept.read_text()
-    assert not any(secret[-16:] in known for secret in secrets), "it has what proves them, not them"
+    assert not any(secret[-16:] in known for secret in secrets), "the cache has hashes, not secrets"
 
 
-async def test_who_leaves_in_the_middle_of_an_upload_is_no_error_of_ours(gateway, as_, until):
+async def test_a_caller_that_disconnects_during_an_upload_is_no_server_error(gateway, as_, until):
     headers = await as_("publish")
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     told_of = headers | {"Host": "localhost", "X-Request-Id": "leaves", "Content-Length": "1000"}
@@ -285,7 +285,7 @@ async def test_who_leaves_in_the_middle_of_an_upload_is_no_error_of_ours(gateway
 
 
 async def test_slow_uploads_do_not_close_the_control_plane_to_others(client, gateway, as_):
-    """A hundred of them took all connections to the registry, and everybody else waited for minutes."""
+    """A hundred slow uploads once used all connections to the registry; all others waited for minutes."""
     address = urlsplit(gateway.url)
     credential = (await as_("publish"))["Authorization"]
     head = (
@@ -297,7 +297,7 @@ async def test_slow_uploads_do_not_close_the_control_plane_to_others(client, gat
         for _, writer in opened:
             writer.write(head.encode() + b"x")
             await writer.drain()
-        # What was asked for before is under way by now: one gateway process takes them in turn.
+        # The earlier uploads are in flight by now: one gateway process handles requests in order.
         for _ in range(3):
             answer = await client.get("/api/registry/v1/models", headers={"Authorization": credential})
             assert answer.status_code == 200
@@ -306,7 +306,7 @@ async def test_slow_uploads_do_not_close_the_control_plane_to_others(client, gat
             writer.close()
 
 
-async def test_a_question_is_not_kept_waiting_by_a_body_that_it_does_not_need(gateway, as_):
+async def test_a_get_does_not_wait_for_a_body(gateway, as_):
     address = urlsplit(gateway.url)
     credential = (await as_("publish"))["Authorization"]
     reader, writer = await asyncio.open_connection(address.hostname, address.port)

@@ -1,4 +1,4 @@
-"""Pages of other origins at a gateway that allows some, and what it says of itself to those without a key."""
+"""Calls from pages of allowed and other origins, and the home page without a key."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_preflight_needs_no_key(client, path):
     assert (answer.status_code, answer.headers[ALLOWED]) == (200, OURS)
     assert "POST" in answer.headers["access-control-allow-methods"]
     assert answer.headers["access-control-allow-headers"] == "authorization,x-request-timeout-ms"
-    assert "access-control-allow-credentials" not in answer.headers, "keys are no cookies"
+    assert "access-control-allow-credentials" not in answer.headers, "the API uses no cookies"
     refused = await client.options(path, headers=preflight(OTHER))
     assert (refused.status_code, refused.headers.get(ALLOWED)) == (400, None)
 
@@ -81,21 +81,21 @@ async def test_a_page_reads_the_answers_of_inference(client, worker, content, mo
     assert told(answer) == (status, [OURS])
 
 
-async def test_so_it_does_where_requests_are_pipelined(gateway, worker):
-    """The second goes through ASGI."""
+async def test_a_page_reads_the_answers_of_pipelined_requests(gateway, worker):
+    """The ASGI fallback serves the second."""
     content = json.dumps(BODY).encode()
     raw = await pipelined(gateway.port, INFER, [content] * 2, PAGE | KEY)
     assert raw.count(b"HTTP/1.1 200 ") == raw.count(b"access-control-allow-origin: " + OURS.encode()) == 2
 
 
-async def test_and_those_of_all_other_routes(client):
+async def test_a_page_reads_the_answers_of_all_other_routes(client):
     assert told(await client.get("/v2/models", headers=PAGE | KEY)) == (200, [OURS])
     assert told(await client.get("/v2/models", headers=PAGE)) == (401, [OURS])
     assert told(await client.get("/api/registry/v1/models", headers=PAGE | KEY)) == (200, [OURS])
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", INFER), ("GET", "/v2/models")])
-async def test_other_pages_are_refused_as_ever(client, worker, method, path):
+async def test_pages_of_other_origins_are_refused(client, worker, method, path):
     body: Any = BODY if method == "POST" else None
     answer = await client.request(method, path, json=body, headers=KEY | {"Origin": OTHER})
     assert (answer.status_code, answer.headers.get(ALLOWED)) == (403, None)
@@ -103,7 +103,7 @@ async def test_other_pages_are_refused_as_ever(client, worker, method, path):
     assert (await client.request(method, path, json=body, headers=KEY)).status_code == 200
 
 
-async def test_the_address_says_what_this_is_and_who_may_see_more(client, gateway):
+async def test_the_home_page_as_json(client, gateway):
     unknown = (await client.get("/")).json()
     assert (unknown["name"], "models" in unknown) == ("tidegate", False)
     assert "this stack needs a key" in unknown["problem"]

@@ -1,4 +1,4 @@
-"""Requests out, replies back: with a real worker's protocol, over the real broker, through bad times."""
+"""The dispatcher: requests out, replies back, over the real broker, through failures."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def submit(dispatcher: Dispatcher, route, number: int = 0, timeout_s: float = 20
 
 
 def told(reply) -> int:
-    """The number that a reply carries back."""
+    """Return the number in a reply."""
     return int(struct.unpack_from("<f", reply.data[0])[0])
 
 
 def load(dispatcher: Dispatcher, route) -> tuple[int, int, int]:
-    found = dispatcher.lane(route).load
+    found = dispatcher.queue_of(route).load
     return found.outstanding, found.arrived, found.completed
 
 
@@ -65,7 +65,7 @@ async def test_a_failure(dispatch, peer, route):
     assert (type(found), found.message) == (ModelFailed, "out of tea")
 
 
-async def test_everybody_gets_his_own_answer(dispatch, peer, route):
+async def test_each_request_gets_its_own_answer(dispatch, peer, route):
     dispatcher = await dispatch()
     futures = [submit(dispatcher, route(), n)[1] for n in range(500)]
     assert [told(reply) for reply in await asyncio.gather(*futures)] == list(range(500))
@@ -90,12 +90,12 @@ async def test_the_deadline(dispatch, peer, route, until):
     peer.answer = lambda _: None
     dispatcher = await dispatch()
     _, future = submit(dispatcher, route(), timeout_s=0.05)
-    with pytest.raises(DeadlinePassed, match="the deadline passed before an answer was there"):
+    with pytest.raises(DeadlinePassed, match="the deadline passed before the answer came"):
         await future
     assert load(dispatcher, route()) == (0, 1, 1)
     _, future = submit(dispatcher, route(), timeout_s=5)
     await until(lambda: len(peer.requests) == 2)
-    assert peer.cancelled == [], "an expired request carries its deadline, nobody needs to be told"
+    assert peer.cancelled == [], "an expired request carries its deadline, so no cancel is needed"
     dispatcher.abandon(peer.requests[1].id)
 
 
@@ -109,7 +109,7 @@ async def test_the_deadline_holds_without_a_broker(dispatch, line, route, until)
     assert dispatcher.problem() is not None
 
 
-async def test_a_late_answer_hurts_nobody(dispatch, peer, route, until):
+async def test_a_late_answer_is_ignored(dispatch, peer, route, until):
     dispatcher = await dispatch()
     held: list = []
     peer.answer = lambda request: held.append(request)
@@ -117,7 +117,7 @@ async def test_a_late_answer_hurts_nobody(dispatch, peer, route, until):
     with pytest.raises(DeadlinePassed):
         await future
     await until(lambda: held)
-    # Twice, with a request that is still waited for.
+    # Twice, with a request still in flight.
     peer.answer = lambda request: None
     _, waiting = submit(dispatcher, route(), 5)
     await until(lambda: len(peer.requests) == 2)
@@ -132,7 +132,7 @@ async def test_a_late_answer_hurts_nobody(dispatch, peer, route, until):
 
 
 async def test_garbage_on_the_reply_queue(dispatch, peer, route):
-    """It is dropped; what comes after it is read."""
+    """Garbage is dropped; the replies after it are read."""
     dispatcher = await dispatch()
     _, first = submit(dispatcher, route())
     await first
@@ -162,7 +162,7 @@ async def test_abandoned_requests_are_cancelled(dispatch, peer, route, until):
     dispatcher.abandon(pairs[2][0])
 
 
-async def test_what_was_abandoned_before_it_left_is_not_sent(dispatch, peer, route, until):
+async def test_a_request_abandoned_before_it_left_is_not_sent(dispatch, peer, route, until):
     dispatcher = await dispatch()
     id_, _ = submit(dispatcher, route(), 1)
     dispatcher.abandon(id_)
@@ -172,7 +172,7 @@ async def test_what_was_abandoned_before_it_left_is_not_sent(dispatch, peer, rou
 
 
 async def test_envelopes_fill_under_load(dispatch, peer, route, deployment, fleets):
-    """Two ready replicas of a light model: the requests of one turn travel in two envelopes."""
+    """With two ready replicas of a light model, the requests of one turn leave in two envelopes."""
     fleets[deployment] = ReplicaFleet(2, 0.05)
     dispatcher = await dispatch()
     futures = [submit(dispatcher, route(), n)[1] for n in range(60)]
@@ -185,14 +185,14 @@ async def test_envelopes_fill_under_load(dispatch, peer, route, deployment, flee
     "fleet", [ReplicaFleet(0, None), ReplicaFleet(1, None), ReplicaFleet(1, 20.0)], ids=str
 )
 async def test_envelopes_of_one(dispatch, peer, route, deployment, fleets, fleet):
-    """Of a heavy model, and of one that nobody has measured."""
+    """For a heavy model, and for a model without a measurement."""
     fleets[deployment] = fleet
     dispatcher = await dispatch()
     await asyncio.gather(*(submit(dispatcher, route(), n)[1] for n in range(10)))
     assert [len(e) for e in peer.envelopes] == [1] * 10
 
 
-async def test_envelopes_are_no_larger_than_they_may_be(dispatch, peer, route, deployment, fleets):
+async def test_envelopes_stay_within_the_size_limit(dispatch, peer, route, deployment, fleets):
     fleets[deployment] = ReplicaFleet(1, 0.01)
     dispatcher = await dispatch()
     sizes = [MAX_BYTES // 3] * 4 + [MAX_BYTES * 2, 10]
@@ -204,7 +204,7 @@ async def test_envelopes_are_no_larger_than_they_may_be(dispatch, peer, route, d
 
 
 async def test_each_deployment_has_its_queue(dispatch, peer, route, rabbitmq_url, fresh, until):
-    """Requests of one turn of the event loop, to two Deployments."""
+    """One turn of the event loop has requests to two Deployments."""
     from services.gateway.domain.routing import compile_table
 
     other_name = fresh("other")
@@ -237,7 +237,7 @@ def _entry() -> dict:
 
 
 async def test_requests_wait_for_a_worker(rabbitmq_url, dispatch, route, deployment, make_peer):
-    """The queue is there before any worker, and a hint says that one is wanted."""
+    """The queue exists before any worker, and a demand hint is published."""
     dispatcher = await dispatch()
     _, future = submit(dispatcher, route(), 3)
     async with make_peer(deployment) as late:
@@ -245,7 +245,7 @@ async def test_requests_wait_for_a_worker(rabbitmq_url, dispatch, route, deploym
         assert late.deliveries[0].redelivered is False
 
 
-async def test_demand_is_told_once_a_second(dispatch, peer, route, deployment, fleets, until):
+async def test_demand_is_published_once_a_second(dispatch, peer, route, deployment, fleets, until):
     dispatcher = await dispatch()
     for number in range(20):
         await submit(dispatcher, route(), number)[1]
@@ -255,11 +255,11 @@ async def test_demand_is_told_once_a_second(dispatch, peer, route, deployment, f
     fleets[deployment] = ReplicaFleet(1, 1.0)
     count = len(peer.demanded)
     await submit(dispatcher, route())[1]
-    assert len(peer.demanded) == count, "with a ready replica nobody has to be woken"
+    assert len(peer.demanded) == count, "with a ready replica no demand is published"
 
 
 async def test_the_queue_was_deleted(dispatch, peer, route, until):
-    """The publisher is told, the next request finds the queue again."""
+    """The request fails, and the next one declares the queue again."""
     peer.answer = lambda _: None
     dispatcher = await dispatch()
     id_, _ = submit(dispatcher, route(), timeout_s=20)
@@ -285,8 +285,8 @@ def _echo_number(request):
     return envelope.reply_frame(request.id, request.attempt, 1, b"\0\0", list(request.data))
 
 
-async def test_requests_survive_a_broken_line(dispatch, peer, line, route, until):
-    """What may have been lost is sent once more, under the same id; its first answer counts."""
+async def test_requests_survive_a_lost_connection(dispatch, peer, line, route, until):
+    """Requests that may be lost are sent once more, under the same id. The first answer counts."""
     dispatcher = await dispatch(line.url)
     answered: list = []
     peer.answer = lambda request: None
@@ -326,7 +326,7 @@ async def test_nothing_is_sent_a_third_time(dispatch, peer, line, route, until):
         await future
 
 
-async def test_what_may_not_run_twice_is_not_sent_twice(dispatch, peer, line, route, until):
+async def test_requests_with_retry_never_are_not_sent_again(dispatch, peer, line, route, until):
     peer.answer = lambda request: None
     dispatcher = await dispatch(line.url)
     never = route(retry="never")
@@ -338,7 +338,7 @@ async def test_what_may_not_run_twice_is_not_sent_twice(dispatch, peer, line, ro
     _, unsent = submit(dispatcher, never, 2)
     peer.answer = _echo_number
     await line.up()
-    with pytest.raises(Unavailable, match="not sent twice"):
+    with pytest.raises(Unavailable, match="not sent again"):
         await sent
     assert told(await unsent) == 2
     assert [r.id for r in peer.requests].count(id_) == 1
@@ -367,8 +367,8 @@ async def test_replies_wait_while_the_gateway_is_cut_off(dispatch, peer, line, r
     assert told(await future) == 4
 
 
-async def test_the_queue_vanishes_with_the_line(dispatch, peer, line, route, rabbitmq_url, until):
-    """A publication that finds neither session nor queue is neither lost nor an unhandled error."""
+async def test_the_queue_vanishes_with_the_connection(dispatch, peer, line, route, rabbitmq_url, until):
+    """A message that finds neither channel nor queue is not lost, and raises no unhandled error."""
     dispatcher = await dispatch(line.url)
     unhandled: list = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
@@ -379,8 +379,8 @@ async def test_the_queue_vanishes_with_the_line(dispatch, peer, line, route, rab
     assert unhandled == []
 
 
-async def test_a_message_that_the_broker_refuses_is_told_at_once(dispatch, deployment, route):
-    """Not when its deadline passes."""
+async def test_a_message_that_the_broker_refuses_fails_at_once(dispatch, deployment, route):
+    """Before its deadline."""
     full = Queue(f"requests.v1.{deployment}", {"x-max-length": 1, "x-overflow": "reject-publish"})
     narrow = replace(route(), queue=full)
     dispatcher = await dispatch()
@@ -392,10 +392,8 @@ async def test_a_message_that_the_broker_refuses_is_told_at_once(dispatch, deplo
     dispatcher.abandon(kept_id)
 
 
-async def test_an_envelope_that_cannot_be_made_is_told_at_once_and_takes_no_other_along(
-    dispatch, peer, route, monkeypatch
-):
-    """Nobody knows of one; it must not leave its callers to their deadlines."""
+async def test_an_envelope_that_cannot_be_encoded_fails_alone_and_at_once(dispatch, peer, route, monkeypatch):
+    """No such envelope is known. Its callers must not wait for their deadlines."""
     dispatcher = await dispatch(max_frames=1)
     assert told(await submit(dispatcher, route(), 1)[1]) == 1
     channel = dispatcher.out.channel
@@ -413,7 +411,7 @@ async def test_an_envelope_that_cannot_be_made_is_told_at_once_and_takes_no_othe
     assert told(await good) == 3
 
 
-async def test_stopping_tells_those_who_wait(dispatch, peer, route):
+async def test_stopping_fails_requests_in_flight(dispatch, peer, route):
     peer.answer = lambda _: None
     dispatcher = await dispatch()
     _, future = submit(dispatcher, route())
@@ -454,7 +452,7 @@ async def test_the_hint_is_json(dispatch, rabbitmq_url, route, deployment, peer,
     await line_session.consume(peer._events, keep, prefetch=1, no_ack=True)
     dispatcher = await dispatch()
     for _ in range(2):
-        dispatcher._hints._demanded_at.clear()
+        dispatcher._events._demanded_at.clear()
         dispatcher.demand(route())
         await submit(dispatcher, route())[1]
     await until(lambda: seen)

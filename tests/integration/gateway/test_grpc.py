@@ -1,4 +1,4 @@
-"""The gRPC door of a gateway process: Triton's own clients in front, a small worker behind."""
+"""The gRPC API of a gateway process, with Triton's clients and a small worker."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def client(gateway) -> AsyncIterator[Any]:
         yield found
 
 
-async def test_what_there_is(client, gateway):
+async def test_health_and_metadata(client, gateway):
     assert await client.is_server_live()
     assert await client.is_server_ready()
     assert await client.is_model_ready("digits")
@@ -134,7 +134,7 @@ async def test_classes(client, worker):
     assert answer.as_numpy("y").tolist() == [[b"2.000000:1"], [b"9.000000:0"]]
 
 
-async def test_what_is_for_the_queue_goes_there(client, worker):
+async def test_timeout_and_priority_parameters_reach_the_queue(client, worker):
     await client.infer("digits", [x(1, 2)], priority=2, timeout=5_000_000)
     found = worker.requests[0]
     assert found.flags >> envelope.PRIORITY_SHIFT == 2
@@ -167,7 +167,7 @@ async def test_refusals(stub, asked, code, reason):
 
 
 @pytest.mark.parametrize("method", ["RepositoryModelLoad", "SystemSharedMemoryRegister", "LogSettings"])
-async def test_what_this_server_does_not_do(stub, method):
+async def test_unsupported_operations_are_refused(stub, method):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await getattr(stub, method)(getattr(pb, f"{method}Request")())
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -183,7 +183,7 @@ async def test_deadlines(stub, worker, metadata):
 
 
 async def test_a_deadline_in_years(stub, worker):
-    """Longer than the broker counts; it must not cost the others their connection."""
+    """Longer than the broker accepts; it must not close the connection of the others."""
     for _ in range(2):
         answer = await stub.ModelInfer(request(), timeout=10 * 366 * 86_400)
         assert len(answer.raw_output_contents) == 1
@@ -191,7 +191,7 @@ async def test_a_deadline_in_years(stub, worker):
     assert left_ms <= MAX_TIMEOUT_MS
 
 
-async def test_errors_have_their_time(stub, worker):
+async def test_errors_have_server_timing(stub, worker):
     worker.answer = lambda r: envelope.failure_frame(r.id, r.attempt, "model_failed", "out of tea")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ModelInfer(request())
@@ -199,7 +199,7 @@ async def test_errors_have_their_time(stub, worker):
     assert transit.removeprefix("transit;dur=") == total.removeprefix("total;dur=")
 
 
-async def test_the_models_own_words_even_if_they_are_many(stub, worker):
+async def test_a_long_error_of_the_model_is_cut(stub, worker):
     worker.answer = lambda r: envelope.failure_frame(
         r.id, r.attempt, "model_failed", "out of tea, ö\n" * 9000
     )
@@ -209,7 +209,7 @@ async def test_the_models_own_words_even_if_they_are_many(stub, worker):
     assert caught.value.details().startswith("out of tea, ö\nout")
 
 
-async def test_a_caller_that_goes_is_cancelled(stub, worker, until):
+async def test_a_request_whose_caller_disconnects_is_cancelled(stub, worker, until):
     worker.answer = lambda _: None
     call = stub.ModelInfer(request())
     await until(lambda: worker.requests)
@@ -241,7 +241,7 @@ async def test_a_stream_answers_in_order_whatever_the_worker_does_and_lives_on_a
     assert all(a.infer_response.parameters["triton_final_response"].bool_param for a in answers[:3])
 
 
-async def test_a_stream_whose_caller_goes_is_cancelled(stub, worker, until):
+async def test_a_stream_whose_caller_disconnects_is_cancelled(stub, worker, until):
     worker.answer = lambda _: None
 
     async def requests() -> AsyncIterator[Any]:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 MB = 2**20
 BUDGET, BODY, CONNECTIONS = 64 * MB, 40 * MB, 64
-# What a process of any size may grow by without having kept anything.
+# How much a process may grow although it keeps nothing.
 SLACK = 24 * MB
 UNAUTHENTICATED, INVALID, EXHAUSTED, UNAVAILABLE = "16", "3", "8", "14"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -58,7 +58,7 @@ async def key(registry, gateway, worker, until) -> str:
 
 @pytest.fixture
 async def connect(gateway) -> AsyncIterator[Callable[[], Any]]:
-    """``await connect()``: one more raw connection."""
+    """``await connect()`` opens one more raw connection."""
     opened: list[Raw] = []
 
     async def one() -> Raw:
@@ -93,7 +93,7 @@ def log_of(gateway: Any) -> str:
 
 
 class Growth:
-    """How far the process grew above what it was."""
+    """The growth of the process's memory."""
 
     def __init__(self, gateway: Any) -> None:
         self._process = psutil.Process(gateway.process.pid)
@@ -119,7 +119,7 @@ class Growth:
 
 @pytest.mark.parametrize("shown", [[], credential("nonsense"), credential("tg_0_0")])
 @pytest.mark.parametrize("path", [h2.INFER, STREAM])
-async def test_an_unknown_client_is_refused_by_its_head_and_nothing_is_kept(
+async def test_an_unknown_client_is_refused_by_its_headers_and_nothing_is_kept(
     gateway, key, connect, shown, path
 ):
     """Three connections with 249 of 250 MB each grew the process by 753 MB."""
@@ -145,7 +145,7 @@ async def test_messages_count_against_the_budget_from_their_first_byte(gateway, 
     assert {(told["grpc-status"], told["reason"]) for told in refused} == {(UNAVAILABLE, "overloaded")}
     assert all(told["retry-after"] == "1" for told in refused)
     assert growth.peak < BUDGET + SLACK, sent
-    # A small one finds room beside them, and all of it is free once they have gone.
+    # A small message finds room beside them. Once they have ended, all memory is free.
     async with grpc.aio.insecure_channel(gateway.grpc) as channel:
         await ask(channel, key)
         await asyncio.gather(*(client.close() for client in clients))
@@ -155,7 +155,9 @@ async def test_messages_count_against_the_budget_from_their_first_byte(gateway, 
             await stubs.GRPCInferenceServiceStub(channel).ModelInfer(
                 big, metadata=(("authorization", f"Bearer {key}"),), timeout=20
             )
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, "it was read whole, and looked at"
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, (
+            "the message was read completely and checked"
+        )
 
 
 async def test_a_message_over_the_limit_is_refused_at_its_first_bytes(gateway, key, connect):
@@ -167,7 +169,7 @@ async def test_a_message_over_the_limit_is_refused_at_its_first_bytes(gateway, k
 
 @pytest.mark.parametrize("path", [h2.INFER, STREAM])
 @pytest.mark.parametrize("data", [b"\xff" * 20, b"\x0a\x05ab", b"\x0a\xff\xff\xff\x7f" + bytes(70_000)])
-async def test_what_is_no_protobuf_is_an_invalid_argument_and_no_traceback(gateway, key, connect, path, data):
+async def test_malformed_protobuf_is_an_invalid_argument_and_no_traceback(gateway, key, connect, path, data):
     client = await connect()
     body = message(data)
     frames = [frame(h2.DATA, 0, 1, body[at : at + 16_384]) for at in range(0, len(body), 16_384)]
@@ -194,7 +196,7 @@ async def test_a_message_of_nothing_but_empty_fields_is_not_parsed(gateway, key,
     assert growth.peak < 8 * MB + SLACK
 
 
-async def test_compressed_messages_are_taken_and_bombs_are_not(gateway, key, connect):
+async def test_compressed_messages_are_accepted_and_bombs_are_not(gateway, key, connect):
     async with grpc.aio.insecure_channel(gateway.grpc) as channel:
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             answer = await ask(channel, key, compression=compression)
@@ -255,7 +257,7 @@ async def test_a_connection_that_asks_for_too_much_ends(gateway, key, connect, s
 
 
 async def test_calls_that_are_cancelled_as_soon_as_they_begin(gateway, key, connect, worker):
-    """HTTP/2's rapid reset: each costs the gateway a call, and its client nothing."""
+    """HTTP/2 rapid reset: each call costs the gateway work, and its client nothing."""
     client = await connect()
     body = message(request().SerializeToString())
     for stream in range(1, 2001, 2):
@@ -265,10 +267,10 @@ async def test_calls_that_are_cancelled_as_soon_as_they_begin(gateway, key, conn
     assert client.goaway()[1:] == (11, b"too many cancelled calls")
 
 
-async def test_connections_that_do_nothing_give_way(gateway, key):
+async def test_idle_connections_make_room_for_new_ones(gateway, key):
     silent = [await asyncio.open_connection("127.0.0.1", gateway.grpc_port) for _ in range(CONNECTIONS + 40)]
     held = await Raw().open(gateway.grpc_port)
-    held.send(held.headers(1, more=credential(key)))  # a call that goes on, and so does its connection
+    held.send(held.headers(1, more=credential(key)))  # a long call keeps its connection
     silent += [await asyncio.open_connection("127.0.0.1", gateway.grpc_port) for _ in range(CONNECTIONS + 40)]
     async with grpc.aio.insecure_channel(gateway.grpc) as channel:
         for _ in range(3):
@@ -281,7 +283,7 @@ async def test_connections_that_do_nothing_give_way(gateway, key):
 
 
 async def test_calls_without_a_credential_cannot_crowd_each_other_out(gateway, key, connect):
-    """The oldest give way: 600 watches are more than the process takes."""
+    """The oldest make room: 600 watches are more than the limit."""
     clients = [await connect() for _ in range(4)]
     for client in clients:
         for stream in range(1, 301, 2):
@@ -297,7 +299,7 @@ async def test_calls_without_a_credential_cannot_crowd_each_other_out(gateway, k
         await ask(channel, key)
 
 
-async def test_what_a_page_in_a_browser_could_send_is_no_call(gateway, key, connect):
+async def test_requests_that_a_browser_page_could_send_are_refused(gateway, key, connect):
     client = await connect()
     fields = [(":method", "POST"), (":scheme", "http"), (":path", h2.INFER), ("content-type", "text/plain")]
     client.send(frame(h2.HEADERS, 5, 1, client._encoder.encode(fields)))
@@ -310,11 +312,11 @@ async def test_what_a_page_in_a_browser_could_send_is_no_call(gateway, key, conn
     writer.close()
 
 
-async def test_an_id_that_is_no_text_is_not_sent_back(gateway, key, connect):
+async def test_a_request_id_that_is_not_text_is_not_sent_back(gateway, key, connect):
     client = await connect()
     body = message(request().SerializeToString())
     sent = frame(h2.DATA, h2.END_STREAM, 1, body)
     client.send(client.headers(1, more=[*credential(key), ("x-request-id", "a\r\nb: c")]), sent)
     told = await client.answer(1)
     assert told["grpc-status"] == "0"
-    assert len(told["x-request-id"]) == 16, "one of the gateway's own"
+    assert len(told["x-request-id"]) == 16, "the gateway made a new id"

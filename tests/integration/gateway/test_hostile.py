@@ -48,7 +48,7 @@ def infer(body: bytes, *lines: str, path: str = INFER) -> bytes:
 
 
 async def exchange(port: int, *pieces: bytes) -> bytes:
-    """Each piece in a write of its own; all that comes back until the gateway closes."""
+    """Send each piece in a write of its own; return everything until the gateway closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for piece in pieces:
@@ -64,7 +64,7 @@ async def exchange(port: int, *pieces: bytes) -> bytes:
 @pytest.mark.parametrize("word", ["h2c", "websocket", "x"])
 @pytest.mark.parametrize("path", [INFER, "/v2/models/digits/generate"])
 async def test_an_upgrade_is_ignored(gateway, worker, word, path):
-    """Java's HttpClient sends ``h2c`` with a good request."""
+    """Java's HttpClient sends ``h2c`` with valid requests."""
     body = BODY if path == INFER else b'{"x": [1, 2]}'
     lines = [f"Upgrade: {word}", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAEAAEAAAAIAAAAB"]
     request = infer(body, *lines, path=path) + infer(BODY, "Connection: close")
@@ -74,8 +74,8 @@ async def test_an_upgrade_is_ignored(gateway, worker, word, path):
         assert [status for status, _, _ in found] == [200, 200], at
 
 
-async def test_no_request_is_made_of_a_body(gateway, worker):
-    """Every body is refused for what it is; none of it is answered as a request of its own."""
+async def test_a_body_is_never_read_as_a_request(gateway, worker):
+    """Every body is refused as a body; no part of it is answered as a request."""
     for lines in (["Upgrade: x", "Connection: upgrade"], []):
         request = infer(SMUGGLED * 3, *lines) + infer(BODY, "Connection: close")
         for at in range(100, len(request), 37):
@@ -105,7 +105,7 @@ http {{
 
 @pytest.fixture(params=["on", "off"])
 def nginx(request, gateway, tmp_path: Path) -> Iterator[int]:
-    """A real nginx in front of the gateway with the usual lines for WebSockets; its port."""
+    """The port of a real nginx in front of the gateway, with the usual lines for WebSockets."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         pytest.skip("nginx is not installed (Debian: apt-get install nginx)")
@@ -122,7 +122,7 @@ def nginx(request, gateway, tmp_path: Path) -> Iterator[int]:
         process.wait(20)
 
 
-async def test_no_request_is_made_of_a_body_behind_nginx(nginx, gateway, worker, until):
+async def test_a_body_is_never_read_as_a_request_behind_nginx(nginx, gateway, worker, until):
     async def up() -> bool:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", nginx)
@@ -156,7 +156,7 @@ async def test_no_request_is_made_of_a_body_behind_nginx(nginx, gateway, worker,
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_heads_that_are_refused(gateway, worker, lines, status):
+async def test_bad_headers_are_refused(gateway, worker, lines, status):
     raw = await exchange(gateway.port, infer(BODY, *lines, "Connection: close"))
     ((found, _, told),) = answers(raw)
     assert (found, sorted(told)) == (status, ["error", "reason", "request_id"])
@@ -185,7 +185,7 @@ async def test_white_space_does_not_hide_a_length(gateway):
         assert (status, told["reason"]) == (413, "payload_too_large")
 
 
-async def test_trailers_of_a_call_are_no_headers(gateway, worker):
+async def test_trailers_do_not_count_as_headers(gateway, worker):
     """A wrong credential would be refused."""
     head = (
         f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
@@ -194,8 +194,8 @@ async def test_trailers_of_a_call_are_no_headers(gateway, worker):
     assert answers(await exchange(gateway.port, head.encode(), chunk))[0][0] == 200
 
 
-async def test_the_page_of_metrics_does_not_grow_by_names(client, figure: Figure):
-    """Names that callers make up, on the way to every early refusal."""
+async def test_invented_model_names_do_not_grow_the_metrics(client, figure: Figure):
+    """Callers send invented names, with every early refusal."""
     before = len((await client.get("/metrics")).text)
     for number in range(300):
         name = f"made-up-{number}"
@@ -238,7 +238,7 @@ async def flood(port: int) -> list[Held]:
 
 
 async def test_a_caller_with_a_credential_is_answered_beside_bodies_that_stand_still(gateway, client, worker):
-    """Twice the budget in bodies that lack a byte; each of its requests is answered at once."""
+    """With twice the budget in bodies that lack a byte, its requests are answered at once."""
     held = await flood(gateway.port)
     for body in (BODY, BODY + b" " * 60_000, BODY + b" " * MIB, BODY) * 5:
         answer = await client.post(INFER, content=body, headers=KNOWN)
@@ -249,7 +249,7 @@ async def test_a_caller_with_a_credential_is_answered_beside_bodies_that_stand_s
         each.writer.transport.abort()
 
 
-async def test_without_a_credential_those_that_make_progress_go_first(gateway, client, worker, until):
+async def test_without_a_credential_bodies_that_make_progress_stay(gateway, client, worker, until):
     held = await flood(gateway.port)
 
     async def answered() -> bool:
@@ -263,13 +263,13 @@ async def test_without_a_credential_those_that_make_progress_go_first(gateway, c
 
 
 async def test_large_bodies_that_stand_still_are_dropped_too(gateway, client, worker, until):
-    """They are received in place, without the parser; each is told why, and what it held is free again."""
+    """They are received in place. Each gets the reason, and its memory is free again."""
     held = [await Held.open(gateway.port, size=MIB) for _ in range(6)]
     for _ in range(5):
         answer = await client.post(INFER, content=BODY + b" " * MIB, headers=KNOWN)
         assert answer.status_code == 200, answer.text
     found = await asyncio.gather(*(each.answer() for each in held[:2]))
-    assert found == [(408, "body_too_slow")] * 2, "the oldest"
+    assert found == [(408, "body_too_slow")] * 2, "the oldest bodies"
     for each in held:
         each.writer.transport.abort()
 

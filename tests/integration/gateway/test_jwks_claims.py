@@ -120,7 +120,7 @@ async def test_claims_that_are_refused(jwks, token, claims):
     ],
     ids=lambda head: str(head)[:40],
 )  # fmt: skip
-async def test_heads_that_are_refused(jwks, token, head):
+async def test_bad_headers_are_refused(jwks, token, head):
     with pytest.raises(Unauthorized):
         jwks.verify(token(head))
 

@@ -1,4 +1,4 @@
-"""The gateway as a process: HTTP in, the real broker and store behind it, a small worker at the end."""
+"""The gateway as a process, with the real broker and store, and a small worker."""
 
 from __future__ import annotations
 
@@ -95,17 +95,19 @@ async def test_many_at_once(client, worker):
     ],
 )
 async def test_errors(client, path, content, headers, status, reason):
-    """The last one has no worker to answer it."""
+    """The last request has no worker."""
     answer = await client.post(path, content=content, headers={"X-Request-Id": "abc", **headers})
     assert (answer.status_code, answer.json()["reason"]) == (status, reason)
     assert answer.json()["request_id"] == answer.headers["x-request-id"] == "abc"
     assert answer.json()["error"]
     transit, total = answer.headers["server-timing"].split(", ")
     assert transit.split(";dur=")[1] == total.split(";dur=")[1]
-    assert float(total.split(";dur=")[1]) > (45 if status == 504 else 0), "timers are good to a millisecond"
+    assert float(total.split(";dur=")[1]) > (45 if status == 504 else 0), (
+        "timers are accurate to a millisecond"
+    )
 
 
-async def test_the_models_own_words(client, worker):
+async def test_an_error_of_the_model_reaches_the_caller(client, worker):
     worker.answer = lambda r: envelope.failure_frame(r.id, r.attempt, "model_failed", "out of tea")
     answer = await client.post(INFER, json={"inputs": [X]})
     assert (answer.status_code, answer.json()["error"]) == (500, "out of tea")
@@ -117,8 +119,8 @@ async def test_an_unreadable_answer(client, worker):
     assert (answer.status_code, answer.json()["reason"]) == (503, "unavailable")
 
 
-async def test_a_caller_that_goes_is_cancelled(gateway, worker, until):
-    """The worker is told, so that it does not compute for nobody."""
+async def test_a_request_whose_caller_disconnects_is_cancelled(gateway, worker, until):
+    """The worker gets the cancel, so that it does not compute in vain."""
     worker.answer = lambda _: None
     body = json.dumps({"inputs": [X]}).encode()
     head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -155,19 +157,19 @@ async def test_configuration_and_statistics(client, gateway):
         ("POST", "/v2/repository/models/digits/load", 400),
     ],
 )
-async def test_what_this_server_does_not_do(client, method, path, status):
+async def test_unsupported_operations_are_refused(client, method, path, status):
     assert (await client.request(method, path)).status_code == status
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 @pytest.mark.parametrize("path", [INFER, "/v2/models/digits/versions/1/infer", "/v2/models/digits/generate"])
-async def test_another_method_is_told_which_one_to_use(client, method, path):
+async def test_a_wrong_method_is_answered_with_the_right_one(client, method, path):
     answer = await client.request(method, path)
     assert (answer.status_code, answer.json()["reason"]) == (405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
 
 
-async def test_a_slash_at_the_end_is_no_other_path(client, worker):
+async def test_a_slash_at_the_end_does_not_matter(client, worker):
     for path in ("/v2/", "/v2/health/ready/", "/v2/models/digits/"):
         assert (await client.get(path)).status_code == 200, "not a redirect"
     assert (await client.post(f"{INFER}/", json={"inputs": [X]})).status_code == 200
@@ -236,12 +238,12 @@ async def test_it_reports_its_load(gateway, client, worker, until):
 
 
 async def test_the_parts_of_a_requests_time_are_observed(client, add_model, make_peer, until):
-    """Each answered request once, in all parts, and the parts make up the whole."""
+    """Each answered request counts once in each part, and the parts add up to the total."""
     model = await add_model()
     whole, part = "tidegate_gateway_request_seconds", "tidegate_gateway_part_seconds"
 
     async def observed(which: str) -> dict[str, float]:
-        """The ``count`` or ``sum`` of the whole, and of each part."""
+        """Return the ``count`` or ``sum`` of the total and of each part."""
         return {
             sample.labels.get("part", "whole"): sample.value
             for family in text_string_to_metric_families((await client.get("/metrics")).text)
@@ -255,7 +257,7 @@ async def test_the_parts_of_a_requests_time_are_observed(client, add_model, make
             answer = await client.post(f"/v2/models/{model}/infer", json={"inputs": [X]})
             assert answer.status_code == 200
         refused = await client.post(f"/v2/models/{model}/infer", json={"inputs": []})
-        assert refused.status_code == 400, "the model answers five"
+        assert refused.status_code == 400, "a refused request does not count as answered"
 
     parts = ("decode", "transit", "wait", "compute", "encode")
     wanted = dict.fromkeys(("whole", *parts), 5)
@@ -271,8 +273,8 @@ async def test_the_parts_of_a_requests_time_are_observed(client, add_model, make
     assert sum(took[each] for each in parts) == pytest.approx(took["whole"])
 
 
-async def test_hopeless_requests_are_refused_at_once(gateway, client, worker, until):
-    """One heavy replica, one request before: the wait is longer than the deadline."""
+async def test_requests_that_would_wait_too_long_are_refused_at_once(gateway, client, worker, until):
+    """With one heavy replica and one request before, the wait is longer than the deadline."""
     report = ReplicaReport("r", gateway.deployment, 1, "h", 1, "ready", call_ms=60_000.0, batch_mean=1.0)
     gateway.redis.set(REPLICA + "r", report.to_json(), px=60_000)
     worker.answer = lambda _: None
@@ -293,7 +295,7 @@ async def test_hopeless_requests_are_refused_at_once(gateway, client, worker, un
     await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_a_new_table_is_taken(gateway, client, table, until):
+async def test_a_new_route_table_is_used(gateway, client, table, until):
     def publish(n: int, name: str) -> None:
         raw = table(gateway.deployment)
         raw["n"] = n

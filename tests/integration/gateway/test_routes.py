@@ -1,4 +1,4 @@
-"""The route table: from the store, from disk, and kept when both have nothing better."""
+"""The route table: read from the store and from disk, and kept if both fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def store(valkey_url) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def raw(table, deployment):
-    """``raw(n, epoch)``: a table's bytes."""
+    """``raw(n, epoch)`` returns a table's bytes."""
     return lambda n, epoch="e": orjson.dumps({**table(deployment), "n": n, "epoch": epoch})
 
 
@@ -55,7 +55,7 @@ async def test_from_the_store(store, routes, raw, until, tmp_path):
     assert (tmp_path / "data" / "routes.json").read_bytes() == raw(1)
 
 
-async def test_only_newer_tables_are_taken(store, routes, raw, until):
+async def test_only_newer_tables_are_used(store, routes, raw, until):
     await store.publish_routes(raw(5, "b"))
     await routes.start()
     assert revision(routes) == ("b", 5)
@@ -84,7 +84,7 @@ async def test_an_emptied_store_changes_nothing(store, routes, raw):
 
 
 async def test_a_restart_without_a_store(tmp_path, raw, until):
-    """What is on disk serves until the store is back with something newer."""
+    """The table on disk is used until the store has a newer one."""
     (port,) = free_ports(1)
     (tmp_path / "routes.json").write_bytes(raw(3))
     store = Store.connect(f"redis://127.0.0.1:{port}/0")
@@ -98,7 +98,7 @@ async def test_a_restart_without_a_store(tmp_path, raw, until):
         await store.close()
 
 
-async def test_a_broken_copy_on_disk_is_passed_over(store, raw, tmp_path):
+async def test_a_broken_copy_on_disk_is_ignored(store, raw, tmp_path):
     (tmp_path / "routes.json").write_bytes(b"{")
     await store.publish_routes(raw(1))
     routes = RouteTableCache(store, tmp_path / "routes.json")
@@ -108,44 +108,44 @@ async def test_a_broken_copy_on_disk_is_passed_over(store, raw, tmp_path):
     assert (tmp_path / "routes.json").read_bytes() == raw(1)
 
 
-async def test_the_reporter_tells_and_hears(store, until):
+async def test_the_heartbeat_reports_load_and_reads_replicas(store, until):
     loads = {"d": GatewayLoad(3, 10, 7, 0)}
     shown: list[dict[str, GatewayLoad]] = []
-    reporter = Heartbeat(store, "g1", 0.01, lambda: loads, shown.append)
-    assert reporter.fleet("d") == ReplicaFleet(0, None)
+    heartbeat = Heartbeat(store, "g1", 0.01, lambda: loads, shown.append)
+    assert heartbeat.fleet("d") == ReplicaFleet(0, None)
     await store.report_replica(ReplicaReport("r", "d", 1, "h", 1, "ready", call_ms=20.0, batch_mean=2.0))
-    await reporter.start()
-    assert reporter.fleet("d") == ReplicaFleet(1, 10.0, 20.0)
+    await heartbeat.start()
+    assert heartbeat.fleet("d") == ReplicaFleet(1, 10.0, 20.0)
     (report,) = (await store.gateways()).reports
     assert (report.incarnation, report.deployments) == ("g1", loads)
     await store.report_replica(ReplicaReport("q", "d", 1, "h", 1, "ready"))
-    await until(lambda: reporter.fleet("d").ready == 2)
-    await asyncio.wait_for(reporter.stop(), PATIENCE_S)
+    await until(lambda: heartbeat.fleet("d").ready == 2)
+    await asyncio.wait_for(heartbeat.stop(), PATIENCE_S)
     view = await store.gateways()
     assert (view.reports, view.missing) == ([], [])
 
 
-async def test_the_reporter_hears_of_other_gateways(store, until):
+async def test_the_heartbeat_reads_the_load_of_other_gateways(store, until):
     await store.report_gateway(GatewayReport("g2", 1.0, {"d": GatewayLoad(outstanding=4)}))
     await store.publish_statuses({"d": {"conditions": [{"type": "Loaded", "ok": False, "message": "no"}]}})
-    reporter = Heartbeat(store, "g1", 0.01, lambda: {"d": GatewayLoad(outstanding=9)}, lambda _: None)
-    await reporter.start()
-    await until(lambda: reporter.fleet("d") == ReplicaFleet(0, elsewhere=4, fault="no"))
-    await asyncio.wait_for(reporter.stop(), PATIENCE_S)
+    heartbeat = Heartbeat(store, "g1", 0.01, lambda: {"d": GatewayLoad(outstanding=9)}, lambda _: None)
+    await heartbeat.start()
+    await until(lambda: heartbeat.fleet("d") == ReplicaFleet(0, elsewhere=4, fault="no"))
+    await asyncio.wait_for(heartbeat.stop(), PATIENCE_S)
 
 
-async def test_the_reporter_goes_on_with_what_it_knows(tmp_path, until):
+async def test_the_heartbeat_keeps_the_last_known_state(tmp_path, until):
     (port,) = free_ports(1)
     with valkey_running(tmp_path / "before", port=port) as url:
         store = Store.connect(url)
         await store.report_replica(ReplicaReport("r", "d", 1, "h", 1, "ready", call_ms=20.0))
         shown: list[dict[str, GatewayLoad]] = []
-        reporter = Heartbeat(store, "g1", 0.01, dict, shown.append)
-        await reporter.start()
-    await until(lambda: reporter.store_down)
-    assert reporter.fleet("d") == ReplicaFleet(1, 20.0, 20.0)
+        heartbeat = Heartbeat(store, "g1", 0.01, dict, shown.append)
+        await heartbeat.start()
+    await until(lambda: heartbeat.store_down)
+    assert heartbeat.fleet("d") == ReplicaFleet(1, 20.0, 20.0)
     with valkey_running(tmp_path / "after", port=port):
-        await until(lambda: not reporter.store_down)
-        await until(lambda: reporter.fleet("d") == ReplicaFleet(0, None))
-        await asyncio.wait_for(reporter.stop(), PATIENCE_S)
+        await until(lambda: not heartbeat.store_down)
+        await until(lambda: heartbeat.fleet("d") == ReplicaFleet(0, None))
+        await asyncio.wait_for(heartbeat.stop(), PATIENCE_S)
         await store.close()

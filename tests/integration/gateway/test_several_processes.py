@@ -1,4 +1,4 @@
-"""Several gateway processes behind one port: whichever has a call answers it, and one may be lost."""
+"""Several gateway processes behind one port."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ async def stream(stub: Any, number: int) -> None:
 
 
 def members(gateway: Any) -> dict[int, psutil.Process]:
-    """The processes by their ids."""
+    """Return the processes by their ids."""
     return {each.pid: each for each in psutil.Process(gateway.process.pid).children()}
 
 
 def processes_with(status: str, gateway: Any, port: int) -> int:
-    """How many of the processes have a socket of this port in this state."""
+    """Return how many of the processes have a socket of this port in this state."""
     count = 0
     for member in members(gateway).values():
-        with contextlib.suppress(psutil.NoSuchProcess):  # one that was lost may go while we look
+        with contextlib.suppress(psutil.NoSuchProcess):  # a process may end meanwhile
             mine = member.net_connections("tcp")
             count += any(each.status == status for each in mine if each.laddr.port == port)
     return count
@@ -87,7 +87,7 @@ async def test_each_answers_its_own_callers(gateway, worker, until):
 
 
 async def member_of(gateway: Any, client: httpx.AsyncClient) -> int:
-    """Which of them has the client's connection."""
+    """Return the process that has the client's connection."""
     answer = await client.get("/health/live")
     _, port = answer.extensions["network_stream"].get_extra_info("client_addr")
     (found,) = [
@@ -110,14 +110,14 @@ async def clients_by_member(gateway: Any, stack: AsyncExitStack) -> dict[int, ht
 
 
 async def infer(client: httpx.AsyncClient, *values: float) -> bool:
-    """Whether the answer is right."""
+    """Return True if the answer is right."""
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": values}]}
     answer = await client.post("/v2/models/digits/infer", json=body)
     return answer.status_code == 200 and answer.json()["outputs"][0]["data"] == list(values)
 
 
 async def outstanding(gateway: Any, client: httpx.AsyncClient) -> float:
-    """Requests that wait in all processes, as any of them tells."""
+    """Return the requests in flight in all processes, as any of them reports."""
     (family,) = [
         each
         for each in text_string_to_metric_families((await client.get("/metrics")).text)
@@ -126,7 +126,7 @@ async def outstanding(gateway: Any, client: httpx.AsyncClient) -> float:
     return sum(each.value for each in family.samples if each.labels == {"deployment": gateway.deployment})
 
 
-async def test_one_that_is_killed_is_replaced_and_takes_only_its_own_calls_along(gateway, worker, until):
+async def test_a_killed_process_is_replaced_and_loses_only_its_own_calls(gateway, worker, until):
     await until(lambda: processes_with(psutil.CONN_LISTEN, gateway, gateway.port) == PROCESSES)
     async with AsyncExitStack() as stack:
         clients = await clients_by_member(gateway, stack)
@@ -144,8 +144,8 @@ async def test_one_that_is_killed_is_replaced_and_takes_only_its_own_calls_along
             await waits
 
         async def replaced() -> bool:
-            assert gateway.process.poll() is None, "the parent lives on"
-            assert await infer(client, 1, 2), "and so does the other member"
+            assert gateway.process.poll() is None, "the parent still runs"
+            assert await infer(client, 1, 2), "the other process still answers"
             listening = processes_with(psutil.CONN_LISTEN, gateway, gateway.port)
             return lost not in members(gateway) and listening == PROCESSES
 
@@ -157,12 +157,12 @@ async def test_one_that_is_killed_is_replaced_and_takes_only_its_own_calls_along
         assert clients.keys() == members(gateway).keys()
         for number, each in enumerate(clients.values()):
             assert await infer(each, number, 3)
-        # What it reported of itself lapses; those that are left go on.
+        # The report of the lost process expires; the others go on.
         await until(lambda: len(gateway.redis.keys(GATEWAY + "*")) == PROCESSES)
 
 
-def test_they_end_with_a_parent_that_is_killed(gateway, rabbitmq_url, valkey_url, tmp_path):
-    """They would go on taking calls beside those of the gateway that is started next."""
+def test_processes_end_if_their_parent_is_killed(gateway, rabbitmq_url, valkey_url, tmp_path):
+    """They would answer beside the processes of the next gateway."""
     port, grpc_port = free_ports(2)
     environment = os.environ | {
         "TIDEGATE_STATE_DIR": str(tmp_path),

@@ -1,4 +1,4 @@
-"""A gateway that is told to stop says so over gRPC at once, whatever it still has to do over HTTP."""
+"""A gateway that stops tells its gRPC clients at once, while HTTP requests still run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 
 def kinds(door: socket.socket) -> list[int]:
-    """The kinds of the frames that come, up to a GOAWAY or the end."""
+    """Return the kinds of the received frames, up to a GOAWAY or the end."""
     found: list[int] = []
     stream = door.makefile("rb")
     while frames.GOAWAY not in found and (head := stream.read(9)):
@@ -28,7 +28,7 @@ def kinds(door: socket.socket) -> list[int]:
     return found
 
 
-def test_clients_over_grpc_do_not_wait_for_those_over_http(
+def test_grpc_clients_learn_of_a_stop_before_http_requests_end(
     tmp_path: Path, rabbitmq_url, valkey_url, jobs_url
 ):
     port, grpc_port = free_ports(2)
@@ -47,7 +47,7 @@ def test_clients_over_grpc_do_not_wait_for_those_over_http(
         process = subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=log)
     try:
         wait_listening(process, port, tmp_path / "log")
-        # Half a body: HTTP waits 30 s for the rest. The end of the 100 says that the head was read.
+        # Half a body: HTTP waits 30 s for the rest. The 100 response shows that the headers were read.
         http = socket.create_connection(("127.0.0.1", port), 20)
         http.sendall(
             b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"

@@ -1,4 +1,4 @@
-"""A stream at the gateway: chunks in order, and all that can happen to them on the way."""
+"""A stream at the gateway: chunks in order, duplicates, gaps, restarts and deadlines."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def end(request, count: int, attempt: int | None = None) -> bytes:
 
 
 class Model:
-    """The far end of a stream: the request that came, and a way to answer it."""
+    """The worker's end of a stream: it has the request and sends the replies."""
 
     def __init__(self, peer, until) -> None:
         self._peer, self._until = peer, until
@@ -68,7 +68,7 @@ def model(peer, until) -> Model:
 
 @pytest.fixture
 def core(table, deployment):
-    """``core(dispatcher)``: the gateway's core with the test's Deployment."""
+    """``core(dispatcher)`` returns the gateway's core with the test's Deployment."""
 
     def made(dispatcher, **fields) -> InferenceCore:
         routes = SimpleNamespace(table=compile_table(table(deployment, **fields)))
@@ -79,7 +79,7 @@ def core(table, deployment):
 
 @pytest.fixture
 async def stream(dispatch, core):
-    """``stream(timeout_ms)``: a stream of the test's Deployment."""
+    """``stream(timeout_ms)`` returns a stream of the test's Deployment."""
     dispatcher = await dispatch()
     return lambda timeout_ms=20_000: core(dispatcher).stream("digits", "", timeout_ms, decode, b"t")
 
@@ -162,8 +162,8 @@ async def test_a_failure_in_the_middle(stream, model):
         await anext(answers)
 
 
-async def test_begun_again_after_the_first_chunk(stream, model, until):
-    """Its worker died: the second attempt is not wanted, it would repeat what the caller has."""
+async def test_a_restart_after_the_first_chunk_fails_the_stream(stream, model, until):
+    """Its worker died. The second attempt would repeat chunks that the caller has."""
     answers = stream()
     first = asyncio.ensure_future(anext(answers))
     request = await model.asked()
@@ -175,7 +175,7 @@ async def test_begun_again_after_the_first_chunk(stream, model, until):
     await until(lambda: request.id in model.cancelled)
 
 
-async def test_begun_again_before_the_first_chunk(stream, model):
+async def test_a_restart_before_the_first_chunk_goes_unnoticed(stream, model):
     task = asyncio.create_task(collect(stream()))
     request = await model.asked()
     await model.send(chunk(request, 0, attempt=1), chunk(request, 1, attempt=1))
@@ -184,7 +184,7 @@ async def test_begun_again_before_the_first_chunk(stream, model):
     assert await task == [0, 1]
 
 
-async def test_who_leaves_cancels(stream, model, until):
+async def test_closing_the_stream_cancels_it(stream, model, until):
     async with aclosing(stream()) as answers:
         first = asyncio.ensure_future(anext(answers))
         request = await model.asked()
@@ -215,7 +215,7 @@ async def test_the_deadline_between_two(stream, model, until):
     request = await model.asked()
     await model.send(chunk(request, 0))
     await first
-    for seq in (1, 2, 3):  # more than the deadline in all
+    for seq in (1, 2, 3):  # longer than the deadline in total
         await asyncio.sleep(0.25)
         await model.send(chunk(request, seq))
         assert number(await anext(answers)) == seq
@@ -227,7 +227,7 @@ async def test_the_deadline_between_two(stream, model, until):
 @pytest.mark.parametrize(
     ("count", "size", "kept"), [(chunks.MAX_CHUNKS + 5, 4, chunks.MAX_CHUNKS), (12, 2**20, 8)]
 )
-async def test_who_does_not_read_is_cut_off(stream, model, until, count, size, kept):
+async def test_a_slow_reader_is_disconnected(stream, model, until, count, size, kept):
     answers = stream()
     first = asyncio.ensure_future(anext(answers))
     request = await model.asked()
@@ -240,10 +240,10 @@ async def test_who_does_not_read_is_cut_off(stream, model, until, count, size, k
     with pytest.raises(Overloaded, match="too slowly") as caught:
         await drain(answers, found)
     assert caught.value.reason == "slow_reader"
-    assert found == list(range(1, kept + 1)), "what waited is still delivered"
+    assert found == list(range(1, kept + 1)), "buffered chunks are still delivered"
 
 
-async def test_the_books(dispatch, core, model, route):
+async def test_a_stream_counts_as_one_request(dispatch, core, model, route):
     """A chunk does not settle a request; the end does."""
     dispatcher = await dispatch()
     answers = core(dispatcher).stream("digits", "", 20_000, decode)
@@ -251,7 +251,7 @@ async def test_the_books(dispatch, core, model, route):
     request = await model.asked()
     await model.send(chunk(request, 0))
     await first
-    load = dispatcher.lane(route()).load
+    load = dispatcher.queue_of(route()).load
     assert (load.outstanding, load.completed) == (1, 0)
     await model.send(end(request, 1))
     with pytest.raises(StopAsyncIteration):
@@ -259,15 +259,15 @@ async def test_the_books(dispatch, core, model, route):
     assert (load.outstanding, load.completed) == (0, 1)
 
 
-async def test_a_decoupled_model_is_not_asked_for_one_answer(dispatch, core, table, deployment):
+async def test_a_single_answer_of_a_decoupled_model_is_refused(dispatch, core, table, deployment):
     signature = table(deployment)["deployments"][deployment]["signature"] | {"decoupled": True}
     asked = core(await dispatch(), signature=signature)
     with pytest.raises(BadRequest, match=r"/generate_stream.*ModelStreamInfer"):
         await asked.infer("digits", "", 1000, decode)
 
 
-async def test_a_broken_line_before_the_first_chunk(dispatch, core, line, model, until):
-    """It is sent again as another attempt, so that two runs cannot mix."""
+async def test_a_connection_lost_before_the_first_chunk(dispatch, core, line, model, until):
+    """The request is sent again as another attempt, so that two runs cannot mix."""
     await_core = core(await dispatch(line.url))
     task = asyncio.create_task(collect(await_core.stream("digits", "", 20_000, decode)))
     request = await model.asked()
@@ -279,8 +279,8 @@ async def test_a_broken_line_before_the_first_chunk(dispatch, core, line, model,
     assert await task == [0]
 
 
-async def test_a_broken_line_in_the_middle(dispatch, core, line, model, peer, until):
-    """It goes on where it was, and is not begun again."""
+async def test_a_connection_lost_in_the_middle(dispatch, core, line, model, peer, until):
+    """The stream goes on, and is not started again."""
     dispatcher = await dispatch(line.url)
     answers = core(dispatcher).stream("digits", "", 20_000, decode)
     first = asyncio.ensure_future(anext(answers))

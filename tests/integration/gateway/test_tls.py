@@ -1,4 +1,4 @@
-"""TLS served by the gateway itself: both doors, a renewed certificate, large uploads, and what is refused."""
+"""TLS at the gateway: HTTP and gRPC, a renewed certificate, large uploads, and refusals."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def url(gateway) -> str:
 
 
 def serial(port: int, *, version: ssl.TLSVersion | None = None) -> int:
-    """The serial number of the certificate that a new connection is shown."""
+    """Return the serial number of the certificate that a new connection gets."""
     from cryptography import x509
 
     context = ssl._create_unverified_context()
@@ -113,7 +113,7 @@ async def test_inference_over_https(worker, url, trust):
 
 @pytest.mark.parametrize("setting", ["TIDEGATE_TLS_CA", "TIDEGATE_TLS_CERT"])
 async def test_the_python_client_trusts_a_private_authority(worker, url, folder, monkeypatch, setting):
-    """By the authority's certificate; or, on the machine itself, by the gateway's own."""
+    """By the authority's certificate, or by the gateway's own on the same machine."""
     monkeypatch.setenv(setting, str(folder / ("ca.pem" if setting.endswith("CA") else "cert.pem")))
     async with AsyncClient(url) as client:
         found = await client.infer("digits", {"x": np.array([[3, 4]], np.float32)})
@@ -160,7 +160,7 @@ async def test_inference_over_grpc(gateway, worker, folder):
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-async def test_old_versions_and_plain_text_are_not_taken(gateway, url, trust):
+async def test_old_tls_versions_and_plain_text_are_refused(gateway, url, trust):
     with pytest.raises((ssl.SSLError, ConnectionError)):
         serial(gateway.port, version=ssl.TLSVersion.TLSv1_1)
     async with httpx.AsyncClient() as client:
@@ -233,7 +233,7 @@ async def test_a_renewed_certificate_and_a_connection_that_is_held(
         (("cert.pem", "none.pem"), "none.pem cannot be read"),
     ],
 )
-def test_a_gateway_does_not_start_with_half_a_pair(authority, tmp_path, names, words):
+def test_a_gateway_needs_both_certificate_and_key(authority, tmp_path, names, words):
     authority.sign().write(tmp_path / "cert.pem", tmp_path / "key.pem")
     (tmp_path / "other.pem").write_bytes(authority.sign().key)
     env = {
@@ -255,8 +255,8 @@ def test_a_gateway_does_not_start_with_half_a_pair(authority, tmp_path, names, w
     assert words in done.stderr
 
 
-def test_an_idle_client_does_not_hold_up_the_end(authority, tmp_path, rabbitmq_url, valkey_url):
-    """It answers no TLS goodbye, for which the server would wait 30 s."""
+def test_an_idle_client_does_not_delay_the_stop(authority, tmp_path, rabbitmq_url, valkey_url):
+    """It does not answer the TLS close, for which the server would wait 30 s."""
     port, grpc_port = free_ports(2)
     authority.sign().write(tmp_path / "cert.pem", tmp_path / "key.pem")
     env = {
@@ -282,7 +282,7 @@ def test_an_idle_client_does_not_hold_up_the_end(authority, tmp_path, rabbitmq_u
         idle[0].sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle[0].recv(20).startswith(b"HTTP/1.1 200")
         process.send_signal(signal.SIGTERM)
-        # Less than the 30 s of a goodbye that is not answered, however busy the machine is.
+        # Less than the 30 s of an unanswered TLS close, however busy the machine is.
         assert process.wait(20) == 0
         for connection in idle:
             connection.close()

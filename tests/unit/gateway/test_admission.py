@@ -1,4 +1,4 @@
-"""Who may wait, and for how long the others should stay away."""
+"""Admission: which requests may wait, and when the others should retry."""
 
 from __future__ import annotations
 
@@ -51,42 +51,44 @@ def test_there_is_room():
     assert decide(outstanding=99) is None
 
 
-def test_a_sleeping_model_is_woken():
+def test_a_request_wakes_a_model_at_zero_replicas():
     assert decide(fleet=UNKNOWN_FLEET) is None
     assert decide(fleet=UNKNOWN_FLEET, outstanding=99, timeout_ms=1) is None
 
 
-def test_what_was_not_measured_admits():
+def test_a_request_is_admitted_without_a_measurement():
     assert decide(fleet=ReplicaFleet(1, None), outstanding=99, timeout_ms=1) is None
 
 
-def test_nobody_may_start_one():
+def test_a_deployment_held_at_zero_replicas_is_refused():
     assert told(fleet=UNKNOWN_FLEET, wakeable=False) == (
         NoCapacity,
-        "d has no replica and may not start one: it is held at 0 replicas (an operator lifts that with "
+        "d has no replica and may not start one: it is held at 0 replicas (an operator can change that with "
         "`tidegate scale d --auto`)",
         30.0,
     )
-    assert decide(wakeable=False) is None, "one that drains still answers"
+    assert decide(wakeable=False) is None, "a draining replica still answers"
 
 
-def test_nobody_can_start_one():
+def test_a_deployment_that_cannot_start_is_refused():
     kind, message, _ = told(fleet=ReplicaFleet(0, fault="no such file"))
     assert (kind, message) == (NoCapacity, "d has no replica: no such file")
-    assert decide(fleet=ReplicaFleet(1, 1.0, fault="no such file")) is None, "one is there"
+    assert decide(fleet=ReplicaFleet(1, 1.0, fault="no such file")) is None, "a replica is ready"
 
 
 def test_a_start_that_takes_too_long():
     kind, message, retry = told(fleet=ReplicaFleet(0, start_ms=5000.0), timeout_ms=4999)
     assert (kind, retry) == (ColdStart, 5.0)
-    assert message.startswith("d takes 5000 ms more to start, the request has 4999 ms: allow it more time")
+    assert message.startswith(
+        "d needs 5000 ms more to start, but the request has 4999 ms: set a longer timeout"
+    )
     assert decide(fleet=ReplicaFleet(0, start_ms=5000.0), timeout_ms=5000) is None
     assert decide(fleet=ReplicaFleet(1, start_ms=5000.0), timeout_ms=1) is None
 
 
 def test_the_queue_is_full():
     kind, message, retry = told(outstanding=100)
-    assert (kind, message) == (Overloaded, "d: 100 requests wait already, the limit is 100")
+    assert (kind, message) == (Overloaded, "d: 100 requests wait already, and the limit is 100")
     assert retry == pytest.approx(0.5)
     assert told(outstanding=100, fleet=UNKNOWN_FLEET)[2] == 1.0
     assert told(outstanding=60, fleet=ReplicaFleet(2, 10.0, elsewhere=40))[1].startswith(
@@ -97,17 +99,17 @@ def test_the_queue_is_full():
 def test_the_wait_is_too_long():
     kind, message, retry = told(outstanding=50, timeout_ms=200)
     assert kind is Overloaded
-    assert message == "d: the predicted wait is 250 ms, the request has 200 ms"
+    assert message == "d: the predicted wait is 250 ms, but the request has 200 ms"
     assert retry == pytest.approx((250 - 200 * (1 - RESERVE)) / 1e3)
     assert decide(outstanding=50, timeout_ms=250 / (1 - RESERVE) + 1) is None
 
 
-def test_others_wait_too():
+def test_requests_at_other_gateways_count():
     assert decide(outstanding=10, timeout_ms=100, fleet=ReplicaFleet(2, 10.0)) is None
     assert decide(outstanding=10, timeout_ms=100, fleet=ReplicaFleet(2, 10.0, elsewhere=20)) is not None
 
 
-def test_full_calls_count_when_they_are_known():
+def test_the_time_of_full_calls_is_used_if_known():
     assert predicted_wait_ms(10, ReplicaFleet(1, 10.0, 2.0)) == 20.0
     assert predicted_wait_ms(10, ReplicaFleet(1, 10.0)) == 100.0
 
@@ -120,7 +122,7 @@ def test_full_calls_count_when_they_are_known():
     st.integers(1, 20_000),
     st.integers(0, 1000),
 )
-def test_a_refusal_can_be_obeyed(outstanding, ready, request_ms, timeout_ms, max_queue, elsewhere):
+def test_retry_after_is_long_enough(outstanding, ready, request_ms, timeout_ms, max_queue, elsewhere):
     fleet = ReplicaFleet(ready, request_ms, elsewhere=elsewhere)
     found = decide(outstanding=outstanding, fleet=fleet, timeout_ms=timeout_ms, max_queue=max_queue)
     wait = predicted_wait_ms(outstanding, fleet)
@@ -136,7 +138,7 @@ def report(deployment: str, state: Any = "ready", **given_: Any) -> ReplicaRepor
     return ReplicaReport("r", deployment, 1, "h", 1, state, **given_)
 
 
-def test_fleets_are_the_ready_ones():
+def test_fleets_count_ready_replicas():
     found = fleets(
         [
             report("a", call_ms=20.0, batch_mean=4.0, parallel=8),
@@ -156,7 +158,7 @@ def test_fleets_are_the_ready_ones():
     }
 
 
-def test_what_the_autoscaler_says():
+def test_a_fleet_has_the_start_time_from_the_autoscaler():
     failed = {"conditions": [{"type": "Loaded", "ok": False, "message": "no such file"}]}
     starts = {
         "conditions": [{"type": "Loaded", "ok": True, "message": ""}],
@@ -168,10 +170,10 @@ def test_what_the_autoscaler_says():
     assert found["bad"] == ReplicaFleet(fault="no such file")
     assert found["new"] == ReplicaFleet(start_ms=2500.0)
     assert found["un"] == ReplicaFleet()
-    assert found["up"] == ReplicaFleet(1), "a ready replica answers for itself"
+    assert found["up"] == ReplicaFleet(1), "with a ready replica the status does not matter"
 
 
-def test_what_others_have_outstanding():
+def test_requests_in_flight_at_other_gateways():
     view = GatewayView(
         [
             GatewayReport("me", 1.0, {"a": GatewayLoad(outstanding=5)}),
@@ -206,8 +208,8 @@ NO_LOAD = {"conditions": [{"type": "Loaded", "ok": False, "reason": "LoadFailed"
         ),
     ],
 )
-def test_what_is_wrong_with_a_fleet(reports, status, expected):
-    """Requests are given up only where no replica is left that may still answer them."""
+def test_replica_faults(reports, status, expected):
+    """Requests fail early only if no replica is left that may still answer them."""
     assert replica_fault(reports, status) == expected
 
 
@@ -226,5 +228,5 @@ def test_what_is_wrong_with_a_fleet(reports, status, expected):
         ),
     ],
 )
-def test_ready_is_what_a_request_would_meet(wakeable, fleet, why):
+def test_not_ready_says_why_a_request_would_fail(wakeable, fleet, why):
     assert not_ready(wakeable, fleet) == why

@@ -1,4 +1,4 @@
-"""The plain ASGI door of inference: headers, bodies, and what a failed reply means."""
+"""The ASGI fallback for inference: headers, bodies, and errors of failed replies."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_failed_reply_is_its_error(reason):
     assert (type(found), found.message, found.reason) == (BY_REASON[reason], "told", reason)
 
 
-def test_an_unknown_reason_is_the_models():
+def test_an_unknown_reason_becomes_model_failed():
     found = failure(envelope.read_reply(envelope.failure_frame(bytes(16), 0, "out_of_tea", "told")))
     assert (type(found), found.reason) == (ModelFailed, "out_of_tea")
 
@@ -73,7 +73,7 @@ def test_transit_is_what_remains():
 
 
 class Caller:
-    """An ASGI caller: sends the given messages, keeps what it is answered."""
+    """An ASGI caller that sends the given messages and keeps the response."""
 
     def __init__(self, *messages, headers=(), path="/v2/models/digits/infer", method="POST"):
         self.messages = list(messages)
@@ -94,7 +94,7 @@ class Caller:
 
 
 class Refuses:
-    """A core that is past its deadline at once, or later (``later``), or breaks."""
+    """A core that fails with ``error``, at once or later (``later``)."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -128,7 +128,7 @@ def core():
 
 
 @pytest.fixture
-def door(core):
+def fallback(core):
     limits = BodyLimits(body_bytes=10, json_bytes=10, bodies=MemoryBudget(1000), answers=MemoryBudget(1000))
     access = Access(required=False, service_token="", count=lambda *_: [0] * 7, limiters={})
     inference = InferenceHandler(
@@ -137,8 +137,8 @@ def door(core):
     return AsgiFallback(elsewhere, inference)
 
 
-async def call(door, caller: Caller) -> Caller:
-    await door(caller.scope, caller.receive, caller.send)
+async def call(fallback, caller: Caller) -> Caller:
+    await fallback(caller.scope, caller.receive, caller.send)
     return caller
 
 
@@ -150,8 +150,8 @@ async def call(door, caller: Caller) -> Caller:
         ("/v2/models//infer", ("", "")),
     ],
 )
-async def test_who_is_asked(door, core, path, asked):
-    caller = await call(door, Caller(body(b"{}"), path=path))
+async def test_model_and_version_come_from_the_path(fallback, core, path, asked):
+    caller = await call(fallback, Caller(body(b"{}"), path=path))
     assert core.asked == [asked]
     assert caller.status == 504
     headers = dict(caller.sent[0]["headers"])
@@ -168,13 +168,13 @@ async def test_who_is_asked(door, core, path, asked):
         ("/health/live", "GET"),
     ],
 )
-async def test_everything_else_goes_on(door, core, path, method):
-    caller = await call(door, Caller(path=path, method=method))
+async def test_other_requests_go_to_the_app(fallback, core, path, method):
+    caller = await call(fallback, Caller(path=path, method=method))
     assert (caller.status, core.asked) == (299, [])
 
 
-async def test_a_foreign_page_is_refused(door, core):
-    caller = await call(door, Caller(body(b"{}"), headers=[(b"origin", b"http://evil.example")]))
+async def test_a_foreign_page_is_refused(fallback, core):
+    caller = await call(fallback, Caller(body(b"{}"), headers=[(b"origin", b"http://evil.example")]))
     assert (caller.status, core.asked) == (403, [])
 
 
@@ -187,13 +187,13 @@ async def test_a_foreign_page_is_refused(door, core):
     ],
     ids=["in one piece", "in two pieces", "without an end"],
 )
-async def test_too_large(door, core, messages, headers):
-    caller = await call(door, Caller(*messages, headers=headers))
+async def test_too_large(fallback, core, messages, headers):
+    caller = await call(fallback, Caller(*messages, headers=headers))
     assert (caller.status, core.asked) == (413, [])
 
 
-async def test_as_large_as_may_be(door, core):
-    caller = await call(door, Caller(body(b"x" * 5, more=True), body(b"x" * 5)))
+async def test_a_body_at_the_limit_is_accepted(fallback, core):
+    caller = await call(fallback, Caller(body(b"x" * 5, more=True), body(b"x" * 5)))
     assert (caller.status, len(core.asked)) == (504, 1)
 
 
@@ -201,15 +201,15 @@ async def test_as_large_as_may_be(door, core):
     "messages",
     [[{"type": "http.disconnect"}], [body(b"x", more=True), {"type": "http.disconnect"}]],
 )
-async def test_a_caller_that_goes_while_it_sends(door, core, messages):
-    caller = await call(door, Caller(*messages))
+async def test_a_caller_that_disconnects_during_its_body(fallback, core, messages):
+    caller = await call(fallback, Caller(*messages))
     assert (caller.sent, core.asked) == ([], [])
 
 
-async def test_an_error_that_comes_later(door, core):
+async def test_an_error_after_the_request_was_queued(fallback, core):
     core.later = True
     caller = Caller(body(b"{}"))
-    under_way = asyncio.create_task(call(door, caller))
+    under_way = asyncio.create_task(call(fallback, caller))
     await asyncio.sleep(0)
     assert caller.sent == []
     core.done(core.error)
@@ -217,9 +217,9 @@ async def test_an_error_that_comes_later(door, core):
     assert caller.status == 504
 
 
-async def test_a_caller_that_goes_while_it_waits(door, core):
+async def test_a_caller_that_disconnects_before_the_answer(fallback, core):
     core.later = True
-    under_way = asyncio.create_task(call(door, Caller(body(b"{}"))))
+    under_way = asyncio.create_task(call(fallback, Caller(body(b"{}"))))
     await asyncio.sleep(0)
     under_way.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -228,9 +228,9 @@ async def test_a_caller_that_goes_while_it_waits(door, core):
     core.done(core.error)
 
 
-async def test_what_nobody_thought_of(door, core, caplog):
+async def test_an_unexpected_exception_is_an_internal_error(fallback, core, caplog):
     core.error = RuntimeError("the details are for the log")
-    caller = await call(door, Caller(body(b"{}"), headers=[(b"x-request-id", b"abc")]))
+    caller = await call(fallback, Caller(body(b"{}"), headers=[(b"x-request-id", b"abc")]))
     assert caller.status == 500
     answer = orjson.loads(caller.sent[1]["body"])
     assert (answer["reason"], answer["request_id"]) == ("internal", "abc")
@@ -239,10 +239,10 @@ async def test_what_nobody_thought_of(door, core, caplog):
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
-    """Its answer may be under way still, in a thread that compresses it, when its caller goes."""
+def test_memory_of_a_decompressed_body_is_released_once(fallback, core, gone):
+    """The caller may disconnect while a thread still compresses the response."""
     core.later = True
-    inference = door._inference
+    inference = fallback._inference
     answers: list[object] = []
     headers = {b"host": b"localhost", b"content-encoding": b"gzip"}
     assert inference.begin(DIGITS, headers, gzip.compress(b"{}"), answers.append) == b"id"
@@ -254,7 +254,7 @@ def test_what_a_compressed_body_took_is_given_back_once(door, core, gone):
     assert (inference.limits.bodies.used, len(answers)) == (0, 1)
 
 
-async def test_the_first_call_of_a_credential_asks_for_room_as_a_known_one(core):
+async def test_the_first_call_of_a_credential_reclaims_memory_as_a_known_caller(core):
     bodies = MemoryBudget(1000)
     limits = BodyLimits(body_bytes=10, json_bytes=10, bodies=bodies, answers=MemoryBudget(1000))
     access = Access(required=False, service_token="secret", count=lambda *_: [0] * 7, limiters={})

@@ -24,7 +24,7 @@ def test_a_budget_counts():
     assert budget.take(60)
     assert not budget.take(41)
     assert budget.take(27)
-    budget.give(87)
+    budget.release(87)
     assert budget.used == 0
 
 
@@ -49,19 +49,19 @@ def test_the_last_part_is_reserved_for_small_bodies():
     ],
 )
 def test_a_large_body_is_refused_at_its_head(declared, refusal):
-    found = limits().at_head({b"content-length": declared})
+    found = limits().check_headers({b"content-length": declared})
     assert type(found) is (refusal or type(None))
 
 
-def test_the_head_is_refused_when_there_is_no_room():
+def test_a_request_without_memory_is_refused_by_its_headers():
     found = limits()
     found.bodies.force(5 * MIB)
-    refusal = found.at_head({b"content-length": b"%d" % (3 * MIB)})
+    refusal = found.check_headers({b"content-length": b"%d" % (3 * MIB)})
     assert isinstance(refusal, Overloaded)
     assert refusal.retry_after_s == 1.0
-    assert found.at_head({b"content-length": b"10"}) is None
+    assert found.check_headers({b"content-length": b"10"}) is None
     found.answers.force(9 * MIB)
-    assert isinstance(found.at_head({}), Overloaded), "answers that nobody reads fill the memory too"
+    assert isinstance(found.check_headers({}), Overloaded), "answers that nobody reads fill the memory too"
 
 
 def test_a_body_in_chunks():

@@ -1,4 +1,4 @@
-"""Which chunks a stream takes."""
+"""The order of chunks: which are passed on, dropped, or break the stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.gateway.domain.chunk_order import ChunkOrder, ChunkPlace
 pytestmark = pytest.mark.unit
 
 
-def test_in_order():
+def test_chunks_in_order_are_passed_on():
     order = ChunkOrder()
     assert not order.emitted
     assert [order.place(0, seq, end=False) for seq in range(3)] == [ChunkPlace.NEXT] * 3
@@ -19,7 +19,7 @@ def test_in_order():
     assert order.place(0, 3, end=True) is ChunkPlace.NEXT
 
 
-def test_what_came_before_is_dropped():
+def test_old_chunks_are_dropped():
     order = ChunkOrder()
     order.place(0, 0, end=False)
     assert order.place(0, 0, end=False) is ChunkPlace.OLD
@@ -32,13 +32,13 @@ def test_gaps():
     order.place(0, 0, end=False)
     assert order.place(0, 2, end=False) is ChunkPlace.GAP
     assert order.place(0, 2, end=True) is ChunkPlace.GAP
-    assert order.place(0, 0, end=True) is ChunkPlace.GAP, "an end that forgets a chunk"
+    assert order.place(0, 0, end=True) is ChunkPlace.GAP, "a chunk before the end is missing"
 
 
-def test_a_later_attempt_before_the_first_chunk_is_taken():
+def test_a_later_attempt_before_the_first_chunk_is_accepted():
     order = ChunkOrder()
     assert order.place(2, 0, end=False) is ChunkPlace.NEXT
-    assert order.place(1, 0, end=False) is ChunkPlace.OLD, "the earlier one is not listened to any more"
+    assert order.place(1, 0, end=False) is ChunkPlace.OLD, "chunks of the earlier attempt are dropped"
     assert order.place(2, 1, end=True) is ChunkPlace.NEXT
 
 
@@ -50,7 +50,7 @@ def test_a_later_attempt_after_the_first_chunk_breaks_the_stream(end):
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.booleans()), max_size=30))
-def test_what_is_taken_is_always_one_attempt_in_order(frames):
+def test_passed_on_chunks_are_one_attempt_in_order(frames):
     order, taken = ChunkOrder(), []
     for attempt, seq, end in frames:
         place = order.place(attempt, seq, end=end)

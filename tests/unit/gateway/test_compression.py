@@ -1,4 +1,4 @@
-"""Which answers are compressed, and how."""
+"""Compression of responses: which, and how."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.api.compression import HttpResponse, deliver, wanted
+from services.gateway.api.compression import HttpResponse, choose_coding, deliver
 
 pytestmark = pytest.mark.unit
 
@@ -48,8 +48,8 @@ async def delivered(given: HttpResponse, accepted: bytes) -> HttpResponse:
         (b"gzip, deflate", True, None),
     ],
 )
-def test_wanted(accepted, binary, coding):
-    assert wanted(accepted, binary=binary) == coding
+def test_choose_coding(accepted, binary, coding):
+    assert choose_coding(accepted, binary=binary) == coding
 
 
 @pytest.mark.parametrize(("coding", "unpack"), [(b"gzip", gzip.decompress), (b"deflate", zlib.decompress)])
@@ -68,6 +68,6 @@ async def test_compressed(coding, unpack, times):
 
 
 @pytest.mark.parametrize(("body", "accepted"), [(b"{}", b"gzip"), (LONG, b"identity")])
-async def test_left_alone(body, accepted):
+async def test_some_responses_stay_uncompressed(body, accepted):
     given = response(body)
     assert await delivered(given, accepted) is given

@@ -1,4 +1,4 @@
-"""The one way of a request, before anything is queued."""
+"""The inference core, before a request is queued."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.unit
         (ReplicaFleet(fault="the model does not load"), "digits-v1 has no replica: the model does not load"),
     ],
 )
-def test_what_only_a_replica_can_tell_asks_for_one_and_says_if_there_will_be_none(fleet, told):
+def test_a_request_that_needs_a_signature_asks_for_a_replica(fleet, told):
     asked: list[str] = []
     routes: Any = SimpleNamespace(table=table([100]))
     dispatcher: Any = SimpleNamespace(demand=lambda route: asked.append(route.name))
-    reporter: Any = SimpleNamespace(fleet=lambda name: fleet)
-    core = InferenceCore(routes, dispatcher, reporter)
+    heartbeat: Any = SimpleNamespace(fleet=lambda name: fleet)
+    core = InferenceCore(routes, dispatcher, heartbeat)
     with pytest.raises(TidegateError, match=told):
         core.begin("digits", "", None, lambda contract: oip.decode(b"abcd", 0, contract), b"", print)
     assert asked == ["digits-v1"]

@@ -1,4 +1,4 @@
-"""Which requests share an envelope."""
+"""How many requests share an envelope."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_frame_leaves_once_and_in_order(frames, most):
 
 @given(sizes, st.integers(1, MAX_FRAMES))
 def test_no_envelope_closes_early(frames, most):
-    """Greedy: the next frame would not have fitted."""
+    """The next frame would not fit."""
     ranges = list(split(frames, most))
     for (start, end), (after, _) in pairwise(ranges):
         assert end == after
@@ -63,14 +63,14 @@ def test_examples():
         (0, ReplicaFleet(1, 0.1), 1),
     ],
 )
-def test_how_many(waiting, fleet, most):
+def test_frames_per_envelope(waiting, fleet, most):
     assert frames_per_envelope(waiting, fleet) == most
 
 
 @given(st.integers(0, 100_000), st.integers(1, 500), st.floats(0, 1e5))
-def test_no_envelope_holds_more_than_a_replicas_part(waiting, ready, request_ms):
+def test_no_envelope_holds_more_than_a_replicas_share(waiting, ready, request_ms):
     most = frames_per_envelope(waiting, ReplicaFleet(ready, request_ms))
     assert 1 <= most <= MAX_FRAMES
     if most > 1:
         assert most * request_ms <= QUANTUM_MS * 1.001
-        assert (most - 1) * ready < waiting, "a ready replica would go without"
+        assert (most - 1) * ready < waiting, "a ready replica would get nothing"

@@ -1,4 +1,4 @@
-"""Which unfinished bodies go when memory is short."""
+"""The choice of unfinished bodies to drop when memory is short."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def chosen(need: int, *, for_known: bool) -> list[Unfinished]:
     return [EVERY[at] for at in choose(EVERY, need, PACE, for_known=for_known)]
 
 
-def test_only_slow_ones_go_for_anybody():
+def test_an_unknown_caller_evicts_only_slow_bodies():
     assert chosen(10_000, for_known=False) == [STANDING, DRIPPING, KNOWN_STANDING]
 
 
-def test_for_a_caller_with_a_credential_those_without_go():
+def test_a_caller_with_a_credential_evicts_those_without():
     assert chosen(10_000, for_known=True) == [STANDING, DRIPPING, FAST, NEW, KNOWN_STANDING]
 
 
@@ -36,17 +36,17 @@ def test_no_more_than_is_needed(need, count):
     assert len(chosen(need, for_known=False)) == count
 
 
-def test_what_holds_nothing_is_left_alone():
+def test_an_empty_body_is_not_evicted():
     assert choose([STANDING._replace(held=0)], 1, PACE, for_known=True) == []
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_a_budget_asks_for_room_before_it_refuses(known):
+def test_a_budget_reclaims_memory_before_it_refuses(known):
     budget, asked = MemoryBudget(100), []
 
     def reclaim(need: int, for_known: bool) -> None:
         asked.append((need, for_known))
-        budget.give(30)
+        budget.release(30)
 
     budget.reclaim = reclaim
     budget.force(80)

@@ -1,4 +1,4 @@
-"""The generate extension: inputs by name in, outputs by name out."""
+"""The generate extension: inputs by name, outputs by name."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_shapes(dims, value, shape):
     ("dims", "value"),
     [((1,), [1, 2]), ((2,), 1), ((-1, 2), [1, 2, 3]), ((-1, -1), [1, 2]), ((), [1, 2]), ((-1, 0), [1])],
 )
-def test_what_does_not_fit(dims, value):
+def test_values_that_do_not_fit_the_shape(dims, value):
     with pytest.raises(BadRequest, match="do not fill the shape"):
         generate.fitting("x", dims, value)
 
@@ -120,12 +120,12 @@ def test_what_does_not_fit(dims, value):
         (b'{"text_input": "a", "parameters": []}', "'parameters' must be an object"),
     ],
 )
-def test_what_is_wrong_is_said(body, told):
+def test_error_messages(body, told):
     with pytest.raises(BadRequest, match=told):
         generate.decode(body, contract())
 
 
-def test_without_a_signature_nobody_knows_the_types():
+def test_a_signature_is_required():
     with pytest.raises(Unavailable) as caught:
         generate.decode(b"{}", Contract(None))
     assert caught.value.retry_after_s

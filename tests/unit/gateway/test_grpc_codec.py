@@ -1,4 +1,4 @@
-"""Protobuf requests to tensors and answers to protobuf, without a server."""
+"""Protobuf requests to tensors, and results to protobuf, without a server."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def test_typed_contents(datatype, field, values, expected):
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64"])
 def test_many_floats(datatype):
-    """Past the sizes at which the length on the wire takes another byte."""
+    """Sizes at which the encoded length takes another byte."""
     for size in (0, 1, 31, 32, 63, 64, 5000):
         values = np.linspace(-1, 1, size).astype(DATATYPES[datatype].numpy)
         made = typed(datatype, f"{datatype.lower()}_contents", values.tolist(), (size,))
         assert codec.decode(made, OPEN).data == [values.tobytes()]
 
 
-def test_no_more_strings_than_may_be(monkeypatch):
+def test_the_number_of_strings_is_limited(monkeypatch):
     monkeypatch.setattr(tensors, "MAX_STRINGS", 3)
     codec.decode(typed("BYTES", "bytes_contents", [b"a"] * 3, (3,)), OPEN)
     codec.decode(raw(pack_strings([b"a"] * 3), datatype="BYTES", shape=(3,)), OPEN)
@@ -132,10 +132,10 @@ def test_outputs_and_parameters():
     assert (got.timeout_ms, got.priority) == (3.0, 7)
 
 
-def test_the_last_word_of_a_stream():
+def test_wants_empty_final():
     made = raw(ROW)
     assert not codec.wants_empty_final(made)
-    assert codec.EMPTY_FINAL not in made.parameters, "asking leaves no trace"
+    assert codec.EMPTY_FINAL not in made.parameters, "reading the parameter does not add it"
     made.parameters[codec.EMPTY_FINAL].bool_param = True
     assert codec.wants_empty_final(made)
     assert codec.decode(made, BATCHED).rows == 1
@@ -156,12 +156,12 @@ def both() -> Any:
     ("made", "said"),
     [
         (pb.ModelInferRequest(), "'inputs' must be a list of tensors; the model takes ['x']"),
-        (raw(ROW, ROW), "2 raw_input_contents for 1 inputs"),
+        (raw(ROW, ROW), "got 2 raw_input_contents for 1 inputs; send one for each"),
         (raw(ROW[:7]), "input 'x': FP32 [1, 2] needs 8 bytes, got 7"),
         (raw(ROW, datatype="FP64"), "input 'x': expected datatype FP32, got 'FP64'"),
         (raw(ROW, shape=(1, -1)), "input 'x': 'shape' must be a list of sizes, got [1, -1]"),
         (raw(ROW, shape=(5, 2)), "input 'x': batch size 5 is not in 1..4"),
-        (both(), "input 'x': has contents although there are raw_input_contents"),
+        (both(), "input 'x': send contents or raw_input_contents, not both"),
         (typed("FP32", "fp32_contents", [1], (1, 2)), "input 'x': shape [1, 2] needs 2 elements, got 1"),
         (typed("FP32", "int_contents", [1, 2], (1, 2)), "input 'x': shape [1, 2] needs 2 elements, got 0"),
         (
@@ -175,7 +175,7 @@ def both() -> Any:
         (with_parameter(m := raw(ROW), m, "nothing"), "request: parameter 'nothing' has no value"),
         (
             with_parameter(m := raw(ROW), m, "triton_x", int64_param=1),
-            "parameter 'triton_x': names that begin with triton_ are Triton's own",
+            "parameter 'triton_x': names that begin with triton_ are reserved for Triton",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Whatever a client sends, the gRPC connection raises nothing and gives back all that it counted."""
+"""The gRPC connection: no input makes it raise, and it releases all memory that it counted."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def echoes(requests: Any, call: ServerCall) -> None:
     received: StreamMessage
     async for received in requests:
         await call.write(received.message)
-        call.give(received.held)
+        call.release(received.held)
 
 
 def authenticate(credential: dict[bytes, bytes]) -> Principal:
@@ -100,8 +100,8 @@ def authenticate(credential: dict[bytes, bytes]) -> Principal:
     return SERVICE
 
 
-class Door:
-    """One connection and what it counts against."""
+class Harness:
+    """One connection, with its limits and its transport."""
 
     def __init__(self, limit: int = 2**20) -> None:
         self.limits = BodyLimits(
@@ -169,18 +169,18 @@ _frames = st.one_of(
 
 
 async def fuzz(pieces: list[bytes]) -> None:
-    door = Door()
+    harness = Harness()
     failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
-    await door.send(*pieces)
-    server.sweep(door.connection, asyncio.get_running_loop().time() + 10_000)
-    await door.send()
-    tasks = [call.task for call in door.connection.calls.values() if call.task is not None]
-    door.connection.connection_lost(None)
+    await harness.send(*pieces)
+    server.sweep(harness.connection, asyncio.get_running_loop().time() + 10_000)
+    await harness.send()
+    tasks = [call.task for call in harness.connection.calls.values() if call.task is not None]
+    harness.connection.connection_lost(None)
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert (door.limits.bodies.used, door.limits.answers.used, door.shared.calls) == (0, 0, 0)
-    assert not door.connection.calls
-    assert not door.all
+    assert (harness.limits.bodies.used, harness.limits.answers.used, harness.shared.calls) == (0, 0, 0)
+    assert not harness.connection.calls
+    assert not harness.all
     assert not failures
 
 
@@ -188,7 +188,7 @@ async def fuzz(pieces: list[bytes]) -> None:
     frames=st.lists(_frames, max_size=14), cut=st.integers(1, 80), greet=st.sampled_from([True] * 9 + [False])
 )
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_no_bytes_raise_and_everything_is_given_back(frames: list[bytes], cut: int, greet: bool) -> None:
+def test_no_input_raises_and_all_memory_is_released(frames: list[bytes], cut: int, greet: bool) -> None:
     stream = (PREFACE if greet else b"") + b"".join(frames)
     asyncio.run(fuzz([stream[at : at + cut] for at in range(0, len(stream), cut)]))
 
@@ -197,70 +197,72 @@ async def test_a_call_in_one_piece_and_byte_by_byte():
     body = message(b"\x0a\x03abc")
     whole = PREFACE + frame(HEADERS, 4, 1, head()) + frame(DATA, 1, 1, body)
     for pieces in ([whole], [whole[at : at + 1] for at in range(len(whole))]):
-        door = Door()
-        await door.send(*pieces)
-        assert body in door.wire.sent
-        assert door.wire.kinds()[-3:] == [HEADERS, DATA, HEADERS]
-        assert b"grpc-status\x010" in door.wire.sent
-        assert door.limits.bodies.used == 0
+        harness = Harness()
+        await harness.send(*pieces)
+        assert body in harness.wire.sent
+        assert harness.wire.kinds()[-3:] == [HEADERS, DATA, HEADERS]
+        assert b"grpc-status\x010" in harness.wire.sent
+        assert harness.limits.bodies.used == 0
 
 
-async def test_an_answer_waits_for_the_windows_of_its_client():
-    door = Door()
+async def test_a_response_waits_for_the_windows_of_its_client():
+    harness = Harness()
     window = struct.pack(">HI", 4, 6)
     body = message(b"\x0a\x0812345678")
-    await door.send(
+    await harness.send(
         PREFACE, frame(SETTINGS, 0, 0, window), frame(HEADERS, 4, 1, head()), frame(DATA, 1, 1, body)
     )
-    assert body[:6] in door.wire.sent
-    assert b"grpc-status" not in door.wire.sent
-    assert door.limits.answers.used == len(body) - 6
-    await door.send(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 100)))
-    assert b"grpc-status\x010" in door.wire.sent
-    assert door.limits.answers.used == 0
+    assert body[:6] in harness.wire.sent
+    assert b"grpc-status" not in harness.wire.sent
+    assert harness.limits.answers.used == len(body) - 6
+    await harness.send(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 100)))
+    assert b"grpc-status\x010" in harness.wire.sent
+    assert harness.limits.answers.used == 0
 
 
 async def test_a_client_that_does_not_read_stops_the_answers_of_its_streams():
-    door = Door(2**30)
-    door.connection.pause_writing()
+    harness = Harness(2**30)
+    harness.connection.pause_writing()
     stream = frame(HEADERS, 4, 1, head("/t/Echoes"))
     big = message(b"\x0a\xa0\x9c\x01" + b"x" * 20_000)
     pieces = [frame(DATA, 0, 1, big[at : at + 16_384]) for at in range(0, len(big), 16_384)]
-    await door.send(PREFACE, stream, *pieces * 40)
-    assert 256 * 1024 < door.limits.answers.used < 300 * 1024, "as much as a writer may be ahead"
-    assert door.limits.bodies.used > 20 * 20_000, "the rest has not been taken"
-    door.connection.resume_writing()
-    await door.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**30)))
-    await door.send(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 2**30)))
+    await harness.send(PREFACE, stream, *pieces * 40)
+    assert 256 * 1024 < harness.limits.answers.used < 300 * 1024, "unsent responses stay within the limit"
+    assert harness.limits.bodies.used > 20 * 20_000, "the other messages were not read"
+    harness.connection.resume_writing()
+    await harness.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**30)))
+    await harness.send(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 2**30)))
     for _ in range(200):
         await asyncio.sleep(0)
-    assert door.wire.sent.count(b"x" * 1000) > 0
-    assert (door.limits.answers.used, door.limits.bodies.used) == (0, 0)
-    door.connection.connection_lost(None)
+    assert harness.wire.sent.count(b"x" * 1000) > 0
+    assert (harness.limits.answers.used, harness.limits.bodies.used) == (0, 0)
+    harness.connection.connection_lost(None)
 
 
 async def test_more_than_the_window_of_a_stream_resets_it():
-    door = Door(2**30)
-    door.shared.methods["/t/Echoes"] = MethodSpec(echoes, ReceivedMessage, 2**30, streams=True)
-    await door.send(PREFACE, frame(HEADERS, 4, 1, head("/t/Echoes")))
-    door.connection.calls[1].credit = 100
-    await door.send(frame(DATA, 0, 1, struct.pack(">BI", 0, 1000) + bytes(200)))
-    assert door.wire.kinds()[-1] == RST_STREAM
-    assert door.wire.sent.endswith(struct.pack(">I", 3))
-    assert door.limits.bodies.used == 0
+    harness = Harness(2**30)
+    harness.shared.methods["/t/Echoes"] = MethodSpec(echoes, ReceivedMessage, 2**30, streams=True)
+    await harness.send(PREFACE, frame(HEADERS, 4, 1, head("/t/Echoes")))
+    harness.connection.calls[1].receive_window = 100
+    await harness.send(frame(DATA, 0, 1, struct.pack(">BI", 0, 1000) + bytes(200)))
+    assert harness.wire.kinds()[-1] == RST_STREAM
+    assert harness.wire.sent.endswith(struct.pack(">I", 3))
+    assert harness.limits.bodies.used == 0
 
 
-async def test_stopping_lets_calls_end_and_takes_no_more():
-    door = Door()
-    await door.send(PREFACE, frame(HEADERS, 4, 1, head()))
-    door.connection.drain()
-    assert door.wire.kinds()[-1] == GOAWAY
-    assert not door.wire.closed
-    await door.send(frame(HEADERS, 4, 3, head()))
-    assert door.wire.sent.endswith(struct.pack(">I", 7)), "REFUSED_STREAM: the client may send it elsewhere"
-    await door.send(frame(DATA, 1, 1, message()))
-    assert b"grpc-status\x010" in door.wire.sent
-    assert door.wire.closed
+async def test_a_drain_lets_calls_end_and_accepts_no_more():
+    harness = Harness()
+    await harness.send(PREFACE, frame(HEADERS, 4, 1, head()))
+    harness.connection.drain()
+    assert harness.wire.kinds()[-1] == GOAWAY
+    assert not harness.wire.closed
+    await harness.send(frame(HEADERS, 4, 3, head()))
+    assert harness.wire.sent.endswith(struct.pack(">I", 7)), (
+        "REFUSED_STREAM: the client may send it elsewhere"
+    )
+    await harness.send(frame(DATA, 1, 1, message()))
+    assert b"grpc-status\x010" in harness.wire.sent
+    assert harness.wire.closed
 
 
 @pytest.mark.parametrize(
@@ -279,22 +281,22 @@ async def test_stopping_lets_calls_end_and_takes_no_more():
         ),
     ],
 )
-async def test_what_stands_still_is_ended(sent, after_s, status):
-    door, loop = Door(), asyncio.get_running_loop()
-    await door.send(PREFACE, sent)
-    server.sweep(door.connection, loop.time() + after_s - 1)
-    assert b"grpc-status" not in door.wire.sent
-    server.sweep(door.connection, loop.time() + after_s + 1)
-    assert status in door.wire.sent
-    assert door.limits.bodies.used == 0
+async def test_calls_that_stand_still_are_ended(sent, after_s, status):
+    harness, loop = Harness(), asyncio.get_running_loop()
+    await harness.send(PREFACE, sent)
+    server.sweep(harness.connection, loop.time() + after_s - 1)
+    assert b"grpc-status" not in harness.wire.sent
+    server.sweep(harness.connection, loop.time() + after_s + 1)
+    assert status in harness.wire.sent
+    assert harness.limits.bodies.used == 0
 
 
 async def test_an_idle_stream_may_live_on():
-    door, loop = Door(), asyncio.get_running_loop()
-    await door.send(PREFACE, frame(HEADERS, 4, 1, head("/t/Echoes")), frame(DATA, 0, 1, message()))
-    server.sweep(door.connection, loop.time() + 100_000)
-    assert list(door.connection.calls) == [1]
-    door.connection.connection_lost(None)
+    harness, loop = Harness(), asyncio.get_running_loop()
+    await harness.send(PREFACE, frame(HEADERS, 4, 1, head("/t/Echoes")), frame(DATA, 0, 1, message()))
+    server.sweep(harness.connection, loop.time() + 100_000)
+    assert list(harness.connection.calls) == [1]
+    harness.connection.connection_lost(None)
 
 
 @pytest.mark.parametrize(
@@ -302,23 +304,25 @@ async def test_an_idle_stream_may_live_on():
     [(PREFACE[:5], server.HALFWAY_S), (PREFACE + b"\0", server.HALFWAY_S), (PREFACE, server.STRANGER_S)],
 )
 async def test_a_silent_connection_is_ended(sent, limit_s):
-    door, loop = Door(), asyncio.get_running_loop()
-    await door.send(sent)
-    server.sweep(door.connection, loop.time() + limit_s - 1)
-    assert not door.wire.closed
-    server.sweep(door.connection, loop.time() + limit_s + 1)
-    assert door.wire.closed
+    harness, loop = Harness(), asyncio.get_running_loop()
+    await harness.send(sent)
+    server.sweep(harness.connection, loop.time() + limit_s - 1)
+    assert not harness.wire.closed
+    server.sweep(harness.connection, loop.time() + limit_s + 1)
+    assert harness.wire.closed
 
 
 @pytest.mark.parametrize(("principal", "known"), [(SERVICE, True), (ANONYMOUS, False)])
-async def test_the_room_for_a_message_is_asked_for_with_the_standing_of_its_caller(principal, known):
-    door = Door(limit=1000)
-    door.shared.authenticate = lambda _: principal
+async def test_memory_for_a_message_is_reclaimed_by_whether_its_caller_is_known(principal, known):
+    harness = Harness(limit=1000)
+    harness.shared.authenticate = lambda _: principal
     asked: list[bool] = []
-    door.limits.bodies.reclaim = lambda _, for_known: asked.append(for_known)
-    await door.send(PREFACE + frame(HEADERS, 4, 1, head()), frame(DATA, 0, 1, struct.pack(">BI", 0, 50_000)))
-    door.limits.bodies.force(1000)
-    await door.send(frame(DATA, 0, 1, bytes(100)))
+    harness.limits.bodies.reclaim = lambda _, for_known: asked.append(for_known)
+    await harness.send(
+        PREFACE + frame(HEADERS, 4, 1, head()), frame(DATA, 0, 1, struct.pack(">BI", 0, 50_000))
+    )
+    harness.limits.bodies.force(1000)
+    await harness.send(frame(DATA, 0, 1, bytes(100)))
     assert asked == [known]
 
 
@@ -331,7 +335,7 @@ async def test_a_fault_in_one_connection_does_not_end_the_sweep_of_the_others(mo
 
     monkeypatch.setattr(server, "SWEEP_S", 0.001)
     monkeypatch.setattr(server, "sweep", look)
-    first, second = Door(), Door()
+    first, second = Harness(), Harness()
     connections = {first.connection, second.connection}
     sweeping = asyncio.create_task(server.sweep_all(connections))
     while len(looked) < 4:
@@ -343,8 +347,8 @@ async def test_a_fault_in_one_connection_does_not_end_the_sweep_of_the_others(mo
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_a_packed_message_is_read_once(encoding, monkeypatch):
-    """zlib copies what it has not used at each call: given all at once 250 MB would cost 20 s."""
+async def test_a_compressed_message_is_read_once(encoding, monkeypatch):
+    """zlib copies its unused input at each call: with 250 MB at once it would take 20 s."""
     pack = gzip.compress if encoding == "gzip" else zlib.compress
     plain = os.urandom(4 * 2**20)
     fed = 0
@@ -382,15 +386,15 @@ async def test_a_packed_message_is_read_once(encoding, monkeypatch):
     ],
     ids=["no method", "no credential", "settings"],
 )
-async def test_a_client_that_asks_and_does_not_read_is_ended(asked):
-    """What it is answered takes no window, so only its socket could hold it up."""
-    door = Door()
-    await door.send(PREFACE)
-    door.connection.pause_writing()
-    door.wire.unread = 100_000
-    await door.send(asked)
-    assert not door.wire.closed, "a full socket is no fault yet"
-    door.wire.unread = 600_000
-    await door.send(frame(SETTINGS, 0, 0))
-    assert door.wire.closed
-    assert GOAWAY in door.wire.kinds()
+async def test_a_client_that_sends_pings_and_does_not_read_is_ended(asked):
+    """Answers to pings use no flow-control window, so only the socket could stop the client."""
+    harness = Harness()
+    await harness.send(PREFACE)
+    harness.connection.pause_writing()
+    harness.wire.unread = 100_000
+    await harness.send(asked)
+    assert not harness.wire.closed, "a full socket alone is allowed"
+    harness.wire.unread = 600_000
+    await harness.send(frame(SETTINGS, 0, 0))
+    assert harness.wire.closed
+    assert GOAWAY in harness.wire.kinds()

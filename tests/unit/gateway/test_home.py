@@ -1,4 +1,4 @@
-"""The page of the gateway's address, and the origins whose pages may call it."""
+"""The home page of the gateway, and the origins whose pages may call it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(name: str, state: str = "READY") -> dict[str, str]:
         (None, "curl -H 'Authorization: Bearer tg_...' http://h:1/"),
     ],
 )
-def test_the_next_command_fits_what_there_is(models, command):
+def test_the_next_command_fits_the_state(models, command):
     told = home.document("1.2", "http://h:1", models, "needs a key")
     assert told["next"]["command"] == command
     assert ("problem" in told, told.get("models")) == (models is None, models)
@@ -44,6 +44,6 @@ def test_origins():
 @pytest.mark.parametrize(
     "wrong", ["a.example", "https://a.example/path", "https://*.example", "null", "https://"]
 )
-def test_what_is_no_origin_is_refused_when_the_gateway_starts(wrong):
-    with pytest.raises(ValidationError, match="is no origin"):
+def test_a_bad_origin_is_refused_when_the_gateway_starts(wrong):
+    with pytest.raises(ValidationError, match="is not an origin"):
         GatewaySettings(cors_origins=wrong)

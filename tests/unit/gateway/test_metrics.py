@@ -1,4 +1,4 @@
-"""Many observations at once are what they are one by one."""
+"""Metrics: observing many values at once, and the labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shown(values: list[float], together: bool) -> dict[tuple[str, str], float]:
 
 
 @given(st.lists(st.floats(0, 3) | st.sampled_from(BOUNDS), min_size=1, max_size=50))
-def test_together_or_one_by_one(values):
+def test_observing_together_equals_observing_one_by_one(values):
     assert shown(values, True) == pytest.approx(shown(values, False))
 
 
@@ -48,7 +48,7 @@ def table_of(deployment: str, endpoint: str):
 
 
 def test_only_names_of_the_table_are_labels():
-    """Whatever the reason: a caller without a credential can name anything."""
+    """For every reason: a caller without a credential can send any name."""
     table = table_of("known-1", "known")
     metrics = GatewayMetrics(lambda: table)
     before = labels_of(ANSWERED, "model")
@@ -72,7 +72,7 @@ def test_without_a_table_no_name_is_a_label():
     assert "made-up" not in labels_of(ANSWERED, "model")
 
 
-def test_what_leaves_the_table_is_forgotten():
+def test_labels_that_leave_the_table_are_removed():
     tables = [table_of("gone-1", "gone"), table_of("stays-1", "stays")]
     metrics = GatewayMetrics(lambda: tables[0])
     metrics.answered("gone", "gone-1", Timing(), 0.1)

@@ -1,4 +1,4 @@
-"""Calls of light models leave together; nobody else waits."""
+"""Calls to light models leave together; no other call waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.gateway.api.grpc.micro_batcher import FEW, MicroBatcher
+from services.gateway.api.grpc.micro_batcher import MIN_IN_FLIGHT, MicroBatcher
 
 pytestmark = pytest.mark.unit
 
@@ -17,31 +17,31 @@ async def turns(count: int = 5) -> None:
 
 
 async def busy(*, light: bool = True, hold_s: float = 60.0) -> MicroBatcher:
-    """As many calls are out as make it worth waiting."""
+    """Put as many calls in flight as make other calls wait."""
     company = MicroBatcher(hold_s)
     company.learn(10_000 if not light else 1_000, 1)
-    for _ in range(FEW):
+    for _ in range(MIN_IN_FLIGHT):
         await company.join()
     return company
 
 
-async def test_a_call_goes_at_once_when_few_are_out():
+async def test_a_call_leaves_at_once_if_few_are_in_flight():
     company = MicroBatcher()
     company.learn(100, 1)
-    for _ in range(FEW):
+    for _ in range(MIN_IN_FLIGHT):
         join = asyncio.ensure_future(company.join())
         await turns()
         assert join.done()
 
 
-async def test_a_call_to_a_heavy_model_goes_at_once():
+async def test_a_call_to_a_heavy_model_leaves_at_once():
     company = await busy(light=False)
     join = asyncio.ensure_future(company.join())
     await turns()
     assert join.done()
 
 
-async def test_a_model_call_that_many_shared_is_light_for_each():
+async def test_a_shared_model_call_counts_per_request():
     company = await busy(light=False)
     company.learn(100_000, 64)
     join = asyncio.ensure_future(company.join())
@@ -51,7 +51,7 @@ async def test_a_model_call_that_many_shared_is_light_for_each():
     await join
 
 
-async def test_those_that_wait_leave_together_when_one_is_answered():
+async def test_waiting_calls_leave_together_when_one_is_answered():
     company = await busy()
     joins = [asyncio.ensure_future(company.join()) for _ in range(3)]
     await turns()
@@ -61,13 +61,13 @@ async def test_those_that_wait_leave_together_when_one_is_answered():
     assert all(join.done() for join in joins)
 
 
-async def test_nobody_waits_for_long():
+async def test_the_wait_is_bounded():
     company = await busy(hold_s=0.002)
     async with asyncio.timeout(5):
         await company.join()
 
 
-async def test_one_that_goes_away_takes_nobody_with_it():
+async def test_a_cancelled_call_does_not_affect_the_others():
     company = await busy()
     gone, stays = (asyncio.ensure_future(company.join()) for _ in range(2))
     await turns()

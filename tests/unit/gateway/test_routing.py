@@ -46,7 +46,7 @@ def table(weights: list[int], **endpoint: Any):
 
 
 def shares(weights: list[int], draws: int = 1000) -> list[int]:
-    """How many of evenly spread draws each target gets."""
+    """Return how many of evenly spread draws each target gets."""
     compiled = table(weights)
     seen = Counter(compiled.pick("digits", "", at / draws)[1].name for at in range(draws))
     return [seen[f"digits-v{at}"] for at in range(1, len(weights) + 1)]
@@ -116,7 +116,7 @@ def test_an_explicit_version_ignores_weights():
         ("digits", "latest", "model 'digits' has no version 'latest'; it has ['1', '2']"),
     ],
 )
-def test_what_is_not_there(model, version, message):
+def test_unknown_names_and_versions(model, version, message):
     with pytest.raises(NotFound) as caught:
         table([1, 1]).pick(model, version, 0.0)
     assert caught.value.message == message
@@ -129,7 +129,7 @@ def test_a_table_is_required():
     assert require(table([1])).revision == ("e", 3)
 
 
-def test_what_a_deployment_says_is_kept():
+def test_the_table_keeps_the_settings_of_a_deployment():
     signature = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [2]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": []}],
@@ -177,6 +177,6 @@ def test_what_a_deployment_says_is_kept():
         },
     ],
 )
-def test_a_broken_table_raises_what_its_reader_expects(broken):
+def test_a_malformed_table_raises_the_documented_errors(broken):
     with pytest.raises((ValueError, KeyError, TypeError)):
         compile_table(broken)

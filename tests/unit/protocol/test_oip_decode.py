@@ -220,7 +220,7 @@ CASES: list[tuple[Contract, list[Any], str]] = [
     (SINGLE, [7], "inputs[0]: needs a 'name'"),
     (SINGLE, [x(name=...)], "inputs[0]: needs a 'name'"),
     (BATCHED, [TEXT, x(name=1)], "inputs[1]: needs a 'name'"),
-    (SINGLE, [X, X], "input 'x' is given twice"),
+    (SINGLE, [X, X], "input 'x' is sent twice"),
     (BATCHED, [X], "missing input 'text'; the model takes ['x', 'text']"),
     (BATCHED, [x(name="q")], "input 'q' does not exist; the model takes ['x', 'text']"),
     (SINGLE, [x(datatype="FP64")], "input 'x': expected datatype FP32, got 'FP64'"),
@@ -288,11 +288,11 @@ def test_wrong_inputs(contract, inputs, message):
 
 
 TAILS: list[tuple[list[Any], bytes, str]] = [
-    ([X], b"tail", "4 bytes of binary data, but the inputs name 0"),
+    ([X], b"tail", "got 4 bytes of binary data, but the inputs declare 0"),
     (
         [x(data=..., parameters={"binary_data_size": 8})],
         bytes(9),
-        "9 bytes of binary data, but the inputs name 8",
+        "got 9 bytes of binary data, but the inputs declare 8",
     ),
     (
         [x(data=..., parameters={"binary_data_size": 4})],
@@ -346,7 +346,7 @@ def test_wrong_binary_strings(raw, message):
         ({"outputs": "y"}, "'outputs' must be a list"),
         ({"outputs": ["y"]}, "every requested output needs a 'name'"),
         ({"outputs": [{"name": 1}]}, "every requested output needs a 'name'"),
-        ({"outputs": [{"name": "q"}]}, "output 'q' does not exist; the model gives ['y']"),
+        ({"outputs": [{"name": "q"}]}, "output 'q' does not exist; the model returns ['y']"),
         ({"outputs": [{"name": "y", "parameters": 1}]}, "output 'y': 'parameters' must be an object"),
         (
             {"outputs": [{"name": "y", "parameters": {"classification": -3}}]},
@@ -413,14 +413,14 @@ def test_what_is_for_the_queue_is_not_for_the_model():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"timeout": "1"}, "parameter 'timeout' must be a whole number, not negative, got '1'"),
-        ({"timeout": -1}, "parameter 'timeout' must be a whole number, not negative, got -1"),
-        ({"priority": True}, "parameter 'priority' must be a whole number, not negative, got True"),
-        ({"triton_x": 1}, "parameter 'triton_x': names that begin with triton_ are Triton's own"),
+        ({"timeout": "1"}, "parameter 'timeout' must be a whole number, 0 or more, got '1'"),
+        ({"timeout": -1}, "parameter 'timeout' must be a whole number, 0 or more, got -1"),
+        ({"priority": True}, "parameter 'priority' must be a whole number, 0 or more, got True"),
+        ({"triton_x": 1}, "parameter 'triton_x': names that begin with triton_ are reserved for Triton"),
         ({"seeds": [1]}, "parameter 'seeds' must be a string, a number or a boolean"),
         ({"seeds": None}, "parameter 'seeds' must be a string, a number or a boolean"),
         ({"seed": 2**63}, "parameter 'seed' must fit into 64 bits, got a number of 19 digits"),
-        ({"timeout": 2**63}, f"parameter 'timeout' must be a whole number, not negative, got {2**63}"),
+        ({"timeout": 2**63}, f"parameter 'timeout' must be a whole number, 0 or more, got {2**63}"),
     ],
 )
 def test_wrong_parameters(parameters, message):
@@ -442,13 +442,13 @@ def test_the_largest_numbers_are_carried():
 def test_a_shape_that_nothing_could_have():
     """Its product has more digits than Python writes."""
     shape = [2**63 - 1] * 255
-    message = f"input 'x': 'shape' says more than {2**63 - 1} elements"
+    message = f"input 'x': 'shape' has more than {2**63 - 1} elements"
     assert refused(OPEN, x(shape=shape)) == message
 
 
 def test_names_and_parameters_have_a_limit():
     """They are a part of every message, beside data that may take another way."""
-    message = "at most 65536 are possible: send what is large as a tensor"
+    message = "but the limit is 65536: send large values as tensors"
     ask(SINGLE, X, parameters={"prompt": "a" * 65_000})
     assert message in refused(SINGLE, X, parameters={"prompt": "a" * 65_536})
     free = OPEN

@@ -32,11 +32,10 @@ def answer(
     id_: str = "",
     parameters: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], bytes]:
-    """The JSON part and what follows it."""
+    """Return the JSON part and the binary data after it."""
     asked = Decoded(id_, rows, b"", [], wanted, binary)
-    body, length = encode("digits", "2", asked, rows, outputs, parameters or {}, data)
-    head = body if length is None else body[:length]
-    return orjson.loads(head), body[len(head) :]
+    head, tail = encode("digits", "2", asked, rows, outputs, parameters or {}, data)
+    return orjson.loads(head), b"".join(tail)
 
 
 def test_json():
@@ -72,8 +71,8 @@ def test_binary():
 def test_binary_without_a_byte_is_plain_json():
     asked = Decoded("", 0, b"", [], None, True)
     scores = tensor("scores", "FP32", (0, 2))
-    body, length = encode("digits", "2", asked, 0, (scores,), {}, [b""])
-    assert length is None
+    body, tail = encode("digits", "2", asked, 0, (scores,), {}, [b""])
+    assert tail == []
     (output,) = orjson.loads(body)["outputs"]
     assert (output["shape"], output["parameters"]) == ([0, 2], {"binary_data_size": 0})
 

@@ -112,18 +112,18 @@ def test_it_shares_calls_with_requests_that_say_what_they_are():
         (
             only("FP32", -1, -1),
             bytes(4),
-            "input 'x': the size of a raw body gives one dimension, but more are open in [-1, -1]",
+            "input 'x': the size of a raw body can give one dimension, but more are open in [-1, -1]",
         ),
         (
             only("BYTES", -1, -1),
             b"a",
-            "input 'x': the size of a raw body gives one dimension, but more are open in [-1, -1]",
+            "input 'x': the size of a raw body can give one dimension, but more are open in [-1, -1]",
         ),
-        (only("BYTES", 2), b"a", "input 'x': a raw body is one element of BYTES, but its shape is [2]"),
+        (only("BYTES", 2), b"a", "input 'x': a raw body is one element of BYTES, but the shape is [2]"),
         (
             only("BYTES", -1, batch=4),
             b"a",
-            "input 'x': a raw body is one element of BYTES, but its shape is [1, -1]",
+            "input 'x': a raw body is one element of BYTES, but the shape is [1, -1]",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""The gRPC door: Triton's ``inference.GRPCInferenceService``, and the standard health service."""
+"""The gRPC API: Triton's ``inference.GRPCInferenceService`` and the standard health service."""

@@ -1,4 +1,4 @@
-"""``ModelInferRequest`` to what the core takes, and the core's answer to ``ModelInferResponse``."""
+"""Decode ``ModelInferRequest`` for the core, and encode the core's result as ``ModelInferResponse``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.tensors import Datatype, check_count, elements, misfit, pack_strings
 from tidegate.kernel.triton_protocol import ModelInferResponse
 
-# Whether a stream is to end each request with a response without outputs.
+# Parameter of a stream's request: end it with a response without outputs.
 EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
 
-# Shapes up to here only have to be looked at for negative sizes.
+# Shapes of at most this many dimensions are only checked for negative sizes.
 MANY_DIMS = 16
-# More of them than this are as wrong as all of them.
+# Read no more dimensions than this: the error is the same.
 MOST_DIMS = 1024
 
 _CONTENTS = {
@@ -44,12 +44,12 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# Whose packed field on the wire is the raw tensor: the field's tag.
+# Datatypes whose packed field is already the raw tensor, with the tag of the field.
 _RAW_ON_THE_WIRE = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
 
 
 def decode(message: Any, contract: Contract) -> Decoded:
-    """Check a ``ModelInferRequest`` against a contract; raises BadRequest."""
+    """Decode a ``ModelInferRequest`` and check it against a contract; raise BadRequest."""
     parameters = _parameters(message.parameters, "request")
     parameters.pop(EMPTY_FINAL, None)
     wanted = tuple(
@@ -59,10 +59,12 @@ def decode(message: Any, contract: Contract) -> Decoded:
     inputs = Inputs(contract)
     raws = message.raw_input_contents
     if raws and len(raws) != len(message.inputs):
-        raise BadRequest(f"{len(raws)} raw_input_contents for {len(message.inputs)} inputs")
+        raise BadRequest(
+            f"got {len(raws)} raw_input_contents for {len(message.inputs)} inputs; send one for each"
+        )
     for at, tensor in enumerate(message.inputs):
         name = tensor.name
-        shape = list(tensor.shape[:MOST_DIMS])  # a list of millions would take many times their bytes
+        shape = list(tensor.shape[:MOST_DIMS])  # a Python list of millions would take many times their bytes
         if not shape or min(shape) < 0 or len(shape) > MANY_DIMS:
             check_shape(name, shape)
         datatype = inputs.expect(name, tensor.datatype, shape)
@@ -72,7 +74,7 @@ def decode(message: Any, contract: Contract) -> Decoded:
             inputs.put(_contents(name, datatype, shape, tensor.contents))
             continue
         if tensor.HasField("contents"):
-            raise BadRequest(f"input {name!r}: has contents although there are raw_input_contents")
+            raise BadRequest(f"input {name!r}: send contents or raw_input_contents, not both")
         raw = raws[at]
         check_size(name, datatype, shape, raw)
         inputs.put(raw)
@@ -83,15 +85,15 @@ def decode(message: Any, contract: Contract) -> Decoded:
 
 
 def wants_empty_final(message: Any) -> bool:
-    """Whether a stream's request asks for an empty final response."""
+    """Return True if a stream's request asks for an empty final response."""
     return EMPTY_FINAL in message.parameters and bool(message.parameters[EMPTY_FINAL].bool_param)
 
 
-def _parameters(found: Any, where: str) -> dict[str, Any]:
-    if not found:
+def _parameters(parameters: Any, where: str) -> dict[str, Any]:
+    if not parameters:
         return {}
     values = {}
-    for name, value in found.items():
+    for name, value in parameters.items():
         kind = value.WhichOneof("parameter_choice")
         if kind is None:
             raise BadRequest(f"{where}: parameter {name!r} has no value")
@@ -100,7 +102,7 @@ def _parameters(found: Any, where: str) -> dict[str, Any]:
 
 
 def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) -> bytes:
-    """A tensor from its typed contents."""
+    """Return the raw tensor of typed contents; raise BadRequest."""
     field = _CONTENTS.get(datatype.name)
     if field is None:
         raise BadRequest(f"input {name!r}: {datatype.name} has no typed contents; use raw_input_contents")
@@ -121,7 +123,7 @@ def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) ->
 
 
 def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
-    """The bytes of a packed field when it comes first in a message: its tag, its length, itself."""
+    """Return the bytes of a packed field if it is the first of a serialized message, else None."""
     at, length, shift = 1, 0, 0
     if wire[:1] != bytes((tag,)):
         return None
@@ -135,7 +137,7 @@ def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
 
 
 def encode(model: str, answer: InferenceResult, labels: Labels) -> Any:
-    """An answer as ``ModelInferResponse``; raises BadRequest for classes of what has none."""
+    """Return an answer as ``ModelInferResponse``; raise BadRequest for classes of an unfit datatype."""
     request, rows = answer.request, answer.rows
     outputs, data = classified(request, rows, answer.outputs, answer.reply.data, labels)
     message = ModelInferResponse(model_name=model, model_version=answer.route.version, id=request.id)
@@ -149,7 +151,7 @@ def encode(model: str, answer: InferenceResult, labels: Labels) -> Any:
 
 
 def set_parameters(field: Any, values: Mapping[str, Any]) -> None:
-    """Write parameters to a message's map of them."""
+    """Write parameters to the parameter map of a message."""
     for name, value in values.items():
         if isinstance(value, bool):
             field[name].bool_param = value

@@ -1,4 +1,4 @@
-"""The server's side of one HTTP/2 connection: frames, calls, and what a client may cost.
+"""The server's side of one HTTP/2 connection: frames, calls, and limits for the client.
 
 Follows RFC 9113 and gRPC's "gRPC over HTTP2". A call is admitted or refused by its headers, so the server
 keeps nothing that an unknown client sends. Bytes of known clients count against the budget as they come
@@ -23,36 +23,36 @@ from services.gateway.domain.http2_flood import FloodGuard
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.service.app import new_request_id
 
-# Calls of one connection.
+# Most calls of one connection.
 STREAMS = 1024
-# How long what a client sends is still read, and dropped, after it was told that its connection ends.
+# How long the server still reads and drops what a client sends, after it has announced the end.
 LINGER_S = 1.0
-# What may wait for a client that does not read before it must not ask for more. Answers alone are less than
-# that: none is written while the socket's buffer is full.
+# Bytes that may wait for a client that sends requests and does not read. Responses alone stay below that,
+# because none is written while the socket's buffer is full.
 UNREAD_BYTES = 512 * 1024
-# How much a client may send ahead on one stream, and on the connection.
+# Flow-control windows: bytes that a client may send ahead on one stream, and on the connection.
 STREAM_WINDOW = 4 * 2**20
 CONNECTION_WINDOW = 16 * 2**20
 
 
 class GrpcConnection(asyncio.Protocol):
-    """One client."""
+    """The connection of one client."""
 
-    def __init__(self, shared: ServerState, all_of_them: set[GrpcConnection]) -> None:
-        """``all_of_them``: where the connection is while it is open."""
+    def __init__(self, shared: ServerState, open_connections: set[GrpcConnection]) -> None:
+        """``open_connections``: the set that contains the connection while it is open."""
         self._shared = shared
-        self._all = all_of_them
+        self._open = open_connections
         self._transport: asyncio.Transport
         self._out: FrameWriter
         self._loop = asyncio.get_running_loop()
-        self._heads = HeaderBlockReader(shared.heads)
-        self._patience = FloodGuard(self._loop.time())
+        self._heads = HeaderBlockReader(shared.headers_cache)
+        self._flood = FloodGuard(self._loop.time())
         self._greeted = False
         self._buffer = b""
         self._block: bytearray | None = None
         self._block_of = (0, 0)
         self._last = 0
-        self._credit = CONNECTION_WINDOW
+        self._receive_window = CONNECTION_WINDOW
         self.calls: dict[int, ServerCall] = {}
         self.active = self._loop.time()
         self.known = False
@@ -62,24 +62,24 @@ class GrpcConnection(asyncio.Protocol):
 
     @property
     def halfway(self) -> bool:
-        """Return True if the client has stopped in the middle of a frame, a header block or its greeting."""
+        """Return True if a frame, a header block or the preface is incomplete."""
         return bool(self._buffer) or self._block is not None or not self._greeted
 
     @property
     def paused(self) -> bool:
-        """Return True if the client does not read."""
+        """Return True if the client does not read, so that the socket's buffer is full."""
         return self._out.paused
 
-    # What asyncio calls.
+    # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet the client, if there is room for it."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
+        """Send our settings, if there is room for another client."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
         self._out = FrameWriter(self._transport, self.calls)
         if not self._shared.enter(self):
             self.abort()
             return
-        self._all.add(self)
+        self._open.add(self)
         ours = (
             (frames.HEADER_TABLE_SIZE, 0),
             (frames.MAX_CONCURRENT_STREAMS, STREAMS),
@@ -90,23 +90,23 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.write(frames.settings(ours) + more)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel all that is under way."""
+        """Cancel all calls in flight."""
         self.closing = True
         self._cancel_all()
         self._shared.leave(self)
-        self._all.discard(self)
+        self._open.discard(self)
 
     def pause_writing(self) -> None:
-        """The socket's buffer is full."""
+        """Stop writing: the socket's buffer is full."""
         self._out.paused = True
 
     def resume_writing(self) -> None:
-        """The socket's buffer has room."""
+        """Go on writing: the socket's buffer has room."""
         self._out.paused = False
         self._send_all()
 
     def data_received(self, data: bytes) -> None:
-        """Take frames, and parts of frames."""
+        """Handle the frames in ``data`` and keep an incomplete one."""
         if self.closing:
             return
         self.active = self._loop.time()
@@ -116,31 +116,31 @@ class GrpcConnection(asyncio.Protocol):
         except ProtocolError as error:
             self.end(error.code, str(error))
 
-    # What the server calls.
+    # Methods for the server.
 
     def drain(self) -> None:
-        """Take no more calls; the connection closes with its last one."""
+        """Accept no more calls; the connection closes after its last call."""
         if not self.closing and not self.draining:
             self.draining = True
             self._transport.write(frames.goaway(self._last, ErrorCode.NO_ERROR, "the server is stopping"))
             self._close_when_drained()
 
     def end(self, code: ErrorCode, why: str) -> None:
-        """Say why the connection ends, and end it."""
+        """Send the reason in a GOAWAY frame, and end the connection."""
         if self.closing:
             return
         self.closing = True
         self._transport.write(frames.goaway(self._last, code, why))
         self._cancel_all()
         if self._transport.can_write_eof():
-            # Closed while bytes of the client are unread it would be reset, and the reason would be lost.
+            # Closing with unread bytes would reset the connection, and the client would not get the reason.
             self._transport.write_eof()
             self._loop.call_later(LINGER_S, self._transport.abort)
         else:
             self._transport.close()
 
     def abort(self) -> None:
-        """End the connection without a word."""
+        """End the connection at once, without a GOAWAY frame."""
         self.closing = True
         self._cancel_all()
         self._shared.leave(self)
@@ -153,36 +153,36 @@ class GrpcConnection(asyncio.Protocol):
         if not self.closing:
             self._transport.write(frames.reset(call.id, code))
 
-    # What a call needs.
+    # Methods for calls.
 
     def send(self, call: ServerCall) -> None:
-        """Send as much of ``call.unsent`` as the windows let through, and the end if there is one."""
+        """Send as much of ``call.unsent`` as the windows allow, and the status if the call has ended."""
         if self.closing or call.finished:
             return
         before = self._out.sent
         over = self._out.send(call)
-        self._patience.sent(self._out.sent - before)
+        self._flood.sent(self._out.sent - before)
         if over:
-            self._over(call)
+            self._complete(call)
 
     def replenish(self, call: ServerCall) -> None:
-        """Let the client send more of a call whose messages are taken."""
-        if call.credit <= STREAM_WINDOW // 2 and not call.half_closed and not self.closing:
-            if call.incoming.messages:
+        """Allow the client to send more for a call whose messages were taken."""
+        if call.receive_window <= STREAM_WINDOW // 2 and not call.half_closed and not self.closing:
+            if call.reader.messages:
                 return
-            self._transport.write(frames.window_update(call.id, STREAM_WINDOW - call.credit))
-            call.credit = STREAM_WINDOW
+            self._transport.write(frames.window_update(call.id, STREAM_WINDOW - call.receive_window))
+            call.receive_window = STREAM_WINDOW
 
     def _send_all(self) -> None:
         if not self.closing:
             before = self._out.sent
             for call in self._out.send_all():
-                self._over(call)
+                self._complete(call)
             if self._out.sent > before:
-                self._patience.sent(self._out.sent - before)
+                self._flood.sent(self._out.sent - before)
 
-    def _over(self, call: ServerCall) -> None:
-        self._patience.answered()
+    def _complete(self, call: ServerCall) -> None:
+        self._flood.answered()
         self._forget(call)
         call.close()
         self._close_when_drained()
@@ -204,7 +204,7 @@ class GrpcConnection(asyncio.Protocol):
     # Frames.
 
     def _read(self, buffer: bytes) -> int:
-        """Handle the whole frames of the buffer; return where the rest begins. Raises Broken."""
+        """Handle the complete frames of the buffer; return where the rest begins. Raise ProtocolError."""
         at, end = 0, len(buffer)
         if not self._greeted:
             if not frames.PREFACE.startswith(buffer[:24]):
@@ -218,7 +218,7 @@ class GrpcConnection(asyncio.Protocol):
             high, low, kind, flags, stream = frames.HEAD.unpack_from(buffer, at)
             size = high << 8 | low
             if size > frames.DEFAULT_FRAME:
-                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes is too large")
             if end - at - 9 < size:
                 break
             if self._block is not None and kind != frames.CONTINUATION:
@@ -233,7 +233,7 @@ class GrpcConnection(asyncio.Protocol):
         elif kind == frames.HEADERS:
             self._on_headers(stream, payload, flags)
         else:
-            self._nuisance()
+            self._count_useless_frame()
             if kind == frames.WINDOW_UPDATE:
                 self._out.on_window(stream, payload)
                 self._send_all()
@@ -247,45 +247,45 @@ class GrpcConnection(asyncio.Protocol):
             elif kind == frames.RST_STREAM:
                 self._on_reset(stream)
             elif kind == frames.PUSH_PROMISE:
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a client pushed")
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a client may not send PUSH_PROMISE")
 
-    def _nuisance(self) -> None:
-        self._must(self._patience.nuisance(self._loop.time()))
+    def _count_useless_frame(self) -> None:
+        self._end_for(self._flood.useless_frame(self._loop.time()))
         if self._out.paused and self._transport.get_write_buffer_size() > UNREAD_BYTES:
             raise ProtocolError(
                 ErrorCode.ENHANCE_YOUR_CALM, "the client sends requests and does not read the answers"
             )
 
     @staticmethod
-    def _must(problem: str | None) -> None:
+    def _end_for(problem: str | None) -> None:
         if problem is not None:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, problem)
 
     def _on_data(self, stream: int, payload: bytes, flags: int) -> None:
         size, ended = len(payload), flags & frames.END_STREAM
-        self._credit -= size
-        if self._credit < 0:
+        self._receive_window -= size
+        if self._receive_window < 0:
             raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
-        if self._credit <= CONNECTION_WINDOW // 2:
-            self._transport.write(frames.window_update(0, CONNECTION_WINDOW - self._credit))
-            self._credit = CONNECTION_WINDOW
+        if self._receive_window <= CONNECTION_WINDOW // 2:
+            self._transport.write(frames.window_update(0, CONNECTION_WINDOW - self._receive_window))
+            self._receive_window = CONNECTION_WINDOW
         data = frames.unpadded(payload, flags)
         if not data and not ended:
-            self._nuisance()
+            self._count_useless_frame()
         call = self.calls.get(stream)
         if call is None:
             if stream > self._last or not stream & 1:
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"data for stream {stream}, which is not open")
-            self._must(self._patience.stray(size))
+            self._end_for(self._flood.late_data(size))
             return
-        call.credit -= size
+        call.receive_window -= size
         if call.half_closed:
             raise ProtocolError(ErrorCode.STREAM_CLOSED, "data after the end of a stream")
-        if call.credit < 0:
+        if call.receive_window < 0:
             self.reset(call, ErrorCode.FLOW_CONTROL_ERROR)
             return
         if data and not call.received(data):
-            self._must(self._patience.stray(size))
+            self._end_for(self._flood.late_data(size))
         if ended:
             call.ended()
         elif not call.finished:
@@ -295,7 +295,7 @@ class GrpcConnection(asyncio.Protocol):
         if len(payload) != 8:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a PING that is not 8 bytes")
         if not flags & frames.ACK:
-            self._must(self._patience.ping(self._loop.time()))
+            self._end_for(self._flood.ping(self._loop.time()))
             self._transport.write(frame_head(8, frames.PING, frames.ACK, 0) + payload)
 
     def _on_reset(self, stream: int) -> None:
@@ -303,10 +303,10 @@ class GrpcConnection(asyncio.Protocol):
         if call is not None:
             self._forget(call)
             call.cancel()
-            self._must(self._patience.reset())
+            self._end_for(self._flood.reset())
             self._close_when_drained()
 
-    # Heads.
+    # Headers.
 
     def _on_headers(self, stream: int, payload: bytes, flags: int) -> None:
         block = frames.unpadded(payload, flags)
@@ -333,21 +333,21 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_head(self, stream: int, block: bytes, ended: bool) -> None:
         head = self._heads.read(block)
-        if stream <= self._last:  # trailers, of which nothing is used, or for a call that has ended
-            self._nuisance()
+        if stream <= self._last:  # trailers, which are ignored, or headers of a call that has ended
+            self._count_useless_frame()
             call = self.calls.get(stream)
             if call is not None and (call.half_closed or not ended):
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a second head on one stream")
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "headers came twice on one stream")
             if call is not None:
                 call.ended()
             return
         self._last = stream
-        self._patience.begun(STREAM_WINDOW)
+        self._flood.call_began(STREAM_WINDOW)
         if self.draining or len(self.calls) >= STREAMS:
-            self._nuisance()
+            self._count_useless_frame()
             self._transport.write(frames.reset(stream, ErrorCode.REFUSED_STREAM))
         elif head.problem:
-            self._nuisance()
+            self._count_useless_frame()
             self._write_head(stream, header_block(((":status", str(head.problem)),)), ended)
         else:
             self._begin(stream, head, ended)
@@ -356,11 +356,11 @@ class GrpcConnection(asyncio.Protocol):
         shared = self._shared
         method = shared.methods.get(head.path)
         if method is None:
-            words = f"there is no method {head.path[:128]!r}"
-            self._refuse(stream, StatusCode.UNIMPLEMENTED, words, (), ended)
+            details = f"there is no method {head.path[:128]!r}"
+            self._refuse(stream, StatusCode.UNIMPLEMENTED, details, (), ended)
             return
         call = ServerCall(self, stream, head, method, shared.limits, self._out.first_window)
-        call.credit = STREAM_WINDOW
+        call.receive_window = STREAM_WINDOW
         try:
             shared.admit(call, head.credential)
         except TidegateError as error:
@@ -378,8 +378,8 @@ class GrpcConnection(asyncio.Protocol):
             call.ended()
 
     def _refuse(self, stream: int, code: StatusCode, details: str, trailers: Metadata, ended: bool) -> None:
-        """Answer a call that does not begin. What its client still sends is dropped."""
-        self._nuisance()
+        """Answer a call that is not admitted. What its client still sends is dropped."""
+        self._count_useless_frame()
         fields = [("grpc-status", str(code.value[0])), ("grpc-message", percent(details)), *trailers]
         self._write_head(stream, HEADERS + header_block(fields), ended)
 

@@ -1,4 +1,4 @@
-"""HTTP/2 frames (RFC 9113) and header blocks (RFC 7541), as far as a gRPC server needs them."""
+"""Encode HTTP/2 frames (RFC 9113) and header blocks (RFC 7541), as far as a gRPC server needs them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ErrorCode(IntEnum):
 
 
 class ProtocolError(Exception):
-    """The peer broke a rule, or asks for too much: the connection ends with this code."""
+    """The client broke a rule or asks for too much: the connection ends with this code."""
 
     def __init__(self, code: ErrorCode, why: str) -> None:
         super().__init__(why)
@@ -71,7 +71,7 @@ def settings(values: Iterable[tuple[int, int]]) -> bytes:
 
 
 def unpadded(payload: bytes, flags: int) -> bytes:
-    """Return the payload of DATA or HEADERS without padding; raises Broken."""
+    """Return the payload of DATA or HEADERS without padding; raise ProtocolError."""
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
@@ -80,7 +80,7 @@ def unpadded(payload: bytes, flags: int) -> bytes:
 
 
 def header_block(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Return fields as literals that are never indexed: they mean the same on every connection."""
+    """Return fields as literals that are never indexed, so they mean the same on every connection."""
     out = bytearray()
     for name, value in fields:
         _literal(out, name.encode("latin-1", "replace"), 0x10)

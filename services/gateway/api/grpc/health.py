@@ -21,14 +21,14 @@ _STATUS = pb.HealthCheckResponse
 
 
 class HealthService:
-    """Says what ``/health/ready`` says."""
+    """The health service; it reports the same state as ``/health/ready``."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
         self.stopping = False
 
     def methods(self) -> dict[str, MethodSpec]:
-        """Return both methods by their paths."""
+        """Return both methods by path."""
         request = pb.HealthCheckRequest
         return {
             f"/{NAME}/Check": MethodSpec(self._check, request, OPEN_BYTES, open=True),
@@ -36,8 +36,8 @@ class HealthService:
         }
 
     def _status(self) -> int:
-        well = not self.stopping and not self._health.problems()
-        status: int = _STATUS.SERVING if well else _STATUS.NOT_SERVING
+        healthy = not self.stopping and not self._health.problems()
+        status: int = _STATUS.SERVING if healthy else _STATUS.NOT_SERVING
         return status
 
     async def _check(self, request: Any, context: Any) -> Any:
@@ -47,10 +47,10 @@ class HealthService:
 
     async def _watch(self, request: Any, context: Any) -> None:
         known = request.service in _SERVED
-        told = None
+        last = None
         while not self.stopping:
             status = self._status() if known else _STATUS.SERVICE_UNKNOWN
-            if status != told:
-                told = status
+            if status != last:
+                last = status
                 await context.write(_STATUS(status=status))
             await asyncio.sleep(POLL_S)

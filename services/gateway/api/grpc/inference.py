@@ -1,4 +1,4 @@
-"""Inference over gRPC: one call, or a stream of them."""
+"""Inference over gRPC: the steps that ``ModelInfer`` and ``ModelStreamInfer`` share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from services.gateway.adapters.model_metadata import ModelMetadataCache
 from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.micro_batcher import MicroBatcher
 from services.gateway.api.grpc.status import Metadata, code_of, refuse
-from services.gateway.api.inference.handler import failure_timing, server_timing
-from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
+from services.gateway.api.server_timing import failure_timing, server_timing
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import (
@@ -30,13 +30,13 @@ log = telemetry.logger(__name__)
 
 
 class GrpcInference:
-    """Decode, hand to the core, encode: what ``api/inference/handler.py`` is to HTTP."""
+    """The gRPC counterpart of ``api/inference/handler.py``: decode, run the core, encode."""
 
     def __init__(
         self,
         core: InferenceCore,
         access: Access,
-        cards: ModelMetadataCache,
+        metadata: ModelMetadataCache,
         metrics: GatewayMetrics,
         log: AccessLog | None = None,
     ) -> None:
@@ -44,26 +44,26 @@ class GrpcInference:
         self.access = access
         self.metrics = metrics
         self.log = log or AccessLog.off()
-        self._cards = cards
-        self._companies: dict[str, MicroBatcher] = {}
+        self._metadata = metadata
+        self._batchers: dict[str, MicroBatcher] = {}
 
     async def infer(self, request: Any, context: Any) -> Any:
-        """``ModelInfer``."""
+        """Handle ``ModelInfer``."""
         started = time.perf_counter()
         rid = context.rid or new_request_id()
         try:
             timeout_ms = timeout_of(context)
             response, trailers = await self.answer(request, context.principal, rid, timeout_ms, started)
         except asyncio.CancelledError:
-            gone = TidegateError("the caller cancelled the call", reason="caller_gone")
-            self.refused(request, gone, rid, context.principal, started)
+            cancelled = TidegateError("the caller cancelled the call", reason=CALLER_GONE)
+            self.refused(request, cancelled, rid, context.principal, started)
             raise
         except TidegateError as error:
-            told = self.refused(request, error, rid, context.principal, started)
-            await refuse(context, told, rid, _failed_after(started))
+            failure = self.refused(request, error, rid, context.principal, started)
+            await refuse(context, failure, rid, _failed_after(started))
         except Exception:
-            told = self.broken(request, rid, context.principal, started)
-            await refuse(context, told, rid, _failed_after(started))
+            failure = self.internal_error(request, rid, context.principal, started)
+            await refuse(context, failure, rid, _failed_after(started))
         else:
             context.set_trailing_metadata(trailers)
             return response
@@ -71,15 +71,15 @@ class GrpcInference:
     async def answer(
         self, request: Any, principal: Principal, rid: str, timeout_ms: float | None, started: float
     ) -> tuple[Any, Metadata]:
-        """The response to a request and the trailers that go with it; raises TidegateError."""
+        """Return the response to a request and its trailers; raise TidegateError."""
         size, cost = request.ByteSize(), UsageCost()
         grant = self.admit(principal, request)
         try:
-            answer = await self._ask(request, rid, timeout_ms, cost)
+            answer = await self._run(request, rid, timeout_ms, cost)
             response, trailers = self.encode(request.model_name, answer, rid, started)
             if grant is not None:
                 cost.add(answer.reply, answer.parameters, response.ByteSize())
-                trailers += _told(grant)
+                trailers += _limit_trailers(grant)
             if self.log.take():
                 self.answered(request, answer, principal, rid, response.ByteSize(), started)
         finally:
@@ -88,17 +88,17 @@ class GrpcInference:
         return response, trailers
 
     def admit(self, principal: Principal, request: Any) -> Grant | None:
-        """Let a request to a model that is there in; raises TidegateError."""
+        """Admit a request by the limits of its caller; raise TidegateError. The model must exist."""
         self.core.pick(request.model_name, request.model_version)
         return self.access.admit(principal, request.model_name)
 
-    async def _ask(
+    async def _run(
         self, request: Any, rid: str, timeout_ms: float | None, cost: UsageCost
     ) -> InferenceResult:
         model: str = request.model_name
-        company = self._companies.get(model)
-        if company is not None:
-            await company.join()
+        batcher = self._batchers.get(model)
+        if batcher is not None:
+            await batcher.join()
         try:
             answer = await self.core.infer(
                 model,
@@ -109,15 +109,15 @@ class GrpcInference:
                 cost.begin,
             )
         finally:
-            if company is not None:
-                company.leave()
-        if company is None:  # only of models that there are
-            company = self._companies.setdefault(model, MicroBatcher())
-        company.learn(answer.reply.compute_us, answer.reply.shared)
+            if batcher is not None:
+                batcher.leave()
+        if batcher is None:  # only for models that exist
+            batcher = self._batchers.setdefault(model, MicroBatcher())
+        batcher.learn(answer.reply.compute_us, answer.reply.shared)
         return answer
 
     def encode(self, model: str, answer: InferenceResult, rid: str, started: float) -> tuple[Any, Metadata]:
-        """An answer as a response, counted, and its trailers."""
+        """Return an answer as a response with its trailers, and count it in the metrics."""
         encoding = time.perf_counter()
         response = self.response(model, answer)
         now = time.perf_counter()
@@ -127,25 +127,25 @@ class GrpcInference:
         return response, (("x-request-id", rid), ("server-timing", server_timing(answer, total).decode()))
 
     def response(self, model: str, answer: InferenceResult) -> Any:
-        """An answer as a response."""
-        return codec.encode(model, answer, self._cards.labels(answer.route.name))
+        """Return an answer as a response."""
+        return codec.encode(model, answer, self._metadata.labels(answer.route.name))
 
     def answered(
         self,
         request: Any,
         answer: InferenceResult,
-        who: Principal,
+        principal: Principal,
         rid: str,
         sent: int,
         started: float,
         **more: Any,
     ) -> None:
-        """Log a request that was answered."""
+        """Log an answered request."""
         self.log.answered(
             "grpc",
             request.model_name,
             answer,
-            who,
+            principal,
             rid,
             status="OK",
             received=request.ByteSize(),
@@ -155,17 +155,17 @@ class GrpcInference:
         )
 
     def refused(
-        self, request: Any, error: TidegateError, rid: str, who: Principal | None, started: float
+        self, request: Any, error: TidegateError, rid: str, principal: Principal | None, started: float
     ) -> TidegateError:
-        """The error, counted and logged."""
+        """Count and log a failed request; return the error."""
         self.metrics.refused(request.model_name, error.reason)
         more = {"client_id": request.id} if request.id else {}
-        status = "CANCELLED" if error.reason == "caller_gone" else code_of(error).name
+        status = "CANCELLED" if error.reason == CALLER_GONE else code_of(error).name
         self.log.refused(
             "grpc",
             request.model_name,
             error,
-            who,
+            principal,
             rid,
             status=status,
             received=request.ByteSize(),
@@ -175,21 +175,23 @@ class GrpcInference:
         return error
 
     def refused_by_head(self, error: TidegateError, rid: str) -> None:
-        """Count and log a call that is refused before its message has come."""
+        """Count and log a call that is refused by its headers."""
         self.metrics.refused("", error.reason)
         self.log.refused("grpc", "", error, None, rid, status=code_of(error).name)
 
-    def broken(self, request: Any, rid: str, who: Principal | None, started: float) -> TidegateError:
-        """What a caller is told of an exception that nobody expected."""
+    def internal_error(
+        self, request: Any, rid: str, principal: Principal | None, started: float
+    ) -> TidegateError:
+        """Log an unexpected exception; return the error for the caller."""
         log.exception("unexpected error", extra={"request_id": rid[: telemetry.LONGEST_ID]})
         return self.refused(
-            request, TidegateError("internal error; see the log of the service"), rid, who, started
+            request, TidegateError("internal error; see the log of the service"), rid, principal, started
         )
 
 
 def timeout_of(context: Any) -> float | None:
-    """Return how long a caller waits, in ms; None: as usual. Raises BadRequest."""
-    timeout_ms = parse_timeout(context.head.asked_ms)
+    """Return the caller's timeout in ms, None if it set none; raise BadRequest."""
+    timeout_ms = parse_timeout(context.headers.request_timeout_ms)
     left_s = context.time_remaining()
     if left_s is not None:
         left_ms = min(max(left_s * 1e3, 0.001), MAX_TIMEOUT_MS)
@@ -201,5 +203,5 @@ def _failed_after(started: float) -> Metadata:
     return (("server-timing", failure_timing(time.perf_counter() - started).decode()),)
 
 
-def _told(grant: Grant) -> Metadata:
+def _limit_trailers(grant: Grant) -> Metadata:
     return tuple((name.decode(), value.decode()) for name, value in grant.headers())

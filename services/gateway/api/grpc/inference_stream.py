@@ -1,8 +1,8 @@
-"""``ModelStreamInfer``: requests in, any number of responses to each, on one call.
+"""Handle ``ModelStreamInfer``: many requests on one call, any number of responses to each.
 
-Responses of models that give one answer come in the order of the requests, as Triton's do; those of a model
-that gives many come as they are made, in order for each request. A request that fails gets its error as a
-message, and the stream goes on.
+Models that give one answer respond in the order of the requests, as in Triton. Answers of a decoupled model
+come as it makes them, in order for each request. A request that fails gets its error as a message, and the
+stream goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.service.app import new_request_id
 from tidegate.kernel.triton_protocol import pb
 
-# Requests of one stream that may be under way; a caller that sends more is read no further.
+# Requests of one stream in flight. When the limit is reached, the stream reads no further requests.
 IN_FLIGHT = 256
 
 
@@ -35,12 +35,12 @@ class InferenceStream:
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: asyncio.Task[None] | None = None
-        self._credential: dict[bytes, bytes] = context.head.credential
+        self._credential: dict[bytes, bytes] = context.headers.credential
 
     async def run(self, requests: Any) -> None:
-        """Until the caller has no more requests and has all responses; cancelled, all of it is abandoned."""
+        """Return when all requests are answered. Cancelling abandons them."""
         rid = self._context.rid or new_request_id()
-        timeout_of(self._context)  # what is wrong with it ends the call
+        timeout_of(self._context)  # a bad timeout ends the call
         try:
             async for request, held in requests:
                 await self._room.acquire()
@@ -59,7 +59,7 @@ class InferenceStream:
         task.add_done_callback(partial(self._ended, held))
 
     def _ended(self, held: int, task: asyncio.Task[None]) -> None:
-        self._context.give(held)
+        self._context.release(held)
         self._tasks.discard(task)
         self._room.release()
         if task is self._last:
@@ -69,30 +69,30 @@ class InferenceStream:
         try:
             return self._calls.core.pick(request.model_name, request.model_version)[1].decoupled
         except TidegateError:
-            return False  # asked for its answer it says the same, in its turn
+            return False  # `_one` reports the error, in the order of the requests
 
     async def _one(
         self, request: Any, rid: str, timeout_ms: float | None, before: asyncio.Task[None] | None
     ) -> None:
-        """A request with one response, written after that of the request before it."""
+        """Answer a request that has one response, after the response to the previous request."""
         started, principal = time.perf_counter(), None
         try:
-            # Anew for each request: a stream may live longer than its key.
+            # Checked for each request: a stream may outlive its key.
             principal = self._calls.access.authenticate(self._credential)
             response, _ = await self._calls.answer(request, principal, rid, timeout_ms, started)
             response.parameters[codec.FINAL].bool_param = True
             message = pb.ModelStreamInferResponse(infer_response=response)
         except TidegateError as error:
-            told = self._calls.refused(request, error, rid, principal, started)
-            message = self._failure(request, told)
+            failure = self._calls.refused(request, error, rid, principal, started)
+            message = self._failure(request, failure)
         except Exception:
-            message = self._failure(request, self._calls.broken(request, rid, principal, started))
+            message = self._failure(request, self._calls.internal_error(request, rid, principal, started))
         if before is not None:
             await asyncio.wait([before])
         await self._write(message)
 
     async def _many(self, request: Any, rid: str, timeout_ms: float | None) -> None:
-        """A request with any number of responses, each written as it comes."""
+        """Answer a request with any number of responses, each as it comes."""
         started, principal, first = time.perf_counter(), None, None
         grant, cost = None, UsageCost()
         try:
@@ -111,7 +111,7 @@ class InferenceStream:
                 async for answer in answers:
                     if first is not None:
                         response = self._calls.response(request.model_name, answer)
-                    else:  # it counts once, with the time to its first answer
+                    else:  # the request counts once, with the time to its first answer
                         response, _ = self._calls.encode(request.model_name, answer, rid, started)
                         first = answer
                     cost.add(answer.reply, answer.parameters, response.ByteSize())
@@ -125,11 +125,11 @@ class InferenceStream:
                 parts = {"chunks": cost.answers}
                 self._calls.answered(request, first, principal, rid, cost.sent, started, **parts)
         except TidegateError as error:
-            told = self._calls.refused(request, error, rid, principal, started)
-            await self._write(self._failure(request, told))
+            failure = self._calls.refused(request, error, rid, principal, started)
+            await self._write(self._failure(request, failure))
         except Exception:
-            told = self._calls.broken(request, rid, principal, started)
-            await self._write(self._failure(request, told))
+            failure = self._calls.internal_error(request, rid, principal, started)
+            await self._write(self._failure(request, failure))
         finally:
             if grant is not None:
                 grant.streamed(cost, request.ByteSize())
@@ -140,5 +140,5 @@ class InferenceStream:
 
     @staticmethod
     def _failure(request: Any, error: TidegateError) -> Any:
-        told = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-        return pb.ModelStreamInferResponse(error_message=details_of(error), infer_response=told)
+        response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+        return pb.ModelStreamInferResponse(error_message=details_of(error), infer_response=response)

@@ -1,4 +1,4 @@
-"""The messages of one call as they come in, counted against the budget from their first byte."""
+"""Read the messages of one call. The memory budget counts them from their first byte."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tidegate.kernel.errors import BadRequest, PayloadTooLarge, TidegateError
 _PREFIX = struct.Struct(">BI")
 _UNPACKED = {b"gzip", b"deflate"}
 ENCODINGS = "identity,deflate,gzip"
-# What a message takes beside its bytes, however small it is.
+# The memory of a message beside its bytes.
 MESSAGE_BYTES = 256
 
 
 class ReceivedMessage(NamedTuple):
-    """A whole message, and the bytes that the budget counts for it."""
+    """A complete message, and the bytes that the budget counts for it."""
 
     data: bytes | bytearray
     held: int
 
 
 class MessageReader:
-    """Puts messages together from what DATA frames bring. :meth:`release` gives back what was not taken."""
+    """A reader that assembles messages from the payloads of DATA frames."""
 
     __slots__ = (
         "_encoding",
@@ -50,26 +50,26 @@ class MessageReader:
         self._size = 0
         self._packed = False
         self._held = 0
-        self.known = False  # its caller has shown a good credential
+        self.known = False  # the caller has sent a valid credential
         self.messages: deque[ReceivedMessage] = deque()
 
     @property
     def begun(self) -> bool:
-        """Return True if a part of a message is here."""
+        """Return True if a part of a message has come."""
         return self._part is not None or bool(self._prefix)
 
     @property
     def size(self) -> int:
-        """The declared size of the message that is coming in."""
+        """Return the declared size of the message that is coming in, or 0."""
         return self._size if self._part is not None else 0
 
     def feed(self, data: bytes) -> None:
-        """Take what came; raises BadRequest, PayloadTooLarge and Overloaded."""
+        """Read bytes; raise BadRequest, PayloadTooLarge or Overloaded."""
         if not self.begun and len(data) >= 5:
             packed, size = _PREFIX.unpack_from(data)
             if size == len(data) - 5 and not packed and size <= self._limit:  # nearly always
                 self._count(size + MESSAGE_BYTES, size)
-                self._whole(data[5:])
+                self._add(data[5:])
                 return
         at, end = 0, len(data)
         while at < end:
@@ -86,16 +86,16 @@ class MessageReader:
             self._count(len(piece), self._size)
             self._part += piece
             if len(self._part) == self._size:
-                whole, self._part = self._part, None
-                self._whole(self._unpacked(whole) if self._packed else whole)
+                message, self._part = self._part, None
+                self._add(self._unpacked(message) if self._packed else message)
 
     def take(self) -> ReceivedMessage:
-        """Return the next whole message; its bytes stay counted until the caller gives them back."""
+        """Return the next complete message. The caller must release its bytes from the budget."""
         return self.messages.popleft()
 
     def release(self) -> None:
-        """Forget everything that was not taken."""
-        self._limits.bodies.give(self._held + sum(message.held for message in self.messages))
+        """Drop all messages that were not taken, and release their memory."""
+        self._limits.bodies.release(self._held + sum(message.held for message in self.messages))
         self._held = 0
         self._part = None
         self.messages.clear()
@@ -105,7 +105,9 @@ class MessageReader:
         self._prefix, self._part = b"", bytearray()
         self._packed = bool(packed)
         if packed and self._encoding not in _UNPACKED:
-            raise BadRequest(f"a compressed message, but grpc-encoding is {self._encoding[:32]!r}: use gzip")
+            raise BadRequest(
+                f"the message is compressed, but grpc-encoding is {self._encoding[:32]!r}: use gzip"
+            )
         if self._size > self._limit:
             raise self._too_large()
         self._count(MESSAGE_BYTES, self._size)
@@ -118,21 +120,21 @@ class MessageReader:
             raise self._limits.overloaded()
         self._held += count
 
-    def _whole(self, data: bytes | bytearray) -> None:
+    def _add(self, data: bytes | bytearray) -> None:
         self.messages.append(ReceivedMessage(data, self._held))
         self._held = 0
 
     def _unpacked(self, data: bytearray) -> bytes:
-        """Return a message decompressed, its new size counted step by step in place of the old one."""
-        inflater = Decompressor(self._encoding.decode("latin-1"), "message")
+        """Return a message decompressed. The budget counts the result as it grows, then frees the input."""
+        decompressor = Decompressor(self._encoding.decode("latin-1"), "message")
         pieces, size = [], 0
-        for piece in inflater.feed(memoryview(data)):
+        for piece in decompressor.feed(memoryview(data)):
             size += len(piece)
             if size > self._limit:
                 raise self._too_large()
             self._count(len(piece), size)
             pieces.append(piece)
-        inflater.end()
-        self._limits.bodies.give(len(data))
+        decompressor.end()
+        self._limits.bodies.release(len(data))
         self._held -= len(data)
         return b"".join(pieces)

@@ -1,4 +1,4 @@
-"""The gRPC server of a gateway process."""
+"""The gRPC server of a gateway process: listen, drain, and end connections that stand still."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from tidegate.kernel.protocol.access import Principal
 
 log = telemetry.logger(__name__)
 
-# Calls under way may end; the same as over HTTP.
+# How long calls in flight may take after a drain; the same as over HTTP.
 GRACE_S = 30.0
 BACKLOG = 4096
 HANDSHAKE_S, GOODBYE_S = 10.0, 1.0
 SWEEP_S = 5.0
-# How long a client may be silent: in the middle of a frame, without a call yet, and after its last call.
+# How long a client may be silent: in the middle of a frame, before its first call, and after its last call.
 HALFWAY_S = 20.0
 STRANGER_S = 60.0
 IDLE_S = 600.0
-# How long a message may take beside its size at the slowest rate, and an answer wait for its reader.
+# How long a message may take beyond its size at the slowest rate, and how long a response may stay unread.
 STALL_S = 30.0
 SLOWEST_BYTES_A_SECOND = 64 * 1024
 UNREAD_S = 60.0
-# A handler answers a passed deadline by itself; here are those that wait for their client.
+# Handlers end their calls at the deadline. The sweep ends calls that still wait for their client.
 LATE_S = 1.0
 
 
 class GrpcServer:
-    """Listens from :meth:`start` to :meth:`stop`; ``shared_port``: other processes listen on the port too."""
+    """The server, from :meth:`start` to :meth:`stop`. ``shared_port``: other processes listen there too."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class GrpcServer:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen; raises OSError when the port is taken."""
+        """Listen; raise OSError if the port is in use."""
         host, port = self._at
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
@@ -86,7 +86,7 @@ class GrpcServer:
         self._sweeper = asyncio.create_task(sweep_all(self._connections))
 
     def drain(self) -> None:
-        """Take no more calls; those under way go on."""
+        """Accept no more calls; calls in flight go on."""
         self._health.stopping = True
         if self._server is not None:
             self._server.close()
@@ -94,7 +94,7 @@ class GrpcServer:
             connection.drain()
 
     async def stop(self) -> None:
-        """Take no more calls, let those under way end, close."""
+        """Accept no more calls, wait for the calls in flight, and close."""
         self.drain()
         if self._sweeper is None:
             return
@@ -108,7 +108,7 @@ class GrpcServer:
 
 
 async def sweep_all(connections: set[GrpcConnection]) -> None:
-    """End what stands still, for ever. A fault in one connection ends that one alone."""
+    """End connections and calls that stand still, for ever. A fault in one connection ends only that one."""
     while True:
         await asyncio.sleep(SWEEP_S)
         now = asyncio.get_running_loop().time()
@@ -116,15 +116,15 @@ async def sweep_all(connections: set[GrpcConnection]) -> None:
             try:
                 sweep(connection, now)
             except Exception:
-                log.exception("a gRPC connection could not be looked at; it is closed")
+                log.exception("cannot check a gRPC connection; closing it")
                 connection.abort()
 
 
 def sweep(connection: GrpcConnection, now: float) -> None:
-    """End a connection, or calls of it, that have stood still for too long."""
+    """End a connection, or some of its calls, if they have stood still for too long."""
     silent = now - connection.active
     if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
-        connection.abort()  # the client does not even read that it is over
+        connection.abort()  # the client does not even read the end of the connection
     elif connection.halfway and silent > HALFWAY_S:
         connection.end(ErrorCode.PROTOCOL_ERROR, "a frame was not completed in time")
     elif (
@@ -138,9 +138,9 @@ def sweep(connection: GrpcConnection, now: float) -> None:
 
 
 def _sweep_call(connection: GrpcConnection, call: ServerCall, now: float) -> None:
-    if call.unsent_bytes and now - call.moved > UNREAD_S:
+    if call.unsent_bytes and now - call.sent_at > UNREAD_S:
         connection.reset(call, ErrorCode.CANCEL)
-    elif call.receiving and now - call.since > STALL_S + call.incoming.size / SLOWEST_BYTES_A_SECOND:
+    elif call.receiving and now - call.message_began_at > STALL_S + call.reader.size / SLOWEST_BYTES_A_SECOND:
         call.fail(DeadlinePassed("the message did not arrive in time"))
     elif call.deadline is not None and now > call.deadline + LATE_S:
         call.fail(DeadlinePassed("the deadline of the call passed"))

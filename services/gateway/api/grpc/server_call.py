@@ -1,4 +1,4 @@
-"""One call on an HTTP/2 connection: what its handler reads, writes, and ends it with."""
+"""One gRPC call on an HTTP/2 connection: its messages, its responses and its status."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ from tidegate.kernel.service.app import new_request_id
 
 log = telemetry.logger(__name__)
 
-# A handler that writes waits while more than this is unsent.
+# A handler that writes waits while more bytes than this are unsent.
 UNSENT_BYTES = 256 * 1024
-# Messages up to here are not looked at before they are parsed: they cannot become large.
+# Smaller messages are parsed without a check of their structure: they cannot become large.
 SMALL_MESSAGE = 64 * 1024
 
 
 class MethodSpec(NamedTuple):
-    """``call`` takes a message, or with ``streams`` an iterator of :class:`Received`, and the Call.
+    """A method of a service, and its limits.
 
-    It returns the one response, or None after it has written its responses or ended the call. ``limit``:
-    bytes of the largest message. ``open``: needs no credential. ``lasting``: may go on for ever.
+    ``call`` takes a message and the ServerCall; with ``streams`` it takes an iterator of
+    :class:`StreamMessage` instead of the message. It returns the response, or None after it has written its
+    responses or ended the call. ``limit``: bytes of the largest message. ``open``: needs no credential.
+    ``lasting``: may run for ever.
     """
 
     call: Callable[[Any, Any], Awaitable[Any]]
@@ -46,211 +48,211 @@ class MethodSpec(NamedTuple):
 
 
 class StreamMessage(NamedTuple):
-    """A message of a stream, and the bytes that count for it until :meth:`ServerCall.give`."""
+    """A message of a stream, and the bytes that the budget counts until :meth:`ServerCall.release`."""
 
     message: Any
     held: int
 
 
 class CallConnection(Protocol):
-    """What a call needs of its connection."""
+    """The connection, as a call uses it."""
 
     def send(self, call: ServerCall) -> None:
-        """Send as much of ``call.unsent`` as the windows let through, and the end if there is one."""
+        """Send as much of ``call.unsent`` as the windows allow, and the status if the call has ended."""
 
     def replenish(self, call: ServerCall) -> None:
-        """Let the client send more."""
+        """Allow the client to send more."""
 
 
 class ServerCall:
-    """The context of a handler. All that it holds of the budget it gives back when it ends."""
+    """One call, and the context of its handler. It releases its part of the memory budget when it ends."""
 
     __slots__ = (
-        "_given",
+        "_connection",
+        "_held",
         "_limits",
         "_loop",
-        "_news",
-        "_room",
+        "_message_waiter",
         "_trailers",
-        "_wire",
-        "credit",
+        "_write_waiter",
         "deadline",
-        "ending",
+        "final_trailers",
         "finished",
         "half_closed",
-        "head",
-        "headed",
+        "headers",
+        "headers_sent",
         "id",
-        "incoming",
+        "message_began_at",
         "method",
-        "moved",
         "principal",
-        "since",
+        "reader",
+        "receive_window",
+        "send_window",
+        "sent_at",
         "task",
         "unsent",
         "unsent_bytes",
-        "window",
     )
 
     def __init__(
         self,
-        wire: CallConnection,
+        connection: CallConnection,
         id_: int,
-        head: CallHeaders,
+        headers: CallHeaders,
         method: MethodSpec,
         limits: BodyLimits,
-        window: int,
+        send_window: int,
     ) -> None:
-        self._wire = wire
+        self._connection = connection
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
+        self._message_waiter: asyncio.Future[None] | None = None
+        self._write_waiter: asyncio.Future[None] | None = None
         self._trailers: Metadata = ()
-        self._given = 0
+        self._held = 0
         self.id = id_
-        self.head = head
+        self.headers = headers
         self.method = method
         self.principal: Principal = ANONYMOUS
-        self.incoming = MessageReader(limits, method.limit, head.encoding)
+        self.reader = MessageReader(limits, method.limit, headers.encoding)
         self.half_closed = False
         self.finished = False
-        self.headed = False
-        self.ending: list[tuple[str, str]] | None = None
+        self.headers_sent = False
+        self.final_trailers: list[tuple[str, str]] | None = None
         self.unsent: deque[Buffer] = deque()
         self.unsent_bytes = 0
-        self.window = window
-        self.credit = 0
-        self.moved = self.since = self._loop.time()
-        self.deadline = None if head.timeout_s is None else self.moved + head.timeout_s
+        self.send_window = send_window
+        self.receive_window = 0
+        self.sent_at = self.message_began_at = self._loop.time()
+        self.deadline = None if headers.timeout_s is None else self.sent_at + headers.timeout_s
         self.task: asyncio.Task[None] | None = None
 
-    # What the connection says.
+    # Events from the connection.
 
     def received(self, data: bytes) -> bool:
-        """Take bytes of the client's messages; False: no more are taken. An error in them ends the call."""
-        if self.ending is not None or (self.task is not None and not self.method.streams):
+        """Take bytes of messages; return False if the call takes no more. Bad bytes end the call."""
+        if self.final_trailers is not None or (self.task is not None and not self.method.streams):
             return False
-        if not self.incoming.begun:
-            self.since = self._loop.time()
+        if not self.reader.begun:
+            self.message_began_at = self._loop.time()
         try:
-            self.incoming.feed(data)
-            if self.incoming.messages:
+            self.reader.feed(data)
+            if self.reader.messages:
                 self._on_message()
         except TidegateError as error:
             self.fail(error)
         return True
 
     def ended(self) -> None:
-        """The client sends no more."""
+        """Handle the end of the client's stream."""
         self.half_closed = True
         if self.task is None:
             self.fail(BadRequest("the call ended before its message was complete"))
-        elif self.incoming.begun:
+        elif self.reader.begun:
             self.fail(BadRequest("the stream ended in the middle of a message"))
         else:
             self._wake()
 
     def begin(self) -> None:
-        """Start the handler of a stream, which reads its messages itself."""
+        """Start the handler of a stream, which reads the messages itself."""
         self.task = self._loop.create_task(self._run(self.requests()))
 
     def cancel(self) -> None:
-        """The client or its connection has gone."""
+        """Cancel the call: its client cancelled it or has gone."""
         self.close()
         if self.task is not None:
             self.task.cancel()
 
     def close(self) -> None:
-        """Nothing more is sent or taken."""
+        """End the call and release its memory; nothing more is sent or received."""
         self.finished = True
-        self.incoming.release()
-        self._limits.bodies.give(self._given)
-        self._given = 0
+        self.reader.release()
+        self._limits.bodies.release(self._held)
+        self._held = 0
         self.sent(self.unsent_bytes)
         self.unsent.clear()
         self._wake()
 
     def sent(self, count: int) -> None:
-        """``count`` bytes of ``unsent`` have left."""
+        """Count ``count`` bytes of ``unsent`` as sent."""
         if count:
             self.unsent_bytes -= count
-            self._limits.answers.give(count)
-            self.moved = self._loop.time()
-        if self._room is not None and self.unsent_bytes <= UNSENT_BYTES:
-            if not self._room.done():
-                self._room.set_result(None)
-            self._room = None
+            self._limits.answers.release(count)
+            self.sent_at = self._loop.time()
+        if self._write_waiter is not None and self.unsent_bytes <= UNSENT_BYTES:
+            if not self._write_waiter.done():
+                self._write_waiter.set_result(None)
+            self._write_waiter = None
 
-    # What handlers use.
+    # Methods for handlers.
 
     @property
     def receiving(self) -> bool:
-        """Return True if a message is expected that is not whole yet."""
-        return self.ending is None and (self.task is None or self.incoming.begun)
+        """Return True if the call waits for the rest of a message."""
+        return self.final_trailers is None and (self.task is None or self.reader.begun)
 
     @property
     def rid(self) -> str:
-        """The request's id, as the client gave it, or empty."""
-        return self.head.rid
+        """Return the request id that the client sent, or an empty string."""
+        return self.headers.rid
 
     def time_remaining(self) -> float | None:
-        """Seconds until the deadline of the client, None without one."""
+        """Return the seconds until the client's deadline, None without one."""
         return None if self.deadline is None else self.deadline - self._loop.time()
 
     def set_trailing_metadata(self, trailers: Metadata) -> None:
-        """Send these with the response."""
+        """Set trailers to send with the response."""
         self._trailers = trailers
 
     async def requests(self) -> AsyncIterator[StreamMessage]:
-        """Yield the messages of a stream; give the bytes of each back by :meth:`give`."""
+        """Yield the messages of a stream. The handler must :meth:`release` the bytes of each."""
         while True:
-            while self.incoming.messages:
-                before = self._given
+            while self.reader.messages:
+                before = self._held
                 message = self._next()
-                self._wire.replenish(self)
-                yield StreamMessage(message, self._given - before)
+                self._connection.replenish(self)
+                yield StreamMessage(message, self._held - before)
             if self.half_closed or self.finished:
                 return
-            self._news = self._loop.create_future()
-            await self._news
+            self._message_waiter = self._loop.create_future()
+            await self._message_waiter
 
-    def give(self, held: int) -> None:
-        """So many bytes of messages are no longer needed."""
+    def release(self, held: int) -> None:
+        """Release ``held`` bytes of messages from the budget."""
         if not self.finished:
-            self._given -= held
-            self._limits.bodies.give(held)
+            self._held -= held
+            self._limits.bodies.release(held)
 
     async def write(self, message: Any) -> None:
-        """Send a response of a stream; wait while the client does not take what was sent before."""
+        """Send a response of a stream; wait while the client is slow to read earlier ones."""
         if self.finished:
             return
         self._queue(message)
-        self._wire.send(self)
+        self._connection.send(self)
         while self.unsent_bytes > UNSENT_BYTES and not self.finished:
-            if self._room is None:
-                self._room = self._loop.create_future()
-            await self._room
+            if self._write_waiter is None:
+                self._write_waiter = self._loop.create_future()
+            await self._write_waiter
 
     async def abort(self, code: StatusCode, details: str, trailers: Metadata = ()) -> None:
-        """End the call with this status. What the handler does after that has no effect."""
+        """End the call with this status. Later calls of the handler have no effect."""
         self.end(code, details, trailers)
 
     def fail(self, error: TidegateError) -> None:
-        """End the call with an error, and its handler if that runs."""
+        """End the call with an error, and cancel its handler."""
         self.end(code_of(error), details_of(error), trailers_of(error, self.rid or new_request_id()))
         if self.task is not None:
             self.task.cancel()
 
     def end(self, code: StatusCode, details: str, trailers: Metadata = ()) -> None:
-        """Say the status; what waits to be sent goes first."""
-        if self.finished or self.ending is not None:
+        """Send the status after all unsent responses."""
+        if self.finished or self.final_trailers is not None:
             return
-        self.ending = [("grpc-status", str(code.value[0]))]
+        self.final_trailers = [("grpc-status", str(code.value[0]))]
         if details:
-            self.ending.append(("grpc-message", percent(details)))
-        self.ending += trailers
-        self._wire.send(self)
+            self.final_trailers.append(("grpc-message", percent(details)))
+        self.final_trailers += trailers
+        self._connection.send(self)
 
     def _on_message(self) -> None:
         if self.method.streams:
@@ -259,18 +261,18 @@ class ServerCall:
         self.task = self._loop.create_task(self._run(self._next()))
 
     def _next(self) -> Any:
-        """Return the next message, parsed; raises BadRequest, PayloadTooLarge and Overloaded.
+        """Return the next message, parsed; raise BadRequest, PayloadTooLarge or Overloaded.
 
-        Its bytes, and what its structure takes, count until they are given back.
+        The budget counts its bytes and its structure until the handler releases them.
         """
-        data, held = self.incoming.take()
-        self._given += held
+        data, held = self.reader.take()
+        self._held += held
         if len(data) > SMALL_MESSAGE:
             size = structure(data)
             self._limits.check_structure(size)
-            if not self._limits.bodies.take(size * FACTOR, known=self.incoming.known):
+            if not self._limits.bodies.take(size * FACTOR, known=self.reader.known):
                 raise self._limits.overloaded()
-            self._given += size * FACTOR
+            self._held += size * FACTOR
         try:
             return self.method.request.FromString(data)  # type: ignore[attr-defined]
         except DecodeError as error:
@@ -279,8 +281,8 @@ class ServerCall:
     async def _run(self, request: Any) -> None:
         try:
             response = await self.method.call(request, self)
-            self.give(self._given)
-            if self.finished or self.ending is not None:
+            self.release(self._held)
+            if self.finished or self.final_trailers is not None:
                 return
             if response is not None:
                 self._queue(response)
@@ -288,7 +290,7 @@ class ServerCall:
         except TidegateError as error:
             self.end(code_of(error), details_of(error), trailers_of(error, self.rid or new_request_id()))
         except asyncio.CancelledError:
-            if not self.finished and self.ending is None:
+            if not self.finished and self.final_trailers is None:
                 self.end(StatusCode.CANCELLED, "the server is stopping")
         except Exception:
             log.exception("unexpected error", extra={"request_id": self.rid})
@@ -297,16 +299,16 @@ class ServerCall:
     def _queue(self, message: Any) -> None:
         data: bytes = message.SerializeToString()
         size = len(data) + 5
-        head = struct.pack(">BI", 0, len(data))
-        self.unsent.append(head + data if size <= 65_536 else head)
+        prefix = struct.pack(">BI", 0, len(data))
+        self.unsent.append(prefix + data if size <= 65_536 else prefix)
         if size > 65_536:
             self.unsent.append(data)
         self.unsent_bytes += size
         self._limits.answers.force(size)
 
     def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
-        if self._room is not None and not self._room.done() and self.finished:
-            self._room.set_result(None)
-            self._room = None
+        if self._message_waiter is not None and not self._message_waiter.done():
+            self._message_waiter.set_result(None)
+        if self._write_waiter is not None and not self._write_waiter.done() and self.finished:
+            self._write_waiter.set_result(None)
+            self._write_waiter = None

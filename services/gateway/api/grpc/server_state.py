@@ -1,4 +1,4 @@
-"""What all gRPC connections of the process have in common, and which of them give way to new ones."""
+"""The state that all gRPC connections of a process share, and which of them make room for new ones."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from services.gateway.api.grpc.server_call import MethodSpec, ServerCall
 from tidegate.kernel.errors import Overloaded, TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
-# Calls of the process. Of these such that need no credential, and of these such that may go on for ever: the
-# oldest makes room for a new one.
+# Most calls of the process. Calls without a credential, and health watches, have limits of their own: there
+# the oldest call makes room for a new one.
 CALLS = 8192
 OPEN_CALLS = 4096
 WATCHES = 256
 
 
 class PeerConnection(Protocol):
-    """A connection, as far as this module knows it."""
+    """A connection, as this module uses it."""
 
-    working: int
+    working: int  # calls in flight that need a credential
 
     def abort(self) -> None:
-        """End it without a word."""
+        """End the connection at once."""
 
 
 class ServerState:
-    """One for each gateway process."""
+    """The shared state; one in each gateway process."""
 
     def __init__(
         self,
@@ -39,78 +39,80 @@ class ServerState:
         refused: Callable[[TidegateError, str], None],
         max_connections: int,
     ) -> None:
-        """``refused`` counts and logs a call that is refused by its head: why, and its id."""
+        """``refused`` counts and logs a call that is refused by its headers; it gets the error and the id."""
         self.methods = methods
         self.authenticate = authenticate
         self.limits = limits
         self.refused = refused
-        self.heads: dict[bytes, CallHeaders] = {}
+        self.headers_cache: dict[bytes, CallHeaders] = {}
         self.calls = 0
         self._max_connections = max_connections
         self._open_calls: dict[ServerCall, None] = {}
         self._watches: dict[ServerCall, None] = {}
         self._peers: set[PeerConnection] = set()
-        # Those without a call of a known caller, the oldest first: such that never had one, and the others.
-        self._strangers: dict[PeerConnection, None] = {}
-        self._resting: dict[PeerConnection, None] = {}
+        # Connections without a call of a known caller, oldest first: those that never had one, and the rest.
+        self._unknown: dict[PeerConnection, None] = {}
+        self._idle: dict[PeerConnection, None] = {}
 
     def enter(self, peer: PeerConnection) -> bool:
-        """Take a connection in, in place of one that does nothing for a known caller if need be."""
+        """Add a connection, if need be in place of one without calls of a known caller; False: no room."""
         if len(self._peers) >= self._max_connections:
-            spare = next(iter(self._strangers or self._resting), None)
+            spare = next(iter(self._unknown or self._idle), None)
             if spare is None:
                 return False
             spare.abort()
         self._peers.add(peer)
-        self._strangers[peer] = None
+        self._unknown[peer] = None
         return True
 
     def leave(self, peer: PeerConnection) -> None:
-        """The connection has ended, or is about to."""
+        """Remove a connection that has ended or is about to end."""
         self._peers.discard(peer)
-        self._strangers.pop(peer, None)
-        self._resting.pop(peer, None)
+        self._unknown.pop(peer, None)
+        self._idle.pop(peer, None)
 
     def admit(self, call: ServerCall, credential: dict[bytes, bytes]) -> None:
-        """Let a call in by its head; raises Unauthorized, Overloaded, Unavailable."""
+        """Admit a call by its headers; raise Unauthorized, Overloaded or Unavailable."""
         if not call.method.open:
             call.principal = self.authenticate(credential)
-            call.incoming.known = call.principal is not ANONYMOUS
+            call.reader.known = call.principal is not ANONYMOUS
             if not self.limits.answers.room(0):
                 raise self.limits.overloaded()
         if self.calls >= CALLS:
-            raise Overloaded("this gateway has reached its limit of calls", retry_after_s=1.0)
+            raise Overloaded(
+                f"this gateway has {CALLS} calls in flight, which is its limit", retry_after_s=1.0
+            )
 
     def begin(self, peer: PeerConnection, call: ServerCall) -> None:
-        """Count a call that was let in."""
+        """Count an admitted call."""
         self.calls += 1
         if call.method.open:
-            calls, most = self._among(call)
+            calls, limit = self._open_calls_like(call)
             calls[call] = None
-            if len(calls) > most:
+            if len(calls) > limit:
                 _end_oldest(calls)
             return
         if not peer.working:
-            self._strangers.pop(peer, None)
-            self._resting.pop(peer, None)
+            self._unknown.pop(peer, None)
+            self._idle.pop(peer, None)
         peer.working += 1
 
     def end(self, peer: PeerConnection, call: ServerCall) -> None:
-        """The call is over."""
+        """Count a call as ended."""
         self.calls -= 1
         if call.method.open:
-            self._among(call)[0].pop(call, None)
+            self._open_calls_like(call)[0].pop(call, None)
             return
         peer.working -= 1
         if not peer.working and peer in self._peers:
-            self._resting[peer] = None
+            self._idle[peer] = None
 
-    def _among(self, call: ServerCall) -> tuple[dict[ServerCall, None], int]:
+    def _open_calls_like(self, call: ServerCall) -> tuple[dict[ServerCall, None], int]:
         return (self._watches, WATCHES) if call.method.lasting else (self._open_calls, OPEN_CALLS)
 
 
 def _end_oldest(calls: dict[ServerCall, None]) -> None:
-    """End the oldest of these calls, but none that is about to be answered."""
+    """End the oldest of these calls, except calls that are about to be answered."""
     for call in calls:
         if call.task is None or call.method.lasting:
             call.fail(Overloaded("closed to make room for newer calls without a credential"))

@@ -1,4 +1,4 @@
-"""The methods of ``inference.GRPCInferenceService`` beside inference, and the refusals."""
+"""The method table of ``inference.GRPCInferenceService``: all methods, and why some are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OPERATORS = "log and trace settings are not for inference clients"
 _REPOSITORY = (
     "loading and unloading are not for inference clients: use `tidegate deploy` and `tidegate delete`"
 )
-# Every method that this server refuses, and why.
+# The methods that this server refuses, and why.
 REFUSED = {
     "RepositoryModelLoad": _REPOSITORY,
     "RepositoryModelUnload": _REPOSITORY,
@@ -35,7 +35,7 @@ REFUSED = {
     "LogSettings": _OPERATORS,
 }
 
-# Bytes of the largest message: of a method that needs no credential, and of one that only names a model.
+# Largest message in bytes: for methods that need no credential, and for methods that only name a model.
 OPEN_BYTES = 4 * 1024
 NAME_BYTES = 64 * 1024
 
@@ -43,18 +43,18 @@ MethodHandler = Callable[[Any, Any], Awaitable[Any]]
 
 
 class InferenceService:
-    """One instance for each gateway process."""
+    """The inference service of a gateway process."""
 
     def __init__(self, calls: GrpcInference, catalogue: Catalogue, health: Health, *, max_bytes: int) -> None:
-        """``max_bytes``: of the largest message of an inference request."""
+        """``max_bytes``: largest message of an inference request."""
         self._max_bytes = max_bytes
         self._calls = calls
         self._catalogue = catalogue
         self._health = health
 
     def methods(self) -> dict[str, MethodSpec]:
-        """Return all methods by their paths."""
-        answers = {
+        """Return all methods by path."""
+        handlers = {
             "ModelReady": self._model_ready,
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
@@ -66,15 +66,15 @@ class InferenceService:
             "CudaSharedMemoryStatus": self._no_regions("CudaSharedMemoryStatus"),
             "CudaSharedMemoryUnregister": self._no_regions("CudaSharedMemoryUnregister"),
         }
-        found = {name: self._method(name, self._known(answer)) for name, answer in answers.items()}
-        found |= {name: self._method(name, _refusal(why)) for name, why in REFUSED.items()}
-        for name, answer in (("ServerLive", self._live), ("ServerReady", self._ready)):
-            found[name] = self._method(name, answer, OPEN_BYTES, open_=True)
-        found["ModelInfer"] = self._method("ModelInfer", self._calls.infer, self._max_bytes)
-        found["ModelStreamInfer"] = MethodSpec(
+        methods = {name: self._method(name, self._authorized(handler)) for name, handler in handlers.items()}
+        methods |= {name: self._method(name, _refusal(why)) for name, why in REFUSED.items()}
+        for name, handler in (("ServerLive", self._live), ("ServerReady", self._ready)):
+            methods[name] = self._method(name, handler, OPEN_BYTES, open_=True)
+        methods["ModelInfer"] = self._method("ModelInfer", self._calls.infer, self._max_bytes)
+        methods["ModelStreamInfer"] = MethodSpec(
             self._stream, pb.ModelInferRequest, self._max_bytes, streams=True
         )
-        return {f"/{NAME}/{name}": method for name, method in found.items()}
+        return {f"/{NAME}/{name}": method for name, method in methods.items()}
 
     @staticmethod
     def _method(
@@ -83,21 +83,21 @@ class InferenceService:
         return MethodSpec(answer, getattr(pb, f"{name}Request"), limit, open=open_)
 
     @staticmethod
-    def _known(method: MethodHandler) -> MethodHandler:
-        """The method, for callers that may ask models."""
+    def _authorized(method: MethodHandler) -> MethodHandler:
+        """Return the method with a check that the caller may use the model; lists keep only its models."""
 
-        async def answer(request: Any, context: Any) -> Any:
+        async def handle(request: Any, context: Any) -> Any:
             principal = context.principal
             name = getattr(request, "name", "")
             if not principal.may(INFER, name or None):
                 raise Forbidden(may_not_use(principal, name))
-            told = await method(request, context)
-            for several in ("model_stats", "models"):
-                if hasattr(told, several):
-                    _keep_own(getattr(told, several), principal)
-            return told
+            response = await method(request, context)
+            for field in ("model_stats", "models"):
+                if hasattr(response, field):
+                    _remove_forbidden(getattr(response, field), principal)
+            return response
 
-        return answer
+        return handle
 
     async def _stream(self, requests: Any, context: Any) -> None:
         await InferenceStream(self._calls, context).run(requests)
@@ -112,7 +112,7 @@ class InferenceService:
         try:
             ready = not self._catalogue.not_ready(request.name, request.version)
         except NotFound:
-            ready = False  # as Triton answers
+            ready = False  # as Triton does
         return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:
@@ -123,12 +123,12 @@ class InferenceService:
 
     async def _model_config(self, request: Any, context: Any) -> Any:
         config = await self._catalogue.config(request.name, request.version)
-        # A worker may be of a newer version than this process.
+        # The worker may run a newer version of Tidegate, with fields that this process does not know.
         return ParseDict({"config": config}, pb.ModelConfigResponse(), ignore_unknown_fields=True)
 
     async def _model_statistics(self, request: Any, context: Any) -> Any:
-        found = await self._catalogue.statistics(request.name, request.version)
-        return ParseDict(found, pb.ModelStatisticsResponse(), ignore_unknown_fields=True)
+        statistics = await self._catalogue.statistics(request.name, request.version)
+        return ParseDict(statistics, pb.ModelStatisticsResponse(), ignore_unknown_fields=True)
 
     async def _index(self, request: Any, context: Any) -> Any:
         return pb.RepositoryIndexResponse(models=self._catalogue.index(ready=request.ready))
@@ -137,21 +137,21 @@ class InferenceService:
     def _no_regions(name: str) -> MethodHandler:
         empty = getattr(pb, f"{name}Response")
 
-        async def answer(request: Any, context: Any) -> Any:
+        async def handle(request: Any, context: Any) -> Any:
             return empty()
 
-        return answer
+        return handle
 
 
-def _keep_own(entries: Any, principal: Principal) -> None:
-    """Of a list of models those that the caller may use."""
+def _remove_forbidden(entries: Any, principal: Principal) -> None:
+    """Remove the models that the caller may not use."""
     for at in range(len(entries) - 1, -1, -1):
         if not principal.may(INFER, entries[at].name):
             del entries[at]
 
 
 def _refusal(why: str) -> MethodHandler:
-    async def answer(request: Any, context: Any) -> Any:
+    async def handle(request: Any, context: Any) -> Any:
         await context.abort(StatusCode.UNIMPLEMENTED, why)
 
-    return answer
+    return handle

@@ -1,4 +1,4 @@
-"""What an error is in gRPC: the only place of this door with status codes."""
+"""Translate errors to gRPC status codes, details and trailers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ CODES: dict[type[TidegateError], StatusCode] = {
     errors.DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
     errors.ModelFailed: StatusCode.INTERNAL,
 }
-# Details travel in the trailers, whose size clients limit: 8 KiB is common.
+# Details travel in the trailers, and clients limit the size of trailers: 8 KiB is common.
 DETAILS_BYTES = 4096
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 def code_of(error: TidegateError) -> StatusCode:
-    """The status code of an error: of the nearest class of its line that has one."""
+    """Return the status code of an error: the code of its class, or of the nearest base class with one."""
     return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), StatusCode.INTERNAL)
 
 
 def details_of(error: TidegateError) -> str:
-    """Return the sentence of an error, cut to what trailers carry."""
+    """Return the message of an error, cut to the size that trailers may have."""
     message = for_caller(error)
     if len(message) <= DETAILS_BYTES // 4:
         return message
@@ -47,17 +47,17 @@ def details_of(error: TidegateError) -> str:
 
 
 def trailers_of(error: TidegateError, rid: str) -> Metadata:
-    """The error's reason, the request's id and, in whole seconds, when to come back."""
-    found: Metadata = (("reason", error.reason), ("x-request-id", rid))
+    """Return the trailers of an error: its reason, the request id and, in whole seconds, ``retry-after``."""
+    trailers: Metadata = (("reason", error.reason), ("x-request-id", rid))
     if error.retry_after_s is not None:
-        found += (("retry-after", str(whole_seconds(error.retry_after_s))),)
+        trailers += (("retry-after", str(whole_seconds(error.retry_after_s))),)
     if isinstance(error, errors.TooMany):
-        found += tuple((name.lower(), value) for name, value in error.told.items())
-    return found
+        trailers += tuple((name.lower(), value) for name, value in error.told.items())
+    return trailers
 
 
 def percent(text: str) -> str:
-    """Return a message as gRPC's ``grpc-message`` wants it."""
+    """Return a message percent-encoded for ``grpc-message``."""
     if text.isascii() and text.isprintable() and "%" not in text:
         return text
     return "".join(
@@ -66,5 +66,5 @@ def percent(text: str) -> str:
 
 
 async def refuse(context: Any, error: TidegateError, rid: str, more: Metadata = ()) -> None:
-    """End the call with an error; ``more``: trailers beside its own."""
+    """End the call with an error; ``more``: further trailers."""
     await context.abort(code_of(error), details_of(error), trailers_of(error, rid) + more)

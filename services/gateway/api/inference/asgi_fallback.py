@@ -1,6 +1,6 @@
-"""Inference as plain ASGI, in front of the FastAPI app, which has everything else.
+"""The fallback for inference calls: plain ASGI, in front of the FastAPI app.
 
-It serves what the hot path (``hot_path.py``) leaves to it: pipelined requests, and any ASGI server.
+It serves what the hot path (``hot_path.py``) does not take: pipelined requests, and other ASGI servers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class CallerGone(Exception):
 
 
 class AsgiFallback:
-    """Takes inference calls out of the stream of requests; passes all others on."""
+    """An ASGI app that answers inference calls and passes all other requests to ``app``."""
 
     def __init__(self, app: ASGIApp, inference: InferenceHandler) -> None:
         self.app = app
         self._inference = inference
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle one ASGI connection."""
         target = None
         if scope["type"] == "http":
             target = target_of(scope["method"], without_slash(scope["path"]))
@@ -38,7 +38,7 @@ class AsgiFallback:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        refusal = self._inference.at_head(headers)  # with it the caller of a first call is known, too
+        refusal = self._inference.check_headers(headers)  # first: it makes the credential known
         body = Body(self._inference.limits, known=self._inference.knows(headers))
         try:
             if refusal is None:
@@ -73,7 +73,7 @@ class AsgiFallback:
             raise
 
     async def _read(self, receive: Receive, body: Body) -> TidegateError | None:
-        """Collect the whole body; gives why it is refused, as soon as that is known."""
+        """Collect the body; return why it is refused, or None when it is complete."""
         refusal, more = None, True
         while more and refusal is None:
             message: Message = await receive()

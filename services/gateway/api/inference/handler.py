@@ -1,4 +1,4 @@
-"""One inference call over HTTP, whichever way its bytes come: headers and body in, a response out."""
+"""Answer one inference call over HTTP: from headers and body to a response. Both HTTP paths use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from services.gateway.api.decompression import inflated
 from services.gateway.api.inference.target import SUBMIT_JOB, Target
 from services.gateway.api.inference.unfinished_uploads import UnfinishedUploads
 from services.gateway.api.job_submission import JobSubmissionHandler
-from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
+from services.gateway.api.server_timing import failure_timing, server_timing
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
@@ -38,8 +39,7 @@ from tidegate.kernel.service.app import error_body, new_request_id, status_of
 
 log = telemetry.logger(__name__)
 
-CALLER_GONE = "caller_gone"
-# No status is sent to a caller that has gone; logs of web servers have this one.
+# The status in the log for a caller that has gone, as other web servers log it. Nobody receives it.
 CLIENT_CLOSED = 499
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 _JSON = (b"content-type", b"application/json")
@@ -47,7 +47,7 @@ _BINARY = (b"content-type", b"application/octet-stream")
 
 
 class InferenceHandler:
-    """Decode, hand to the core, encode. Every way to fail becomes a response in the protocol's shape."""
+    """The steps of a call: decode, run the core, encode. Every failure becomes a response of the protocol."""
 
     def __init__(
         self,
@@ -74,16 +74,16 @@ class InferenceHandler:
         self.limits = limits
         self.uploads = UnfinishedUploads(limits.bodies, body_bytes_per_s)
 
-    def at_head(self, headers: Headers) -> TidegateError | None:
-        """Why a request is refused before its body has come, or None."""
+    def check_headers(self, headers: Headers) -> TidegateError | None:
+        """Return why a request is refused by its headers, or None."""
         try:
             principal = self._caller(headers)
         except TidegateError as error:
             return error
-        return self.limits.at_head(headers, known=principal is not ANONYMOUS)
+        return self.limits.check_headers(headers, known=principal is not ANONYMOUS)
 
     def knows(self, headers: Headers) -> bool:
-        """Return True if these headers have a credential that was found good lately."""
+        """Return True if these headers have a credential that was recently valid."""
         return self._access.remembers(headers)
 
     def _caller(self, headers: Headers) -> Principal:
@@ -102,10 +102,11 @@ class InferenceHandler:
         done: Callable[[HttpResponse], None],
         started: float | None = None,
     ) -> bytes | None:
-        """Start the call; gives the id of what is under way, or None when ``done`` was called already.
+        """Start the call. Return the id of the request in flight, or None for a job or a failed start.
 
-        Nobody may change ``body`` any more: its tensors are sent from where they are. ``started``: when it
-        was whole, on the clock ``time.perf_counter``, if that was before now.
+        ``done`` gets the response, perhaps before this returns. ``body`` must not change any more: its
+        tensors are sent without a copy. ``started``: when the body was complete, on ``time.perf_counter``;
+        None means now.
         """
         started = started or time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
@@ -128,16 +129,16 @@ class InferenceHandler:
                     rid,
                     done,
                     lambda error: done(
-                        self._refuse(model, error, rid, started, principal, len(body), headers, "job")
+                        self._error_response(model, error, rid, started, principal, len(body), headers, "job")
                     ),
                 )
                 return None
             return self._infer(model, version, headers, body, length, principal, rid, done, started)
         except TidegateError as error:
             protocol = "job" if target is SUBMIT_JOB else "rest"
-            done(self._refuse(model, error, rid, started, principal, len(body), headers, protocol))
+            done(self._error_response(model, error, rid, started, principal, len(body), headers, protocol))
         except Exception:
-            done(self._broken(model, rid, started, principal))
+            done(self._internal_error(model, rid, started, principal))
         return None
 
     def _infer(
@@ -164,9 +165,9 @@ class InferenceHandler:
                 if self._log.take():
                     self._answered(model, outcome, principal, rid, received, response, started, headers)
             except TidegateError as error:
-                response = self._refuse(model, error, rid, started, principal, received, headers)
+                response = self._error_response(model, error, rid, started, principal, received, headers)
             except Exception:
-                response = self._broken(model, rid, started, principal)
+                response = self._internal_error(model, rid, started, principal)
             if grant is not None:
                 self._grants.pop(id_, None)
                 _account(grant, outcome, received, response)
@@ -206,19 +207,19 @@ class InferenceHandler:
             return self.begin(target, rest, body, done, started)
         id_: bytes | None = None
 
-        def given_back(response: HttpResponse) -> None:
+        def finished(response: HttpResponse) -> None:
             unpacked.release()
             if id_ is not None:
                 self._inflated.pop(id_, None)
             done(response)
 
-        id_ = self.begin(target, rest, unpacked.whole(), given_back, started)
+        id_ = self.begin(target, rest, unpacked.whole(), finished, started)
         if id_ is not None:
             self._inflated[id_] = unpacked
         return id_
 
     def abandon(self, id_: bytes, target: Target, headers: Headers) -> None:
-        """The caller has gone."""
+        """Abandon a request whose caller has gone, and log it."""
         self._core.abandon(id_)
         unpacked = self._inflated.pop(id_, None)
         if unpacked is not None:
@@ -228,25 +229,27 @@ class InferenceHandler:
             grant.done(failed=True)
         model = target.model
         self._metrics.refused(model, CALLER_GONE)
-        gone = TidegateError("the caller closed the connection before the answer", reason=CALLER_GONE)
+        error = TidegateError("the caller closed the connection before the answer", reason=CALLER_GONE)
         rid = telemetry.shown_id(headers.get(b"x-request-id", b""))
-        who = self._access.remembered(headers)
-        self._log.refused("rest", model, gone, who, rid, status=CLIENT_CLOSED, headers=headers)
+        principal = self._access.remembered(headers)
+        self._log.refused("rest", model, error, principal, rid, status=CLIENT_CLOSED, headers=headers)
 
     def refuse(self, target: Target, headers: Headers, error: TidegateError) -> HttpResponse:
-        """The refusal of a body that has not come, or not all of it."""
+        """Return the response to a request that is refused before its body is complete."""
         rid = headers.get(b"x-request-id") or new_request_id().encode()
-        who = self._access.remembered(headers)
-        return self._refuse(target.model, error, rid, time.perf_counter(), who, asked=headers)
+        principal = self._access.remembered(headers)
+        return self._error_response(
+            target.model, error, rid, time.perf_counter(), principal, request_headers=headers
+        )
 
-    def rejected(self, refusal: Refusal, rid: str) -> None:
-        """Log what the connection refused by itself."""
+    def log_rejection(self, refusal: Refusal, rid: str) -> None:
+        """Log input that the connection itself refused."""
         error = TidegateError(refusal.message, reason=refusal.reason)
         self._log.refused("rest", "", error, None, rid, status=refusal.status)
 
     def _respond(self, model: str, answer: InferenceResult, rid: bytes, started: float) -> HttpResponse:
         encoding = time.perf_counter()
-        body, tail = oip.encode_pieces(
+        body, tail = oip.encode(
             model,
             answer.route.version,
             answer.request,
@@ -274,7 +277,7 @@ class InferenceHandler:
         self,
         model: str,
         answer: InferenceResult,
-        who: Principal,
+        principal: Principal,
         rid: bytes,
         received: int,
         response: HttpResponse,
@@ -285,7 +288,7 @@ class InferenceHandler:
             "rest",
             model,
             answer,
-            who,
+            principal,
             telemetry.shown_id(rid),
             status=200,
             received=received,
@@ -294,15 +297,15 @@ class InferenceHandler:
             headers=headers,
         )
 
-    def _refuse(
+    def _error_response(
         self,
         model: str,
         error: TidegateError,
         rid: bytes,
         started: float,
-        who: Principal | None = None,
+        principal: Principal | None = None,
         received: int = 0,
-        asked: Headers | None = None,
+        request_headers: Headers | None = None,
         protocol: str = "rest",
     ) -> HttpResponse:
         self._metrics.refused(model, error.reason)
@@ -310,12 +313,12 @@ class InferenceHandler:
             protocol,
             model,
             error,
-            who,
+            principal,
             telemetry.shown_id(rid),
             status=status_of(error),
             received=received,
             total=time.perf_counter() - started,
-            headers=asked,
+            headers=request_headers,
         )
         body = orjson.dumps(error_body(for_caller(error), error.reason, rid.decode("latin-1")))
         headers = [
@@ -332,16 +335,18 @@ class InferenceHandler:
             headers += [(name.lower().encode(), value.encode()) for name, value in error.told.items()]
         return HttpResponse(status_of(error), headers, body)
 
-    def _broken(self, model: str, rid: bytes, started: float, who: Principal | None) -> HttpResponse:
+    def _internal_error(
+        self, model: str, rid: bytes, started: float, principal: Principal | None
+    ) -> HttpResponse:
         log.exception("unexpected error", extra={"request_id": telemetry.shown_id(rid)})
-        told = TidegateError("internal error; see the log of the service")
-        return self._refuse(model, told, rid, started, who)
+        error = TidegateError("internal error; see the log of the service")
+        return self._error_response(model, error, rid, started, principal)
 
 
 def _account(
     grant: Grant, outcome: InferenceResult | TidegateError, received: int, response: HttpResponse
 ) -> None:
-    """The end of an admitted request: what it used is counted, and its caller told what is left."""
+    """Record the usage of an admitted request, and add the remaining quota to the response headers."""
     if isinstance(outcome, InferenceResult):
         tokens_in, tokens_out = tokens(outcome.parameters) if outcome.parameters else (0, 0)
         grant.done(
@@ -357,27 +362,13 @@ def _account(
     response.headers.extend(grant.headers())
 
 
-def server_timing(answer: InferenceResult, total: float) -> bytes:
-    """The ``Server-Timing`` header: durations in milliseconds that add up to ``total``."""
-    t = answer.timing
-    return (
-        b"decode;dur=%.3f, transit;dur=%.3f, wait;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
-        % (t.decode * 1e3, t.transit(total) * 1e3, t.wait * 1e3, t.compute * 1e3, t.encode * 1e3, total * 1e3)
-    )
-
-
-def failure_timing(total: float) -> bytes:
-    """The same of an answer that is an error: its parts are not known."""
-    return b"transit;dur=%.3f, total;dur=%.3f" % (total * 1e3, total * 1e3)
-
-
 def parse_header_length(headers: Headers) -> int | None:
-    """The size of the JSON part when binary data follows it; raises BadRequest."""
+    """Return the size of the JSON part, None if the whole body is JSON; raise BadRequest."""
     raw = headers.get(_HEADER_LENGTH)
     if raw is None:
         return None
-    found = number(raw)
-    if found is None:
+    length = number(raw)
+    if length is None:
         shown = raw[:40].decode("latin-1")
         raise BadRequest(f"{oip.HEADER_LENGTH} must be a number of bytes, got {shown!r}")
-    return found
+    return length

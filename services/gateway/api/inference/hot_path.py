@@ -1,4 +1,4 @@
-"""The hot path: inference calls answered on the connection itself, below ASGI.
+"""The hot path: answer inference calls on the connection itself, below ASGI.
 
 An inference call needs nothing that ASGI brings (a task, a scope, messages), and these cost more than the
 queue does. So this class extends the HTTP protocol of all services: the parser's callbacks collect a plain
@@ -43,18 +43,18 @@ _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPS
 
 
 class HotPathCall:
-    """One call on a connection; to uvicorn it looks like its own request cycle.
+    """One inference call on a connection. It has the attributes that uvicorn needs of a request cycle.
 
-    A body that comes in one small piece, as most do, is ``small``; any other is collected in ``body``.
+    ``small`` holds a body that comes in one small piece, as most do. ``body`` collects every other body.
     """
 
     __slots__ = (
-        "_gone",
         "_limits",
+        "_on_lost",
         "admitted",
         "body",
+        "declared_size",
         "disconnected",
-        "expected",
         "headers",
         "id",
         "keep_alive",
@@ -71,7 +71,7 @@ class HotPathCall:
         target: Target,
         headers: Headers,
         keep_alive: bool,
-        gone: Callable[[HotPathCall], None],
+        on_lost: Callable[[HotPathCall], None],
         limits: BodyLimits,
     ) -> None:
         self.target = target
@@ -79,27 +79,27 @@ class HotPathCall:
         self.keep_alive = keep_alive
         self.small = b""
         self.body: Body | None = None
-        self.known = False  # its caller has shown a good credential
-        self.admitted = False  # its caller was looked at before its body has come
-        # The parser has seen that it is a number; 0: not known before.
-        self.expected = int(headers.get(b"content-length", 0))
+        self.known = False  # the caller has sent a valid credential
+        self.admitted = False  # the headers were checked before the body was complete
+        # The declared size of the body; 0: not declared. The parser has checked that it is a number.
+        self.declared_size = int(headers.get(b"content-length", 0))
         self.disconnected = False
         self.response_complete = False
         self.status = 0
         self.id: bytes | None = None
         self.message_event = self  # uvicorn calls message_event.set() when the connection is lost
-        self._gone = gone
+        self._on_lost = on_lost
         self._limits = limits
 
     def collected(self) -> Body:
-        """The body from now on, as one that is not small."""
+        """Return the collected body; from now on the call uses it instead of ``small``."""
         if self.body is None:
             self.body = Body(self._limits, self.small, known=self.known)
             self.small = b""
         return self.body
 
     def release(self) -> None:
-        """Its body is no longer needed."""
+        """Free the memory of the body."""
         if self.body is not None:
             self.body.release()
         elif self.small:
@@ -107,24 +107,24 @@ class HotPathCall:
             self.small = b""
 
     def set(self) -> None:
-        """The connection was lost; if the call is under way its caller has gone."""
+        """Abandon the call if it is in flight: uvicorn calls this when the connection is lost."""
         if self.disconnected and not self.response_complete:
             self.release()
-            self._gone(self)
+            self._on_lost(self)
 
 
 class HotPathProtocol(Protocol):
-    """The HTTP protocol of all services with a short way for inference calls."""
+    """The HTTP protocol of all services, with a shortcut for inference calls."""
 
-    def __init__(self, inference: InferenceHandler, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, inference: InferenceHandler, **options: Any) -> None:
+        super().__init__(**options)
         self._inference = inference
         self._direct: HotPathCall | None = None
         self._upload: InPlaceUpload | None = None
         self._unsent = 0
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes from the client."""
+        """Parse bytes from the client."""
         super().data_received(data)
         call = self._direct
         if call is not None:
@@ -133,20 +133,20 @@ class HotPathProtocol(Protocol):
     def _unfinished_call(self, call: HotPathCall) -> None:
         if not call.admitted and (refusal := self._admit(call)) is not None:
             self._refuse(call, refusal)
-        elif call.expected > SCATTER:
+        elif call.declared_size > SCATTER:
             self._receive_in_place(call)
 
     def _admit(self, call: HotPathCall) -> TidegateError | None:
-        """Look at the caller of a body that has not come yet, or not all of it."""
+        """Check the headers of a call whose body is not complete; return why it is refused, or None."""
         call.admitted = True
-        refusal = self._inference.at_head(call.headers)
+        refusal = self._inference.check_headers(call.headers)
         call.known = self._inference.knows(call.headers)
         if refusal is None:
             self._inference.uploads.add(self)
         return refusal
 
     def _receive_in_place(self, call: HotPathCall) -> None:
-        """The rest of a large body comes without the parser, which begins anew behind it."""
+        """Receive the rest of a large body without the parser. A new parser reads what follows the body."""
 
         def done(refusal: TidegateError | None) -> None:
             self._upload = None
@@ -157,9 +157,9 @@ class HotPathProtocol(Protocol):
                 self._refuse(call, refusal)
 
         body = call.collected()
-        if call.expected - len(body) <= SCATTER:
-            return  # next to nothing is missing
-        refusal = body.expect(call.expected)
+        if call.declared_size - len(body) <= SCATTER:
+            return  # too little is missing: switching protocols would cost more
+        refusal = body.expect(call.declared_size)
         if refusal is not None:
             done(refusal)
             return
@@ -167,7 +167,7 @@ class HotPathProtocol(Protocol):
         self._upload.start()
 
     def on_headers_complete(self) -> None:
-        """Choose the way of a request whose head is there; raise Refused."""
+        """Choose the hot path or uvicorn for a request whose headers are complete; raise Refused."""
         target = self._direct_target()
         if target is None:
             self._direct = None
@@ -176,18 +176,18 @@ class HotPathProtocol(Protocol):
         self.check_head()
         limits, headers = self._inference.limits, dict(self.headers)
         unusual = len(headers) != len(self.headers) or b"upgrade" in headers
-        # A line feed is in no header: it stands for a Host that is missing.
+        # No header value has a line feed, so it stands for a missing Host.
         if (unusual or not valid_host(headers.get(b"host", b"\n"))) and self.check_unusual():
             return
-        call = HotPathCall(target, headers, self.parser.should_keep_alive(), self._on_gone, limits)
+        call = HotPathCall(target, headers, self.parser.should_keep_alive(), self._on_lost, limits)
         self._direct = call
         self.cycle = call  # type: ignore[assignment]
         self._at = IN_BODY
-        if not call.expected:
+        if not call.declared_size:
             self.keep_no_trailers()
-        tight = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
-        # A small body mostly comes with its head: all else is let in, or refused, before it comes.
-        early = tight or call.expected > SCATTER or not call.expected
+        no_room = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
+        # A small body usually comes with its headers. All other bodies are admitted or refused before that.
+        early = no_room or call.declared_size > SCATTER or not call.declared_size
         if early and (refusal := self._admit(call)) is not None:
             self._refuse_and_stop(call, refusal)
         elif self.expect_100_continue:
@@ -204,7 +204,7 @@ class HotPathProtocol(Protocol):
         return SUBMIT_JOB if job else Infer.named(self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1"))
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body; one over the limit is refused at once and the connection closed."""
+        """Add a part of the body. Refuse a body over the limit at once and close the connection."""
         call = self._direct
         if call is None:
             super().on_body(body)
@@ -218,7 +218,7 @@ class HotPathProtocol(Protocol):
             self._refuse_and_stop(call, refusal)
 
     def on_message_complete(self) -> None:
-        """The request is whole: begin."""
+        """Start the call: the request is complete."""
         call = self._direct
         if call is None:
             super().on_message_complete()
@@ -235,7 +235,7 @@ class HotPathProtocol(Protocol):
         )
 
     def body_received(self) -> int:
-        """Return how many bytes of bodies this connection has brought."""
+        """Return how many bytes of bodies have come on this connection."""
         call = self._direct
         if call is None:
             return super().body_received()
@@ -271,39 +271,39 @@ class HotPathProtocol(Protocol):
             self.transport.writelines([head, *tail])
 
     def _hold(self, size: int) -> None:
-        """An answer waits in the socket's buffer: it counts until its reader has taken nearly all of it."""
+        """Count a response against the budget until the client has read nearly all of it."""
         self._unsent += size
         self._inference.limits.answers.force(size)
 
-    def _let_go(self) -> None:
-        self._inference.limits.answers.give(self._unsent)
+    def _release_unsent(self) -> None:
+        self._inference.limits.answers.release(self._unsent)
         self._unsent = 0
 
     def resume_writing(self) -> None:
-        """The socket's buffer is nearly empty."""
+        """Release the counted responses: the socket's buffer is nearly empty."""
         super().resume_writing()
-        self._let_go()
+        self._release_unsent()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone, and what it held."""
-        self._leave()
-        self._let_go()
+        """Release everything that the connection held."""
+        self._stop_receiving()
+        self._release_unsent()
         super().connection_lost(exc)
 
     def _refuse(self, call: HotPathCall, refusal: TidegateError) -> None:
-        """Answer an upload before its end, and read on for a while without keeping anything."""
+        """Answer before the body is complete. Read and drop what still comes for a while."""
         call.keep_alive = False
         self._write(call, self._inference.refuse(call.target, call.headers, refusal))
-        self._leave()
+        self._stop_receiving()
         self.linger()
 
     def _refuse_and_stop(self, call: HotPathCall, refusal: TidegateError) -> None:
-        """The same from inside of the parser, which would go on with the rest of what it has."""
+        """Refuse from inside a parser callback; the exception stops the parser."""
         self._refuse(call, refusal)
         raise Refused(Refusal(0, refusal.reason, refusal.message))
 
-    def _leave(self) -> None:
-        """Its call, if one is coming in, comes in no further."""
+    def _stop_receiving(self) -> None:
+        """Forget the call whose body is coming in, if there is one."""
         self._inference.uploads.discard(self)
         self._direct = None
         if self._upload is not None:
@@ -311,20 +311,20 @@ class HotPathProtocol(Protocol):
             self._upload = None
 
     def reject(self, refusal: Refusal) -> None:
-        """Refuse what comes in now and close."""
-        self._leave()
+        """Refuse the incoming request and close the connection."""
+        self._stop_receiving()
         super().reject(refusal)
 
     def note(self, refusal: Refusal, rid: str) -> None:
-        """Log what was no request, or did not become one, as any other that is refused."""
-        self._inference.rejected(refusal, rid)
+        """Log input that the connection refused before it became a call."""
+        self._inference.log_rejection(refusal, rid)
 
     def evict(self) -> None:
-        """Refuse an unfinished body: its memory is needed."""
+        """Refuse an unfinished body, because its memory is needed."""
         self.reject(_EVICTED)
 
     def unfinished(self) -> Unfinished:
-        """Return the body that is coming in, as one that may have to go."""
+        """Return the state of the body that is coming in, for the choice of which bodies to drop."""
         call = self._direct
         if call is None or (call.body is not None and call.body.taking):
             return Unfinished(0, 0.0, 0, True)
@@ -332,14 +332,14 @@ class HotPathProtocol(Protocol):
         return Unfinished(held, *self.pace(), call.known)
 
     def knows_caller(self) -> bool:
-        """Return True if the credential of the last request was good, as far as memory tells."""
+        """Return True if the last request had a valid credential, as far as the caches in memory know."""
         cycle: Any = self.cycle
         if isinstance(cycle, HotPathCall):
-            # A credential that is not good is refused wherever it is shown.
+            # Every route refuses a bad credential, so 200 means that this one is valid.
             answered = cycle.status == HTTPStatus.OK and b"authorization" in cycle.headers
             return answered or self._inference.knows(cycle.headers)
         return cycle is not None and self._inference.knows(dict(cycle.scope["headers"]))
 
-    def _on_gone(self, call: HotPathCall) -> None:
+    def _on_lost(self, call: HotPathCall) -> None:
         if call.id is not None:
             self._inference.abandon(call.id, call.target, call.headers)

@@ -1,6 +1,6 @@
-"""A large body of a known size, received where it stays: no HTTP parser and no copies in between.
+"""Receive a large body of known size in place: without the HTTP parser and without copies.
 
-While it comes in, this is the connection's protocol; then the connection is given back to the HTTP one.
+The upload is the connection's protocol while the body comes in. Then the HTTP protocol takes over again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from tidegate.kernel.errors import TidegateError
 
 
 class InPlaceUpload(asyncio.BufferedProtocol):
-    """The rest of a body, byte by byte as declared. ``done`` is called with None when it is whole, or with
-    why it is refused; the connection is the HTTP protocol's again then."""
+    """A protocol that receives the rest of one body.
+
+    It calls ``done`` with None when the body is complete, or with the reason for refusing it. By then the
+    HTTP protocol (``owner``) has the connection again.
+    """
 
     def __init__(
         self,
@@ -29,15 +32,15 @@ class InPlaceUpload(asyncio.BufferedProtocol):
         self._done = done
 
     def start(self) -> None:
-        """Take the connection over."""
+        """Take over the connection."""
         self._switch(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes belong."""
+        """Return the memory for the next bytes."""
         return self._body.window()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """So many came."""
+        """Count ``nbytes`` received bytes; finish if the body is complete or refused."""
         refusal = self._body.took(nbytes)
         if refusal is None and not self._body.complete:
             return
@@ -45,28 +48,28 @@ class InPlaceUpload(asyncio.BufferedProtocol):
         self._done(refusal)
 
     def stop(self) -> None:
-        """Give the connection back."""
+        """Return the connection to its owner."""
         if not self._transport.is_closing():
             self._switch(self._owner)
 
     def _switch(self, protocol: asyncio.BaseProtocol) -> None:
-        # The two kinds of protocol are read for differently, which is decided when reading begins.
+        # asyncio decides when reading begins whether it reads for a buffered protocol.
         self._transport.pause_reading()
         self._transport.set_protocol(protocol)
         self._transport.resume_reading()
 
     def eof_received(self) -> bool | None:
-        """The client sends no more: the transport closes."""
+        """Pass the end of input to the owner."""
         return self._owner.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone in the middle of a body."""
+        """Tell the owner that the connection was lost in the middle of a body."""
         self._owner.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The socket's buffer is full."""
+        """Tell the owner that the socket's buffer is full."""
         self._owner.pause_writing()
 
     def resume_writing(self) -> None:
-        """The socket's buffer has room."""
+        """Tell the owner that the socket's buffer has room."""
         self._owner.resume_writing()

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the routes in front of the app: ``hot_path.py`` and ``asgi_fallback.py``."""
+"""The OpenAPI description of the routes that ``hot_path.py`` and ``asgi_fallback.py`` serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stream's caller has not read yet, between the broker's pace and the caller's own."""
+"""Buffer the replies of a stream that its caller has not read yet."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_BYTES = 8 * 2**20
 
 
 class ChunkBuffer:
-    """A stream's replies in the order in which they came, up to ``MAX_CHUNKS`` and ``MAX_BYTES``.
+    """A queue of one stream's replies, bounded by ``MAX_CHUNKS`` and ``MAX_BYTES``.
 
-    When a caller reads so slowly that more would wait, ``overflow`` is called, once: the stream is to be
-    cancelled. What waits is still read, then comes the error.
+    If the caller reads so slowly that the queue is full, it calls ``overflow`` once, which must cancel the
+    stream. The caller still gets the queued replies, and then an error.
     """
 
     def __init__(self, overflow: Callable[[], None]) -> None:
@@ -30,7 +30,7 @@ class ChunkBuffer:
         self._closed = False
 
     def put(self, outcome: ReplyOrError) -> None:
-        """The next chunk, or how the stream ended."""
+        """Add the next chunk, the end of the stream, or the error that ended it."""
         if self._closed:
             return
         size = _size(outcome)
@@ -44,7 +44,7 @@ class ChunkBuffer:
         self._more.set()
 
     async def read(self) -> AsyncGenerator[Reply]:
-        """The replies that carry an answer, or say why there is none; raises what ended the stream."""
+        """Yield the replies that carry an answer or a failure; raise the error that ended the stream."""
         while True:
             while not self._waiting:
                 self._more.clear()
@@ -66,6 +66,7 @@ def _size(outcome: ReplyOrError) -> int:
 
 def _too_slow() -> TidegateError:
     return Overloaded(
-        f"the caller reads too slowly: {MAX_CHUNKS} answers or {MAX_BYTES} bytes wait for it; cancelled",
+        f"the caller reads too slowly: {MAX_CHUNKS} answers or {MAX_BYTES} bytes wait for it, so the stream "
+        "was cancelled",
         reason="slow_reader",
     )

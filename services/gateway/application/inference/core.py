@@ -1,4 +1,4 @@
-"""One request, whatever door it came through: pick, check, admit, queue, wait."""
+"""Run one inference request, from HTTP or gRPC: pick a Deployment, check, admit, queue, wait."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_TIMEOUT_MS = 86_400_000
 
 @dataclass(slots=True)
 class Timing:
-    """Parts of a request's time in seconds, each from one clock; ``transit`` is what remains."""
+    """The parts of a request's time in seconds. Each part is measured by one machine's clock."""
 
     decode: float = 0.0
     wait: float = 0.0
@@ -38,13 +38,13 @@ class Timing:
     encode: float = 0.0
 
     def transit(self, total: float) -> float:
-        """Queues, sockets and event loops: the total less the measured parts, never negative."""
+        """Return the time in queues, sockets and event loops: ``total`` less the measured parts."""
         return max(0.0, total - self.decode - self.wait - self.compute - self.encode)
 
 
 @dataclass(slots=True)
 class InferenceResult:
-    """A model's answer, and where it came from."""
+    """A model's answer, the request that it belongs to, and its timing."""
 
     route: DeploymentRoute
     request: Decoded
@@ -56,11 +56,11 @@ class InferenceResult:
 
 
 def _nothing() -> None:
-    """What nobody wants to hear."""
+    """Do nothing: the default callback."""
 
 
 class InferenceCore:
-    """The gateway's one way of a request."""
+    """The one implementation of inference, for HTTP and gRPC."""
 
     def __init__(self, routes: RouteTableCache, dispatcher: Dispatcher, heartbeat: Heartbeat) -> None:
         self._routes = routes
@@ -85,7 +85,7 @@ class InferenceCore:
             self._dispatcher.demand(route)
 
     def pick(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """The Deployment for a request to ``model``; raises NotFound or NoRoutes."""
+        """Return the endpoint and the Deployment for a request; raise NotFound or NoRoutes."""
         return require(self._routes.table).pick(model, version, random.random())
 
     def begin(
@@ -97,10 +97,10 @@ class InferenceCore:
         trace: bytes,
         done: Callable[[InferenceResult | TidegateError], None],
     ) -> bytes:
-        """Queue one request and give its id; ``decode`` turns its body into tensors against a contract.
+        """Queue one request and return its id. ``decode`` turns its body into tensors and checks them.
 
-        ``timeout_ms`` None is the endpoint's default. Raises a TidegateError when the request is refused
-        at once; otherwise ``done`` is called, once and later, with the answer or with what went wrong.
+        ``timeout_ms`` None means the endpoint's default. Raise a TidegateError if the request is refused.
+        Otherwise ``done`` is called later, exactly once, with the result or an error.
         """
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
         if route.decoupled:
@@ -110,14 +110,16 @@ class InferenceCore:
             )
         self._admit(route, timeout_ms)
 
-        # What waits for the answer must not keep the request's tensors.
+        # The callback lives until the reply comes, so it must not hold the request's tensors.
         kept = request._replace(data=[])
 
         def on_outcome(outcome: ReplyOrError) -> None:
-            found = outcome if isinstance(outcome, TidegateError) else _answer(route, kept, decode_s, outcome)
-            if isinstance(found, TidegateError):
-                found.deployment = route.name
-            done(found)
+            result = (
+                outcome if isinstance(outcome, TidegateError) else _result(route, kept, decode_s, outcome)
+            )
+            if isinstance(result, TidegateError):
+                result.deployment = route.name
+            done(result)
 
         return self._dispatcher.send(
             route,
@@ -139,9 +141,9 @@ class InferenceCore:
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
     ) -> InferenceResult:
-        """:meth:`begin` for who can wait: the answer, or the TidegateError raised. Cancelling abandons it.
+        """Run one request and return its result; raise a TidegateError if it is refused or fails.
 
-        ``queued`` is called when it was not refused.
+        ``queued`` is called once the request is admitted. Cancelling this coroutine abandons the request.
         """
         future: asyncio.Future[InferenceResult | TidegateError] = asyncio.get_running_loop().create_future()
 
@@ -169,11 +171,11 @@ class InferenceCore:
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
     ) -> AsyncGenerator[InferenceResult]:
-        """Many answers to one request, each as it is made; of a model that gives one, just that.
+        """Yield the answers to one request as the model makes them.
 
-        ``timeout_ms`` is the time until the first and between two. Raises a TidegateError when the request is
-        refused, or fails at any point; ``queued`` is called when it was not refused. Closing the generator
-        early cancels the request.
+        ``timeout_ms`` limits the time to the first answer, and between two. Raise a TidegateError if the
+        request is refused or fails. ``queued`` is called once the request is admitted. Closing the generator
+        cancels the request.
         """
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
         self._admit(route, timeout_ms)
@@ -194,10 +196,10 @@ class InferenceCore:
         queued()
         try:
             async for reply in chunks.read():
-                answer = _answer(route, kept, decode_s, reply)
-                if isinstance(answer, TidegateError):
-                    raise answer
-                yield answer
+                result = _result(route, kept, decode_s, reply)
+                if isinstance(result, TidegateError):
+                    raise result
+                yield result
         except TidegateError as error:
             error.deployment = route.name
             raise
@@ -211,7 +213,7 @@ class InferenceCore:
         timeout_ms: float | None,
         decode: Callable[[Contract], Decoded],
     ) -> tuple[DeploymentRoute, Decoded, float, float]:
-        """Its Deployment, the request, its time in ms, and how long that took in seconds."""
+        """Return the Deployment, the decoded request, its timeout in ms, and the time this took in s."""
         started = time.perf_counter()
         endpoint, route = self.pick(model, version)
         if timeout_ms is None:
@@ -222,21 +224,24 @@ class InferenceCore:
             error.deployment = route.name
             raise
         except Unavailable as error:
-            raise self.for_want_of_replica(route, error) from None
+            raise self.needs_replica(route, error) from None
         if request.timeout_ms is not None:
             timeout_ms = min(timeout_ms, request.timeout_ms)
         return route, request, timeout_ms, time.perf_counter() - started
 
-    def for_want_of_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
-        """``error``, that only a replica knows, once one is asked for; or why there will be none."""
+    def needs_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
+        """Ask for a replica, because only a replica has what a caller needs. Return the error to raise.
+
+        It is ``error``, or the reason why no replica will start.
+        """
         self._dispatcher.demand(route)
         fleet = self._heartbeat.fleet(route.name)
         if fleet.ready:
             return error
-        return admission.nobody_there(route.wakeable, fleet, math.inf, route.name) or error
+        return admission.no_replica_in_time(route.wakeable, fleet, math.inf, route.name) or error
 
     def _admit(self, route: DeploymentRoute, timeout_ms: float) -> None:
-        load = self._dispatcher.lane(route).load
+        load = self._dispatcher.queue_of(route).load
         refusal = admission.refusal(
             outstanding=load.outstanding,
             max_queue=route.max_queue,
@@ -252,7 +257,7 @@ class InferenceCore:
             raise refusal
 
 
-def _answer(
+def _result(
     route: DeploymentRoute, request: Decoded, decode_s: float, reply: Reply
 ) -> InferenceResult | TidegateError:
     if reply.status == envelope.FAILED:
@@ -260,19 +265,19 @@ def _answer(
     try:
         outputs, parameters = envelope.read_result_key(reply.key)
     except envelope.Undecodable as error:
-        return Unavailable(f"the worker's answer cannot be read: {error}")
+        return Unavailable(f"the gateway cannot read the worker's answer: {error}")
     timing = Timing(decode_s, reply.wait_us / 1e6, reply.compute_us / 1e6)
     return InferenceResult(route, request, reply.rows, outputs, parameters, reply, timing)
 
 
 def failure(reply: Reply) -> TidegateError:
-    """The error that a failed reply carries."""
-    told = orjson.loads(reply.key)
-    return BY_REASON.get(told["reason"], ModelFailed)(told["message"], reason=told["reason"])
+    """Return the error that a failed reply carries."""
+    body = orjson.loads(reply.key)
+    return BY_REASON.get(body["reason"], ModelFailed)(body["message"], reason=body["reason"])
 
 
 def parse_timeout(header: bytes | None) -> float | None:
-    """``X-Request-Timeout-Ms`` in milliseconds; None when absent. Raises BadRequest."""
+    """Return ``X-Request-Timeout-Ms`` in milliseconds, None without the header; raise BadRequest."""
     if header is None:
         return None
     try:

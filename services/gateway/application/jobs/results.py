@@ -47,7 +47,7 @@ class JobResults:
                 f"the result of job {job.id.hex()} cannot be read: {error}; submit the job again"
             ) from None
         data = await self._claims.redeem(reply.data) if reply.claimed else reply.data
-        return oip.encode_pieces(
+        return oip.encode(
             job.endpoint,
             str(job.version),
             job_results.read_answer_form(job.ask, binary),

@@ -124,7 +124,7 @@ class JobSubmitter:
         try:
             request = decode(route.contract)
         except Unavailable as error:
-            raise self._core.for_want_of_replica(route, error) from None
+            raise self._core.needs_replica(route, error) from None
         return JobRequest(
             endpoint.name,
             route,
