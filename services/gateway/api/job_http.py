@@ -22,7 +22,7 @@ def id_in_path(text: str, what: str) -> bytes:
     """Parse the id of a ``what`` (job, batch) in a path. Raises NotFound."""
     id_ = read_id(text)
     if id_ is None:
-        raise NotFound(f"there is no {what} {text[:64]}")
+        raise NotFound(f"there is no {what} {text[:64]}: expected an id of 32 hex digits")
     return id_
 
 

@@ -31,9 +31,9 @@ log = telemetry.logger(__name__)
 
 _INTERNAL_ERROR = "internal error; see the log of the service"
 
-Done = Callable[[HttpResponse], None]
-Accepted = Callable[[HttpResponse, Job], None]
-Failed = Callable[[TidegateError], None]
+OnDone = Callable[[HttpResponse], None]
+OnAccepted = Callable[[HttpResponse, Job], None]
+OnFailed = Callable[[TidegateError], None]
 
 
 class JobSubmissionHandler:
@@ -69,8 +69,8 @@ class JobSubmissionHandler:
         principal: Principal,
         prefer: Preference,
         rid: bytes,
-        done: Done,
-        failed: Failed,
+        done: OnDone,
+        failed: OnFailed,
     ) -> None:
         """Begin to accept a job. ``length``: bytes of the body's JSON part.
 
@@ -134,8 +134,8 @@ class JobSubmissionHandler:
         prefer: Preference,
         headers: Headers,
         rid: bytes,
-        accepted: Accepted,
-        failed: Failed,
+        accepted: OnAccepted,
+        failed: OnFailed,
     ) -> None:
         try:
             submitted = await self._submitter.submit(request)

@@ -200,7 +200,7 @@ class Access:
                 raise _too_many(reached, limiter)
         return Grant(self._count, principal, endpoint, limiter)
 
-    def standing(self, principal: Principal) -> Principal:
+    def recheck(self, principal: Principal) -> Principal:
         """Return the current state of a principal, whose key may have been changed, revoked, or have expired.
 
         Raises Unauthorized if its key is no longer valid, Unavailable while keys are unknown. The bearer of

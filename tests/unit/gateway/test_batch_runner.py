@@ -71,7 +71,7 @@ class FakeAccess:
         self.left = left
         self.counts = [0] * len(COUNTS)
 
-    def standing(self, principal: Principal) -> Principal:
+    def recheck(self, principal: Principal) -> Principal:
         return principal
 
     def admit(self, principal: Principal, endpoint: str) -> Grant:

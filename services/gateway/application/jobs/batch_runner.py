@@ -73,20 +73,20 @@ class BatchRunner:
         self._submitter = BatchSubmitter(batch, submitter, blobs, access)
         self._keep_s = keep_s
         self._writer = LineWriter(blobs, keep_s)
-        self._emitted = self._written = batch.written
+        self._done = self._written = batch.written
         self._rows = self._submitter.rows
         self._counts = Counter(batch.counts)
         self._saved_counts = dict(batch.counts)
         self._size = batch.size
         self._saved_at = time.monotonic()
-        self._stepping = asyncio.Lock()
-        self._cut_off = False  # a line failed because its caller's access was revoked
+        self._step_lock = asyncio.Lock()
+        self._lines_revoked = False  # a line failed because its caller's access was revoked
 
     async def run(self) -> None:
         """Run the batch to its end. Raises :class:`LeaseLost`, or Unavailable if its file cannot be read."""
         self._submitter.chunks = await self._store.lines(self._batch.id)
-        work = asyncio.create_task(self._work())
-        keep = asyncio.create_task(self._keep())
+        work = asyncio.create_task(self._process_lines())
+        keep = asyncio.create_task(self._keep_lease())
         try:
             await asyncio.wait({work, keep}, return_when=asyncio.FIRST_COMPLETED)
             for task in (work, keep):
@@ -99,14 +99,14 @@ class BatchRunner:
         """Return the lease, so another gateway continues at once."""
         await self._step(lease_ms=0)
 
-    async def _work(self) -> None:
+    async def _process_lines(self) -> None:
         pause = PAUSES_S[0]
         beginning: asyncio.Task[bool] | None = None
         try:
-            while self._emitted < self._batch.lines:
+            while self._done < self._batch.lines:
                 # Lines may wait for their caller's quota for hours, while results are written.
                 beginning = beginning or self._submitter.begin()
-                moved = await self._emit()
+                moved = await self._write_results()
                 if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
                     await self._save()
                 if beginning is not None and beginning.done():
@@ -120,59 +120,43 @@ class BatchRunner:
         await self._save()
         end: BatchState = "cancelled" if self._submitter.cancelling else "completed"
         error = ""
-        if self._cut_off and self._submitter.revoked is not None:
+        if self._lines_revoked and self._submitter.revoked is not None:
             end, error = "failed", self._submitter.revoked.message
-        async with self._stepping:
-            await keep_trying(partial(self._end, end, error))
+        async with self._step_lock:
+            await keep_trying(partial(self._step, end=end, error=error))
         await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._submitter.chunks))
 
     async def fail(self, error: str) -> None:
         """End the batch as failed. Its written results stay."""
-        await self._end("failed", error)
+        await self._step(end="failed", error=error)
 
-    async def _end(self, end: BatchState, error: str = "") -> None:
-        state = await self._store.step(
-            self._batch.id,
-            self._owner,
-            0,
-            done=self._emitted,
-            written=self._written,
-            counts=self._saved_counts,
-            size=self._size,
-            end=end,
-            error=error,
-            keep_s=int(self._keep_s),
-        )
-        if state is None:
-            raise LeaseLost
-
-    async def _emit(self) -> bool:
+    async def _write_results(self) -> bool:
         """Write the results of the first finished lines. Return False if there were none."""
         if not self._rows:
             return False
         # Results are in order, so check the others only when the first line has finished.
         first = self._rows[0]
-        if first.error is None and not await self._over([first]):
+        if first.error is None and not await self._finished_rows([first]):
             return False
-        over = await self._over(list(islice(self._rows, LINES_AT_A_TIME)))
-        while over:
-            group = over[: self._fitting(over)]
-            over = over[len(group) :]
+        finished = await self._finished_rows(list(islice(self._rows, LINES_AT_A_TIME)))
+        while finished:
+            group = finished[: self._fitting_in_memory(finished)]
+            finished = finished[len(group) :]
             ids = [job.id for _, job in group if job is not None and job.state == "succeeded"]
             replies = await keep_trying(partial(self._store.replies, ids))
             frames: dict[bytes, bytes | None] = dict(zip(ids, replies, strict=True))
             for row, job in group:
-                outcome, line = await self._line(row, job, frames.get(row.job or b""))
+                outcome, line = await self._result_line(row, job, frames.get(row.job or b""))
                 self._counts[outcome] += 1
-                self._cut_off |= self._submitter.revoked is not None and outcome != "succeeded"
+                self._lines_revoked |= self._submitter.revoked is not None and outcome != "succeeded"
                 full = self._writer.add(line)
                 self._rows.popleft()
-                self._emitted += 1
+                self._done += 1
                 if full:
                     await self._save()
         return True
 
-    async def _over(self, rows: Sequence[LineProgress]) -> list[tuple[LineProgress, Job | None]]:
+    async def _finished_rows(self, rows: Sequence[LineProgress]) -> list[tuple[LineProgress, Job | None]]:
         """Return the finished lines at the front, with their jobs."""
         rows = list(takewhile(lambda row: not row.pending, rows))
         ids = [row.job for row in rows if row.job is not None]
@@ -181,16 +165,19 @@ class BatchRunner:
         return list(takewhile(lambda pair: pair[1] is None or pair[1].terminal, pairs))
 
     @staticmethod
-    def _fitting(over: Sequence[tuple[LineProgress, Job | None]]) -> int:
+    def _fitting_in_memory(finished: Sequence[tuple[LineProgress, Job | None]]) -> int:
         """Return how many of these results fit in memory at the same time; at least one."""
         size = 0
-        for at, (_, job) in enumerate(over):
+        for at, (_, job) in enumerate(finished):
             size += job.result_size if job is not None else 0
             if at and size > RESULT_BYTES:
                 return at
-        return len(over)
+        return len(finished)
 
-    async def _line(self, row: LineProgress, job: Job | None, frame: bytes | None) -> tuple[str, bytes]:
+    async def _result_line(
+        self, row: LineProgress, job: Job | None, frame: bytes | None
+    ) -> tuple[str, bytes]:
+        """Return the outcome of a line, and the line of its result."""
         job_id = None if row.job is None else row.job.hex()
         error = row.error
         if job is not None and job.state != "succeeded":
@@ -213,16 +200,16 @@ class BatchRunner:
         self._saved_at = time.monotonic()
         if chunk is None:
             return
-        async with self._stepping:
-            self._written, self._size = self._emitted, self._size + chunk.size
+        async with self._step_lock:
+            self._written, self._size = self._done, self._size + chunk.size
             self._saved_counts = dict(self._counts)
             await keep_trying(partial(self._step, chunk))
 
-    async def _keep(self) -> None:
+    async def _keep_lease(self) -> None:
         """Renew the lease, report progress, and notice a cancellation."""
         while True:
             await asyncio.sleep(RENEW_S)
-            async with self._stepping:
+            async with self._step_lock:
                 try:
                     await self._step()
                 except Unavailable:
@@ -230,16 +217,26 @@ class BatchRunner:
             if self._submitter.ending():
                 await self._tracker.cancel_all([row.job for row in self._rows if row.job is not None])
 
-    async def _step(self, chunk: FileChunk | None = None, lease_ms: int = LEASE_MS) -> None:
+    async def _step(
+        self,
+        chunk: FileChunk | None = None,
+        lease_ms: int = LEASE_MS,
+        end: BatchState | None = None,
+        error: str = "",
+    ) -> None:
+        """Write the progress, and renew the lease or end the batch. Raises :class:`LeaseLost`."""
         state = await self._store.step(
             self._batch.id,
             self._owner,
             lease_ms,
-            done=self._emitted,
+            done=self._done,
             written=self._written,
             counts=self._saved_counts,
             size=self._size,
             chunk=chunk,
+            end=end,
+            error=error,
+            keep_s=int(self._keep_s),
         )
         if state is None:
             raise LeaseLost

@@ -90,7 +90,7 @@ class BatchSubmitter:
     def ending(self) -> bool:
         """Return True if no more lines may start: the batch is cancelled, or its caller's key is revoked."""
         try:
-            self._access.standing(self._principal)
+            self._access.recheck(self._principal)
         except Unauthorized as error:
             self.revoked = self.revoked or error
         except Unavailable:
@@ -123,7 +123,7 @@ class BatchSubmitter:
             grant: Grant | None = None
             try:
                 line = batch_lines.read_line(raw, self._batch)
-                grant = self._access.admit(self._access.standing(self._principal), line.model)
+                grant = self._access.admit(self._access.recheck(self._principal), line.model)
                 request = self._check(row, line, key)
                 del line  # its decoded JSON takes many times the size of its tensors
                 submitted = await self._submitter.submit(request)

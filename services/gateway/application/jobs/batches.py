@@ -132,7 +132,7 @@ class BatchService:
         """Return a batch that ``principal`` may see: its own; with the scope admin, any. Raises NotFound."""
         batch = await self._store.get(id_)
         if batch is None or not principal.sees(batch.principal):
-            raise NotFound(f"there is no batch {id_.hex()}")
+            raise _not_found(id_)
         return batch
 
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
@@ -143,7 +143,7 @@ class BatchService:
         """Cancel the unfinished lines of a batch. Raises NotFound."""
         after = await self._store.cancel(batch.id)
         if after is None:
-            raise NotFound(f"there is no batch {batch.id.hex()}")
+            raise _not_found(batch.id)
         return after
 
     async def results(self, batch: Batch) -> AsyncGenerator[bytes]:
@@ -200,6 +200,10 @@ class BatchService:
                 await runner.fail(error.message)
         except Exception:
             log.exception("running a batch failed here; a gateway will try again", extra=context)
+
+
+def _not_found(id_: bytes) -> NotFound:
+    return NotFound(f"there is no batch {id_.hex()}: GET /v1/batches lists your batches")
 
 
 async def _store_lines(

@@ -26,14 +26,14 @@ class JobTracker:
         """Return a job. Raises NotFound."""
         job = await self.store.get(id_)
         if job is None:
-            raise NotFound(f"there is no job {id_.hex()}")
+            raise _not_found(id_)
         return job
 
     async def find(self, id_: bytes, principal: Principal) -> Job:
         """Return a job that ``principal`` may see: its own; with the scope admin, any. Raises NotFound."""
         job = await self.store.get(id_)
         if job is None or not principal.sees(job.principal):
-            raise NotFound(f"there is no job {id_.hex()}")
+            raise _not_found(id_)
         return job
 
     async def position(self, job: Job) -> int | None:
@@ -59,7 +59,7 @@ class JobTracker:
         """Cancel a job, and return it. If it ended first, it keeps that state."""
         after = await self.store.cancel(job.id)
         if after is None:
-            raise NotFound(f"there is no job {job.id.hex()}")
+            raise _not_found(job.id)
         if after.state == "cancelled" and not job.terminal:
             await self._queue.cancel([job.id])
         return after
@@ -68,3 +68,7 @@ class JobTracker:
         """Cancel several jobs. Ended ones keep their state."""
         after = await asyncio.gather(*(self.store.cancel(id_) for id_ in ids))
         await self._queue.cancel([job.id for job in after if job is not None and job.state == "cancelled"])
+
+
+def _not_found(id_: bytes) -> NotFound:
+    return NotFound(f"there is no job {id_.hex()}: GET /v1/jobs lists your jobs")
