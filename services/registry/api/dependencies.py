@@ -1,16 +1,19 @@
-"""What routes depend on: the application objects, and the ``If-Match`` header."""
+"""Dependencies of routes: the application objects, and the headers ``If-Match`` and ``ETag``."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Response
 
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.keyring import Keyring
 from services.registry.application.transactions import Transactions
 from services.registry.application.versions import Versions
 from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Deployment, Endpoint
+
+T = TypeVar("T", Deployment, Endpoint)
 
 MAX_REVISION_DIGITS = 18  # the database counts revisions in 64 bits
 
@@ -50,6 +53,12 @@ def _if_match(
             "GET returns it as ETag."
         )
     return int(bare)
+
+
+def with_etag(stored: T, response: Response) -> T:
+    """Set the header ``ETag`` to an object's revision, and return the object."""
+    response.headers["ETag"] = f'"{stored.revision}"'
+    return stored
 
 
 TransactionsDep = Annotated[Transactions, Depends(_transactions)]

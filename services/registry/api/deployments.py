@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import DeploymentFields, DeploymentPatch, Items, OverrideBody, PolicyPatch
-from services.registry.api.dependencies import IfMatch, TransactionsDep
+from services.registry.api.dependencies import IfMatch, TransactionsDep, with_etag
 from services.registry.application.transactions import Transactions
 from services.registry.domain import edits
 from services.registry.domain.desired_state import Change, RegistrySnapshot
@@ -34,7 +34,7 @@ async def put(
 
     deployment = await transactions.decide(decision, lambda reader: _read(reader, name))
     response.status_code = 201 if created else 200
-    return _with_etag(deployment, response)
+    return with_etag(deployment, response)
 
 
 @router.get("")
@@ -51,7 +51,7 @@ async def list_all(
 async def get(transactions: TransactionsDep, name: str, response: Response) -> Deployment:
     """Return one Deployment; ``ETag`` is its revision."""
     async with transactions.read() as reader:
-        return _with_etag(await _read(reader, name), response)
+        return with_etag(await _read(reader, name), response)
 
 
 @router.patch("/{name}")
@@ -63,7 +63,7 @@ async def patch(
         lambda now: edits.patch_deployment(now, name, body, expected),
         lambda reader: _read(reader, name),
     )
-    return _with_etag(deployment, response)
+    return with_etag(deployment, response)
 
 
 @router.patch("/{name}/policy")
@@ -74,7 +74,7 @@ async def patch_policy(
     deployment = await transactions.decide(
         lambda now: edits.change_policy(now, name, body), lambda reader: _read(reader, name)
     )
-    return _with_etag(deployment, response)
+    return with_etag(deployment, response)
 
 
 @router.delete("/{name}", status_code=204)
@@ -105,7 +105,7 @@ async def _override(
     deployment = await transactions.decide(
         lambda now: edits.set_override(now, name, override), lambda reader: _read(reader, name)
     )
-    return _with_etag(deployment, response)
+    return with_etag(deployment, response)
 
 
 async def _read(reader: DesiredStateReader, name: str) -> Deployment:
@@ -113,8 +113,3 @@ async def _read(reader: DesiredStateReader, name: str) -> Deployment:
     if not deployments:
         raise NotFound(f"There is no Deployment {name[:80]!r}.")
     return deployments[0]
-
-
-def _with_etag(deployment: Deployment, response: Response) -> Deployment:
-    response.headers["ETag"] = f'"{deployment.revision}"'
-    return deployment

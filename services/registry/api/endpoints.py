@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import EndpointFields, Items, SettleBody
-from services.registry.api.dependencies import IfMatch, TransactionsDep
+from services.registry.api.dependencies import IfMatch, TransactionsDep, with_etag
 from services.registry.domain import edits, rollover
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import NotFound
@@ -33,7 +33,7 @@ async def put(
 
     endpoint = await transactions.decide(decision, lambda reader: _read(reader, name))
     response.status_code = 201 if created else 200
-    return _with_etag(endpoint, response)
+    return with_etag(endpoint, response)
 
 
 @router.get("")
@@ -47,7 +47,7 @@ async def list_all(transactions: TransactionsDep) -> Items[Endpoint]:
 async def get(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Return one Endpoint; ``ETag`` is its revision."""
     async with transactions.read() as reader:
-        return _with_etag(await _read(reader, name), response)
+        return with_etag(await _read(reader, name), response)
 
 
 @router.delete("/{name}", status_code=204)
@@ -68,7 +68,7 @@ async def settle(
     endpoint = await transactions.decide(
         lambda now: rollover.settle(now, name, seen), lambda reader: _read(reader, name)
     )
-    return _with_etag(endpoint, response)
+    return with_etag(endpoint, response)
 
 
 async def _read(reader: DesiredStateReader, name: str) -> Endpoint:
@@ -76,8 +76,3 @@ async def _read(reader: DesiredStateReader, name: str) -> Endpoint:
     if not endpoints:
         raise NotFound(f"There is no Endpoint {name[:80]!r}.")
     return endpoints[0]
-
-
-def _with_etag(endpoint: Endpoint, response: Response) -> Endpoint:
-    response.headers["ETag"] = f'"{endpoint.revision}"'
-    return endpoint

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from services.registry.adapters.sql import audit
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.dependencies import TransactionsDep
+from services.registry.api.dependencies import TransactionsDep, with_etag
 from services.registry.domain import rollback, traffic_split
 from tidegate.kernel.protocol.models import Deployment, Endpoint, Noun, Target
 from tidegate.kernel.service.api import JsonRoute
@@ -63,5 +63,4 @@ async def split(transactions: TransactionsDep, name: str, body: SplitBody, respo
         return (await reader.endpoints(name))[0]
 
     endpoint = await transactions.decide(lambda now: traffic_split.split(now, name, body.targets), result)
-    response.headers["ETag"] = f'"{endpoint.revision}"'
-    return endpoint
+    return with_etag(endpoint, response)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tidegate.kernel.errors import Conflict, NotFound
-from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Target
 
 Kind = Literal["version", "deployment", "endpoint", "key"]
 Action = Literal["created", "updated", "deleted"]
@@ -133,6 +133,10 @@ class RegistrySnapshot:
             return self.endpoints[name]
         except KeyError:
             raise NotFound(f"There is no Endpoint {name!r}.") from None
+
+    def heaviest(self, targets: Iterable[Target]) -> DeploymentSpec:
+        """Return the Deployment of the target with the largest weight."""
+        return self.deployments[max(targets, key=lambda target: target.weight).deployment].spec
 
     def with_version(self, model: str, number: int) -> RegistrySnapshot:
         """Return the snapshot with this version added."""

@@ -81,9 +81,10 @@ def delete_deployment(snapshot: RegistrySnapshot, name: str) -> list[Change]:
     snapshot.deployment(name)
     users = sorted(e for e, stored in snapshot.endpoints.items() if name in deployments_in(stored.spec))
     if users:
+        endpoints = "Endpoints" if len(users) > 1 else "Endpoint"
         raise Conflict(
-            f"Deployment {name!r} is in use by {_listed('Endpoint', users)}. Move the traffic away first: "
-            f"`tidegate split`, or delete the Endpoint."
+            f"Deployment {name!r} is in use by {endpoints} {names.quoted(users)}. Move its traffic away "
+            "with `tidegate split`, or delete the Endpoint, and try again."
         )
     return [DropDeployment(name)]
 
@@ -202,7 +203,3 @@ def _action(step: list[Change], exists: bool) -> Literal["created", "updated", "
     if not step:
         return "unchanged"
     return "updated" if exists else "created"
-
-
-def _listed(kind: str, names_: Sequence[str]) -> str:
-    return f"{kind}{'s' if len(names_) > 1 else ''} {', '.join(repr(name) for name in names_)}"

@@ -29,6 +29,11 @@ def check_new(kind: str, name: str, others: Iterable[str]) -> str:
     return name
 
 
+def quoted(names_: Iterable[str]) -> str:
+    """Return names for a message: quoted, separated by commas."""
+    return ", ".join(repr(name) for name in names_)
+
+
 def of_deployment(model: str, number: int) -> str:
     """Return the name that `deploy` gives to the Deployment of a version: ``digits-v2``."""
     name = f"{model}-v{number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.registry.domain import names
 from services.registry.domain.desired_state import (
     Change,
     DropDeployment,
@@ -26,7 +27,7 @@ def delete_version(snapshot: RegistrySnapshot, model: str, number: int) -> list[
     )
     if users:
         raise Conflict(
-            f"Version {number} of model {model!r} is in use by Deployment {_quoted(users)}. "
+            f"Version {number} of model {model!r} is in use by Deployment {names.quoted(users)}. "
             "Delete the Deployment first."
         )
     return [DropVersion(model, number)]
@@ -44,7 +45,7 @@ def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> li
     users = sorted(name for name, stored in snapshot.deployments.items() if stored.spec.model == model)
     if users and not cascade:
         raise Conflict(
-            f"Model {model!r} is in use by Deployment {_quoted(users)}. "
+            f"Model {model!r} is in use by Deployment {names.quoted(users)}. "
             "With cascade=true they and their Endpoints are deleted too."
         )
     gone = set(users)
@@ -65,7 +66,3 @@ def _without(spec: EndpointSpec, gone: set[str]) -> Change:
         return DropEndpoint(spec.name)
     rest = [target for target in previous if left is targets]
     return PutEndpoint(spec.model_copy(update={"targets": left, "previous": rest}), created=False)
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names)

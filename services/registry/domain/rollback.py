@@ -18,7 +18,7 @@ from services.registry.domain.desired_state import (
     StoredEndpoint,
 )
 from tidegate.kernel.errors import Conflict
-from tidegate.kernel.protocol.models import DeploymentSpec, Target
+from tidegate.kernel.protocol.models import DeploymentSpec
 
 Fields = Mapping[str, Any]
 
@@ -86,7 +86,7 @@ def deployments_of(states: Sequence[Fields]) -> list[str]:
 
 def _abandon_rollout(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> RollbackPlan:
     """Return to what serves now, before the targets of a roll-out are ready. A rollback continues."""
-    target, serving = (_heaviest(snapshot, each) for each in (endpoint.spec.targets, endpoint.spec.previous))
+    target, serving = (snapshot.heaviest(each) for each in (endpoint.spec.targets, endpoint.spec.previous))
     if target.model == serving.model and target.version < serving.version:
         replaced = [each.deployment for each in endpoint.spec.previous]
         return RollbackPlan([], target.name, target.model, target.version, replaced, remade=False)
@@ -101,7 +101,7 @@ def _before_current(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, history: EndpointHistory
 ) -> _Choice:
     """Return the last version that had all traffic and is older than the current one."""
-    current = _heaviest(snapshot, endpoint.spec.targets)
+    current = snapshot.heaviest(endpoint.spec.targets)
     for choice in _served(snapshot, history):
         if choice.model != current.model or choice.version < current.version:
             return choice
@@ -119,7 +119,7 @@ def _before_current(
 def _of_request(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, version: int | None, history: EndpointHistory
 ) -> _Choice:
-    current = _heaviest(snapshot, endpoint.spec.targets)
+    current = snapshot.heaviest(endpoint.spec.targets)
     for choice in _served(snapshot, history):
         if (choice.model, choice.version) == (current.model, version):
             return choice
@@ -154,13 +154,8 @@ def _spec_before_deletion(
 ) -> DeploymentSpec:
     """Return a deleted Deployment's spec. ``env`` is that of the current one, as the log hides its values."""
     known = {key: value for key, value in old.items() if key in DeploymentSpec.model_fields}
-    env = _heaviest(snapshot, endpoint.spec.targets).env if old.get("env") else {}
+    env = snapshot.heaviest(endpoint.spec.targets).env if old.get("env") else {}
     return DeploymentSpec.model_validate({**known, "env": env})
-
-
-def _heaviest(snapshot: RegistrySnapshot, targets: Sequence[Target]) -> DeploymentSpec:
-    target = max(targets, key=lambda each: each.weight)
-    return snapshot.deployments[target.deployment].spec
 
 
 def _runs(spec: DeploymentSpec, model: str, version: int) -> bool:

@@ -128,8 +128,8 @@ def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
 
 def scale_of(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> dict[str, Any]:
     """Return the scale that an Endpoint's traffic needs: that of the Deployment with the largest weight."""
-    current = _heaviest(snapshot, endpoint)
-    return {key: getattr(current, key) for key in _SCALE} if current is not None else {}
+    current = snapshot.heaviest(endpoint.spec.targets)
+    return {key: getattr(current, key) for key in _SCALE}
 
 
 def _version_of(snapshot: RegistrySnapshot, request: DeployRequest) -> int:
@@ -151,7 +151,7 @@ def _deployment(
 ) -> list[Change]:
     """Create the version's Deployment like the Endpoint's current one, or update it."""
     name = fixed["name"]
-    current = _heaviest(snapshot, endpoint)
+    current = snapshot.heaviest(endpoint.spec.targets) if endpoint is not None else None
     what = f"Deployment {name!r}"
     stored = snapshot.deployments.get(name)
     if stored is None:
@@ -173,13 +173,6 @@ def _deployment(
         base |= {key: needed[key] for key in _SCALE}
     spec = merge.deployment(base, options, what, exact_follows=True)
     return [] if spec == stored.spec else [PutDeployment(replace(stored, spec=spec), created=False)]
-
-
-def _heaviest(snapshot: RegistrySnapshot, endpoint: StoredEndpoint | None) -> DeploymentSpec | None:
-    if endpoint is None:
-        return None
-    target = max(endpoint.spec.targets, key=lambda each: each.weight)
-    return snapshot.deployments[target.deployment].spec
 
 
 def _endpoint(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.registry.domain import names
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 
@@ -51,7 +52,7 @@ def of_graph(graph: OnnxGraph, user_signature: Signature | None, default_max_bat
     shapeless = [value.name for value in graph.values if value.dims is None]
     if shapeless:
         raise BadRequest(
-            f"The ONNX file does not declare the rank of {_quoted(shapeless)}. Add a signature "
+            f"The ONNX file does not declare the rank of {names.quoted(shapeless)}. Add a signature "
             "(`tidegate deploy --signature FILE.json`), or add the shapes with onnx.shape_inference and save "
             "the file again."
         )
@@ -71,7 +72,7 @@ def check(signature: Signature) -> None:
         twice = [name for name, times in Counter(t.name for t in tensors).items() if times > 1]
         if twice:
             raise BadRequest(
-                f"The signature's {role} have {_quoted(twice)} more than once: names must be unique."
+                f"The signature's {role} have {names.quoted(twice)} more than once: names must be unique."
             )
 
 
@@ -104,8 +105,8 @@ def _check_agrees(user_signature: Signature, graph: OnnxGraph) -> None:
         declared = {value.name: value for value in values}
         if {tensor.name for tensor in tensors} != set(declared):
             raise BadRequest(
-                f"The signature's {role} are {_quoted([t.name for t in tensors])}, "
-                f"but the ONNX graph's are {_quoted(sorted(declared))}. Use the graph's names."
+                f"The signature's {role} are {names.quoted([t.name for t in tensors])}, "
+                f"but the ONNX graph's are {names.quoted(sorted(declared))}. Use the graph's names."
             )
         for tensor in tensors:
             _check_tensor_agrees(tensor, declared[tensor.name], batched=user_signature.max_batch_size > 0)
@@ -138,7 +139,3 @@ def _tensor(value: GraphValue, batched: bool) -> TensorSpec:
     dims: Sequence[int | None] = value.dims[1:] if batched else value.dims
     shape = [-1 if dim is None else dim for dim in dims]
     return TensorSpec(name=value.name, datatype=value.datatype, shape=shape)
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)

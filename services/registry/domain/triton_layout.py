@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
+from services.registry.domain import names
 from tidegate.kernel.errors import BadRequest
 
 CONFIG = "config.pbtxt"
@@ -48,9 +49,9 @@ def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosix
     heads = [each for each in folders if ensembles.get(each)]
     if len(heads) == 1:
         return heads[0]
-    names = ", ".join(sorted(repr(each.name) for each in folders))
+    found = names.quoted(sorted(each.name for each in folders))
     raise BadRequest(
-        f"The archive holds several models ({names}), and it is not clear which one gets the requests. Make "
+        f"The archive holds several models ({found}), and it is not clear which one gets the requests. Make "
         f"one of them the ensemble, or name one folder {model!r} like the model."
     )
 

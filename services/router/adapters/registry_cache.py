@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 import httpx
 from pydantic import ValidationError
 
+from services.router.adapters import shared_file
 from tidegate.kernel import telemetry
 from tidegate.kernel.http.certificates import trusted
 from tidegate.kernel.protocol.models import DesiredState, Endpoint
@@ -51,10 +51,7 @@ class RegistryCache:
             return
         self.problem = None
         if self.desired is None or desired.revision != self.desired.revision:
-            self._disk.parent.mkdir(parents=True, exist_ok=True)
-            new_file = self._disk.with_suffix(f".{os.getpid()}")  # other routers write this file too
-            new_file.write_bytes(response.content)
-            new_file.replace(self._disk)
+            shared_file.replace(self._disk, response.content)
         self.desired = desired
 
     async def settle(self, endpoint: Endpoint) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 import orjson
+
+from services.router.adapters import shared_file
 
 
 class TableRevision:
@@ -30,10 +31,7 @@ class TableRevision:
     def begin(self, epoch: int) -> None:
         """Start a new epoch. It is on disk before its first table is published."""
         self.epoch, self.n = epoch, 0
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        new_file = self._path.with_suffix(f".{os.getpid()}")  # other routers write this file too
-        new_file.write_bytes(orjson.dumps({"epoch": self.text}))
-        new_file.replace(self._path)
+        shared_file.replace(self._path, orjson.dumps({"epoch": self.text}))
 
     def advance(self) -> None:
         """Increment ``n``."""
