@@ -11,9 +11,8 @@ from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import DeploymentFields, DeploymentPatch, Items, OverrideBody, PolicyPatch
 from services.registry.api.dependencies import IfMatch, TransactionsDep, with_etag
 from services.registry.application.transactions import Transactions
-from services.registry.domain import edits
+from services.registry.domain import edits, names
 from services.registry.domain.desired_state import Change, RegistrySnapshot
-from tidegate.kernel.errors import NotFound
 from tidegate.kernel.protocol.models import Deployment, Override
 from tidegate.kernel.service.api import JsonRoute
 
@@ -111,5 +110,5 @@ async def _override(
 async def _read(reader: DesiredStateReader, name: str) -> Deployment:
     deployments = await reader.deployments(name)
     if not deployments:
-        raise NotFound(f"There is no Deployment {name[:80]!r}.")
+        raise names.unknown("Deployment", name)
     return deployments[0]

@@ -7,9 +7,8 @@ from fastapi import APIRouter, Response
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import EndpointFields, Items, SettleBody
 from services.registry.api.dependencies import IfMatch, TransactionsDep, with_etag
-from services.registry.domain import edits, rollover
+from services.registry.domain import edits, names, rollover
 from services.registry.domain.desired_state import Change, RegistrySnapshot
-from tidegate.kernel.errors import NotFound
 from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.service.api import JsonRoute
 
@@ -74,5 +73,5 @@ async def settle(
 async def _read(reader: DesiredStateReader, name: str) -> Endpoint:
     endpoints = await reader.endpoints(name)
     if not endpoints:
-        raise NotFound(f"There is no Endpoint {name[:80]!r}.")
+        raise names.unknown("Endpoint", name)
     return endpoints[0]

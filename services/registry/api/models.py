@@ -18,9 +18,9 @@ from services.registry.api.bodies import (
 from services.registry.api.dependencies import TransactionsDep, VersionsDep
 from services.registry.application.transactions import Transactions
 from services.registry.application.versions import Registration
+from services.registry.domain import names
 from services.registry.domain.desired_state import ChangeNotification
 from services.registry.domain.rollover import DeployRequest
-from tidegate.kernel.errors import NotFound
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.service.api import JsonRoute
 
@@ -93,7 +93,7 @@ async def get_version(transactions: TransactionsDep, name: str, number: Number) 
     async with transactions.read() as reader:
         versions = await reader.versions(name, number)
     if not versions:
-        raise NotFound(f"Model {name[:80]!r} has no version {number}.")
+        raise names.unknown_version(name, number)
     return versions[0]
 
 
@@ -113,7 +113,7 @@ async def _versions(transactions: Transactions, name: str | None) -> list[Versio
     async with transactions.read() as reader:
         versions = await reader.versions(name)
     if name is not None and not versions:
-        raise NotFound(f"There is no model {name[:80]!r}.")
+        raise names.unknown("model", name)
     return versions
 
 

@@ -104,4 +104,4 @@ def _for_audit(key: StoredKey) -> dict[str, Any]:
 
 
 def _no_key(id_: str) -> NotFound:
-    return NotFound(f"There is no key {id_[:40]!r}. `tidegate keys list --all` shows every key.")
+    return NotFound(f"There is no key {id_[:40]!r}. `tidegate keys --all` lists every key.")

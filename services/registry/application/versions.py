@@ -25,7 +25,7 @@ from services.registry.domain import (
 )
 from services.registry.domain.desired_state import ChangeNotification
 from services.registry.domain.rollover import DeployRequest
-from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge
+from tidegate.kernel.errors import BadRequest, Conflict, PayloadTooLarge
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Format, Signature, Version, VersionMetadata
 
@@ -161,7 +161,7 @@ class Versions:
         async with self._transactions.change() as writer:
             version = next(iter(await writer.versions(model, number)), None)
             if version is None:
-                raise NotFound(f"Model {model!r} has no version {number}.")
+                raise names.unknown_version(model, number)
             if added is not None and version.signature not in (None, added):
                 raise Conflict(
                     f"Version {number} of model {model!r} already has a signature, and a version never "

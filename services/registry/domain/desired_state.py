@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tidegate.kernel.errors import Conflict, NotFound
+from services.registry.domain import names
+from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Target
 
 Kind = Literal["version", "deployment", "endpoint", "key"]
@@ -125,14 +126,14 @@ class RegistrySnapshot:
         try:
             return self.deployments[name]
         except KeyError:
-            raise NotFound(f"There is no Deployment {name!r}.") from None
+            raise names.unknown("Deployment", name) from None
 
     def endpoint(self, name: str) -> StoredEndpoint:
         """Return an Endpoint. Raise NotFound."""
         try:
             return self.endpoints[name]
         except KeyError:
-            raise NotFound(f"There is no Endpoint {name!r}.") from None
+            raise names.unknown("Endpoint", name) from None
 
     def heaviest(self, targets: Iterable[Target]) -> DeploymentSpec:
         """Return the Deployment of the target with the largest weight."""

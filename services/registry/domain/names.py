@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tidegate.kernel.errors import BadRequest, Conflict
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 from tidegate.kernel.protocol import names
+
+# The command that lists the objects of each kind.
+_LISTED_BY = {"model": "models", "Deployment": "deployments", "Endpoint": "status"}
 
 
 def check(kind: str, name: str) -> str:
@@ -27,6 +30,16 @@ def check_new(kind: str, name: str, others: Iterable[str]) -> str:
             "name, or choose another one."
         )
     return name
+
+
+def unknown(kind: str, name: str) -> NotFound:
+    """Return the error for a model, Deployment or Endpoint that does not exist."""
+    return NotFound(f"There is no {kind} {name[:80]!r}. `tidegate {_LISTED_BY[kind]}` lists them.")
+
+
+def unknown_version(model: str, number: int) -> NotFound:
+    """Return the error for a version that does not exist."""
+    return NotFound(f"Model {model[:80]!r} has no version {number}. `tidegate versions MODEL` lists them.")
 
 
 def quoted(names_: Iterable[str]) -> str:

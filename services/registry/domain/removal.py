@@ -12,14 +12,14 @@ from services.registry.domain.desired_state import (
     RegistrySnapshot,
     deployments_in,
 )
-from tidegate.kernel.errors import Conflict, NotFound
+from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.models import EndpointSpec
 
 
 def delete_version(snapshot: RegistrySnapshot, model: str, number: int) -> list[Change]:
     """Return the changes that delete a version. Raise Conflict while a Deployment runs it, or NotFound."""
     if (model, number) not in snapshot.versions:
-        raise NotFound(f"Model {model!r} has no version {number}.")
+        raise names.unknown_version(model, number)
     users = sorted(
         name
         for name, stored in snapshot.deployments.items()
@@ -41,7 +41,7 @@ def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> li
     """
     numbers = snapshot.numbers(model)
     if not numbers:
-        raise NotFound(f"There is no model {model!r}.")
+        raise names.unknown("model", model)
     users = sorted(name for name, stored in snapshot.deployments.items() if stored.spec.model == model)
     if users and not cascade:
         raise Conflict(

@@ -97,7 +97,7 @@ class DeadLetters:
         self._check()
         letter = self._letters.get(letter_id)
         if letter is None:
-            raise NotFound(f"there is no dead letter {letter_id!r}")
+            raise NotFound(f"there is no dead letter {letter_id!r}: `tidegate dead` lists them")
         return letter
 
     async def payload(self, letter: DeadLetter) -> bytes:

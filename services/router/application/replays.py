@@ -54,7 +54,8 @@ class Replays:
         """
         if letter.cause == UNDECODABLE:
             raise Conflict(
-                f"dead letter {letter.letter} could not be decoded as a request, so it cannot run again"
+                f"dead letter {letter.letter} could not be decoded as a request, so it cannot run "
+                "again: `tidegate dead download` saves its bytes"
             )
         deployment = to or letter.deployment
         table = self._table()
