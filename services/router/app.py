@@ -137,7 +137,9 @@ def _webhook_dispatcher(
 ) -> WebhookDispatcher:
     limits = settings.webhook_limits()
     sender = WebhookSender(
-        allow_private=settings.webhook_allow_private, timeout_s=limits.timeout_s, at_once=limits.at_once
+        allow_private=settings.webhook_allow_private,
+        timeout_s=limits.timeout_s,
+        max_in_flight=limits.max_in_flight,
     )
     return WebhookDispatcher(
         schedule,

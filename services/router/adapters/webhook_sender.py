@@ -105,15 +105,17 @@ def _addresses(host: str, port: int) -> list[str]:
 
 
 class WebhookSender:
-    """An HTTP client for receivers: at most ``at_once`` attempts at a time, each of at most ``timeout_s``."""
+    """An HTTP client for receivers: ``max_in_flight`` attempts at a time, each of at most ``timeout_s``."""
 
-    def __init__(self, *, allow_private: bool, timeout_s: float, at_once: int) -> None:
+    def __init__(self, *, allow_private: bool, timeout_s: float, max_in_flight: int) -> None:
         self._timeout_s = timeout_s
-        self._network = GuardedNetwork(allow_private=allow_private, threads=at_once, connect_s=timeout_s)
+        self._network = GuardedNetwork(
+            allow_private=allow_private, threads=max_in_flight, connect_s=timeout_s
+        )
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=httpx.create_ssl_context(),
-            max_connections=at_once,
-            max_keepalive_connections=at_once,
+            max_connections=max_in_flight,
+            max_keepalive_connections=max_in_flight,
             keepalive_expiry=KEEPALIVE_S,
             network_backend=self._network,
         )

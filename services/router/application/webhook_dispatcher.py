@@ -163,7 +163,7 @@ class WebhookDispatcher:
         """Start as many attempts as limits and pacing allow now."""
         while (
             queue.webhooks
-            and len(self._in_flight) < self._limits.at_once
+            and len(self._in_flight) < self._limits.max_in_flight
             and queue.pacing.may_send(time.monotonic())
         ):
             webhook = queue.webhooks.popleft()

@@ -23,7 +23,7 @@ REMEMBERED_S = 600.0
 class ReceiverPacing:
     """The load and the failures of one receiver (host and port). Times are seconds on one monotonic clock."""
 
-    at_once: int
+    max_in_flight: int
     longest_queue: int
     in_flight: int = 0
     waiting: int = 0
@@ -38,12 +38,12 @@ class ReceiverPacing:
             return None
         first = max(self.paused_until, now + SHORTEST_SLOT_S)
         slot = max(first, min(self._next_slot, now + LONGEST_SLOT_S))
-        self._next_slot = slot + self.mean_s / self.at_once
+        self._next_slot = slot + self.mean_s / self.max_in_flight
         return slot - now
 
     def may_send(self, now: float) -> bool:
         """Return True if one more attempt may start. After a failure only one runs at a time."""
-        return now >= self.paused_until and self.in_flight < (1 if self.failures else self.at_once)
+        return now >= self.paused_until and self.in_flight < (1 if self.failures else self.max_in_flight)
 
     def record(self, attempt: WebhookAttempt, now: float, draw: float, policy: RetryPolicy) -> None:
         """Update the mean time and the pause after an attempt. The caller decrements ``in_flight``."""

@@ -35,7 +35,7 @@ class RetryPolicy:
 class WebhookLimits:
     """Attempts in flight, in all and for one receiver, and the timeout of an attempt (seconds)."""
 
-    at_once: int = 64
+    max_in_flight: int = 64
     per_host: int = 4
     timeout_s: float = 10.0
 

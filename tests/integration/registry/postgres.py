@@ -91,10 +91,10 @@ def _user() -> pwd.struct_passwd | None:
 
 def _locale(programs: Path) -> list[str]:
     """Return options for a sort order that ignores punctuation, like many systems. SQLite does not."""
-    told = subprocess.run(
+    output = subprocess.run(
         [programs / "initdb", "--version"], capture_output=True, text=True, check=True
     ).stdout
-    version = re.search(r"(\d+)", told)
+    version = re.search(r"(\d+)", output)
     if version is None or int(version[1]) < 15:
         return ["--locale=C.UTF-8"]
     return ["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted"]

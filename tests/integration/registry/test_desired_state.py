@@ -234,7 +234,7 @@ async def test_revision_rises_with_every_change_and_only_then(call):
 
     assert await revision() == 0
     await call.upload(onnx_bytes())
-    assert await revision() == 0, "bytes alone are no intention"
+    assert await revision() == 0, "an upload alone is no change"
     await call.register("digits", onnx_bytes())
     assert await revision() == 1
     await call("POST", "/v1/deploy", {"model": "digits"})
@@ -248,10 +248,10 @@ async def test_both_databases_sort_names_in_the_same_order(call):
     for model in ("ab", "a-c"):
         await call.register(model, onnx_bytes())
         await call("POST", "/v1/deploy", {"model": model})
-    told = await call("GET", "/v1/intention")
-    assert [version["model"] for version in told["versions"]] == ["a-c", "ab"]
-    assert [each["name"] for each in told["deployments"]] == ["a-c-v1", "ab-v1"]
-    assert [each["name"] for each in told["endpoints"]] == ["a-c", "ab"]
+    state = await call("GET", "/v1/intention")
+    assert [version["model"] for version in state["versions"]] == ["a-c", "ab"]
+    assert [each["name"] for each in state["deployments"]] == ["a-c-v1", "ab-v1"]
+    assert [each["name"] for each in state["endpoints"]] == ["a-c", "ab"]
 
 
 async def test_it_survives_a_restart(opened):
@@ -308,8 +308,8 @@ async def test_an_operator_changes_how_a_deployment_scales_and_not_what_it_runs(
     changed = await call("PATCH", "/v1/deployments/d/policy", {"max_replicas": 2}, **operator)
     assert changed["max_replicas"] == 2
     for other in ({"env": {"A": "b"}}, {"version": 2}, {"max_replicas": 3, "threads": 2}, {"name": "e"}):
-        told = await call("PATCH", "/v1/deployments/d/policy", other, status=400, **operator)
-        assert "A policy has the fields" in told["error"]
+        refused = await call("PATCH", "/v1/deployments/d/policy", other, status=400, **operator)
+        assert "A policy has the fields" in refused["error"]
     assert await call("GET", "/v1/deployments/d") == changed
 
 

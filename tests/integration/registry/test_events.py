@@ -12,10 +12,10 @@ from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_que
 
 
 async def test_each_committed_change_is_published_once(opened, rabbitmq_url):
-    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def on_delivery(delivery: Delivery) -> None:
-        told.put_nowait(json.loads(bytes(delivery.body)))
+        received.put_nowait(json.loads(bytes(delivery.body)))
 
     async def listen(channel: Channel) -> None:
         queue = events_queue("test", "registry")
@@ -32,9 +32,9 @@ async def test_each_committed_change_is_published_once(opened, rabbitmq_url):
         await call("PUT", "/v1/deployments/digits-v1", {"model": "digits", "version": 9}, status=409)
         await call("DELETE", "/v1/models/digits?cascade=true")
         async with asyncio.timeout(10):
-            events = [await told.get() for _ in range(6)]
+            events = [await received.get() for _ in range(6)]
         await asyncio.sleep(0)
-        assert told.empty(), "a refused change is not told"
+        assert received.empty(), "a refused change is not published"
     assert [(e["revision"], e["kind"], e["name"], e["action"]) for e in events] == [
         (1, "version", "digits/1", "created"),
         (2, "deployment", "digits-v1", "created"),

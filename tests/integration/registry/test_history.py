@@ -170,8 +170,8 @@ async def test_a_report_that_the_database_refuses_blocks_no_other(
 
         await until(lambda: _has(rows, 1))
         assert [row["requests"] for row in await rows()] == [2]
-    (told,) = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert (told.seq, told.requests, bool(told.problem)) == (1, 2**63, True)
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert (record.seq, record.requests, bool(record.problem)) == (1, 2**63, True)
 
 
 async def test_a_report_waits_for_a_database_that_is_away(opened, rabbitmq_url, until, monkeypatch):

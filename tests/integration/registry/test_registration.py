@@ -100,7 +100,7 @@ async def test_the_publisher_of_a_pickle_gets_warnings(opened, tmp_path):
         assert "saved with numpy 2, and models here run with numpy 1.26.4" in made["warnings"][1]
         body = {"artifact": made["artifact_sha256"], "filename": "network.pkl", "allow_pickle": True}
         pinned = await check(call, **body, requirements=["scikit-learn==1.9.1"])
-        assert [told.partition(" with ")[2][:7] for told in pinned["warnings"]] == ["numpy 2"]
+        assert [warning.partition(" with ")[2][:7] for warning in pinned["warnings"]] == ["numpy 2"]
 
 
 async def test_names_of_triton_and_kserve_are_accepted(call):

@@ -76,7 +76,7 @@ def test_the_outermost_ensemble_is_served(look):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (
             {"config.pbtxt": f"{XY} sequence_batching {{ }}", "1/model.py": CODE},
@@ -90,8 +90,8 @@ def test_the_outermost_ensemble_is_served(look):
         ),
     ],
 )
-def test_what_is_refused(look, files, told):
-    with pytest.raises(BadRequest, match=told):
+def test_what_is_refused(look, files, message):
+    with pytest.raises(BadRequest, match=message):
         look(files)
 
 

@@ -184,7 +184,7 @@ def making(jobs, fresh) -> Jobs:
 
 
 class Receiver:
-    """Takes webhooks: a small HTTP server that keeps what it got and answers as it is told.
+    """A small HTTP server that keeps the webhooks that it receives, and responds as the test says.
 
     ``status`` None: it never answers.
     """

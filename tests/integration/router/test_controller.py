@@ -247,7 +247,7 @@ async def test_a_registry_with_broken_responses(start, registry, store, until):
     reads = registry.reads
     await until(lambda: registry.reads > reads + 2)
     assert await published(store) == before
-    assert controller.problem() is None, "the last good intention goes on"
+    assert controller.problem() is None, "the last good desired state stays"
 
 
 async def test_the_wrong_token(start, registry, store, until, tmp_path):
@@ -302,11 +302,11 @@ async def test_the_http_routes(start, registry, store, rabbitmq_url, valkey_url,
         httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client,
     ):
 
-        async def told() -> dict[str, Any] | None:
+        async def published_table() -> dict[str, Any] | None:
             answer = await client.get("/v1/routes")
             return answer.json() if answer.status_code == 200 else None
 
-        table = await until(told)
+        table = await until(published_table)
         assert list(table["endpoints"]) == [registry.name]
 
         async def healthy() -> bool:

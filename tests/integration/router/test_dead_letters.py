@@ -182,10 +182,10 @@ async def test_payloads_are_bounded_in_bytes_and_letters_in_number(router, until
     await until(lambda: bytes_kept() <= 20_000)
     await router.give_up(frame([os.urandom(21_000)]), queue="requests.v1.d")
 
-    async def told() -> bool:
+    async def payload_is_too_large() -> bool:
         return "more than TIDEGATE_DEAD_LETTER_BYTES" in (await router.letters())[0]["missing"]
 
-    await until(told)
+    await until(payload_is_too_large)
     assert [letter["payload"] for letter in await router.letters()] == [False] + [True] * 3 + [False]
 
 
@@ -233,9 +233,9 @@ async def test_a_replay_is_a_job_and_its_state_is_shown(
     data = [os.urandom(3000)] if large else DATA
     await router.give_up(frame(data, flags=envelope.RETRY_SAFE), queue="requests.v1.d", cause=NOT_RETRIED)
     path = f"/v1/dead/{(await one(router, until))['letter']}"
-    told = await router.client.post(f"{path}/replay", json={}, headers=as_principal(OPERATE))
-    assert told.status_code == 200, told.text
-    (replay,) = told.json()["replays"]
+    response = await router.client.post(f"{path}/replay", json={}, headers=as_principal(OPERATE))
+    assert response.status_code == 200, response.text
+    (replay,) = response.json()["replays"]
     assert (replay["to"], replay["status"]) == ("d", "queued")
     store = JobStore.connect(jobs_url)
     job = await store.get(bytes.fromhex(replay["job"]))

@@ -145,71 +145,71 @@ def packed(*frames: bytes) -> bytes:
 async def test_the_caller_of_a_poisoned_request_gets_its_answer(
     start, gateway, until, acked, cause, reason, words
 ):
-    door = await start()
+    consumer = await start()
     await gateway.give_up(packed(request()), cause=cause, queue="requests.v1.d")
     (reply,) = await until(lambda: gateway.replies)
     assert (reply.id, reply.status, reply.attempt) == (bytes([1] * 16), envelope.FAILED, 3)
-    told = orjson.loads(reply.key)
-    assert told["reason"] == reason
-    assert words in told["message"]
-    (letter,) = door.letters
+    error = orjson.loads(reply.key)
+    assert error["reason"] == reason
+    assert words in error["message"]
+    (letter,) = consumer.letters
     assert (letter.cause, letter.queue, letter.id, letter.attempt) == (cause, "requests.v1.d", "01" * 16, 3)
     assert (letter.size, letter.trace) == (len(request()), "abc")
     await until(lambda: len(acked) == 1)
-    await door.stop()
+    await consumer.stop()
     assert await gateway.depth() == 0
 
 
 async def test_several_requests_in_one_envelope(start, gateway, until):
-    door = await start()
+    consumer = await start()
     await gateway.give_up(packed(request(1), request(2)), cause=EXHAUSTED)
     await until(lambda: len(gateway.replies) == 2)
-    assert [letter.id for letter in door.letters] == ["01" * 16, "02" * 16]
+    assert [letter.id for letter in consumer.letters] == ["01" * 16, "02" * 16]
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage", packed(b"short"), envelope.pack(envelope.REPLIES, [])])
 async def test_an_undecodable_message_is_kept_and_settled(start, gateway, until, acked, body):
-    door = await start()
+    consumer = await start()
     await gateway.give_up(body, cause=UNDECODABLE, queue="requests.v1.d")
     await gateway.give_up(packed(request()), cause=EXHAUSTED)
     await until(lambda: gateway.replies)
-    first, second = door.letters
+    first, second = consumer.letters
     assert (first.cause, first.queue, first.size) == (UNDECODABLE, "requests.v1.d", len(body))
     assert second.cause == EXHAUSTED
     await until(lambda: len(acked) == 2)
-    await door.stop()
+    await consumer.stop()
     assert await gateway.depth() == 0
 
 
 async def test_an_undecodable_cause_answers_no_caller(start, gateway, until):
     """A decodable envelope that a worker called undecodable: no caller gets an error."""
-    door = await start()
+    consumer = await start()
     await gateway.give_up(packed(request()), cause=UNDECODABLE)
-    await until(lambda: door.letters)
-    assert door.letters[0].id == "01" * 16
+    await until(lambda: consumer.letters)
+    assert consumer.letters[0].id == "01" * 16
     assert gateway.replies == []
 
 
 async def test_a_message_without_a_reply_queue(start, gateway, until, acked):
-    door = await start()
+    consumer = await start()
     await gateway.give_up(packed(request(1)), reply_to=None, cause=EXHAUSTED)
     await gateway.give_up(packed(request(2)), reply_to="replies.v1.gone", cause=EXHAUSTED)
     await gateway.give_up(packed(request(3)))
     await until(lambda: gateway.replies)
-    assert [letter.id[:2] for letter in door.letters] == ["01", "02", "03"]
-    assert (door.letters[2].cause, door.letters[2].queue) == ("unknown", "")
+    assert [letter.id[:2] for letter in consumer.letters] == ["01", "02", "03"]
+    assert (consumer.letters[2].cause, consumer.letters[2].queue) == ("unknown", "")
     await until(lambda: len(acked) == 3)
-    await door.stop()
+    await consumer.stop()
     assert await gateway.depth() == 0
 
 
 async def test_letters_survive_a_restart_and_are_bounded(start, gateway, until, acked):
-    door = await start()
+    consumer = await start()
     for number in range(1, 8):
         await gateway.give_up(packed(request(number)), cause=EXHAUSTED)
     await until(lambda: len(acked) == 7)
-    kept = list(door.letters)
-    await door.stop()
+    kept = list(consumer.letters)
+    await consumer.stop()
     again = await start(keep=5)
     assert again.letters == kept
     await gateway.give_up(packed(request(8)), cause=EXHAUSTED)
@@ -221,26 +221,26 @@ async def test_letters_survive_a_restart_and_are_bounded(start, gateway, until, 
 
 
 async def test_the_router_starts_with_a_half_written_letter(start, gateway, until, acked):
-    door = await start()
+    consumer = await start()
     await gateway.give_up(packed(request(1)), cause=EXHAUSTED)
     await until(lambda: acked)
-    await door.stop()
-    with door.kept._journal.open("ab") as journal:
+    await consumer.stop()
+    with consumer.kept._journal.open("ab") as journal:
         journal.write(b'{"at": 1.0, "cau')
     again = await start()
     assert [letter.id for letter in again.letters] == ["01" * 16]
 
 
 async def test_messages_of_a_broker_outage_are_handled_later(start, gateway, line, until, acked):
-    door = await start(line.url)
+    consumer = await start(line.url)
     await line.down()
-    await until(lambda: door.connection.channel is None and door.out.channel is None)
+    await until(lambda: consumer.connection.channel is None and consumer.out.channel is None)
     await gateway.give_up(packed(request()), cause=EXHAUSTED)
     await line.up()
     (reply,) = await until(lambda: gateway.replies)
     assert reply.status == envelope.FAILED
     await until(lambda: len(acked) == 1)
-    await door.stop()
+    await consumer.stop()
     assert await gateway.depth() == 0
 
 
@@ -249,20 +249,20 @@ def job_message(id_: bytes, rest: bytes = b"unreadable") -> bytes:
     return packed(id_ + rest)
 
 
-@pytest.mark.parametrize("told", [True, False])
-async def test_a_job_whose_message_cannot_be_read_has_failed(start, gateway, making, until, acked, told):
+@pytest.mark.parametrize("in_header", [True, False])
+async def test_a_job_whose_message_cannot_be_read_has_failed(start, gateway, making, until, acked, in_header):
     """Its id is in the header, or at the beginning of its frame."""
     id_ = await making.accepted()
     await making.store.queued([id_])
-    door = await start()
-    headers = {"job": id_.hex()} if told else {}
-    body = b"garbage" if told else job_message(id_)
+    consumer = await start()
+    headers = {"job": id_.hex()} if in_header else {}
+    body = b"garbage" if in_header else job_message(id_)
     queue = f"jobs.v1.{making.deployment}.normal"
     await gateway.give_up(body, None, cause=UNDECODABLE, queue=queue, **headers)
     await until(lambda: acked)
     job = await making.store.get(id_)
     assert (job.state, job.error["reason"]) == ("failed", UNDECODABLE)
-    assert door.letters[-1].id == id_.hex()
+    assert consumer.letters[-1].id == id_.hex()
     counts = await making.store.counts()
     assert counts.unfinished == 0
 
@@ -278,10 +278,10 @@ async def test_a_job_that_runs_or_is_over_stays_unchanged(start, gateway, making
 
 
 async def test_an_unknown_job_is_kept_as_a_dead_letter(start, gateway, until, acked):
-    door = await start()
+    consumer = await start()
     await gateway.give_up(b"garbage", None, cause=UNDECODABLE, queue="jobs.v1.d.normal")
     await until(lambda: acked)
-    assert door.letters[-1].id == ""
+    assert consumer.letters[-1].id == ""
 
 
 async def test_a_job_is_failed_after_an_outage_of_the_store(
@@ -301,13 +301,13 @@ async def test_a_job_is_failed_after_an_outage_of_the_store(
 
     monkeypatch.setattr(making.store, "finish", away_twice)
     id_ = await making.accepted()
-    door = await start()
+    consumer = await start()
     await gateway.give_up(job_message(id_), None, cause=UNDECODABLE, queue="jobs.v1.d.normal")
     await until(lambda: acked)
     job = await making.store.get(id_)
     assert (job.state, job.attempt, len(tries)) == ("failed", 1, 3)
-    assert [letter.id for letter in door.letters] == [id_.hex()]
-    await door.stop()
+    assert [letter.id for letter in consumer.letters] == [id_.hex()]
+    await consumer.stop()
     assert await gateway.depth() == 0
 
 
@@ -352,16 +352,16 @@ async def test_an_answer_goes_to_a_gateway_and_to_no_other_queue(gateway, start,
     other = Queue(f"usage.test.{os.urandom(4).hex()}", exclusive=True)
     async with Connection(rabbitmq_url, "other", lambda channel: channel.declare(other)) as connection:
         channel = await connection.wait_up(20)
-        door = await start()
+        consumer = await start()
         await gateway.give_up(packed(request(1)), other.name, cause=EXHAUSTED, queue="requests.v1.d")
         await gateway.give_up(packed(request(2)), cause=EXHAUSTED, queue="requests.v1.d")
         await until(lambda: gateway.replies)
-        assert len(door.letters) == 2
+        assert len(consumer.letters) == 2
         assert await channel.depth(other) == 0
 
 
 async def test_unknown_causes_are_no_metric_labels(gateway, start, until):
-    door = await start()
+    consumer = await start()
     await gateway.give_up(packed(request(3)), cause='{"evil": 1}', queue="requests.v1.d")
-    await until(lambda: door.letters)
+    await until(lambda: consumer.letters)
     assert "evil" not in generate_latest().decode()

@@ -169,14 +169,14 @@ async def test_never_a_false_loss_while_jobs_move(start, making, broker, store, 
     """Jobs arrive, start and end all the time. Jobs that only move are not missing."""
     ledger = await start()
     await known(ledger, until)
-    told: set[int | None] = set()
+    reported: set[int | None] = set()
     for _ in range(150):
         await queued(making, broker)
         taken = await making.store.list(deployment=making.deployment, state="queued", limit=1)
         if taken and os.urandom(1)[0] % 2:
             await making.store.cancel(taken[0].id)
-        told.add(ledger.report.unaccounted)
-    assert told == {0}
+        reported.add(ledger.report.unaccounted)
+    assert reported == {0}
 
 
 async def test_a_router_that_does_not_lead_says_so(start, making, broker, until):

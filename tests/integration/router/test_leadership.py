@@ -77,7 +77,7 @@ async def test_a_leader_that_does_not_renew_is_replaced(start, redis, jobs_url, 
     b = await start("b")
     await until(lambda: b.leads)
     assert b.epoch > gone.epoch
-    assert (await store.claim("gone", SHORT_S, 0)).holder == "b", "the former leader is told so"
+    assert (await store.claim("gone", SHORT_S, 0)).holder == "b", "the former leader gets the new holder"
     await store.close()
 
 

@@ -154,10 +154,10 @@ async def test_one_leads_and_both_answer(pair, until):
     leader, other = await leader_of(pair, until)
     await moved(pair, pair.move_to(2), until)
 
-    async def told() -> bool:
+    async def both_answer() -> bool:
         return await leader.table() == await other.table() == await pair.table()
 
-    await until(told, patience_s=PATIENCE_S)
+    await until(both_answer, patience_s=PATIENCE_S)
     assert await other.is_ready()
 
 

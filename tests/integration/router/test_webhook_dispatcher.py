@@ -49,7 +49,7 @@ async def start(valkey_url, schedule) -> AsyncIterator[Callable[..., Any]]:
             stack.push_async_callback(store.close)
             stack.push_async_callback(jobs.close)
             sender = WebhookSender(
-                allow_private=allow_private, timeout_s=limits.timeout_s, at_once=limits.at_once
+                allow_private=allow_private, timeout_s=limits.timeout_s, max_in_flight=limits.max_in_flight
             )
             found = WebhookDispatcher(
                 store, jobs, sender, MASTER, limits=limits, retry_policy=retry_policy, leads=leads
@@ -75,9 +75,9 @@ async def test_every_ending_sends_a_webhook_that_the_reference_verifier_accepts(
     await start()
     await until(lambda: receiver.got)
     ((headers, body),) = receiver.got
-    told = Webhook(secret_of(MASTER, "team")).verify(body, headers)
-    assert told["type"] == f"job.{state}"
-    assert (told["data"]["id"], told["data"]["status"]) == (id_.hex(), state)
+    event = Webhook(secret_of(MASTER, "team")).verify(body, headers)
+    assert event["type"] == f"job.{state}"
+    assert (event["data"]["id"], event["data"]["status"]) == (id_.hex(), state)
     assert headers["webhook-id"] == f"msg_{id_.hex()}"
     assert headers["content-type"] == "application/json"
 
@@ -195,7 +195,7 @@ async def test_a_dead_receiver_delays_no_other(start, making, receiver, schedule
     await asyncio.gather(*(making.ended(deaf.url) for _ in range(400)))
     await asyncio.gather(*(making.ended(receiver.url) for _ in range(100)))
     # Done one after the other, the 400 would take longer than the test waits.
-    limits = WebhookLimits(at_once=8, per_host=4, timeout_s=600.0)
+    limits = WebhookLimits(max_in_flight=8, per_host=4, timeout_s=600.0)
     await start(limits=limits, retry_policy=RetryPolicy(first_s=5.0))
     await until(lambda: len(receiver.got) == 100)
     await deaf.down()

@@ -75,11 +75,11 @@ def test_a_bomb_ends_and_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_other_releases_give_a_warning_with_the_remedy():
-    (told,) = warnings(PickleReleases("1.3.2"), HERE, [])
-    assert "saved with scikit-learn 1.3.2, and models here run with 1.9.1" in told
-    assert "scikit-learn==1.3.2" in told
-    (told,) = warnings(PickleReleases("1.9.1", numpy_2=True), HERE, [])
-    assert "saved with numpy 2, and models here run with numpy 1.26.4" in told
+    (warning,) = warnings(PickleReleases("1.3.2"), HERE, [])
+    assert "saved with scikit-learn 1.3.2, and models here run with 1.9.1" in warning
+    assert "scikit-learn==1.3.2" in warning
+    (warning,) = warnings(PickleReleases("1.9.1", numpy_2=True), HERE, [])
+    assert "saved with numpy 2, and models here run with numpy 1.26.4" in warning
 
 
 @pytest.mark.parametrize(

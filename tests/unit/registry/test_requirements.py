@@ -40,7 +40,7 @@ def test_lines_that_only_pip_can_judge(line):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("-r more.txt", "the option '-r' does not work"),
         ("--requirement=more.txt", "the option '--requirement' does not work"),
@@ -54,8 +54,8 @@ def test_lines_that_only_pip_can_judge(line):
         ("x" * 2001, "is not a requirement"),
     ],
 )
-def test_lines_that_a_worker_cannot_install(line, told):
-    with pytest.raises(BadRequest, match=told):
+def test_lines_that_a_worker_cannot_install(line, message):
+    with pytest.raises(BadRequest, match=message):
         parse(line, "needs.txt")
 
 

@@ -146,9 +146,9 @@ def test_archive_limits():
 
 
 def _admit(limits: ArchiveLimits, members: list[Member], packed: int = 1000) -> None:
-    tally = ArchiveChecker(limits, packed)
+    checker = ArchiveChecker(limits, packed)
     for member in members:
-        tally.admit(member)
+        checker.admit(member)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ def test_a_line_of_the_journal():
 
 
 def test_a_line_of_an_earlier_version():
-    told = {"at": 1.5, "cause": "c", "queue": "q", "id": "00", "attempt": 1, "size": 7, "trace": ""}
-    letter = read_letter(told)
+    line = {"at": 1.5, "cause": "c", "queue": "q", "id": "00", "attempt": 1, "size": 7, "trace": ""}
+    letter = read_letter(line)
     assert (letter.cause, letter.size, letter.payload) == ("c", 7, "")
     assert letter.letter
     assert letter.missing

@@ -23,10 +23,10 @@ def test_router_and_worker_use_the_same_causes():
 
 @pytest.mark.parametrize("cause", [EXHAUSTED, NOT_RETRIED])
 def test_the_model_is_at_fault(cause):
-    told = caller_error(cause)
-    assert told is not None
-    assert told.reason == "model_failed"
-    assert told.reason in BY_REASON
+    error = caller_error(cause)
+    assert error is not None
+    assert error.reason == "model_failed"
+    assert error.reason in BY_REASON
 
 
 def test_an_undecodable_message_has_no_caller():
@@ -34,6 +34,6 @@ def test_an_undecodable_message_has_no_caller():
 
 
 def test_an_unknown_cause_is_part_of_the_message():
-    told = caller_error("out of tea")
-    assert told is not None
-    assert (told.reason, told.message) == ("unavailable", "the request could not be handled: out of tea")
+    error = caller_error("out of tea")
+    assert error is not None
+    assert (error.reason, error.message) == ("unavailable", "the request could not be handled: out of tea")

@@ -31,10 +31,10 @@ def reading(
     **given: Any,
 ) -> LedgerReading:
     """Return a reading of one Deployment; ``before`` None: no job arrived meanwhile."""
-    told = ledger if ledger is not None else {"accepted": waiting + running}
+    sums = ledger if ledger is not None else {"accepted": waiting + running}
     states = dict.fromkeys(STATES, 0) | {"queued": waiting, "running": running}
-    counts = Counts(states, {"d": JobLoad(waiting, running)}, told, given.pop("acknowledged", {}), **given)
-    accepted = told.get("accepted", 0)
+    counts = Counts(states, {"d": JobLoad(waiting, running)}, sums, given.pop("acknowledged", {}), **given)
+    accepted = sums.get("accepted", 0)
     return LedgerReading(accepted if before is None else before, counts, {"d": ready}, {"d": held})
 
 
@@ -71,17 +71,17 @@ def test_jobs_that_arrived_meanwhile_are_not_counted():
 
 
 def test_an_acknowledged_job_without_a_record():
-    told = {"accepted": 3, "succeeded": 3}
-    assert discrepancy(reading(ledger=told, acknowledged={"g": 2, "h": 1})).total == 0
-    assert discrepancy(reading(ledger=told, acknowledged={"g": 2, "h": 2})) == Discrepancy(1, 0, 0)
+    sums = {"accepted": 3, "succeeded": 3}
+    assert discrepancy(reading(ledger=sums, acknowledged={"g": 2, "h": 1})).total == 0
+    assert discrepancy(reading(ledger=sums, acknowledged={"g": 2, "h": 2})) == Discrepancy(1, 0, 0)
 
 
 def test_every_accepted_job_is_over_or_unfinished_once():
-    told = {"accepted": 9, "succeeded": 2, "failed": 2, "cancelled": 1, "expired": 1, "removed": 4}
-    assert discrepancy(reading(ledger=told, waiting=3, ready=3)).total == 0
-    assert discrepancy(reading(ledger=told, waiting=2, ready=2)) == Discrepancy(0, 1, 0)
-    assert discrepancy(reading(ledger=told, waiting=4, ready=4)) == Discrepancy(0, -1, 0)
-    assert discrepancy(reading(ledger=told, waiting=4, ready=4)).total == 1
+    sums = {"accepted": 9, "succeeded": 2, "failed": 2, "cancelled": 1, "expired": 1, "removed": 4}
+    assert discrepancy(reading(ledger=sums, waiting=3, ready=3)).total == 0
+    assert discrepancy(reading(ledger=sums, waiting=2, ready=2)) == Discrepancy(0, 1, 0)
+    assert discrepancy(reading(ledger=sums, waiting=4, ready=4)) == Discrepancy(0, -1, 0)
+    assert discrepancy(reading(ledger=sums, waiting=4, ready=4)).total == 1
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_unknown_is_not_zero():
 
 
 def test_as_json():
-    told = {"accepted": 9, "succeeded": 4, "removed": 1}
-    seen = reading(ledger=told, waiting=4, running=1, ready=3, held=2, acknowledged={"g": 8}, watched=1)
+    sums = {"accepted": 9, "succeeded": 4, "removed": 1}
+    seen = reading(ledger=sums, waiting=4, running=1, ready=3, held=2, acknowledged={"g": 8}, watched=1)
     to_json = LedgerReport(1.0, 0, {}, seen, discrepancy(seen)).to_json()
     assert to_json["unaccounted"] == 0
     assert (to_json["acknowledged"], to_json["accepted"]) == (8, 9)

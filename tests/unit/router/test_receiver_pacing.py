@@ -20,7 +20,7 @@ WELL = WebhookAttempt(500, "", 100.0)
 
 
 def new_pacing() -> ReceiverPacing:
-    return ReceiverPacing(at_once=4, longest_queue=8)
+    return ReceiverPacing(max_in_flight=4, longest_queue=8)
 
 
 def fail(pacing: ReceiverPacing, times: int, now: float = 0.0) -> ReceiverPacing:
