@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from services.router.adapters import process_identity
+from services.router.adapters import process_identity, webhook_secret
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
-from services.router.adapters.webhook_secret import load
 from services.router.adapters.webhook_sender import WebhookSender
 from services.router.api import dead_letters, jobs, routes
 from services.router.api.exceptions import ExceptionConsumer
@@ -47,16 +46,7 @@ def build(settings: RouterSettings) -> FastAPI:
         def leads() -> bool:
             return leadership.leads
 
-        controller = RouteController(
-            store,
-            RegistryCache(settings.registry_url, settings.service_token, data / "router-intention.json"),
-            revision,
-            leadership,
-            settings.amqp_url,
-            incarnation,
-            interval_s=settings.route_interval_s,
-            relist_s=settings.relist_interval_s,
-        )
+        controller = _controller(settings, store, revision, leadership, incarnation)
         blobs = Blobs(settings.blob_url)
         claims = Claims(blobs, settings.claim_above_bytes)
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())
@@ -65,18 +55,10 @@ def build(settings: RouterSettings) -> FastAPI:
         sweeper = BlobSweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s, leads=leads)
         ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s, leads=leads)
         job_sweeper = _job_sweeper(settings, job_store, ledger, letters, leads)
-        master = load(settings.state_path / "webhook-secret")
+        master = webhook_secret.load(settings.state_path / "webhook-secret")
         dispatcher = _webhook_dispatcher(settings, schedule, job_store, master, leads)
         app.state.controller, app.state.dead_letters = controller, letters
-        app.state.replays = Replays(
-            letters,
-            job_store,
-            claims,
-            exceptions.out,
-            lambda: controller.table,
-            ttl_s=settings.job_ttl_s,
-            retention_s=settings.job_retention_s,
-        )
+        app.state.replays = _replays(settings, letters, job_store, claims, exceptions, controller)
         app.state.ledger, app.state.webhook_master = ledger, master
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.connection.problem)
@@ -107,6 +89,45 @@ def _leadership(settings: RouterSettings, leases: LeaderStore, incarnation: str,
         lease_s=settings.router_lease_s,
         seen=seen,
         is_dead=process_identity.is_dead,
+    )
+
+
+def _controller(
+    settings: RouterSettings,
+    store: Store,
+    revision: TableRevision,
+    leadership: Leadership,
+    incarnation: str,
+) -> RouteController:
+    disk = settings.state_path / "data" / "router-intention.json"
+    return RouteController(
+        store,
+        RegistryCache(settings.registry_url, settings.service_token, disk),
+        revision,
+        leadership,
+        settings.amqp_url,
+        incarnation,
+        interval_s=settings.route_interval_s,
+        relist_s=settings.relist_interval_s,
+    )
+
+
+def _replays(
+    settings: RouterSettings,
+    letters: DeadLetters,
+    jobs: JobStore,
+    claims: Claims,
+    exceptions: ExceptionConsumer,
+    controller: RouteController,
+) -> Replays:
+    return Replays(
+        letters,
+        jobs,
+        claims,
+        exceptions.out,
+        lambda: controller.table,
+        ttl_s=settings.job_ttl_s,
+        retention_s=settings.job_retention_s,
     )
 
 
