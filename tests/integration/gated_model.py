@@ -1,4 +1,4 @@
-"""A model in miniature, for workers without Triton: a test holds its calls up, or lets them fail."""
+"""A small model for workers without Triton, whose calls a test can delay or let fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tidegate.kernel.protocol.envelope import Request
 
 
 class GatedModel:
-    """``open`` lets calls through; ``fail`` may raise for a call; ``calls`` are the ids of each call."""
+    """``open`` lets calls pass; ``fail`` may raise for a call; ``calls`` has the request ids of each call."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -19,7 +19,7 @@ class GatedModel:
         self.cancelled = 0
 
     async def gate(self, requests: list[Request], timeout_s: float) -> None:
-        """A call begins: it is noted, waits until it is let through, and fails if it is to."""
+        """Record a call, wait until it may pass, and raise if it is to fail."""
         assert timeout_s > 0
         self.calls.append([request.id for request in requests])
         try:

@@ -1,4 +1,4 @@
-"""``services.worker.reproduce``: the model of a dead letter is contained as a replica's model is."""
+"""``services.worker.reproduce`` contains the model of a dead letter as a replica does."""
 
 from __future__ import annotations
 
