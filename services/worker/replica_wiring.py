@@ -10,10 +10,10 @@ from services.worker.api.jobs import JobConsumer
 from services.worker.api.requests import RequestConsumer
 from services.worker.application.batch_scheduler import BatchScheduler, OnLost
 from services.worker.application.job_leases import JobLeases
-from services.worker.application.job_results import JobResults
+from services.worker.application.job_records import JobRecords
 from services.worker.application.job_scheduler import JobScheduler
 from services.worker.application.lifecycle import ReplicaLifecycle
-from services.worker.application.serving import JobServing, Serving
+from services.worker.application.serving import JobServing, ReplicaServing
 from services.worker.domain.concurrency import CallLimits
 from services.worker.settings import WorkerSettings
 from tidegate.kernel.blobs.claims import Claims
@@ -34,7 +34,7 @@ def build_serving(
     fetch_bytes: int,
     on_lost: OnLost,
     jobs: JobServing | None = None,
-) -> Serving:
+) -> ReplicaServing:
     """Return the parts that run the requests of ``queue``, and ``jobs`` beside them.
 
     ``fetch_bytes`` bounds the tensors fetched from the blob store ahead of the model.
@@ -49,7 +49,7 @@ def build_serving(
         jobs=jobs.scheduler if jobs else None,
     )
     requests.deliver_to(scheduler)
-    return Serving(publisher, requests, scheduler, jobs)
+    return ReplicaServing(publisher, requests, scheduler, jobs)
 
 
 def build_job_serving(
@@ -65,9 +65,8 @@ def build_job_serving(
     ack_timeout_s: float,
 ) -> JobServing:
     """Return the parts that run a Deployment's jobs; results are kept for ``keep_s`` seconds."""
-    scheduler = JobScheduler(
-        store, JobResults(store, claims, keep_s=keep_s), replica, max_rows=limits.max_rows
-    )
+    records = JobRecords(store, claims, replica, keep_s=keep_s)
+    scheduler = JobScheduler(records, max_rows=limits.max_rows)
     consumer = JobConsumer(amqp_url, deployment, publisher, scheduler)
     scheduler.settle_through(consumer)
     leases = JobLeases(store, scheduler, consumer, replica, ack_timeout_s=ack_timeout_s)
@@ -89,7 +88,7 @@ def build_replica(
     queue, claims = requests_queue(deployment), Claims(blobs, settings.claim_above_bytes)
     publisher = ReplyPublisher(settings.amqp_url, queue, claims)
 
-    def build(limits: CallLimits, on_lost: OnLost) -> Serving:
+    def build(limits: CallLimits, on_lost: OnLost) -> ReplicaServing:
         jobs = build_job_serving(
             settings.amqp_url,
             deployment,

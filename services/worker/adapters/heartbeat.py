@@ -13,7 +13,7 @@ from tidegate.kernel.store import Store, StoreUnavailable
 log = telemetry.logger(__name__)
 
 
-class Heartbeat:
+class ReplicaHeartbeat:
     """Writes a report every ``interval_s``, and when asked to. The worker goes on without the store."""
 
     def __init__(self, store: Store, interval_s: float, report: Callable[[], ReplicaReport]) -> None:

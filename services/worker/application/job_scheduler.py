@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from services.worker.adapters.metrics import JOBS, SUSPECTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.request_log import log_failure, log_request
-from services.worker.application.job_results import AttemptEnd, JobResults
+from services.worker.application.job_records import AttemptEnd, JobRecords
 from services.worker.application.model_calls import (
     CallFailure,
     count_failure,
@@ -30,8 +30,6 @@ from services.worker.domain.job_backlog import JobBacklog, QueuedJob
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
-from tidegate.kernel.protocol.jobs import Take
-from tidegate.kernel.store import JobStore
 
 log = telemetry.logger(__name__)
 
@@ -68,10 +66,8 @@ class JobScheduler:
     A job that was lost with its worker or model server is a suspect: it runs with nothing beside it.
     """
 
-    def __init__(self, store: JobStore, results: JobResults, replica: str, *, max_rows: int) -> None:
-        self._store = store
-        self._results = results
-        self._replica = replica
+    def __init__(self, records: JobRecords, *, max_rows: int) -> None:
+        self._records = records
         self._max_rows = max_rows
         self._model: Model | None = None
         self._deliveries: JobDeliveries
@@ -188,7 +184,7 @@ class JobScheduler:
         for job in group:
             job.started = job.take_pending = True
         try:
-            outcomes = await self._store.take([self._take_command(job) for job in group])
+            outcomes = await self._records.take(group)
         except Unavailable as error:
             log.warning("jobs wait for the store", extra={"problem": error.message})
             self._requeue(group)
@@ -208,17 +204,6 @@ class JobScheduler:
             self._ready.append(ready)
         self.wake()
 
-    def _take_command(self, job: QueuedJob, *, alone: bool = False) -> Take:
-        return Take(
-            job.id,
-            self._replica,
-            job.redelivered,
-            job.request.attempt,
-            token=job.token,
-            lost=job.lost_attempt,
-            alone=alone,
-        )
-
     def _reject(self, job: QueuedJob, outcome: str) -> None:
         """Settle a job that may not run, by its record."""
         JOBS.labels("dropped" if outcome == "drop" else outcome).inc()
@@ -235,7 +220,7 @@ class JobScheduler:
     async def _fetch_tensors(self, job: QueuedJob) -> bool:
         """Fetch a job's tensors; return False if that is not possible, so the job has failed."""
         try:
-            job.request = await self._results.with_tensors(job.request)
+            job.request = await self._records.with_tensors(job.request)
         except Unavailable as error:
             self._record([AttemptEnd(job, "failed", error=error)])
             return False
@@ -283,7 +268,7 @@ class JobScheduler:
             return None
         job.started = job.take_pending = True
         try:
-            (taken,) = await self._store.take([self._take_command(job, alone=True)])
+            (taken,) = await self._records.take([job], alone=True)
         except Unavailable as error:
             log.warning("a suspected job waits for the store", extra={"problem": error.message})
             self._requeue_one(job, self._suspects.append)
@@ -384,7 +369,7 @@ class JobScheduler:
             self._run_task(self._recording, self._write_ends(fresh), [end.job for end in fresh])
 
     async def _write_ends(self, ends: list[AttemptEnd]) -> None:
-        for end, ours in zip(ends, await self._results.record(ends), strict=True):
+        for end, ours in zip(ends, await self._records.record(ends), strict=True):
             JOBS.labels(end.state if ours else "lost").inc()
         self._finish([end.job for end in ends])
 

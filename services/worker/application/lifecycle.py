@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.worker.adapters.gpus import Gpus
-from services.worker.adapters.heartbeat import Heartbeat
+from services.worker.adapters.heartbeat import ReplicaHeartbeat
 from services.worker.adapters.metrics import IN_HAND
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_report import ModelReport
@@ -21,7 +21,7 @@ from services.worker.adapters.triton_process import TritonProcess
 from services.worker.application.batch_scheduler import OnLost
 from services.worker.application.preparation import Preparation
 from services.worker.application.replica_status import ReplicaStatus
-from services.worker.application.serving import Serving
+from services.worker.application.serving import ReplicaServing
 from services.worker.application.triton_supervisor import TritonSupervisor
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.deaths import Death
@@ -38,7 +38,7 @@ log = telemetry.logger(__name__)
 
 DRAIN_POLL_S = 0.005
 
-Build = Callable[[CallLimits, OnLost], Serving]
+Build = Callable[[CallLimits, OnLost], ReplicaServing]
 
 
 class ReplicaLifecycle:
@@ -66,7 +66,7 @@ class ReplicaLifecycle:
         self._http_port = http_port
         self._publisher = publisher
         self._build = build
-        self._serving: Serving | None = None
+        self._serving: ReplicaServing | None = None
         self._task: asyncio.Task[None] | None = None
         self._status = ReplicaStatus("starting")
         self._phases = Phases(time.perf_counter)
@@ -89,7 +89,7 @@ class ReplicaLifecycle:
             triton=triton,
         )
         self._gpus = Gpus(lambda: self._triton.metrics_port)
-        self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
+        self._heartbeat = ReplicaHeartbeat(store, settings.heartbeat_interval_s, self._report)
         self.ended = asyncio.Event()
         IN_HAND.set_function(lambda: self._in_hand)
 
@@ -134,7 +134,7 @@ class ReplicaLifecycle:
             log.exception("unexpected end")
             await self._fail(f"unexpected error: {error!r}")
 
-    async def _serve(self, model: Model) -> Serving:
+    async def _serve(self, model: Model) -> ReplicaServing:
         """Connect to the broker and run what comes; nothing is consumed yet."""
         serving = self._serving = self._build(self._triton.limits, self._on_lost)
         self._model_report.tally = serving.scheduler.stats.counts
@@ -147,7 +147,7 @@ class ReplicaLifecycle:
         log.info("ready", extra={"phases_ms": self._phases.ms})
         return serving
 
-    async def _supervise(self, serving: Serving) -> None:
+    async def _supervise(self, serving: ReplicaServing) -> None:
         """Start Triton again each time it ends; after quick deaths the next start waits."""
         while True:
             code = await self._triton.wait()
@@ -202,7 +202,7 @@ class ReplicaLifecycle:
 
     # --- events of the model ---------------------------------------------------------------------------
 
-    def _use(self, serving: Serving, model: Model) -> None:
+    def _use(self, serving: ReplicaServing, model: Model) -> None:
         """Call a model that was just loaded, and watch its processes."""
         self._triton.watch(model)
         serving.scheduler.use(model)

@@ -59,7 +59,7 @@ class JobServing:
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ReplicaServing:
     """The parts that run requests, and jobs if there are any."""
 
     publisher: ReplyPublisher

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from services.worker.adapters.heartbeat import Heartbeat
+from services.worker.adapters.heartbeat import ReplicaHeartbeat
 from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_command import TritonOptions
 from services.worker.adapters.triton_install import TritonInstall
@@ -46,7 +46,7 @@ class WarmStandby:
         self._launch_ms = round(max(0.0, self._status.started_at - start.launched_at) * 1000, 1)
         self._assigned: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
         self._connection = Connection(settings.amqp_url, f"worker {start.replica}", self._on_setup)
-        self._heartbeat = Heartbeat(store, settings.heartbeat_interval_s, self._report)
+        self._heartbeat = ReplicaHeartbeat(store, settings.heartbeat_interval_s, self._report)
         self._triton: TritonProcess | None = None
         self._sandbox = sandbox_of(settings, folder)
         self._claiming = asyncio.Lock()

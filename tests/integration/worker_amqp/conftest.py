@@ -18,7 +18,7 @@ from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.api.requests import RequestConsumer
 from services.worker.application.batch_scheduler import BatchScheduler
-from services.worker.application.serving import Serving
+from services.worker.application.serving import ReplicaServing
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.split import Output
 from services.worker.replica_wiring import build_serving
@@ -72,7 +72,7 @@ class Worker:
     """A replica without Triton, from the builder that replicas use."""
 
     model: Doubler
-    serving: Serving
+    serving: ReplicaServing
 
     @property
     def publisher(self) -> ReplyPublisher:

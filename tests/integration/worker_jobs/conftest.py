@@ -19,7 +19,7 @@ from services.worker.api.jobs import JobConsumer
 from services.worker.api.requests import RequestConsumer
 from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.application.job_scheduler import JobScheduler
-from services.worker.application.serving import Serving
+from services.worker.application.serving import ReplicaServing
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.split import Output
 from services.worker.replica_wiring import build_job_serving, build_serving
@@ -149,7 +149,7 @@ class Worker:
     """A replica without Triton, from the builder that replicas use."""
 
     model: Doubler
-    serving: Serving
+    serving: ReplicaServing
 
     @property
     def publisher(self) -> ReplyPublisher:

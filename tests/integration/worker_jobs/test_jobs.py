@@ -243,9 +243,9 @@ async def test_large_requests_and_results(start, shop, until, claims, nothing_is
 
 
 async def test_a_job_without_its_blob_fails(start, shop, until, claims, blobs, monkeypatch, nothing_is_left):
-    from services.worker.application import job_results
+    from services.worker.application import job_records as job_records
 
-    monkeypatch.setattr(job_results, "BACKOFF_S", (0.001, 0.01))
+    monkeypatch.setattr(job_records, "BACKOFF_S", (0.001, 0.01))
     worker = await start()
     claim = await claims.give([b"\0" * 8], 60)
     await claims.drop(claim)

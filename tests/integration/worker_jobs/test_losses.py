@@ -384,7 +384,7 @@ async def test_an_unexpected_error_is_another_attempt(
     """After a bug while jobs are taken or recorded, their messages are delivered again."""
     monkeypatch.setattr(jobs_module, "RETRY_S", 0.01)
     worker = await start(max_rows=0)
-    works, broken = getattr(worker.jobs._store, call), [True]
+    works, broken = getattr(worker.jobs._records._store, call), [True]
 
     async def breaks_once(*args):
         if broken:
@@ -392,7 +392,7 @@ async def test_an_unexpected_error_is_another_attempt(
             raise ZeroDivisionError("a mistake")
         return await works(*args)
 
-    monkeypatch.setattr(worker.jobs._store, call, breaks_once)
+    monkeypatch.setattr(worker.jobs._records._store, call, breaks_once)
     id_ = await shop.submit()
     await until(lambda: shop.is_in("succeeded", id_))
     assert (await shop.job(id_)).attempt == {"take": 1, "finish": 2}[call]
@@ -425,7 +425,7 @@ async def test_a_job_stays_if_the_stores_answer_is_lost(start, shop, until, monk
     monkeypatch.setattr(consumer_module, "MAX_WAIT_S", 0.05)
     monkeypatch.setattr(consumer_module, "RETUNE_S", 0.02)
     worker = await start(max_rows=0, serving=False)
-    store = worker.jobs._store = Deaf(worker.jobs._store)
+    store = worker.jobs._records._store = Deaf(worker.jobs._records._store)
     store.deaf = True
     worker.scheduler.use(worker.model)
     id_ = await shop.submit(retry_safe=False)
@@ -445,7 +445,7 @@ async def test_the_stores_answer_is_lost_after_the_model_server(
     monkeypatch.setattr(leases_module, "RENEW_S", 0.0)
     monkeypatch.setattr(leases_module, "CHECK_S", 0.01)
     worker = await start(max_rows=0)
-    store = worker.jobs._store = Deaf(worker.jobs._store)
+    store = worker.jobs._records._store = Deaf(worker.jobs._records._store)
 
     def fail(requests) -> None:
         store.deaf = True

@@ -1,4 +1,4 @@
-"""Fetches the tensors of jobs and records their results, also those too large for a message or a record."""
+"""Takes jobs in their records, fetches their tensors, and records their results, however large they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.errors import TidegateError, Unavailable
 from tidegate.kernel.protocol import envelope, usage
 from tidegate.kernel.protocol.envelope import Reply, Request
-from tidegate.kernel.protocol.jobs import Finish, Terminal
+from tidegate.kernel.protocol.jobs import Finish, Take, Taken, Terminal
 from tidegate.kernel.protocol.redaction import without_paths
 from tidegate.kernel.store import JobStore, StoreUnavailable
 
@@ -41,13 +41,37 @@ class AttemptEnd:
     shared: int = 1
 
 
-class JobResults:
-    """The tensors and results of jobs in the stores. Results are kept for ``keep_s`` after a job's end."""
+class JobRecords:
+    """Reads and writes what the stores have of jobs, for the worker of ``replica``.
 
-    def __init__(self, store: JobStore, claims: Claims, *, keep_s: float) -> None:
+    Results are kept for ``keep_s`` after a job's end.
+    """
+
+    def __init__(self, store: JobStore, claims: Claims, replica: str, *, keep_s: float) -> None:
         self._store = store
         self._claims = claims
+        self._replica = replica
         self._keep_s = keep_s
+
+    async def take(self, group: Sequence[QueuedJob], *, alone: bool = False) -> list[Taken]:
+        """Make the records of jobs ``running`` here; return for each what came of it.
+
+        ``alone``: the job runs with nothing beside it. Raises Unavailable.
+        """
+        return await self._store.take(
+            [
+                Take(
+                    job.id,
+                    self._replica,
+                    job.redelivered,
+                    job.request.attempt,
+                    token=job.token,
+                    lost=job.lost_attempt,
+                    alone=alone,
+                )
+                for job in group
+            ]
+        )
 
     async def with_tensors(self, request: Request) -> Request:
         """Return a request with its tensors. Raises Unavailable if the blob store does not return them."""
