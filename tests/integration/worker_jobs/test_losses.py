@@ -171,7 +171,7 @@ async def test_the_model_server_dies_and_comes_back(start, shop, until, monkeypa
     await until(lambda: shop.is_in("succeeded", *ids))
     assert worker.model.calls[0] == ids
     assert sorted(worker.model.calls[1:]) == sorted([id_] for id_ in ids), "none takes a neighbour with it"
-    assert worker.model.told[-1]["tidegate_jobs"].endswith(":2:1")
+    assert worker.model.parameters_seen[-1]["tidegate_jobs"].endswith(":2:1")
     assert await log_of(shop, ids[0]) == [("running", 1), ("running", 2), ("succeeded", 2)]
     await nothing_is_left(worker)
 
@@ -254,7 +254,7 @@ async def test_a_lease_is_renewed_and_released(start, shop, until, monkeypatch):
     await shop.publish(shop.new(), frame)
     await until(lambda: shop.is_in("succeeded", id_))
     assert (await shop.job(id_)).attempt == 2
-    assert second.model.told == [{"tidegate_jobs": f"{id_.hex()}:2:1"}]
+    assert second.model.parameters_seen == [{"tidegate_jobs": f"{id_.hex()}:2:1"}]
 
 
 async def test_a_lost_lease_ends_the_job_here(start, shop, until, monkeypatch, nothing_is_left):
