@@ -172,27 +172,22 @@ class KeyLimiter:
             self.rate.borrowed = self.rate.held  # the account's bucket filled by itself meanwhile
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # returned slots are not used any more
+        return self._settlement(day, pace, idle, TokenHolding(self.in_flight, slots))
+
+    def release_request(self, day: str) -> LeaseRequest:
+        """Return the last settlement of a process that stops: it returns everything."""
+        return self._settlement(day, 0, True, TokenHolding())
+
+    def _settlement(self, day: str, pace: int, idle: bool, slots: TokenHolding) -> LeaseRequest:
         return LeaseRequest(
             self.principal,
             self.allowance,
             day,
             day[:7],
             rate=self._holding(self.rate, pace, idle),
-            slots=TokenHolding(self.in_flight, slots),
+            slots=slots,
             day_quota=self._holding(self.day_quota, pace, idle),
             month_quota=self._holding(self.month_quota, pace, idle),
-        )
-
-    def release_request(self, day: str) -> LeaseRequest:
-        """Return the last settlement of a process that stops: it returns everything."""
-        return LeaseRequest(
-            self.principal,
-            self.allowance,
-            day,
-            day[:7],
-            rate=self._holding(self.rate, 0, True),
-            day_quota=self._holding(self.day_quota, 0, True),
-            month_quota=self._holding(self.month_quota, 0, True),
         )
 
     def apply(self, request: LeaseRequest, grant: LeaseGrant, now: float) -> None:
