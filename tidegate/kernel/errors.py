@@ -79,7 +79,7 @@ class PayloadTooLarge(TidegateError):
 class TooMany(TidegateError):
     """This caller has used what it may: its rate, its concurrent requests, or its quota.
 
-    ``told``: what the answer's headers say of its limits.
+    ``headers``: the response headers that describe the limits.
     """
 
     reason = "too_many_requests"
@@ -90,10 +90,10 @@ class TooMany(TidegateError):
         *,
         reason: str | None = None,
         retry_after_s: float | None = None,
-        told: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message, reason=reason, retry_after_s=retry_after_s)
-        self.told = told or {}
+        self.headers = headers or {}
 
 
 class Overloaded(TidegateError):

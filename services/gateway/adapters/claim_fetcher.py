@@ -28,7 +28,7 @@ class ReplyClaimFetcher:
         on_failure: Callable[[bytes, TidegateError], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        """``in_flight``: ids of the requests in flight."""
+        """Create a fetcher. ``in_flight``: ids of the requests in flight."""
         self._claims = claims
         self._answers = answers
         self._in_flight = in_flight

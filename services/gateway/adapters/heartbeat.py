@@ -35,7 +35,7 @@ class Heartbeat:
         publish_metrics: Callable[[dict[str, GatewayLoad]], None],
         on_fleets: Callable[[dict[str, ReplicaFleet]], None] = lambda _: None,
     ) -> None:
-        """``on_fleets`` is called with the fleets of all Deployments after each successful round."""
+        """Create it, not started. ``on_fleets`` gets all fleets after each successful round."""
         self._store = store
         self._incarnation = incarnation
         self._interval_s = interval_s

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from tidegate.kernel import tasks
-from tidegate.kernel.protocol.presence import ModelCard
+from tidegate.kernel.protocol.presence import ModelMetadata
 from tidegate.kernel.store import Store, StoreUnavailable
 
 REFRESH_S = 5.0
@@ -19,7 +19,7 @@ class ModelMetadataCache:
     def __init__(self, store: Store, names: Callable[[], Sequence[str]]) -> None:
         self._store = store
         self._names = names
-        self._metadata: dict[str, ModelCard] = {}
+        self._metadata: dict[str, ModelMetadata] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -30,7 +30,7 @@ class ModelMetadataCache:
         """Stop reading."""
         await tasks.end(self._task)
 
-    async def get(self, deployment: str) -> ModelCard | None:
+    async def get(self, deployment: str) -> ModelMetadata | None:
         """Return a Deployment's metadata; read the store only if none is known. Raise StoreUnavailable."""
         if deployment not in self._metadata:
             self._metadata |= await self._store.models([deployment])

@@ -24,7 +24,7 @@ class Decompressor:
     """A decompressor of one body. ``what`` names the data in errors."""
 
     def __init__(self, encoding: str, what: str = "body") -> None:
-        """``encoding``: gzip or deflate; raise BadRequest for any other."""
+        """Decompress ``encoding``: gzip or deflate; raise BadRequest for any other."""
         if encoding not in _WBITS:
             raise BadRequest(f"Content-Encoding {encoding[:40]!r} is not supported: use gzip or deflate")
         self._encoding = encoding

@@ -265,4 +265,4 @@ def _too_many(reached: LimitReached, limiter: KeyLimiter) -> TooMany:
         "RateLimit-Policy": limiter.policy.decode(),
         "RateLimit": limiter.remaining_header(now).decode(),
     }
-    return TooMany(message, reason=reason, retry_after_s=retry_after_s, told=headers)
+    return TooMany(message, reason=reason, retry_after_s=retry_after_s, headers=headers)

@@ -12,7 +12,7 @@ from services.worker.adapters.triton_client import TritonClient
 from services.worker.domain.statistics import RequestCounts, since
 from tidegate.kernel import tasks
 from tidegate.kernel.errors import TidegateError
-from tidegate.kernel.protocol.presence import ModelCard
+from tidegate.kernel.protocol.presence import ModelMetadata
 from tidegate.kernel.protocol.statistics import EXECUTIONS
 from tidegate.kernel.store import Store, StoreUnavailable
 
@@ -28,8 +28,8 @@ class ModelReport:
         self._deployment = deployment
         self._client: TritonClient | None = None
         self._model = ""
-        self._card: ModelCard | None = None
-        self._card_at = float("-inf")
+        self._metadata: ModelMetadata | None = None
+        self._metadata_at = float("-inf")
         self._seen: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
         self.tally = RequestCounts()
@@ -37,8 +37,8 @@ class ModelReport:
     async def use(self, client: TritonClient, model: str, folder: Path) -> None:
         """Report this model from now on. It is loaded and warm, and its files are in ``folder``."""
         config = triton_facts.as_json(await client.config(model))
-        self._card = ModelCard(config, triton_facts.labels(config, folder))
-        self._card_at = float("-inf")
+        self._metadata = ModelMetadata(config, triton_facts.labels(config, folder))
+        self._metadata_at = float("-inf")
         self._client, self._model = client, model
         self._seen = triton_facts.counts(await client.statistics(model))
         if self._task is None:
@@ -60,9 +60,9 @@ class ModelReport:
 
     async def _write(self) -> None:
         with contextlib.suppress(StoreUnavailable):
-            if self._card is not None and time.monotonic() - self._card_at > CARD_EVERY_S:
-                await self._store.publish_model(self._deployment, self._card)
-                self._card_at = time.monotonic()
+            if self._metadata is not None and time.monotonic() - self._metadata_at > CARD_EVERY_S:
+                await self._store.publish_model(self._deployment, self._metadata)
+                self._metadata_at = time.monotonic()
         found = self.tally.take(await self._triton())
         if not found:
             return

@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from services.gateway.application.inference.core import MAX_TIMEOUT_MS
 from tidegate.kernel.protocol import envelope
-from tidegate.kernel.protocol.presence import ModelCard
+from tidegate.kernel.protocol.presence import ModelMetadata
 from tidegate.kernel.store import Store
 
 pytestmark = pytest.mark.integration
@@ -81,7 +81,7 @@ async def test_the_configuration(client, gateway, valkey_url):
         "max_batch_size": 8,
         "input": [{"name": "x", "dims": [2], "of_a_later_day": 1}],
     }
-    await store.publish_model(gateway.deployment, ModelCard(config))
+    await store.publish_model(gateway.deployment, ModelMetadata(config))
     found = (await client.get_model_config("digits")).config
     assert (found.name, found.max_batch_size, found.input[0].dims) == ("digits", 8, [2])
     await store.close()

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tidegate.kernel.protocol import envelope
-from tidegate.kernel.protocol.presence import GatewayReport, ModelCard, ReplicaReport
+from tidegate.kernel.protocol.presence import GatewayReport, ModelMetadata, ReplicaReport
 from tidegate.kernel.store.live import GATEWAY, MODEL, REPLICA, ROUTES, STATISTICS
 
 pytestmark = pytest.mark.integration
@@ -134,7 +134,7 @@ async def test_configuration_and_statistics(client, gateway):
     assert (await client.get("/v2/models/letters/config")).status_code == 404
     unknown = await client.get("/v2/models/digits/config")
     assert (unknown.status_code, unknown.json()["reason"]) == (503, "not_known_yet")
-    gateway.redis.set(MODEL + gateway.deployment, ModelCard({"name": "m", "max_batch_size": 8}).to_json())
+    gateway.redis.set(MODEL + gateway.deployment, ModelMetadata({"name": "m", "max_batch_size": 8}).to_json())
     for path in ("/v2/models/digits/config", "/v2/models/digits/versions/1/config"):
         assert (await client.get(path)).json() == {"name": "digits", "max_batch_size": 8}
     gateway.redis.hincrby(STATISTICS + gateway.deployment, "success.count", 3)

@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.presence import (
     GatewayLoad,
     GatewayReport,
     GatewayView,
-    ModelCard,
+    ModelMetadata,
     ReplicaReport,
 )
 from tidegate.kernel.store import Store, StoreUnavailable, connection
@@ -256,13 +256,13 @@ async def test_a_store_that_hangs(monkeypatch, until):
 
 
 async def test_model_cards(store, redis):
-    card = ModelCard({"name": "m", "input": []}, {"y": ["cat", "dog"]})
+    card = ModelMetadata({"name": "m", "input": []}, {"y": ["cat", "dog"]})
     await store.publish_model("digits-v1", card)
     assert await store.models(["digits-v1", "letters-v1"]) == {"digits-v1": card}
     assert await store.models([]) == {}
     assert await redis.ttl("tidegate:model:digits-v1") > 86_400, "a model that sleeps is still shown"
     await redis.set("tidegate:model:digits-v1", b'{"config": {}, "of_a_later_day": 1}')
-    assert await store.models(["digits-v1"]) == {"digits-v1": ModelCard({})}
+    assert await store.models(["digits-v1"]) == {"digits-v1": ModelMetadata({})}
 
 
 async def test_statistics_are_sums_over_all_who_add(store, valkey_url):

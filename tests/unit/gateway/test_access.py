@@ -188,8 +188,8 @@ def test_too_many_requests_says_when_to_retry():
     with pytest.raises(TooMany) as caught:
         fixture.access.admit(WHO, "digits")
     assert (caught.value.reason, caught.value.retry_after_s) == ("rate_limited", 0.5)
-    assert caught.value.told["RateLimit-Policy"] == '"rate";q=2;w=1, "day";q=1000;w=86400'
-    assert caught.value.told["RateLimit"].startswith('"rate";r=0;t=1, "day";r=998;t=')
+    assert caught.value.headers["RateLimit-Policy"] == '"rate";q=2;w=1, "day";q=1000;w=86400'
+    assert caught.value.headers["RateLimit"].startswith('"rate";r=0;t=1, "day";r=998;t=')
 
 
 def test_policies():

@@ -135,7 +135,7 @@ class GatewayView:
 
 
 @dataclass(slots=True)
-class ModelCard:
+class ModelMetadata:
     """What a worker knows of its model beside its signature.
 
     ``config`` is the configuration as Triton completed it, in the form of its HTTP endpoint; ``labels`` are
@@ -146,11 +146,11 @@ class ModelCard:
     labels: dict[str, list[str]] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        """The card as JSON."""
+        """Return the metadata as JSON."""
         return orjson.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:
-        """Read a card; fields of a newer writer are passed over."""
+        """Return the metadata in JSON; unknown fields of a newer writer are ignored."""
         known = cls.__dataclass_fields__
         return cls(**{k: v for k, v in orjson.loads(raw).items() if k in known})

@@ -219,7 +219,7 @@ def error_response(error: TidegateError, rid: str) -> Response:
     if isinstance(error, errors.MethodNotAllowed) and error.allowed:
         headers["Allow"] = ", ".join(error.allowed)
     if isinstance(error, errors.TooMany):
-        headers |= error.told
+        headers |= error.headers
     return _json(error_body(message, error.reason, rid), status_of(error), headers)
 
 

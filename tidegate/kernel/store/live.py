@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from redis.exceptions import RedisError
 
-from tidegate.kernel.protocol.presence import GatewayReport, GatewayView, ModelCard, ReplicaReport
+from tidegate.kernel.protocol.presence import GatewayReport, GatewayView, ModelMetadata, ReplicaReport
 from tidegate.kernel.protocol.statistics import LAST_INFERENCE
 from tidegate.kernel.store.connection import Connected, answer
 
@@ -23,7 +23,7 @@ REPLICA = "tidegate:replica:"  # + replica: its report; worker
 GATEWAY = "tidegate:gateway:"  # + incarnation: its report; gateway
 GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its last report; gateway
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
-MODEL = "tidegate:model:"  # + deployment: a ModelCard, again every 10 s; its workers
+MODEL = "tidegate:model:"  # + deployment: ModelMetadata, again every 10 s; its workers
 CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
 STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker adds to it; its workers
 
@@ -142,17 +142,17 @@ class Store(Connected):
         found: dict[str, dict[str, Any]] = orjson.loads(raw) if raw else {}
         return found
 
-    async def publish_model(self, deployment: str, card: ModelCard) -> None:
+    async def publish_model(self, deployment: str, card: ModelMetadata) -> None:
         """Write what a worker knows of its model."""
         await answer(self._redis.set(MODEL + deployment, card.to_json(), ex=MODEL_TTL_S))
 
-    async def models(self, deployments: Sequence[str]) -> dict[str, ModelCard]:
+    async def models(self, deployments: Sequence[str]) -> dict[str, ModelMetadata]:
         """What is known of the models of these Deployments; those of which nothing is known are left out."""
         if not deployments:
             return {}
         found = await answer(self._redis.mget([MODEL + name for name in deployments]))
         pairs = zip(deployments, found, strict=True)
-        return {name: ModelCard.from_json(raw) for name, raw in pairs if raw is not None}
+        return {name: ModelMetadata.from_json(raw) for name, raw in pairs if raw is not None}
 
     async def add_statistics(self, deployment: str, counts: Mapping[str, int], last_ms: int) -> None:
         """Add to a Deployment's counts; ``last_ms``: when its model last ran, in ms since the epoch."""

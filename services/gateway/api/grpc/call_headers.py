@@ -36,7 +36,7 @@ class HeaderBlockReader:
     """A reader of the header blocks of one connection."""
 
     def __init__(self, cache: dict[bytes, CallHeaders]) -> None:
-        """``cache``: shared by all connections, because the blocks in it need no dynamic table."""
+        """Use ``cache``, which all connections may share, because the blocks in it need no dynamic table."""
         self._decoder = Decoder(max_header_list_size=LIST_BYTES)
         self._cache = cache
 

@@ -39,7 +39,7 @@ class GrpcConnection(asyncio.Protocol):
     """The connection of one client."""
 
     def __init__(self, shared: ServerState, open_connections: set[GrpcConnection]) -> None:
-        """``open_connections``: the set that contains the connection while it is open."""
+        """Create it; ``open_connections`` contains the connection while it is open."""
         self._shared = shared
         self._open = open_connections
         self._transport: asyncio.Transport

@@ -22,7 +22,7 @@ class FrameWriter:
     """A writer of frames to one client, within the client's flow-control windows."""
 
     def __init__(self, transport: asyncio.Transport, calls: dict[int, ServerCall]) -> None:
-        """``calls``: the open calls of the connection. The connection removes a call after its last byte."""
+        """Write ``calls``, the open calls of the connection, which removes a call after its last byte."""
         self._transport = transport
         self._calls = calls
         self._window = frames.DEFAULT_WINDOW

@@ -41,7 +41,7 @@ class MessageReader:
     )
 
     def __init__(self, limits: BodyLimits, limit: int, encoding: bytes) -> None:
-        """``limit``: bytes of the largest message."""
+        """Read messages of at most ``limit`` bytes."""
         self._limits = limits
         self._limit = limit
         self._encoding = encoding

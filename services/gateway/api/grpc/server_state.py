@@ -39,7 +39,7 @@ class ServerState:
         refused: Callable[[TidegateError, str], None],
         max_connections: int,
     ) -> None:
-        """``refused`` counts and logs a call that is refused by its headers; it gets the error and the id."""
+        """Call ``refused`` with error and id for each call that is refused by its headers, to log it."""
         self.methods = methods
         self.authenticate = authenticate
         self.limits = limits

@@ -46,7 +46,7 @@ class InferenceService:
     """The inference service of a gateway process."""
 
     def __init__(self, calls: GrpcInference, catalogue: Catalogue, health: Health, *, max_bytes: int) -> None:
-        """``max_bytes``: largest message of an inference request."""
+        """Accept inference requests of at most ``max_bytes``."""
         self._max_bytes = max_bytes
         self._calls = calls
         self._catalogue = catalogue

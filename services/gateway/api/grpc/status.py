@@ -52,7 +52,7 @@ def trailers_of(error: TidegateError, rid: str) -> Metadata:
     if error.retry_after_s is not None:
         trailers += (("retry-after", str(whole_seconds(error.retry_after_s))),)
     if isinstance(error, errors.TooMany):
-        trailers += tuple((name.lower(), value) for name, value in error.told.items())
+        trailers += tuple((name.lower(), value) for name, value in error.headers.items())
     return trailers
 
 

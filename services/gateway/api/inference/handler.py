@@ -332,7 +332,7 @@ class InferenceHandler:
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
         elif isinstance(error, TooMany):
-            headers += [(name.lower().encode(), value.encode()) for name, value in error.told.items()]
+            headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
         return HttpResponse(status_of(error), headers, body)
 
     def _internal_error(
