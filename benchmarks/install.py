@@ -17,7 +17,7 @@ from benchmarks import places
 from deploy.bootstrap import environments
 from deploy.bootstrap.command import Runner
 from deploy.bootstrap.paths import Paths
-from deploy.bootstrap.step import StepFailed, Tell
+from deploy.bootstrap.step import Report, StepFailed
 
 WRK_MISSING = "wrk, the load generator, is missing: sudo apt-get install wrk"
 
@@ -38,8 +38,7 @@ def install(name: str, runner: Runner) -> None:
     here = Paths(places.ROOT, Path(sys.prefix), places.runtime_dir())
     log = places.bench_dir() / "log" / f"install-{name}.log"
     environments.create(here, env, runner, log=log, pip=False)
-    environments.install(here, env, [places.lock(name)], runner, log, _told(name))
-    _stamp(name).write_text(environments.lock_fingerprint(places.lock(name)))
+    environments.install(here, env, places.lock(name), _stamp(name), runner, log, _one_line(name))
     if not environments.filled(env, places.lock(name), _stamp(name)):
         raise StepFailed(f"{name}: pip left out packages of the lock.", f"Read {log}.", log)
 
@@ -48,15 +47,15 @@ def _stamp(name: str) -> Path:
     return places.environment(name) / ".stamp"
 
 
-def _told(name: str) -> Tell:
-    """Progress in one line that is written over on a terminal, and not at all elsewhere."""
+def _one_line(name: str) -> Report:
+    """Return a report of progress in one line, drawn again in place; without a terminal it shows nothing."""
     width = shutil.get_terminal_size().columns - 1
 
-    def tell(detail: str) -> None:
+    def report(detail: str) -> None:
         if sys.stdout.isatty():
             print(f"\r\x1b[2K{f'  ..  {name}: {detail}'[:width]}", end="\r", flush=True)
 
-    return tell
+    return report
 
 
 def main() -> int:

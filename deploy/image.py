@@ -1,4 +1,4 @@
-"""``python -m deploy.image services|triton|models``: a part of an image, from the locks of `make up`."""
+"""``python -m deploy.image services|triton|models``: install a part of an image from the locks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PARTS = {
     "triton": ("triton",),
     "models": ("model-env",),
 }
-"""The steps of the bootstrap that make each part; the base image stands in for the system's packages."""
+"""The bootstrap's steps for each part. The base image replaces the steps of system packages."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the parts that are named; the exit code."""
+    """Install the named parts. Return the exit code."""
     if not argv or set(argv) - PARTS.keys():
         print(f"usage: python -m deploy.image {'|'.join(PARTS)} ...", file=sys.stderr)
         return 2
@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         install.run(wanted, runner, show)
     except StepFailed as failure:
-        said = tail(failure.log, 30) if failure.log else ""
-        print(f"{failure.what}\n{said}\n{failure.remedy}", file=sys.stderr)
+        output = tail(failure.log, 30) if failure.log else ""
+        print(f"{failure.what}\n{output}\n{failure.remedy}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""What `make up` does before anything runs: system packages, virtual environments, Triton.
+"""The installation that `make up` begins with: system packages, virtual environments, Triton.
 
-Only the standard library, and idempotent: a step whose result is there is skipped.
+It needs only the standard library. It is idempotent: a step whose result is there is skipped.
 """

@@ -1,4 +1,4 @@
-"""Running a command: its output to a log, its last line to the screen, its failure explained."""
+"""Run a command: write its output to a log, show its last line, explain its failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deploy.bootstrap.step import StepFailed
 EXPLANATIONS = (
     (
         r"CERTIFICATE_VERIFY_FAILED|SSLError|certificate verify failed",
-        "The package index's certificate is not trusted here. Behind a company proxy, name its CA: "
+        "This machine does not trust the package index's certificate. Behind a company proxy, name its CA: "
         "PIP_CERT=/path/to/ca.crt make up",
     ),
     (
@@ -26,35 +26,35 @@ EXPLANATIONS = (
     (r"No space left on device", "The disk is full: free about 2 GB, then run the same command again."),
     (
         r"DO NOT MATCH THE HASHES",
-        "A downloaded file differs from the one that was locked. Try again; if it stays so, the index or "
-        "mirror in use (pip config list) serves altered files.",
+        "A downloaded file differs from the locked one. Try again. If that does not help, the index or "
+        "mirror in use (`pip config list`) serves altered files.",
     ),
     (
         r"Temporary failure in name resolution|Failed to establish a new connection|Max retries exceeded"
         r"|Read timed out|ConnectTimeout|Network is unreachable|Connection refused|Could not resolve"
         r"|Temporary failure resolving|Failed to fetch",
-        "The network did not answer. Check the connection, then run the same command again: what was done is "
-        "kept. Behind a proxy set HTTPS_PROXY; for a mirror set PIP_INDEX_URL.",
+        "The network did not answer. Check the connection, then run the same command again: finished steps "
+        "are kept. Behind a proxy set HTTPS_PROXY; for a mirror set PIP_INDEX_URL.",
     ),
     (
         r"No matching distribution found|Could not find a version",
-        "The package index in use (pip config list) does not answer or lacks a locked version: check the "
+        "The package index in use (`pip config list`) does not answer, or lacks a locked version: check the "
         "connection to it, and that it is up to date.",
     ),
     (
         r"Could not get lock|Unable to acquire the dpkg frontend lock",
-        "Another program is installing packages: wait until it is done, then run the same command again.",
+        "Another program is installing packages: wait for its end, then run the same command again.",
     ),
     (
         r"dpkg was interrupted",
-        "An earlier installation was cut off: sudo dpkg --configure -a, then try again.",
+        "An earlier installation was interrupted: type `sudo dpkg --configure -a`, then try again.",
     ),
 )
-OTHERWISE = "Read the log; run the same command again when its cause is removed: what was done is kept."
+OTHERWISE = "Read the log and remove the cause. Then run the same command again: finished steps are kept."
 
 
 class Runner:
-    """Runs commands and can end all that run now."""
+    """A runner of commands that can end all running ones."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,9 +70,9 @@ class Runner:
         what: str,
         on_line: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Run to the end; every line goes to the log and to ``on_line``. Raises StepFailed with a remedy."""
+        """Run a command to its end; pass each line to the log and to ``on_line``. Raise StepFailed."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        # A log tells of one bootstrap: what an earlier one met must not explain a failure of this one.
+        # A log covers one bootstrap: errors of an earlier one must not explain a failure of this one.
         mode = "a" if log in self._logs else "w"
         self._logs.add(log)
         with log.open(mode) as output:
@@ -108,7 +108,7 @@ class Runner:
         return process.wait()
 
     def end(self) -> None:
-        """Terminate what runs and start nothing more."""
+        """Terminate the running commands and start no more."""
         with self._lock:
             self._ended = True
             for process in self._running:
@@ -117,14 +117,21 @@ class Runner:
 
 
 def environment() -> dict[str, str]:
-    """Ours without what would lead another interpreter, or pip, astray."""
-    astray = {"PYTHONHOME", "PYTHONPATH", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"}
-    kept = {k: v for k, v in os.environ.items() if k not in astray}
+    """Return our environment without variables that misdirect another interpreter or pip."""
+    misleading = {
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_USER",
+        "PIP_REQUIRE_VIRTUALENV",
+    }
+    kept = {k: v for k, v in os.environ.items() if k not in misleading}
     return kept | {"PYTHONUNBUFFERED": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
 def tail(log: Path, lines: int = 12) -> str:
-    """The last lines of a log."""
+    """Return the last lines of a log."""
     try:
         return "\n".join(log.read_text(errors="replace").rstrip().splitlines()[-lines:])
     except OSError:
@@ -132,6 +139,6 @@ def tail(log: Path, lines: int = 12) -> str:
 
 
 def explain(log: Path) -> str:
-    """The remedy for what the end of a log tells of."""
+    """Return the remedy for the error at the end of a log."""
     text = tail(log, 60)
     return next((remedy for pattern, remedy in EXPLANATIONS if re.search(pattern, text)), OTHERWISE)

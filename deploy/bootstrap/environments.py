@@ -1,4 +1,4 @@
-"""The two virtual environments, filled from hash-locked files."""
+"""The two virtual environments, installed from hash-locked files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.bootstrap.command import Runner, environment
 from deploy.bootstrap.paths import Paths, python_version
-from deploy.bootstrap.step import StepFailed, Tell, fingerprint, stamped
+from deploy.bootstrap.step import Report, StepFailed, fingerprint, stamped
 
 PIP_FLAGS = (
     "--no-input",
@@ -20,19 +19,19 @@ PIP_FLAGS = (
     "--root-user-action=ignore",
     "--progress-bar=off",
     "--require-hashes",
-    # The lock is complete: nothing is left for pip's resolver to find out, which saves its time.
+    # The lock is complete, so pip need not spend time on resolving dependencies.
     "--no-deps",
 )
 
 SCRIPT = """\
 #!/bin/sh
-# Started by name from any folder, without activating the environment.
+# Can be started from any folder, without activating the environment.
 exec "{python}" -P -m tidegate.cli "$@"
 """
 
 
 def usable(env: Path, module: str) -> bool:
-    """True when the environment's interpreter runs, is the one in use, and can import ``module``."""
+    """Return True if the environment's interpreter runs, is the one in use, and can import ``module``."""
     code = f"import sys, {module}; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"
     try:
         command = [str(env / "bin" / "python"), "-c", code]
@@ -43,34 +42,38 @@ def usable(env: Path, module: str) -> bool:
 
 
 def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> None:
-    """Make the environment anew; a folder that is not an environment is left alone."""
+    """Make the environment again. Raise StepFailed for a folder that is not an environment."""
     if env.exists() and any(env.iterdir()) and not (env / "pyvenv.cfg").exists():
-        raise StepFailed(f"{env} exists and is not a virtual environment.", "Move it away, then try again.")
+        raise StepFailed(
+            f"{env} exists and is not a virtual environment.",
+            "Move it away, then run the same command again.",
+        )
     shutil.rmtree(env, ignore_errors=True)
     options = [] if pip else ["--without-pip"]
     runner.run([str(paths.python), "-m", "venv", *options, str(env)], log, what=f"Making {env}")
 
 
-def install(paths: Paths, env: Path, locks: Sequence[Path], runner: Runner, log: Path, tell: Tell) -> None:
-    """Install the locked files into an environment, with the pip of the services' one."""
-    pinned = sum(len(pins(lock)) for lock in locks)
-    seen = 0
+def install(
+    paths: Paths, env: Path, lock: Path, stamp: Path, runner: Runner, log: Path, report: Report
+) -> None:
+    """Install a lock into an environment, with the pip of the services' environment; write the stamp."""
+    pinned, seen = len(pins(lock)), 0
 
     def on_line(line: str) -> None:
         nonlocal seen
         if line.startswith("Collecting"):
             seen += 1
-            tell(f"{min(seen, pinned)} of {pinned}: {line.split()[1].split('==')[0]}")
+            report(f"{min(seen, pinned)} of {pinned}: {line.split()[1].split('==')[0]}")
         elif line.startswith("Installing collected"):
-            tell("unpacking")
+            report("unpacking")
 
-    files = [part for lock in locks for part in ("-r", str(lock))]
-    command = [str(paths.venv_python), "-m", "pip", "--python", str(env / "bin" / "python")]
-    runner.run([*command, "install", *PIP_FLAGS, *files], log, what="pip install", on_line=on_line)
+    pip = [str(paths.venv_python), "-m", "pip", "--python", str(env / "bin" / "python")]
+    runner.run([*pip, "install", *PIP_FLAGS, "-r", str(lock)], log, what="pip install", on_line=on_line)
+    stamp.write_text(lock_fingerprint(lock))
 
 
 def filled(env: Path, lock: Path, stamp: Path) -> bool:
-    """True when the lock was installed and every package of it is still there."""
+    """Return True if the lock was installed and each of its packages is still there."""
     if not stamped(stamp, lock_fingerprint(lock)):
         return False
     site = env / "lib" / f"python{python_version()}" / "site-packages"
@@ -79,17 +82,17 @@ def filled(env: Path, lock: Path, stamp: Path) -> bool:
 
 
 def lock_fingerprint(lock: Path) -> str:
-    """What an installed lock depends on: its bytes and the Python version."""
+    """Return a fingerprint of what an installed lock depends on: its bytes and the Python version."""
     return fingerprint(lock.read_bytes(), python_version())
 
 
 def pins(lock: Path) -> list[tuple[str, str]]:
-    """(name, version) of the unconditional pins of a lock."""
+    """Return (name, version) of each pin of a lock that has no condition."""
     return re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+) *\\?$", lock.read_text(), re.MULTILINE)
 
 
 def connect(paths: Paths) -> None:
-    """Put the repository on the environment's import path, and the command ``tidegate`` into its ``bin``."""
+    """Add the repository to the environment's import path, and the command ``tidegate`` to its ``bin``."""
     site = paths.venv / "lib" / f"python{python_version()}" / "site-packages"
     (site / "tidegate.pth").write_text(f"{paths.root}\n")
     script = paths.venv / "bin" / "tidegate"
@@ -98,7 +101,7 @@ def connect(paths: Paths) -> None:
 
 
 def connected(paths: Paths) -> bool:
-    """True when both are there and point here."""
+    """Return True if both are there and point to this repository."""
     site = paths.venv / "lib" / f"python{python_version()}" / "site-packages"
     script = paths.venv / "bin" / "tidegate"
     return (

@@ -1,4 +1,4 @@
-"""Which steps there are, and running them: at the same time where one does not need the other."""
+"""The steps of the bootstrap, run in parallel where one does not need the other."""
 
 from __future__ import annotations
 
@@ -7,52 +7,40 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from deploy.bootstrap import environments, progress, system, triton
 from deploy.bootstrap.command import OTHERWISE, Runner, tail
 from deploy.bootstrap.paths import Paths, from_environment
 from deploy.bootstrap.python_check import optimized
-from deploy.bootstrap.step import Step, StepFailed, Tell
+from deploy.bootstrap.step import Report, Step, StepFailed
 
 WORKERS = 3
-"""One waits for the network or the disk while the others unpack."""
+"""One step waits for the network or the disk while the others unpack."""
 
 SLOW = f"""\
-  Note: {sys.executable} was compiled without optimizations, as pyenv does it.
-  It works, but serves a quarter fewer requests. The system's own is a better one,
-  TIDEGATE_PYTHON=/usr/bin/python3 make up, and so is one of pyenv's that was built
+  Note: {sys.executable} was compiled without optimizations, as pyenv does by default.
+  It works, but serves a quarter fewer requests. Better: the system's own Python,
+  TIDEGATE_PYTHON=/usr/bin/python3 make up, or one that pyenv built
   with PYTHON_CONFIGURE_OPTS=--enable-optimizations."""
 
 
 def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
-    """Everything that must be there before the stack can start; with ``dev`` what the tests need too."""
+    """Return the steps that must be done before the stack can start; ``dev``: also those of the tests."""
     packages = system.Packages(paths, runner)
-    installs = [_locked(paths, runner, "services", "Packages of the services", "requirements.lock", "venv")]
-    if dev:
-        installs += [
-            _locked(paths, runner, "tests", "Packages of the tests", "requirements-dev.lock", "services"),
-            Step(
-                "postgres",
-                "PostgreSQL, for the tests",
-                # Where nothing can be installed, the tests say what they skip.
-                done=lambda: not system.postgres_missing() or not system.can_install(),
-                work=packages.install_postgres,
-                after=("rabbitmq",),
-            ),
-        ]
-    return [
+    found = [
         Step(
             "system",
             "Python's system packages",
             done=lambda: not system.python_missing(paths),
-            work=packages.install_python,
+            work=partial(packages.install, partial(system.python_missing, paths), "system"),
         ),
         Step(
             "rabbitmq",
             "RabbitMQ",
             done=lambda: not system.rabbitmq_missing(),
-            work=packages.install_rabbitmq,
+            work=partial(packages.install, system.rabbitmq_missing, "rabbitmq-package"),
             after=("system",),
         ),
         Step(
@@ -62,7 +50,7 @@ def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
             work=partial(_make_venv, paths, runner),
             after=("system",),
         ),
-        *installs,
+        _locked(paths, runner, "services", "Packages of the services", "requirements.lock", "venv"),
         Step(
             "triton",
             "Triton Inference Server",
@@ -72,11 +60,24 @@ def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
         ),
         _model_env(paths, runner),
     ]
+    if dev:
+        found += [
+            _locked(paths, runner, "tests", "Packages of the tests", "requirements-dev.lock", "services"),
+            Step(
+                "postgres",
+                "PostgreSQL, for the tests",
+                # Without root, the step is left out, and the tests say what they skip.
+                done=lambda: not system.postgres_missing() or not system.can_install(),
+                work=packages.install_postgres,
+                after=("rabbitmq",),
+            ),
+        ]
+    return found
 
 
-def _make_venv(paths: Paths, runner: Runner, tell: Tell) -> None:
+def _make_venv(paths: Paths, runner: Runner, report: Report) -> None:
     if not environments.usable(paths.venv, "pip"):
-        tell(str(paths.venv))
+        report(str(paths.venv))
         environments.create(paths, paths.venv, runner, log=paths.log("venv"), pip=True)
     environments.connect(paths)
 
@@ -84,9 +85,8 @@ def _make_venv(paths: Paths, runner: Runner, tell: Tell) -> None:
 def _locked(paths: Paths, runner: Runner, name: str, title: str, lock_name: str, after: str) -> Step:
     lock, stamp = paths.root / lock_name, paths.venv / f".{name}.stamp"
 
-    def work(tell: Tell) -> None:
-        environments.install(paths, paths.venv, [lock], runner, paths.log(name), tell)
-        stamp.write_text(environments.lock_fingerprint(lock))
+    def work(report: Report) -> None:
+        environments.install(paths, paths.venv, lock, stamp, runner, paths.log(name), report)
 
     return Step(name, title, lambda: environments.filled(paths.venv, lock, stamp), work, (after,))
 
@@ -95,11 +95,10 @@ def _model_env(paths: Paths, runner: Runner) -> Step:
     env, log = paths.model_env, paths.log("model-env")
     lock, stamp = paths.root / "requirements-model.lock", paths.model_env / ".stamp"
 
-    def work(tell: Tell) -> None:
+    def work(report: Report) -> None:
         if not environments.usable(env, "sys"):
             environments.create(paths, env, runner, log=log, pip=False)
-        environments.install(paths, env, [lock], runner, log, tell)
-        stamp.write_text(environments.lock_fingerprint(lock))
+        environments.install(paths, env, lock, stamp, runner, log, report)
 
     def done() -> bool:
         return environments.filled(env, lock, stamp) and environments.usable(env, "sys")
@@ -108,39 +107,39 @@ def _model_env(paths: Paths, runner: Runner) -> Step:
 
 
 def run(wanted: Sequence[Step], runner: Runner, show: progress.Progress) -> None:
-    """Run the steps, several at a time; the first failure ends the others. Raises what the step raised."""
-    waiting = {step.name: step for step in wanted}
+    """Run the steps, several at a time. The first failure ends the others and is raised."""
+    by_name = {step.name: step for step in wanted}
+    order = TopologicalSorter({step.name: by_name.keys() & set(step.after) for step in wanted})
+    order.prepare()
     running: dict[Future[None], str] = {}
     with ThreadPoolExecutor(max_workers=WORKERS) as pool:
         try:
-            while waiting or running:
-                blocked = {*waiting, *running.values()}
-                for step in [s for s in waiting.values() if not blocked & set(s.after)]:
-                    running[pool.submit(_one, step, show)] = waiting.pop(step.name).name
+            while order.is_active():
+                running |= {pool.submit(_run_one, by_name[name], show): name for name in order.get_ready()}
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    del running[future]
                     future.result()
+                    order.done(running.pop(future))
         except BaseException:
             runner.end()
             raise
 
 
-def _one(step: Step, show: progress.Progress) -> None:
+def _run_one(step: Step, show: progress.Progress) -> None:
     show.started(step.name)
     ok = False
     try:
-        # Asked again: what it builds on may have been made anew meanwhile, or may have made it.
+        # Checked again, because an earlier step may have made the result, or made it out of date.
         if not step.done():
-            step.work(lambda detail: show.doing(step.name, detail))
+            step.work(partial(show.doing, step.name))
         ok = True
     finally:
         show.finished(step.name, ok=ok)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what is not done yet; the exit code."""
+    """Do the steps that are not done yet. Return the exit code."""
     parser = argparse.ArgumentParser(prog="bootstrap", description="Install what Tidegate needs.")
-    parser.add_argument("--dev", action="store_true", help="also what the tests need")
+    parser.add_argument("--dev", action="store_true", help="also install what the tests need")
     arguments = parser.parse_args(argv)
     paths, runner = from_environment(), Runner()
     try:
@@ -164,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _undone(wanted: Sequence[Step]) -> list[Step]:
-    """The steps whose result is not there, and those that build on one of them."""
+    """Return the steps whose result is missing, and the steps after them."""
     todo: dict[str, Step] = {}
     for step in wanted:
         if todo.keys() & set(step.after) or not step.done():
@@ -174,7 +173,7 @@ def _undone(wanted: Sequence[Step]) -> list[Step]:
 
 def _explain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
-        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        print("\nInterrupted. The same command continues where it stopped.", file=sys.stderr)
         return 130
     failure = error if isinstance(error, StepFailed) else _unexpected(error)
     print(f"\n{failure.what}", file=sys.stderr)

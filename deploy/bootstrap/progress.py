@@ -1,4 +1,4 @@
-"""Showing the steps: a live list on a terminal, plain lines in a pipe."""
+"""Show the steps: as a live list on a terminal, as plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-HEARTBEAT_S = 10.0
+REPORT_EVERY_S = 10.0
 FRAME_S = 0.12
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Progress(Protocol):
-    """What the runner of the steps tells."""
+    """A display of the steps, informed of each change."""
 
     def started(self, name: str) -> None: ...
     def doing(self, name: str, detail: str) -> None: ...
@@ -31,11 +31,11 @@ class _Line:
     began: float = 0.0
     took: float = 0.0
     detail: str = ""
-    told: float = 0.0
+    reported: float = 0.0
 
 
 class Plain:
-    """A line when a step starts and ends, and one now and then while it lasts."""
+    """A line when a step starts and ends, and one every 10 s in between."""
 
     def __init__(self, titles: dict[str, str]) -> None:
         self._lines = {name: _Line(title) for name, title in titles.items()}
@@ -43,13 +43,13 @@ class Plain:
 
     def started(self, name: str) -> None:
         line = self._lines[name]
-        line.began = line.told = time.monotonic()
+        line.began = line.reported = time.monotonic()
         self._print(f"  ..  {line.title}")
 
     def doing(self, name: str, detail: str) -> None:
         line, now = self._lines[name], time.monotonic()
-        if now - line.told >= HEARTBEAT_S:
-            line.told = now
+        if now - line.reported >= REPORT_EVERY_S:
+            line.reported = now
             self._print(f"  ..  {line.title}: {detail} ({now - line.began:.0f} s)")
 
     def finished(self, name: str, *, ok: bool) -> None:
@@ -57,7 +57,7 @@ class Plain:
         self._print(f"  {'ok' if ok else 'FAILED'}  {line.title} ({time.monotonic() - line.began:.1f} s)")
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing: every line is complete."""
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -65,7 +65,7 @@ class Plain:
 
 
 class Live:
-    """All steps in one list that is drawn again in place, with the time that each takes."""
+    """A list of all steps with their times, drawn again in place."""
 
     def __init__(self, titles: dict[str, str]) -> None:
         self._lines = {name: _Line(title) for name, title in titles.items()}
@@ -120,7 +120,7 @@ def _row(line: _Line, frame: int) -> str:
 
 
 def for_output(titles: dict[str, str]) -> Progress:
-    """The live list if standard output is a terminal that can show it."""
+    """Return the live list if standard output is a terminal that can show it, else the plain lines."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     live = sys.stdout.isatty() and utf8 and os.environ.get("TERM", "dumb") != "dumb"
     return Live(titles) if live else Plain(titles)

@@ -1,4 +1,4 @@
-"""A step of the bootstrap, and how it tells that it failed."""
+"""A step of the bootstrap, and the error of a step that failed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-Tell = Callable[[str], None]
-"""Says in a few words what a step is doing now."""
+Report = Callable[[str], None]
+"""Takes a few words about what a step is doing now."""
 
 
 class StepFailed(Exception):
-    """A step failed: what happened, what to do about it, and the log that has the details."""
+    """A failed step: what happened, what to do about it, and the log with the details."""
 
     def __init__(self, what: str, remedy: str, log: Path | None = None) -> None:
         super().__init__(what)
@@ -23,17 +23,20 @@ class StepFailed(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """``done`` looks whether the result is there, quickly; ``work`` makes it. ``after`` names steps."""
+    """One step. ``done`` checks quickly if its result is there; ``work`` makes it.
+
+    ``after`` names the steps that must be done first.
+    """
 
     name: str
     title: str
     done: Callable[[], bool]
-    work: Callable[[Tell], None]
+    work: Callable[[Report], None]
     after: tuple[str, ...] = ()
 
 
 def fingerprint(*parts: str | bytes) -> str:
-    """One hash over everything that a step's result depends on."""
+    """Return one hash over everything that a step's result depends on."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -42,7 +45,7 @@ def fingerprint(*parts: str | bytes) -> str:
 
 
 def stamped(stamp: Path, value: str) -> bool:
-    """True when the stamp was written for this value."""
+    """Return True if the stamp file has this value."""
     try:
         return stamp.read_text() == value
     except OSError:

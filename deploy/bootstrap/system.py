@@ -1,6 +1,4 @@
-"""What has to come from the system: RabbitMQ, Python's venv, the shared libpython that Triton loads; for the
-tests PostgreSQL.
-"""
+"""System packages: RabbitMQ, Python's venv, the libpython that Triton loads; for the tests PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,19 +7,19 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deploy.bootstrap.command import Runner, environment
 from deploy.bootstrap.paths import Paths, libpython, own_library_folder, python_version
-from deploy.bootstrap.step import StepFailed, Tell
+from deploy.bootstrap.step import Report, StepFailed
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 POSTGRES = Path("/usr/lib/postgresql")
 
-# The packages' own RabbitMQ service is neither started by the installation nor left enabled: the stack
-# runs a private node, and a second broker would hold memory and the well-known ports for nothing.
-# PostgreSQL's package would make a cluster and start it at each boot; the tests make one of their own.
+# The installation neither starts nor enables the package's own RabbitMQ service. The stack runs a private
+# node; a second broker would only take memory and the standard ports.
+# PostgreSQL's package would make a cluster and start it at each boot; the tests make their own.
 INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -54,18 +52,18 @@ MIN_GLIBC = (2, 35)
 
 
 def rabbitmq_missing() -> list[str]:
-    """The Debian package of RabbitMQ, unless it is there."""
+    """Return the Debian package of RabbitMQ, unless it is installed."""
     return [] if any(os.access(place, os.X_OK) for place in RABBITMQ) else ["rabbitmq-server"]
 
 
 def postgres_missing() -> list[str]:
-    """The Debian package of PostgreSQL, unless a server is there."""
+    """Return the Debian package of PostgreSQL, unless a server is installed."""
     there = any(POSTGRES.glob("*/bin/initdb")) or shutil.which("initdb") is not None
     return [] if there else ["postgresql"]
 
 
 def can_install() -> bool:
-    """Return True if packages of the system can be installed from here."""
+    """Return True if this user can install system packages."""
     try:
         _as_root([])
     except StepFailed:
@@ -74,13 +72,13 @@ def can_install() -> bool:
 
 
 def python_missing(paths: Paths) -> list[str]:
-    """The Debian packages that complete the Python in use; their names are good for Ubuntu too."""
+    """Return the packages of Debian or Ubuntu that complete the Python in use."""
     there = paths.venv_python.exists()
     return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
 
 
 def python_lacks() -> list[str]:
-    """The Debian packages that are to be installed before an environment can be made from this Python."""
+    """Return the Debian packages that are needed to make an environment from this Python."""
     wanted = []
     if importlib.util.find_spec("ensurepip") is None:
         wanted.append(f"python{python_version()}-venv")
@@ -90,44 +88,18 @@ def python_lacks() -> list[str]:
 
 
 class Packages:
-    """Installs packages of the system; the package lists are fetched once."""
+    """An installer of system packages. It fetches the package lists once."""
 
     def __init__(self, paths: Paths, runner: Runner) -> None:
         self._paths = paths
         self._runner = runner
         self._updated = False
 
-    def install_python(self, tell: Tell) -> None:
-        """Install what Python lacks, or say what to type."""
-        self._install(python_missing(self._paths), "system", tell)
+    def install(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
+        """Install the packages that are missing. Raise StepFailed with what to type instead."""
+        self._install(missing(), log_name, report)
         importlib.invalidate_caches()
-        self._verify(python_missing(self._paths), "system")
-
-    def install_rabbitmq(self, tell: Tell) -> None:
-        """Install RabbitMQ, or say what to type."""
-        self._install(rabbitmq_missing(), "rabbitmq-package", tell)
-        self._verify(rabbitmq_missing(), "rabbitmq-package")
-
-    def install_postgres(self, tell: Tell) -> None:
-        """Install PostgreSQL. The tests that need it are skipped without it, so a failure ends nothing."""
-        try:
-            self._install(postgres_missing(), "postgres-package", tell)
-        except StepFailed as failure:
-            tell(f"not installed, the tests skip what needs it: {failure.what}")
-
-    def _install(self, packages: list[str], log_name: str, tell: Tell) -> None:
-        prefix = _as_root([*python_missing(self._paths), *rabbitmq_missing()])
-        script = INSTALL if self._updated else INSTALL.replace("#UPDATE", UPDATE)
-        self._runner.run(
-            [*prefix, "sh", "-c", script, "install", *packages],
-            self._paths.log(log_name),
-            what=f"Installing {', '.join(packages)}",
-            on_line=lambda line: tell(line) if line.startswith(("Get:", "Unpacking", "Setting up")) else None,
-        )
-        self._updated = True
-
-    def _verify(self, still: list[str], log_name: str) -> None:
-        if still:
+        if still := missing():
             raise StepFailed(
                 f"Still missing after the installation: {', '.join(still)}.",
                 f"The interpreter in use is {self._paths.python}. The system's own Python 3.11 or 3.12 "
@@ -135,9 +107,32 @@ class Packages:
                 self._paths.log(log_name),
             )
 
+    def install_postgres(self, report: Report) -> None:
+        """Install PostgreSQL. A failure is only reported: without it, some tests are skipped."""
+        try:
+            self._install(postgres_missing(), "postgres-package", report)
+        except StepFailed as failure:
+            report(f"not installed, its tests are skipped: {failure.what}")
+
+    def _install(self, packages: list[str], log_name: str, report: Report) -> None:
+        as_root = _as_root([*python_missing(self._paths), *rabbitmq_missing()])
+        script = INSTALL if self._updated else INSTALL.replace("#UPDATE", UPDATE)
+
+        def on_line(line: str) -> None:
+            if line.startswith(("Get:", "Unpacking", "Setting up")):
+                report(line)
+
+        self._runner.run(
+            [*as_root, "sh", "-c", script, "install", *packages],
+            self._paths.log(log_name),
+            what=f"Installing {', '.join(packages)}",
+            on_line=on_line,
+        )
+        self._updated = True
+
 
 def _as_root(packages: Sequence[str]) -> list[str]:
-    """The prefix that makes a command run as root; raises StepFailed with what to type when there is none."""
+    """Return a prefix that runs a command as root. Raise StepFailed, with what to type, if there is none."""
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise StepFailed(

@@ -1,4 +1,4 @@
-"""The real ``tritonserver``, from the wheel that carries it, laid out so that it finds its Python backend."""
+"""NVIDIA's ``tritonserver``, from a wheel, laid out so that it finds its Python backend."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pathlib import Path
 from deploy.bootstrap.command import Runner, environment
 from deploy.bootstrap.environments import PIP_FLAGS
 from deploy.bootstrap.paths import Paths, libpython, own_library_folder, python_version
-from deploy.bootstrap.step import StepFailed, Tell, fingerprint, stamped
+from deploy.bootstrap.step import Report, StepFailed, fingerprint, stamped
 
 BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
 STUB = "triton_python_backend_stub"
 
 
 def installed(paths: Paths) -> bool:
-    """True when the locked Triton is there, with a backend for the Python in use."""
+    """Return True if the locked Triton is there, with a backend for the Python in use."""
     backend = paths.triton / "backends" / "python"
     files = [backend / name for name in (*BACKEND_FILES, STUB)] + [server(paths.triton)]
     return stamped(paths.triton / ".stamp", _fingerprint(paths)) and all(f.exists() for f in files)
 
 
-def install(paths: Paths, runner: Runner, tell: Tell) -> None:
-    """Unpack the wheel beside, complete it, check it, and only then put it into its place."""
+def install(paths: Paths, runner: Runner, report: Report) -> None:
+    """Unpack the wheel beside its final folder, complete it, check it, then move it there."""
     log = paths.log("triton")
     fresh = paths.runtime / "triton.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    tell("downloading, 55 MB")
+    report("downloading, 55 MB")
     lock = paths.root / "requirements-triton.lock"
     pip = [str(paths.venv_python), "-m", "pip", "install", *PIP_FLAGS]
     runner.run([*pip, "--target", str(fresh), "-r", str(lock)], log, what="Installing Triton")
-    tell("laying out the Python backend")
+    report("laying out the Python backend")
     _lay_out(fresh)
-    tell("checking its libraries")
+    report("checking its libraries")
     _check_libraries(fresh, log)
     (fresh / ".stamp").write_text(_fingerprint(paths))
     shutil.rmtree(paths.triton, ignore_errors=True)
@@ -42,12 +42,12 @@ def install(paths: Paths, runner: Runner, tell: Tell) -> None:
 
 
 def server(triton: Path) -> Path:
-    """The binary in an unpacked wheel."""
+    """Return the binary in an unpacked wheel."""
     return triton / "pytriton" / "tritonserver" / "bin" / "tritonserver"
 
 
 def _lay_out(triton: Path) -> None:
-    """The wheel keeps one stub per Python version aside; Triton looks for the one beside the backend."""
+    """Put the stub for this Python beside the backend, where Triton looks for it."""
     wheel = triton / "pytriton" / "tritonserver"
     backend = triton / "backends" / "python"
     backend.mkdir(parents=True)
@@ -64,7 +64,7 @@ def _lay_out(triton: Path) -> None:
 
 
 def _check_libraries(triton: Path, log: Path) -> None:
-    """Ask the loader before a model fails on it later: a missing library names itself here."""
+    """Raise StepFailed if the loader misses a library: later, only a failing model would show it."""
     own = own_library_folder()
     folders = [str(triton / "nvidia_pytriton.libs"), *([str(own)] if own else [])]
     env = environment() | {"LD_LIBRARY_PATH": ":".join(folders)}
@@ -75,7 +75,9 @@ def _check_libraries(triton: Path, log: Path) -> None:
             output.write(f"$ ldd {binary}\n{found.stdout}{found.stderr}")
         absent |= {line.split()[0] for line in found.stdout.splitlines() if "not found" in line}
     if absent:
-        raise StepFailed(f"Triton does not find: {', '.join(sorted(absent))}.", _remedy(absent), log)
+        raise StepFailed(
+            f"Triton needs libraries that are missing: {', '.join(sorted(absent))}.", _remedy(absent), log
+        )
 
 
 def _remedy(absent: set[str]) -> str:
@@ -84,7 +86,7 @@ def _remedy(absent: set[str]) -> str:
             f"Install Python's shared library (Debian: sudo apt-get install libpython{python_version()}), "
             "or use an interpreter that has it: TIDEGATE_PYTHON=/usr/bin/python3 make up"
         )
-    return "Install the packages of your system that carry these libraries, then run the same command again."
+    return "Install your system's packages that contain these libraries, then run the same command again."
 
 
 def _fingerprint(paths: Paths) -> str:
