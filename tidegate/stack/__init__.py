@@ -1,6 +1,6 @@
 """The embedded stack: RabbitMQ, Valkey and the services as processes under one supervisor.
 
-``up`` and ``down`` are what the command line calls; ``state`` is what ``tidegate status`` shows.
+The command line calls ``up`` and ``down``; ``tidegate status`` shows ``state``.
 """
 
 from tidegate.stack.errors import ChildFailed, MissingPart, PortBusy, StackError

@@ -7,7 +7,7 @@ from tidegate.stack import supervisor
 
 
 def main() -> int:
-    """Keep the stack until told to stop."""
+    """Run the stack until SIGTERM or SIGINT."""
     quick_start.loaded()
     return supervisor.main()
 

@@ -1,4 +1,4 @@
-"""The accounts of the services at RabbitMQ and the Valkeys, as those servers read them when they start."""
+"""Write the files from which RabbitMQ and the Valkeys read the services' accounts when they start."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tidegate.kernel import credentials
 from tidegate.kernel.broker.permissions import BROKER, JOB_STORE, LIVE_STORE
 
 VHOST = "/"
-# Users of earlier releases, with passwords that everybody knows: RabbitMQ's default one, and that of the
-# stack in containers. A node that has them locks them.
+# Users with well-known passwords: RabbitMQ's default one, and that of earlier releases in containers. A node
+# that has these users locks them.
 LOCKED = ("guest", "tidegate")
 
 
@@ -52,7 +52,7 @@ def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
 
 
 def valkey_users(passwords: Mapping[str, str], rules: Mapping[str, str]) -> str:
-    """Return Valkey's ACL file: a user for each service, with its rules; nobody else logs in.
+    """Return Valkey's ACL file: a user for each service, with its rules, and no other user.
 
     ``passwords`` and ``rules`` are by the service's name (``tidegate.kernel.broker.permissions``).
     """
@@ -66,18 +66,18 @@ def valkey_users(passwords: Mapping[str, str], rules: Mapping[str, str]) -> str:
 def _rabbitmq_hash(password: str) -> str:
     """Return a password as RabbitMQ stores it: base64 of a 4-byte salt and sha256(salt + password).
 
-    The salt follows from the password, so that the text stays the same; these passwords are random, so that
-    no table of hashes has them.
+    The salt is derived from the password, so the same password always gives the same text. The passwords are
+    random, so no table of hashes contains them.
     """
     salt = hashlib.sha256(f"salt {password}".encode()).digest()[:4]
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def write(secrets: Path, servers: Path) -> None:
-    """Make what passwords are missing in ``secrets``, and write what each server reads below ``servers``.
+    """Make the passwords that are missing in ``secrets``, and write each server's files below ``servers``.
 
-    The servers' files hold hashes and no passwords. They may be read by any user: a server in a container
-    has a user of its own, and nothing but its own folder.
+    The servers' files contain hashes, not passwords, so every user may read them. A server in a container has
+    a user of its own, and sees only its own folder.
     """
     credentials.ensure(secrets)
     broker, live, jobs = (credentials.read_all(secrets, server) for server in credentials.SERVERS)
@@ -95,7 +95,7 @@ def write(secrets: Path, servers: Path) -> None:
 
 
 def main() -> None:
-    """``python -m tidegate.stack.accounts SECRETS SERVERS``: as :func:`write`, for servers in containers."""
+    """``python -m tidegate.stack.accounts SECRETS SERVERS``: run :func:`write` for servers in containers."""
     os.umask(0o022)
     write(Path(sys.argv[1]), Path(sys.argv[2]))
 

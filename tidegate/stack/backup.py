@@ -1,7 +1,7 @@
 """Back up a stack while it runs: its database, artifacts, jobs, secrets and settings.
 
-Nothing is stopped and nothing is asked of the servers. The order makes the copy consistent: the database
-before the artifacts that it names, large payloads before and after the jobs that refer to them.
+No server is stopped or queried. The order makes the copy consistent: the database before the artifacts that
+it names, large payloads before and after the jobs that refer to them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ OnStep = Callable[[str, str], None]
 
 DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
 STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
-# Below `data`: copied in another way, or worth nothing elsewhere.
+# Below `data`: copied in another way, or useless on another machine.
 _NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs")
 _TRIES = 3
 
 
 def is_state(name: str) -> bool:
-    """Return whether a backup keeps this of the state folder: single files, secrets and data.
+    """Return True for the parts of the state folder that a backup keeps: single files, secrets and data.
 
-    Programs and what a running stack notes are made anew, and a backup must not bring any.
+    Programs and run-time records are made again; a backup must not contain any.
     """
     first, *rest = name.split("/")
     return not rest or first == "secrets" or (first == "data" and rest[0] not in _NOT_AS_FILES)
@@ -45,7 +45,7 @@ def ignore(_: str, __: str) -> None:
 
 
 def local_folder(url: str) -> Path | None:
-    """Return the folder of a store's URL; None: the store is elsewhere."""
+    """Return the folder of a store's URL. Return None if the store is not a folder."""
     parts = urlsplit(url)
     if parts.scheme not in ("", "file"):
         return None
@@ -55,12 +55,12 @@ def local_folder(url: str) -> Path | None:
 def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifest:
     """Write a backup of the stack of these settings to ``place``. Raise BackupError.
 
-    Whatever happens meanwhile, what was answered before the call is in it.
+    It contains everything that was acknowledged before the call.
     """
     state = settings.state_path
     if not (state / "data").is_dir():
         raise BackupError(
-            f"There is no stack's data in {state}: go to the folder of `make up`, or set TIDEGATE_STATE_DIR."
+            f"{state} has no data of a stack: go to the folder of `make up`, or set TIDEGATE_STATE_DIR."
         )
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in reversed(range(_TRIES)):
@@ -73,7 +73,7 @@ def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifes
 
 
 class _MissedArtifact(Exception):
-    """A version of the copied database has been deleted since, and its artifact with it."""
+    """A version in the copied database was deleted meanwhile, together with its artifact."""
 
 
 def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
@@ -102,7 +102,7 @@ def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
 
 
 def _database(settings: Settings, aside: Path, writer: Writer) -> set[str]:
-    """Add the registry's database; the digests of the artifacts that it needs, as far as they are known."""
+    """Add the registry's database. Return the digests of the artifacts it needs, as far as they are known."""
     manifest = writer.manifest
     copy = aside / DATABASE[manifest.database]
     if manifest.database == databases.POSTGRESQL:
@@ -148,8 +148,8 @@ def _blobs(settings: Settings, writer: Writer) -> None:
 def _jobs(settings: Settings, writer: Writer) -> None:
     """Add the log of the jobs' Valkey up to its end.
 
-    The files are opened first: a file that the server replaces and deletes meanwhile stays readable, and the
-    log may end anywhere, because the server ignores a last command that is cut off.
+    The files are opened first, so one that the server replaces meanwhile stays readable. The log may end
+    anywhere, because the server ignores an incomplete last command.
     """
     if not is_embedded(settings.jobs_url, settings.jobs_port):
         writer.manifest.left_out[JOBS] = "their Valkey is elsewhere (TIDEGATE_JOBS_URL)"
@@ -171,7 +171,7 @@ def _jobs(settings: Settings, writer: Writer) -> None:
 def _opened(folder: Path, stack: ExitStack) -> dict[str, IO[bytes]]:
     manifests = sorted(folder.glob("*.manifest"))
     if not manifests:
-        return {}  # no job was ever kept
+        return {}  # there was never a job
     manifest = stack.enter_context(manifests[0].open("rb"))
     names = [
         line.split()[1].decode() for line in manifest if line.startswith(b"file ") and b" type h" not in line
@@ -182,7 +182,7 @@ def _opened(folder: Path, stack: ExitStack) -> dict[str, IO[bytes]]:
 
 
 def _state(settings: Settings, aside: Path, writer: Writer) -> None:
-    """Add what else the state folder holds: secrets, settings, dead letters, the autoscaler's past."""
+    """Add the rest of the state folder: secrets, settings, dead letters, the autoscaler's history."""
     state = settings.state_path
     registry = databases.sqlite_path(settings.database_url) if writer.manifest.schema else None
     for path in _kept(state):
@@ -206,7 +206,7 @@ def _kept(state: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the plain files below a folder, in order; what vanishes meanwhile is left out."""
+    """Yield the plain files below a folder, in order. Files that are deleted meanwhile are left out."""
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.is_file() and not path.is_symlink():
             yield path

@@ -1,4 +1,4 @@
-"""The file of a backup: a tar of plain files, and behind them a manifest with the checksum of each."""
+"""The format of a backup: a tar of plain files, then a manifest with the checksum of each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PIECE = 2**20
 
 
 class BackupError(StackError):
-    """A backup could not be made or restored; ``str()`` is complete text for a person."""
+    """A backup that could not be made or restored. ``str()`` is a complete message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Stored:
 
 @dataclass(slots=True)
 class Manifest:
-    """What a backup holds, and of which program. ``left_out``: what it does not hold, and why."""
+    """The contents of a backup and the versions that made it. ``left_out``: missing parts and the reasons."""
 
     format: int = FORMAT
     tidegate: str = ""
@@ -74,14 +74,14 @@ class Manifest:
 
 
 class Writer:
-    """Add files to a backup, and list them in ``manifest``."""
+    """A writer that adds files to a backup and lists them in ``manifest``."""
 
     def __init__(self, tar: tarfile.TarFile, manifest: Manifest) -> None:
         self._tar = tar
         self.manifest = manifest
 
     def add(self, name: str, path: Path) -> bool:
-        """Add a file as it is now, without what is appended meanwhile; False: it has gone."""
+        """Add a file up to its present size. Return False if it no longer exists."""
         try:
             file = path.open("rb")
         except FileNotFoundError:
@@ -91,12 +91,12 @@ class Writer:
         return True
 
     def add_open(self, name: str, file: IO[bytes]) -> None:
-        """Add an open file, up to the size that it has now."""
+        """Add an open file up to its present size."""
         info = tarfile.TarInfo(name)
         info.size, info.mode, info.mtime = os.fstat(file.fileno()).st_size, 0o600, int(time.time())
         hashing = _Hashing(file)
         try:
-            self._tar.addfile(info, hashing)  # type: ignore[arg-type]  # it needs `read` alone
+            self._tar.addfile(info, hashing)  # type: ignore[arg-type]  # only `read` is used
         except OSError as error:
             if "unexpected end of data" in str(error):
                 raise BackupError(
@@ -119,11 +119,11 @@ class _Hashing:
 
 @contextmanager
 def written(place: Path, manifest: Manifest) -> Iterator[Writer]:
-    """Write a backup during the block. The file appears whole at the end, readable by its owner only.
+    """Write a backup during the block. The complete file appears at the end; only its owner can read it.
 
     A name that ends with ``.gz`` or ``.tgz`` is compressed.
     """
-    # A name that nobody can guess: in a folder that others write too, it might be theirs already.
+    # A random name: in a folder that others can write, a known name could already be their link.
     descriptor, made = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
     part = Path(made)
     try:
@@ -153,13 +153,13 @@ def _packing(raw: IO[bytes], place: Path) -> Iterator[IO[bytes]]:
 def verified(place: Path) -> Manifest:
     """Read a backup to its end and return its manifest.
 
-    Raise BackupError unless every file is there with its checksum, and nothing else.
+    Raise BackupError if a file is missing, differs from its checksum, or is not in the manifest.
     """
     found: dict[str, Stored] = {}
     manifest: Manifest | None = None
     for name, file, size in _members(place):
         if manifest is not None:
-            raise BackupError(f"{place} is damaged: {name!r} is behind the manifest.")
+            raise BackupError(f"{place} is damaged: {name!r} comes after the manifest.")
         if name == MANIFEST:
             if size > _LONGEST_MANIFEST:
                 raise BackupError(f"{place} is damaged: its manifest has {size} bytes.")
@@ -171,7 +171,7 @@ def verified(place: Path) -> Manifest:
             digest.update(piece)
         found[name] = Stored(digest.hexdigest(), size)
     if manifest is None:
-        raise BackupError(f"{place} is no backup of Tidegate, or it ends too early: it has no manifest.")
+        raise BackupError(f"{place} is not a backup of Tidegate, or it is incomplete: it has no manifest.")
     wrong = [
         name
         for name in sorted(found.keys() | manifest.files.keys())
@@ -187,7 +187,7 @@ def verified(place: Path) -> Manifest:
 
 
 def extract(place: Path, target_of: Callable[[str], Path], manifest: Manifest) -> None:
-    """Write each file of a verified backup to its place; the checksums are compared again."""
+    """Write each file of a verified backup to its path. Compare the checksums again."""
     for name, file, _ in _members(place):
         if name == MANIFEST:
             continue
@@ -200,22 +200,22 @@ def extract(place: Path, target_of: Callable[[str], Path], manifest: Manifest) -
                 digest.update(piece)
                 out.write(piece)
         if name not in manifest.files or digest.hexdigest() != manifest.files[name].sha256:
-            raise BackupError(f"{place} has changed while it was read: {name}.")
+            raise BackupError(f"{place} changed while it was read: {name}.")
 
 
 def _members(place: Path) -> Iterator[tuple[str, IO[bytes], int]]:
-    """Yield name, content and size of each file. Raise BackupError for what cannot be read."""
+    """Yield name, content and size of each file. Raise BackupError if one cannot be read."""
     try:
         with tarfile.open(place, mode="r|*") as tar:
             for member in tar:
-                # A sparse file claims any size for a few bytes, and the writer makes none.
+                # A sparse file of a few bytes can claim any size. The writer makes none.
                 plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
                 file = tar.extractfile(member) if plain else None
                 if file is None:
                     raise BackupError(
-                        f"{place} is no backup of Tidegate: {member.name!r} is not a plain file."
+                        f"{place} is not a backup of Tidegate: {member.name!r} is not a plain file."
                     )
-                yield member.name, _Readable(place, file), member.size  # type: ignore[misc]  # `read` alone is used
+                yield member.name, _Readable(place, file), member.size  # type: ignore[misc]  # only `read` is used
     except FileNotFoundError:
         raise BackupError(f"There is no file {place}.") from None
     except _UNREADABLE as error:
@@ -226,7 +226,7 @@ _UNREADABLE = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
 class _Readable:
-    """A file of a tar whose reads fail with BackupError."""
+    """A file in a tar. A failed read raises BackupError."""
 
     def __init__(self, place: Path, file: IO[bytes]) -> None:
         self._place = place
@@ -240,7 +240,7 @@ class _Readable:
 
 
 def _unreadable(place: Path, error: Exception) -> BackupError:
-    return BackupError(f"{place} cannot be read as a backup, or it ends too early: {error}.")
+    return BackupError(f"{place} cannot be read as a backup, or it is incomplete: {error}.")
 
 
 def _check_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""A process of the stack as a plain value: what to run, how to see that it is ready, when to stop it."""
+"""A process of the stack as a plain value: its command, its readiness probe, its place in the stop order."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 MARK = "TIDEGATE_STACK"
-"""Environment variable that every process of a stack inherits; its value is the absolute state folder."""
+"""An environment variable that every process of a stack inherits: the absolute state folder."""
 
 REPLICA = "TIDEGATE_REPLICA"
-"""Environment variable of a worker and of its model server: the replica's name."""
+"""An environment variable of a worker and its model server: the replica's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port that a child listens on, and the setting that moves it."""
+    """A port that a child listens on, and the setting that changes it."""
 
     number: int
     setting: str
@@ -25,9 +25,9 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How to see that a child is ready: in its own protocol; ``http`` and ``https`` ask /health/ready.
+    """A readiness probe in the child's own protocol; ``http`` and ``https`` request /health/ready.
 
-    ``login``: a user, and the file of its password, for a server that answers nobody else.
+    ``login``: a user and the file with its password, for a server that requires one.
     """
 
     kind: Literal["tcp", "amqp", "valkey", "http", "https"]
@@ -40,9 +40,9 @@ class Probe:
 class Child:
     """One process of the stack.
 
-    ``probe`` None means a step: it runs once and must exit with 0. ``after`` names children that must be
-    ready first. Children stop in the order of ``stop_order``; ``after_stop`` is a command that runs once
-    the child is gone. Before each start ``files`` are written, and ``links`` (place to target) are made.
+    Without a ``probe`` it is a step: it runs once and must exit with 0. ``after`` names the children that
+    must be ready first. Children stop in ascending ``stop_order``. ``after_stop`` is a command that runs
+    after the child has ended. Before each start, ``files`` are written and ``links`` (link to target) made.
     """
 
     name: str

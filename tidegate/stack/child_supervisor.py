@@ -1,4 +1,4 @@
-"""Keeping one child alive: start it, see it ready, start it again when it dies."""
+"""Supervise one child: start it, wait until it is ready, restart it when it dies."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tidegate.stack.errors import ChildFailed
 POLL_S = 0.15
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STEADY_S = 60.0
-"""A child that lived this long has recovered: its next death starts the backoff anew."""
+"""A child that ran this long has recovered: after its next death the backoff begins again."""
 
 
 def backoff_s(deaths: int) -> float:
-    """Seconds to wait after the ``deaths``-th death in a row, counted from 1."""
+    """Return the seconds to wait after the ``deaths``-th death in a row, counted from 1."""
     return BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
 
 
 @dataclass(slots=True)
 class ChildSupervisor:
-    """The life of one child. ``report`` takes the fields of its record that changed."""
+    """A supervisor of one child. It passes the changed fields of the child's record to ``report``."""
 
     child: Child
     log: Path
@@ -38,28 +38,28 @@ class ChildSupervisor:
     _deaths: int = field(default=0)
 
     async def run(self) -> None:
-        """Keep the child until cancelled. Raises ChildFailed if it dies before it was ever ready."""
+        """Keep the child running until cancelled. Raise ChildFailed if it ends before it was ever ready."""
         for name in self.child.after:
-            self._say("waiting", detail=f"for {name}")
+            self._report("waiting", detail=f"for {name}")
             await self.ready[name].wait()
         while True:
             offset, began = launch.size(self.log), time.monotonic()
-            code = await self._live_once(offset)
+            code = await self._run_once(offset)
             if self.child.probe is None and code == 0:
-                self._say("done", process=None)
+                self._report("done", process=None)
                 self.ready[self.child.name].set()
                 return
             if not self.ready[self.child.name].is_set():
-                raise ChildFailed(self._obituary(f"exited with {code} while starting", offset))
+                raise ChildFailed(self._failure(f"exited with {code} while starting", offset))
             await self._pause(code, time.monotonic() - began)
 
-    async def _live_once(self, offset: int) -> int:
-        """From the start of a process to its end; its exit code."""
+    async def _run_once(self, offset: int) -> int:
+        """Start the process and wait for its end. Return the exit code."""
         self.process = launch.spawn(self.child, self.log)
-        self._say("starting", process=processes.find(self.process.pid))
+        self._report("starting", process=processes.find(self.process.pid))
         if self.child.probe is not None:
             await self._wait_ready(self.process, offset)
-        # Popen.wait in a thread would hold the interpreter at exit; polling is cheap and exact enough.
+        # Popen.wait in a thread would block the interpreter's exit. Polling is cheap and exact enough.
         while (code := self.process.poll()) is None:
             await asyncio.sleep(POLL_S)
         return code
@@ -70,38 +70,38 @@ class ChildSupervisor:
         while process.poll() is None:
             missing = await asyncio.to_thread(probes.problem, self.child.probe)
             if missing is None:
-                self._say("ready")
+                self._report("ready")
                 self.ready[self.child.name].set()
                 return
             if missing != shown:
-                self._say("starting", detail=missing)
+                self._report("starting", detail=missing)
                 shown = missing
             if time.monotonic() > end and not self.ready[self.child.name].is_set():
                 text = f"was not ready after {self.child.start_limit_s:.0f} s ({missing})"
-                raise ChildFailed(self._obituary(text, offset))
+                raise ChildFailed(self._failure(text, offset))
             await asyncio.sleep(POLL_S)
 
     async def _pause(self, code: int, lived_s: float) -> None:
         self._deaths = 1 if lived_s > STEADY_S else self._deaths + 1
         self.restarts += 1
         delay = backoff_s(self._deaths)
-        self._say("restarting", process=None, detail=f"exited with {code}; again in {delay:g} s")
-        self._kill_rest()
+        self._report("restarting", process=None, detail=f"exited with {code}; again in {delay:g} s")
+        self._kill_group()
         await asyncio.sleep(delay)
 
-    def _kill_rest(self) -> None:
-        # What a dead child left in its group (helpers of the Erlang VM) would keep its ports.
+    def _kill_group(self) -> None:
+        # Processes left in the group (helpers of the Erlang VM) would keep its ports.
         if self.process:
             processes.kill_group(self.process.pid)
 
     def reap(self) -> None:
-        """Take the exit code of a child that was stopped, so that no zombie stays behind."""
+        """Collect the exit code of a stopped child, so that it does not remain a zombie."""
         if self.process:
             self.process.poll()
 
-    def _say(self, state: str, **fields: Any) -> None:
+    def _report(self, state: str, **fields: Any) -> None:
         self.report(state=state, since=time.time(), restarts=self.restarts, **({"detail": ""} | fields))
 
-    def _obituary(self, what: str, offset: int) -> str:
+    def _failure(self, what: str, offset: int) -> str:
         tail = launch.tail(self.log, start=offset) or "(it wrote nothing)"
         return f"{self.child.name} {what}. Its log, {self.log}, ends with:\n{tail}"

@@ -1,4 +1,4 @@
-"""Copies of the registry's database: SQLite by its backup API, PostgreSQL by its own programs."""
+"""Copy the registry's database: SQLite by its backup API, PostgreSQL by its own programs."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def kind_of(url: str) -> str:
 
 
 def sqlite_path(url: str) -> Path:
-    """Return the file of an SQLite URL: ``sqlite+aiosqlite:///relative`` or with four slashes, absolute."""
+    """Return the file of an SQLite URL. Three slashes precede a relative path, four an absolute one."""
     return Path(unquote(url.partition("://")[2].partition("?")[0].removeprefix("/"))).absolute()
 
 
 def copy_sqlite(source: Path, target: Path) -> None:
-    """Copy a database that may be written at the same time, as of one moment. Raise BackupError."""
+    """Copy a database as of one moment, even while it is written. Raise BackupError."""
     try:
         with closing(sqlite3.connect(source, timeout=30)) as live, closing(sqlite3.connect(target)) as copy:
             live.backup(copy)
-            # One file, which needs nothing beside it.
+            # Without a write-ahead log, the copy is a single file.
             copy.execute("PRAGMA journal_mode=DELETE")
             (state,) = copy.execute("PRAGMA quick_check").fetchone()
     except sqlite3.Error as error:
@@ -42,7 +42,7 @@ def copy_sqlite(source: Path, target: Path) -> None:
 
 
 def counts(path: Path) -> dict[str, int]:
-    """Return the number of rows of the tables that matter, in a copy of the registry's database."""
+    """Return the number of rows of the main tables in a copy of the registry's database."""
     with closing(sqlite3.connect(path)) as copy:
         there = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         wanted = [
@@ -52,7 +52,7 @@ def counts(path: Path) -> dict[str, int]:
 
 
 def schema(path: Path) -> str | None:
-    """Return the revision of the tables in a copy of the registry's database."""
+    """Return the schema revision of a copy of the registry's database; None: it has no tables."""
     with closing(sqlite3.connect(path)) as copy:
         try:
             row = copy.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -62,7 +62,7 @@ def schema(path: Path) -> str | None:
 
 
 def artifacts(path: Path) -> set[str]:
-    """Return the digests that a copy of the registry's database needs."""
+    """Return the digests of the artifacts that a copy of the registry's database names."""
     with closing(sqlite3.connect(path)) as copy:
         return {sha256 for (sha256,) in copy.execute("SELECT DISTINCT artifact_sha256 FROM versions")}
 
@@ -74,28 +74,28 @@ def dump_postgresql(url: str, target: Path) -> None:
 
 
 def load_postgresql(url: str, source: Path, *, replace: bool) -> None:
-    """Read a dump into the database, all of it or nothing; ``replace``: instead of what is there."""
+    """Load a dump into the database, in one transaction. ``replace``: drop existing tables first."""
     place, environment = _connection(url)
     options = ["--no-owner", "--single-transaction", "--exit-on-error", f"--dbname={place}"]
     _run("pg_restore", [*options, *(["--clean", "--if-exists"] if replace else []), str(source)], environment)
 
 
 def postgresql_is_empty(url: str) -> bool:
-    """Return whether the database has no tables of the registry."""
+    """Return True if the database has no tables of the registry."""
     place, environment = _connection(url)
     query = "SELECT count(*) FROM pg_tables WHERE tablename = 'alembic_version'"
-    told = _run(
+    count = _run(
         "psql", ["--no-psqlrc", "--tuples-only", "--no-align", f"--command={query}", place], environment
     )
-    return told.strip() == "0"
+    return count.strip() == "0"
 
 
 def _connection(url: str) -> tuple[str, dict[str, str]]:
-    """Return the URL as PostgreSQL's programs read it, and an environment with its password."""
+    """Return the URL for PostgreSQL's programs, and an environment with its password."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}@" if parts.username else ""
-    # The registry's driver and PostgreSQL's own programs have two names for one option.
+    # The registry's driver and PostgreSQL's programs have different names for this option.
     options = [("sslmode" if name == "ssl" else name, value) for name, value in parse_qsl(parts.query)]
     place = urlunsplit(("postgresql", f"{user}{host}", parts.path, urlencode(options, safe="/"), ""))
     password = {"PGPASSWORD": unquote(parts.password)} if parts.password else {}
@@ -106,7 +106,7 @@ def _run(program: str, arguments: list[str], environment: Mapping[str, str]) -> 
     found = shutil.which(program)
     if found is None:
         raise BackupError(
-            f"The registry's database is PostgreSQL, and {program} is not installed: install the package "
+            f"The registry uses PostgreSQL, and {program} is not installed: install the package "
             "postgresql-client (at least of the server's version)."
         )
     done = subprocess.run(

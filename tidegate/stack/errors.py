@@ -1,19 +1,19 @@
-"""What can go wrong with the embedded stack; every message names the remedy."""
+"""Errors of the embedded stack. Every message says what to do."""
 
 from __future__ import annotations
 
 
 class StackError(Exception):
-    """The stack could not be started or stopped; ``str()`` is complete text for a person."""
+    """The stack could not be started or stopped. ``str()`` is a complete message."""
 
 
 class PortBusy(StackError):
-    """A port of the stack is taken by a process that is not part of it."""
+    """Another process uses a port of the stack."""
 
 
 class ChildFailed(StackError):
-    """A process of the stack died, or was not ready in time, while the stack was starting."""
+    """A process of the stack ended, or was not ready in time, during the start."""
 
 
 class MissingPart(StackError):
-    """A program that the stack runs is not installed."""
+    """A program that the stack needs is not installed."""

@@ -1,4 +1,4 @@
-"""Starting one child: its folders, its files, its log, and the process."""
+"""Start one child: make its folders and files, open its log, start the process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ TAIL_LINES = 15
 
 
 def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
-    """Start the child in a session of its own, which a Ctrl-C in the terminal does not reach."""
+    """Start the child in its own session, where a Ctrl-C in the terminal does not reach it."""
     for folder in (*child.folders, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for path, text in child.files.items():
         path.write_text(text)
     for place, target in child.links.items():
         if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)  # a copy that was made of what the link led to
+            shutil.rmtree(place)  # somebody copied the folder that the link led to
         place.unlink(missing_ok=True)
         place.symlink_to(target)
     with log.open("ab") as output:
@@ -34,7 +34,7 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
 
 
 def tail(log: Path, *, start: int = 0, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log, of what was written after byte ``start``."""
+    """Return the last lines of a log, of the part after byte ``start``."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
@@ -46,7 +46,7 @@ def tail(log: Path, *, start: int = 0, lines: int = TAIL_LINES) -> str:
 
 
 def size(log: Path) -> int:
-    """Bytes in the log now; 0 when there is none."""
+    """Return the size of a log in bytes; 0 if there is none."""
     try:
         return log.stat().st_size
     except OSError:

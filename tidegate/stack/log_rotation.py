@@ -1,4 +1,4 @@
-"""Keeping the logs of the stack from growing without end."""
+"""Keep the logs of the stack from growing without limit."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 LIMIT_BYTES = 50_000_000
 EVERY_S = 30.0
-ROTATED_BY_ITSELF = "access.log"
+ROTATED_BY_ITS_WRITER = "access.log"
 
 
 async def keep_short(state: Path) -> None:
-    """Look at every log now and then, for ever."""
+    """Check every log regularly, until cancelled."""
     while True:
         await asyncio.sleep(EVERY_S)
         await asyncio.to_thread(shorten, state / "log", LIMIT_BYTES)
 
 
 def shorten(folder: Path, limit_bytes: int) -> None:
-    """Move what a log over the limit holds to ``<name>.log.1``; its writer appends and goes on."""
+    """Move the content of each log over the limit to ``<name>.log.1``. Its writer goes on appending."""
     for log in folder.glob("*.log"):
-        if log.name == ROTATED_BY_ITSELF:
+        if log.name == ROTATED_BY_ITS_WRITER:
             continue
         with contextlib.suppress(OSError):
             if log.stat().st_size > limit_bytes:

@@ -1,4 +1,4 @@
-"""Which processes the stack of these settings consists of. A pure function: nothing is started or written."""
+"""Compute the processes of a stack from its settings. Pure: nothing is started or written."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tidegate.stack.child import MARK, Child, Port, Probe
 SERVICES = ("registry", "router", "autoscaler", "gateway")
 """In the order in which ``status`` shows them."""
 
-# The autoscaler first, so that nothing starts a replica while replicas stop; then the door of the
-# clients; the ones that others need go last.
+# The autoscaler stops first, so that no replica is started while replicas stop. Then the gateway, then the
+# services that others need.
 STOP_ORDER = {"autoscaler": 10, "gateway": 20, "router": 30, "registry": 40}
 SWEEP_LIMIT_S = 60.0
-# The gateway gives its callers 30 s to get their answers.
+# On SIGTERM the gateway waits up to 30 s for the responses of its callers.
 GRACE_S = {"gateway": 40.0}
 
 
 def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
-    """Every process of the stack, in starting order. A server that a URL places elsewhere is left out."""
+    """Return the processes of the stack in starting order, without servers whose URL is elsewhere."""
     state = settings.state_path
     env = _environment(settings, environ)
     servers: list[Child] = []
@@ -88,8 +88,8 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         probe=Probe("https" if name == "gateway" and settings.tls_cert else "http", port, probe_host),
         stop_order=STOP_ORDER[name],
         ports=ports,
-        # The registry starts while RabbitMQ does and waits for it itself; the others would only ask a
-        # registry in vain that does not listen yet.
+        # The registry starts at the same time as RabbitMQ and waits for it. The other services need a
+        # registry that listens.
         after=("migrate",) if name == "registry" else (*needed, "registry"),
         after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
         grace_s=GRACE_S.get(name, 15.0),
@@ -101,25 +101,25 @@ def _login(settings: Settings, server: str) -> tuple[str, Path]:
 
 
 def _module(name: str) -> tuple[str, ...]:
-    # -P: the folder that the user happens to stand in is not on the import path.
+    # -P: do not import from the current folder.
     return (sys.executable, "-P", "-m", name)
 
 
 def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """What every child inherits: the settings as they were resolved here, and the mark of the stack."""
+    """Return the environment of every child: the settings as resolved here, and the mark of the stack."""
     mine = {"service_token", "api_key", "runtime_dir", "state_dir"}
     values = settings.model_dump(exclude=mine, exclude_none=True)
-    # Without our passwords: each child reads its own.
+    # URLs without our passwords: each child reads its own.
     values |= settings.server_urls
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
-    # The file's, as it is now: a service that is restarted later has the settings of the others.
+    # Settings of the file as it is now, so that a service restarted later has the same ones.
     file = {name: value for name, value in settings.file_values.items() if value and not environ.get(name)}
     sources = json.loads(environ.get(SOURCES) or "{}") | dict.fromkeys(file, FILE)
     for name, source in settings.sources().items():
         if source != ENVIRONMENT and name not in {"service_token", "api_key"}:
             sources[f"TIDEGATE_{name.upper()}"] = source
-    told = {SOURCES: json.dumps(sources), "PYTHONUNBUFFERED": "1"}
-    return dict(environ) | file | ours | _folders(settings) | told
+    fixed = {SOURCES: json.dumps(sources), "PYTHONUNBUFFERED": "1"}
+    return dict(environ) | file | ours | _folders(settings) | fixed
 
 
 def _folders(settings: Settings) -> dict[str, str]:
@@ -131,11 +131,11 @@ def _folders(settings: Settings) -> dict[str, str]:
 
 
 def is_embedded(url: str, port: int) -> bool:
-    """Return whether a server's URL means the one of the stack."""
+    """Return True if a URL is that of the stack's own server."""
     parts = urlsplit(url)
     return parts.hostname in {"127.0.0.1", "localhost"} and parts.port == port
 
 
 def log_file(state: Path, name: str) -> Path:
-    """Where a child's output goes."""
+    """Return the log of a child."""
     return state / "log" / f"{name}.log"

@@ -1,4 +1,4 @@
-"""Ports: which are free, and who holds the ones that are not."""
+"""Find free ports, and the processes that use the others."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tidegate.stack import processes
 from tidegate.stack.child import MARK, Port
 from tidegate.stack.errors import PortBusy
 
-# Below the range that the kernel takes the ports of clients' sockets from.
+# Below the range from which the kernel assigns ports to outgoing connections.
 _FIRST = 10_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_APART = 997  # ports between two processes that began one after the other
+_APART = 997  # ports between the first candidates of two consecutive processes
 
 
 def free_ports(count: int) -> list[int]:
-    """``count`` different loopback ports that are free now, and likely to be so until they are listened on.
+    """Return ``count`` loopback ports that are free now, and likely to stay free until they are used.
 
-    One that the kernel offers may be any client's a moment later. These are none that it gives away, no two
-    calls of a process give the same, and processes begin at different ones.
+    They are outside the range that the kernel assigns to outgoing connections. Two calls in a process never
+    return the same port, and each process begins at another one.
     """
     return list(itertools.islice(filter(_is_free, _ports), count))
 
@@ -50,7 +50,7 @@ _ports = _candidates()
 
 
 def check_free(ports: Iterable[Port]) -> None:
-    """Raise :class:`PortBusy`, naming every holder, unless all the ports can be listened on."""
+    """Raise :class:`PortBusy` if a port cannot be listened on. The message names the process that uses it."""
     complaints = [text for port in ports if (text := _complaint(port))]
     if complaints:
         raise PortBusy("\n".join(complaints))
@@ -66,11 +66,11 @@ def _complaint(port: Port) -> str | None:
             code, text = error.errno, error.strerror
     if code == errno.EADDRINUSE:
         return f"Port {port.number} is taken by {_holder(port.number)}, or choose another: {port.setting}=..."
-    return f"Cannot listen on {port.host}:{port.number} ({text}); choose another: {port.setting}=..."
+    return f"Cannot listen on {port.host}:{port.number} ({text}); choose another port: {port.setting}=..."
 
 
 def _holder(number: int) -> str:
-    import psutil  # part of what runs a stack; a client has none
+    import psutil  # installed with the stack, not with the client
 
     listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
     pid = next((c.pid for c in listening if c.laddr and c.laddr.port == number), None)

@@ -1,4 +1,4 @@
-"""Readiness, asked in each server's own protocol: an open port alone does not mean that it answers."""
+"""Probe readiness in each server's own protocol: an open port does not mean that the server answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIMEOUT_S = 1.0
 
 
 def problem(probe: Probe) -> str | None:
-    """None when the child is ready, else what is missing in a few words. Blocks a second at most."""
+    """Return None if the child is ready, else the reason in a few words. Block for at most a second."""
     try:
         match probe.kind:
             case "tcp":
@@ -22,7 +22,7 @@ def problem(probe: Probe) -> str | None:
             case "amqp":
                 return _answers(probe, b"AMQP\x00\x00\x09\x01", b"\x01\x00\x00")
             case "valkey":
-                # While it loads its data the answer is -LOADING.
+                # While it loads its data, it answers -LOADING.
                 return _valkey(probe)
             case "http" | "https":
                 return _http(probe)
@@ -41,14 +41,14 @@ def _valkey(probe: Probe) -> str | None:
     if probe.login is None:
         return _answers(probe, b"PING\r\n", b"+PONG")
     user, password = probe.login[0], probe.login[1].read_text().strip()
-    # AUTH is answered with +OK while the data is loaded; PING then is not.
+    # While the data is loaded, AUTH succeeds and PING does not.
     return _answers(probe, f"AUTH {user} {password}\r\nPING\r\n".encode(), b"+OK\r\n+PONG")
 
 
 def _http(probe: Probe) -> str | None:
     connection = http.client.HTTPConnection(probe.host, probe.port, timeout=TIMEOUT_S)
     if probe.kind == "https":
-        # Nothing secret is sent, and the certificate need not name this address.
+        # No secret is sent, and the certificate need not be valid for this address.
         unverified = ssl._create_unverified_context()
         connection = http.client.HTTPSConnection(
             probe.host, probe.port, timeout=TIMEOUT_S, context=unverified

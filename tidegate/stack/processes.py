@@ -1,4 +1,4 @@
-"""Processes as /proc shows them. A pid may have been given to somebody else: it travels with its start."""
+"""Processes, read from /proc. Pids are reused, so a process is identified by its pid and its start time."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Process:
     started: int
 
     def alive(self) -> bool:
-        """True while this very process runs; a zombie does not."""
+        """Return True while this process runs. A zombie does not run."""
         return find(self.pid) == self
 
     def command(self, limit: int | None = 120) -> str:
-        """Its command line, cut to ``limit``; empty when it is gone or belongs to the kernel."""
+        """Return the command line, cut to ``limit``. It is empty for an ended or a kernel process."""
         with contextlib.suppress(OSError):
             words = (PROC / str(self.pid) / "cmdline").read_bytes().split(b"\0")
             return b" ".join(words).decode(errors="replace").strip()[:limit]
         return ""
 
     def environment(self) -> dict[str, str]:
-        """The environment it was started with; empty when it is gone or belongs to another user."""
+        """Return the initial environment. It is empty for an ended process or one of another user."""
         with contextlib.suppress(OSError):
             items = (PROC / str(self.pid) / "environ").read_bytes().decode(errors="replace").split("\0")
             return dict(item.split("=", 1) for item in items if "=" in item)
         return {}
 
     def send(self, number: signal.Signals, *, group: bool = False) -> None:
-        """Send a signal to the process, or to its whole group if it leads one; a vanished process is fine."""
+        """Send a signal to the process, or to its group if it leads one. Ignore a process that has ended."""
         if not self.alive():
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -53,18 +53,18 @@ class Process:
 
 
 def find(pid: int) -> Process | None:
-    """The process that has this pid now, or None."""
+    """Return the process that has this pid now, or None."""
     try:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
-    # The name in parentheses may hold spaces and parentheses itself: fields count from the last one.
+    # The name in parentheses may contain spaces and parentheses: fields count from the last parenthesis.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in {"Z", "X"} else Process(pid, int(fields[19]))
 
 
 def marked(state: Path) -> list[Process]:
-    """Every process that belongs to the stack of this state folder, except the calling one."""
+    """Return every process of the stack of this state folder, except the calling one."""
     own = os.getpid()
     found = (find(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit())
     return [p for p in found if p and p.pid != own and _belongs(p, state)]
@@ -72,13 +72,13 @@ def marked(state: Path) -> list[Process]:
 
 def _belongs(process: Process, state: Path) -> bool:
     environment = process.environment()
-    # A model server gets an environment without our settings; it is known by the folder that it serves.
+    # A model server's environment has none of our settings; its command line names the replica's folder.
     of_replica = REPLICA in environment and f"{state}/" in process.command(limit=None)
     return environment.get(MARK) == str(state) or of_replica
 
 
 def wait_gone(processes: Iterable[Process], limit_s: float) -> list[Process]:
-    """Wait until the processes are gone; the ones that still run after ``limit_s`` seconds."""
+    """Wait until the processes have ended. Return those that still run after ``limit_s`` seconds."""
     end = time.monotonic() + limit_s
     left = [p for p in processes if p.alive()]
     while left and time.monotonic() < end:
@@ -88,7 +88,7 @@ def wait_gone(processes: Iterable[Process], limit_s: float) -> list[Process]:
 
 
 def stop(processes: Sequence[Process], grace_s: float) -> None:
-    """SIGTERM to each process alone, then, to what still runs after ``grace_s``, SIGKILL to its group."""
+    """Send SIGTERM to each process, and SIGKILL to the group of each that runs after ``grace_s`` seconds."""
     for process in processes:
         process.send(signal.SIGTERM)
     left = wait_gone(processes, grace_s)
@@ -98,6 +98,6 @@ def stop(processes: Sequence[Process], grace_s: float) -> None:
 
 
 def kill_group(group: int) -> None:
-    """SIGKILL to every process of a group whose leader is dead; fine when there is none."""
+    """Send SIGKILL to every process of a group whose leader has ended. Ignore an empty group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)

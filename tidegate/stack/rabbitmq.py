@@ -12,11 +12,11 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# The wrapper in /usr/sbin changes to the user `rabbitmq`; these are the scripts behind it.
+# The wrapper in /usr/sbin changes to the user `rabbitmq`. These are the scripts that it calls.
 DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PLACES = (DEBIANS, Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 
-# Quorum queues keep their log in memory until its file is full: 512 MB, unless told otherwise.
+# Quorum queues keep their log in memory until its file is full: 512 MB by default.
 CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 log.console = true
@@ -47,14 +47,14 @@ def children(
     ack_timeout_s: float = 1800.0,
     definitions: str = "",
 ) -> tuple[Child, Child]:
-    """Return epmd (Erlang's name server) and the node itself, with everything they write below ``home``.
+    """Return epmd (Erlang's name server) and the node. They write only below ``home``.
 
-    ``definitions``: the users that it has (``accounts.py``); without them it has its default user.
+    ``definitions``: the node's users (``accounts.py``); without them it has its default user.
     """
     ours = {"HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     env = {k: v for k, v in environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | ours
     server = _server()
-    # RabbitMQ takes a ':' in the path of its plugins for the end of one path.
+    # In the path of the plugins, RabbitMQ reads a ':' as a separator.
     usual = server == DEBIANS and ":" not in str(home)
     quick = _quick_start(server.resolve().parents[1] / "plugins") if usual else None
     epmd = Child(
@@ -95,19 +95,19 @@ def _files(home: Path, port: int, ack_timeout_s: float, definitions: str) -> dic
 
 @dataclass(frozen=True, slots=True)
 class _QuickStart:
-    """The broker's own application, and every folder of code that a start reads, that with most first."""
+    """The broker's own application, and the folders of code that a start reads, the largest first."""
 
     broker: Path
     code: tuple[Path, ...]
 
 
 def _quick_start(plugins: Path) -> _QuickStart | None:
-    """What makes a node start in half the time; None where the folders are not as in Debian's packages.
+    """Return what halves the start time of a node; None if the folders differ from Debian's packages.
 
-    A start loads some 600 modules, and tries the folders in turn for each: those of 70 plugins that nobody
-    enabled, then those of Erlang. That is some 20,000 failed opens, each a change of threads. So the broker
-    is shown itself as its only plugin, and the folders that have most come first. From its release 26 on
-    Erlang remembers what its folders have, but not those that are named to it: so there none is.
+    A start loads about 600 modules. For each it tries the folders in turn: those of 70 plugins that are not
+    enabled, then those of Erlang. That is about 20,000 failed opens, each with a change of threads. So the
+    broker gets itself as its only plugin, and the largest folders come first. Since release 26, Erlang caches
+    the content of its own folders, but not of folders that we name: so there we name none.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")
@@ -124,7 +124,7 @@ def _quick_start(plugins: Path) -> _QuickStart | None:
 
 
 def _node_environment(home: Path, dist_port: int, quick: _QuickStart | None) -> dict[str, str]:
-    # The data belongs to the node's name, so the name follows from the folder: same folder, same node.
+    # RabbitMQ ties the data to the node's name, so the name is derived from the folder.
     name = hashlib.sha256(str(home).encode()).hexdigest()[:12]
     env = {
         "RABBITMQ_NODENAME": f"tidegate-{name}@localhost",
@@ -140,14 +140,14 @@ def _node_environment(home: Path, dist_port: int, quick: _QuickStart | None) -> 
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_PID_FILE": str(home / "node.pid"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_FLAGS,
-        # The script then becomes the Erlang VM instead of waiting for it as its parent: one process, one
-        # pid, and SIGTERM reaches the node. The flag -noinput above keeps it from wanting a terminal.
+        # With this the script becomes the Erlang VM instead of its parent, so SIGTERM reaches the node.
+        # The flag -noinput above keeps the VM from reading a terminal.
         "RABBITMQ_ALLOW_INPUT": "1",
     }
     if quick is not None:
         env["RABBITMQ_PLUGINS_DIR"] = str(home / "plugins")
         if quick.code:
-            # Each folder that -pa names comes before those that it named earlier.
+            # -pa puts each folder before those named earlier.
             env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += " -pa " + " ".join(map(str, reversed(quick.code)))
     return env
 

@@ -1,4 +1,4 @@
-"""``run/stack.json``: what the supervisor tells the rest of the world about its children."""
+"""``run/stack.json``: the supervisor's record of its children, for other processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tidegate.stack.processes import Process
 
 ChildPhase = Literal["waiting", "starting", "ready", "done", "restarting", "stopping", "stopped", "failed"]
 StackPhase = Literal["starting", "running", "stopping", "stopped", "failed", "unattended"]
-"""``unattended``: children run, but their supervisor died."""
+"""``unattended``: children run without a supervisor, because it died."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildRecord:
-    """One child: its state, since when (epoch seconds), and why, in a few words."""
+    """One child: its state, since when (epoch seconds), and the reason in a few words."""
 
     name: str
     state: ChildPhase = "waiting"
@@ -34,7 +34,7 @@ class ChildRecord:
 
 @dataclass(frozen=True, slots=True)
 class StackRecord:
-    """The whole stack; ``error`` is set when ``phase`` is ``failed``."""
+    """The whole stack. ``error`` is set if ``phase`` is ``failed``."""
 
     phase: StackPhase = "stopped"
     supervisor: Process | None = None
@@ -42,7 +42,7 @@ class StackRecord:
     error: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types, for files and for ``--json``."""
+        """Return plain JSON types, for files and for ``--json``."""
         return asdict(self)
 
 
@@ -54,20 +54,20 @@ class RunFolder:
     _held: list[int] = field(default_factory=list)
 
     def read(self) -> StackRecord:
-        """The last record that was written; an empty one when there is none or it cannot be read."""
+        """Return the last record; an empty one if there is none or it cannot be read."""
         try:
             return _parse(json.loads((self.path / "stack.json").read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             return StackRecord()
 
     def write(self, record: StackRecord) -> None:
-        """Replace the record in one step: a reader sees the old one or the new one."""
+        """Replace the record atomically: a reader sees the old one or the new one."""
         fresh = self.path / "stack.json.new"
         fresh.write_text(json.dumps(record.as_dict(), indent=1))
         fresh.replace(self.path / "stack.json")
 
     def hold(self, name: str) -> bool:
-        """Take a lock for the life of this process; False when another process has it."""
+        """Take a lock for the life of this process. Return False if another process has it."""
         lock = os.open(self.path / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +79,7 @@ class RunFolder:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """One ``up`` or ``down`` at a time; waits for its turn."""
+        """Exclude every other ``up`` and ``down`` during the block. Wait for the lock."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.path / "turn.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -90,7 +90,7 @@ class RunFolder:
 
 
 def with_child(record: StackRecord, name: str, **changes: Any) -> StackRecord:
-    """The record with one child's fields replaced."""
+    """Return the record with some fields of one child replaced."""
     children = tuple(replace(c, **changes) if c.name == name else c for c in record.children)
     return replace(record, children=children)
 

@@ -1,4 +1,4 @@
-"""Restore a backup into a state folder: verify it, write it aside, then move it into place."""
+"""Restore a backup into a state folder: verify it, write it to temporary folders, move those into place."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tidegate.stack.backup import (
 )
 from tidegate.stack.backup_file import BackupError, Manifest, extract, verified
 
-# What of a state folder belongs to a stack's data; the rest was installed, or is made again.
+# The parts of a state folder that are a stack's data. The rest was installed, or is made again.
 _DATA = ("data", "secrets", "token", "webhook-secret", "metrics")
 
 
 def restore(settings: Settings, place: Path, *, force: bool = False, on_step: OnStep = ignore) -> Manifest:
     """Write a backup into the state folder, the database and the stores of these settings.
 
-    Raise BackupError if the backup is damaged, if the stack runs, or if there is data already. ``force``: a
-    running stack is stopped, and the data that is there is moved aside.
+    Raise BackupError if the backup is damaged, if the stack runs, or if there is data already.
+    ``force``: stop a running stack and move existing data aside.
     """
     manifest = verified(place)
     on_step("checksums", f"{len(manifest.files)} files agree")
@@ -48,7 +48,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
     if there and not force:
         raise BackupError(
             f"There is data already: {', '.join(map(str, there[:4]))}. Restore into another folder "
-            "(--into DIR), or give --force: then it is moved aside."
+            "(--into DIR), or give --force to move it aside."
         )
     before = os.umask(0o077)
     try:
@@ -59,7 +59,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
 
 
 class Layout:
-    """Where the parts of a backup belong, by the settings in force."""
+    """The paths to which the parts of a backup are restored, by the settings in force."""
 
     def __init__(self, settings: Settings, manifest: Manifest) -> None:
         self.state = settings.state_path
@@ -67,7 +67,7 @@ class Layout:
         self.database_url = settings.database_url
         kind = databases.kind_of(settings.database_url)
         if manifest.database not in DATABASE:
-            raise BackupError(f"The manifest names a database that is not known: {manifest.database!r:.80}.")
+            raise BackupError(f"The manifest names an unknown kind of database: {manifest.database!r:.80}.")
         if DATABASE[manifest.database] in manifest.files and kind != manifest.database:
             raise BackupError(
                 f"The backup has a database of {manifest.database}, and TIDEGATE_DATABASE_URL names one of "
@@ -90,7 +90,7 @@ class Layout:
         return DATABASE[databases.POSTGRESQL] in self.manifest.files
 
     def target(self, name: str) -> Path:
-        """Return where a file of the backup belongs."""
+        """Return the path of a file of the backup."""
         part, _, rest = name.partition("/")
         if name == DATABASE[databases.SQLITE]:
             return databases.sqlite_path(self.database_url)
@@ -101,12 +101,12 @@ class Layout:
         return self.roots[part] / PurePosixPath(rest)
 
     def check(self) -> None:
-        """Raise BackupError unless each file of the backup has a place."""
+        """Raise BackupError if the backup has a file without a path."""
         for name in self.manifest.files:
             self.target(name)
 
     def outside(self) -> list[Path]:
-        """Return folders and files that are not in the state folder."""
+        """Return the folders and files of the backup that are outside of the state folder."""
         places = [root for root in self.roots.values() if not root.is_relative_to(self.state)]
         if DATABASE[databases.SQLITE] in self.manifest.files:
             path = databases.sqlite_path(self.database_url)
@@ -114,7 +114,7 @@ class Layout:
         return places
 
     def taken(self) -> list[Path | str]:
-        """Return what is there and would be replaced."""
+        """Return existing data that would be replaced."""
         found: list[Path | str] = [path for name in _DATA if _filled(path := self.state / name)]
         found += [path for path in self.outside() if _filled(path)]
         if self.dump and not databases.postgresql_is_empty(self.database_url):
@@ -158,7 +158,7 @@ def _carry_out(layout: Layout, place: Path, there: list[Path | str], *, force: b
 
 
 def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
-    """Move what is replaced into a folder beside, so that nothing is lost; return it."""
+    """Move replaced data into a folder beside it, so that nothing is lost. Return the folder."""
     if not there:
         return None
     old = layout.state / f"before-restore-{stamp}"
@@ -166,7 +166,7 @@ def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
     for path in there:
         inside = path.is_relative_to(layout.state)
         path.replace(old / path.name if inside else path.with_name(f"{path.name}.before-restore-{stamp}"))
-    # A file of settings that the backup does not know belongs to the old state as well.
+    # Files of the old state that the backup replaces are kept, too.
     for name in {name.partition("/")[2] for name in layout.manifest.files if name.startswith(f"{STATE}/")}:
         if "/" not in name and (layout.state / name).is_file():
             (layout.state / name).replace(old / name)

@@ -1,4 +1,4 @@
-"""Stopping a stack: its children in order, then whatever else carries its mark."""
+"""Stop a stack: its children in order, then every other process with its mark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tidegate.kernel import model_users
-from tidegate.stack import processes
+from tidegate.stack import launch, processes
 from tidegate.stack.child import Child
 from tidegate.stack.plan import SWEEP_LIMIT_S, log_file
 from tidegate.stack.processes import Process
@@ -24,7 +24,7 @@ LEFTOVER_GRACE_S = 3.0
 def stop_children(
     children: Sequence[Child], running: dict[str, Process], state: Path, report: Report
 ) -> None:
-    """Stop the children in their order, each for at most its grace, then sweep what is left of the stack."""
+    """Stop the children in their order, each within its grace time, then end what is left of the stack."""
     for child in sorted(children, key=lambda c: c.stop_order):
         process = running.get(child.name)
         if process and process.alive():
@@ -38,9 +38,9 @@ def stop_children(
 
 
 def sweep(state: Path) -> list[Process]:
-    """End every process that carries the stack's mark; the ones that were found.
+    """End every process with the stack's mark. Return those that were found.
 
-    What runs as a model's user is ended too: its mark cannot be read without CAP_SYS_PTRACE.
+    Processes of the models' users are ended too: their mark cannot be read without CAP_SYS_PTRACE.
     """
     found = processes.marked(state)
     processes.stop(found, LEFTOVER_GRACE_S)
@@ -51,25 +51,18 @@ def sweep(state: Path) -> list[Process]:
 
 def _after(child: Child, state: Path, report: Report) -> None:
     report(child.name, "stopping", "ending its replicas")
-    with log_file(state, child.name).open("ab") as output:
-        process = subprocess.Popen(
-            child.after_stop,
-            env=dict(child.env),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    command = Child(child.name, child.after_stop, child.env, probe=None, stop_order=0)
+    process = launch.spawn(command, log_file(state, child.name))
     try:
         process.wait(SWEEP_LIMIT_S)
     except subprocess.TimeoutExpired:
-        # The sweep by mark ends what it did not.
+        # The sweep by mark ends the rest.
         process.kill()
         process.wait()
 
 
 def end_supervisor(supervisor: Process, limit_s: float, watch: Callable[[], None]) -> None:
-    """Ask the supervisor to stop its stack; SIGKILL it when it has not after ``limit_s`` seconds."""
+    """Send SIGTERM to the supervisor, which stops its stack, and SIGKILL after ``limit_s`` seconds."""
     supervisor.send(signal.SIGTERM)
     end = time.monotonic() + limit_s
     while supervisor.alive() and time.monotonic() < end:

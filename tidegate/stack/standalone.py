@@ -1,4 +1,4 @@
-"""A few children without a supervisor, for as long as a block runs: what integration tests stand on."""
+"""Run a few children without a supervisor during a block, for integration tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL_S = 0.1
 
 @contextmanager
 def running(children: Sequence[Child], log_folder: Path) -> Iterator[None]:
-    """Start the children one after the other, each when the one before is ready; stop them at the end."""
+    """Start the children one by one, each when the one before is ready. Stop them after the block."""
     started: list[tuple[Child, subprocess.Popen[bytes]]] = []
     try:
         for child in children:
@@ -34,7 +34,7 @@ def running(children: Sequence[Child], log_folder: Path) -> Iterator[None]:
 
 @contextmanager
 def rabbitmq_running(folder: Path, *, ack_timeout_s: float = 1800.0) -> Iterator[str]:
-    """A RabbitMQ of its own on free ports, everything below ``folder``; yields its AMQP URL."""
+    """Run a RabbitMQ on free ports, with all files below ``folder``. Yield its AMQP URL."""
     port, dist_port, epmd_port = free_ports(3)
     children = rabbitmq.children(
         folder / "data",
@@ -50,8 +50,9 @@ def rabbitmq_running(folder: Path, *, ack_timeout_s: float = 1800.0) -> Iterator
 
 @contextmanager
 def valkey_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
-    """A Valkey of its own for live facts on a free port (or ``port``), everything below ``folder``; yields
-    its URL.
+    """Run a Valkey for live facts on a free port (or ``port``), with all files below ``folder``.
+
+    Yield its URL.
     """
     number = port or free_ports(1)[0]
     with running([valkey.child(folder / "data", port=number, environ=os.environ)], folder):
@@ -60,14 +61,14 @@ def valkey_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def jobs_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
-    """The same for jobs: what it holds is on disk, and there again when it starts again in ``folder``."""
+    """Run a Valkey for jobs. Its data is on disk, and is there again after a restart in ``folder``."""
     number = port or free_ports(1)[0]
     with running([valkey.jobs_child(folder / "data", port=number, environ=os.environ)], folder):
         yield f"redis://127.0.0.1:{number}/0"
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """Stop a process that this process started, and what is left of its group."""
+    """Stop a child of this process, and what is left of its group."""
     identity = processes.find(process.pid)
     if process.poll() is None and identity:
         processes.stop([identity], grace_s)

@@ -1,4 +1,4 @@
-"""``up``: from nothing, from leftovers, or from a running stack to a stack that is ready."""
+"""``up``: bring a stack to readiness, whether nothing, leftovers or all of it runs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tidegate.stack.ports import check_free
 from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecord
 
 POLL_S = 0.1
-# Longer than any child's own limit: the supervisor is the one that gives up first, with the reason.
+# Longer than any child's own limit, so that the supervisor gives up first and reports the reason.
 LIMIT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One change worth showing: a child, its state, and a detail in a few words."""
+    """A change to show: a child, its state, and a detail in a few words."""
 
     name: str
     state: ChildPhase
@@ -41,7 +41,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class ProgressReporter:
-    """Calls ``on_progress`` once for each change between records."""
+    """A reporter that calls ``on_progress`` once for each change between records."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
@@ -49,11 +49,11 @@ class ProgressReporter:
         self._seen: dict[str, tuple[ChildPhase, str]] = {}
 
     def skip(self, record: StackRecord) -> None:
-        """Take what is in the record as known."""
+        """Regard the content of the record as reported."""
         self._seen |= {child.name: (child.state, child.detail) for child in record.children}
 
     def show(self, record: StackRecord) -> None:
-        """Report what changed since the last call."""
+        """Report the changes since the last call."""
         for child in record.children:
             self.change(child.name, child.state, child.detail)
 
@@ -65,14 +65,14 @@ class ProgressReporter:
 
 
 def ignore(_: Progress) -> None:
-    """For callers that show no progress."""
+    """Do nothing, for callers that show no progress."""
 
 
 def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
-    """Start the stack, or leave a running one alone; returns when every child is ready.
+    """Start the stack unless it runs, and return when every child is ready.
 
-    Raises StackError (PortBusy, MissingPart, ChildFailed) with a text for a person; then nothing of a
-    stack that was started here is left running.
+    Raise StackError (PortBusy, MissingPart, ChildFailed) with a complete message. Then nothing that was
+    started here is left running.
     """
     _check_stores(settings)
     before = os.umask(0o077)
@@ -84,9 +84,7 @@ def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
 
 def _up(settings: Settings, on_progress: OnProgress) -> StackRecord:
     state = settings.state_path
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.chmod(0o700)  # also one that an earlier release made for everybody to read
-    folder = RunFolder(state / "run")
+    folder = _private(state)
     with folder.turn():
         _prepare(settings)
         watch = ProgressReporter(on_progress)
@@ -98,25 +96,30 @@ def _up(settings: Settings, on_progress: OnProgress) -> StackRecord:
 
 
 def run(settings: Settings) -> NoReturn:
-    """Become the supervisor of the stack, in the foreground: for a service manager.
+    """Become the supervisor of the stack, in the foreground, for a service manager.
 
-    Raise StackError as :func:`up` does, also if the stack runs already.
+    Raise StackError as :func:`up` does, and if the stack runs already.
     """
     _check_stores(settings)
     os.umask(0o077)
     state = settings.state_path
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.chmod(0o700)
-    folder = RunFolder(state / "run")
+    folder = _private(state)
     with folder.turn():
         _prepare(settings)
         record = folder.read()
         if record.supervisor and record.supervisor.alive():
             raise StackError(
-                f"The stack in {state} runs already, pid {record.supervisor.pid}: `tidegate down` first."
+                f"The stack in {state} runs already, pid {record.supervisor.pid}: type `tidegate down` first."
             )
         supervisor = _supervisor(_planned(settings, record))
     os.execve(supervisor.argv[0], supervisor.argv, dict(supervisor.env))
+
+
+def _private(state: Path) -> RunFolder:
+    """Make the state folder, for its owner only. Return its run folder."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.chmod(0o700)  # an earlier release made it readable for everybody
+    return RunFolder(state / "run")
 
 
 def _prepare(settings: Settings) -> None:
@@ -130,7 +133,7 @@ def _prepare(settings: Settings) -> None:
 
 
 def _planned(settings: Settings, record: StackRecord) -> tuple[Child, ...]:
-    """Return the children to start, after nothing is left of earlier ones; note how they are started."""
+    """Stop what is left of earlier children, and return the children to start. Record their settings."""
     children = plan(settings, os.environ)
     _clear_leftovers(record, children)
     check_free(port for child in children for port in child.ports)
@@ -162,7 +165,7 @@ def _supervisor(children: Sequence[Child]) -> Child:
     return Child(
         name="supervisor",
         argv=(sys.executable, "-P", "-m", "tidegate.stack"),
-        # The environment that the children get: their settings are the ones resolved here.
+        # The children's environment, so that the supervisor has the settings resolved here.
         env=next(child for child in children if child.name == "migrate").env,
         probe=None,
         stop_order=0,
@@ -172,7 +175,7 @@ def _supervisor(children: Sequence[Child]) -> Child:
 def _wait(
     folder: RunFolder, started: subprocess.Popen[bytes] | None, watch: ProgressReporter, state: Path
 ) -> StackRecord:
-    """Follow the record until the stack runs; raise what the supervisor says otherwise."""
+    """Wait until the stack runs. Raise ChildFailed with the supervisor's error if it does not."""
     end = time.monotonic() + LIMIT_S
     while True:
         gone = started is not None and started.poll() is not None
@@ -201,7 +204,7 @@ def _supervisor_died(state: Path) -> str:
 
 
 def state(settings: Settings) -> StackRecord:
-    """What runs now: the supervisor's record, with dead processes shown as such."""
+    """Return what runs now: the supervisor's record, with ended processes marked."""
     record = RunFolder(settings.state_path / "run").read()
     if record.supervisor and record.supervisor.alive():
         return record
@@ -213,7 +216,7 @@ def state(settings: Settings) -> StackRecord:
 
 def _checked(child: ChildRecord) -> ChildRecord:
     alive = child.process is not None and child.process.alive()
-    detail = "runs without its supervisor: `tidegate up` or `tidegate down`" if alive else ""
+    detail = "runs without its supervisor: type `tidegate up` or `tidegate down`" if alive else ""
     return ChildRecord(
         child.name,
         "ready" if alive else "stopped",

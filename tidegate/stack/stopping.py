@@ -1,4 +1,4 @@
-"""``down``: stop everything that belongs to the stack, whoever started it and whatever died before."""
+"""``down``: stop every process of the stack, also if its supervisor died."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tidegate.stack.plan import SWEEP_LIMIT_S, plan
 from tidegate.stack.record import RunFolder
 from tidegate.stack.starting import OnProgress, ProgressReporter, ignore
 
-# All graces together, and the end of the replicas; nearly always it takes a few seconds.
+# The sum of all grace times and the time to end the replicas. It usually takes a few seconds.
 LIMIT_S = 150.0 + SWEEP_LIMIT_S
 
 
 def down(settings: Settings, on_progress: OnProgress = ignore) -> bool:
-    """Stop the stack; True if something ran. Raises StackError when a process cannot be ended."""
+    """Stop the stack. Return True if something ran. Raise StackError if a process cannot be ended."""
     state = settings.state_path
     folder = RunFolder(state / "run")
     if not folder.path.is_dir():
@@ -43,7 +43,7 @@ def _children(settings: Settings) -> tuple[Child, ...]:
     try:
         return plan(settings, os.environ)
     except MissingPart:
-        # A program was uninstalled while it ran: then everything ends by its mark, in no order.
+        # A program was uninstalled while it ran: all processes are ended by their mark, in no order.
         return ()
 
 
@@ -51,4 +51,4 @@ def _verify(settings: Settings) -> None:
     left = processes.marked(settings.state_path)
     if left:
         names = "\n".join(f"  pid {p.pid}: {p.command()}" for p in left)
-        raise StackError(f"These processes of the stack could not be ended:\n{names}")
+        raise StackError(f"These processes of the stack could not be ended (as root: kill -9 PID):\n{names}")

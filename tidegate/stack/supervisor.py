@@ -1,4 +1,4 @@
-"""The process that keeps the stack: ``python -m tidegate.stack``, started by ``up``, detached."""
+"""The supervisor of the stack: ``python -m tidegate.stack``, a background process that ``up`` starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = telemetry.logger(__name__)
 
 
 class Supervisor:
-    """Runs the children until it is told to stop, and keeps ``stack.json`` true."""
+    """A process that keeps the children running until a signal, and ``stack.json`` up to date."""
 
     def __init__(
         self, children: Sequence[Child], state: Path, notify: Notify = systemd_notify.ignore
@@ -43,9 +43,9 @@ class Supervisor:
         self._record = StackRecord("starting", processes.find(os.getpid()), records)
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT, or until a child fails to start; the exit code."""
+        """Run until SIGTERM or SIGINT, or until a child fails to start. Return the exit code."""
         if not self._folder.hold("supervisor"):
-            log.error("another supervisor has this state folder")
+            log.error("another supervisor uses this state folder")
             return 1
         self._write()
         error = await self._keep_until_stopped()
@@ -106,13 +106,13 @@ class Supervisor:
         self._write()
 
     def _write(self) -> None:
-        # A full disk must not take the supervisor down: the children matter more than their record.
+        # A full disk must not end the supervisor: the children matter more than their record.
         with contextlib.suppress(OSError):
             self._folder.write(self._record)
 
 
 async def _first_error(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Task[bool]) -> str:
-    """Wait for ``stop`` or the first task that fails; what it said."""
+    """Wait for ``stop`` or the first task that fails. Return the error; empty: stopped."""
     waiting: set[asyncio.Task[Any]] = {*tasks, stop}
     while not stop.done():
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -124,9 +124,9 @@ async def _first_error(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Task[b
 
 
 def main() -> int:
-    """Read the settings from the environment and keep the stack."""
-    os.umask(0o077)  # whatever this process and its children write is for their user alone
-    # Before the children get this environment: none of them speaks for the stack.
+    """Read the settings from the environment and run the stack. Return the exit code."""
+    os.umask(0o077)  # only this user may read the files of this process and its children
+    # Removed, because children inherit the environment and must not notify systemd.
     notify = systemd_notify.to(os.environ.pop("NOTIFY_SOCKET", ""))
     settings = Settings()
     telemetry.configure("supervisor", settings.log_level)

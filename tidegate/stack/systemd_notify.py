@@ -1,4 +1,4 @@
-"""Tell systemd that the stack is ready or stops: sd_notify(3), datagrams to its socket."""
+"""Notify systemd that the stack is ready or stops: datagrams to its socket, as sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def ignore(_: str) -> None:
 
 
 def to(place: str) -> Notify:
-    """Return what sends lines to the socket that ``NOTIFY_SOCKET`` names; empty: to nobody.
+    """Return a function that sends lines to the socket ``NOTIFY_SOCKET``; empty: it does nothing.
 
-    A name that begins with ``@`` is an abstract one. A service manager that does not listen is no error.
+    A name that begins with ``@`` is an abstract socket. A socket without a listener is not an error.
     """
     if not place:
         return ignore
@@ -28,11 +28,11 @@ def to(place: str) -> Notify:
 
     def send(text: str) -> None:
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line_:
-                line_.connect(address)
-                line_.sendall(text.encode())
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+                connection.connect(address)
+                connection.sendall(text.encode())
         except OSError as error:
-            log.warning("the service manager was not told", extra={"problem": str(error)})
+            log.warning("systemd could not be notified", extra={"problem": str(error)})
 
     return send
 

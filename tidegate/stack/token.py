@@ -1,4 +1,4 @@
-"""The tokens of a stack, as files that only its owner can read: the service token, and Prometheus's."""
+"""The tokens of a stack, in files that only its owner can read: the service token and the metrics token."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from tidegate.kernel import credentials
 from tidegate.kernel.protocol.access import metrics_token
 
-# In a folder of its own, so that a container can be given it without the service token beside.
+# In a folder of its own, so that a container can mount it without the service token.
 METRICS_TOKEN = Path("metrics") / "token"
 
 
 def ensure(state: Path) -> Path:
-    """Write a new 256-bit token to ``<state>/token`` unless there is one; the file."""
+    """Write a new 256-bit token to ``<state>/token`` unless there is one. Return the file."""
     path = state / "token"
     credentials.write_once(path, secrets.token_urlsafe(32))
     return path
@@ -37,13 +37,13 @@ def write_metrics_token(state: Path, service_token: str, mode: int = 0o600) -> P
 def main() -> None:
     """Run ``python -m tidegate.stack.token [--share-metrics]`` for the state folder of the settings.
 
-    With ``--share-metrics`` every user can read the metrics token: for a volume that Prometheus is given.
+    With ``--share-metrics`` every user can read the metrics token, for a volume that Prometheus mounts.
     """
     from tidegate.kernel.settings.base import Settings
 
     settings = Settings()
     settings.state_path.mkdir(parents=True, exist_ok=True)
-    # Stated in the environment: then nobody reads the file.
+    # A token in the environment is used instead of the file.
     stated = os.environ.get("TIDEGATE_SERVICE_TOKEN", "")
     service_token = stated or ensure(settings.state_path).read_text().strip()
     shared = "--share-metrics" in sys.argv[1:]

