@@ -1,4 +1,4 @@
-"""How many requests shared a model call, from the worker's own counters."""
+"""Read from the worker's counters how many requests shared a model call."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ TIMEOUT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Model calls since the worker's start, and the requests in them."""
+    """The model calls since the worker's start, and the requests in them."""
 
     calls: float
     requests: float
 
     def mean_since(self, before: Calls) -> float | None:
-        """Requests in a call since ``before``; None when there was no call."""
+        """Return the mean number of requests in a call since ``before``; None: there was no call."""
         calls = self.calls - before.calls
         return (self.requests - before.requests) / calls if calls > 0 else None
 
 
 def parse(text: str) -> Calls | None:
-    """The counters in a page of Prometheus metrics."""
+    """Return the counters in a page of Prometheus metrics; None: it has none."""
     found = {}
     for line in text.splitlines():
         name, _, value = line.partition(" ")
@@ -37,7 +37,7 @@ def parse(text: str) -> Calls | None:
 
 
 def read(replica: Mapping[str, Any]) -> Calls | None:
-    """A replica's counters; None where they cannot be read: its metrics are open to its own host only."""
+    """Return a replica's counters; None on other hosts than its own, which cannot read its metrics."""
     import httpx
 
     from tidegate.kernel.http.certificates import trusted

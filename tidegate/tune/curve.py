@@ -1,4 +1,4 @@
-"""The measured points: which of them are worth having, and which one to choose. Pure."""
+"""Select from measured points the Pareto front and the best point. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from tidegate.kernel.protocol.capacity import Capacity
 from tidegate.tune.grid import BatchSetting
 
-# Two runs of the same setting differ by this much: throughput within it is the same, so latency decides.
+# Two runs of the same setting differ by this much. Within it, latency decides instead of throughput.
 NOISE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What one setting gave at one load. ``rps`` counts good answers per second; None: nothing measured.
+    """The result of one setting at one load. ``rps``: successful responses per second; None: not measured.
 
-    ``batch_mean`` is the mean of the requests in a call; ``failed`` counts answers that were errors.
+    ``batch_mean``: mean number of requests in a call; ``failed``: number of error responses.
     """
 
     setting: BatchSetting
@@ -31,17 +31,17 @@ class Point:
     failed: int = 0
 
     def fits(self, latency_ms: float) -> bool:
-        """Whether it may be chosen: every answer was good, and the p99 is within the limit."""
+        """Return True if no request failed and the p99 is within the limit."""
         return not self.failed and self.p99_ms is not None and self.p99_ms <= latency_ms
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain object."""
+        """Return plain JSON types."""
         fields = asdict(self)
         del fields["setting"]
         return {**self.setting.to_json(), **fields}
 
     def capacity(self) -> Capacity:
-        """What to keep with the version."""
+        """Return the capacity to store with the version."""
         assert self.p99_ms is not None
         return Capacity(self.rps, self.p99_ms, self.setting.max_batch, self.setting.window_ms)
 
@@ -54,7 +54,7 @@ def quantile(ascending: Sequence[float], share: float) -> float | None:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The Pareto front, by ascending p99: no other point has both more throughput and less latency."""
+    """Return the Pareto front by ascending p99: no other point has more throughput and less latency."""
     measured = [point for point in points if point.p99_ms is not None and not point.failed]
     found: list[Point] = []
     for point in sorted(measured, key=lambda each: (each.p99_ms or 0.0, -each.rps)):
@@ -64,9 +64,9 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def choose(points: Sequence[Point], latency_ms: float) -> Point | None:
-    """The best throughput with a p99 within ``latency_ms``; None when no point keeps to it.
+    """Return the point with the most throughput and a p99 within ``latency_ms``; None: there is none.
 
-    Of points that differ by no more than noise, the one with the lowest p99.
+    Among points that differ only by noise, return the one with the lowest p99.
     """
     fitting = [point for point in points if point.fits(latency_ms)]
     if not fitting:

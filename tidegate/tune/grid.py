@@ -1,4 +1,4 @@
-"""Which settings to measure, and at which load. Pure."""
+"""Compute the settings and loads to measure. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WINDOWS_MS = (0.0, 2.0, 5.0)
 
 @dataclass(frozen=True, slots=True, order=True)
 class BatchSetting:
-    """A value of the knob: at most ``max_batch`` rows in a call, waiting up to ``window_ms`` for them."""
+    """A batching to measure: the most rows in a call, and the longest wait for them in milliseconds."""
 
     window_ms: float
     max_batch: int
@@ -21,15 +21,14 @@ class BatchSetting:
         return f"batch {self.max_batch}{window}"
 
     def to_json(self) -> dict[str, float]:
-        """As the ``batching`` of a Deployment."""
+        """Return the ``batching`` of a Deployment."""
         return {"max_batch": self.max_batch, "window_ms": self.window_ms}
 
 
 def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
-    """Sizes of a call worth trying: doubling from one request's ``rows`` to what the model takes.
+    """Return the batch sizes to try: doubling from one request's ``rows`` to the model's ``limit``.
 
-    ``limit`` is the model's own; 0: it has no batch axis. More rows than all callers together send fill
-    no call, so there it ends, too.
+    ``limit`` 0: the model has no batch axis. The sizes also end at the rows that all callers together send.
     """
     if limit == 0:
         return [1]
@@ -41,9 +40,9 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
 
 
 def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
-    """Every batch without a wait first, then the windows: what a run out of time lacks is the least of it.
+    """Return the settings, those without a window first, so that a run that ends early has the main ones.
 
-    A call that one request fills waits for nobody, so a window there is the same as none.
+    A request that fills a call alone never waits, so there only a window of 0 is tried.
     """
     found = {
         BatchSetting(window_ms if batch > rows else 0.0, batch)
@@ -54,5 +53,5 @@ def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> 
 
 
 def load_levels(connections: Sequence[int] | None) -> list[int]:
-    """The numbers of connections to measure with, ascending, each once."""
+    """Return the numbers of connections to measure with, ascending, without duplicates."""
     return sorted(set(connections or CONNECTIONS))

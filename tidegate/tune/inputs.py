@@ -1,4 +1,4 @@
-"""The request to measure with. Pure."""
+"""Make the inputs of the request to measure with. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.client.codec import Array, Tensor, dtype_of
 
 
 def zeros(signature: Mapping[str, Any]) -> dict[str, Array]:
-    """One row of zeros (of empty strings) for each input that is needed; a free dimension is 1."""
+    """Return one row of zeros or empty strings for each required input. A free dimension is 1."""
     batched = bool(signature["max_batch_size"])
     found = {}
     for spec in signature["inputs"]:
@@ -26,7 +26,7 @@ def zeros(signature: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def rows_of(tensors: list[Tensor], max_batch_size: int) -> int:
-    """The rows that a request has along the batch axis; 1 for a model without one."""
+    """Return the number of rows along the batch axis; 1 for a model without one."""
     if not max_batch_size or not tensors or not tensors[0].array.ndim:
         return 1
     return max(1, int(tensors[0].array.shape[0]))

@@ -1,4 +1,4 @@
-"""A closed loop of callers, each with one request at a time; light, and in a process of its own.
+"""Generate load: a closed loop of connections, each with one request at a time.
 
 ``python -m tidegate.tune.load_generator`` reads a :class:`LoadPlan` as one line of JSON and then the raw
 HTTP/1.1 request from stdin, and writes a :class:`LoadResult` as JSON. It is a process of its own because the
@@ -19,13 +19,13 @@ from tidegate.kernel.http.certificates import trusted
 from tidegate.tune.curve import quantile
 
 CONNECT_TIMEOUT_S = 5.0
-# What is outstanding at the end gets so long to come back, so that the next run does not meet it.
+# Time for requests in flight to return at the end, so that they do not disturb the next run.
 LINGER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """Where to send the request, how often at once, and for how long; the warm-up is not counted."""
+    """Where to send the request, on how many connections, and for how long. The warm-up is not counted."""
 
     host: str
     port: int
@@ -37,7 +37,7 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What came back in ``seconds``. ``problem`` is the first error, ``status`` its HTTP status or 0."""
+    """The result of ``seconds`` of load. ``problem``: the first error; ``status``: its HTTP status or 0."""
 
     answers: int
     failed: int
@@ -50,7 +50,7 @@ class LoadResult:
 
 @dataclass(slots=True)
 class LoadCounters:
-    """What the callers saw while it ``counts``; they go on while it is ``open``."""
+    """Counters of all connections. They count while ``counts``; connections send while ``open``."""
 
     open: bool = True
     counts: bool = False
@@ -61,22 +61,22 @@ class LoadCounters:
     latencies: list[float] = field(default_factory=list)
 
     def note(self, status: int, latency_s: float, body: bytes) -> None:
-        """An answer."""
+        """Count a response."""
         if status != 200 and self.open:
-            self.fail(_told(body), status)
+            self.fail(_error_of(body), status)
         elif status == 200 and self.counts:
             self.answers += 1
             self.latencies.append(latency_s)
 
     def fail(self, problem: str, status: int = 0) -> None:
-        """Something that is no good answer; it counts in the warm-up, too."""
+        """Count a failure, also during the warm-up."""
         if not self.failed:
             self.problem, self.status = problem, status
         self.failed += 1
 
 
 class LoadConnection(asyncio.Protocol):
-    """One connection: sends the request, waits for the whole answer, sends it again."""
+    """A connection that sends the request, waits for the whole response, and sends it again."""
 
     def __init__(self, request: bytes, count: LoadCounters) -> None:
         self._request = request
@@ -89,8 +89,8 @@ class LoadConnection(asyncio.Protocol):
         self.gone = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        """Send the first request."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
         self._send()
 
     def _send(self) -> None:
@@ -100,7 +100,7 @@ class LoadConnection(asyncio.Protocol):
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """A part of an answer."""
+        """Collect a response; when it is complete, count it and send the next request."""
         self._answer += data
         if not self._whole:
             self._head = self._answer.find(b"\r\n\r\n") + 4
@@ -117,27 +117,27 @@ class LoadConnection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server, or :meth:`abort`, ended it."""
+        """Count a failure if the server closed the connection."""
         if self._count.open:
             self._count.fail(f"the connection was lost: {exc or 'closed by the gateway'}")
         if not self.gone.done():
             self.gone.set_result(None)
 
     def abort(self) -> None:
-        """End it at once."""
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 
 
 def length_of(head: bytes) -> int:
-    """The ``Content-Length`` in the head of an answer; raises ValueError where there is none."""
+    """Return the ``Content-Length`` in the head of a response. Raise ValueError if there is none."""
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             return int(line[15:])
-    raise ValueError("the gateway's answer does not say its length")
+    raise ValueError("the gateway's response has no Content-Length")
 
 
-def _told(body: bytes) -> str:
+def _error_of(body: bytes) -> str:
     try:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
@@ -145,7 +145,7 @@ def _told(body: bytes) -> str:
 
 
 async def run(plan: LoadPlan, request: bytes) -> LoadResult:
-    """Load the gateway as planned. Raises OSError when nothing takes the connections."""
+    """Load the gateway as planned. Raise OSError if it does not accept connections."""
     loop, count = asyncio.get_running_loop(), LoadCounters()
     host = f"[{plan.host}]" if ":" in plan.host else plan.host
     context = trusted(f"https://{host}") if plan.tls else None
@@ -181,19 +181,19 @@ async def run(plan: LoadPlan, request: bytes) -> LoadResult:
 def _run(figures: Coroutine[Any, Any, LoadResult]) -> LoadResult:
     try:
         import uvloop
-    except ImportError:  # it has no build for Windows
+    except ImportError:  # there is no build for Windows
         return asyncio.run(figures)
     return uvloop.run(figures)
 
 
 def main() -> None:
-    """Do what stdin says."""
+    """Run the plan on stdin and write the result to stdout."""
     plan = LoadPlan(**json.loads(sys.stdin.buffer.readline()))
     request = sys.stdin.buffer.read()
     try:
         figures = _run(run(plan, request))
     except (OSError, asyncio.TimeoutError) as error:
-        problem = f"the gateway takes no connection: {error or 'no answer'}"
+        problem = f"the gateway accepts no connection: {error or 'no reply'}"
         figures = LoadResult(0, plan.connections, 0.0, None, None, problem)
     json.dump(asdict(figures), sys.stdout)
 

@@ -1,4 +1,4 @@
-"""One measured run: the load in a process of its own, and its figures."""
+"""Measure one run: start the load generator in a process of its own, and read its result."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tidegate.client.errors import BadAnswer
 from tidegate.kernel.errors import BadRequest
 from tidegate.tune.load_generator import CONNECT_TIMEOUT_S, LINGER_S, LoadPlan, LoadResult
 
-# The child's own start, on a machine that the model keeps busy.
-PATIENCE_S = 20.0
+# Time for the child to start on a machine that the model keeps busy.
+START_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayAddress:
-    """Where the gateway is; ``prefix`` is the path before ``/v2``."""
+    """The address of the gateway. ``prefix``: the path before ``/v2``."""
 
     host: str
     port: int
@@ -30,10 +30,10 @@ class GatewayAddress:
 
     @classmethod
     def of(cls, url: str) -> GatewayAddress:
-        """The parts of a URL; raises BadRequest."""
+        """Return the parts of a URL. Raise BadRequest."""
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise BadRequest(f"TIDEGATE_GATEWAY_URL: not an http(s) URL: {url!r}.")
+            raise BadRequest(f"TIDEGATE_GATEWAY_URL is not an http(s) URL: {url!r}.")
         tls = parts.scheme == "https"
         return cls(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
@@ -41,7 +41,7 @@ class GatewayAddress:
 def request_bytes(
     address: GatewayAddress, endpoint: str, body: bytes, head_length: int, token: str = ""
 ) -> bytes:
-    """An inference call as it goes over the wire, to be sent again and again."""
+    """Return the bytes of an inference request, to be sent repeatedly."""
     host = f"[{address.host}]" if ":" in address.host else address.host
     lines = (
         f"POST {address.prefix}/v2/models/{quote(endpoint, safe='')}/infer HTTP/1.1",
@@ -55,10 +55,10 @@ def request_bytes(
 
 
 def measure(address: GatewayAddress, request: bytes, connections: int, seconds: float) -> LoadResult:
-    """Load the endpoint for ``seconds`` after a short warm-up. Raises BadAnswer without figures."""
+    """Load the endpoint for ``seconds`` after a short warm-up. Raise BadAnswer if there is no result."""
     warm_s = min(0.5, seconds / 4)
     plan = LoadPlan(address.host, address.port, address.tls, connections, warm_s, seconds)
-    # A group of its own: Ctrl-C reaches the command alone, which ends the load in an orderly way.
+    # In its own group, so that Ctrl-C reaches only the command, which then ends the load.
     child = subprocess.Popen(
         [sys.executable, "-m", "tidegate.tune.load_generator"],
         stdin=subprocess.PIPE,
@@ -67,17 +67,19 @@ def measure(address: GatewayAddress, request: bytes, connections: int, seconds: 
         start_new_session=True,
     )
     try:
-        limit_s = CONNECT_TIMEOUT_S + warm_s + seconds + LINGER_S + PATIENCE_S
+        limit_s = CONNECT_TIMEOUT_S + warm_s + seconds + LINGER_S + START_LIMIT_S
         out, err = child.communicate(json.dumps(asdict(plan)).encode() + b"\n" + request, timeout=limit_s)
     except subprocess.TimeoutExpired:
-        raise BadAnswer(f"The load did not end within {limit_s:g} s.") from None
+        raise BadAnswer(
+            f"The load generator did not end within {limit_s:g} s: try again, or with fewer --connections."
+        ) from None
     finally:
         _end(child)
     try:
         return LoadResult(**json.loads(out))
     except (ValueError, TypeError):
         last = err.decode("utf-8", "replace").strip().splitlines()[-1:]
-        raise BadAnswer(f"The load gave no figures: {' '.join(last) or 'no message'}.") from None
+        raise BadAnswer(f"The load generator failed: {' '.join(last) or 'no message'}.") from None
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

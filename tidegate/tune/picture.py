@@ -1,4 +1,4 @@
-"""The curve as a picture: throughput over p99, one line for each setting."""
+"""Draw the curve: throughput over p99, one line for each setting."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _LABEL = {"textcoords": "offset points", "fontsize": 8}
 
 
 def drawable() -> None:
-    """Raise BadRequest if matplotlib is not installed: a client needs it for nothing else."""
+    """Raise BadRequest if matplotlib is not installed. Only this picture needs it."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise BadRequest("`tidegate tune` draws with matplotlib, which is missing: pip install matplotlib.")
+        raise BadRequest(
+            "`tidegate tune` draws with matplotlib, which is not installed: pip install matplotlib."
+        )
 
 
 def draw(path: Path, title: str, points: Sequence[Point], chosen: Point | None, latency_ms: float) -> None:
-    """Write the picture. Raises BadRequest where the file cannot be written."""
-    # Loaded here: matplotlib takes longer to load than most commands to run. No window system is asked for.
+    """Write the picture. Raise BadRequest if the file cannot be written."""
+    # Imported here, because matplotlib loads slowly. This canvas needs no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,7 +38,7 @@ def draw(path: Path, title: str, points: Sequence[Point], chosen: Point | None, 
     _settings(axis, measured)
     best = front(measured)
     axis.plot([p.p99_ms for p in best], [p.rps for p in best], color=FRONT, linewidth=3, alpha=0.35)
-    figure.draw_without_rendering()  # fixes the places that the labels keep clear of each other by
+    figure.draw_without_rendering()  # computes the positions by which labels avoid each other
     _labels(axis, best, chosen)
     _chosen(axis, chosen)
     try:
@@ -73,7 +75,7 @@ def _axes(axis: Any, title: str, points: Sequence[Point], latency_ms: float) -> 
 
 
 def _settings(axis: Any, points: Sequence[Point]) -> None:
-    """A line for each setting through its loads: colour by batch, marker and dashes by window."""
+    """Draw a line for each setting through its loads: colour by batch, marker and dashes by window."""
     import matplotlib as mpl
     from matplotlib.lines import Line2D
 
@@ -100,7 +102,7 @@ def _settings(axis: Any, points: Sequence[Point]) -> None:
 
 
 def _labels(axis: Any, best: Sequence[Point], chosen: Point | None) -> None:
-    """What the points of the front are; each label stands above the one before, whatever their points."""
+    """Label the points of the front. Each label is above the one before, also if its point is not."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]
