@@ -11,12 +11,12 @@ from deploy.settings_doc import SECTIONS
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.settings.report import WRONG, problem_of, report
 
-# They say where the file is, so they cannot be in it.
+# These locate the file, so they cannot be in it.
 OUTSIDE = {"TIDEGATE_STATE_DIR", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT"}
 
 
 def names() -> dict[str, tuple[str, ...]]:
-    """Return every setting by its variable, with the parts that read it; empty: all of them do."""
+    """Return every setting by its variable, with the services that read it; empty: all of them."""
     found: dict[str, tuple[str, ...]] = {}
     for _, settings in SECTIONS:
         for field in settings.model_fields:
@@ -29,14 +29,14 @@ def names() -> dict[str, tuple[str, ...]]:
 
 
 def unknown(name: str) -> str:
-    """Return the message for a name that no setting has."""
+    """Return the message for an unknown name of a setting."""
     near = difflib.get_close_matches(name, names(), 3, 0.6)
     meant = f" Did you mean {' or '.join(near)}?" if near else " `tidegate settings` lists all of them."
     return f"There is no setting {name}.{meant}"
 
 
 def misspelled(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that are no setting and much like one, with that one."""
+    """Return the variables that are not settings but resemble one, with that setting."""
     known = names()
     found = {}
     for name in environ:
@@ -48,11 +48,13 @@ def misspelled(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def problems(values: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with these settings, each in a sentence."""
+    """Return the problems of these settings, one sentence each."""
     known = names()
     found = [unknown(name) for name in values if name not in known and name not in OUTSIDE]
     found += [
-        f"{name} says where the file is: set it in the environment." for name in values if name in OUTSIDE
+        f"{name} locates the file, so it cannot be in it: set it in the environment."
+        for name in values
+        if name in OUTSIDE
     ]
     right = {name: value for name, value in values.items() if name in known and name not in OUTSIDE}
     with tempfile.TemporaryDirectory() as nowhere:
@@ -65,5 +67,5 @@ def problems(values: Mapping[str, str]) -> list[str]:
 
 
 def planned() -> list[dict[str, Any]]:
-    """Return what each part would report if it were started in this environment."""
+    """Return the settings that each service would report if it were started in this environment."""
     return [report(settings()) for _, settings in SECTIONS if settings is not Settings]

@@ -1,4 +1,4 @@
-"""Writes ``docs/settings.md`` from the settings classes: ``python -m deploy.settings_doc [--check]``."""
+"""``python -m deploy.settings_doc [--check]``: write ``docs/settings.md`` from the settings classes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tidegate.kernel.settings.base import Settings
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every setting is an environment variable; an empty value means the default. Settings that last are in
-`tidegate.env` in the state folder: `tidegate settings set NAME=VALUE` checks them and writes them. The
-environment comes before the file. `tidegate settings` prints the values in force. This page is written by
-`make docs` from the settings classes.
+Every setting is an environment variable; an empty value means the default. Permanent settings are in the
+file `tidegate.env` in the state folder: `tidegate settings set NAME=VALUE` checks them and writes them. The
+environment overrides the file. `tidegate settings` prints the values in force. `make docs` writes this page
+from the settings classes.
 """
 SECTIONS: tuple[tuple[str, type[Settings]], ...] = (
     ("Shared by every part", Settings),
@@ -34,7 +34,7 @@ SECTIONS: tuple[tuple[str, type[Settings]], ...] = (
 
 
 def page() -> str:
-    """The whole page as text."""
+    """Return the text of the page."""
     parts = [HEAD]
     for title, settings in SECTIONS:
         own = {
@@ -56,10 +56,10 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def main() -> int:
-    """Write the page, or with ``--check`` say whether it is current."""
+    """Write the page. With ``--check``, return 1 if it is not up to date."""
     if "--check" in sys.argv[1:]:
         if PAGE.read_text() != page():
-            print("docs/settings.md is not current: run `make docs`.")
+            print("docs/settings.md is not up to date: run `make docs`.")
             return 1
         return 0
     PAGE.write_text(page())

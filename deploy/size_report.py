@@ -1,4 +1,4 @@
-"""``python -m deploy.size_report``: the longest files and functions; fails on a file that is too long."""
+"""``python -m deploy.size_report``: print the longest files and functions; fail if a file is too long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDERS = ("tidegate", "services", "examples", "deploy", "benchmarks", "tests")
 
 
 def python_files(root: Path) -> list[Path]:
-    """The project's Python files, tracked or not yet, without what git ignores."""
+    """Return the project's Python files, tracked or new, without ignored ones."""
     command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -25,14 +25,14 @@ def python_files(root: Path) -> list[Path]:
 
 
 def functions(path: Path) -> Iterator[tuple[int, str]]:
-    """(lines, ``file:line name``) of every function of a file."""
+    """Yield (lines, ``file:line name``) of every function of a file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             yield node.end_lineno - node.lineno + 1, f"{path}:{node.lineno} {node.name}"
 
 
 def main() -> int:
-    """Print the report; 1 if a file is over the limit."""
+    """Print the report. Return 1 if a file is over the limit."""
     root = Path.cwd()
     files = python_files(root)
     lengths = sorted(((len(p.read_text().splitlines()), p.relative_to(root)) for p in files), reverse=True)
@@ -44,8 +44,8 @@ def main() -> int:
         if lines > FUNCTION_NOTICE:
             print(f"  {lines:4} lines  {where}")
     too_long = [f"{path} has {lines} lines" for lines, path in lengths if lines > FILE_LIMIT]
-    for complaint in too_long:
-        print(f"{complaint}; {FILE_LIMIT} is the limit: split it", file=sys.stderr)
+    for problem in too_long:
+        print(f"{problem}, and the limit is {FILE_LIMIT}: split it", file=sys.stderr)
     return 1 if too_long else 0
 
 

@@ -1,1 +1,1 @@
-"""The compose stack from the outside: `make compose-up`, `compose-down`. Only the standard library."""
+"""`make compose-up` and `make compose-down`: control the stack in containers. Standard library only."""

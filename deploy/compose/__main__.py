@@ -13,17 +13,17 @@ from deploy.compose.tool import ROOT, ComposeFailed, Tool
 
 
 def main() -> int:
-    """The exit code: 0 done, 1 failed, 2 cannot run here."""
+    """Run a command. Return the exit code: 0 done, 1 failed, 2 cannot run on this machine."""
     parser = argparse.ArgumentParser(prog="deploy.compose", description="Tidegate in containers.")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="build the images, start everything, serve the example")
     up.add_argument("--no-build", action="store_true", help="use the images as they are")
-    up.add_argument("--no-example", action="store_true", help="an empty stack")
+    up.add_argument("--no-example", action="store_true", help="start without a model")
     down = commands.add_parser("down", help="stop everything")
-    down.add_argument("--volumes", action="store_true", help="and forget the data")
-    commands.add_parser("missing", help="print why the stack cannot run here, if so")
-    given = parser.parse_args()
-    if given.command == "missing":
+    down.add_argument("--volumes", action="store_true", help="also delete the data")
+    commands.add_parser("missing", help="print the reason if the stack cannot run here")
+    arguments = parser.parse_args()
+    if arguments.command == "missing":
         print(tool.missing())
         return 0
     try:
@@ -32,10 +32,10 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        if given.command == "up":
-            _up(found, build=not given.no_build, example=not given.no_example)
+        if arguments.command == "up":
+            _up(found, build=not arguments.no_build, example=not arguments.no_example)
         else:
-            stack.down(found, volumes=given.volumes)
+            stack.down(found, volumes=arguments.volumes)
     except ComposeFailed as error:
         print(error, file=sys.stderr)
         return 1
@@ -46,12 +46,12 @@ def _up(found: Tool, *, build: bool, example: bool) -> None:
     began = time.monotonic()
     stack.up(found, build=build)
     state = Path(os.environ.get("TIDEGATE_STATE_DIR") or ROOT / ".tidegate")
-    path = stack.hand_over(found, state.absolute() / "compose")
+    path = stack.write_environment(found, state.absolute() / "compose")
     if example:
         stack.example(found)
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     print(f"Tidegate runs in containers ({time.monotonic() - began:.0f} s). To use it from here:")
-    print(f"  . {shown}      # the gateway's address, and a key that may do everything: keep it")
+    print(f"  . {shown}      # the gateway's address, and a key with all rights: keep it secret")
     print("  .venv/bin/tidegate status        # the command line comes with `make bootstrap`")
 
 

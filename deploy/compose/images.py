@@ -1,4 +1,4 @@
-"""Which images the stack is built on and runs: what is stated, else official ones, or stand-ins for them."""
+"""Choose the images of the stack: configured ones, else official ones, or stand-ins for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OFFICIAL = {
     "TIDEGATE_POSTGRES_IMAGE": "postgres:17",
     "TIDEGATE_PROMETHEUS_IMAGE": "prom/prometheus:v3.5.0",
 }
-"""As compose.yaml has them, by the variable that names another one."""
+"""The images of compose.yaml, by the variable that replaces each."""
 
 STAND_INS = {
     "TIDEGATE_PYTHON_IMAGE": "standin/python:3.11-slim",
@@ -20,11 +20,11 @@ STAND_INS = {
     "TIDEGATE_POSTGRES_IMAGE": "standin/postgres:17",
     "TIDEGATE_PROMETHEUS_IMAGE": "standin/prometheus:2",
 }
-"""Images of a machine that can fetch none: used when the engine has them and lacks the official ones."""
+"""Images for a machine that cannot pull: used if the engine has them and not the official ones."""
 
 
 def stand_ins(environ: Mapping[str, str], have: Collection[str]) -> dict[str, str]:
-    """The variables to set, given what is set already and the images that the engine has."""
+    """Return the variables to set, given the environment and the images that the engine has."""
     return {
         variable: image
         for variable, image in STAND_INS.items()
@@ -33,7 +33,7 @@ def stand_ins(environ: Mapping[str, str], have: Collection[str]) -> dict[str, st
 
 
 def absent(environ: Mapping[str, str], have: Collection[str]) -> list[str]:
-    """The images that would have to be fetched."""
+    """Return the images that would have to be pulled."""
     chosen = {**OFFICIAL, **stand_ins(environ, have)}
-    wanted = [environ.get(variable) or image for variable, image in chosen.items()]
-    return [image for image in wanted if image not in have]
+    needed = [environ.get(variable) or image for variable, image in chosen.items()]
+    return [image for image in needed if image not in have]

@@ -1,4 +1,4 @@
-"""Up and down: build, start, wait until everything is well; drain the workers, take everything away."""
+"""Start and stop the stack in containers: build, wait until all are healthy; drain workers, remove all."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ STATE = "/var/lib/tidegate"
 
 
 def up(tool: Tool, *, build: bool = True) -> None:
-    """From whatever there is to a stack in which everything is healthy. Raises ComposeFailed."""
+    """Start the stack and wait until every container is healthy. Raise ComposeFailed."""
     if build:
-        # One of the services stands for all: they share their image.
+        # All services share one image, so building it for one of them is enough.
         tool.compose("build", "migrate", "worker")
     tool.compose("up", "-d", "--no-build")
     wait(tool)
 
 
 def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
-    """Until every container is healthy, or done if it runs once. Raises ComposeFailed, with its output."""
+    """Wait until every container is healthy, or done if it runs once. Raise ComposeFailed with its output."""
     deadline = time.monotonic() + timeout_s
-    while waiting := [(name, said) for name, said in states(tool.containers()) if said != "well"]:
-        broken = [name for name, said in waiting if said == "broken"]
+    while waiting := [(name, state) for name, state in states(tool.containers()) if state != "healthy"]:
+        broken = [name for name, state in waiting if state == "broken"]
         if broken:
             raise ComposeFailed(f"{broken[0]} does not work:\n{_logs(tool, broken[0])}")
         if time.monotonic() > deadline:
-            names = ", ".join(f"{name} ({said})" for name, said in waiting)
-            raise ComposeFailed(f"Not well within {timeout_s:g} s: {names}.\n{_logs(tool, waiting[0][0])}")
+            names = ", ".join(f"{name} ({state})" for name, state in waiting)
+            raise ComposeFailed(f"Not healthy within {timeout_s:g} s: {names}.\n{_logs(tool, waiting[0][0])}")
         time.sleep(POLL_S)
 
 
 def states(containers: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Each container of compose.yaml, and whether it is well, waiting or broken. Workers are not of it."""
+    """Return each container of compose.yaml and its state: healthy, waiting or broken. Skip the workers."""
     return [
         (each["Name"].lstrip("/"), _state(each))
         for each in containers
@@ -53,11 +53,11 @@ def _state(container: dict[str, Any]) -> str:
     if container["Config"]["Labels"].get(SERVICE) in ONCE:
         if state["Status"] != "exited":
             return "waiting"
-        return "well" if state["ExitCode"] == 0 else "broken"
+        return "healthy" if state["ExitCode"] == 0 else "broken"
     if not state["Running"]:
         return "waiting" if state.get("Restarting") or state["Status"] == "created" else "broken"
     health = (state.get("Health") or {}).get("Status", "healthy")
-    return {"healthy": "well", "starting": "waiting"}.get(health, "broken")
+    return {"healthy": "healthy", "starting": "waiting"}.get(health, "broken")
 
 
 def _logs(tool: Tool, name: str) -> str:
@@ -68,21 +68,21 @@ def _logs(tool: Tool, name: str) -> str:
 
 
 def down(tool: Tool, *, volumes: bool) -> None:
-    """Take everything away, workers first and in an orderly way; data only with ``volumes``."""
+    """Drain the workers, then remove everything. Remove data only with ``volumes``."""
     if any(LAUNCHED in each["Config"]["Labels"] for each in tool.containers()):
         tool.compose("stop", "autoscaler", quiet=True)
         try:
             command = ["python", "-P", "-m", "services.autoscaler", "sweep", "--grace", str(DRAIN_S)]
             tool.compose("run", "--rm", "--no-deps", "-T", "autoscaler", *command, quiet=True)
-        except ComposeFailed as error:  # `down` ends them all the same, less gently
+        except ComposeFailed as error:  # `down` ends them anyway, without draining
             print(f"The workers were not drained: {error}")
     tool.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
 
 
-def hand_over(tool: Tool, folder: Path) -> Path:
-    """Write what the CLI needs to reach the stack into a file that only its owner can read; the file.
+def write_environment(tool: Tool, folder: Path) -> Path:
+    """Write the CLI's variables for this stack to a file that only its owner can read. Return the file.
 
-    The key in it is the stack's service token, which may do everything.
+    Its key is the stack's service token, which has all rights.
     """
     gateway = next(each for each in tool.containers() if each["Config"]["Labels"].get(SERVICE) == "gateway")
     ports = gateway["NetworkSettings"]["Ports"]
@@ -100,13 +100,13 @@ def hand_over(tool: Tool, folder: Path) -> Path:
 
 
 def gateway_token(tool: Tool, container: str) -> str:
-    """The stack's service token, as its services read it."""
-    stated = tool.environ.get("TIDEGATE_SERVICE_TOKEN", "")
-    return stated or tool.engine("exec", container, "cat", f"{STATE}/token").strip()
+    """Return the stack's service token, as its services read it."""
+    configured = tool.environ.get("TIDEGATE_SERVICE_TOKEN", "")
+    return configured or tool.engine("exec", container, "cat", f"{STATE}/token").strip()
 
 
 def example(tool: Tool) -> None:
-    """Train, deploy and ask the digits example, all of it inside of the stack."""
+    """Train, deploy and call the digits example, all inside the stack."""
     by_service = {each["Config"]["Labels"].get(SERVICE): each for each in tool.containers()}
     image, name = by_service["worker"]["Config"]["Image"], by_service["gateway"]["Name"].lstrip("/")
     tool.engine(
@@ -114,6 +114,6 @@ def example(tool: Tool) -> None:
         "/opt/tidegate/runtime/model-env/bin/python3", "/opt/tidegate/examples/digits/train.py",
         "--out", f"{STATE}/examples/digits",
     )  # fmt: skip
-    said = tool.engine("exec", name, "python", "-P", "-m", "tidegate.cli.example")
-    # How to ask it is for those inside; outside there are another address and a key.
-    print(said.partition("Ask it yourself:")[0].rstrip())
+    output = tool.engine("exec", name, "python", "-P", "-m", "tidegate.cli.example")
+    # The rest describes calls from inside. Outside, the address is another, and a key is needed.
+    print(output.partition("Ask it yourself:")[0].rstrip())

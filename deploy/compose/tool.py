@@ -1,4 +1,4 @@
-"""The commands of the container engine and of compose, with the variables that compose.yaml reads."""
+"""Run commands of the container engine and of compose, with the variables that compose.yaml reads."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SERVICE = "com.docker.compose.service"
 
 
 class ComposeFailed(Exception):
-    """What failed, in words for people."""
+    """A failed command. ``str()`` is a complete message."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """Compose (``command``) on one project."""
+    """Compose, started by ``command``, for one project."""
 
     command: tuple[str, ...]
     project: str
     environ: Mapping[str, str]
 
     def compose(self, *arguments: str, quiet: bool = False) -> None:
-        """Run a compose command. Raises ComposeFailed with the end of what it said."""
+        """Run a compose command. Raise ComposeFailed with the end of its output."""
         command = [*self.command, "-f", str(FILE), *arguments]
         done = subprocess.run(
             command,
@@ -44,20 +44,20 @@ class Tool:
             text=True,
         )
         if done.returncode:
-            said = f":\n{done.stdout.strip()[-2000:]}" if quiet else "."
-            raise ComposeFailed(f"`{' '.join(command)}` ended with {done.returncode}{said}")
+            output = f":\n{done.stdout.strip()[-2000:]}" if quiet else "."
+            raise ComposeFailed(f"`{' '.join(command)}` exited with {done.returncode}{output}")
 
     def engine(self, *arguments: str) -> str:
-        """Run a command of the engine; its output."""
+        """Run a command of the engine. Return its output. Raise ComposeFailed."""
         done = self._engine(*arguments)
         if done.returncode:
             raise ComposeFailed(f"`docker {' '.join(arguments)}`: {done.stderr.strip()[-2000:]}")
         return done.stdout
 
     def containers(self) -> list[dict[str, Any]]:
-        """Everything about each container of the project, the launched workers included."""
+        """Return the description of each container of the project, including launched workers."""
         ids = self.engine("ps", "-aq", "--filter", f"label={PROJECT}={self.project}").split()
-        # One that went meanwhile is an error, beside the others' answers.
+        # A container that ended meanwhile makes the command fail, but the others are in its output.
         found: list[dict[str, Any]] = json.loads(self._engine("inspect", *ids).stdout or "[]") if ids else []
         return found
 
@@ -72,7 +72,7 @@ class Tool:
 
 
 def missing(environ: Mapping[str, str] = os.environ) -> str:
-    """Why the stack cannot run here; empty when it can."""
+    """Return why the stack cannot run here; empty: it can."""
     if shutil.which("docker") is None:
         return "there is no `docker` command"
     if _fails(["docker", "info"], environ):
@@ -83,7 +83,7 @@ def missing(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Tool:
-    """The tool for the project that COMPOSE_PROJECT_NAME names. Raises ComposeFailed when it cannot run."""
+    """Return compose for the project COMPOSE_PROJECT_NAME. Raise ComposeFailed if it cannot run here."""
     reason = missing(environ)
     if reason:
         raise ComposeFailed(f"The compose stack needs a container engine and compose: {reason}.")
@@ -95,7 +95,7 @@ def find(environ: Mapping[str, str] = os.environ) -> Tool:
     )
     project = environ.get("COMPOSE_PROJECT_NAME") or "tidegate"
     chosen = stand_ins(environ, set(listed.stdout.split()))
-    # Old engines have the builder that needs no plug-in; new ones pass this over.
+    # Without the buildx plug-in, use the old builder. New engines ignore these variables.
     plain = {} if _has_buildx(environ) else {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
     known = {**environ, **plain, **chosen, "COMPOSE_PROJECT_NAME": project}
     return Tool(_command(environ), project, known)

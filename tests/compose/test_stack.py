@@ -173,7 +173,7 @@ def test_an_autoscaler_that_is_killed_adopts_what_runs(world):
         sent = np.ones((1, 16), dtype=np.float32)
         assert np.array_equal(client.infer("identity", {"x": sent})["y"], sent)
     world.tool.engine("start", name)
-    until(lambda: stack.states([world.container("autoscaler")])[0][1] == "well", "the autoscaler is back")
+    until(lambda: stack.states([world.container("autoscaler")])[0][1] == "healthy", "the autoscaler is back")
     assert settled(world, 2) == before, "the same containers: none lost, none doubled"
     world.ask("PUT", path, {"replicas": 1})
     settled(world, 1)

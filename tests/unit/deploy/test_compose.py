@@ -80,15 +80,15 @@ def container(service: str, **state):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (container("gateway", Health={"Status": "healthy"}), "well"),
+        (container("gateway", Health={"Status": "healthy"}), "healthy"),
         (container("gateway", Health={"Status": "starting"}), "waiting"),
         (container("gateway", Health={"Status": "unhealthy"}), "broken"),
         (container("gateway", Running=False, Status="exited", ExitCode=1), "broken"),
         (container("gateway", Running=False, Status="created"), "waiting"),
         (container("gateway", Running=False, Status="restarting", Restarting=True), "waiting"),
-        (container("gateway"), "well"),
+        (container("gateway"), "healthy"),
         (container("migrate"), "waiting"),
-        (container("migrate", Running=False, Status="exited"), "well"),
+        (container("migrate", Running=False, Status="exited"), "healthy"),
         (container("migrate", Running=False, Status="exited", ExitCode=1), "broken"),
     ],
 )
