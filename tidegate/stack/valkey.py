@@ -34,8 +34,8 @@ maxmemory-policy noeviction
 
 
 # The wheel's server uses glibc's malloc. A Lua script frees more small blocks at a time than malloc caches by
-# default, which costs a fifth more CPU per job. Large blocks must not be cached: with them the process grew to
-# several times its data.
+# default, which costs a fifth more CPU per job. Large blocks must not be cached: with them
+# the process grew to several times its data.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000:glibc.malloc.tcache_max=128"}
 
 
