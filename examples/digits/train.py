@@ -1,15 +1,14 @@
-"""Train a classifier of handwritten digits and write all that is needed to serve it and to check the answers.
+"""Train a classifier of handwritten digits, and write the files to serve it and to check its outputs.
 
-Runs in the models' environment (scikit-learn, skl2onnx, onnxruntime), needs no network and takes a few
-seconds:
+It runs in the models' environment (scikit-learn, skl2onnx, onnxruntime) without a network, in a few seconds:
 
     <runtime>/model-env/bin/python3 examples/digits/train.py --out DIR
 
 ``model.onnx``     input ``image`` FP32[n, 64] (8 x 8 pixels, 0 to 16);
                    outputs ``label`` INT64[n], ``probabilities`` FP32[n, 10]
-``heldout.npz``    images the training never saw: ``image``, ``truth``, and onnxruntime's own ``label`` and
-``probabilities``, one image at a time
-``metadata.json``  what the registry keeps of this version: training date, accuracy, packages
+``heldout.npz``    images that are not in the training set: ``image``, ``truth``, and onnxruntime's own
+                   ``label`` and ``probabilities``, one image at a time
+``metadata.json``  metadata of the version for the registry: training date, accuracy, packages
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def main() -> None:
     """Train, export, check the export, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the results; made if it is not there"
+        "--out", type=Path, required=True, help="folder for the results; it is made if it is missing"
     )
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
@@ -78,13 +77,13 @@ def main() -> None:
 
 
 def train(images: Any, truth: Any) -> Pipeline:
-    """A small network on standardised pixels."""
+    """Train a small network on standardised pixels."""
     network = MLPClassifier(hidden_layer_sizes=(64,), max_iter=300, tol=1e-3, random_state=SEED)
     return make_pipeline(StandardScaler(), network).fit(images, truth)
 
 
 def export(model: Pipeline) -> bytes:
-    """The pipeline as ONNX, with a free batch axis and plain tensors as outputs."""
+    """Return the pipeline as ONNX, with a free batch axis and plain tensors as outputs."""
     converted = convert_sklearn(
         model,
         name="digits",
@@ -97,14 +96,14 @@ def export(model: Pipeline) -> bytes:
 
 
 def answers(onnx_file: bytes, images: Any) -> tuple[Any, Any, float]:
-    """Labels and probabilities of the images one by one, and how far a batch of all of them is from that."""
+    """Return labels and probabilities of single images, and the largest difference of a batch."""
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    wanted = ["label", "probabilities"]
-    single = [session.run(wanted, {"image": image[None]}) for image in images]
+    outputs = ["label", "probabilities"]
+    single = [session.run(outputs, {"image": image[None]}) for image in images]
     label = np.concatenate([each[0] for each in single])
     probabilities = np.concatenate([each[1] for each in single])
-    batch_label, batch_probabilities = session.run(wanted, {"image": images})
-    assert (batch_label == label).all(), "a batch gives other labels than single images"
+    batch_label, batch_probabilities = session.run(outputs, {"image": images})
+    assert (batch_label == label).all(), "the labels of a batch differ from those of single images"
     return label, probabilities, float(np.abs(batch_probabilities - probabilities).max())
 
 

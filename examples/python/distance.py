@@ -1,4 +1,4 @@
-"""A class: ``load`` runs once, ``predict`` gets the rows of several requests at once."""
+"""A class: ``load`` runs once, a call of ``predict`` gets the rows of several requests."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ class Answer(NamedTuple):
 
 
 class Distance:
-    """How far points are from a centre."""
+    """The distances of points from a centre."""
 
     def load(self):
-        """Prepare what every call needs; a real model would load its weights here."""
+        """Prepare data for all calls. A real model would load its weights here."""
         self.centre = np.zeros(2, np.float32)
 
     @batched(max_size=64)

@@ -1,4 +1,4 @@
-"""The smallest model: a text in, a text out."""
+"""The smallest model: a text is the input, a text is the output."""
 
 
 def predict(text: str, times: int = 1) -> str:

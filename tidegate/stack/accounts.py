@@ -95,7 +95,7 @@ def write(secrets: Path, servers: Path) -> None:
 
 
 def main() -> None:
-    """``python -m tidegate.stack.accounts SECRETS SERVERS``: run :func:`write` for servers in containers."""
+    """Run ``python -m tidegate.stack.accounts SECRETS SERVERS`` for servers in containers."""
     os.umask(0o022)
     write(Path(sys.argv[1]), Path(sys.argv[2]))
 

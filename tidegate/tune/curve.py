@@ -47,7 +47,7 @@ class Point:
 
 
 def quantile(ascending: Sequence[float], share: float) -> float | None:
-    """The nearest-rank quantile of sorted values: no value is invented. None where there are none."""
+    """Return the nearest-rank quantile of sorted values, which is one of them; None: there are none."""
     if not ascending:
         return None
     return ascending[max(0, math.ceil(share * len(ascending)) - 1)]

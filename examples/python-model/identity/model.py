@@ -4,10 +4,10 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """Triton calls ``execute`` with a list of requests and wants one response for each, in order."""
+    """A model for Triton, which calls ``execute`` with requests and expects their responses in order."""
 
     def execute(self, requests):
-        """Give every request its input back."""
+        """Return the input of each request."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):

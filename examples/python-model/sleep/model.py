@@ -1,4 +1,4 @@
-"""A model that takes its time: it sleeps the largest of ``ms`` (milliseconds) and gives ``ms`` back."""
+"""A slow model: it sleeps the largest value of ``ms`` (milliseconds) and returns ``ms``."""
 
 import time
 
@@ -6,10 +6,10 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """A batch costs as much as its slowest row, as on a GPU that is not full. Negative ``ms`` are refused."""
+    """A model whose batch takes as long as its slowest row, as on a GPU that is not full."""
 
     def execute(self, requests):
-        """Answer the requests; what one of them does wrong is an error of its own."""
+        """Return one response for each request. A negative ``ms`` is an error of its request only."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):

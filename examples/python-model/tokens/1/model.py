@@ -1,4 +1,4 @@
-"""A decoupled model: one request, many answers. It gives the words of a text one after the other."""
+"""A decoupled model: it sends the words of a text one by one, as many responses to one request."""
 
 import itertools
 import threading
@@ -9,21 +9,21 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """Each request has a thread, so that many streams run side by side, and ends when it is cancelled."""
+    """A model with a thread for each request, so that streams run in parallel and can be cancelled."""
 
     def initialize(self, args):
-        """Nothing runs yet."""
+        """Prepare the set of running threads."""
         self._running = set()
 
     def execute(self, requests):
-        """Begin; a decoupled model returns at once and answers through each request's response sender."""
+        """Start a thread for each request. It responds through the request's response sender."""
         for request in requests:
             thread = threading.Thread(target=self._stream, args=(request,), daemon=True)
             self._running.add(thread)
             thread.start()
 
     def finalize(self):
-        """Wait for what runs."""
+        """Wait for the running threads."""
         for thread in list(self._running):
             thread.join(timeout=5)
 
@@ -44,7 +44,7 @@ class TritonPythonModel:
 
 
 def _words(request):
-    """``count`` words of the text (default: each once), from its start again when it has fewer."""
+    """Yield ``count`` words of the text (default: each once), repeating the text if it has fewer."""
     words = _value(request, "text_input", b"").decode().split()
     count = int(_value(request, "count", len(words)))
     delay_s = float(_value(request, "delay_ms", 0)) / 1000

@@ -1,13 +1,13 @@
-"""Doubles numbers, up to 10."""
+"""A model that doubles numbers up to 10."""
 
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """Fails for anything larger, so that its caller has something to decide."""
+    """A model that fails for larger numbers, so that its caller must react."""
 
     def execute(self, requests):
-        """One response for each request."""
+        """Return one response for each request."""
         return [
             self._double(pb_utils.get_input_tensor_by_name(request, "x").as_numpy()) for request in requests
         ]

@@ -1,14 +1,14 @@
-"""Takes the blanks around each text away."""
+"""Remove the blanks around each text."""
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """The first step."""
+    """The first step of the ensemble."""
 
     def execute(self, requests):
-        """One response for each request."""
+        """Return one response for each request."""
         return [self._clean(pb_utils.get_input_tensor_by_name(request, "text")) for request in requests]
 
     def _clean(self, texts):

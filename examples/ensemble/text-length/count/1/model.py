@@ -1,14 +1,14 @@
-"""Counts the characters of each text."""
+"""Count the characters of each text."""
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """The second step."""
+    """The second step of the ensemble."""
 
     def execute(self, requests):
-        """One response for each request."""
+        """Return one response for each request."""
         return [self._count(pb_utils.get_input_tensor_by_name(request, "text")) for request in requests]
 
     def _count(self, texts):
