@@ -141,7 +141,7 @@ def test_answers_are_counted_while_they_count():
     assert (count.answers, count.latencies) == (1, [0.2])
     assert (count.failed, count.problem, count.status) == (2, "full", 503)
     assert length_of(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n") == 12
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(ValueError, match="no Content-Length"):
         length_of(b"HTTP/1.1 200 OK\r\n\r\n")
 
 
