@@ -1,4 +1,4 @@
-"""The accounts of the services at a real RabbitMQ and real Valkeys: what each may do, and what it may not."""
+"""The rights of the services' accounts at a real RabbitMQ and real Valkeys."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CLIENTS = ("gateway", "registry", "router", "autoscaler", "worker")
 
 @dataclass(frozen=True)
 class Servers:
-    """The servers as `make up` starts them."""
+    """Start the servers as `make up` does."""
 
     secrets: Path
     amqp: str
@@ -62,12 +62,12 @@ class Servers:
     jobs: str
 
     def connection(self, service: str) -> Connection:
-        """A connection of a service to the broker."""
+        """Open a connection of a service to the broker."""
         url = credentials.logged_in(self.amqp, self.secrets, credentials.RABBITMQ, service)
         return Connection(url, f"test {service}", _nothing)
 
     def store(self, server: str, service: str) -> Redis:
-        """A client of a service at one of the stores."""
+        """Return a client of a service for one of the stores."""
         url = self.live if server == credentials.VALKEY else self.jobs
         return Redis.from_url(credentials.logged_in(url, self.secrets, server, service))
 
@@ -109,7 +109,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 async def refused(connection: Connection, deed: str, what: Queue | str) -> bool:
-    """Whether the broker refuses a deed. It ends the connection then, which comes back by itself."""
+    """Return True if the broker rejects an action. It then closes the connection, which reconnects."""
     channel = await connection.wait_up(30)
     try:
         if deed == "declare":
@@ -129,7 +129,7 @@ async def refused(connection: Connection, deed: str, what: Queue | str) -> bool:
     return False
 
 
-async def test_nobody_logs_in_as_the_default_user_or_without_a_password(servers: Servers) -> None:
+async def test_default_users_and_empty_passwords_are_rejected(servers: Servers) -> None:
     for user in ("", "guest:guest@", "worker:worker@", "guest:@"):
         connection = Connection(servers.amqp.replace("//", f"//{user}"), "intruder", _nothing)
         async with connection:
@@ -137,8 +137,8 @@ async def test_nobody_logs_in_as_the_default_user_or_without_a_password(servers:
                 await connection.wait_up(1.5)
 
 
-async def test_each_service_does_its_work(servers: Servers) -> None:
-    """What the services declare, bind, publish and consume, each with its own account."""
+async def test_each_account_may_do_its_services_work(servers: Servers) -> None:
+    """Declare, bind, publish and consume like each service, with its own account."""
     mine: dict[str, list[Queue | Exchange]] = {
         "gateway": [EVENTS, CANCELS, REPLIES, REQUESTS, USAGE, jobs_queue("m", "high")],
         "registry": [EVENTS, USAGE],
@@ -217,7 +217,7 @@ async def test_the_rest_is_refused(servers: Servers, service: str, deed: str, wh
 
 
 @pytest.mark.parametrize("server", [credentials.VALKEY, credentials.VALKEY_JOBS])
-def test_without_a_password_nobody_is_let_in_at_a_store(servers: Servers, server: str) -> None:
+def test_a_store_requires_a_password(servers: Servers, server: str) -> None:
     url = servers.live if server == credentials.VALKEY else servers.jobs
     store = Redis.from_url(url)
     for deed in (store.ping, lambda: store.get("tidegate:routes"), store.flushall):
@@ -225,7 +225,7 @@ def test_without_a_password_nobody_is_let_in_at_a_store(servers: Servers, server
             deed()
     with pytest.raises(AuthenticationError):
         Redis.from_url(url.replace("//", "//worker:guessed@")).get("x")
-    # Nor may a stranger send much: a server takes 1 GB from a client that has logged in.
+    # A client without a login may not send much. After a login, a server accepts 1 GB.
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), 20) as door:
         door.sendall(b"*2\r\n$4\r\nPING\r\n$314572800\r\n")
         assert door.recv(100).startswith(b"-ERR Protocol error: unauthenticated bulk length")
@@ -233,14 +233,14 @@ def test_without_a_password_nobody_is_let_in_at_a_store(servers: Servers, server
 
 @pytest.mark.parametrize("service", CLIENTS)
 @pytest.mark.parametrize("server", [credentials.VALKEY, credentials.VALKEY_JOBS])
-def test_no_service_administers_a_store(servers: Servers, server: str, service: str) -> None:
+def test_no_service_may_administer_a_store(servers: Servers, server: str, service: str) -> None:
     store = servers.store(server, service)
     for command in ("CONFIG GET dir", "ACL LIST", "FLUSHALL", "SAVE", "KEYS *"):
         with pytest.raises(NoPermissionError):
             store.execute_command(*command.split())
 
 
-def test_a_worker_tells_of_itself_and_reads_or_writes_no_other_facts(servers: Servers) -> None:
+def test_a_worker_may_write_only_its_own_facts(servers: Servers) -> None:
     worker, gateway = servers.store("valkey", "worker"), servers.store("valkey", "gateway")
     for kind in ("replica", "model", "claim", "statistics"):
         assert worker.set(f"tidegate:{kind}:m", "1", px=1000)

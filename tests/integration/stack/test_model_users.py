@@ -1,4 +1,4 @@
-"""Users for models: each has one holder, and nothing of a former one is left.
+"""Users of models: each has one holder, and nothing of a former holder is left.
 
 All claims here are in the folder that the workers of this machine use: a claim ends the user's processes.
 """
@@ -33,7 +33,7 @@ def user(tmp_path: Path) -> Iterator[ModelUser]:
 
 
 def left_behind(uid: int) -> subprocess.Popen[bytes]:
-    """A process of the user, without the stack's mark in its environment."""
+    """Start a process of the user, without the stack's mark in its environment."""
     return subprocess.Popen(["sleep", "600"], user=uid, group=uid, extra_groups=[], env={})
 
 
@@ -49,8 +49,8 @@ def test_a_user_has_one_holder(user: ModelUser, tmp_path: Path) -> None:
     third.release()
 
 
-def test_a_new_holder_ends_what_the_last_one_left() -> None:
-    """Whoever it is: a worker of another stack may be faster than this test."""
+def test_a_new_holder_ends_processes_of_the_previous_one() -> None:
+    """The new holder may be a worker of another stack, which may be faster than this test."""
     first = ModelUser.claim(HOST)
     first.begin()
     process = left_behind(first.uid)
@@ -62,8 +62,8 @@ def test_a_new_holder_ends_what_the_last_one_left() -> None:
     second.release()
 
 
-def test_a_sweep_ends_what_a_model_left(user: ModelUser, tmp_path: Path) -> None:
-    """Without CAP_SYS_PTRACE its mark cannot be read, and a model could take it away."""
+def test_a_sweep_ends_processes_that_a_model_left(user: ModelUser, tmp_path: Path) -> None:
+    """Without CAP_SYS_PTRACE its mark cannot be read, and a model could remove the mark."""
     folder = tmp_path / "state" / "replicas" / "m-v1-0-1"
     folder.mkdir(parents=True)
     (folder / "model-user").write_text(str(user.uid))
@@ -75,7 +75,7 @@ def test_a_sweep_ends_what_a_model_left(user: ModelUser, tmp_path: Path) -> None
     assert process.wait(10) == -9
 
 
-def test_a_replicas_own_shared_memory_goes_with_its_folder(tmp_path: Path) -> None:
+def test_a_replicas_shared_memory_is_removed_with_its_folder(tmp_path: Path) -> None:
     region = SHARED_MEMORY / f"tidegate-{os.urandom(8).hex()}"
     (region / "deep").mkdir(parents=True)
     (region / "deep" / "x").touch()

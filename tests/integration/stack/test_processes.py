@@ -1,4 +1,4 @@
-"""Processes as /proc shows them, and servers that run without a supervisor."""
+"""Processes in /proc, and servers that run without a supervisor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def start(code: str, **env: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_process_is_known_by_its_start_too():
+def test_a_process_is_identified_by_its_start_time_too():
     own = processes.find(os.getpid())
     assert own is not None
     assert own.alive()
@@ -35,7 +35,7 @@ def test_a_process_is_known_by_its_start_too():
     assert "python" in own.command()
 
 
-def test_a_zombie_does_not_live():
+def test_a_zombie_is_not_alive():
     process = start("")
     found = processes.find(process.pid)
     time.sleep(0.2)
@@ -44,7 +44,7 @@ def test_a_zombie_does_not_live():
     process.wait()
 
 
-def test_what_does_not_end_is_killed():
+def test_a_process_that_ignores_sigterm_is_killed():
     process = start(
         "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     )
@@ -56,7 +56,7 @@ def test_what_does_not_end_is_killed():
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_stack_is_known_by_its_mark_and_a_model_server_by_its_folder(tmp_path: Path):
+def test_a_stack_is_found_by_its_mark_and_a_model_server_by_its_folder(tmp_path: Path):
     sleeping = "import time; time.sleep(60)"
     ours = start(sleeping, **{child.MARK: str(tmp_path)})
     other = start(sleeping, **{child.MARK: f"{tmp_path}-other"})
@@ -69,7 +69,7 @@ def test_a_stack_is_known_by_its_mark_and_a_model_server_by_its_folder(tmp_path:
             process.wait()
 
 
-def test_rabbitmq_starts_and_ends_by_itself(tmp_path: Path):
+def test_rabbitmq_runs_without_a_supervisor(tmp_path: Path):
     with standalone.rabbitmq_running(tmp_path) as url:
         probe = child.Probe("amqp", int(url.rpartition(":")[2].rstrip("/")))
         assert probes.problem(probe) is None
@@ -77,14 +77,14 @@ def test_rabbitmq_starts_and_ends_by_itself(tmp_path: Path):
     assert "SIGTERM received - shutting down" in (tmp_path / "rabbitmq.log").read_text()
 
 
-def test_valkey_starts_and_ends_by_itself(tmp_path: Path):
+def test_valkey_runs_without_a_supervisor(tmp_path: Path):
     with standalone.valkey_running(tmp_path) as url:
         probe = child.Probe("valkey", int(url.rpartition(":")[2].partition("/")[0]))
         assert probes.problem(probe) is None
     assert probes.problem(probe) == "not answering yet"
 
 
-def test_a_server_that_dies_at_start_is_told_with_its_log(tmp_path: Path):
+def test_an_error_at_the_start_of_a_server_shows_its_log(tmp_path: Path):
     dying = child.Child("server", ("sh", "-c", "echo no license; exit 4"), {}, child.Probe("tcp", 1), 0)
     with (
         pytest.raises(ChildFailed, match=r"(?s)server exited with 4.*no license"),
@@ -93,7 +93,7 @@ def test_a_server_that_dies_at_start_is_told_with_its_log(tmp_path: Path):
         pass
 
 
-def test_the_tail_of_a_log_is_of_this_start(tmp_path: Path):
+def test_the_tail_of_a_log_begins_at_this_start(tmp_path: Path):
     log = tmp_path / "log"
     log.write_text("old\n")
     offset = launch.size(log)

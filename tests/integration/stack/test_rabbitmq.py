@@ -1,4 +1,4 @@
-"""The private RabbitMQ keeps no more of its log in memory than its configuration says."""
+"""The memory that the private RabbitMQ uses for its log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 async def test_the_log_of_quorum_queues_is_written_out_early(tmp_path: Path) -> None:
-    """RabbitMQ keeps a log file's entries in memory until the file is full; its own limit is 512 MB."""
+    """RabbitMQ keeps a log file's entries in memory until the file is full; its default limit is 512 MB."""
     queue = jobs_queue("digits-v1", "normal")
 
     async def declare(channel: Channel) -> None:

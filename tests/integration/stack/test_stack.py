@@ -1,4 +1,4 @@
-"""The embedded stack for real: up, a child that dies, a supervisor that dies, busy ports, down."""
+"""The real embedded stack: up, a child that dies, a supervisor that dies, busy ports, down."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_life_of_a_stack(settings: Settings):
 
 
 def test_a_stack_with_a_certificate(tmp_path: Path):
-    """The supervisor's probe and `tidegate status` ask over TLS."""
+    """The supervisor's probe and `tidegate status` use TLS."""
     Authority().sign("tide.example").write(tmp_path / "cert.pem", tmp_path / "key.pem")
     settings = settings_in(tmp_path, tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
     env = {f"TIDEGATE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port")) for name in PORTS}
@@ -150,13 +150,13 @@ def _a_dead_supervisor_is_replaced(settings: Settings) -> None:
     assert after.supervisor != before.supervisor
     old = {c.process for c in before.children if c.process}
     assert not any(process.alive() for process in old)
-    # And down finds everything by itself when there is no supervisor to ask.
+    # Without a supervisor, `down` finds all processes itself.
     assert after.supervisor is not None
     os.kill(after.supervisor.pid, signal.SIGKILL)
 
 
 def _with_a_setting_that_lasts(settings: Settings) -> Settings:
-    """The same settings, read again after `TIDEGATE_AUTH=required` was written into the file."""
+    """Write `TIDEGATE_AUTH=required` into the file and read the settings again."""
     settings_file.change(settings.state_path, {"TIDEGATE_AUTH": "required"})
     ports: dict[str, Any] = {f"{name}_port": getattr(settings, f"{name}_port") for name in PORTS}
     return Settings(state_dir=settings.state_path, **ports)
@@ -191,7 +191,7 @@ def _its_services_have_it(settings: Settings) -> None:
     assert workers["TIDEGATE_SERVICE_TOKEN"]["value"] == ""
 
 
-def test_a_child_that_cannot_start_is_told_with_its_log(tmp_path: Path):
+def test_an_error_at_the_start_of_a_child_shows_its_log(tmp_path: Path):
     settings = settings_in(tmp_path, database_url="sqlite+aiosqlite:////proc/nowhere/registry.db")
     with pytest.raises(stack.ChildFailed) as failed:
         stack.up(settings)

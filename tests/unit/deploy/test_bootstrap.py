@@ -1,4 +1,4 @@
-"""The bootstrap: reading locks, explaining failures, which steps are to be done and in which order."""
+"""The bootstrap: reading locks, explaining failures, choosing and ordering the steps."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ ROOT = Path(__file__).parents[3]
 
 
 class Silent:
-    """A screen that keeps what it is told."""
+    """A display that records each report."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
+        self.reports: list[tuple[str, str]] = []
 
     def started(self, name: str) -> None:
-        self.told.append(("started", name))
+        self.reports.append(("started", name))
 
     def doing(self, name: str, detail: str) -> None:
-        self.told.append((detail, name))
+        self.reports.append((detail, name))
 
     def finished(self, name: str, *, ok: bool) -> None:
-        self.told.append(("ok" if ok else "failed", name))
+        self.reports.append(("ok" if ok else "failed", name))
 
     def close(self) -> None:
         pass
@@ -48,7 +48,7 @@ class Installation:
         self.order: list[str] = []
 
     def step(self, name: str, *after: str, fails: bool = False) -> Step:
-        def work(tell: object) -> None:
+        def work(report: object) -> None:
             if fails:
                 raise StepFailed(f"{name} failed", "mend it")
             self.order.append(name)
@@ -57,7 +57,7 @@ class Installation:
         return Step(name, name, lambda: name in self.done, work, after)
 
 
-def test_what_builds_on_an_undone_step_is_undone():
+def test_steps_after_an_undone_step_are_undone():
     made = Installation("system", "services", "triton")
     steps = [
         made.step("system"),
@@ -69,7 +69,7 @@ def test_what_builds_on_an_undone_step_is_undone():
     assert [step.name for step in _undone(steps)] == ["venv", "services", "tests"]
 
 
-def test_steps_run_after_what_they_build_on():
+def test_steps_run_after_their_dependencies():
     made = Installation()
     steps = [made.step("c", "b"), made.step("b", "a"), made.step("a"), made.step("d", "a")]
     run(steps, Runner(), cast("Progress", Silent()))
@@ -77,18 +77,18 @@ def test_steps_run_after_what_they_build_on():
     assert made.done == {"a", "b", "c", "d"}
 
 
-def test_a_step_that_turns_out_to_be_done_is_not_done_again():
+def test_a_step_that_is_done_meanwhile_does_not_run():
     made = Installation("b")
     run([made.step("a"), made.step("b", "a")], Runner(), cast("Progress", Silent()))
     assert made.order == ["a"]
 
 
-def test_the_first_failure_ends_it():
+def test_the_first_failure_ends_the_bootstrap():
     made, progress = Installation(), Silent()
     steps = [made.step("a", fails=True), made.step("b", "a")]
     with pytest.raises(StepFailed, match="a failed"):
         run(steps, Runner(), cast("Progress", progress))
-    assert progress.told == [("started", "a"), ("failed", "a")]
+    assert progress.reports == [("started", "a"), ("failed", "a")]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_failed_command_has_its_log(tmp_path: Path):
     assert seen == ["No space left on device"]
 
 
-def test_another_python_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
+def test_an_unsupported_python_is_rejected_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
     assert python_check.wrong_version() == ""
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     assert "TIDEGATE_PYTHON" in python_check.wrong_version()
@@ -145,7 +145,7 @@ def test_a_filled_environment_has_every_package(tmp_path: Path):
     assert not environments.filled(tmp_path, lock, stamp)
 
 
-def test_a_stamp_is_for_one_value(tmp_path: Path):
+def test_a_stamp_matches_one_value(tmp_path: Path):
     stamp = tmp_path / "stamp"
     assert not stamped(stamp, "x")
     stamp.write_text(fingerprint("ab", "c"))
@@ -154,7 +154,7 @@ def test_a_stamp_is_for_one_value(tmp_path: Path):
 
 
 @pytest.mark.parametrize("lock", sorted(ROOT.glob("requirements*.lock")), ids=lambda path: path.name)
-def test_locks_have_hashes_and_name_no_place(lock: Path):
+def test_locks_have_hashes_and_name_no_index(lock: Path):
     text = lock.read_text()
     pinned = re.findall(r"^[a-z0-9].*==", text, re.MULTILINE)
     assert pinned
@@ -163,20 +163,20 @@ def test_locks_have_hashes_and_name_no_place(lock: Path):
     assert "--index" not in text
 
 
-def test_postgres_is_for_the_tests_only():
+def test_postgres_is_only_installed_for_the_tests():
     here = paths.from_environment()
     names = {dev: [step.name for step in steps(here, Runner(), dev=dev)] for dev in (False, True)}
     assert "postgres" not in names[False]
     assert "postgres" in names[True]
 
 
-def test_without_root_the_tests_do_without_postgres(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Its absence must not keep an ordinary user from `make test`."""
+def test_without_root_the_step_of_postgres_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A user without root must be able to run `make test`."""
     monkeypatch.setattr(system, "POSTGRES", tmp_path)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     (step,) = [s for s in steps(paths.from_environment(), Runner(), dev=True) if s.name == "postgres"]
     assert system.postgres_missing() == ["postgresql"]
-    assert step.done(), "there is no apt-get: nothing to do"
+    assert step.done(), "without apt-get there is nothing to do"
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/apt-get" if name == "apt-get" else None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert not step.done()
@@ -184,7 +184,7 @@ def test_without_root_the_tests_do_without_postgres(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("status", [0, 100])
 def test_the_package_of_postgres_makes_no_cluster(tmp_path: Path, status: int):
-    """While it is installed its setting says so; afterwards the setting is as it was."""
+    """The setting changes during the installation, and is restored afterwards."""
     conf, seen = tmp_path / "createcluster.conf", tmp_path / "seen"
     conf.write_text("#create_main_cluster = true\n")
     apt = tmp_path / "apt-get"

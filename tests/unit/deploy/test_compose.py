@@ -1,4 +1,4 @@
-"""The compose stack's own decisions: images, and when a stack is well."""
+"""Decisions about the compose stack: images, and the state of containers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deploy.compose.stack import states
 from deploy.compose.tool import FILE, SERVICE
 
 
-def test_stand_ins_only_where_nothing_is_stated_and_the_official_one_is_not_there():
+def test_stand_ins_are_used_only_without_a_setting_and_an_official_image():
     everything = set(STAND_INS.values())
     assert stand_ins({}, everything) == STAND_INS
     assert stand_ins({}, set()) == {}
@@ -20,7 +20,7 @@ def test_stand_ins_only_where_nothing_is_stated_and_the_official_one_is_not_ther
     assert "TIDEGATE_VALKEY_IMAGE" not in stand_ins({"TIDEGATE_VALKEY_IMAGE": "mine"}, everything)
 
 
-def test_what_would_have_to_be_fetched():
+def test_images_that_would_have_to_be_pulled():
     assert absent({}, set(STAND_INS.values())) == []
     assert absent({}, set(OFFICIAL.values())) == []
     assert set(absent({}, set())) == set(OFFICIAL.values())
@@ -32,7 +32,7 @@ def test_compose_yaml_has_the_same_official_images():
     assert {name: found[name] for name in OFFICIAL} == OFFICIAL
 
 
-def test_compose_yaml_keeps_to_what_both_tools_read():
+def test_compose_yaml_uses_only_what_both_tools_support():
     document = yaml.safe_load(FILE.read_text())
     assert "name" not in document, "docker-compose 1.29 refuses it"
     assert "version" not in document, "Compose v2 warns of it"
@@ -63,7 +63,7 @@ def test_prometheus_gets_the_metrics_token_and_no_other():
     assert jobs["workers"]["http_sd_configs"][0]["authorization"] == token
 
 
-def test_every_service_that_stays_has_a_healthcheck_and_few_rights():
+def test_every_long_running_service_has_a_healthcheck_and_few_rights():
     services = yaml.safe_load(FILE.read_text())["services"]
     for name, each in services.items():
         assert each["security_opt"] == ["no-new-privileges:true"], name
@@ -92,7 +92,7 @@ def container(service: str, **state):
         (container("migrate", Running=False, Status="exited", ExitCode=1), "broken"),
     ],
 )
-def test_when_a_container_is_well(given, expected):
+def test_the_state_of_a_container(given, expected):
     assert states([given]) == [(given["Name"][1:], expected)]
 
 

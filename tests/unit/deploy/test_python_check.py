@@ -1,4 +1,4 @@
-"""Which Python the environments are made from."""
+"""The choice of the Python from which the environments are made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
         ("/opt/python", None, False),
     ],
 )
-def test_a_python_is_fast_when_it_was_compiled_with_optimizations(
+def test_a_python_is_optimized_by_its_prefix_or_its_build_arguments(
     monkeypatch: pytest.MonkeyPatch, prefix: str, arguments: str | None, fast: bool
 ):
     monkeypatch.setattr(sys, "base_prefix", prefix)
@@ -63,13 +63,13 @@ def test_a_slow_or_incomplete_python_can_be_used_and_a_wrong_version_cannot(monk
         ({"python3": UNFIT}, "python3"),
     ],
 )
-def test_the_first_good_python_is_taken_but_that_of_an_environment_before_it(
+def test_an_environments_python_comes_before_the_first_good_one(
     tmp_path: Path, found: dict[str, int], chosen: str
 ):
     assert _found(tmp_path, found) == chosen
 
 
-def test_the_python_that_was_named_is_taken_whatever_it_is(tmp_path: Path):
+def test_the_python_named_by_the_user_is_used(tmp_path: Path):
     named = str(tmp_path / "python3.11")
     assert (
         _found(tmp_path, {"python3": GOOD, "environment": GOOD, "python3.11": UNFIT}, TIDEGATE_PYTHON=named)
@@ -86,7 +86,7 @@ def _found(folder: Path, pythons: dict[str, int], **variables: str) -> str:
         (folder / name).chmod(0o755)
     for tool in ("sh", "make"):
         (folder / tool).symlink_to(str(shutil.which(tool)))
-    # Those of this machine are not in question.
+    # Hide the Pythons of this machine.
     text = (ROOT / "Makefile").read_text().replace("/usr/bin/python3", "/nowhere/python3")
     (folder / "Makefile").write_text(text + '\nfind:\n\t@$(FIND_PYTHON); echo "$$p"\n')
     command = [str(folder / "make"), "--no-print-directory", "find", f"PY={folder / 'environment'}"]
@@ -95,7 +95,7 @@ def _found(folder: Path, pythons: dict[str, int], **variables: str) -> str:
     return done.stdout.strip().removeprefix(f"{folder}/") if not variables else done.stdout.strip()
 
 
-def test_an_environment_of_another_python_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_environment_of_another_python_is_not_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
     assert usable(tmp_path, "sys")

@@ -1,4 +1,4 @@
-"""What goes into a backup, and where a restore puts it, with the files of a stack that does not run."""
+"""The content of a backup and the paths of a restore, with the files of a stopped stack."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def state(tmp_path: Path) -> Path:
     return state
 
 
-def test_what_is_in_it_and_where_it_goes(tmp_path: Path, state: Path) -> None:
+def test_the_content_of_a_backup_and_where_a_restore_puts_it(tmp_path: Path, state: Path) -> None:
     manifest = backup(settings_in(state), tmp_path / "b.tgz")
     assert sorted(manifest.files) == [
         f"artifacts/sha256/ab/ab/{DIGEST}",
@@ -94,7 +94,7 @@ def test_what_is_in_it_and_where_it_goes(tmp_path: Path, state: Path) -> None:
     assert (new / "token").stat().st_mode & 0o777 == 0o600
 
 
-def test_data_that_is_there_is_kept(tmp_path: Path, state: Path) -> None:
+def test_existing_data_is_kept(tmp_path: Path, state: Path) -> None:
     backup(settings_in(state), tmp_path / "b.tar")
     fill(state / "token", "newer")
     fill(state / "runtime" / "triton", "installed")
@@ -110,7 +110,7 @@ def test_data_that_is_there_is_kept(tmp_path: Path, state: Path) -> None:
     assert (state / "runtime" / "triton").is_file()
 
 
-def test_a_damaged_backup_touches_nothing(tmp_path: Path, state: Path) -> None:
+def test_a_damaged_backup_changes_nothing(tmp_path: Path, state: Path) -> None:
     place = tmp_path / "b.tar"
     backup(settings_in(state), place)
     content = place.read_bytes()
@@ -121,7 +121,7 @@ def test_a_damaged_backup_touches_nothing(tmp_path: Path, state: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_stores_elsewhere(tmp_path: Path, state: Path) -> None:
+def test_stores_outside_of_the_state_folder(tmp_path: Path, state: Path) -> None:
     outside = {
         "artifact_url": f"file://{tmp_path}/models",
         "database_url": f"sqlite+aiosqlite:///{tmp_path}/r.db",
@@ -141,14 +141,14 @@ def test_stores_elsewhere(tmp_path: Path, state: Path) -> None:
         restore(settings_in(tmp_path / "new", database_url="postgresql+asyncpg://u@h/d"), tmp_path / "b.tar")
 
 
-def test_an_artifact_that_is_missing(tmp_path: Path, state: Path) -> None:
+def test_a_missing_artifact_fails_the_backup(tmp_path: Path, state: Path) -> None:
     (state / "data" / "artifacts" / "sha256" / "ab" / "ab" / DIGEST).unlink()
     with pytest.raises(BackupError, match=f"artifact {DIGEST} is not there"):
         backup(settings_in(state), tmp_path / "b.tar")
     assert list(tmp_path.glob("*.tar*")) == []
 
 
-def test_no_stack_here(tmp_path: Path) -> None:
+def test_a_folder_without_a_stack_cannot_be_backed_up(tmp_path: Path) -> None:
     with pytest.raises(BackupError, match=r"has no data of a stack.*TIDEGATE_STATE_DIR"):
         backup(settings_in(tmp_path), tmp_path / "b.tar")
 
@@ -166,7 +166,7 @@ def test_a_backup_brings_no_program(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_database_that_nobody_knows(tmp_path: Path) -> None:
+def test_an_unknown_kind_of_database_is_rejected(tmp_path: Path) -> None:
     with written(tmp_path / "b.tar", Manifest(database="\x1b[2J")):
         pass
     with pytest.raises(BackupError, match="unknown kind of database"):

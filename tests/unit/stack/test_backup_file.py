@@ -1,4 +1,4 @@
-"""The file of a backup: what is written is read, and damage of any kind is found."""
+"""The format of a backup: it is read as it was written, and any damage is found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make(place: Path, **files: str) -> Manifest:
 
 
 @pytest.mark.parametrize("name", ["b.tar", "b.tgz"])
-def test_what_was_written_is_read(tmp_path: Path, name: str) -> None:
+def test_a_written_backup_can_be_read(tmp_path: Path, name: str) -> None:
     place = tmp_path / name
     manifest = make(place, a="one", b="")
     assert verified(place) == manifest
@@ -33,7 +33,7 @@ def test_what_was_written_is_read(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
-def test_what_is_appended_meanwhile_is_left_out(tmp_path: Path) -> None:
+def test_bytes_appended_meanwhile_are_left_out(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"x" * 100)
     with written(tmp_path / "b.tar", Manifest()) as writer, log.open("rb") as file:
@@ -43,13 +43,13 @@ def test_what_is_appended_meanwhile_is_left_out(tmp_path: Path) -> None:
     assert verified(tmp_path / "b.tar").files["jobs/log"].size == 100
 
 
-def test_a_file_that_has_gone_is_left_out(tmp_path: Path) -> None:
+def test_a_deleted_file_is_left_out(tmp_path: Path) -> None:
     with written(tmp_path / "b.tar", Manifest()) as writer:
         assert not writer.add("state/a", tmp_path / "absent")
     assert verified(tmp_path / "b.tar").files == {}
 
 
-def test_a_backup_that_fails_leaves_no_file(tmp_path: Path) -> None:
+def test_a_failed_backup_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), written(tmp_path / "b.tar", Manifest()):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -60,7 +60,7 @@ def test_a_changed_byte_is_found(tmp_path: Path, name: str) -> None:
     place = tmp_path / name
     make(place, a="one" * 50)
     good = place.read_bytes()
-    # Within the first file; of a compressed one, somewhere.
+    # In the first file; in a compressed backup, anywhere.
     at = 512 + 10 if place.suffix == ".tar" else len(good) // 2
     place.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
     with pytest.raises(BackupError):
@@ -68,7 +68,7 @@ def test_a_changed_byte_is_found(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 100, 600, 1100])
-def test_a_file_that_ends_too_early(tmp_path: Path, left: int) -> None:
+def test_an_incomplete_backup_is_rejected(tmp_path: Path, left: int) -> None:
     place = tmp_path / "b.tar"
     make(place, a="one", b="two")
     place.write_bytes(place.read_bytes()[:left])
@@ -77,7 +77,7 @@ def test_a_file_that_ends_too_early(tmp_path: Path, left: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "state/../../x", "state//x", "./state/x"])
-def test_no_file_outside(tmp_path: Path, name: str) -> None:
+def test_a_path_outside_of_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     place = tmp_path / "b.tar"
     with tarfile.open(place, "w") as tar:
         tar.addfile(tarfile.TarInfo(name), io.BytesIO())
@@ -94,7 +94,7 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
         verified(place)
 
 
-def test_a_newer_format(tmp_path: Path) -> None:
+def test_a_newer_format_is_rejected(tmp_path: Path) -> None:
     place = tmp_path / "b.tar"
     with written(place, Manifest(format=2, tidegate="9.0")):
         pass
@@ -122,6 +122,6 @@ def test_nobody_else_can_have_the_unfinished_file(tmp_path: Path) -> None:
     assert not (tmp_path / "b.tar").is_symlink()
 
 
-def test_a_manifest_that_nests_without_end(tmp_path: Path) -> None:
+def test_a_deeply_nested_manifest_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(BackupError, match="cannot be read"):
         Manifest.parse(b"[" * 100_000)

@@ -1,4 +1,4 @@
-"""What is made before a child starts."""
+"""The files and links that are made before a child starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.stack.launch import spawn
 
 
 @pytest.mark.parametrize("before", ["nothing", "a link", "a dangling link", "a folder"])
-def test_a_link_is_made_whatever_was_there(tmp_path: Path, before: str):
+def test_a_link_replaces_what_was_there(tmp_path: Path, before: str):
     place, target = tmp_path / "link", tmp_path / "target"
     target.mkdir()
     (target / "file").touch()

@@ -1,4 +1,4 @@
-"""The plan of a stack: which processes, with which settings, in which order they stop."""
+"""The plan of a stack: its processes, their settings, their stop order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def children(environ: dict[str, str] | None = None, **fields: Any) -> dict[str, 
     return {child.name: child for child in plan(settings, environ or {})}
 
 
-def test_everything_is_there_once():
+def test_every_child_is_planned_once():
     assert list(children()) == [
         "epmd", "rabbitmq", "valkey", "valkey-jobs",
         "migrate", "registry", "router", "autoscaler", "gateway",
@@ -52,7 +52,7 @@ def test_a_server_on_another_port_is_another_server():
     assert "valkey-jobs" not in children(jobs_url="redis://127.0.0.1:18078/0")
 
 
-def test_what_is_kept_is_kept_in_a_place_of_its_own():
+def test_persistent_data_has_a_folder_of_its_own():
     found = children(ack_timeout_s=5.5)
     live, jobs = ("\n".join(found[name].files.values()) for name in ("valkey", "valkey-jobs"))
     assert "appendonly no\n" in live
@@ -70,14 +70,14 @@ def test_children_get_the_settings_as_resolved_and_the_mark():
     assert "secret" not in env.values()
 
 
-def test_what_others_need_stops_after_them():
+def test_a_child_stops_after_those_that_need_it():
     order = {name: child.stop_order for name, child in children().items()}
     in_order = ["autoscaler", "gateway", "router", "registry", "valkey", "valkey-jobs", "rabbitmq", "epmd"]
     assert sorted(in_order, key=lambda name: order[name]) == in_order
     assert children()["autoscaler"].after_stop[-2:] == ("services.autoscaler", "sweep")
 
 
-def test_nothing_waits_for_a_child_that_is_not_there():
+def test_no_child_waits_for_one_that_is_not_planned():
     for fields in ([], ["amqp_url"], ["redis_url"], ["amqp_url", "redis_url"]):
         found = children({}, **dict.fromkeys(fields, "x://elsewhere/0"))
         assert all(name in found for child in found.values() for name in child.after)
@@ -95,7 +95,7 @@ def test_the_broker_is_private():
 
 
 def debians(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """The folders of RabbitMQ's plugins and of Erlang; both commands are found in there."""
+    """Make the folders of RabbitMQ's plugins and of Erlang, with both commands."""
     plugins = folder / "rabbitmq_server-3" / "plugins"
     (plugins / "rabbit-3" / "ebin").mkdir(parents=True)
     server, erlang = plugins.parent / "sbin" / "rabbitmq-server", folder / "erlang"
@@ -105,7 +105,7 @@ def debians(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     return plugins, erlang
 
 
-def test_a_start_of_the_broker_looks_first_where_most_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_broker_searches_the_largest_folders_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plugins, erlang = debians(tmp_path, monkeypatch)
     stdlib = erlang / "lib" / "stdlib-4"
     many = {
@@ -122,12 +122,12 @@ def test_a_start_of_the_broker_looks_first_where_most_is(tmp_path: Path, monkeyp
     node = children()["rabbitmq"]
     first, second, last = plugins / "rabbit-3", stdlib, plugins / "rabbitmq_prelaunch-3"
     flags = node.env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
-    # The last one named is the first one searched. A plugin that is not used is nowhere.
+    # The folder named last is searched first. A plugin that is not used is in none.
     assert flags.endswith(f" -pa {last}/ebin {second}/ebin {first}/ebin")
     assert node.links == {Path(node.env["RABBITMQ_PLUGINS_DIR"], "rabbit"): first}
 
 
-def test_an_erlang_that_remembers_its_folders_is_not_told_of_them(
+def test_no_folders_are_named_to_an_erlang_that_caches_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     plugins, erlang = debians(tmp_path, monkeypatch)
@@ -137,14 +137,14 @@ def test_an_erlang_that_remembers_its_folders_is_not_told_of_them(
     assert list(node.links.values()) == [plugins / "rabbit-3"]
 
 
-def test_a_folder_whose_path_would_be_two_to_rabbitmq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_colon_in_the_path_disables_the_quick_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     debians(tmp_path, monkeypatch)
     _, node = rabbitmq.children(Path("/srv/a:b"), port=1, dist_port=2, epmd_port=3, environ={})
     assert not node.links
     assert "RABBITMQ_PLUGINS_DIR" not in node.env
 
 
-def test_a_broker_of_another_layout_starts_as_it_comes():
+def test_a_broker_with_another_layout_starts_unchanged():
     node = children()["rabbitmq"]
     assert not node.links
     assert "RABBITMQ_PLUGINS_DIR" not in node.env
@@ -161,7 +161,7 @@ def test_two_state_folders_have_two_nodes():
     assert len(names) == 2
 
 
-def test_a_gateway_with_a_certificate_is_asked_over_tls(tmp_path):
+def test_a_gateway_with_a_certificate_is_probed_over_tls(tmp_path):
     found = children(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
     probes = {name: child.probe for name, child in found.items()}
     assert probes["gateway"] == Probe("https", Settings().gateway_port)
@@ -169,7 +169,7 @@ def test_a_gateway_with_a_certificate_is_asked_over_tls(tmp_path):
     assert found["gateway"].env["TIDEGATE_TLS_KEY"] == str(tmp_path / "key.pem")
 
 
-def test_a_service_on_every_address_is_asked_on_loopback():
+def test_a_service_on_every_address_is_probed_on_loopback():
     gateway = children(host="0.0.0.0")["gateway"]
     assert gateway.probe is not None
     assert gateway.probe.host == "127.0.0.1"

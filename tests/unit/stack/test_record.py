@@ -19,7 +19,7 @@ RECORD = StackRecord(
 )
 
 
-def test_a_record_comes_back_as_it_was(tmp_path: Path):
+def test_a_record_is_read_as_it_was_written(tmp_path: Path):
     RunFolder(tmp_path).write(RECORD)
     assert RunFolder(tmp_path).read() == RECORD
 
@@ -30,7 +30,7 @@ def test_no_record_and_a_broken_one_read_as_empty(tmp_path: Path):
     assert RunFolder(tmp_path).read() == StackRecord()
 
 
-def test_one_child_changes():
+def test_with_child_changes_one_child():
     changed = with_child(RECORD, "gateway", state="ready", restarts=1)
     assert changed.children == (RECORD.children[0], ChildRecord("gateway", "ready", restarts=1))
 
@@ -41,7 +41,7 @@ def test_a_lock_is_held_once(tmp_path: Path):
     assert not second.hold("supervisor")
 
 
-def test_every_change_is_told_once():
+def test_every_change_is_reported_once():
     told: list[tuple[str, str]] = []
 
     def on_progress(progress: Progress) -> None:
@@ -55,7 +55,7 @@ def test_every_change_is_told_once():
     assert told == [("gateway", "waiting"), ("gateway", "ready")]
 
 
-def test_the_backoff_grows_to_its_end():
+def test_the_backoff_grows_to_its_maximum():
     assert [backoff_s(n) for n in range(1, len(BACKOFF_S) + 2)] == [*BACKOFF_S, BACKOFF_S[-1]]
 
 
@@ -73,7 +73,7 @@ def test_an_empty_token_is_replaced(tmp_path: Path):
     assert token.ensure(tmp_path).read_text().strip()
 
 
-def test_a_long_log_is_moved_and_its_writer_goes_on(tmp_path: Path):
+def test_a_long_log_is_moved_and_its_writer_continues(tmp_path: Path):
     log = tmp_path / "gateway.log"
     with log.open("a") as writer:
         writer.write("x" * 100)

@@ -1,4 +1,4 @@
-"""The systemd unit: its text, what systemd says of it, and how systemd is told that the stack is ready."""
+"""The systemd unit: its text, its check by systemd, and the notification that the stack is ready."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def values(text: str, key: str) -> list[str]:
     return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{key}=")]
 
 
-def test_a_unit_of_the_machine():
+def test_a_system_wide_unit():
     text = text_of(SYSTEM)
     assert values(text, "Type") == ["notify"]
     assert values(text, "User") == ["tide"]
@@ -49,11 +49,11 @@ def test_a_unit_of_a_user():
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 @pytest.mark.parametrize("unit", [SYSTEM, STRANGE], ids=["system", "user"])
-def test_systemd_reads_it(unit: Unit, tmp_path: Path):
+def test_systemd_accepts_the_unit(unit: Unit, tmp_path: Path):
     python = tmp_path / "a b" / "python"
     python.parent.mkdir()
     python.touch(mode=0o755)
-    # It looks for the program.
+    # systemd checks that the program exists.
     user, group = ("root", "root") if unit.system else ("", "")
     place = tmp_path / "tide.service"
     place.write_text(text_of(Unit(tmp_path, python, tmp_path, user, group, unit.environment)))
@@ -64,14 +64,14 @@ def test_systemd_reads_it(unit: Unit, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "-x", "a b", "../a"])
-def test_names_of_units(name: str):
+def test_invalid_names_of_units_are_rejected(name: str):
     with pytest.raises(ValueError, match="cannot be the name of a unit"):
         check_name(name)
     assert check_name("tide-2.service") == "tide-2"
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_notifying(tmp_path: Path, abstract: bool):
+def test_notifying_systemd(tmp_path: Path, abstract: bool):
     name = f"@tidegate-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + name[1:] if abstract else name)
