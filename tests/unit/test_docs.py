@@ -1,4 +1,4 @@
-"""What the pages name exists: files, links, settings, targets of make, commands and their options."""
+"""Pages name only files, links, settings, targets of make, commands and options that exist."""
 
 from __future__ import annotations
 
