@@ -103,20 +103,7 @@ async def _start(
     events = EventConsumer(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
     await stack.enter_async_context(events)
     operations = Operations(loop, parts, pool, leader, settings.policy())
-    app.state.operations = operations
-    app.state.logs = LogReader(
-        LogFolder(state / "log"),
-        pool,
-        lambda: source.current,
-        lambda: [each["replica"] for each in operations.replicas()],
-    )
-    app.state.replays = ReplayRunner(
-        operations,
-        recordings,
-        settings.policy(),
-        settings.autoscaler_period_s,
-        state / "cache" / "matplotlib",
-    )
+    _add_routes(app, settings, operations, recordings)
     _add_checks(app, leader, source, loop, events, pool)
     tasks, leads = TaskSet(), asyncio.Event()
     stack.push_async_callback(tasks.end)
@@ -126,6 +113,27 @@ async def _start(
     tasks.start(_grant(grants, leads), "report replicas")
     tasks.start(
         _prune_logs(ReplicaLogs(state / "log", settings.log_limits()), state / "replicas"), "prune logs"
+    )
+
+
+def _add_routes(
+    app: FastAPI, settings: AutoscalerSettings, operations: Operations, recordings: Recordings
+) -> None:
+    """Set what the routes use."""
+    state, parts = settings.state_path, operations.parts
+    app.state.operations = operations
+    app.state.logs = LogReader(
+        LogFolder(state / "log"),
+        parts.launcher,
+        lambda: parts.source.current,
+        lambda: [each["replica"] for each in operations.replicas()],
+    )
+    app.state.replays = ReplayRunner(
+        operations,
+        recordings,
+        settings.policy(),
+        settings.autoscaler_period_s,
+        state / "cache" / "matplotlib",
     )
 
 

@@ -183,7 +183,7 @@ class WarmPool:
                 **pool.model_dump(mode="json"),
                 "ready": sorted(self._idle.get(name, ())),
                 "there": sum(pool_of(each.deployment) == name for each in self._waiting),
-                "problem": self._memory.trouble.get(name, PoolFailures()).message,
+                "problem": self._memory.failures.get(name, PoolFailures()).message,
             }
             for name, pool in sorted(self._pools.items())
         ]
@@ -301,6 +301,6 @@ class WarmPool:
             await self._launcher.launch(assignment)
         except TidegateError as error:
             failed = PoolFailures(1, self._clock() + PAUSE_S, error.message)
-            trouble = {**self._memory.trouble, pool: failed}
-            self._memory = PoolMemory(self._memory.heard, trouble)
+            failures = {**self._memory.failures, pool: failed}
+            self._memory = PoolMemory(self._memory.heartbeats, failures)
             log.warning("starting a waiting worker failed", extra={"problem": error.message})

@@ -85,7 +85,7 @@ def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]
 
 
 def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
-    """Return how many replicas each Deployment may have, by name. ``room`` is beside the held ones."""
+    """Return how many replicas each Deployment may have; ``room`` is what the held replicas leave free."""
     total = room
     for claim in claims:
         total = total.less(claim.size, -claim.held)

@@ -109,18 +109,9 @@ def judge(
     failed = report is not None and report.state == "failed"
     failure = report.message.strip("; \n") if report is not None and failed else ""
     if not running.alive:
-        if phase == "draining":
-            return Verdict(running, phase, DRAINED, "it was drained: it finished its work and exited")
-        message = failure or running.ending or memory.message or "the worker's process is gone"
-        cause = OUT_OF_MEMORY if running.out_of_memory else FAILED if failed else DIED
-        return Verdict(running, phase, cause, message)
+        return _dead(running, phase, memory, failure if failed else None)
     if failed:
-        return Verdict(
-            running,
-            phase,
-            FAILED,
-            failure or "the worker reports a failure without a message",
-        )
+        return Verdict(running, phase, FAILED, failure or "the worker reports a failure without a message")
     if memory.draining_since is not None:
         overdue = now - memory.draining_since > running.drain_limit_s + policy.drain_grace_s
         message = f"it did not finish its work within {running.drain_limit_s:g} s" if overdue else ""
@@ -128,15 +119,19 @@ def judge(
     start_s = timeouts.start_s + memory.installing_s
     if phase == "starting" and _start_overdue(running, state, start_s, policy, now):
         last = f" Its last message: {memory.message}" if memory.message else ""
-        return Verdict(
-            running,
-            phase,
-            START_TIMEOUT,
-            f"not ready after {timeouts.start_s:g} s.{last}",
-        )
+        return Verdict(running, phase, START_TIMEOUT, f"not ready after {timeouts.start_s:g} s.{last}")
     if phase == "ready" and (stuck := _stuck(report, memory, state, timeouts, policy, now)):
         return Verdict(running, phase, STUCK, stuck, inflight)
     return Verdict(running, phase, inflight=inflight, reported=report is not None)
+
+
+def _dead(running: Running, phase: Phase, memory: ReplicaMemory, failure: str | None) -> Verdict:
+    """Return the verdict on a dead worker; ``failure`` is what it reported, None if it reported none."""
+    if phase == "draining":
+        return Verdict(running, phase, DRAINED, "it was drained: it finished its work and exited")
+    message = failure or running.ending or memory.message or "the worker's process is gone"
+    cause = OUT_OF_MEMORY if running.out_of_memory else DIED if failure is None else FAILED
+    return Verdict(running, phase, cause, message)
 
 
 def judge_all(

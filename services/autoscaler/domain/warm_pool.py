@@ -32,7 +32,7 @@ class WarmClaim:
 class PoolFailures:
     """Failed starts in a row, the earliest time of the next one, and the last message."""
 
-    failures: int = 0
+    count: int = 0
     not_before: float = 0.0
     message: str = ""
 
@@ -41,8 +41,8 @@ class PoolFailures:
 class PoolMemory:
     """The time of each worker's last heartbeat, by name, and the failed starts of each pool."""
 
-    heard: Mapping[str, float] = field(default_factory=dict)
-    trouble: Mapping[str, PoolFailures] = field(default_factory=dict)
+    heartbeats: Mapping[str, float] = field(default_factory=dict)
+    failures: Mapping[str, PoolFailures] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ def plan_pool(
     Heartbeats could be read since ``evidence_since``. A worker that ends before it gets a Deployment counts
     as a failed start: the next start waits 1, 2, 4 .. 60 s.
     """
-    heard = {r.replica: memory.heard.get(r.replica, 0.0) for r in waiting}
-    heard |= {name: now for name in heard if name in reports and reports[name].state == "warm"}
-    trouble = dict(memory.trouble)
+    heartbeats = {r.replica: memory.heartbeats.get(r.replica, 0.0) for r in waiting}
+    heartbeats |= {name: now for name in heartbeats if name in reports and reports[name].state == "warm"}
+    failures = dict(memory.failures)
     kill: list[tuple[str, str]] = []
     kept: dict[str, list[Running]] = {name: [] for name in pools}
     for each in waiting:
@@ -84,31 +84,31 @@ def plan_pool(
         spec = pools.get(name)
         if spec is None or each.fingerprint != pool_fingerprint(spec):
             kill.append((each.replica, "configuration changed"))
-        elif failure := _failure(
-            each, spec, reports.get(each.replica), heard[each.replica], now - evidence_since, now
-        ):
+            continue
+        heartbeat, report = heartbeats[each.replica], reports.get(each.replica)
+        if failure := _failure(each, spec, report, heartbeat, now - evidence_since, now):
             kill.append((each.replica, failure))
-            trouble[name] = _once_more(trouble.get(name, PoolFailures()), failure, now)
+            failures[name] = _once_more(failures.get(name, PoolFailures()), failure, now)
         else:
             kept[name].append(each)
     launch: list[str] = []
     for name, spec in pools.items():
         # Idle workers come last, because the surplus is taken from the front.
-        rows = sorted(kept[name], key=lambda each: (heard[each.replica] > 0, -each.launched_at))
+        rows = sorted(kept[name], key=lambda each: (heartbeats[each.replica] > 0, -each.launched_at))
         surplus = rows[: max(0, len(rows) - spec.workers)]
         kill += [(each.replica, "surplus") for each in surplus]
         kept[name] = rows[len(surplus) :]
-        not_before = trouble.get(name, PoolFailures()).not_before
+        not_before = failures.get(name, PoolFailures()).not_before
         if now >= not_before:
             launch += [name] * (spec.workers - len(kept[name]))
         # Only a worker that started after the failure shows that starts work again.
-        if any(heard[each.replica] == now and each.launched_at >= not_before for each in kept[name]):
-            trouble.pop(name, None)
+        if any(heartbeats[each.replica] == now and each.launched_at >= not_before for each in kept[name]):
+            failures.pop(name, None)
     idle = {
-        name: frozenset(each.replica for each in rows if heard[each.replica] == now)
+        name: frozenset(each.replica for each in rows if heartbeats[each.replica] == now)
         for name, rows in kept.items()
     }
-    return PoolPlan(tuple(launch), tuple(kill), idle), PoolMemory(heard, trouble)
+    return PoolPlan(tuple(launch), tuple(kill), idle), PoolMemory(heartbeats, failures)
 
 
 def as_replica(worker: Running, claim: WarmClaim, parsed: tuple[str, int, int]) -> Running:
@@ -131,7 +131,7 @@ def _failure(
     worker: Running,
     spec: WarmPoolSpec,
     report: ReplicaReport | None,
-    heard: float,
+    heartbeats: float,
     evidence_s: float,
     now: float,
 ) -> str:
@@ -145,13 +145,13 @@ def _failure(
         return report.message or "the worker reports a failure without a message"
     if evidence_s <= SILENT_S:
         return ""
-    if not heard and now - worker.launched_at > spec.start_timeout_s + START_GRACE_S:
+    if not heartbeats and now - worker.launched_at > spec.start_timeout_s + START_GRACE_S:
         return f"not ready after {spec.start_timeout_s:g} s"
-    if heard and now - heard > SILENT_S:
+    if heartbeats and now - heartbeats > SILENT_S:
         return f"no heartbeat for {SILENT_S:g} s"
     return ""
 
 
-def _once_more(trouble: PoolFailures, message: str, now: float) -> PoolFailures:
-    wait_s = min(BACKOFF_MAX_S, 2.0 ** min(trouble.failures, 16))
-    return PoolFailures(trouble.failures + 1, now + wait_s, message)
+def _once_more(before: PoolFailures, message: str, now: float) -> PoolFailures:
+    wait_s = min(BACKOFF_MAX_S, 2.0 ** min(before.count, 16))
+    return PoolFailures(before.count + 1, now + wait_s, message)

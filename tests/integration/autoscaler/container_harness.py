@@ -27,7 +27,7 @@ from services.autoscaler.domain.gpus import Gpu
 from tests.integration.autoscaler.worker_script import WORKER
 
 URL = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-# The first that the engine has; none is fetched. Any image with a `python3` serves.
+# The first one that the engine has is used; none is pulled. Any image with a `python3` works.
 IMAGES = ("python:3.11-slim-bookworm", "python:3.11-slim", "standin/python:3.11-slim")
 HOME = "/tmp"
 TOKEN = "the-proxy's"

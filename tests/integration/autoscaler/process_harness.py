@@ -39,7 +39,7 @@ class ProcessHarness:
     def has_gpus(self, *rows: str, code: int = 0) -> None:
         """Write an `nvidia-smi` that prints these rows and exits with ``code``."""
         listing = "".join(f"{row}\\n" for row in rows)
-        # Only the query that the launcher is to make has an answer.
+        # It answers only the query of the launcher.
         asked = "--query-gpu=uuid,memory.total,name --format=csv,noheader,nounits"
         script = f'#!/bin/sh\n[ "$*" = "{asked}" ] || exit 9\nprintf "{listing}"\nexit {code}\n'
         self.nvidia_smi.write_text(script)
@@ -102,7 +102,7 @@ class ProcessHarness:
             for process in self.processes(replica):
                 procfs.send(process, signal.SIGKILL)
         for child in (child for each in self._launchers for child in each._children.values()):
-            # One that was forked a moment ago does not show its mark yet.
+            # A process that was just forked does not show its mark yet.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait(timeout=60)

@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.models import WarmAssignment, WarmPoolSpec
 
 ONE, TWO, THREE = "digits-v1-0-1", "digits-v1-1-1", "digits-v1-2-1"
 WAITS = "warm-cpu--0-1"
-# Injected: no machine of the tests has GPUs. What is real here is who owns them.
+# Injected, because test machines have no GPUs. The claims on them are real.
 BIG, SMALL = Gpu("GPU-big", 80_000), Gpu("GPU-small", 16_000)
 
 
@@ -94,7 +94,7 @@ async def test_no_secret_can_be_read_at_the_engine(harness, assign):
     for secret in (mine, "pass-word", "sesame"):
         assert secret in said
     assert said.count("-r--------") == len(files)
-    # The service token opens everything; a worker never has it.
+    # The service token gives access to everything, so a worker never has it.
     assert "the-token" not in said
 
 

@@ -65,7 +65,7 @@ async def test_its_memory_is_measured_and_its_limit_is_for_the_worker(harness, a
     await launcher.launch(assign(ONE, resources={"memory_mb": 512}))
     harness.until_up(ONE)
     assert (harness.state / "replicas" / ONE / "memory-limit").read_text() == "512"
-    # Another launcher measures at its first look: the worker and its server are there by now.
+    # A new launcher measures at its first listing. By now the worker and its child run.
     measured = (await one(harness.launcher())).memory_mb
     own = sum(procfs.memory_by_session()[s] for s in {process.session for process in harness.processes(ONE)})
     assert measured == pytest.approx(own / 2**20, abs=32)

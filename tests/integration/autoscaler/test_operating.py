@@ -151,7 +151,7 @@ async def test_what_was_decided_live_is_decided_again(bench: Bench) -> None:
                 found: dict[str, Any] = answer.json()
                 return found
 
-            async with asyncio.timeout(20):  # a slow machine has made fewer rounds until here
+            async with asyncio.timeout(20):  # a slow machine has made fewer rounds so far
                 while (await verified())["rounds"] <= 10:
                     await asyncio.sleep(0.05)
             live = (await client.get("/v1/decisions", params={"deployment": NAME})).json()["items"]

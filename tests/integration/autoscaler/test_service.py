@@ -174,7 +174,7 @@ class Bench:
 async def bench(
     processes: Any, assign: Callable[..., Any], valkey_url: str, rabbitmq_url: str
 ) -> AsyncIterator[Bench]:
-    # A database of its own on the shared server: other tests' gateways would be missing here.
+    # A separate database, because gateways of other tests would count as missing here.
     bench = Bench(processes, Registry(assign), valkey_url.removesuffix("/0") + "/5", rabbitmq_url)
     beating = asyncio.create_task(bench.heartbeats())
     yield bench
@@ -208,7 +208,7 @@ async def test_holds_scales_and_heals(bench: Bench, until: Callable[..., Awaitab
         decisions = (await client.get("/v1/decisions", params={"deployment": NAME})).json()["items"]
         assert {(d["before"], d["after"]) for d in decisions} >= {(1, 3), (3, 1)}
         assert any("SIGKILL" in d["reason"] for d in decisions)
-        # What a round found is published after the API tells it.
+        # A round is published to the store after the API shows it.
         await until(bench.one_is_published)
         metrics = (await client.get("/metrics")).text
         assert f'tidegate_autoscaler_replacements_total{{cause="died",deployment="{NAME}"}} 1.0' in metrics
@@ -258,7 +258,7 @@ async def test_an_override_of_hundreds_starts_what_the_maximum_and_the_host_allo
         assert (told["runs"], told["bounded_by"]) == (4, "host")
         assert "the host is full: it has room for 4 of 396" in told["reason"]
         assert bench.registry.overrides[-1] == {"name": NAME, "replicas": 396, "force": True}
-        # The registry hands it to the autoscaler, also to the next one.
+        # Every later autoscaler gets it from the registry.
         forced = Override(replicas=396, force=True)
         bench.registry.deployment = bench.registry.deployment.model_copy(update={"override": forced})
         await bench.until_ready(client, 4)
@@ -306,7 +306,7 @@ async def test_a_demand_event_wakes_a_sleeping_model_and_a_registry_event_is_rea
     asleep = {"min_replicas": 0, "max_replicas": 1, "scale_to_zero_after_s": 0.1}
     async with bench.registry.serving():
         async with bench.autoscaler() as client:
-            # Awake until it was seen so: at once asleep, it could be gone between two looks.
+            # It stays awake until the test has seen it. Otherwise it could end between two checks.
             await bench.until_ready(client, 1)
             bench.registry.deployment = assign(f"{NAME}-0-1", **asleep).deployment
             await bench.until_ready(client, 0)

@@ -102,7 +102,7 @@ class WarmPoolHarness:
             await channel.consume(warm_queue(self.pool_name), take, prefetch=1, no_ack=True)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(warm, "OFFER_S", 10.0)  # a busy machine may need longer than the pool's patience
+            patch.setattr(warm, "OFFER_S", 10.0)  # a busy machine may need longer than an offer lives
             async with Connection(self.amqp_url, "worker", listen) as connection:
                 await connection.wait_up(10)
                 yield taken
@@ -139,7 +139,7 @@ async def test_a_worker_that_waits_becomes_the_replica_and_another_takes_its_pla
         await pool.check()
         (other,) = set(harness.names()) - {worker}
 
-        # Restarted, the autoscaler knows both names.
+        # After a restart, the autoscaler knows both names.
         async with harness.pool() as again:
             assert [each.replica for each in await again.list()] == [REPLICA]
             await again.drain(REPLICA)
@@ -164,7 +164,7 @@ async def test_an_offer_that_nobody_takes_is_withdrawn_and_the_replica_started(
     async with harness.filled() as (pool, [worker]):
         await pool.launch(assign(REPLICA))
         assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
-        # Whoever is late is told that it is not theirs any more.
+        # A late worker learns that it cannot have the replica any more.
         assert await harness.store.claim_replica(REPLICA, worker) == NOBODY
         assert [each["there"] for each in pool.view()] == [1]
 
@@ -279,7 +279,7 @@ async def test_a_worker_asks_until_it_knows_whose_an_offer_is(
     await line.up()
     assert await taking
     assert worker._assigned.done() is ours
-    # Who has one takes no other, nor does who ends.
+    # A worker that has a replica, or that ends, takes no other.
     assert await worker._claim(assign("digits-v1-1-1")) is not ours
     await worker._close()
     assert not await worker._claim(assign("digits-v1-1-1"))
@@ -331,7 +331,7 @@ async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
         start = assign(REPLICA)
         pool._decision_store.save_claim(WarmClaim(REPLICA, "f", start.launched_at, 7.0))
         async with harness.pool(workers=0) as again:
-            # As long as it may be the replica it is not ended, though none is to wait now.
+            # It is not ended as long as it may be the replica, although the pool is empty now.
             await again.check()
             assert harness.names() == [worker]
             if taken:

@@ -13,7 +13,7 @@ if mode == "greedy":
         hoard.append(b"x" * 2**20)
 lock = open(folder + "/lock", "w")
 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-# Of the environment only the mark goes on, as to a model server; it stands in the folder.
+# The child gets only the mark in its environment, like a model server, and runs in the folder.
 mark = {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", ""), "PATH": os.environ["PATH"]}
 apart = mode == "own session"
 server = subprocess.Popen(["sleep", "1000"], env=mark, cwd=folder, start_new_session=apart)
@@ -23,7 +23,7 @@ def drain(*_):
         print("drained", flush=True); os._exit(0)
 signal.signal(signal.SIGTERM, drain)
 print("up", flush=True)
-# The sign that a test waits for, so it comes last.
+# Written last, because tests wait for it.
 lock.write(str(os.getpid())); lock.flush()
 while True:
     time.sleep(1000)

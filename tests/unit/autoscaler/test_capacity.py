@@ -101,7 +101,7 @@ def test_shares_never_exceed_the_room_and_are_stable(found, memory, cores):
     taken = sum((granted[each.name] - each.held) * each.size.memory_mb for each in found)
     assert taken <= max(0, memory) + 1e-3
     assert sum((granted[each.name] - each.held) * each.size.cores for each in found) <= max(0, cores) + 1e-3
-    # Once everybody has its share nothing moves any more.
+    # When each Deployment has its share, nothing changes any more.
     settled = [replace(each, held=granted[each.name]) for each in found]
     used = sum(each.size.memory_mb * (granted[each.name] - each.held) for each in found)
     used_cores = sum(each.size.cores * (granted[each.name] - each.held) for each in found)
@@ -197,6 +197,6 @@ def test_memory_that_was_measured_counts_from_then_on(make_world, deployment, sm
     worker.running = replace(worker.running, memory_mb=1_024)
     world.overrides[NAME] = LocalOverride(50, None)
     world.run(30)
-    # Each of those that exist has either taken its memory or will: 4,096 MiB are left for four.
+    # Each existing replica uses its memory, or will use it: 4,096 MiB are left for four.
     assert len(world.names()) == 5
     assert "1,024 each, measured" in world.decisions[-1].reason

@@ -14,7 +14,7 @@ from services.autoscaler.domain.launcher import LaunchFailed
 
 pytestmark = pytest.mark.unit
 
-# More than a whole test takes.
+# Longer than a whole test.
 LONG_S = 30.0
 
 

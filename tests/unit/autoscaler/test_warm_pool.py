@@ -106,15 +106,15 @@ def test_one_that_is_not_well_is_ended_and_the_next_one_waits(row, told, later_s
     plan, memory = plan_pool(one, [row], told, PoolMemory(), now)
     assert plan.kill == ((row.replica, why),)
     assert plan.launch == ()
-    assert memory.trouble["cpu"].message == why
+    assert memory.failures["cpu"].message == why
     plan, memory = plan_pool(one, [], {}, memory, now + 1.0)
     assert plan.launch == ("cpu",)
-    # Once more: twice the wait; one that can be had ends the trouble.
+    # Another failure doubles the wait. An idle worker ends the failures.
     plan, memory = plan_pool(one, [row], told, memory, now + 1.0)
     assert plan_pool(one, [], {}, memory, now + 2.5)[0].launch == ()
     assert plan_pool(one, [], {}, memory, now + 3.0)[0].launch == ("cpu",)
     good = waiting(2, born=now + 3.0)
-    assert "cpu" not in plan_pool(one, [good], reports(good), memory, now + 3.0)[1].trouble
+    assert "cpu" not in plan_pool(one, [good], reports(good), memory, now + 3.0)[1].failures
 
 
 def test_one_that_fell_silent_is_not_offered_anything_and_then_given_up():
@@ -147,11 +147,11 @@ def test_after_every_look_the_number_is_right(wanted, rows):
     pools = {"cpu": WarmPoolSpec(workers=wanted)}
     there = [waiting(number, alive=alive) for number, (alive, _) in enumerate(rows)]
     told = [(row, state) for row, (_, state) in zip(there, rows, strict=True) if state != "silent"]
-    heard = {name: each for row, state in told for name, each in reports(row, state=state).items()}
-    plan, memory = plan_pool(pools, there, heard, PoolMemory(), START + 1)
+    heartbeats = {name: each for row, state in told for name, each in reports(row, state=state).items()}
+    plan, memory = plan_pool(pools, there, heartbeats, PoolMemory(), START + 1)
     ended = {worker for worker, _ in plan.kill}
     after = len(there) - len(ended) + len(plan.launch)
-    assert after == wanted or (after < wanted and memory.trouble["cpu"].not_before > START + 1)
+    assert after == wanted or (after < wanted and memory.failures["cpu"].not_before > START + 1)
     assert plan.idle["cpu"] <= {row.replica for row in there if row.alive} - ended
 
 
