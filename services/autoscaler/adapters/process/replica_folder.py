@@ -1,17 +1,17 @@
 """The folder of one replica: ``<state>/replicas/<replica>``. While it exists, the name is in use.
 
-assignment.json   the worker's assignment                     written here, before the start
-token             gives access to the replica's artifact      written here, before the start
-fingerprint       of the configuration it was started with   written here
-launch            launch time and drain limit                 written here
-gpus              its GPU shares, if it has any               written here, before the start
-memory-limit      memory limit of its model in MiB, if any    written here, before the start
-memory-group      the cgroup of its model's processes        written by the worker
-process           pid and start tick of the worker           written here, after the start
-lock              locked while the worker lives, with its pid written by the worker
-shared-memory     prefix of its Triton's regions in /dev/shm  written by the worker
-model-user        user id of its model's process, if separate written by the worker
-draining          since when it drains                        written here
+assignment.json   the worker's assignment                       written here, before the start
+token             gives access to the replica's artifact        written here, before the start
+fingerprint       of the configuration at the launch            written here
+launch            launch time and drain limit                   written here
+gpus              its GPU shares, if it has any                 written here, before the start
+memory-limit      memory limit of its model in MiB, if any      written here, before the start
+memory-group      the cgroup of its model's processes           written by the worker
+process           pid and start tick of the worker              written here, after the start
+lock              locked while the worker lives; has its pid    written by the worker
+shared-memory     prefix of its Triton's regions in /dev/shm    written by the worker
+model-user        user id of its model's process, if separate   written by the worker
+draining          since when it drains                          written here
 """
 
 from __future__ import annotations
