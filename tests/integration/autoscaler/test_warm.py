@@ -326,7 +326,7 @@ async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
     harness: WarmPoolHarness, assign: Callable[..., Any], taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader stored the offer, and died before it read the answer."""
-    monkeypatch.setattr(warm_claims, "SETTLE_S", 0.3)
+    monkeypatch.setattr(warm_claims, "SETTLE_S", 600.0)
     async with harness.filled() as (pool, [worker]):
         start = assign(REPLICA)
         pool._decision_store.save_claim(WarmClaim(REPLICA, "f", start.launched_at, 7.0))
@@ -336,7 +336,7 @@ async def test_an_offer_of_a_leader_that_was_killed_is_settled_by_the_store(
             assert harness.names() == [worker]
             if taken:
                 await harness.store.claim_replica(REPLICA, worker)
-            await asyncio.sleep(0.4)
+            monkeypatch.setattr(warm_claims, "SETTLE_S", 0.0)
             await again.check()
             found = [(each.replica, each.worker) for each in await again.list()]
             assert found == ([(REPLICA, worker)] if taken else [])
