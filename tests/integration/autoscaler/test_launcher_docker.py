@@ -121,14 +121,14 @@ async def test_fetching_an_image_does_not_hold_up_the_launcher(harness, assign):
     with pytest.raises(LaunchFailed, match="is being pulled"):
         await launcher.launch(work)
 
-    async def told():
+    async def image_missing_reported():
         try:
             await launcher.launch(work)
         except LaunchFailed as error:
-            return "is not there" in error.message and "127.0.0.1:1" in error.message
+            return "is missing" in error.message and "127.0.0.1:1" in error.message
 
     async with asyncio.timeout(30):
-        while not await told():
+        while not await image_missing_reported():
             await asyncio.sleep(0.1)
     assert await launcher.list() == []
 
@@ -157,7 +157,7 @@ async def test_an_engine_without_gpus_says_so(harness, assign):
     launcher = DockerLauncher(harness.plan(gpu_request="devices"), Engine(harness.url))
     with pytest.raises(Unavailable, match="GPUs cannot be listed"):
         await launcher.launch(assign(ONE, resources={"gpus": 1}))
-    assert harness.left() == [], "the container that asked is gone too"
+    assert harness.left() == [], "the probe's container is removed, too"
     await launcher.close()
 
 
@@ -165,7 +165,7 @@ async def test_a_gpu_belongs_to_who_runs_on_it(harness, assign):
     launcher = harness.launcher(gpus=[BIG, SMALL])
     await launcher.launch(assign(ONE, resources={"gpus": 1}))
     await launcher.launch(assign(TWO, resources={"gpus": 1}))
-    assert (await one_of(launcher, ONE)).gpus == ("GPU-small",), "the smallest that does"
+    assert (await one_of(launcher, ONE)).gpus == ("GPU-small",), "the smallest that fits"
     assert "NVIDIA_VISIBLE_DEVICES=GPU-small" in harness.inspect(ONE)["Config"]["Env"]
     adopted = harness.launcher(gpus=[BIG, SMALL])
     with pytest.raises(LaunchFailed, match=f"GPU-big has 0 of 80000 MiB free, held by {TWO}"):
@@ -174,7 +174,7 @@ async def test_a_gpu_belongs_to_who_runs_on_it(harness, assign):
     harness.crash(ONE)
     await gone_of(adopted, ONE)
     await adopted.launch(assign(THREE, resources={"gpus": 1}))
-    assert (await one_of(adopted, THREE)).gpus == ("GPU-small",), "free as soon as its holder is dead"
+    assert (await one_of(adopted, THREE)).gpus == ("GPU-small",), "the GPU is free once its holder is dead"
 
 
 async def gone_of(launcher, replica):

@@ -41,7 +41,7 @@ async def test_what_a_killed_worker_leaves_is_ended(harness, assign, mode):
     harness.until_up(ONE)
     harness.crash(ONE)
     assert not (await one(launcher)).alive
-    assert harness.processes(ONE), "its server is still alive: that is what has to be ended"
+    assert harness.processes(ONE), "its server still lives and has to be ended"
     await launcher.kill(ONE)
     assert harness.processes(ONE) == []
 
@@ -82,7 +82,7 @@ async def test_the_cgroup_of_a_killed_workers_model_goes_with_its_folder(harness
         (harness.state / "replicas" / replica / "memory-group").write_text(str(group))
         await launcher.kill(replica)
     assert not ours.exists()
-    assert others.exists(), "a group of somebody else is left alone"
+    assert others.exists(), "a cgroup of another owner is not removed"
 
 
 async def test_a_worker_without_its_lock_yet_is_adopted_by_its_mark(harness, assign):

@@ -31,7 +31,7 @@ async def test_launch_list_and_the_fence(harness, assign):
     launcher = harness.launcher()
     work = assign(ONE, drain_limit_s=7)
     await launcher.launch(work)
-    assert (await one(launcher)).alive, "before it has its lock it is known to live"
+    assert (await one(launcher)).alive, "it counts as live before it has its lock"
     harness.until_up(ONE)
     found = await one(launcher)
     assert (found.replica, found.deployment, found.slot, found.generation) == (ONE, "digits-v1", 0, 1)
@@ -41,7 +41,7 @@ async def test_launch_list_and_the_fence(harness, assign):
     assert found.draining_since is None
     with pytest.raises(NameTaken):
         await launcher.launch(work)
-    assert (await one(launcher)).alive, "who lost the fence ends nothing of who holds it"
+    assert (await one(launcher)).alive, "the losing launch must not end the winner's worker"
     assert harness.output(ONE) == "up\n"
 
 
@@ -70,7 +70,7 @@ async def test_another_launcher_adopts_and_drains(harness, assign):
     await launcher.kill(ONE)
     assert await launcher.list() == []
     assert harness.left() == []
-    assert "drained" in harness.output(ONE), "what it said outlives it"
+    assert "drained" in harness.output(ONE), "its output is kept after its end"
 
 
 async def test_a_drain_goes_on_when_its_autoscaler_is_replaced(harness, assign):
@@ -82,10 +82,10 @@ async def test_a_drain_goes_on_when_its_autoscaler_is_replaced(harness, assign):
     next_one = harness.launcher("deaf")
     assert (await one(next_one)).draining_since == since
     await next_one.drain(ONE)
-    assert (await one(next_one)).draining_since == since, "its limit counts from the first word"
+    assert (await one(next_one)).draining_since == since, "its limit counts from the first order to drain"
     await next_one.kill(ONE)
     await next_one.launch(assign(ONE))
-    assert (await one(next_one)).draining_since is None, "the mark went with what it was on"
+    assert (await one(next_one)).draining_since is None, "the drain time was removed with the container"
 
 
 @pytest.mark.parametrize("mode", ["", "own session"])

@@ -33,13 +33,13 @@ async def test_why_and_the_policy(bench: Bench) -> None:
         assert status["limits"] == [1, 3]
         assert status["rule"] == "maximum"
         assert status["start_s"] > 0
-        told = (await client.get(f"{PATH}/why")).json()
-        assert (told["desired"], told["rule"]) == (3, "maximum")
-        assert "40 outstanding at 20 ms each: 4 are needed; the maximum is 3" in told["reason"]
-        assert {need["rule"]: need["replicas"] for need in told["needs"]}["wait"] == 4
-        assert told["signals"]["demand"] == 40
-        assert told["replicas"] == {"ready": 3, "starting": 0, "draining": 0}
-        assert told["decisions"][0]["inputs"]["needs"]["wait"] == 4
+        document = (await client.get(f"{PATH}/why")).json()
+        assert (document["desired"], document["rule"]) == (3, "maximum")
+        assert "40 outstanding at 20 ms each: 4 are needed; the maximum is 3" in document["reason"]
+        assert {need["rule"]: need["replicas"] for need in document["needs"]}["wait"] == 4
+        assert document["signals"]["demand"] == 40
+        assert document["replicas"] == {"ready": 3, "starting": 0, "draining": 0}
+        assert document["decisions"][0]["inputs"]["needs"]["wait"] == 4
 
         change = {"max_replicas": 2, "scaling": {"aggressiveness": "latency", "price_per_hour": 1.5}}
         changed = (await client.patch(f"{PATH}/policy", json=change)).json()
@@ -65,7 +65,7 @@ async def test_pause_and_resume_without_the_registry(bench: Bench) -> None:
         assert held["bounded_by"] is None
         bench.outstanding = 0
         await asyncio.sleep(1.5)
-        assert (await bench.status(client))["ready"] == 3, "held, whatever the demand"
+        assert (await bench.status(client))["ready"] == 3, "held regardless of demand"
         assert "an operator asked for 3" in (await client.get(f"{PATH}/why")).json()["holds"][0]
         await client.post(f"{PATH}/pause", json={})
         await bench.until_ready(client, 0)

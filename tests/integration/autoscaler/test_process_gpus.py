@@ -27,7 +27,7 @@ async def test_whole_gpus_are_exclusive_also_for_an_autoscaler_that_adopts(harne
     await launcher.launch(assign(ONE, resources={"gpus": 1}))
     await launcher.launch(assign(TWO, resources={"gpus": 1}))
     harness.until_up(ONE, TWO)
-    assert (await one_of(launcher, ONE)).gpus == ("GPU-small",), "the smallest that does"
+    assert (await one_of(launcher, ONE)).gpus == ("GPU-small",), "the smallest that fits"
     assert harness.environment(ONE)["CUDA_VISIBLE_DEVICES"] == "GPU-small"
     assert harness.environment(TWO)["CUDA_VISIBLE_DEVICES"] == "GPU-big"
     adopted = harness.launcher()

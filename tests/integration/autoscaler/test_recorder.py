@@ -66,7 +66,7 @@ async def test_writes_that_come_together_lose_no_arrivals(
     await asyncio.gather(*flushes)
     await recorder.flush(world.now)
     came = history.by_second(NAME, 0, int(FOREVER))
-    assert sum(came.values()) == 7 * 11, "the first look is the zero of the count"
+    assert sum(came.values()) == 7 * 11, "arrivals before the first round do not count"
     found = list(decide_again(history.chunks(0, FOREVER)))
     assert [now for now, _, _ in found] == [now for *_, now in world.rounds]
     assert all(then == today for _, then, today in found)

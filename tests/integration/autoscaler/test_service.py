@@ -63,8 +63,8 @@ class Registry:
         try:
             self.deployment = Deployment.model_validate(merged)
         except ValidationError as error:
-            told = {"error": str(error), "reason": "bad_request", "request_id": "r"}
-            return JSONResponse(told, status_code=400)
+            document = {"error": str(error), "reason": "bad_request", "request_id": "r"}
+            return JSONResponse(document, status_code=400)
         return self.deployment.model_dump(mode="json")
 
     def put_override(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -225,8 +225,8 @@ async def test_a_restart_without_the_registry_adopts_and_an_override_waits_for_i
         assert await bench.until_ready(client, 3) == before
         assert [(bench.harness.state / "replicas" / name / "lock").read_text() for name in before] == pids
         answer = await client.put(f"/v1/deployments/{NAME}/replicas", json={"replicas": 1, "ttl_s": 60})
-        told = answer.json()
-        assert (told["replicas"], told["runs"], told["held_by"]) == (1, 1, "autoscaler")
+        document = answer.json()
+        assert (document["replicas"], document["runs"], document["held_by"]) == (1, 1, "autoscaler")
         await bench.until_ready(client, 1)
         unknown = await client.put("/v1/deployments/nothing/replicas", json={"replicas": 1})
         assert unknown.status_code == 404
@@ -251,12 +251,12 @@ async def test_an_override_of_hundreds_starts_what_the_maximum_and_the_host_allo
     path = f"/v1/deployments/{NAME}/replicas"
     async with bench.registry.serving(), bench.autoscaler(SmallHost()) as client:
         await bench.until_ready(client, 1)
-        told = (await client.put(path, json={"replicas": 396})).json()
-        assert (told["replicas"], told["runs"], told["bounded_by"]) == (396, 3, "maximum")
-        assert "max_replicas is 3" in told["reason"]
-        told = (await client.put(path, json={"replicas": 396, "force": True})).json()
-        assert (told["runs"], told["bounded_by"]) == (4, "host")
-        assert "the host is full: it has room for 4 of 396" in told["reason"]
+        document = (await client.put(path, json={"replicas": 396})).json()
+        assert (document["replicas"], document["runs"], document["bounded_by"]) == (396, 3, "maximum")
+        assert "max_replicas is 3" in document["reason"]
+        document = (await client.put(path, json={"replicas": 396, "force": True})).json()
+        assert (document["runs"], document["bounded_by"]) == (4, "host")
+        assert "the host is full: it has room for 4 of 396" in document["reason"]
         assert bench.registry.overrides[-1] == {"name": NAME, "replicas": 396, "force": True}
         # Every later autoscaler gets it from the registry.
         forced = Override(replicas=396, force=True)

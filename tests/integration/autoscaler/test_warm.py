@@ -248,9 +248,9 @@ async def test_logs_under_two_names_are_kept_and_deleted_like_others(tmp_path: P
     logs.path("soon").symlink_to("worker-not-there-yet.log")
     logs.prune(lambda each: each == "warm-cpu--0-0")
     left = {path.stem[7:] for path in tmp_path.iterdir()}
-    assert {"warm-cpu--0-0", "digits-v1-0-0", "soon"} <= left, "those of one that lives, and the newest"
+    assert {"warm-cpu--0-0", "digits-v1-0-0", "soon"} <= left, "logs of a live replica, and the newest"
     assert len(left) == 2 * MOST_EACH + 3
-    assert "digits-v1-0-1" not in left, "the oldest of those that have ended"
+    assert "digits-v1-0-1" not in left, "the oldest ended ones"
     logs.prune()
     assert len(list(tmp_path.iterdir())) == 2 * MOST_EACH + 1
     logs.prune()
@@ -350,7 +350,7 @@ async def test_two_at_once_are_not_given_the_same_worker(
         second = "digits-v1-1-1"
         await asyncio.gather(pool.launch(assign(REPLICA)), pool.launch(assign(second)))
         found = {each.replica: each.worker for each in await pool.list()}
-        await until(lambda: taken, "the pool may know it before the worker's own task does")
+        await until(lambda: taken, "the pool may know it before the worker's task")
         assert len(taken) == 1
         assert found == {REPLICA: "", second: ""} | {taken[0]: worker}
         await harness.store._redis.delete(f"tidegate:claim:{second}")

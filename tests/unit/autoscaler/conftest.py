@@ -211,7 +211,7 @@ class World:
     def _do(self, action) -> None:
         match action:
             case Launch():
-                assert action.replica not in self.workers, "a name was given twice"
+                assert action.replica not in self.workers, "a name was used twice"
                 self.launched.append((self.now, action.replica))
                 if self.fail_launch:
                     self.launch_failures[action.replica] = self.fail_launch

@@ -111,7 +111,7 @@ def test_shares_never_exceed_the_room_and_are_stable(found, memory, cores):
 def test_starts_are_paced_and_minimums_start_first():
     claims = {"a": claim("a", 9, low=1, held=1), "b": claim("b", 3, low=2), "c": claim("c", 1)}
     assert admitted({"a": 8, "b": 3, "c": 1}, claims, Room(9999, 99), 4) == {"a": 1, "b": 2, "c": 1}
-    assert admitted({"a": 8}, claims, Room(250, 99), None) == {"a": 2}, "what drains still has its room"
+    assert admitted({"a": 8}, claims, Room(250, 99), None) == {"a": 2}, "a draining replica uses room"
     assert admitted({"a": 8, "b": 3}, claims, Room(9999, 99), 0) == {"a": 0, "b": 0}
 
 
@@ -147,9 +147,9 @@ def test_however_many_are_forced_the_host_bounds_them_and_the_pace_does(make_wor
         "it has room for 12 of 396 replicas. The other 384 need 98,304 MiB (256 each, assumed; "
         in full.message
     )
-    told = explain(world.deployments[0], world.snapshot(), world.state, world.policy, world.now)
-    assert told["rule"] == "host full"
-    assert told["desired"] == 12
+    document = explain(world.deployments[0], world.snapshot(), world.state, world.policy, world.now)
+    assert document["rule"] == "host full"
+    assert document["desired"] == 12
 
 
 def test_a_full_host_lets_go_of_demand_for_the_minimum_of_another(make_world, deployment, small_host):

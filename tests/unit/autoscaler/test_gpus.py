@@ -64,7 +64,7 @@ def test_of_two_claims_the_earlier_one_stands():
     second = GpuClaim("y-0-1", {"GPU-a": 1}, (1, "10:00:00.000000002", "id"))
     assert stands([A], [first, second], first)
     assert not stands([A], [first, second], second)
-    assert not stands([A], [], GpuClaim("z-0-1", {"GPU-gone": 1})), "a GPU that is not there holds nobody"
+    assert not stands([A], [], GpuClaim("z-0-1", {"GPU-gone": 1})), "a claim on a missing GPU does not stand"
 
 
 @given(st.lists(st.integers(1, 16_000), min_size=1, max_size=8), st.randoms(use_true_random=False))

@@ -41,7 +41,7 @@ def test_a_crash_loop_backs_off_up_to_a_minute_and_says_so(make_world, deploymen
     world.run(120)
     world.die(world.names()[0])
     world.round()
-    assert len(world.names()) == 1, "one that was well for a minute is replaced at once again"
+    assert len(world.names()) == 1, "after a minute of being ready it is replaced immediately again"
 
 
 def test_two_that_die_together_are_both_replaced_at_once(make_world, deployment):
@@ -93,7 +93,7 @@ def test_a_launch_that_fails_is_not_retried_hot(make_world, deployment):
 def test_never_ready_ends_at_the_start_timeout(make_world, deployment):
     world = make_world(deployment(start_timeout_s=20), start_s=1e9)
     world.run(25)
-    assert world.killed == [], "the worker has its say first"
+    assert world.killed == [], "the worker can report the reason first"
     world.run(2)
     assert world.killed[0][1:] == ("digits-v1-0-1", "start timeout")
     assert world.condition("Loaded").reason == "StartTimeout"
@@ -212,7 +212,7 @@ def test_installing_requirements_is_no_part_of_the_start(make_world, deployment)
     for _ in range(60):
         world.workers[name].phases_ms = {"environment": (world.now - world.launched[0][0]) * 1000}
         world.run(1)
-    assert world.names() == [name], "a minute of downloads"
+    assert world.names() == [name], "the downloads take a minute"
     world.run(20)
     assert world.names() == [name]
     world.run(10)

@@ -71,9 +71,9 @@ async def test_a_slow_pull_holds_up_no_launch(images, registry, no_patience):
         await being_fetched(images)
     await fetched(registry)
     assert await images.digest("ours/worker") == "sha256:1"
-    assert registry.pulls == 1, "what was fetched meanwhile is what this launch asked for"
+    assert registry.pulls == 1, "the finished pull is the one of this launch"
     await being_fetched(images)
-    assert registry.pulls == 2, "the next one wants the newest again"
+    assert registry.pulls == 2, "the next launch pulls again"
 
 
 async def test_a_quick_pull_fails_no_launch(images, registry, monkeypatch):

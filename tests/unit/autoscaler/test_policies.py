@@ -45,7 +45,7 @@ def test_a_schedule_lifts_the_bounds_ahead_of_its_time_and_lets_go_after(make_wo
     assert world.target() == 3, "a start takes 20 s here, so they begin before eight"
     assert world.decisions[-1].rule == "schedule"
     world.run(11, step=1.0)
-    assert world.statuses[NAME].ready == 3, "and are there when the window opens"
+    assert world.statuses[NAME].ready == 3, "they are ready when the window opens"
     assert world.statuses[NAME].limits == (3, 5)
     world.outstanding[NAME] = 1000
     world.call_ms = 20.0
@@ -137,7 +137,7 @@ def test_the_up_window_waits_for_a_load_that_lasts(make_world, deployment):
     world.run(3)
     world.outstanding[NAME] = 0
     world.run(20)
-    assert world.target() == 1, "three seconds are no load"
+    assert world.target() == 1, "three seconds are too short for a rate"
     world.outstanding[NAME] = 40
     world.run(9.5)
     assert world.target() == 1
@@ -239,7 +239,7 @@ def test_a_steady_climb_is_followed_ahead_and_a_step_is_not():
     assert growth(trail(climb[::-1])) == 0.0
     noisy = [50.0, 53.0, 47.0, 51.0, 49.5, 52.0, 48.0, 50.0, 53.0, 50.5, 49.0, 52.0]
     assert growth(trail(noisy)) == 0.0
-    assert growth(trail([2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6])) == 0.0, "so little may be chance"
+    assert growth(trail([2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6])) == 0.0, "so few arrivals may be random"
 
 
 def test_a_trend_counts_for_as_long_as_a_start_takes(deployment):

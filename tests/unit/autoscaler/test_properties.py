@@ -175,5 +175,5 @@ def test_a_constant_load_does_not_flap(scaling, demand, rate, call_ms):
         return targets
 
     way_up = pass_time(600)
-    assert all(a <= b for a, b in pairwise(way_up)), "nothing is taken back on the way"
+    assert all(a <= b for a, b in pairwise(way_up)), "no replica is removed meanwhile"
     assert set(pass_time(300)) == {way_up[-1]}

@@ -105,7 +105,7 @@ def test_chance_in_a_steady_load_does_not_make_it_flap(rps, temper):
     controller = ours(max_replicas=8, scaling={"aggressiveness": temper})
     found = replay(came, controller, ReplicaTiming(call_ms=100.0, start_s=4.0), seconds=720.0, start_at=START)
     targets = [look.target for look in found.samples if look.at > 120]
-    assert sum(b > a for a, b in pairwise(targets)) <= 1, "a burst by chance may happen"
+    assert sum(b > a for a, b in pairwise(targets)) <= 1, "a random burst may happen"
 
 
 def a_comparison(**given) -> Comparison:

@@ -63,7 +63,7 @@ def test_up_at_once_and_down_after_the_window(make_world, deployment):
     world.run(5)
     world.outstanding[NAME] = 1
     world.run(29.5)
-    assert world.target() == 4, "the window still holds it up"
+    assert world.target() == 4, "the window still prevents scaling down"
     world.run(3)
     assert world.target() == 1
     assert world.names() == ["digits-v1-0-1"]
@@ -150,7 +150,7 @@ def test_a_measured_capacity_is_the_first_guess(make_world, deployment):
     world.call_ms = 5.0
     world.outstanding[NAME] = 80
     world.run(40)
-    assert world.target() == 2, "what is measured counts from then on"
+    assert world.target() == 2, "measured values count from then on"
     assert "guess" not in world.decisions[-1].reason
 
 
@@ -204,11 +204,11 @@ def test_scales_to_zero_after_idle_and_wakes_on_the_first_request(make_world, de
 def test_what_a_roll_over_waits_for_is_started_and_stays_until_it_is_over(make_world, deployment):
     world = make_world(deployment(min_replicas=0, max_replicas=1, scale_to_zero_after_s=1), start_s=5.0)
     world.run(5)
-    assert world.names() == [], "it sleeps, as an older version does that is to come back"
+    assert world.names() == [], "it is at zero replicas, like an older version that returns"
     old, new, idle = Target(deployment="old"), Target(deployment=NAME), Target(deployment=NAME, weight=0)
     world.endpoints = [Endpoint(name="digits", targets=[idle, old], previous=[old], revision=1)]
     world.run(5)
-    assert world.names() == [], "nobody waits for a share of nothing"
+    assert world.names() == [], "a share of nothing starts nothing"
     world.endpoints = [Endpoint(name="digits", targets=[new], previous=[old], revision=2)]
     world.run(20)
     assert len(world.names()) == 1, "it loads for longer than it may be idle"
