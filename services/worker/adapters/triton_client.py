@@ -111,7 +111,7 @@ class TritonClient:
                     raise DeadlinePassed(_LATE) from None
                 code, message = _status(error)
                 if _REFUSED.search(message) is None:
-                    raise self._alive(await self._meaning(code, message)) from None
+                    raise self._note_death(await self._error_for(code, message)) from None
                 if sends == _SENDS:
                     raise Unavailable(f"The model server refuses calls: {message}") from None
             except grpc.aio.UsageError:
@@ -138,7 +138,7 @@ class TritonClient:
         except TimeoutError:
             raise DeadlinePassed(_LATE) from None
         except CallFailed as error:
-            raise self._alive(await self._meaning(error.code, error.message)) from None
+            raise self._note_death(await self._error_for(error.code, error.message)) from None
         except ConnectionEnded as error:
             raise Unavailable(f"The model server is gone: {error}") from None
 
@@ -152,11 +152,11 @@ class TritonClient:
                 async for answer in answers:
                     yield answer
         except grpc.aio.AioRpcError as error:
-            raise self._alive(await self._meaning(*_status(error))) from None
+            raise self._note_death(await self._error_for(*_status(error))) from None
         except ModelFailed as error:
-            raise self._alive(error) from None
+            raise self._note_death(error) from None
 
-    def _alive(self, error: TidegateError) -> TidegateError:
+    def _note_death(self, error: TidegateError) -> TidegateError:
         """Return the error of a call, or Unavailable if it says that the model's process has died."""
         if not isinstance(error, ModelFailed) or _MODEL_DIED.search(error.message) is None:
             return error
@@ -246,7 +246,7 @@ class TritonClient:
         try:
             return await self._send(method, answer, request, timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise await self._meaning(*_status(error)) from None
+            raise await self._error_for(*_status(error)) from None
 
     async def _send(self, method: str, answer: Any, request: Any, timeout_s: float | None) -> Any:
         return await self._method(method, type(request), answer)(request, timeout=timeout_s)
@@ -258,7 +258,7 @@ class TritonClient:
             response_deserializer=answer.FromString,
         )
 
-    async def _meaning(self, code: int, message: str) -> TidegateError:
+    async def _error_for(self, code: int, message: str) -> TidegateError:
         if code in _BY_CODE:
             return _BY_CODE[code](message)
         # Triton's errors have the same codes as those of a broken connection, so ask whether it is alive.
