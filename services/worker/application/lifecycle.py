@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from services.worker.adapters.gpus import Gpus
+from services.worker.adapters.gpu_load import GpuLoad
 from services.worker.adapters.heartbeat import ReplicaHeartbeat
 from services.worker.adapters.metrics import IN_HAND
 from services.worker.adapters.model import Model
@@ -88,7 +88,7 @@ class ReplicaLifecycle:
             caller_timeouts_s=self._caller_timeouts_s,
             triton=triton,
         )
-        self._gpus = Gpus(lambda: self._triton.metrics_port)
+        self._gpus = GpuLoad(lambda: self._triton.metrics_port)
         self._heartbeat = ReplicaHeartbeat(store, settings.heartbeat_interval_s, self._report)
         self.ended = asyncio.Event()
         IN_HAND.set_function(lambda: self._in_hand)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from services.worker.adapters import devices
+from services.worker.adapters import model_device
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.domain import load_failures
 from services.worker.domain.devices import GpuNumbers, replica_gpus
@@ -49,7 +49,7 @@ class ModelLoader:
             self.caveat = f"runs on the CPU, as allow_cpu says; on the GPU it failed: {reason}"
             await asyncio.to_thread(self._write, ())
             await self._load(client, models, tail)
-        self.device = await devices.read_device(client, models)
+        self.device = await model_device.read_device(client, models)
 
     async def _load(self, client: TritonClient, models: Sequence[str], tail: Callable[[], str]) -> None:
         for model in models:

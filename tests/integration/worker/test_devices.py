@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.worker.adapters import devices
+from services.worker.adapters import model_device
 from services.worker.adapters.model_repository import prepare
 from services.worker.adapters.triton_client import TritonClient
 from services.worker.adapters.triton_command import TritonOptions
@@ -41,7 +41,7 @@ def no_gpu() -> None:
 
 async def test_a_model_without_gpus_runs_on_the_cpu_and_says_so(run: Run, models: Path) -> None:
     running = await run("onnx", models / "model.onnx", DIGITS, "digits")
-    assert await devices.read_device(running.client, ["digits"]) == "cpu"
+    assert await model_device.read_device(running.client, ["digits"]) == "cpu"
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -175,11 +175,13 @@ async def test_the_names_of_gpus_come_from_nvidia_smi(
     client: Any = Told()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b,GPU-a")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert await devices.read_device(client, ["net", "ensemble"]) == "cuda:0, cuda:1", "without nvidia-smi"
+    assert await model_device.read_device(client, ["net", "ensemble"]) == "cuda:0, cuda:1", (
+        "without nvidia-smi"
+    )
     smi = tmp_path / "nvidia-smi"
     asked = "--query-gpu=uuid,name --format=csv,noheader"
     listing = "GPU-a, Tesla T4\\nGPU-b, NVIDIA H100 80GB HBM3\\n"
     smi.write_text(f'#!/bin/sh\n[ "$*" = "{asked}" ] || exit 9\nprintf "{listing}"\n')
     smi.chmod(0o755)
-    said = await devices.read_device(client, ["net", "ensemble"])
+    said = await model_device.read_device(client, ["net", "ensemble"])
     assert said == "cuda:0 (NVIDIA H100 80GB HBM3), cuda:1 (Tesla T4)"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.worker.adapters import devices
+from services.worker.adapters import model_device
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.warmup import warm_up
 from tests.conftest import Figure, MadeOnce
@@ -103,7 +103,7 @@ async def test_answers_equal_torch_in_process(
     await warm_up(running.client, "m", NET)
     loaded_s = time.perf_counter() - began
     assert await running.client.signature("m") == NET
-    assert await devices.read_device(running.client, ["m"]) == "cpu"
+    assert await model_device.read_device(running.client, ["m"]) == "cpu"
     one_by_one = [await ask(running.client, request("m", "x", row[None])) for row in expected["x"]]
     batch = await ask(running.client, request("m", "x", expected["x"]))
     for y in (np.concatenate([answer["y"] for answer in one_by_one]), batch["y"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.worker.adapters.gpus import read
+from services.worker.adapters.gpu_load import read
 
 PAGE = """\
 # HELP nv_gpu_utilization GPU utilization rate [0.0 - 1.0)

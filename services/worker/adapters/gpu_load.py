@@ -29,7 +29,7 @@ def read(metrics: str) -> tuple[float, int] | None:
     return sum(busy) / len(busy), int(sum(found.get("nv_gpu_memory_used_bytes", [])))
 
 
-class Gpus:
+class GpuLoad:
     """The load of the GPUs, read every two seconds. ``port`` returns the port of Triton's metrics, or 0."""
 
     def __init__(self, port: Callable[[], int]) -> None:
