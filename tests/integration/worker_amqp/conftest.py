@@ -129,8 +129,8 @@ def failure_of(reply: Reply) -> tuple[str, str]:
     """Return reason and message of a failed reply."""
     assert reply.status == envelope.FAILED
 
-    told = orjson.loads(reply.key)
-    return told["reason"], told["message"]
+    failure = orjson.loads(reply.key)
+    return failure["reason"], failure["message"]
 
 
 class Caller:
@@ -178,7 +178,7 @@ class Caller:
 
 
 @dataclass
-class Letters:
+class ExceptionQueue:
     """Consumes the exceptions queue instead of the router; keeps the messages of the test's own queue."""
 
     queue: Queue
@@ -210,9 +210,9 @@ async def caller(rabbitmq_url, queue) -> AsyncIterator[Caller]:
 
 
 @pytest.fixture
-async def letters(rabbitmq_url, queue) -> AsyncIterator[Letters]:
+async def exceptions(rabbitmq_url, queue) -> AsyncIterator[ExceptionQueue]:
     """Yield the exceptions of this test's queue."""
-    found = Letters(queue)
+    found = ExceptionQueue(queue)
     async with Connection(rabbitmq_url, "letters", found.setup) as connection:
         await connection.wait_up(20)
         yield found
@@ -329,6 +329,6 @@ def shown() -> Callable[[Reply], list[list[float]]]:
 
 
 @pytest.fixture(scope="session")
-def told() -> Callable[[Reply], tuple[str, str]]:
+def failure() -> Callable[[Reply], tuple[str, str]]:
     """Return a function that returns reason and message of a failure."""
     return failure_of

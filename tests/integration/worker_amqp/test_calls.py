@@ -84,14 +84,14 @@ async def test_callers_of_two_gateways_share_a_call(start, caller, rabbitmq_url,
 
 
 async def test_a_bad_request_does_not_fail_its_neighbours(
-    start, caller, make, shown, told, until, nothing_is_left
+    start, caller, make, shown, failure, until, nothing_is_left
 ):
     worker = await start(serving=False)
     ids = await caller.send(make([1, 1]), make([2, 2]), make([-3, 3]), make([4, 4]))
     await until(lambda: worker.scheduler.in_hand == 4)
     worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 4)
-    assert told(caller.reply(ids[2])) == ("bad_request", "a negative number")
+    assert failure(caller.reply(ids[2])) == ("bad_request", "a negative number")
     for id_, number in zip(ids, (1, 2, None, 4), strict=True):
         if number is not None:
             assert shown(caller.reply(id_)) == [[2 * number, 2 * number]]
@@ -102,7 +102,7 @@ async def test_a_bad_request_does_not_fail_its_neighbours(
 
 @pytest.mark.parametrize("error", [ModelFailed, BadRequest])
 async def test_only_requests_that_may_run_twice_are_retried_after_a_shared_failure(
-    start, caller, make, shown, told, until, nothing_is_left, error
+    start, caller, make, shown, failure, until, nothing_is_left, error
 ):
     """A model may also reject a request after it has worked."""
     worker = await start(serving=False)
@@ -118,7 +118,7 @@ async def test_only_requests_that_may_run_twice_are_retried_after_a_shared_failu
     worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 3)
     shared = "a call that it shared with others failed, and it may not run twice: out of tea"
-    assert told(caller.reply(ids[1])) == ("model_failed", shared)
+    assert failure(caller.reply(ids[1])) == ("model_failed", shared)
     assert shown(caller.reply(ids[0])) == [[2, 2]]
     assert shown(caller.reply(ids[2])) == [[6, 6]]
     assert worker.model.calls == [ids, [ids[0]], [ids[2]]], "it ran once"
@@ -154,7 +154,7 @@ async def test_a_cancelled_request_is_not_retried_alone(start, caller, make, unt
     ids=repr,
 )
 async def test_a_caller_gets_the_failure(
-    start, caller, make, shown, told, until, error, expected, nothing_is_left
+    start, caller, make, shown, failure, until, error, expected, nothing_is_left
 ):
     """Also of an unexpected exception; the worker goes on with all its calls."""
     worker = await start()
@@ -170,7 +170,7 @@ async def test_a_caller_gets_the_failure(
         if expected is None:
             assert reply.status == envelope.FAILED
         else:
-            assert told(reply) == expected
+            assert failure(reply) == expected
     (id_,) = await caller.send(make([1, 1]))
     assert shown(await until(lambda: caller.reply(id_))) == [[2, 2]]
     await nothing_is_left(worker)
@@ -190,7 +190,7 @@ async def test_a_caller_gets_an_error_for_an_unreadable_key(start, caller, until
     await nothing_is_left(worker)
 
 
-async def test_an_answer_with_too_few_rows_is_an_error(start, caller, make, told, until, nothing_is_left):
+async def test_an_answer_with_too_few_rows_is_an_error(start, caller, make, failure, until, nothing_is_left):
     """The model returns one row for two requests: neither may get the row of the other."""
     worker = await start(serving=False)
     original = worker.model.call
@@ -375,10 +375,10 @@ async def test_the_parameters_of_an_answer(start, caller, make, until, nothing_i
     await nothing_is_left(worker)
 
 
-async def test_parameters_that_are_too_long_are_an_error_of_the_model(start, caller, make, told, until):
+async def test_parameters_that_are_too_long_are_an_error_of_the_model(start, caller, make, failure, until):
     worker = await start()
     worker.model.parameters = {"text": "x" * envelope.MAX_KEY}
     (id_,) = await caller.send(make([1, 1]))
     reply = await until(lambda: caller.reply(id_))
-    assert told(reply)[0] == "model_failed"
-    assert "parameters of an answer take" in told(reply)[1]
+    assert failure(reply)[0] == "model_failed"
+    assert "parameters of an answer take" in failure(reply)[1]

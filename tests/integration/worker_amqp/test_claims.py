@@ -48,24 +48,24 @@ async def test_the_model_sees_the_tensors(start, caller, claimed, make, shown, u
 
 
 async def test_a_missing_blob_is_reported_once(
-    start, caller, claims, claimed, make, told, until, nothing_is_left
+    start, caller, claims, claimed, make, failure, until, nothing_is_left
 ):
     worker = await start()
     frame, claim = await claimed([1, 1])
     await claims.drop(claim)
     missing, other = await caller.send(frame, make([2, 2]))
     await until(lambda: len(caller.replies) == 2)
-    reason, message = told(caller.reply(missing))
+    reason, message = failure(caller.reply(missing))
     assert (reason, "not in the blob store any more" in message) == ("unavailable", True)
     assert caller.reply(other).status == envelope.OK
     await nothing_is_left(worker)
 
 
-async def test_an_invalid_claim_is_reported(start, caller, make, told, until, nothing_is_left):
+async def test_an_invalid_claim_is_reported(start, caller, make, failure, until, nothing_is_left):
     worker = await start()
     (id_,) = await caller.send(make([1, 1], flags=SAFE_CLAIM))
     await until(lambda: caller.replies)
-    assert told(caller.reply(id_))[0] == "unavailable"
+    assert failure(caller.reply(id_))[0] == "unavailable"
     await nothing_is_left(worker)
 
 
@@ -105,13 +105,13 @@ async def test_many_medium_answers_travel_in_several_messages(start, caller, mak
 
 
 async def test_an_answer_that_cannot_be_stored_is_an_error(
-    start, caller, make, told, until, tmp_path, nothing_is_left
+    start, caller, make, failure, until, tmp_path, nothing_is_left
 ):
     worker = await start()
     (tmp_path / "blobs").write_text("in the way")
     (id_,) = await caller.send(make(np.zeros(CLAIM_ABOVE, "<f4"), batched=False))
     await until(lambda: caller.replies)
-    assert told(caller.reply(id_))[0] == "unavailable"
+    assert failure(caller.reply(id_))[0] == "unavailable"
     await nothing_is_left(worker)
 
 
@@ -148,7 +148,7 @@ async def test_a_suspect_does_not_wait_for_fetched_bytes_to_be_released(
     await nothing_is_left(worker)
 
 
-async def test_a_dead_letter_keeps_its_claim(start, caller, letters, claimed, until):
+async def test_a_dead_letter_keeps_its_claim(start, caller, exceptions, claimed, until):
     frame, _ = await claimed([1, 1])
     await caller.send(frame)
     for _ in range(attempts.MAX_ATTEMPTS):
@@ -158,7 +158,7 @@ async def test_a_dead_letter_keeps_its_claim(start, caller, letters, claimed, un
         await until(lambda w=worker: w.model.calls)
         await worker.die()
     await start()
-    (letter,) = await until(lambda: letters.got)
+    (letter,) = await until(lambda: exceptions.got)
     (given_up,) = envelope.unpack(envelope.REQUESTS, letter.body)
     assert bytes(given_up) == envelope.with_attempt(frame, attempts.MAX_ATTEMPTS)
 

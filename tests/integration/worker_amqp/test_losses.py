@@ -43,7 +43,7 @@ async def test_the_next_worker_runs_lost_requests_one_by_one(
 
 
 async def test_a_request_that_must_not_run_twice_is_not_retried(
-    start, caller, letters, make, until, nothing_is_left
+    start, caller, exceptions, make, until, nothing_is_left
 ):
     first = await start()
     first.model.open.clear()
@@ -52,7 +52,7 @@ async def test_a_request_that_must_not_run_twice_is_not_retried(
     await first.die()
     second = await start()
     await until(lambda: caller.reply(safe))
-    (letter,) = await until(lambda: letters.got)
+    (letter,) = await until(lambda: exceptions.got)
     assert letter.headers["cause"] == attempts.NOT_RETRIED
     assert [bytes(f[:16]) for f in envelope.unpack(envelope.REQUESTS, letter.body)] == [never]
     assert second.model.calls == [[safe]]
@@ -148,7 +148,7 @@ async def test_the_neighbours_of_a_bad_request_that_killed_the_model_server(
     await nothing_is_left(worker)
 
 
-async def test_the_model_server_dies_each_time(start, caller, letters, make, until, nothing_is_left):
+async def test_the_model_server_dies_each_time(start, caller, exceptions, make, until, nothing_is_left):
     worker = await start()
 
     def crash(_) -> None:
@@ -156,9 +156,9 @@ async def test_the_model_server_dies_each_time(start, caller, letters, make, unt
 
     worker.model.fail = crash
     safe, never = await caller.send(make([1, 1]), make([2, 2], flags=0))
-    await until(lambda: len(letters.got) == 2)
+    await until(lambda: len(exceptions.got) == 2)
     causes = {
-        bytes(envelope.unpack(envelope.REQUESTS, d.body)[0][:16]): d.headers["cause"] for d in letters.got
+        bytes(envelope.unpack(envelope.REQUESTS, d.body)[0][:16]): d.headers["cause"] for d in exceptions.got
     }
     assert causes == {safe: attempts.EXHAUSTED, never: attempts.NOT_RETRIED}
     assert sum(safe in call for call in worker.model.calls) == attempts.MAX_ATTEMPTS
@@ -167,7 +167,7 @@ async def test_the_model_server_dies_each_time(start, caller, letters, make, unt
     await nothing_is_left(worker)
 
 
-async def test_an_expired_request_is_not_retried(start, caller, letters, make, until, nothing_is_left):
+async def test_an_expired_request_is_not_retried(start, caller, exceptions, make, until, nothing_is_left):
     first = await start(serving=False)
     await caller.send(make([1, 1], deadline_ms=1))
     await in_hand(first, 1, until)
@@ -175,7 +175,7 @@ async def test_an_expired_request_is_not_retried(start, caller, letters, make, u
     second = await start()
     (id_,) = await caller.send(make([2, 2]))
     await until(lambda: caller.reply(id_))
-    assert (second.model.calls, letters.got) == ([[id_]], [])
+    assert (second.model.calls, exceptions.got) == ([[id_]], [])
     await nothing_is_left(second)
 
 
@@ -191,11 +191,11 @@ async def test_an_expired_request_is_not_retried(start, caller, letters, make, u
     ids=range(5),
 )
 async def test_an_undecodable_message_becomes_an_exception_and_is_settled(
-    start, caller, letters, make, until, body, nothing_is_left
+    start, caller, exceptions, make, until, body, nothing_is_left
 ):
     worker = await start()
     await caller.send(body=body)
-    (letter,) = await until(lambda: letters.got)
+    (letter,) = await until(lambda: exceptions.got)
     assert (letter.body, letter.headers["cause"]) == (body, attempts.UNDECODABLE)
     assert letter.reply_to == caller.reply_to.name
     (id_,) = await caller.send(make([1, 1]))

@@ -88,12 +88,12 @@ async def test_each_answer_is_a_chunk(worker, model, caller, make, until, nothin
 
 
 async def test_an_answer_with_more_parameters_than_a_message_holds(
-    worker, model, caller, make, told, until, nothing_is_left
+    worker, model, caller, make, failure, until, nothing_is_left
 ):
     model.free, model.parameters = True, {"why": "x" * envelope.MAX_KEY}
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: caller.replies.get(id_))
-    reason, message = told(caller.reply(id_))
+    reason, message = failure(caller.reply(id_))
     assert (reason, "65536" in message) == ("model_failed", True)
     await nothing_is_left(worker)
 
@@ -180,13 +180,13 @@ async def test_the_deadline_does_not_apply_to_later_answers(worker, model, calle
     ("error", "reason"), [(ModelFailed("out of tea"), "model_failed"), (KeyError("FP8"), "model_failed")]
 )
 async def test_a_caller_gets_the_failure(
-    worker, model, caller, make, told, until, nothing_is_left, at, error, reason
+    worker, model, caller, make, failure, until, nothing_is_left, at, error, reason
 ):
     model.free, model.fail = True, {at: error}
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: caller.replies.get(id_) and caller.replies[id_][-1].status == FAILED)
     assert said(caller.replies[id_]) == model.plan[:at]
-    assert told(caller.replies[id_][-1])[0] == reason
+    assert failure(caller.replies[id_][-1])[0] == reason
     assert worker.scheduler.stats.failed == 1
     await nothing_is_left(worker)
 
@@ -202,11 +202,11 @@ async def test_triton_lost_before_the_first_answer(worker, model, caller, make, 
     await nothing_is_left(worker)
 
 
-async def test_triton_lost_in_the_middle(worker, model, caller, make, told, until, nothing_is_left):
+async def test_triton_lost_in_the_middle(worker, model, caller, make, failure, until, nothing_is_left):
     model.free, model.fail = True, {1: Unavailable("gone")}
     (id_,) = await caller.send(make([1, 2], flags=SAFE))
     await until(lambda: caller.replies.get(id_) and caller.replies[id_][-1].status == FAILED)
-    assert told(caller.replies[id_][-1]) == (
+    assert failure(caller.replies[id_][-1]) == (
         "unavailable",
         "the model server was lost in the middle of the stream",
     )
@@ -228,7 +228,7 @@ async def test_a_worker_that_dies(start, worker, model, caller, make, until, not
     await nothing_is_left(heir)
 
 
-async def test_a_worker_that_dies_long_after_the_deadline(start, worker, model, caller, make, told, until):
+async def test_a_worker_that_dies_long_after_the_deadline(start, worker, model, caller, make, failure, until):
     """The broker would drop the message, so the caller, which has a part, gets an error at once."""
     frame = make([1, 2], flags=SAFE, deadline_ms=int(time.time() * 1e3) + 1500)
     (id_,) = await caller.send(frame)
@@ -239,16 +239,18 @@ async def test_a_worker_that_dies_long_after_the_deadline(start, worker, model, 
     await worker.die()
     await start(streams=4, model=Speaker())
     await until(lambda: caller.replies[id_][-1].status == FAILED)
-    assert told(caller.replies[id_][-1])[0] == "unavailable"
+    assert failure(caller.replies[id_][-1])[0] == "unavailable"
 
 
-async def test_a_plain_request_is_rejected(worker, caller, make, told, until, nothing_is_left):
+async def test_a_plain_request_is_rejected(worker, caller, make, failure, until, nothing_is_left):
     (id_,) = await caller.send(make([1, 2]))
-    assert told(await until(lambda: caller.reply(id_)))[0] == "bad_request"
+    assert failure(await until(lambda: caller.reply(id_)))[0] == "bad_request"
     await nothing_is_left(worker)
 
 
-async def test_a_stream_of_a_model_with_one_answer(start, caller, make, shown, told, until, nothing_is_left):
+async def test_a_stream_of_a_model_with_one_answer(
+    start, caller, make, shown, failure, until, nothing_is_left
+):
     """It shares its call with plain requests, and gets one chunk and the END."""
     worker = await start(serving=False)
     ids = await caller.send(make([1, 1], flags=SAFE), make([2, 2]), make([3, 3], flags=SAFE))
@@ -260,7 +262,7 @@ async def test_a_stream_of_a_model_with_one_answer(start, caller, make, shown, t
     assert forms(caller.replies[ids[0]]) == forms(caller.replies[ids[2]]) == [(CHUNK, 0), (END, 1)]
     assert shown(caller.replies[ids[2]][0]) == [[6, 6]]
     assert shown(caller.reply(ids[1])) == [[4, 4]]
-    assert told(caller.reply(bad)) == ("bad_request", "a negative number")
+    assert failure(caller.reply(bad)) == ("bad_request", "a negative number")
     await nothing_is_left(worker)
 
 

@@ -17,7 +17,7 @@ from tidegate.kernel.protocol import envelope
 pytestmark = pytest.mark.integration
 
 
-async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, make, until):
+async def test_a_request_that_kills_workers_is_given_up(start, caller, exceptions, make, until):
     """It runs once with others and twice alone. Then the router gets it, with its reply queue."""
     frame = make([1, 1], tenant=b"acme")
     (id_,) = await caller.send(frame)
@@ -28,10 +28,10 @@ async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, 
         await until(lambda worker=worker: worker.model.calls == [[id_]])
         # The next attempt is here before the last one is acked.
         await until(lambda worker=worker: worker.requests.unsettled == 1)
-        assert letters.got == []
+        assert exceptions.got == []
         await worker.die()
     last = await start()
-    (letter,) = await until(lambda: letters.got)
+    (letter,) = await until(lambda: exceptions.got)
     assert letter.headers["cause"] == attempts.EXHAUSTED
     assert letter.reply_to == caller.reply_to.name
     assert attempts_of(letter.body) == [attempts.MAX_ATTEMPTS]
@@ -40,7 +40,7 @@ async def test_a_request_that_kills_workers_is_given_up(start, caller, letters, 
     assert (caller.reply(id_), last.model.calls) == (None, [])
 
 
-async def until_it_kills(worker, killer: bytes, letters, until) -> bool:
+async def until_it_kills(worker, killer: bytes, exceptions, until) -> bool:
     """Run a worker until the killer is in a call; return False if it was given up before."""
     original, killing = worker.model.call, asyncio.Event()
 
@@ -52,11 +52,11 @@ async def until_it_kills(worker, killer: bytes, letters, until) -> bool:
 
     worker.model.call = call
     worker.scheduler.use(worker.model)
-    await until(lambda: letters.got or killing.is_set())
-    return not letters.got
+    await until(lambda: exceptions.got or killing.is_set())
+    return not exceptions.got
 
 
-async def test_64_held_requests_and_one_that_kills(start, caller, letters, make, shown, until):
+async def test_64_held_requests_and_one_that_kills(start, caller, exceptions, make, shown, until):
     """All other requests of the worker and of the call are answered; only the killer is given up."""
     ids = []
     for first in range(0, 64, 8):
@@ -69,20 +69,20 @@ async def test_64_held_requests_and_one_that_kills(start, caller, letters, make,
         await worker.requests.open()
         if deaths == 0:
             await in_hand(worker, 64, until)
-        if not await until_it_kills(worker, killer, letters, until):
+        if not await until_it_kills(worker, killer, exceptions, until):
             break
         deaths += 1
         await worker.die()
     await until(lambda: len(caller.replies) == 63)
     assert deaths == attempts.MAX_ATTEMPTS
-    (letter,) = letters.got
+    (letter,) = exceptions.got
     assert bytes(envelope.unpack(envelope.REQUESTS, letter.body)[0][:16]) == killer
     for number, id_ in enumerate(ids):
         if id_ != killer:
             assert shown(caller.replies[id_][0]) == [[2 * number, 2 * number]]
 
 
-async def test_requests_of_a_second_worker_survive_a_killer(start, caller, letters, make, shown, until):
+async def test_requests_of_a_second_worker_survive_a_killer(start, caller, exceptions, make, shown, until):
     """A killer that another worker takes runs there with nothing beside it."""
     first = await start()
     first.model.open.clear()
@@ -95,12 +95,12 @@ async def test_requests_of_a_second_worker_survive_a_killer(start, caller, lette
         sent = await caller.send(*(make([n, n]) for n in range(6)))
         others += sent
         await in_hand(worker, len(sent), until)
-        assert await until_it_kills(worker, killer, letters, until)
+        assert await until_it_kills(worker, killer, exceptions, until)
         assert worker.model.calls[-1] == [killer]
         assert worker.scheduler.in_hand == len(sent) + 1 - (len(worker.model.calls) - 1), "they wait"
         await worker.die()
     last = await start()
-    (letter,) = await until(lambda: letters.got)
+    (letter,) = await until(lambda: exceptions.got)
     assert bytes(envelope.unpack(envelope.REQUESTS, letter.body)[0][:16]) == killer
     await until(lambda: len(caller.replies) == len(others))
     assert {reply.attempt for found in caller.replies.values() for reply in found} <= {0, 1}, (
@@ -192,7 +192,7 @@ async def test_a_suspect_whose_worker_closes_is_not_charged(start, caller, make,
 
 
 async def test_calls_that_were_open_together_are_not_charged(
-    start, caller, letters, make, until, nothing_is_left
+    start, caller, exceptions, make, until, nothing_is_left
 ):
     """Two calls were open when the model server died: neither is charged, both run alone next."""
     worker = await start(serving=False, instances=2, max_rows=1, again=False)
@@ -216,5 +216,5 @@ async def test_calls_that_were_open_together_are_not_charged(
     worker.scheduler.use(worker.model)
     await until(lambda: len(caller.replies) == 2)
     assert [caller.reply(id_).attempt for id_ in ids] == [1, 1]
-    assert letters.got == []
+    assert exceptions.got == []
     await nothing_is_left(worker)

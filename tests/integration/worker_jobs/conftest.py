@@ -69,7 +69,7 @@ def frame(id: bytes, *numbers: float, expires_ms: int, batched: bool = True, **g
     return envelope.request_frame(id, expires_ms, 1 if batched else 0, key, data, **given)
 
 
-class Shop:
+class JobGateway:
     """A small gateway: accepts jobs and publishes their messages."""
 
     def __init__(self, url: str, store: JobStore, deployment: str) -> None:
@@ -201,9 +201,9 @@ async def store(jobs_url) -> AsyncIterator[JobStore]:
 
 
 @pytest.fixture
-async def shop(rabbitmq_url, store, fresh) -> AsyncIterator[Shop]:
+async def gateway(rabbitmq_url, store, fresh) -> AsyncIterator[JobGateway]:
     """Yield a connected gateway, for a Deployment that only this test uses."""
-    found = Shop(rabbitmq_url, store, fresh("doubler"))
+    found = JobGateway(rabbitmq_url, store, fresh("doubler"))
     async with found.connection:
         await found.connection.wait_up(20)
         yield found
@@ -216,7 +216,7 @@ def claims(blobs) -> Claims:
 
 @pytest.fixture
 async def start(
-    rabbitmq_url, jobs_url, shop, fresh, claims
+    rabbitmq_url, jobs_url, gateway, fresh, claims
 ) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
     """Yield ``await start(...)``, which starts a worker; workers stop after the test."""
     async with AsyncExitStack() as stack:
@@ -232,14 +232,14 @@ async def start(
             serving: bool = True,
             call_ms: float | None = None,
         ) -> Worker:
-            queue, replica = requests_queue(shop.deployment), fresh("doubler-0")
+            queue, replica = requests_queue(gateway.deployment), fresh("doubler-0")
             store = JobStore.connect(store_url)
             stack.push_async_callback(store.close)
             publisher = ReplyPublisher(rabbitmq_url, queue, claims)
             limits = CallLimits(max_rows, instances, max_concurrency=max_concurrency)
             jobs = build_job_serving(
                 url,
-                shop.deployment,
+                gateway.deployment,
                 replica,
                 publisher,
                 claims,
@@ -276,7 +276,7 @@ async def start(
 
 
 @pytest.fixture
-def nothing_is_left(shop, until) -> Callable[[Worker], Awaitable[None]]:
+def nothing_is_left(gateway, until) -> Callable[[Worker], Awaitable[None]]:
     """Return ``await nothing_is_left(worker)``: assert that it has settled all its messages at the broker."""
 
     async def checked(worker: Worker) -> None:
@@ -284,6 +284,6 @@ def nothing_is_left(shop, until) -> Callable[[Worker], Awaitable[None]]:
         await worker.die()
         for level in LEVELS:
             # The worker's connection is gone, so what it had not settled would be there again.
-            assert await shop.channel.depth(jobs_queue(shop.deployment, level)) == 0
+            assert await gateway.channel.depth(jobs_queue(gateway.deployment, level)) == 0
 
     return checked

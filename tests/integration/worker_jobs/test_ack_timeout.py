@@ -29,7 +29,7 @@ def rabbitmq_url(tmp_path_factory) -> Iterator[str]:
         yield url
 
 
-async def test_a_long_job_is_leased(start, shop, rabbitmq_url, until, nothing_is_left):
+async def test_a_long_job_is_leased(start, gateway, rabbitmq_url, until, nothing_is_left):
     """Another consumer holds a message unacked, to show when the broker closes such channels."""
     queue = Queue(f"impatient-{os.urandom(4).hex()}")
     downs: list[None] = []
@@ -43,13 +43,13 @@ async def test_a_long_job_is_leased(start, shop, rabbitmq_url, until, nothing_is
     channel = worker.messages.connection.channel
     async with Connection(rabbitmq_url, "holder", setup, lambda: downs.append(None)) as holder:
         await (await holder.wait_up(20)).publish(b"held", routing_key=queue.name)
-        id_ = await shop.submit()
+        id_ = await gateway.submit()
         await until(lambda: downs, "the broker closes the channel of one that holds a message", 60)
     await until(lambda: len(worker.jobs.by_id) == 1 and worker.messages.unsettled == 0)
     await asyncio.sleep(ACK_TIMEOUT_S)
     assert worker.messages.connection.channel is channel
     worker.model.open.set()
-    await until(lambda: shop.is_in("succeeded", id_))
-    job = await shop.job(id_)
+    await until(lambda: gateway.is_in("succeeded", id_))
+    job = await gateway.job(id_)
     assert (job.attempt, len(worker.model.calls)) == (1, 1)
     await nothing_is_left(worker)
