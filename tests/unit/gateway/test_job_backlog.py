@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from services.gateway.application.jobs.backlog import BacklogEstimate
@@ -16,9 +18,12 @@ class Store:
         self.loads = {}
         self.reads = 0
         self.down = False
+        self.open = asyncio.Event()
+        self.open.set()
 
     async def read(self):
         self.reads += 1
+        await self.open.wait()
         if self.down:
             raise StoreUnavailable("away")
         return self.loads
@@ -47,6 +52,22 @@ async def test_the_backlog_is_read_again_now_and_then():
     store.loads = {"a": JobLoad(waiting=9)}
     clock.now += 3
     assert await waiting.ahead("a") == 9
+
+
+async def test_accepted_jobs_still_count_while_the_backlog_is_read():
+    store, clock = Store(), Clock()
+    waiting = BacklogEstimate(store.read, clock)
+    assert [await waiting.ahead("a") for _ in range(3)] == [0, 1, 2]
+    store.open.clear()
+    clock.now += 1
+    assert [await waiting.ahead("a") for _ in range(2)] == [3, 4]
+    await asyncio.sleep(0)
+    assert await waiting.ahead("a") == 5, "the read has begun and is not over"
+    store.loads = {"a": JobLoad(waiting=5)}
+    store.open.set()
+    while await waiting.ahead("b") is None or store.reads < 2 or waiting._reading is not None:
+        await asyncio.sleep(0)
+    assert await waiting.ahead("a") == 6, "five were in the store, and the sixth was accepted during the read"
 
 
 async def test_the_backlog_is_unknown_while_the_store_is_away():

@@ -31,6 +31,8 @@ class BacklogEstimate:
         self._clock = clock
         self._loads: Mapping[str, JobLoad] = {}
         self._since: Counter[str] = Counter()
+        # Accepted before the reading that is under way: its result contains them, the loads at hand do not.
+        self._before_reading: Counter[str] = Counter()
         self._at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
@@ -44,19 +46,20 @@ class BacklogEstimate:
         if self._clock() - self._at > 2 * STALE_S:
             return None
         load = self._loads.get(deployment)
-        ahead = (load.waiting if load is not None else 0) + self._since[deployment]
+        ahead = load.waiting if load is not None else 0
+        ahead += self._before_reading[deployment] + self._since[deployment]
         self._since[deployment] += 1
         return ahead
 
     async def _refresh(self) -> None:
-        before = self._since
-        self._since = Counter()
+        self._before_reading, self._since = self._since, Counter()
         try:
             self._loads = await self._read()
             self._at = self._clock()
         except StoreUnavailable:
-            self._since += before
+            self._since += self._before_reading
         finally:
+            self._before_reading = Counter()
             self._reading = None
 
 
