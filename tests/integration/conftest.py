@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.kernel import s3 as s3_of
 from tidegate.kernel.blobs.store import Blobs
-from tidegate.kernel.broker.connection import Channel
+from tidegate.kernel.broker.amqp.channel import AmqpChannel
 
 
 @pytest.fixture
@@ -50,15 +50,15 @@ def hold_up(monkeypatch) -> Callable[[str], HeldUp]:
     """``hold_up(prefix)``: from now on who begins to consume a queue of that prefix has to wait."""
 
     def held_up(prefix: str) -> HeldUp:
-        found, consume = HeldUp(), Channel.consume
+        found, consume = HeldUp(), AmqpChannel.consume
 
-        async def held(channel: Channel, queue: Any, *args: Any, **how: Any) -> str:
+        async def held(channel: AmqpChannel, queue: Any, *args: Any, **how: Any) -> str:
             if queue.name.startswith(prefix):
                 found.begun.set()
                 await found.go.wait()
             return await consume(channel, queue, *args, **how)
 
-        monkeypatch.setattr(Channel, "consume", held)
+        monkeypatch.setattr(AmqpChannel, "consume", held)
         return found
 
     return held_up

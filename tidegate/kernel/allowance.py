@@ -1,10 +1,10 @@
-"""Limit how many events are let through in a second, so that a flood has a bounded cost."""
+"""A token bucket, which limits events per second so that a flood has a bounded cost."""
 
 from __future__ import annotations
 
 
 class Allowance:
-    """A number per second, after a burst; ``dropped`` counts the others until :meth:`settled`."""
+    """A limit of ``per_s`` events per second after a burst. ``dropped`` counts the others."""
 
     def __init__(self, per_s: float, burst: float) -> None:
         self._per_s = per_s
@@ -13,7 +13,7 @@ class Allowance:
         self.dropped = 0
 
     def take(self, now: float) -> bool:
-        """Return True if one more is let through at ``now``, in seconds of a monotonic clock."""
+        """Return True if one more event may pass at ``now``, in seconds of a monotonic clock."""
         self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
         self._at = now
         if self._left < 1:
@@ -23,6 +23,6 @@ class Allowance:
         return True
 
     def settled(self) -> int:
-        """Return how many were dropped since the last call."""
+        """Return the number of dropped events since the last call."""
         found, self.dropped = self.dropped, 0
         return found

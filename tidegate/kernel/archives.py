@@ -1,7 +1,7 @@
-"""The members of an archive: the one reader by which the registry judges it and a worker unpacks it.
+"""Read the members of an archive. The registry checks archives and workers unpack them with this one reader.
 
-Its first bytes say what an archive is: zip, gzip (a tar in it), else tar. It must be that from its first byte
-to its last: bytes that another program would read as another archive are refused.
+The first bytes decide the format: zip, gzip (with a tar inside), else tar. The whole file must have that
+format: bytes that another program could read as another archive are refused.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tidegate.kernel.protocol.archives import Member
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 TAR, TAR_AT = b"ustar", 257
-# tarfile reads a member's extended header in one piece, as large as the archive says it is.
+# tarfile reads a member's extended header in one piece, of the size that the archive states.
 MAX_READ = 4 * 2**20
-# zipfile reads the directory at the end of a zip in one piece, and makes ten times as much of it.
+# zipfile reads the directory at the end of a zip in one piece, and needs ten times its size in memory.
 MAX_DIRECTORY = 16 * 2**20
-# A tar ends in zeros up to the end of a record, of 10 KiB as a rule.
+# A tar ends in zeros up to the end of a record, usually of 10 KiB.
 MAX_PADDING, _STEP = 2**20, 2**16
 
 _END, _END_MAGIC = struct.Struct("<4s4H2LH"), b"PK\x05\x06"
@@ -34,7 +34,7 @@ _END64, _END64_MAGIC = struct.Struct("<4sQ2H2L4Q"), b"PK\x06\x06"
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 2**16 - 1
 _UNICODE_PATH = 0x7075
-# NotImplementedError is zipfile's word for a compression or a version that it does not know.
+# zipfile raises NotImplementedError for an unknown compression or version.
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError, NotImplementedError,
     ValueError, RuntimeError, OverflowError,
@@ -42,11 +42,11 @@ _BROKEN = (
 
 
 class Broken(Exception):
-    """A file that is no archive, or not only one; the message says why."""
+    """The file is not an archive, or has other data beside it. The message says why."""
 
 
 class Opener:
-    """Opens one member, as long as its archive is open."""
+    """A function that opens one member while its archive is open."""
 
     def __init__(self, archive: zipfile.ZipFile | tarfile.TarFile, entry: zipfile.ZipInfo | tarfile.TarInfo):
         self._archive, self._entry = archive, entry
@@ -77,7 +77,7 @@ def is_archive(path: Path) -> bool:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turn what the libraries raise for a bad archive into :class:`Broken`."""
+    """Convert the libraries' errors for a bad archive to :class:`Broken`."""
     try:
         yield
     except _BROKEN as error:
@@ -85,9 +85,9 @@ def reading() -> Iterator[None]:
 
 
 def members(path: Path) -> Iterator[tuple[Member, Opener]]:
-    """Yield the members of an archive in their order, each with what opens it until the next one.
+    """Yield the members of an archive in their order, each with a function that opens it.
 
-    Use it within :func:`reading`. It must be read to its end: what comes behind a tar is looked at last.
+    Use it within :func:`reading`, and read it to its end: the data after a tar is checked last.
     """
     with path.open("rb") as file:
         magic = file.read(4)
@@ -146,7 +146,7 @@ def _directory(file: IO[bytes]) -> int:
 
 
 def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, int, int]:
-    """The same three of a zip above 4 GiB, which has a larger end before the usual one."""
+    """Return the same three values of a zip above 4 GiB, which has a second end record before the usual."""
     file.seek(end - _LOCATOR.size)
     magic, _, at, _ = _LOCATOR.unpack(file.read(_LOCATOR.size))
     if magic != _LOCATOR_MAGIC:
@@ -161,7 +161,7 @@ def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, in
 
 
 def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int) -> None:
-    """Each entry must be where the directory says, under the same name, and none may lie within another."""
+    """Raise ValueError unless each entry has its stated place and name, and no two entries overlap."""
     free = 0
     for info in sorted(infos, key=lambda each: each.header_offset):
         if info.header_offset < free or (free == 0 and info.header_offset):
@@ -179,7 +179,7 @@ def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int)
 
 
 def _second_name(info: zipfile.ZipInfo) -> bool:
-    """Return True if an extra field gives the entry another name, as newer versions of zipfile read it."""
+    """Return True if an extra field gives the entry another name, which newer versions of zipfile use."""
     extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
@@ -213,7 +213,7 @@ def _tar(file: _Capped) -> Iterator[tuple[Member, Opener]]:
 
 
 def _check_rest(file: _Capped) -> None:
-    """ValueError unless a tar ends in zeros: tarfile stops at the first header that is none."""
+    """Raise ValueError unless a tar ends in zeros, because tarfile stops at the first invalid header."""
     padding = file.last
     for _ in range(MAX_PADDING // _STEP):
         if padding.strip(b"\0"):
@@ -233,7 +233,7 @@ def _tar_kind(info: tarfile.TarInfo) -> str:
 
 
 class _Capped:
-    """A file of which nobody reads more than MAX_READ at once. ``last`` is what was read last."""
+    """A file that limits each read to MAX_READ. ``last`` is the result of the last read."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file

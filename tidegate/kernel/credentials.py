@@ -1,7 +1,7 @@
 """Passwords of the broker and the stores: one file for each server and service, readable by its owner only.
 
-The files lie in a folder of secrets as ``<server>/<service>``. A service reads its own and puts it into the
-server's URL; nothing else carries a password, neither an argument nor a variable of the environment.
+The files are in a folder of secrets, as ``<server>/<service>``. A service reads its own file and puts the
+password into the server's URL. No argument and no environment variable carries a password.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 RABBITMQ, VALKEY, VALKEY_JOBS = SERVERS = ("rabbitmq", "valkey", "valkey-jobs")
 SERVICES = ("gateway", "registry", "router", "autoscaler", "worker")
-"""The names by which services log in at each server."""
+"""The accounts of the services at each server."""
 
 
 def ensure(folder: Path) -> None:
@@ -54,7 +54,8 @@ def logged_in(url: str, folder: Path, server: str, service: str) -> str:
 def write_once(place: Path, text: str) -> None:
     """Write a secret to a file of mode 0600, unless the file has one already.
 
-    The text is written aside and linked into place: a reader never sees half of it, and two writers agree.
+    The text is written to another file and linked into place. So a reader never sees half of it, and two
+    writers end with the same secret.
     """
     if place.is_file() and place.read_text().strip():
         place.chmod(0o600)
@@ -66,7 +67,7 @@ def write_once(place: Path, text: str) -> None:
     try:
         os.link(fresh, place)
     except FileExistsError:
-        # An empty file is nobody's secret; what another writer has put there meanwhile stays.
+        # Replace an empty file, but keep the secret of another writer.
         if not (place.is_file() and place.read_text().strip()):
             fresh.replace(place)
     fresh.unlink(missing_ok=True)

@@ -1,18 +1,18 @@
-"""What can go wrong, by meaning.
+"""The errors of Tidegate, by meaning.
 
-An error says what was wrong and what was expected; only the doors (``tidegate.kernel.service.app`` and the
-``api`` rooms) translate it to a status code. ``reason`` is the stable word that programs test for.
+A message says what was wrong and what was expected. Only ``tidegate.kernel.service.app`` and the ``api``
+rooms translate an error to a status code. ``reason`` is the stable word that programs test for.
 """
 
 from __future__ import annotations
 
 
 class TidegateError(Exception):
-    """Base of every error that a caller may see. ``message`` is one sentence for a person."""
+    """The base of every error that a caller may see. ``message`` is one sentence for a person."""
 
     reason = "internal"
     request_id: str | None = None  # set by clients
-    deployment = ""  # the Deployment that the request was for, where that is known; for the log
+    deployment = ""  # the request's Deployment if it is known; for the log
 
     def __init__(
         self, message: str, *, reason: str | None = None, retry_after_s: float | None = None
@@ -24,19 +24,19 @@ class TidegateError(Exception):
 
 
 class BadRequest(TidegateError):
-    """The request itself is wrong: its shape, its names, its values."""
+    """The request is wrong: its shape, its names or its values."""
 
     reason = "bad_request"
 
 
 class Unauthorized(TidegateError):
-    """No credential, or one that is not known."""
+    """The credential is missing or unknown."""
 
     reason = "unauthorized"
 
 
 class Forbidden(TidegateError):
-    """Known, but not allowed to do this."""
+    """The caller is known but may not do this."""
 
     reason = "forbidden"
 
@@ -48,7 +48,7 @@ class NotFound(TidegateError):
 
 
 class MethodNotAllowed(TidegateError):
-    """The path exists, but not for this method; ``allowed`` are those that it has."""
+    """The path does not have this method. ``allowed`` lists its methods."""
 
     reason = "method_not_allowed"
 
@@ -71,13 +71,13 @@ class Conflict(TidegateError):
 
 
 class PayloadTooLarge(TidegateError):
-    """More bytes than the stated limit."""
+    """The payload exceeds the stated limit."""
 
     reason = "payload_too_large"
 
 
 class TooMany(TidegateError):
-    """This caller has used what it may: its rate, its concurrent requests, or its quota.
+    """The caller is at a limit: its rate, its concurrent requests, or its quota.
 
     ``headers``: the response headers that describe the limits.
     """
@@ -97,19 +97,19 @@ class TooMany(TidegateError):
 
 
 class Overloaded(TidegateError):
-    """More work waits than can be done in time; ``retry_after_s`` says when to come back."""
+    """More work waits than can be done in time. ``retry_after_s`` says when to retry."""
 
     reason = "overloaded"
 
 
 class NoCapacity(TidegateError):
-    """Nothing runs the model and nothing may be started for it."""
+    """No replica runs the model, and none may be started."""
 
     reason = "no_capacity"
 
 
 class ColdStart(TidegateError):
-    """Nothing runs the model yet, and starting it takes longer than the request can wait."""
+    """No replica runs the model yet, and a cold start takes longer than the request can wait."""
 
     reason = "cold_start"
 
@@ -121,19 +121,19 @@ class NoRoutes(TidegateError):
 
 
 class DeadlinePassed(TidegateError):
-    """The request's deadline passed before an answer was there."""
+    """The request's deadline passed before its answer was ready."""
 
     reason = "deadline_passed"
 
 
 class ModelFailed(TidegateError):
-    """The model ran, or tried to load, and failed; the message is the model server's own."""
+    """The model failed, in a call or when it was loaded. The message is the model server's own."""
 
     reason = "model_failed"
 
 
 class Unavailable(TidegateError):
-    """A part that is needed does not answer now (broker, store, model server)."""
+    """A needed part does not answer now: the broker, a store or the model server."""
 
     reason = "unavailable"
 

@@ -12,9 +12,9 @@ from tidegate.kernel.protocol import log_lines
 from tidegate.kernel.protocol.log_lines import Entry
 
 BLOCK = 64 * 1024
-# The most that is read of one log, from its end.
+# The most bytes that are read of one log, from its end.
 MOST_BYTES = 16 * 2**20
-# A line may be written a moment after its time: who follows reads so far behind.
+# A line may be written a moment after its time, so following reads this far behind.
 SETTLE_S = 0.3
 MOST_OF_REQUEST = 1000
 MOST_LINKED = 20
@@ -32,7 +32,7 @@ class LogFolder:
         return sorted(log_lines.log_of(path.name) for path in self.path.glob("*.log"))
 
     def find(self, name: str, targets: Sequence[str] = (), others: Iterable[str] = ()) -> list[str]:
-        """Return the logs that a name means (see ``log_lines.meant``). Raises NotFound with near names."""
+        """Return the logs that a name means (see ``log_lines.meant``). Raises NotFound with similar names."""
         names = self.names()
         found = log_lines.meant(name, names, targets)
         if found:
@@ -45,16 +45,16 @@ class LogFolder:
         """Return the last ``lines`` lines of these logs after ``since`` and not after ``until``, by time."""
         found: list[Entry] = []
         for log in logs:
-            # A line says its time to the millisecond, and its file may have been written a moment later.
+            # A line's time is rounded to milliseconds, and its file may be written a moment later.
             found += [each for each in self._read(log, since, lines) if since < each.at <= until]
         found.sort(key=lambda each: each.at)
         return found[-lines:] if lines else []
 
     def of_request(self, id_: str) -> list[Entry]:
-        """Return the lines of all logs that are of a request or job, by time."""
+        """Return the lines of all logs about a request or job, by time."""
         ids, new, found = {id_}, {id_}, dict[tuple[str, int], Entry]()
         files = [*self.path.glob("*.log*")]
-        # A worker that waited has a log under two names; the replica's is the one that is known.
+        # The log of a worker from a warm pool has two names. Users know the replica's.
         linked = {path.resolve() for path in files if path.is_symlink()}
         files = [path for path in files if path.is_symlink() or path.resolve() not in linked]
         for _ in range(2):
@@ -64,7 +64,7 @@ class LogFolder:
                     entry = log_lines.parse(text, log, 0.0)
                     if not ids.isdisjoint(log_lines.ids_in(entry.fields)):
                         found[path.name, at] = entry
-                    if len(found) >= 2 * MOST_OF_REQUEST:  # a caller may give one id to all its requests
+                    if len(found) >= 2 * MOST_OF_REQUEST:  # a caller may use one id for all its requests
                         found = _youngest(found)
             new = set(sorted(log_lines.linked(found.values()) - ids)[:MOST_LINKED])
             ids |= new
@@ -73,7 +73,7 @@ class LogFolder:
         return sorted(found.values(), key=lambda each: each.at)[-MOST_OF_REQUEST:]
 
     def _read(self, log: str, since: float, lines: int) -> list[Entry]:
-        # The replica first: of a Deployment `worker-a` the other file would be one of the Deployment `a`.
+        # For a replica of a Deployment `worker-a`, the second name is the log of a replica of `a`.
         for stem in (f"{_WORKER}{log}", log):
             path = self.path / f"{stem}.log"
             if path.parent == self.path and path.is_file():
@@ -93,7 +93,7 @@ class LogFolder:
 
 
 def _youngest(found: dict[tuple[str, int], Entry]) -> dict[tuple[str, int], Entry]:
-    """Return the last lines by time, as many as are shown."""
+    """Return the last lines by time, up to the limit that is shown."""
     return dict(sorted(found.items(), key=lambda each: each[1].at)[-MOST_OF_REQUEST:])
 
 
@@ -107,7 +107,7 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[Entry]:
     """Return at least the last ``lines`` lines of a file that were written after ``since``."""
     with path.open("rb") as file:
         at, data = file.seek(0, 2), b""
-        # What is being written has no end yet: it comes with the next look.
+        # The last line may be incomplete. The next read returns it.
         while at > 0 and len(data) < MOST_BYTES:
             step = min(BLOCK, at)
             at -= step
@@ -127,7 +127,7 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[Entry]:
 
 
 def _with_times(entries: list[Entry]) -> list[Entry]:
-    """Give the first lines, which have no time, that of the first line that has one."""
+    """Give lines without a time at the start the time of the first line that has one."""
     first = next((each.at for each in entries if each.at), 0.0)
     return [each if each.at else each._replace(at=first) for each in entries]
 
@@ -142,7 +142,7 @@ def _first_time(data: bytes, *, whole: bool) -> float:
 
 
 def _lines_with(path: Path, ids: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file that have one of these ids in them, with their places."""
+    """Yield the lines of a file that contain one of these ids, with their positions."""
     with (
         contextlib.suppress(OSError, ValueError),  # ValueError: the file is empty
         path.open("rb") as file,

@@ -1,8 +1,8 @@
-"""Users for the processes of models: numbers that no account has, one for each live worker of this machine.
+"""Users for the processes of models: numbers without an account, one for each live worker of this machine.
 
-A worker claims a number with a lock on a file that is named like it, for as long as it lives. So no two
-models have the same user, and every process of a claimed user belongs to the holder of the lock. The file
-says something as long as the user may have processes, so that a clean one costs no look at all of them.
+A worker claims a number by a lock on a file of that name, and holds it while it lives. So no two models have
+the same user, and every process of a claimed user belongs to the holder of the lock. The file has content
+while the user may have processes. An empty one means that no process must be searched.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pathlib import Path
 from tidegate.kernel.errors import Unavailable
 
 PROC = Path("/proc")
-# Shared by all stacks of this machine, or of this container: they see the same processes.
+# Shared by all stacks of this machine or container, because they see the same processes.
 HOST = Path("/run/tidegate/model-users")
-# Below a replica's folder: which user its worker claimed.
+# A file in a replica's folder with the user that its worker claimed.
 NOTE = "model-user"
 COUNT = 4096
-# The first is far above what systems hand out; the second is for a container with 65,536 users.
+# The first is far above the numbers of accounts. The second is for a container with 65,536 users.
 FIRST = (2_000_000_000, 20_000)
 END_LIMIT_S = 5.0
 POLL_S = 0.005
 
 
 class ModelUser:
-    """A claimed user; its group has the same number."""
+    """A claimed user. Its group has the same number."""
 
     def __init__(self, uid: int, locks: Sequence[int]) -> None:
         self.uid = uid
@@ -38,9 +38,9 @@ class ModelUser:
 
     @classmethod
     def claim(cls, *folders: Path) -> ModelUser:
-        """Claim a user that is free in all ``folders``, and end what a former holder left running as it.
+        """Claim a user that is free in all ``folders``, and end the processes that a former holder left.
 
-        Raises Unavailable when there is none.
+        Raises Unavailable if none is free.
         """
         first = _first()
         try:
@@ -62,19 +62,19 @@ class ModelUser:
         os.pwrite(self._locks[0], b"used", 0)
 
     def end_all(self) -> None:
-        """SIGKILL every process of the user; raises Unavailable where one does not end."""
+        """Kill every process of the user. Raises Unavailable if one does not end."""
         end_all(self.uid)
         os.ftruncate(self._locks[0], 0)
 
     def release(self) -> None:
-        """Let another worker have it."""
+        """Release the user for another worker."""
         for lock in self._locks:
             os.close(lock)
         self._locks = ()
 
 
 def end_left(uid: int, folder: Path = HOST) -> None:
-    """End the processes of a user whose worker has died; one that somebody holds is left alone."""
+    """End the processes of a user whose worker has died. Does nothing while a worker holds the user."""
     if not is_ours(uid) or not (folder / str(uid)).exists():
         return
     for lock in _locks([folder / str(uid)]):
@@ -85,7 +85,7 @@ def end_left(uid: int, folder: Path = HOST) -> None:
 
 
 def noted(state: Path) -> list[int]:
-    """The users that workers of this state folder claimed, by their replicas' folders."""
+    """Return the users that workers of this state folder claimed, as noted in their replicas' folders."""
     found = []
     for note in (state / "replicas").glob(f"*/{NOTE}"):
         with contextlib.suppress(OSError, ValueError):
@@ -94,12 +94,12 @@ def noted(state: Path) -> list[int]:
 
 
 def is_ours(uid: int) -> bool:
-    """True for a number of the ranges that models get."""
+    """Return True for a number in the ranges for models."""
     return any(first <= uid < first + COUNT for first in FIRST)
 
 
 def end_all(uid: int) -> None:
-    """SIGKILL every process of a user until none is left; raises Unavailable after some seconds."""
+    """Kill every process of a user until none is left. Raises Unavailable after some seconds."""
     deadline = time.monotonic() + END_LIMIT_S
     while found := processes_of(uid):
         for pid in found:
@@ -111,7 +111,7 @@ def end_all(uid: int) -> None:
 
 
 def processes_of(uid: int) -> list[int]:
-    """The live processes of a user. Read from their status: the owner of /proc/PID may be hidden."""
+    """Return the live processes of a user, from their status: the owner of /proc/PID may be hidden."""
     found = []
     for entry in PROC.iterdir():
         if entry.name.isdecimal():
@@ -122,7 +122,7 @@ def processes_of(uid: int) -> list[int]:
 
 
 def _status(pid: str) -> bytes:
-    # A third of the time that a Path's own reading takes; there may be thousands.
+    # Three times as fast as Path.read_text; there may be thousands of files.
     handle = os.open(f"{PROC}/{pid}/status", os.O_RDONLY)
     try:
         return os.read(handle, 4096)
@@ -137,7 +137,7 @@ def _is_of(status: bytes, uid: int) -> bool:
 
 
 def _locks(paths: Iterable[Path]) -> list[int]:
-    """Lock all of the files; empty, and none is held, where another one has one of them."""
+    """Lock all of the files. Return an empty list, with no lock held, if one of them is locked."""
     held: list[int] = []
     for path in paths:
         held.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -151,7 +151,7 @@ def _locks(paths: Iterable[Path]) -> list[int]:
 
 
 def _first() -> int:
-    """The first number of the range that this user namespace has."""
+    """Return the first number of the range in this user namespace."""
     spans = [tuple(map(int, line.split())) for line in (PROC / "self/uid_map").read_text().splitlines()]
     for first in FIRST:
         if any(start <= first and first + COUNT <= start + count for start, _, count in spans):

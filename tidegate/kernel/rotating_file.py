@@ -1,4 +1,4 @@
-"""A log file of several processes that is rotated by size and age: ``x.log``, ``x.log.1``, ``x.log.2``."""
+"""A log file of several processes, rotated by size and age: ``x.log``, ``x.log.1``, ``x.log.2``."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import NamedTuple
 
 from tidegate.kernel.log_files import rotated
 
-# The size of all parts together is divided into so many.
+# The number of parts that share the total size.
 PARTS = 8
 PRUNE_S = 3600.0
 
 
 class Part(NamedTuple):
-    """An older part of a log; ``written_at``: its last line, in seconds since the epoch."""
+    """An older part of a log. ``written_at`` is the time of its last line, in seconds since the epoch."""
 
     number: int
     written_at: float
 
 
 def overdue(parts: Sequence[Part], now: float, keep_s: float) -> list[int]:
-    """Return the numbers of the parts to delete: too old, or one too many when the next part comes."""
+    """Return the numbers of the parts to delete: too old, or one too many after the next rotation."""
     return [part.number for part in parts if part.number >= PARTS - 1 or now - part.written_at > keep_s]
 
 
 class RotatingFile:
-    """Append whole lines. Blocking: for a thread.
+    """A file to append whole lines to. It blocks, so use it in a thread.
 
-    ``total_bytes``: of all parts. ``keep_s``: how long a part is kept after its last line.
+    ``total_bytes`` limits all parts together. A part is kept for ``keep_s`` after its last line.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RotatingFile:
         self._pruned_at = 0.0
 
     def append(self, lines: bytes) -> None:
-        """Write lines at the end, in one piece. Raises OSError, as with a full disk."""
+        """Append lines in one write. Raises OSError, for example if the disk is full."""
         self._open()
         os.write(self._file, lines)
         if os.fstat(self._file).st_size > self._part_bytes:
@@ -62,7 +62,7 @@ class RotatingFile:
             self._file = -1
 
     def _open(self) -> None:
-        """Open the file of this name, which may be another one than before: somebody rotated it."""
+        """Open the file of this name again, because another process may have rotated it."""
         if self._file >= 0 and self._is_current():
             return
         self.close()
@@ -75,7 +75,7 @@ class RotatingFile:
         return False
 
     def _rotate(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # let go with the file
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # released when the file is closed
         if self._is_current():
             parts = rotated(self._path)
             found = [Part(int(part.suffix[1:]), part.stat().st_mtime) for part in parts]
@@ -88,7 +88,7 @@ class RotatingFile:
         self.close()
 
     def prune(self) -> None:
-        """Delete the parts that have become too old, also while little is written."""
+        """Delete the parts that have become too old, even if little is written."""
         for part in rotated(self._path):
             with contextlib.suppress(OSError):
                 if self._clock() - part.stat().st_mtime > self._keep_s:

@@ -1,4 +1,4 @@
-"""Logs as JSON lines and the request id that runs through them."""
+"""Write logs as JSON lines with the id of the current request."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def shown_id(raw: bytes) -> str:
-    """Return the id of a request as logs have it."""
+    """Return the id of a request as it appears in logs."""
     return raw.decode("latin-1")[:LONGEST_ID]
 
 
 def logger(name: str) -> logging.Logger:
-    """The logger of a module; pass structured fields with ``extra={...}``."""
+    """Return the logger of a module. Pass structured fields with ``extra={...}``."""
     return logging.getLogger(name)
 
 
@@ -43,12 +43,15 @@ class _Formatter(JsonFormatter):
 
 
 def configure(service: str, level: str = "INFO") -> None:
-    """Send every log record of the process to stdout, one JSON object a line."""
+    """Send every log record of the process to stdout, one JSON object per line."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Formatter(service))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Their INFO is one line per request or per frame; ours says the same with the request id.
+    # They log each request or frame at INFO. Our own lines say the same with the request id.
     for noisy in ("httpx", "httpcore", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # They log several lines with tracebacks for each lost connection and attempt. We log one line.
+    for repeating in ("aio_pika", "aiormq"):
+        logging.getLogger(repeating).setLevel(logging.CRITICAL)

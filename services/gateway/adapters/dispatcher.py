@@ -61,8 +61,8 @@ class Dispatcher:
         self._flush_due = False
         self._tasks = TaskSet()
         self._loop: asyncio.AbstractEventLoop
-        self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend)
-        self.back = Connection(amqp_url, "gateway-in", self._on_back_setup)
+        self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend, fast=True)
+        self.back = Connection(amqp_url, "gateway-in", self._on_back_setup, fast=True)
         self._events = EventPublisher(self.out, self._tasks.start)
         self._claim_fetcher = ReplyClaimFetcher(
             claims,

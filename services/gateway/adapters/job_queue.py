@@ -30,7 +30,7 @@ class JobQueue:
     def __init__(self, amqp_url: str, timeout_s: float = CONFIRM_TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
         self._declared: dict[str, asyncio.Task[None]] = {}
-        self.connection = Connection(amqp_url, "gateway-jobs", self._on_setup)
+        self.connection = Connection(amqp_url, "gateway-jobs", self._on_setup, fast=True)
 
     def start(self) -> None:
         """Connect."""

@@ -38,7 +38,7 @@ class ReplyPublisher:
         self._claims = claims
         self.suspected = asyncio.Event()
         self.loss = ""
-        self.connection = Connection(amqp_url, "worker-out", self._on_setup)
+        self.connection = Connection(amqp_url, "worker-out", self._on_setup, fast=True)
 
     async def _on_setup(self, channel: Channel) -> None:
         await channel.find(WORKERS)

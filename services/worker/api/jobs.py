@@ -52,7 +52,7 @@ class JobConsumer:
         self._changing = asyncio.Lock()
         self._retune_task: asyncio.Task[None] | None = None
         self._to_ack: list[int] = []
-        self.connection = Connection(amqp_url, "worker-jobs", self._on_setup, self._on_down)
+        self.connection = Connection(amqp_url, "worker-jobs", self._on_setup, self._on_down, fast=True)
 
     @property
     def unsettled(self) -> int:

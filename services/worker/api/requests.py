@@ -63,7 +63,9 @@ class RequestConsumer:
         self._claim_fetcher = ClaimFetcher(claims, publisher, fetch_bytes, self._on_fetched, self.settle)
         self._suspects = SuspectConsumer(queue, publisher, self)
         # No confirms: a reply precedes the ack of its request, and the broker takes them in this order.
-        self.connection = Connection(amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False)
+        self.connection = Connection(
+            amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False, fast=True
+        )
 
     def deliver_to(self, scheduler: BatchScheduler) -> None:
         """Pass requests to this scheduler."""

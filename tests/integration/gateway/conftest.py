@@ -83,7 +83,7 @@ class Peer:
         self.demanded: list[str] = []
         self._cancels = cancels_queue(deployment, os.urandom(4).hex())
         self._events = events_queue("test", os.urandom(4).hex())
-        self.connection = Connection(url, "peer", self._setup)
+        self.connection = Connection(url, "peer", self._setup, fast=True)
 
     @property
     def requests(self) -> list[Request]:

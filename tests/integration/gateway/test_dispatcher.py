@@ -356,8 +356,8 @@ async def test_replies_wait_while_the_gateway_is_cut_off(dispatch, peer, line, r
     peer.answer = lambda request: None
 
     async def dropped() -> bool:
-        answer = await peer.connection.channel._declare(replies_queue(held[0].id[:8].hex()))
-        return answer.consumer_count == 0
+        answer = await peer.connection.channel.consumers(replies_queue(held[0].id[:8].hex()))
+        return answer == 0
 
     await until(dropped, "the broker has noticed, too")
     await peer.connection.channel.publish(

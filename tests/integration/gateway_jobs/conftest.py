@@ -52,7 +52,7 @@ class JobWorker:
 
     def __post_init__(self) -> None:
         self.open.set()
-        self.connection = Connection(self.url, "job worker", self._setup)
+        self.connection = Connection(self.url, "job worker", self._setup, fast=True)
 
     async def _setup(self, channel: Channel) -> None:
         cancels = cancels_queue("w", os.urandom(4).hex())

@@ -9,12 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from pamqp import commands, frame
+from pamqp.common import FieldTable
 
+from tidegate.kernel.broker import aio_pika_channel
+from tidegate.kernel.broker.aio_pika_channel import open_channel as open_aio_pika_channel
 from tidegate.kernel.broker.amqp import connection as amqp
 from tidegate.kernel.broker.amqp import wire
+from tidegate.kernel.broker.amqp.channel import AmqpChannel
+from tidegate.kernel.broker.amqp.channel import open_channel as open_fast_channel
 from tidegate.kernel.broker.amqp.connection import AmqpConnection
-from tidegate.kernel.broker.connection import Channel as BrokerChannel
-from tidegate.kernel.broker.connection import Refused
+from tidegate.kernel.broker.channel import DriverChannel, Refused
+from tidegate.kernel.errors import Unavailable
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +43,8 @@ class Hostile:
         if self.before is not None:
             writer.write(self.before)
             return
-        self.send(commands.Connection.Start(0, 9, {}, "PLAIN", "en_US"), 0)
+        capabilities: FieldTable = {"publisher_confirms": True, "basic.nack": True}
+        self.send(commands.Connection.Start(0, 9, {"capabilities": capabilities}, "PLAIN", "en_US"), 0)
         await self._heard(commands.Connection.StartOk)
         self.send(commands.Connection.Tune(1, self.tune, 0), 0)
         await self._heard(commands.Connection.Open)
@@ -167,7 +173,7 @@ async def test_what_is_malformed_ends_the_connection_and_nothing_else(hostile, c
 async def test_a_broker_that_does_not_read_is_not_waited_for_without_a_limit(hostile, connect, monkeypatch):
     monkeypatch.setattr(amqp, "MAX_UNSENT", 8 * MIB)
     found = await connect()
-    channel, body = BrokerChannel(found), bytes(MIB)
+    channel, body = AmqpChannel(found), bytes(MIB)
 
     async def publish_without_end() -> None:
         while True:
@@ -191,3 +197,64 @@ async def test_a_broker_that_does_not_read_is_not_waited_for_without_a_limit(hos
         await asyncio.sleep(0.01)
     channel.send(b"small", routing_key="q")
     draining.cancel()
+
+
+@pytest.fixture(params=["fast", "aio-pika"])
+async def channel(request, hostile) -> AsyncIterator[DriverChannel]:
+    """A channel of each driver to the peer."""
+    url = f"amqp://127.0.0.1:{hostile.port}/"
+    found: DriverChannel
+    if request.param == "fast":
+        found = await open_fast_channel(url, name="test", heartbeat_s=60, confirms=True)
+    else:
+        found = await open_aio_pika_channel(url, name="test", heartbeat_s=60, confirms=True)
+    yield found
+    found.abort("the test is over")
+    await asyncio.wait({asyncio.ensure_future(found.close())}, timeout=5)
+
+
+async def test_a_blocked_broker_gets_no_messages(hostile, channel, until):
+    assert not channel.blocked
+    hostile.send(commands.Connection.Blocked("low on memory"), 0)
+    await until(lambda: channel.blocked)
+    with pytest.raises(Refused, match="short of memory or disk") as caught:
+        await channel.publish(b"x", routing_key="q")
+    assert caught.value.retry_after_s
+    with pytest.raises(Refused):
+        channel.send(b"x", routing_key="q")
+    channel.ack(1)
+    hostile.send(commands.Connection.Unblocked(), 0)
+    await until(lambda: not channel.blocked)
+    channel.send(b"x", routing_key="q")
+
+
+async def test_unconfirmed_messages_are_limited(hostile, monkeypatch):
+    """aio-pika: a broker that does not confirm is not waited for without a limit."""
+    monkeypatch.setattr(aio_pika_channel, "MAX_UNCONFIRMED", 8 * MIB)
+    url = f"amqp://127.0.0.1:{hostile.port}/"
+    found = await open_aio_pika_channel(url, name="test", heartbeat_s=60, confirms=True)
+    for _ in range(9):
+        found.send(bytes(MIB), routing_key="q")
+    with pytest.raises(Refused, match="RabbitMQ does not keep up") as caught:
+        found.send(b"", routing_key="q")
+    assert caught.value.retry_after_s
+    found.abort("the test is over")
+    await found.close()
+    assert not found._calls
+
+
+async def test_a_channel_that_the_broker_closes_says_why(hostile, channel):
+    hostile.send(commands.Channel.Close(406, "PRECONDITION_FAILED - a test", 0, 0))
+    assert "PRECONDITION_FAILED - a test" in await asyncio.wait_for(asyncio.shield(channel.ended), 20)
+    with pytest.raises(Unavailable, match="PRECONDITION_FAILED"):
+        channel.ack(1)
+
+
+async def test_a_connection_that_the_broker_closes_says_why(hostile, channel):
+    hostile.send(commands.Connection.Close(320, "CONNECTION_FORCED - a test", 0, 0), 0)
+    assert "CONNECTION_FORCED - a test" in await asyncio.wait_for(asyncio.shield(channel.ended), 20)
+
+
+async def test_a_cancelled_consumer_ends_the_channel(hostile, channel):
+    hostile.send(commands.Basic.Cancel("c1", True))
+    assert "its queue has gone" in await asyncio.wait_for(asyncio.shield(channel.ended), 20)

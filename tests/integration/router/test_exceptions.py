@@ -17,6 +17,7 @@ from services.router.domain.dead_letters import DeadLetter, DeadLetterLimits
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.broker.aio_pika_channel import AioPikaChannel
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import EXCEPTIONS, Queue, replies_queue
 from tidegate.kernel.errors import Unavailable
@@ -89,13 +90,13 @@ async def gateway(rabbitmq_url) -> AsyncIterator[Gateway]:
 def acked(monkeypatch) -> list[int]:
     """The settled tags: a reply arrives shortly before its message is settled."""
     found: list[int] = []
-    ack = Channel.ack
+    ack = AioPikaChannel.ack
 
-    def noted(channel: Channel, tag: int, **how: bool) -> None:
+    def noted(channel: AioPikaChannel, tag: int, **how: bool) -> None:
         ack(channel, tag, **how)
         found.append(tag)
 
-    monkeypatch.setattr(Channel, "ack", noted)
+    monkeypatch.setattr(AioPikaChannel, "ack", noted)
     return found
 
 

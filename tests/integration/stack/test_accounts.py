@@ -15,6 +15,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from tidegate.kernel import credentials
+from tidegate.kernel.broker.amqp.channel import AmqpChannel
 from tidegate.kernel.broker.connection import Channel, Connection, Unroutable
 from tidegate.kernel.broker.permissions import JOB_STORE, LIVE_STORE
 from tidegate.kernel.broker.topology import (
@@ -64,7 +65,7 @@ class Servers:
     def connection(self, service: str) -> Connection:
         """Open a connection of a service to the broker."""
         url = credentials.logged_in(self.amqp, self.secrets, credentials.RABBITMQ, service)
-        return Connection(url, f"test {service}", _nothing)
+        return Connection(url, f"test {service}", _nothing, fast=True)
 
     def store(self, server: str, service: str) -> Redis:
         """Return a client of a service for one of the stores."""
@@ -117,6 +118,7 @@ async def refused(connection: Connection, deed: str, what: Queue | str) -> bool:
         elif deed == "consume":
             await channel.consume(what, lambda _: None, prefetch=1, no_ack=True)  # type: ignore[arg-type]
         elif deed == "delete":
+            assert isinstance(channel, AmqpChannel)
             await channel._call(commands.Exchange.Delete(exchange=str(what)))
         elif deed == "bind":
             await channel.bind(what, WORKERS, "replies.v1.0a")  # type: ignore[arg-type]

@@ -140,7 +140,7 @@ class Caller:
         self.queue = queue
         self.replies: dict[bytes, list[Reply]] = {}
         self.reply_to = replies_queue(os.urandom(8).hex())
-        self.connection = Connection(url, "caller", self._setup)
+        self.connection = Connection(url, "caller", self._setup, fast=True)
 
     @property
     def channel(self) -> Channel:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tidegate.stack.rabbitmq import PLACES
 from tidegate.stack.standalone import rabbitmq_running
 
@@ -53,7 +54,7 @@ async def test_replies_wait_for_the_end_of_an_alarm(
     """The broker takes the first reply of each connection. Then it blocks the connection, acks included."""
     worker = await start(max_rows=1)
     worker.model.open.clear()
-    ids = await caller.send(*(make([n, n]) for n in range(8)))
+    ids = await caller.send(*(make([n, n], timeout_s=PATIENCE_S) for n in range(8)))
     await until(lambda: worker.model.calls)
     await alarm(True)
     worker.model.open.set()

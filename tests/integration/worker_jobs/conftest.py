@@ -75,7 +75,7 @@ class JobGateway:
     def __init__(self, url: str, store: JobStore, deployment: str) -> None:
         self.store = store
         self.deployment = deployment
-        self.connection = Connection(url, "shop", self._setup)
+        self.connection = Connection(url, "shop", self._setup, fast=True)
 
     @property
     def channel(self) -> Channel:

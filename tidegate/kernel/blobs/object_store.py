@@ -1,7 +1,7 @@
-"""Where a store's URL leads: a folder, an object store, or what another driver of fsspec reaches.
+"""Open a store by its URL: a folder, an object store, or a store of another fsspec driver.
 
-Folders, ``s3://``, ``gs://`` and ``az://`` work as installed. Credentials come from the environment, by names
-that the vendors' own tools read, for example ``AWS_ACCESS_KEY_ID`` and ``AWS_ENDPOINT_URL``.
+Folders, ``s3://``, ``gs://`` and ``az://`` work as installed. Credentials come from the environment, under
+the names of the vendors' own tools, for example ``AWS_ACCESS_KEY_ID`` and ``AWS_ENDPOINT_URL``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 LOCAL = {"", "file", "local"}
-# Reached through obstore, which is installed with Tidegate.
+# Protocols that obstore handles, which is installed with Tidegate.
 OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
-# Protocols that fsspec knows and that cannot hold a store.
+# Protocols of fsspec that cannot be a store.
 UNUSABLE = {
     "memory": "keeps its data inside of one process, and several processes need it",
     **dict.fromkeys(("http", "https", "data", "github", "gist", "git", "jupyter"), "cannot be written"),
 }
-# The packages of drivers that are part of fsspec themselves.
+# The packages that drivers inside of fsspec need.
 PACKAGES = {
     "sftp": "paramiko",
     "ssh": "paramiko",
@@ -32,23 +32,23 @@ PACKAGES = {
 GOOD = "Name a folder, s3://, gs:// or az://."
 PIECE = 2**20
 
-# A request is begun again twice; one whose bytes stand still ends, however large it is.
-# Whether a store is asked over http is said by its endpoint.
+# A request is retried twice. It ends when no bytes arrive, regardless of its size.
+# The endpoint's URL decides between http and https.
 CLIENT: Any = {"connect_timeout": "3s", "read_timeout": "30s", "timeout": "1h", "allow_http": True}
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 
 
 class Stream(NamedTuple):
-    """A file that is being read: its bytes in pieces, and how to stop."""
+    """A file that is being read: its bytes in pieces, and a function that stops."""
 
     pieces: Iterator[bytes]
     close: Callable[[], object]
 
 
 class Opened(NamedTuple):
-    """A store. ``files``: an fsspec file system; ``root``: the URL's place in it.
+    """An open store. ``files`` is an fsspec file system, ``root`` the URL's path in it.
 
-    ``stream`` begins to read a file, in one request. It raises FileNotFoundError at once.
+    ``stream`` starts to read a file, in one request. It raises FileNotFoundError at once.
     """
 
     files: Any  # fsspec has no types
@@ -57,10 +57,10 @@ class Opened(NamedTuple):
 
 
 def opened(url: str) -> Opened:
-    """Open the store at ``url``; nothing is asked of it yet."""
+    """Open the store at ``url``, without a request to it."""
     if urlsplit(url).scheme in OBJECTS:
         return _objects(url)
-    # Only here: its import is not for the start of a process that never needs it.
+    # Imported here, so that a process that never needs it starts faster.
     from fsspec.core import url_to_fs
 
     files, root = url_to_fs(url)
@@ -73,10 +73,7 @@ def opened(url: str) -> Opened:
 
 
 def problem(setting: str, url: str) -> str | None:
-    """Return why ``url`` cannot be a store here, and what to do; None if it can.
-
-    The store itself is not asked.
-    """
+    """Return why ``url`` cannot be a store here, and what to do; None if it can. Sends no request."""
     parts = urlsplit(url)
     scheme = parts.scheme
     if scheme in LOCAL:
@@ -97,7 +94,7 @@ def problem(setting: str, url: str) -> str | None:
 
 
 def require(service: str, **urls: str) -> None:
-    """End the process if one of the settings names a store that cannot be reached from here."""
+    """End the process if one of the settings names a store that cannot work here."""
     for setting, url in urls.items():
         if (found := problem(f"TIDEGATE_{setting.upper()}", url)) is not None:
             raise SystemExit(f"tidegate {service}: {found}")

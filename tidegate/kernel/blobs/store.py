@@ -1,9 +1,9 @@
-"""Payloads that are too large for a message: written once, read by key, gone after their time.
+"""Store payloads that are too large for a message: written once, read by key, deleted after their time.
 
-A key is ``<expiry>/<random id>``; ``expiry`` is seconds since the epoch, rounded up to a bucket and padded
-with zeros, so that whole folders go at once and names sort by time. Reading deletes nothing: a request may
-be tried again. The gateway deletes the blobs of a request that has its answer; :meth:`Blobs.sweep` takes away
-what has expired, whoever left it; the router calls it.
+A key is ``<expiry>/<random id>``. ``expiry`` is seconds since the epoch, rounded up to a bucket and padded
+with zeros, so that whole folders expire at once and names sort by time. Reading deletes nothing, because a
+request may be tried again. The gateway deletes the blobs of an answered request. The router calls
+:meth:`Blobs.sweep`, which deletes all expired ones.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 
 class Blobs:
-    """The blob store at a URL of :mod:`~tidegate.kernel.blobs.object_store`; a folder is used directly.
+    """The blob store at a URL of :mod:`~tidegate.kernel.blobs.object_store`. A folder is used directly.
 
-    Every failure raises :class:`Unavailable` and says what could not be done.
+    Every failure raises :class:`Unavailable`, which says what failed.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,9 +46,9 @@ class Blobs:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
 
     async def put(self, data: Buffer | Sequence[Buffer], ttl_s: float, *, durable: bool = False) -> str:
-        """Keep ``data`` (several buffers: one after the other) for at least ``ttl_s``; gives its key.
+        """Store ``data``, one buffer or several in order, for at least ``ttl_s``. Return its key.
 
-        ``durable``: it is on the disk when this returns, and survives a loss of power.
+        ``durable``: it is on disk when this returns, and survives a loss of power.
         """
         key = new_key(time.time() + ttl_s)
         buffers = [data] if isinstance(data, (bytes, memoryview)) else list(data)
@@ -56,24 +56,24 @@ class Blobs:
         return key
 
     async def get(self, key: str) -> bytes:
-        """All of a blob."""
+        """Return a whole blob."""
         return await self._do("read", partial(self._place.read, _checked(key)))
 
     async def get_parts(self, key: str, sizes: Sequence[int]) -> list[Buffer]:
-        """A blob as the buffers that it was put as, each in memory of its own where that saves a copy."""
+        """Return a blob as the buffers that were written. Each has its own memory if that saves a copy."""
         return await self._do("read", partial(self._place.read_parts, _checked(key), sizes))
 
     async def delete(self, key: str) -> None:
-        """Forget a blob that nobody needs any more; no error when it has gone."""
-        with contextlib.suppress(Unavailable):  # the sweep takes what is left
+        """Delete a blob. No error if it does not exist."""
+        with contextlib.suppress(Unavailable):  # the sweep deletes it later
             await self._do("written", partial(self._place.delete, _checked(key)))
 
     async def sweep(self, now: float) -> int:
-        """Delete what expired before ``now`` (seconds since the epoch); gives how many folders went."""
+        """Delete what expired before ``now`` (seconds since the epoch). Return the folders deleted."""
         return await self._do("swept", partial(self._place.sweep, now))
 
     def close(self) -> None:
-        """Let the threads go; what they are at is finished."""
+        """End the threads after their current work."""
         self._threads.shutdown(wait=False)
 
     async def _do(self, what: str, work: Callable[[], T]) -> T:
@@ -86,19 +86,19 @@ class Blobs:
             ) from None
         except Unavailable:
             raise
-        except Exception as error:  # each driver has errors of its own
+        except Exception as error:  # each driver raises its own errors
             reason = str(error) or type(error).__name__
             raise Unavailable(f"the blob store cannot be {what}: {reason}", retry_after_s=5.0) from error
 
 
 def new_key(expires_at: float) -> str:
-    """A key that nobody has, of a blob that may be deleted after ``expires_at`` (seconds since the epoch)."""
+    """Return a new key for a blob that may be deleted after ``expires_at`` (seconds since the epoch)."""
     bucket = math.ceil(expires_at / BUCKET_S) * BUCKET_S
     return f"{bucket:010d}/{os.urandom(16).hex()}"
 
 
 def _checked(key: str) -> str:
-    # A key comes out of a message: it may name a blob and nothing else.
+    # A key comes from a message, so it must not name any other file.
     if _KEY.fullmatch(key) is None:
         raise Unavailable(f"{key[:80]!r} is not the key of a blob")
     return key
@@ -113,7 +113,7 @@ def _local_path(url: str) -> Path:
 
 
 class _Place(Protocol):
-    """Where blobs are; every method blocks."""
+    """The place of the blobs. Every method blocks."""
 
     def write(self, key: str, buffers: Sequence[Buffer], durable: bool) -> None: ...
 
@@ -127,7 +127,7 @@ class _Place(Protocol):
 
 
 class _Local(_Place):
-    """A folder: a blob takes its name when it is whole."""
+    """A folder. A blob gets its name when it is complete."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
@@ -154,9 +154,9 @@ class _Local(_Place):
             part.unlink(missing_ok=True)
 
     def _hand_over(self, what: Path | int) -> None:
-        """Give what root made to the owner of the store.
+        """Change the owner of what root made to the owner of the store.
 
-        A worker in a container is root there, and the services that share the store with it are not.
+        A worker in a container runs as root. The services that share the store do not.
         """
         if os.geteuid() == 0:
             owner = self._root.stat()
@@ -185,7 +185,7 @@ class _Local(_Place):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk: a file without its name is lost."""
+    """Write the names in a folder to disk. A file without its name would be lost."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -194,7 +194,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read_exactly(file: Any, size: int) -> bytes:
-    first: bytes = file.read(size)  # into memory of this size, in one call for anything below 2 GiB
+    first: bytes = file.read(size)  # one allocation of this size; one call below 2 GiB
     pieces = [first]
     while (missing := size - sum(map(len, pieces))) > 0:
         pieces.append(file.read(missing))
@@ -204,7 +204,7 @@ def _read_exactly(file: Any, size: int) -> bytes:
 
 
 class _Remote(_Place):
-    """An object store, or another that is no folder."""
+    """An object store, or another store that is not a folder."""
 
     def __init__(self, url: str) -> None:
         self._fs, self._root, _ = object_store.opened(url)

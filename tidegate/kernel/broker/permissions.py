@@ -1,8 +1,8 @@
 """The permissions of each service at the broker and at the stores. Pure values; the stack writes them.
 
-RabbitMQ asks for ``configure`` to declare, ``write`` to publish to an exchange and to bind a queue, ``read``
-to consume and to bind from an exchange. A service that may publish to the default exchange reaches every
-queue. So workers, the registry and the autoscaler may not; they have their own exchanges (see ``topology``).
+RabbitMQ requires ``configure`` to declare, ``write`` to publish to an exchange or to bind a queue, and
+``read`` to consume or to bind from an exchange. A service that may publish to the default exchange reaches
+every queue. So workers, registry and autoscaler may not; they have their own exchanges (see ``topology``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEFAULT_EXCHANGE = "amq.default"
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Three regular expressions over the names of queues and exchanges, as RabbitMQ reads them."""
+    """Three regular expressions over the names of queues and exchanges, in RabbitMQ's form."""
 
     configure: str
     write: str
@@ -63,8 +63,8 @@ BROKER: dict[str, Permissions] = {
         write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
     ),
-    # No binding from WORKERS: with it a worker could copy to itself what others answer. No exchange to
-    # configure: with that a worker could delete the one by which all answers go.
+    # A worker may not bind from WORKERS, or it could copy the replies of others. It may not configure an
+    # exchange, or it could delete the one that carries all replies.
     "worker": Permissions(
         configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
         write=_names(WORKERS.name, below=("cancels.v1.",)),
@@ -72,7 +72,7 @@ BROKER: dict[str, Permissions] = {
     ),
 }  # fmt: skip
 
-# A server's owner administers it from its command line, no service does.
+# Only the server's owner administers it, from its command line.
 _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics"))
 _NOT_FOR_WORKERS = "-scan -randomkey -function -move"
@@ -81,10 +81,10 @@ _WORKERS_COMMANDS = (
 )
 
 LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
-    # A worker tells of itself; it writes no route table and no status, and reads no limits.
+    # A worker reports about itself. It writes no route table and no status, and reads no limits.
     "worker": f"{_WORKERS_FACTS} {_WORKERS_COMMANDS}",
 }
 JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
-    # A worker needs the jobs. With the lease of the routers it could keep all of them from leading.
+    # A worker needs the jobs, but not the routers' lease: with it, it could stop all routers from leading.
     "worker": f"{_EVERYTHING.replace('~* &*', '~tidegate:job:* &tidegate:job:*')} {_NOT_FOR_WORKERS}",
 }

@@ -1,7 +1,7 @@
-"""Every exchange, queue and routing key, as values: what it carries, who publishes, who consumes.
+"""Every exchange, queue and routing key as a value: its messages, its publishers and its consumers.
 
-Queues are declared, idempotently, by whoever publishes or consumes. Their names carry a version:
-RabbitMQ refuses another declaration of an existing name, so changed arguments need a new name.
+The services that publish or consume declare the queues. Names carry a version, because RabbitMQ refuses to
+declare an existing queue with other arguments: changed arguments need a new name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue and how it is declared. All are durable: RabbitMQ 4.3 refuses transient shared ones.
+    """A queue and how it is declared. Shared queues are durable: RabbitMQ 4.3 refuses transient ones.
 
-    ``exchange``: one that leads to the queue by the queue's name, beside the default exchange.
+    ``exchange`` routes to the queue by the queue's name, beside the default exchange.
     """
 
     name: str
@@ -34,43 +34,43 @@ class Queue:
     exchange: Exchange | None = None
 
 
-# Hints that something happened. Nobody depends on them: every consumer re-lists every few seconds.
+# Hints that something happened. No consumer depends on them: each lists everything every few seconds.
 #   registry.changed      registry -> router, autoscaler    JSON {revision, kind, name, action}
 #   demand.<deployment>   gateway  -> autoscaler            JSON {deployment}, at most one a second
 EVENTS = Exchange("tidegate.events.v1", "topic")
 REGISTRY_CHANGED = "registry.changed"
 DEMAND_PREFIX = "demand."
 
-# Ids of requests whose caller has gone: gateway -> every worker, best effort.
+# Ids of requests whose caller has disconnected: gateway -> every worker, best effort.
 CANCELS = Exchange("tidegate.cancels.v1", "fanout")
 
-# All that workers publish: replies, retries, exceptions. A worker may not publish to the default exchange,
-# because it leads to every queue (see ``permissions``). The owners of the queues bind them to this exchange.
+# Everything that workers publish: replies, retries, exceptions. A worker may not publish to the default
+# exchange, because that routes to every queue (see ``permissions``). The queues' owners bind them here.
 WORKERS = Exchange("tidegate.workers.v1", "direct")
 
-# Assignments for workers that wait: autoscaler -> warm.v1.<pool>.
+# Assignments for workers in a warm pool: autoscaler -> warm.v1.<pool>.
 WARM = Exchange("tidegate.warm.v1", "direct")
 
-# Request frames that no worker may take again (attempts exhausted) or that nobody could read:
-# worker, gateway -> router, which answers their callers and keeps what it saw.
+# Request frames without attempts left, and frames that could not be decoded: worker, gateway -> router, which
+# answers their callers and keeps them as dead letters.
 EXCEPTIONS = Queue("exceptions.v1", exchange=WORKERS)
 
-# Who used what: gateway -> registry. JSON, persistent, acked once it is in the database.
+# Usage reports: gateway -> registry. JSON, persistent, acked when they are in the database.
 USAGE = Queue("usage.v1")
 
-# A quorum queue drops a message after so many deliveries: 20 by default since RabbitMQ 4.0. How often a job
-# may be tried is for its record to say, so this is as good as never, and every version takes the number.
+# A quorum queue drops a message after this many deliveries; RabbitMQ 4.0 and later default to 20. A job's
+# record limits its attempts, so the queue must never drop it. Every version accepts this number.
 DELIVERIES = 1_000_000_000
 JOBS_PREFIX = "jobs.v1."
 REQUESTS_PREFIX = "requests.v1."
-# Stands for a dot of a Deployment's name in a queue's name, where dots divide. No name has it, and the AMQP
-# library takes it in a queue's name.
+# Replaces the dots of a Deployment's name in a queue's name, where dots separate parts. No Deployment's name
+# has a colon, and AMQP libraries accept it in a queue's name.
 _DOT = ":"
 REPLIES_PREFIX = "replies.v1."
 
 
 def word_of(deployment: str) -> str:
-    """Return a Deployment's name as one word of a queue's name: ``x.suspects`` is another than ``x``."""
+    """Return a Deployment's name as one part of a queue's name, so ``x.suspects`` differs from ``x``."""
     return deployment.replace(".", _DOT)
 
 
@@ -83,49 +83,49 @@ def deployment_of(queue: str) -> str:
 
 
 def requests_queue(deployment: str) -> Queue:
-    """Request envelopes of interactive calls: gateway -> the deployment's workers. Transient messages."""
+    """Return the queue of interactive requests: gateway -> the Deployment's workers. Transient messages."""
     return Queue(f"{REQUESTS_PREFIX}{word_of(deployment)}", exchange=WORKERS)
 
 
 def suspects_queue(requests: Queue) -> Queue:
-    """Requests, one an envelope, that may have killed a worker: worker -> the deployment's workers.
+    """Return the queue of suspects, one request per envelope: worker -> the Deployment's workers.
 
-    The router declares and binds it: workers may not bind what others publish.
-    One that is delivered runs at once, with nothing beside it in the model. So one that is redelivered was
-    alone when its worker died.
+    The router declares and binds it, because workers may not bind queues. A delivered suspect runs at once,
+    alone in the model. So a redelivered one was alone when its worker died.
     """
     return Queue(f"{requests.name}.suspects", exchange=WORKERS)
 
 
 def jobs_queue(deployment: str, level: Level) -> Queue:
-    """Request envelopes of one request each, of jobs: gateway, router -> the deployment's workers.
+    """Return the queue of a level's jobs, one request per envelope: gateway, router -> the workers.
 
-    Persistent, confirmed, mandatory. Created on first use; what a message loses, the job's record has.
+    Messages are persistent, confirmed and mandatory. The queue is created on first use. A lost message is
+    published again from its job's record.
     """
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERIES}
     return Queue(f"{JOBS_PREFIX}{word_of(deployment)}.{level}", arguments)
 
 
 def warm_queue(pool: str) -> Queue:
-    """Assignments for workers that wait without a model: autoscaler -> one of them. Short-lived."""
+    """Return the queue of a warm pool's assignments: autoscaler -> one waiting worker. They expire soon."""
     return Queue(f"warm.v1.{pool}", exchange=WARM)
 
 
 def replies_queue(incarnation: str) -> Queue:
-    """Reply envelopes: worker, router -> one gateway process. Survives a reconnect, not the process."""
+    """Return the queue of a gateway process's replies: worker, router -> gateway. It survives a reconnect."""
     return Queue(f"{REPLIES_PREFIX}{incarnation}", {"x-expires": 60_000}, exchange=WORKERS)
 
 
 def events_queue(service: str, incarnation: str) -> Queue:
-    """A service's own copy of the events it listens to; goes with its connection."""
+    """Return a service's own queue of events. It is deleted with its connection."""
     return Queue(f"events.v1.{service}.{incarnation}", exclusive=True, auto_delete=True)
 
 
 def cancels_queue(replica: str, incarnation: str) -> Queue:
-    """A worker's own copy of the cancels."""
+    """Return a worker's own queue of cancels. It is deleted with its connection."""
     return Queue(f"cancels.v1.{replica}.{incarnation}", exclusive=True, auto_delete=True)
 
 
 def demand_key(deployment: str) -> str:
-    """Routing key by which a gateway says that a Deployment is wanted."""
+    """Return the routing key by which a gateway asks for a replica of a Deployment."""
     return f"{DEMAND_PREFIX}{deployment}"

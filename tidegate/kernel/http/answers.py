@@ -1,4 +1,4 @@
-"""Error answers in the shape of the house, as JSON and as raw bytes for a connection without a request."""
+"""Error answers in Tidegate's format, as JSON and as raw bytes for a connection without a request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 
 
 class Refusal(NamedTuple):
-    """Why a connection is closed: the status, the stable word for programs, the sentence for a person."""
+    """An error that closes a connection: its status, its reason for programs, and a message for people."""
 
     status: int
     reason: str
@@ -18,7 +18,7 @@ class Refusal(NamedTuple):
 
 
 def error_body(message: str, reason: str, rid: str) -> dict[str, str]:
-    """Return the JSON body of an error answer; OIP clients read ``error`` only."""
+    """Return the JSON body of an error answer. Clients of the Open Inference Protocol read only ``error``."""
     return {"error": message, "reason": reason, "request_id": rid}
 
 
@@ -28,7 +28,7 @@ def new_request_id() -> str:
 
 
 def raw(refusal: Refusal, rid: str) -> bytes:
-    """Return the whole HTTP/1.1 answer of a refusal; it says that the connection closes."""
+    """Return the whole HTTP/1.1 answer for a refusal, with ``connection: close``."""
     body = orjson.dumps(error_body(refusal.message, refusal.reason, rid))
     status = HTTPStatus(refusal.status)
     return (

@@ -1,4 +1,4 @@
-"""All HTTP connections of a process: one sweep for their timeouts, and room for new ones."""
+"""Manage all HTTP connections of a process: one sweep for their timeouts, and room for new ones."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CLOSED = Counter(
 )
 
 SWEEP_S = 1.0
-# Connections looked at in one turn of the event loop, so that a sweep delays no request noticeably.
+# Connections that are checked in one turn of the event loop, so that a sweep delays no request noticeably.
 SLICE = 32
-# When there are too many, so many of the oldest are looked at together, and a share of all is closed at once.
+# With too many connections, this many of the oldest are ranked together, and this share of all is closed.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # File descriptors kept for everything but HTTP connections.
@@ -36,7 +36,7 @@ class Connections:
 
     def __init__(self, limits: HttpLimits, now: float = 0.0) -> None:
         self.limits = limits
-        self.now = now  # the sweeps' own clock: it stands still while the process is not run
+        self.now = now  # the sweeps' own clock, which stops while the process is stopped
         self.pending_heads = 0
         self._most = limits.connections
         self._all: dict[Lifetime, str] = {}
@@ -49,9 +49,9 @@ class Connections:
         return len(self._all)
 
     def fit_files(self, others: int = 0) -> None:
-        """Raise the soft limit of open files as far as needed, and allow only connections that fit.
+        """Raise the soft limit of open files as needed, and limit the connections to it.
 
-        ``others``: connections that this process may have beside these.
+        ``others`` is the number of other connections that this process may have.
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         reserved = RESERVED_FILES + others
@@ -67,7 +67,7 @@ class Connections:
             )
 
     def add(self, connection: Lifetime, address: str) -> bool:
-        """Count a new connection. Return False if there is no room and nothing to close for it."""
+        """Count a new connection. Return False if there is no room and no connection may be closed for it."""
         peer = peer_of(address)
         if len(self._all) >= self._most and not self._shed(None, self._all):
             return False
@@ -83,7 +83,7 @@ class Connections:
         return True
 
     def discard(self, connection: Lifetime) -> None:
-        """Forget a connection that is gone."""
+        """Remove a connection that has ended."""
         peer = self._all.pop(connection, None)
         if peer is None:
             return
@@ -93,7 +93,7 @@ class Connections:
             del self._by_peer[peer]
 
     def hold_head(self, connection: Lifetime, count: int) -> None:
-        """Count bytes of a head that is not complete yet; when all of them are too many, drop the oldest."""
+        """Count bytes of an incomplete head. If the total is too large, close the oldest such connections."""
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:
             return
@@ -104,12 +104,12 @@ class Connections:
                 each.shed("pending_heads")
 
     def _shed(self, peer: str | None, among: Iterable[Lifetime]) -> bool:
-        """Close some connections of a peer, or of all, oldest first; a closed one no longer counts."""
+        """Close some connections of a peer, or of all, oldest first. A closed one does not count any more."""
         if self._in_vain.get(peer) == self.now:
-            return False  # since the last sweep all were looked at, and none may be closed
+            return False  # all were ranked since the last sweep, and none may be closed
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
-        # To rank all of them would stop the event loop for tens of milliseconds.
+        # Ranking all at once would block the event loop for tens of milliseconds.
         for known_before in (None, self.now - KEPT_S):
             for begin in range(0, len(found), LOOK):
                 some = found[begin : begin + LOOK]
@@ -125,7 +125,7 @@ class Connections:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # A process that was stopped, or a loop that was blocked, could not read: that is nobody's delay.
+        # A stopped process or a blocked loop could not read, so this time does not count as a caller's delay.
         self.now += min(now - self._swept_at, 2 * SWEEP_S)
         self._swept_at = now
         self._look_at(list(self._all), 0)
@@ -140,7 +140,7 @@ class Connections:
                 each.shed("error")
         loop = asyncio.get_running_loop()
         if end < len(connections):
-            # Thousands may be late at the same time: half a second is spread over them.
+            # Thousands may be due at the same time, so the checks are spread over half a second.
             loop.call_later(SWEEP_S / 2 * SLICE / len(connections), self._look_at, connections, end)
         elif self._all:
             self._timer = loop.call_later(SWEEP_S, self._sweep)

@@ -1,4 +1,4 @@
-"""Pure checks of a request's head: its size, its Host, and who a browser says that it speaks for."""
+"""Check a request's head: its size, its Host, and the page that a browser names. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._~!$&'()*+,;=%-]+))(?::
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.+)")
 _OF_THE_PAGE = {b"origin", b"sec-fetch-site"}
 _FOREIGN_SITES = {b"cross-site", b"same-site"}
-# Content-Length and similar numbers: no real one has more digits, and int() is slow for long ones.
+# For Content-Length and similar numbers: no valid one has more digits, and int() is slow for long ones.
 MAX_DIGITS = 19
 
 Fields = Sequence[tuple[bytes, bytes]]
@@ -55,15 +55,15 @@ def _bad(message: str) -> Refusal:
 
 @lru_cache(maxsize=256)
 def valid_host(host: bytes) -> bool:
-    """Return True for a Host that names a host; an empty one, which RFC 9110 allows, counts too."""
+    """Return True for a valid Host. RFC 9110 also allows an empty one."""
     return not host or _hostname(host) is not None
 
 
 def is_local(headers: Mapping[bytes, bytes]) -> bool:
-    """Return True for a request that this machine's own programs and pages send.
+    """Return True for a request from this machine's own programs and pages.
 
-    Host must name loopback, and so must Origin where there is one. A browser marks what a page of another
-    site causes, an image or a link without Origin too, by ``Sec-Fetch-Site``.
+    Host must name loopback, and so must Origin if there is one. A browser marks requests of other sites'
+    pages with ``Sec-Fetch-Site``, also those without Origin, such as images and links.
     """
     origin = headers.get(b"origin", b"")
     if not origin and headers.get(b"sec-fetch-site") in _FOREIGN_SITES:
@@ -72,7 +72,7 @@ def is_local(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def without_page(headers: dict[bytes, bytes], origins: Container[object]) -> dict[bytes, bytes]:
-    """Return headers without what a browser says of the page, if its origin is one of ``origins``."""
+    """Return headers without those about the page, if its origin is one of ``origins``."""
     origin = headers.get(b"origin")
     if origin is None or origin not in origins:
         return headers
@@ -95,13 +95,13 @@ def _hostname(host: bytes) -> str | None:
 
 
 def number(value: bytes) -> int | None:
-    """Return a field's value as a number, or None if it is none; white space around it does not count."""
+    """Return a field's value as a number, or None if it is not one. White space around it is ignored."""
     digits = value.strip(b" \t")
     return int(digits) if digits.isdigit() and len(digits) <= MAX_DIGITS else None
 
 
 def without_upgrade(method: bytes, url: bytes, version: str, fields: Fields) -> bytes:
-    """Return a head again as bytes, without its Upgrade field."""
+    """Return a head as bytes, without its Upgrade field."""
     lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
     lines += [name + b": " + value for name, value in fields if name != b"upgrade"]
     return b"\r\n".join((*lines, b"", b""))

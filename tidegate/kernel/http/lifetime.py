@@ -1,4 +1,4 @@
-"""The life of a connection: what the sweep sees of it, how it is refused, and how it ends."""
+"""The life of a connection: its state for the sweep, its refusal, and its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BETWEEN, IN_HEAD, IN_BODY = 0, 1, 2
 
 
 class Refused(Exception):
-    """Raised inside of the parser to stop it."""
+    """Raised inside of the parser, to stop it and refuse the request."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.reason)
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 class Trailers:
-    """Takes the place of a request's list of headers behind its head: trailers are counted, not kept."""
+    """A replacement for a request's list of headers after its head. It counts trailers and drops them."""
 
     __slots__ = ("_bytes", "_fields", "_refusal", "head")
 
@@ -38,7 +38,7 @@ class Trailers:
         self._refusal = heads.too_large(max_bytes, max_fields)
 
     def append(self, field: tuple[bytes, bytes]) -> None:
-        """Count a trailer; raise Refused for one too many."""
+        """Count a trailer. Raises Refused for one too many."""
         self._fields -= 1
         self._bytes -= len(field[0]) + len(field[1]) + 4
         if self._fields < 0 or self._bytes < 0:
@@ -52,21 +52,21 @@ class Lifetime(HttpToolsProtocol):
         super().__init__(**given)
         self._connections = connections
         self._at = BETWEEN
-        self._deaf = False  # what still comes is thrown away
+        self._deaf = False  # True: discard what still arrives
         self._closing = False
-        self._previous: Any = None  # the request before the present one
-        self._rejected: Refusal | None = None  # is sent behind the answers that are still to come
-        self.held_head = 0  # bytes of a head whose end has not come yet
-        self._pending = 0  # what the process counts for it
+        self._previous: Any = None  # the request before the current one
+        self._rejected: Refusal | None = None  # sent after the answers that are still to come
+        self.held_head = 0  # bytes of an incomplete head
+        self._pending = 0  # its bytes in the total of the process
         self._body = 0  # bytes of bodies that went to the ASGI app
-        # What the sweep saw last.
+        # The state at the last sweep.
         self.since = connections.now
         self._phase: Phase | None = None
         self._token: Any = None
         self._mark = self._pauses = 0
 
     def phase(self) -> Phase:
-        """Return what this connection does now."""
+        """Return the current phase of this connection."""
         if self._closing or self.transport.is_closing():
             return Phase.CLOSING
         if self.flow.write_paused:
@@ -78,23 +78,23 @@ class Lifetime(HttpToolsProtocol):
         return Phase.SILENT if self.headers is None else Phase.IDLE
 
     def knows_caller(self) -> bool:
-        """Return True if the caller's credential is known to be good."""
+        """Return True if the caller's credential is known to be valid."""
         return False
 
     def standing(self) -> Standing:
-        """Return what speaks for this connection when some have to go."""
+        """Return the rank of this connection for the case that some must be closed."""
         phase = self.phase()
         seen = phase is self._phase and self._token is self.headers
         return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
 
     def pace(self) -> tuple[float, int]:
-        """Return for how long (s) the sweep has watched the present body, and its bytes since."""
+        """Return how long (s) the sweep has watched the current body, and its bytes since then."""
         if self._phase is not Phase.BODY or self._token is not self.headers:
             return 0.0, 0
         return self._connections.now - self.since, self.body_received() - self._mark
 
     def check(self, now: float) -> None:
-        """Close this connection if its time is over. ``now`` is on the clock of :class:`Connections`."""
+        """Close this connection if a timeout has passed. ``now`` is on the clock of :class:`Connections`."""
         phase = self.phase()
         token: Any
         if phase is Phase.UNREAD:
@@ -122,16 +122,16 @@ class Lifetime(HttpToolsProtocol):
             self.reject(_LATE[verdict])
 
     def body_received(self) -> int:
-        """Return how many bytes of bodies this connection has brought."""
+        """Return how many bytes of bodies this connection has received."""
         return self._body
 
     def release_head(self) -> None:
-        """Stop to count an incomplete head."""
+        """Stop counting an incomplete head."""
         self._connections.pending_heads -= self._pending
         self.held_head = self._pending = 0
 
     def reject(self, refusal: Refusal) -> None:
-        """Refuse what comes in now and close. Requests before it are answered first."""
+        """Refuse the current request and close. Earlier requests are answered first."""
         self._deaf = True
         self.release_head()
         CLOSED.labels(refusal.reason).inc()
@@ -142,7 +142,7 @@ class Lifetime(HttpToolsProtocol):
             self._rejected = refusal
         elif cycle is None or cycle.response_complete:
             if self._at == IN_BODY:
-                self.linger()  # it has its answer
+                self.linger()  # its answer was sent
             else:
                 self.answer(refusal)
         elif self._at == IN_BODY:
@@ -157,7 +157,7 @@ class Lifetime(HttpToolsProtocol):
         self._at = BETWEEN
 
     def answer(self, refusal: Refusal) -> None:
-        """Send the answer of a refusal, and close."""
+        """Send the answer for a refusal, and close."""
         if self.transport.is_closing():
             return
         headers: Any = self.headers
@@ -169,13 +169,13 @@ class Lifetime(HttpToolsProtocol):
         self.linger()
 
     def note(self, refusal: Refusal, rid: str) -> None:
-        """Log a refusal; ``rid`` is the id that its answer has."""
+        """Log a refusal. ``rid`` is the id in its answer."""
         log.debug("connection refused", extra={"status": refusal.status, "reason": refusal.reason})
 
     def linger(self) -> None:
-        """Close after a while. Until then what comes is thrown away.
+        """Close after a while, and discard what arrives until then.
 
-        Closing at once would reset the connection, and a client that still sends would not see its answer.
+        Closing at once would reset the connection, and a client that still sends would not get its answer.
         """
         self._deaf = self._closing = True
         self.flow.resume_reading()

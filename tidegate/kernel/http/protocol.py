@@ -1,7 +1,7 @@
-"""The HTTP/1.1 protocol of all services: uvicorn's, with limits on what one connection can do.
+"""The HTTP/1.1 protocol of all services: uvicorn's, with limits for each connection.
 
-Uvicorn's parser class keeps no limits, so this class counts. Requests in one piece, as most are, pay nothing
-but a few comparisons; timeouts are the business of one sweep over all connections (``connections.py``).
+Uvicorn's parser class has no limits, so this class counts. Most requests arrive in one piece and cost only a
+few comparisons. One sweep over all connections checks timeouts (``connections.py``).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tidegate.kernel.http.lifetime import BETWEEN, IN_BODY, IN_HEAD, Lifetime, R
 
 log = telemetry.logger(__name__)
 
-# Requests that may wait on one connection for the answer to the first.
+# Requests that may wait on one connection until the first is answered.
 PIPELINED = 64
 # Chunk headers and extensions may be this many times the bytes of the chunks.
 FRAMING_SHARE = 8
 
 
 class Protocol(Lifetime):
-    """One connection."""
+    """An HTTP/1.1 connection."""
 
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(connections, **given)
@@ -41,21 +41,21 @@ class Protocol(Lifetime):
     # The transport.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count a new connection, or refuse it."""
+        """Count a new connection, or refuse it if there are too many."""
         super().connection_made(transport)
         if not self._connections.add(self, self.client[0] if self.client else ""):
             self.answer(Refusal(503, "overloaded", "This server has too many connections; try again later."))
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget a connection that is gone."""
+        """Remove a connection that has ended."""
         self._connections.discard(self)
         self.release_head()
         self._deaf = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes from the client."""
+        """Handle bytes from the client."""
         if self._deaf:
             return
         self._read = len(data)
@@ -75,10 +75,10 @@ class Protocol(Lifetime):
         super().pause_writing()
 
     def _ignore_upgrade(self, data: memoryview, at: int) -> None:
-        """Go on with a request that asks for another protocol, as RFC 9110 (7.8) allows.
+        """Handle a request for another protocol as a normal one, as RFC 9110 (7.8) allows.
 
-        The parser takes such a request for the end of HTTP and skips its body. A new parser reads the same
-        head again, without the Upgrade field, and then the body.
+        The parser ends HTTP with such a request and skips its body. So a new parser reads the same head
+        without the Upgrade field, and then the body.
         """
         try:
             while True:
@@ -98,28 +98,28 @@ class Protocol(Lifetime):
             self._not_http(error)
 
     def new_parser(self) -> None:
-        """Parse what comes next as the begin of a request."""
+        """Parse the next bytes as the start of a request."""
         self.parser = HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
 
     # The parser's callbacks.
 
     def on_message_begin(self) -> None:
-        """Prepare for a head. The ASGI scope is made later, where it is needed."""
+        """Prepare for a head. The ASGI scope is made later, if it is needed."""
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
         self._at = IN_HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a field without the blanks behind its value, which are no part of it (RFC 9110, 5.5)."""
+        """Keep a field without trailing white space, which is not part of its value (RFC 9110, 5.5)."""
         name, value = name.lower(), value.rstrip(b" \t")
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Start the ASGI app for a request, or raise Refused."""
+        """Start the ASGI app for a request. Raises Refused."""
         self.check_head()
         if self.check_unusual():
             return
@@ -142,7 +142,7 @@ class Protocol(Lifetime):
             raise Refused(Refusal(429, "too_many_requests", "Too many requests wait on this connection."))
 
     def check_head(self) -> None:
-        """Raise Refused for a head that is over a limit."""
+        """Raise Refused if a head exceeds a limit."""
         if self._read <= self._max_head and not self.held_head and len(self.headers) <= self._max_fields:
             return
         self.release_head()
@@ -151,7 +151,7 @@ class Protocol(Lifetime):
             raise Refused(heads.too_large(self._max_head, self._max_fields))
 
     def check_unusual(self) -> bool:
-        """Return True for a head that asks for another protocol and is read again; raise Refused."""
+        """Return True for a head with another protocol, which is read again. Raises Refused."""
         if (refusal := heads.problem(self.headers, self.parser.get_http_version())) is not None:
             raise Refused(refusal)
         if not self.parser.should_upgrade():
@@ -162,7 +162,7 @@ class Protocol(Lifetime):
         return True
 
     def keep_no_trailers(self) -> None:
-        """Count what comes behind the head as trailers."""
+        """Count all fields after the head as trailers."""
         size = heads.size(b"", self.url, self.headers)
         self.headers = Trailers(self.headers, size, self._max_head, self._max_fields)  # type: ignore[assignment]
 
@@ -179,13 +179,13 @@ class Protocol(Lifetime):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request. What came of a body that was not read is forgotten."""
+        """Continue with the next request, and drop an unread body."""
         if isinstance(self.cycle, RequestResponseCycle) and self.cycle.response_complete:
             self.cycle.body.clear()
         self.answered()
 
     def answered(self) -> None:
-        """Go on with the next request. The sweep sees to idle connections, so no timer is set."""
+        """Continue with the next request. The sweep checks idle connections, so no timer is set."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -195,10 +195,10 @@ class Protocol(Lifetime):
         elif self._rejected is not None:
             self.answer(self._rejected)
 
-    # What comes in several reads.
+    # Requests in several reads.
 
     def _unfinished(self, all_head: bool) -> None:
-        """Count a read that ended inside of a request. ``all_head``: it brought nothing but a head."""
+        """Count a read that ended inside of a request. ``all_head``: all its bytes are of one head."""
         if self._at == IN_HEAD:
             self._unfinished_head(all_head)
         elif self.cycle is not self._counted:
@@ -209,7 +209,7 @@ class Protocol(Lifetime):
             self._unfinished_body()
 
     def _unfinished_head(self, all_head: bool) -> None:
-        # Behind the end of another request only what is parsed is known to be of this head.
+        # After the end of another request, only the parsed bytes are known to belong to this head.
         size = self._read if all_head else 1 + heads.size(b"", self.url, self.headers)
         if self.held_head + size > self._max_head or len(self.headers) > self._max_fields:
             self.reject(heads.too_large(self._max_head, self._max_fields))
@@ -219,7 +219,7 @@ class Protocol(Lifetime):
         self._connections.hold_head(self, self._read)
 
     def _unfinished_body(self) -> None:
-        """Limit what a chunked body brings beside its bytes: chunk headers, extensions, trailers."""
+        """Limit the bytes of a chunked body beside its data: chunk headers, extensions, trailers."""
         received = self.body_received()
         body = received - self._body_before
         self._raw += self._read

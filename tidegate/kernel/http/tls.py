@@ -1,4 +1,4 @@
-"""The certificate that a service shows to its clients, read again when its files change."""
+"""A server's TLS certificate, which is reloaded when its files change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ServerCertificate:
     """A certificate chain and its key. New connections get the newest pair; open ones keep theirs."""
 
     def __init__(self, cert: Path, key: Path) -> None:
-        """Raises BadCertificate."""
+        """Read both files. Raises BadCertificate."""
         self._cert = cert
         self._key = key
         self._contexts: list[ssl.SSLContext] = []
@@ -35,7 +35,7 @@ class ServerCertificate:
         self._problem = ""
 
     def context(self, *protocols: str) -> ssl.SSLContext:
-        """Return a context for a server that speaks these ALPN protocols; it follows the files."""
+        """Return a context for a server with these ALPN protocols. It follows the files."""
         made = _new_context()
         made.set_alpn_protocols(list(protocols))
         _load(made, *self._used, self._cert, self._key)
@@ -43,15 +43,15 @@ class ServerCertificate:
         return made
 
     def refresh(self) -> bool:
-        """Use the files if they have changed and are a pair; return whether a new pair is in use.
+        """Use the files if they have changed and match. Return True if a new pair is in use.
 
-        A pair that is half written, or broken, is left alone and reported once.
+        An incomplete or broken pair is ignored and logged once.
         """
         try:
             found = self._read()
             if found == self._used:
                 return False
-            # First into a context that nobody uses: a failed load leaves half a pair behind.
+            # Try with an unused context first, because a failed load leaves half a pair behind.
             _load(_new_context(), *found, self._cert, self._key)
             for context in self._contexts:
                 _load(context, *found, self._cert, self._key)
@@ -65,7 +65,7 @@ class ServerCertificate:
         return True
 
     async def watch(self) -> None:
-        """Follow the files until cancelled."""
+        """Reload the files on changes until cancelled."""
         while True:
             await asyncio.sleep(POLL_S)
             self.refresh()
@@ -78,7 +78,7 @@ class ServerCertificate:
 
 
 def certificate_of(settings: Settings) -> ServerCertificate | None:
-    """Return the certificate of the settings, or None without one; raises SystemExit if it is not usable."""
+    """Return the certificate of the settings, or None without one. Raises SystemExit if it is not usable."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     try:
@@ -95,11 +95,11 @@ def _new_context() -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, cert: bytes, key: bytes, cert_file: Path, key_file: Path) -> None:
-    """Load a pair as it was read, so that what was checked is what is used. Raises BadCertificate."""
+    """Load a pair from the bytes that were read, so that the checked pair is used. Raises BadCertificate."""
     try:
         with _file(cert) as cert_copy, _file(key) as key_copy:
             context.load_cert_chain(cert_copy, key_copy, password=_no_password)
-    except (OSError, ValueError) as error:  # those of ssl are of OSError
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise BadCertificate(
             f"{cert_file} and {key_file} are not a PEM certificate chain and its key: {error}"
         ) from None
@@ -111,7 +111,7 @@ def _no_password() -> str:
 
 @contextmanager
 def _file(data: bytes) -> Iterator[str]:
-    """A file with these bytes that exists for as long as it is needed: OpenSSL takes nothing but paths."""
+    """Yield the path of a temporary file with these bytes, because OpenSSL reads only paths."""
     if hasattr(os, "memfd_create"):
         number = os.memfd_create("certificate", os.MFD_CLOEXEC)
         with os.fdopen(number, "wb") as memory:

@@ -1,6 +1,6 @@
-"""Who calls, and what they may do: the words that every service uses for it.
+"""Callers and their rights: principals, scopes, keys and limits, shared by all services.
 
-A scope is a kind of deed, not a rank: ``publish`` does not contain ``infer``. Only ``admin`` contains all.
+A scope is a kind of action, not a rank: ``publish`` does not contain ``infer``. Only ``admin`` contains all.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-INFER = "infer"  # ask models, and for one's own jobs
+INFER = "infer"  # call models; one's own jobs
 PUBLISH = "publish"  # upload, register, deploy, delete models
-OPERATE = "operate"  # scale, override, look inside; jobs of everybody
+OPERATE = "operate"  # scale, override, inspect; all jobs
 ADMIN = "admin"  # keys, audit, usage; and everything else
 SCOPES = (INFER, PUBLISH, OPERATE, ADMIN)
-# Read counts and find the workers, as Prometheus does. No key has this scope: the metrics token has it.
+# Read metrics and list the workers, as Prometheus does. No key has this scope, only the metrics token.
 METRICS = "metrics"
-# Read the artifact of one's own version. No key has this scope: the tokens of replicas have it.
+# Read the artifact of one's own version. No key has this scope, only the tokens of replicas.
 REPLICA = "replica"
 
-# Headers of a proxied call. Only who holds the service token is believed when it sends them.
+# Headers of a proxied call. They count only in calls with the service token.
 PRINCIPAL_HEADER = b"x-tidegate-principal"
 ORIGIN_HEADER = b"x-tidegate-origin"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request is from. ``endpoints``: the only ones it may use; None is all of them."""
+    """An authenticated caller. ``endpoints`` are the only ones that it may use; None: all."""
 
     id: str
     name: str
@@ -37,9 +37,9 @@ class Principal:
     endpoints: frozenset[str] | None = None
 
     def may(self, scope: str, endpoint: str | None = None) -> bool:
-        """Return True if it may do deeds of ``scope`` (``endpoint``: to this one).
+        """Return True if the principal has the scope, and may use ``endpoint`` if one is given.
 
-        A principal of some endpoints may only infer: no other deed is limited to an endpoint.
+        A principal that is limited to endpoints may only infer, because no other scope has such a limit.
         """
         if self.endpoints is not None and scope != INFER:
             return False
@@ -48,11 +48,11 @@ class Principal:
         return endpoint is None or self.endpoints is None or endpoint in self.endpoints
 
     def sees(self, owner: str) -> bool:
-        """Whether it may know of what belongs to the principal ``owner``: its own, or all with ``admin``."""
+        """Return True if it may see what the principal ``owner`` owns: its own, or all with ``admin``."""
         return owner == self.id or self.may(ADMIN)
 
     def to_header(self) -> str:
-        """As one line of ASCII, for a proxied call."""
+        """Return the principal as one line of ASCII, for a proxied call."""
         endpoints = None if self.endpoints is None else sorted(self.endpoints)
         return json.dumps(
             {"id": self.id, "name": self.name, "scopes": sorted(self.scopes), "endpoints": endpoints}
@@ -60,7 +60,7 @@ class Principal:
 
     @classmethod
     def from_header(cls, raw: bytes) -> Principal:
-        """What :meth:`to_header` gave; raises ValueError."""
+        """Read the result of :meth:`to_header`. Raises ValueError."""
         try:
             told = json.loads(raw)
         except RecursionError:
@@ -79,39 +79,39 @@ class Principal:
             raise ValueError(f"not a principal: {error!r}") from None
 
 
-# Who calls on loopback without a credential.
+# A caller on loopback without a credential.
 ANONYMOUS = Principal("anonymous", "anonymous", frozenset({INFER, METRICS}))
-# Who holds the service token: Tidegate's own services, and the operator of this machine.
+# A holder of the service token: Tidegate's own services, and the operator of this machine.
 SERVICE = Principal("service", "service token", frozenset(SCOPES))
 # A holder of the metrics token.
 SCRAPER = Principal("metrics", "metrics token", frozenset({METRICS}))
 
 
 def metrics_token(service_token: str) -> str:
-    """Return the token that opens the metrics of a stack and nothing else; it is derived, not stored."""
+    """Return the token that opens only the metrics of a stack. It is derived, not stored."""
     return "tgm_" + hmac.digest(service_token.encode(), b"tidegate metrics", hashlib.sha256).hex()
 
 
 def engine_token(service_token: str) -> str:
-    """Return the token that opens the proxy in front of the container engine and nothing else."""
+    """Return the token that opens only the proxy in front of the container engine."""
     return "tge_" + hmac.digest(service_token.encode(), b"tidegate engine", hashlib.sha256).hex()
 
 
-# What the id of a replica's principal begins with.
+# The prefix of the id of a replica's principal.
 REPLICA_PREFIX = "replica:"
 
 
 def replica_principal(replica: str) -> Principal:
-    """Return the principal of a replica that shows its token: it may read an artifact, its own."""
+    """Return the principal of a replica that authenticated by its token. It may only read its artifact."""
     return Principal(f"{REPLICA_PREFIX}{replica}", replica, frozenset({REPLICA}))
 
 
-# What the id of a principal begins with that showed a token of an identity provider.
+# The prefix of the id of a principal that authenticated by a token of an identity provider.
 JWT_PREFIX = "jwt:"
 
 
 def lacks(who: Principal, scopes: Sequence[str]) -> str:
-    """Return why ``who`` may not do what ``scopes`` open: what it has, what it needs, how to get that."""
+    """Return why ``who`` lacks one of ``scopes``: what it has, what it needs, and how to get it."""
     needed, held = " or ".join(scopes), ", ".join(s for s in SCOPES if s in who.scopes) or "no scope"
     if who is SCRAPER or who.id.startswith(REPLICA_PREFIX):
         return f"the token of {who.name!r} is for one purpose only; this needs a key with the scope {needed}"
@@ -145,22 +145,25 @@ def may_not_use(who: Principal, endpoint: str) -> str:
 
 
 def carried(headers: Mapping[bytes, bytes]) -> Principal:
-    """For whom a holder of the service token calls: itself, unless it names another. Raises ValueError."""
+    """Return the principal of a call with the service token: the one in its header, else the service.
+
+    Raises ValueError.
+    """
     raw = headers.get(PRINCIPAL_HEADER)
     return SERVICE if raw is None else Principal.from_header(raw)
 
 
-# A key is ``tg_<id>_<secret>``: the id says where to look, the secret is 256 random bits.
+# A key is ``tg_<id>_<secret>``. The id finds its record; the secret has 256 random bits.
 KEY_PREFIX = "tg_"
 
 
 def key_of(id_: str, secret: str) -> str:
-    """The key as its owner holds it."""
+    """Return the key in the form that its owner gets."""
     return f"{KEY_PREFIX}{id_}_{secret}"
 
 
 def key_id(credential: bytes) -> str | None:
-    """The id that a key names, or None for what is no key."""
+    """Return the id in a key, or None if the credential is not a key."""
     prefix, _, rest = credential.partition(b"_")
     id_, _, secret = rest.partition(b"_")
     if prefix != b"tg" or not id_ or not secret:
@@ -169,16 +172,16 @@ def key_id(credential: bytes) -> str | None:
 
 
 def digest_of(credential: bytes) -> str:
-    """What is stored of a key: its sha256. A slow hash protects guessable words; 256 random bits are none."""
+    """Return the sha256 of a key, which is stored. A slow hash is not needed for 256 random bits."""
     return hashlib.sha256(credential).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a key may use, over all gateway processes; None: without limit.
+    """The limits of a key over all gateway processes. None: no limit.
 
-    ``rate`` is requests per second with ``burst`` at once, ``day`` and ``month`` are requests in a calendar
-    day and month (UTC), ``concurrency`` is requests at one time.
+    ``rate`` is requests per second, with a burst of ``burst``. ``day`` and ``month`` are requests in a
+    calendar day and month (UTC). ``concurrency`` is requests at one time.
     """
 
     rate: float | None = None
@@ -189,24 +192,24 @@ class Allowance:
 
     @property
     def unlimited(self) -> bool:
-        """Whether there is nothing to count."""
+        """True if the key has no limit."""
         return self.rate is self.concurrency is self.day is self.month is None
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as gateways know it: never the key itself. Times in ms since the epoch."""
+    """A key as gateways know it: by its digest only. Times in ms since the epoch."""
 
     principal: Principal
     digest: str
     expires_ms: float | None = None
     allowance: Allowance = Allowance()
-    # The digest from before a rotation is good for a while.
+    # The digest from before a rotation stays valid for a while.
     previous: str | None = None
     previous_until_ms: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can carry it."""
+        """Return the key as JSON values."""
         mine, allowance = self.principal, self.allowance
         return {
             "id": mine.id,
@@ -226,7 +229,7 @@ class Key:
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Key:
-        """What :meth:`to_dict` gave; raises KeyError, TypeError or ValueError."""
+        """Read the result of :meth:`to_dict`. Raises KeyError, TypeError or ValueError."""
         endpoints = told["endpoints"]
         return cls(
             principal=Principal(

@@ -1,4 +1,4 @@
-"""What an archive of a model may hold: plain files below its root, each once, and not too much. Pure."""
+"""Check the members of a model's archive: plain files below its root, each once, within limits. Pure."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Member(NamedTuple):
 
     name: str
     size: int
-    kind: str  # "file", "folder", or in words what else it is
+    kind: str  # "file", "folder", or a description of another kind
 
 
 class Unsafe(Exception):
-    """A member that no archive of a model may have; the message says which and why."""
+    """An archive has a member that is not allowed. The message says which and why."""
 
 
 class TooLarge(Unsafe):
-    """An archive beyond a limit; ``setting`` is the registry's setting for it."""
+    """The archive exceeds a limit. ``setting`` is the registry's setting for it."""
 
     def __init__(self, message: str, setting: str) -> None:
         super().__init__(message)
@@ -33,10 +33,10 @@ class TooLarge(Unsafe):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """The most that an archive may hold.
+    """The limits of an archive.
 
-    ``ratio`` is unpacked to packed size, and counts from ``ratio_from_bytes`` unpacked bytes on: a small
-    file of blanks compresses 1000 to 1 and does no harm.
+    ``ratio`` is unpacked to packed size. It counts from ``ratio_from_bytes`` unpacked bytes on, because a
+    small file of blanks compresses 1000 to 1 and is harmless.
     """
 
     members: int = 10_000
@@ -46,7 +46,7 @@ class ArchiveLimits:
 
 
 class ArchiveChecker:
-    """Checks the members of one archive, one after the other; raises :class:`Unsafe` at the first bad one.
+    """A checker of the members of one archive, in order. Raises :class:`Unsafe` at the first bad one.
 
     It counts the sizes that the members declare. zipfile and tarfile never read more of a member than that.
     """
@@ -85,16 +85,16 @@ class ArchiveChecker:
 
 
 class Paths:
-    """Checks the members of one archive, one after the other."""
+    """A checker of the members of one archive, one after the other."""
 
     def __init__(self) -> None:
         self._files: set[str] = set()
         self._folders: set[str] = set()
 
     def admit(self, member: Member) -> PurePosixPath | None:
-        """Return the normalised path of a file, None for a folder; raises :class:`Unsafe`.
+        """Return the normalised path of a file, or None for a folder. Raises :class:`Unsafe`.
 
-        Paths that differ by case or by Unicode form only are the same: on some file systems they are.
+        Paths that differ only by case or Unicode form count as the same, as on some file systems.
         """
         if member.kind not in {"file", "folder"}:
             raise Unsafe(
@@ -125,7 +125,7 @@ class Paths:
 
 
 def safe_path(name: str) -> PurePosixPath:
-    """Return ``name`` as a relative path that stays below its root; raises :class:`Unsafe`."""
+    """Return ``name`` as a relative path that stays below its root. Raises :class:`Unsafe`."""
     path = PurePosixPath(name)
     escapes = path.is_absolute() or ".." in path.parts
     odd = "\\" in name or "\0" in name or (len(name) > 1 and name[1] == ":")

@@ -1,6 +1,6 @@
-"""The class that Triton's Python backend looks for in a ``model.py``, found in its syntax tree. Pure.
+"""Find the class for Triton's Python backend in the syntax tree of a ``model.py``. Pure.
 
-The command line reads it too, so this imports nothing but the standard library.
+The command line uses this too, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ DESCRIBES = "auto_complete_config"
 
 
 def is_for_the_backend(tree: ast.Module) -> bool:
-    """Return True for a file that is written for Triton's Python backend, class and all."""
+    """Return True for a file that has the class of Triton's Python backend."""
     return BACKEND_CLASS in set(_top_names(tree))
 
 
 def may_describe_itself(tree: ast.Module) -> bool:
     """Return False if a file for the backend certainly has no ``auto_complete_config``.
 
-    Then a signature must be given. A class that is imported, assigned, decorated or derived may have it
-    elsewhere.
+    Then its user must give a signature. A class that is imported, assigned, decorated or derived may have
+    the method elsewhere.
     """
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == BACKEND_CLASS:

@@ -1,8 +1,8 @@
-"""JSON from outside, decoded within bounds of memory and time.
+"""Decode JSON from outside within limits of memory and time.
 
-A JSON text becomes Python values of up to 35 times its size (``[],`` is 3 bytes and a list of 88), and
-nothing else runs while it is decoded. So the parts of a large text are counted first, in a few percent of
-the time that decoding takes.
+JSON can grow to Python values of 35 times its size (``[],`` has 3 bytes and becomes a list of 88 bytes), and
+nothing else runs while it is decoded. So the parts of a large text are counted first, in a few percent of the
+time that decoding takes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tidegate.kernel.errors import BadRequest, PayloadTooLarge
 
 Buffer = bytes | memoryview
 
-# A smaller text takes at most 10 MB and 20 ms, whatever is in it.
+# A text below this size takes at most 10 MB and 20 ms, so it is not counted.
 COUNTED_FROM = 256 * 1024
-# The standard library's decoder, the only one that reads NaN, is five times slower.
+# A lower limit for the standard library's decoder: only it reads NaN, and it is five times slower.
 MAX_VALUES_WITH_NAN = 2**21
-# With fewer strings than this it is cheap to leave out what is inside them.
+# Below this number of strings it is cheap to count again without their content.
 FEW_STRINGS = 2**16
 _SLICE = 2**20
 
 
 class Parts(NamedTuple):
-    """Count the parts of a JSON text by kind."""
+    """The numbers of parts in a JSON text, by kind."""
 
     values: int
     strings: int
@@ -37,14 +37,14 @@ class Parts(NamedTuple):
     members: int
 
 
-# Any text within these takes at most 500 MiB and 0.6 s of a processor (8 Mi numbers alone 480 MiB and 0.3 s).
+# A text within these limits takes at most 500 MiB and 0.6 s of CPU; 8 Mi numbers take 480 MiB and 0.3 s.
 MOST = Parts(values=2**23, strings=2**20 + 2**16, lists=2**19, objects=2**17, members=2**18)
 
 
 def loads(raw: Buffer, what: str = "the request") -> Any:
-    """Decode a JSON text; raises BadRequest when it is none, PayloadTooLarge when it has too many parts.
+    """Decode a JSON text. Raises BadRequest if it is invalid, PayloadTooLarge if it has too many parts.
 
-    Numbers may be ``NaN`` and ``Infinity``: they are no JSON, but Triton and its clients write them.
+    ``NaN`` and ``Infinity`` are accepted. They are not valid JSON, but Triton and its clients write them.
     """
     found = check(raw, what)
     try:
@@ -54,7 +54,7 @@ def loads(raw: Buffer, what: str = "the request") -> Any:
 
 
 def check(raw: Buffer, what: str = "the request") -> Parts | None:
-    """Count the parts of a text that is large enough to matter; raises PayloadTooLarge for too many."""
+    """Count the parts of a large text; None for a small one. Raises PayloadTooLarge for too many."""
     if len(raw) <= COUNTED_FROM:
         return None
     found = count([raw])
@@ -69,7 +69,7 @@ def check(raw: Buffer, what: str = "the request") -> Parts | None:
 
 
 def count(pieces: Sequence[Buffer]) -> Parts:
-    """Count the parts of a JSON text: characters inside of strings count too."""
+    """Count the parts of a JSON text, including those characters inside of strings."""
     import numpy as np  # here and not above: a worker never needs it, and its import is slow
 
     commas = colons = quotes = escaped = lists = objects = 0
@@ -85,12 +85,12 @@ def count(pieces: Sequence[Buffer]) -> Parts:
             is_quote = found == 0x22
             quotes += int(np.count_nonzero(is_quote))
             escaped += int(np.count_nonzero(is_quote[1:] & (found[:-1] == 0x5C)))
-    # A string has two quotes without a backslash before them, or one where it ends in a backslash itself.
+    # A string has two quotes without a backslash before them, or only one if it ends in a backslash.
     return Parts(commas + colons + lists + objects + 1, (quotes - escaped + 1) // 2, lists, objects, colons)
 
 
 def shown(value: Any) -> str:
-    """A value from outside for an error message, cut to a few words, whatever its size."""
+    """Return a value from outside for an error message, cut to a few words."""
     return _SHORT.repr(value)
 
 
@@ -102,7 +102,7 @@ def _excess(found: Parts) -> tuple[str, int, int] | None:
 
 
 def _outside_strings(raw: bytes) -> list[bytes]:
-    """Return what stands between the strings of a JSON text; of broken JSON, any part of it."""
+    """Return the parts of a JSON text between its strings. For broken JSON the result may be any parts."""
     plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     return plain.split(b'"')[::2]
 
@@ -116,7 +116,7 @@ def _with_infinities(raw: bytes, error: ValueError, what: str, found: Parts | No
             )
         try:
             decoded = json.loads(raw)
-            # What orjson does not write, as half a surrogate pair, is no JSON for any other part.
+            # orjson cannot write some values, such as half a surrogate pair. Other services cannot read them.
             orjson.dumps(decoded)
             return decoded
         except (ValueError, TypeError, RecursionError):
@@ -125,7 +125,7 @@ def _with_infinities(raw: bytes, error: ValueError, what: str, found: Parts | No
 
 
 def plain(error: ValueError | str) -> str:
-    """Return what a JSON decoder found, in words that do not speak of the decoder."""
+    """Return a JSON decoder's error in words for a user."""
     told = str(error)
     for found, words in _WORDS.items():
         if found in told.lower():
@@ -133,7 +133,7 @@ def plain(error: ValueError | str) -> str:
     return told
 
 
-# "allocate memory" is what orjson says of lists that are nested too deeply and not closed.
+# orjson says "allocate memory" for lists that are nested too deeply and not closed.
 _DEEP = "it nests lists or objects more than 1,024 deep"
 _WORDS = {
     "depth limit": _DEEP,

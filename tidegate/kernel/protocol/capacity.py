@@ -1,6 +1,6 @@
-"""What was measured of a version: how much one replica of it answers, and with which batching.
+"""The measured capacity of a version: how much one replica answers, and with which batching.
 
-It is kept with the version, among its metrics, by the names below.
+A version keeps it among its metrics, under the names below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WINDOW_MS = "capacity_window_ms"
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Requests per second that one replica answered, their p99, and the batching that it had."""
+    """The requests per second that one replica answered, their p99, and its batching."""
 
     rps: float
     p99_ms: float
@@ -25,7 +25,7 @@ class Capacity:
     window_ms: float
 
     def to_metrics(self) -> dict[str, float]:
-        """The metrics that a version keeps it in."""
+        """Return it as a version's metrics."""
         return {
             RPS: round(self.rps, 3),
             P99_MS: round(self.p99_ms, 3),
@@ -35,6 +35,6 @@ class Capacity:
 
 
 def measured_rps(metrics: Mapping[str, float]) -> float | None:
-    """The measured requests per second of one replica; None where there is no usable figure."""
+    """Return the measured requests per second of one replica, or None without a usable value."""
     rps = metrics.get(RPS)
     return rps if rps is not None and math.isfinite(rps) and rps > 0 else None

@@ -1,4 +1,4 @@
-"""A claim check: what a frame carries instead of tensors that are too large for a message. Pure.
+"""Claims: a frame carries one instead of tensors that are too large for a message. Pure.
 
     u8 len key | key | one u64 byte size for each tensor
 
@@ -15,21 +15,21 @@ from tidegate.kernel.protocol.envelope import Buffer, Undecodable
 
 
 class Claim(NamedTuple):
-    """Where the tensors are, and their sizes in bytes."""
+    """A reference to a blob with tensors: its key, and the tensors' sizes in bytes."""
 
     key: str
     sizes: tuple[int, ...]
 
 
 def write_claim(key: str, data: Iterable[Buffer]) -> bytes:
-    """The claim of a blob that holds ``data``."""
+    """Return the claim of a blob that holds ``data``."""
     raw = key.encode()
     sizes = [len(buffer) for buffer in data]
     return b"".join((bytes((len(raw),)), raw, struct.pack(f"<{len(sizes)}Q", *sizes)))
 
 
 def read_claim(data: list[Buffer]) -> Claim:
-    """The claim in a frame's data; raises :class:`Undecodable`."""
+    """Read the claim in a frame's data. Raises :class:`Undecodable`."""
     if len(data) != 1 or not len(data[0]):
         raise Undecodable(f"a claim is one buffer, found {len(data)}")
     raw = bytes(data[0])

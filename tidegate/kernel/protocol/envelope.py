@@ -1,6 +1,6 @@
-"""The wire format between gateway and worker: envelopes of frames; ``docs/envelope.md`` draws them.
+"""The wire format between gateway and worker: envelopes of frames. ``docs/envelope.md`` shows the layout.
 
-An AMQP message is one envelope; an envelope carries 1..N frames; a frame is one request, one reply or one
+An AMQP message is one envelope. An envelope carries 1..N frames. A frame is one request, one reply or one
 cancelled id. All numbers are little-endian.
 
     envelope  "TG" | u8 version | u8 kind | u32 count | count x u32 frame length | frames
@@ -12,15 +12,16 @@ cancelled id. All numbers are little-endian.
               | outputs x u32 byte size | outputs' raw bytes
     cancels   16s id
 
-``rows`` is the size of the batch axis, 0 when the model has none. A request's ``key`` says all that two
-requests must have in common to share a model call: inputs (names, datatypes, dims without the batch axis),
-requested outputs, parameters. So a worker compares bytes and parses each distinct key once.
+``rows`` is the size of the batch axis, 0 if the model has none. Two requests may share a model call if their
+``key`` is the same. It has the inputs (names, datatypes, dims without the batch axis), the requested outputs
+and the parameters. So a worker compares bytes, and parses each distinct key once.
 
-A request has one reply (OK or FAILED), or, when its caller takes many answers (STREAM), any number of CHUNKs
-numbered by ``seq`` from 0 and then END, whose ``seq`` is their number; FAILED may take the place of either.
+A request has one reply (OK or FAILED). A request with the flag STREAM has any number of CHUNKs, numbered by
+``seq`` from 0, and then END, whose ``seq`` is their number. FAILED may replace any of them, as the last one.
 
-Tensors that are too large for a message stay in the blob store: with the flag CLAIM in a request, or the bit
-CLAIMED in a reply's status, the frame's only data is a claim (:mod:`tidegate.kernel.protocol.claim`).
+Tensors that are too large for a message stay in the blob store. Then the frame's only data is a claim
+(:mod:`tidegate.kernel.protocol.claim`), marked by the flag CLAIM in a request or the bit CLAIMED in a reply's
+status.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ READABLE = frozenset({1})
 REQUESTS, REPLIES, CANCELS = 1, 2, 3
 
 RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
-# Three bits of the flags: 1 goes first, LAST_PRIORITY last, 0 says nothing.
+# Three bits of the flags: 1 goes first, LAST_PRIORITY last, 0 means no priority.
 PRIORITY_SHIFT, LAST_PRIORITY = 4, 7
 OK, FAILED, CHUNK, END = 0, 1, 2, 3
 CLAIMED = 0x80
@@ -51,14 +52,13 @@ _REQUEST = struct.Struct("<16sQIBBBBIH")
 _REPLY = struct.Struct("<16sBBHIIIIII")
 _ATTEMPT_AT = 28
 
-# An envelope is filled up to this many bytes. A larger frame travels alone, and best in pieces: its head, and
-# each tensor as it is, never copied together.
+# An envelope is filled up to this many bytes. A larger frame travels alone, in pieces: its head and each
+# tensor, uncopied.
 LARGE = 256 * 1024
 
-# Names, shapes and parameters travel in every message, whatever becomes of the data: they must be small.
+# Names, shapes and parameters travel in every message, also beside a claim, so they must be small.
 MAX_KEY = 64 * 1024
-# Keys come again and again, but not those that a caller fills with parameters of its own: of what is larger
-# nothing is remembered.
+# Most keys repeat, so parsed keys are cached. Longer keys, with parameters of one caller, are not.
 KEPT_KEY = 2048
 _KEYS_KEPT = 4096
 
@@ -66,11 +66,11 @@ Buffer = bytes | memoryview
 
 
 class Undecodable(ValueError):
-    """Bytes that are not an envelope of a version and kind that this reader knows."""
+    """The bytes are not an envelope of a version and kind that this reader knows."""
 
 
 class Tensor(NamedTuple):
-    """Name, datatype and dims (without the batch axis where there is one)."""
+    """A tensor's name, datatype and dims, without the batch axis if it has one."""
 
     name: str
     datatype: Datatype
@@ -79,7 +79,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallKey:
-    """A request's key, parsed. ``outputs`` empty: all of them."""
+    """A parsed key of a request. Empty ``outputs``: all outputs."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]
@@ -87,7 +87,7 @@ class CallKey:
 
 
 class Request(NamedTuple):
-    """A request frame. ``raw`` is the whole frame, for passing it on as it is."""
+    """A parsed request frame. ``raw`` is the whole frame, to pass it on unchanged."""
 
     id: bytes
     deadline_ms: int
@@ -102,7 +102,7 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A reply frame. FAILED: ``key`` is JSON with ``reason`` and ``message``, and no data. END: neither."""
+    """A reply frame. FAILED has no data; its key is JSON with ``reason`` and ``message``. END has neither."""
 
     id: bytes
     status: int
@@ -118,20 +118,21 @@ class Reply(NamedTuple):
 
 
 def pack(kind: int, frames: Sequence[Buffer]) -> bytes:
-    """An envelope of ``frames``."""
+    """Return an envelope of ``frames``."""
     head = _ENVELOPE.pack(MAGIC, VERSION, kind, len(frames))
     sizes = struct.pack(f"<{len(frames)}I", *map(len, frames))
     return b"".join((head, sizes, *frames))
 
 
 def pack_alone(kind: int, frame: list[Buffer]) -> list[Buffer]:
-    """An envelope of one frame that is in pieces: the same pieces, uncopied, behind an envelope's head."""
+    """Return an envelope of one frame in pieces: an envelope's head, and the same pieces uncopied."""
     return [_ENVELOPE.pack(MAGIC, VERSION, kind, 1) + struct.pack("<I", sum(map(len, frame))), *frame]
 
 
 def runs(sizes: Sequence[int], most: int = 2**16) -> Iterator[tuple[int, int]]:
-    """How to divide frames of ``sizes`` bytes over envelopes: ranges [start, end) of up to ``most`` frames
-    and ``LARGE`` bytes each. A larger frame travels alone.
+    """Divide frames of ``sizes`` bytes over envelopes.
+
+    Yield ranges [start, end) of up to ``most`` frames and ``LARGE`` bytes each. A larger frame travels alone.
     """
     start, total = 0, 0
     for at, size in enumerate(sizes):
@@ -144,7 +145,7 @@ def runs(sizes: Sequence[int], most: int = 2**16) -> Iterator[tuple[int, int]]:
 
 
 def unpack(kind: int, body: Buffer) -> list[memoryview]:
-    """The frames of an envelope; raises :class:`Undecodable`."""
+    """Return the frames of an envelope. Raises :class:`Undecodable`."""
     view = memoryview(body)
     if len(view) < _ENVELOPE.size:
         raise Undecodable("shorter than an envelope's head")
@@ -177,7 +178,7 @@ def request_frame(
     attempt: int = 0,
     flags: int = RETRY_SAFE,
 ) -> bytes:
-    """A request as a frame; ``data`` are the inputs' raw bytes in the key's order."""
+    """Return a request as a frame. ``data`` are the inputs' raw bytes in the key's order."""
     head = request_head(
         id, deadline_ms, rows, key, data, tenant=tenant, trace=trace, attempt=attempt, flags=flags
     )
@@ -196,13 +197,13 @@ def request_head(
     attempt: int = 0,
     flags: int = RETRY_SAFE,
 ) -> bytes:
-    """A request's frame up to its data."""
+    """Return a request's frame up to its data."""
     head = _REQUEST.pack(id, deadline_ms, rows, attempt, flags, len(tenant), len(trace), len(key), len(data))
     return b"".join((head, tenant, trace, key, struct.pack(f"<{len(data)}I", *map(len, data))))
 
 
 def read_request(frame: Buffer) -> Request:
-    """Parse a request frame; raises :class:`Undecodable`."""
+    """Parse a request frame. Raises :class:`Undecodable`."""
     try:
         id_, deadline, rows, attempt, flags, tenant, trace, key, inputs = _REQUEST.unpack_from(frame)
         at = _REQUEST.size
@@ -216,7 +217,7 @@ def read_request(frame: Buffer) -> Request:
 
 
 def with_attempt(frame: Buffer, attempt: int) -> bytes:
-    """The same request frame as another attempt."""
+    """Return the request frame with another attempt."""
     return b"".join((frame[:_ATTEMPT_AT], bytes((min(attempt, 255),)), frame[_ATTEMPT_AT + 1 :]))
 
 
@@ -233,13 +234,13 @@ def reply_frame(
     status: int = OK,
     seq: int = 0,
 ) -> bytes:
-    """An answer as a frame. ``shared``: how many requests were in the same model call."""
+    """Return an answer as a frame. ``shared`` is the number of requests in the model call."""
     head = _REPLY.pack(id, status, attempt, len(data), seq, rows, wait_us, compute_us, shared, len(key))
     return b"".join((head, key, struct.pack(f"<{len(data)}I", *map(len, data)), *data))
 
 
 def reply_pieces(reply: Reply) -> list[Buffer]:
-    """A large reply as a frame in pieces: its head, and its data as it is."""
+    """Return a large reply as a frame in pieces: its head, and its data uncopied."""
     status = reply.status | CLAIMED if reply.claimed else reply.status
     times = reply.wait_us, reply.compute_us, reply.shared
     head = _REPLY.pack(
@@ -252,18 +253,18 @@ def reply_pieces(reply: Reply) -> list[Buffer]:
 
 
 def failure_frame(id: bytes, attempt: int, reason: str, message: str) -> bytes:
-    """A failure as a reply frame."""
+    """Return a failure as a reply frame."""
     key = orjson.dumps({"reason": reason, "message": message[:LARGE]})
     return _REPLY.pack(id, FAILED, attempt, 0, 0, 0, 0, 0, 1, len(key)) + key
 
 
 def end_frame(id: bytes, attempt: int, chunks: int) -> bytes:
-    """The end of a stream that had ``chunks`` of them."""
+    """Return the END frame of a stream with ``chunks`` chunks."""
     return _REPLY.pack(id, END, attempt, 0, chunks, 0, 0, 0, 1, 0)
 
 
 def read_reply(frame: Buffer) -> Reply:
-    """Parse a reply frame; raises :class:`Undecodable`."""
+    """Parse a reply frame. Raises :class:`Undecodable`."""
     try:
         id_, status, attempt, outputs, seq, rows, wait, compute, shared, key = _REPLY.unpack_from(frame)
         at = _REPLY.size
@@ -288,7 +289,7 @@ def _buffers(frame: Buffer, at: int, count: int) -> list[Buffer]:
 
 
 def call_key(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
-    """The key of a request."""
+    """Return the key of a request."""
     parts = [struct.pack("<H", len(outputs))]
     parts += [_name(name) for name in outputs]
     extra = orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS) if parameters else b""
@@ -296,7 +297,7 @@ def call_key(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
 
 
 def read_call_key(key: bytes) -> CallKey:
-    """Parse a request's key; raises :class:`Undecodable`."""
+    """Parse a request's key. Raises :class:`Undecodable`."""
     return _kept_call_key(key) if len(key) <= KEPT_KEY else _parse_call_key(key)
 
 
@@ -318,13 +319,13 @@ _kept_call_key = lru_cache(maxsize=_KEYS_KEPT)(_parse_call_key)
 
 
 def result_key(outputs: tuple[Tensor, ...], parameters: dict[str, Any] | None = None) -> bytes:
-    """The key of a successful reply: its outputs and the model's answer parameters."""
+    """Return the key of a successful reply: its outputs and the model's answer parameters."""
     extra = orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS) if parameters else b""
     return _tensors(outputs) + extra
 
 
 def read_result_key(key: bytes) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """Parse a successful reply's key; raises :class:`Undecodable`."""
+    """Parse a successful reply's key. Raises :class:`Undecodable`."""
     return _kept_result_key(key) if len(key) <= KEPT_KEY else _parse_result_key(key)
 
 
@@ -380,5 +381,5 @@ def _read_name(key: bytes, at: int) -> tuple[str, int]:
 
 
 def tensor(name: str, datatype: str, dims: tuple[int, ...]) -> Tensor:
-    """A :class:`Tensor` by the datatype's name; raises KeyError for an unknown one."""
+    """Return a :class:`Tensor` by the datatype's name. Raises KeyError for an unknown one."""
     return Tensor(name, DATATYPES[datatype], dims)

@@ -1,9 +1,9 @@
-"""Durable jobs as values: what is known of one, and what becomes of it. Pure.
+"""Durable jobs as values: their records and their transitions. Pure.
 
     accepting -> queued -> running -> succeeded | failed | cancelled | expired
 
-``accepting``: recorded, the broker has not confirmed its message yet; to the outside that is ``queued``. A
-lost worker's job goes from ``running`` to ``running`` as its next attempt. The first terminal state wins.
+``accepting`` means that the broker has not confirmed the job's message yet; clients see it as ``queued``. The
+job of a lost worker goes from ``running`` to ``running``, as its next attempt. The first terminal state wins.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STATES: tuple[State, ...] = get_args(State)
 TERMINAL: frozenset[State] = frozenset(get_args(Terminal))
 LEVELS: tuple[Level, ...] = get_args(Level)
 
-# How many jobs of a level a worker takes while all of them wait: none of them starves.
+# The share of jobs that a worker takes of each level while all levels wait. No level starves.
 WEIGHTS: Mapping[Level, int] = {"high": 16, "normal": 4, "low": 1}
 MAX_ATTEMPTS = 3
 
@@ -32,9 +32,9 @@ _ENTROPY_SIZE = 10
 
 
 def new_id(now_ms: int, entropy: bytes) -> bytes:
-    """A job's id: 48 bits of milliseconds since the epoch and 80 random bits (``entropy``, 10 bytes).
+    """Return a job's id: 48 bits of milliseconds since the epoch and 80 random bits (``entropy``, 10 bytes).
 
-    So ids sort by creation. It is the id of the request's frame too.
+    So ids sort by creation. The request's frame has the same id.
     """
     if len(entropy) != _ENTROPY_SIZE:
         raise ValueError(f"{_ENTROPY_SIZE} random bytes are wanted, got {len(entropy)}")
@@ -42,7 +42,7 @@ def new_id(now_ms: int, entropy: bytes) -> bytes:
 
 
 def read_id(text: str) -> bytes | None:
-    """The id that 32 hex digits stand for (as they are shown: lower case); None for anything else."""
+    """Return the id of 32 lower-case hex digits, or None for any other text."""
     if len(text) != 2 * ID_SIZE or not all(c in "0123456789abcdef" for c in text):
         return None
     return bytes.fromhex(text)
@@ -50,7 +50,7 @@ def read_id(text: str) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A caller's word that a request is an earlier one again. ``body``: the sha256 of what was asked."""
+    """An idempotency key, with the sha256 of the request's body."""
 
     key: str
     body: bytes
@@ -60,8 +60,8 @@ class Idempotency:
 class NewJob:
     """A job to accept. ``frame`` is its request frame, with the same id, attempt 0 and the job's deadline.
 
-    Times are milliseconds since the epoch. ``ask`` is what its caller wants back, for whoever encodes the
-    result. ``retry_safe`` must agree with the frame's flag.
+    Times are milliseconds since the epoch. ``ask`` says how to encode the result for the caller.
+    ``retry_safe`` must agree with the frame's flag.
     """
 
     id: bytes
@@ -84,7 +84,7 @@ class NewJob:
 
 
 class Accepted(NamedTuple):
-    """``fresh`` False: the job of an earlier call with the same idempotency key."""
+    """The id of an accepted job. ``fresh`` False: an earlier call with its idempotency key created it."""
 
     id: bytes
     fresh: bool
@@ -92,10 +92,10 @@ class Accepted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is known of a job. Times are milliseconds since the epoch, 0: it has not happened.
+    """The record of a job. Times are milliseconds since the epoch, 0: it has not happened.
 
-    ``attempt`` counts from 1 once it runs. ``wait_us`` and ``compute_us`` are the worker's: the wait there,
-    and the model call. ``result_size`` is the bytes of its reply frame.
+    ``attempt`` counts from 1 when it first runs. ``wait_us`` is the wait in the worker, ``compute_us`` the
+    model call. ``result_size`` is the size of its reply frame in bytes.
     """
 
     id: bytes
@@ -127,16 +127,16 @@ class Job:
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing happens to it any more."""
+        """True if its state is terminal."""
         return self.state in TERMINAL
 
     @property
     def status(self) -> str:
-        """Its state as the outside sees it."""
+        """Its state as clients see it."""
         return "queued" if self.state == "accepting" else self.state
 
     def public(self) -> dict[str, Any]:
-        """The job as a client sees it; times in ISO 8601, UTC, parts of time in milliseconds."""
+        """Return the job as clients see it: times in ISO 8601 (UTC), durations in milliseconds."""
         return {
             "id": self.id.hex(),
             "status": self.status,
@@ -174,9 +174,9 @@ class Job:
 
 
 class JobEvent(NamedTuple):
-    """A line of a job's log; ``seq`` counts from 1, ``at_ms`` is milliseconds since the epoch.
+    """A line of a job's log. ``seq`` counts from 1, ``at_ms`` is milliseconds since the epoch.
 
-    ``detail``: the worker of a `running`, the reason of a failure.
+    ``detail`` is the worker of a `running`, or the reason of a failure.
     """
 
     seq: int
@@ -186,21 +186,21 @@ class JobEvent(NamedTuple):
     detail: str = ""
 
     def public(self) -> dict[str, Any]:
-        """The event as a client sees it."""
+        """Return the event as clients see it."""
         shown = {"status": "queued" if self.state == "accepting" else self.state, "at": iso(self.at_ms)}
         extra = {"worker" if self.state == "running" else "reason": self.detail} if self.detail else {}
         return {**shown, "attempt": self.attempt, **extra}
 
 
 class Take(NamedTuple):
-    """A worker's wish to run a job now.
+    """A worker's request to run a job now.
 
-    ``frame_attempt`` is that of the delivered frame. ``token`` is the delivery's own, random: a wish that is
-    repeated, because its answer was lost, is the same attempt; except that ``lost`` is the attempt of this
-    very delivery that was lost, with the model server under it.
+    ``frame_attempt`` is that of the delivered frame. ``token`` is random and belongs to the delivery: a
+    request that is repeated because its answer was lost gets the same attempt again. ``lost`` is the attempt
+    of this delivery that was lost with the model server; it gets a new attempt.
 
-    ``alone``: nothing else is in the model, so a job that was lost before may run. A loss beside others
-    convicts nobody.
+    ``alone``: nothing else is in the model, so a job that was lost before may run. A loss together with other
+    requests does not show which of them caused it.
     """
 
     id: bytes
@@ -213,9 +213,11 @@ class Take(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """``run``: go on, as ``attempt``. ``drop``: it is over or somebody else's. ``failed``, ``expired``: it
-    has just become that. ``suspect``: nothing has changed; take it again when nothing else is in the model.
-    All but ``run`` and ``suspect``: ack and forget.
+    """The answer to a :class:`Take`.
+
+    ``run``: run it, as ``attempt``. ``drop``: it is over, or another worker has it. ``failed``, ``expired``:
+    it has just become that. ``suspect``: nothing has changed; take it again when the model is empty. Ack the
+    message in all cases but ``run`` and ``suspect``.
     """
 
     outcome: Outcome
@@ -224,10 +226,10 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of an attempt. ``reply`` is the reply frame (empty: none).
+    """The end of an attempt. ``reply`` is the reply frame, empty if there is none.
 
-    ``compute_us`` is the time of the model call, ``used_us`` the job's own part of it, which counts as usage,
-    as do the tokens that the model read and wrote.
+    ``compute_us`` is the time of the model call. ``used_us`` is the job's part of it, which counts as usage
+    together with the tokens.
     """
 
     id: bytes
@@ -244,7 +246,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class JobLoad:
-    """The jobs of one Deployment that are not over."""
+    """The unfinished jobs of one Deployment."""
 
     waiting: int = 0
     running: int = 0
@@ -252,12 +254,12 @@ class JobLoad:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """All records in one consistent view.
+    """The counts of all records, in one consistent view.
 
-    ``states``: records by state. ``ledger``: totals since the store was made: accepted, succeeded, failed,
-    cancelled, expired, removed; one that was never counted is not there. ``acknowledged``: the 202s that each
-    gateway process says it gave.
-    ``watched``: jobs that somebody looks after by the clock, not by a message: not confirmed yet, or leased.
+    ``states`` has the records by state. ``ledger`` has the totals since the store was created: accepted,
+    succeeded, failed, cancelled, expired, removed; a total of zero may be missing. ``acknowledged`` has the
+    202s that each gateway process has reported. ``watched`` counts jobs that the router checks by time,
+    because they have no message: not confirmed yet, or leased.
     """
 
     states: dict[State, int]
@@ -268,14 +270,14 @@ class Counts:
 
     @property
     def unfinished(self) -> int:
-        """Jobs that are not over."""
+        """The number of unfinished jobs."""
         return sum(count for state, count in self.states.items() if state not in TERMINAL)
 
 
 def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
-    """About how many jobs will be taken before one that is the ``rank``-th (from 0) of its level.
+    """Return about how many jobs will be taken before the ``rank``-th (from 0) of its level.
 
-    Workers take by weight: for each of its own level, ``weight / own weight`` of every other.
+    Workers take by weight: for each job of this level, ``weight / own weight`` of every other level.
     """
     found = float(rank)
     for other, count in waiting.items():
@@ -285,11 +287,11 @@ def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
 
 
 def iso(ms: int) -> str | None:
-    """Milliseconds since the epoch as ISO 8601 in UTC; None for 0."""
+    """Return milliseconds since the epoch as ISO 8601 in UTC, or None for 0."""
     return f"{_second(ms // 1000)}.{ms % 1000:03d}Z" if ms else None
 
 
 @lru_cache(maxsize=1024)
 def _second(seconds: int) -> str:
-    # Every answer about a job has several times, most of them of the last few seconds.
+    # Cached by the second, because answers about jobs have several times, most of the last few seconds.
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")

@@ -26,7 +26,7 @@ def problem(kind: str, name: str) -> str | None:
 
 
 def fitting(text: str) -> str:
-    """Return the valid name nearest to ``text``, empty if nothing of it is left."""
+    """Return the valid name nearest to ``text``, empty if no valid character is left."""
     found = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
     found = re.sub(r"^[^A-Za-z0-9]+", "", found)[:LONGEST]
     return found.rstrip("-.")

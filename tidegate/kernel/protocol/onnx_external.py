@@ -25,7 +25,7 @@ MAX_NESTED_GRAPHS = 32
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """A tensor whose values lie in ``location``, up to the byte ``end`` of it; 0: its whole file."""
+    """A tensor with its values in the file ``location``, up to the byte ``end``; 0: the whole file."""
 
     tensor: str
     location: str
@@ -64,7 +64,7 @@ def _graph(graph: Message, depth: int) -> Iterator[External]:
 
 
 def _node(node: Message, depth: int) -> Iterator[External]:
-    """Constants and the bodies of loops and branches may hold weights too."""
+    """Yield the external tensors of a node: its constants, and the bodies of loops and branches."""
     if depth > MAX_NESTED_GRAPHS:
         raise Malformed(f"graphs nested more than {MAX_NESTED_GRAPHS} deep")
     for attribute in node.messages(NODE_ATTRIBUTE):
@@ -97,7 +97,7 @@ def _tensor(tensor: Message) -> Iterator[External]:
         if number == TENSOR_NAME and isinstance(value, Message):
             name = value.text()
         elif number == TENSOR_EXTERNAL_DATA or (number == TENSOR_LOCATION and value != 0):
-            external = True  # one is enough, whatever comes after it
+            external = True  # any occurrence counts
         if number == TENSOR_EXTERNAL_DATA and isinstance(value, Message):
             _entry(value, locations, ends)
     if external and not locations:
@@ -107,7 +107,7 @@ def _tensor(tensor: Message) -> Iterator[External]:
 
 
 def _entry(entry: Message, locations: list[str], ends: list[int]) -> None:
-    """Take one pair of key and value in: a location, the offset (0) or the length (1) of ``ends``."""
+    """Read one pair of key and value: a location, or the offset (0) or length (1) in ``ends``."""
     keys = {text.text() for text in entry.messages(ENTRY_KEY)}
     values = [text.text() for text in entry.messages(ENTRY_VALUE)]
     if "location" in keys:

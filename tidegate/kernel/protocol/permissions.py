@@ -1,8 +1,8 @@
-"""Which scope opens which route of which service: the one table that both sides read.
+"""The table of the scopes that open each route of each service.
 
-The gateway's proxy asks it before it passes a call on, and each service asks it again for the caller that the
-call carries. A route that the table does not name is answered to nobody: ``tests/unit/protocol/
-test_permissions.py`` compares it with the routes that the services have.
+The gateway's proxy checks it before it forwards a call, and each service checks it again for the call's
+principal. A route that is missing here is closed: ``tests/unit/protocol/test_permissions.py`` compares the
+table with the routes of the services.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from functools import cached_property
 
 from tidegate.kernel.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBLISH, REPLICA
 
-# Words that stand where scopes do.
+# Values in place of scopes.
 OPEN = "open"  # no credential is needed
-ANY = "any"  # every credential that is taken here; the handler asks for more
-INTERNAL = "internal"  # Tidegate's own services, and nobody for whom they ask
+ANY = "any"  # every valid credential; the handler checks more
+INTERNAL = "internal"  # Tidegate's own services only, not for a principal that they forward
 
 Scopes = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route that was found. ``scopes``: one of these opens it."""
+    """A route of the table. Any one of ``scopes`` opens it."""
 
     path: str
     scopes: Scopes
@@ -34,14 +34,14 @@ class Route:
 class Permissions:
     """The routes of a service: ``{"GET /v1/models/{name}": (PUBLISH, OPERATE)}``.
 
-    ``{name}`` is one step of a path or a part of one, ``{rest:path}`` is all that follows.
+    ``{name}`` is one segment of a path or a part of one, ``{rest:path}`` is the rest of the path.
     """
 
     table: Mapping[str, Scopes]
 
     @cached_property
     def by_path(self) -> dict[str, dict[str, Scopes]]:
-        """The scopes by path and method, the most literal paths first."""
+        """Return the scopes by path and method, the most literal paths first."""
         found: dict[str, dict[str, Scopes]] = {}
         for line in sorted(self.table, key=lambda line: _precedence(line.partition(" ")[2])):
             method, _, path = line.partition(" ")
@@ -50,7 +50,7 @@ class Permissions:
 
     @cached_property
     def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
-        """One pattern for the paths of each number of steps, and one for those of any number (0)."""
+        """Return one pattern for the paths of each number of segments, and one for any number (0)."""
         by_steps: dict[int, list[str]] = {}
         for path in self.by_path:
             by_steps.setdefault(0 if ":path}" in path else path.count("/"), []).append(path)
@@ -60,7 +60,7 @@ class Permissions:
         }
 
     def methods(self, path: str) -> tuple[str, dict[str, Scopes]] | None:
-        """The path of the table that a request's (decoded) path is, and its methods; None: there is none."""
+        """Return the table's path for a request's decoded path, with its methods; None if there is none."""
         if path != "/" and any(step in ("", ".", "..") for step in path[1:].split("/")):
             return None
         for steps in (path.count("/"), 0):
@@ -72,7 +72,7 @@ class Permissions:
         return None
 
     def find(self, method: str, path: str) -> Route | None:
-        """The route of a call; None: the service has no such route."""
+        """Return the route of a call, or None if the service has no such route."""
         found = self.methods(path)
         if found is None or method not in found[1]:
             return None
@@ -80,12 +80,12 @@ class Permissions:
 
 
 def has_control_character(path: str) -> bool:
-    """Return whether a path has a character that no name has, and that routers read in different ways."""
+    """Return True if a path has a control character. No name has one, and routers treat them differently."""
     return not path.isprintable() and any(ord(each) < 0x20 or ord(each) == 0x7F for each in path)
 
 
 def _precedence(path: str) -> list[tuple[int, str]]:
-    """Literal steps before those with a parameter, so ``/keys/table`` before ``/keys/{id}``."""
+    """Return a sort key with literal segments before parameters: ``/keys/table`` before ``/keys/{id}``."""
     return [(_rank(step), step) for step in path.split("/")]
 
 
@@ -105,7 +105,7 @@ def _pattern_of(path: str) -> str:
     )
 
 
-# What it takes to look at what is deployed.
+# The scopes that may read deployed models.
 LOOK: Scopes = (PUBLISH, OPERATE)
 
 _HEALTH: dict[str, Scopes] = {
@@ -123,7 +123,7 @@ REGISTRY = Permissions(
     _OWN
     | {
         "PUT /v1/artifacts": (PUBLISH,),
-        # A replica reads its own artifact; the handler refuses it any other.
+        # A replica reads its own artifact. The handler refuses all others.
         "HEAD /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "GET /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "PUT /v1/replicas": (INTERNAL,),
@@ -181,7 +181,7 @@ ROUTER = Permissions(
         "POST /v1/dead/replay": (OPERATE,),
         "DELETE /v1/dead/{id}": (OPERATE,),
         "GET /v1/ledger": (OPERATE,),
-        # The caller's own secret; another principal's needs the scope admin, which the handler asks for.
+        # The caller's own secret. The handler requires the scope admin for another principal's.
         "GET /v1/webhooks/secret": (INFER,),
     }
 )
@@ -191,7 +191,7 @@ AUTOSCALER = Permissions(
     | {
         "GET /prometheus/workers": (METRICS, OPERATE),
         "GET /v1/settings/workers": (OPERATE,),
-        # A deploy waits by the status, and `why` says what keeps it from being ready.
+        # A deploy waits by the status, and `why` says why a Deployment is not ready.
         "GET /v1/deployments": LOOK,
         "GET /v1/deployments/{name}": LOOK,
         "PUT /v1/deployments/{name}/replicas": (OPERATE,),
@@ -203,7 +203,7 @@ AUTOSCALER = Permissions(
         "PATCH /v1/deployments/{name}/policy": (OPERATE,),
         "GET /v1/deployments/{name}/cold-starts": (OPERATE,),
         "GET /v1/cold-starts": (OPERATE,),
-        # What a model printed is for its author, too.
+        # The author of a model may read what it prints.
         "GET /v1/logs/{name}": LOOK,
         "GET /v1/requests/{id}/logs": (OPERATE,),
         "GET /v1/hosts": (OPERATE,),
@@ -219,7 +219,7 @@ AUTOSCALER = Permissions(
     }
 )
 
-# What a worker shows of itself are its own model's counts.
+# A worker shows only the metrics of its own model.
 WORKER = Permissions(_HEALTH | {"GET /metrics": (OPEN,)})
 
 _MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
@@ -227,7 +227,7 @@ _MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 GATEWAY = Permissions(
     _OWN
     | {
-        # Shows the caller what that caller may use, and everybody what this is.
+        # The page shows what Tidegate is, and the models that the caller may use.
         "GET /": (OPEN,),
         "GET /v2/health/live": (OPEN,),
         "GET /v2/health/ready": (OPEN,),
@@ -270,12 +270,12 @@ GATEWAY = Permissions(
         "GET /v1/webhooks/secret": (INFER,),
     }
     | {
-        # Decided by the table of the service that the call is for.
+        # The table of the service behind the proxy decides.
         f"{method} /api/{{service}}/{{rest:path}}": (ANY,)
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
     }
 )
 
-# What the gateway passes calls on to.
+# The services behind the gateway's proxy.
 CONTROL: dict[str, Permissions] = {"registry": REGISTRY, "router": ROUTER, "autoscaler": AUTOSCALER}
 SERVICES: dict[str, Permissions] = CONTROL | {"gateway": GATEWAY, "worker": WORKER}

@@ -1,4 +1,4 @@
-"""What workers and gateways report of themselves, a few times a second."""
+"""The reports of workers and gateways about themselves, a few times a second."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ReplicaState = Literal["warm", "starting", "ready", "draining", "failed"]
 class ModelDeath:
     """The last death of a replica's model. Times are seconds since the epoch.
 
-    ``words`` is a clause for people: "the model's process ended (signal 9, out of memory?)". ``status`` is an
-    exit code, or the signal's number as a negative one; None: not known, or the worker itself has ended it.
-    ``in_a_row`` counts deaths that each came within a minute of a start, ``total`` all of this worker.
+    ``words`` is a description for people: "the model's process ended (signal 9, out of memory?)". ``status``
+    is an exit code, or the negative number of a signal; None: unknown, or the worker ended the process.
+    ``in_a_row`` counts deaths in a row, each within a minute of a start. ``total`` counts all of this worker.
     """
 
     at: float
@@ -30,21 +30,21 @@ class ModelDeath:
 
 @dataclass(slots=True)
 class ReplicaReport:
-    """A worker's heartbeat. Times are milliseconds, counters run from the worker's start.
+    """A worker's heartbeat. Durations are milliseconds. Counters start with the worker.
 
-    ``phases_ms`` are the parts of the start: launch, environment (only with requirements), fetch,
-    triton_start, load, warm_up; one that is under way runs on.
-    ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call,
+    ``phases_ms`` has the parts of the start: launch, environment (only with requirements), fetch,
+    triton_start, load, warm_up. The current one still grows.
+    ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call, and
     ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
-    ``parallel`` is how many requests the model works on at once when it has enough of them: those of a full
-    call x instances, or, where a call has one request, the calls that were open at once of late.
-    ``signature`` is what the model server says of its model, as a ``Signature``.
-    ``jobs`` is how many messages of jobs it holds, not settled yet.
+    ``parallel`` is the effective concurrency: the requests of a full call x instances, or, if a call has one
+    request, the recent number of open calls.
+    ``signature`` is the model's, as Triton reports it, in the form of a ``Signature``.
+    ``jobs`` is the number of unacked messages of jobs.
     ``gpu_utilization`` (0 to 1) and ``gpu_memory_bytes`` (used) are those of its GPUs; None: it has none.
-    ``device`` is where its model runs, as Triton says: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``, several
-    by commas; empty until the model is loaded.
-    ``sandbox`` says how the model's process is contained; empty: a worker that does not say. ``memory_limit``
-    says how much memory it may take, and what holds it to that; empty: nothing, or the container.
+    ``device`` is where its model runs, as Triton reports it: ``cpu``, ``cuda:0 (NVIDIA H100 80GB HBM3)``,
+    several separated by commas; empty until the model is loaded.
+    ``sandbox`` says how the model's process is contained; empty: unknown. ``memory_limit`` says how much
+    memory the process may use and what enforces it; empty: nothing, or the container.
     ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that is
     ``starting`` and was ready before loads its model again.
     ``death`` is the last death of the model's process; None: it has not died.
@@ -94,7 +94,7 @@ class ReplicaReport:
 
 @dataclass(slots=True)
 class GatewayLoad:
-    """One gateway's view of one Deployment: now outstanding, and totals since the gateway's start."""
+    """One gateway's load of one Deployment: requests outstanding now, and totals since its start."""
 
     outstanding: int = 0
     arrived: int = 0
@@ -104,7 +104,7 @@ class GatewayLoad:
 
 @dataclass(slots=True)
 class GatewayReport:
-    """A gateway's heartbeat; ``at`` is seconds since the epoch on the gateway's clock."""
+    """A gateway's heartbeat. ``at`` is seconds since the epoch on the gateway's clock."""
 
     incarnation: str
     at: float
@@ -128,7 +128,7 @@ class GatewayReport:
 
 @dataclass(slots=True)
 class GatewayView:
-    """All gateways: those that report, and those known but silent, whose load is therefore unknown."""
+    """All gateways: those that report, and those that are known but silent, so that their load is unknown."""
 
     reports: list[GatewayReport] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)

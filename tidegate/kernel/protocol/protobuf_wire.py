@@ -1,7 +1,7 @@
-"""Protobuf's wire format, read in place: a field that is skipped costs its header and no memory.
+"""Read protobuf's wire format in place. A skipped field costs only its header, and no memory.
 
-A message library would build the whole file, weights and all, in memory before it gave an input's
-name. https://protobuf.dev/programming-guides/encoding/
+A message library would load the whole file with its weights before it returns an input's name.
+https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# Libraries read a key of 32 bits, and not all of them refuse a longer one.
+# Libraries read keys of 32 bits, and not all of them refuse longer ones.
 MAX_NUMBER = 2**29 - 1
 
 
 class Malformed(Exception):
-    """These bytes are no protobuf message, or one of more fields than are read."""
+    """The bytes are not a protobuf message, or one with too many fields."""
 
 
 @dataclass(slots=True)
 class Budget:
-    """How many fields may still be read: a file of gigabytes of tiny fields must not hold a thread."""
+    """The number of fields that may still be read. Gigabytes of tiny fields must not block a thread."""
 
     fields: int = 5_000_000
 
@@ -40,10 +40,10 @@ class Message:
     budget: Budget
 
     def fields(self) -> Iterator[tuple[int, int | Message]]:
-        """Field numbers with values: a varint or fixed as a number, anything with a length as a Message.
+        """Yield field numbers with values: numbers as int, anything with a length as a Message.
 
-        A field may come more than once. Of a singular message protobuf puts the fields of all its occurrences
-        together; of a number the last one counts, cut to the field's width, if its wire type is the field's.
+        A field may occur more than once. Protobuf merges all occurrences of a singular message. Of a number
+        the last one with the field's wire type counts, cut to the field's width.
         """
         at = self.start
         while at < self.end:
@@ -70,13 +70,13 @@ class Message:
             yield number, value
 
     def messages(self, number: int) -> Iterator[Message]:
-        """The fields of this number that have a length."""
+        """Yield the fields of this number that have a length."""
         for found, value in self.fields():
             if found == number and isinstance(value, Message):
                 yield value
 
     def text(self, limit: int = 4096) -> str:
-        """The bytes as UTF-8; raises Malformed when they are not, or are more than ``limit``."""
+        """Return the bytes as text. Raises Malformed if they are not UTF-8, or more than ``limit``."""
         if self.end - self.start > limit:
             raise Malformed(f"it has a name of more than {limit} bytes")
         try:

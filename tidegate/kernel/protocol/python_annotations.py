@@ -13,9 +13,9 @@ from tidegate.model import DATATYPES
 
 Kind = Literal["array", "list", "scalar"]
 
-# Aliases lead to aliases; a file may also make a circle of them.
+# A limit for aliases of aliases, which may form a circle.
 DEEPEST = 20
-# Characters of an annotation in a message.
+# The most characters of an annotation in a message.
 LONGEST = 200
 
 _SCALARS: dict[str, Datatype] = {
@@ -33,7 +33,7 @@ _LISTS = {"list", "List", "Sequence"}
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A tensor by its annotation. ``shape`` is that of the whole array; ``text``: elements are str.
+    """A tensor as its annotation describes it. ``shape`` is that of the whole array; ``text``: of str.
 
     ``kind`` is what ``predict`` gets: a numpy array, a (nested) list, or a Python value for shape [1].
     """
@@ -45,12 +45,12 @@ class Described:
 
 
 class Unclear(Exception):
-    """An annotation does not say enough; the text says what is missing."""
+    """An annotation does not say enough. The message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The names that a file gives at its top: by assignments, and by classes."""
+    """The names that a file defines at its top level, by assignments and classes."""
 
     values: Mapping[str, ast.expr]
     classes: Mapping[str, ast.ClassDef]
@@ -93,12 +93,12 @@ def resolved(node: ast.expr, scope: Scope) -> ast.expr:
 
 
 def arguments(node: ast.Subscript) -> list[ast.expr]:
-    """Return what stands between the brackets, as a list."""
+    """Return the expressions between the brackets, as a list."""
     return list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 
 def written(node: ast.expr) -> str:
-    """Return an expression as Python, for a message; not all that parses can be written or is worth it."""
+    """Return an expression as Python code for a message, or a placeholder if it is too long to show."""
     try:
         return ast.unparse(node)[:LONGEST]
     except (RecursionError, ValueError):  # nested too deep; an integer of too many digits
@@ -106,7 +106,7 @@ def written(node: ast.expr) -> str:
 
 
 def last_name(node: ast.expr) -> str:
-    """Return ``float32`` for ``np.float32``; empty for what is no name."""
+    """Return ``float32`` for ``np.float32``, or an empty string if the expression is not a name."""
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
@@ -135,7 +135,7 @@ def _subscript(node: ast.Subscript, scope: Scope, depth: int) -> Described:
 
 
 def _tensor(parts: list[ast.expr], scope: Scope) -> Described:
-    """Read ``Tensor["FP32", -1, 4]``; what is wrong in it is an error, whatever else is given."""
+    """Read ``Tensor["FP32", -1, 4]``. A mistake in it is always an error."""
     given = f"Tensor[{', '.join(map(written, parts[:LONGEST]))[:LONGEST]}]"
     datatype, text = _datatype(parts[0] if parts else None, scope)
     if datatype is None:

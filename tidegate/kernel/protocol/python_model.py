@@ -39,7 +39,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An input or output by its name. ``found`` None: ``why`` says what its annotation lacks."""
+    """An input or output. If ``found`` is None, ``why`` says what its annotation lacks."""
 
     name: str
     found: Described | None
@@ -49,10 +49,10 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file with ``predict``. ``entry`` is the class, None: ``predict`` is a function.
+    """A file with ``predict``. ``entry`` is the class; None: ``predict`` is a function.
 
-    ``max_size`` 0: one request is one call. ``outputs`` is empty if ``why`` says what the annotation lacks.
-    ``load`` holds the facts that ``load`` takes, None: there is no such method.
+    ``max_size`` 0: one request is one call. If ``outputs`` is empty, ``why`` says what the annotation lacks.
+    ``load`` has the names of the facts that the method ``load`` takes; None: there is no such method.
     """
 
     entry: str | None
@@ -67,7 +67,7 @@ class Source:
 
 
 def parsed(source: str | bytes, filename: str = "model.py") -> ast.Module:
-    """Return the syntax tree of a model's file. Raises BadRequest for what is no Python."""
+    """Return the syntax tree of a model's file. Raises BadRequest if it is not valid Python."""
     try:
         return ast.parse(source, filename=filename)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -114,7 +114,7 @@ def _scope(tree: ast.Module) -> Scope:
 
 def _method(node: ast.Module | ast.ClassDef, name: str) -> Function | None:
     found = [each for each in node.body if isinstance(each, Function) and each.name == name]
-    return found[-1] if found else None  # the last definition is the one that counts
+    return found[-1] if found else None  # Python uses the last definition
 
 
 def _entry(tree: ast.Module) -> tuple[str | None, Function]:
@@ -209,7 +209,7 @@ def _value(arg: ast.arg, scope: Scope, *, optional: bool = False) -> Value:
 
 
 def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Value], str]:
-    """Return the outputs by the annotation of what ``predict`` returns, or yields; else what that lacks."""
+    """Return the outputs by the annotation of what ``predict`` returns or yields, and what that lacks."""
     try:
         if predict.returns is None:
             raise Unclear("has no annotation")
@@ -222,7 +222,7 @@ def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Va
 
 
 def _named(node: ast.expr, scope: Scope) -> list[tuple[str, ast.expr]]:
-    """Return the outputs by name: of a dict, a class with fields, a tuple; a single one is ``output``."""
+    """Return the outputs by name, of a dict, a class with fields, or a tuple. A single one is ``output``."""
     if isinstance(node, ast.Call) and last_name(node.func) == "TypedDict" and len(node.args) == 2:
         node = node.args[1]
     if isinstance(node, ast.Dict):

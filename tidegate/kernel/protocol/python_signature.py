@@ -1,4 +1,4 @@
-"""The signature of a Python file with ``predict``, and how its arguments become arrays and back. Pure."""
+"""Build the signature of a Python file with ``predict``, and the plan to convert its arguments. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def signature_of(source: Source, given: Signature | None) -> Signature:
 
 
 def calling_plan(source: Source, signature: Signature) -> dict[str, Any]:
-    """Return what the runtime in the model's Python must know, as a JSON document."""
+    """Return the plan for the runtime in the model's Python, as a JSON document."""
     found = {value.name: value.found for value in source.inputs}
     axes = 1 if signature.max_batch_size else 0
     inputs = {}
@@ -62,7 +62,7 @@ def calling_plan(source: Source, signature: Signature) -> dict[str, Any]:
 
 
 def _fitting(source: Source, given: Signature) -> Signature:
-    """Return the signature that was given. Raises BadRequest if ``predict`` cannot be called by it."""
+    """Return the given signature. Raises BadRequest if ``predict`` cannot be called with it."""
     known = [value.name for value in source.inputs]
     named = [spec.name for spec in given.inputs]
     if unknown := [] if source.takes_any else [name for name in named if name not in known]:

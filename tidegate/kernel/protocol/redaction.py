@@ -1,4 +1,4 @@
-"""Remove tracebacks and paths of the server from the message that a caller gets of a failure. Pure."""
+"""Remove tracebacks and the server's paths from error messages for callers. Pure."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import NamedTuple
 
 from tidegate.kernel.errors import ModelFailed, NoCapacity, TidegateError, Unavailable
 
-# An absolute path of at least two steps, at the start of a word. Paths of URLs and of the API stay.
+# An absolute path of at least two segments, at the start of a word. Paths of URLs and of the API stay.
 _PATH = re.compile(
     r"(?:(?<=[\s'\"`(\[{<=,;|])|(?<=:)(?!//)|^)/(?!v[12]/|api/|health/)"
     r"(?:[^\s'\"`:,;()<>|\[\]{}/]+/)+(?P<last>[^\s'\"`:,;()<>|\[\]{}/]*)",
     re.MULTILINE,
 )
-# Triton's words around the exception of a Python model, and the traceback behind it.
+# Triton's text around the exception of a Python model, and the traceback after it.
 _AROUND = re.compile(r"^Failed to process the request\(s\) for model (?:instance )?'[^']*', message: ")
 _AT = re.compile(r"\n+At:\n(?:  .*(?:\n|$))+")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t]+.*(?:\n|$))+")
 
 
 class Told(NamedTuple):
-    """A failure in two parts: for its caller, and for the log only (empty: the message says all)."""
+    """A failure in two parts: for its caller, and for the log only. The second may be empty."""
 
     message: str
     traceback: str
 
 
 def without_paths(text: str) -> str:
-    """Return a text with only the last step of each absolute path, as ``.../model.py``."""
+    """Return a text with only the last segment of each absolute path, as ``.../model.py``."""
     return _PATH.sub(lambda found: f".../{found['last']}", text)
 
 
 def for_caller(error: TidegateError) -> str:
-    """Return the message of an error for its caller: without paths if the fault is on the server's side."""
+    """Return the message of an error for its caller: without paths if the error is the server's."""
     if isinstance(error, ModelFailed | NoCapacity | Unavailable) or type(error) is TidegateError:
         return without_paths(error.message)
     return error.message
 
 
 def told(message: str) -> Told:
-    """Return the caller's message about a failure of a model, and the traceback for the log."""
+    """Split a model's failure into the message for its caller and the traceback for the log."""
     removed: list[str] = []
 
     def remove(found: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
-"""The credential of one replica: it opens that replica's artifact at the registry, while the replica runs.
+"""The token of one replica. It opens that replica's artifact at the registry, while the replica runs.
 
 The token is ``trt_<replica>_<signature>``. The signature is an HMAC-SHA256 of the replica's name, keyed with
-the service token, so the autoscaler and the registry agree on it without storing anything. A valid signature
-alone opens nothing: the registry also asks which replicas run (see :class:`Replicas`).
+the service token, so autoscaler and registry compute it without storing it. A valid signature alone opens
+nothing: the registry also checks that the replica runs (see :class:`Replicas`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def issue(service_token: str, replica: str) -> str:
 
 
 def holder(service_token: str, authorization: bytes) -> str | None:
-    """Return the replica whose token an Authorization header carries; None if it carries no valid one."""
+    """Return the replica of the token in an Authorization header, or None without a valid token."""
     if not service_token or not authorization.startswith(_BEARER + PREFIX.encode()):
         return None
     token = authorization[len(_BEARER) + len(PREFIX) :].decode("latin-1")
@@ -38,7 +38,7 @@ def _signature(service_token: str, replica: str) -> str:
 
 @dataclass(slots=True)
 class Replicas:
-    """Which replicas run now, each with the sha256 of the artifact that it may read."""
+    """The replicas that run now, each with the sha256 of the artifact that it may read."""
 
     artifacts: Mapping[str, str] = field(default_factory=dict)
 

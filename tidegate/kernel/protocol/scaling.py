@@ -1,4 +1,4 @@
-"""How a Deployment scales: what its owner can say, and the time windows of a schedule."""
+"""The scaling options of a Deployment, and the time windows of a schedule."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class _Part(BaseModel):
 class ScheduleWindow(_Part):
     """Other bounds from each time of ``start`` until the next time of ``end``.
 
-    Both are cron expressions of five fields on the wall clock of ``time_zone`` (an IANA name). A time that
-    a change of the clocks skips counts right after it; one that comes twice counts once.
+    Both are cron expressions of five fields in the local time of ``time_zone`` (an IANA name). A time that a
+    change of the clocks skips counts right after it. A time that occurs twice counts once.
     """
 
     start: str
@@ -34,7 +34,7 @@ class ScheduleWindow(_Part):
     @field_validator("start", "end")
     @classmethod
     def _is_cron(cls, text: str) -> str:
-        # On first use: the command line needs these models, and is installed without this library.
+        # Imported here, because the command line uses these models without this library.
         from cronsim import CronSim, CronSimError
 
         if len(text.split()) != 5:
@@ -63,7 +63,7 @@ class ScheduleWindow(_Part):
         return self
 
     def open_at(self, now: float) -> bool:
-        """Whether the window is open at ``now`` (seconds since the epoch)."""
+        """Return True if the window is open at ``now`` (seconds since the epoch)."""
         minute = int(now // 60)
         opened = _last(self.start, self.time_zone, minute)
         closed = _last(self.end, self.time_zone, minute)
@@ -71,15 +71,14 @@ class ScheduleWindow(_Part):
 
 
 class Scaling(_Part):
-    """When a Deployment grows and shrinks, beside its bounds and ``target_wait_ms``. Of several rules the
-    one that wants most counts.
+    """The scaling rules of a Deployment, beside its bounds and ``target_wait_ms``. The highest result counts.
 
-    ``aggressiveness`` sets everything that is not given. ``target_utilization`` is the share of its time
-    that a replica may be busy, ``backlog_per_replica`` how many requests may be outstanding for each.
-    Windows are seconds: load counts on the way up when it has lasted for ``up_window_s``, and on the way
-    down for ``down_window_s`` after it. A load of ``panic_factor`` times what is ready is met at once,
-    whatever window and limit there is; 0: never. ``max_cost_per_hour`` limits replicas x ``price_per_hour``.
-    ``forecast`` may start replicas ahead of what the same time of earlier days or weeks brought.
+    ``aggressiveness`` sets the defaults of the other fields. ``target_utilization`` is the share of its time
+    that a replica may be busy, ``backlog_per_replica`` the number of outstanding requests for each.
+    Windows are in seconds: scale up after load that lasted for ``up_window_s``, scale down only
+    ``down_window_s`` after it. A load above ``panic_factor`` times the ready replicas scales up at once,
+    despite windows and limits; 0: never. ``max_cost_per_hour`` limits replicas x ``price_per_hour``.
+    ``forecast`` may start replicas early, for the load of the same time on earlier days or weeks.
     """
 
     aggressiveness: Aggressiveness = "balanced"
@@ -113,18 +112,18 @@ class Scaling(_Part):
         return self
 
     def changes(self) -> dict[str, Any]:
-        """What differs from the defaults, for people."""
+        """Return the values that differ from the defaults, for people."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
 @lru_cache(maxsize=4096)
 def _last(cron: str, zone: str, minute: int) -> datetime | None:
-    """The last time of a cron expression at or before a minute (of the epoch); None: there was none."""
+    """Return the last time of a cron expression at or before a minute of the epoch, or None."""
     from cronsim import CronSim
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)
     local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim looks strictly before
-    if local.fold:  # the hour that comes twice: what the first one brought may be later on the clock
+    if local.fold:  # in the second of two same hours, a time in the first may show a later clock time
         local += timedelta(hours=2)
     times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))
     return next((found for found in times if found <= now), None)

@@ -1,9 +1,9 @@
-"""A model's statistics in Triton's schema, and the flat counts from which they are summed.
+"""A model's statistics in Triton's schema, and the flat counts behind them.
 
-Workers add counts by name to one hash for each Deployment; a gateway shows the sums. Durations are in ns.
-``success``, ``fail`` and ``queue`` are of requests, from a worker's receipt to its answer; a request that
-shared a model call has that call's full ``compute_*``, as in Triton. ``execution_count``, the
-batches, ``cache_hit`` and ``cache_miss`` (of Triton's response cache, where a model has one) are of calls.
+Workers add named counts to one hash per Deployment, and a gateway shows the sums. Durations are in ns.
+``success``, ``fail`` and ``queue`` count requests, from the worker's receipt to its answer. A request that
+shared a model call has that call's full ``compute_*``, as in Triton. ``execution_count``, the batches,
+``cache_hit`` and ``cache_miss`` (of Triton's response cache) count calls.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Counts = Mapping[str, int]
 
 
 def count_name(part: str) -> str:
-    """The name of how often."""
+    """Return the name of a part's count."""
     return f"{part}.count"
 
 
 def time_name(part: str) -> str:
-    """The name of how long in all, in ns."""
+    """Return the name of a part's total time in ns."""
     return f"{part}.ns"
 
 
 def batch_part(size: int, part: str) -> str:
-    """The part of calls of ``size`` rows."""
+    """Return the name of a part for calls of ``size`` rows."""
     return f"{BATCH}.{size}.{part}"
 
 
 def shown(model: str, version: str, counts: Counts) -> dict[str, Any]:
-    """An entry of ``model_stats``."""
+    """Return an entry of ``model_stats``."""
     sizes = sorted({int(name.split(".")[1]) for name in counts if name.startswith(BATCH + ".")})
     return {
         "name": model,

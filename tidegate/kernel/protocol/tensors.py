@@ -1,7 +1,7 @@
-"""Tensor datatypes of the Open Inference Protocol, and raw bytes <-> JSON values.
+"""Datatypes of the Open Inference Protocol, and conversion between raw bytes and JSON values.
 
-Raw bytes are little-endian, row-major; a BYTES element is a 32-bit length followed by its bytes, as in
-the protocol's binary data extension. Nothing here loops in Python over the elements of a numeric tensor.
+Raw bytes are little-endian and row-major. A BYTES element is a 32-bit length and its bytes, as in the
+protocol's binary data extension. No code here loops in Python over the elements of a numeric tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.bounded_json import shown
 
 @dataclass(frozen=True, slots=True)
 class Datatype:
-    """A datatype: its code on the wire, its bytes per element (0: variable), how Python holds it."""
+    """A datatype: its code on the wire, its bytes per element (0: variable), and its codes in Python."""
 
     name: str
     code: int
@@ -50,23 +50,22 @@ DATATYPES: dict[str, Datatype] = {
 BY_CODE: dict[int, Datatype] = {d.code: d for d in DATATYPES.values()}
 
 _LENGTH = struct.Struct("<I")
-# Values that are tried together when the one that does not fit is looked for.
+# The number of values that are tried together in the search for a wrong one.
 _SLICE = 1024
-# Strings are the one thing that is gone over element by element, and nothing else is done meanwhile: a tenth
-# of a second for so many.
+# Only strings need a loop over their elements, which blocks the event loop: 0.1 s for this many.
 MAX_STRINGS = 2**20
 
-# Too narrow for JSON numbers to carry without surprise; Triton refuses them in JSON as well.
+# JSON numbers cannot show these narrow types exactly. Triton refuses them in JSON as well.
 BINARY_ONLY = {"FP16", "BF16"}
 
 
 def elements(shape: list[int]) -> int:
-    """How many elements a tensor of ``shape`` has; 1 for a scalar."""
+    """Return the number of elements of a tensor of ``shape``; 1 for a scalar."""
     return prod(shape)
 
 
 def from_json(name: str, datatype: Datatype, shape: list[int], data: list[Any]) -> bytes:
-    """JSON values, flat or nested, as raw bytes; raises BadRequest naming the tensor ``name``."""
+    """Return flat or nested JSON values as raw bytes. Raises BadRequest that names the tensor ``name``."""
     if datatype.name in BINARY_ONLY:
         raise BadRequest(
             f"input {name!r}: {datatype.name} cannot be sent as JSON; use the binary data extension"
@@ -88,7 +87,7 @@ def from_json(name: str, datatype: Datatype, shape: list[int], data: list[Any]) 
 
 
 def misfit(name: str, datatype: Datatype, values: list[Any]) -> BadRequest:
-    """Return the error for values of which one is not of ``datatype``: which one, and what would be."""
+    """Return the error for a wrong value among ``values``: which one, and what ``datatype`` accepts."""
     return BadRequest(f"input {name!r}: data is not {datatype.name}: {_misfit(datatype, values)}")
 
 
@@ -125,7 +124,7 @@ def _takes(datatype: Datatype) -> str:
 
 
 def check_count(name: str, strings: int) -> None:
-    """Whether a BYTES input may have so many elements; raises BadRequest."""
+    """Raise BadRequest if a BYTES input has too many elements."""
     if strings > MAX_STRINGS:
         raise BadRequest(f"input {name!r}: {strings} elements of BYTES, at most {MAX_STRINGS} are possible")
 
@@ -139,16 +138,16 @@ def _flatten(name: str, data: list[Any]) -> list[Any]:
 
 
 def to_json(datatype: Datatype, raw: bytes | memoryview) -> Any:
-    """Raw bytes as a flat sequence that orjson writes (numpy arrays with OPT_SERIALIZE_NUMPY).
+    """Return raw bytes as a flat sequence for orjson (numpy arrays with OPT_SERIALIZE_NUMPY).
 
-    None when JSON cannot carry them: strings that are no text.
+    Return None if JSON cannot carry them, because their strings are not UTF-8.
     """
     if datatype.name == "BYTES":
         try:
             return [element.decode() for element in unpack_strings(raw)]
         except UnicodeDecodeError:
             return None
-    # Here and not above: a worker never needs it, and its import is a fifth of a worker's start.
+    # Imported here, because workers do not need it, and it would take a fifth of their start.
     import numpy as np
 
     if datatype.name == "BF16":
@@ -157,7 +156,7 @@ def to_json(datatype: Datatype, raw: bytes | memoryview) -> Any:
 
 
 def pack_strings(values: list[Any]) -> bytes:
-    """Strings (or bytes) in the layout of BYTES tensors."""
+    """Return strings (or bytes) in the layout of BYTES tensors."""
     kinds = set(map(type, values))
     if wrong := kinds - {str, bytes}:
         raise TypeError(f"expected a string, got {min(kind.__name__ for kind in wrong)}")
@@ -166,7 +165,7 @@ def pack_strings(values: list[Any]) -> bytes:
 
 
 def unpack_strings(raw: bytes | memoryview) -> list[bytes]:
-    """The elements of a BYTES tensor; raises ValueError when the lengths do not add up."""
+    """Return the elements of a BYTES tensor. Raises ValueError if the lengths do not add up."""
     view, at, found = memoryview(raw), 0, []
     while at < len(view):
         if at + 4 > len(view):
@@ -181,7 +180,7 @@ def unpack_strings(raw: bytes | memoryview) -> list[bytes]:
 
 
 def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
-    """Byte offsets in a BYTES tensor after each run of ``every`` elements; raises ValueError."""
+    """Return the byte offsets in a BYTES tensor after each ``every`` elements. Raises ValueError."""
     at, count, found = 0, 0, []
     while at < len(raw):
         (size,) = _LENGTH.unpack_from(raw, at)
@@ -195,7 +194,7 @@ def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
 
 
 def count_strings(raw: bytes | memoryview) -> int:
-    """Elements in a BYTES tensor; ``MAX_STRINGS + 1`` when there are more than may be. Raises ValueError."""
+    """Count the elements of a BYTES tensor; ``MAX_STRINGS + 1`` for too many. Raises ValueError."""
     at, count, end = 0, 0, len(raw)
     try:
         while at < end and count <= MAX_STRINGS:

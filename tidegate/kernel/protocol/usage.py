@@ -1,4 +1,4 @@
-"""Reports of usage: who asked which endpoint for how much, from those who serve to the registry."""
+"""Usage reports, from the gateways to the registry: what each principal used of each endpoint."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import orjson
 COUNTS = ("requests", "failed", "compute_us", "received_bytes", "sent_bytes", "tokens_in", "tokens_out")
 ZERO = (0,) * len(COUNTS)
 
-# The names that models give to the tokens that they read and wrote, in the parameters of an answer.
+# The names of token counts in the parameters of a model's answer.
 TOKENS_IN = ("prompt_tokens", "input_tokens", "tokens_in")
 TOKENS_OUT = ("completion_tokens", "output_tokens", "tokens_out")
 TOKEN_COUNTS = (*TOKENS_IN, *TOKENS_OUT, "total_tokens")
 
 
 class Subject(NamedTuple):
-    """Whose usage of what, on which day (UTC)."""
+    """The key of a count: a day (UTC), a principal and an endpoint."""
 
     day: date
     principal: str
@@ -28,7 +28,7 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Counts to be added once: ``(incarnation, seq)`` tells a report that comes again from a new one.
+    """Counts to add once: ``(incarnation, seq)`` identifies a report, so that a repeated one is ignored.
 
     Each value is a tuple in the order of ``COUNTS``.
     """
@@ -38,13 +38,13 @@ class UsageReport:
     counts: dict[Subject, tuple[int, ...]]
 
     def to_json(self) -> bytes:
-        """As a message."""
+        """Return the report as a message."""
         items = [[*subject, *counts] for subject, counts in self.counts.items()]
         return orjson.dumps({"v": 1, "incarnation": self.incarnation, "seq": self.seq, "items": items})
 
     @classmethod
     def from_json(cls, raw: bytes) -> UsageReport:
-        """From a message; raises ValueError, KeyError or TypeError for what is none."""
+        """Read a report from a message. Raises ValueError, KeyError or TypeError if it is not one."""
         told = orjson.loads(raw)
         if told["v"] != 1:
             raise ValueError(f"version {told['v']} of a usage report is not known")
@@ -57,12 +57,12 @@ class UsageReport:
 
 
 def tokens(parameters: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the tokens read and written; 0 where the model does not tell."""
+    """Return the tokens read and written; 0 if the model does not report them."""
     return (_count(parameters, TOKENS_IN), _count(parameters, TOKENS_OUT)) if parameters else (0, 0)
 
 
 def is_count(value: object) -> bool:
-    """Return whether a parameter is a number of tokens."""
+    """Return True if a parameter is a number of tokens."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -71,10 +71,10 @@ def _count(parameters: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 
 def added(counts: Iterable[int], more: Iterable[int]) -> tuple[int, ...]:
-    """The sum, count by count."""
+    """Return the sum of two tuples, count by count."""
     return tuple(a + b for a, b in zip(counts, more, strict=True))
 
 
 def day_of(epoch_s: float) -> date:
-    """The calendar day (UTC) of a time in seconds since the epoch."""
+    """Return the calendar day (UTC) of a time in seconds since the epoch."""
     return datetime.fromtimestamp(epoch_s, UTC).date()

@@ -1,7 +1,7 @@
-"""Where a webhook may go: the form of its URL, and the addresses behind it. Pure.
+"""Check where a webhook may go: the form of its URL, and the addresses behind it. Pure.
 
-The URL is read when a job is taken in, so that a wrong one is refused at once. Its addresses are judged when
-the connection is made: what a name resolves to may be another address by then.
+The URL is checked when a job is accepted, so that a wrong one is refused at once. Its addresses are checked
+when the connection is made, because a name may resolve to another address by then.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _URL = re.compile(
     r"(?P<path>/[^#]*|\?[^#]*)?"
 )
 _PORTS = {"http": 80, "https": 443}
-# What names of the public internet resolve to by IPv6: of it, only global unicast addresses.
+# Public names resolve only to global unicast addresses in IPv6.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# Of these, those that reach an IPv4 network through a tunnel, and those for documents (RFC 9637).
+# Exceptions: addresses that reach an IPv4 network through a tunnel, and those for documents (RFC 9637).
 _NO_RECEIVER = (IPv6Network("2001::/32"), IPv6Network("2002::/16"), IPv6Network("3fff::/20"))
-# The well-known prefix of translators: the IPv4 address that is asked is in the last four bytes. In
-# 64:ff9b:1::/48 it may be in other places and may be a private one, so nothing of it is public (RFC 8215).
+# The well-known prefix of translators: the IPv4 address is in the last four bytes. In 64:ff9b:1::/48 it may
+# be elsewhere and private, so no address in that network counts as public (RFC 8215).
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 Address = IPv4Address | IPv6Address
@@ -38,7 +38,7 @@ class Target:
 
     @property
     def origin(self) -> str:
-        """``host:port``: what limits and rests are counted by."""
+        """``host:port``, by which limits and cool-downs are counted."""
         return f"{self.host}:{self.port}"
 
     @property
@@ -49,7 +49,7 @@ class Target:
 
 
 def read_url(url: str) -> Target | None:
-    """The parts of a webhook's URL; None unless it is plain http or https with a host and no user in it."""
+    """Return the parts of a webhook's URL, or None unless it is http or https with a host and no user."""
     found = _URL.fullmatch(url) if len(url) <= LONGEST_URL and url.isascii() and url.isprintable() else None
     if found is None or " " in url:
         return None
@@ -65,14 +65,17 @@ def read_url(url: str) -> Target | None:
 
 
 def is_refused(target: Target) -> bool:
-    """Whether the URL itself names an address that no webhook may reach; a name's is judged later."""
+    """Return True if the URL has a forbidden address. The addresses of names are checked later."""
     address = _literal(target.host)
     return target.host == "localhost" or (address is not None and not is_public(address))
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the public internet: not this machine's, nor of a private network,
-    nor link-local (the metadata services of clouds), nor any of these dressed up as IPv6."""
+    """Return True if an address is public.
+
+    It is not this machine's, nor private, nor link-local (the metadata services of clouds), nor one of these
+    inside of an IPv6 address.
+    """
     if isinstance(address, IPv6Address):
         carried = _carried(address)
         if carried is not None:
@@ -84,7 +87,7 @@ def is_public(address: Address) -> bool:
 
 
 def _carried(address: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address that is really asked at an IPv6 one; None: it is asked itself."""
+    """Return the IPv4 address inside of an IPv6 address, or None."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None

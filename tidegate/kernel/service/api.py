@@ -28,15 +28,15 @@ from tidegate.version import VERSION
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        """Return the body as JSON. Raise JSONDecodeError, also for NaN, 1e400 and half a surrogate."""
+        """Return the body as JSON. Raises JSONDecodeError, also for NaN, 1e400 and half a surrogate pair."""
         return orjson.loads(await self.body())
 
 
 class JsonRoute(APIRoute):
-    """A route that reads JSON by the standard (RFC 8259): give it to a router whose routes have bodies.
+    """A route that reads JSON strictly (RFC 8259). Use it for routers whose routes have bodies.
 
-    Python's own reader also takes what cannot be written again, which fails as late as in the database or in
-    the answer.
+    Python's own reader also accepts values that cannot be written again. They would fail only in the database
+    or in the answer.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -62,12 +62,12 @@ def create_app(
     larger_bodies: Mapping[str, int | None] = MappingProxyType({}),
     origins: Container[object] = frozenset(),
 ) -> FastAPI:
-    """The app with these routes, and with health, metrics, guard and error answers in place.
+    """Return an app with these routes, and with health, metrics, guard and error answers.
 
-    ``identify``: who sends these headers; None: only holders of the service token are answered.
-    ``permissions`` None: the table of the service ``name``. ``front``: the OpenAPI paths of routes in front
-    of the app. ``body_bytes`` is the largest body; None: the one of the settings. ``larger_bodies``: paths
-    that take more than that, see :class:`BodyLimit`. ``origins``: those whose pages may call.
+    ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
+    ``permissions`` None: the table of the service ``name``. ``front`` has the OpenAPI paths of routes in
+    front of the app. ``body_bytes`` is the largest body; None: that of the settings. ``larger_bodies`` has
+    the paths with other limits, see :class:`BodyLimit`. Pages of ``origins`` may call.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
@@ -76,9 +76,9 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # the guard takes one slash at the end away
+        redirect_slashes=False,  # the guard removes one trailing slash
     )
-    # Before the guard, which so stands in front of it: nothing is read of a caller that is not admitted.
+    # Added before the guard, so it runs behind it: the body of a refused caller is not read.
     most = settings.max_api_body_bytes if body_bytes is None else body_bytes
     app.add_middleware(BodyLimit, most=most, larger=larger_bodies)
     furnish(app, name=name, settings=settings, permissions=permissions, identify=identify, origins=origins)
@@ -98,7 +98,7 @@ def _settings_router(settings: Settings) -> APIRouter:
 
     @router.get("/settings")
     def list_settings() -> dict[str, Any]:
-        """Return every setting of this service: its value, where that came from, what a restart changes."""
+        """Return every setting of this service: its value, its source, and what a restart changes."""
         return report(settings)
 
     return router
@@ -134,7 +134,7 @@ def _no_json(finding: Any) -> str:
     return f"the body is not JSON: {why} (character {finding['loc'][-1]})"
 
 
-# Findings whose words at pydantic or FastAPI are of no use to a caller.
+# Messages for findings that pydantic or FastAPI describe poorly.
 _WORDS: dict[str, Callable[[Any], str]] = {
     "json_invalid": _no_json,
     "model_attributes_type": _no_object,
@@ -144,7 +144,7 @@ _WORDS: dict[str, Callable[[Any], str]] = {
 
 
 def explain_validation(found: Sequence[Any]) -> str:
-    """Pydantic's list of findings as one sentence: where, what was wrong, what was given."""
+    """Return pydantic's list of findings as one sentence: the field, the error, and the value."""
     parts = []
     for finding in found[:5]:
         if (known := _WORDS.get(finding["type"])) is not None:

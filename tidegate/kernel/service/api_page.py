@@ -1,4 +1,4 @@
-"""``/docs``: the OpenAPI document as a page that loads nothing and runs nothing."""
+"""Render ``/docs``: the OpenAPI document as a page without scripts and without other files."""
 
 from __future__ import annotations
 

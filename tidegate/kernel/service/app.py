@@ -1,4 +1,4 @@
-"""How every service starts, reports its health, answers errors, and stops."""
+"""The frame of every service: its start, health, error answers, and stop."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.kernel import errors, quick_start, telemetry
+from tidegate.kernel.broker import connection as broker
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.answers import error_body as error_body
 from tidegate.kernel.http.answers import new_request_id as new_request_id
@@ -63,46 +64,46 @@ STATUS: dict[type[TidegateError], int] = {
 
 METRICS = "/metrics"
 DOCS = "/docs"
-# Asked all the time: an answered call to these is no news.
+# Paths that are called all the time. Successful calls are not logged.
 QUIET = ("/health/", METRICS, DOCS, "/openapi.json")
 # How long a TLS connection may take to close while the service stops.
 GOODBYE_S = 1.0
 LONGEST_PATH = 500
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
-# Who sends these headers; raises Unauthorized.
+# Return the principal of a request's headers. Raises Unauthorized.
 Identify = Callable[[dict[bytes, bytes]], Principal]
 
 
 def status_of(error: TidegateError) -> int:
-    """The HTTP status code of an error: the nearest class of its line that has one, else 500."""
+    """Return the HTTP status code of an error: that of its nearest base class with one, else 500."""
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
 
 
 class Health:
-    """Named checks behind ``/health/ready``: each returns None when well, else what is wrong."""
+    """The named checks of ``/health/ready``. Each returns None if all is well, else the problem."""
 
     def __init__(self) -> None:
         self._checks: dict[str, Callable[[], str | None]] = {}
 
     def add(self, name: str, check: Callable[[], str | None]) -> None:
-        """Register a check; it must be quick and must not block."""
+        """Register a check. It must be quick and must not block."""
         self._checks[name] = check
 
     def problems(self) -> dict[str, str]:
-        """What is wrong now, by check."""
+        """Return the current problems, by check."""
         found = {name: check() for name, check in self._checks.items()}
         return {name: problem for name, problem in found.items() if problem is not None}
 
 
 class Guard:
-    """ASGI middleware: request id, foreign pages refused, the caller identified, one log line.
+    """ASGI middleware that checks each request and logs it: request id, origin, credential and scope.
 
-    Loopback is no trust boundary: a page in a browser can post to it. So a request with a foreign
-    ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` (a page; not of one of ``origins``) is refused.
-    Everything that is not open needs the service token, or what else ``identify`` knows, which a page cannot
-    know. The caller, or the one for whom a service asks, needs a scope that opens the route in
-    ``permissions``. A route that is not there is not found.
+    Loopback is not a trust boundary, because a page in a browser can post to it. So a request with a foreign
+    ``Host`` (DNS rebinding), ``Origin`` or ``Sec-Fetch-Site`` is refused, except for pages of ``origins``.
+    Every route that is not open needs a credential that ``identify`` accepts, such as the service token. Its
+    principal, or the one that a service calls for, needs a scope that opens the route in ``permissions``. A
+    path that is not in the table gets "not found".
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["path"] = without_slash(scope["path"])  # in place: a middleware outside reads the route in it
+        scope["path"] = without_slash(scope["path"])  # in place, because an outer middleware reads it
         headers = without_page(dict(scope["headers"]), self._origins)
         rid = telemetry.shown_id(headers.get(b"x-request-id", b"")) or new_request_id()
         mark, caller_mark = telemetry.request_id.set(rid), caller.current.set(caller.OWN_WORK)
@@ -151,7 +152,7 @@ class Guard:
                 caller.current.set(Caller(who, self._origin(scope, headers)))
                 await self._app(scope, receive, send_with_id)
         except Exception as error:
-            # Here and not in a handler of the framework's: that one answers outside of this middleware.
+            # A handler of the framework would answer outside of this middleware, without the request id.
             log.error("unexpected error", exc_info=error)
             if answering:
                 raise
@@ -203,12 +204,12 @@ class Guard:
 
 
 def without_slash(path: str) -> str:
-    """Return a path without the slash at its end: ``/v2/`` is ``/v2``, as for Triton."""
+    """Return a path without its trailing slash: ``/v2/`` is ``/v2``, as for Triton."""
     return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
 
 def error_response(error: TidegateError, rid: str) -> Response:
-    """An error as an HTTP answer, with ``Retry-After`` (whole seconds, rounded up) where it has one."""
+    """Return an error as an HTTP answer, with ``Retry-After`` in whole seconds if the error has one."""
     message, headers = for_caller(error), {}
     if message != error.message:
         log.warning("an answer leaves out paths", extra={"problem": error.message, "request_id": rid})
@@ -226,9 +227,9 @@ def error_response(error: TidegateError, rid: str) -> Response:
 def bare_app(
     *, name: str, settings: Settings, lifespan: Lifespan, permissions: Permissions | None = None
 ) -> Starlette:
-    """Return the app of a service that answers only health and metrics; others use ``service.api``.
+    """Return the app of a service that answers only health and metrics. Others use ``service.api``.
 
-    Without FastAPI, which takes a quarter of the time in which a worker loads its modules.
+    It does without FastAPI, which takes a quarter of a worker's import time.
     """
     app = Starlette(routes=[Route(path, answer) for path, answer in OWN_PATHS.items()], lifespan=lifespan)
     furnish(app, name=name, settings=settings, permissions=permissions)
@@ -244,10 +245,10 @@ def furnish(
     identify: Identify | None = None,
     origins: Container[object] = frozenset(),
 ) -> None:
-    """Put health, guard and error answers in place.
+    """Add health, guard and error answers to an app.
 
-    ``identify``: who sends these headers; None: only holders of the service token are answered.
-    ``permissions`` None: the table of the service ``name``. ``origins``: those whose pages may call.
+    ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
+    ``permissions`` None: the table of the service ``name``. Pages of ``origins`` may call.
     """
     if settings.holds_service_token and not settings.service_token:
         raise SystemExit(
@@ -267,12 +268,12 @@ def furnish(
 
 
 async def live(_: Request) -> Response:
-    """The process answers."""
+    """Answer that the process is alive."""
     return _json({"status": "live"}, 200)
 
 
 async def ready(request: Request) -> Response:
-    """Whether it can do its work, and what is wrong if not (503)."""
+    """Answer whether the service is ready; if not, with 503 and the problems."""
     found: dict[str, str] = request.app.state.health.problems()
     problems = {name: without_paths(problem) for name, problem in found.items()}
     told = {"status": "not ready" if problems else "ready", "problems": problems}
@@ -280,7 +281,7 @@ async def ready(request: Request) -> Response:
 
 
 async def metrics(_: Request) -> Response:
-    """What Prometheus reads."""
+    """Answer with the metrics, in the format of Prometheus."""
     return Response(generate_latest(_registry()), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -288,7 +289,7 @@ OWN_PATHS = {"/health/live": live, "/health/ready": ready, METRICS: metrics}
 
 
 def _registry() -> CollectorRegistry:
-    """This process's metrics, or those of all processes of a service that runs as several."""
+    """Return the metrics of this process, or of all processes of a service that runs as several."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     together = CollectorRegistry()
@@ -327,13 +328,14 @@ def run(
     tls: ssl.SSLContext | None = None,
     other_connections: int = 0,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way get up to 30 s, then ``lifespan`` shuts down.
+    """Serve until SIGTERM or SIGINT. Requests in flight get up to 30 s, then ``lifespan`` shuts down.
 
-    ``sock``: a bound socket to serve on instead of ``port``. ``protocol``: a factory of the service's own
-    kind of :class:`Protocol`. ``on_stop`` runs first of all, while connections are still served. ``tls``:
-    serve over TLS with this context. ``other_connections``: those that the service takes on other ports.
+    ``sock`` is a bound socket to use instead of ``port``. ``protocol`` is a factory of the service's own
+    :class:`Protocol`. ``on_stop`` runs first, while connections are still served. With ``tls`` the service
+    speaks TLS. ``other_connections`` is the number of connections on other ports.
     """
-    os.umask(0o077)  # what a service writes is for its user alone, whoever started it
+    broker.use_driver(settings.amqp_driver)
+    os.umask(0o077)  # only the service's user may read what it writes
     connections = Connections(HttpLimits.of(settings))
     connections.fit_files(other_connections)
     config = uvicorn.Config(
@@ -355,14 +357,14 @@ def run(
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn with a first step of shutdown of our own, while connections are still served."""
+    """Uvicorn with a first step of shutdown that runs while connections are still served."""
 
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], Awaitable[None]] | None) -> None:
         super().__init__(config)
         self._on_stop = on_stop
 
     async def startup(self, sockets: Any = None) -> None:
-        """Start; what is loaded by now the garbage collector leaves out, what a start makes it does not."""
+        """Exclude everything that is loaded from garbage collection, then start."""
         quick_start.loaded()
         await super().startup(sockets)
 
@@ -377,7 +379,7 @@ class _Server(uvicorn.Server):
                 cutting.cancel()
 
     async def _cut_closing(self) -> None:
-        """Cut TLS connections that are closing: an idle client does not read, so it answers no goodbye."""
+        """Abort TLS connections that are closing, because an idle client never answers the close."""
         while True:
             await asyncio.sleep(GOODBYE_S)
             for connection in list(self.server_state.connections):
@@ -387,7 +389,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Without raising the signal again after an orderly stop: to a supervisor that is a crash."""
+        """Do not raise the signal again after an orderly stop, which a supervisor would read as a crash."""
         with super().capture_signals():
             yield
             self._captured_signals.clear()

@@ -1,4 +1,4 @@
-"""The largest body that a route of a service's API takes, enforced while it is read."""
+"""Limit the body of an API request while it is read."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 class BodyLimit:
-    """ASGI middleware: read the whole body of a request, up to a limit, and hand it on in one piece.
+    """ASGI middleware that reads the whole body of a request, up to a limit, and passes it on in one piece.
 
-    ``larger``: limits of paths that take more, by regular expression; None: the route bounds its body itself.
+    ``larger`` has limits of other paths, by regular expression; None: the route limits its body itself.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, larger: Mapping[str, int | None]) -> None:
@@ -28,7 +28,7 @@ class BodyLimit:
         self._larger = [(re.compile(path), limit) for path, limit in larger.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Read the body, then call the app."""
         limit = self._limit(scope)
         if limit is None:
             await self._app(scope, receive, send)
@@ -42,7 +42,7 @@ class BodyLimit:
             await self._app(scope, _once(body, receive), send)
 
     def _limit(self, scope: Scope) -> int | None:
-        """The limit of this request's body; None: it has none, or is not for this middleware to read."""
+        """Return the limit of this request's body, or None if this middleware must not read it."""
         if scope["type"] != "http" or not any(name in _BODY_HEADERS for name, _ in scope["headers"]):
             return None
         for path, limit in self._larger:
@@ -52,10 +52,10 @@ class BodyLimit:
 
 
 async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None: the caller left. Raises PayloadTooLarge as soon as that is known."""
+    """Return the whole body, or None if the caller disconnected. Raises PayloadTooLarge early."""
     if (_declared(scope) or 0) > limit:
         raise _too_large(limit)
-    # One buffer and no list: a body that comes byte by byte would be a list of millions of objects.
+    # One buffer: with a list, a body that arrives byte by byte would become millions of objects.
     body, more = bytearray(), True
     while more:
         message: Message = await receive()
@@ -82,7 +82,7 @@ def _too_large(limit: int) -> PayloadTooLarge:
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
-    """A body that was read already, and then what ``receive`` has: that the caller left."""
+    """Return a ``receive`` that yields a body that was read, and then the caller's disconnect."""
     given = False
 
     async def replayed() -> Message:

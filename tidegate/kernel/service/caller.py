@@ -1,4 +1,4 @@
-"""For whom the work at hand is done: it runs through a service as the request id does."""
+"""The caller of the current work, kept in a context variable like the request id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.permissions import ANY, INTERNAL, OPEN
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asked, and from which address; ``origin`` is empty where nobody did (a service's own work)."""
+    """A principal and its address. ``origin`` is empty for a service's own work."""
 
     principal: Principal
     origin: str = ""
@@ -28,7 +28,7 @@ current: ContextVar[Caller] = ContextVar("caller", default=OWN_WORK)
 
 
 def onward() -> dict[str, str]:
-    """Headers that tell the next service for whom it is asked; believed only with the service token."""
+    """Return headers that name the current caller to the next service, valid with the service token."""
     caller = current.get()
     told = {}
     if caller.principal is not SERVICE:
@@ -41,24 +41,24 @@ def onward() -> dict[str, str]:
 
 
 class ServiceToken:
-    """Who holds the service token is Tidegate itself, or asks for somebody whom it has authenticated."""
+    """The service token. Its holder is a Tidegate service, which may call for a principal that it checked."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
         self._metrics_token = access.metrics_token(token).encode()
 
     def given(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether these headers carry the token."""
+        """Return True if these headers carry the token."""
         given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         return bool(self._token) and hmac.compare_digest(given, self._token)
 
     def scrapes(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Return whether these headers carry the metrics token."""
+        """Return True if these headers carry the metrics token."""
         given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         return bool(self._token) and hmac.compare_digest(given, self._metrics_token)
 
     def identify(self, headers: dict[bytes, bytes]) -> Principal:
-        """The holder, or for whom it asks; raises Unauthorized for anybody else."""
+        """Return the holder, or the principal that it calls for. Raises Unauthorized without the token."""
         if self.scrapes(headers):
             return SCRAPER
         if not self.given(headers):
@@ -72,17 +72,17 @@ class ServiceToken:
 
 
 def require(*scopes: str) -> Principal:
-    """The caller at hand, if it may do deeds of one of these scopes.
+    """Return the current caller if it has one of these scopes.
 
-    Raises Forbidden, or Unauthorized for a caller of whom nothing is known.
+    Raises Forbidden, or Unauthorized for an unknown caller.
     """
     return permit(current.get().principal, scopes)
 
 
 def permit(who: Principal, scopes: tuple[str, ...]) -> Principal:
-    """Return ``who`` if one of these scopes, or a special word of the permissions, lets it in.
+    """Return ``who`` if one of these scopes, or a special value of the permissions, admits it.
 
-    Raises Forbidden, or Unauthorized for a caller of whom nothing is known.
+    Raises Forbidden, or Unauthorized for an unknown caller.
     """
     if INTERNAL in scopes:
         if who is SERVICE:
@@ -99,7 +99,7 @@ def permit(who: Principal, scopes: tuple[str, ...]) -> Principal:
 
 
 def needs(*scopes: str) -> Callable[[], Awaitable[Principal]]:
-    """:func:`require` as a FastAPI dependency."""
+    """Return :func:`require` as a FastAPI dependency."""
 
     async def principal() -> Principal:
         return require(*scopes)

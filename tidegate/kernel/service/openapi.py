@@ -1,4 +1,4 @@
-"""The OpenAPI document of a service: what FastAPI knows, and the errors and credentials of all routes."""
+"""Build the OpenAPI document of a service: FastAPI's, with the errors and credentials of all routes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _TEXTS = {
 def document(app: FastAPI, permissions: Permissions, front: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole document.
 
-    ``front``: the paths of routes in front of the app. An app that has some asks models, and so its routes
-    fail as models do.
+    ``front`` has the paths of routes in front of the app. An app with such routes calls models, so its routes
+    get the errors of models.
     """
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     models = bool(front)
@@ -59,7 +59,7 @@ def document(app: FastAPI, permissions: Permissions, front: Mapping[str, Any]) -
     return made
 
 
-# What FastAPI says of its own 422, which Tidegate's services answer as 400 in their own form.
+# FastAPI's schemas for its own 422. Tidegate's services answer 400 in their own form.
 _FRAMEWORK = {"HTTPValidationError", "ValidationError"}
 
 
@@ -77,7 +77,7 @@ def _complete(operation: dict[str, Any], method: str, path: str, scopes: Scopes,
 
 
 def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]:
-    # Every server answers a request that it cannot parse, and a foreign page, before it looks at the route.
+    # Every server refuses an unreadable request and a foreign page before it looks at the route.
     found = ["400", "403", "503"]
     if scopes != (OPEN,):
         found.append("401")
@@ -93,7 +93,7 @@ def _statuses(method: str, path: str, scopes: Scopes, models: bool) -> list[str]
 
 
 def inlined(model: type[BaseModel]) -> dict[str, Any]:
-    """Return a model's JSON schema with its definitions written out in place: it can stand anywhere."""
+    """Return a model's JSON schema with its definitions inlined, so that it can be used anywhere."""
     whole = model.model_json_schema()
     definitions = whole.pop("$defs", {})
 

@@ -28,7 +28,7 @@ from typing_extensions import Self
 from tidegate.kernel import credentials
 from tidegate.kernel.settings import file as settings_file
 
-# The servers by the settings that hold their URLs.
+# The servers, by the settings with their URLs.
 SERVERS = {
     "amqp_url": credentials.RABBITMQ,
     "redis_url": credentials.VALKEY,
@@ -40,16 +40,16 @@ _SECRET = ("token", "password", "secret", "key")
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Return whether a setting is a secret by its name, or a URL with a password."""
+    """Return True if a setting is a secret by its name, or a URL with a password."""
     return name.lower().endswith(_SECRET) or ("://" in value and secrets_in(value))
 
 
-# A driver's options in a URL's query may be a login, and a signature opens what the URL names.
+# Options in a URL's query may be credentials, such as a signature.
 _SECRET_OPTION = re.compile(r"(?i)(pass|pwd|secret|token|key|sig|cred)[^=]*=")
 
 
 def secrets_in(url: str) -> bool:
-    """Return whether a URL has a password, or an option that may be one; also one that cannot be read."""
+    """Return True if a URL has a password, or an option that may be one, or cannot be parsed."""
     try:
         parts = urlsplit(url)
         return bool(parts.password) or any(map(_SECRET_OPTION.search, re.split("[&;]", parts.query)))
@@ -58,16 +58,16 @@ def secrets_in(url: str) -> bool:
 
 
 DEFAULT, COMPUTED, FILE, ENVIRONMENT = "default", "computed", "file", "environment"
-"""Where a setting's value can come from. A computed one follows from others."""
+"""The sources of a setting's value. A computed one follows from others."""
 
-# Settings that `tidegate up` passes to the services, by variable: where it had them from, as JSON.
+# JSON with the sources of the settings that `tidegate up` passes to the services, by variable.
 SOURCES = "TIDEGATE_SETTING_SOURCES"
 
 _environ: ContextVar[Mapping[str, str] | None] = ContextVar("environ", default=None)
 
 
 class _Variables(EnvSettingsSource):
-    """Variables of a mapping, read as those of the environment are."""
+    """A settings source that reads a mapping like the environment."""
 
     def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str]) -> None:
         self._variables = variables
@@ -78,10 +78,10 @@ class _Variables(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """The shared settings; every field is ``TIDEGATE_<FIELD>`` in the environment or in ``tidegate.env``.
+    """The shared settings. Every field is ``TIDEGATE_<FIELD>`` in the environment or in ``tidegate.env``.
 
-    ``service``: the name by which this process logs in at the broker and the stores; empty: it does not.
-    ``holds_service_token``: False for a process that must not have it, whatever it could read.
+    ``service`` is the account of this process at the broker and the stores; empty: it has none.
+    ``holds_service_token`` is False for a process that must not use the token, even if it could read it.
     """
 
     service: ClassVar[str] = ""
@@ -109,6 +109,11 @@ class Settings(BaseSettings):
         "user. Default: the state folder's `secrets`, for the embedded servers only.",
     )
     amqp_url: str = Field("", description="RabbitMQ; the embedded one by default.")
+    amqp_driver: Literal["auto", "aio-pika"] = Field(
+        "auto",
+        description="The AMQP client. `auto`: our own for requests, replies and jobs, aio-pika for the "
+        "rest. `aio-pika`: for all.",
+    )
     redis_url: str = Field("", description="Valkey or Redis of the live facts; the embedded one by default.")
     jobs_url: str = Field(
         "",
@@ -213,7 +218,7 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then the file in the state folder."""
+        """Return the sources in their order: arguments, the environment, the file in the state folder."""
         environ = _environ_now()
         stated = getattr(init_settings, "init_kwargs", {}).get("state_dir")
         state = Path(stated or environ.get("TIDEGATE_STATE_DIR") or ".tidegate")
@@ -222,7 +227,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Self:
-        """Return the settings of this environment instead of the process's."""
+        """Return the settings of ``environ`` instead of the process's environment."""
         mark = _environ.set(environ)
         try:
             return cls()
@@ -230,7 +235,7 @@ class Settings(BaseSettings):
             _environ.reset(mark)
 
     def sources(self) -> dict[str, str]:
-        """Return where each value came from, by field."""
+        """Return the source of each value, by field."""
         return {
             name: self._stated.get(name)
             or (DEFAULT if getattr(self, name) == _default_of(field) else COMPUTED)
@@ -285,7 +290,7 @@ class Settings(BaseSettings):
                 self._stated[name] = FILE
 
     def _log_in(self) -> None:
-        """Complete the servers' URLs, with this service's passwords where it has some."""
+        """Complete the servers' URLs with this service's passwords, if it has any."""
         embedded = {
             "amqp_url": f"amqp://127.0.0.1:{self.rabbitmq_port}/",
             "redis_url": f"redis://127.0.0.1:{self.valkey_port}/0",
@@ -295,14 +300,14 @@ class Settings(BaseSettings):
             stated: str = getattr(self, field)
             url = stated or embedded[field]
             self._server_urls[field] = stated
-            # An external server's URL says itself who logs in, unless a folder of secrets was named for it.
+            # An external server's URL has its own account, unless a folder of secrets is set.
             if self.secrets_dir is not None or not stated:
                 url = credentials.logged_in(url, self.secrets_path, server, self.service)
             setattr(self, field, url)
 
     @property
     def server_urls(self) -> dict[str, str]:
-        """The servers' URLs as they were stated, by setting, without passwords of ours; empty: embedded."""
+        """The servers' URLs as they were set, by setting, without our passwords; empty: embedded."""
         return dict(self._server_urls)
 
     @property

@@ -1,6 +1,6 @@
-"""``tidegate.env`` in the state folder: settings that last, one ``TIDEGATE_NAME=value`` a line.
+"""Read and write ``tidegate.env`` in the state folder: lasting settings, one ``TIDEGATE_NAME=value`` a line.
 
-`tidegate settings set` writes it, `tidegate up` and every service read it. The environment comes before it.
+`tidegate settings set` writes it. `tidegate up` and every service read it. The environment has precedence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NAME = "tidegate.env"
 
 
 def read(state: Path) -> dict[str, str]:
-    """Return the settings in the file by their variable; none if there is no file that can be read."""
+    """Return the settings in the file, by variable; none without a readable file."""
     path = state / NAME
     try:
         if not path.is_file() or not is_trusted(path.stat().st_uid, os.geteuid()):
@@ -22,21 +22,21 @@ def read(state: Path) -> dict[str, str]:
         return {}
     from dotenv import dotenv_values
 
-    # A value is taken as it is: `$` is no reference to another one.
+    # A value is literal: `$` does not refer to another variable.
     return {name: value or "" for name, value in dotenv_values(path, interpolate=False).items()}
 
 
 def is_trusted(owner: int, user: int) -> bool:
-    """Return whether ``user`` may follow what a file of ``owner`` says: where to send a key, for example.
+    """Return True if ``user`` may trust a file of ``owner``, which could name a server to send a key to.
 
-    A command in a folder that anybody can write, such as /tmp, finds what anybody has put there. Root looks
-    after the stacks of others.
+    Anybody can put a file into a shared folder such as /tmp, where a command may run. Root manages the stacks
+    of others, so it trusts their files.
     """
     return owner in (user, 0) or user == 0
 
 
 def change(state: Path, values: Mapping[str, str | None]) -> Path:
-    """Write these settings, and remove those that are None; other lines stay. Return the file."""
+    """Write these settings, and remove those that are None. Other lines stay. Return the file."""
     from dotenv import set_key, unset_key
 
     path = state / NAME

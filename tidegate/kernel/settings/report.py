@@ -1,4 +1,4 @@
-"""Report a process's settings: the value in force, where it came from, and what a restart changes."""
+"""Report a process's settings: the current value, its source, and what a restart changes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pydantic_settings import SettingsError
 
 from tidegate.kernel.settings.base import COMPUTED, DEFAULT, SERVERS, Settings, secrets_in
 
-# What the settings raise for wrong values; the second for values that should be JSON.
+# The errors of the settings for wrong values; the second for values that should be JSON.
 WRONG = (ValidationError, SettingsError)
 MASK = "********"
 
 
 def report(settings: Settings) -> dict[str, Any]:
-    """Return ``items``, one for each setting; ``problem``: why the settings of a restart cannot be told.
+    """Return ``items``, one for each setting, and ``problem``, the error of the settings after a restart.
 
-    ``on_restart`` of an item is the value that it would have after a restart in the same environment, or None
-    if that is the same.
+    ``on_restart`` of an item is its value after a restart in the same environment, or None if it would not
+    change.
     """
     fresh, problem = _after_restart(settings)
     sources = settings.sources()
@@ -60,7 +60,7 @@ _FOLDERS = {"TIDEGATE_STATE_DIR", "TIDEGATE_RUNTIME_DIR"}
 
 
 def problem_of(error: ValidationError | SettingsError) -> str:
-    """Return what is wrong with the settings in one line, by the names of the environment."""
+    """Return the errors of the settings in one line, by the names of the environment."""
     if isinstance(error, SettingsError):
         name = re.search(r'"([a-z_0-9]+)"', str(error))
         return f"TIDEGATE_{name[1].upper() if name else ''}: the value is not JSON"
@@ -86,7 +86,7 @@ def shown(name: str, value: str, source: str) -> str:
     try:
         parts = urlsplit(value)
     except ValueError:
-        return MASK  # no URL, so where its password is cannot be told
+        return MASK  # not a valid URL, so its password cannot be found
     if parts.query and secrets_in(value):
         parts = parts._replace(query=_options_masked(parts.query))
     if parts.password is None:

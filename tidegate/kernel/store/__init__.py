@@ -1,7 +1,7 @@
-"""Valkey or Redis: the only importers of redis are here.
+"""Access to Valkey or Redis. In the kernel, only this package imports redis.
 
-:mod:`~tidegate.kernel.store.live` has the live facts, which may vanish.
-:mod:`~tidegate.kernel.store.jobs` has the jobs, which may not.
+:mod:`~tidegate.kernel.store.live` holds the live facts, which may be lost.
+:mod:`~tidegate.kernel.store.jobs` holds the jobs, which must not be lost.
 """
 
 from tidegate.kernel.store.connection import StoreUnavailable

@@ -1,4 +1,4 @@
-"""The connection to Valkey or Redis, and what it means that it does not answer."""
+"""The connection to Valkey or Redis, and the error for a store that does not answer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CONNECTIONS = 32
 
 
 class StoreUnavailable(Unavailable):
-    """The store did not answer; what it would have said is unknown."""
+    """The store did not answer, so its content is unknown."""
 
     reason = "store_unavailable"
 
 
 def connect(url: str) -> Redis:
-    """A client of the server at ``url``; connects on first use.
+    """Return a client of the server at ``url``. It connects on first use.
 
-    Beyond ``CONNECTIONS`` calls at once wait for one before them; they do not fail.
+    It runs up to ``CONNECTIONS`` calls at once. More calls wait; they do not fail.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -38,14 +38,14 @@ def connect(url: str) -> Redis:
 
 
 class Connected:
-    """Typed access to a part of what is on a server; every failure is a :class:`StoreUnavailable`."""
+    """The base of a store: typed access to some keys. Every failure raises :class:`StoreUnavailable`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     @classmethod
     def connect(cls, url: str) -> Self:
-        """The store on ``url``; connects on first use."""
+        """Return the store at ``url``. It connects on first use."""
         return cls(connect(url))
 
     async def close(self) -> None:
@@ -54,14 +54,14 @@ class Connected:
 
 
 async def answer(operation: Awaitable[Any]) -> Any:  # redis types its answers too loosely to carry on
-    """What an operation gives; every failure is a :class:`StoreUnavailable`."""
+    """Return the result of an operation. Every failure raises :class:`StoreUnavailable`."""
     task = asyncio.current_task()
-    asked = task.cancelling() if task is not None else 0
+    cancels = task.cancelling() if task is not None else 0
     try:
         found = await operation
     except (RedisError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"The store does not answer: {error or type(error).__name__}.") from error
-    if task is not None and task.cancelling() > asked:
-        # The client's wait_for (Python 3.11) gave the answer and swallowed a cancellation with it.
+    if task is not None and task.cancelling() > cancels:
+        # On Python 3.11 the client's wait_for returns the answer and swallows a cancellation.
         raise asyncio.CancelledError
     return found

@@ -1,4 +1,4 @@
-"""One call for what many ask for at the same time: while a call is under way, the next one's items gather."""
+"""Group concurrent requests into one call. While a call runs, items gather for the next one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MOST_BYTES = 4 * 2**20
 
 
 class Grouped(Generic[T, R]):
-    """Items of concurrent callers in one call of ``run``, which gives an answer for each, in order.
+    """A queue whose items leave in grouped calls of ``run``, which returns an answer for each, in order.
 
-    What ``run`` raises goes to all whose items were in that call. ``size`` says how many bytes an item is:
-    a call takes up to ``MOST_BYTES``, and at least one item. A caller that is cancelled takes nothing back.
+    An error of ``run`` is raised for all items of that call. ``size`` returns the bytes of an item: a call
+    takes up to ``MOST_BYTES``, but at least one item. An item stays in its call if its caller is cancelled.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class Grouped(Generic[T, R]):
         self._task: asyncio.Task[None] | None = None
 
     async def do(self, item: T) -> R:
-        """The answer for one item."""
+        """Return the answer for one item."""
         return await self._put(item)
 
     async def do_all(self, items: Sequence[T]) -> list[R]:
-        """The answers for several items, in order."""
+        """Return the answers for several items, in order."""
         futures = [self._put(item) for item in items]
         try:
             return [await future for future in futures]
@@ -45,7 +45,7 @@ class Grouped(Generic[T, R]):
             raise
 
     async def stop(self) -> None:
-        """Return when what was asked for has its answers."""
+        """Return when every item has its answer."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 

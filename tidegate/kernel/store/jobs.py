@@ -1,8 +1,8 @@
-"""The durable home of jobs. Whatever it answers is on disk: its server runs with ``appendfsync always``.
+"""The durable store of jobs. What it has answered is on disk: its server runs with ``appendfsync always``.
 
-Every transition is one Lua call (``lua/``), a compare-and-set for each job in it, so the first terminal state
-wins whoever asks, and asking again, because an answer was lost, changes nothing. Calls of the same kind that
-are made at the same time travel together.
+Every transition is one Lua call (``lua/``) with a compare-and-set for each of its jobs. So the first
+terminal state wins. A call that is repeated because its answer was lost changes nothing. Concurrent calls of
+the same kind are grouped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ AllTaken: TypeAlias = list[Taken]
 
 
 class JobStore:
-    """Typed access to the jobs; every failure is a ``StoreUnavailable``."""
+    """Typed access to the jobs. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis, url: str) -> None:
         self._redis = redis
@@ -59,11 +59,11 @@ class JobStore:
 
     @classmethod
     def connect(cls, url: str) -> Self:
-        """A store on ``url``; connects on first use."""
+        """Return the store at ``url``. It connects on first use."""
         return cls(connect(url), url)
 
     async def close(self) -> None:
-        """Close the connections, once what was asked for is answered."""
+        """Close the connections after all calls have their answers."""
         await self._transitions.stop()
         if self._watch is not None:
             await self._watch.close()
@@ -76,8 +76,10 @@ class JobStore:
     # --- the way of a job ------------------------------------------------------------------------------
 
     async def accept(self, new: NewJob) -> Accepted:
-        """Record a job as ``accepting``. Raises :class:`Conflict` when its idempotency key is known with
-        another body; with the same body it gives the job of then.
+        """Record a job as ``accepting`` and return it.
+
+        If its idempotency key is known with the same body, return the job that exists. Raises
+        :class:`Conflict` if the key is known with another body.
         """
         found = await self._transitions.accept.do(records.to_accept(new))
         if found[:1] == b"c":
@@ -85,36 +87,37 @@ class JobStore:
         return Accepted(found[1:], False) if found[:1] == b"k" else Accepted(new.id, True)
 
     async def queued(self, ids: Sequence[bytes]) -> None:
-        """The broker has confirmed the messages of these jobs; jobs that have moved on stay as they are."""
+        """Record that the broker confirmed these jobs' messages. Jobs in a later state do not change."""
         await self._transitions.queued.do_all(ids)
 
     async def take(self, claims: Sequence[Take]) -> AllTaken:
-        """Workers run jobs now: which of them, and as which attempt."""
+        """Record that workers run jobs now. Return for each claim if it may run, and as which attempt."""
         return await self._transitions.take.do_all(claims)
 
     async def finish(self, ends: Sequence[Finish]) -> Ends:
-        """Record how attempts ended. False: that job was not that attempt's any more; drop its result."""
+        """Record how attempts ended. False for one that does not own its job any more: drop its result."""
         return await self._transitions.finish.do_all([records.to_finish(end) for end in ends])
 
     async def lease(self, id: bytes, attempt: int, worker: str, until_ms: int) -> bool:
-        """Keep a job without its message until ``until_ms`` (since the epoch; now: give it up).
+        """Lease a job, so that its worker keeps it without its message, until ``until_ms`` (since the epoch).
 
-        ``attempt`` 0: it waits at the worker. False: it is over, or somebody else's; let it go.
+        A time in the past ends the lease. ``attempt`` 0: the job waits at the worker. Returns False if the
+        job is over or another attempt has it: stop working on it.
         """
         return await self._transitions.lease.do(Lease(id, attempt, worker, until_ms))
 
     async def cancel(self, id: bytes) -> Job | None:
-        """Cancel a job unless it is over; gives it as it is then, None when there is none."""
+        """Cancel a job unless it is over. Return the job as it is then, or None if there is none."""
         return records.job(id, await self._scripts.run("cancel", [id]))
 
     # --- reading ---------------------------------------------------------------------------------------
 
     async def get(self, id: bytes) -> Job | None:
-        """A job; None when there is none (any more)."""
+        """Return a job, or None if it does not exist or was removed."""
         return records.job(id, await answer(self._redis.hgetall(RECORD.encode() + id)))
 
     async def get_many(self, ids: Sequence[bytes]) -> MaybeJobs:
-        """Several jobs, in order."""
+        """Return several jobs, in order. None for one that does not exist."""
         if not ids:
             return []
         pipe = self._redis.pipeline(transaction=False)
@@ -124,12 +127,12 @@ class JobStore:
         return [records.job(id_, fields) for id_, fields in zip(ids, found, strict=True)]
 
     async def result(self, id: bytes) -> bytes | None:
-        """A job's reply frame; None when it has none."""
+        """Return a job's reply frame, or None if it has none."""
         found: bytes | None = await answer(self._redis.get(REPLY.encode() + id))
         return found
 
     async def request(self, id: bytes) -> bytes | None:
-        """A job's request frame; kept until it is over, and of one that failed until it is removed."""
+        """Return a job's request frame. It is kept until the job ends, of a failed job until its removal."""
         found: bytes | None = await answer(self._redis.get(REQUEST.encode() + id))
         return found
 
@@ -144,9 +147,9 @@ class JobStore:
         before: bytes | None = None,
         limit: int = 100,
     ) -> Jobs:
-        """Jobs that fit all that is given, newest first, older than ``before`` (an id), up to ``limit``.
+        """Return up to ``limit`` jobs that match all filters and are older than ``before`` (an id).
 
-        ``state``: ``queued`` does not include ``accepting``.
+        The newest comes first. The state ``queued`` does not include ``accepting``.
         """
         given = {
             "state": state,
@@ -166,18 +169,18 @@ class JobStore:
         return jobs
 
     async def log(self, id: bytes, after: int = 0) -> Events:
-        """What has happened to a job, from the event behind number ``after`` on."""
+        """Return the events of a job that come after number ``after``."""
         lines = await answer(self._redis.lrange(LOG.encode() + id, after, -1))
         return [records.event(after + n, line) for n, line in enumerate(lines, 1)]
 
     def watch(self) -> Watch:
-        """Notices of changes, over one connection for all that this process watches."""
+        """Return the watch on changes of jobs. All watchers of the process share its connection."""
         if self._watch is None:
             self._watch = Watch(self._url, CHANGED.encode())
         return self._watch
 
     async def counts(self) -> Counts:
-        """All records counted, at one moment."""
+        """Return the counts of all records, taken at one moment."""
         states, deployments, ledger, acknowledged, watched = await self._scripts.run("counts", [])
         return Counts(
             states=dict(zip(STATES, states, strict=True)),
@@ -188,11 +191,11 @@ class JobStore:
         )
 
     async def acknowledged(self, incarnation: str, total: int) -> None:
-        """A gateway process says how many 202s it has given."""
+        """Record how many 202s a gateway process has sent."""
         await answer(self._redis.hset(ACKNOWLEDGED, incarnation, str(total)))
 
     async def position(self, job: Job) -> int:
-        """About how many jobs will be taken before this one; 0 when it does not wait."""
+        """Return about how many jobs will be taken before this one; 0 if it does not wait."""
         line = f"{WAITING}{job.deployment}:"
         pipe = self._redis.pipeline(transaction=False)
         pipe.zrank(line + job.level, job.id)
@@ -201,36 +204,39 @@ class JobStore:
         rank, *waiting = await answer(pipe.execute())
         return 0 if rank is None else ahead(rank, job.level, dict(zip(LEVELS, waiting, strict=True)))
 
-    # --- looking after jobs ----------------------------------------------------------------------------
+    # --- maintenance -----------------------------------------------------------------------------------
 
     async def stale(self, now_ms: int, limit: int) -> Jobs:
-        """Jobs whose message nobody has, it seems: not confirmed for 10 s, or with a lease that lapsed.
+        """Return jobs whose message is probably lost: unconfirmed for 10 s, or with an expired lease.
 
-        Call it every few seconds: after a gap, in which this store may have been away, leases count as good
-        for a while.
+        Call this every few seconds. After a longer gap leases stay valid for a while, because the store may
+        have been away, and then no worker could renew them.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]
 
     async def revive(self, deployment: str, before_ms: int, *, orphans: bool) -> int:
-        """The messages of a Deployment's jobs are lost: let :meth:`stale` name those that were made before
-        ``before_ms`` and wait, with ``orphans`` also those that run. Gives how many; up to some thousands.
+        """Make :meth:`stale` return the waiting jobs of a Deployment, because their messages are lost.
+
+        Only jobs created before ``before_ms`` are marked; with ``orphans`` running ones too. Return how many
+        were marked, up to some thousands in a call.
         """
         before = before_ms.to_bytes(6, "big")
         found: int = await self._scripts.run("revive", [deployment, before, int(orphans)])
         return found
 
     async def claim_republish(self, id: bytes, attempt: int, state: State) -> bytes | None:
-        """The request frame to publish again, as the record's attempt; its next look is then 10 s ahead.
+        """Return the request frame to publish again, with the record's attempt.
 
-        None: it has moved on, somebody else is at it, or it may not be tried again (it has failed then). Once
-        the broker has confirmed, call :meth:`queued`.
+        :meth:`stale` skips the job for the next 10 s. Return None if the job changed, if another router
+        republishes it, or if it has no attempts left and has failed now. Call :meth:`queued` after the
+        broker's confirm.
         """
         frame: bytes | None = await self._scripts.run("republish", [id, attempt, state])
         return frame
 
     async def expire(self, now_ms: int, limit: int) -> Jobs:
-        """End jobs whose time is over; gives them."""
+        """Expire jobs whose time is over, and return them."""
         ids = await self._scripts.run("expire", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None]
 
@@ -244,8 +250,9 @@ class JobStore:
         return int(memory["used_memory"]), records_, over
 
     async def retire(self, now_ms: int, keep_ms: int, keep_count: int, limit: int) -> int:
-        """Remove jobs that have been over for longer than ``keep_ms``, and the oldest of more than
-        ``keep_count``; up to ``limit``, gives how many.
+        """Remove ended jobs that are older than ``keep_ms`` or exceed ``keep_count``, the oldest first.
+
+        Remove up to ``limit`` jobs, and return how many were removed.
         """
         removed: int = await self._scripts.run("retire", [now_ms - keep_ms, keep_count, limit])
         return removed

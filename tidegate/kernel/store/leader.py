@@ -1,7 +1,7 @@
-"""The lease of the router that leads, beside the jobs: on disk, so a restart of the store does not lose it.
+"""The lease of the leading router. It is on disk, beside the jobs, so a restart of the store keeps it.
 
-Each new lease has a greater epoch than every one before. What the leader writes elsewhere carries this epoch,
-so a former leader cannot overwrite the work of its successor.
+Each new lease has a greater epoch than all before. The leader's writes elsewhere carry this epoch. So a
+former leader cannot overwrite the work of its successor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tidegate.kernel.store.scripts import Scripts
 
 
 class Lease(NamedTuple):
-    """The lease as the store has it. ``lasts_s``: seconds until it ends unless ``holder`` renews it."""
+    """The stored lease. It ends after ``lasts_s`` seconds unless ``holder`` renews it."""
 
     holder: str
     epoch: int
@@ -23,17 +23,17 @@ class Lease(NamedTuple):
 
 
 class LeaderStore(Connected):
-    """Typed access to the lease; every failure is a ``StoreUnavailable``."""
+    """Typed access to the lease. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
         self._scripts = Scripts(redis)
 
     async def claim(self, candidate: str, lease_s: float, seen: int, dead: str = "") -> Lease:
-        """Take the lease if it is free, renew it if ``candidate`` holds it; return the one that is valid now.
+        """Take the lease if it is free, or renew it if ``candidate`` holds it. Return the lease valid now.
 
-        ``seen`` is the highest epoch that ``candidate`` has met; its own will be greater. The lease of the
-        holder ``dead`` counts as free.
+        ``seen`` is the highest epoch that ``candidate`` has seen; a new lease gets a greater one. A lease of
+        the holder ``dead`` counts as free.
         """
         holder, epoch, lasts_ms = await self._scripts.run("lead", [candidate, int(lease_s * 1e3), seen, dead])
         return Lease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)

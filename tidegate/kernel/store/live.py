@@ -1,7 +1,7 @@
-"""Live facts in Valkey or Redis. Every key of theirs and who writes it is here.
+"""The live facts in Valkey or Redis: each key, with the service that writes it.
 
-Everything in it may vanish at any moment and is back within seconds, because each writer writes
-again and again. So a reader never takes "not there" for "zero".
+All of them may vanish at any moment. They are back within seconds, because each writer repeats its writes. So
+a reader must not read a missing fact as zero.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker
 REPLICA_TTL_MS = 6_000
 FAILED_TTL_MS = 120_000
 GATEWAY_TTL_MS = 3_000
-# Of a Deployment that sleeps both are still wanted; of one that was removed nobody reads them.
+# A sleeping Deployment still needs both. Those of a removed Deployment expire unread.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
-# A gateway that has been silent for so long is taken for gone, not for missing.
+# A gateway that was silent for this long counts as gone, no longer as missing.
 GATEWAY_GONE_S = 30.0
 
-# Sets the route table unless the one in place has a greater revision; then it gives that one's epoch. A table
-# begins with its revision, so most of it is not read. What has no revision is overwritten.
+# Sets the route table, unless the stored one has a greater revision; then it returns the stored one's epoch.
+# Reads only the start of a table, where its revision is. A value without a revision is overwritten.
 PUBLISH_ROUTES = """
 local function revision(head)
   return string.match(head, '^{"epoch":"(%d+)","n":(%d+)')
@@ -54,27 +54,27 @@ return false
 
 
 class Store(Connected):
-    """Typed access to the live facts; every failure is a ``StoreUnavailable``."""
+    """Typed access to the live facts. Every failure raises ``StoreUnavailable``."""
 
     async def ping(self) -> None:
         """Return when the store answers."""
         await answer(self._redis.ping())
 
     async def publish_routes(self, table: bytes) -> int | None:
-        """Set the route table and wake those who watch it.
+        """Set the route table and notify its watchers.
 
-        Return None, or, if the table in place has a greater revision and stays, the epoch of that table.
+        Return None. If the stored table has a greater revision, keep it and return its epoch.
         """
         newer = await answer(self._redis.eval(PUBLISH_ROUTES, 2, ROUTES, ROUTES_CHANGED, table))
         return None if newer is None else int(newer)
 
     async def read_routes(self) -> bytes | None:
-        """The route table, or None when the store has none (which says nothing of the truth)."""
+        """Return the route table, or None if the store has none. None does not mean an empty table."""
         value: bytes | None = await answer(self._redis.get(ROUTES))
         return value
 
     async def watch_routes(self) -> AsyncIterator[None]:
-        """Yield once per change notice; ends with ``StoreUnavailable`` when the connection breaks."""
+        """Yield once per change. Raises ``StoreUnavailable`` when the connection breaks."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
             await answer(pubsub.subscribe(ROUTES_CHANGED))
@@ -86,27 +86,27 @@ class Store(Connected):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def report_replica(self, report: ReplicaReport) -> None:
-        """Write a worker's heartbeat; a failure stays readable longer than its process lives."""
+        """Write a worker's heartbeat. That of a failed worker stays readable after its process has ended."""
         ttl = FAILED_TTL_MS if report.state == "failed" else REPLICA_TTL_MS
         await answer(self._redis.set(REPLICA + report.replica, report.to_json(), px=ttl))
 
     async def forget_replica(self, replica: str) -> None:
-        """Remove a worker's heartbeat, at its orderly end."""
+        """Remove a worker's heartbeat when the worker stops in order."""
         await answer(self._redis.delete(REPLICA + replica))
 
     async def claim_replica(self, replica: str, by: str) -> str:
-        """Be the one that runs ``replica``; who it is, which is somebody else if they were first."""
+        """Claim to run ``replica`` as ``by``. Return the claimant: another one if it was first."""
         key = CLAIM + replica
         await answer(self._redis.set(key, by, nx=True, ex=CLAIM_TTL_S))
         return await self.claimant(replica) or by
 
     async def claimant(self, replica: str) -> str | None:
-        """Who said that it runs ``replica``; None: nobody did."""
+        """Return the claimant that runs ``replica``, or None."""
         raw = await answer(self._redis.get(CLAIM + replica))
         return raw.decode() if raw is not None else None
 
     async def replicas(self) -> list[ReplicaReport]:
-        """The heartbeats of all workers."""
+        """Return the heartbeats of all workers."""
         return [ReplicaReport.from_json(raw) for raw in await self._scan(REPLICA)]
 
     async def report_gateway(self, report: GatewayReport) -> None:
@@ -118,14 +118,14 @@ class Store(Connected):
         await answer(pipe.execute())
 
     async def forget_gateway(self, incarnation: str) -> None:
-        """Remove a gateway, at its orderly end: from then on it is gone, not missing."""
+        """Remove a gateway that stops in order. It is gone then, not missing."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.delete(GATEWAY + incarnation)
         pipe.zrem(GATEWAYS, incarnation)
         await answer(pipe.execute())
 
     async def gateways(self) -> GatewayView:
-        """The heartbeats of all gateways, and the names of those that owe one."""
+        """Return the heartbeats of all gateways, and the names of those whose heartbeat is missing."""
         now = await self._now()
         await answer(self._redis.zremrangebyscore(GATEWAYS, "-inf", now - GATEWAY_GONE_S))
         known = {name.decode() for name in await answer(self._redis.zrange(GATEWAYS, 0, -1))}
@@ -137,17 +137,17 @@ class Store(Connected):
         await answer(self._redis.set(STATUSES, orjson.dumps(statuses), px=60_000))
 
     async def statuses(self) -> dict[str, dict[str, Any]]:
-        """The last statuses of all Deployments; empty when none were published of late."""
+        """Return the last statuses of all Deployments; empty if none were published recently."""
         raw = await answer(self._redis.get(STATUSES))
         found: dict[str, dict[str, Any]] = orjson.loads(raw) if raw else {}
         return found
 
-    async def publish_model(self, deployment: str, card: ModelMetadata) -> None:
-        """Write what a worker knows of its model."""
-        await answer(self._redis.set(MODEL + deployment, card.to_json(), ex=MODEL_TTL_S))
+    async def publish_model(self, deployment: str, metadata: ModelMetadata) -> None:
+        """Write the metadata of a Deployment's model."""
+        await answer(self._redis.set(MODEL + deployment, metadata.to_json(), ex=MODEL_TTL_S))
 
     async def models(self, deployments: Sequence[str]) -> dict[str, ModelMetadata]:
-        """What is known of the models of these Deployments; those of which nothing is known are left out."""
+        """Return the metadata of these Deployments' models. Unknown ones are left out."""
         if not deployments:
             return {}
         found = await answer(self._redis.mget([MODEL + name for name in deployments]))
@@ -155,7 +155,7 @@ class Store(Connected):
         return {name: ModelMetadata.from_json(raw) for name, raw in pairs if raw is not None}
 
     async def add_statistics(self, deployment: str, counts: Mapping[str, int], last_ms: int) -> None:
-        """Add to a Deployment's counts; ``last_ms``: when its model last ran, in ms since the epoch."""
+        """Add to a Deployment's counts. ``last_ms`` is when its model last ran, in ms since the epoch."""
         pipe = self._redis.pipeline()
         for name, count in counts.items():
             pipe.hincrby(STATISTICS + deployment, name, count)
@@ -165,7 +165,7 @@ class Store(Connected):
         await answer(pipe.execute())
 
     async def statistics(self, deployments: Sequence[str]) -> dict[str, dict[str, int]]:
-        """The counts of these Deployments; empty for one that has none."""
+        """Return the counts of these Deployments; empty for one without any."""
         pipe = self._redis.pipeline(transaction=False)
         for name in deployments:
             pipe.hgetall(STATISTICS + name)
@@ -176,7 +176,7 @@ class Store(Connected):
         }
 
     async def _now(self) -> float:
-        # One clock for all: the store's own.
+        # The store's clock, because those of the services differ.
         seconds, micros = await answer(self._redis.time())
         return float(seconds) + float(micros) / 1e6
 

@@ -1,4 +1,4 @@
-"""A job as the store has it: arguments of the scripts, and fields of a record. Pure."""
+"""Convert jobs to arguments of the scripts, and records to jobs. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Arguments = tuple[bytes | int, ...]
 
 
 def to_accept(new: NewJob) -> Arguments:
-    """What ``accept.lua`` wants to know of a job, in its order."""
+    """Return the arguments of ``accept.lua`` for a job."""
     facts = {
         "model": new.model,
         "version": new.version,
@@ -49,7 +49,7 @@ def to_accept(new: NewJob) -> Arguments:
 
 
 def to_finish(end: Finish) -> Arguments:
-    """What ``finish.lua`` wants to know of the end of an attempt, in its order."""
+    """Return the arguments of ``finish.lua`` for the end of an attempt."""
     error = orjson.dumps(end.error) if end.error else b""
     reason = end.error.get("reason", "") if end.error else ""
     return (
@@ -68,7 +68,10 @@ def to_finish(end: Finish) -> Arguments:
 
 
 def job(id: bytes, found: Mapping[bytes, bytes] | Sequence[bytes]) -> Job | None:
-    """A job by its record's fields (a mapping, or names and values by turns); None without any."""
+    """Return the job of a record, or None if the record has no fields.
+
+    ``found`` is a mapping, or a flat sequence of names and values.
+    """
     if not found:
         return None
     fields = found if isinstance(found, Mapping) else dict(zip(found[::2], found[1::2], strict=True))
@@ -106,17 +109,17 @@ def job(id: bytes, found: Mapping[bytes, bytes] | Sequence[bytes]) -> Job | None
 
 
 def event(seq: int, line: bytes) -> JobEvent:
-    """A line of a job's log."""
+    """Return the event of a line in a job's log."""
     at, state, attempt, detail = line.decode().split(" ", 3)
     return JobEvent(seq, int(at), cast(State, state), int(attempt), detail)
 
 
 def taken(text: str) -> Taken:
-    """One answer of ``take.lua``."""
+    """Return one answer of ``take.lua``."""
     outcome, attempt = text.split(" ")
     return Taken(_OUTCOMES[outcome], int(attempt))
 
 
 def totals(flat: Sequence[bytes]) -> dict[str, int]:
-    """A hash of counts, as names and values by turns."""
+    """Return a hash of counts from a flat sequence of names and values."""
     return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -1,4 +1,4 @@
-"""The Lua scripts beside this file: each behind ``head.lua``, which has the keys and the transitions."""
+"""Run the Lua scripts beside this file. Each begins with ``head.lua``, which has the keys and transitions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Argument = bytes | str | int
 
 
 class Scripts:
-    """Runs scripts by name. A call happens whole or not at all, and its answer comes when it is on disk."""
+    """The scripts of a server, by name. A call is atomic, and its answer comes when its effect is on disk."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._known: dict[str, Any] = {}
 
     async def run(self, name: str, arguments: list[Argument]) -> Any:
-        """What the script of that name gives; raises ``StoreUnavailable``."""
+        """Run the script ``name`` and return its result. Raises ``StoreUnavailable``."""
         script = self._known.get(name)
         if script is None:
             script = self._known[name] = self._redis.register_script(_source(name))

@@ -1,4 +1,4 @@
-"""The transitions of jobs that many ask for at the same time, as grouped calls of their scripts."""
+"""The frequent transitions of jobs, as grouped calls of their scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.store.scripts import Argument, Scripts
 
 
 class Lease(NamedTuple):
-    """A worker's wish to keep a job until a time, in milliseconds since the epoch."""
+    """A worker's request to lease a job until a time, in milliseconds since the epoch."""
 
     id: bytes
     attempt: int
@@ -21,9 +21,9 @@ class Lease(NamedTuple):
 
 
 class Transitions:
-    """One grouped call of each kind; what each gives is for :class:`tidegate.kernel.store.jobs.JobStore`.
+    """One grouped call for each kind of transition, used by :class:`tidegate.kernel.store.jobs.JobStore`.
 
-    The arguments of what a user wrote are made before: what cannot be written down fails alone.
+    The caller encodes user data to arguments first, so a job that cannot be encoded fails alone.
     """
 
     def __init__(self, scripts: Scripts) -> None:
@@ -35,7 +35,7 @@ class Transitions:
         self.lease: Grouped[Lease, bool] = Grouped(self._lease)
 
     async def stop(self) -> None:
-        """Return when what was asked for has its answers."""
+        """Return when every call has its answer."""
         await self.accept.stop()
         await self.queued.stop()
         await self.take.stop()

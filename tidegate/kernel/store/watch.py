@@ -1,4 +1,4 @@
-"""Notices that jobs have changed: one subscribing connection for everything that a process watches."""
+"""Notify about changes of jobs, over one subscribing connection per process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BACKOFF_S = (0.05, 2.0)
 
 
 class Notices:
-    """An endless asynchronous iterator: a step for each change of a job; changes not yet seen are one."""
+    """An endless asynchronous iterator with a step for each change of a job. Unread changes are merged."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
 
     def tell(self) -> None:
-        """The job may have changed."""
+        """Notify that the job may have changed."""
         self._changed.set()
 
     def __aiter__(self) -> Notices:
@@ -39,23 +39,26 @@ class Notices:
 
 
 class Watch:
-    """Connects on first use and comes back for ever; at each return it tells every watcher."""
+    """A subscription to changes of jobs.
+
+    It connects on first use and reconnects for ever. After a reconnect it notifies every watcher.
+    """
 
     def __init__(self, url: str, channel: bytes) -> None:
         self._url = url
         self._channel = channel
         self._watchers: dict[bytes, set[Notices]] = {}
         self._confirmed: dict[bytes, asyncio.Event] = {}
-        self._open: Counter[bytes] = Counter()  # subscriptions that are asked for and not confirmed
+        self._open: Counter[bytes] = Counter()  # subscriptions that were requested and are not confirmed
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def changes(self, id: bytes) -> AsyncIterator[Notices]:
-        """Notices of a job's changes. Read the job once inside: from then on nothing is missed.
+        """Subscribe to the changes of a job. A job that is read inside of the block misses no later change.
 
-        Raises ``StoreUnavailable`` when the store cannot be listened to. A notice says that something may
-        have changed, nothing more; the iteration goes on when the store goes away and comes back.
+        Raises ``StoreUnavailable`` if the subscription fails. A notice says only that the job may have
+        changed. The iteration survives an outage of the store.
         """
         notices = Notices()
         self._watchers.setdefault(id, set()).add(notices)
@@ -70,7 +73,7 @@ class Watch:
                 await self._send("UNSUBSCRIBE", [id])
 
     async def close(self) -> None:
-        """End; whoever still iterates would wait for ever."""
+        """End the subscription. An iteration that is still open waits for ever."""
         await tasks.end(self._task)
 
     async def _subscribed(self, id: bytes) -> None:
@@ -88,7 +91,7 @@ class Watch:
 
     async def _send(self, command: str, ids: list[bytes]) -> None:
         if self._connection is None:
-            return  # once it is back, it is asked for what is wanted then
+            return  # the reconnect subscribes to all watched jobs
         if command == "SUBSCRIBE":
             self._open.update(ids)
         with contextlib.suppress(RedisError, OSError, TimeoutError):
@@ -100,7 +103,7 @@ class Watch:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 async with connect(self._url) as redis:
                     await self._listen(redis)
-            # Having heard anything it was up: then it is asked again soon.
+            # It was up, so connect again soon.
             delay = BACKOFF_S[0] if self._connection is not None else min(delay * 2, BACKOFF_S[1])
             self._connection = None
             await asyncio.sleep(delay)

@@ -1,7 +1,7 @@
-"""The schedule of webhooks, beside the jobs: which are due, who has them in hand, what came of each try.
+"""The schedule of webhooks, beside the jobs: which are due, which are claimed, and the result of each try.
 
-The transition that ends a job puts its webhook on the schedule, in the same call. Whoever delivers claims
-some for a time; two never have the same one at once, and what is not settled in time is due again.
+The transition that ends a job schedules its webhook in the same call. A dispatcher claims webhooks for a
+time, so no two dispatchers have the same one at once. A webhook that is not settled in time is due again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DELIVERIES = b"tidegate:job:deliveries:"
 
 
 class Due(NamedTuple):
-    """A webhook in hand: its job, the claim to settle it by, and how many tries there were before."""
+    """A claimed webhook: its job, the claim that settles it, and the number of earlier tries."""
 
     id: bytes
     claim: int
@@ -29,9 +29,10 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of a claimed webhook. ``told``: the try, as a document for the log (None: there was none).
+    """The result for a claimed webhook. ``told`` is the try as a document for the log; None: no try was made.
 
-    ``again_ms``: it is due again after so long; None: it is over, ``counted`` as delivered or given_up.
+    ``again_ms``: the webhook is due again after this time. None: it is over, and ``counted`` is
+    ``delivered`` or ``given_up``.
     """
 
     id: bytes
@@ -42,20 +43,20 @@ class Settled:
 
 
 class WebhookStore(Connected):
-    """Typed access to the schedule; every failure is a ``StoreUnavailable``."""
+    """Typed access to the schedule. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
         self._scripts = Scripts(redis)
 
     async def claim(self, limit: int, lease_ms: int) -> tuple[list[Due], int]:
-        """Up to ``limit`` webhooks that are due, claimed for ``lease_ms``; and how many wait in all."""
+        """Claim up to ``limit`` due webhooks for ``lease_ms``. Return them, and how many wait in all."""
         waiting, claim, *flat = await self._scripts.run("webhooks_claim", [limit, lease_ms])
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return [Due(id_, claim, tries) for id_, tries in pairs], waiting
 
     async def settle(self, settled: Sequence[Settled]) -> list[bool]:
-        """Say what became of claimed webhooks. False: the claim had ended; nothing is changed but the log."""
+        """Record the results for claimed webhooks. False for an expired claim: only the log has changed."""
         arguments: list[Argument] = []
         for one in settled:
             again = "" if one.again_ms is None else one.again_ms
@@ -65,5 +66,5 @@ class WebhookStore(Connected):
         return [one == ord("y") for one in found]
 
     async def deliveries(self, id: bytes) -> list[dict[str, Any]]:
-        """The tries to deliver a job's webhook, oldest first."""
+        """Return the tries to deliver a job's webhook, oldest first."""
         return [orjson.loads(raw) for raw in await answer(self._redis.lrange(DELIVERIES + id, 0, -1))]

@@ -1,4 +1,4 @@
-"""One AMQP connection with one channel. It never reconnects; ``broker.connection`` opens the next one."""
+"""One AMQP connection with one channel. It never reconnects; ``broker.connection`` opens a new one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tidegate.kernel.broker.amqp.wire import (
 
 CHANNEL = 1
 READ_SIZE = 256 * 1024
-# From here on pieces go to the socket as they are; below, one write of them joined is cheaper.
+# From this size on, pieces go to the socket one by one. Below, joining them for one write is cheaper.
 SCATTER = 64 * 1024
-# What may wait for a broker that does not read; beyond it nothing is published any more.
+# Bytes that may wait for a broker that does not read. Above this, nothing more is published.
 MAX_UNSENT = 256 * 2**20
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _CAPABILITIES = {
@@ -41,9 +41,9 @@ _CAPABILITIES = {
 
 
 class Cork(contextlib.AbstractContextManager[None]):
-    """Holds what a connection writes, as long as it is entered; an object, since it is entered so often.
+    """A context manager that holds back what a connection writes, and writes it at its end.
 
-    It is not entered twice: the inner one would drop what the outer one holds.
+    A connection has one and enters it often. It is not reentrant: an inner use would drop the held bytes.
     """
 
     def __init__(self, connection: AmqpConnection) -> None:
@@ -63,11 +63,11 @@ OnDelivered = Callable[[Delivered], None]
 
 
 class Lost(ConnectionError):
-    """The connection or its channel has ended; the message says why."""
+    """The connection or its channel has ended. The message says why."""
 
 
 class Congested(Exception):
-    """The broker does not read what was sent; the message says how much waits."""
+    """The broker does not read what was sent. The message says how many bytes wait."""
 
 
 class NotTaken(Exception):
@@ -79,7 +79,7 @@ class NotTaken(Exception):
 
 
 async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> AmqpConnection:
-    """Open a connection and its channel; raises :class:`Lost` or OSError."""
+    """Open a connection and its channel. Raises :class:`Lost` or OSError."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     secure = ssl.create_default_context() if parts.scheme == "amqps" else None
@@ -95,9 +95,9 @@ async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> A
 
 
 class AmqpConnection(asyncio.BufferedProtocol):
-    """Methods that answer are awaited one at a time; publish and ack are written at once.
+    """An AMQP connection. Methods with an answer run one at a time; publish and ack are written at once.
 
-    ``ended`` is a future that is done, with the reason, when nothing can be sent or received any more.
+    ``ended`` is a future that is done, with the reason, when the connection has ended.
     """
 
     def __init__(self, heartbeat_s: int) -> None:
@@ -127,7 +127,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
     # --- opening and closing ---------------------------------------------------------------------------
 
     async def open(self, parts: SplitResult, name: str, confirms: bool) -> None:
-        """The handshake: start, tune, open, channel, confirm mode."""
+        """Do the handshake: start, tune, open, channel, confirm mode."""
         user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
         start = self._expect()
         self.write(b"AMQP\x00\x00\x09\x01")
@@ -152,7 +152,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._pulse()
 
     async def close(self) -> None:
-        """Say goodbye and end; what is unsettled goes back to its queue."""
+        """Close in order. Unacked messages return to their queues."""
         if self.ended.done():
             return
         with contextlib.suppress(Lost):
@@ -160,7 +160,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self.abort("closed")
 
     def abort(self, reason: str) -> None:
-        """End now."""
+        """End at once, without waiting for the broker."""
         if self._transport is not None:
             self._transport.abort()
         self._end(reason)
@@ -174,35 +174,35 @@ class AmqpConnection(asyncio.BufferedProtocol):
         for future in [*self._open.values(), *([self._answer] if self._answer else [])]:
             if not future.done():
                 future.set_exception(Lost(reason))
-                future.exception()  # nobody may be waiting for it any more
+                future.exception()  # mark as retrieved: its caller may be gone
         self._open.clear()
 
     # --- asyncio.BufferedProtocol ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is there."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        """Keep the transport of the new socket."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The socket is gone."""
+        """End, because the socket is closed."""
         self._end(f"the connection was lost{f': {error}' if error else ''}")
 
     def pause_writing(self) -> None:
-        """The broker reads more slowly than we write: from here on what waits is looked at."""
+        """Note that the broker reads too slowly, so that publishing checks the waiting bytes."""
         self._slow = True
 
     def resume_writing(self) -> None:
-        """The broker has read nearly all of it."""
+        """Note that the broker has read nearly everything."""
         self._slow = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where to read to: for a large content, the very place where it stays."""
+        """Return where to read to. A large content is read to its final place."""
         place = self._reader.window()
         self._in_place = place is not None
         return self._read[: self._reader.appetite(READ_SIZE)] if place is None else place
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Bytes from the broker."""
+        """Handle bytes from the broker."""
         self._heard_at = self._loop.time()
         if self._in_place:
             self._reader.took(nbytes)
@@ -267,15 +267,15 @@ class AmqpConnection(asyncio.BufferedProtocol):
     # --- methods that answer ---------------------------------------------------------------------------
 
     async def call(self, command: Frame) -> Any:
-        """Send a method on the channel and give its answer; raises :class:`Lost`."""
+        """Send a method on the channel and return its answer. Raises :class:`Lost`."""
         return await self._call(command)
 
     async def consume(
         self, queue: str, on_delivered: OnDelivered, *, prefetch: int, no_ack: bool, exclusive: bool
     ) -> str:
-        """Start a consumer and give its tag."""
+        """Start a consumer and return its tag."""
         await self._call(commands.Basic.Qos(0, prefetch, False))
-        # The tag is ours: the first deliveries may come with the answer, before anybody could read it there.
+        # We choose the tag, because the first deliveries may arrive together with the answer.
         self._consumers_begun += 1
         tag = f"c{self._consumers_begun}"
         self._consumers[tag] = on_delivered
@@ -283,12 +283,12 @@ class AmqpConnection(asyncio.BufferedProtocol):
         return tag
 
     async def cancel(self, consumer_tag: str) -> None:
-        """Stop a consumer; its last deliveries may come until this returns."""
+        """Stop a consumer. Its last deliveries may arrive until this returns."""
         await self._call(commands.Basic.Cancel(consumer_tag))
         self._consumers.pop(consumer_tag, None)
 
     async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
-        # Shielded: if its caller is cancelled the answer still comes, and is not the next one's.
+        # Shielded: after a cancellation the answer still arrives, and must not count as the next call's.
         call = asyncio.ensure_future(self._exchange(command, channel))
         call.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(call)
@@ -316,18 +316,18 @@ class AmqpConnection(asyncio.BufferedProtocol):
         mandatory: bool,
         properties: Properties,
     ) -> asyncio.Future[None] | None:
-        """Write a message of these pieces; the future is its confirm (None without confirm mode).
+        """Write a message of these pieces. Return the future of its confirm, or None without confirm mode.
 
-        Nobody may change the pieces any more: they go to the socket as they are.
-        The future raises :class:`NotTaken` or :class:`Lost`. Raises :class:`Congested` while more than
-        ``MAX_UNSENT`` bytes wait for the broker; acks and all other methods are still written then.
+        The pieces must not change afterwards: they go to the socket uncopied. The future raises
+        :class:`NotTaken` or :class:`Lost`. Raises :class:`Congested` while more than ``MAX_UNSENT`` bytes
+        wait for the broker; acks and other methods are still written then.
         """
         if self.ended.done():
             raise Lost(self.ended.result())
         if self._slow:
             self._check_room()
         if self._confirms and mandatory:
-            # The way to tell which message a basic.return is about.
+            # basic.return carries it back, which shows which message was returned.
             properties = properties._replace(message_id=str(self._published + 1))
         parts = wire.publish(
             CHANNEL,
@@ -339,7 +339,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
             frame_max=self._frame_max,
         )
         confirm = None
-        if self._confirms:  # counted as the broker counts: what could not be made is not
+        if self._confirms:  # after wire.publish, which may raise: the broker counts only what it gets
             self._published += 1
             confirm = self._open[self._published] = self._loop.create_future()
         if self.held is not None or sum(map(len, pieces)) < SCATTER:
@@ -354,13 +354,13 @@ class AmqpConnection(asyncio.BufferedProtocol):
             raise Congested(f"RabbitMQ does not read: {unsent} bytes wait to be sent")
 
     def ack(self, tag: int, multiple: bool) -> None:
-        """Settle a delivery."""
+        """Ack a delivery."""
         if self.ended.done():
             raise Lost(self.ended.result())
         self.write(wire.ack(CHANNEL, tag, multiple))
 
     def nack(self, tag: int) -> None:
-        """Put a delivery back into its queue."""
+        """Nack a delivery, so that it returns to its queue."""
         if self.ended.done():
             raise Lost(self.ended.result())
         self._send(commands.Basic.Nack(tag, False, True))
@@ -369,16 +369,16 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self.write(wire.method(channel, command))
 
     def write(self, data: bytes) -> None:
-        """Whole frames to the socket, or to those that :attr:`cork` holds."""
+        """Write whole frames to the socket, or hold them while :attr:`cork` is entered."""
         if self.held is not None:
             self.held.append(data)
         elif self._transport is not None:
             self._transport.write(data)
 
     def _pulse(self) -> None:
-        """Send a heartbeat twice an interval; end a connection that was silent for two intervals."""
+        """Send two heartbeats per interval. End a connection that was silent for two intervals."""
         if self._loop.time() - self._heard_at > 2 * self._heartbeat_s:
-            self.abort(f"nothing was heard for {2 * self._heartbeat_s} s")
+            self.abort(f"the broker sent nothing for {2 * self._heartbeat_s} s")
             return
         self.write(wire.HEARTBEAT_FRAME)
         self._beat = self._loop.call_later(self._heartbeat_s / 2, self._pulse)

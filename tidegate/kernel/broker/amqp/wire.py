@@ -1,8 +1,8 @@
-"""AMQP 0-9-1 frames as bytes, both ways. Pure: no socket, no clock.
+"""Encode and decode AMQP 0-9-1 frames. Pure: no socket, no clock.
 
-Publish, ack, deliver, confirm and their content are what a queue in the path of every request costs, so they
-are packed and parsed directly; every other method goes through pamqp. The layout is that of the AMQP 0-9-1
-specification: u8 type | u16 channel | u32 size | payload | 0xCE.
+Every request costs publishes, deliveries, acks and confirms, so this module packs and parses them itself.
+pamqp handles every other method. The layout is that of the AMQP 0-9-1 specification:
+u8 type | u16 channel | u32 size | payload | 0xCE.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _STRINGS_BEFORE_HEADERS = (_CONTENT_TYPE, _ENCODING)
 _STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
 
 
-# The largest frame that we offer to agree on: a large content in few frames costs both sides less.
+# The largest frame size that we offer. A large content costs both sides less in few frames.
 FRAME_MAX = 1_048_576
-# Type, channel and size of a frame, and its end.
+# Bytes of a frame's type, channel and size, and of its end.
 _AROUND = 8
-# A content from LARGE on is put together in place, without copies between; RabbitMQ takes none above MOST.
+# A content from LARGE on is received in place, without copies. RabbitMQ accepts none above MOST.
 LARGE = 64 * 1024
 MOST = 16 * 2**20
 
@@ -73,13 +73,13 @@ class Delivered(NamedTuple):
 
 
 class Returned(NamedTuple):
-    """``basic.return`` with its content: a mandatory message that no queue took."""
+    """``basic.return`` with its content: a mandatory message that no queue takes."""
 
     properties: Properties
 
 
 class Confirmed(NamedTuple):
-    """``basic.ack`` or ``basic.nack`` of what was published."""
+    """``basic.ack`` or ``basic.nack`` of a published message."""
 
     tag: int
     multiple: bool
@@ -87,7 +87,7 @@ class Confirmed(NamedTuple):
 
 
 class Method(NamedTuple):
-    """Any other method, as pamqp reads it."""
+    """Any other method, decoded by pamqp."""
 
     channel: int
     frame: Any
@@ -110,9 +110,9 @@ def publish(
     pieces: Sequence[Buffer],
     frame_max: int,
 ) -> list[Buffer]:
-    """``basic.publish`` with its content, in frames of at most ``frame_max`` bytes.
+    """Return ``basic.publish`` with its content, in frames of at most ``frame_max`` bytes.
 
-    ``pieces`` are the content, one after the other; the result has them, or slices of them, uncopied.
+    The content is the ``pieces`` in order. The result has them, or slices of them, uncopied.
     """
     size = sum(map(len, pieces))
     method = b"".join(
@@ -142,7 +142,7 @@ def publish(
 
 
 def _frames(channel: int, pieces: Sequence[Buffer], left: int, room: int) -> Iterator[Buffer]:
-    """Body frames of at most ``room`` bytes each; ``left`` is the size of all pieces."""
+    """Yield body frames of at most ``room`` bytes each. ``left`` is the size of all pieces."""
     free = 0
     for piece in pieces:
         view = memoryview(piece)
@@ -176,48 +176,50 @@ def _packed(properties: Properties) -> tuple[int, bytes]:
 
 
 def ack(channel: int, tag: int, multiple: bool) -> bytes:
-    """``basic.ack``."""
+    """Return ``basic.ack``."""
     return _ACK.pack(METHOD, channel, 13, 60, 80, tag, multiple, FRAME_END)
 
 
 class Reader:
-    """Bytes in, events out; a content is an event once it is whole.
+    """A decoder from bytes to events. A message is one event, when its content is whole.
 
-    A large content is received in place: while :meth:`window` gives a place, the next bytes of the stream
-    may be put there, and :meth:`took` says how many were; all others go through :meth:`feed`.
+    A large content is received in place. While :meth:`window` returns a place, the next bytes of the stream
+    may be written there, and :meth:`took` reports their number. All other bytes go to :meth:`feed`.
     """
 
     def __init__(self) -> None:
-        self.frame_max = FRAME_MAX  # what was negotiated; no larger frame is taken
+        self.frame_max = FRAME_MAX  # the negotiated limit; a larger frame is malformed
         self._rest = b""
         self._method: Delivered | Returned | None = None
         self._missing = 0
         self._pieces: list[bytes] = []
-        self._content: memoryview | None = None  # the large one that is under way
-        self._inside = False  # a body frame of it, and how much of that is still to come
+        self._content: memoryview | None = None  # the large content that is being received
+        self._inside = False  # within one of its body frames, of which _left bytes are still to come
         self._left = 0
 
     def window(self) -> memoryview | None:
-        """Where the next bytes belong that are of a large content; None when others come first."""
+        """Return the place for the next bytes of a large content, or None if other bytes come first."""
         if self._content is None or not self._left:
             return None
         at = len(self._content) - self._missing
         return self._content[at : at + self._left]
 
     def took(self, count: int) -> None:
-        """``count`` bytes were put into the window."""
+        """Note that ``count`` bytes were written into the window."""
         self._missing -= count
         self._left -= count
 
     def appetite(self, limit: int) -> int:
-        """How much to feed at most: little between two frames of a large content, so that the rest of it
-        comes in place."""
+        """Return how many bytes to feed at most.
+
+        It is little between two frames of a large content, so that its rest is received in place.
+        """
         if self._content is None or not self._missing:
             return limit
         return max(1, self._inside + _HEAD.size - len(self._rest))
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events that ``data`` completes; raises :class:`Malformed`."""
+        """Yield the events that ``data`` completes. Raises :class:`Malformed`."""
         if self._rest:
             data = self._rest + data
         at, end = 0, len(data)
@@ -250,13 +252,13 @@ class Reader:
         self._rest = data[at:] if at else data
 
     def _enter(self, size: int) -> None:
-        """Begin with a body frame of a large content."""
+        """Begin a body frame of a large content."""
         if size > self._missing:
             raise Malformed("more content than its header says")
         self._inside, self._left = True, size
 
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
-        """Take what belongs to a frame of a large content: where that ends, and whether more must come."""
+        """Copy the bytes of a large content's frame. Return where they end, and True if more must come."""
         place = self.window()
         if place is not None:
             piece = memoryview(data)[at : at + len(place)]
@@ -283,7 +285,7 @@ class Reader:
         except Malformed:
             raise
         except Exception as error:
-            # Of many kinds: pamqp's own, and those of structs, texts, times and recursion.
+            # There are many kinds: pamqp's own, and those of structs, texts, times and recursion.
             raise Malformed(f"a frame of type {kind} cannot be read: {error!r}") from error
         raise Malformed(f"unknown frame type {kind}")
 
@@ -342,7 +344,7 @@ class Reader:
 
 
 def _check_end(at: int, end: int) -> None:
-    """Raise Malformed when what was read up to ``at`` reaches past its frame, which ends at ``end``."""
+    """Raise Malformed if a field that was read up to ``at`` reaches past its frame's end ``end``."""
     if at > end:
         raise Malformed("a field reaches past its frame")
 
@@ -353,7 +355,7 @@ def _short(data: bytes, at: int) -> tuple[str, int]:
 
 
 def _properties(data: bytes, at: int, end: int, flags: int) -> Properties:
-    """The properties up to ``message-id``; those behind it are of no interest and stand last."""
+    """Return the properties up to ``message-id``. The unused ones come after it."""
     for flag in _STRINGS_BEFORE_HEADERS:
         if flags & flag:
             _, at = _short(data, at)
@@ -374,5 +376,5 @@ def _properties(data: bytes, at: int, end: int, flags: int) -> Properties:
 
 
 def method(channel: int, command: Frame) -> bytes:
-    """Any method, as pamqp writes it."""
+    """Return any method as a frame, encoded by pamqp."""
     return frame.marshal(command, channel)

@@ -1,5 +1,5 @@
--- Records jobs. For each: n (new, or known by its id), k and an id (its idempotency key is known), or c (known,
--- with another body).
+-- Record jobs. Returns for each: n (new, or known by its id), k and an id (its idempotency key is known with the
+-- same body), or c (the key is known with another body).
 local WIDTH = 14
 local now = clock()
 local out, known_deployments = {}, {}

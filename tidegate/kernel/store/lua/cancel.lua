@@ -1,4 +1,4 @@
--- Cancels a job unless it is over. Gives the record as it is then.
+-- Cancel a job unless it is over. Returns the record as it is then.
 local job = read(ARGV[1])
 if job and not OVER[job.state] then
   finish(job, 'cancelled', clock())

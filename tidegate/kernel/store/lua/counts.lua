@@ -1,4 +1,4 @@
--- All records counted, at one moment: states, Deployments, ledger, acknowledged, watched.
+-- Count all records at one moment: states, Deployments, ledger, acknowledged, watched.
 local states, deployments = {}, {}
 for _, state in ipairs({'accepting', 'queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired'}) do
   states[#states + 1] = call('ZCARD', STATE .. state)

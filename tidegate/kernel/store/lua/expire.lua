@@ -1,4 +1,4 @@
--- Ends jobs whose time is over; gives their ids.
+-- Expire jobs whose time is over. Returns their ids.
 local now = clock()
 local ids = call('ZRANGE', EXPIRY, '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2])
 for _, id in ipairs(ids) do

@@ -1,4 +1,4 @@
--- The ends of attempts. For each: y, or n (it was not that worker's any more).
+-- Record the ends of attempts. Returns for each: y, or n (another attempt has the job).
 local WIDTH = 11
 local now = clock()
 local out = {}
@@ -18,7 +18,7 @@ for at = 1, #ARGV, WIDTH do
     used(job, now, 'tokens_out', tonumber(tokens_out))
     out[#out + 1] = 'y'
   else
-    out[#out + 1] = ours and job.state == state and 'y' or 'n' -- y: told before; the answer was lost
+    out[#out + 1] = ours and job.state == state and 'y' or 'n' -- y: a repeated call, whose answer was lost
   end
 end
 return table.concat(out)

@@ -1,26 +1,26 @@
--- What every script begins with: the keys, and the transitions of a job. Ids are 16 raw bytes.
+-- The start of every script: the keys, and the transitions of a job. Ids are 16 raw bytes.
 --
 --   tidegate:job:r:<id>            the record (a hash)
---   tidegate:job:request:<id>      its request frame, until it is over; a failed one's until it is removed
+--   tidegate:job:request:<id>      its request frame, until it is over; of a failed job until its removal
 --   tidegate:job:reply:<id>        its reply frame
 --   tidegate:job:log:<id>          a list: "<ms> <state> <attempt> <detail>"
---   tidegate:job:changed:<id>      a channel: told at each transition
+--   tidegate:job:changed:<id>      a channel: a message at each transition
 --   tidegate:job:idem:<sha256>     an idempotency key: id and sha256 of the body
---   tidegate:job:all               ids in the order of creation; and so, each a part of it:
+--   tidegate:job:all               ids in the order of creation; the following are parts of it:
 --   tidegate:job:state:<state>  tidegate:job:of:{deployment,endpoint,principal,batch}:<name>
 --   tidegate:job:waiting:<deployment>:<level>  tidegate:job:running:<deployment>
 --   tidegate:job:deployments       names of Deployments that have or had jobs
---   tidegate:job:due               ids by the time (ms) when somebody must look after them: not confirmed by
---                                  the broker, or leased
---   tidegate:job:expiry            ids of what is not over, by the time (ms) when it expires
---   tidegate:job:finished          ids of what is over, since when (ms)
---   tidegate:job:webhooks          ids by the time (ms) when their webhook is to be sent (again)
+--   tidegate:job:due               ids by the time (ms) when the router must check them: not confirmed by the
+--                                  broker, or leased
+--   tidegate:job:expiry            ids of unfinished jobs, by the time (ms) when they expire
+--   tidegate:job:finished          ids of finished jobs, by the time (ms) of their end
+--   tidegate:job:webhooks          ids by the time (ms) when their webhook is due
 --   tidegate:job:deliveries:<id>   a list: the tries to send it, JSON
 --   tidegate:job:ledger            a hash: totals
 --   tidegate:job:acknowledged      a hash: the 202s of each gateway process
---   tidegate:job:used              a hash: what callers used and nobody has reported yet; fields are
+--   tidegate:job:used              a hash: usage that is not reported yet; fields are
 --                                  "<day>\n<principal>\n<endpoint>\n<what>", the day since the epoch
---   tidegate:job:used:<take>       the same, while it is reported; tidegate:job:used:open has since when (ms)
+--   tidegate:job:used:<take>       the same, while it is reported; tidegate:job:used:open has the start (ms)
 --   tidegate:router:leader         a hash: the router that leads and its epoch; expires with its lease
 --   tidegate:router:epoch          the last epoch that was given to a leader; never expires
 local RECORD, REQUEST, REPLY = 'tidegate:job:r:', 'tidegate:job:request:', 'tidegate:job:reply:'
@@ -35,7 +35,7 @@ local USED = 'tidegate:job:used'
 local LEADER, EPOCH = 'tidegate:router:leader', 'tidegate:router:epoch'
 local OVER = {succeeded = true, failed = true, cancelled = true, expired = true}
 local LEVELS = {'high', 'normal', 'low'}
--- How long a message may take to be confirmed, and a republished one to be taken note of.
+-- Time for a message's confirm, and for the mark of a republished one.
 local PATIENCE_MS = 10000
 
 local call = redis.call
@@ -45,9 +45,9 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Changes of the indexes (sorted sets), of totals, and what is deleted: gathered, and made together at the end
--- of a script (`settle`), since each call costs more than what it does. A script that reads an index therefore
--- does so before it changes it. Of changes of one id in one index the last one holds.
+-- Changes of indexes (sorted sets) and totals, and deletions, are collected and made together at the end of a script
+-- (`settle`), because each call has a high fixed cost. So a script must read an index before it changes it. The last
+-- change of an id in an index counts.
 local changes, changed, totals, usage, deleted = {}, {}, {}, {}, {}
 local AT_ONCE = 1000
 
@@ -69,7 +69,7 @@ local function count(name)
   totals[name] = (totals[name] or 0) + 1
 end
 
--- What a job's caller has used; nobody asks for that of callers of whom nothing is known.
+-- Count the usage of a job's caller, unless the caller is unknown.
 local function used(job, now, what, number)
   if number > 0 and job.principal ~= 'anonymous' and job.principal ~= 'service' then
     local day = string.format('%d', math.floor(now / 86400000))
@@ -117,7 +117,7 @@ local function note(id, now, state, attempt, detail)
   call('PUBLISH', CHANGED .. id, state)
 end
 
--- The part of a record that transitions need, or nil.
+-- Return the part of a record that transitions need, or nil.
 local function read(id)
   local found = call('HMGET', RECORD .. id,
     'state', 'attempt', 'deployment', 'level', 'expires', 'worker', 'token', 'lease', 'webhook', 'safe',
@@ -146,7 +146,7 @@ local function move(job, state)
   end
 end
 
--- To a terminal state, with more fields of the record; `detail` is for the log.
+-- Move a job to a terminal state, with more fields of the record. `detail` is for the log.
 local function finish(job, state, now, detail, ...)
   local id = job.id
   move(job, state)
@@ -170,7 +170,7 @@ local function fail(job, now, reason, message)
   finish(job, 'failed', now, reason, 'error', cjson.encode({reason = reason, message = message}))
 end
 
--- Whether a job whose worker was lost may be tried again; it has failed otherwise.
+-- Return whether a job with a lost worker may be tried again. If not, fail it.
 local function retry(job, now)
   if not job.safe then
     fail(job, now, 'worker_lost',

@@ -1,6 +1,6 @@
 -- Become or stay the leader of the routers. ARGV: the candidate, the length of the lease (ms), the highest epoch that
--- the candidate has seen, and a holder that it knows to be dead (or nothing). Gives the holder, its epoch, and for how
--- long its lease lasts (ms).
+-- the candidate has seen, and a holder that it knows to be dead (or nothing). Returns the holder, its epoch, and the
+-- rest of its lease (ms).
 local candidate, ttl, seen, dead = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local holder, held = unpack(call('HMGET', LEADER, 'holder', 'epoch'))
 if holder == dead then

@@ -1,4 +1,4 @@
--- Workers keep jobs whose messages they do not hold any more, or soon will not. For each: y or n.
+-- Lease jobs to workers, which ack the jobs' messages. Returns for each: y or n.
 local WIDTH = 4
 local now = clock()
 local out = {}

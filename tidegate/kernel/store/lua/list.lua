@@ -1,5 +1,5 @@
--- A piece of a list, newest first: the id to go on before (empty: that was all), then the records found. Looks
--- at a bounded number of records in the shortest index that has all of them.
+-- Return a part of a list, newest first: the id to continue before (empty: the end), then the records. Reads a limited
+-- number of records, in the shortest index that has all matches.
 local LOOK = 1000
 local before, limit = ARGV[1], tonumber(ARGV[2])
 local fields, wanted = {}, {}

@@ -1,4 +1,4 @@
--- The broker has confirmed the messages of these jobs: nobody needs to look after them for now.
+-- Record that the broker has confirmed the messages of these jobs, so the router need not check them.
 local now = clock()
 for _, id in ipairs(ARGV) do
   local job = read(id)

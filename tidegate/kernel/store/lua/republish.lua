@@ -1,5 +1,5 @@
--- Somebody who looks after jobs wants to publish the message of one again: its frame, as the attempt that the
--- record has; or nothing, when it has moved on, or somebody else is at it.
+-- Claim to publish the message of a job again. Returns its frame with the record's attempt, or nothing if the job has
+-- changed or another router publishes it.
 local id, attempt, state = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = clock()
 local job = read(id)

@@ -1,4 +1,4 @@
--- Give up the lead at once, if ARGV[1] has it.
+-- End the lease of the leader at once, if ARGV[1] has it.
 if call('HGET', LEADER, 'holder') == ARGV[1] then
   call('DEL', LEADER)
 end

@@ -1,4 +1,4 @@
--- Removes jobs that have been over since before a time, and the oldest beyond a number; gives how many.
+-- Remove jobs that ended before a time, and the oldest above a number. Returns how many.
 local before, keep, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local ids = call('ZRANGE', FINISHED, '-inf', '(' .. before, 'BYSCORE', 'LIMIT', 0, limit)
 local surplus = math.min(call('ZCARD', FINISHED) - keep, limit)

@@ -1,6 +1,6 @@
--- The messages of jobs of a Deployment are lost. Those that were made before an id and wait are to be looked
--- after now; where no worker holds any (ARGV[3] is 1), those that run without a lease too. Each once in a
--- while, if at all; gives how many.
+-- Make waiting jobs of a Deployment due, because their messages are lost: those created before an id. If ARGV[3] is 1,
+-- no worker holds a message, so jobs that run without a lease are due too. A job becomes due only once in a while.
+-- Returns how many.
 local deployment, before, orphans = ARGV[1], ARGV[2], ARGV[3] == '1'
 local LOOK, AGAIN_MS = 5000, 600000
 local now = clock()

@@ -1,5 +1,5 @@
--- Ids of jobs that somebody must look after. While this store was away no lease could be renewed: for a while
--- after a gap in these calls, leases count as good.
+-- Return the ids of jobs that are due. No lease could be renewed while this store was away, so leases stay valid for
+-- a while after a gap in these calls.
 local SWEPT, GAP_MS, GRACE_MS = 'tidegate:job:swept', 10000, 15000
 local now = clock()
 local last, resumed = unpack(call('HMGET', SWEPT, 'last', 'resumed'))

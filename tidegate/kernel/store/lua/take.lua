@@ -1,5 +1,5 @@
--- Workers want to run jobs now. For each: "<r|d|f|e|s> <attempt>" (run, drop, it has failed, it has expired, it
--- was lost before and may only run alone).
+-- Take jobs to run now. Returns for each: "<r|d|f|e|s> <attempt>" (run, drop, failed, expired, suspect: it was lost
+-- before and may only run alone).
 local WIDTH = 7
 local now = clock()
 local out = {}
@@ -7,7 +7,7 @@ local out = {}
 local function begin(job, worker, token)
   local leased = job.lease > now and job.worker == worker
   if job.state == 'accepting' then
-    -- Its message was quicker than the mark that follows the broker's confirmation.
+    -- Its message arrived before the mark that follows the broker's confirm.
     call('HSET', RECORD .. job.id, 'queued', now)
   end
   if job.state ~= 'running' then
@@ -22,7 +22,7 @@ local function begin(job, worker, token)
   note(job.id, now, 'running', job.attempt, worker)
 end
 
--- Whether a message for a job that runs already comes from the loss of that attempt, or is a duplicate.
+-- Return whether a message of a running job shows the loss of its attempt; else it is a duplicate.
 local function was_lost(job, redelivered, frame_attempt)
   return job.lease <= now and (redelivered or frame_attempt == job.attempt)
 end
@@ -33,7 +33,7 @@ local function take(job, worker, redelivered, frame_attempt, token, lost, alone)
   end
   local own = job.state == 'running' and token ~= '' and job.token == token
   if own and job.attempt ~= lost then
-    return 'r' -- asked before; the answer was lost on its way
+    return 'r' -- a repeated call, whose answer was lost
   end
   if job.expires <= now then
     finish(job, 'expired', now)

@@ -1,5 +1,5 @@
--- Webhooks that are due now, up to ARGV[1], for whoever asks alone for ARGV[2] ms: how many wait in all, the claim
--- (the time it ends), then ids and the number of tries before by turns.
+-- Claim up to ARGV[1] due webhooks for ARGV[2] ms. Returns how many wait in all, the claim (the time of its end), then
+-- for each webhook its id and the number of earlier tries.
 local limit, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = clock()
 local out = {call('ZCARD', WEBHOOKS), now + lease}

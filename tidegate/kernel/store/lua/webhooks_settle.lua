@@ -1,5 +1,5 @@
--- What became of claimed webhooks. For each: y, or n (the claim had ended and somebody else has it).
--- A try that was made is kept in any case; the newest MOST of a job are.
+-- Record the results of claimed webhooks. Returns for each: y, or n (the claim has ended). A try is logged in both
+-- cases; a job keeps the newest MOST tries.
 local WIDTH, MOST = 5, 100
 local now = clock()
 local out = {}

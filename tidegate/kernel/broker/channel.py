@@ -1,0 +1,196 @@
+"""The interface of a channel to RabbitMQ, which every AMQP driver implements."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from tidegate.kernel import telemetry
+from tidegate.kernel.broker.topology import Exchange, Queue
+from tidegate.kernel.errors import Unavailable
+
+log = telemetry.logger(__name__)
+
+Buffer = bytes | memoryview
+T = TypeVar("T")
+
+MAX_EXPIRATION_MS = 2**32 - 1
+
+
+class Unroutable(Unavailable):
+    """The broker returned a mandatory message because no queue takes it."""
+
+    reason = "unroutable"
+
+
+class Refused(Unavailable):
+    """The broker did not take a message: a limit of its queue, a fault of its own, or it does not read."""
+
+    reason = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A delivered message. ``tag`` is valid only on the channel that delivered the message."""
+
+    body: Buffer
+    tag: int
+    redelivered: bool
+    reply_to: str | None
+    routing_key: str
+    exchange: str
+    headers: dict[str, Any]
+
+
+OnDelivery = Callable[[Delivery], Awaitable[None] | None]
+
+
+class Channel(Protocol):
+    """A channel to RabbitMQ.
+
+    A channel that has ended is not used again: a reconnect brings a new one. Each method raises
+    ``Unavailable`` if the channel has ended.
+    """
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no messages now because it is short of memory or disk."""
+
+    async def find(self, exchange: Exchange) -> None:
+        """Return if an exchange exists, and raise ``Unavailable`` otherwise. Needs no permission."""
+
+    async def declare(self, what: Queue | Exchange, *, bind: bool = True) -> None:
+        """Declare a queue or an exchange. Does nothing if it exists with the same arguments.
+
+        A queue with an exchange is bound to that exchange as well, unless ``bind`` is False: a service that
+        may not bind the queue leaves this to the queue's owner.
+        """
+
+    async def bind(self, queue: Queue, exchange: Exchange, routing_key: str = "") -> None:
+        """Let ``exchange`` copy the messages that match ``routing_key`` to ``queue``."""
+
+    async def depth(self, queue: Queue) -> int:
+        """Return how many messages wait in ``queue`` and are with no consumer. Declares the queue."""
+
+    async def consumers(self, queue: Queue) -> int:
+        """Return how many consumers ``queue`` has. Declares the queue."""
+
+    async def delete(self, queue: Queue) -> None:
+        """Delete a queue with all its messages."""
+
+    async def consume(
+        self,
+        queue: Queue,
+        on_delivery: OnDelivery,
+        *,
+        prefetch: int,
+        no_ack: bool = False,
+        exclusive: bool = False,
+    ) -> str:
+        """Start a consumer that holds up to ``prefetch`` unacked messages, and return its tag.
+
+        ``on_delivery`` is called in the order of arrival. If it returns an awaitable, that runs as a task.
+        """
+
+    async def cancel(self, consumer_tag: str) -> None:
+        """Stop a consumer. Its unacked messages stay with it until they are acked or the channel ends."""
+
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        """Ack a delivery, with ``multiple`` also every earlier one. Does not wait for the socket."""
+
+    def nack(self, tag: int) -> None:
+        """Let the broker deliver a message again, to any consumer. Does not wait for the socket."""
+
+    async def publish(
+        self,
+        body: bytes | Sequence[Buffer],
+        *,
+        exchange: str = "",
+        routing_key: str,
+        expiration_ms: float | None = None,
+        reply_to: str | None = None,
+        mandatory: bool = False,
+        persistent: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> None:
+        """Publish, and return when the broker has confirmed. Without confirms, return at once.
+
+        ``body`` may be a sequence of pieces. Raises :class:`Unroutable` for a mandatory message that no
+        queue takes, :class:`Refused` if the broker does not take the message or does not read earlier ones,
+        and ``Unavailable`` if the connection breaks. ``expiration_ms`` is limited to 1 ms .. 49 days,
+        because RabbitMQ closes the channel on any other value.
+        """
+
+    def send(
+        self,
+        body: bytes | Sequence[Buffer],
+        *,
+        exchange: str = "",
+        routing_key: str,
+        expiration_ms: float | None = None,
+        reply_to: str | None = None,
+        mandatory: bool = False,
+        on_failure: Callable[[Unavailable], None] | None = None,
+    ) -> None:
+        """Publish without waiting. The broker gets the message before any ack that is written later.
+
+        Raises the errors of :meth:`publish` that are known at once. ``on_failure`` is called with an error
+        that is known later; without confirms there is none.
+        """
+
+    def cork(self) -> AbstractContextManager[None]:
+        """Return a context manager. What is sent and acked within it leaves in one write at its end."""
+
+
+class DriverChannel(Channel, Protocol):
+    """A channel with its connection, as ``Connection`` opens and closes it."""
+
+    @property
+    def ended(self) -> asyncio.Future[str]:
+        """A future that is done when the channel has ended. Its result is the reason."""
+
+    async def close(self) -> None:
+        """Send what was written before, and close the connection. Unacked messages return to their queues."""
+
+    def abort(self, reason: str) -> None:
+        """End the connection at once, without waiting for the broker."""
+
+
+def blocked_error() -> Refused:
+    """Return the error for a message that a blocked broker would not take."""
+    return Refused("RabbitMQ takes no messages: it is short of memory or disk.", retry_after_s=5.0)
+
+
+def unroutable_error(routing_key: str) -> Unroutable:
+    """Return the error for a mandatory message that the broker returned."""
+    return Unroutable(f"No queue for {routing_key!r}.")
+
+
+def delivery_handler(on_delivery: OnDelivery, decode: Callable[[T], Delivery]) -> Callable[[T], None]:
+    """Return a function that handles a driver's delivery and never raises.
+
+    It logs errors of ``on_delivery``. Such a message stays unacked.
+    """
+    running: set[asyncio.Future[None]] = set()
+
+    def on_task_done(task: asyncio.Future[None]) -> None:
+        running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a delivery was not handled", exc_info=error)
+
+    def handle(delivered: T) -> None:
+        try:
+            awaitable = on_delivery(decode(delivered))
+        except Exception:
+            # Raised into the driver, it would end the connection.
+            log.exception("a delivery was not handled")
+            return
+        if awaitable is not None:
+            task = asyncio.ensure_future(awaitable)
+            running.add(task)
+            task.add_done_callback(on_task_done)
+
+    return handle
