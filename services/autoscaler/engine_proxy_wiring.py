@@ -12,8 +12,8 @@ from services.autoscaler.domain.engine_rules import StackBounds
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate.kernel import telemetry
 from tidegate.kernel.http.connections import Connections
-from tidegate.kernel.http.patience import HttpLimits
 from tidegate.kernel.http.protocol import Protocol
+from tidegate.kernel.http.timeouts import HttpLimits
 from tidegate.kernel.protocol.access import engine_token
 
 log = telemetry.logger(__name__)

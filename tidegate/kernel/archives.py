@@ -41,7 +41,7 @@ _BROKEN = (
 )  # fmt: skip
 
 
-class Broken(Exception):
+class BrokenArchive(Exception):
     """The file is not an archive, or has other data beside it. The message says why."""
 
 
@@ -77,11 +77,11 @@ def is_archive(path: Path) -> bool:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Convert the libraries' errors for a bad archive to :class:`Broken`."""
+    """Convert the libraries' errors for a bad archive to :class:`BrokenArchive`."""
     try:
         yield
     except _BROKEN as error:
-        raise Broken(f"{error or type(error).__name__}: expected zip, tar or tar.gz") from error
+        raise BrokenArchive(f"{error or type(error).__name__}: expected zip, tar or tar.gz") from error
 
 
 def members(path: Path) -> Iterator[tuple[Member, Opener]]:
@@ -102,7 +102,7 @@ def members(path: Path) -> Iterator[tuple[Member, Opener]]:
 
 
 def check_zip(path: Path) -> None:
-    """Raise :class:`Broken` unless a file is a zip and nothing else."""
+    """Raise :class:`BrokenArchive` unless a file is a zip and nothing else."""
     with reading(), path.open("rb") as file:
         if file.read(4) != ZIP:
             raise ValueError("it does not start like a zip")

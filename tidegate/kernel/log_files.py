@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tidegate.kernel.errors import NotFound
 from tidegate.kernel.protocol import log_lines
-from tidegate.kernel.protocol.log_lines import Entry
+from tidegate.kernel.protocol.log_lines import LogEntry
 
 BLOCK = 64 * 1024
 # The most bytes that are read of one log, from its end.
@@ -41,18 +41,18 @@ class LogFolder:
         hint = f"Names like it: {', '.join(near)}." if near else "`tidegate status` shows what is deployed."
         raise NotFound(f"There is no log of {name!r}. {hint}")
 
-    def read(self, logs: Iterable[str], *, since: float, until: float, lines: int) -> list[Entry]:
+    def read(self, logs: Iterable[str], *, since: float, until: float, lines: int) -> list[LogEntry]:
         """Return the last ``lines`` lines of these logs after ``since`` and not after ``until``, by time."""
-        found: list[Entry] = []
+        found: list[LogEntry] = []
         for log in logs:
             # A line's time is rounded to milliseconds, and its file may be written a moment later.
             found += [each for each in self._read(log, since, lines) if since < each.at <= until]
         found.sort(key=lambda each: each.at)
         return found[-lines:] if lines else []
 
-    def of_request(self, id_: str) -> list[Entry]:
+    def of_request(self, id_: str) -> list[LogEntry]:
         """Return the lines of all logs about a request or job, by time."""
-        ids, new, found = {id_}, {id_}, dict[tuple[str, int], Entry]()
+        ids, new, found = {id_}, {id_}, dict[tuple[str, int], LogEntry]()
         files = [*self.path.glob("*.log*")]
         # The log of a worker from a warm pool has two names. Users know the replica's.
         linked = {path.resolve() for path in files if path.is_symlink()}
@@ -72,7 +72,7 @@ class LogFolder:
                 break
         return sorted(found.values(), key=lambda each: each.at)[-MOST_OF_REQUEST:]
 
-    def _read(self, log: str, since: float, lines: int) -> list[Entry]:
+    def _read(self, log: str, since: float, lines: int) -> list[LogEntry]:
         # For a replica of a Deployment `worker-a`, the second name is the log of a replica of `a`.
         for stem in (f"{_WORKER}{log}", log):
             path = self.path / f"{stem}.log"
@@ -80,8 +80,8 @@ class LogFolder:
                 return self._end(path, log, since, lines)
         return []
 
-    def _end(self, path: Path, log: str, since: float, lines: int) -> list[Entry]:
-        found: list[Entry] = []
+    def _end(self, path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
+        found: list[LogEntry] = []
         for part in (path, *rotated(path)):
             with contextlib.suppress(OSError):
                 if part.stat().st_mtime <= since:
@@ -92,7 +92,7 @@ class LogFolder:
         return found
 
 
-def _youngest(found: dict[tuple[str, int], Entry]) -> dict[tuple[str, int], Entry]:
+def _youngest(found: dict[tuple[str, int], LogEntry]) -> dict[tuple[str, int], LogEntry]:
     """Return the last lines by time, up to the limit that is shown."""
     return dict(sorted(found.items(), key=lambda each: each[1].at)[-MOST_OF_REQUEST:])
 
@@ -103,7 +103,7 @@ def rotated(path: Path) -> list[Path]:
     return sorted(parts, key=lambda part: int(part.suffix[1:]))
 
 
-def _entries(path: Path, log: str, since: float, lines: int) -> list[Entry]:
+def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
     """Return at least the last ``lines`` lines of a file that were written after ``since``."""
     with path.open("rb") as file:
         at, data = file.seek(0, 2), b""
@@ -126,7 +126,7 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[Entry]:
     return _with_times(found)
 
 
-def _with_times(entries: list[Entry]) -> list[Entry]:
+def _with_times(entries: list[LogEntry]) -> list[LogEntry]:
     """Give lines without a time at the start the time of the first line that has one."""
     first = next((each.at for each in entries if each.at), 0.0)
     return [each if each.at else each._replace(at=first) for each in entries]

@@ -10,7 +10,7 @@ from services.autoscaler.domain.launcher import Launcher
 from tidegate.kernel.errors import NotFound, Unavailable
 from tidegate.kernel.log_files import LogFolder
 from tidegate.kernel.protocol import log_lines
-from tidegate.kernel.protocol.log_lines import Entry
+from tidegate.kernel.protocol.log_lines import LogEntry
 from tidegate.kernel.protocol.models import DesiredState
 
 Line = dict[str, Any]
@@ -68,7 +68,7 @@ class LogReader:
                 found += [each for each in lines if not ids.isdisjoint(log_lines.ids_in(each.fields))]
         return [each.shown() for each in sorted(found, key=lambda each: each.at)]
 
-    async def _of_running(self, replica: str, since: float, until: float, lines: int) -> list[Entry]:
+    async def _of_running(self, replica: str, since: float, until: float, lines: int) -> list[LogEntry]:
         try:
             text = await self._launcher.output(replica, lines)
         except Unavailable:

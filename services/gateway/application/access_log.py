@@ -21,10 +21,10 @@ from services.gateway.application.inference.core import InferenceResult
 from services.gateway.domain.log_sampling import LogSampler, trace_id
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.allowance import Allowance
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 from tidegate.kernel.rotating_file import RotatingFile
+from tidegate.kernel.token_bucket import TokenBucket
 
 log = telemetry.logger(__name__)
 
@@ -43,7 +43,7 @@ class AccessLog:
     def __init__(self, write: Write | None, *, first: int, fraction: float, errors_per_s: int) -> None:
         self._write = write
         self._sampler = LogSampler(first, fraction) if write is not None else LogSampler(0, 0)
-        self._errors = Allowance(errors_per_s, errors_per_s * 10)
+        self._errors = TokenBucket(errors_per_s, errors_per_s * 10)
         self._lines: list[dict[str, Any]] = []
         self._task: asyncio.Task[None] | None = None
         self.take = self._sampler.take

@@ -40,7 +40,7 @@ def read_archive(
                 if inner.name in names:
                     with content() as stream:
                         texts[inner] = _text(inner, stream.read(max_text + 1), max_text)
-    except archives.Broken as error:
+    except archives.BrokenArchive as error:
         raise BadRequest(f"The archive cannot be read ({error}). Pack it again.") from None
     except TooLarge as error:
         raise BadRequest(f"{error} The limit is {error.setting}.") from None

@@ -89,7 +89,7 @@ def _check_torchscript(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             inner = [name.partition("/")[2] for name in archive.namelist()]
     # zipfile raises NotImplementedError for a version of zip that it does not know.
-    except (archives.Broken, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+    except (archives.BrokenArchive, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise BadRequest(
             f"The file is not TorchScript, which is a zip archive ({error}). To convert it, {remedy}."
         ) from None

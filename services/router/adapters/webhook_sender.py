@@ -15,7 +15,7 @@ import httpx
 
 from services.router.domain.webhooks import WebhookAttempt
 from tidegate.kernel import telemetry
-from tidegate.kernel.protocol.webhooks import Target, is_public
+from tidegate.kernel.protocol.webhooks import WebhookTarget, is_public
 from tidegate.version import VERSION
 
 log = telemetry.logger(__name__)
@@ -125,7 +125,7 @@ class WebhookSender:
         await self._pool.aclose()
         self._network.close()
 
-    async def post(self, target: Target, body: bytes, headers: Mapping[str, str]) -> WebhookAttempt:
+    async def post(self, target: WebhookTarget, body: bytes, headers: Mapping[str, str]) -> WebhookAttempt:
         """Send a webhook once. Errors are part of the result."""
         began = time.perf_counter()
         status: int | None = None
@@ -141,7 +141,7 @@ class WebhookSender:
         return WebhookAttempt(status, problem[:MAX_PROBLEM_LENGTH], took_ms, retry_after)
 
     async def _exchange(
-        self, target: Target, body: bytes, headers: Mapping[str, str]
+        self, target: WebhookTarget, body: bytes, headers: Mapping[str, str]
     ) -> tuple[int, float | None]:
         url = httpcore.URL(
             scheme=target.scheme, host=target.host, port=target.port, target=target.path.encode()

@@ -19,7 +19,7 @@ from services.router.domain.receiver_pacing import ReceiverPacing
 from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, WebhookLimits
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.protocol.jobs import Job
-from tidegate.kernel.protocol.webhooks import Target, read_url
+from tidegate.kernel.protocol.webhooks import WebhookTarget, read_url
 from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import StoreUnavailable
 from tidegate.kernel.store.jobs import JobStore
@@ -45,7 +45,7 @@ class ClaimedWebhook(NamedTuple):
 
     due: Due
     job: Job
-    target: Target
+    target: WebhookTarget
     until: float
 
 

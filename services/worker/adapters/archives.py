@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tidegate.kernel.archives import Broken, members, reading
+from tidegate.kernel.archives import BrokenArchive, members, reading
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.archives import ArchiveChecker, ArchiveLimits, Unsafe
 
@@ -23,7 +23,7 @@ def unpack(archive: Path, into: Path, limits: ArchiveLimits = LIMITS) -> None:
     try:
         with reading():
             _write_all(archive, into, ArchiveChecker(limits, archive.stat().st_size))
-    except Broken as problem:
+    except BrokenArchive as problem:
         shutil.rmtree(into, ignore_errors=True)
         raise ModelFailed(f"The archive cannot be unpacked: {problem}") from None
     except Unsafe as problem:

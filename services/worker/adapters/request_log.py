@@ -7,15 +7,15 @@ import time
 from typing import Any
 
 from tidegate.kernel import telemetry
-from tidegate.kernel.allowance import Allowance
 from tidegate.kernel.errors import BadRequest, ModelFailed, PayloadTooLarge, TidegateError
 from tidegate.kernel.protocol.envelope import Request
 from tidegate.kernel.protocol.redaction import told
+from tidegate.kernel.token_bucket import TokenBucket
 
 log = telemetry.logger(__name__)
 
 # Log lines about requests per second. A model that fails each request must not fill the disk.
-_ALLOWED = Allowance(per_s=50, burst=500)
+_ALLOWED = TokenBucket(per_s=50, burst=500)
 
 
 def log_request(level: int, event: str, request: Request, **more: Any) -> None:

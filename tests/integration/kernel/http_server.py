@@ -12,8 +12,8 @@ from typing import Any
 import uvicorn
 
 from tidegate.kernel.http.connections import Connections
-from tidegate.kernel.http.patience import HttpLimits
 from tidegate.kernel.http.protocol import Protocol
+from tidegate.kernel.http.timeouts import HttpLimits
 
 
 class Recorder:

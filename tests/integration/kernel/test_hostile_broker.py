@@ -125,7 +125,7 @@ async def test_a_body_frame_above_the_negotiated_size_does_too(hostile, connect)
 
 async def test_a_frame_of_4_gib_in_the_handshake(hostile, connect):
     hostile.before = wire._HEAD.pack(wire.METHOD, 0, 2**32 - 1)
-    with pytest.raises(amqp.Lost, match="a frame of 4294967303 bytes; the agreed limit is 1048576"):
+    with pytest.raises(amqp.ConnectionLost, match="a frame of 4294967303 bytes; the agreed limit is 1048576"):
         await asyncio.wait_for(connect(), 20)
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.integration.kernel.http_server import answers, serving
 from tidegate.kernel.http import connections as module
-from tidegate.kernel.http import patience
+from tidegate.kernel.http import timeouts as patience
 from tidegate.kernel.http.connections import CLOSED, Connections
-from tidegate.kernel.http.patience import HttpLimits
+from tidegate.kernel.http.timeouts import HttpLimits
 
 pytestmark = pytest.mark.integration
 
@@ -235,7 +235,7 @@ import uvloop
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 from tests.integration.kernel.http_server import serving
 from tidegate.kernel.http.connections import Connections
-from tidegate.kernel.http.patience import HttpLimits
+from tidegate.kernel.http.timeouts import HttpLimits
 
 async def main():
     async with serving(fit_files=sys.argv[1] == "fit") as server:

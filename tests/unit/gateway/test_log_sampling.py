@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.gateway.domain.log_sampling import LogSampler, trace_id
-from tidegate.kernel.allowance import Allowance
+from tidegate.kernel.token_bucket import TokenBucket
 
 TRACE = b"4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -25,7 +25,7 @@ def test_a_fraction_of_the_others(fraction: float, lines: int) -> None:
 
 
 def test_errors_have_a_pace_and_what_is_dropped_is_counted() -> None:
-    allowance = Allowance(per_s=10, burst=20)
+    allowance = TokenBucket(per_s=10, burst=20)
     assert sum(allowance.take(0.0) for _ in range(100)) == 20
     assert allowance.settled() == 80
     assert allowance.settled() == 0

@@ -12,7 +12,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 
-from tidegate.kernel.protocol.permissions import INTERNAL, OPEN, Permissions
+from tidegate.kernel.protocol.permissions import INTERNAL, OPEN, RoutePermissions
 from tidegate.kernel.service.api import create_app
 from tidegate.kernel.service.body_limit import _read
 from tidegate.kernel.settings.base import Settings
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 TOKEN = "secret-token"
 MOST = 4096
-PERMISSIONS = Permissions(
+PERMISSIONS = RoutePermissions(
     {
         "GET /health/live": (OPEN,),
         "POST /v1/documents": (INTERNAL,),

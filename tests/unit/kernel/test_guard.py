@@ -15,7 +15,7 @@ from tidegate.kernel import errors
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.heads import is_local
 from tidegate.kernel.protocol.access import ADMIN, METRICS, OPERATE, PUBLISH, Principal, metrics_token
-from tidegate.kernel.protocol.permissions import INTERNAL, OPEN, Permissions
+from tidegate.kernel.protocol.permissions import INTERNAL, OPEN, RoutePermissions
 from tidegate.kernel.service.api import JsonRoute, create_app, explain_validation
 from tidegate.kernel.service.app import STATUS, bare_app, status_of
 from tidegate.kernel.settings.base import Settings
@@ -27,7 +27,7 @@ TOKEN = "secret-token"
 OURS = {"Authorization": f"Bearer {TOKEN}"}
 
 
-PERMISSIONS = Permissions(
+PERMISSIONS = RoutePermissions(
     {
         "GET /health/live": (OPEN,),
         "GET /health/ready": (OPEN,),

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from pamqp import commands, frame
 
 from tidegate.kernel.broker.amqp import wire
-from tidegate.kernel.broker.amqp.wire import Beat, Delivered, Malformed, Method, Properties, Reader
+from tidegate.kernel.broker.amqp.wire import (
+    AmqpMethod,
+    Delivered,
+    FrameReader,
+    Heartbeat,
+    MalformedFrame,
+    Properties,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +35,7 @@ def delivered(body: bytes, frame_max: int, pieces: int = 1) -> bytes:
     return method + raw[8 + size :]
 
 
-def received(reader: Reader, stream: bytes, steps: list[int]) -> list[wire.Event]:
+def received(reader: FrameReader, stream: bytes, steps: list[int]) -> list[wire.Event]:
     """Feed a stream as a socket would: into the window where there is one, never more than the appetite."""
     events: list[wire.Event] = []
     at, turns = 0, cycle(steps)
@@ -56,11 +63,11 @@ bodies = (
 @given(body=bodies, frame_max=st.sampled_from([4096, 131_072, 2**20]), pieces=st.integers(1, 4), steps=steps)
 def test_what_is_sent_is_received_in_place(body, frame_max, pieces, steps):
     stream = delivered(body, frame_max, pieces) + wire.HEARTBEAT_FRAME + delivered(b"next", frame_max)
-    first, beat, second = received(Reader(), stream, steps)
+    first, beat, second = received(FrameReader(), stream, steps)
     assert isinstance(first, Delivered)
     assert bytes(first.body) == body
     assert first.properties.reply_to == "r"
-    assert isinstance(beat, Beat)
+    assert isinstance(beat, Heartbeat)
     assert isinstance(second, Delivered)
     assert bytes(second.body) == b"next"
 
@@ -68,7 +75,7 @@ def test_what_is_sent_is_received_in_place(body, frame_max, pieces, steps):
 @given(body=bodies, cuts=st.lists(st.integers(0, 2**18), max_size=5))
 def test_what_is_fed_in_any_pieces_is_received(body, cuts):
     """Without ever asking for a window."""
-    stream, reader = delivered(body, 131_072) * 2, Reader()
+    stream, reader = delivered(body, 131_072) * 2, FrameReader()
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     events = [event for start, end in pairwise(edges) for event in reader.feed(stream[start:end])]
     assert [bytes(event.body) for event in events if isinstance(event, Delivered)] == [body, body]
@@ -77,8 +84,8 @@ def test_what_is_fed_in_any_pieces_is_received(body, cuts):
 def test_a_heartbeat_between_the_frames_of_a_large_content():
     stream = delivered(bytes(200_000), 131_072)
     edge = stream.index(b"\xce\x03\x00\x01", 100_000) + 1
-    events = received(Reader(), stream[:edge] + wire.HEARTBEAT_FRAME + stream[edge:], [1000])
-    assert [type(event) for event in events] == [Beat, Delivered]
+    events = received(FrameReader(), stream[:edge] + wire.HEARTBEAT_FRAME + stream[edge:], [1000])
+    assert [type(event) for event in events] == [Heartbeat, Delivered]
 
 
 def test_large_pieces_are_not_copied():
@@ -103,17 +110,17 @@ def test_large_pieces_are_not_copied():
 )
 def test_a_large_content_that_is_broken(change, told):
     stream = delivered(bytes(wire.LARGE + 10), 131_072)
-    with pytest.raises(Malformed, match=told):
-        list(Reader().feed(change(stream)))
+    with pytest.raises(MalformedFrame, match=told):
+        list(FrameReader().feed(change(stream)))
 
 
 def test_no_memory_for_what_no_broker_sends():
     method = frame.marshal(commands.Basic.Deliver("c1", 7, False, "", "q"), 1)
     head = wire._CONTENT.pack(wire.HEADER, 1, 14, 60, 0, 2**40, 0) + b"\xce"
-    with pytest.raises(Malformed, match="a content of 1099511627776 bytes"):
-        list(Reader().feed(method + head))
+    with pytest.raises(MalformedFrame, match="a content of 1099511627776 bytes"):
+        list(FrameReader().feed(method + head))
 
 
 def test_other_methods_are_read_by_pamqp():
-    (event,) = Reader().feed(frame.marshal(commands.Channel.OpenOk(), 1))
-    assert isinstance(event, Method)
+    (event,) = FrameReader().feed(frame.marshal(commands.Channel.OpenOk(), 1))
+    assert isinstance(event, AmqpMethod)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pamqp import commands, frame
 
 from tidegate.kernel.broker.amqp import wire
-from tidegate.kernel.broker.amqp.wire import Malformed, Properties, Reader
+from tidegate.kernel.broker.amqp.wire import FrameReader, MalformedFrame, Properties
 
 pytestmark = [pytest.mark.unit, pytest.mark.fuzz]
 
@@ -97,7 +97,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 def read(stream: bytes, step: int) -> list[wire.Event]:
     """Everything in a stream that comes ``step`` bytes at a time, as a connection reads it."""
     events: list[wire.Event] = []
-    reader, at = Reader(), 0
+    reader, at = FrameReader(), 0
     reader.frame_max = FRAME_MAX
     while at < len(stream):
         place = reader.window()
@@ -117,7 +117,7 @@ def check(stream: bytes, step: int) -> None:
     tracemalloc.start()
     try:
         read(stream, step)
-    except Malformed:
+    except MalformedFrame:
         pass
     finally:
         peak = tracemalloc.get_traced_memory()[1]

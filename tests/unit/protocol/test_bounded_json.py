@@ -15,7 +15,7 @@ from services.gateway.domain.batch_lines import line_id, read_object
 from services.gateway.domain.contract import Contract
 from tidegate.kernel.errors import BadRequest, PayloadTooLarge
 from tidegate.kernel.protocol import bounded_json
-from tidegate.kernel.protocol.bounded_json import MOST, Parts, count
+from tidegate.kernel.protocol.bounded_json import MOST, JsonParts, count
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.unit
@@ -124,15 +124,15 @@ def test_no_part_is_missed(value):
     assert found.members >= real.members
 
 
-def parts_of(value) -> Parts:
+def parts_of(value) -> JsonParts:
     if isinstance(value, list):
-        inner, own = [parts_of(each) for each in value], Parts(len(value), 0, 1, 0, 0)
+        inner, own = [parts_of(each) for each in value], JsonParts(len(value), 0, 1, 0, 0)
     elif isinstance(value, dict):
         inner = [parts_of(each) for each in value.values()]
-        own = Parts(2 * len(value), len(value), 0, 1, len(value))
+        own = JsonParts(2 * len(value), len(value), 0, 1, len(value))
     else:
-        return Parts(0, isinstance(value, str), 0, 0, 0)
-    return Parts(*map(sum, zip(own, *inner, strict=True)))
+        return JsonParts(0, isinstance(value, str), 0, 0, 0)
+    return JsonParts(*map(sum, zip(own, *inner, strict=True)))
 
 
 @pytest.mark.parametrize("field", ["name", "datatype", "shape", "parameters"])
@@ -148,4 +148,4 @@ def test_an_error_does_not_tell_a_large_value_back(field):
 
 
 def test_the_limits_are_what_the_documents_say():
-    assert Parts(8_388_608, 1_114_112, 524_288, 131_072, 262_144) == MOST
+    assert JsonParts(8_388_608, 1_114_112, 524_288, 131_072, 262_144) == MOST

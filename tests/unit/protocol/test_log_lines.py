@@ -64,7 +64,9 @@ def test_a_line_without_a_time_has_that_of_the_line_before() -> None:
 
 
 def test_the_ids_of_a_line_and_those_that_lead_on() -> None:
-    access = log_lines.Entry(0, "access", {"request_id": "r", "client_id": "c", "job": "j", "message": "x"})
+    access = log_lines.LogEntry(
+        0, "access", {"request_id": "r", "client_id": "c", "job": "j", "message": "x"}
+    )
     assert log_lines.ids_in(access.fields) == {"r", "c", "j"}
     assert log_lines.linked([access]) == {"r", "j"}
     assert log_lines.ids_in({"request_ids": ["a", "b"], "request_id": ""}) == {"a", "b"}

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from tidegate.kernel.protocol.webhooks import LONGEST_URL, Target, is_public, is_refused, read_url
+from tidegate.kernel.protocol.webhooks import LONGEST_URL, WebhookTarget, is_public, is_refused, read_url
 
 pytestmark = pytest.mark.unit
 
@@ -14,10 +14,10 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize(
     ("url", "target", "authority"),
     [
-        ("https://a.example/x?y=1", Target("https", "a.example", 443, "/x?y=1"), "a.example"),
-        ("http://A.Example", Target("http", "a.example", 80, "/"), "a.example"),
-        ("http://a:8080?y", Target("http", "a", 8080, "/?y"), "a:8080"),
-        ("https://[2001:db8::1]:8/h", Target("https", "2001:db8::1", 8, "/h"), "[2001:db8::1]:8"),
+        ("https://a.example/x?y=1", WebhookTarget("https", "a.example", 443, "/x?y=1"), "a.example"),
+        ("http://A.Example", WebhookTarget("http", "a.example", 80, "/"), "a.example"),
+        ("http://a:8080?y", WebhookTarget("http", "a", 8080, "/?y"), "a:8080"),
+        ("https://[2001:db8::1]:8/h", WebhookTarget("https", "2001:db8::1", 8, "/h"), "[2001:db8::1]:8"),
     ],
 )
 def test_the_parts_of_a_url(url, target, authority):

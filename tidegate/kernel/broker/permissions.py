@@ -16,7 +16,7 @@ DEFAULT_EXCHANGE = "amq.default"
 
 
 @dataclass(frozen=True, slots=True)
-class Permissions:
+class BrokerPermissions:
     """Three regular expressions over the names of queues and exchanges, in RabbitMQ's form."""
 
     configure: str
@@ -33,8 +33,8 @@ def _names(*names: str, below: tuple[str, ...] = ()) -> str:
 _OF_GATEWAY, _OF_ROUTER, _OF_AUTOSCALER = "events.v1.gateway.", "events.v1.router.", "events.v1.autoscaler."
 _REQUESTS, _REPLIES, _JOBS, _WARM = "requests.v1.", "replies.v1.", "jobs.v1.", "warm.v1."
 
-BROKER: dict[str, Permissions] = {
-    "gateway": Permissions(
+BROKER: dict[str, BrokerPermissions] = {
+    "gateway": BrokerPermissions(
         configure=_names(
             EVENTS.name, CANCELS.name, WORKERS.name, USAGE.name,
             below=(_REPLIES, _REQUESTS, _JOBS, _OF_GATEWAY),
@@ -44,12 +44,12 @@ BROKER: dict[str, Permissions] = {
         ),
         read=_names(EVENTS.name, WORKERS.name, below=(_REPLIES, _OF_GATEWAY)),
     ),
-    "registry": Permissions(
+    "registry": BrokerPermissions(
         configure=_names(EVENTS.name, USAGE.name),
         write=_names(EVENTS.name),
         read=_names(USAGE.name),
     ),
-    "router": Permissions(
+    "router": BrokerPermissions(
         configure=_names(
             EVENTS.name, CANCELS.name, WORKERS.name, EXCEPTIONS.name, below=(_REQUESTS, _JOBS, _OF_ROUTER)
         ),
@@ -58,14 +58,14 @@ BROKER: dict[str, Permissions] = {
         ),
         read=_names(EVENTS.name, WORKERS.name, EXCEPTIONS.name, below=(_OF_ROUTER,)),
     ),
-    "autoscaler": Permissions(
+    "autoscaler": BrokerPermissions(
         configure=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         write=_names(WARM.name, below=(_OF_AUTOSCALER, _WARM)),
         read=_names(EVENTS.name, WARM.name, below=(_OF_AUTOSCALER,)),
     ),
     # A worker may not bind from WORKERS, or it could copy the replies of others. It may not configure an
     # exchange, or it could delete the one that carries all replies.
-    "worker": Permissions(
+    "worker": BrokerPermissions(
         configure=_names(below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),
         write=_names(WORKERS.name, below=("cancels.v1.",)),
         read=_names(CANCELS.name, below=(_REQUESTS, _JOBS, _WARM, "cancels.v1.")),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter
 
 from tidegate.kernel import telemetry
-from tidegate.kernel.http.patience import KEPT_S, HttpLimits, peer_of, to_shed
+from tidegate.kernel.http.timeouts import KEPT_S, HttpLimits, peer_of, to_shed
 
 if TYPE_CHECKING:
     from tidegate.kernel.http.lifetime import Lifetime

@@ -10,7 +10,7 @@ from tidegate.kernel import telemetry
 from tidegate.kernel.http import answers, heads
 from tidegate.kernel.http.answers import Refusal
 from tidegate.kernel.http.connections import CLOSED, Connections
-from tidegate.kernel.http.patience import Phase, Standing, Verdict, judge
+from tidegate.kernel.http.timeouts import Phase, Standing, TimeoutDecision, decide
 
 log = telemetry.logger(__name__)
 
@@ -104,21 +104,21 @@ class Lifetime(HttpToolsProtocol):
         if phase is not self._phase or token is not self._token:
             self._phase, self._token, self._mark, self.since = phase, token, progress, now
             return
-        verdict = judge(phase, now - self.since, progress - self._mark, self._connections.limits)
-        if verdict is Verdict.WAIT:
+        verdict = decide(phase, now - self.since, progress - self._mark, self._connections.limits)
+        if verdict is TimeoutDecision.WAIT:
             return
         self._mark, self.since = progress, now
-        if verdict is Verdict.CLOSE:
+        if verdict is TimeoutDecision.CLOSE:
             CLOSED.labels("idle").inc()
             self.transport.close()
-        elif verdict is Verdict.ABORT:
+        elif verdict is TimeoutDecision.ABORT:
             if phase is Phase.UNREAD:
                 CLOSED.labels("unread").inc()
             if phase is Phase.CLOSING and not self.transport.is_closing():
                 self.transport.close()
             else:
                 self.transport.abort()
-        elif verdict is not Verdict.RENEW:
+        elif verdict is not TimeoutDecision.RENEW:
             self.reject(_LATE[verdict])
 
     def body_received(self) -> int:
@@ -191,10 +191,10 @@ class Lifetime(HttpToolsProtocol):
 
 
 _LATE = {
-    Verdict.HEADER_TIMEOUT: Refusal(
+    TimeoutDecision.HEADER_TIMEOUT: Refusal(
         408, "header_timeout", "The request's head did not arrive in time (TIDEGATE_HTTP_HEADER_TIMEOUT_S)."
     ),
-    Verdict.TOO_SLOW: Refusal(
+    TimeoutDecision.TOO_SLOW: Refusal(
         408, "body_too_slow", "The request's body came too slowly (TIDEGATE_HTTP_BODY_BYTES_PER_S)."
     ),
 }

@@ -27,7 +27,7 @@ FEW_STRINGS = 2**16
 _SLICE = 2**20
 
 
-class Parts(NamedTuple):
+class JsonParts(NamedTuple):
     """The numbers of parts in a JSON text, by kind."""
 
     values: int
@@ -38,7 +38,7 @@ class Parts(NamedTuple):
 
 
 # A text within these limits takes at most 500 MiB and 0.6 s of CPU; 8 Mi numbers take 480 MiB and 0.3 s.
-MOST = Parts(values=2**23, strings=2**20 + 2**16, lists=2**19, objects=2**17, members=2**18)
+MOST = JsonParts(values=2**23, strings=2**20 + 2**16, lists=2**19, objects=2**17, members=2**18)
 
 
 def loads(raw: Buffer, what: str = "the request") -> Any:
@@ -53,7 +53,7 @@ def loads(raw: Buffer, what: str = "the request") -> Any:
         return _with_infinities(bytes(raw), error, what, found)
 
 
-def check(raw: Buffer, what: str = "the request") -> Parts | None:
+def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
     """Count the parts of a large text; None for a small one. Raises PayloadTooLarge for too many."""
     if len(raw) <= COUNTED_FROM:
         return None
@@ -68,7 +68,7 @@ def check(raw: Buffer, what: str = "the request") -> Parts | None:
     return found
 
 
-def count(pieces: Sequence[Buffer]) -> Parts:
+def count(pieces: Sequence[Buffer]) -> JsonParts:
     """Count the parts of a JSON text, including those characters inside of strings."""
     import numpy as np  # here and not above: a worker never needs it, and its import is slow
 
@@ -86,7 +86,9 @@ def count(pieces: Sequence[Buffer]) -> Parts:
             quotes += int(np.count_nonzero(is_quote))
             escaped += int(np.count_nonzero(is_quote[1:] & (found[:-1] == 0x5C)))
     # A string has two quotes without a backslash before them, or only one if it ends in a backslash.
-    return Parts(commas + colons + lists + objects + 1, (quotes - escaped + 1) // 2, lists, objects, colons)
+    return JsonParts(
+        commas + colons + lists + objects + 1, (quotes - escaped + 1) // 2, lists, objects, colons
+    )
 
 
 def shown(value: Any) -> str:
@@ -94,8 +96,8 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def _excess(found: Parts) -> tuple[str, int, int] | None:
-    for name, has, may in zip(Parts._fields, found, MOST, strict=True):
+def _excess(found: JsonParts) -> tuple[str, int, int] | None:
+    for name, has, may in zip(JsonParts._fields, found, MOST, strict=True):
         if has > may:
             return name, has, may
     return None
@@ -107,7 +109,7 @@ def _outside_strings(raw: bytes) -> list[bytes]:
     return plain.split(b'"')[::2]
 
 
-def _with_infinities(raw: bytes, error: ValueError, what: str, found: Parts | None) -> Any:
+def _with_infinities(raw: bytes, error: ValueError, what: str, found: JsonParts | None) -> Any:
     if b"NaN" in raw or b"Infinity" in raw:
         if found is not None and found.values > MAX_VALUES_WITH_NAN:
             raise PayloadTooLarge(

@@ -25,7 +25,7 @@ _SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?
 _SECONDS = (86_400, 3600, 60, 1)
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     """A line of a log. ``at``: seconds since the epoch. ``log``: the service or replica that wrote it."""
 
     at: float
@@ -43,15 +43,15 @@ def log_of(file: str) -> str:
     return found["log"] if found else ""
 
 
-def parse(text: str, log: str, before: float) -> Entry:
+def parse(text: str, log: str, before: float) -> LogEntry:
     """Return a line as an entry; one without a time of its own was written when the line before it was."""
     try:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError:
         fields = None
     if not isinstance(fields, dict):
-        return Entry(before, log, {"message": text})
-    return Entry(time_of(fields, before), log, fields)
+        return LogEntry(before, log, {"message": text})
+    return LogEntry(time_of(fields, before), log, fields)
 
 
 def time_of(fields: Mapping[str, Any], otherwise: float) -> float:
@@ -113,7 +113,7 @@ def ids_in(fields: Mapping[str, Any]) -> set[str]:
     return found | (set(map(str, several)) if isinstance(several, list) else set())
 
 
-def linked(entries: Iterable[Entry]) -> set[str]:
+def linked(entries: Iterable[LogEntry]) -> set[str]:
     """Return the other ids of the requests that these lines are of."""
     return {str(each.fields[name]) for each in entries for name in _LINKED if each.fields.get(name)}
 

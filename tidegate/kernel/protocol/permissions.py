@@ -31,7 +31,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Permissions:
+class RoutePermissions:
     """The routes of a service: ``{"GET /v1/models/{name}": (PUBLISH, OPERATE)}``.
 
     ``{name}`` is one segment of a path or a part of one, ``{rest:path}`` is the rest of the path.
@@ -119,7 +119,7 @@ _OWN: dict[str, Scopes] = _HEALTH | {
     "GET /v1/settings": (OPERATE,),
 }
 
-REGISTRY = Permissions(
+REGISTRY = RoutePermissions(
     _OWN
     | {
         "PUT /v1/artifacts": (PUBLISH,),
@@ -169,7 +169,7 @@ REGISTRY = Permissions(
     }
 )
 
-ROUTER = Permissions(
+ROUTER = RoutePermissions(
     _OWN
     | {
         "GET /v1/routes": (OPERATE,),
@@ -186,7 +186,7 @@ ROUTER = Permissions(
     }
 )
 
-AUTOSCALER = Permissions(
+AUTOSCALER = RoutePermissions(
     _OWN
     | {
         "GET /prometheus/workers": (METRICS, OPERATE),
@@ -220,11 +220,11 @@ AUTOSCALER = Permissions(
 )
 
 # A worker shows only the metrics of its own model.
-WORKER = Permissions(_HEALTH | {"GET /metrics": (OPEN,)})
+WORKER = RoutePermissions(_HEALTH | {"GET /metrics": (OPEN,)})
 
 _MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
-GATEWAY = Permissions(
+GATEWAY = RoutePermissions(
     _OWN
     | {
         # The page shows what Tidegate is, and the models that the caller may use.
@@ -277,5 +277,5 @@ GATEWAY = Permissions(
 )
 
 # The services behind the gateway's proxy.
-CONTROL: dict[str, Permissions] = {"registry": REGISTRY, "router": ROUTER, "autoscaler": AUTOSCALER}
-SERVICES: dict[str, Permissions] = CONTROL | {"gateway": GATEWAY, "worker": WORKER}
+CONTROL: dict[str, RoutePermissions] = {"registry": REGISTRY, "router": ROUTER, "autoscaler": AUTOSCALER}
+SERVICES: dict[str, RoutePermissions] = CONTROL | {"gateway": GATEWAY, "worker": WORKER}

@@ -28,7 +28,7 @@ Address = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class WebhookTarget:
     """A webhook's URL in parts. ``path`` has the query; ``host`` is without brackets, in lower case."""
 
     scheme: str
@@ -48,7 +48,7 @@ class Target:
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
-def read_url(url: str) -> Target | None:
+def read_url(url: str) -> WebhookTarget | None:
     """Return the parts of a webhook's URL, or None unless it is http or https with a host and no user."""
     found = _URL.fullmatch(url) if len(url) <= LONGEST_URL and url.isascii() and url.isprintable() else None
     if found is None or " " in url:
@@ -61,10 +61,10 @@ def read_url(url: str) -> Target | None:
         host = host[1:-1]
         if (address := _literal(host)) is None or address.version != 6:
             return None
-    return Target(scheme, host, port, path if path.startswith("/") else f"/{path}")
+    return WebhookTarget(scheme, host, port, path if path.startswith("/") else f"/{path}")
 
 
-def is_refused(target: Target) -> bool:
+def is_refused(target: WebhookTarget) -> bool:
     """Return True if the URL has a forbidden address. The addresses of names are checked later."""
     address = _literal(target.host)
     return target.host == "localhost" or (address is not None and not is_public(address))

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import bounded_json
-from tidegate.kernel.protocol.permissions import SERVICES, Permissions
+from tidegate.kernel.protocol.permissions import SERVICES, RoutePermissions
 from tidegate.kernel.service import api_page
 from tidegate.kernel.service.app import DOCS, METRICS, OWN_PATHS, Identify, Lifespan, error_response, furnish
 from tidegate.kernel.service.body_limit import BodyLimit
@@ -55,7 +55,7 @@ def create_app(
     settings: Settings,
     lifespan: Lifespan,
     routers: Sequence[APIRouter],
-    permissions: Permissions | None = None,
+    permissions: RoutePermissions | None = None,
     identify: Identify | None = None,
     front: Mapping[str, Any] | None = None,
     body_bytes: int | None = None,
@@ -104,7 +104,7 @@ def _settings_router(settings: Settings) -> APIRouter:
     return router
 
 
-def _describe(app: FastAPI, permissions: Permissions, front: Mapping[str, Any]) -> None:
+def _describe(app: FastAPI, permissions: RoutePermissions, front: Mapping[str, Any]) -> None:
     @lru_cache(maxsize=1)
     def openapi() -> dict[str, Any]:
         return document(app, permissions, front)

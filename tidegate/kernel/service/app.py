@@ -31,12 +31,12 @@ from tidegate.kernel.http.answers import new_request_id as new_request_id
 from tidegate.kernel.http.connections import Connections
 from tidegate.kernel.http.heads import LOOPBACK as LOOPBACK
 from tidegate.kernel.http.heads import is_local, without_page
-from tidegate.kernel.http.patience import HttpLimits
 from tidegate.kernel.http.protocol import Protocol
+from tidegate.kernel.http.timeouts import HttpLimits
 from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol import permissions as tables
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
-from tidegate.kernel.protocol.permissions import OPEN, Permissions, has_control_character
+from tidegate.kernel.protocol.permissions import OPEN, RoutePermissions, has_control_character
 from tidegate.kernel.protocol.redaction import for_caller, without_paths
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.caller import Caller, ServiceToken
@@ -111,7 +111,7 @@ class Guard:
         app: ASGIApp,
         *,
         settings: Settings,
-        permissions: Permissions,
+        permissions: RoutePermissions,
         identify: Identify | None,
         origins: Container[object],
     ) -> None:
@@ -225,7 +225,7 @@ def error_response(error: TidegateError, rid: str) -> Response:
 
 
 def bare_app(
-    *, name: str, settings: Settings, lifespan: Lifespan, permissions: Permissions | None = None
+    *, name: str, settings: Settings, lifespan: Lifespan, permissions: RoutePermissions | None = None
 ) -> Starlette:
     """Return the app of a service that answers only health and metrics. Others use ``service.api``.
 
@@ -241,7 +241,7 @@ def furnish(
     *,
     name: str,
     settings: Settings,
-    permissions: Permissions | None = None,
+    permissions: RoutePermissions | None = None,
     identify: Identify | None = None,
     origins: Container[object] = frozenset(),
 ) -> None:

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from tidegate.kernel.protocol.permissions import ANY, INTERNAL, OPEN, Permissions, Scopes
+from tidegate.kernel.protocol.permissions import ANY, INTERNAL, OPEN, RoutePermissions, Scopes
 
 _ERROR = "#/components/schemas/Error"
 _WRITES = {"post", "put", "patch", "delete"}
@@ -37,7 +37,7 @@ _TEXTS = {
 }
 
 
-def document(app: FastAPI, permissions: Permissions, front: Mapping[str, Any]) -> dict[str, Any]:
+def document(app: FastAPI, permissions: RoutePermissions, front: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole document.
 
     ``front`` has the paths of routes in front of the app. An app with such routes calls models, so its routes

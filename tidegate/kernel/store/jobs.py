@@ -31,8 +31,8 @@ from tidegate.kernel.protocol.jobs import (
 from tidegate.kernel.store import records
 from tidegate.kernel.store.connection import answer, connect
 from tidegate.kernel.store.scripts import Scripts
-from tidegate.kernel.store.transitions import Lease, Transitions
-from tidegate.kernel.store.watch import Watch
+from tidegate.kernel.store.transitions import JobLease, Transitions
+from tidegate.kernel.store.watch import JobWatch
 
 PREFIX = "tidegate:job:"
 RECORD, REQUEST, REPLY = f"{PREFIX}r:", f"{PREFIX}request:", f"{PREFIX}reply:"
@@ -55,7 +55,7 @@ class JobStore:
         self._url = url
         self._scripts = Scripts(redis)
         self._transitions = Transitions(self._scripts)
-        self._watch: Watch | None = None
+        self._watch: JobWatch | None = None
 
     @classmethod
     def connect(cls, url: str) -> Self:
@@ -104,7 +104,7 @@ class JobStore:
         A time in the past ends the lease. ``attempt`` 0: the job waits at the worker. Returns False if the
         job is over or another attempt has it: stop working on it.
         """
-        return await self._transitions.lease.do(Lease(id, attempt, worker, until_ms))
+        return await self._transitions.lease.do(JobLease(id, attempt, worker, until_ms))
 
     async def cancel(self, id: bytes) -> Job | None:
         """Cancel a job unless it is over. Return the job as it is then, or None if there is none."""
@@ -173,10 +173,10 @@ class JobStore:
         lines = await answer(self._redis.lrange(LOG.encode() + id, after, -1))
         return [records.event(after + n, line) for n, line in enumerate(lines, 1)]
 
-    def watch(self) -> Watch:
+    def watch(self) -> JobWatch:
         """Return the watch on changes of jobs. All watchers of the process share its connection."""
         if self._watch is None:
-            self._watch = Watch(self._url, CHANGED.encode())
+            self._watch = JobWatch(self._url, CHANGED.encode())
         return self._watch
 
     async def counts(self) -> Counts:

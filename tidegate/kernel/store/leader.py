@@ -14,7 +14,7 @@ from tidegate.kernel.store.connection import Connected
 from tidegate.kernel.store.scripts import Scripts
 
 
-class Lease(NamedTuple):
+class LeaderLease(NamedTuple):
     """The stored lease. It ends after ``lasts_s`` seconds unless ``holder`` renews it."""
 
     holder: str
@@ -29,14 +29,14 @@ class LeaderStore(Connected):
         super().__init__(redis)
         self._scripts = Scripts(redis)
 
-    async def claim(self, candidate: str, lease_s: float, seen: int, dead: str = "") -> Lease:
+    async def claim(self, candidate: str, lease_s: float, seen: int, dead: str = "") -> LeaderLease:
         """Take the lease if it is free, or renew it if ``candidate`` holds it. Return the lease valid now.
 
         ``seen`` is the highest epoch that ``candidate`` has seen; a new lease gets a greater one. A lease of
         the holder ``dead`` counts as free.
         """
         holder, epoch, lasts_ms = await self._scripts.run("lead", [candidate, int(lease_s * 1e3), seen, dead])
-        return Lease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)
+        return LeaderLease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)
 
     async def resign(self, candidate: str) -> None:
         """End the lease at once if ``candidate`` holds it."""

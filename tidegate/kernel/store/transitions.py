@@ -11,7 +11,7 @@ from tidegate.kernel.store.records import Arguments
 from tidegate.kernel.store.scripts import Argument, Scripts
 
 
-class Lease(NamedTuple):
+class JobLease(NamedTuple):
     """A worker's request to lease a job until a time, in milliseconds since the epoch."""
 
     id: bytes
@@ -32,7 +32,7 @@ class Transitions:
         self.queued: Grouped[bytes, None] = Grouped(self._queued)
         self.take: Grouped[Take, Taken] = Grouped(self._take)
         self.finish: Grouped[Arguments, bool] = Grouped(self._finish, _size)
-        self.lease: Grouped[Lease, bool] = Grouped(self._lease)
+        self.lease: Grouped[JobLease, bool] = Grouped(self._lease)
 
     async def stop(self) -> None:
         """Return when every call has its answer."""
@@ -62,7 +62,7 @@ class Transitions:
         found: bytes = await self._scripts.run("finish", [part for one in group for part in one])
         return [one == ord("y") for one in found]
 
-    async def _lease(self, group: list[Lease]) -> list[bool]:
+    async def _lease(self, group: list[JobLease]) -> list[bool]:
         arguments: list[Argument] = [part for lease in group for part in lease]
         found: bytes = await self._scripts.run("lease", arguments)
         return [one == ord("y") for one in found]

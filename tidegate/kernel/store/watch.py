@@ -20,7 +20,7 @@ SILENCE_S = 15.0
 BACKOFF_S = (0.05, 2.0)
 
 
-class Notices:
+class JobChanges:
     """An endless asynchronous iterator with a step for each change of a job. Unread changes are merged."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Notices:
         """Notify that the job may have changed."""
         self._changed.set()
 
-    def __aiter__(self) -> Notices:
+    def __aiter__(self) -> JobChanges:
         return self
 
     async def __anext__(self) -> None:
@@ -38,7 +38,7 @@ class Notices:
         self._changed.clear()
 
 
-class Watch:
+class JobWatch:
     """A subscription to changes of jobs.
 
     It connects on first use and reconnects for ever. After a reconnect it notifies every watcher.
@@ -47,20 +47,20 @@ class Watch:
     def __init__(self, url: str, channel: bytes) -> None:
         self._url = url
         self._channel = channel
-        self._watchers: dict[bytes, set[Notices]] = {}
+        self._watchers: dict[bytes, set[JobChanges]] = {}
         self._confirmed: dict[bytes, asyncio.Event] = {}
         self._open: Counter[bytes] = Counter()  # subscriptions that were requested and are not confirmed
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def changes(self, id: bytes) -> AsyncIterator[Notices]:
+    async def changes(self, id: bytes) -> AsyncIterator[JobChanges]:
         """Subscribe to the changes of a job. A job that is read inside of the block misses no later change.
 
         Raises ``StoreUnavailable`` if the subscription fails. A notice says only that the job may have
         changed. The iteration survives an outage of the store.
         """
-        notices = Notices()
+        notices = JobChanges()
         self._watchers.setdefault(id, set()).add(notices)
         try:
             await self._subscribed(id)

@@ -11,7 +11,13 @@ from typing import Any
 from pamqp import commands
 from pamqp.base import Frame
 
-from tidegate.kernel.broker.amqp.connection import AmqpConnection, Congested, Lost, NotTaken, connect
+from tidegate.kernel.broker.amqp.connection import (
+    AmqpConnection,
+    Congested,
+    ConnectionLost,
+    NotTaken,
+    connect,
+)
 from tidegate.kernel.broker.amqp.wire import Delivered, Properties
 from tidegate.kernel.broker.channel import (
     MAX_EXPIRATION_MS,
@@ -31,7 +37,7 @@ async def open_channel(url: str, *, name: str, heartbeat_s: int, confirms: bool)
     """Connect and open a channel. Raises ``Unavailable`` or OSError."""
     try:
         return AmqpChannel(await connect(url, name=name, heartbeat_s=heartbeat_s, confirms=confirms))
-    except Lost as error:
+    except ConnectionLost as error:
         raise _unavailable(error) from error
 
 
@@ -92,25 +98,25 @@ class AmqpChannel:
             return await self._connection.consume(
                 queue.name, handle, prefetch=prefetch, no_ack=no_ack, exclusive=exclusive
             )
-        except Lost as error:
+        except ConnectionLost as error:
             raise _unavailable(error) from error
 
     async def cancel(self, consumer_tag: str) -> None:
         try:
             await self._connection.cancel(consumer_tag)
-        except Lost as error:
+        except ConnectionLost as error:
             raise _unavailable(error) from error
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         try:
             self._connection.ack(tag, multiple)
-        except Lost as error:
+        except ConnectionLost as error:
             raise _unavailable(error) from error
 
     def nack(self, tag: int) -> None:
         try:
             self._connection.nack(tag)
-        except Lost as error:
+        except ConnectionLost as error:
             raise _unavailable(error) from error
 
     async def publish(
@@ -130,7 +136,7 @@ class AmqpChannel:
         if confirm is not None:
             try:
                 await confirm
-            except (NotTaken, Lost) as error:
+            except (NotTaken, ConnectionLost) as error:
                 raise _publish_error(error, routing_key) from error
 
     def send(
@@ -175,7 +181,7 @@ class AmqpChannel:
             )
         except Congested as error:
             raise Refused(f"{error}.", retry_after_s=1.0) from error
-        except Lost as error:
+        except ConnectionLost as error:
             raise _unavailable(error) from error
 
     async def _declare(self, queue: Queue) -> Any:
@@ -192,11 +198,11 @@ class AmqpChannel:
     async def _call(self, command: Frame) -> Any:
         try:
             return await self._connection.call(command)
-        except Lost as error:
+        except ConnectionLost as error:
             raise _unavailable(error) from error
 
 
-def _unavailable(error: Lost) -> Unavailable:
+def _unavailable(error: ConnectionLost) -> Unavailable:
     return Unavailable(f"RabbitMQ: {error}")
 
 
@@ -207,8 +213,8 @@ def _properties(
     return Properties(persistent, reply_to, expiration, None, headers)
 
 
-def _publish_error(error: NotTaken | Lost, routing_key: str) -> Unavailable:
-    if isinstance(error, Lost):
+def _publish_error(error: NotTaken | ConnectionLost, routing_key: str) -> Unavailable:
+    if isinstance(error, ConnectionLost):
         return _unavailable(error)
     return (
         unroutable_error(routing_key) if error.unroutable else Refused("The broker did not take the message.")
@@ -219,7 +225,7 @@ def _report(
     routing_key: str, on_failure: Callable[[Unavailable], None] | None, confirm: asyncio.Future[None]
 ) -> None:
     error = confirm.exception()
-    if on_failure is not None and isinstance(error, NotTaken | Lost):
+    if on_failure is not None and isinstance(error, NotTaken | ConnectionLost):
         on_failure(_publish_error(error, routing_key))
 
 

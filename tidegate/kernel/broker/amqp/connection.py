@@ -15,11 +15,11 @@ from pamqp.base import Frame
 from tidegate.kernel.broker.amqp import wire
 from tidegate.kernel.broker.amqp.wire import (
     FRAME_MAX,
-    Beat,
+    AmqpMethod,
     Confirmed,
     Delivered,
-    Malformed,
-    Method,
+    Heartbeat,
+    MalformedFrame,
     Properties,
     Returned,
 )
@@ -62,7 +62,7 @@ class Cork(contextlib.AbstractContextManager[None]):
 OnDelivered = Callable[[Delivered], None]
 
 
-class Lost(ConnectionError):
+class ConnectionLost(ConnectionError):
     """The connection or its channel has ended. The message says why."""
 
 
@@ -79,7 +79,7 @@ class NotTaken(Exception):
 
 
 async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> AmqpConnection:
-    """Open a connection and its channel. Raises :class:`Lost` or OSError."""
+    """Open a connection and its channel. Raises :class:`ConnectionLost` or OSError."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     secure = ssl.create_default_context() if parts.scheme == "amqps" else None
@@ -102,7 +102,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
 
     def __init__(self, heartbeat_s: int) -> None:
         self._loop = asyncio.get_running_loop()
-        self._reader = wire.Reader()
+        self._reader = wire.FrameReader()
         self._read = memoryview(bytearray(READ_SIZE))
         self._in_place = False
         self._heartbeat_s = heartbeat_s
@@ -140,7 +140,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         start_ok = commands.Connection.StartOk(properties, "PLAIN", f"\x00{user}\x00{password}", "en_US")
         tune = await self._call(start_ok, channel=0)
         if not isinstance(tune, commands.Connection.Tune):
-            raise Lost(f"the broker answered {type(tune).__name__} to the credentials")
+            raise ConnectionLost(f"the broker answered {type(tune).__name__} to the credentials")
         self._frame_max = self._reader.frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
         self._send(commands.Connection.TuneOk(1, self._frame_max, self._heartbeat_s), channel=0)
         vhost = unquote(parts.path[1:]) or "/"
@@ -155,7 +155,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         """Close in order. Unacked messages return to their queues."""
         if self.ended.done():
             return
-        with contextlib.suppress(Lost):
+        with contextlib.suppress(ConnectionLost):
             await self._call(commands.Connection.Close(200, "bye", 0, 0), channel=0)
         self.abort("closed")
 
@@ -173,7 +173,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
             self._beat.cancel()
         for future in [*self._open.values(), *([self._answer] if self._answer else [])]:
             if not future.done():
-                future.set_exception(Lost(reason))
+                future.set_exception(ConnectionLost(reason))
                 future.exception()  # mark as retrieved: its caller may be gone
         self._open.clear()
 
@@ -210,7 +210,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         try:
             for event in self._reader.feed(bytes(self._read[:nbytes])):
                 self._on_event(event)
-        except (Malformed, ValueError, IndexError) as error:
+        except (MalformedFrame, ValueError, IndexError) as error:
             self.abort(f"the broker's frames cannot be read: {error}")
 
     def _on_event(self, event: wire.Event) -> None:
@@ -225,9 +225,9 @@ class AmqpConnection(asyncio.BufferedProtocol):
                 number = int(event.properties.message_id or 0)
                 if number in self._open:
                     self._unroutable.add(number)
-            case Method():
+            case AmqpMethod():
                 self._on_method(event.frame)
-            case Beat():
+            case Heartbeat():
                 pass
 
     def _on_confirmed(self, confirmed: Confirmed) -> None:
@@ -267,7 +267,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
     # --- methods that answer ---------------------------------------------------------------------------
 
     async def call(self, command: Frame) -> Any:
-        """Send a method on the channel and return its answer. Raises :class:`Lost`."""
+        """Send a method on the channel and return its answer. Raises :class:`ConnectionLost`."""
         return await self._call(command)
 
     async def consume(
@@ -301,7 +301,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
 
     def _expect(self) -> asyncio.Future[Any]:
         if self.ended.done():
-            raise Lost(self.ended.result())
+            raise ConnectionLost(self.ended.result())
         self._answer = self._loop.create_future()
         return self._answer
 
@@ -319,11 +319,11 @@ class AmqpConnection(asyncio.BufferedProtocol):
         """Write a message of these pieces. Return the future of its confirm, or None without confirm mode.
 
         The pieces must not change afterwards: they go to the socket uncopied. The future raises
-        :class:`NotTaken` or :class:`Lost`. Raises :class:`Congested` while more than ``MAX_UNSENT`` bytes
-        wait for the broker; acks and other methods are still written then.
+        :class:`NotTaken` or :class:`ConnectionLost`. Raises :class:`Congested` while more than ``MAX_UNSENT``
+        bytes wait for the broker; acks and other methods are still written then.
         """
         if self.ended.done():
-            raise Lost(self.ended.result())
+            raise ConnectionLost(self.ended.result())
         if self._slow:
             self._check_room()
         if self._confirms and mandatory:
@@ -356,13 +356,13 @@ class AmqpConnection(asyncio.BufferedProtocol):
     def ack(self, tag: int, multiple: bool) -> None:
         """Ack a delivery."""
         if self.ended.done():
-            raise Lost(self.ended.result())
+            raise ConnectionLost(self.ended.result())
         self.write(wire.ack(CHANNEL, tag, multiple))
 
     def nack(self, tag: int) -> None:
         """Nack a delivery, so that it returns to its queue."""
         if self.ended.done():
-            raise Lost(self.ended.result())
+            raise ConnectionLost(self.ended.result())
         self._send(commands.Basic.Nack(tag, False, True))
 
     def _send(self, command: Frame, *, channel: int = CHANNEL) -> None:

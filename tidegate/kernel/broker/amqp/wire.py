@@ -46,7 +46,7 @@ MOST = 16 * 2**20
 Buffer = bytes | memoryview
 
 
-class Malformed(Exception):
+class MalformedFrame(Exception):
     """Bytes that are not AMQP frames."""
 
 
@@ -86,18 +86,18 @@ class Confirmed(NamedTuple):
     taken: bool
 
 
-class Method(NamedTuple):
+class AmqpMethod(NamedTuple):
     """Any other method, decoded by pamqp."""
 
     channel: int
     frame: Any
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """A heartbeat."""
 
 
-Event = Delivered | Returned | Confirmed | Method | Beat
+Event = Delivered | Returned | Confirmed | AmqpMethod | Heartbeat
 
 
 def publish(
@@ -180,7 +180,7 @@ def ack(channel: int, tag: int, multiple: bool) -> bytes:
     return _ACK.pack(METHOD, channel, 13, 60, 80, tag, multiple, FRAME_END)
 
 
-class Reader:
+class FrameReader:
     """A decoder from bytes to events. A message is one event, when its content is whole.
 
     A large content is received in place. While :meth:`window` returns a place, the next bytes of the stream
@@ -235,7 +235,9 @@ class Reader:
                 break
             kind, channel, size = _HEAD.unpack_from(data, at)
             if size > self.frame_max - _AROUND:
-                raise Malformed(f"a frame of {size + _AROUND} bytes; the agreed limit is {self.frame_max}")
+                raise MalformedFrame(
+                    f"a frame of {size + _AROUND} bytes; the agreed limit is {self.frame_max}"
+                )
             if kind == BODY and self._content is not None:
                 self._enter(size)
                 at += 7
@@ -244,7 +246,7 @@ class Reader:
             if after >= end:
                 break
             if data[after] != FRAME_END:
-                raise Malformed(f"a frame of type {kind} and {size} bytes does not end where it says")
+                raise MalformedFrame(f"a frame of type {kind} and {size} bytes does not end where it says")
             event = self._frame(kind, channel, data, at, after)
             if event is not None:
                 yield event
@@ -254,7 +256,7 @@ class Reader:
     def _enter(self, size: int) -> None:
         """Begin a body frame of a large content."""
         if size > self._missing:
-            raise Malformed("more content than its header says")
+            raise MalformedFrame("more content than its header says")
         self._inside, self._left = True, size
 
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
@@ -268,7 +270,7 @@ class Reader:
         if self._left or at == len(data):
             return at, True
         if data[at] != FRAME_END:
-            raise Malformed("a frame of a large content does not end where it says")
+            raise MalformedFrame("a frame of a large content does not end where it says")
         return at + 1, False
 
     def _frame(self, kind: int, channel: int, data: bytes, at: int, end: int) -> Event | None:
@@ -281,19 +283,19 @@ class Reader:
             if kind == BODY:
                 return self._on_body(data[start:end])
             if kind == HEARTBEAT:
-                return Beat()
-        except Malformed:
+                return Heartbeat()
+        except MalformedFrame:
             raise
         except Exception as error:
             # There are many kinds: pamqp's own, and those of structs, texts, times and recursion.
-            raise Malformed(f"a frame of type {kind} cannot be read: {error!r}") from error
-        raise Malformed(f"unknown frame type {kind}")
+            raise MalformedFrame(f"a frame of type {kind} cannot be read: {error!r}") from error
+        raise MalformedFrame(f"unknown frame type {kind}")
 
     def _on_method(self, channel: int, data: bytes, at: int, start: int, end: int) -> Event | None:
         index = _INDEX.unpack_from(data, start)
         start += 4
         if index in _WITH_CONTENT and self._missing:
-            raise Malformed("a message in the middle of another one's content")
+            raise MalformedFrame("a message in the middle of another one's content")
         if index == _DELIVER:
             consumer_tag, start = _short(data, start)
             (tag,) = _TAG.unpack_from(data, start)
@@ -311,14 +313,14 @@ class Reader:
             self._method = Returned(Properties())
             return None
         _, _, found = frame.unmarshal(data[at : end + 1])
-        return Method(channel, found)
+        return AmqpMethod(channel, found)
 
     def _on_header(self, data: bytes, start: int, end: int) -> Event | None:
         if self._method is None or self._missing:
-            raise Malformed("a content header without its method")
+            raise MalformedFrame("a content header without its method")
         size, flags = struct.unpack_from(">QH", data, start + 4)
         if size > MOST:
-            raise Malformed(f"a content of {size} bytes; the limit is {MOST}")
+            raise MalformedFrame(f"a content of {size} bytes; the limit is {MOST}")
         properties = _properties(data, start + 14, end, flags)
         self._method, self._missing = self._method._replace(properties=properties), size
         if self._missing >= LARGE:
@@ -328,7 +330,7 @@ class Reader:
     def _on_body(self, piece: bytes) -> Event | None:
         self._missing -= len(piece)
         if self._missing < 0 or self._method is None:
-            raise Malformed("more content than its header says")
+            raise MalformedFrame("more content than its header says")
         if self._missing:
             self._pieces.append(piece)
             return None
@@ -346,7 +348,7 @@ class Reader:
 def _check_end(at: int, end: int) -> None:
     """Raise Malformed if a field that was read up to ``at`` reaches past its frame's end ``end``."""
     if at > end:
-        raise Malformed("a field reaches past its frame")
+        raise MalformedFrame("a field reaches past its frame")
 
 
 def _short(data: bytes, at: int) -> tuple[str, int]:

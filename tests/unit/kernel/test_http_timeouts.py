@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tidegate.kernel.http.heads import MAX_DIGITS, number, without_upgrade
-from tidegate.kernel.http.patience import (
+from tidegate.kernel.http.timeouts import (
     LINGER_S,
     UNREAD_S,
     HttpLimits,
     Phase,
     Standing,
-    Verdict,
-    judge,
+    TimeoutDecision,
+    decide,
     peer_of,
     to_shed,
 )
@@ -25,25 +25,25 @@ LIMITS = HttpLimits(header_timeout_s=10, idle_timeout_s=75, body_grace_s=20, bod
 @pytest.mark.parametrize(
     ("phase", "limit", "moved", "verdict"),
     [
-        (Phase.SILENT, 10, 0, Verdict.CLOSE),
-        (Phase.HEAD, 10, 0, Verdict.HEADER_TIMEOUT),
-        (Phase.IDLE, 75, 0, Verdict.CLOSE),
-        (Phase.CLOSING, LINGER_S, 0, Verdict.ABORT),
-        (Phase.UNREAD, UNREAD_S, 0, Verdict.ABORT),
-        (Phase.UNREAD, UNREAD_S, 1, Verdict.RENEW),
-        (Phase.BODY, 20, 0, Verdict.TOO_SLOW),
-        (Phase.BODY, 20, 19_999, Verdict.TOO_SLOW),
-        (Phase.BODY, 20, 20_000, Verdict.RENEW),
-        (Phase.BUSY, 1e9, 0, Verdict.WAIT),
+        (Phase.SILENT, 10, 0, TimeoutDecision.CLOSE),
+        (Phase.HEAD, 10, 0, TimeoutDecision.HEADER_TIMEOUT),
+        (Phase.IDLE, 75, 0, TimeoutDecision.CLOSE),
+        (Phase.CLOSING, LINGER_S, 0, TimeoutDecision.ABORT),
+        (Phase.UNREAD, UNREAD_S, 0, TimeoutDecision.ABORT),
+        (Phase.UNREAD, UNREAD_S, 1, TimeoutDecision.RENEW),
+        (Phase.BODY, 20, 0, TimeoutDecision.TOO_SLOW),
+        (Phase.BODY, 20, 19_999, TimeoutDecision.TOO_SLOW),
+        (Phase.BODY, 20, 20_000, TimeoutDecision.RENEW),
+        (Phase.BUSY, 1e9, 0, TimeoutDecision.WAIT),
     ],
 )
 def test_each_phase_has_its_time(phase, limit, moved, verdict):
-    assert judge(phase, limit - 0.001, moved, LIMITS) is Verdict.WAIT
-    assert judge(phase, limit, moved, LIMITS) is verdict
+    assert decide(phase, limit - 0.001, moved, LIMITS) is TimeoutDecision.WAIT
+    assert decide(phase, limit, moved, LIMITS) is verdict
 
 
 def test_a_pace_of_nothing_is_no_limit():
-    assert judge(Phase.BODY, 1e6, 0, LIMITS._replace(body_bytes_per_s=0)) is Verdict.RENEW
+    assert decide(Phase.BODY, 1e6, 0, LIMITS._replace(body_bytes_per_s=0)) is TimeoutDecision.RENEW
 
 
 def test_unknown_callers_go_first_then_by_phase_then_the_oldest():

@@ -57,7 +57,7 @@ class Phase(Enum):
     CLOSING = "closing"
 
 
-class Verdict(Enum):
+class TimeoutDecision(Enum):
     """The possible verdicts on a connection."""
 
     WAIT = "wait"
@@ -68,21 +68,21 @@ class Verdict(Enum):
     ABORT = "abort"
 
 
-def judge(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> Verdict:
+def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> TimeoutDecision:
     """Decide about a connection that has been in a phase for ``waited`` s and moved so many bytes in it."""
     if phase is Phase.SILENT:
-        return Verdict.CLOSE if waited >= limits.header_timeout_s else Verdict.WAIT
+        return TimeoutDecision.CLOSE if waited >= limits.header_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.HEAD:
-        return Verdict.HEADER_TIMEOUT if waited >= limits.header_timeout_s else Verdict.WAIT
+        return TimeoutDecision.HEADER_TIMEOUT if waited >= limits.header_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.IDLE:
-        return Verdict.CLOSE if waited >= limits.idle_timeout_s else Verdict.WAIT
+        return TimeoutDecision.CLOSE if waited >= limits.idle_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.CLOSING:
-        return Verdict.ABORT if waited >= LINGER_S else Verdict.WAIT
+        return TimeoutDecision.ABORT if waited >= LINGER_S else TimeoutDecision.WAIT
     if phase is Phase.BODY and waited >= limits.body_grace_s:
-        return Verdict.TOO_SLOW if moved < waited * limits.body_bytes_per_s else Verdict.RENEW
+        return TimeoutDecision.TOO_SLOW if moved < waited * limits.body_bytes_per_s else TimeoutDecision.RENEW
     if phase is Phase.UNREAD and waited >= UNREAD_S:
-        return Verdict.ABORT if moved <= 0 else Verdict.RENEW
-    return Verdict.WAIT
+        return TimeoutDecision.ABORT if moved <= 0 else TimeoutDecision.RENEW
+    return TimeoutDecision.WAIT
 
 
 class Standing(NamedTuple):

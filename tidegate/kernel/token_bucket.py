@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Allowance:
+class TokenBucket:
     """A limit of ``per_s`` events per second after a burst. ``dropped`` counts the others."""
 
     def __init__(self, per_s: float, burst: float) -> None:
