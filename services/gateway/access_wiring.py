@@ -17,7 +17,7 @@ from services.gateway.api.proxy import ControlPlaneProxy
 from services.gateway.application.access import Access
 from services.gateway.domain.key_table import KeyTable
 from services.gateway.settings import GatewaySettings
-from tidegate.kernel.service.app import LOOPBACK
+from tidegate.kernel.http.heads import LOOPBACK
 
 if TYPE_CHECKING:
     from services.gateway.adapters.jwks import Jwks

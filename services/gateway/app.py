@@ -41,9 +41,10 @@ from services.gateway.job_wiring import JobWiring
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.http.heads import LOOPBACK
 from tidegate.kernel.http.tls import ServerCertificate, certificate_of
 from tidegate.kernel.service.api import create_app
-from tidegate.kernel.service.app import LOOPBACK, Health
+from tidegate.kernel.service.app import Health
 from tidegate.kernel.store import Store
 
 # Room in a gRPC message beyond the limit for bodies.

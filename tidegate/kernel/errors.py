@@ -1,6 +1,6 @@
 """The errors of Tidegate, by meaning.
 
-A message says what was wrong and what was expected. Only ``tidegate.kernel.service.app`` and the ``api``
+A message says what was wrong and what was expected. Only ``tidegate.kernel.service`` and the ``api``
 rooms translate an error to a status code. ``reason`` is the stable word that programs test for.
 """
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import DEMAND_PREFIX, EVENTS, REGISTRY_CHANGED, events_queue
-from tidegate.kernel.service.app import new_request_id
+from tidegate.kernel.http.answers import new_request_id
 
 
 class EventConsumer:

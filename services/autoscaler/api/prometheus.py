@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from services.autoscaler.application.control_loop import ControlLoop
 from services.autoscaler.domain.prometheus_targets import targets
 from tidegate.kernel.errors import Unavailable
-from tidegate.kernel.service.app import LOOPBACK
+from tidegate.kernel.http.heads import LOOPBACK
 
 router = APIRouter(tags=["prometheus"])
 

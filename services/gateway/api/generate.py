@@ -26,11 +26,12 @@ from services.gateway.domain import generate
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError
+from tidegate.kernel.http.answers import error_body
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.redaction import for_caller
 from tidegate.kernel.service import caller
-from tidegate.kernel.service.app import error_body, status_of
+from tidegate.kernel.service.error_answers import status_of
 
 log = telemetry.logger(__name__)
 

@@ -14,8 +14,8 @@ from tidegate.kernel.protocol.models import Digest, Noun
 from tidegate.kernel.protocol.replica_token import Replicas
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.api import JsonRoute
-from tidegate.kernel.service.app import Identify
 from tidegate.kernel.service.caller import ServiceToken
+from tidegate.kernel.service.guard import Identify
 
 router = APIRouter(prefix="/v1/replicas", tags=["replicas"], route_class=JsonRoute)
 MAX_REPLICAS = 100_000

@@ -17,7 +17,8 @@ from tidegate.kernel.http.heads import is_local
 from tidegate.kernel.protocol.access import ADMIN, METRICS, OPERATE, PUBLISH, Principal, metrics_token
 from tidegate.kernel.protocol.permissions import INTERNAL, OPEN, RoutePermissions
 from tidegate.kernel.service.api import JsonRoute, create_app, explain_validation
-from tidegate.kernel.service.app import STATUS, bare_app, status_of
+from tidegate.kernel.service.app import bare_app
+from tidegate.kernel.service.error_answers import STATUS, status_of
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.store import StoreUnavailable
 
@@ -414,7 +415,7 @@ async def test_an_app_without_an_api(tmp_path):
 
 
 async def test_each_request_is_one_line(client, caplog):
-    with caplog.at_level(logging.DEBUG, "tidegate.kernel.service.app"):
+    with caplog.at_level(logging.DEBUG, "tidegate.kernel.service.guard"):
         await client.get("/v1/thing", headers=OURS)
         await client.get("/v1/thing")
     seen = [(r.levelname, r.path, r.status) for r in caplog.records if r.message == "request"]

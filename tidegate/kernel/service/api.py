@@ -18,8 +18,10 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.permissions import SERVICES, RoutePermissions
 from tidegate.kernel.service import api_page
-from tidegate.kernel.service.app import DOCS, METRICS, OWN_PATHS, Identify, Lifespan, error_response, furnish
+from tidegate.kernel.service.app import DOCS, METRICS, OWN_PATHS, Lifespan, furnish
 from tidegate.kernel.service.body_limit import BodyLimit
+from tidegate.kernel.service.error_answers import error_response
+from tidegate.kernel.service.guard import Identify
 from tidegate.kernel.service.openapi import document
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.settings.report import report

@@ -11,7 +11,7 @@ from tidegate.kernel import telemetry
 from tidegate.kernel.errors import PayloadTooLarge, TidegateError
 from tidegate.kernel.http.heads import number
 from tidegate.kernel.protocol import bounded_json
-from tidegate.kernel.service.app import error_response
+from tidegate.kernel.service.error_answers import error_response
 
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
 

@@ -21,7 +21,7 @@ from services.gateway.api.grpc.server_state import ServerState
 from services.gateway.api.grpc.status import Metadata, code_of, details_of, percent, trailers_of
 from services.gateway.domain.http2_flood import FloodGuard
 from tidegate.kernel.errors import TidegateError
-from tidegate.kernel.service.app import new_request_id
+from tidegate.kernel.http.answers import new_request_id
 
 # Most calls of one connection.
 STREAMS = 1024

@@ -23,8 +23,8 @@ from services.gateway.application.inference.core import (
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.http.answers import new_request_id
 from tidegate.kernel.protocol.access import Principal
-from tidegate.kernel.service.app import new_request_id
 
 log = telemetry.logger(__name__)
 

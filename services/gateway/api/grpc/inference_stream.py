@@ -18,7 +18,7 @@ from services.gateway.api.grpc.inference import GrpcInference, timeout_of
 from services.gateway.api.grpc.status import details_of
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.errors import TidegateError
-from tidegate.kernel.service.app import new_request_id
+from tidegate.kernel.http.answers import new_request_id
 from tidegate.kernel.triton_protocol import pb
 
 # Requests of one stream in flight. When the limit is reached, the stream reads no further requests.

@@ -18,9 +18,9 @@ from services.gateway.api.grpc.status import Metadata, code_of, details_of, perc
 from services.gateway.domain.message_weight import FACTOR, structure
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, TidegateError
+from tidegate.kernel.http.answers import new_request_id
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 from tidegate.kernel.protocol.envelope import Buffer
-from tidegate.kernel.service.app import new_request_id
 
 log = telemetry.logger(__name__)
 

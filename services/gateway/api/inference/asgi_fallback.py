@@ -15,7 +15,7 @@ from services.gateway.api.inference.handler import InferenceHandler
 from services.gateway.api.inference.target import Target, target_of
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.envelope import Buffer
-from tidegate.kernel.service.app import without_slash
+from tidegate.kernel.service.guard import without_slash
 
 
 class CallerGone(Exception):

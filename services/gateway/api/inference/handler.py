@@ -29,13 +29,13 @@ from tidegate.kernel.errors import (
     Unauthorized,
     whole_seconds,
 )
-from tidegate.kernel.http.answers import Refusal
+from tidegate.kernel.http.answers import Refusal, error_body, new_request_id
 from tidegate.kernel.http.heads import is_local, number
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.redaction import for_caller
 from tidegate.kernel.protocol.usage import tokens
-from tidegate.kernel.service.app import error_body, new_request_id, status_of
+from tidegate.kernel.service.error_answers import status_of
 
 log = telemetry.logger(__name__)
 
