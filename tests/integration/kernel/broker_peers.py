@@ -7,7 +7,7 @@ from tidegate.kernel.broker.topology import Queue
 
 
 class Inbox:
-    """A consumer that keeps what it gets and, unless told otherwise, settles it."""
+    """A consumer that keeps its deliveries, and acks them unless ``ack`` is False."""
 
     def __init__(self, queue: Queue, *, ack: bool = True, **how) -> None:
         self.queue = queue

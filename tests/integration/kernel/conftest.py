@@ -15,13 +15,13 @@ from tidegate.kernel.broker.topology import Queue, requests_queue
 
 @pytest.fixture(params=["fast", "aio-pika"])
 def make(request) -> Callable[..., Connection]:
-    """Makes a connection with one of the two drivers."""
+    """Return a function that makes a connection with one of the two drivers."""
     return partial(Connection, fast=request.param == "fast")
 
 
 @pytest.fixture
 async def connect(make, rabbitmq_url) -> AsyncIterator[Callable]:
-    """Opens a connection that is up, and stops it after the test."""
+    """Return a function that opens a connection and waits until it is up. All stop after the test."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def opened(setup=nothing, url: str = rabbitmq_url, **how) -> Connection:

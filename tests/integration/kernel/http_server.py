@@ -1,4 +1,4 @@
-"""A real uvicorn on a real socket with the protocol of all services, and an app that says what it got."""
+"""A real uvicorn on a real socket with the protocol of all services, and an app that records its requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tidegate.kernel.http.timeouts import HttpLimits
 
 
 class Recorder:
-    """An ASGI app that keeps what it was asked, and answers with it as JSON."""
+    """An ASGI app that keeps its requests, and answers with them as JSON."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
@@ -25,7 +25,7 @@ class Recorder:
         self.gate.set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI."""
+        """Record the request and answer."""
         if scope["type"] == "lifespan":
             return
         body, more = b"", True
@@ -59,7 +59,7 @@ class Server:
         self.port = port
 
     async def exchange(self, *pieces: bytes, pause_s: float = 0.0) -> bytes:
-        """Send these pieces, each in a write of its own, then the end; return all that comes back."""
+        """Send each piece in its own write, then the end. Return everything that comes back."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             for piece in pieces:
@@ -74,7 +74,7 @@ class Server:
 
 @asynccontextmanager
 async def serving(limits: HttpLimits | None = None, *, fit_files: bool = False) -> AsyncIterator[Server]:
-    """A server with these limits."""
+    """Run a server with these limits."""
     app, connections = Recorder(), Connections(limits or HttpLimits())
     if fit_files:
         connections.fit_files()
@@ -101,7 +101,7 @@ async def serving(limits: HttpLimits | None = None, *, fit_files: bool = False) 
 
 
 def answers(raw: bytes) -> list[tuple[int, dict[str, str], Any]]:
-    """Split what a connection brought into status, headers and JSON of each answer."""
+    """Split a connection's bytes into the status, headers and JSON of each answer."""
     found = []
     while raw:
         head, _, raw = raw.partition(b"\r\n\r\n")

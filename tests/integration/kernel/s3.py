@@ -1,4 +1,4 @@
-"""An S3 server for tests: rclone, which serves a folder, with credentials of its own."""
+"""An S3 server for tests: rclone serves a folder, with its own credentials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_LIMIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class S3:
-    """A place in a running server. ``environment``: what a process needs to reach it."""
+    """A URL in a running server. ``environment`` has the variables that a client needs."""
 
     url: str
     environment: dict[str, str]
@@ -33,7 +33,7 @@ class S3:
 
 @contextmanager
 def running(folder: Path) -> Iterator[dict[str, str]]:
-    """Serve ``folder`` for as long as the block runs; gives the environment of its clients."""
+    """Serve ``folder`` while the block runs. Yield the environment for its clients."""
     (folder / "data" / BUCKET).mkdir(parents=True)
     (port,) = free_ports(1)
     command = [

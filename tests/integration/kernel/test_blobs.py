@@ -1,4 +1,4 @@
-"""The blob store on a folder, and on what fsspec reaches: whole, by key, swept by time."""
+"""The blob store in a folder and in fsspec's stores: complete blobs, read by key, swept by time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(params=["file", "path", "memory", "s3"])
 def blobs(request, tmp_path, fresh) -> Iterator[Blobs]:
-    """The same store by a local URL, by a path, through fsspec, and on a real S3 server."""
+    """A store by a local URL, by a path, through fsspec, and on a real S3 server."""
     url = (
         request.getfixturevalue("s3").url
         if request.param == "s3"
@@ -100,7 +100,7 @@ async def test_deleted(blobs):
 
 
 async def test_a_blob_has_its_name_when_it_is_whole(local, tmp_path):
-    """Whoever lists while many are written sees whole ones only."""
+    """A listing during many writes shows only complete blobs."""
     data, seen = os.urandom(5_000_000), set()
     writing = asyncio.gather(*(local.put(data, 10) for _ in range(8)))
     while not writing.done():
@@ -152,7 +152,7 @@ async def test_what_is_no_claim_is_unavailable(local, data):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
 async def test_what_root_writes_belongs_to_the_owner_of_the_store(tmp_path):
-    """As a worker does in a container; gateway and router are other users there."""
+    """A worker in a container is root, and gateway and router are other users."""
     root = tmp_path / "blobs"
     root.mkdir()
     os.chown(root, 10001, 10001)

@@ -148,7 +148,7 @@ async def test_a_nacked_message_is_delivered_again(connect, queue, until):
 
 
 async def test_what_is_sent_before_an_ack_arrives_before_it(connect, queue, fresh, until):
-    """Once a delivery is settled, the answer that was sent before is in its queue."""
+    """When a delivery is acked, the answer that was sent before is in its queue."""
     answers = requests_queue(fresh("answers"))
     watching = channel_of(await connect())
     await watching.declare(answers)
@@ -164,12 +164,12 @@ async def test_what_is_sent_before_an_ack_arrives_before_it(connect, queue, fres
     await connect(setup, confirms=False)
     for _ in range(50):
         await watching.publish(b"x", routing_key=queue.name)
-    # With a prefetch of one, each delivery follows the ack of the one before.
+    # With a prefetch of one, each delivery follows the ack of the previous one.
     await until(lambda: _depth_is(watching, answers, 50))
 
 
 async def test_acks_leave_in_order(connect, queue, until):
-    """An ack behind one of ``multiple`` would name a delivery that is settled already."""
+    """An ack after a ``multiple`` one would be for a delivery that is acked already."""
     inbox = Inbox(queue, ack=False)
     connection = await connect(inbox.setup)
     channel = channel_of(connection)
@@ -186,7 +186,7 @@ async def test_acks_leave_in_order(connect, queue, until):
 
 
 async def test_a_thousand_publishes_at_once(connect, queue, until):
-    """All confirmed; those without a queue are returned to their own publisher and to no other."""
+    """All are confirmed. Each publisher of an unroutable message gets the error, and no other publisher."""
     inbox = Inbox(queue, no_ack=True)
     await connect(inbox.setup)
     channel = channel_of(await connect())
@@ -215,7 +215,7 @@ async def test_without_confirms_publishing_returns_at_once(connect, queue, until
 
 
 async def test_many_large_messages_at_once_are_all_taken(connect, queue, until):
-    """80 MiB leave in one turn of the loop: a broker that reads is waited for, and refuses none."""
+    """80 MiB are published in one turn of the event loop, and a broker that reads takes them all."""
     inbox = Inbox(queue)
     await connect(inbox.setup)
     channel, body = channel_of(await connect()), bytes(2 * 2**20)

@@ -51,14 +51,14 @@ async def test_everything_comes_back_after_a_broken_connection(connect, line, qu
             line.cut()
             await until(lambda round_=round_: seen == ["up", "down"] * (round_ + 1) + ["up"])
             await connection.wait_up(20)
-    # An ack may be lost with the line: then its message comes once more.
+    # An ack may be lost with the line. Then its message is delivered again.
     assert list(dict.fromkeys(inbox.bodies)) == [b"0", b"1", b"2", b"3"]
     assert inbox.setups == 4
     assert connection.channel is not before
     assert connection.problem is None
 
 
-async def test_what_was_unsettled_is_delivered_again(connect, line, queue, until):
+async def test_an_unacked_message_is_delivered_again(connect, line, queue, until):
     inbox = Inbox(queue, ack=False)
     await connect(inbox.setup, line.url)
     await channel_of(await connect()).publish(b"x", routing_key=queue.name)
@@ -69,7 +69,7 @@ async def test_what_was_unsettled_is_delivered_again(connect, line, queue, until
 
 
 async def test_a_deleted_queue_comes_back_with_its_consumer(connect, queue, until):
-    """The broker cancels the consumer; nobody else would ever notice."""
+    """The broker cancels the consumer, and only the connection notices."""
     inbox = Inbox(queue)
     await connect(inbox.setup)
     out = channel_of(await connect())
@@ -90,7 +90,7 @@ async def test_a_setup_that_fails_is_tried_again(make, rabbitmq_url, queue, unti
         nonlocal attempts
         attempts += 1
         if attempts < 3:
-            # The broker closes the channel: the queue is not there.
+            # The broker closes the channel, because the queue does not exist.
             await channel.consume(queue, lambda _: nothing(channel), prefetch=1)
 
     async with make(rabbitmq_url, "test", setup) as connection:
@@ -98,7 +98,7 @@ async def test_a_setup_that_fails_is_tried_again(make, rabbitmq_url, queue, unti
     assert attempts == 3
 
 
-async def test_a_channel_error_brings_a_new_session(connect, queue, fresh, until):
+async def test_a_channel_error_brings_a_new_channel(connect, queue, fresh, until):
     connection = await connect()
     channel = channel_of(connection)
     with contextlib.suppress(Unavailable):
@@ -107,14 +107,14 @@ async def test_a_channel_error_brings_a_new_session(connect, queue, fresh, until
     await channel_of(connection).declare(queue)
 
 
-async def test_an_ack_of_what_is_not_there_brings_a_new_session(connect, until):
+async def test_an_ack_of_an_unknown_delivery_brings_a_new_channel(connect, until):
     connection = await connect()
     channel = channel_of(connection)
     channel.ack(999)
     await until(lambda: connection.channel is not None and connection.channel is not channel)
 
 
-async def test_publishes_under_way_are_told_of_the_loss(connect, line, queue):
+async def test_publishes_in_flight_fail_when_the_connection_is_lost(connect, line, queue):
     connection = await connect(url=line.url)
     channel = channel_of(connection)
     await channel.declare(queue)
@@ -142,8 +142,8 @@ async def _use(channel: Channel, queue: Queue) -> dict[str, Callable]:
 @pytest.mark.parametrize(
     "operation", ["declare", "bind", "depth", "delete", "consume", "cancel", "ack", "publish"]
 )
-async def test_a_session_that_is_over_says_so(connect, line, queue, until, operation):
-    """Whoever holds it sees one kind of error, whatever it does."""
+async def test_every_call_on_an_ended_channel_is_unavailable(connect, line, queue, until, operation):
+    """Every operation raises the same kind of error."""
     connection = await connect(url=line.url)
     channel = channel_of(connection)
     await line.down()
@@ -153,8 +153,8 @@ async def test_a_session_that_is_over_says_so(connect, line, queue, until, opera
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_cancelled_call_leaves_its_answer_to_nobody(connect, queue, fresh, turns, until):
-    """The answer to it still comes; it must not be taken for the answer to the next."""
+async def test_the_answer_of_a_cancelled_call_is_not_the_next_calls(connect, queue, fresh, turns, until):
+    """The answer still arrives, and must not count as the answer to the next call."""
     connection = await connect()
     channel = channel_of(connection)
     await channel.declare(queue)
@@ -175,8 +175,8 @@ async def test_a_cancelled_call_leaves_its_answer_to_nobody(connect, queue, fres
     assert set(depths) == {3}
 
 
-async def test_a_delivery_that_nobody_can_handle_takes_nothing_along(connect, queue, until):
-    """It stays unsettled; those behind it are handled, on the same session."""
+async def test_a_delivery_that_cannot_be_handled_does_not_end_the_channel(connect, queue, until):
+    """It stays unacked, and later deliveries are handled on the same channel."""
     got: list[bytes] = []
 
     async def setup(channel: Channel) -> None:
@@ -203,7 +203,7 @@ async def test_a_delivery_that_nobody_can_handle_takes_nothing_along(connect, qu
 
 
 async def test_what_was_written_before_the_stop_arrives(connect, queue, until, monkeypatch):
-    """Without confirms, and more of it than a socket takes at once."""
+    """Messages without confirms, and more of them than a socket takes at once."""
     connection = await connect(confirms=False)
     channel = channel_of(connection)
     await channel.declare(queue)

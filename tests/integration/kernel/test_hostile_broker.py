@@ -1,4 +1,4 @@
-"""A peer that is no honest broker: the connection ends and says why, and nothing grows without a limit."""
+"""A hostile broker: the connection ends with a reason, and memory stays within limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIB = 2**20
 
 
 class Hostile:
-    """Speaks the handshake, then sends what a test tells it to, or does not read."""
+    """A broker that does the handshake, then sends what a test wants, or does not read."""
 
     def __init__(self) -> None:
         self.writer: asyncio.StreamWriter | None = None
@@ -109,7 +109,7 @@ DELIVER = frame.marshal(commands.Basic.Deliver("c1", 7, False, "", "q"), 1)
 
 
 async def test_a_frame_above_the_negotiated_size_ends_the_connection(hostile, connect):
-    """Its head is enough: nothing of it is waited for, or kept."""
+    """The frame's head is enough to end the connection."""
     found = await connect()
     hostile.writer.write(wire._HEAD.pack(wire.METHOD, 1, FRAME_MAX - 7))
     reason = await asyncio.wait_for(asyncio.shield(found.ended), 20)
@@ -184,7 +184,7 @@ async def test_a_broker_that_does_not_read_is_not_waited_for_without_a_limit(hos
         await asyncio.wait_for(publish_without_end(), 60)
     assert caught.value.retry_after_s
     assert found._transport.get_write_buffer_size() <= 9 * MIB + 4096
-    channel.ack(7)  # what is settled is settled, whoever waits
+    channel.ack(7)  # acks are still accepted
     with pytest.raises(Refused):
         await channel.publish(b"small", routing_key="q")
 
@@ -201,7 +201,7 @@ async def test_a_broker_that_does_not_read_is_not_waited_for_without_a_limit(hos
 
 @pytest.fixture(params=["fast", "aio-pika"])
 async def channel(request, hostile) -> AsyncIterator[DriverChannel]:
-    """A channel of each driver to the peer."""
+    """Yield a channel to the hostile broker, with each driver."""
     url = f"amqp://127.0.0.1:{hostile.port}/"
     found: DriverChannel
     if request.param == "fast":
@@ -229,7 +229,7 @@ async def test_a_blocked_broker_gets_no_messages(hostile, channel, until):
 
 
 async def test_unconfirmed_messages_are_limited(hostile, monkeypatch):
-    """aio-pika: a broker that does not confirm is not waited for without a limit."""
+    """aio-pika: the bytes that wait for a broker's confirms have a limit."""
     monkeypatch.setattr(aio_pika_channel, "MAX_UNCONFIRMED", 8 * MIB)
     url = f"amqp://127.0.0.1:{hostile.port}/"
     found = await open_aio_pika_channel(url, name="test", heartbeat_s=60, confirms=True)

@@ -1,4 +1,4 @@
-"""How long connections may last and how many there may be, on real sockets."""
+"""The timeouts and the number of connections, on real sockets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Peer:
         return found
 
     async def end(self) -> bytes:
-        """All that comes until the server closes; nothing if it resets the connection."""
+        """Return everything until the server closes; nothing if it resets the connection."""
         try:
             async with asyncio.timeout(20):
                 return await self.reader.read()
@@ -54,7 +54,7 @@ class Peer:
             self.writer.transport.abort()
 
     async def is_open(self) -> bool:
-        """Whether it is answered."""
+        """Return True if the server answers on it."""
         try:
             self.writer.write(GET)
             async with asyncio.timeout(20):
@@ -128,7 +128,7 @@ async def test_an_idle_connection_is_closed_and_a_busy_one_is_not():
 
 
 def answer_of(size: int) -> bytes:
-    """A request whose answer is larger than the buffers of both sides."""
+    """Return a request whose answer is larger than the buffers of both sides."""
     head = GET.replace(b"GET", b"POST")[:-2] + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % size
     return head + b"x" * size
 
@@ -177,7 +177,7 @@ async def test_requests_set_no_timers():
 @pytest.mark.parametrize("limit", [{"connections": 50}, {"connections_per_peer": 50}])
 @pytest.mark.parametrize("kind", [b"", GET[:-1], HEAD + b"x" * 60_000, GET])
 async def test_a_flood_of_connections_does_not_shut_others_out(limit, kind):
-    """The oldest unused ones make room; a request that is being answered is never touched."""
+    """The oldest unused connections are closed. A request that is being answered goes on."""
     async with serving(HttpLimits(**limit)) as server:
         server.app.gate.clear()
         busy = await Peer.open(server.port, GET)
@@ -252,7 +252,7 @@ uvloop.run(main())
 
 @pytest.mark.parametrize("fit", ["fit", "unfit"])
 async def test_at_the_limit_of_open_files_the_server_answers_and_does_not_spin(fit, figure, until):
-    """``unfit``: something else than connections has taken the files."""
+    """``unfit``: other files than connections use up the limit."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", FEW_FILES, fit, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

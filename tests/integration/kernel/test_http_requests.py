@@ -1,4 +1,4 @@
-"""What the protocol of all services makes of strange requests, byte by byte on a real socket."""
+"""Unusual requests to the protocol of all services, byte by byte on a real socket."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def chunked(body: bytes, *lines: bytes, trailers: bytes = b"") -> bytes:
 @pytest.mark.parametrize("make", [post, chunked])
 @pytest.mark.parametrize("step", [1, 7, 64, 10_000])
 async def test_a_body_behind_an_upgrade_is_a_body(server, word, make, step):
-    """In whatever pieces it comes, and the connection goes on."""
+    """The body may arrive in any pieces, and the connection stays open."""
     request = make(SMUGGLED, b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: " + word) + END
     pieces = [request[at : at + step] for at in range(0, len(request), step)]
     found = answers(await server.exchange(*pieces, pause_s=0.001 if step > 1 else 0))
@@ -157,7 +157,7 @@ async def test_what_chunks_bring_beside_their_bytes_has_a_limit(server, tail):
 
 
 async def test_small_chunks_are_no_attack(server):
-    """One byte a chunk, as a client that writes byte by byte sends it."""
+    """A client that writes byte by byte sends one byte per chunk."""
     pieces = [b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"]
     pieces += [b"1\r\nx\r\n" * 5000] * 10 + [b"0\r\n\r\n"]
     ((status, _, told),) = answers(await server.exchange(*pieces, pause_s=0.001))
@@ -165,7 +165,7 @@ async def test_small_chunks_are_no_attack(server):
 
 
 async def test_a_bad_request_does_not_answer_in_place_of_the_one_before(server):
-    """It comes while another is being answered: that one gets its answer first, then the connection ends."""
+    """The request that is being answered gets its answer first, then the connection ends."""
     server.app.gate.clear()
     exchange = asyncio.create_task(server.exchange(post(b"first"), b"nonsense\r\n\r\n", pause_s=0.05))
     while not server.app.seen:
@@ -207,7 +207,7 @@ async def test_blanks_around_a_value_are_no_part_of_it(server, blanks):
 
 
 async def test_pipelined_requests_have_a_limit(server):
-    """One write can bring thousands; each that waits costs far more memory than its bytes."""
+    """One write can contain thousands, and each waiting one needs far more memory than its bytes."""
     server.app.gate.clear()
     request = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
     exchange = asyncio.create_task(server.exchange(b"".join(request % n for n in range(2000))))

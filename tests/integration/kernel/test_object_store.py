@@ -1,4 +1,4 @@
-"""Stores that are no folder: a real S3 server, and a service that is given a URL without a driver."""
+"""Stores that are not a folder: a real S3 server, and a service with a URL without a driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live facts: they expire, they are told, and a store that is away or empty is no answer."""
+"""The live facts: they expire, changes are notified, and an absent or empty store is not an answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 async def redis(valkey_url) -> AsyncIterator[Redis]:
-    """The same server, seen past the store; empty."""
+    """Yield a client of the same server, without the store. The server is empty."""
     found = Redis.from_url(valkey_url)
     await found.flushall()
     yield found
@@ -191,7 +191,7 @@ async def _ask(store: Store) -> dict:
 
 
 async def test_a_store_that_is_away(tmp_path):
-    """Every operation says so, soon; after a restart with nothing in it, all of them work again."""
+    """Every operation fails soon. After a restart of the empty store, all of them work again."""
     (port,) = free_ports(1)
     with valkey_running(tmp_path / "before", port=port) as url:
         store = Store.connect(url)
@@ -224,7 +224,7 @@ async def test_a_store_that_is_away(tmp_path):
 
 @pytest.mark.parametrize("turns", range(16))
 async def test_a_cancelled_operation_ends_its_task(store, turns):
-    """Whatever it was doing: services stop by cancelling their loops, and wait for them."""
+    """A service cancels its loops when it stops, and waits for them, in any state."""
     for connected in (False, True):
         if connected:
             await store.ping()
@@ -244,7 +244,7 @@ async def test_a_cancelled_operation_ends_its_task(store, turns):
 
 
 async def test_a_store_that_hangs(monkeypatch, until):
-    """One that takes the connection and says nothing is away too."""
+    """A store that accepts a connection and does not answer counts as away."""
     monkeypatch.setattr(connection, "OPERATION_TIMEOUT_S", 0.05)
     silent = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
     host, port = silent.sockets[0].getsockname()

@@ -1,4 +1,4 @@
-"""Archives made for tests, byte by byte where a library would not make them."""
+"""Archives for tests, made byte by byte if a library would refuse to make them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def zipped(files: Files, *, method: int = zipfile.ZIP_DEFLATED, comment: bytes =
 
 
 def streamed_zip(files: Files) -> bytes:
-    """A zip whose sizes stand behind the data, as a writer makes it that cannot go back."""
+    """Return a zip with the sizes after the data, as from a writer that cannot seek."""
 
     class Stream(io.RawIOBase):
         def __init__(self) -> None:
@@ -59,14 +59,14 @@ def tar_gz(files: Files) -> bytes:
 
 
 def tar_of(type_: bytes, name: str = "1/x", size: int = 0, pax: dict[str, str] | None = None) -> bytes:
-    """A tar with one member of a type."""
+    """Return a tar with one member of a type."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size, info.pax_headers = type_, "/etc/passwd", size, pax or {}
     return info.tobuf(tarfile.PAX_FORMAT) + bytes(-size % 512 + size) + bytes(1024)
 
 
 def sparse_tar() -> bytes:
-    """A GNU sparse file of 64 GiB in a few bytes."""
+    """Return a tar with a GNU sparse file of 64 GiB in a few bytes."""
     return tar_of(b"0", pax={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(2**36), "GNU.sparse.name": "x"})
 
 
@@ -80,7 +80,7 @@ def zip_link() -> bytes:
 
 
 def zip_with_local_name(name: bytes) -> bytes:
-    """A zip whose first entry is called otherwise at its place than in the directory."""
+    """Return a zip whose first entry has another name than in the directory."""
     whole = zipped(HONEST)
     size = struct.unpack_from("<H", whole, 26)[0]
     assert len(name) == size
@@ -88,7 +88,7 @@ def zip_with_local_name(name: bytes) -> bytes:
 
 
 def zip_with_overlap() -> bytes:
-    """Many names for the same data, which unpacks to many times its size."""
+    """Return a zip with many names for the same data, which unpacks to many times its size."""
     whole = zipped({"a": bytes(100_000), "b": b"x"})
     directory = whole.index(b"PK\x01\x02")
     second = whole.index(b"PK\x01\x02", directory + 1)
@@ -98,7 +98,7 @@ def zip_with_overlap() -> bytes:
 
 
 def zip_with_unicode_path() -> bytes:
-    """An entry with a field that newer programs take its name from."""
+    """Return a zip with an extra field that newer programs read the name from."""
     info = zipfile.ZipInfo("1/model.py")
     name = b"../../model.py"
     info.extra = struct.pack("<HHBL", 0x7075, 5 + len(name), 1, 0) + name
@@ -109,7 +109,7 @@ def zip_with_unicode_path() -> bytes:
 
 
 def large_directory() -> bytes:
-    """A zip with nothing in it but a directory of 17 MiB."""
+    """Return a zip that has only a directory, of 17 MiB."""
     size = 17 * 2**20
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, size, 4, 0)
     return b"PK\x03\x04" + bytes(size) + end

@@ -1,4 +1,4 @@
-"""The registry judges and a worker unpacks the same files of an archive, or both refuse it."""
+"""The registry checks and a worker unpacks the same files of an archive, or both refuse it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ GOOD = {
 }
 
 BAD = {
-    # What is judged as one archive and unpacked as another.
+    # Checked as one archive and unpacked as another.
     "a tar with a zip behind it": tarred(HONEST) + zipped(OTHER),
     "a tar.gz with a zip behind it": tar_gz(HONEST) + zipped(OTHER),
     "a zip with a tar behind it": zipped(HONEST) + tarred(OTHER),
@@ -66,7 +66,7 @@ BAD = {
     "a tar.gz with data behind it": tar_gz(HONEST) + b"x",
     "a tar with a broken header in it": tarred(HONEST)[:1024] + b"x" * 512 + tarred(HONEST)[1536:],
     "zeros without an end": tarred(HONEST) + bytes(2 * 2**20),
-    # What is not for everybody the same file.
+    # Different files for different programs.
     "two names that differ by case": zipped({"1/Model.py": b"1", "1/model.py": b"2"}),
     "two names that differ by Unicode form": zipped({"1/caf\xe9": b"1", "1/cafe\u0301": b"2"}),
     "two names that are equal when folded": zipped({"1/stra\xdfe": b"1", "1/strasse": b"2"}),
@@ -75,7 +75,7 @@ BAD = {
     "a folder that is a file": zipped({"1/a/b": b"1", "1/A": b"2"}),
     "another name at its place": zip_with_local_name(b"config.pbtxT"),
     "another name in a Unicode field": zip_with_unicode_path(),
-    # What is no plain file, or leads out.
+    # Not a plain file, or outside of the archive's root.
     "an absolute path": tarred({"/etc/x": b""}),
     "a path that leads out": zipped({"../x": b""}),
     "a symbolic link": tar_of(tarfile.SYMTYPE),
@@ -87,7 +87,7 @@ BAD = {
     "a path in a PAX header that leads out": tar_of(b"0", pax={"path": "../../x"}),
     "a size in a PAX header that is negative": tar_of(b"0", pax={"size": "-512"}),
     "a size in a PAX header past the end": tar_of(b"0", pax={"size": str(2**40)}),
-    # What is more than it looks.
+    # More data than it seems.
     "entries that overlap": zip_with_overlap(),
     "a directory of 17 MiB": large_directory(),
     "bzip2": zipped(HONEST, method=zipfile.ZIP_BZIP2),
@@ -157,7 +157,7 @@ SEEDS = [*GOOD.values(), *(raw for raw in BAD.values() if len(raw) < 100_000)]
 
 @st.composite
 def tampered(draw: st.DrawFn) -> bytes:
-    """An archive, or two in a row, of which a few bytes were changed, taken out or put in."""
+    """Draw one archive or two in a row, with a few bytes changed, removed or inserted."""
     raw = bytearray(draw(st.sampled_from(SEEDS)))
     if draw(st.booleans()):
         raw += draw(st.sampled_from(SEEDS))
@@ -184,7 +184,7 @@ def tampered(draw: st.DrawFn) -> bytes:
 @pytest.mark.fuzz
 @given(tampered() | st.binary(max_size=1500))
 def test_what_is_judged_is_what_is_unpacked(raw):
-    """A worker never writes a file that the registry has not seen; nothing else than refusals is raised."""
+    """A worker writes only files that the registry has checked. Both raise only refusals."""
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "a", Path(folder) / "out"
         path.write_bytes(raw)

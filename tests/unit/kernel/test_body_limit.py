@@ -1,4 +1,4 @@
-"""The largest body of a service's API: counted while it comes, refused before it is decoded."""
+"""The largest body of a service's API is counted while it arrives, and refused before it is decoded."""
 
 from __future__ import annotations
 

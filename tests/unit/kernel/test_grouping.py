@@ -1,4 +1,4 @@
-"""Grouped calls: who asks at the same time shares a call, and everybody gets his own answer."""
+"""Grouped calls: concurrent callers share a call, and each gets its own answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 class Server:
-    """Doubles numbers. Takes a call when it is let to; refuses groups with a negative number."""
+    """A server that doubles numbers when a test lets it, and refuses groups with a negative number."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""The frame around every service's app: who may come in, and how errors look."""
+"""The frame of every service's app: the callers that it admits, and its errors."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def test_metrics_need_the_metrics_token_which_opens_nothing_else(client):
 
 
 def carried(*scopes: str) -> dict[str, str]:
-    """Return headers of a service that asks for somebody with these scopes."""
+    """Return headers of a service that calls for a principal with these scopes."""
     principal = Principal("k", "somebody", frozenset(scopes))
     return OURS | {"X-Tidegate-Principal": principal.to_header()}
 
@@ -246,7 +246,7 @@ def test_an_origin_is_a_scheme_and_a_host(origin):
     [(b"cross-site", False), (b"same-site", False), (b"same-origin", True), (b"none", True)],
 )
 def test_what_a_browser_does_for_another_site_is_not_local(site, local):
-    """An image or a link has no Origin; a local page that says its own is known by that."""
+    """An image or a link has no Origin. A local page is recognized by its Origin."""
     told = LOCAL | {b"sec-fetch-site": site}
     assert is_local(told) == local
     assert is_local(told | {b"origin": b"http://127.0.0.1:3000"})

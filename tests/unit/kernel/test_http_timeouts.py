@@ -1,4 +1,4 @@
-"""How long a connection may take, and which has to go: decided without one."""
+"""The decisions about a connection's timeouts, and which connections to close, without a connection."""
 
 from __future__ import annotations
 

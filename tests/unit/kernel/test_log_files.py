@@ -1,4 +1,4 @@
-"""Reading the logs of replicas together, and finding what was written of a request."""
+"""Read the logs of replicas together, and find the lines about a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names that a model's file imports: they change nothing about what the file does."""
+"""The names that a model's file may import do not change what the file does."""
 
 from __future__ import annotations
 

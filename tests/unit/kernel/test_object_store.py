@@ -1,4 +1,4 @@
-"""A store's URL is judged before anything starts: which package is missing, which protocol is no store."""
+"""A store's URL is checked at the start: a missing package, or a protocol that cannot be a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process of ours does without while it loads and when it ends."""
+"""The work that a process skips while it loads and when it ends."""
 
 from __future__ import annotations
 

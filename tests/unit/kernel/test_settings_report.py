@@ -1,4 +1,4 @@
-"""Where settings come from: the file in the state folder, the environment, and what is told of it."""
+"""The sources of settings, the file in the state folder and the environment, and the report about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AMQP frames both ways: what was published is read again, however the bytes come and however large it is."""
+"""AMQP frames in both directions: a published message is read again, in any pieces and of any size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def delivered(body: bytes, frame_max: int, pieces: int = 1) -> bytes:
 
 
 def received(reader: FrameReader, stream: bytes, steps: list[int]) -> list[wire.Event]:
-    """Feed a stream as a socket would: into the window where there is one, never more than the appetite."""
+    """Feed a stream like a socket: into the window if there is one, never more than the appetite."""
     events: list[wire.Event] = []
     at, turns = 0, cycle(steps)
     while at < len(stream):
@@ -74,7 +74,7 @@ def test_what_is_sent_is_received_in_place(body, frame_max, pieces, steps):
 
 @given(body=bodies, cuts=st.lists(st.integers(0, 2**18), max_size=5))
 def test_what_is_fed_in_any_pieces_is_received(body, cuts):
-    """Without ever asking for a window."""
+    """The reader also works if its window is never used."""
     stream, reader = delivered(body, 131_072) * 2, FrameReader()
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     events = [event for start, end in pairwise(edges) for event in reader.feed(stream[start:end])]

@@ -79,10 +79,10 @@ headers = st.builds(
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A valid stream of which a few bytes were changed, taken out or put in."""
+    """Draw a valid stream with a few bytes changed, removed or inserted."""
     raw = bytearray(draw(streams))
     for _ in range(draw(st.integers(1, 4))):
-        # What matters is in the heads; most of a large content is not.
+        # The heads matter most, and a large content has few of them.
         at = draw(st.integers(0, min(len(raw), 400) - 1) | st.integers(0, len(raw) - 1)) if raw else 0
         kind = draw(st.sampled_from(["set", "cut", "put"]))
         if kind == "put" or not raw:
@@ -95,7 +95,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 def read(stream: bytes, step: int) -> list[wire.Event]:
-    """Everything in a stream that comes ``step`` bytes at a time, as a connection reads it."""
+    """Return all events of a stream that arrives ``step`` bytes at a time, as a connection reads it."""
     events: list[wire.Event] = []
     reader, at = FrameReader(), 0
     reader.frame_max = FRAME_MAX
@@ -139,7 +139,7 @@ def test_a_stream_that_was_tampered_with(stream, step):
 
 @given(st.lists(st.sampled_from(VALID[:3]), min_size=2, max_size=2), st.data())
 def test_a_content_cannot_be_begun_within_another(found, data):
-    """Whatever is put between two frames of it: pieces never gather without an end."""
+    """The pieces stay within limits, whatever bytes come between two frames."""
     first = found[0]
     edges = [at + 1 for at, byte in enumerate(first[:20_000]) if byte == 0xCE]
     at = data.draw(st.sampled_from(edges))
