@@ -73,6 +73,11 @@ def test_nothing_that_runs_is_ended_because_memory_is_short():
     assert shares(claims, Room(-500, -5)) == {"a": 4, "b": 2}
 
 
+def test_shares_of_an_over_full_host_are_settled_at_once():
+    new, old = claim("new", 2, size=ReplicaSize(300, 0.5)), claim("old", 3, held=3, size=ReplicaSize(300, 1))
+    assert shares([new, old], Room(0, -1)) == {"new": 2, "old": 1}, "one and two first, then two and one"
+
+
 def test_of_equals_the_one_that_has_its_replica_keeps_it():
     assert shares([claim("a", 2, held=1), claim("b", 2, held=2)], Room(0, 0)) == {"a": 1, "b": 2}
 
