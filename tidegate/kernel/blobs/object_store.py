@@ -88,9 +88,9 @@ def problem(setting: str, url: str) -> str | None:
 
     if scheme not in known_implementations:
         return f"{setting} begins with {scheme}://, a protocol that is not known. {GOOD}"
-    told = known_implementations[scheme]
-    package = PACKAGES.get(scheme) or told["class"].partition(".")[0]
-    return _missing(setting, scheme, package, told.get("err", ""))
+    known_driver = known_implementations[scheme]
+    package = PACKAGES.get(scheme) or known_driver["class"].partition(".")[0]
+    return _missing(setting, scheme, package, known_driver.get("err", ""))
 
 
 def require(service: str, **urls: str) -> None:

@@ -55,11 +55,11 @@ class Connections:
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         reserved = RESERVED_FILES + others
-        wanted = self.limits.connections + reserved
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        needed = self.limits.connections + reserved
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft != resource.RLIM_INFINITY and soft < wanted:
+        if soft != resource.RLIM_INFINITY and soft < needed:
             self._most = max(soft - reserved, soft // 2)
             log.warning(
                 "fewer connections than TIDEGATE_HTTP_CONNECTIONS fit into the limit of open files",

@@ -62,17 +62,17 @@ class Principal:
     def from_header(cls, raw: bytes) -> Principal:
         """Read the result of :meth:`to_header`. Raises ValueError."""
         try:
-            told = json.loads(raw)
+            values = json.loads(raw)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
-        if not isinstance(told, dict):
+        if not isinstance(values, dict):
             raise ValueError("a principal is a JSON object")
-        endpoints = told.get("endpoints")
+        endpoints = values.get("endpoints")
         try:
             return cls(
-                str(told["id"]),
-                str(told["name"]),
-                frozenset(map(str, told["scopes"])),
+                str(values["id"]),
+                str(values["name"]),
+                frozenset(map(str, values["scopes"])),
                 None if endpoints is None else frozenset(map(str, endpoints)),
             )
         except (KeyError, TypeError) as error:
@@ -228,19 +228,21 @@ class Key:
         }
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Key:
+    def from_dict(cls, values: Mapping[str, Any]) -> Key:
         """Read the result of :meth:`to_dict`. Raises KeyError, TypeError or ValueError."""
-        endpoints = told["endpoints"]
+        endpoints = values["endpoints"]
         return cls(
             principal=Principal(
-                told["id"],
-                told["name"],
-                frozenset(told["scopes"]),
+                values["id"],
+                values["name"],
+                frozenset(values["scopes"]),
                 None if endpoints is None else frozenset(endpoints),
             ),
-            digest=told["digest"],
-            expires_ms=told["expires_ms"],
-            allowance=Allowance(told["rate"], told["burst"], told["concurrency"], told["day"], told["month"]),
-            previous=told["previous"],
-            previous_until_ms=told["previous_until_ms"],
+            digest=values["digest"],
+            expires_ms=values["expires_ms"],
+            allowance=Allowance(
+                values["rate"], values["burst"], values["concurrency"], values["day"], values["month"]
+            ),
+            previous=values["previous"],
+            previous_until_ms=values["previous_until_ms"],
         )

@@ -128,11 +128,11 @@ def _with_infinities(raw: bytes, error: ValueError, what: str, found: JsonParts 
 
 def plain(error: ValueError | str) -> str:
     """Return a JSON decoder's error in words for a user."""
-    told = str(error)
+    text = str(error)
     for found, words in _WORDS.items():
-        if found in told.lower():
-            return words + told[at:] if (at := told.find(": line ")) > 0 else words
-    return told
+        if found in text.lower():
+            return words + text[at:] if (at := text.find(": line ")) > 0 else words
+    return text
 
 
 # orjson says "allocate memory" for lists that are nested too deeply and not closed.

@@ -32,7 +32,7 @@ class Noun(BaseModel):
 
 
 class Written(Noun):
-    """Base of what users write. A number must be finite: JSON has no other, so nobody could read it again."""
+    """The base of user input. Numbers must be finite, because JSON has no others."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -50,9 +50,9 @@ class TensorSpec(Noun):
 
 
 class Signature(Noun):
-    """What a version takes and gives. ``max_batch_size`` 0: the model has no batch axis.
+    """The inputs and outputs of a version. ``max_batch_size`` 0: the model has no batch axis.
 
-    ``decoupled``: it gives any number of answers to one request (Triton's transaction policy of that name).
+    ``decoupled``: it returns any number of answers to one request (Triton's policy of that name).
     """
 
     inputs: list[TensorSpec] = Field(min_length=1)

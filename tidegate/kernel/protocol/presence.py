@@ -78,18 +78,18 @@ class ReplicaReport:
     death: ModelDeath | None = None
 
     def to_json(self) -> bytes:
-        """The report as JSON."""
+        """Return the report as JSON."""
         return orjson.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:
-        """Read a report; fields of a newer writer are passed over."""
+        """Read a report. Unknown fields of a newer writer are ignored."""
         known = cls.__dataclass_fields__
-        told = {k: v for k, v in orjson.loads(raw).items() if k in known}
-        if told.get("death") is not None:
+        values = {k: v for k, v in orjson.loads(raw).items() if k in known}
+        if values.get("death") is not None:
             fields = ModelDeath.__dataclass_fields__
-            told["death"] = ModelDeath(**{k: v for k, v in told["death"].items() if k in fields})
-        return cls(**told)
+            values["death"] = ModelDeath(**{k: v for k, v in values["death"].items() if k in fields})
+        return cls(**values)
 
 
 @dataclass(slots=True)
@@ -111,12 +111,12 @@ class GatewayReport:
     deployments: dict[str, GatewayLoad] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        """The report as JSON."""
+        """Return the report as JSON."""
         return orjson.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:
-        """Read a report; fields of a newer writer are passed over."""
+        """Read a report. Unknown fields of a newer writer are ignored."""
         data = orjson.loads(raw)
         known = GatewayLoad.__dataclass_fields__
         loads = {

@@ -45,15 +45,15 @@ class UsageReport:
     @classmethod
     def from_json(cls, raw: bytes) -> UsageReport:
         """Read a report from a message. Raises ValueError, KeyError or TypeError if it is not one."""
-        told = orjson.loads(raw)
-        if told["v"] != 1:
-            raise ValueError(f"version {told['v']} of a usage report is not known")
+        document = orjson.loads(raw)
+        if document["v"] != 1:
+            raise ValueError(f"version {document['v']} of a usage report is not known")
         counts = {}
-        for day, principal, endpoint, *numbers in told["items"]:
+        for day, principal, endpoint, *numbers in document["items"]:
             if len(numbers) != len(COUNTS):
                 raise ValueError(f"{len(numbers)} counts, expected {len(COUNTS)}")
             counts[Subject(date.fromisoformat(day), str(principal), str(endpoint))] = tuple(map(int, numbers))
-        return cls(str(told["incarnation"]), int(told["seq"]), counts)
+        return cls(str(document["incarnation"]), int(document["seq"]), counts)
 
 
 def tokens(parameters: Mapping[str, Any]) -> tuple[int, int]:

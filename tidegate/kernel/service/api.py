@@ -86,8 +86,8 @@ def create_app(
     furnish(app, name=name, settings=settings, permissions=permissions, identify=identify, origins=origins)
     app.add_api_route(DOCS, _page, include_in_schema=False)
     for path, answer in OWN_PATHS.items():
-        told = path != METRICS
-        app.add_api_route(path, answer, tags=["health"], response_model=None, include_in_schema=told)
+        documented = path != METRICS
+        app.add_api_route(path, answer, tags=["health"], response_model=None, include_in_schema=documented)
     for router in (_settings_router(settings), *routers):
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

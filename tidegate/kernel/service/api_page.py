@@ -56,8 +56,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     needs = f" <small>needs the scope {escape(' or '.join(scopes))}</small>" if scopes else ""
     parts = [f"<p>{escape(operation.get('description', ''))}</p>"]
     for parameter in operation.get("parameters", []):
-        told = f"{parameter['in']} {parameter['name']}"
-        parts.append(f"<p><code>{escape(told)}</code> {escape(parameter.get('description', ''))}</p>")
+        label = f"{parameter['in']} {parameter['name']}"
+        parts.append(f"<p><code>{escape(label)}</code> {escape(parameter.get('description', ''))}</p>")
         parts.append(_code(parameter.get("schema", {})))
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
         parts.append(f"<p>Body, <code>{escape(kind)}</code></p>{_code(content.get('schema', {}))}")
