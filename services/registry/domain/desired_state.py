@@ -48,13 +48,6 @@ class PutDeployment:
     stored: StoredDeployment
     created: bool
 
-    @property
-    def notification(self) -> ChangeNotification:
-        """Return what is published of this change."""
-        return ChangeNotification(
-            "deployment", self.stored.spec.name, "created" if self.created else "updated"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class PutEndpoint:
@@ -63,11 +56,6 @@ class PutEndpoint:
     spec: EndpointSpec
     created: bool
 
-    @property
-    def notification(self) -> ChangeNotification:
-        """Return what is published of this change."""
-        return ChangeNotification("endpoint", self.spec.name, "created" if self.created else "updated")
-
 
 @dataclass(frozen=True, slots=True)
 class DropDeployment:
@@ -75,22 +63,12 @@ class DropDeployment:
 
     name: str
 
-    @property
-    def notification(self) -> ChangeNotification:
-        """Return what is published of this change."""
-        return ChangeNotification("deployment", self.name, "deleted")
-
 
 @dataclass(frozen=True, slots=True)
 class DropEndpoint:
     """Delete this Endpoint."""
 
     name: str
-
-    @property
-    def notification(self) -> ChangeNotification:
-        """Return what is published of this change."""
-        return ChangeNotification("endpoint", self.name, "deleted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +78,23 @@ class DropVersion:
     model: str
     number: int
 
-    @property
-    def notification(self) -> ChangeNotification:
-        """Return what is published of this change."""
-        return ChangeNotification("version", f"{self.model}/{self.number}", "deleted")
-
 
 Change = PutDeployment | PutEndpoint | DropDeployment | DropEndpoint | DropVersion
+
+
+def notification_of(change: Change) -> ChangeNotification:
+    """Return what is published of a change."""
+    match change:
+        case PutDeployment(stored, created):
+            return ChangeNotification("deployment", stored.spec.name, "created" if created else "updated")
+        case PutEndpoint(spec, created):
+            return ChangeNotification("endpoint", spec.name, "created" if created else "updated")
+        case DropDeployment(name):
+            return ChangeNotification("deployment", name, "deleted")
+        case DropEndpoint(name):
+            return ChangeNotification("endpoint", name, "deleted")
+        case DropVersion(model, number):
+            return ChangeNotification("version", f"{model}/{number}", "deleted")
 
 
 @dataclass(frozen=True, slots=True)

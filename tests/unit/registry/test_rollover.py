@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from services.registry.domain import rollover
-from services.registry.domain.desired_state import PutDeployment
+from services.registry.domain.desired_state import PutDeployment, notification_of
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 from tidegate.kernel.protocol.models import Override
 
 
 def test_first_deploy_makes_deployment_and_endpoint(book):
     changes = book.deploy(version=1)
-    assert [change.notification.action for change in changes] == ["created", "created"]
+    assert [notification_of(change).action for change in changes] == ["created", "created"]
     assert book.targets() == (["digits-v1"], [])
 
 
@@ -30,7 +30,7 @@ def test_same_deploy_again_changes_nothing(book):
 def test_same_version_with_another_option_changes_only_that(book):
     book.deploy(version=1, min_replicas=2, threads=3)
     changes = book.deploy(version=1, min_replicas=4)
-    assert [change.notification.name for change in changes] == ["digits-v1"]
+    assert [notification_of(change).name for change in changes] == ["digits-v1"]
     assert book.now.deployment("digits-v1").spec.threads == 3
     assert book.scale("digits-v1") == (4, 4, None)
 

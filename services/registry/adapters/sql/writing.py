@@ -31,6 +31,7 @@ from services.registry.domain.desired_state import (
     PutDeployment,
     PutEndpoint,
     StoredDeployment,
+    notification_of,
 )
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.models import EndpointSpec, Signature, Version, VersionMetadata
@@ -66,22 +67,21 @@ class DesiredStateWriter(DesiredStateReader):
     async def apply(self, changes: Iterable[Change]) -> None:
         """Apply changes in their order."""
         for change in changes:
-            before = await self._current(change.notification)
+            notification = notification_of(change)
+            before = await self._current(notification)
             match change:
-                case PutDeployment(stored):
-                    await self._put_deployment(stored, created=change.created)
-                case PutEndpoint(spec):
-                    await self._put_endpoint(spec, created=change.created)
+                case PutDeployment(stored, created):
+                    await self._put_deployment(stored, created=created)
+                case PutEndpoint(spec, created):
+                    await self._put_endpoint(spec, created=created)
                 case DropDeployment(name):
                     await self._connection.execute(sa.delete(deployments).where(deployments.c.name == name))
                 case DropEndpoint(name):
                     await self._drop_targets(name)
                     await self._connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
-                case DropVersion():
-                    await self._connection.execute(
-                        sa.delete(versions).where(_is(change.model, change.number))
-                    )
-            await self.note(change.notification, before, await self._current(change.notification))
+                case DropVersion(model, number):
+                    await self._connection.execute(sa.delete(versions).where(_is(model, number)))
+            await self.note(notification, before, await self._current(notification))
 
     async def note(
         self,
