@@ -1,7 +1,7 @@
 """``python -m deploy.docstring_check``: every docstring of a function begins with a verb in the imperative.
 
-A word list decides: a docstring that begins with one of these words, or with no word at all, begins with
-something else than a verb. Properties are values, so a noun phrase describes them.
+A word list decides: a docstring that begins with one of these words, or with no word at all, does not begin
+with a verb. Properties are values, so a noun phrase may describe them; ``__init__`` documents its arguments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def first_word(text: str) -> str:
 def complaints(path: Path) -> Iterator[str]:
     """Yield the place and the first line of each docstring that begins with no verb."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name == "__init__":
             continue
         decorators = [ast.unparse(each) for each in node.decorator_list]
         if any(word in each for each in decorators for word in _PROPERTIES):

@@ -102,7 +102,7 @@ class JobConsumer:
             self._ack(channel, [job.tag for job in group if job.channel is channel and job.leased_at is None])
 
     def nack(self, group: Sequence[QueuedJob]) -> None:
-        """Have the messages of jobs delivered again, here or elsewhere; a leased job has none."""
+        """Requeue the messages of jobs, for this worker or another one; a leased job has none."""
         channel = self._channel
         if channel is None:
             return

@@ -48,7 +48,7 @@ class JobDeliveries(Protocol):
         """Ack the messages of jobs that are done."""
 
     def nack(self, group: Sequence[QueuedJob]) -> None:
-        """Have the messages of jobs delivered again."""
+        """Requeue the messages of jobs."""
 
     def can_ack(self, job: QueuedJob) -> bool:
         """Return True if the channel of the job's message is still open."""

@@ -14,6 +14,7 @@ from tests.integration.kernel.http_server import answers, serving
 from tidegate.kernel.http import connections as module
 from tidegate.kernel.http import timeouts as patience
 from tidegate.kernel.http.connections import CLOSED, Connections
+from tidegate.kernel.http.protocol import Protocol
 from tidegate.kernel.http.timeouts import HttpLimits
 
 pytestmark = pytest.mark.integration
@@ -170,6 +171,7 @@ async def test_requests_set_no_timers():
         for _ in range(3):
             assert await peer.is_open()
         (connection,) = server.connections._all
+        assert isinstance(connection, Protocol)
         assert connection.timeout_keep_alive_task is None
         peer.writer.transport.abort()
 

@@ -17,7 +17,7 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 def trusted(
     *urls: str, trust_env: bool = False, own: str | None = None, more: str | None = None
 ) -> ssl.SSLContext | bool:
-    """``verify`` of an httpx client that calls these URLs and follows no redirect to others.
+    """Return ``verify`` for an httpx client that calls these URLs and follows no redirect to others.
 
     By default each client reads the certificates of all authorities, which takes 20 ms in which nothing else
     is done. Here clients for https share what was read once; for http there is nothing to verify. The
@@ -37,7 +37,7 @@ def trusted(
 
 @functools.cache
 def _authorities(trust_env: bool, named: tuple[str | None, ...], more: str | None) -> ssl.SSLContext:
-    """``named``: where the environment has them, since httpx reads other ones when that changes."""
+    """Load the trusted certificates. ``named``, the environment's paths, is part of the cache's key."""
     context = httpx.create_ssl_context(trust_env=trust_env)
     if more is not None:
         try:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from prometheus_client import Counter
 
 from tidegate.kernel import telemetry
-from tidegate.kernel.http.timeouts import KEPT_S, HttpLimits, peer_of, to_shed
-
-if TYPE_CHECKING:
-    from tidegate.kernel.http.lifetime import Lifetime
+from tidegate.kernel.http.timeouts import KEPT_S, HttpLimits, Standing, peer_of, to_shed
 
 log = telemetry.logger(__name__)
 
@@ -31,6 +28,22 @@ SHED_SHARE = 1 / 64
 RESERVED_FILES = 512
 
 
+class Connected(Protocol):
+    """A connection with a timeout: its phase began at ``since``; ``held_head`` bytes of a head are read."""
+
+    since: float
+    held_head: int
+
+    def standing(self) -> Standing:
+        """Return its rank among the connections that may be closed for a new one."""
+
+    def check(self, now: float) -> None:
+        """Close it if its time is over."""
+
+    def shed(self, reason: str) -> None:
+        """Close it at once."""
+
+
 class Connections:
     """Every open connection, oldest first."""
 
@@ -39,8 +52,8 @@ class Connections:
         self.now = now  # the sweeps' own clock, which stops while the process is stopped
         self.pending_heads = 0
         self._most = limits.connections
-        self._all: dict[Lifetime, str] = {}
-        self._by_peer: dict[str, dict[Lifetime, None]] = {}
+        self._all: dict[Connected, str] = {}
+        self._by_peer: dict[str, dict[Connected, None]] = {}
         self._in_vain: dict[str | None, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
@@ -66,7 +79,7 @@ class Connections:
                 extra={"connections": self._most, "open_files": soft},
             )
 
-    def add(self, connection: Lifetime, address: str) -> bool:
+    def add(self, connection: Connected, address: str) -> bool:
         """Count a new connection. Return False if there is no room and no connection may be closed for it."""
         peer = peer_of(address)
         if len(self._all) >= self._most and not self._shed(None, self._all):
@@ -82,7 +95,7 @@ class Connections:
             self._timer = loop.call_later(SWEEP_S, self._sweep)
         return True
 
-    def discard(self, connection: Lifetime) -> None:
+    def discard(self, connection: Connected) -> None:
         """Remove a connection that has ended."""
         peer = self._all.pop(connection, None)
         if peer is None:
@@ -92,7 +105,7 @@ class Connections:
         if not of_peer:
             del self._by_peer[peer]
 
-    def hold_head(self, connection: Lifetime, count: int) -> None:
+    def hold_head(self, connection: Connected, count: int) -> None:
         """Count bytes of an incomplete head. If the total is too large, close the oldest such connections."""
         self.pending_heads += count
         if self.pending_heads <= self.limits.pending_head_bytes:
@@ -103,7 +116,7 @@ class Connections:
             if each is not connection and each.held_head:
                 each.shed("pending_heads")
 
-    def _shed(self, peer: str | None, among: Iterable[Lifetime]) -> bool:
+    def _shed(self, peer: str | None, among: Iterable[Connected]) -> bool:
         """Close some connections of a peer, or of all, oldest first. A closed one does not count any more."""
         if self._in_vain.get(peer) == self.now:
             return False  # all were ranked since the last sweep, and none may be closed
@@ -130,7 +143,7 @@ class Connections:
         self._swept_at = now
         self._look_at(list(self._all), 0)
 
-    def _look_at(self, connections: list[Lifetime], begin: int) -> None:
+    def _look_at(self, connections: list[Connected], begin: int) -> None:
         end = begin + SLICE
         for each in connections[begin:end]:
             try:

@@ -63,7 +63,7 @@ def time_of(fields: Mapping[str, Any], otherwise: float) -> float:
 
 
 def deployment_of(replica: str) -> str:
-    """``<deployment>-<slot>-<generation>`` -> ``<deployment>``; empty for the name of a service."""
+    """Return the Deployment in ``<deployment>-<slot>-<generation>``; empty for the name of a service."""
     found = _REPLICA.fullmatch(replica)
     return found["deployment"] if found else ""
 

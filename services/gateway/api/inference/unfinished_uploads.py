@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from services.gateway.domain.eviction import WATCHED_S, choose
+from services.gateway.domain.eviction import WATCHED_S, Unfinished, choose
 from services.gateway.domain.memory_budget import MemoryBudget
-
-if TYPE_CHECKING:
-    from services.gateway.api.inference.hot_path import HotPathProtocol
 
 # Scanning thousands of bodies for each request would block the event loop. So a scan looks at this many at a
 # time, the oldest first, and frees at least this share of the limit.
 SCAN_SIZE = 512
 LEAST_FREED_SHARE = 1 / 64
+
+
+class Upload(Protocol):
+    """A connection whose body is still coming in."""
+
+    def unfinished(self) -> Unfinished:
+        """Return the progress of its body."""
+
+    def evict(self) -> None:
+        """Drop its body and close it."""
 
 
 class UnfinishedUploads:
@@ -23,15 +30,15 @@ class UnfinishedUploads:
     def __init__(self, bodies: MemoryBudget, bytes_per_s: int) -> None:
         self._bodies = bodies
         self._bytes_per_s = bytes_per_s
-        self._all: dict[HotPathProtocol, None] = {}
+        self._all: dict[Upload, None] = {}
         self._not_before = {False: 0.0, True: 0.0}
         bodies.reclaim = self.reclaim
 
-    def add(self, connection: HotPathProtocol) -> None:
+    def add(self, connection: Upload) -> None:
         """Add a connection whose body has begun to come in."""
         self._all[connection] = None
 
-    def discard(self, connection: HotPathProtocol) -> None:
+    def discard(self, connection: Upload) -> None:
         """Remove a connection whose body is complete or abandoned."""
         self._all.pop(connection, None)
 
