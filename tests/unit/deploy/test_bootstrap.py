@@ -203,3 +203,24 @@ def test_the_package_of_postgres_makes_no_cluster(tmp_path: Path, status: int):
     assert seen.read_text().startswith("create_main_cluster = false")
     assert conf.read_text() == "#create_main_cluster = true\n"
     assert not (tmp_path / "policy-rc.d").exists()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_missing_packages_are_installed_or_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+):
+    server = tmp_path / "rabbitmq-server"
+    apt = tmp_path / "apt-get"
+    apt.write_text(f"#!/bin/sh\n{'install -m 755 /dev/null ' + str(server) if works else 'true'}\n")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(system, "RABBITMQ", (server,))
+    monkeypatch.setattr(system, "INSTALL", "#UPDATE\napt-get install $@\n")
+    packages = system.Packages(paths.Paths(tmp_path, tmp_path, tmp_path), Runner())
+    if works:
+        packages.install(system.rabbitmq_missing, "rabbitmq-package", lambda _: None)
+        assert server.exists()
+    else:
+        with pytest.raises(StepFailed, match="Still missing after the installation: rabbitmq-server"):
+            packages.install(system.rabbitmq_missing, "rabbitmq-package", lambda _: None)
