@@ -46,6 +46,12 @@ LIVE_TIMEOUT_S = 2.0
 # A stream that the server refused was not processed at all (RFC 9113, 8.7), so it may be sent again.
 _REFUSED = re.compile(r"RST_STREAM with error code 7\b")
 _SENDS = 3
+# gRPC's messages about a connection that was cut. They have no status of their own: Triton uses these, too.
+_CUT = re.compile(
+    "(Stream removed|Socket closed|sendmsg|recvmsg|Connection reset|Broken pipe|GOAWAY|Endpoint clos|"
+    "Transport closed|failed to connect)"
+)
+_CUT_CODES = {StatusCode.UNKNOWN.value[0], StatusCode.UNAVAILABLE.value[0]}
 # Triton's message about a Python model whose process has ended. It starts no other, and repeats this.
 _MODEL_DIED = re.compile("Stub process .* is not healthy")
 _LATE = "the deadline passed while the model ran"
@@ -261,8 +267,9 @@ class TritonClient:
     async def _error_for(self, code: int, message: str) -> TidegateError:
         if code in _BY_CODE:
             return _BY_CODE[code](message)
+        cut = code in _CUT_CODES and _CUT.match(message) is not None
         # Triton's errors have the same codes as those of a broken connection, so ask whether it is alive.
-        if await self.live():
+        if not cut and await self.live():
             return ModelFailed(message)
         return Unavailable(f"The model server is gone: {message}")
 

@@ -10,11 +10,13 @@ import grpc
 import pytest
 
 from services.worker.adapters.triton_client import TritonClient
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, Unavailable
 from tidegate.kernel.triton_protocol import ModelInferRequest, ModelInferResponse, pb
 
 pytestmark = pytest.mark.integration
 
+LARGE = 9_000_000
 SERVICE = "inference.GRPCInferenceService"
 
 
@@ -166,6 +168,55 @@ async def test_a_client_that_is_closed_under_a_call(client: TritonClient, tmp_pa
             await call
         with pytest.raises(Unavailable, match="closed"):
             await client.infer(request("next"))
+
+
+@asynccontextmanager
+async def proxied(path: Path, server: Path) -> AsyncIterator[list[asyncio.StreamWriter]]:
+    """Forward the connections at ``path`` to ``server``; yield their ends, to cut them."""
+    open_: list[asyncio.StreamWriter] = []
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(2**16):
+            writer.write(data)
+            await writer.drain()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, out = await asyncio.open_unix_connection(server)
+        open_.extend((writer, out))
+        await asyncio.gather(forward(reader, out), forward(back, writer), return_exceptions=True)
+
+    async with await asyncio.start_unix_server(serve, path):
+        yield open_
+
+
+async def test_a_cut_connection_is_no_failure_of_the_model(client: TritonClient, tmp_path: Path) -> None:
+    """The server is alive, so only the library's message shows that the connection was cut."""
+    async with (
+        serving(tmp_path / "server") as server,
+        proxied(tmp_path / "grpc", tmp_path / "server") as connections,
+    ):
+        for _ in range(10):
+            server.waiting.clear()
+            calls = [
+                asyncio.create_task(client.infer(request("wait", bytes(size)))) for size in (0, 9_000_000)
+            ]
+            await server.waiting.wait()
+            calls += [asyncio.create_task(client.infer(request("x", bytes(LARGE)))) for _ in range(3)]
+            await asyncio.sleep(0.002)
+            for each in connections:
+                each.transport.abort()
+            connections.clear()
+            for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                assert not isinstance(outcome, BaseException) or isinstance(outcome, Unavailable), repr(
+                    outcome
+                )
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    assert (await client.infer(request("next"))).id == "next"
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
