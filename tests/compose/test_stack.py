@@ -18,7 +18,7 @@ import pytest
 
 from deploy.compose import stack, tool
 from tests.compose.conftest import KEEP, until
-from tests.conftest import Figure
+from tests.conftest import PATIENCE_S, Figure
 from tidegate.kernel.errors import TidegateError
 
 DEPLOYMENT = "identity-v1"
@@ -195,7 +195,7 @@ def test_prometheus_finds_the_services_and_the_workers(world):
         ports = {"gateway": 8000, "registry": 8010, "router": 8020, "autoscaler": 8030}
         return sorted([*replicas, *(("services", f"{name}:{port}", "up") for name, port in ports.items())])
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while found() != expected():
         assert time.monotonic() < deadline, f"{found()} and not {expected()}"
         time.sleep(0.5)

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from services.worker.adapters.triton_install import TritonInstall
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.settings.base import Settings
 from tidegate.stack.ports import free_ports
 
@@ -44,11 +45,11 @@ def running_triton(repository: Path, log: Path) -> Iterator[Doors]:
         yield Doors(f"http://127.0.0.1:{http}", f"127.0.0.1:{rpc}")
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < end:
         try:
             if httpx.get(f"{url}/v2/health/ready").status_code == 200:

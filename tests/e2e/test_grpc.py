@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import places
 from benchmarks.install import installed
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import REPO, Stack
 
 pytestmark = pytest.mark.e2e
@@ -194,7 +195,7 @@ def test_statistics_count_every_request_once(client: Any, stack: Stack, identity
         client.async_infer(identity, [x(rows(3))], lambda result, error: found.put(error))
     assert [found.get(timeout=120) for _ in range(50)] == [None] * 50
     wanted = (before[0] + 50, before[1] + 150)
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE_S
     while counted() != wanted and time.monotonic() < end:
         time.sleep(0.1)
     assert counted() == wanted

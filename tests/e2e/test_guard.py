@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import REPO
 from tests.e2e.guard import Guard
 
@@ -27,7 +28,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_what_was_to_be_ended_is_ended_after_a_kill(tmp_path: Path) -> None:
     mark = tmp_path / "ended"
     subprocess.run([sys.executable, "-c", KILLED, mark], cwd=REPO, check=False)
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while not mark.exists():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -19,6 +19,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.direct import Doors, running_triton
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
@@ -205,7 +206,7 @@ def test_classes(gateway: Doors, direct: Doors, datatype: str, count: int) -> No
         return answer.json()["outputs"]
 
     expected = ask(direct)
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE_S
     while ask(gateway) != expected and time.monotonic() < end:
         time.sleep(0.2)  # the names of the classes reach the gateways a moment after the model is ready
     assert ask(gateway) == expected

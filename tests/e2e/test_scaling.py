@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import REPO, Stack
 from tests.e2e.test_resilience import wait_until
 from tests.e2e.test_scale import wait_replicas
@@ -205,7 +206,7 @@ def test_a_worker_whose_triton_dies_while_it_drains_takes_nothing_more(
             worker, triton = psutil.Process(draining["pid"]), triton_of(draining["pid"])
             worker.terminate()
             triton.kill()
-            worker.wait(30)
+            worker.wait(PATIENCE_S)
         finally:
             done.set()
         for each in asked:

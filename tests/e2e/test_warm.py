@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import Figure
+from tests.conftest import PATIENCE_S, Figure
 from tests.e2e.conftest import REPO, Stack, running_stack
 from tests.e2e.test_resilience import wait_until
 from tests.e2e.test_scale import PHASES, wait_replicas
@@ -114,7 +114,7 @@ def test_an_autoscaler_killed_knows_afterwards_who_is_who(warm: Stack, client: C
     before, idle = warm.replicas("told-v1"), waiting(warm)
     old = warm.child("autoscaler")
     old.kill()
-    old.wait(10)
+    old.wait(PATIENCE_S)
     wait_until("it is there again", lambda: answers(warm))
     assert warm.run("warm").returncode == 0
     wait_until("the worker waits", lambda: waiting(warm))

@@ -13,6 +13,7 @@ from services.autoscaler.adapters.docker.launcher import DockerLauncher
 from services.autoscaler.domain.engine_rules import CAPABILITIES
 from services.autoscaler.domain.gpus import Gpu
 from services.autoscaler.domain.launcher import LaunchFailed, pool_fingerprint
+from tests.conftest import PATIENCE_S
 from tests.integration.autoscaler.container_harness import HOME, api, image
 from tests.integration.autoscaler.test_launchers import gone
 from tidegate.kernel.errors import Unavailable
@@ -127,7 +128,7 @@ async def test_fetching_an_image_does_not_hold_up_the_launcher(harness, assign):
         except LaunchFailed as error:
             return "is missing" in error.message and "127.0.0.1:1" in error.message
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not await image_missing_reported():
             await asyncio.sleep(0.1)
     assert await launcher.list() == []
@@ -178,7 +179,7 @@ async def test_a_gpu_belongs_to_who_runs_on_it(harness, assign):
 
 
 async def gone_of(launcher, replica):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while (await one_of(launcher, replica)).alive:
             await asyncio.sleep(0.02)
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from services.autoscaler.domain.launcher import NameTaken, fingerprint
+from tests.conftest import PATIENCE_S
 
 ONE, TWO = "digits-v1-0-1", "digits-v1-1-1"
 LONG_AFTER_S = 60.0
@@ -21,7 +22,7 @@ async def one(launcher):
 
 async def gone(launcher):
     """Wait until the only worker has ended, and return its replica."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while (found := await one(launcher)).alive:
             await asyncio.sleep(0.02)
     return found

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from services.autoscaler.application.control_loop import ControlLoop
+from tests.conftest import PATIENCE_S
 from tests.integration.autoscaler.test_service import NAME, Bench, bench
 
 __all__ = ["bench"]
@@ -20,7 +21,7 @@ PATH = f"/v1/deployments/{NAME}"
 async def settled(bench: Bench, client: httpx.AsyncClient, count: int) -> dict[str, Any]:
     """Wait for so many ready replicas and their measured start times, and return the status."""
     await bench.until_ready(client, count)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (status := await bench.status(client))["start_s"] is None:
             await asyncio.sleep(0.02)
     return status
@@ -151,7 +152,7 @@ async def test_what_was_decided_live_is_decided_again(bench: Bench) -> None:
                 found: dict[str, Any] = answer.json()
                 return found
 
-            async with asyncio.timeout(20):  # a slow machine has made fewer rounds so far
+            async with asyncio.timeout(PATIENCE_S):  # a slow machine has made fewer rounds so far
                 while (await verified())["rounds"] <= 10:
                     await asyncio.sleep(0.05)
             live = (await client.get("/v1/decisions", params={"deployment": NAME})).json()["items"]

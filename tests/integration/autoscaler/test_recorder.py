@@ -15,6 +15,7 @@ from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.domain.recording import decide_again
 from services.autoscaler.domain.snapshot import Policy
+from tests.conftest import PATIENCE_S
 from tests.unit.autoscaler.conftest import World, a_deployment
 from tidegate.kernel.errors import Unavailable
 
@@ -79,7 +80,7 @@ async def test_what_was_noted_during_a_write_that_failed_does_not_go_on_from_it(
     noted = threading.Event()
 
     def fail(*_: object) -> None:
-        noted.wait(10)
+        noted.wait(PATIENCE_S)
         raise Unavailable("The disk is full.")
 
     note(recorder, world, 0, 60)

@@ -313,7 +313,7 @@ async def test_a_demand_event_wakes_a_sleeping_model_and_a_registry_event_is_rea
         bench.settings.autoscaler_period_s = bench.settings.autoscaler_relist_s = 60.0
         async with bench.autoscaler() as client, Connection(rabbitmq_url, "test", declared) as connection:
             await until(lambda: bench.well(client))
-            channel = await connection.wait_up(10)
+            channel = await connection.wait_up(PATIENCE_S)
             hints = asyncio.create_task(repeated(channel, demand_key(NAME)))
             assert await bench.until_ready(client, 1) == [f"{NAME}-0-2"]
             await tasks.end(hints)

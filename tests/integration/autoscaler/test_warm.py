@@ -27,7 +27,7 @@ from services.autoscaler.domain.log_retention import MOST_EACH
 from services.autoscaler.domain.warm_pool import WarmClaim
 from services.worker.application.warm_standby import WarmStandby
 from services.worker.settings import WorkerSettings
-from tests.conftest import Line
+from tests.conftest import PATIENCE_S, Line
 from tests.integration.autoscaler.process_harness import ProcessHarness
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import warm_queue
@@ -53,7 +53,7 @@ class WarmPoolHarness:
         decision_store = DecisionStore(self.processes.state / "autoscaler.db")
         pools = {self.pool_name: WarmPoolSpec(workers=workers)}
         async with WarmOffers(self.amqp_url, pools) as offers:
-            await offers._connection.wait_up(10)
+            await offers._connection.wait_up(PATIENCE_S)
             launcher = self.processes.launcher()
             registry = RegistryClient("http://127.0.0.1:1", "t")
             pool = WarmPool(
@@ -104,7 +104,7 @@ class WarmPoolHarness:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(warm, "OFFER_S", 10.0)  # a busy machine may need longer than an offer lives
             async with Connection(self.amqp_url, "worker", listen) as connection:
-                await connection.wait_up(10)
+                await connection.wait_up(PATIENCE_S)
                 yield taken
 
 
@@ -185,7 +185,7 @@ async def test_with_a_broker_that_does_not_answer_it_is_started_after_a_moment(
     harness.amqp_url = line.url
     async with harness.filled() as (pool, _):
         line.flows.clear()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await pool.launch(assign(REPLICA))
         assert [(each.replica, each.worker) for each in await pool.list()] == [(REPLICA, "")]
         line.flows.set()
@@ -301,7 +301,7 @@ async def test_an_offer_cannot_say_where_the_registry_is(
     forged = assign(REPLICA).model_dump(mode="json") | {"registry_url": "http://127.0.0.1:9"}
     queue = warm_queue(harness.pool_name)
     async with Connection(harness.amqp_url, "worker", worker._on_setup) as connection:
-        channel = await connection.wait_up(10)
+        channel = await connection.wait_up(PATIENCE_S)
         await channel.publish(orjson.dumps(forged), routing_key=queue.name, mandatory=True)
         await channel.publish(b"{}", routing_key=queue.name, mandatory=True)
 
@@ -310,7 +310,7 @@ async def test_an_offer_cannot_say_where_the_registry_is(
 
         await until(read)
     async with Connection(harness.amqp_url, "after", _nothing) as connection:
-        assert await (await connection.wait_up(10)).depth(queue) == 0, (
+        assert await (await connection.wait_up(PATIENCE_S)).depth(queue) == 0, (
             "an offer that is not settled comes again"
         )
     assert not worker._assigned.done()

@@ -23,6 +23,7 @@ from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.domain.replica_fleet import UNKNOWN_FLEET, ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, compile_table
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway.process import echo, make_table, wait_ready
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
@@ -153,7 +154,7 @@ async def peer(rabbitmq_url, deployment) -> AsyncIterator[Peer]:
     """Start the test's worker."""
     found = Peer(rabbitmq_url, deployment)
     async with found.connection:
-        await found.connection.wait_up(20)
+        await found.connection.wait_up(PATIENCE_S)
         yield found
 
 
@@ -196,8 +197,8 @@ async def dispatch(rabbitmq_url, fleets, claims) -> AsyncIterator[Callable[..., 
             found = Dispatcher(url, os.urandom(8), fleets, claims=claims, answers=answers, **given)
             found.start()
             stack.push_async_callback(found.stop)
-            await found.out.wait_up(20)
-            await found.back.wait_up(20)
+            await found.out.wait_up(PATIENCE_S)
+            await found.back.wait_up(PATIENCE_S)
             return found
 
         yield opened
@@ -266,7 +267,7 @@ def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iter
             yield Gateway(process, port, grpc_port, deployment, redis, Path(state))
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(20)
+            code = process.wait(PATIENCE_S)
             redis.close()
         assert code == 0, (Path(state) / "log").read_text()
         assert not redis.keys(GATEWAY + "*"), "the heartbeat is removed"
@@ -276,7 +277,7 @@ def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iter
 async def worker(gateway, make_peer) -> AsyncIterator[Peer]:
     """Start the worker behind the gateway."""
     async with make_peer(gateway.deployment) as found:
-        await found.connection.wait_up(20)
+        await found.connection.wait_up(PATIENCE_S)
         yield found
 
 
@@ -348,5 +349,5 @@ def registry(rabbitmq_url) -> Iterator[Registry]:
                 yield Registry(http, url, Path(state) / "log")
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(20)
+            code = process.wait(PATIENCE_S)
         assert code == 0, (Path(state) / "log").read_text()

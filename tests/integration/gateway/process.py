@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.topology import requests_queue
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Request
@@ -53,7 +54,7 @@ def make_table(deployment: str, **given: Any) -> dict[str, Any]:
 
 def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, scheme: str = "http") -> None:
     """Return once a service that was just started says that it is ready."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < end:
         try:
             if httpx.get(f"{scheme}://127.0.0.1:{port}/health/ready", verify=False).status_code == 200:
@@ -66,7 +67,7 @@ def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, scheme: s
 
 def wait_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Return once a service that was just started answers, ready or not."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < end:
         try:
             httpx.get(f"http://127.0.0.1:{port}/health/live")

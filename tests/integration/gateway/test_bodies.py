@@ -257,7 +257,7 @@ async def test_a_pipelined_body_has_the_same_limits(gateway, worker):
         )
         await caller.send([content])
         await caller.head(f"Content-Length: {300 * MIB}", "Connection: close")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             raw = await caller._reader.read()
     assert (b" 504 " in raw, b" 413 " in raw) == (True, True)
 

@@ -12,6 +12,7 @@ import httpx
 import orjson
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway.conftest import silent
 from tests.integration.gateway.process import echo
 from tidegate.kernel.protocol import envelope
@@ -61,7 +62,7 @@ async def test_the_queue_is_full(client, add_model, make_peer, until):
     """With all requests unanswered the next is refused; once they are answered, it is not."""
     model = await add_model(max_queue=MAX_QUEUE)
     async with make_peer(model) as peer:
-        await peer.connection.wait_up(20)
+        await peer.connection.wait_up(PATIENCE_S)
         peer.answer = silent
         waiting = [asyncio.create_task(infer(client, model)) for _ in range(MAX_QUEUE)]
         await until(lambda: len(peer.requests) == MAX_QUEUE)
@@ -80,7 +81,7 @@ async def test_requests_at_other_gateways_fill_the_queue(gateway, client, add_mo
     model = await add_model(max_queue=MAX_QUEUE)
     other = GatewayReport("other", time.time(), {model: GatewayLoad(outstanding=MAX_QUEUE)})
     async with make_peer(model) as peer:
-        await peer.connection.wait_up(20)
+        await peer.connection.wait_up(PATIENCE_S)
 
         async def answered(status: int) -> httpx.Response | None:
             answer = await infer(client, model)
@@ -95,7 +96,7 @@ async def test_held_at_no_replica(gateway, client, add_model, make_peer, until):
     """Demand is published all the same, and with a replica there requests are answered."""
     model = await add_model(wakeable=False)
     async with make_peer(model) as peer:
-        await peer.connection.wait_up(20)
+        await peer.connection.wait_up(PATIENCE_S)
         refused = await infer(client, model)
         assert told(refused) == (503, "no_capacity", "30")
         assert "held at 0 replicas" in refused.json()["error"]
@@ -131,7 +132,7 @@ async def test_a_load_that_fails_ends_the_requests_that_wait(gateway, client, ad
     model, draining = await add_model(), await add_model()
     async with make_peer(model) as peer, make_peer(draining) as other:
         for each in (peer, other):
-            await each.connection.wait_up(20)
+            await each.connection.wait_up(PATIENCE_S)
             each.answer = silent
         waiting = [asyncio.create_task(infer(client, name, 3_600_000)) for name in (model, draining)]
         await until(lambda: peer.requests and other.requests)
@@ -155,7 +156,7 @@ async def test_a_deadline_that_passes_while_no_replica_starts_says_why(
     model = await add_model()
     status = {"conditions": [NO_LOAD | {"reason": "StartTimeout"}]}
     async with make_peer(model) as peer:
-        await peer.connection.wait_up(20)
+        await peer.connection.wait_up(PATIENCE_S)
         peer.answer = silent
         waiting = asyncio.create_task(infer(client, model, 5_000))
         await until(lambda: peer.requests)
@@ -170,7 +171,7 @@ async def test_a_start_that_takes_longer_than_the_timeout(gateway, client, add_m
     model = await add_model()
     starts = [{"total_ms": ms} for ms in (4_000.0, 9_000.0, 5_000.0)]
     async with make_peer(model) as peer:
-        await peer.connection.wait_up(20)
+        await peer.connection.wait_up(PATIENCE_S)
         peer.answer = silent
         with known(gateway, STATUSES, orjson.dumps({model: {"cold_starts": starts}})):
 

@@ -12,6 +12,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.store.live import REPLICA, STATUSES
 
@@ -36,7 +37,7 @@ async def stub(gateway) -> AsyncIterator[Any]:
 async def test_metadata_that_is_not_known_yet_wakes_the_model(client, add_model, make_peer, until, version):
     model = await add_model(signature=None)
     async with make_peer(model) as peer:
-        await peer.connection.wait_up(20)
+        await peer.connection.wait_up(PATIENCE_S)
         answer = await client.get(f"/v2/models/{model}{version}")
         assert (answer.status_code, answer.json()["reason"]) == (503, "not_known_yet")
         assert answer.headers["retry-after"] == "1"
@@ -46,7 +47,7 @@ async def test_metadata_that_is_not_known_yet_wakes_the_model(client, add_model,
 async def test_the_same_over_grpc(stub, add_model, make_peer, until):
     model = await add_model(signature=None)
     async with make_peer(model) as peer:
-        await peer.connection.wait_up(20)
+        await peer.connection.wait_up(PATIENCE_S)
         with pytest.raises(grpc.aio.AioRpcError, match="not known before its first replica") as caught:
             await stub.ModelMetadata(pb.ModelMetadataRequest(name=model))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

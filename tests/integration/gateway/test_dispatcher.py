@@ -16,6 +16,7 @@ from services.gateway.application.inference.core import failure
 from services.gateway.domain.envelope_size import MAX_BYTES
 from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.domain.replica_fleet import ReplicaFleet
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway import conftest
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import Queue, replies_queue
@@ -267,7 +268,7 @@ async def test_the_queue_was_deleted(dispatch, peer, route, until):
     dispatcher.abandon(id_)
     await peer.connection.stop()
     async with Connection(str(dispatcher.out._url), "admin", _nothing) as admin:
-        await (await admin.wait_up(20)).delete(peer.queue)
+        await (await admin.wait_up(PATIENCE_S)).delete(peer.queue)
     _, second = submit(dispatcher, route())
     with pytest.raises(Unavailable, match="was deleted"):
         await second

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway import raw_http2 as h2
 from tests.integration.gateway.raw_http2 import Raw, frame, message
 
@@ -252,7 +253,7 @@ async def test_a_connection_that_asks_for_too_much_ends(gateway, key, connect, s
     client.send(sent)
     await client.until(lambda: client.goaway() is not None)
     assert client.goaway()[2].startswith(words)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await client.closed.wait()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import Figure
+from tests.conftest import PATIENCE_S, Figure
 from tests.integration.kernel.http_server import answers
 from tidegate.stack.ports import free_ports
 
@@ -55,7 +55,7 @@ async def exchange(port: int, *pieces: bytes) -> bytes:
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(0.005)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             return await reader.read()
     finally:
         writer.transport.abort()
@@ -119,7 +119,7 @@ def nginx(request, gateway, tmp_path: Path) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)
 
 
 async def test_a_body_is_never_read_as_a_request_behind_nginx(nginx, gateway, worker, until):
@@ -228,7 +228,7 @@ class Held:
     writer: asyncio.StreamWriter
 
     async def answer(self) -> tuple[int, str]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             ((status, _, told),) = answers(await self.reader.read())
         return status, told["reason"]
 

@@ -12,6 +12,7 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.presence import GatewayReport, ModelMetadata, ReplicaReport
 from tidegate.kernel.store.live import GATEWAY, MODEL, REPLICA, ROUTES, STATISTICS
@@ -252,7 +253,7 @@ async def test_the_parts_of_a_requests_time_are_observed(client, add_model, make
         }
 
     async with make_peer(model) as peer:
-        await peer.connection.wait_up(20)
+        await peer.connection.wait_up(PATIENCE_S)
         for _ in range(5):
             answer = await client.post(f"/v2/models/{model}/infer", json={"inputs": [X]})
             assert answer.status_code == 200

@@ -14,6 +14,7 @@ from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.replica_fleet import UNKNOWN_FLEET
 from services.gateway.domain.routing import compile_table
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, Overloaded, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Tensor
@@ -289,8 +290,8 @@ async def test_a_connection_lost_in_the_middle(dispatch, core, line, model, peer
     await first
     line.cut()
     await until(lambda: dispatcher.back.channel is None and dispatcher.out.channel is None)
-    await dispatcher.back.wait_up(20)
-    await dispatcher.out.wait_up(20)
+    await dispatcher.back.wait_up(PATIENCE_S)
+    await dispatcher.out.wait_up(PATIENCE_S)
     await model.send(chunk(request, 1), end(request, 2))
     assert await collect(answers) == [1]
     assert len(peer.requests) == 1

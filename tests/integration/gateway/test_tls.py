@@ -23,6 +23,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway.certificates import Authority
 from tidegate.cli.api import Control
 from tidegate.client import AsyncClient
@@ -291,7 +292,7 @@ def test_an_idle_client_does_not_delay_the_stop(authority, tmp_path, rabbitmq_ur
 
 
 def wait_for_door(port: int) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if probes.problem(Probe("https", port)) != "not answering yet":
             return

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from services.gateway.adapters.store.job_usage import JobUsageStore
 from services.gateway.adapters.usage_reporter import UsageReporter
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import USAGE
 from tidegate.kernel.protocol.usage import UsageReport
@@ -43,7 +44,7 @@ class Registry:
 async def registry(rabbitmq_url) -> AsyncIterator[Registry]:
     found = Registry(rabbitmq_url)
     async with found.connection:
-        await found.connection.wait_up(20)
+        await found.connection.wait_up(PATIENCE_S)
         yield found
 
 
@@ -60,14 +61,14 @@ async def test_usage_counted_while_the_broker_is_away_is_reported_once(
     key = fresh("key")
     usage = UsageReporter(line.url, fresh("g"), 0.02, job_usage)
     usage.start()
-    await usage.connection.wait_up(20)
+    await usage.connection.wait_up(PATIENCE_S)
     for _ in range(5):
         usage.counts(key, "digits")[0] += 10
         await line.down()
         usage.counts(key, "digits")[0] += 1
         await asyncio.sleep(0.05)
         await line.up()
-        await usage.connection.wait_up(20)
+        await usage.connection.wait_up(PATIENCE_S)
     await until(lambda: registry.requests[key] == 55)
     usage.counts(key, "digits")[0] += 1
     await usage.stop()

@@ -166,7 +166,7 @@ class Gateways:
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        codes = [process.wait(20) for process in self.processes]
+        codes = [process.wait(PATIENCE_S) for process in self.processes]
         assert all(code in {0, -signal.SIGKILL} for code in codes), self.logs()
 
     def logs(self) -> str:
@@ -211,7 +211,7 @@ async def worker(gateway, rabbitmq_url, store, until) -> AsyncIterator[JobWorker
     blobs = Blobs(f"file://{gateway.state}/data/blobs")
     found = JobWorker(rabbitmq_url, gateway.deployment, store, Claims(blobs, 32))
     async with found.connection:
-        await found.connection.wait_up(20)
+        await found.connection.wait_up(PATIENCE_S)
         yield found
         found.open.set()
         await until(found.drained)

@@ -9,6 +9,8 @@ import httpx
 import orjson
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 pytestmark = pytest.mark.integration
 
 
@@ -177,7 +179,7 @@ async def test_a_stopping_gateway_releases_its_batch_at_once(gateways, worker, u
         batch = await create(http, file_of(line(n) for n in range(500)))
         await until(lambda: worker.frames)
     leaving.process.terminate()
-    await asyncio.to_thread(leaving.process.wait, 30)
+    await asyncio.to_thread(leaving.process.wait, PATIENCE_S)
     worker.open.set()
     heir = gateways.start()
     async with httpx.AsyncClient(base_url=heir.url, timeout=120) as http:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol.jobs import read_id
 from tidegate.kernel.store import JobStore
 from tidegate.stack.ports import free_ports
@@ -83,7 +84,7 @@ async def test_the_store_is_away_for_a_moment(gateways):
                 assert shown.json()["id"] == first.json()["id"]
                 await store.close()
                 mine.process.terminate()
-                await asyncio.to_thread(mine.process.wait, 30)
+                await asyncio.to_thread(mine.process.wait, PATIENCE_S)
 
 
 async def test_a_waiting_caller_gets_a_202_if_the_store_goes_away(gateways):
@@ -103,7 +104,7 @@ async def test_a_waiting_caller_gets_a_202_if_the_store_goes_away(gateways):
         assert answer.status_code == 202
         assert answer.json()["urls"]["status"] == answer.headers["location"]
         mine.process.terminate()
-        await asyncio.to_thread(mine.process.wait, 30)
+        await asyncio.to_thread(mine.process.wait, PATIENCE_S)
 
 
 async def test_too_many_queued_jobs(gateways, worker):

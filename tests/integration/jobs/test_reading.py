@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol.jobs import JobLoad
 from tidegate.kernel.store import JobStore, StoreUnavailable
 from tidegate.stack.ports import free_ports
@@ -90,7 +91,7 @@ async def test_notices(store, other, way, new):
     async with store.watch().changes(fresh.id) as notices, store.watch().changes(fresh.id) as others:
         seen = []
         await other.queued([fresh.id])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             async for _ in notices:
                 seen.append((await store.get(fresh.id)).state)
                 if seen[-1] == "queued":
@@ -112,7 +113,7 @@ async def test_watching_again_and_again(store, other, way):
             pass
     async with store.watch().changes(job.id) as notices:
         await other.cancel(job.id)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await anext(notices)
 
 
@@ -143,7 +144,7 @@ async def test_a_store_that_is_away(tmp_path, new):
         async with store.watch().changes(b"x" * 16):
             pass
     with jobs_running(tmp_path / "v", port=port):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await anext(notices)
         found = await store.get(job.id)
         assert found is not None

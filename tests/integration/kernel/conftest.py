@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.integration.kernel.broker_peers import nothing
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import Queue, requests_queue
@@ -26,7 +27,7 @@ async def connect(make, rabbitmq_url) -> AsyncIterator[Callable]:
 
         async def opened(setup=nothing, url: str = rabbitmq_url, **how) -> Connection:
             connection = await stack.enter_async_context(make(url, "test", setup, **how))
-            await connection.wait_up(20)
+            await connection.wait_up(PATIENCE_S)
             return connection
 
         yield opened

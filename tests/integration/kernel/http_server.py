@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.http.connections import Connections
 from tidegate.kernel.http.protocol import Protocol
 from tidegate.kernel.http.timeouts import HttpLimits
@@ -66,7 +67,7 @@ class Server:
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(pause_s)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 return await reader.read()
         finally:
             writer.transport.abort()

@@ -32,7 +32,7 @@ async def test_a_connection_says_why_it_is_down(make, line, until):
         with pytest.raises(Unavailable, match="RabbitMQ"):
             await connection.wait_up(0.01)
         await line.up()
-        await connection.wait_up(20)
+        await connection.wait_up(PATIENCE_S)
         assert connection.problem is None
 
 
@@ -50,7 +50,7 @@ async def test_everything_comes_back_after_a_broken_connection(connect, line, qu
         if round_ < 3:
             line.cut()
             await until(lambda round_=round_: seen == ["up", "down"] * (round_ + 1) + ["up"])
-            await connection.wait_up(20)
+            await connection.wait_up(PATIENCE_S)
     # An ack may be lost with the line. Then its message is delivered again.
     assert list(dict.fromkeys(inbox.bodies)) == [b"0", b"1", b"2", b"3"]
     assert inbox.setups == 4
@@ -94,7 +94,7 @@ async def test_a_setup_that_fails_is_tried_again(make, rabbitmq_url, queue, unti
             await channel.consume(queue, lambda _: nothing(channel), prefetch=1)
 
     async with make(rabbitmq_url, "test", setup) as connection:
-        await connection.wait_up(20)
+        await connection.wait_up(PATIENCE_S)
     assert attempts == 3
 
 

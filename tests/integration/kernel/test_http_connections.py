@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.integration.kernel.http_server import answers, serving
 from tidegate.kernel.http import connections as module
 from tidegate.kernel.http import timeouts as patience
@@ -47,7 +48,7 @@ class Peer:
     async def end(self) -> bytes:
         """Return everything until the server closes; nothing if it resets the connection."""
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 return await self.reader.read()
         except ConnectionError:
             return b""
@@ -58,7 +59,7 @@ class Peer:
         """Return True if the server answers on it."""
         try:
             self.writer.write(GET)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
                 await self.reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r")[0]))
                 return head.startswith(b"http/1.1 200")

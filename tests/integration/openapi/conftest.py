@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.integration.gateway.process import wait_ready
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.stack.ports import free_ports
@@ -36,7 +37,7 @@ def running(service: str, env: dict[str, str], folder: Path, *commands: str) -> 
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
-        code = process.wait(30)
+        code = process.wait(PATIENCE_S)
     assert code == 0, log.read_text()
 
 

@@ -21,6 +21,7 @@ from services.registry.adapters.sql.database import engine_for
 from services.registry.app import build
 from services.registry.application.transactions import Transactions
 from services.registry.settings import RegistrySettings
+from tests.conftest import PATIENCE_S
 from tests.integration.registry import postgres as postgresql
 
 TOKEN = "registry-test-token"
@@ -72,7 +73,7 @@ class Caller:
 
     async def broker_connected(self) -> None:
         """Wait until the broker is connected: notifications are not kept for later."""
-        await self.transactions.notifier.connection.wait_up(10)
+        await self.transactions.notifier.connection.wait_up(PATIENCE_S)
 
     def stored(self) -> list[str]:
         """Return the digests of the files in the artifact store."""

@@ -16,6 +16,7 @@ import uvicorn
 from services.registry.adapters.artifacts import CHUNK, ArtifactStore
 from services.registry.app import build
 from services.registry.settings import RegistrySettings
+from tests.conftest import PATIENCE_S
 from tests.integration.registry.conftest import NO_BROKER, TOKEN
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.kernel.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
@@ -194,7 +195,7 @@ async def test_a_sender_that_disconnects_leaves_nothing(served, tmp_path):
     _, writer = await asyncio.open_connection(served.base_url.host, served.base_url.port)
     head = f"PUT /v1/artifacts HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
     writer.write(f"{head}Content-Length: {3 * CHUNK}\r\n\r\n".encode() + b"x" * CHUNK)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not list(incoming.iterdir()):
             await asyncio.sleep(0.01)
         writer.close()

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+from tests.conftest import PATIENCE_S
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_queue
@@ -25,13 +26,13 @@ async def test_each_committed_change_is_published_once(opened, rabbitmq_url):
         await channel.consume(queue, on_delivery, prefetch=100, no_ack=True)
 
     async with Connection(rabbitmq_url, "test", listen) as connection, opened(amqp_url=rabbitmq_url) as call:
-        await connection.wait_up(10)
+        await connection.wait_up(PATIENCE_S)
         await call.broker_connected()
         await call.register("digits", onnx_bytes())
         await call("POST", "/v1/deploy", {"model": "digits"})
         await call("PUT", "/v1/deployments/digits-v1", {"model": "digits", "version": 9}, status=409)
         await call("DELETE", "/v1/models/digits?cascade=true")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             events = [await received.get() for _ in range(6)]
         await asyncio.sleep(0)
         assert received.empty(), "a refused change is not published"

@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from services.registry.adapters import usage_intake
 from services.registry.adapters.sql import usage
+from tests.conftest import PATIENCE_S
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import USAGE
@@ -105,7 +106,7 @@ async def reporting(url: str) -> AsyncIterator[Channel]:
         await channel.declare(USAGE)
 
     async with Connection(url, "test", declare) as connection:
-        yield await connection.wait_up(10)
+        yield await connection.wait_up(PATIENCE_S)
 
 
 async def test_usage_is_added_once_and_summed(opened, rabbitmq_url, until):

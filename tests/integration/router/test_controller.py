@@ -18,6 +18,7 @@ from services.router.app import build
 from services.router.application.controller import RouteController
 from services.router.application.leadership import Leadership
 from services.router.settings import RouterSettings
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, requests_queue
 from tidegate.kernel.errors import Unavailable
@@ -106,7 +107,7 @@ async def test_a_refused_queue_delays_no_other_deployment(start, registry, store
         return
 
     async with Connection(rabbitmq_url, "test", nothing) as connection:
-        channel = await connection.wait_up(20)
+        channel = await connection.wait_up(PATIENCE_S)
         # The name comes first, and the queue is there with other arguments: the broker closes the channel.
         taken = replace(requests_queue(f"{registry.name}-v1"), arguments={"x-max-length": 7}, exchange=None)
         await channel.declare(taken)
@@ -143,7 +144,7 @@ async def test_queues_exist_before_the_first_publish(start, registry, store, rab
         return
 
     async with Connection(rabbitmq_url, "test", nothing) as connection:
-        channel = await connection.wait_up(20)
+        channel = await connection.wait_up(PATIENCE_S)
 
         async def declared() -> bool:
             names = [requests_queue(f"{registry.name}-v{n}").name for n in (1, 2)]
@@ -180,14 +181,14 @@ async def test_a_change_is_noticed_at_once(start, registry, store, rabbitmq_url,
     """The change notification arrives long before the next regular reading."""
     controller = await start(relist_s=600.0, interval_s=600.0)
     await until(lambda: published(store))
-    await controller.connection.wait_up(20)
+    await controller.connection.wait_up(PATIENCE_S)
     registry.say(registry.endpoint([2]))
 
     async def nothing(_) -> None:
         return
 
     async with Connection(rabbitmq_url, "test", nothing) as connection:
-        channel = await connection.wait_up(20)
+        channel = await connection.wait_up(PATIENCE_S)
         await channel.publish(b"{}", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
 
         async def moved() -> bool:

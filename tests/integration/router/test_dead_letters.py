@@ -13,6 +13,7 @@ import pytest
 from services.router.app import build
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
 from services.router.settings import RouterSettings
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.broker.connection import Connection
@@ -39,7 +40,7 @@ class Router:
         self._connection = connection
 
     async def give_up(self, *frames: bytes, queue: str, cause: str = EXHAUSTED, body: bytes = b"") -> None:
-        channel = await self._connection.wait_up(20)
+        channel = await self._connection.wait_up(PATIENCE_S)
         await channel.publish(
             body or envelope.pack(envelope.REQUESTS, list(frames)),
             routing_key=EXCEPTIONS.name,

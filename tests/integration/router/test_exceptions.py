@@ -15,6 +15,7 @@ from services.router.api.exceptions import ExceptionConsumer
 from services.router.application.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter, DeadLetterLimits
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.broker.aio_pika_channel import AioPikaChannel
@@ -80,7 +81,7 @@ async def gateway(rabbitmq_url) -> AsyncIterator[Gateway]:
     """A gateway, and an empty exceptions queue."""
     found = Gateway(rabbitmq_url)
     async with found.connection:
-        channel = await found.connection.wait_up(20)
+        channel = await found.connection.wait_up(PATIENCE_S)
         await channel.delete(EXCEPTIONS)
         await channel.declare(EXCEPTIONS)
         yield found
@@ -120,8 +121,8 @@ async def start(rabbitmq_url, jobs, tmp_path) -> AsyncIterator[Callable[..., Any
             found.start()
             stack.push_async_callback(letters.stop)
             stack.push_async_callback(found.stop)
-            await found.connection.wait_up(20)
-            await found.out.wait_up(20)
+            await found.connection.wait_up(PATIENCE_S)
+            await found.out.wait_up(PATIENCE_S)
             return found
 
         yield started
@@ -330,7 +331,7 @@ async def test_only_the_leader_consumes(gateway, jobs, rabbitmq_url, tmp_path, u
             stack.push_async_callback(each.stop)
             each.kept.start()
             stack.push_async_callback(each.kept.stop)
-            await each.connection.wait_up(20)
+            await each.connection.wait_up(PATIENCE_S)
         await gateway.give_up(b"1", None, cause="x", queue="requests.v1.d")
         await gateway.give_up(b"2", None, cause="x", queue="requests.v1.d")
         await until(lambda: len(a.letters) == 2)
@@ -352,7 +353,7 @@ async def test_an_answer_goes_to_a_gateway_and_to_no_other_queue(gateway, start,
     """A worker's account may not publish to `usage.v1`, and the router must not do it for a worker."""
     other = Queue(f"usage.test.{os.urandom(4).hex()}", exclusive=True)
     async with Connection(rabbitmq_url, "other", lambda channel: channel.declare(other)) as connection:
-        channel = await connection.wait_up(20)
+        channel = await connection.wait_up(PATIENCE_S)
         consumer = await start()
         await gateway.give_up(packed(request(1)), other.name, cause=EXHAUSTED, queue="requests.v1.d")
         await gateway.give_up(packed(request(2)), cause=EXHAUSTED, queue="requests.v1.d")

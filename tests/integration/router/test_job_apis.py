@@ -13,6 +13,7 @@ from services.router.application import job_sweeper as sweeper_module
 from services.router.application import ledger as ledger_module
 from services.router.domain.webhooks import secret_of
 from services.router.settings import RouterSettings
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import jobs_queue
 from tidegate.kernel.protocol.access import INFER, PRINCIPAL_HEADER, Principal
@@ -107,7 +108,7 @@ async def test_jobs_outlive_the_loss_of_their_messages(quick, router, making, ra
         await channel.declare(jobs_queue(making.deployment, "normal"))
 
     async with Connection(rabbitmq_url, "test", setup) as connection:
-        channel = await connection.wait_up(20)
+        channel = await connection.wait_up(PATIENCE_S)
 
         async def there() -> bool:
             return await channel.depth(jobs_queue(making.deployment, "normal")) == 3

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from services.router.application import ledger as ledger_module
 from services.router.application.ledger import Ledger
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import jobs_queue
 from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport
@@ -51,7 +52,7 @@ async def broker(rabbitmq_url, making) -> AsyncIterator[Channel]:
         await channel.declare(jobs_queue(making.deployment, "normal"))
 
     async with Connection(rabbitmq_url, "test", setup) as connection:
-        yield await connection.wait_up(20)
+        yield await connection.wait_up(PATIENCE_S)
 
 
 def gauge() -> float:

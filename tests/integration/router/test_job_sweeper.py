@@ -16,6 +16,7 @@ from services.router.application.dead_letters import DeadLetters
 from services.router.application.job_sweeper import JobSweeper
 from services.router.domain.dead_letters import DeadLetterLimits
 from services.router.domain.job_retention import Retention
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
@@ -57,7 +58,7 @@ class Worker:
 async def worker(rabbitmq_url, making) -> AsyncIterator[Worker]:
     found = Worker(rabbitmq_url, making.deployment)
     async with found.connection:
-        await found.connection.wait_up(20)
+        await found.connection.wait_up(PATIENCE_S)
         yield found
 
 
@@ -211,7 +212,7 @@ async def test_a_deleted_queue_is_declared_again(start, making, rabbitmq_url, la
 
 async def test_with_the_broker_away_it_waits(start, making, line, rabbitmq_url, lapse, until):
     found = await start(line.url)
-    await found.out.wait_up(20)
+    await found.out.wait_up(PATIENCE_S)
     await line.down()
     await until(lambda: found.out.channel is None)
     id_ = await making.accepted()
@@ -330,7 +331,7 @@ async def test_a_router_that_does_not_lead_does_not_sweep(start, making, worker,
         return bool(led)
 
     sweeper = await start(leads=leads)
-    await sweeper.out.wait_up(20)
+    await sweeper.out.wait_up(PATIENCE_S)
     rounds = len(asked)
     await until(lambda: len(asked) > rounds + 3)
     assert worker.got == []

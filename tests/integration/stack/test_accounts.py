@@ -14,6 +14,7 @@ from pamqp import commands
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel import credentials
 from tidegate.kernel.broker.amqp.channel import AmqpChannel
 from tidegate.kernel.broker.connection import Channel, Connection, Unroutable
@@ -111,7 +112,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 async def refused(connection: Connection, deed: str, what: Queue | str) -> bool:
     """Return True if the broker rejects an action. It then closes the connection, which reconnects."""
-    channel = await connection.wait_up(30)
+    channel = await connection.wait_up(PATIENCE_S)
     try:
         if deed == "declare":
             await channel.declare(what, bind=False)  # type: ignore[arg-type]
@@ -150,7 +151,7 @@ async def test_each_account_may_do_its_services_work(servers: Servers) -> None:
     }
     for service, declared in mine.items():
         async with servers.connection(service) as connection:
-            channel = await connection.wait_up(30)
+            channel = await connection.wait_up(PATIENCE_S)
             for each in declared:
                 await channel.declare(each)
             if service in ("gateway", "router", "autoscaler"):
@@ -170,11 +171,11 @@ async def test_each_account_may_do_its_services_work(servers: Servers) -> None:
                 for key in (REPLIES.name, REQUESTS.name, EXCEPTIONS.name):
                     await channel.publish(b"x", exchange=WORKERS.name, routing_key=key, mandatory=True)
     async with servers.connection("autoscaler") as connection:
-        await (await connection.wait_up(30)).publish(
+        await (await connection.wait_up(PATIENCE_S)).publish(
             b"x", exchange=WARM.name, routing_key=OFFERS.name, mandatory=True
         )
     async with servers.connection("registry") as connection:
-        channel = await connection.wait_up(30)
+        channel = await connection.wait_up(PATIENCE_S)
         await channel.publish(b"x", exchange=EVENTS.name, routing_key=REGISTRY_CHANGED)
 
 
@@ -213,7 +214,7 @@ async def test_the_rest_is_refused(servers: Servers, service: str, deed: str, wh
     for owner, queues in OWNED.items():
         async with servers.connection(owner) as connection:
             for each in queues:
-                await (await connection.wait_up(30)).declare(each)
+                await (await connection.wait_up(PATIENCE_S)).declare(each)
     async with servers.connection(service) as connection:
         assert await refused(connection, deed, what)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from services.autoscaler.adapters.process.replica_folder import SHARED_MEMORY, ReplicaFolder
+from tests.conftest import PATIENCE_S
 from tidegate.kernel import model_users
 from tidegate.kernel.model_users import HOST, ModelUser
 from tidegate.stack import shutdown
@@ -58,7 +59,7 @@ def test_a_new_holder_ends_processes_of_the_previous_one() -> None:
     assert process.poll() is None
     first.release()
     second = ModelUser.claim(HOST)
-    assert process.wait(10) == -9
+    assert process.wait(PATIENCE_S) == -9
     second.release()
 
 
@@ -72,7 +73,7 @@ def test_a_sweep_ends_processes_that_a_model_left(user: ModelUser, tmp_path: Pat
     assert process.poll() is None, "its worker lives: it could be another stack's"
     user.release()
     shutdown.sweep(tmp_path / "state")
-    assert process.wait(10) == -9
+    assert process.wait(PATIENCE_S) == -9
 
 
 def test_a_replicas_shared_memory_is_removed_with_its_folder(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import uvloop
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.sandbox import FileNeeds, Mode, Sandbox
 from services.worker.adapters.triton_install import TritonInstall
+from tests.conftest import PATIENCE_S
 from tests.integration.worker.contained import OTHER, REPLICA, ROOT
 from tests.integration.worker.test_environments import wheel
 from tidegate.kernel import model_users
@@ -243,7 +244,7 @@ def test_a_killed_worker_takes_its_model_along(open_folder: Path) -> None:
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     worker.stdout.close()
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE_S
     while model in model_users.processes_of(uid):
         assert time.monotonic() < end, "the model outlives its worker"
         time.sleep(0.01)

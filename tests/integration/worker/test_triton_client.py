@@ -117,7 +117,7 @@ async def test_a_cancelled_call_is_cancelled_at_the_server(client: TritonClient,
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         assert call.cancelled()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await server.cancelled.wait()
         assert (await client.infer(request("next"))).id == "next"
 
@@ -129,7 +129,7 @@ async def test_a_call_that_takes_too_long_is_cancelled_at_the_server(
         assert (await client.infer(request("first"), 10)).id == "first"
         with pytest.raises(DeadlinePassed):
             await client.infer(request("wait"), 0.2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await server.cancelled.wait()
         assert (await client.infer(request("next"), 10)).id == "next"
 
@@ -142,7 +142,7 @@ async def test_calls_cancelled_while_they_are_sent(client: TritonClient, tmp_pat
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await client.infer(request("next", bytes(10_000_000)))).id == "next"
 
 

@@ -22,6 +22,7 @@ from services.worker.application.serving import ReplicaServing
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.split import Output
 from services.worker.replica_wiring import build_serving
+from tests.conftest import PATIENCE_S
 from tests.integration.gated_model import GatedModel
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
@@ -205,7 +206,7 @@ async def caller(rabbitmq_url, queue) -> AsyncIterator[Caller]:
     """Yield a connected gateway."""
     found = Caller(rabbitmq_url, queue)
     async with found.connection:
-        await found.connection.wait_up(20)
+        await found.connection.wait_up(PATIENCE_S)
         yield found
 
 
@@ -214,7 +215,7 @@ async def exceptions(rabbitmq_url, queue) -> AsyncIterator[ExceptionQueue]:
     """Yield the exceptions of this test's queue."""
     found = ExceptionQueue(queue)
     async with Connection(rabbitmq_url, "letters", found.setup) as connection:
-        await connection.wait_up(20)
+        await connection.wait_up(PATIENCE_S)
         yield found
 
 
@@ -267,7 +268,7 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
             publisher.connection.start()
             parts.start()
             stack.push_async_callback(worker.stop)
-            await parts.wait_up(20)
+            await parts.wait_up(PATIENCE_S)
             await worker.requests.open()
             return worker
 
@@ -307,7 +308,7 @@ def nothing_is_left(rabbitmq_url, caller, queue, until) -> Callable[[Worker], An
             await channel.consume(queue, on_delivery, prefetch=100, exclusive=True)
 
         async with Connection(rabbitmq_url, "auditor", setup) as connection:
-            await connection.wait_up(20)
+            await connection.wait_up(PATIENCE_S)
             await caller.send(body=b"mark")
             await until(lambda: b"mark" in found)
             assert await caller.channel.depth(suspects_queue(queue)) == 0, "a suspect was not settled"

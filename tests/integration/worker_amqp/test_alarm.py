@@ -76,7 +76,7 @@ async def test_a_drain_does_not_wait_for_the_end_of_an_alarm(start, caller, make
     await alarm(True)
     worker.model.open.set()
     await until(lambda: worker.requests.connection.channel.blocked)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await worker.requests.close()
         await worker.stop()
     await alarm(False)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.topology import replies_queue
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed
 from tidegate.kernel.protocol import envelope
@@ -72,7 +73,7 @@ async def test_callers_of_two_gateways_share_a_call(start, caller, rabbitmq_url,
     worker = await start(serving=False)
     other = type(caller)(rabbitmq_url, queue)
     async with other.connection:
-        await other.connection.wait_up(20)
+        await other.connection.wait_up(PATIENCE_S)
         (mine,) = await caller.send(make([1, 1]))
         (theirs,) = await other.send(make([2, 2]))
         await until(lambda: worker.scheduler.in_hand == 2)

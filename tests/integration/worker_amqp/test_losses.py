@@ -9,6 +9,7 @@ import pytest
 
 from services.worker.api import requests as requests_module
 from services.worker.domain import attempts
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.errors import BadRequest, Unavailable
 from tidegate.kernel.protocol import envelope
@@ -237,7 +238,7 @@ async def test_a_call_outlives_the_channel_of_its_delivery(
     await until(lambda: worker.model.calls)
     line.cut()
     await until(lambda: worker.requests.connection.channel is None)
-    await worker.requests.connection.wait_up(20)
+    await worker.requests.connection.wait_up(PATIENCE_S)
 
     async def comes_again() -> bool:
         """Return True once the next attempt is in hand; it waits for the call that still runs."""
@@ -281,7 +282,7 @@ async def test_a_late_ack_settles_nothing_on_the_next_channel(
     async with Connection(rabbitmq_url, "other", take):
         await until(lambda: taken, "another worker has the message now")
         await line.up()
-        await worker.requests.connection.wait_up(20)
+        await worker.requests.connection.wait_up(PATIENCE_S)
         original, answers = worker.model.call, asyncio.Event()
 
         async def call(requests, timeout_s):
@@ -427,7 +428,7 @@ async def test_retuning_survives_a_lost_connection(start, caller, line, make, un
         worker.scheduler.stats.call_ms.value = call_ms
         line.cut()
         await until(lambda: worker.requests.connection.channel is None)
-        await worker.requests.connection.wait_up(20)
+        await worker.requests.connection.wait_up(PATIENCE_S)
     worker.scheduler.stats.call_ms.value = 1.0
     await until(lambda: worker.requests._prefetch == 50)
     assert not worker.requests._retune_task.done()
@@ -458,7 +459,7 @@ async def test_closed_while_its_consumer_starts(start, caller, make, left, line,
     await asyncio.sleep(0)
     consuming.go.set()
     await closing
-    await worker.requests.connection.wait_up(20)
+    await worker.requests.connection.wait_up(PATIENCE_S)
     await caller.send(make([1, 2]))
     await asyncio.sleep(0.1)
     assert worker.model.calls == []

@@ -23,6 +23,7 @@ from services.worker.application.serving import ReplicaServing
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.split import Output
 from services.worker.replica_wiring import build_job_serving, build_serving
+from tests.conftest import PATIENCE_S
 from tests.integration.gated_model import GatedModel
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection
@@ -205,7 +206,7 @@ async def gateway(rabbitmq_url, store, fresh) -> AsyncIterator[JobGateway]:
     """Yield a connected gateway, for a Deployment that only this test uses."""
     found = JobGateway(rabbitmq_url, store, fresh("doubler"))
     async with found.connection:
-        await found.connection.wait_up(20)
+        await found.connection.wait_up(PATIENCE_S)
         yield found
 
 
@@ -268,7 +269,7 @@ async def start(
             parts.start()
             stack.push_async_callback(worker.stop)
             for connection in (publisher.connection, worker.requests.connection, worker.messages.connection):
-                await connection.wait_up(20)
+                await connection.wait_up(PATIENCE_S)
             await parts.open(lambda: False)
             return worker
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import with_exchanges
+from tests.conftest import PATIENCE_S, with_exchanges
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import Queue
 from tidegate.stack.standalone import rabbitmq_running
@@ -42,7 +42,7 @@ async def test_a_long_job_is_leased(start, gateway, rabbitmq_url, until, nothing
     worker.model.open.clear()
     channel = worker.messages.connection.channel
     async with Connection(rabbitmq_url, "holder", setup, lambda: downs.append(None)) as holder:
-        await (await holder.wait_up(20)).publish(b"held", routing_key=queue.name)
+        await (await holder.wait_up(PATIENCE_S)).publish(b"held", routing_key=queue.name)
         id_ = await gateway.submit()
         await until(lambda: downs, "the broker closes the channel of one that holds a message", 60)
     await until(lambda: len(worker.jobs.by_id) == 1 and worker.messages.unsettled == 0)

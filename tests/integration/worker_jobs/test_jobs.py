@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from services.gateway.adapters.store.job_usage import JobUsageStore
 from services.worker.api import jobs as consumer_module
 from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import EXCEPTIONS, jobs_queue
 from tidegate.kernel.errors import ModelFailed, Unavailable
@@ -274,7 +275,7 @@ async def test_undecodable_jobs_become_exceptions(start, gateway, rabbitmq_url, 
     queue = jobs_queue(gateway.deployment, "high").name
     two = envelope.pack(envelope.REQUESTS, [gateway.new().frame, gateway.new().frame])
     async with Connection(rabbitmq_url, "letters", setup) as connection:
-        await connection.wait_up(20)
+        await connection.wait_up(PATIENCE_S)
         for body in (b"no envelope", two):
             await gateway.channel.publish(body, routing_key=queue, persistent=True)
         await until(lambda: len([d for d in got if d.headers["queue"] == queue]) == 2)

@@ -11,6 +11,7 @@ import pytest
 from services.worker.api import jobs as consumer_module
 from services.worker.application import job_leases as leases_module
 from services.worker.application import job_scheduler as jobs_module
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.broker.topology import EXCEPTIONS, jobs_queue
 from tidegate.kernel.errors import BadRequest, Unavailable
@@ -474,7 +475,7 @@ async def test_closed_while_its_consumers_start(start, gateway, line, hold_up):
     await asyncio.sleep(0)
     consuming.go.set()
     await closing
-    await worker.messages.connection.wait_up(20)
+    await worker.messages.connection.wait_up(PATIENCE_S)
     await gateway.submit()
     await asyncio.sleep(0.1)
     assert worker.model.calls == []

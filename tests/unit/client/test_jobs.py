@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tidegate import AsyncClient, Client
 from tidegate.client.codec import HEAD_LENGTH
 from tidegate.kernel import errors
@@ -140,7 +141,7 @@ def test_sending_again_is_the_same_job(both, gateway):
 def test_status_wait_cancel_retry(both, gateway):
     job = both(both.client.job, ID)
     assert both(job.status) == "running"
-    assert both(job.wait, 10) == "succeeded"
+    assert both(job.wait, PATIENCE_S) == "succeeded"
     assert both(job.cancel) == "cancelled"
     again = both(job.retry)
     assert (again.id, again.document["status"]) == (ID, "queued")

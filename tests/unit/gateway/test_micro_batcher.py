@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from services.gateway.api.grpc.micro_batcher import MIN_IN_FLIGHT, MicroBatcher
+from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.unit
 
@@ -63,7 +64,7 @@ async def test_waiting_calls_leave_together_when_one_is_answered():
 
 async def test_the_wait_is_bounded():
     company = await busy(hold_s=0.002)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await company.join()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tidegate.kernel.repeating_task import RepeatingTask
 
 
@@ -26,7 +27,7 @@ class Steps:
         return pause
 
     async def reach(self, count: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while self.ran < count:
                 await self.changed.wait()
                 self.changed.clear()
@@ -70,7 +71,7 @@ async def test_a_wake_during_a_step_is_not_lost():
     await entered.wait()
     loop.wake()
     leave.set()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while ran < 2:
             await asyncio.sleep(0)
     await loop.stop()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tidegate.stack.child import Child
 from tidegate.stack.launch import spawn
 
@@ -22,6 +23,6 @@ def test_a_link_replaces_what_was_there(tmp_path: Path, before: str):
     elif before != "nothing":
         place.symlink_to(target if before == "a link" else tmp_path / "gone")
     child = Child("one", (sys.executable, "-c", ""), {}, None, 1, links={place: target})
-    assert spawn(child, tmp_path / "log").wait(30) == 0
+    assert spawn(child, tmp_path / "log").wait(PATIENCE_S) == 0
     assert place.readlink() == target
     assert (target / "file").exists()
