@@ -13,7 +13,7 @@ from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_sender import WebhookSender
 from services.router.api import dead_letters, jobs, routes
-from services.router.api.exceptions import ExceptionConsumer
+from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.blob_sweeper import BlobSweeper
 from services.router.application.controller import RouteController
 from services.router.application.dead_letters import DeadLetters

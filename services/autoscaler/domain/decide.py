@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from services.autoscaler.domain import healing
+from services.autoscaler.domain import replica_health
 from services.autoscaler.domain.deployment_round import DeploymentRound, Proposal
 from services.autoscaler.domain.desired_state import index_of
-from services.autoscaler.domain.healing import ReplicaTimeouts, judge_all
 from services.autoscaler.domain.host_bounds import HostBounds
 from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.load import reports_by_deployment
 from services.autoscaler.domain.memory import STARTS_KEPT, DeploymentMemory, ReplicaMemory, State
+from services.autoscaler.domain.replica_health import ReplicaTimeouts, judge_all
 from services.autoscaler.domain.snapshot import (
     Action,
     Decision,
@@ -118,7 +118,7 @@ def _adopt(
     generations = dict(state.generations)
     for each in running:
         memory = state.replicas.get(each.replica, ReplicaMemory(now))
-        seen = replicas[each.replica] = healing.with_heartbeat(
+        seen = replicas[each.replica] = replica_health.with_heartbeat(
             each, (reports or {}).get(each.replica), memory, now
         )
         if each.replica in state.replicas and seen.ready_at is not None and memory.ready_at is None:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from services.autoscaler.domain import healing
+from services.autoscaler.domain import replica_health
 from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.desired_state import DesiredStateIndex
-from services.autoscaler.domain.healing import Verdict
 from services.autoscaler.domain.launcher import fingerprint, parse_replica
 from services.autoscaler.domain.load import measure, with_guess
 from services.autoscaler.domain.memory import (
@@ -22,6 +21,7 @@ from services.autoscaler.domain.memory import (
 )
 from services.autoscaler.domain.model_deaths import with_deaths
 from services.autoscaler.domain.placement import to_drain, to_launch
+from services.autoscaler.domain.replica_health import Verdict
 from services.autoscaler.domain.rules import ReplicaCounts
 from services.autoscaler.domain.shaping import moved
 from services.autoscaler.domain.snapshot import (
@@ -128,7 +128,7 @@ class DeploymentRound:
             # It failed before this process started: keep its message, and wait before the next start.
             not_before = self.now + 2.0
             start_failures = StartFailures(
-                1, not_before, self.now, healing.REASONS[healing.FAILED], failed.message
+                1, not_before, self.now, replica_health.REASONS[replica_health.FAILED], failed.message
             )
         # The running replicas count as needed now, so they stay for a whole window.
         return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=start_failures)
@@ -163,16 +163,18 @@ class DeploymentRound:
         memory = replace(memory, slots=recent)
         for verdict in self.verdicts:
             ready_at = state.replicas[verdict.running.replica].ready_at
-            if verdict.ended and verdict.ended != healing.DRAINED:
+            if verdict.ended and verdict.ended != replica_health.DRAINED:
                 end = EndedReplica(verdict.running.replica, verdict.ended, verdict.message, self.now)
                 memory = replace(memory, ended=(end, *memory.ended)[:ENDED_KEPT])
             if verdict.ended and verdict.running.fingerprint == memory.fingerprint:
-                memory = healing.note_end(memory, verdict, ready_at, self.policy, self.now)
+                memory = replica_health.note_end(memory, verdict, ready_at, self.policy, self.now)
         memory = replace(memory, ended=with_deaths(memory.ended, self.reports, ENDED_KEPT, self.now))
         for replica, message in self.snapshot.launch_failures.items():
             parsed = parse_replica(replica)
             if parsed and parsed[0] == self.deployment.name:
-                memory = healing.failed_start(memory, healing.NOT_LAUNCHED, message, self.policy, self.now)
+                memory = replica_health.failed_start(
+                    memory, replica_health.NOT_LAUNCHED, message, self.policy, self.now
+                )
         return memory
 
     def _around(self, state: State) -> Circumstances:
@@ -191,7 +193,7 @@ class DeploymentRound:
     def _kills(self) -> list[Action]:
         return [
             # The report of a failed replica stays until it expires, so that operators can read it.
-            Kill(v.running.replica, v.ended, forget=v.ended != healing.FAILED)
+            Kill(v.running.replica, v.ended, forget=v.ended != replica_health.FAILED)
             for v in self.verdicts
             if v.ended
         ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from services.autoscaler.domain.healing import Verdict
 from services.autoscaler.domain.launcher import replica_name
 from services.autoscaler.domain.memory import DeploymentMemory
 from services.autoscaler.domain.plural import counted
+from services.autoscaler.domain.replica_health import Verdict
 from services.autoscaler.domain.snapshot import Drain, Launch
 from tidegate.kernel.protocol.models import Deployment, Version
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.desired_state import DesiredStateIndex, index_of
-from services.autoscaler.domain.healing import phase_of
 from services.autoscaler.domain.launcher import Running, fingerprint
 from services.autoscaler.domain.memory import DeploymentMemory, Phase, ReplicaMemory, State
 from services.autoscaler.domain.model_deaths import starts_again, unhealthy
 from services.autoscaler.domain.plural import counted
+from services.autoscaler.domain.replica_health import phase_of
 from services.autoscaler.domain.rules import ReplicaCounts, predicted_wait_ms
 from services.autoscaler.domain.snapshot import Snapshot
 from tidegate.kernel.protocol.models import Condition, Deployment, DeploymentStatus

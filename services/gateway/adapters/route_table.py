@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from services.gateway.domain.routing import RouteTable, compile_table
+from services.gateway.domain.routing import RouteTable, parse_table
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.store import Store, StoreUnavailable
 
@@ -79,7 +79,7 @@ class RouteTableCache:
             head = orjson.loads(raw)
             if self.table is not None and (head["epoch"], head["n"]) <= self.table.revision:
                 return False
-            table = compile_table(head)
+            table = parse_table(head)
         except (ValueError, KeyError, TypeError) as error:
             log.error("cannot read a route table; keeping the last valid one", extra={"problem": repr(error)})
             return False

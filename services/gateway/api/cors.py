@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.api.inference.handler import InferenceHandler
-from services.gateway.api.inference.target import Target
+from services.gateway.api.inference.request_target import Target
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.cors import EXPOSED, Origins
 from tidegate.kernel.errors import TidegateError

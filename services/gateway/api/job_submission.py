@@ -11,7 +11,7 @@ import orjson
 
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse, deliver
-from services.gateway.api.inference.target import SUBMIT_JOB, Target
+from services.gateway.api.inference.request_target import SUBMIT_JOB, Target
 from services.gateway.api.job_responses import JobResponses
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog

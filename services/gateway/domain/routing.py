@@ -88,7 +88,7 @@ def require(table: RouteTable | None) -> RouteTable:
     return table
 
 
-def compile_table(raw: dict[str, Any]) -> RouteTable:
+def parse_table(raw: dict[str, Any]) -> RouteTable:
     """Compile the route table that the router publishes; raise KeyError, TypeError or ValueError."""
     deployments = {name: _deployment(name, entry) for name, entry in raw["deployments"].items()}
     endpoints = {name: _endpoint(name, entry, deployments) for name, entry in raw["endpoints"].items()}

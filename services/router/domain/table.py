@@ -20,7 +20,7 @@ def ready_counts(reports: list[ReplicaReport]) -> dict[str, int]:
     return counts
 
 
-def compile_table(desired: DesiredState, ready: dict[str, int], learned: dict[str, Any]) -> Table:
+def build_table(desired: DesiredState, ready: dict[str, int], learned: dict[str, Any]) -> Table:
     """Return the table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
 
     ``learned``: by Deployment, the signature that a worker has read from its Triton. It serves for versions

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 
 from services.worker.adapters.request_log import log_request
-from services.worker.domain.attempts import GIVE_UP, after_loss
 from services.worker.domain.backlog import QueuedRequest
+from services.worker.domain.retry_after_loss import GIVE_UP, after_loss
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection
@@ -75,9 +75,9 @@ class ReplyPublisher:
     async def publish_lost(self, group: Sequence[QueuedRequest], *, alone: bool) -> None:
         """Publish requests again whose model server was lost; ``alone`` as for :meth:`retry`."""
         for item in group:
-            await self.retry(item.request, item.delivery.reply_to, alone=alone)
+            await self.retry_or_give_up(item.request, item.delivery.reply_to, alone=alone)
 
-    async def retry(self, request: Request, reply_to: str, *, alone: bool) -> None:
+    async def retry_or_give_up(self, request: Request, reply_to: str, *, alone: bool) -> None:
         """Publish a lost request as a suspect, or as an exception if it has no attempt left.
 
         ``alone``: nothing else was in the model, so the loss is charged to it.

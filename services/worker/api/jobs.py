@@ -15,10 +15,10 @@ from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.application.job_scheduler import JobScheduler
 from services.worker.domain.ack_tracker import AckTracker
-from services.worker.domain.attempts import EXHAUSTED, NOT_RETRIED, UNDECODABLE
 from services.worker.domain.concurrency import job_calls
 from services.worker.domain.job_backlog import QueuedJob
 from services.worker.domain.prefetch import job_prefetch, worth_changing
+from services.worker.domain.retry_after_loss import EXHAUSTED, NOT_RETRIED, UNDECODABLE
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import jobs_queue

@@ -15,10 +15,10 @@ from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.api.suspects import SuspectConsumer
 from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.domain.ack_tracker import AckTracker
-from services.worker.domain.attempts import UNDECODABLE
 from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
 from services.worker.domain.call_duration import Mean
 from services.worker.domain.prefetch import prefetch, worth_changing
+from services.worker.domain.retry_after_loss import UNDECODABLE
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
@@ -271,7 +271,7 @@ class RequestConsumer:
     async def _retry(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
             # The worker that died may have run it or not, alone or beside others.
-            await self._publisher.retry(request, delivery.reply_to or "", alone=False)
+            await self._publisher.retry_or_give_up(request, delivery.reply_to or "", alone=False)
         self._ack(channel, [delivery.tag])
 
     def _on_fetched(self, item: QueuedRequest) -> None:
@@ -305,7 +305,7 @@ class RequestConsumer:
             return None
         if delivery.redelivered:
             REDELIVERED.inc()
-            await self._publisher.retry(request, delivery.reply_to or "", alone=True)
+            await self._publisher.retry_or_give_up(request, delivery.reply_to or "", alone=True)
             self._ack(channel, [delivery.tag])
             return None
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", 1)

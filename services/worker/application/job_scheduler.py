@@ -150,7 +150,7 @@ class JobScheduler:
         if self.by_id.get(job.id) is job:
             JOBS.labels("lost").inc()
             self._abort(job)
-            self._finish([job])
+            self._ack_and_forget([job])
 
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
         """Remove and return the jobs that wait since before a time of the worker's monotonic clock.
@@ -211,11 +211,11 @@ class JobScheduler:
             job.ended = True
             self._run_task(self._recording, self._dead_letter(job), [job])
         else:
-            self._finish([job])
+            self._ack_and_forget([job])
 
     async def _dead_letter(self, job: QueuedJob) -> None:
         await self._deliveries.dead_letter(job)
-        self._finish([job])
+        self._ack_and_forget([job])
 
     async def _fetch_tensors(self, job: QueuedJob) -> bool:
         """Fetch a job's tensors; return False if that is not possible, so the job has failed."""
@@ -366,14 +366,14 @@ class JobScheduler:
         for end in fresh:
             end.job.ended = True
         if fresh:
-            self._run_task(self._recording, self._write_ends(fresh), [end.job for end in fresh])
+            self._run_task(self._recording, self._settle(fresh), [end.job for end in fresh])
 
-    async def _write_ends(self, ends: list[AttemptEnd]) -> None:
+    async def _settle(self, ends: list[AttemptEnd]) -> None:
         for end, ours in zip(ends, await self._records.record(ends), strict=True):
             JOBS.labels(end.state if ours else "lost").inc()
-        self._finish([end.job for end in ends])
+        self._ack_and_forget([end.job for end in ends])
 
-    def _finish(self, group: list[QueuedJob]) -> None:
+    def _ack_and_forget(self, group: list[QueuedJob]) -> None:
         for job in group:
             job.ended = True
             self._forget(job)

@@ -1,6 +1,7 @@
 """What the calls of requests, jobs and streams share: replies, statistics, and the decision after a failure.
 
-:func:`decide_failure` is the only place that says what an exception of a model call means.
+:func:`decide_failure` is the only place that says what an exception of a model call means. Whether a lost
+request runs again is decided in :mod:`services.worker.domain.retry_after_loss`.
 """
 
 from __future__ import annotations

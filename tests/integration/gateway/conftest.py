@@ -22,7 +22,7 @@ from redis import Redis
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.domain.replica_fleet import UNKNOWN_FLEET, ReplicaFleet
-from services.gateway.domain.routing import DeploymentRoute, compile_table
+from services.gateway.domain.routing import DeploymentRoute, parse_table
 from tests.conftest import PATIENCE_S
 from tests.integration.gateway.process import echo, make_table, wait_ready
 from tidegate.kernel.blobs.claims import Claims
@@ -146,7 +146,7 @@ def table() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def route(deployment) -> Callable[..., DeploymentRoute]:
     """``route(**fields)`` returns the test's Deployment as the gateway knows it."""
-    return lambda **given: compile_table(make_table(deployment, **given)).pick("digits", "", 0.0)[1]
+    return lambda **given: parse_table(make_table(deployment, **given)).pick("digits", "", 0.0)[1]
 
 
 @pytest.fixture

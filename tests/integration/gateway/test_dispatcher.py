@@ -206,14 +206,14 @@ async def test_envelopes_stay_within_the_size_limit(dispatch, peer, route, deplo
 
 async def test_each_deployment_has_its_queue(dispatch, peer, route, rabbitmq_url, fresh, until):
     """One turn of the event loop has requests to two Deployments."""
-    from services.gateway.domain.routing import compile_table
+    from services.gateway.domain.routing import parse_table
 
     other_name = fresh("other")
     raw = {"epoch": "e", "n": 1, "endpoints": {}, "deployments": {other_name: {**_entry(), "queue": ""}}}
     raw["endpoints"] = {
         "m": {"targets": [{"deployment": other_name, "weight": 1}], "versions": {}, "default_timeout_ms": 1}
     }
-    other = compile_table(raw).pick("m", "", 0)[1]
+    other = parse_table(raw).pick("m", "", 0)[1]
     dispatcher = await dispatch()
     _, ours = submit(dispatcher, route(), 1)
     theirs_id, theirs = submit(dispatcher, other, 2)

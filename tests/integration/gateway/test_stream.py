@@ -13,7 +13,7 @@ from services.gateway.application.inference import chunk_buffer as chunks
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.replica_fleet import UNKNOWN_FLEET
-from services.gateway.domain.routing import compile_table
+from services.gateway.domain.routing import parse_table
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, Overloaded, Unavailable
 from tidegate.kernel.protocol import envelope
@@ -72,7 +72,7 @@ def core(table, deployment):
     """``core(dispatcher)`` returns the gateway's core with the test's Deployment."""
 
     def made(dispatcher, **fields) -> InferenceCore:
-        routes = SimpleNamespace(table=compile_table(table(deployment, **fields)))
+        routes = SimpleNamespace(table=parse_table(table(deployment, **fields)))
         return InferenceCore(routes, dispatcher, SimpleNamespace(fleet=lambda _: UNKNOWN_FLEET))  # type: ignore[arg-type]
 
     return made

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from prometheus_client import generate_latest
 
-from services.router.api.exceptions import ExceptionConsumer
+from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.dead_letters import DeadLetters
 from services.router.domain.dead_letters import DeadLetter, DeadLetterLimits
 from services.router.domain.exceptions import EXHAUSTED, NOT_RETRIED, UNDECODABLE
@@ -290,7 +290,7 @@ async def test_a_job_is_failed_after_an_outage_of_the_store(
     start, gateway, making, until, acked, monkeypatch
 ):
     """The store fails after the router has taken the job: the message stays until the job has failed."""
-    from services.router.api import exceptions
+    from services.router.api import given_up_requests as exceptions
 
     monkeypatch.setattr(exceptions, "RETRY_S", 0.05)
     finish, tries = making.store.finish, []

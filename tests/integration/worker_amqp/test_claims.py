@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from services.worker.domain import attempts
+from services.worker.domain import retry_after_loss
 from tests.integration.worker_amqp.conftest import CLAIM_ABOVE
 from tidegate.kernel.protocol import envelope
 
@@ -136,7 +136,9 @@ async def test_a_suspect_does_not_wait_for_fetched_bytes_to_be_released(
     worker.model.open.clear()
     plain, (large, _) = make([3, 3]), await claimed([2, 2])
     for lost in (plain, large):
-        await worker.publisher.retry(envelope.read_request(lost), caller.reply_to.name, alone=False)
+        await worker.publisher.retry_or_give_up(
+            envelope.read_request(lost), caller.reply_to.name, alone=False
+        )
     worker.scheduler.use(worker.model)
     await until(lambda: worker.model.calls == [[plain[:16]]])
     held, _ = await claimed([1, 1])
@@ -151,7 +153,7 @@ async def test_a_suspect_does_not_wait_for_fetched_bytes_to_be_released(
 async def test_a_dead_letter_keeps_its_claim(start, caller, exceptions, claimed, until):
     frame, _ = await claimed([1, 1])
     await caller.send(frame)
-    for _ in range(attempts.MAX_ATTEMPTS):
+    for _ in range(retry_after_loss.MAX_ATTEMPTS):
         worker = await start(serving=False)
         worker.model.open.clear()
         worker.scheduler.use(worker.model)
@@ -160,7 +162,7 @@ async def test_a_dead_letter_keeps_its_claim(start, caller, exceptions, claimed,
     await start()
     (letter,) = await until(lambda: exceptions.got)
     (given_up,) = envelope.unpack(envelope.REQUESTS, letter.body)
-    assert bytes(given_up) == envelope.with_attempt(frame, attempts.MAX_ATTEMPTS)
+    assert bytes(given_up) == envelope.with_attempt(frame, retry_after_loss.MAX_ATTEMPTS)
 
 
 async def test_a_request_expires_while_it_waits_to_be_fetched(start, caller, claimed, until, nothing_is_left):

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from services.worker.api import requests as requests_module
-from services.worker.domain import attempts
+from services.worker.domain import retry_after_loss
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.broker.connection import Connection
 from tidegate.kernel.errors import BadRequest, Unavailable
@@ -54,7 +54,7 @@ async def test_a_request_that_must_not_run_twice_is_not_retried(
     second = await start()
     await until(lambda: caller.reply(safe))
     (letter,) = await until(lambda: exceptions.got)
-    assert letter.headers["cause"] == attempts.NOT_RETRIED
+    assert letter.headers["cause"] == retry_after_loss.NOT_RETRIED
     assert [bytes(f[:16]) for f in envelope.unpack(envelope.REQUESTS, letter.body)] == [never]
     assert second.model.calls == [[safe]]
     await nothing_is_left(second)
@@ -161,8 +161,8 @@ async def test_the_model_server_dies_each_time(start, caller, exceptions, make, 
     causes = {
         bytes(envelope.unpack(envelope.REQUESTS, d.body)[0][:16]): d.headers["cause"] for d in exceptions.got
     }
-    assert causes == {safe: attempts.EXHAUSTED, never: attempts.NOT_RETRIED}
-    assert sum(safe in call for call in worker.model.calls) == attempts.MAX_ATTEMPTS
+    assert causes == {safe: retry_after_loss.EXHAUSTED, never: retry_after_loss.NOT_RETRIED}
+    assert sum(safe in call for call in worker.model.calls) == retry_after_loss.MAX_ATTEMPTS
     assert sum(never in call for call in worker.model.calls) == 1
     assert caller.replies == {}
     await nothing_is_left(worker)
@@ -197,7 +197,7 @@ async def test_an_undecodable_message_becomes_an_exception_and_is_settled(
     worker = await start()
     await caller.send(body=body)
     (letter,) = await until(lambda: exceptions.got)
-    assert (letter.body, letter.headers["cause"]) == (body, attempts.UNDECODABLE)
+    assert (letter.body, letter.headers["cause"]) == (body, retry_after_loss.UNDECODABLE)
     assert letter.reply_to == caller.reply_to.name
     (id_,) = await caller.send(make([1, 1]))
     await until(lambda: caller.reply(id_))

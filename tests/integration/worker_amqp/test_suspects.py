@@ -9,7 +9,7 @@ import pytest
 
 from services.worker.api import suspects as suspects_module
 from services.worker.application import batch_scheduler as batch_scheduler_module
-from services.worker.domain import attempts
+from services.worker.domain import retry_after_loss
 from tests.integration.worker_amqp.test_losses import attempts_of, in_hand
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
@@ -21,7 +21,7 @@ async def test_a_request_that_kills_workers_is_given_up(start, caller, exception
     """It runs once with others and twice alone. Then the router gets it, with its reply queue."""
     frame = make([1, 1], tenant=b"acme")
     (id_,) = await caller.send(frame)
-    for _ in range(attempts.MAX_ATTEMPTS):
+    for _ in range(retry_after_loss.MAX_ATTEMPTS):
         worker = await start(serving=False)
         worker.model.open.clear()
         worker.scheduler.use(worker.model)
@@ -32,11 +32,11 @@ async def test_a_request_that_kills_workers_is_given_up(start, caller, exception
         await worker.die()
     last = await start()
     (letter,) = await until(lambda: exceptions.got)
-    assert letter.headers["cause"] == attempts.EXHAUSTED
+    assert letter.headers["cause"] == retry_after_loss.EXHAUSTED
     assert letter.reply_to == caller.reply_to.name
-    assert attempts_of(letter.body) == [attempts.MAX_ATTEMPTS]
+    assert attempts_of(letter.body) == [retry_after_loss.MAX_ATTEMPTS]
     (given_up,) = envelope.unpack(envelope.REQUESTS, letter.body)
-    assert bytes(given_up) == envelope.with_attempt(frame, attempts.MAX_ATTEMPTS)
+    assert bytes(given_up) == envelope.with_attempt(frame, retry_after_loss.MAX_ATTEMPTS)
     assert (caller.reply(id_), last.model.calls) == (None, [])
 
 
@@ -74,7 +74,7 @@ async def test_64_held_requests_and_one_that_kills(start, caller, exceptions, ma
         deaths += 1
         await worker.die()
     await until(lambda: len(caller.replies) == 63)
-    assert deaths == attempts.MAX_ATTEMPTS
+    assert deaths == retry_after_loss.MAX_ATTEMPTS
     (letter,) = exceptions.got
     assert bytes(envelope.unpack(envelope.REQUESTS, letter.body)[0][:16]) == killer
     for number, id_ in enumerate(ids):
@@ -90,7 +90,7 @@ async def test_requests_of_a_second_worker_survive_a_killer(start, caller, excep
     await until(lambda: first.model.calls == [[killer]])
     await first.die()
     others: list[bytes] = []
-    for _ in range(attempts.MAX_ATTEMPTS - 1):
+    for _ in range(retry_after_loss.MAX_ATTEMPTS - 1):
         worker = await start(serving=False, instances=4, max_rows=1)
         sent = await caller.send(*(make([n, n]) for n in range(6)))
         others += sent
@@ -144,7 +144,7 @@ async def test_a_suspect_waits_for_open_calls_up_to_a_limit(
     await until(lambda: worker.model.calls == [[long]])
     lost = envelope.read_request(make([2, 2]))
     began = time.monotonic()
-    await worker.publisher.retry(lost, caller.reply_to.name, alone=False)
+    await worker.publisher.retry_or_give_up(lost, caller.reply_to.name, alone=False)
     await until(lambda: worker.model.calls == [[long], [lost.id]])
     assert time.monotonic() - began > 0.3
     worker.model.open.set()
@@ -159,7 +159,7 @@ async def test_a_long_suspect_does_not_delay_other_requests(
     worker = await start(instances=2, max_rows=1)
     worker.model.open.clear()
     lost = envelope.read_request(make([2, 2]))
-    await worker.publisher.retry(lost, caller.reply_to.name, alone=False)
+    await worker.publisher.retry_or_give_up(lost, caller.reply_to.name, alone=False)
     await until(lambda: worker.model.calls == [[lost.id]])
     (fresh,) = await caller.send(make([1, 1]))
     await until(lambda: worker.model.calls == [[lost.id], [fresh]])
@@ -174,7 +174,7 @@ async def test_a_suspect_whose_worker_closes_is_not_charged(start, caller, make,
     worker.model.open.clear()
     lost = [envelope.read_request(make([n, n])) for n in range(2)]
     for request in lost:
-        await worker.publisher.retry(request, caller.reply_to.name, alone=False)
+        await worker.publisher.retry_or_give_up(request, caller.reply_to.name, alone=False)
     await until(lambda: worker.model.calls == [[lost[0].id]])
     closing = asyncio.create_task(worker.requests.close())
     await closing

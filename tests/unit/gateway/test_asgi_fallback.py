@@ -11,7 +11,7 @@ import pytest
 from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.inference.asgi_fallback import AsgiFallback
 from services.gateway.api.inference.handler import InferenceHandler, parse_header_length
-from services.gateway.api.inference.target import Infer
+from services.gateway.api.inference.request_target import Infer
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access
 from services.gateway.application.inference.core import Timing, failure, parse_timeout

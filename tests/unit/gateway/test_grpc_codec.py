@@ -12,7 +12,7 @@ from services.gateway.api.grpc import codec
 from services.gateway.api.grpc.status import code_of, details_of, trailers_of
 from services.gateway.application.inference.core import InferenceResult, Timing
 from services.gateway.domain.contract import Contract, WantedOutput
-from services.gateway.domain.routing import compile_table
+from services.gateway.domain.routing import parse_table
 from tidegate.kernel import errors
 from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol import tensors
@@ -205,7 +205,7 @@ def answer(request: Any, data: list[Any], rows: int = 2) -> InferenceResult:
         "versions": {"3": "d"},
         "default_timeout_ms": 1,
     }
-    table = compile_table({"epoch": "e", "n": 1, "deployments": {"d": entry}, "endpoints": {"m": endpoint}})
+    table = parse_table({"epoch": "e", "n": 1, "deployments": {"d": entry}, "endpoints": {"m": endpoint}})
     route = table.pick("m", "", 0.0)[1]
     reply = Reply(b"", 0, 0, 0, rows, 0, 0, 1, b"", list(data))
     outputs = (tensor("y", "FP32", (2,)),)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from services.gateway.api.metrics import ANSWERED, OUTSTANDING, TOTAL, GatewayMetrics, observe_all
 from services.gateway.application.inference.core import Timing
-from services.gateway.domain.routing import compile_table
+from services.gateway.domain.routing import parse_table
 from tests.integration.gateway.process import make_table
 
 pytestmark = pytest.mark.unit
@@ -44,7 +44,7 @@ def labels_of(metric, name: str) -> set[str]:
 
 def table_of(deployment: str, endpoint: str):
     raw = make_table(deployment)
-    return compile_table(raw | {"endpoints": {endpoint: raw["endpoints"]["digits"]}})
+    return parse_table(raw | {"endpoints": {endpoint: raw["endpoints"]["digits"]}})
 
 
 def test_only_names_of_the_table_are_labels():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.domain.routing import compile_table, require
+from services.gateway.domain.routing import parse_table, require
 from tidegate.kernel.errors import NoRoutes, NotFound
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ def table(weights: list[int], **endpoint: Any):
     targets = [{"deployment": n, "weight": w} for n, w in zip(names, weights, strict=True)]
     versions = {str(at): name for at, name in enumerate(names, 1)}
     entry = {"targets": targets, "versions": versions, "default_timeout_ms": 1000, **endpoint}
-    return compile_table(
+    return parse_table(
         {
             "epoch": "e",
             "n": 3,
@@ -136,7 +136,7 @@ def test_the_table_keeps_the_settings_of_a_deployment():
         "max_batch_size": 8,
     }
     raw = deployment(7, signature=signature, retry="never", wakeable=False, ready=2)
-    compiled = compile_table(
+    compiled = parse_table(
         {
             "epoch": "e",
             "n": 1,
@@ -179,4 +179,4 @@ def test_the_table_keeps_the_settings_of_a_deployment():
 )
 def test_a_malformed_table_raises_the_documented_errors(broken):
     with pytest.raises((ValueError, KeyError, TypeError)):
-        compile_table(broken)
+        parse_table(broken)

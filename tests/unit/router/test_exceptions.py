@@ -10,15 +10,19 @@ from services.router.domain.exceptions import (
     UNDECODABLE,
     caller_error,
 )
-from services.worker.domain import attempts
+from services.worker.domain import retry_after_loss
 from tidegate.kernel.errors import BY_REASON
 
 pytestmark = pytest.mark.unit
 
 
 def test_router_and_worker_use_the_same_causes():
-    assert {attempts.EXHAUSTED, attempts.NOT_RETRIED} == {EXHAUSTED, NOT_RETRIED} == attempts.GIVE_UP
-    assert attempts.UNDECODABLE == UNDECODABLE
+    assert (
+        {retry_after_loss.EXHAUSTED, retry_after_loss.NOT_RETRIED}
+        == {EXHAUSTED, NOT_RETRIED}
+        == retry_after_loss.GIVE_UP
+    )
+    assert retry_after_loss.UNDECODABLE == UNDECODABLE
 
 
 @pytest.mark.parametrize("cause", [EXHAUSTED, NOT_RETRIED])

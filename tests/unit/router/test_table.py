@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.domain.table import compile_table, ready_counts, serving_targets, settled
+from services.router.domain.table import build_table, ready_counts, serving_targets, settled
 from tidegate.kernel.protocol.models import (
     Deployment,
     DesiredState,
@@ -120,7 +120,7 @@ def test_settled_endpoints_no_longer_need_previous():
 @given(st.dictionaries(st.sampled_from(["digits-v1", "digits-v2", "digits-v3"]), st.integers(0, 3)))
 def test_the_compiled_table_has_the_serving_targets(ready):
     for one in (ROLLING, CANARY):
-        compiled = compile_table(world(one), ready, {})
+        compiled = build_table(world(one), ready, {})
         assert compiled["endpoints"]["digits"]["targets"] == [
             t.model_dump() for t in serving_targets(one, ready)
         ]
@@ -138,7 +138,7 @@ def test_the_way_of_a_roll_over():
     ]
     seen = []
     for one, ready in steps:
-        (target,) = compile_table(world(one), ready, {})["endpoints"]["digits"]["targets"]
+        (target,) = build_table(world(one), ready, {})["endpoints"]["digits"]["targets"]
         assert ready[target["deployment"]] > 0
         seen.append(target["deployment"])
     assert sum(before != after for before, after in pairwise(seen)) == 1
@@ -147,7 +147,7 @@ def test_the_way_of_a_roll_over():
 def test_the_fields_for_a_gateway():
     one = world(endpoint(targets("digits-v1")))
     one.deployments[0] = deployment(1, max_replicas=0, min_replicas=0, retry="never", max_queue=7)
-    compiled = compile_table(one, {"digits-v1": 2}, {})
+    compiled = build_table(one, {"digits-v1": 2}, {})
     assert compiled["deployments"]["digits-v1"] == {
         "model": "digits",
         "version": 1,
@@ -167,7 +167,7 @@ def test_an_explicit_version_reaches_the_endpoints_own_deployment_of_it():
     one = world(endpoint(targets("digits-v1")))
     measured = deployment(1).model_copy(update={"name": "zz-tune"})
     one.deployments.append(measured)
-    entry = compile_table(one, {}, {})["endpoints"]["digits"]
+    entry = build_table(one, {}, {})["endpoints"]["digits"]
     assert entry["versions"] == {"1": "digits-v1", "2": "digits-v2", "3": "digits-v3"}
 
 
@@ -175,7 +175,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
     one = world(endpoint(targets("digits-v2")))
     one.versions.append(version(1, "letters"))
     one.deployments.append(deployment(1, "letters"))
-    compiled = compile_table(one, {}, {})
+    compiled = build_table(one, {}, {})
     assert compiled["endpoints"]["digits"] == {
         "targets": [{"deployment": "digits-v2", "weight": 100}],
         "versions": {"1": "digits-v1", "2": "digits-v2", "3": "digits-v3"},
@@ -187,10 +187,10 @@ def test_a_learned_signature_replaces_a_missing_one():
     one = world(endpoint(targets("digits-v1")))
     one.versions[0] = version(1, signature=None)
     learned = {"digits-v1": LEARNED, "digits-v2": LEARNED}
-    compiled = compile_table(one, {}, learned)["deployments"]
+    compiled = build_table(one, {}, learned)["deployments"]
     assert compiled["digits-v1"]["signature"] == LEARNED
     assert compiled["digits-v2"]["signature"] == SIGNATURE.model_dump(), "what was registered stands"
-    assert compile_table(one, {}, {})["deployments"]["digits-v1"]["signature"] is None
+    assert build_table(one, {}, {})["deployments"]["digits-v1"]["signature"] is None
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_learned_signature_replaces_a_missing_one():
 )
 def test_a_table_names_only_its_own_deployments(one):
     """Otherwise a gateway could not read the table, and would keep an old one."""
-    compiled = compile_table(one, {}, {})
+    compiled = build_table(one, {}, {})
     for entry in compiled["endpoints"].values():
         named = {t["deployment"] for t in entry["targets"]} | set(entry["versions"].values())
         assert named <= compiled["deployments"].keys()
@@ -214,8 +214,8 @@ def test_a_table_names_only_its_own_deployments(one):
 def test_equal_input_gives_equal_bytes():
     one = world(CANARY)
     other = one.model_copy(deep=True)
-    assert orjson.dumps(compile_table(one, {"digits-v1": 1}, {})) == orjson.dumps(
-        compile_table(other, {"digits-v1": 1}, {})
+    assert orjson.dumps(build_table(one, {"digits-v1": 1}, {})) == orjson.dumps(
+        build_table(other, {"digits-v1": 1}, {})
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from services.gateway.adapters.model_metadata import ModelMetadataCache
 from services.gateway.api.grpc import codec
-from services.gateway.api.grpc.micro_batcher import MicroBatcher
+from services.gateway.api.grpc.call_grouper import CallGrouper
 from services.gateway.api.grpc.status import Metadata, code_of, refuse
 from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
 from services.gateway.api.server_timing import failure_timing, server_timing
@@ -45,7 +45,7 @@ class GrpcInference:
         self.metrics = metrics
         self.log = log or AccessLog.off()
         self._metadata = metadata
-        self._batchers: dict[str, MicroBatcher] = {}
+        self._groupers: dict[str, CallGrouper] = {}
 
     async def infer(self, request: Any, context: Any) -> Any:
         """Handle ``ModelInfer``."""
@@ -96,9 +96,9 @@ class GrpcInference:
         self, request: Any, rid: str, timeout_ms: float | None, cost: UsageCost
     ) -> InferenceResult:
         model: str = request.model_name
-        batcher = self._batchers.get(model)
-        if batcher is not None:
-            await batcher.join()
+        grouper = self._groupers.get(model)
+        if grouper is not None:
+            await grouper.join()
         try:
             answer = await self.core.infer(
                 model,
@@ -109,11 +109,11 @@ class GrpcInference:
                 cost.begin,
             )
         finally:
-            if batcher is not None:
-                batcher.leave()
-        if batcher is None:  # only for models that exist
-            batcher = self._batchers.setdefault(model, MicroBatcher())
-        batcher.learn(answer.reply.compute_us, answer.reply.shared)
+            if grouper is not None:
+                grouper.leave()
+        if grouper is None:  # only for models that exist
+            grouper = self._groupers.setdefault(model, CallGrouper())
+        grouper.learn(answer.reply.compute_us, answer.reply.shared)
         return answer
 
     def encode(self, model: str, answer: InferenceResult, rid: str, started: float) -> tuple[Any, Metadata]:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.gateway.api.body_limits import Body, Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.api.inference.handler import InferenceHandler
-from services.gateway.api.inference.target import Target, target_of
+from services.gateway.api.inference.request_target import Target, target_of
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.service.guard import without_slash

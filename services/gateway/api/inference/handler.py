@@ -10,7 +10,7 @@ import orjson
 from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.compression import HttpResponse, deliver
 from services.gateway.api.decompression import inflated
-from services.gateway.api.inference.target import SUBMIT_JOB, Target
+from services.gateway.api.inference.request_target import SUBMIT_JOB, Target
 from services.gateway.api.inference.unfinished_uploads import UnfinishedUploads
 from services.gateway.api.job_submission import JobSubmissionHandler
 from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics

@@ -17,7 +17,7 @@ from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.api.inference.handler import InferenceHandler
 from services.gateway.api.inference.in_place_upload import InPlaceUpload
-from services.gateway.api.inference.target import (
+from services.gateway.api.inference.request_target import (
     INFER_PREFIX,
     INFER_SUFFIX,
     JOBS_PATH,

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.gateway.api.grpc.micro_batcher import MIN_IN_FLIGHT, MicroBatcher
+from services.gateway.api.grpc.call_grouper import MIN_IN_FLIGHT, CallGrouper
 from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.unit
@@ -17,9 +17,9 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def busy(*, light: bool = True, hold_s: float = 60.0) -> MicroBatcher:
+async def busy(*, light: bool = True, hold_s: float = 60.0) -> CallGrouper:
     """Put as many calls in flight as make other calls wait."""
-    company = MicroBatcher(hold_s)
+    company = CallGrouper(hold_s)
     company.learn(10_000 if not light else 1_000, 1)
     for _ in range(MIN_IN_FLIGHT):
         await company.join()
@@ -27,7 +27,7 @@ async def busy(*, light: bool = True, hold_s: float = 60.0) -> MicroBatcher:
 
 
 async def test_a_call_leaves_at_once_if_few_are_in_flight():
-    company = MicroBatcher()
+    company = CallGrouper()
     company.learn(100, 1)
     for _ in range(MIN_IN_FLIGHT):
         join = asyncio.ensure_future(company.join())

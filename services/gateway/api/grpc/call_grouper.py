@@ -15,7 +15,7 @@ MIN_IN_FLIGHT = 4
 LIGHT_US = 2_500
 
 
-class MicroBatcher:
+class CallGrouper:
     """A group of calls to one model in this process. A call waits for ``hold_s`` seconds at most."""
 
     __slots__ = ("_hold_s", "_in_flight", "_light", "_timer", "_waiting")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.worker.domain.attempts import (
+from services.worker.domain.phases import Phases
+from services.worker.domain.retry_after_loss import (
     AGAIN,
     EXHAUSTED,
     GIVE_UP,
@@ -12,7 +13,6 @@ from services.worker.domain.attempts import (
     NOT_RETRIED,
     after_loss,
 )
-from services.worker.domain.phases import Phases
 
 pytestmark = pytest.mark.unit
 
