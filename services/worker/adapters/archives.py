@@ -1,4 +1,4 @@
-"""Unpack the archive of a version, as safely as the registry has checked it."""
+"""Unpack the archive of a version, with the same safety checks as the registry."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LIMITS = ArchiveLimits(unpacked_bytes=64 * 1024**3)
 def unpack(archive: Path, into: Path, limits: ArchiveLimits = LIMITS) -> None:
     """Unpack a zip, tar or tar.gz into the new folder ``into``. Blocking.
 
-    Writes plain files and folders below ``into``, without their modes. Raises ModelFailed for any other
-    member and for an archive beyond the limits; then ``into`` is removed.
+    Writes only plain files and folders; their modes in the archive are ignored. Raises ModelFailed, and
+    removes ``into``, if the archive has any other member or exceeds the limits.
     """
     into.mkdir(parents=True)
     try:

@@ -29,17 +29,17 @@ TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 class ArtifactCache:
     """A cache of artifacts in ``folder``, shared by the workers of one host.
 
-    An artifact is ``<sha256>``. Beside it, ``<sha256>.ok`` has its size, time and inode when its digest was
-    last checked. A large file is read again only if these have changed.
+    The file ``<sha256>`` is an artifact. The file ``<sha256>.ok`` has the size, modification time and inode
+    that it had when its digest was last checked. The digest is checked again only if one of these changed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
 
     async def fetch(self, registry_url: str, token: str, sha256: str, size: int) -> Path:
-        """Return the artifact as a local file; download it unless a complete copy is here.
+        """Return the artifact as a local file. Download it if the cache has no complete copy.
 
-        Raises NotFound if the registry does not have it. Raises Unavailable if there is no copy and the
+        Raises NotFound if the registry does not have it. Raises Unavailable if it must be downloaded and the
         registry cannot be reached or sends wrong bytes.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -68,7 +68,7 @@ class ArtifactCache:
                             f"The artifact {path.name[:12]} cannot be fetched: {_text(problem)}"
                         ) from None
                     log.warning(
-                        "fetch failed, trying again",
+                        "the download of an artifact failed; it is tried again",
                         extra={"artifact": path.name, "problem": _text(problem)},
                     )
                 await asyncio.sleep(pause_s)
@@ -90,7 +90,10 @@ async def _stream(client: httpx.AsyncClient, url: str, path: Path, size: int) ->
                     digest.update(chunk)
                     output.write(chunk)
         if count != size or digest.hexdigest() != path.name:
-            raise Unavailable(f"the registry sent {count} of {size} bytes, sha256 {digest.hexdigest()[:12]}")
+            raise Unavailable(
+                f"the registry sent {count} bytes with sha256 {digest.hexdigest()[:12]}, expected {size} "
+                f"with {path.name[:12]}"
+            )
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -100,7 +103,8 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
     if answer.status_code == 404:
         raise NotFound(f"The registry has no artifact {sha256}.")
     if answer.status_code in (401, 403):
-        # The registry learns the running replicas from the autoscaler, so a new one does not know them yet.
+        # A registry that has just started learns from the autoscaler which replicas run. Until then it
+        # refuses their tokens.
         raise Unavailable("the registry does not know this replica's token", reason="unauthorized")
     if answer.status_code != 200:
         raise Unavailable(f"the registry answered {answer.status_code}")
@@ -112,7 +116,10 @@ def _look(path: Path) -> list[int]:
 
 
 def _open_to_models(path: Path) -> None:
-    """Let a model's user read the file, which its folder links to. It cannot open the cache's folder."""
+    """Make a cached file readable for every user, because hard links in model repositories share its mode.
+
+    The cache's folder stays closed to the user that the model runs as.
+    """
     if path.stat().st_mode & 0o777 != READ_ONLY:
         path.chmod(READ_ONLY)
 
@@ -137,7 +144,7 @@ def _is_whole(path: Path, sha256: str, size: int) -> bool:
     if whole:
         _remember(path)
     else:
-        log.warning("a cached artifact is damaged and is fetched again", extra={"artifact": sha256})
+        log.warning("a cached artifact is damaged; it is downloaded again", extra={"artifact": sha256})
     return whole
 
 

@@ -1,4 +1,4 @@
-"""Fetches the tensors of requests from the blob store before they enter the backlog, within a bound."""
+"""Fetches the tensors of requests from the blob store, before the requests enter the backlog."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ MAX_FETCHES = 4
 
 
 class ClaimFetcher:
-    """Fetches up to ``MAX_FETCHES`` requests at once, and holds up to ``limit_bytes`` of tensors.
+    """Fetches the tensors of up to ``MAX_FETCHES`` requests at the same time.
 
-    A request larger than that is fetched when nothing else is held. ``add`` gets each complete request.
+    The fetched tensors in memory take up to ``limit_bytes``. A larger request is fetched when there are no
+    others in memory. ``add`` is called with each complete request.
     """
 
     def __init__(
@@ -46,23 +47,23 @@ class ClaimFetcher:
         self._tasks = TaskSet()
 
     def start(self, item: QueuedRequest) -> None:
-        """Fetch a request's tensors in the background and pass it on; without them it gets an error."""
+        """Fetch a request's tensors in the background, then call ``add``; reply with an error on failure."""
         self._tasks.start(self._fetch_and_add(item))
 
     def release(self, group: list[QueuedRequest]) -> None:
-        """Release the bytes of settled requests."""
+        """Stop counting the bytes of settled requests, so that others can be fetched."""
         if self._held_bytes:
             for item in group:
                 self._held_bytes.pop(item.request.id, None)
             self._released.set()
 
     def clear(self) -> None:
-        """Cancel all fetches: their channel has ended, so the broker delivers the requests again."""
+        """Cancel all fetches, because their channel has ended. The broker delivers the requests again."""
         self._held_bytes.clear()
         self._tasks.cancel()
 
     async def stop(self) -> None:
-        """Cancel all fetches; their requests stay unsettled."""
+        """Cancel all fetches and wait for their end. Their requests stay unsettled."""
         await self._tasks.end()
 
     async def _fetch_and_add(self, item: QueuedRequest) -> None:
@@ -70,9 +71,9 @@ class ClaimFetcher:
             self._add(item)
 
     async def fetch(self, item: QueuedRequest, *, bounded: bool = False) -> bool:
-        """Fetch the tensors of a request into it; return False if that failed, so it is settled.
+        """Fetch the tensors of a request into it. If that fails, settle the request and return False.
 
-        ``bounded``: wait for a slot and for room for its bytes.
+        ``bounded``: first wait until another fetch may run and its bytes are within the limit.
         """
         request = item.request
         try:
@@ -82,7 +83,7 @@ class ClaimFetcher:
             ANSWERED.labels("expired").inc()
             self._settle([item])
         except Unavailable as error:
-            log.warning("a claim was not redeemed", extra={"problem": error.message})
+            log.warning("the tensors of a request cannot be fetched", extra={"problem": error.message})
             ANSWERED.labels(error.reason).inc()
             frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
             await self._publisher.reply(item.delivery.reply_to, [frame])

@@ -1,4 +1,7 @@
-"""Change the owner of an environment's files: the model's user while pip runs, the worker's afterwards."""
+"""Change the owner of an environment's files.
+
+The model's user owns them while pip runs; afterwards the worker's user owns them.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,7 @@ def is_whole(path: Path) -> bool:
 
 
 def hand_over(path: Path, uid: int | None) -> None:
-    """Make the model's user the owner of a new environment; nothing changes if ``uid`` is None.
-
-    All files of a new environment belong to the worker's user.
-    """
+    """Make the user ``uid`` the owner of a new environment; None: the worker's user stays its owner."""
     if uid is None:
         return
     for each in _tree(path):
@@ -34,8 +34,8 @@ def hand_over(path: Path, uid: int | None) -> None:
 def take_over(path: Path, uid: int | None) -> None:
     """Make the worker's user the owner again, and let every user read the environment.
 
-    If ``uid`` owned it, its files are no longer writable. Call this when no process of that user runs. Raises
-    ModelFailed for a file of another user: it could be a hard link, whose owner and mode must not change.
+    If ``uid`` owned it, its files become read-only. Call this when no process of that user runs. Raises
+    ModelFailed for a file of another user, because it could be a hard link to a file outside.
     """
     ours = os.geteuid() if uid is None else uid
     for each in _tree(path):
@@ -43,7 +43,7 @@ def take_over(path: Path, uid: int | None) -> None:
 
 
 def _tree(path: Path) -> Iterator[Path]:
-    """Yield a folder and the files and folders in it, without links to folders."""
+    """Yield a folder and all files and folders below it. Links to folders are left out."""
     for folder, _, files in os.walk(path):
         yield Path(folder)
         yield from (Path(folder, name) for name in files)
@@ -63,7 +63,10 @@ def _take(path: Path, expected: int, uid: int | None) -> None:
 
 
 def _readable(mode: int, *, keep_write: bool) -> int:
-    """Return a mode with which every user may read, and execute what the owner may; never set-user-ID."""
+    """Return a mode with which every user may read a file, and execute it if its owner may.
+
+    The mode never has the set-user-ID bit.
+    """
     runs = 0o111 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0
     # The owner of a folder must be able to remove its content.
     writes = stat.S_IWUSR if stat.S_ISDIR(mode) or (keep_write and mode & stat.S_IWUSR) else 0

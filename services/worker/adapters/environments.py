@@ -1,9 +1,9 @@
 """Build and keep the Python environments of versions with requirements, on top of the models' Python.
 
-``<folder>/<digest>/`` is a virtual environment, ``<digest>.ok`` says that it is complete, ``<digest>.log`` is
-the output of pip. An environment is built in place, because its scripts contain its path. A folder without
-the ``.ok`` file is incomplete and is built again. While pip runs, the folder belongs to the model's user, if
-there is one (``adapters/sandbox.py``). Afterwards only the worker's user can write to it.
+``<folder>/<digest>/`` is a virtual environment. ``<digest>.ok`` exists when it is complete. ``<digest>.log``
+is the output of pip. An environment is built at its final path, because its scripts contain that path. A
+folder without the ``.ok`` file is built again. While pip runs, the folder belongs to the model's user, if the
+sandbox uses a separate user (``adapters/sandbox.py``). Afterwards only the worker's user can write to it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from tidegate.kernel.errors import ModelFailed
 
 log = telemetry.logger(__name__)
 
-# The variables that pip and the builds of packages may see. None is a credential of Tidegate.
+# Variables that are passed to pip and to the builds of packages. None is a credential of Tidegate.
 _PASSED_ON = frozenset({
     "PATH", "HOME", "USER", "TMPDIR", "TZ", "LANG", "NETRC", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS",
     "SSH_AUTH_SOCK", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
-    # The launcher finds the processes of a killed worker by these.
+    # With these, the launcher finds the processes of a killed worker.
     "TIDEGATE_REPLICA", "TIDEGATE_STATE_DIR",
 })  # fmt: skip
 _PASSED_ON_PREFIXES = ("PIP_", "LC_", "SSL_CERT_", "XDG_", "GIT_")
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
-# These would install the packages into another place.
+# Variables that would make pip install the packages into another folder.
 _IGNORED_SETTINGS = frozenset(
     {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_REQUIRE_VIRTUALENV"}
 )
@@ -51,9 +51,9 @@ _FLAGS = (
 _PIPED: dict[str, Any] = {
     "stdout": asyncio.subprocess.PIPE,
     "stderr": asyncio.subprocess.STDOUT,
-    # A process group of its own, which can be killed as a whole.
+    # A separate process group, so that the command and its children can be killed together.
     "start_new_session": True,
-    "limit": 1024 * 1024,  # bytes of the longest line
+    "limit": 1024 * 1024,  # the longest line that can be read, in bytes
 }
 _PROGRESS = ("Collecting", "Downloading", "Using cached", "Building", "Installing")
 _TAIL_LINES = 12
@@ -74,12 +74,12 @@ class BasePython:
     site_packages: tuple[str, ...]
 
     def packages(self) -> list[str]:
-        """Return the installed packages with versions. A change makes new environments necessary."""
+        """Return the installed packages with versions. If these change, environments are built anew."""
         return sorted(p.name for site in self.site_packages for p in Path(site).glob("*.dist-info"))
 
 
 class Environments:
-    """The environments in ``folder``. ``report`` gets the progress in words."""
+    """The environments in ``folder``. ``report`` is called with a text about the progress."""
 
     def __init__(
         self,
@@ -96,9 +96,9 @@ class Environments:
     async def provide(
         self, requirements: Sequence[str], env: Mapping[str, str], timeout_s: float
     ) -> TritonInstall:
-        """Return Triton with a Python that has the requirements; build it unless this host has it.
+        """Return Triton with a Python that has the requirements. Build the environment if this host lacks it.
 
-        Settings of pip in ``env`` (``PIP_*``) override those of this process. Raises ModelFailed with pip's
+        pip's settings (``PIP_*``) in ``env`` override those of this process. Raises ModelFailed with pip's
         errors.
         """
         settings = {key: value for key, value in env.items() if key.startswith("PIP_")}
@@ -133,18 +133,18 @@ class Environments:
     async def _build(
         self, path: Path, base: BasePython, requirements: Sequence[str], settings: Mapping[str, str]
     ) -> None:
-        self._report("making an environment for the requirements")
+        self._report("creating an environment for the requirements")
         path.with_suffix(".ok").unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-        # Without settings of the Deployment, because this command runs as the worker's user.
+        # The Deployment's settings are left out, because this command runs as the worker's user.
         code, output = await _run(
             [str(base.python), "-I", "-m", "venv", "--without-pip", str(path)], _environment({})
         )
         if code != 0:
-            raise ModelFailed(f"No environment for the requirements could be made: {output}")
+            raise ModelFailed(f"The environment for the requirements cannot be created: {output}")
         (own,) = path.glob("lib/python3*/site-packages")
-        # Added by addsitedir, because packages there may have .pth files. The version's own packages come
-        # first on the path.
+        # The models' packages are added with addsitedir, because it also reads the .pth files among them. The
+        # version's own packages come first on the path.
         below = [f"import site; site.addsitedir({site!r})" for site in base.site_packages]
         (own / "models.pth").write_text("\n".join(below) + "\n")
         (path / "requirements.txt").write_text("\n".join(requirements) + "\n")
@@ -189,7 +189,7 @@ class Environments:
 
     def _progress(self, line: str) -> None:
         if line.startswith(_PROGRESS):
-            # Without " (from ...)", in which pip names a path of this host.
+            # " (from ...)" is cut off, because it contains a path of this host.
             self._report(f"installing the requirements: {line.partition(' (from ')[0][:200]}")
 
 
@@ -207,8 +207,8 @@ def _hint(unreadable: Sequence[str]) -> str:
     if not unreadable:
         return ""
     return (
-        f"\nThe model's user cannot read {', '.join(unreadable)} of PIP_FIND_LINKS: pip runs as that user. "
-        "Open the folder to every user."
+        f"\nThe model's user cannot read {', '.join(unreadable)} of PIP_FIND_LINKS, but pip runs as that "
+        "user. Make it readable for every user."
     )
 
 
@@ -220,7 +220,7 @@ def _reason(output: str) -> str:
 
 
 async def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run a command without a sandbox and return its exit code and its output, with stderr."""
+    """Run a command without a sandbox. Return its exit code and its output, including stderr."""
     process = await asyncio.create_subprocess_exec(
         *command, env=dict(environment), stdin=asyncio.subprocess.DEVNULL, **_PIPED
     )
@@ -228,7 +228,7 @@ async def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[
 
 
 async def _wait_for(process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> tuple[int, str]:
-    """Return exit code and output. If the caller is cancelled, kill the command and its process group."""
+    """Wait for a command and return its exit code and output. On cancellation kill its process group."""
     assert process.stdout is not None
     lines = []
     try:

@@ -1,4 +1,4 @@
-"""Lock files between the workers of one host."""
+"""Lock files, so that only one worker of a host uses them at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def exclusive(lock: Path, on_wait: Callable[[], None] = lambda: None) -> A
     try:
         waited = False
         while True:
-            # Polling, because a thread that blocks in flock cannot be cancelled.
+            # Poll, because a thread that blocks in flock cannot be cancelled.
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

@@ -12,14 +12,14 @@ from tidegate.kernel import tasks
 
 EVERY_S = 2.0
 TIMEOUT_S = 1.0
-# Triton reports its GPUs from the start. After so many looks without one, there is none.
+# Stop reading after this many metrics in a row that name no GPU: then the replica has none.
 LOOKS_WITHOUT = 3
 
 _SAMPLE = re.compile(r"^(nv_gpu_utilization|nv_gpu_memory_used_bytes)\{[^}]*\} ([0-9.eE+-]+)$", re.MULTILINE)
 
 
 def read(metrics: str) -> tuple[float, int] | None:
-    """Return the mean utilization (0 to 1) and the used bytes of all GPUs; None if there are none."""
+    """Return the mean utilization (0 to 1) and the used bytes of all GPUs; None without a GPU."""
     found: dict[str, list[float]] = {}
     for name, value in _SAMPLE.findall(metrics):
         found.setdefault(name, []).append(float(value))
@@ -30,7 +30,10 @@ def read(metrics: str) -> tuple[float, int] | None:
 
 
 class GpuLoad:
-    """The load of the GPUs, read every two seconds. ``port`` returns the port of Triton's metrics, or 0."""
+    """The load of the GPUs, read every two seconds.
+
+    ``port`` returns the port of Triton's metrics; 0: there is no Triton to read from.
+    """
 
     def __init__(self, port: Callable[[], int]) -> None:
         self._port = port
@@ -48,7 +51,7 @@ class GpuLoad:
 
     async def _run(self) -> None:
         looks = 0
-        # Triton's metrics are on this host and not encrypted.
+        # No certificate is needed, because Triton's metrics are on this host and not encrypted.
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, verify=False) as http:
             while looks < LOOKS_WITHOUT:
                 port = self._port()

@@ -11,18 +11,18 @@ from services.worker.domain.split import Output
 from tidegate.kernel.protocol.envelope import Buffer, CallKey
 from tidegate.kernel.triton_protocol import ModelInferRequest
 
-# The tag of ``raw_input_contents`` in a ModelInferRequest: field 7, bytes. Fields may come in any order, so
-# the contents can follow a head that was serialized before.
+# The protobuf tag of ``raw_input_contents`` in a ModelInferRequest: field 7, bytes. Fields may come in any
+# order, so the contents can be appended to a head that was serialized earlier.
 RAW_INPUT = bytes((7 << 3 | 2,))
 
 
 def begin(model: str, parameters: Mapping[str, object]) -> Any:
-    """Return a ``ModelInferRequest`` for a model, with these parameters and no tensors."""
+    """Return a ``ModelInferRequest`` with the model's name and these parameters, without tensors."""
     return _with_parameters(ModelInferRequest(model_name=model), parameters)
 
 
 def head(model: str, call: ModelCall) -> bytes:
-    """Return a serialized ``ModelInferRequest`` without the bytes of its tensors."""
+    """Return a serialized ``ModelInferRequest`` that describes its tensors but lacks their bytes."""
     message = begin(model, call.key.parameters)
     describe(message, call.key, call.rows)
     for tensors, places in ((message.inputs, call.input_places), (message.outputs, call.output_places)):
@@ -35,7 +35,10 @@ def head(model: str, call: ModelCall) -> bytes:
 
 
 def describe(message: Any, key: CallKey, rows: int) -> None:
-    """Add name, datatype and shape of each input, and the outputs; ``rows`` is 0 without a batch axis."""
+    """Add the name, datatype and shape of each input, and the names of the outputs.
+
+    ``rows``: 0 if the model has no batch axis.
+    """
     for tensor in key.inputs:
         shape = (rows, *tensor.dims) if rows else tensor.dims
         message.inputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
@@ -44,7 +47,7 @@ def describe(message: Any, key: CallKey, rows: int) -> None:
 
 
 def serialized(parameters: Mapping[str, object]) -> bytes:
-    """Return parameters as bytes to append to a head."""
+    """Return parameters as bytes that can be appended to a head."""
     serialized: bytes = _with_parameters(ModelInferRequest(), parameters).SerializeToString()
     return serialized
 
@@ -59,7 +62,7 @@ def with_contents(head: bytes, contents: Sequence[Sequence[Buffer]]) -> list[Buf
 
 
 def read_answer(response: Any) -> ModelAnswer:
-    """Return a ``ModelInferResponse`` as outputs and the model's parameters."""
+    """Return the outputs of a ``ModelInferResponse``, and the parameters that the model set."""
     outputs = [
         Output(output.name, output.datatype, tuple(output.shape), raw)
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
@@ -96,7 +99,7 @@ def _with_parameters(message: Any, parameters: Mapping[str, object]) -> Any:
 
 
 def _varint(number: int) -> bytes:
-    """Encode a length as protobuf does: seven bits a byte, the lowest first."""
+    """Encode a length as protobuf does: seven bits in each byte, the lowest bits first."""
     written = bytearray()
     while number > 0x7F:
         written.append(number & 0x7F | 0x80)

@@ -14,7 +14,7 @@ log = telemetry.logger(__name__)
 
 
 class ReplicaHeartbeat:
-    """Writes a report every ``interval_s``, and when asked to. The worker goes on without the store."""
+    """Writes a report every ``interval_s``. The worker continues if the store does not answer."""
 
     def __init__(self, store: Store, interval_s: float, report: Callable[[], ReplicaReport]) -> None:
         self._store = store
@@ -24,11 +24,11 @@ class ReplicaHeartbeat:
         self._failing = False
 
     def start(self) -> None:
-        """Start to write heartbeats."""
+        """Start writing heartbeats."""
         self._task = asyncio.create_task(self._run(), name="heartbeat")
 
     async def stop(self, *, forget: bool) -> None:
-        """Stop. With ``forget`` the report is deleted, otherwise it stays until it expires."""
+        """Stop writing. Delete the report if ``forget`` is True; otherwise it stays until it expires."""
         await tasks.end(self._task)
         if forget:
             with contextlib.suppress(StoreUnavailable):
@@ -41,7 +41,9 @@ class ReplicaHeartbeat:
             self._failing = False
         except StoreUnavailable as error:
             if not self._failing:
-                log.warning("the store is away; working on", extra={"problem": error.message})
+                log.warning(
+                    "the store does not answer; the worker continues", extra={"problem": error.message}
+                )
             self._failing = True
 
     async def _run(self) -> None:

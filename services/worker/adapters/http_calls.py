@@ -1,7 +1,7 @@
-"""Call Triton over HTTP/1.1 on its Unix socket, which costs Triton a third less than gRPC.
+"""Call Triton over HTTP/1.1 on its Unix socket. A call costs Triton a third less than over gRPC.
 
-Triton does not notice that such a call is given up, and runs it to its end. So HTTP is only for calls that
-end too soon to be cancelled. A connection carries one call at a time and is kept for the next one.
+Triton runs a call over HTTP to its end, even if the caller gives it up. So HTTP is only for calls that are
+too short to be cancelled. A connection carries one call at a time and is kept for the next one.
 
 This follows RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. It reads only responses with a
 Content-Length, as Triton sends them.
@@ -21,15 +21,15 @@ _INVALID_ARGUMENT, _INTERNAL = 3, 13
 
 
 class NotListening(Exception):
-    """The server accepts no connection, so nothing was sent."""
+    """The server accepts no connection. Nothing was sent."""
 
 
 class ConnectionEnded(Exception):
-    """The connection ended under the call. The call may have run."""
+    """The connection ended during the call. The call may have run."""
 
 
 class CallFailed(Exception):
-    """The server answered with an error; ``code`` is gRPC's number for it."""
+    """The server answered with an error. ``code`` is gRPC's number for this error."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class HttpAnswer(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """The head of a response. Sizes are in bytes; ``last``: the server closes the connection after it."""
+    """The head of a response. Sizes are in bytes. ``last``: the server then closes the connection."""
 
     status: int
     json_size: int
@@ -54,7 +54,7 @@ class _Head(NamedTuple):
 
 
 class HttpCalls:
-    """A client of one server, with a connection for each call that is open."""
+    """A client of one server, with one connection for each concurrent call."""
 
     def __init__(self, socket_path: str) -> None:
         self._path = socket_path
@@ -64,7 +64,7 @@ class HttpCalls:
     async def call(self, request: bytes, timeout_s: float | None = None) -> HttpAnswer:
         """Send a whole request and return its answer.
 
-        Raises CallFailed if the status is not 200, ConnectionEnded, NotListening and TimeoutError.
+        Raises CallFailed if the status is not 200. Also raises ConnectionEnded, NotListening, TimeoutError.
         """
         if self._idle:
             connection = self._idle.pop()
@@ -137,11 +137,11 @@ class _Connection(asyncio.Protocol):
                 timer.cancel()
 
     def close(self) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
         self._over = True
         self._transport.abort()
 
-    # Called by asyncio.
+    # asyncio calls the methods below.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -154,7 +154,7 @@ class _Connection(asyncio.Protocol):
         self._finish(ConnectionEnded(f"the connection was lost{f': {exc}' if exc else ''}"))
 
     def data_received(self, data: bytes) -> None:
-        """Read a response or a part of one. Close the connection if no call is in flight."""
+        """Read a response or a part of it. Close the connection if no call is in flight."""
         if self._answer is None:
             self.close()
             return
@@ -176,7 +176,7 @@ class _Connection(asyncio.Protocol):
         self._came += len(data)
         if self._came > self._head.size:
             self.close()
-            self._finish(CallFailed(_INTERNAL, f"Triton sent {self._came} bytes, not {self._head.size}"))
+            self._finish(CallFailed(_INTERNAL, f"Triton sent {self._came} bytes, expected {self._head.size}"))
         elif self._came == self._head.size:
             head, self._head = self._head, None
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -201,7 +201,7 @@ def _expire(answer: asyncio.Future[HttpAnswer]) -> None:
 
 @lru_cache(1024)
 def _read_head(head: bytes) -> _Head:
-    """Return a parsed head. Cached, because the heads of equal calls are equal."""
+    """Parse the head of a response. The result is cached, because equal calls have equal heads."""
     first, *lines = head.lower().split(b"\r\n")
     fields = dict(line.split(b":", 1) for line in lines)
     size = fields[b"content-length"]
@@ -209,7 +209,7 @@ def _read_head(head: bytes) -> _Head:
     last = fields.get(b"connection", b"").strip() == b"close"
     found = _Head(int(first.split(b" ", 2)[1]), int(json_size), int(size), last)
     if not 0 <= found.json_size <= found.size:
-        raise ValueError("a response of a negative size")
+        raise ValueError("the sizes of a response contradict each other")
     return found
 
 

@@ -19,12 +19,15 @@ from tidegate.kernel.protocol.envelope import KEPT_KEY
 
 HEADS_KEPT = 1024
 _INT64 = range(-(2**63), 2**63)
-# Parameters of this name are for Triton's HTTP server.
+# A parameter that Triton's HTTP server reads; the model does not get it.
 _BINARY_OUTPUT = "binary_data_output"
 
 
 class _Described(NamedTuple):
-    """The JSON of a response: name, datatype, shape and size in bytes of each output; the parameters."""
+    """The parsed JSON of a response.
+
+    An output has a name, a datatype, a shape and a size in bytes.
+    """
 
     outputs: list[tuple[str, str, tuple[int, ...], int]]
     parameters: dict[str, Any]
@@ -40,7 +43,10 @@ def _is_exact(value: object) -> bool:
 
 
 def head(model: str, call: ModelCall, sizes: Sequence[int]) -> bytes:
-    """Return an HTTP request for inference up to the bytes of its tensors, which are ``sizes`` long."""
+    """Return the part of an inference request over HTTP that comes before the bytes of its tensors.
+
+    ``sizes``: the bytes of each input that is not in shared memory.
+    """
     key, body = call.key, dict[str, Any]()
     direct = iter(sizes)
     body["inputs"] = [
@@ -74,8 +80,8 @@ def head(model: str, call: ModelCall, sizes: Sequence[int]) -> bytes:
 
 
 def read_answer(answer: HttpAnswer) -> ModelAnswer:
-    """Return a response as outputs and the model's parameters; an output in shared memory is empty."""
-    # A head with long parameters is not cached, because it is unlikely to come again.
+    """Return a response's outputs, empty if in shared memory, and the parameters that the model set."""
+    # A long head is not cached, because an equal one is unlikely to come.
     described = _described(answer.head) if len(answer.head) <= KEPT_KEY else _describe(answer.head)
     found, at = [], 0
     for name, datatype, shape, size in described.outputs:
@@ -103,12 +109,12 @@ def _describe(head: bytes) -> _Described:
 
 
 def _size(output: Mapping[str, Any]) -> int:
-    """Return the bytes of an output behind the JSON; Triton says none of an output in shared memory."""
+    """Return how many bytes of an output follow the JSON; 0 if it is in shared memory."""
     if "parameters" not in output and "data" not in output:
         return 0
     size: int = output["parameters"]["binary_data_size"]
     return size
 
 
-# Cached, because the heads of equal calls are equal.
+# The result is cached, because equal calls have equal heads.
 _described = lru_cache(HEADS_KEPT)(_describe)

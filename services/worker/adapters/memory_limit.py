@@ -1,9 +1,9 @@
-"""Limit the memory of a model's processes, and notice when one is killed for lack of memory.
+"""Limit the memory of a model's processes, and find out if one was killed because memory ran out.
 
-The engine limits a container. Without a container the worker limits Triton and its child processes itself: by
-a cgroup if it can create one, else by measuring their memory. Resource limits do not work: RLIMIT_AS counts
-address space, of which Triton and CUDA reserve many times what they use, and RLIMIT_DATA counts each process
-alone.
+In a container, the container engine sets the limit. Without a container, the worker limits Triton and its
+child processes. It creates a cgroup; if it cannot, it measures their memory. Resource limits do not work.
+RLIMIT_AS limits address space, and Triton and CUDA reserve much more of it than they use. RLIMIT_DATA limits
+each process separately.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tidegate.kernel import tasks, telemetry
 log = telemetry.logger(__name__)
 
 CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
-# Of cgroup v2 and of v1; the first that exists is read.
+# Files with the number of killed processes, of cgroup v2 and v1. The first that exists is read.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
-OUT_OF_MEMORY = "The kernel killed a process here, out of memory: the limit of this container was reached."
-# Files in a replica's folder: the limit in MiB that the launcher sets, and the cgroup that enforces it.
+OUT_OF_MEMORY = "The kernel killed a process, out of memory: this container reached its memory limit."
+# Files in a replica's folder: the limit in MiB that the launcher sets, and the path of its cgroup.
 LIMIT_FILE, GROUP_FILE = "memory-limit", "memory-group"
 LOOK_EVERY_S = 0.2
 LEAVE_S = 2.0
@@ -33,7 +33,7 @@ MIB = 1024 * 1024
 
 
 def kills(cgroup: Path = CGROUP) -> int:
-    """Return how many processes the kernel has killed so far; 0 if there is no counter."""
+    """Return how many processes the kernel has killed because memory ran out; 0 if that is not known."""
     for name in COUNTERS:
         try:
             found = re.search(r"^oom_kill (\d+)$", (cgroup / name).read_text(), re.MULTILINE)
@@ -44,7 +44,7 @@ def kills(cgroup: Path = CGROUP) -> int:
 
 
 def read_limit(folder: Path, name: str) -> MemoryLimit | None:
-    """Return the limit of the replica in ``folder``, with a cgroup called ``name``; None: it has no limit."""
+    """Return the limit of the replica in ``folder``; None if it has none. ``name`` is for its cgroup."""
     try:
         limit_mb = int((folder / LIMIT_FILE).read_text())
     except (OSError, ValueError):
@@ -55,8 +55,8 @@ def read_limit(folder: Path, name: str) -> MemoryLimit | None:
 class MemoryLimit:
     """The memory limit of one Triton, in MiB.
 
-    ``name`` is the name of its cgroup and begins with "tidegate-". ``note`` is the file that gets the path of
-    the cgroup, for the launcher.
+    ``name`` is the name of its cgroup and begins with "tidegate-". The path of the cgroup is written to the
+    file ``note``, for the launcher.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class MemoryLimit:
 
     @property
     def description(self) -> str:
-        """Return the limit and how it is enforced, in words, for the replica's report."""
-        by = f"watched, as no cgroup can be made: {self._why}" if self._why else "by a cgroup"
+        """Return a text with the limit and how it is enforced, for the replica's report."""
+        by = f"watched, because no cgroup can be created: {self._why}" if self._why else "by a cgroup"
         return f"{self.limit_mb} MiB, {by}"
 
     @property
@@ -85,7 +85,7 @@ class MemoryLimit:
 
     @property
     def kills(self) -> int:
-        """Return how many processes were killed so far because the limit was reached."""
+        """Return how many processes were killed because the limit was reached."""
         return self._kills + (kills(self.group) if self.group is not None else 0)
 
     def open(self) -> None:
@@ -95,10 +95,12 @@ class MemoryLimit:
             if self.group is not None:
                 self._note.write_text(str(self.group))
             else:
-                log.warning("memory is watched, not limited by the kernel", extra={"why": self._why})
+                log.warning(
+                    "memory is watched by the worker, not limited by the kernel", extra={"why": self._why}
+                )
 
     def watch(self, processes: Callable[[], Iterable[int]]) -> None:
-        """Watch the memory of these processes, the server first, if there is no cgroup."""
+        """Watch the memory of these processes if no cgroup could be created."""
         if self.group is None and self._watching is None:
             self._watching = asyncio.create_task(self._watch(processes))
 
@@ -108,8 +110,8 @@ class MemoryLimit:
         await tasks.end(watching)
         if self.group is not None:
             found = kills(self.group)
-            # Killed processes leave the cgroup a moment later. If it stays busy, the next start uses it again
-            # or the launcher removes it.
+            # Killed processes leave the cgroup a moment later. If some stay in it, the next start uses it
+            # again or the launcher removes it.
             until = time.monotonic() + LEAVE_S
             while self.group is not None:
                 try:
@@ -130,17 +132,17 @@ class MemoryLimit:
         used = {pid: _used_bytes(self._proc / str(pid)) for pid in pids}
         if sum(used.values()) <= self.limit_mb * MIB:
             return
-        # The kernel would kill the largest one too.
+        # The largest process is killed, as the kernel would do.
         largest = max(used, key=lambda pid: used[pid])
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            # Counted before the kill, because the end of the process makes the worker read the count.
+            # Count before the kill, because the worker reads the count as soon as the process ends.
             self._kills += 1
             os.kill(largest, signal.SIGKILL)
             log.error("killed, out of memory", extra={"pid": largest, "limit_mb": self.limit_mb})
 
 
 def _create_group(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None, str]:
-    """Create a cgroup with this limit. Return it, or None and the reason why it is impossible."""
+    """Create a cgroup with this limit. Return it and no reason, or None and the reason why it failed."""
     why = "no memory controller is mounted"
     for parent in _parents(cgroup, proc):
         group = parent / name
@@ -159,14 +161,14 @@ def _create_group(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path
 
 
 def _set_limit(group: Path, limit: int) -> None:
-    # Without additional swap: a model that swaps is worse than one that is killed.
+    # Swap is not allowed, because a model that swaps is worse than a killed one.
     for name, swap, most in (
         ("memory.max", "memory.swap.max", 0),
         ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", limit),
     ):
         if (group / name).exists():
             (group / name).write_text(str(limit))
-            with contextlib.suppress(OSError):  # not every kernel counts swap
+            with contextlib.suppress(OSError):  # not every kernel can limit swap
                 if (group / swap).exists():
                     (group / swap).write_text(str(most))
             return
@@ -174,17 +176,17 @@ def _set_limit(group: Path, limit: int) -> None:
 
 
 def _enable_children(parent: Path) -> None:
-    """Enable memory limits for the children of a cgroup of version 2."""
+    """Enable memory limits for the children of a cgroup v2."""
     enabled = (parent / "cgroup.subtree_control").read_text().split()
     if "memory" not in enabled:
         (parent / "cgroup.subtree_control").write_text("+memory")
 
 
 def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
-    """Yield the cgroups in which a new one may be created: this process's, then those above it.
+    """Yield the cgroups in which a new one may be created: that of this process, then those above it.
 
-    It stops at a cgroup with a limit, which must not be escaped. In version 2 a cgroup with processes cannot
-    have children with limits, so the place is mostly further up.
+    The last one is the first that has a limit itself, because that limit must apply to the model too. In
+    cgroup v2, a cgroup with processes cannot have children with limits, so usually one further up is used.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -205,7 +207,7 @@ def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
 
 
 def _used_bytes(process: Path) -> int:
-    """Return the bytes that a process has in memory or in swap, without pages of files."""
+    """Return the bytes of a process in memory and in swap. Pages of files do not count."""
     found = re.findall(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", _text(process / "status"), re.MULTILINE)
     return sum(map(int, found)) * 1024
 

@@ -16,13 +16,18 @@ CONTRADICTIONS = Counter(
 )
 JOBS = Counter(
     "tidegate_worker_jobs_total",
-    "Jobs by outcome; dropped: its message was a duplicate; lost: it was no longer this worker's.",
+    "Jobs by outcome. dropped: the message was a duplicate; lost: it is no longer this worker's job.",
     ["outcome"],
 )
-LEASES = Counter("tidegate_worker_job_leases_total", "Jobs kept beyond their messages.")
-REDELIVERED = Counter("tidegate_worker_redelivered_total", "Requests taken over from a worker that died.")
+LEASES = Counter(
+    "tidegate_worker_job_leases_total",
+    "Jobs that run under a lease in their record, after the ack.",
+)
+REDELIVERED = Counter(
+    "tidegate_worker_redelivered_total", "Requests and jobs that the broker delivered again."
+)
 SUSPECTS = Counter(
-    "tidegate_worker_suspects_total", "Requests and jobs that were lost, run with nothing beside them."
+    "tidegate_worker_suspects_total", "Requests and jobs that ran alone, because they were lost in a call."
 )
 CHUNKS = Counter("tidegate_worker_chunks_total", "Answers of streams.")
 FIRST_CHUNK_SECONDS = Histogram(
@@ -30,11 +35,11 @@ FIRST_CHUNK_SECONDS = Histogram(
     "Time from a stream's start to its first answer.",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
 )
-IN_HAND = Gauge("tidegate_worker_in_hand", "Requests that wait here or are in a call.")
+IN_HAND = Gauge("tidegate_worker_in_hand", "Requests of this worker that wait or are in a call.")
 TRITON_RESTARTS = Counter(
     "tidegate_worker_triton_restarts_total", "Times that Triton crashed and was restarted."
 )
 MODEL_DEATHS = Counter(
     "tidegate_worker_model_deaths_total",
-    "Times that the model's process or its Triton ended, or was ended because it did not answer.",
+    "Times that the model's process or Triton ended, or was killed because it did not answer.",
 )

@@ -51,7 +51,7 @@ def held_by(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         probe = MemoryLimit(LIMIT_MB, "tidegate-probe", tmp_path / "probe")
         probe.open()
         if probe.group is None:
-            pytest.skip(f"no cgroup can be made here: {probe.description}")
+            pytest.skip(f"no cgroup can be created here: {probe.description}")
         probe.group.rmdir()
     return way
 

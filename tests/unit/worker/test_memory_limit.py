@@ -98,4 +98,5 @@ def test_beside_a_group_with_processes_but_never_outside_of_its_limit(kernel, tm
     kernel("user/app", procs="7", limit="1000000")
     found = opened(tmp_path)
     assert found.group is None
-    assert found.description.startswith("512 MiB, watched, as no cgroup can be made: Device or resource busy")
+    why = "no cgroup can be created: Device or resource busy"
+    assert found.description.startswith(f"512 MiB, watched, because {why}")
