@@ -1,4 +1,4 @@
-"""Consumes a Deployment's jobs over AMQP, from a queue for each level, on a connection of their own."""
+"""Consumes a Deployment's jobs over AMQP, from one queue per level, on a separate connection."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from tidegate.kernel.protocol.jobs import LEVELS, Level
 log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
-# A job that could not start for this long goes back to its queue: another replica may be free.
+# A job that has waited here this long goes back to its queue, because another replica may be free.
 MAX_WAIT_S = 1.0
-# Acks wait this long, so that many travel together. No caller waits for an ack.
+# An ack is delayed this long, so that one write carries many acks. No caller waits for an ack.
 ACK_DELAY_S = 0.002
 TOKEN_SIZE = 8
 
@@ -60,7 +60,7 @@ class JobConsumer:
         return len(self._acks) if self._channel is not None else 0
 
     def start(self, scheduler: BatchScheduler) -> None:
-        """Connect; no job is consumed before :meth:`open`. ``scheduler`` knows how many jobs to hold."""
+        """Connect; no job is consumed before :meth:`open`. The prefetch depends on ``scheduler``."""
         self._scheduler = scheduler
         self.connection.start()
         self._retune_task = asyncio.create_task(self._retune(), name="retune jobs")
@@ -78,7 +78,7 @@ class JobConsumer:
         await self._update_consumers()
 
     async def close(self) -> None:
-        """Consume no more, and nack the jobs that have not started; the others run and are settled."""
+        """Stop consuming, and nack the jobs that have not started; the others run and are settled."""
         self._open = False
         await self._update_consumers()
         self._requeue_waiting(time.monotonic())
@@ -89,25 +89,25 @@ class JobConsumer:
         return job.channel is self._channel
 
     async def dead_letter(self, job: QueuedJob) -> None:
-        """Hand a job without attempts left to the router; return when the broker has it."""
+        """Publish a job without attempts left to the router; return after the broker's confirm."""
         safe = bool(job.request.flags & envelope.RETRY_SAFE)
         body = envelope.pack(envelope.REQUESTS, [job.request.raw])
         cause = EXHAUSTED if safe else NOT_RETRIED
         await self._publisher.publish_exception(body, cause, None, queue=self._queues[job.level].name)
 
     def ack(self, group: Sequence[QueuedJob]) -> None:
-        """Ack the messages of jobs; a leased job has none."""
+        """Ack the messages of jobs. The message of a leased job is already acked."""
         channel = self._channel
         if channel is not None:
             self._ack(channel, [job.tag for job in group if job.channel is channel and job.leased_at is None])
 
     def nack(self, group: Sequence[QueuedJob]) -> None:
-        """Requeue the messages of jobs, for this worker or another one; a leased job has none."""
+        """Requeue the messages of jobs, for any worker. The message of a leased job is already acked."""
         channel = self._channel
         if channel is None:
             return
         tags = [job.tag for job in group if job.channel is channel and job.leased_at is None]
-        with contextlib.suppress(Unavailable):  # the channel has ended, so all of it is delivered again
+        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
             for tag in tags:
                 if channel is self._channel and self._acks.nacked(tag):
                     channel.nack(tag)
@@ -121,7 +121,7 @@ class JobConsumer:
     def _flush_acks(self, channel: Channel) -> None:
         if channel is self._channel:
             tags, self._to_ack = self._to_ack, []
-            with contextlib.suppress(Unavailable):  # the channel has ended, so all of it is delivered again
+            with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
                 for tag, multiple in self._acks.settle(tags):
                     channel.ack(tag, multiple=multiple)
 
@@ -182,12 +182,12 @@ class JobConsumer:
     def _on_job(self, level: Level, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
         channel = self._channel
         if channel is None:
-            return None  # the channel is ending: not settled, it is delivered again
+            return None  # the channel is ending; the broker delivers the unsettled message again
         self._acks.delivered(delivery.tag)
         try:
             (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
             request = envelope.read_request(frame)
-        except ValueError as error:  # not an envelope, or not of one request
+        except ValueError as error:  # not an envelope with exactly one request
             log.error("undecodable job", extra={"problem": str(error)})
             return self._reject(channel, delivery)
         if delivery.redelivered:

@@ -62,7 +62,7 @@ class RequestConsumer:
         self._scheduler: BatchScheduler | None = None
         self._claim_fetcher = ClaimFetcher(claims, publisher, fetch_bytes, self._on_fetched, self.settle)
         self._suspects = SuspectConsumer(queue, publisher, self)
-        # No confirms: a reply precedes the ack of its request, and the broker takes them in this order.
+        # No confirms are needed: a reply is sent before its request's ack, and the broker keeps the order.
         self.connection = Connection(
             amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False, fast=True
         )
@@ -91,20 +91,20 @@ class RequestConsumer:
         await self._update_consumer()
 
     async def close(self) -> None:
-        """Consume no more; requests that were delivered still run and are settled."""
+        """Stop consuming; requests that were received still run and are settled."""
         self._open = False
         await self._update_consumer()
 
     def requeue_waiting(self) -> None:
-        """Publish requests that are in no call for other replicas, if there are other replicas."""
+        """Publish requests that are in no call to the queue again, if other replicas consume it."""
         self._tasks.start(self._requeue_waiting(), "requeue")
 
     async def _requeue_waiting(self) -> None:
         channel, scheduler = self._channel, self._scheduler
-        with contextlib.suppress(Unavailable):  # the channel has ended, so all of it is delivered again
+        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
             if channel is None or scheduler is None or not await channel.consumers(self._queue):
                 return
-            # The model may be back by now; then the requests run here.
+            # If the model serves again by now, the requests run here.
             waiting = [] if scheduler.serving else scheduler.take_waiting()
             for item in waiting:
                 await self._publisher.requeue(item.request, item.delivery.reply_to)
@@ -124,10 +124,10 @@ class RequestConsumer:
         return len(self._acks)
 
     def reply(self, group: list[QueuedRequest], by_gateway: Mapping[str, Sequence[Buffer | Reply]]) -> bool:
-        """Send small replies and settle their requests, all in one write; return False if it cannot.
+        """Send small replies and settle their requests, all in one write; return False if that is impossible.
 
-        It waits for no confirm. If the connection breaks, what the broker has not read is neither replied to
-        nor acked, so it is delivered again.
+        This waits for no confirm. If the connection breaks, the broker may not have read some replies. Then
+        it has not read their acks either, so it delivers the requests again.
         """
         channel = self._channel
         if channel is None or any(
@@ -153,7 +153,7 @@ class RequestConsumer:
         tags = []
         self._claim_fetcher.release(group)
         for item in group:
-            if item.settled:  # its call was cancelled after some of its requests were replied to
+            if item.settled:  # it was settled before its call was cancelled
                 continue
             item.settled = True
             delivery = item.delivery
@@ -165,8 +165,8 @@ class RequestConsumer:
 
     def _ack(self, channel: Channel, tags: list[int]) -> None:
         if channel is not self._channel:
-            return  # all of it is delivered again; on the new channel its tags mean other deliveries
-        with contextlib.suppress(Unavailable):  # the channel has ended, so all of it is delivered again
+            return  # the broker delivers them again; on the new channel these tags mean other deliveries
+        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
             for tag, multiple in self._acks.settle(tags):
                 channel.ack(tag, multiple=multiple)
 
@@ -175,7 +175,7 @@ class RequestConsumer:
     async def _on_setup(self, channel: Channel) -> None:
         await channel.declare(self._queue, bind=False)
         await channel.declare(suspects_queue(self._queue), bind=False)
-        # Their owners declare the exchanges: the right to declare one includes the right to delete it.
+        # Only its owner declares an exchange: the right to declare it includes the right to delete it.
         await channel.find(WORKERS)
         await channel.find(CANCELS)
         await channel.declare(self._cancels)
@@ -195,8 +195,8 @@ class RequestConsumer:
     async def _update_consumer(self) -> None:
         """Start a consumer with the desired prefetch if open, else cancel it.
 
-        Returns early if the broker, short of memory, reads nothing from this connection. The change follows
-        when the alarm is over.
+        A broker that is short of memory reads nothing from this connection. Then this returns early, and
+        the consumer changes when the alarm is over.
         """
         changing = self._tasks.start(self._replace_consumer())
         while not (await asyncio.wait({changing}, timeout=BLOCKED_POLL_S))[0]:
@@ -242,7 +242,7 @@ class RequestConsumer:
     def _on_requests(self, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
         channel = self._channel
         if channel is None or self._scheduler is None:
-            return None  # the channel is ending: not settled, it is delivered again
+            return None  # the channel is ending; the broker delivers the unsettled message again
         self._acks.delivered(delivery.tag)
         try:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
@@ -270,7 +270,7 @@ class RequestConsumer:
 
     async def _retry(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
-            # The worker that died may have run it or not, alone or beside others.
+            # It is not known if the dead worker had started it, and if other requests were in the model then.
             await self._publisher.retry_or_give_up(request, delivery.reply_to or "", alone=False)
         self._ack(channel, [delivery.tag])
 
@@ -288,18 +288,18 @@ class RequestConsumer:
 
     async def consume_single(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
         """Consume a queue one message at a time; return the consumer's tag."""
-        async with self._changing:  # if two consumers start at once, one could get the other's prefetch
+        async with self._changing:  # if two consumers start together, one could get the other's prefetch
             return await channel.consume(queue, take, prefetch=1)
 
     async def read_suspect(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
-        """Return the complete request of a suspect's delivery; None if it is settled and must not run."""
+        """Return the request of a suspect's delivery, with its tensors; None if it must not run."""
         if channel is not self._channel:
-            return None  # the channel has ended, so it is delivered again
+            return None  # the channel has ended, so the broker delivers it again
         self._acks.delivered(delivery.tag)
         try:
             (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
             request = envelope.read_request(frame)
-        except ValueError as error:  # not an envelope, or not of one request
+        except ValueError as error:  # not an envelope with exactly one request
             log.error("undecodable suspect", extra={"problem": str(error)})
             await self._reject(channel, delivery)
             return None
@@ -310,12 +310,12 @@ class RequestConsumer:
             return None
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", 1)
         item = QueuedRequest(request, unacked, time.monotonic())
-        # Not bounded: the requests that fill the bound wait for this one to end.
+        # Without the limit of fetched bytes: the requests that use it up wait until this one has ended.
         if request.flags & envelope.CLAIM and not await self._claim_fetcher.fetch(item):
             return None
         return item
 
     async def requeue_suspect(self, item: QueuedRequest) -> None:
-        """Publish a suspect that did not run again, unchanged."""
+        """Publish an unchanged copy of a suspect that has not run."""
         await self._publisher.publish_suspect(item.request, item.request.attempt, item.delivery.reply_to)
         self.settle([item])

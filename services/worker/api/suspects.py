@@ -1,7 +1,8 @@
-"""Runs requests that were lost with a worker or a model server, one at a time, with nothing beside them.
+"""Runs requests that were lost with a worker or a model server, each alone in the model.
 
-The queue of suspects is read only while nothing else is in the model, one message at a time, and each runs at
-once. So a redelivered message was alone in the model when its worker died, and the loss is charged to it.
+A worker reads the queue of suspects only while nothing else is in the model. It reads one message at a time
+and runs it immediately. So a redelivered message was alone in the model when its worker died, and the loss
+is charged to it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ log = telemetry.logger(__name__)
 
 # How often a worker looks for suspects that another worker has published.
 LOOK_S = 1.0
-# After so much time for suspects, other requests get as much.
+# A turn of suspects ends after this time. Then other requests get as much time as the turn took, up to this.
 TURN_S = 2.0
-# Nothing else starts beside a suspect for this long. A request that kills its worker does so soon.
+# A suspect keeps other calls from starting for up to this time. If it kills its worker, it does so soon.
 HOLD_S = 5.0
 EMPTY_S = 0.05
 
@@ -42,10 +43,10 @@ class SuspectDeliveries(Protocol):
         """Consume a queue one message at a time; return the consumer's tag."""
 
     async def read_suspect(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
-        """Return the request of a delivery; None if it is settled and must not run."""
+        """Return the request of a delivery, with its tensors; None if it must not run."""
 
     async def requeue_suspect(self, item: QueuedRequest) -> None:
-        """Publish a suspect that did not run again."""
+        """Publish an unchanged copy of a suspect that has not run."""
 
 
 class SuspectConsumer:
@@ -62,11 +63,11 @@ class SuspectConsumer:
         self._task = asyncio.create_task(self._run(), name="suspects")
 
     async def stop(self) -> None:
-        """Stop; a suspect that runs stays unsettled."""
+        """Stop; if a suspect runs, its message stays unsettled."""
         await tasks.end(self._task)
 
     async def _run(self) -> None:
-        # A worker that has just started takes at once what the one before it has left.
+        # A new worker runs the suspects of the worker before it immediately.
         at_once = True
         while True:
             with contextlib.suppress(TimeoutError):
@@ -76,15 +77,15 @@ class SuspectConsumer:
             try:
                 at_once = await self._look(at_once=at_once)
             except Unavailable as error:
-                log.info("suspects wait for the broker", extra={"problem": error.message})
+                log.info("suspects wait until the broker is available", extra={"problem": error.message})
             except Exception:
-                log.exception("suspects were not run; the next look tries again")
+                log.exception("suspects were not run; they are tried again")
 
     async def _look(self, *, at_once: bool) -> bool:
         """Run the suspects in the queue, by turns with other requests; return the next look's ``at_once``.
 
-        Suspects of another worker are left to it, unless they are still there at the next look: each worker
-        that isolates a call has to pause.
+        Without ``at_once``, suspects stay in the queue until the next look. The worker that published them
+        may run them first; else every worker would pause its other calls for them.
         """
         while (accepting := self._deliveries.accepting) is not None:
             channel, scheduler = accepting
@@ -103,7 +104,7 @@ class SuspectConsumer:
         return at_once
 
     async def _run_turn(self, channel: Channel, scheduler: BatchScheduler) -> asyncio.Task[None] | None:
-        """Run suspects until none is left or the turn is over; return a call that goes on after that."""
+        """Run suspects until none is left or the turn is over. Return a call that still runs, or None."""
         arrived: asyncio.Queue[Delivery] = asyncio.Queue()
         ends_at = time.monotonic() + TURN_S
         running = None
@@ -117,7 +118,7 @@ class SuspectConsumer:
             else:
                 running = await self._run_one(channel, scheduler, delivery)
         await channel.cancel(consumer)
-        # One more may have come meanwhile. It has not run, so it must not come redelivered.
+        # One more may have arrived and has not run. A redelivery would count as a loss, so publish it again.
         while not arrived.empty():
             item = await self._deliveries.read_suspect(channel, arrived.get_nowait())
             if item is not None:
@@ -127,7 +128,7 @@ class SuspectConsumer:
     async def _run_one(
         self, channel: Channel, scheduler: BatchScheduler, delivery: Delivery
     ) -> asyncio.Task[None] | None:
-        """Run a suspect; return its call if it lasts longer than ``HOLD_S``."""
+        """Run a suspect for up to ``HOLD_S``; return its call if it is still running then, or None."""
         item = await self._deliveries.read_suspect(channel, delivery)
         if item is None:
             return None

@@ -1,7 +1,8 @@
 """Runs requests: take them from the backlog, call the model, reply, settle their deliveries.
 
 Deadlines, retries and cancellations apply to single requests, never to a whole message. A delivery is acked
-once each of its requests was answered, has expired, or was published again; it is never nacked.
+when each of its requests was answered, was cancelled, has expired, or was published again. It is never
+nacked.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ Settle = Callable[[list[QueuedRequest]], None]
 SendReplies = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
 OnLost = Callable[[Model], None]
 
-# A suspect waits this long for open calls to end. A call that takes longer is not the one that kills workers.
+# A suspect waits this long for open calls to end. A call that kills its worker takes less time.
 OTHERS_END_S = 5.0
 CANCELLED_KEPT_S = 60.0
 
 
 class BatchScheduler:
-    """Runs the model over the backlog. While Triton is away there is no model, and the backlog waits.
+    """Calls the model with the requests of the backlog. Without a model, as while Triton restarts, they wait.
 
     ``send_replies`` sends small replies and settles their requests in one write. If it returns False, the
-    publisher sends them and ``settle`` follows.
+    publisher sends the replies, and then ``settle`` is called.
 
     ``on_lost`` is called with a model whose server ended during a call. No call starts then until
     :meth:`use` is called with a model.
@@ -71,7 +72,7 @@ class BatchScheduler:
         self._settle = settle
         self._send_replies = send_replies
         self._limits = limits
-        # Read for each call, so not through `limits`.
+        # Copied from `limits`, because each call reads it.
         self._max_rows = limits.max_rows
         self._max_concurrency = limits.max_concurrency
         self._window_s = limits.window_s
@@ -115,7 +116,7 @@ class BatchScheduler:
 
     @property
     def max_calls(self) -> int:
-        """Return how many calls may be open at once."""
+        """Return how many calls may be open at the same time."""
         limits = self._limits
         return limits.streams or calls_in_flight(
             instances=limits.instances, batches=self._max_rows > 0, call_ms=self.stats.call_ms.value
@@ -123,7 +124,7 @@ class BatchScheduler:
 
     @property
     def awaited_batch(self) -> int:
-        """Return how many requests a call waits for before it starts; 0: it starts with what is there."""
+        """Return how many requests a call waits for before it starts; 0: it does not wait for more."""
         return self._max_rows if self._window_s else 0
 
     @property
@@ -149,7 +150,7 @@ class BatchScheduler:
         self._wake()
 
     async def stop(self) -> None:
-        """Stop at once; requests in hand stay unsettled and go back to the queue."""
+        """Stop immediately; the requests here stay unsettled and go back to the queue."""
         self._running = False
         await tasks.end(*self._calls)
         await self.streams.stop()
@@ -157,7 +158,7 @@ class BatchScheduler:
             await self._jobs.stop()
 
     def use(self, model: Model | None) -> None:
-        """Call this model from now on, or none while it is None."""
+        """Call this model from now on; with None, start no calls."""
         self._model = model
         self.streams.use(model)
         if self._jobs is not None:
@@ -165,7 +166,7 @@ class BatchScheduler:
         self._wake()
 
     def lose_model(self) -> None:
-        """Start no more calls: each would count as an attempt on a server that is gone."""
+        """Start no more calls, because the model server has ended and each call would count as an attempt."""
         if self._model is not None:
             self._died_alone = self._open_calls() == 1
             self.suspect_died = self._died_alone and self._paused
@@ -177,16 +178,16 @@ class BatchScheduler:
             self._on_lost(model)
 
     def take_waiting(self) -> list[QueuedRequest]:
-        """Remove and return the requests that are in no call yet, for other replicas."""
+        """Remove and return the requests that are in no call yet. The caller sends them to other replicas."""
         return [*self.backlog.take_all(), *self.streams.take_waiting()]
 
     def _open_calls(self) -> int:
         return len(self._calls) + self.streams.running + (self._jobs.open_calls if self._jobs else 0)
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return the longest timeout of the callers of each open call, in seconds from its arrival.
+        """Return the longest timeout of the callers of each open call, in seconds.
 
-        Jobs and streams have no such timeout: infinity.
+        It counts from the request's arrival here. For jobs and streams it is infinite.
         """
         offset = time.monotonic() - time.time()
         timeouts = [
@@ -197,9 +198,10 @@ class BatchScheduler:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Start nothing but :meth:`call_alone` in the body, so that a loss can be charged to that request.
+        """Let only :meth:`call_alone` start calls in the body of this ``async with``.
 
-        First waits up to ``OTHERS_END_S`` for open calls to end, and until one more request may run.
+        If the model server is lost then, that request is to blame. Before the body, wait until no call is
+        open. After ``OTHERS_END_S`` it is enough that one more request may run.
         """
         async with self._isolating:
             self._paused = self.streams.paused = True
@@ -214,7 +216,7 @@ class BatchScheduler:
                 self._wake()
 
     def call_alone(self, item: QueuedRequest) -> asyncio.Task[None] | None:
-        """Start a request within :meth:`alone`. Return None if its caller waits no more; it is settled."""
+        """Start a request within :meth:`alone`. If its caller no longer waits, settle it and return None."""
         assert self._model is not None
         if not (group := self._drop_unwanted([item])):
             return None
@@ -232,7 +234,7 @@ class BatchScheduler:
         self._wake()
 
     def cancel(self, ids: list[bytes]) -> None:
-        """Skip cancelled requests that wait; cancel a call if all of its requests are cancelled."""
+        """Never start these requests; cancel a call if all of its requests are cancelled."""
         now = time.monotonic()
         self._cancelled = {id_: at for id_, at in self._cancelled.items() if now - at < CANCELLED_KEPT_S}
         self._cancelled |= dict.fromkeys(ids, now)
@@ -245,7 +247,7 @@ class BatchScheduler:
             self._jobs.cancel(ids)
 
     def discard_waiting(self) -> None:
-        """Discard requests that wait: their channel has ended, so the broker delivers them again."""
+        """Discard the requests that wait. Their channel has ended, so the broker delivers them again."""
         self.backlog.clear()
         self.streams.discard_waiting()
 
@@ -280,11 +282,11 @@ class BatchScheduler:
         return task
 
     def _free_calls(self) -> int:
-        """Return how many calls may start now. Interactive requests go first; jobs take what is left."""
+        """Return how many calls may start now. Requests use them first, then jobs."""
         return max(0, self.max_calls - len(self._calls) - (self._jobs.open_calls if self._jobs else 0))
 
     def _free_requests(self) -> int:
-        """Return how many more requests may be in calls, by the Deployment's ``max_concurrency``."""
+        """Return how many more requests the Deployment's ``max_concurrency`` allows in calls."""
         if self._max_concurrency is None:
             return sys.maxsize
         in_calls = sum(map(len, self._calls.values())) + (self._jobs.in_calls if self._jobs else 0)
@@ -296,7 +298,7 @@ class BatchScheduler:
         cancelled = task in self._cancelled_calls
         self._cancelled_calls.discard(task)
         if task.cancelled():
-            if cancelled:  # otherwise the worker stops, and unsettled requests go back to the queue
+            if cancelled:  # else the worker stops, and its unsettled requests go back to the queue
                 self._settle(group)
         elif (error := task.exception()) is not None:
             # Not settled, so the broker delivers them again as another attempt.
@@ -310,7 +312,7 @@ class BatchScheduler:
         left = oldest.received + self._window_s - time.monotonic()
         if left > 0:
             if self._window_timer is not None:
-                self._window_timer.cancel()  # it may be set for another request, which was due later
+                self._window_timer.cancel()  # it may be set for a request that was due later
             self._window_timer = asyncio.get_running_loop().call_later(left, self._wake)
         return left > 0
 
@@ -342,7 +344,7 @@ class BatchScheduler:
         except Exception as error:
             await self._on_failure(model, decide_failure(group, error, "the request could not be run"))
             return
-        # Reply first, and measure before the broker confirms what the publisher still has to send.
+        # Replies go out first. The call is counted before `_publish_replies`, which waits for the broker.
         unsent = self._reply(group, replies)
         count_success(self.stats, group, started, spent)
         self._count("ok", group)
@@ -364,7 +366,7 @@ class BatchScheduler:
         for item in failure.failed:
             await self._reply_failure(item, log_failure(item.request, failure.error))
         for item in failure.retried:
-            if self._model is not model:  # a retry before this one ended the server
+            if self._model is not model:  # an earlier retry of this group ended the server
                 self.add(item)
             elif self._drop_unwanted([item]):
                 await self._call(model, [item])
@@ -380,7 +382,7 @@ class BatchScheduler:
     def _reply(
         self, group: list[QueuedRequest], frames: Sequence[Buffer | Reply], *, answered: bool = True
     ) -> Mapping[str, Sequence[Buffer | Reply]]:
-        """Send the replies at once; return those that the publisher has to send, by gateway."""
+        """Send the replies immediately; if that is impossible, return them by gateway for the publisher."""
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
             by_gateway[item.delivery.reply_to].append(frame)

@@ -1,7 +1,7 @@
-"""Leases for jobs that run longer than the broker lets a message stay unacked, or whose channel has ended.
+"""Leases for jobs that outlast the broker's ack timeout, or whose channel has ended.
 
-A lease says in the record of a job that this worker has it, until a time that is moved on while the worker
-lives; the job's message is acked. If a lease expires, the router publishes the job again.
+A lease is a time in the job's record: until then, this worker has the job. The worker renews it while it
+lives. The message of a leased job is acked. If the lease expires, the router publishes the job again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ STOP_S = 1.0
 class JobLeases:
     """Leases the running jobs that need it, once a second.
 
-    ``ack_timeout_s`` is how long the broker lets a message stay unacked. A job whose end is not recorded yet
-    keeps its lease too: the record may have to wait for the blob store.
+    ``ack_timeout_s`` is how long the broker lets a message stay unacked. A job keeps its lease until its end
+    is recorded, because recording may have to wait for the blob store.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class JobLeases:
         self._task = asyncio.create_task(self._run(), name="leases")
 
     async def stop(self) -> None:
-        """Stop, and release all leases, so that their jobs go on elsewhere at once."""
+        """Stop, and release all leases, so that other workers can get the jobs without delay."""
         await tasks.end(self._task)
         leased = [job for job in self._jobs.by_id.values() if job.leased_at is not None]
         try:
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*(self._lease(job, 0.0) for job in leased))
         except (TimeoutError, StoreUnavailable):
-            log.warning("leases were not given up; they lapse", extra={"jobs": len(leased)})
+            log.warning("leases were not released; they will expire", extra={"jobs": len(leased)})
 
     async def _run(self) -> None:
         unavailable = False
@@ -71,7 +71,7 @@ class JobLeases:
                 unavailable = False
             except StoreUnavailable as error:
                 if not unavailable:
-                    log.warning("jobs cannot be leased; trying on", extra={"problem": error.message})
+                    log.warning("jobs cannot be leased; it is tried again", extra={"problem": error.message})
                 unavailable = True
 
     async def _check(self) -> None:
@@ -91,7 +91,7 @@ class JobLeases:
         await self._read_records([job for job in unread if not job.ended], now)
 
     def _is_current(self, job: QueuedJob, attempt: int) -> bool:
-        """Return True if a job is still in hand as the attempt that the store was asked about."""
+        """Return True if this worker still has the job, in the attempt for which the store was called."""
         return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.take_pending
 
     def _is_due(self, job: QueuedJob, now: float) -> bool:
@@ -104,9 +104,9 @@ class JobLeases:
         return await self._store.lease(job.id, job.attempt, self._replica, until_ms)
 
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
-        """Act on the store's answer; ``ours``: the record has the lease now."""
+        """Act on the store's answer to a lease. ``ours``: this worker has the lease."""
         if not ours:
-            if not job.ended:  # otherwise recording its end finds that out
+            if not job.ended:  # if it has ended, recording its end has the same effect
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:
@@ -115,7 +115,10 @@ class JobLeases:
         job.leased_at = now
 
     async def _read_records(self, running: Sequence[QueuedJob], now: float) -> None:
-        """Drop jobs that are no longer ours by their records: a message that cancels one may be lost."""
+        """Drop the jobs that this worker no longer has, by their records.
+
+        The message that cancels a job may have been lost.
+        """
         if not running:
             return
         attempts = [job.attempt for job in running]

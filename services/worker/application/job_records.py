@@ -1,4 +1,4 @@
-"""Takes jobs in their records, fetches their tensors, and records their results, however large they are."""
+"""Marks jobs as running in their records, fetches their tensors, and records their results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AttemptEnd:
 
 
 class JobRecords:
-    """Reads and writes what the stores have of jobs, for the worker of ``replica``.
+    """Reads and writes the records and blobs of jobs, for the worker of ``replica``.
 
     Results are kept for ``keep_s`` after a job's end.
     """
@@ -54,9 +54,9 @@ class JobRecords:
         self._keep_s = keep_s
 
     async def take(self, group: Sequence[QueuedJob], *, alone: bool = False) -> list[Taken]:
-        """Make the records of jobs ``running`` here; return for each what came of it.
+        """Set the records of jobs to ``running`` here; return the outcome for each.
 
-        ``alone``: the job runs with nothing beside it. Raises Unavailable.
+        ``alone``: the job will be alone in the model. Raises Unavailable.
         """
         return await self._store.take(
             [
@@ -89,7 +89,7 @@ class JobRecords:
         raise AssertionError("not reached")
 
     async def record(self, ends: Sequence[AttemptEnd]) -> list[bool]:
-        """Record how attempts ended, on disk; return for each if it was still ours.
+        """Record durably how attempts ended. Return for each job True if this worker still had it.
 
         Retries until the store answers.
         """
@@ -142,7 +142,7 @@ class JobRecords:
 
 
 def _tokens(frame: bytes | None) -> tuple[int, int]:
-    """Return how many tokens the model read and wrote, by its reply frame."""
+    """Return the numbers of tokens that the model read and wrote, as its reply frame says."""
     if not frame:
         return 0, 0
     _, parameters = envelope.read_result_key(envelope.read_reply(frame).key)
@@ -155,5 +155,5 @@ def _backoff(tries: int) -> float:
 
 
 def _clean(message: str) -> str:
-    """Return a model server's message as a record can hold it: without paths, short, valid UTF-8."""
+    """Return a model server's message for a record: without paths, cut to a limit, in valid UTF-8."""
     return without_paths(message)[:MAX_MESSAGE].encode(errors="replace").decode()

@@ -1,7 +1,8 @@
-"""Runs jobs: take them in their records, call the model, record results; only then ack their messages.
+"""Runs jobs: set their records to running, call the model, record results, and then ack their messages.
 
-Jobs run in the calls that requests leave free. The record decides: a job that is no longer ours (cancelled,
-expired, taken over) is dropped. While the store is away, jobs wait and the store is retried without end.
+Jobs use the calls that requests do not need. A job is dropped if its record says that this worker no longer
+has it (it was cancelled, has expired, or another worker has it). While the store does not answer, jobs wait,
+and the store is called again until it answers.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
 
 log = telemetry.logger(__name__)
 
-# Pause before the next try after the store or the model server failed.
+# The pause before the next try after the store or the model server failed.
 RETRY_S = 0.5
-# Nothing else starts beside a suspect for this long. A job that kills its worker does so soon.
+# A suspect keeps other calls from starting for up to this time. If it kills its worker, it does so soon.
 HOLD_S = 5.0
-# With this many groups of results on their way to the store, no new jobs are taken.
+# No new jobs are taken while this many groups of results wait for the store.
 MAX_RECORDING = 16
 
 
 class JobDeliveries(Protocol):
-    """The messages of jobs, as the consumer holds them."""
+    """Settles the messages of jobs."""
 
     def ack(self, group: Sequence[QueuedJob]) -> None:
         """Ack the messages of jobs that are done."""
@@ -54,16 +55,16 @@ class JobDeliveries(Protocol):
         """Return True if the channel of the job's message is still open."""
 
     async def dead_letter(self, job: QueuedJob) -> None:
-        """Hand a job without attempts left to the router; return when the broker has it."""
+        """Publish a job without attempts left to the router; return after the broker's confirm."""
 
 
 class JobScheduler:
-    """Runs jobs in the calls that requests leave free. ``by_id`` holds all jobs in hand.
+    """Runs jobs in the calls that requests do not need. ``by_id`` has all jobs of this worker.
 
-    ``wake`` is called when a call may start, ``on_lost`` with a model whose server ended during a call.
-    Within ``alone`` nothing else is in the model.
+    ``wake`` is called when a call may start. ``on_lost`` is called with the model if its server ended during
+    a call. ``alone`` returns a context in which no other call starts.
 
-    A job that was lost with its worker or model server is a suspect: it runs with nothing beside it.
+    A job that was lost with its worker or model server is a suspect: it runs alone in the model.
     """
 
     def __init__(self, records: JobRecords, *, max_rows: int) -> None:
@@ -100,7 +101,7 @@ class JobScheduler:
         self._deliveries = deliveries
 
     def use(self, model: Model | None) -> None:
-        """Call this model from now on, or none while it is None."""
+        """Call this model from now on; with None, start no calls."""
         self._model = model
         if model is not None:
             self._paused_until = 0.0
@@ -113,10 +114,10 @@ class JobScheduler:
         self.wake()
 
     def start_calls(self, free_calls: int, limit: int, free_jobs: int) -> None:
-        """Start calls, and take the jobs of the next ones.
+        """Start calls, and take jobs for the next calls.
 
-        At most ``free_calls`` more calls start, with ``free_jobs`` jobs in all. At most ``limit`` calls of
-        jobs are open at once.
+        At most ``free_calls`` calls start, with at most ``free_jobs`` jobs in total. At most ``limit`` calls
+        of jobs are open at the same time.
         """
         model = self._model
         if model is None:
@@ -138,7 +139,7 @@ class JobScheduler:
             self._run_task(self._taking, self._take(group), group)
 
     def cancel(self, ids: Sequence[bytes]) -> None:
-        """End jobs that were cancelled while they run. A job that waits is dropped when it is taken."""
+        """End cancelled jobs that run. A cancelled job that waits is dropped when it is taken."""
         for id_ in ids:
             job = self.by_id.get(id_)
             if job is not None and job.started and job.attempt and not job.ended:
@@ -146,21 +147,21 @@ class JobScheduler:
                 self._abort(job)
 
     def drop_lost(self, job: QueuedJob) -> None:
-        """Drop a job whose record says that it is no longer ours."""
+        """Drop a job whose record says that this worker no longer has it."""
         if self.by_id.get(job.id) is job:
             JOBS.labels("lost").inc()
             self._abort(job)
             self._ack_and_forget([job])
 
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
-        """Remove and return the jobs that wait since before a time of the worker's monotonic clock.
+        """Remove and return the waiting jobs that were received up to a time of the monotonic clock.
 
-        A job whose record may say ``running`` stays: the next worker would count that as a lost attempt.
+        A job whose record may say ``running`` stays, because the next worker would count a lost attempt.
         """
         return self._release(lambda job: job.received <= received_before and not job.take_pending)
 
     def release_suspects(self) -> list[QueuedJob]:
-        """Remove and return the suspects that wait and are not taken in their records."""
+        """Remove and return the waiting suspects whose records do not say ``running``."""
         released = [job for job in self._suspects if not job.attempt and not job.take_pending]
         self._suspects = deque(job for job in self._suspects if job not in released)
         for job in released:
@@ -168,18 +169,18 @@ class JobScheduler:
         return released
 
     def discard_waiting(self) -> None:
-        """Discard jobs that wait: their channel has ended, so the broker delivers them again."""
+        """Discard the jobs that wait. Their channel has ended, so the broker delivers them again."""
         self._release(lambda job: True)
         self.release_suspects()
 
     async def stop(self) -> None:
-        """Stop at once; other workers get the jobs in hand by their messages, or when leases are released."""
+        """Stop immediately. Other workers get the jobs: unacked ones from the broker, leased ones later."""
         await tasks.end(self._suspects_task, *self._taking, *self._calls, *self._recording)
 
     # --- take ------------------------------------------------------------------------------------------
 
     async def _take(self, group: list[QueuedJob]) -> None:
-        """Make the records of jobs ``running`` here; those that may run are ready for a call then."""
+        """Set the records of jobs to ``running`` here. The jobs that may run are then ready for a call."""
         group = [job for job in group if not job.ended]
         for job in group:
             job.started = job.take_pending = True
@@ -205,7 +206,7 @@ class JobScheduler:
         self.wake()
 
     def _reject(self, job: QueuedJob, outcome: str) -> None:
-        """Settle a job that may not run, by its record."""
+        """Settle a job that may not run. ``outcome`` is the reason, as the store returned it."""
         JOBS.labels("dropped" if outcome == "drop" else outcome).inc()
         if outcome == "failed":
             job.ended = True
@@ -218,7 +219,7 @@ class JobScheduler:
         self._ack_and_forget([job])
 
     async def _fetch_tensors(self, job: QueuedJob) -> bool:
-        """Fetch a job's tensors; return False if that is not possible, so the job has failed."""
+        """Fetch a job's tensors. If that is impossible, record that the job failed, and return False."""
         try:
             job.request = await self._records.with_tensors(job.request)
         except Unavailable as error:
@@ -245,7 +246,7 @@ class JobScheduler:
             asyncio.get_running_loop().call_later(RETRY_S, self._start_suspects)
 
     async def _run_suspects(self) -> None:
-        """Run the suspects one at a time; all other work gets as much time as each suspect took."""
+        """Run the suspects one at a time. After each, other work gets as much time as it took."""
         while self._suspects and self._model is not None:
             began, call = time.monotonic(), None
             async with self.alone():
@@ -263,7 +264,7 @@ class JobScheduler:
             await asyncio.sleep(min(time.monotonic() - began, HOLD_S))
 
     async def _start_suspect(self, job: QueuedJob) -> asyncio.Task[None] | None:
-        """Take a suspect in its record and start its call; return None if no call started."""
+        """Set a suspect's record to ``running`` and start its call; return None if no call started."""
         if job.ended:
             return None
         job.started = job.take_pending = True
@@ -281,7 +282,7 @@ class JobScheduler:
         job.set_attempt(taken.attempt, time.monotonic())
         if not await self._fetch_tensors(job) or job.ended:
             return None
-        if self._model is None:  # taken again later, it keeps the same attempt
+        if self._model is None:  # it will be taken again, in the same attempt
             job.started = False
             self._suspects.append(job)
             return None
@@ -327,7 +328,7 @@ class JobScheduler:
         for job in failure.retried:
             if job.ended:
                 continue
-            if self._model is not model:  # a retry before this one ended the server
+            if self._model is not model:  # an earlier retry of this group ended the server
                 self._requeue([job])
             elif job.request.deadline_ms <= time.time() * 1e3:
                 self._record([AttemptEnd(job, "expired")])
@@ -335,7 +336,7 @@ class JobScheduler:
                 await self._call(model, [job])
 
     def _requeue_lost(self, group: Sequence[QueuedJob], error: TidegateError) -> None:
-        """Queue jobs whose model server died for another attempt, here, when it is back."""
+        """Queue jobs whose model server died. They run again here when the model server is back."""
         log.warning("jobs lost their model server", extra={"jobs": len(group), "problem": error.message})
         for job in group:
             log_request(logging.WARNING, "job lost its model server", job.request, job=job.id.hex())
@@ -352,7 +353,7 @@ class JobScheduler:
         self.wake()
 
     def _abort(self, job: QueuedJob) -> None:
-        """End a job's attempt; its call is cancelled if all jobs of the call have ended."""
+        """End a job's attempt, and cancel its call if all jobs of the call have ended."""
         job.ended = True
         for task, group in self._calls.items():
             if job in group and all(other.ended for other in group):
@@ -361,7 +362,7 @@ class JobScheduler:
     # --- record and settle -----------------------------------------------------------------------------
 
     def _record(self, ends: list[AttemptEnd]) -> None:
-        """Record how attempts ended, while the next calls run."""
+        """Record in the background how attempts ended."""
         fresh = [end for end in ends if not end.job.ended]
         for end in fresh:
             end.job.ended = True
@@ -408,23 +409,23 @@ class JobScheduler:
             del self.by_id[job.id]
 
     def _abandon(self, group: list[QueuedJob]) -> None:
-        """Give up jobs that are not finished: they come again by their messages, or when leases expire."""
+        """Requeue unfinished jobs. A leased job is published again when its lease expires."""
         unfinished = [job for job in group if self.by_id.get(job.id) is job]
         for job in unfinished:
             job.ended = True
             self._forget(job)
         self._deliveries.nack(unfinished)
-        self._pause()  # the same failure is likely to repeat
+        self._pause()  # the next try would probably fail too
 
     def _run_task(
         self, tasks_: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[QueuedJob]
     ) -> None:
-        """Run ``work`` as one of ``tasks_``; if it fails, its jobs are delivered again."""
+        """Run ``work`` as one of ``tasks_``. If it fails, its jobs are requeued."""
 
         def on_done(task: asyncio.Task[None]) -> None:
             tasks_.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("jobs were not handled; they are given back", exc_info=error)
+                log.error("jobs were not handled; they are requeued", exc_info=error)
                 self._abandon(group)
             self.wake()
 
@@ -434,5 +435,5 @@ class JobScheduler:
 
 
 def _call_parameters(group: list[QueuedJob]) -> dict[str, str]:
-    """Return the parameters that list the jobs of a call for the model, in the order of their rows."""
+    """Return the parameters that name the call's jobs to the model, in the order of their rows."""
     return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}

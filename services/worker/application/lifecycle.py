@@ -44,8 +44,9 @@ Build = Callable[[CallLimits, OnLost], ReplicaServing]
 class ReplicaLifecycle:
     """One replica from its start to its end. ``ended`` is set when the process should exit.
 
-    ``token`` opens the artifact at the registry. ``build`` puts together the parts that serve, once the model
-    is loaded. ``triton`` is one that was started ahead; it is stopped with the replica, used or not.
+    ``token`` lets the replica download the artifact from the registry. ``build`` creates the parts that serve
+    when the model is loaded. ``triton`` is a Triton that was started ahead. It stops when the replica
+    stops, even if it was not used.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class ReplicaLifecycle:
             await self._fail(f"unexpected error: {error!r}")
 
     async def _serve(self, model: Model) -> ReplicaServing:
-        """Connect to the broker and run what comes; nothing is consumed yet."""
+        """Connect to the broker and start the schedulers. Nothing is consumed yet."""
         serving = self._serving = self._build(self._triton.limits, self._on_lost)
         self._model_report.tally = serving.scheduler.stats.counts
         self._gpus.start()
@@ -148,7 +149,7 @@ class ReplicaLifecycle:
         return serving
 
     async def _supervise(self, serving: ReplicaServing) -> None:
-        """Start Triton again each time it ends; after quick deaths the next start waits."""
+        """Start Triton again each time it ends. After repeated quick deaths, wait before the start."""
         while True:
             code = await self._triton.wait()
             serving.scheduler.lose_model()
@@ -160,13 +161,13 @@ class ReplicaLifecycle:
             self._use(serving, model)
             self._status.set("ready", self._triton.caveat)
             await serving.open(self._draining)
-            self._publisher.suspected.set()  # the suspects that this worker has published run at once
+            self._publisher.suspected.set()  # run the suspects that this worker has published now
             await self._heartbeat.beat()
 
     async def drain(self) -> None:
-        """Consume no more, and finish what is in hand, for up to the Deployment's ``drain_limit_s``.
+        """Stop consuming; finish the requests and jobs that this worker has, for up to ``drain_limit_s``.
 
-        If Triton crashes meanwhile, it is started again for what is in hand.
+        If Triton crashes meanwhile, it is started again to finish them.
         """
         self._status.draining = True
         serving = self._serving
@@ -181,7 +182,7 @@ class ReplicaLifecycle:
         self.ended.set()
 
     async def stop(self) -> None:
-        """End everything; of the parts that work, Triton ends last."""
+        """Stop all parts. Triton stops after the parts that call it."""
         await tasks.end(self._task)
         await self._triton.stop_watching()
         await self._gpus.stop()
@@ -208,12 +209,12 @@ class ReplicaLifecycle:
         serving.scheduler.use(model)
 
     def _on_lost(self, model: Model) -> None:
-        """Find out if Triton still runs after a call lost it; the kernel may report its end only later."""
+        """Find out if Triton still runs after a call was lost. The kernel may report its end only later."""
         assert self._serving is not None
         self._triton.probe(model, self._serving.scheduler.use)
 
     def _on_death(self, death: Death) -> None:
-        """Stop calling a model whose process died. Triton is killed now, so that it is started again."""
+        """Stop calling a model whose process died. The watchdog kills Triton next, and it starts again."""
         assert self._serving is not None
         self._serving.scheduler.lose_model()
         self._report_loss(death.description)

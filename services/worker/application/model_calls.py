@@ -1,7 +1,7 @@
-"""What the calls of requests, jobs and streams share: replies, statistics, and the decision after a failure.
+"""Code for the calls of requests, jobs and streams: replies, statistics, and the decision after a failure.
 
-:func:`decide_failure` is the only place that says what an exception of a model call means. Whether a lost
-request runs again is decided in :mod:`services.worker.domain.retry_after_loss`.
+Only :func:`decide_failure` decides what an exception of a model call means.
+:mod:`services.worker.domain.retry_after_loss` decides if a lost request runs again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOGGED_IDS = 16
 
 
 class Queued(Protocol):
-    """A request in hand; ``received`` is in seconds of the worker's monotonic clock."""
+    """A request of this worker; ``received`` is in seconds of the worker's monotonic clock."""
 
     request: Request
     received: float
@@ -46,12 +46,12 @@ Q = TypeVar("Q", bound=Queued)
 
 @dataclass(frozen=True, slots=True)
 class CallFailure(Generic[Q]):
-    """What happens to the requests of a model call that failed. Each is in exactly one of the lists.
+    """The decision on each request of a model call that failed. Each request is in exactly one list.
 
-    ``lost``: the model server ended under the call, so any of them may have ended it.
+    ``lost``: the model server ended during the call, so any of them may have ended it.
     ``expired``: the deadline passed, so no caller waits any more.
     ``failed``: the caller gets ``error``.
-    ``retried``: may succeed without the others, so each runs again in a call of its own.
+    ``retried``: may succeed without the others, so each is called again alone.
     """
 
     error: TidegateError
@@ -64,7 +64,8 @@ class CallFailure(Generic[Q]):
 def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFailure[Q]:
     """Decide what happens to the requests of a call that raised ``error``.
 
-    ``unexpected`` begins the message to the caller after an exception that no part of Tidegate raises.
+    After an exception that no part of Tidegate raises, ``unexpected`` is the first part of the message to
+    the caller.
     """
     match error:
         case Unavailable():
@@ -76,18 +77,18 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
         case RowMismatch() | envelope.Undecodable():
             reported = ModelFailed(str(error))
         case _:
-            # Without an answer the requests would stay unsettled and hold their places here for ever.
+            # The requests need an answer, or they would stay unsettled and keep their places for ever.
             ids = [telemetry.shown_id(item.request.trace) for item in group[:LOGGED_IDS]]
             log.error("a model call failed unexpectedly", exc_info=error, extra={"request_ids": ids})
             reported = ModelFailed(f"{unexpected}: {error!r}")
     if len(group) == 1:
         return CallFailure(reported, failed=group)
-    # Any of the requests may be the cause. The model may have run, so only those that may run twice are
-    # retried.
+    # Any of the requests may be the cause. The model may have run all of them, so only requests that may run
+    # twice are retried.
     retried = [item for item in group if item.request.flags & envelope.RETRY_SAFE]
     failed = [item for item in group if not item.request.flags & envelope.RETRY_SAFE]
     shared = ModelFailed(
-        f"a call that it shared with others failed, and it may not run twice: {reported.message}"
+        f"a model call with several requests failed, and this one may not run twice: {reported.message}"
     )
     return CallFailure(shared, failed=failed, retried=retried)
 
@@ -95,10 +96,10 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
 def replies_to(
     group: Sequence[Queued], answer: ModelAnswer, started: float, spent: float
 ) -> list[bytes | Reply]:
-    """Return a reply for each request of a call, framed unless it is large.
+    """Return a reply for each request of a call: a frame, or a :class:`Reply` if it is large.
 
-    ``started`` is on the clock of ``received``, ``spent`` in seconds. Raises RowMismatch if the answer cannot
-    be divided, ModelFailed if its parameters are too long.
+    ``started`` is a time on the clock of ``received``; ``spent`` is in seconds. Raises RowMismatch if the
+    answer cannot be divided, and ModelFailed if its parameters are too long.
     """
     outputs = answer.outputs
     rows = sum(item.request.rows for item in group)
@@ -114,7 +115,7 @@ def replies_to(
         id_, attempt = item.request.id, item.request.attempt
         rows = item.request.rows if answer_rows else 0
         wait_us = min(int((started - item.received) * 1e6), MAX_US)
-        # A request for a stream gets one CHUNK here; the END follows it.
+        # A request for a stream gets one CHUNK here; its END is sent after that.
         status = envelope.CHUNK if item.request.flags & envelope.STREAM else envelope.OK
         if sum(map(len, part)) > envelope.LARGE:
             reply = Reply(id_, status, attempt, 0, rows, wait_us, compute_us, shared, key, part)
@@ -128,7 +129,7 @@ def replies_to(
 def _reply_keys(
     group: Sequence[Queued], tensors: tuple[Tensor, ...], parameters: dict[str, Any]
 ) -> list[bytes]:
-    """Return the key of each reply: the outputs, and its share of the answer's parameters."""
+    """Return the key of each reply. It describes the outputs, and has its part of the answer's parameters."""
     if not parameters:
         return [envelope.result_key(tensors)] * len(group)
     shares = split_parameters(parameters, [item.request.rows for item in group])
@@ -138,7 +139,7 @@ def _reply_keys(
 
 
 def check_key_length(length: int) -> None:
-    """Raise ModelFailed if the key of a reply, of ``length`` bytes, is too long for its frame."""
+    """Raise ModelFailed if a reply's key of ``length`` bytes is too long for a frame."""
     if length > envelope.MAX_KEY:
         raise ModelFailed(
             f"names, shapes and parameters of an answer take {length} bytes; the limit is {envelope.MAX_KEY}"
@@ -146,7 +147,7 @@ def check_key_length(length: int) -> None:
 
 
 def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spent: float) -> None:
-    """Add a call that succeeded to the statistics; ``started`` and ``spent`` as in :func:`replies_to`."""
+    """Add a call that succeeded to the statistics. :func:`replies_to` explains ``started`` and ``spent``."""
     requests, rows, waited = len(group), 0, 0.0
     for item in group:
         rows += item.request.rows or 1

@@ -22,8 +22,9 @@ _NO_GPU = ("invalid or unsupported gpu id", "no GPUs are available")
 class ModelLoader:
     """Loads models, on the CPU instead of the GPU if the Deployment allows that.
 
-    ``write`` writes the model repository for some GPUs, or for the CPU if there are none; it blocks.
-    ``device`` is where the models run, empty until they are loaded. ``caveat`` says why that is not the GPU.
+    ``write`` writes the model repository for the given GPUs, or for the CPU if none are given; it blocks.
+    ``device`` says where the models run; it is empty until they are loaded. ``caveat`` says why they do not
+    run on the GPU.
     """
 
     def __init__(self, deployment: Deployment, write: Callable[[GpuNumbers], list[str]]) -> None:
@@ -59,7 +60,7 @@ class ModelLoader:
                 raise ModelFailed(self._explain(error.message, tail)) from None
 
     def _explain(self, message: str, tail: Callable[[], str]) -> str:
-        """Return Triton's message about a failed load with its likely cause and what to do."""
+        """Return Triton's message about a failed load, with the likely cause and a remedy."""
         if "not healthy" in message:
             return load_failures.explain_death(self._deployment.name, tail())
         gpus = len(replica_gpus(self._deployment.resources))

@@ -1,4 +1,4 @@
-"""Watches the processes of a replica's model: one may end, be stopped, or owe an answer for too long."""
+"""Watches a replica's model: its processes may end or be stopped, and its answers may stop."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ log = telemetry.logger(__name__)
 
 CHECK_S = 0.25
 PROBE_S = 0.1
-# A Triton that runs and does not answer for this long is restarted. One that ends does so within a second.
+# After a lost call, Triton is restarted if it still runs and does not answer for this long.
 LOST_LIMIT_S = 5.0
 
 
 class ModelWatchdog:
     """Ends the model server as soon as a process of its model has ended, is stopped, or hangs.
 
-    ``on_death`` is called then, before any call has failed. ``caller_timeouts_s`` returns the timeout of the
-    callers of each open call, in seconds. ``last`` is the last death, for the replica's report.
+    ``on_death`` is called before that. ``caller_timeouts_s`` returns the timeout of the callers of each open
+    call, in seconds. ``last`` is the last death, for the replica's report.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ModelWatchdog:
         self._task = asyncio.create_task(self._run(), name="model watch")
 
     def end(self) -> None:
-        """Stop watching: what ends from now on is ended on purpose."""
+        """Stop watching. After this, an end of a process is not a death."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -77,7 +77,7 @@ class ModelWatchdog:
         await tasks.end(task)
 
     def check(self) -> None:
-        """Check once for what no event reports: a stopped process, or a model that hangs."""
+        """Check once for a stopped process and for a model that hangs. No event reports these."""
         if self._processes is None or self._model is None or self._death is not None:
             return
         if self._processes.look():
@@ -90,15 +90,15 @@ class ModelWatchdog:
             self._declare_dead(ended_for=f"it answered no call for {limit:g} s")
 
     def kill(self, reason: str) -> None:
-        """End the model server for this reason, unless a check finds a better one."""
+        """End the model server. ``reason`` is recorded, unless a check finds a more exact one."""
         self.check()
         if self._death is None:
             self._declare_dead(ended_for=reason)
 
     async def answers_again(self, client: TritonClient, current: Callable[[], bool]) -> bool:
-        """Return True if the model server answers after a call was lost; otherwise it has ended, or is ended.
+        """Return True if the model server still answers after a lost call. Else end it, if it has not ended.
 
-        ``current`` returns True while ``client`` belongs to the model server that runs.
+        ``current`` returns True while ``client`` is the client of the current model server.
         """
         assert self._triton is not None
         if client.model_died:
@@ -114,9 +114,9 @@ class ModelWatchdog:
         return False
 
     def record_death(self, code: int, *, excused: bool = False) -> float:
-        """Record that a model server ended with this exit code; return how long its next start waits.
+        """Record that a model server ended with this exit code. Return the seconds until its next start.
 
-        ``excused``: a request that was lost before ran alone in it.
+        ``excused``: a request that was lost before ran alone in it, so the request is to blame.
         """
         assert self._triton is not None
         self.end()
@@ -148,7 +148,7 @@ class ModelWatchdog:
             self.check()
 
     def _on_end(self, status: int | None) -> None:
-        # A server that is killed takes its models' processes along: that is one death.
+        # When the server dies, its models' processes end too. That counts as one death.
         if self._triton is not None and self._triton.running:
             self._declare_dead(status=status)
 

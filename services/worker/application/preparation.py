@@ -23,9 +23,9 @@ from tidegate.kernel.protocol.models import Assignment
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A model repository that was written, and how to start a Triton for it.
+    """A written model repository, and the options of the Triton to start for it.
 
-    ``models`` are loaded in this order; calls go to the last one.
+    ``models`` are loaded in this order. Requests go to the last one.
     """
 
     install: TritonInstall
@@ -38,7 +38,7 @@ class PreparedModel:
 class Preparation:
     """Prepares the version of one assignment, in the worker's ``folder``.
 
-    ``on_step`` is called with the current step in words; ``phases`` gets the duration of each.
+    ``on_step`` is called with a text for each step. ``phases`` records the duration of each.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Preparation:
     async def install(self) -> TritonInstall:
         """Return this machine's Triton, with an environment for the version if it has requirements.
 
-        That may take long: the first time on a host it downloads packages.
+        The first call on a host may take long, because it downloads packages.
         """
         settings, requirements = self._settings, self._version.requirements
         install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
@@ -79,7 +79,7 @@ class Preparation:
     async def prepare(self, install: TritonInstall, registry_url: str, token: str) -> PreparedModel:
         """Fetch and check the artifact, and write the model repository.
 
-        ``token`` opens the artifact at the registry.
+        ``token`` lets the replica download the artifact from the registry.
         """
         self._on_step("fetching the artifact")
         with self._phases.measure("fetch"):

@@ -1,4 +1,4 @@
-"""The state of a worker as its health check and its heartbeats show it."""
+"""The state of a worker, as its health check and its heartbeats report it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tidegate.kernel.protocol.presence import ReplicaState
 
 
 class ReplicaStatus:
-    """State and message of a worker. ``failed``: it could not serve, so its process exits with an error.
+    """State and message of a worker. ``failed``: it could not serve; its process will exit with an error.
 
     While a replica drains, its state stays ``draining`` until it fails.
     """
@@ -23,7 +23,7 @@ class ReplicaStatus:
 
     @property
     def problem(self) -> str:
-        """Return state and message, for a health check."""
+        """Return the state and the message as one text, for a health check."""
         return f"{self.state}: {self.message}"
 
     def step(self, message: str) -> None:

@@ -14,7 +14,7 @@ from tidegate.kernel.broker.connection import Connection
 
 
 class Consumer(Protocol):
-    """A consumer of a Deployment's messages, on a connection of its own."""
+    """A consumer of a Deployment's messages, on a separate connection."""
 
     connection: Connection
 
@@ -26,7 +26,7 @@ class Consumer(Protocol):
         """Consume messages from now on."""
 
     async def close(self) -> None:
-        """Consume no more; what has started still runs and is settled."""
+        """Stop consuming; requests and jobs that have started still run and are settled."""
 
     async def stop(self) -> None:
         """Disconnect; unsettled messages go back to their queues."""
@@ -39,7 +39,7 @@ class Requests(Consumer, Protocol):
         """Connect; no request is consumed before :meth:`open`."""
 
     def requeue_waiting(self) -> None:
-        """Publish requests that are in no call for other replicas, if there are other replicas."""
+        """Publish requests that are in no call to the queue again, if other replicas consume it."""
 
 
 class JobMessages(Consumer, Protocol):
@@ -79,11 +79,11 @@ class ReplicaServing:
 
     @property
     def problem(self) -> str | None:
-        """Return what is wrong with the connections that requests need; None if nothing is."""
+        """Return a problem of the connections that requests need; None if they work."""
         return self.publisher.connection.problem or self.requests.connection.problem
 
     def start(self) -> None:
-        """Connect and start to run; nothing is consumed before :meth:`open`."""
+        """Connect, and start the schedulers; nothing is consumed before :meth:`open`."""
         self.scheduler.start()
         self.requests.start()
         if self.jobs is not None:
@@ -91,12 +91,15 @@ class ReplicaServing:
             self.jobs.messages.start(self.scheduler)
 
     async def wait_up(self, timeout_s: float) -> None:
-        """Wait for the connections that requests need. Jobs do not delay requests."""
+        """Wait until the connections for requests are up, each for up to ``timeout_s``.
+
+        The connection for jobs is not waited for.
+        """
         for connection in (self.publisher.connection, self.requests.connection):
             await connection.wait_up(timeout_s)
 
     async def open(self, draining: Callable[[], bool]) -> None:
-        """Consume requests and jobs from now on, unless the replica drains or begins to meanwhile."""
+        """Consume requests and jobs from now on, unless ``draining`` returns True."""
         if draining():
             return
         await self.requests.open()
@@ -104,13 +107,13 @@ class ReplicaServing:
             await self.jobs.messages.open()
 
     async def close(self) -> None:
-        """Consume no more; what is in hand still runs and is settled."""
+        """Stop consuming; requests and jobs that were received still run and are settled."""
         await self.requests.close()
         if self.jobs is not None:
             await self.jobs.messages.close()
 
     async def stop(self) -> None:
-        """Stop at once; unsettled messages go back to their queues."""
+        """Stop immediately; unsettled messages go back to their queues."""
         await self.scheduler.stop()
         if self.jobs is not None:
             await self.jobs.leases.stop()

@@ -1,7 +1,7 @@
-"""Runs streams: requests to a decoupled model, each in a call of its own that gives many answers.
+"""Runs streams: requests to a decoupled model, each in a separate call that returns many answers.
 
-Each answer leaves as a CHUNK as soon as it is made, in order, then comes END. A stream that has sent an
-answer is never retried; one that has not is retried like any other request.
+Each answer is sent immediately as a CHUNK, in order. After the last one, END is sent. A stream that has sent
+an answer is never retried. Other streams are retried like any other request.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from tidegate.kernel.protocol.envelope import Buffer, Reply
 
 log = telemetry.logger(__name__)
 
-# The gateway knows its caller's timeout and cancels a silent stream. This limit is for a lost cancellation.
+# A stream ends if it has no answer for this long. Usually the gateway cancels it sooner.
 SILENCE_S = 600.0
 
 
 class StreamScheduler:
-    """Runs up to ``limit`` streams at once; further ones wait for their turn."""
+    """Runs up to ``limit`` streams at the same time. Other streams wait."""
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ class StreamScheduler:
         return len(self._running)
 
     def resume(self) -> None:
-        """Start streams again after they were paused."""
+        """Start waiting streams again, after a pause."""
         self.paused = False
         self._start_waiting()
 
     def start(self, model: Model, item: QueuedRequest) -> asyncio.Task[None]:
-        """Start a stream now."""
+        """Start a stream immediately."""
         task = asyncio.create_task(self._run(model, item))
         self._running[task] = item
         task.add_done_callback(self._on_done)
@@ -94,7 +94,7 @@ class StreamScheduler:
         self._start_waiting()
 
     def use(self, model: Model | None) -> None:
-        """Call this model from now on, or none while it is None."""
+        """Call this model from now on; with None, start no streams."""
         self._model = model
         self._start_waiting()
 
@@ -112,11 +112,11 @@ class StreamScheduler:
         return waiting
 
     def discard_waiting(self) -> None:
-        """Discard streams that wait: their channel has ended, so the broker delivers them again."""
+        """Discard the streams that wait. Their channel has ended, so the broker delivers them again."""
         self._waiting.clear()
 
     async def stop(self) -> None:
-        """Stop at once; streams in hand stay unsettled and go back to the queue."""
+        """Stop immediately; streams that wait or run stay unsettled and go back to the queue."""
         self._stopping = True
         await tasks.end(*self._running)
 
@@ -133,7 +133,7 @@ class StreamScheduler:
             self.start(self._model, item)
 
     def _unwanted(self, item: QueuedRequest) -> str | None:
-        """Return why no caller waits for a request any more; None if one does."""
+        """Return why the caller no longer waits for a request; None if it waits."""
         if self._cancelled(item.request.id):
             return "cancelled"
         return "expired" if item.request.deadline_ms <= time.time() * 1e3 else None
@@ -141,7 +141,7 @@ class StreamScheduler:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         item = self._running.pop(task)
         if task.cancelled():
-            if task in self._cancelled_streams:  # otherwise the worker stops, and it goes back to the queue
+            if task in self._cancelled_streams:  # else the worker stops, and it goes back to the queue
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
             # Not settled, so the broker delivers it again as another attempt.
@@ -181,7 +181,7 @@ class StreamScheduler:
     async def _send_answers(
         self, model: Model, item: QueuedRequest, began: float
     ) -> tuple[int, str | CallFailure[QueuedRequest]]:
-        """Send the answers as they come; return their number, and "ok", "expired" or the failure."""
+        """Send each answer as soon as it is made. Return their number, and "ok", "expired" or the failure."""
         loop = asyncio.get_running_loop()
         left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)
         silence_s = max(left_s, SILENCE_S)
@@ -200,15 +200,15 @@ class StreamScheduler:
         except TimeoutError:
             return chunks, "expired"
         except Exception as error:
-            return chunks, decide_failure([item], error, "the stream could not go on")
+            return chunks, decide_failure([item], error, "the stream failed")
         return chunks, "ok"
 
     async def _reply(self, item: QueuedRequest, frame: bytes) -> None:
         await self._publisher.reply(item.delivery.reply_to, [frame])
 
     def _measure(self, item: QueuedRequest, began: float) -> None:
-        # Up to ``limit`` streams run at once, so each counts for that part of the worker's time. A stream's
-        # duration does not predict the wait for a first chunk, so call_ms (for admission) stays unknown.
+        # Up to ``limit`` streams share the worker's time, so each adds its duration divided by ``limit``.
+        # call_ms stays unknown: admission cannot predict the first chunk from a stream's duration.
         spent = time.monotonic() - began
         stats = self._stats
         stats.completed += 1
@@ -224,7 +224,7 @@ class StreamScheduler:
 def _chunk(
     item: QueuedRequest, answer: ModelAnswer, seq: int, waited_s: float, made_s: float
 ) -> Buffer | Reply:
-    """Return an answer as a CHUNK, framed unless it is large. Raises ModelFailed if its key is too long."""
+    """Return an answer as a CHUNK: a frame, or a Reply if it is large. Raise ModelFailed for a long key."""
     request = item.request
     rows, tensors = describe(answer.outputs, request.rows)
     data: list[Buffer] = [output.raw for output in answer.outputs]

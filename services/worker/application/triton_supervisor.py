@@ -29,11 +29,11 @@ BACKOFF_POLL_S = 0.05
 
 
 class TritonSupervisor:
-    """One Triton at a time with the replica's model in it.
+    """The Triton that has the replica's model, and its restarts. Only one Triton runs at a time.
 
-    ``on_step`` is called with the current step of a start. ``on_death`` and ``caller_timeouts_s`` are as for
-    :class:`ModelWatchdog`. ``triton`` is one that was started ahead; it is stopped with the replica, used or
-    not.
+    ``on_step`` is called with a text for each step of a start. ``on_death`` and ``caller_timeouts_s`` are
+    passed to :class:`ModelWatchdog`. ``triton`` is a Triton that was started ahead. It stops when the
+    replica stops, even if it was not used.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class TritonSupervisor:
 
     @property
     def limits(self) -> CallLimits:
-        """Return what the loaded model and its Deployment allow for calls."""
+        """Return the limits of calls that the loaded model and its Deployment set."""
         assert self.signature is not None
         return call_limits(self._deployment, self.signature, self.instances)
 
     @property
     def probing(self) -> bool:
-        """Return True while it is not known if Triton still answers after a lost call."""
+        """Return True while a probe finds out if Triton still answers after a lost call."""
         return self._probe is not None and not self._probe.done()
 
     @property
@@ -101,16 +101,16 @@ class TritonSupervisor:
 
     @property
     def contradiction(self) -> str:
-        """Return how answers contradicted the model's signature; empty if none did."""
+        """Return how many answers contradict the model's signature, and how; empty if none does."""
         return self._output_check.summary if self._output_check is not None else ""
 
     @property
     def last_death(self) -> ModelDeath | None:
-        """Return how Triton or a process of the model last ended."""
+        """Return the last death of Triton or of a process of the model; None if there was none."""
         return self._watchdog.last
 
     async def configure(self, prepared: PreparedModel) -> None:
-        """Use the Triton that was started ahead if it suits the prepared model, else a new one."""
+        """Use the Triton that was started ahead if its options suit the model. Else create a new one."""
         self._prepared = prepared
         if self._triton is None or not self._triton.is_like(prepared.install, prepared.options):
             if self._triton is not None:
@@ -118,7 +118,7 @@ class TritonSupervisor:
             self._triton = new_triton(prepared.install, self._folder, prepared.options, self._sandbox)
 
     async def start(self) -> Model:
-        """Start Triton unless it runs, load and warm up the models; return the one to call.
+        """Start Triton unless it runs, load the models, and warm up. Return the model to call.
 
         Raises Unavailable, ModelFailed.
         """
@@ -155,7 +155,7 @@ class TritonSupervisor:
         )
 
     async def _read_signature(self, client: TritonClient, name: str) -> Signature:
-        """Return the registered signature, or Triton's if there is none; Triton knows if it is decoupled."""
+        """Return the registered signature, or else Triton's. ``decoupled`` is always Triton's."""
         loaded = await client.signature(name)
         registered = self.signature or loaded
         self.signature = registered.model_copy(update={"decoupled": loaded.decoupled})
@@ -167,9 +167,9 @@ class TritonSupervisor:
         self._watchdog.start(self._triton, model)
 
     def probe(self, model: Model, resume: Callable[[Model], None]) -> None:
-        """Find out if a call was lost because Triton ended, or only because the connection broke.
+        """Find out in the background if a call was lost because Triton ended, or because a connection broke.
 
-        ``resume`` is called with the model if Triton still answers.
+        If Triton still answers, ``resume`` is called with the model.
         """
         if self._client is not None:
             self._probe = asyncio.create_task(self._probe_triton(model, self._client, resume))
@@ -186,9 +186,9 @@ class TritonSupervisor:
         return await self._triton.wait()
 
     def record_death(self, code: int, *, excused: bool) -> tuple[ModelDeath, float]:
-        """Record that Triton ended; return the death, and how many seconds the next start waits.
+        """Record that Triton ended. Return the death, and the seconds to wait before the next start.
 
-        ``excused``: a request that was lost before ran alone in it.
+        ``excused``: a request that was lost before ran alone in it, so the request is to blame.
         """
         pause_s = self._watchdog.record_death(code, excused=excused)
         TRITON_RESTARTS.inc()
@@ -197,10 +197,10 @@ class TritonSupervisor:
         return self._watchdog.last, pause_s
 
     async def restart(self, pause_s: float, hurry: Callable[[], bool]) -> Model:
-        """Clean up after a Triton that ended, wait ``pause_s``, start it again; return the model to call.
+        """Clean up after a Triton that ended, wait ``pause_s``, start it again. Return the model to call.
 
-        ``hurry`` returns True to end the wait: requests are in hand that only this worker can finish. Raises
-        TimeoutError besides what :meth:`start` raises.
+        ``hurry`` returns True to end the wait, when this worker has requests that no other can finish. Raises
+        TimeoutError, and the errors of :meth:`start`.
         """
         assert self._triton is not None
         await self._triton.stop(grace_s=0)
@@ -212,7 +212,7 @@ class TritonSupervisor:
             return await self.start()
 
     async def stop_watching(self) -> None:
-        """End the watchdog and the probe, before the calls are ended."""
+        """Stop the watchdog and the probe. Call this before the calls are ended."""
         await tasks.end(self._probe)
         await self._watchdog.stop()
 

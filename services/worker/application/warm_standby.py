@@ -28,11 +28,11 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-STORE_RETRY_S = 0.1  # between tries to claim an offer while the store does not answer
+STORE_RETRY_S = 0.1  # the pause between tries to claim an offer, while the store does not answer
 
 
 class WarmStandby:
-    """Waits for an offer on ``warm.v1.<pool>``, with one in hand at a time."""
+    """Waits for the offer of a replica on ``warm.v1.<pool>``. It handles one offer at a time."""
 
     def __init__(
         self, settings: WorkerSettings, start: WarmAssignment, folder: Path, store: Store, http_port: int
@@ -54,16 +54,16 @@ class WarmStandby:
 
     @property
     def failed(self) -> bool:
-        """Return True if it cannot become a replica."""
+        """Return True if this worker cannot become a replica."""
         return self._status.failed
 
     @property
     def problem(self) -> str | None:
-        """Return why it cannot become a replica now; None if it can."""
+        """Return why this worker cannot become a replica now; None if it can."""
         return self._connection.problem if self._status.state == "warm" else self._status.problem
 
     async def wait_for_assignment(self) -> tuple[Assignment, TritonProcess] | None:
-        """Return the replica to become, and a Triton that runs; None if it failed, as its heartbeat says."""
+        """Return the replica to become, and a Triton that runs; None after an error, which is reported."""
         self._heartbeat.start()
         try:
             triton = await self._start_triton()
@@ -84,7 +84,7 @@ class WarmStandby:
             message = error.message if isinstance(error, TidegateError) else f"unexpected error: {error!r}"
             self._status.fail(message)
             self._closed = True
-            log.exception("cannot wait for a model")
+            log.exception("the worker of the warm pool failed")
             await self._heartbeat.beat()
             return None
         await self._close()
@@ -92,7 +92,7 @@ class WarmStandby:
         return self._assigned.result(), triton
 
     async def stop(self) -> None:
-        """Consume no more offers, and stop the Triton unless a replica has it."""
+        """Stop consuming offers, and stop the Triton unless a replica has it."""
         await self._close()
         if self._triton is not None:
             await self._triton.stop(grace_s=0)
@@ -107,7 +107,7 @@ class WarmStandby:
             self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
         )
         pool = self._start.pool
-        # The options that most Deployments need. A replica that needs other ones starts its own Triton.
+        # Most Deployments need these options. A replica that needs other options starts another Triton.
         options = TritonOptions(
             replica=self._start.replica,
             threads=pool.threads,
@@ -129,7 +129,7 @@ class WarmStandby:
         await channel.consume(queue, on_offer, prefetch=1)
 
     async def _answer_offer(self, channel: Channel, delivery: Delivery) -> None:
-        """Claim an offer unless another worker has it. It is acked once the store knows its worker."""
+        """Claim an offer unless another worker has it. Ack it when the store has said which worker has it."""
         try:
             offered = Assignment.model_validate_json(bytes(delivery.body))
         except ValidationError as error:
@@ -145,10 +145,10 @@ class WarmStandby:
                     channel.nack(delivery.tag)
 
     async def _claim(self, offered: Assignment) -> bool:
-        """Return True once the store knows which worker has the offer; False if this one takes no more.
+        """Return True when the store has said which worker has the offer.
 
-        A lost answer of the store may have said that this worker has the offer, and then no other takes it.
-        So the store is asked until it answers, for as long as this worker waits.
+        Return False if this worker no longer waits for offers. After an error of the store, this worker may
+        already have the offer, and then no other worker can claim it. So retry until the store answers.
         """
         while not self._closed and not self._assigned.done():
             try:

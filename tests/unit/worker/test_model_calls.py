@@ -51,7 +51,7 @@ def test_after_a_shared_failure_only_safe_requests_are_retried() -> None:
     failure = decide_failure([safe, unsafe], BadRequest("no"), UNEXPECTED)
     assert (failure.failed, failure.retried) == ([unsafe], [safe])
     assert isinstance(failure.error, ModelFailed)
-    assert failure.error.message.endswith("it may not run twice: no")
+    assert failure.error.message.endswith("this one may not run twice: no")
 
 
 def test_a_lost_model_server_and_a_passed_deadline_apply_to_all_requests() -> None:
