@@ -1,4 +1,4 @@
-"""Tidegate: trained models behind a dependable API, with a message queue in between."""
+"""Serve trained models through a dependable API. A message queue connects the API and the models."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ _MODEL = {"Tensor", "batched"}
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: the services import this package too and need no HTTP client.
+    # Imported on first use: the services import this package too, and they need no HTTP client.
     if name in _CLIENT:
         from tidegate import client
 

@@ -68,7 +68,7 @@ def test_a_version_that_answers_wrongly_gets_no_traffic(stack: Stack, two: str, 
     assert done.returncode == 4, done.stderr
     told = json.loads(done.stdout)
     assert told["reason"] == "check_failed"
-    assert "careful-v3 answers sample 2 differently: y[0] is 3.0, expected 2.0" in told["error"]
+    assert "careful-v3 gave an unexpected answer to sample 2: y[0] is 3.0, expected 2.0" in told["error"]
     assert "The earlier version still serves. Version 3 stays registered" in told["error"]
     assert set(seen) == {2.0}
     state = stack.cli("export")

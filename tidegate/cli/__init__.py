@@ -4,7 +4,7 @@ from tidegate.kernel import quick_start
 
 
 def main() -> None:
-    """Run the command line that was typed, and exit."""
+    """Run the command, and exit with its exit code."""
     quick_start.begin()
     from tidegate.cli import app
 

@@ -34,7 +34,7 @@ Doc = dict[str, Any]
 
 
 class Service:
-    """One service of the control plane. Every failure is a TidegateError; a 404 is a NotFound."""
+    """One service of the control plane. Every failure raises a TidegateError; a 404 raises NotFound."""
 
     def __init__(self, name: str, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
         self.name = name
@@ -60,12 +60,12 @@ class Service:
         return self._send("GET", path, params=_given(query), headers={"Accept": "application/json"})
 
     def get_waiting(self, path: str, wait_s: float) -> Any:
-        """Send GET for something that the gateway waits for, at most ``wait_s``."""
+        """Send GET. The gateway may wait up to ``wait_s`` seconds before it answers."""
         headers = {"Prefer": f"wait={max(1, round(wait_s))}"}
         return self._send("GET", path, headers=headers, timeout=TIMEOUT_S + wait_s)
 
     def items(self, path: str, **query: Any) -> list[Doc]:
-        """Return the ``items`` of a list."""
+        """Send GET and return the ``items`` of the answer."""
         found: list[Doc] = self.get(path, **query)["items"]
         return found
 
@@ -100,7 +100,7 @@ class Service:
         )
 
     def download(self, path: str, take: Callable[[bytes], object]) -> None:
-        """Send GET for a body of any size, and call ``take`` with each piece."""
+        """Send GET and call ``take`` with each piece of the body, which may be of any size."""
         with self._failing(), self._http.stream("GET", path, timeout=UPLOAD_TIMEOUT_S) as response:
             if response.status_code >= 400:
                 raise from_answer(response.status_code, response.headers, response.read())
@@ -108,7 +108,7 @@ class Service:
                 take(piece)
 
     def exists(self, path: str) -> bool:
-        """Return True if HEAD finds the path. Raise a GET's error: an answer to HEAD has no reason."""
+        """Return True if HEAD finds the path. After another error send GET, whose answer has the reason."""
         try:
             self._send("HEAD", path)
         except NotFound:
@@ -128,7 +128,7 @@ class Service:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Raise DeadlinePassed or Unreachable for an error of the transport."""
+        """Raise DeadlinePassed or Unreachable if httpx fails in the body."""
         import httpx
 
         try:
@@ -160,7 +160,7 @@ def _json(response: httpx.Response, service: Service) -> Any:
 
 
 class Control:
-    """The services of the control plane, as the settings say."""
+    """The services of the control plane, at the addresses of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -178,8 +178,8 @@ class Control:
     def deployment_of(self, name: str) -> str:
         """Return the deployment of this name, or the target of the endpoint of this name.
 
-        Raise NotFound, or BadRequest for an endpoint with several targets. While the registry is away the
-        name is used as a deployment's, because the autoscaler still knows its deployments.
+        Raise NotFound, or BadRequest for an endpoint with several targets. If the registry does not answer,
+        return the name itself: the autoscaler still knows its deployments.
         """
         try:
             return self._deployment_of(name)
@@ -207,7 +207,7 @@ class Control:
 
 
 def control() -> Control:
-    """Return the control plane of the settings in force. Raise Unreachable if there is no credential."""
+    """Return the control plane of the settings in force. Raise Unreachable without a key or token."""
     found = settings()
     if not token_of(found):
         raise no_stack(found)
@@ -215,7 +215,7 @@ def control() -> Control:
 
 
 def no_stack(found: Settings) -> Unreachable:
-    """Return the error for a command that finds no stack: neither by folder, environment nor context."""
+    """Return the error for a command that finds no stack by folder, environment or context."""
     if os.environ.get("TIDEGATE_GATEWAY_URL"):
         return Unreachable(
             f"No key for {found.gateway_url}. Set TIDEGATE_API_KEY, or use a context with a key."
@@ -244,7 +244,7 @@ def settings() -> Settings:
 
 
 def settings_with(fields: dict[str, Any]) -> Settings:
-    """Return the settings in force; ``fields`` win over the environment. Raise BadRequest for a wrong one."""
+    """Return the settings in force. ``fields`` override the environment. Raise BadRequest for a wrong one."""
     from tidegate.kernel.settings.base import Settings
     from tidegate.kernel.settings.report import WRONG, problem_of
 

@@ -114,7 +114,7 @@ app.add_typer(dead.dead, rich_help_panel=_JOBS)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit. An error is a message on stderr, with ``--json`` also a document on stdout."""
+    """Run a command and exit. Print errors on stderr; with ``--json`` also as a document on stdout."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
         app(given, prog_name="tidegate")

@@ -70,7 +70,7 @@ def restore(
 ) -> None:
     """Restore a backup into a state folder. `tidegate up` then starts the stack.
 
-    The checksums are verified first. A folder that has data is refused; with --force its data is moved
+    The checksums are verified first. A folder that has data is rejected. With --force its data is moved
     aside, not deleted. Example: tidegate restore friday.tgz --into /srv/tidegate
     """
     source_checkout.require("restore")

@@ -1,4 +1,4 @@
-"""``tidegate batch``: a file of requests as jobs, a file of results in their order."""
+"""``tidegate batch``: run a file of requests as jobs, and write their results in the same order."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ PIECE = 2**20
 
 def batch(
     file: Annotated[
-        str, typer.Argument(metavar="FILE|ID", help="Requests, one JSON object a line; or a batch to follow.")
+        str,
+        typer.Argument(metavar="FILE|ID", help="Requests, one JSON object per line; or a batch's id."),
     ],
-    model: Annotated[str | None, typer.Option(help="The endpoint for lines that name none.")] = None,
-    version: Annotated[str | None, typer.Option(help="The version for lines that name none.")] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint of lines without one.")] = None,
+    version: Annotated[str | None, typer.Option(help="The version of lines without one.")] = None,
     priority: Annotated[str, typer.Option(help="high, normal or low.")] = "low",
-    ttl: Annotated[str | None, typer.Option(help="A line expires this long after it was queued.")] = None,
+    ttl: Annotated[str | None, typer.Option(help="Time from a line's queueing until it expires.")] = None,
     output_file: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Results; default: stdout.")
     ] = None,
@@ -35,10 +36,10 @@ def batch(
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel a batch.")] = False,
     json: Json = False,
 ) -> None:
-    """Run a file of requests. One result line for each request line, in the same order.
+    """Run a file of requests. The results have one line for each request, in the same order.
 
     A line is the body of an inference request, {"inputs": [{"name": ..., "datatype": ..., "shape": ...,
-    "data": ...}]}. Ctrl-C ends the waiting, not the batch: `tidegate batch ID` goes on with it.
+    "data": ...}]}. Ctrl-C stops the wait, not the batch: `tidegate batch ID` waits again.
     Example: tidegate batch requests.jsonl --model digits -o results.jsonl
     """
     from tidegate.cli import output
@@ -101,7 +102,7 @@ def _followed(service: Service, found: Doc) -> Doc:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal; elsewhere print a line at each tenth."""
+    """Show a progress bar on a terminal. Elsewhere print a line after each tenth."""
     from tidegate.cli.output import console, say
 
     if console(stderr=True).is_terminal:
@@ -125,7 +126,7 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
 
 def _results(service: Service, found: Doc, file: Path | None, *, json: bool) -> None:
     if file is None and json:
-        return  # stdout is the batch's document
+        return  # stdout has the batch's document
     path = found["urls"]["results"]
     if file is None:
         service.download(path, sys.stdout.buffer.write)

@@ -1,4 +1,4 @@
-"""The measurement of ``tidegate tune``: each batching setting at each load, on a replica of its own."""
+"""Measure for ``tidegate tune``: each batching setting at each load, on a temporary replica."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tidegate.tune.measurement import GatewayAddress, measure, request_bytes
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """What to measure, within ``limit_s``. ``max_batch`` and ``inputs`` default to the signature's."""
+    """What to measure, within ``limit_s``. ``max_batch`` and ``inputs`` None: as the signature says."""
 
     latency_ms: float
     connections: Sequence[int]
@@ -37,7 +37,7 @@ class SweepPlan:
 
 @dataclass(frozen=True, slots=True)
 class SweepResults:
-    """The measurements. ``left`` has the settings for which there was no time."""
+    """The measurements. ``left`` is the number of settings that were not measured, for lack of time."""
 
     points: list[Point]
     left: int
@@ -64,7 +64,7 @@ class BatchingSweep:
         """
         end = time.monotonic() + self._plan.limit_s
         signature = self._version.get("signature")
-        # Without a signature, the deployed model says how many rows it takes.
+        # Without a signature in the registry, the model server reports how many rows the model takes.
         first = self._settings(signature)[0] if signature else None
         with self._temporary.running(first):
             settings = self._settings(signature or self._learned())
@@ -87,7 +87,7 @@ class BatchingSweep:
         return signature
 
     def _settings(self, signature: Doc) -> list[BatchSetting]:
-        """Return the settings in the order of measuring, and build the request."""
+        """Build the request. Return the settings in the order in which they are measured."""
         if signature.get("decoupled"):
             raise BadRequest("The model is decoupled (many answers to a request): there is no batch to tune.")
         tensors = self._tensors(signature)
@@ -97,7 +97,7 @@ class BatchingSweep:
         limit = int(signature["max_batch_size"])
         rows = inputs.rows_of(tensors, limit)
         if limit and rows > limit:
-            raise UsageError(f"The input has {rows} rows, the model takes at most {limit} in a call.")
+            raise UsageError(f"The input has {rows} rows, but the model takes at most {limit} in a call.")
         most = min(limit, self._limit) if self._limit else limit
         sizes = grid.batches(most, rows, self._plan.connections)
         if self._plan.max_batch:
@@ -124,7 +124,7 @@ class BatchingSweep:
         self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
 
     def _batch_since(self, before: calls.Calls | None) -> float | None:
-        """Return the mean batch of the run, or of the worker's last calls without its counters."""
+        """Return the mean batch of the run, or of the worker's last calls if it has no readable counters."""
         now = calls.read(self._temporary.replica) if before else None
         if before and now:
             return now.mean_since(before)

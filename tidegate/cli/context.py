@@ -1,4 +1,4 @@
-"""``tidegate context``: the stacks that this user's commands can talk to."""
+"""``tidegate context``: the stacks that this user's commands can use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 context = typer.Typer(
     name="context",
-    help="The stacks that commands can talk to, by name. `tidegate up` adds its own.",
+    help="The stacks that commands can use, by name. `tidegate up` adds its own stack.",
     no_args_is_help=True,
 )
 
@@ -42,7 +42,7 @@ def listed(json: Json = False) -> None:
 
 @context.command()
 def use(name: Name, json: Json = False) -> None:
-    """Make a context the current one: commands in every folder use it.
+    """Make a context the current one. Commands in every folder then use it.
 
     A command in a folder of `make up` uses that folder's stack, and `--context NAME` or TIDEGATE_CONTEXT
     chooses another one.
@@ -62,7 +62,7 @@ def add(
     name: Name,
     url: Annotated[str, typer.Option(metavar="URL", help="The gateway's address.")] = "",
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="An API key; `-` reads it from stdin. It is kept.")
+        str | None, typer.Option(metavar="KEY", help="An API key to store; `-` reads it from stdin.")
     ] = None,
     key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file with the key, read by each command.")
@@ -71,7 +71,8 @@ def add(
         Path | None, typer.Option(metavar="FILE", help="Certificates (PEM) to trust for this gateway.")
     ] = None,
     state_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Instead of a URL: a state folder of this machine.")
+        Path | None,
+        typer.Option(metavar="DIR", help="State folder of a stack on this machine, instead of a URL."),
     ] = None,
     use: Annotated[bool, typer.Option("--use", help="Make it the current one.")] = False,
     json: Json = False,
@@ -82,10 +83,10 @@ def add(
 
     if "/" in name or name in ("", ".", ".."):
         raise UsageError(
-            f"{name!r} cannot be the name of a context: it names a folder, so leave out the '/'."
+            f"{name!r} cannot be the name of a context, because a folder gets that name. Leave out the '/'."
         )
     if bool(url) == (state_dir is not None):
-        raise UsageError("Give --url URL, or --state-dir DIR for a stack of this machine.")
+        raise UsageError("Give --url URL, or --state-dir DIR for a stack on this machine.")
     if url and not url.startswith(("http://", "https://")):
         raise UsageError(f"--url {url}: write http://HOST:PORT or https://HOST.")
     if key is not None and key_file is not None:
@@ -136,7 +137,7 @@ def show(
 
     contexts = places.read()
     if not (name or contexts.current):
-        raise UsageError("No context is current. `tidegate context list` shows which there are.")
+        raise UsageError("No context is current. `tidegate context list` shows the contexts.")
     document = _document(contexts.get(name or contexts.current), contexts)
     rows = [(field.replace("_", " "), value) for field, value in document.items()]
     output.show(document, json, lambda: output.table(rows, ("what", "value")))

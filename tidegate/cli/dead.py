@@ -1,4 +1,4 @@
-"""``tidegate dead``: requests and jobs that were given up, with their payloads."""
+"""``tidegate dead``: requests and jobs that finally failed, with their payloads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 dead = typer.Typer(
     name="dead",
-    help="Dead letters: list, show, download, replay and delete requests that were given up.",
+    help="Dead letters: list, show, download, replay and delete requests that finally failed.",
     invoke_without_command=True,
 )
 
@@ -60,7 +60,7 @@ def listed(
 
 @dead.command()
 def show(id: Id, json: Json = False) -> None:
-    """Show one dead letter, and what became of its replays."""
+    """Show one dead letter, and the results of its replays."""
     from tidegate.cli import output
 
     found = _router().get(_path(id))
@@ -73,7 +73,7 @@ def download(
     output_file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
     json: Json = False,
 ) -> None:
-    """Save a dead letter's request (a frame: docs/envelope.md). It is private data of its caller."""
+    """Save a dead letter's request as a frame (docs/envelope.md). It contains private data of its caller."""
     from tidegate.cli import output
 
     size = save(_router(), id, output_file)
@@ -84,7 +84,9 @@ def download(
 @dead.command()
 def replay(
     id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The letter's id.")] = None,
-    all: Annotated[bool, typer.Option("--all", help="Replay all letters not replayed yet.")] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="Replay all letters that were not replayed yet.")
+    ] = False,
     deployment: Deployment = None,
     to: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run on this deployment instead of the letter's own.")
@@ -119,7 +121,7 @@ def delete(id: Id, json: Json = False) -> None:
 
 
 def save(router: Service, id: str, file: Path) -> int:
-    """Write the payload of a letter to a file that only its owner can read; return its bytes."""
+    """Write the payload of a letter to a file that only its owner can read. Return its size in bytes."""
     from tidegate.kernel.errors import TidegateError
 
     part = file.with_name(f"{file.name}.part")

@@ -18,7 +18,7 @@ _SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", "About the version", "Ro
 def deploy(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE|DIR", help="A model file or folder; with --version, a model's name."),
+        typer.Argument(metavar="FILE|DIR", help="A model's file or folder; with --version, a model's name."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model and endpoint; default: from the file's name.")
@@ -28,7 +28,9 @@ def deploy(
     ] = None,
     min_replicas: Annotated[
         int | None,
-        typer.Option("--min", min=0, help="Fewest replicas; 0 allows scale to zero.", rich_help_panel=_SCALE),
+        typer.Option(
+            "--min", min=0, help="Minimum replicas; 0 allows scale to zero.", rich_help_panel=_SCALE
+        ),
     ] = None,
     max_replicas: Annotated[
         int | None, typer.Option("--max", min=1, help="Most replicas.", rich_help_panel=_SCALE)
@@ -52,10 +54,10 @@ def deploy(
         int | None, typer.Option(min=1, help="Model instances in a replica.", rich_help_panel=_RUN)
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Most rows in one model call.", rich_help_panel=_RUN)
+        int | None, typer.Option(min=1, help="Maximum rows in one model call.", rich_help_panel=_RUN)
     ] = None,
     batch_window_ms: Annotated[
-        float | None, typer.Option(min=0, help="How long to wait to fill a batch.", rich_help_panel=_RUN)
+        float | None, typer.Option(min=0, help="Maximum wait to fill a batch.", rich_help_panel=_RUN)
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -74,26 +76,28 @@ def deploy(
     ] = None,
     image: Annotated[
         str | None,
-        typer.Option(help="Image of its workers, if they are containers.", rich_help_panel=_RUN),
+        typer.Option(help="Image of the workers, if they run in containers.", rich_help_panel=_RUN),
     ] = None,
     signature: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Inputs and outputs, if the model's file does not declare them.",
+            help="Inputs and outputs, if the model file does not declare them.",
             rich_help_panel=_ABOUT,
         ),
     ] = None,
     requirements: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.txt", help="Python packages it needs, in pip's format.", rich_help_panel=_RUN
+            metavar="FILE.txt",
+            help="Python packages that the model needs, in pip's format.",
+            rich_help_panel=_RUN,
         ),
     ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
-            "--allow-pickle", help="Accept a pickle: loading it can run any code.", rich_help_panel=_ABOUT
+            "--allow-pickle", help="Accept a pickle. Loading it can run any code.", rich_help_panel=_ABOUT
         ),
     ] = False,
     breaking: Annotated[
@@ -104,7 +108,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Metadata from a file; the options below override it.",
+            help="Read metadata from a file; the options below override it.",
             rich_help_panel=_ABOUT,
         ),
     ] = None,
@@ -129,7 +133,7 @@ def deploy(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Sample requests that it must answer before it gets traffic.",
+            help="Sample requests that the version must answer before it gets traffic.",
             rich_help_panel=_ROLL,
         ),
     ] = None,
@@ -137,7 +141,7 @@ def deploy(
         bool,
         typer.Option(
             "--traffic/--no-traffic",
-            help="--no-traffic only starts it; `tidegate split` gives it traffic.",
+            help="--no-traffic only starts the version; `tidegate split` sends it traffic.",
             rich_help_panel=_ROLL,
         ),
     ] = True,
@@ -195,12 +199,12 @@ def deploy(
 
 
 def name_of(path: Path) -> str:
-    """Return a name from a path, ``My_Model.v2`` of ``My_Model.v2.onnx``; UsageError if nothing is left."""
+    """Return the name in a path: ``My_Model.v2`` in ``My_Model.v2.onnx``. Raise UsageError if it is empty."""
     resolved = path.resolve()
     stem = resolved.name if resolved.is_dir() else re.sub(r"(\.tar)?\.[A-Za-z0-9]+$", "", resolved.name)
     found = names.fitting(stem)
     if not found:
-        raise UsageError(f"The model's name cannot be read from {path}. Name it: --name NAME")
+        raise UsageError(f"{path} gives no name for the model. Name it: --name NAME")
     return found
 
 

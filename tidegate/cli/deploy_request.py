@@ -1,4 +1,4 @@
-"""The request of ``tidegate deploy``, as its options say it."""
+"""The options of ``tidegate deploy``, as one value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class DeployRequest:
     """What to serve, under which name, and how. ``options`` is a partial DeploymentSpec.
 
-    ``requirements`` None: those that a folder brings itself.
+    ``requirements`` None: use the folder's own, if it has any.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""The example of ``tidegate up --example``: train, deploy, classify one held-out image."""
+"""The example of ``tidegate up --example``: train a model, deploy it, and classify one held-out image."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Answered:
                 output.line(f"  {digit}  {probability:6.1%}  {'█' * round(probability * 40)}")
         pixels_text = ",".join(f"{value:g}" for value in self.image)
         body = f'{{"inputs":[{{"name":"image","datatype":"FP32","shape":[1,64],"data":[{pixels_text}]}}]}}'
-        output.line(f"Answered in {self.took_ms:.1f} ms, and the same as onnxruntime in one process.")
+        output.line(f"Answered in {self.took_ms:.1f} ms. onnxruntime without Tidegate gives the same answer.")
         output.line()
         output.line("Ask it yourself:")
         output.line(f"  curl -s {self.gateway_url}/v2/models/{NAME}/infer -d '{body}'")
@@ -72,7 +72,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The digits example on the stack of these settings. Steps that were done before are skipped."""
+    """The digits example on the stack of these settings. It skips steps that were done before."""
 
     settings: Settings
     steps: Steps
@@ -96,7 +96,7 @@ class Example:
         python = self.settings.runtime_path / "model-env" / "bin" / "python"
         for needed in (script, python):
             if not needed.exists():
-                raise ExampleFailed(f"The example needs {needed}, which is not there: run `make up`.")
+                raise ExampleFailed(f"The example needs {needed}, which does not exist: run `make up`.")
         self.steps.change("train", "starting", "a classifier of handwritten digits")
         done = subprocess.run(
             [str(python), str(script), "--out", str(self.folder)], capture_output=True, text=True
@@ -128,7 +128,7 @@ class Example:
 
         self.steps.change("infer", "starting")
         held_out = np.load(self.folder / "heldout.npz", allow_pickle=False)
-        # A random image, not the best-looking one: if the model errs, the example shows it.
+        # The image is random, so the example also shows the model's mistakes.
         number = random.randrange(len(held_out["image"]))
         image = held_out["image"][number : number + 1]
         with Client(self.settings.gateway_url, api_key=token_of(self.settings) or None) as client:
@@ -141,7 +141,7 @@ class Example:
         expected = held_out["probabilities"][number]
         if label != held_out["label"][number] or np.abs(probabilities - expected).max() > TOLERANCE:
             raise ExampleFailed(
-                f"Held-out image {number} got another answer than onnxruntime gives in one process."
+                f"The answer for held-out image {number} differs from that of onnxruntime without Tidegate."
             )
         return Answered(
             number=number,

@@ -1,4 +1,4 @@
-"""``tidegate export``: what is declared now, as a file that ``tidegate apply`` takes."""
+"""``tidegate export``: the Deployments and Endpoints, as a file that ``tidegate apply`` takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print Deployments and Endpoints as YAML that `tidegate apply` takes; without NAME all of them.
+    """Print Deployments and Endpoints as YAML for `tidegate apply`. Without NAME, print all of them.
 
     Fields with their defaults are left out. Example: tidegate export digits > state.yaml
     """
@@ -37,7 +37,7 @@ def export(
 
 
 def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Return the body of `/v1/apply` for everything, or for ``name``. Raise NotFound."""
+    """Return the body of `/v1/apply` for ``name`` (None: for everything). Raise NotFound."""
     deployments, endpoints = intention["deployments"], intention["endpoints"]
     if name is not None:
         deployments, endpoints = _named(name, deployments, endpoints)
@@ -48,7 +48,7 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
 
 
 def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) -> str:
-    """Return the selection as YAML; comments list what it needs and what it leaves out."""
+    """Return the selection as YAML. Comments list the versions it needs and the overrides it leaves out."""
     import yaml
 
     names = {each["name"] for each in stated["deployments"]}
@@ -68,7 +68,7 @@ def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) 
 
 
 def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Return the objects of an endpoint's, a deployment's or a model's name."""
+    """Return the Deployments and Endpoints of an endpoint, deployment or model with this name."""
     by_name = {each["name"]: each for each in deployments}
     for endpoint in endpoints:
         if endpoint["name"] == name:
@@ -86,7 +86,7 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _stated(held: Fields, defaults: Fields) -> dict[str, Any]:
-    """Return the fields of a stored object without defaults and what the registry adds."""
+    """Return the fields of a stored object, without defaults and without fields that the registry adds."""
     return {
         key: _without_defaults(value, defaults.get(key)) if isinstance(value, dict) else value
         for key, value in held.items()

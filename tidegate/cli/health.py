@@ -1,4 +1,4 @@
-"""The report of ``tidegate status``, which also works while some services are away."""
+"""The report of ``tidegate status``. It also works if some services do not answer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Overview:
 
     @property
     def forbidden(self) -> bool:
-        """Return True if the key in force does not open the control plane."""
+        """Return True if the key in force may not use the control plane."""
         return any(s["state"] == NOT_ALLOWED for s in self.services)
 
     def _ask(self, call: Callable[[], list[Doc]]) -> list[Doc] | None:
@@ -112,7 +112,7 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
-# The autoscaler's condition for a model's death in a replica that continues.
+# The cause of an end if only the model died and its replica continues.
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")
@@ -123,7 +123,10 @@ _DEPLOYMENT = (
 
 
 def _health(service: Service) -> Doc:
-    """Return its state: ready, not ready (and why), not allowed (``refusal``: why), or no answer."""
+    """Return a service's state: ready, not ready, not allowed, or no answer.
+
+    ``detail`` has the reason; for "not allowed" it is in ``refusal``.
+    """
     told = {"name": service.name, "url": service.url, "state": "ready", "detail": ""}
     try:
         status, body = service.health()
@@ -151,7 +154,7 @@ def shares(targets: list[Doc]) -> str:
 
 
 def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
-    """Return a deployment's row; the first problem is its detail."""
+    """Return a deployment's row, with its first problem as the detail."""
     wrong = [c for c in status["conditions"] if not c["ok"]]
     failed = [c for c in wrong if c["type"] == "Loaded"]
     asleep = any(c["type"] == "Ready" and c["reason"] in {"Asleep", "Paused"} for c in status["conditions"])
@@ -180,13 +183,13 @@ def deployment_row(status: Doc, version: str | None) -> tuple[Any, ...]:
 
 
 def remark(status: Doc) -> str:
-    """Return a serving replica's remark about its model; empty if there is none."""
+    """Return the message of the first ready replica that has one; else empty."""
     replicas = status.get("replicas") or ()
     return next((r["message"] for r in replicas if r["state"] == "ready" and r.get("message")), "")
 
 
 def last_death(status: Doc, now: float) -> str:
-    """Return the last death of a model that serves again, for ten minutes; empty if there was none."""
+    """Return how a model that serves again last died, if that was in the last ten minutes; else empty."""
     died = [end for end in status.get("ended", ()) if end["cause"] == MODEL_DIED]
     if not died or now - died[0]["at"] > REMEMBERED_S:
         return ""

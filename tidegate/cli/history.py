@@ -1,4 +1,4 @@
-"""History: ``audit`` shows who changed what, ``usage`` shows who used what."""
+"""History: ``audit`` lists changes by principal, ``usage`` lists requests by key."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _DAY_S = 86_400
 
 def audit(
     kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Only version, deployment, endpoint or key.")
+        str | None, typer.Option(metavar="KIND", help="Only this kind: version, deployment, endpoint or key.")
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Only changes to this.")] = None,
     by: Annotated[str | None, typer.Option(metavar="ID", help="Only changes by this principal.")] = None,
     limit: Limit = 20,
     json: Json = False,
 ) -> None:
-    """Show who changed what, when and from where; newest first."""
+    """List changes, newest first: who made each, what, when and from where."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -64,14 +64,14 @@ def usage(
     ] = "7d",
     until: Annotated[str | None, typer.Option(metavar="DAY", help="Last day, inclusive.")] = None,
     by: Annotated[
-        str, typer.Option(metavar="COLUMNS", help="Sum by these of day, principal, endpoint.")
+        str, typer.Option(metavar="COLUMNS", help="Columns to sum by: some of day,principal,endpoint.")
     ] = "principal,endpoint",
     key: Annotated[str | None, typer.Option(metavar="ID", help="Only of this principal.")] = None,
     endpoint: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this endpoint.")] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout, for spreadsheets.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     json: Json = False,
 ) -> None:
-    """Show who used what: requests, the model's time, bytes and tokens, by day (UTC)."""
+    """Show usage by day (UTC) and caller: requests, model time, bytes and tokens."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -98,11 +98,11 @@ def usage(
         for item in items
     ]
     columns = (*heads, "requests", "failed", "compute", "received", "sent", "tokens in", "tokens out")
-    output.show({"items": items}, json, lambda: output.table(rows, columns, "No key was used in these days."))
+    output.show({"items": items}, json, lambda: output.table(rows, columns, "No usage on these days."))
 
 
 def day_of(text: str) -> str:
-    """Parse ``2026-01-31``, or ``7d`` for the first of the last seven days (UTC). Raise UsageError."""
+    """Parse a day: ``2026-01-31``, or ``7d`` for the first of the last seven days (UTC). Raise UsageError."""
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:

@@ -1,4 +1,4 @@
-"""``tidegate infer``: one request through the gateway, by the SDK."""
+"""``tidegate infer``: send one request through the gateway, with the SDK."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ if TYPE_CHECKING:
 def infer(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
     data: Annotated[
-        str | None, typer.Option("--data", "-d", metavar="JSON", help="Inputs; @FILE or - to read them.")
+        str | None,
+        typer.Option("--data", "-d", metavar="JSON", help="Inputs; @FILE reads a file, - reads stdin."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Inputs: .json, .npy or .npz.")
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="File of inputs: .json, .npy or .npz.")
     ] = None,
     version: Annotated[
-        int | None, typer.Option(help="This version, instead of what the endpoint serves.")
+        int | None, typer.Option(help="Version to call, instead of the one that the endpoint serves.")
     ] = None,
     timeout_ms: Annotated[int, typer.Option(min=1, help="The request's deadline.")] = 30_000,
     select: Annotated[
         list[str] | None, typer.Option(metavar="OUTPUT", help="Only this output; repeatable.")
     ] = None,
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save outputs: .npz, .npy or .json.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to save outputs to: .npz, .npy or .json."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Send one request. Inputs are {"name": [...]}, an OIP request, or one bare array for a single input."""
+    """Send one request. Inputs: {"name": [...]}, an OIP request, or an array if the model has one input."""
     from tidegate.cli import output
     from tidegate.cli.api import settings, token_of, unreachable
     from tidegate.cli.tensors import save
@@ -64,7 +66,7 @@ def given_inputs(data: str | None, file: Path | None) -> Any:
     from tidegate.cli.tensors import from_file, from_json
 
     if (data is None) == (file is None):
-        raise UsageError("Give the inputs by either --data or --file.")
+        raise UsageError("Give the inputs with either --data or --file.")
     return from_file(file) if file is not None else from_json(_text(data or ""))
 
 
@@ -103,7 +105,7 @@ def document(result: InferResult) -> dict[str, Any]:
 
 
 def readable(array: Array) -> Array:
-    """Return an array to print: bytes that are UTF-8 as text, others as they are."""
+    """Return an array to print: UTF-8 bytes become text, other values stay."""
     import numpy as np
 
     if array.dtype != object:

@@ -1,4 +1,4 @@
-"""Lists: models, versions, routes, replicas, decisions, cold starts."""
+"""Commands that list models, versions, routes, replicas, decisions and cold starts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def versions(name: Model, json: Json = False) -> None:
 
 
 def routes(json: Json = False) -> None:
-    """Show the route table as the router published it."""
+    """Show the route table that the router published last."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -94,7 +94,7 @@ def route_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def replicas(json: Json = False) -> None:
-    """List the replicas that run, with what their heartbeats say."""
+    """List the running replicas, with the figures of their heartbeats."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -153,7 +153,8 @@ def decisions(name: Name, limit: Limit = 20, json: Json = False) -> None:
 
 def cold_starts(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Without it: a line for each deployment.")
+        str | None,
+        typer.Argument(metavar="NAME", help="The deployment; default: a line for each deployment."),
     ] = None,
     json: Json = False,
 ) -> None:

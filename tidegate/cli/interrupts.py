@@ -1,4 +1,4 @@
-"""Signals of commands that clean up: Ctrl-C and SIGTERM end them in order."""
+"""Signal handling of commands that clean up: after Ctrl-C or SIGTERM they clean up, then exit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def interrupts_ignored() -> Iterator[None]:
-    """Ignore a second Ctrl-C, so that nothing is left behind; the body ends within about a minute."""
+    """Ignore a second Ctrl-C in the body, so that the clean-up completes. It takes up to about a minute."""
     with _handled(dict.fromkeys((*_ENDING, signal.SIGINT), signal.SIG_IGN)):
         yield
 

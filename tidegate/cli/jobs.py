@@ -49,7 +49,7 @@ def jobs(
 
 def job(
     id: Id,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     timeout: Annotated[str, typer.Option(help="How long --wait waits.")] = "1h",
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Retry a failed job, as a new job.")] = False,
@@ -59,7 +59,7 @@ def job(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show a job's state, times and error. With an option: cancel it, retry it, or get its result."""
+    """Show a job's state, times and error. Options cancel it, retry it, or get its result."""
     from tidegate.cli import output
 
     if sum((cancel, retry, result or output_file is not None)) > 1:
@@ -81,7 +81,7 @@ def job(
 
 
 def gateway() -> Service:
-    """Return the gateway, with the service token if there is one, because that opens everybody's jobs."""
+    """Return the gateway, with the service token if there is one: it gives access to every caller's jobs."""
     from tidegate.cli import api
 
     found = api.settings()

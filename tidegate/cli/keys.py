@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from tidegate.cli.api import Doc, Service
 
 keys = typer.Typer(
-    name="keys", help="API keys: who may call what, and how much.", invoke_without_command=True
+    name="keys",
+    help="API keys: the endpoints that each caller may use, and the limits.",
+    invoke_without_command=True,
 )
 
 _LIMITS = ("rate", "burst", "concurrency", "day", "month")
@@ -28,10 +30,15 @@ Endpoints = Annotated[
 ]
 Expires = Annotated[str | None, typer.Option(metavar="TIME", help="Expires after this time, such as 90d.")]
 Rate = Annotated[float | None, typer.Option(metavar="N", help="Requests per second.")]
-Burst = Annotated[int | None, typer.Option(metavar="N", help="Requests at once; default: those of a second.")]
-Concurrency = Annotated[int | None, typer.Option(metavar="N", help="Requests in flight at one time.")]
-Day = Annotated[int | None, typer.Option("--day", metavar="N", help="Requests in a day (UTC).")]
-Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Requests in a month (UTC).")]
+Burst = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Largest burst, in requests; default: as many as the rate allows in a second."
+    ),
+]
+Concurrency = Annotated[int | None, typer.Option(metavar="N", help="Maximum requests in flight.")]
+Day = Annotated[int | None, typer.Option("--day", metavar="N", help="Maximum requests in a day (UTC).")]
+Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Maximum requests in a month (UTC).")]
 
 
 @keys.callback()
@@ -77,7 +84,7 @@ def create(
     month: Month = None,
     json: Json = False,
 ) -> None:
-    """Create a key. It is shown only now: the stack keeps a digest of it.
+    """Create a key. It is shown only once, because the stack stores only its digest.
 
     Example: tidegate keys create robot --scope infer --endpoint digits --rate 50
     """
@@ -101,7 +108,9 @@ def change(
     month: Month = None,
     lift: Annotated[
         list[str] | None,
-        typer.Option(metavar="WHAT", help="Lift rate, burst, concurrency, day, month, endpoints or expires."),
+        typer.Option(
+            metavar="WHAT", help="Remove a limit: rate, burst, concurrency, day, month, endpoints or expires."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -143,7 +152,7 @@ def revoke(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     json: Json = False,
 ) -> None:
-    """Revoke a key for good."""
+    """Revoke a key. This cannot be undone."""
     from tidegate.cli import output
     from tidegate.cli.api import control
     from tidegate.cli.manage import confirm
@@ -163,7 +172,7 @@ def _fields(
     expires: str | None,
     limits: tuple[float | None, ...],
 ) -> Doc:
-    """Return the given fields of a key; ``limits`` has the order of ``_LIMITS``."""
+    """Return the fields of a key that have a value. ``limits`` are in the order of ``_LIMITS``."""
     fields = {
         "name": name,
         "scopes": scopes,
@@ -192,6 +201,6 @@ def _show_key(made: Doc, json: bool) -> None:
 
     def shown() -> None:
         output.line(made["key"])
-        output.say(f"This is the key of {made['name']}; it is not shown again.")
+        output.say(f"This is the key of {made['name']}. It is not shown again.")
 
     output.show(made, json, shown)

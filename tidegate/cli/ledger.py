@@ -1,4 +1,4 @@
-"""``tidegate ledger`` counts jobs, ``tidegate webhook-secret`` shows the key of webhooks' signatures."""
+"""``tidegate ledger`` counts jobs; ``tidegate webhook-secret`` shows the secret that signs webhooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tidegate.cli.options import Json
 
 Of = Annotated[
     str,
-    typer.Option("--principal", help="The id of an API key, or `anonymous` for callers here without a key."),
+    typer.Option(
+        "--principal", help="The id of an API key, or `anonymous` for callers on this machine without a key."
+    ),
 ]
 
 
@@ -57,7 +59,7 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def webhook_secret(of: Of = "anonymous", json: Json = False) -> None:
-    """Print the secret that webhooks are signed with, for any verifier of Standard Webhooks."""
+    """Print the secret that signs webhooks. Any verifier of Standard Webhooks accepts it."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 

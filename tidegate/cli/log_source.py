@@ -1,4 +1,4 @@
-"""Read logs from the state folder of this machine, or from the autoscaler of a stack elsewhere."""
+"""Read logs from the state folder on this machine, or from the autoscaler of another stack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Source(Protocol):
     """Port: a source of logs."""
 
     def read(self, name: str, *, since: float, until: float, lines: int) -> list[Line]:
-        """Return the last lines of the logs of ``name``, by time. Raise NotFound, with similar names."""
+        """Return the last lines of the logs of ``name``, by time. Raise NotFound; it lists similar names."""
 
     def of_request(self, id_: str) -> list[Line]:
         """Return the lines of a request or job, by time."""
@@ -50,7 +50,7 @@ class Local:
         return [each.shown() for each in self._folder.of_request(id_)]
 
     def _endpoint(self, name: str) -> tuple[list[str], list[str]]:
-        """Return an Endpoint's Deployments, and all Endpoints; nothing while the registry is away."""
+        """Return an Endpoint's Deployments, and all Endpoints; both empty if the registry does not answer."""
         try:
             found = Control(self._settings).registry.items("/v1/endpoints")
         except TidegateError:
@@ -77,7 +77,7 @@ class Remote:
 
 
 def source(settings: Settings) -> Source:
-    """Return where the logs of these settings' stack are. Raises Unreachable when there is no stack."""
+    """Return the source of logs for the stack of these settings. Raise Unreachable if there is no stack."""
     if not settings.api_key and (settings.state_path / "log").is_dir():
         return Local(settings)
     return Remote(control())

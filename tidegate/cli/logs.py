@@ -1,4 +1,4 @@
-"""``tidegate logs``: what services, replicas and models wrote, and what was written about one request."""
+"""``tidegate logs``: the logs of services, replicas and models, or all lines about one request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 FOLLOW_S = 0.5
 BLOCK = 64 * 1024
-# Above every time: no line is too young.
+# Later than every line.
 EVER = 1e11
 
 
@@ -34,21 +34,23 @@ def logs(
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for new lines, also of new replicas.")
+        bool, typer.Option("--follow", "-f", help="Wait for new lines, also those of new replicas.")
     ] = False,
     tail: Annotated[
-        int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="How many of the last lines.")
+        int, typer.Option("--tail", "--lines", "-n", min=0, max=10_000, help="Number of last lines to show.")
     ] = 100,
     since: Annotated[
         str | None, typer.Option("--since", help="Only newer lines: 30s, 10m, 2h, 1d, or an ISO time.")
     ] = None,
     request: Annotated[
         str | None,
-        typer.Option("--request", help="A request's or job's id: its lines of gateway, worker and router."),
+        typer.Option(
+            "--request", help="A request's or job's id: show its lines of gateway, worker and router."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show logs, a model's own output (print, logging) included. A pipe gets the JSON lines.
+    """Show logs, with the model's own output (print, logging). If stdout is a pipe, print JSON lines.
 
     Examples: `tidegate logs digits -f`, `tidegate logs digits --since 10m`, `tidegate logs gateway`,
     `tidegate logs --request 6ecec3572916c219`.
@@ -57,7 +59,9 @@ def logs(
     from tidegate.cli.log_source import Local, source
 
     if follow and json:
-        raise UsageError("--json is one document, so it cannot follow; a pipe gets JSON lines anyway.")
+        raise UsageError(
+            "--json prints one document, so it cannot follow. A pipe without --json gets JSON lines."
+        )
     if (name is None) == (request is None):
         raise UsageError("Give either a NAME or --request ID.")
     found = source(settings())
@@ -85,7 +89,7 @@ def _since(text: str | None) -> float:
 
 
 def _show_file(path: Path, lines: int, *, follow: bool, json: bool) -> None:
-    """Show the log of a service, whose lines need not have a time."""
+    """Show the log file of a service, also lines without a time."""
     from tidegate.cli import output
 
     if json:
@@ -115,7 +119,7 @@ def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: 
         try:
             _show_lines(found.read(name, since=before, until=until, lines=10_000))
         except (NotFound, Unavailable):
-            until = before  # it may come (again): a restart, or the last replica's log was deleted
+            until = before  # the logs may come back: after a restart, or when another replica starts
 
 
 def _show_request(found: Source, id_: str, *, json: bool) -> None:
@@ -132,7 +136,7 @@ def _show_request(found: Source, id_: str, *, json: bool) -> None:
 
 
 def nothing_of(id_: str) -> str:
-    """Return the reasons why no log may have a line of a request, each with its setting or command."""
+    """Return the reasons why no log has a line of a request, each with its setting or command."""
     return (
         f"No log has a line of {id_!r}. A line appears within a second. Under load only a sample of the "
         "successful requests is logged; for all: tidegate settings set ACCESS_LOG_SAMPLE=1. Old lines are "
@@ -148,7 +152,7 @@ def _show_lines(lines: list[dict[str, Any]]) -> None:
 
 
 def _write(text: str) -> None:
-    # A pipe gets the bytes as they are; a terminal must not obey what a model or a caller has written.
+    # A pipe gets the bytes unchanged. A terminal must not run control characters of a model or a caller.
     if sys.stdout.isatty():
         from tidegate.cli.output import plain
 
@@ -171,7 +175,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def following(path: Path) -> Iterator[str]:
-    """Lines as they are appended, for ever; starts over when the file is cut."""
+    """Yield lines as they are appended, without end. If the file gets shorter, read it from the start."""
     rest, at = b"", path.stat().st_size
     while True:
         size = path.stat().st_size if path.exists() else 0
@@ -196,7 +200,7 @@ def _parsed(text: str) -> Any:
 
 
 def prefixed(line: dict[str, Any]) -> str:
-    """Return a line of a merged log with its source; a line that the model printed has only its text."""
+    """Format a line of a merged log with its source. A line that the model printed has only its text."""
     log, fields = str(line["log"]), {key: value for key, value in line.items() if key != "log"}
     if fields.get("source") == "model":
         return f"{_clock(fields)} {log} | {fields['message']}"

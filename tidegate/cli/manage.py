@@ -1,4 +1,4 @@
-"""Changing what runs: ``scale``, ``apply``, ``delete``."""
+"""Commands that change what runs: ``scale``, ``apply``, ``delete``."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def scale(
     ttl: Annotated[
         str | None,
         typer.Option(
-            "--for", "--ttl", metavar="TIME", help="For how long, such as 2h; default: until --auto."
+            "--for", "--ttl", metavar="TIME", help="Time to hold it, such as 2h; default: until --auto."
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Go beyond max_replicas, as far as the host has room.")
+        bool, typer.Option("--force", help="Exceed max_replicas, if the host has room.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Hold a deployment at N replicas, whatever its load, or hand it back with --auto."""
+    """Hold a deployment at N replicas, whatever its load. With --auto, scale it by its load again."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
@@ -60,7 +60,7 @@ def scale(
 
 
 def _way_out(name: str, replicas: int, bounded_by: str | None) -> str:
-    """Return the next command if a limit other than the host's bounds the replicas."""
+    """Return commands that allow more replicas; empty if only the host limits them."""
     if bounded_by in (None, "host"):
         return ""
     raised = f"`tidegate policy {name} --set max_replicas={replicas}` raises it; "
@@ -117,7 +117,7 @@ def documents(text: str, where: str) -> dict[str, list[dict[str, Any]]]:
 
 def delete(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A model with all that serves it, or an endpoint.")
+        str, typer.Argument(metavar="NAME", help="A model (deleted with all that serves it) or an endpoint.")
     ],
     version: Annotated[
         int | None, typer.Option(metavar="N", help="Only this version, with its deployments.")
@@ -151,7 +151,7 @@ def delete(
 
 
 class Removal(NamedTuple):
-    """Something to delete: how to call it, and the request."""
+    """Something to delete: its name in messages, and the request."""
 
     shown: str
     path: str
@@ -195,7 +195,7 @@ def _everything(plane: Control, name: str) -> Removal:
 
 
 def confirm(warning: str) -> None:
-    """Ask before something that cannot be undone; ends the command unless the answer is yes."""
+    """Ask before an action that cannot be undone. End the command unless the answer is yes."""
     if not sys.stdin.isatty():
         raise UsageError(f"{warning}. To confirm without a terminal, repeat the command with --yes.")
     if not typer.confirm(f"{warning}. Go on?", err=True):

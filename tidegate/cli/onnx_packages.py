@@ -1,4 +1,4 @@
-"""An ONNX model that keeps weights in other files (external data), as one tar with all of them."""
+"""Pack an ONNX model and the other files that hold its weights (external data) as one tar."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 
 def model_in(path: Path) -> Path | None:
-    """Return the ONNX file to pack with its external data; None: the path is served in another way.
+    """Return the ONNX file to pack with its external data; None if the path is to be packed otherwise.
 
-    That is an ONNX file that has such data, or the only one of a folder that is no other kind of model.
+    The path is an ONNX file with such data, or a folder with one ONNX file that is no other kind of model.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None
@@ -30,9 +30,10 @@ def model_in(path: Path) -> Path | None:
 
 
 def external_files(model: Path) -> list[str]:
-    """Return the paths of an ONNX file's external data, below its folder. Raise UsageError for others.
+    """Return the paths of an ONNX file's external data, relative to its folder.
 
-    What is no ONNX file has none: the registry says what is wrong with it.
+    Raise UsageError for a path outside of the folder, a hidden file or a missing file. Empty for a file that
+    is not ONNX: the registry reports that error.
     """
     try:
         if not model.stat().st_size:
@@ -55,23 +56,21 @@ def _inside(model: Path, location: str) -> PurePosixPath:
             "onnx.save(model, path, save_as_external_data=True, location='weights.data')."
         ) from None
     if any(step.startswith(".") for step in path.parts):
-        # A model from elsewhere, deployed from a home folder, could name a key in it.
+        # A downloaded model that is deployed from a home folder could name a private key there.
         raise UsageError(
             f"{model} keeps weights in {location[:80]!r}, a hidden file, which is not uploaded. If these are "
             "weights, save the model again with another location."
         )
     if not (model.parent / path).is_file():
-        raise UsageError(
-            f"{model} keeps weights in {location[:80]!r}, and there is no such file beside it. Copy it there."
-        )
+        raise UsageError(f"{model} keeps weights in {location[:80]!r}, which is missing. Copy it there.")
     return path
 
 
 @contextmanager
 def packed(model: Path) -> Iterator[BinaryIO]:
-    """Give a tar of the model and its external data, the same for the same bytes. Raise UsageError.
+    """Yield a tar of the model and its external data. Equal files make equal tars. Raise UsageError.
 
-    It is not compressed: weights hardly get smaller, and gigabytes of them would take minutes.
+    The tar is not compressed: weights hardly get smaller, and gigabytes would take minutes.
     """
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and how their values are read."""
+"""Options and arguments that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import typer
 
 from tidegate.cli.exit_codes import UsageError
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, messages on stderr.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An endpoint's or a deployment's name.")]
 Model = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many of the latest to show.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of latest entries to show.")]
 
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -28,7 +28,7 @@ def seconds(text: str) -> float:
 
 
 def parsed(text: str) -> datetime:
-    """Return an ISO 8601 time. Raises ValueError. Python 3.10 by itself does not know ``Z``."""
+    """Return an ISO 8601 time. Raise ValueError. Also accepts ``Z``, which Python 3.10 cannot parse."""
     return datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)
 
 

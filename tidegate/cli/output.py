@@ -1,7 +1,7 @@
-"""What the commands print: results on stdout, everything else on stderr.
+"""Print results on stdout, and everything else on stderr.
 
-With ``--json`` stdout is one JSON document and nothing more. Colours only on a terminal, and not when
-``NO_COLOR`` is set. rich is imported when something is shown: ``--help`` and ``--json`` do without it.
+With ``--json`` stdout is one JSON document and nothing more. Colours appear only on a terminal, and not if
+``NO_COLOR`` is set. rich is imported on first use, so that ``--help`` and ``--json`` start faster.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ STYLES = {
 }
 
 
-# A terminal obeys these: colours, titles, the clipboard, the order of letters. New lines and tabs stay.
+# A terminal acts on these: colours, titles, the clipboard, the order of letters. Not new lines and tabs.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """Return a text, perhaps a model's or a caller's, with what a terminal would obey written out."""
+    """Return a text with its control characters escaped, because it may come from a model or a caller."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @cache
 def console(stderr: bool = False) -> Console:
-    """Return the rich console of a stream. Off a terminal it never folds lines: programs read them."""
+    """Return the rich console of a stream. It folds lines only on a terminal; programs need whole lines."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -85,7 +85,7 @@ def line(text: str = "", style: str | None = None) -> None:
 
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], empty: str = "none") -> None:
-    """Rows in aligned columns; words such as "ready" have a colour. ``empty`` is said when there are none."""
+    """Print rows in aligned columns; words such as "ready" have a colour. No rows: print ``empty``."""
     from rich.text import Text
 
     if not rows:
@@ -129,7 +129,7 @@ def text_of(cell: Any) -> str:
 
 
 def size_of(count: float) -> str:
-    """Bytes for people: ``118 kB``."""
+    """Format a number of bytes: ``118 kB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -138,7 +138,7 @@ def size_of(count: float) -> str:
 
 
 def moment(value: float | str | None) -> str:
-    """Seconds since the epoch, or an ISO time, as local time to the second."""
+    """Format seconds since the epoch, or an ISO time, as local time without fractions."""
     if not value:
         return "-"
     try:

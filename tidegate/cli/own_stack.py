@@ -1,4 +1,4 @@
-"""The settings and the folder of the stack of this machine."""
+"""The settings and the folder of the stack on this machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class StackFailed(TidegateError):
-    """The embedded stack did not start or stop; the message names the remedy."""
+    """The embedded stack did not start or stop. The message says what to do."""
 
     reason = "stack"
 
 
 def own(*, starting: bool) -> Settings:
-    """Return the settings of the stack of this machine: for a start, or those of the last start."""
+    """Return the settings of the stack on this machine, for a start or from its last start."""
     from tidegate.cli import api
     from tidegate.client import started
 
@@ -33,7 +33,7 @@ def own(*, starting: bool) -> Settings:
 
 
 def own_folder() -> Path:
-    """Return the state folder of the stack of this machine."""
+    """Return the state folder of the stack on this machine."""
     from tidegate.client import contexts
 
     stated = os.environ.get("TIDEGATE_STATE_DIR") or contexts.STATE

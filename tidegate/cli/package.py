@@ -1,6 +1,6 @@
-"""What is deployed, as one file: the file itself, or a folder as a tar.gz.
+"""Make one file of a model to upload: the file itself, or a folder as a tar.gz.
 
-The archive of a folder depends on nothing but names and contents, so the same folder is the same artifact.
+A folder's archive depends only on names and contents, so the same folder makes the same artifact.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SKIPPED = {"__pycache__", ".git", ".DS_Store", ".ipynb_checkpoints"}
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """Bytes ready to be uploaded. ``format`` None: as the file's name says."""
+    """Bytes to upload. ``format`` None: it follows from the file's name."""
 
     file: BinaryIO
     filename: str
@@ -63,7 +63,7 @@ def packed(path: Path) -> Iterator[Package]:
 def format_of(folder: Path) -> str:
     """Return the format of a folder: "python" if it has ``model.py``, else Triton's layout.
 
-    One with a single ONNX file is that model, see :mod:`tidegate.cli.onnx_packages`.
+    A folder with a single ONNX file is "onnx": see :mod:`tidegate.cli.onnx_packages`.
     """
     if onnx_packages.model_in(folder) is not None:
         return "onnx"
@@ -75,12 +75,12 @@ def format_of(folder: Path) -> str:
 def pack(folder: Path, target: BinaryIO) -> None:
     """Write the folder as a deterministic tar.gz: sorted, without owners and times.
 
-    Links to files are packed as what they point to; a link to a folder, or an empty folder, is a UsageError.
+    A link to a file is packed as that file. Raise UsageError for a link to a folder or an empty folder.
     """
     members = list(_members(folder))
     if not members:
-        raise UsageError(f"{folder}: there is no file in it.")
-    # mtime 0 and no name: gzip's own header must not differ either.
+        raise UsageError(f"{folder} has no files.")
+    # mtime 0 and no name, so that gzip's header does not differ either.
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0, compresslevel=6) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -94,7 +94,7 @@ def _members(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if name not in SKIPPED)
         for name in folders:
             if (Path(root) / name).is_symlink():
-                raise UsageError(f"{Path(root) / name} is a link to a folder; put the folder itself there.")
+                raise UsageError(f"{Path(root) / name} is a link to a folder. Replace it with that folder.")
         yield from (Path(root) / name for name in sorted(files) if name not in SKIPPED)
 
 

@@ -1,4 +1,4 @@
-"""Refuse a deploy before its upload: what this machine can see, then what the registry knows."""
+"""Check a deploy before its upload: first on this machine, then at the registry."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MODEL = "model.py"
 _BY_SUFFIX = {".py": "python", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
 _LARGEST_SOURCE = 4 * 1024 * 1024
 _NO_SIGNATURE = (
-    "{path} does not say what its inputs and outputs are: give --signature FILE.json, such as "
+    "{path} does not declare its inputs and outputs. Give --signature FILE.json, such as "
     '{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [4]}}], '
     '"outputs": [{{"name": "y", "datatype": "FP32", "shape": [1]}}], "max_batch_size": 8}}'
 )
 
 
 def check_here(request: DeployRequest) -> None:
-    """Raise UsageError for what is wrong whatever the registry holds."""
+    """Raise UsageError for mistakes that can be found without the registry."""
     if (problem := names.problem("model", request.name)) is not None:
         raise UsageError(f"{problem[:-1]}: give another --name.")
     low, high = request.options.get("min_replicas"), request.options.get("max_replicas")
@@ -73,12 +73,12 @@ def _check_functions(tree: ast.Module, given: Doc | None) -> None:
     try:
         signature = None if given is None else Signature.model_validate(given)
     except ValidationError:
-        return  # the registry says what is wrong with it
+        return  # the registry reports this error
     python_signature.signature_of(python_model.read(tree), signature)
 
 
 def check_there(control: Control, package: Package, request: DeployRequest, body: Doc) -> list[str]:
-    """Ask the registry whether it would take the version and its Deployment; return its warnings."""
+    """Let the registry check the version and its Deployment. Return its warnings; its errors are raised."""
     from tidegate.cli.api import part
 
     asked = body | {"size": package.size, "deployment": request.options, "endpoint": request.name}

@@ -1,4 +1,4 @@
-"""Showing that something goes on: a live list on a terminal, one plain line for each change elsewhere."""
+"""Show progress: a live list on a terminal; elsewhere one plain line for each change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKS = {"ready": "✓", "done": "✓", "failed": "✗", "stopped": "✓"}
 
 
 class Steps:
-    """A list of named things and the state each is in, with a detail in a few words."""
+    """A list of steps, each with a name, a state and a short detail."""
 
     def __init__(self) -> None:
         self._rows: dict[str, tuple[str, str]] = {}
@@ -25,7 +25,7 @@ class Steps:
         self._began = time.monotonic()
 
     def change(self, name: str, state: str, detail: str = "") -> None:
-        """Show that ``name`` is now in ``state``; repeating the last one shows nothing.
+        """Show that ``name`` is now in ``state``, unless that was shown last.
 
         Only the first line of a detail is shown; the error message has the rest.
         """
@@ -38,7 +38,7 @@ class Steps:
             say(f"[{elapsed:5.1f} s] {name}: {state}{f' ({detail})' if detail else ''}")
 
     def rows(self) -> list[list[str]]:
-        """Mark, name, state and detail of each step, in the order of appearance."""
+        """Return mark, name, state and detail of each step, in order of first appearance."""
         spinner = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"[int(time.monotonic() * 10) % 10]
         return [
             [MARKS.get(state, spinner), name, state, detail] for name, (state, detail) in self._rows.items()

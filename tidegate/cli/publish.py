@@ -1,4 +1,4 @@
-"""From a file to a served model: upload, register, deploy, wait."""
+"""Publish a file as a served model: upload, register, deploy, wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tidegate.cli.progress import Steps, transfer
 from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
 
 POLL_S = 0.5
-# A status can be older than the deploy, so a failure counts if it is newer or lasts this long (seconds).
+# A status can be older than the deploy. A failure counts if it is newer, or still there after these seconds.
 STALE_S = 3.0
 HOPELESS = {"LoadFailed", "StartTimeout"}
 
@@ -29,7 +29,7 @@ def publish(control: Control, request: DeployRequest, steps: Steps) -> Doc:
 
 
 def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
-    """Check, upload and register; return the Version, as the registry answered."""
+    """Check, upload and register; return the registry's Version."""
     precheck.check_here(request)
     with packed(request.path) as package:
         warnings = precheck.check_there(control, package, request, _registration(package, request))
@@ -59,7 +59,7 @@ def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic
 
 
 def upload(control: Control, package: Package, steps: Steps) -> None:
-    """Upload the bytes, unless the registry has them."""
+    """Upload the bytes, unless the registry already has them."""
     shown = f"{package.filename}, {size_of(package.size)}"
     steps.change("upload", "starting", shown)
     if control.registry.exists(f"/v1/artifacts/{package.sha256}"):
@@ -72,11 +72,11 @@ def upload(control: Control, package: Package, steps: Steps) -> None:
 
 
 def register(control: Control, package: Package, request: DeployRequest) -> Doc:
-    """Register the bytes and return their Version: a new one, or the one that has them already."""
+    """Register the bytes and return their Version: a new one, or the existing one with the same bytes."""
     path = f"/v1/models/{part(request.name)}/versions"
     version: Doc = control.registry.post(path, _registration(package, request))
     if not _says(version["metadata"], request.metadata):
-        # A version has these very bytes: new metadata is merged into it.
+        # A version with the same bytes exists: merge the new metadata into it.
         said = {"metadata": {**version["metadata"], **request.metadata}}
         version = control.registry.patch(f"{path}/{version['number']}", said)
     return version
@@ -120,16 +120,16 @@ def _counted(chunks: Iterable[bytes], count: Callable[[int], None]) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The progress of a deployment, and the reason, in words."""
+    """A deployment's state, and the reason in words."""
 
     state: Literal["waiting", "starting", "ready", "failed"]
     text: str
 
 
 def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[float], bool]) -> Look:
-    """Combine the autoscaler's status and the endpoint. A status of an earlier ``revision`` is ignored.
+    """Combine the autoscaler's status and the endpoint. Ignore a status of an earlier ``revision``.
 
-    ``fresh`` returns True if a failure at this time is newer than the deploy.
+    ``fresh`` returns True if a failure at the given time counts for this deploy.
     """
     if status is None or (status.get("revision") or revision) < revision:
         return Look("waiting", "the autoscaler has not seen it yet")
@@ -140,15 +140,15 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
         return Look("failed", loaded["message"])
     asleep = ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}
     if asleep and endpoint["previous"] and ready is not None and ready["reason"] == "Asleep":
-        # The status is older than the roll-over, which always needs a replica.
-        return Look("starting", "it was asleep; traffic moves over when a replica is ready")
+        # The status is older than the deploy, which always starts a replica.
+        return Look("starting", "it was asleep; it gets traffic when a replica is ready")
     if asleep:
-        return Look("ready", "asleep, the first request starts it")
+        return Look("ready", "asleep; the first request starts it")
     if not status["ready"]:
         trouble = loaded["message"] if loaded is not None and failing else ""
         return Look("starting", trouble or (ready or {}).get("message") or "no replica yet")
     if endpoint["previous"]:
-        return Look("starting", "a replica is ready, traffic moves over")
+        return Look("starting", "a replica is ready; traffic moves to it now")
     if (current := conditions.get("Current")) is not None and not current["ok"]:
         # The same version with other options: its replicas are replaced one by one.
         return Look("starting", (loaded["message"] if loaded and failing else "") or current["message"])
@@ -161,7 +161,7 @@ def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) 
 
     def confirmed(look: Look) -> Look:
         if look.state == "ready" and not answers(control, endpoint):
-            return Look("starting", "the gateway does not know it yet")
+            return Look("starting", f"the gateway does not accept calls for {endpoint} yet")
         return look
 
     def ours() -> Doc:
@@ -209,12 +209,12 @@ def _wait(
 
 
 def _check_still_ours(deployment: str, endpoint: Doc) -> None:
-    """Raise Conflict if the endpoint sends its traffic elsewhere by now."""
+    """Raise Conflict if the endpoint no longer sends traffic to the deployment."""
     targets = [target["deployment"] for target in endpoint["targets"]]
     if deployment in targets:
         return
     raise Conflict(
-        f"{deployment} is registered but does not serve: meanwhile another deploy has pointed endpoint "
+        f"{deployment} is registered but gets no traffic, because another deploy has pointed endpoint "
         f"{endpoint['name']} to {', '.join(targets)}. To serve yours, deploy it again."
     )
 

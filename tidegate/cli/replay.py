@@ -1,4 +1,4 @@
-"""``tidegate replay``: the same arrivals under other policies."""
+"""``tidegate replay``: compare scaling policies on the same arrivals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
 from tidegate.cli.scaling import changes_of
 
-_ARRIVALS, _POLICIES, _REPLICAS = "Arrivals", "Policies", "What a replica is like"
+_ARRIVALS, _POLICIES, _REPLICAS = "Arrivals", "Policies", "Speed of a replica"
 TIME_LIMIT_S = 300.0
 
 _HEADS = (
@@ -39,20 +39,25 @@ def replay(
     name: Name,
     recorded: Annotated[
         bool,
-        typer.Option("--recorded", help="Recorded arrivals, of the last --for.", rich_help_panel=_ARRIVALS),
+        typer.Option(
+            "--recorded", help="Replay the recorded arrivals of the last --for.", rich_help_panel=_ARRIVALS
+        ),
     ] = False,
     file: Annotated[
         Path | None,
         typer.Option(
-            "--file", metavar="FILE.csv", help="Lines of `time` or `time,count`.", rich_help_panel=_ARRIVALS
+            "--file",
+            metavar="FILE.csv",
+            help="Arrivals: lines of `time` or `time,count`.",
+            rich_help_panel=_ARRIVALS,
         ),
     ] = None,
     shape: Annotated[
-        Shape, typer.Option(help="Generated arrivals of this shape.", rich_help_panel=_ARRIVALS)
+        Shape, typer.Option(help="Shape of generated arrivals.", rich_help_panel=_ARRIVALS)
     ] = Shape.SPIKE,
     rps: Annotated[float, typer.Option(help="Requests a second.", rich_help_panel=_ARRIVALS)] = 10.0,
     factor: Annotated[
-        float, typer.Option(help="The peak, in multiples of --rps.", rich_help_panel=_ARRIVALS)
+        float, typer.Option(help="Peak rate, as a multiple of --rps.", rich_help_panel=_ARRIVALS)
     ] = 10.0,
     duration: Annotated[
         str, typer.Option("--for", metavar="TIME", help="How long.", rich_help_panel=_ARRIVALS)
@@ -62,7 +67,7 @@ def replay(
         typer.Option(
             "--with",
             metavar="FIELD=VALUE[;...]",
-            help="Another policy to compare, written as for `policy --set`; repeatable.",
+            help="Another policy to compare, in the form of `policy --set`; repeatable.",
             rich_help_panel=_POLICIES,
         ),
     ] = None,
@@ -71,19 +76,19 @@ def replay(
         bool, typer.Option("--knative", help="Knative's formula.", rich_help_panel=_POLICIES)
     ] = False,
     call_ms: Annotated[
-        float | None, typer.Option(help="Time of a call; default: measured.", rich_help_panel=_REPLICAS)
+        float | None, typer.Option(help="Time of a model call; default: measured.", rich_help_panel=_REPLICAS)
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Requests in a call.", rich_help_panel=_REPLICAS)] = None,
     start: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long a start takes.", rich_help_panel=_REPLICAS)
+        str | None, typer.Option(metavar="TIME", help="Time of a replica's start.", rich_help_panel=_REPLICAS)
     ] = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write a picture.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Decide the recorded rounds again, and compare.")
+        bool, typer.Option("--verify", help="Repeat the recorded decisions, and compare.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Replay arrivals under the deployment's policy and others, and compare waits, lateness and cost.
+    """Replay arrivals under the deployment's policy and others. Compare waits, late requests and cost.
 
     Arrivals are generated (--shape), read from a file, or recorded. The autoscaler's own code decides.
     """
@@ -117,7 +122,7 @@ def replay(
 
 
 def variation(text: str) -> dict[str, Any]:
-    """Parse ``FIELD=VALUE;FIELD=VALUE`` as a policy, named by its text. Raise UsageError."""
+    """Parse ``FIELD=VALUE;FIELD=VALUE`` as a policy. The text is its name. Raise UsageError."""
     return {
         "name": text[:80],
         "changes": changes_of([part.strip() for part in text.split(";") if part.strip()]),
@@ -167,7 +172,7 @@ def _tell(found: Mapping[str, Any]) -> None:
     output.line(
         f"{found['deployment']}: {found['requests']:,} requests in {found['seconds']:,.0f} s; a call of up "
         f"to {service['batch']} takes {service['call_ms']:.3g} ms, a start {service['start_s']:.3g} s; "
-        f"late is a wait above {found['target_wait_ms']:g} ms"
+        f"late: a wait above {found['target_wait_ms']:g} ms"
     )
     output.table(rows_of(found["results"]), _HEADS)
     output.line(f"picture: {found['file']}")
@@ -185,7 +190,7 @@ def _verify(plane: Any, deployment: str, length_s: float, json: bool) -> None:
             f"in {found['rounds']} rounds from {output.moment(found['since'])}"
         )
         for each in found["different"]:
-            output.line(f"{output.moment(each['at'])}: then {each['then']}, now {each['now']}")
+            output.line(f"{output.moment(each['at'])}: recorded {each['then']}, repeated {each['now']}")
 
     output.show(found, json, human)
     if found["differences"]:

@@ -1,4 +1,4 @@
-"""``tidegate reproduce``: run a dead letter again on a model server of its own, with the model's log."""
+"""``tidegate reproduce``: run a dead letter again on a separate model server, and show the model's log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reproduce(
     ] = None,
     timeout: Annotated[str, typer.Option(help="How long the request may take.")] = "60s",
 ) -> None:
-    """Run a dead letter's request once more in the foreground, away from all traffic, on this machine.
+    """Run a dead letter's request again on this machine, in the foreground, apart from all traffic.
 
     Exit code 0: it was answered; 1: it failed; 3: it killed the model's process, Triton or the worker.
     """
@@ -64,7 +64,7 @@ def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
 
 
 def _run(folder: Path, timeout_s: float) -> int:
-    """Run the worker in a process of its own, because the model may kill it; return the exit code."""
+    """Run the worker in a separate process, because the model may kill it. Return its exit code."""
     from tidegate.cli.output import say
 
     command = [sys.executable, "-m", "services.worker.reproduce", "--replica-dir", str(folder)]
@@ -73,7 +73,7 @@ def _run(folder: Path, timeout_s: float) -> int:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            # The terminal sent Ctrl-C to that process, too: it stops its Triton.
+            # The terminal sent Ctrl-C to that process too, which now stops its Triton.
             code = _ended(process)
             raise
         finally:
@@ -95,7 +95,7 @@ def _ended(process: subprocess.Popen[Any]) -> int:
 
 @contextmanager
 def _folder(parent: Path, id: str) -> Iterator[Path]:
-    """Create a folder that only its owner can read, and delete it at the end, also on SIGTERM or Ctrl-C."""
+    """Create a folder that only its owner can read. Delete it at the end, also after SIGTERM or Ctrl-C."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

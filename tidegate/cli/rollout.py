@@ -26,7 +26,8 @@ Timeout = Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")]
 def rollback(
     name: Endpoint,
     to: Annotated[
-        int | None, typer.Option("--to", metavar="N", min=1, help="This version; default: the one before.")
+        int | None,
+        typer.Option("--to", metavar="N", min=1, help="Version to go back to; default: the previous one."),
     ] = None,
     wait: Wait = True,
     timeout: Timeout = "5m",
@@ -34,8 +35,8 @@ def rollback(
 ) -> None:
     """Go back to the version that served before, without a failed call.
 
-    What serves now goes on until the earlier version has a ready replica. A deployment that was deleted is
-    made again. Example: tidegate rollback digits --to 2
+    The current version serves until the earlier version has a ready replica. A deployment that was deleted
+    is created again. Example: tidegate rollback digits --to 2
     """
     from tidegate.cli import output
     from tidegate.cli.api import control, part
@@ -59,14 +60,17 @@ def rolled(placed: Doc) -> str:
     deployment, replaced = placed["deployment"], placed["replaced"]
     if not replaced:
         return f"version {deployment['version']} serves already"
-    made = f"; {deployment['name']} was deleted and is made again" if placed["remade"] else ""
+    made = f"; {deployment['name']} was deleted and is created again" if placed["remade"] else ""
     return f"from {', '.join(replaced)} to {deployment['name']} (version {deployment['version']}){made}"
 
 
 def split(
     name: Endpoint,
     shares: Annotated[
-        list[str], typer.Argument(metavar="VERSION=SHARE...", help="v1=90 v2=10, or a deployment's name.")
+        list[str],
+        typer.Argument(
+            metavar="VERSION=SHARE...", help="v1=90 v2=10; also a deployment's name instead of a version."
+        ),
     ],
     wait: Wait = True,
     timeout: Timeout = "5m",
@@ -74,8 +78,8 @@ def split(
 ) -> None:
     """Share an endpoint's traffic among versions, as for a canary.
 
-    Shares are parts of their sum. Versions that are not named get nothing. What serves now goes on until
-    each version with a share has a ready replica. Example: tidegate split digits v1=90 v2=10
+    Each version gets its share of the sum; versions that are not named get no traffic. The current versions
+    serve until each version with a share has a ready replica. Example: tidegate split digits v1=90 v2=10
     """
     from tidegate.cli import output
     from tidegate.cli.api import control, part
@@ -97,7 +101,7 @@ def split(
 
 
 def weights(shares: Sequence[str]) -> dict[str, int]:
-    """Return ``v1=90`` arguments as whole weights by version or Deployment. Raise UsageError."""
+    """Parse ``v1=90`` arguments. Return whole weights by version or Deployment. Raise UsageError."""
     found: dict[str, Decimal] = {}
     for text in shares:
         key, equals, number = text.partition("=")
@@ -112,7 +116,7 @@ def weights(shares: Sequence[str]) -> dict[str, int]:
         found[key] = share
     if not sum(found.values()):
         raise UsageError("All shares are 0, so no version would get a request.")
-    # The registry counts in whole numbers; a share may have two decimal places.
+    # The registry's weights are whole numbers; a share may have two decimal places.
     scale = 1 if all(share == int(share) for share in found.values()) else 100
     whole = {key: int((share * scale).to_integral_value()) for key, share in found.items()}
     lost = [key for key, share in found.items() if share and not whole[key]]
@@ -128,7 +132,7 @@ def percent(wanted: Mapping[str, int]) -> list[float]:
 
 
 def _targets(plane: Control, name: str, wanted: Mapping[str, int]) -> list[Doc]:
-    """Return the endpoint's new targets. Raise BadRequest that says which version has no Deployment."""
+    """Return the endpoint's new targets. Raise BadRequest if a version has no Deployment."""
     from tidegate.cli.api import part
 
     endpoint = plane.registry.get(f"/v1/endpoints/{part(name)}")
@@ -139,7 +143,8 @@ def _targets(plane: Control, name: str, wanted: Mapping[str, int]) -> list[Doc]:
 def chosen(endpoint: Doc, held: Sequence[Doc], wanted: Mapping[str, int]) -> list[Doc]:
     """Return targets by weight: each key is ``v2``, ``2`` or a Deployment's name.
 
-    A version means the Deployment that the endpoint names, else that of ``deploy``, else the only one.
+    For a version, take its Deployment that the endpoint uses, else the one that ``deploy`` made, else the
+    only one.
     """
     by_name = {deployment["name"]: deployment for deployment in held}
     named = [target["deployment"] for target in [*endpoint["targets"], *endpoint["previous"]]]
@@ -152,11 +157,11 @@ def chosen(endpoint: Doc, held: Sequence[Doc], wanted: Mapping[str, int]) -> lis
             model = min(models, default=endpoint["name"])
             number = key.removeprefix("v") if re.fullmatch(r"v?\d+", key) else "N"
             raise BadRequest(
-                f"{key} of {endpoint['name']} has no Deployment; there are: {there or 'none'}. Make one that "
-                f"gets no traffic yet: tidegate deploy {model} --version {number} --no-traffic"
+                f"{key} of {endpoint['name']} has no Deployment. Existing: {there or 'none'}. Create one "
+                f"without traffic: tidegate deploy {model} --version {number} --no-traffic"
             )
         if target in (each["deployment"] for each in targets):
-            raise UsageError(f"{key} is {target}, which is named twice.")
+            raise UsageError(f"{key} is {target}, which has a share already.")
         targets.append({"deployment": target, "weight": weight})
     return targets
 
@@ -177,7 +182,7 @@ def _of_version(key: str, named: Sequence[str], models: set[str], held: Sequence
 
 
 def _wait_settled(plane: Control, name: str, targets: list[Doc], timeout_s: float, steps: Steps) -> None:
-    """Wait for each version that has a share."""
+    """Wait until each version with a share is ready."""
     from tidegate.cli.publish import wait_serving
 
     end = time.monotonic() + timeout_s

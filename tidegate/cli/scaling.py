@@ -10,7 +10,7 @@ import typer
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
 
-For = Annotated[str | None, typer.Option("--for", metavar="TIME", help="For how long, such as 2h.")]
+For = Annotated[str | None, typer.Option("--for", metavar="TIME", help="Duration, such as 2h.")]
 
 _HEADS = (
     "deployment", "desired", "ready", "starting", "draining", "limits", "queue", "arriving/s", "served/s",
@@ -43,7 +43,7 @@ def deployment_row(status: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def why(name: Name, json: Json = False) -> None:
-    """Explain a deployment's number of replicas: the rule, its bounds, what waits, what ended lately."""
+    """Explain a deployment's number of replicas: rule, bounds, signals, recent ends and decisions."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
@@ -88,7 +88,7 @@ def policy(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Change a field, such as aggressiveness=latency; an empty value is the default. Repeatable.",
+            help="Change a field, such as aggressiveness=latency; an empty value: the default. Repeatable.",
         ),
     ] = None,
     json: Json = False,
@@ -138,12 +138,12 @@ def _show_policy(found: Mapping[str, Any]) -> None:
 def pause(
     name: Name,
     hold: Annotated[
-        bool, typer.Option("--hold", help="Keep the replicas that run now, whatever the load.")
+        bool, typer.Option("--hold", help="Keep the current replicas, whatever the load.")
     ] = False,
     duration: For = None,
     json: Json = False,
 ) -> None:
-    """Stop a deployment, whatever the demand. With --hold, keep its replicas and only stop scaling."""
+    """Stop a deployment's replicas, whatever the load. With --hold, keep them and only stop scaling."""
     body = {"hold": hold, "ttl_s": None if duration is None else seconds(duration)}
     until = f" for {duration}" if duration else " until `tidegate resume`"
     _ask(name, "pause", body, lambda a: f"is held at {a['replicas']} replicas{until}", json)
@@ -155,10 +155,12 @@ def resume(name: Name, json: Json = False) -> None:
 
 
 def drain(
-    replica: Annotated[str, typer.Argument(metavar="REPLICA", help="Its name, as `tidegate replicas` says.")],
+    replica: Annotated[
+        str, typer.Argument(metavar="REPLICA", help="Name of the replica, as `tidegate replicas` lists it.")
+    ],
     json: Json = False,
 ) -> None:
-    """Drain one replica: it finishes its requests and exits, and another replaces it."""
+    """Drain one replica: it finishes its requests and exits. Another replica replaces it."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
@@ -167,12 +169,14 @@ def drain(
 
 
 def cordon(
-    host: Annotated[str | None, typer.Argument(metavar="HOST", help="Without it: list the hosts.")] = None,
-    off: Annotated[bool, typer.Option("--off", help="Allow new replicas there again.")] = False,
-    drain_: Annotated[bool, typer.Option("--drain", help="Also drain the replicas that run there.")] = False,
+    host: Annotated[
+        str | None, typer.Argument(metavar="HOST", help="The host; default: list the hosts.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Allow new replicas on the host again.")] = False,
+    drain_: Annotated[bool, typer.Option("--drain", help="Also drain the host's replicas.")] = False,
     json: Json = False,
 ) -> None:
-    """Start no more replicas on a host. Without HOST: list the hosts and what they have free."""
+    """Start no more replicas on a host. Without HOST: list the hosts and their free capacity."""
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 

@@ -34,14 +34,15 @@ SHOWN = ("LoadState", "ActiveState", "SubState", "UnitFileState", "MainPID", "NR
 UserWide = Annotated[
     bool | None,
     typer.Option(
-        "--user/--system", help="The user's own systemd, or the machine's; default: --system for root."
+        "--user/--system",
+        help="Use the user's own systemd, or the machine's; default: --system for root, else --user.",
     ),
 ]
 Name = Annotated[str, typer.Option("--name", help="The unit's name, if there are several stacks.")]
 
 
 class ServiceFailed(TidegateError):
-    """systemd failed; the message is its own."""
+    """systemd failed. The message is systemd's."""
 
     reason = "service"
 
@@ -56,8 +57,8 @@ def install(
             "--run-as", metavar="USER", help="User of a system-wide unit; default: the state's owner."
         ),
     ] = None,
-    start: Annotated[bool, typer.Option("--start/--no-start", help="Start it now as well.")] = True,
-    print_: Annotated[bool, typer.Option("--print", help="Only write the unit to stdout.")] = False,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Also start the stack now.")] = True,
+    print_: Annotated[bool, typer.Option("--print", help="Only print the unit.")] = False,
     json: Json = False,
 ) -> None:
     """Write and enable the unit of this stack. TIDEGATE_ settings of this shell are written into it."""
@@ -67,7 +68,7 @@ def install(
     unit, left_out = described(user, name, run_as)
     for key in left_out:
         output.say(
-            f"{key} is not written into the unit, which every user can read. "
+            f"{key} is left out of the unit, because every user can read it. "
             f"To keep it: tidegate settings set {key}=...",
             style="yellow",
         )
@@ -86,16 +87,17 @@ def install(
     if BOOTED.is_dir():
         systemctl(unit.system, "daemon-reload")
     systemctl(unit.system, "enable", place.name)
-    told = [f"{place} is written and enabled: the stack starts with the machine."]
+    told = [f"{place} is written and enabled. The stack starts with the machine."]
     if start and _runs_by_hand():
         told.append(
-            f"It runs already, started by hand. Hand it over: tidegate down && {_typed(unit, 'start')}"
+            "The stack runs already, without systemd. "
+            f"To restart it under systemd: tidegate down && {_typed(unit, 'start')}"
         )
     elif start:
         systemctl(unit.system, "start", place.name)
-        told.append("It is started and ready.")
+        told.append("The stack is started and ready.")
     if not unit.system:
-        told.append("It starts at your first login. To start it at boot: loginctl enable-linger")
+        told.append("The stack starts at your first login. To start it at boot: loginctl enable-linger")
     document = {"unit": str(place), "state_dir": str(unit.state), "user": unit.user or None, "told": told}
 
     def human() -> None:
@@ -107,7 +109,7 @@ def install(
 
 @service.command()
 def uninstall(user: UserWide = None, name: Name = "tidegate", json: Json = False) -> None:
-    """Stop the stack of the unit, and remove the unit; the data stays."""
+    """Stop the stack and remove its unit. The data stays."""
     from tidegate.cli import output
 
     unit, _ = described(user, name, None)
@@ -120,7 +122,7 @@ def uninstall(user: UserWide = None, name: Name = "tidegate", json: Json = False
     place.unlink()
     if BOOTED.is_dir():
         systemctl(unit.system, "daemon-reload")
-    output.show({"removed": str(place)}, json, lambda: output.line(f"{place} is removed; the data stays."))
+    output.show({"removed": str(place)}, json, lambda: output.line(f"{place} is removed. The data stays."))
 
 
 @service.command()
@@ -155,7 +157,7 @@ def run() -> None:
 
 
 def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, list[str]]:
-    """Return the unit of the stack of this folder, and the variables that it leaves out. Raise UsageError."""
+    """Return the unit of this folder's stack, and the secret variables left out of it. Raise UsageError."""
     source_checkout.require("service install")
     from tidegate.cli.own_stack import own as own_settings
     from tidegate.client import started
@@ -170,7 +172,7 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
         raise UsageError(str(error)) from None
     found = own_settings(starting=False)
     account = None if own else _account(run_as, found.state_path)
-    # Without this the settings of the last start's environment would be lost.
+    # Keep the settings that the last start had in its environment.
     kept = started.read(found.state_path).environment | started.of(found, os.environ).environment
     unit = Unit(
         state=found.state_path,
@@ -189,7 +191,7 @@ def described(user: bool | None, name: str, run_as: str | None) -> tuple[Unit, l
 
 
 def secrets_of(environ: Mapping[str, str]) -> list[str]:
-    """Return the settings of this shell that the unit does not get."""
+    """Return the secret settings of this shell, which are left out of the unit."""
     from tidegate.kernel.settings.base import is_secret
 
     ours = {key: value for key, value in environ.items() if key.startswith("TIDEGATE_") and value}
@@ -197,7 +199,7 @@ def secrets_of(environ: Mapping[str, str]) -> list[str]:
 
 
 def place_of(unit: Unit) -> Path:
-    """Return the unit's file."""
+    """Return the path of the unit's file."""
     if unit.system:
         return SYSTEM_UNITS / f"{unit.name}.service"
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
@@ -205,13 +207,13 @@ def place_of(unit: Unit) -> Path:
 
 
 def systemctl(system: bool, *arguments: str) -> str:
-    """Run systemctl and return what it wrote. Raise ServiceFailed with its own words."""
+    """Run systemctl and return its output. Raise ServiceFailed with its message."""
     command = ["systemctl", *([] if system else ["--user"]), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise ServiceFailed(
-            "There is no systemctl here: `tidegate service install --print` shows the unit."
+            "systemctl is not installed: `tidegate service install --print` shows the unit."
         ) from None
     if done.returncode:
         shown = f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}"

@@ -1,4 +1,4 @@
-"""Send traffic to a registered version: after a check, at once, or not at all."""
+"""Serve a registered version: with traffic immediately, after a check, or without traffic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """When a version gets traffic: at once, after it answered samples, or never; and whether to wait."""
+    """How to serve a version: with or without traffic, after a check or not, and with or without a wait."""
 
     timeout_s: float
     wait: bool = True
@@ -43,12 +43,14 @@ def serve_version(name: str, number: int, options: Doc, way: Way, json: bool) ->
 
 
 def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
-    """Return the model of ``deploy --version``. Raise UsageError, also if an option describes a new version.
+    """Return the model's name for ``deploy --version``. Raise UsageError.
 
-    ``said`` is True if such an option was given.
+    ``said`` is True if an option was given that only a new version can have; that is an error.
     """
     if said:
-        raise UsageError("A registered version does not change: --version takes none of its options.")
+        raise UsageError(
+            "A registered version cannot change. With --version, leave out options that describe a version."
+        )
     if path is not None and (path.exists() or (name and str(path) != name)):
         raise UsageError("Give either a FILE or --version: `tidegate deploy NAME --version N`.")
     found = name or (str(path) if path is not None else "")
@@ -58,7 +60,7 @@ def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
 
 
 def still_trying(placed: Doc) -> str:
-    """Return what happens after a failed load, and the command that stops it."""
+    """Return a message: Tidegate keeps trying after a failed load, and the command that stops it."""
     endpoint = placed.get("endpoint")
     if not endpoint:
         return f"Tidegate keeps trying. Stop it: tidegate delete {placed['deployment']['name']} --deployment"
@@ -104,7 +106,7 @@ def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, 
 
 
 def show(name: str, document: Doc) -> None:
-    """Print that a version serves now, or is about to."""
+    """Print that a version serves, or is starting."""
     from tidegate.cli import output
 
     number, deployment = document["deployment"]["version"], document["deployment"]["name"]
@@ -123,7 +125,7 @@ def _show_idle(document: Doc) -> None:
     output.line(f"{deployment['model']} version {deployment['version']} {state} as {deployment['name']}.")
     if endpoint is None:
         output.line(
-            f"Nothing sends it requests: tidegate deploy {deployment['model']} --version "
+            f"It gets no traffic. To serve it: tidegate deploy {deployment['model']} --version "
             f"{deployment['version']}"
         )
         return

@@ -34,14 +34,19 @@ def listed(
     context: typer.Context,
     grep: Annotated[
         str | None,
-        typer.Option("--grep", "-g", metavar="WORD", help="Only names or descriptions with this word."),
+        typer.Option(
+            "--grep", "-g", metavar="WORD", help="Only settings with this word in name or description."
+        ),
     ] = None,
     changed: Annotated[
-        bool, typer.Option("--changed", help="Only what is not the default, or changes on restart.")
+        bool,
+        typer.Option(
+            "--changed", help="Only settings that differ from the default or that a restart changes."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the settings in force in the running services. If nothing runs: those of the next start.
+    """List the settings in force in the running services. If none runs, list those of the next start.
 
     `from` is default, computed (from others), file (tidegate.env in the state folder) or environment.
     """
@@ -62,12 +67,12 @@ def listed(
         output.table(rows, columns, "No setting matches.")
         if running and any(item["source"] == "environment" for item in items):
             output.say(
-                "A value from the environment is gone when `tidegate up` is run without it. "
+                "A value from the environment is lost if `tidegate up` runs without it. "
                 "To keep it: tidegate settings set NAME=VALUE",
                 style="dim",
             )
         if not running:
-            output.say("Nothing runs. These are the settings that `tidegate up` would start with.")
+            output.say("No service runs. These are the settings that `tidegate up` would use.")
         for problem in problems:
             output.say(problem, style="red")
 
@@ -78,9 +83,9 @@ def listed(
 
 @settings.command("set")
 def set_(values: Values, json: Json = False) -> None:
-    """Keep settings in tidegate.env of the state folder: `tidegate settings set AUTH=required`.
+    """Store settings in tidegate.env of the state folder: `tidegate settings set AUTH=required`.
 
-    `tidegate up` and the services read the file; the environment comes before it.
+    `tidegate up` and the services read the file. The environment overrides it.
     """
     given: dict[str, str | None] = {}
     for each in values:
@@ -98,13 +103,13 @@ def unset(names: Names, json: Json = False) -> None:
 
 
 def full(name: str) -> str:
-    """Return a setting's variable: `auth` is TIDEGATE_AUTH."""
+    """Return the environment variable of a setting: TIDEGATE_AUTH for `auth`."""
     upper = name.strip().upper().replace("-", "_")
     return upper if upper.startswith("TIDEGATE_") else f"TIDEGATE_{upper}"
 
 
 def merged(reports: Iterable[Doc]) -> list[Doc]:
-    """Return one item for each setting, or one per service if the services differ."""
+    """Return one item for each setting, or for each different value if the services differ."""
     found: dict[tuple[str, str, str, str | None], Doc] = {}
     for report in reports:
         for item in report["items"]:
@@ -123,7 +128,7 @@ def merged(reports: Iterable[Doc]) -> list[Doc]:
 
 
 def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
-    """Return True if an item contains the word, and, with ``changed``, is not a default."""
+    """Return True if the item contains the word. With ``changed``, it must also differ from the default."""
     if changed and item["source"] in {"default", "computed"} and item["on_restart"] is None:
         return False
     text = f"{item['name']} {item['description']}".lower()
@@ -131,7 +136,7 @@ def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
 
 
 def _reports() -> tuple[list[Doc], list[str], bool]:
-    """Return the services' reports, the services that did not answer, and whether any runs."""
+    """Return the services' reports, the problems, and True if a service runs."""
     from tidegate.cli.api import Control, settings
     from tidegate.client.errors import Unreachable
 
@@ -230,7 +235,7 @@ def _change(command: str, values: dict[str, str | None], json: bool) -> None:
             output.line("The next `tidegate up` uses it.")
         for name in hidden:
             output.say(
-                f"{name} is also set in this shell's environment, which comes first. Unset it there.",
+                f"{name} is also set in this shell's environment, which overrides the file. Unset it there.",
                 style="yellow",
             )
 

@@ -31,7 +31,7 @@ class CheckFailed(ModelFailed):
 class Sample:
     """An OIP request, and its expected outputs by name, flat and in row-major order.
 
-    Without expected outputs any answer is right.
+    Without expected outputs, every answer without an error passes.
     """
 
     request: Doc
@@ -80,12 +80,12 @@ def _flat(data: Any) -> Iterator[Any]:
 
 
 def differences(sample: Sample, answer: Doc) -> list[str]:
-    """Return how an OIP answer differs from the expected one; empty if it does not."""
+    """Return the differences between an OIP answer and the expected outputs."""
     outputs = {output["name"]: list(_flat(output.get("data", []))) for output in answer.get("outputs", ())}
     found = []
     for name, wanted in sample.expected.items():
         if name not in outputs:
-            found.append(f"there is no output {name!r}, only {', '.join(sorted(outputs)) or 'none'}")
+            found.append(f"output {name!r} is missing; the answer has {', '.join(sorted(outputs)) or 'none'}")
         elif len(outputs[name]) != len(wanted):
             found.append(f"output {name!r} has {len(outputs[name])} values, expected {len(wanted)}")
         else:
@@ -114,8 +114,8 @@ def checked(
 ) -> None:
     """Send the samples to a version, in a Deployment without other traffic.
 
-    Raise CheckFailed, ModelFailed or DeadlinePassed. Then, and after Ctrl-C or SIGTERM, the Deployment is as
-    before: deleted, or with its old options.
+    Raise CheckFailed, ModelFailed or DeadlinePassed. After an error, Ctrl-C or SIGTERM, delete the
+    Deployment, or restore its old options.
     """
     before = {
         each["name"]: each for each in control.registry.items("/v1/deployments", model=version["model"])
@@ -141,7 +141,7 @@ def checked(
 
 @contextmanager
 def _probe(control: Control, model: str, deployment: str, timeout_s: float) -> Iterator[str]:
-    """Create an endpoint with a random name for the block, and delete it afterwards."""
+    """Create an endpoint with a random name, and delete it after the block."""
     ending = f"-check-{secrets.token_hex(3)}"
     name = model[: 63 - len(ending)].rstrip("-") + ending
     fields = {"targets": [{"deployment": deployment}], "default_timeout_ms": max(int(timeout_s * 1e3), 1)}
@@ -162,10 +162,10 @@ def _ask(
     except TidegateError as error:
         if error.reason == "unreachable":
             raise
-        raise CheckFailed(f"{deployment} does not answer sample {number}: {error.message}") from None
+        raise CheckFailed(f"{deployment} failed on sample {number}: {error.message}") from None
     found = differences(sample, answer)
     if found:
-        raise CheckFailed(f"{deployment} answers sample {number} differently: {'; '.join(found)}.")
+        raise CheckFailed(f"{deployment} gave an unexpected answer to sample {number}: {'; '.join(found)}.")
 
 
 def _undo(control: Control, deployment: str, before: Doc | None) -> None:
@@ -181,7 +181,10 @@ def _undo(control: Control, deployment: str, before: Doc | None) -> None:
         if patch:
             control.registry.patch(path, patch)
     except TidegateError as error:
-        say(f"{deployment} keeps the options of this command: {error.message}", style="red")
+        say(
+            f"The old options of {deployment} could not be restored: {error.message}",
+            style="red",
+        )
 
 
 def _delete(control: Control, path: str, by_hand: str) -> None:

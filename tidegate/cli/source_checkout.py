@@ -1,4 +1,4 @@
-"""Check for Tidegate's source: it has the services, which the wheel does not have."""
+"""Check for Tidegate's source, which contains the services. The wheel contains only the client."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class NeedsSource(UsageError):
 
 
 def root() -> Path | None:
-    """Return the folder of the source, or None for an installation by `pip install tidegate`."""
+    """Return the folder of the source; None if Tidegate was installed with `pip install tidegate`."""
     folder = Path(tidegate.__file__).parents[1]
     return folder if (folder / "services").is_dir() and (folder / "deploy").is_dir() else None
 
 
 def require(command: str) -> None:
-    """Raise NeedsSource unless the services and what they need are installed."""
+    """Raise NeedsSource unless the services and their packages are installed."""
     if root() is None:
         raise NeedsSource(
             f"`tidegate {command}` needs Tidegate's source, and this installation is only the client. "

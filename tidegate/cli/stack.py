@@ -39,7 +39,7 @@ def up(
 
     found, began = own(starting=True), time.monotonic()
     running = stack.state(found).supervisor is not None
-    if running:  # the addresses of the running stack, not those of a new one
+    if running:  # use the addresses of the running stack, not those of a new one
         found = own(starting=False)
     else:
         check_file(found)
@@ -81,7 +81,7 @@ def up(
 
 
 def _tell_misspelled() -> None:
-    """Print the variables of the environment that look like a setting but are none."""
+    """Warn about environment variables that look like a misspelled setting."""
     from deploy.settings_check import misspelled
     from tidegate.cli.output import say
 
@@ -90,7 +90,7 @@ def _tell_misspelled() -> None:
 
 
 def _tell_forgotten(found: Settings) -> None:
-    """Print the settings that the last start had in its environment and this one lacks."""
+    """Warn about settings that the last start had in its environment and this start lacks."""
     from deploy.settings_check import names
     from tidegate.cli.output import say
     from tidegate.client import started
@@ -99,14 +99,14 @@ def _tell_forgotten(found: Settings) -> None:
     for name in lost.keys() & names().keys():
         value = lost[name]
         say(
-            f"The last start had {name}={value} in its environment, this one does not. "
+            f"The last start had {name}={value} in its environment, but this start does not. "
             f"To keep it: tidegate settings set {name}={value}",
             style="yellow",
         )
 
 
 def _register(found: Settings) -> str | None:
-    """Make the stack the user's current context; return its name, or None if that cannot be written."""
+    """Make the stack the user's current context. Return its name, or None if it cannot be stored."""
     from tidegate.cli.output import say
     from tidegate.client import contexts
 
@@ -132,7 +132,7 @@ def _show_urls(found: Settings, took_s: float) -> None:
 
 
 def _typed() -> str:
-    """Return the command to type in this shell: its name if the shell finds it, else its path."""
+    """Return the name of the command if this shell finds it, else its path."""
     ours = Path(sys.executable).with_name("tidegate")
     found = shutil.which("tidegate")
     if found is not None and Path(found).resolve() == ours.resolve():
@@ -142,7 +142,7 @@ def _typed() -> str:
 
 
 def down(json: Json = False) -> None:
-    """Stop everything that belongs to the stack; the data stays."""
+    """Stop all processes of the stack. The data stays."""
     source_checkout.require("down")
     from tidegate import stack
     from tidegate.cli import output

@@ -16,11 +16,11 @@ from tidegate.tune.grid import BatchSetting
 
 SUFFIX = "-tune"
 POLL_S = 0.25
-# Seconds, added to the Deployment's own limits, for autoscaler and router to notice and to report.
+# Seconds that autoscaler and router may need in addition to the Deployment's own limits.
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0
-# These decide how a replica works; scale, queue and override are the temporary Deployment's own.
+# Fields that are copied from the source. Scale, queue and override are not.
 _TAKEN_OVER = (
     "model",
     "version",
@@ -41,7 +41,7 @@ def name_for(model: str) -> str:
 
 
 class TemporaryDeployment:
-    """One replica like those of ``source``, with an Endpoint of its own."""
+    """A Deployment with one replica like those of ``source``, and a separate Endpoint."""
 
     def __init__(self, control: Control, source: Doc, steps: Steps) -> None:
         self.name = name_for(str(source["model"]))
@@ -54,7 +54,7 @@ class TemporaryDeployment:
 
     @contextmanager
     def running(self, setting: BatchSetting | None) -> Iterator[TemporaryDeployment]:
-        """Run the body with a ready replica; ``setting`` None means the source's batching.
+        """Run the body with a ready replica. ``setting`` None: use the source's batching.
 
         Deployment and Endpoint are deleted afterwards, also after an error, Ctrl-C or SIGTERM.
         """
@@ -69,7 +69,7 @@ class TemporaryDeployment:
                     self._remove(paths)
 
     def use(self, setting: BatchSetting) -> None:
-        """Change the setting, and wait until its replica is ready and the only one."""
+        """Change the setting. Wait until a replica with it is ready and all others have ended."""
         if setting == self._setting:
             return
         path = f"/v1/deployments/{part(self.name)}"
@@ -88,7 +88,7 @@ class TemporaryDeployment:
             kinds = " and ".join(path.split("/")[2].removesuffix("s") for path in there)
             raise Conflict(
                 f"There is a {kinds} {self.name} already: another `tidegate tune` of this model runs, or one "
-                f"was killed and left it. If so: {_by_hand(there, self.name)}"
+                f"was killed. If it was killed, remove what it left: {_by_hand(there, self.name)}"
             )
 
     def _create(self, paths: list[str], setting: BatchSetting | None) -> None:
@@ -96,7 +96,7 @@ class TemporaryDeployment:
         if setting is not None:
             wanted["batching"] = setting.to_json()
         wanted |= {"min_replicas": 1, "max_replicas": 1}
-        self._steps.change(self.name, "starting", "a replica of its own")
+        self._steps.change(self.name, "starting", "a temporary replica")
         self._control.registry.put(paths[0], wanted)
         self._control.registry.put(paths[1], {"targets": [{"deployment": self.name}]})
         self._setting = setting
@@ -125,7 +125,7 @@ class TemporaryDeployment:
                 self._replicas.add(found["replica"])
                 self._steps.change(self.name, "ready", f"{self._setting or 'as it is deployed'}")
                 return
-            text = "the new configuration takes over" if look.state == "ready" else look.text
+            text = "the replica with the new setting is starting" if look.state == "ready" else look.text
             self._steps.change(self.name, "starting", text)
             if time.monotonic() - began > limit_s:
                 raise DeadlinePassed(f"{self.name} is not ready after {limit_s:g} s: {look.text}.")
@@ -148,7 +148,7 @@ class TemporaryDeployment:
                 left.append(path)
                 say(f"{self.name} could not be removed: {error.message}", style="red")
         if left:
-            say(f"It is still there; remove it with: {_by_hand(left, self.name)}", style="red")
+            say(f"It still exists. Remove it with: {_by_hand(left, self.name)}", style="red")
         self._steps.change(self.name, "failed" if left else "done", "" if left else "removed")
 
 
@@ -161,7 +161,7 @@ def _is_there(registry: Service, path: str) -> bool:
 
 
 def _delete(registry: Service, path: str) -> None:
-    """Delete, with retries while the registry does not answer. A missing object is no error."""
+    """Delete an object. Retry if the registry does not answer. A missing object is not an error."""
     for left in reversed(range(REMOVAL_TRIES)):
         try:
             registry.delete(path)

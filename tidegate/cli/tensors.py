@@ -1,4 +1,4 @@
-"""Tensors from and to files and JSON, for the command line."""
+"""Read and write tensors as files and JSON, for the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.client.codec import Array
 
 
 def from_json(text: str | bytes) -> Any:
-    """Inputs from JSON: an object by input name, an OIP request, or a bare array. Raises UsageError."""
+    """Return inputs from JSON: an object by input name, an OIP request, or an array. Raise UsageError."""
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -34,7 +34,7 @@ def _tensor(given: Any) -> tuple[str, Array]:
 
 
 def from_file(path: Path) -> Any:
-    """Inputs from a .json, .npy (one array) or .npz (arrays by name) file. Raises UsageError."""
+    """Return inputs from a .json, .npy (one array) or .npz (arrays by name) file. Raise UsageError."""
     try:
         if path.suffix == ".json":
             return from_json(path.read_bytes())
@@ -49,7 +49,7 @@ def from_file(path: Path) -> Any:
 
 
 def save(outputs: Mapping[str, Array], path: Path) -> None:
-    """Write outputs to .npz, .json, or, when there is one, .npy. Raises UsageError."""
+    """Write outputs to a .npz or .json file, or a single output to .npy. Raise UsageError."""
     plain = {name: _plain(array) for name, array in outputs.items()}
     try:
         match path.suffix:
@@ -60,7 +60,7 @@ def save(outputs: Mapping[str, Array], path: Path) -> None:
                 np.save(path, next(iter(plain.values())))
             case ".npy":
                 raise UsageError(
-                    f"A .npy file holds one array, there are {len(plain)}: use .npz or --select."
+                    f"A .npy file holds one array, but there are {len(plain)}: use .npz or --select."
                 )
             case ".json":
                 nested = {name: array.tolist() for name, array in outputs.items()}
@@ -72,12 +72,12 @@ def save(outputs: Mapping[str, Array], path: Path) -> None:
 
 
 def _plain(array: Array) -> Array:
-    # Object arrays would be written as a pickle.
+    # numpy would write object arrays as a pickle.
     return array.astype(np.bytes_) if array.dtype == object else array
 
 
 def values_of(array: Array) -> list[Any]:
-    """Return the elements in row-major order, as JSON values; bytes as text."""
+    """Return the elements in row-major order as JSON values. Bytes become text."""
     flat: list[Any] = array.ravel().tolist()
     return [_text(value) if isinstance(value, bytes) else value for value in flat]
 

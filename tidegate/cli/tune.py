@@ -27,22 +27,32 @@ def tune(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", "-d", metavar="JSON", help="Inputs; @FILE or - to read them.", rich_help_panel=_REQUEST
+            "--data",
+            "-d",
+            metavar="JSON",
+            help="Inputs; @FILE reads a file, - reads stdin.",
+            rich_help_panel=_REQUEST,
         ),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            "--file", "-f", metavar="FILE", help="Inputs: .json, .npy or .npz.", rich_help_panel=_REQUEST
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="File of inputs: .json, .npy or .npz.",
+            rich_help_panel=_REQUEST,
         ),
     ] = None,
     max_batch: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Rows in a call; repeatable. [1, 2, 4 ..]", rich_help_panel=_GRID),
+        typer.Option(min=1, help="Maximum rows in a call; repeatable. [1, 2, 4 ..]", rich_help_panel=_GRID),
     ] = None,
     window_ms: Annotated[
         list[float] | None,
-        typer.Option(min=0, help="Wait to fill a batch; repeatable. [0, 2, 5]", rich_help_panel=_GRID),
+        typer.Option(
+            min=0, help="Maximum wait to fill a batch; repeatable. [0, 2, 5]", rich_help_panel=_GRID
+        ),
     ] = None,
     connections: Annotated[
         list[int] | None,
@@ -51,7 +61,7 @@ def tune(
             "-c",
             min=1,
             max=1024,
-            help="Callers at once; repeatable. [1, 8, 64]",
+            help="Number of concurrent callers; repeatable. [1, 8, 64]",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -59,15 +69,18 @@ def tune(
         float, typer.Option("--seconds", min=0.1, max=600, help="Seconds of load for each point.")
     ] = 2.0,
     limit: Annotated[
-        str, typer.Option(metavar="TIME", help="Begin no further setting after this time.")
+        str, typer.Option(metavar="TIME", help="Time after which no further setting is measured.")
     ] = "10m",
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture. [./MODEL-tune.png]")] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Give the deployment the chosen batching.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Set the chosen batching in the deployment.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Measure throughput and latency of each batching, choose one, and store its capacity with the version.
+    """Measure throughput and latency of each batching setting. Choose one, and store its capacity.
 
-    A temporary replica is measured, and removed afterwards. Without --data or --file the inputs are zeros.
+    The measurement uses a temporary replica. Without --data or --file the inputs are zeros. The capacity is
+    stored with the version.
     """
     from tidegate.cli.api import control, part
     from tidegate.cli.batching_sweep import BatchingSweep, SweepPlan
@@ -159,22 +172,23 @@ def _tell(
     if chosen:
         output.line(
             f"Chosen for a p99 within {plan.latency_ms:g} ms: {chosen.setting}, {chosen.rps:,.0f} requests/s "
-            f"with a p99 of {chosen.p99_ms:.3g} ms. Kept with {source['model']} version {source['version']}."
+            f"with a p99 of {chosen.p99_ms:.3g} ms. "
+            f"Stored with {source['model']} version {source['version']}."
         )
         if applied:
-            output.line(f"{source['name']} gets this batching now.")
+            output.line(f"{source['name']} now has this batching.")
         elif not _has(source, chosen):
-            output.line(f"`tidegate tune {source['name']} --apply` measures again and sets it.")
+            output.line(f"To measure again and set it: tidegate tune {source['name']} --apply")
     output.line(f"Picture: {picture}")
 
 
 def _nothing_fits(points: list[Point], plan: SweepPlan) -> str:
     measured = [point.p99_ms for point in points if point.p99_ms is not None]
     if not measured:
-        return f"No answer came within {plan.seconds:g} s: give each point more --seconds."
+        return f"No answer came within {plan.seconds:g} s: try more --seconds."
     return (
-        f"Nothing keeps to a p99 of {plan.latency_ms:g} ms, the lowest was {min(measured):.3g} ms, so "
-        "nothing is kept. Allow more with --latency-ms, or try fewer --connections."
+        f"No setting has a p99 within {plan.latency_ms:g} ms; the lowest was {min(measured):.3g} ms. "
+        "Nothing is stored. Allow more with --latency-ms, or try fewer --connections."
     )
 
 
@@ -225,9 +239,9 @@ def _apply(plane: Control, source: Doc, chosen: Point) -> None:
 
 
 def _writable(path: Path) -> Path:
-    """Return the picture's path. Raise UsageError before the measurement, not after it."""
+    """Return the picture's path. Raise UsageError if it cannot be written, before the measurement."""
     if path.suffix.lower() != ".png":
-        raise UsageError(f"{path}: the picture is a .png file.")
+        raise UsageError(f"{path}: the picture's name must end with .png.")
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{path}: no file can be written there.")
     return path

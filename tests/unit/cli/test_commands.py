@@ -109,8 +109,8 @@ def test_deploy_says_new_things_of_a_known_version(deployable: Any, tidegate: An
     [
         ("m.onnx", b"m", ("--name", "a b"), "use 1 to 63 letters"),
         ("m.onnx", b"m", ("--min", "5", "--max", "2"), "--min 5 is above --max 2"),
-        ("model.py", b"class TritonPythonModel: ...", (), "give --signature FILE.json"),
-        ("m.pt", b"m", (), "give --signature FILE.json"),
+        ("model.py", b"class TritonPythonModel: ...", (), "Give --signature FILE.json"),
+        ("m.pt", b"m", (), "Give --signature FILE.json"),
         ("m.onnx", b"m", ("--requirements", "none.txt"), "none.txt: No such file"),
         ("m.onnx", b"m", ("--signature", "none.json"), "none.json: No such file"),
     ],
@@ -157,7 +157,7 @@ def test_a_deploy_that_another_one_overtook_does_not_claim_to_serve(
     deployable.answers["GET /v1/endpoints/digits"] = taken
     code, out, err = tidegate("deploy", "digits.onnx")
     assert (code, out) == (7, "")
-    assert "digits-v1 is registered but does not serve" in err
+    assert "digits-v1 is registered but gets no traffic" in err
     assert "pointed endpoint digits to digits-v2" in err
 
 

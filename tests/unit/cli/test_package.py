@@ -54,7 +54,7 @@ def test_links_to_files_are_packed_as_files(tmp_path: Path) -> None:
 def test_links_to_folders_and_empty_folders_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
-    with pytest.raises(UsageError, match="no file in it"):
+    with pytest.raises(UsageError, match="has no files"):
         archive(folder)
     (folder / "x").symlink_to(tmp_path)
     with pytest.raises(UsageError, match="link to a folder"):

@@ -41,7 +41,7 @@ def test_what_is_uploaded(tmp_path, source, signature):
         (UNCLEAR, None, BadRequest, "`x` has no annotation.*--signature"),
         (CLEAR.replace("x:", "z:"), GIVEN, BadRequest, "'x' is not among them"),
         ("y = 1", None, BadRequest, "a function `predict`, a class with a method"),
-        (BACKEND, None, UsageError, "give --signature FILE.json"),
+        (BACKEND, None, UsageError, "Give --signature FILE.json"),
         ("def predict(", None, UsageError, "is not valid Python"),
     ],
 )

@@ -66,18 +66,19 @@ def test_versions_become_deployments() -> None:
 def test_a_version_without_a_deployment_is_told_with_the_command_that_makes_one() -> None:
     with pytest.raises(BadRequest) as refused:
         chosen(ENDPOINT, HELD, {"v1": 90, "v3": 10})
-    assert "v3 of digits has no Deployment; there are: v1 (digits-v1), v2 (canary), v2 (digits-v2)" in str(
+    assert "v3 of digits has no Deployment. Existing: v1 (digits-v1), v2 (canary), v2 (digits-v2)" in str(
         refused.value
     )
     assert "tidegate deploy digits --version 3 --no-traffic" in str(refused.value)
-    with pytest.raises(UsageError, match="2 is digits-v2, which is named twice"):
+    with pytest.raises(UsageError, match="2 is digits-v2, which has a share already"):
         chosen(ENDPOINT, HELD, {"v2": 90, "2": 10})
 
 
 def test_a_rollback_in_words() -> None:
     placed: dict[str, Any] = {"deployment": HELD[0], "replaced": ["digits-v2"], "remade": True}
     assert (
-        rolled(placed) == "from digits-v2 to digits-v1 (version 1); digits-v1 was deleted and is made again"
+        rolled(placed)
+        == "from digits-v2 to digits-v1 (version 1); digits-v1 was deleted and is created again"
     )
     assert rolled({**placed, "replaced": []}) == "version 1 serves already"
 
@@ -95,7 +96,7 @@ ANSWER = {"outputs": [{"name": "label", "data": [3, 4]}, {"name": "p", "data": [
         ({}, []),
         ({"label": [3, 4], "p": [0.250001, 1]}, []),
         ({"label": [3, 5]}, ["label[1] is 4, expected 5 (tolerance 1e-05); 1 of 2 values differ"]),
-        ({"q": [1]}, ["there is no output 'q', only label, p"]),
+        ({"q": [1]}, ["output 'q' is missing; the answer has label, p"]),
         ({"p": [1]}, ["output 'p' has 2 values, expected 1"]),
     ],
 )

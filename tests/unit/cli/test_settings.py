@@ -91,7 +91,7 @@ def test_without_a_stack_the_settings_of_a_start_are_told(plane: Any, state: Pat
     assert orjson.loads(out)["running"] is False
     assert items(out)["TIDEGATE_AUTH"]["value"] == "required"
     assert len(items(out)) >= 100
-    assert "Nothing runs" in tidegate("settings")[2]
+    assert "No service runs" in tidegate("settings")[2]
 
 
 def test_set_and_unset(plane: Any, state: Path, tidegate: Any) -> None:

@@ -158,7 +158,7 @@ def test_table_and_apply(plane: Any, world: World, load: list[int], tidegate: An
     lines = out.splitlines()
     assert lines[0].split()[:2] == ["MAX", "BATCH"]
     assert lines[1].split() == ["2", "0", "1", "100", "1", "10", "3.5", "chosen"]
-    assert "digits-v1 gets this batching now." in out
+    assert "digits-v1 now has this batching." in out
     assert body_of(plane, "registry PATCH /v1/deployments/digits-v1") == {
         "batching": {"max_batch": 2, "window_ms": 0.0}
     }
@@ -225,7 +225,7 @@ def test_refusals(plane: Any, world: World, load: list[int], tidegate: Any):
     assert tidegate("tune", "digits", "--data", '[["a"]]')[0] == 2
     code, _, err = tidegate("tune", "digits", "--data", "[[1,2,3,4],[1,2,3,4],[1,2,3,4],[1,2,3,4],[1,2,3,4]]")
     assert code == 2
-    assert "5 rows, the model takes at most 4" in err
+    assert "5 rows, but the model takes at most 4" in err
     streams = {**SIGNATURE, "decoupled": True}
     plane.answers["GET /v1/models/digits/versions/1"] = {**VERSION, "signature": streams}
     assert "decoupled" in tidegate("tune", "digits")[2]
