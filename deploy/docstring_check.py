@@ -1,7 +1,7 @@
 """``python -m deploy.docstring_check``: every docstring of a function begins with a verb in the imperative.
 
-A word list decides: a docstring that begins with one of these words, or with no word at all, does not begin
-with a verb. Properties are values, so a noun phrase may describe them; ``__init__`` documents its arguments.
+A docstring has no verb at its beginning if it begins with a word of a list, or with no word. Properties and
+``__init__`` are not checked: they may be described by nouns.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _PROPERTIES = ("property", "cached_property", "computed_field", "fixture", "over
 
 
 def first_word(text: str) -> str:
-    """Return the first word, in lower case; empty if the text begins with something else."""
+    """Return the first word in lower case; empty if the text does not begin with a word."""
     word = text.split(maxsplit=1)[0].rstrip(".,:;")
     return word.lower() if word[:1].isalpha() else ""
 
 
 def complaints(path: Path) -> Iterator[str]:
-    """Yield the place and the first line of each docstring that begins with no verb."""
+    """Yield the place and the first line of each docstring that does not begin with a verb."""
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name == "__init__":
             continue

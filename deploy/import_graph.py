@@ -1,7 +1,8 @@
-"""``python -m deploy.import_graph``: how the rooms import each other; fails on an import that points up.
+"""``python -m deploy.import_graph``: print how the rooms (folders) of each service import each other.
 
-For each service it prints how often one room imports another, and for the whole source the circles between
-modules. ``--rev REVISION`` looks at an earlier revision. The rules themselves are in ``.importlinter``.
+For each service it prints how often one room imports another. For the whole source it prints the import
+cycles. It fails if there is a cycle, or if a room imports one above it. ``--rev REVISION`` examines another
+revision. The rules themselves are in ``.importlinter``.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Graph = Mapping[str, Iterable[str]]
 
 
 def read(folder: Path) -> dict[str, set[str]]:
-    """Return the modules below ``folder`` with what each imports, also inside functions and for types."""
-    for package in PACKAGES:  # a package that is loaded already would be looked up where it was loaded from
+    """Return each module below ``folder`` with all its imports, also those in functions and for types."""
+    for package in PACKAGES:  # else a loaded package is searched in the folder that it was loaded from
         sys.modules.pop(package, None)
     sys.path.insert(0, str(folder))
     try:
@@ -39,7 +40,7 @@ def read(folder: Path) -> dict[str, set[str]]:
 
 
 def room(module: str, service: str) -> str | None:
-    """Return the room of a module; "loose" if it lies beside ``app.py`` and a room imports it."""
+    """Return the room of a module: its folder, or "root" beside ``app.py``; None in another service."""
     below = module.removeprefix(f"services.{service}.")
     if below == module:
         return None
@@ -48,7 +49,10 @@ def room(module: str, service: str) -> str | None:
 
 
 def rooms(graph: Graph, service: str) -> dict[str, str]:
-    """Return the room of every module of a service."""
+    """Return the room of every module of a service.
+
+    It is "loose" for a module that lies beside ``app.py`` although a room imports it.
+    """
     found = {module: each for module in graph if (each := room(module, service)) is not None}
     while True:
         loose = {
@@ -91,7 +95,7 @@ def circles(graph: Graph) -> list[list[str]]:
 
 
 def report_service(graph: Graph, service: str) -> int:
-    """Print a service's rooms and the imports between them; return how many point up."""
+    """Print a service's rooms and the imports between them. Return the number of forbidden imports."""
     found = rooms(graph, service)
     arrows: Counter[tuple[str, str]] = Counter()
     upward = []
@@ -100,7 +104,7 @@ def report_service(graph: Graph, service: str) -> int:
             there = found.get(other, here)
             if here != there:
                 arrows[here, there] += 1
-            # The composition root reads the settings and hands them down; any room may name their type.
+            # The composition root passes the settings to the rooms, so any room may import their type.
             if LEVEL[there] > LEVEL[here] and not other.endswith(".settings"):
                 upward.append(f"{module} -> {other}")
     sizes = Counter(found.values())
@@ -113,19 +117,19 @@ def report_service(graph: Graph, service: str) -> int:
 
 
 def report(folder: Path) -> int:
-    """Print the report on the source in ``folder``; return how much is wrong."""
+    """Print the report on the source in ``folder``. Return the number of problems."""
     graph = read(folder)
     wrong = sum(report_service(graph, service) for service in SERVICES)
     groups = circles(graph)
     imports = sum(len(set(each)) for each in graph.values())
-    print(f"\n{len(graph)} modules, {imports} imports, {len(groups)} circles")
+    print(f"\n{len(graph)} modules, {imports} imports, {len(groups)} cycles")
     for group in groups:
-        print("  CIRCLE  " + " <-> ".join(group))
+        print("  CYCLE  " + " <-> ".join(group))
     return wrong + len(groups)
 
 
 def main() -> int:
-    """Print the report; return 1 if an import points up, a module is loose or a circle is there."""
+    """Print the report. Return 1 if an import is forbidden, a module is loose or there is a cycle."""
     parser = argparse.ArgumentParser(
         prog="deploy.import_graph", description="How the rooms import each other."
     )

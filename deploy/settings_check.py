@@ -11,12 +11,12 @@ from deploy.settings_doc import SECTIONS
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.settings.report import WRONG, problem_of, report
 
-# These locate the file, so they cannot be in it.
+# These variables say where the settings file is, so they cannot be in it.
 OUTSIDE = {"TIDEGATE_STATE_DIR", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT"}
 
 
 def names() -> dict[str, tuple[str, ...]]:
-    """Return every setting by its variable, with the services that read it; empty: all of them."""
+    """Return every setting by its variable, with the services that read it (empty: all services)."""
     found: dict[str, tuple[str, ...]] = {}
     for _, settings in SECTIONS:
         for field in settings.model_fields:
@@ -36,7 +36,7 @@ def unknown(name: str) -> str:
 
 
 def misspelled(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that are not settings but resemble one, with that setting."""
+    """Return each variable that is not a setting but resembles one, with the setting that it resembles."""
     known = names()
     found = {}
     for name in environ:
@@ -67,5 +67,5 @@ def problems(values: Mapping[str, str]) -> list[str]:
 
 
 def planned() -> list[dict[str, Any]]:
-    """Return the settings that each service would report if it were started in this environment."""
+    """Return the problems that each service would report if it were started in this environment."""
     return [report(settings()) for _, settings in SECTIONS if settings is not Settings]

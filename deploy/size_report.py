@@ -15,7 +15,7 @@ FOLDERS = ("tidegate", "services", "examples", "deploy", "benchmarks", "tests")
 
 
 def python_files(root: Path) -> list[Path]:
-    """Return the project's Python files, tracked or new, without ignored ones."""
+    """Return the project's Python files: tracked ones and new ones, but no ignored ones."""
     command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -1,7 +1,7 @@
-"""``python -m deploy.text_sample``: docstrings, comments and messages of the source, drawn at random.
+"""``python -m deploy.text_sample``: print a random sample of the source's docstrings, comments and messages.
 
-A reader who is new to the project judges each: understood at first reading, or not. The same seed draws the
-same texts from the same source.
+A reader who is new to the project decides for each text if it is understood at first reading. The same seed
+gives the same sample of the same source.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def docstrings(path: str, tree: ast.AST) -> Iterator[Text]:
 
 
 def comments(path: str, source: str) -> Iterator[Text]:
-    """Yield the comments; lines of comment below each other are one."""
+    """Yield the comments. Consecutive comment lines are one comment."""
     lines: list[str] = []
     first = last = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -61,7 +61,7 @@ def comments(path: str, source: str) -> Iterator[Text]:
 
 
 def messages(path: str, tree: ast.AST) -> Iterator[Text]:
-    """Yield the strings of several words that are no docstrings: what users and logs are shown."""
+    """Yield strings of several words that are not docstrings, such as error messages and log messages."""
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):

@@ -43,7 +43,7 @@ EXPLANATIONS = (
     ),
     (
         r"Could not get lock|Unable to acquire the dpkg frontend lock",
-        "Another program is installing packages: wait for its end, then run the same command again.",
+        "Another program is installing packages: wait until it is done, then run the same command again.",
     ),
     (
         r"dpkg was interrupted",
@@ -54,7 +54,7 @@ OTHERWISE = "Read the log and remove the cause. Then run the same command again:
 
 
 class Runner:
-    """A runner of commands that can end all running ones."""
+    """Runs commands. :meth:`end` ends all that are running."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -72,7 +72,7 @@ class Runner:
     ) -> None:
         """Run a command to its end; pass each line to the log and to ``on_line``. Raise StepFailed."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        # A log covers one bootstrap: errors of an earlier one must not explain a failure of this one.
+        # Each bootstrap starts a new log, so that its failures are not explained by errors of an earlier one.
         mode = "a" if log in self._logs else "w"
         self._logs.add(log)
         with log.open(mode) as output:
@@ -117,7 +117,7 @@ class Runner:
 
 
 def environment() -> dict[str, str]:
-    """Return our environment without variables that misdirect another interpreter or pip."""
+    """Return this process's environment without the variables that would mislead another Python or pip."""
     misleading = {
         "PYTHONHOME",
         "PYTHONPATH",
@@ -139,6 +139,6 @@ def tail(log: Path, lines: int = 12) -> str:
 
 
 def explain(log: Path) -> str:
-    """Return the remedy for the error at the end of a log."""
+    """Return what a user can do about the error at the end of a log."""
     text = tail(log, 60)
     return next((remedy for pattern, remedy in EXPLANATIONS if re.search(pattern, text)), OTHERWISE)

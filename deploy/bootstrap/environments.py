@@ -31,7 +31,7 @@ exec "{python}" -P -m tidegate.cli "$@"
 
 
 def usable(env: Path, module: str) -> bool:
-    """Return True if the environment's interpreter runs, is the one in use, and can import ``module``."""
+    """Return True if the environment is made from the Python in use and can import ``module``."""
     code = f"import sys, {module}; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"
     try:
         command = [str(env / "bin" / "python"), "-c", code]
@@ -42,7 +42,7 @@ def usable(env: Path, module: str) -> bool:
 
 
 def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> None:
-    """Make the environment again. Raise StepFailed for a folder that is not an environment."""
+    """Delete the environment and make it again. Raise StepFailed if the folder is not an environment."""
     if env.exists() and any(env.iterdir()) and not (env / "pyvenv.cfg").exists():
         raise StepFailed(
             f"{env} exists and is not a virtual environment.",
@@ -56,7 +56,7 @@ def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> 
 def install(
     paths: Paths, env: Path, lock: Path, stamp: Path, runner: Runner, log: Path, report: Report
 ) -> None:
-    """Install a lock into an environment, with the pip of the services' environment; write the stamp."""
+    """Install the packages of a lock file with the services' pip. Then write the stamp."""
     pinned, seen = len(pins(lock)), 0
 
     def on_line(line: str) -> None:
@@ -73,7 +73,7 @@ def install(
 
 
 def filled(env: Path, lock: Path, stamp: Path) -> bool:
-    """Return True if the lock was installed and each of its packages is still there."""
+    """Return True if the lock file was installed and all its packages are still there."""
     if not stamped(stamp, lock_fingerprint(lock)):
         return False
     site = env / "lib" / f"python{python_version()}" / "site-packages"
@@ -82,12 +82,12 @@ def filled(env: Path, lock: Path, stamp: Path) -> bool:
 
 
 def lock_fingerprint(lock: Path) -> str:
-    """Return a fingerprint of what an installed lock depends on: its bytes and the Python version."""
+    """Return a hash of a lock file's bytes and the Python version."""
     return fingerprint(lock.read_bytes(), python_version())
 
 
 def pins(lock: Path) -> list[tuple[str, str]]:
-    """Return (name, version) of each pin of a lock that has no condition."""
+    """Return (name, version) of each package of a lock file. Skip packages with a condition."""
     return re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+) *\\?$", lock.read_text(), re.MULTILINE)
 
 
@@ -101,7 +101,7 @@ def connect(paths: Paths) -> None:
 
 
 def connected(paths: Paths) -> bool:
-    """Return True if both are there and point to this repository."""
+    """Return True if :func:`connect` was done for this repository."""
     site = paths.venv / "lib" / f"python{python_version()}" / "site-packages"
     script = paths.venv / "bin" / "tidegate"
     return (

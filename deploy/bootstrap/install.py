@@ -1,4 +1,4 @@
-"""The steps of the bootstrap, run in parallel where one does not need the other."""
+"""The steps of the bootstrap. Steps that do not need each other run in parallel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SLOW = f"""\
 
 
 def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
-    """Return the steps that must be done before the stack can start; ``dev``: also those of the tests."""
+    """Return the steps that the stack needs before it can start. With ``dev``, add those of the tests."""
     packages = system.Packages(paths, runner)
     found = [
         Step(
@@ -66,7 +66,7 @@ def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
             Step(
                 "postgres",
                 "PostgreSQL, for the tests",
-                # Without root, the step is left out, and the tests say what they skip.
+                # Without root, the step counts as done. Then the tests report what they skip.
                 done=lambda: not system.postgres_missing() or not system.can_install(),
                 work=packages.install_postgres,
                 after=("rabbitmq",),
@@ -107,7 +107,7 @@ def _model_env(paths: Paths, runner: Runner) -> Step:
 
 
 def run(wanted: Sequence[Step], runner: Runner, show: progress.Progress) -> None:
-    """Run the steps, several at a time. The first failure ends the others and is raised."""
+    """Run the steps, several at the same time. After a failure, end the others and raise its error."""
     by_name = {step.name: step for step in wanted}
     order = TopologicalSorter({step.name: by_name.keys() & set(step.after) for step in wanted})
     order.prepare()
@@ -128,7 +128,7 @@ def _run_one(step: Step, show: progress.Progress) -> None:
     show.started(step.name)
     ok = False
     try:
-        # Checked again, because an earlier step may have made the result, or made it out of date.
+        # Checked again, because an earlier step may have made the result or changed what it depends on.
         if not step.done():
             step.work(partial(show.doing, step.name))
         ok = True
@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _undone(wanted: Sequence[Step]) -> list[Step]:
-    """Return the steps whose result is missing, and the steps after them."""
+    """Return the steps that are not done, and the steps that depend on them."""
     todo: dict[str, Step] = {}
     for step in wanted:
         if todo.keys() & set(step.after) or not step.done():

@@ -49,16 +49,16 @@ def from_environment() -> Paths:
 
 
 def python_version() -> str:
-    """Return the version as names of packages and folders have it: ``3.11``."""
+    """Return the version as in names of packages and folders: ``3.11``."""
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def libpython() -> str:
-    """Return the shared library that Triton's stub for this Python loads."""
+    """Return the file name of libpython, the library that Triton needs to run this Python."""
     return f"libpython{python_version()}.so.1.0"
 
 
 def own_library_folder() -> Path | None:
-    """Return the folder of this interpreter's libpython; None: it was not built as a shared library."""
+    """Return the folder of this Python's libpython; None if it was built without a shared library."""
     folders = (sysconfig.get_config_var("LIBDIR"), str(Path(sys.executable).resolve().parent.parent / "lib"))
     return next((Path(f) for f in folders if f and (Path(f) / libpython()).exists()), None)

@@ -16,7 +16,7 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Progress(Protocol):
-    """A display of the steps, informed of each change."""
+    """Shows the steps to the user. The installer calls it at each change."""
 
     def started(self, name: str) -> None: ...
     def doing(self, name: str, detail: str) -> None: ...
@@ -35,7 +35,7 @@ class _Line:
 
 
 class Plain:
-    """A line when a step starts and ends, and one every 10 s in between."""
+    """Prints a line when a step starts and ends, and one every 10 s in between."""
 
     def __init__(self, titles: dict[str, str]) -> None:
         self._lines = {name: _Line(title) for name, title in titles.items()}
@@ -57,7 +57,7 @@ class Plain:
         self._print(f"  {'ok' if ok else 'FAILED'}  {line.title} ({time.monotonic() - line.began:.1f} s)")
 
     def close(self) -> None:
-        """Do nothing: every line is complete."""
+        """Do nothing: no line is left unfinished."""
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -65,7 +65,7 @@ class Plain:
 
 
 class Live:
-    """A list of all steps with their times, drawn again in place."""
+    """Shows a list of all steps with their times, and redraws it in place."""
 
     def __init__(self, titles: dict[str, str]) -> None:
         self._lines = {name: _Line(title) for name, title in titles.items()}
@@ -120,7 +120,7 @@ def _row(line: _Line, frame: int) -> str:
 
 
 def for_output(titles: dict[str, str]) -> Progress:
-    """Return the live list if standard output is a terminal that can show it, else the plain lines."""
+    """Return the live list if standard output is a terminal that can show it, else plain lines."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     live = sys.stdout.isatty() and utf8 and os.environ.get("TERM", "dumb") != "dumb"
     return Live(titles) if live else Plain(titles)

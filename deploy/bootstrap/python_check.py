@@ -1,6 +1,6 @@
 """``PYTHON -m deploy.bootstrap.python_check``: check if the environments can be made from this Python.
 
-Exit status 0: it is complete and fast. 10: it can be used. Any other status: it cannot be used.
+Exit status 0: this Python is complete and fast. 10: it can be used. Any other status: it cannot be used.
 Every Python 3 must be able to read this file and ``__main__.py``.
 """
 
@@ -9,13 +9,13 @@ import sysconfig
 
 SUPPORTED = ((3, 11), (3, 12))
 
-# A Python that cannot even start ends with 1.
+# Not 1: a Python that cannot start exits with 1.
 GOOD, USABLE, UNFIT = 0, 10, 11
 
 
 def wrong_version():
     # type: () -> str
-    """Return why the version of this Python cannot be used and what to do; empty: it can be used."""
+    """Return why this version of Python cannot be used, and what to do; empty if it can be used."""
     if sys.version_info[:2] in SUPPORTED:
         return ""
     return (
@@ -34,7 +34,7 @@ def optimized():
     """Return True if this Python was compiled with profile-guided optimization.
 
     Without it, as pyenv compiles by default, loops take twice as long. Distributions optimize the Python in
-    /usr, but their build leaves no trace of it in the configuration.
+    /usr, but its configuration does not show that.
     """
     return sys.base_prefix == "/usr" or "--enable-optimizations" in (
         sysconfig.get_config_var("CONFIG_ARGS") or ""
@@ -43,7 +43,7 @@ def optimized():
 
 def suitability():
     # type: () -> int
-    """Return the exit status for the Python that runs this."""
+    """Return the exit status for this Python."""
     if sys.version_info[:2] not in SUPPORTED:
         return UNFIT
     from deploy.bootstrap.system import python_lacks

@@ -23,7 +23,7 @@ class StepFailed(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One step. ``done`` checks quickly if its result is there; ``work`` makes it.
+    """One step. ``done`` checks quickly if the step is done; ``work`` does it.
 
     ``after`` names the steps that must be done first.
     """
@@ -36,7 +36,7 @@ class Step:
 
 
 def fingerprint(*parts: str | bytes) -> str:
-    """Return one hash over everything that a step's result depends on."""
+    """Return one hash of all ``parts``, the things that a step's result depends on."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -45,7 +45,7 @@ def fingerprint(*parts: str | bytes) -> str:
 
 
 def stamped(stamp: Path, value: str) -> bool:
-    """Return True if the stamp file has this value."""
+    """Return True if the stamp file contains this value."""
     try:
         return stamp.read_text() == value
     except OSError:

@@ -1,4 +1,4 @@
-"""System packages: RabbitMQ, Python's venv, the libpython that Triton loads; for the tests PostgreSQL."""
+"""Install system packages: RabbitMQ, Python's venv and libpython, and PostgreSQL for the tests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from deploy.bootstrap.step import Report, StepFailed
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 POSTGRES = Path("/usr/lib/postgresql")
 
-# The installation neither starts nor enables the package's own RabbitMQ service. The stack runs a private
-# node; a second broker would only take memory and the standard ports.
-# PostgreSQL's package would make a cluster and start it at each boot; the tests make their own.
+# The script does not start or enable the RabbitMQ service of the package: the stack starts its own RabbitMQ,
+# and a second one would only take memory and the standard ports.
+# PostgreSQL's package would make a database cluster that starts at each boot. The tests make their own.
 INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -52,12 +52,12 @@ MIN_GLIBC = (2, 35)
 
 
 def rabbitmq_missing() -> list[str]:
-    """Return the Debian package of RabbitMQ, unless it is installed."""
+    """Return the Debian package of RabbitMQ; empty if RabbitMQ is installed."""
     return [] if any(os.access(place, os.X_OK) for place in RABBITMQ) else ["rabbitmq-server"]
 
 
 def postgres_missing() -> list[str]:
-    """Return the Debian package of PostgreSQL, unless a server is installed."""
+    """Return the Debian package of PostgreSQL; empty if a server is installed."""
     there = any(POSTGRES.glob("*/bin/initdb")) or shutil.which("initdb") is not None
     return [] if there else ["postgresql"]
 
@@ -72,13 +72,13 @@ def can_install() -> bool:
 
 
 def python_missing(paths: Paths) -> list[str]:
-    """Return the packages of Debian or Ubuntu that complete the Python in use."""
+    """Return the missing Debian packages that this Python needs to make the environment."""
     there = paths.venv_python.exists()
     return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
 
 
 def python_lacks() -> list[str]:
-    """Return the Debian packages that are needed to make an environment from this Python."""
+    """Return the missing Debian packages for making any environment from this Python."""
     wanted = []
     if importlib.util.find_spec("ensurepip") is None:
         wanted.append(f"python{python_version()}-venv")
@@ -88,7 +88,7 @@ def python_lacks() -> list[str]:
 
 
 class Packages:
-    """An installer of system packages. It fetches the package lists once."""
+    """Installs system packages. It fetches the package lists once."""
 
     def __init__(self, paths: Paths, runner: Runner) -> None:
         self._paths = paths
@@ -96,7 +96,7 @@ class Packages:
         self._updated = False
 
     def install(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
-        """Install the packages that are missing. Raise StepFailed with what to type instead."""
+        """Install the missing packages. Raise StepFailed, with what the user can do."""
         self._install(missing(), log_name, report)
         importlib.invalidate_caches()
         if still := missing():
@@ -108,11 +108,11 @@ class Packages:
             )
 
     def install_postgres(self, report: Report) -> None:
-        """Install PostgreSQL. A failure is only reported: without it, some tests are skipped."""
+        """Install PostgreSQL. Only report a failure: without PostgreSQL, some tests are skipped."""
         try:
             self._install(postgres_missing(), "postgres-package", report)
         except StepFailed as failure:
-            report(f"not installed, its tests are skipped: {failure.what}")
+            report(f"not installed; the tests that need it are skipped: {failure.what}")
 
     def _install(self, packages: list[str], log_name: str, report: Report) -> None:
         as_root = _as_root([*python_missing(self._paths), *rabbitmq_missing()])
@@ -132,11 +132,11 @@ class Packages:
 
 
 def _as_root(packages: Sequence[str]) -> list[str]:
-    """Return a prefix that runs a command as root. Raise StepFailed, with what to type, if there is none."""
+    """Return the prefix that runs a command as root. If that is impossible, raise StepFailed."""
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise StepFailed(
-            f"Missing: {names} (Debian's names), and there is no apt-get here.",
+            f"Missing Debian packages: {names}. This system has no apt-get.",
             "Install RabbitMQ 3.10 or newer so that /usr/lib/rabbitmq/bin/rabbitmq-server exists, and "
             f"{libpython()} for Python {python_version()}; then run the same command again.",
         )
@@ -153,7 +153,7 @@ def _as_root(packages: Sequence[str]) -> list[str]:
 
 
 def check_platform() -> None:
-    """Raise StepFailed on a machine that cannot run the stack at all."""
+    """Raise StepFailed on a machine that cannot run the stack."""
     machine = f"{platform.system()} {platform.machine()}"
     if machine not in {"Linux x86_64", "Linux aarch64"}:
         raise StepFailed(

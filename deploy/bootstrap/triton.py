@@ -1,4 +1,4 @@
-"""NVIDIA's ``tritonserver``, from a wheel, laid out so that it finds its Python backend."""
+"""Install NVIDIA's ``tritonserver`` from a wheel, in folders where it finds its Python backend."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ STUB = "triton_python_backend_stub"
 
 
 def installed(paths: Paths) -> bool:
-    """Return True if the locked Triton is there, with a backend for the Python in use."""
+    """Return True if the locked Triton is installed, with a backend for the Python in use."""
     backend = paths.triton / "backends" / "python"
     files = [backend / name for name in (*BACKEND_FILES, STUB)] + [server(paths.triton)]
     return stamped(paths.triton / ".stamp", _fingerprint(paths)) and all(f.exists() for f in files)
 
 
 def install(paths: Paths, runner: Runner, report: Report) -> None:
-    """Unpack the wheel beside its final folder, complete it, check it, then move it there."""
+    """Unpack the wheel into a temporary folder, complete and check it, then move it to the final folder."""
     log = paths.log("triton")
     fresh = paths.runtime / "triton.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -42,12 +42,12 @@ def install(paths: Paths, runner: Runner, report: Report) -> None:
 
 
 def server(triton: Path) -> Path:
-    """Return the binary in an unpacked wheel."""
+    """Return the path of Triton's binary in an unpacked wheel."""
     return triton / "pytriton" / "tritonserver" / "bin" / "tritonserver"
 
 
 def _lay_out(triton: Path) -> None:
-    """Put the stub for this Python beside the backend, where Triton looks for it."""
+    """Put the backend's program for this Python (its "stub") where Triton looks for it."""
     wheel = triton / "pytriton" / "tritonserver"
     backend = triton / "backends" / "python"
     backend.mkdir(parents=True)
@@ -64,7 +64,7 @@ def _lay_out(triton: Path) -> None:
 
 
 def _check_libraries(triton: Path, log: Path) -> None:
-    """Raise StepFailed if the loader misses a library: later, only a failing model would show it."""
+    """Raise StepFailed if a library is missing. Without this check, the first model would fail."""
     own = own_library_folder()
     folders = [str(triton / "nvidia_pytriton.libs"), *([str(own)] if own else [])]
     env = environment() | {"LD_LIBRARY_PATH": ":".join(folders)}

@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="deploy.compose", description="Tidegate in containers.")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="build the images, start everything, serve the example")
-    up.add_argument("--no-build", action="store_true", help="use the images as they are")
+    up.add_argument("--no-build", action="store_true", help="do not build the images; use the existing ones")
     up.add_argument("--no-example", action="store_true", help="start without a model")
     down = commands.add_parser("down", help="stop everything")
     down.add_argument("--volumes", action="store_true", help="also delete the data")

@@ -1,4 +1,4 @@
-"""Choose the images of the stack: configured ones, else official ones, or stand-ins for them."""
+"""Choose the images of the stack: the configured ones, else the official ones, else stand-ins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAND_INS = {
 
 
 def stand_ins(environ: Mapping[str, str], have: Collection[str]) -> dict[str, str]:
-    """Return the variables to set, given the environment and the images that the engine has."""
+    """Return the variables that select stand-ins. ``have``: the images that the engine has."""
     return {
         variable: image
         for variable, image in STAND_INS.items()
@@ -33,7 +33,7 @@ def stand_ins(environ: Mapping[str, str], have: Collection[str]) -> dict[str, st
 
 
 def absent(environ: Mapping[str, str], have: Collection[str]) -> list[str]:
-    """Return the images that would have to be pulled."""
+    """Return the images that the stack needs and the engine does not have."""
     chosen = {**OFFICIAL, **stand_ins(environ, have)}
     needed = [environ.get(variable) or image for variable, image in chosen.items()]
     return [image for image in needed if image not in have]

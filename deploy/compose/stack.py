@@ -1,4 +1,4 @@
-"""Start and stop the stack in containers: build, wait until all are healthy; drain workers, remove all."""
+"""Start the stack in containers and wait until it is healthy; drain its workers and remove it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def up(tool: Tool, *, build: bool = True) -> None:
 
 
 def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
-    """Wait until every container is healthy, or done if it runs once. Raise ComposeFailed with its output."""
+    """Wait until every container is healthy. Raise ComposeFailed with the output of one that is not.
+
+    A container that runs once is healthy when it has exited with 0.
+    """
     deadline = time.monotonic() + timeout_s
     while waiting := [(name, state) for name, state in states(tool.containers()) if state != "healthy"]:
         broken = [name for name, state in waiting if state == "broken"]
@@ -40,7 +43,7 @@ def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
 
 
 def states(containers: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return each container of compose.yaml and its state: healthy, waiting or broken. Skip the workers."""
+    """Return each container and its state: healthy, waiting or broken. Skip the launched workers."""
     return [
         (each["Name"].lstrip("/"), _state(each))
         for each in containers
@@ -68,13 +71,13 @@ def _logs(tool: Tool, name: str) -> str:
 
 
 def down(tool: Tool, *, volumes: bool) -> None:
-    """Drain the workers, then remove everything. Remove data only with ``volumes``."""
+    """Drain the workers, then remove the containers. Remove the data only with ``volumes``."""
     if any(LAUNCHED in each["Config"]["Labels"] for each in tool.containers()):
         tool.compose("stop", "autoscaler", quiet=True)
         try:
             command = ["python", "-P", "-m", "services.autoscaler", "sweep", "--grace", str(DRAIN_S)]
             tool.compose("run", "--rm", "--no-deps", "-T", "autoscaler", *command, quiet=True)
-        except ComposeFailed as error:  # `down` ends them anyway, without draining
+        except ComposeFailed as error:  # `down` ends the workers without draining
             print(f"The workers were not drained: {error}")
     tool.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
 
@@ -100,7 +103,7 @@ def write_environment(tool: Tool, folder: Path) -> Path:
 
 
 def gateway_token(tool: Tool, container: str) -> str:
-    """Return the stack's service token, as its services read it."""
+    """Return the stack's service token, from the environment or else from its state folder."""
     configured = tool.environ.get("TIDEGATE_SERVICE_TOKEN", "")
     return configured or tool.engine("exec", container, "cat", f"{STATE}/token").strip()
 
@@ -115,5 +118,5 @@ def example(tool: Tool) -> None:
         "--out", f"{STATE}/examples/digits",
     )  # fmt: skip
     output = tool.engine("exec", name, "python", "-P", "-m", "tidegate.cli.example")
-    # The rest describes calls from inside. Outside, the address is another, and a key is needed.
+    # The rest of the output is only right inside: calls from outside need another address and a key.
     print(output.partition("Ask it yourself:")[0].rstrip())

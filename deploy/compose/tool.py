@@ -20,12 +20,12 @@ SERVICE = "com.docker.compose.service"
 
 
 class ComposeFailed(Exception):
-    """A failed command. ``str()`` is a complete message."""
+    """A command has failed. ``str()`` is a complete message."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """Compose, started by ``command``, for one project."""
+    """Runs the command of compose for one project."""
 
     command: tuple[str, ...]
     project: str
@@ -55,9 +55,9 @@ class Tool:
         return done.stdout
 
     def containers(self) -> list[dict[str, Any]]:
-        """Return the description of each container of the project, including launched workers."""
+        """Return the engine's description of each container of the project, including launched workers."""
         ids = self.engine("ps", "-aq", "--filter", f"label={PROJECT}={self.project}").split()
-        # A container that ended meanwhile makes the command fail, but the others are in its output.
+        # If a container has just ended, the command fails, but its output describes the other containers.
         found: list[dict[str, Any]] = json.loads(self._engine("inspect", *ids).stdout or "[]") if ids else []
         return found
 
@@ -72,7 +72,7 @@ class Tool:
 
 
 def missing(environ: Mapping[str, str] = os.environ) -> str:
-    """Return why the stack cannot run here; empty: it can."""
+    """Return why the stack cannot run here; empty if it can."""
     if shutil.which("docker") is None:
         return "there is no `docker` command"
     if _fails(["docker", "info"], environ):

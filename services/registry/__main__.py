@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         asyncio.run(migrate.migrate(settings.database_url))
         return
-    # Imported here, because every start waits for the migration, which does not need these modules.
+    # Imported here, because the migration does not need these modules and every start waits for it.
     from services.registry.app import build
     from tidegate.kernel import telemetry
     from tidegate.kernel.service import app as service

@@ -72,7 +72,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         lifespan=lifespan,
         routers=[artifacts.reading, closed_to_replicas],
         identify=replicas.identify(settings.service_token),
-        larger_bodies={r"/v1/artifacts": None},  # streamed into the store, which has a limit of its own
+        larger_bodies={r"/v1/artifacts": None},  # streamed into the store, which has its own limit
     )
     app.state.replicas = Replicas()
     app.add_middleware(metrics.RequestMetrics)

@@ -1,4 +1,4 @@
-"""Settings of the registry, beside the shared ones."""
+"""Settings that only the registry has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GIB = 1024**3
 
 
 class RegistrySettings(Settings):
-    """Settings that only the registry has. Each field is ``TIDEGATE_<FIELD>`` in the environment."""
+    """The registry's settings. Each field is ``TIDEGATE_<FIELD>`` in the environment."""
 
     service: ClassVar[str] = "registry"
 

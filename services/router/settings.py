@@ -1,4 +1,4 @@
-"""Settings of the router, beside the shared ones. Only ``app.py`` reads them."""
+"""Settings that only the router has. Only ``app.py`` reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.kernel.settings.base import Settings
 
 
 class RouterSettings(Settings):
-    """Settings that only the router has."""
+    """The router's settings. Each field is ``TIDEGATE_<FIELD>`` in the environment."""
 
     service: ClassVar[str] = "router"
 
@@ -24,7 +24,7 @@ class RouterSettings(Settings):
     router_lease_s: float = Field(
         5.0,
         ge=1.0,
-        description="Lease of the router that leads, in seconds; another router takes over within it.",
+        description="Lease of the leading router, in seconds. If it dies, another takes over in this time.",
     )
     blob_sweep_interval_s: float = Field(
         60.0, description="How often the router deletes expired large payloads, in seconds."
@@ -70,7 +70,7 @@ class RouterSettings(Settings):
         10_800.0, gt=0, description="Longest wait between two attempts of a webhook, in seconds."
     )
     webhook_give_up_s: float = Field(
-        43_200.0, gt=0, description="Time after a job's end when its webhook is given up, in seconds."
+        43_200.0, gt=0, description="How long after a job's end its webhook is retried, in seconds."
     )
     webhooks_at_once: int = Field(64, ge=1, le=1024, description="Webhooks in flight at a time.")
     webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks in flight at a time to one host.")

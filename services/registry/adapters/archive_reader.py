@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.archives import ArchiveChecker, ArchiveLimits, Too
 
 
 class ArchiveContents:
-    """The files of an archive with their sizes, and the text of the requested ones, by path."""
+    """The contents of an archive: the size of each file, and the text of the requested files, by path."""
 
     def __init__(self, files: dict[PurePosixPath, int], texts: dict[PurePosixPath, str]) -> None:
         self.sizes = files
@@ -25,7 +25,7 @@ def read_archive(
 ) -> ArchiveContents:
     """Check every member of an archive, and read the files with these names, at most ``max_text`` bytes each.
 
-    Blocking: call it in a thread. Raise BadRequest for a file that is no archive, or has a bad member.
+    Blocking: call it in a thread. Raise BadRequest if the file is not an archive or has a bad member.
     """
     checker = ArchiveChecker(limits, path.stat().st_size)
     files: dict[PurePosixPath, int] = {}

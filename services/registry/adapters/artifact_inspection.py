@@ -1,4 +1,4 @@
-"""Inspect an artifact: check it against its format, and read its signature. Nothing in it is executed."""
+"""Check an artifact against its format, and read its signature, without executing code of it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tidegate.kernel.protocol.models import Format, Signature
 
 MODEL_FILE = "model.py"
 MAX_PYTHON = 4 * 1024 * 1024
-# A pickle of protocol 2 or later, or one that joblib compressed: zlib, gzip, bz2, xz, lzma, lz4.
+# The first bytes of a pickle (protocol 2 or later), or of joblib's zlib, gzip, bz2, xz, lzma, lz4.
 _PICKLE_MAGIC = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was read from an artifact. ``signature``: given, or read from the file; None: unknown.
+    """The properties of an artifact. ``signature``: the user's, or that of the file; None: unknown.
 
-    ``saved_by``: the library releases that wrote a pickle.
+    ``saved_by``: the releases of the libraries that wrote a pickle.
     """
 
     signature: Signature | None
@@ -48,9 +48,9 @@ def inspect(
     max_batch: int,
     limits: ArchiveLimits,
 ) -> Inspection:
-    """Check a file against its format, and return its signature, requirements and origin.
+    """Check a file against its format. Return its signature, requirements and libraries.
 
-    Blocking: call it in a thread. Raise BadRequest, which says what is wrong and what to do.
+    Blocking: call it in a thread. Raise BadRequest, with what is wrong and what to do.
     """
     if format_ == "onnx":
         graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)
@@ -73,7 +73,7 @@ def inspect(
 
 def _triton_signature(declared: Signature | None, user_signature: Signature | None) -> Signature | None:
     if declared is not None and user_signature is not None:
-        # Only the config says whether the model is decoupled.
+        # Users do not state if the model is decoupled: only the config says it.
         user_signature = user_signature.model_copy(update={"decoupled": declared.decoupled})
     if declared is not None and user_signature is not None and declared != user_signature:
         raise BadRequest(
@@ -118,7 +118,7 @@ def _python(path: Path, user_signature: Signature | None, limits: ArchiveLimits)
 
 
 def _python_signature(source: bytes, user_signature: Signature | None) -> Signature | None:
-    """Return the signature of a file with ``predict``; for Triton's Python backend, the user's."""
+    """Return the signature of a model.py. For a class of Triton's Python backend, it is the user's."""
     tree = python_model.parsed(source, MODEL_FILE)
     if backend_class.is_for_the_backend(tree):
         describes_itself = backend_class.may_describe_itself(tree)

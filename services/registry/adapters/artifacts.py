@@ -1,7 +1,7 @@
-"""The artifact store: files by their sha256, in a folder or an object store.
+"""The artifact store: files, each named by its sha256, in a folder or an object store.
 
-``<root>/sha256/aa/bb/<digest>`` is an artifact, ``<root>/incoming/`` has the uploads in progress. A complete
-upload is moved into its place, so a stored artifact is always complete.
+``<root>/sha256/aa/bb/<digest>`` is an artifact. ``<root>/incoming/`` has the uploads in progress. Only
+complete uploads are moved to their place, so a stored artifact is always complete.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StagedArtifact:
 
 
 class ArtifactStore:
-    """Artifacts by sha256. The methods use the store in a thread, and raise Unavailable if it fails."""
+    """Stores artifacts by sha256. The methods access the store in a thread, and raise Unavailable."""
 
     def __init__(self, url: str, *, max_bytes: int) -> None:
         self._fs, self._root, self._stream = object_store.opened(url)
@@ -67,8 +67,8 @@ class ArtifactStore:
     async def stage(self, chunks: AsyncIterator[bytes], announced: int | None = None) -> StagedArtifact:
         """Write an upload and hash it. ``announced``: the size in bytes that the sender has stated.
 
-        Raise PayloadTooLarge as soon as the limit is passed, BadRequest for an empty upload. An error deletes
-        the partial upload, and so does a sender that disconnects.
+        Raise PayloadTooLarge as soon as the limit is passed, BadRequest for an empty upload. After an error,
+        or if the sender disconnects, the partial upload is deleted.
         """
         if announced is not None and announced > self.max_bytes:
             raise self._too_large()
@@ -85,7 +85,7 @@ class ArtifactStore:
                 raise BadRequest("The upload is empty. Send the model's file as the body of the request.")
             await self._do(_finish, file)
         except BaseException:
-            # Also on cancellation: the sender has disconnected, and the partial file is of no use.
+            # BaseException includes cancellation: the sender has disconnected.
             await asyncio.shield(self._abandon(file, path))
             raise
         return StagedArtifact(digest.hexdigest(), size, path)
@@ -112,7 +112,7 @@ class ArtifactStore:
 
     @asynccontextmanager
     async def local(self, sha256: str) -> AsyncIterator[Path]:
-        """Provide an artifact as a local file: the stored one, or a copy that is deleted after the block.
+        """Provide an artifact as a local file for the block. A copy is deleted after the block.
 
         Raise NotFound.
         """
@@ -148,7 +148,7 @@ class ArtifactStore:
             result = await asyncio.to_thread(call, *args, **kwargs)
         except FileNotFoundError:
             raise
-        except Exception as error:  # every driver raises its own classes
+        except Exception as error:  # each driver has its own exception classes
             self.problem = f"The artifact store has failed: {error}."
             raise Unavailable(self.problem) from error
         self.problem = None
@@ -199,10 +199,11 @@ class ArtifactStore:
 
 
 def _written_at(fs: Any, path: str) -> float:
-    """Return when a file was last written, in seconds since the epoch; now, if the store does not know."""
+    """Return when a file was written, in seconds since the epoch. If that is unknown, return the time now."""
     try:
         return float(fs.modified(path).timestamp())
-    except (NotImplementedError, FileNotFoundError):  # fsspec raises the first for a store without times
+    # A store without times raises NotImplementedError.
+    except (NotImplementedError, FileNotFoundError):
         return time.time()
 
 
@@ -212,7 +213,7 @@ def _write(file: Any, digest: Any, chunk: bytes) -> None:
 
 
 def _finish(file: Any) -> None:
-    """Close a file. On a local disk, first write it through: a 201 promises that it is stored."""
+    """Close a file. On a local disk, sync it first, because a 201 means that it is stored."""
     file.flush()
     with suppress(AttributeError, OSError):
         os.fsync(file.fileno())
@@ -220,7 +221,7 @@ def _finish(file: Any) -> None:
 
 
 async def _in_large_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the same bytes in pieces of at least 1 MiB, because each piece costs a call in a thread."""
+    """Yield the same bytes in pieces of 1 MiB or more: each piece is written by a call in a thread."""
     buffer = bytearray()
     async for chunk in chunks:
         buffer += chunk

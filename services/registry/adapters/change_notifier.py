@@ -29,7 +29,7 @@ PUBLISH_TIMEOUT_S = 5.0
 
 
 class ChangeNotifier:
-    """A background publisher, so that a slow or absent broker never delays a write."""
+    """Publishes in the background, so that a slow or absent broker never delays a write."""
 
     def __init__(self, amqp_url: str) -> None:
         self.connection = Connection(amqp_url, "registry events", _declare)
@@ -42,7 +42,7 @@ class ChangeNotifier:
         self._task = asyncio.create_task(self._run(), name="registry change notifier")
 
     async def stop(self) -> None:
-        """Publish what is queued, if the broker is connected, and disconnect."""
+        """Publish the queued notifications if the broker is connected. Then disconnect."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0 if self.connection.channel else 0):
                 await self._queue.join()

@@ -23,14 +23,14 @@ STORED = {
 
 
 def show(revision: int, totals: Totals) -> None:
-    """Set the gauges of the revision and of what is stored."""
+    """Set the gauges: the revision and the numbers of stored objects."""
     REVISION.set(revision)
     for name, value in totals._asdict().items():
         STORED[name].set(value)
 
 
 class RequestMetrics:
-    """ASGI middleware that counts and times requests by route, not by path, to bound the number of series."""
+    """Counts and times requests by route (ASGI middleware). Paths would make too many time series."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Read an archive of one ONNX file and the files that hold its weights (external data)."""
+"""Read an archive with one ONNX file and the files of its weights (external data)."""
 
 from __future__ import annotations
 

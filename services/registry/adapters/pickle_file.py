@@ -1,4 +1,4 @@
-"""Read a joblib or pickle file's unpacked bytes, and the packages of the models' environment."""
+"""Read the unpacked bytes of a joblib or pickle file, and list the packages of the models' environment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from tidegate.kernel.errors import BadRequest
 
 STEP = 1024 * 1024
-# Enough for the texts of any estimator. Bytes beyond it are not searched.
+# Later bytes are not searched. The texts of any estimator come earlier.
 MAX_UNPACKED = 1024**3
-# Memory limit of unpacking LZMA. joblib's highest preset needs 65 MiB.
+# Memory limit for unpacking LZMA. joblib's highest preset needs 65 MiB.
 MAX_LZMA_MEMORY = 128 * 1024**2
-_ZLIB_OR_GZIP = 47  # zlib's window bits that accept either header
+_ZLIB_OR_GZIP = 47  # zlib's "wbits" that accept the headers of both zlib and gzip
 
 
 def pieces(path: Path) -> Iterator[bytes]:
@@ -44,8 +44,8 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 
 def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
-    """Unpack in steps of 1 MiB, because a piece may unpack to a thousand times its size."""
-    if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep the rest of their input
+    """Yield the unpacked bytes in steps of 1 MiB: a piece may unpack to a thousand times its size."""
+    if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep input that is not unpacked yet
         while not unpacker.eof and (piece or not unpacker.needs_input):
             yield unpacker.decompress(piece, STEP)
             piece = b""
@@ -56,7 +56,7 @@ def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
 
 
 def _unpacker(head: bytes) -> Any:
-    """Return an unpacker for a file with this beginning; None: it is not compressed, or by lz4."""
+    """Return an unpacker for a file that begins with ``head``; None if it needs none, or is lz4."""
     if head.startswith((b"\x78", b"\x1f\x8b")):
         return zlib.decompressobj(_ZLIB_OR_GZIP)
     if head.startswith(b"BZh"):
@@ -67,7 +67,7 @@ def _unpacker(head: bytes) -> Any:
 
 
 def packages(runtime: Path) -> dict[str, str]:
-    """Return name and version of the packages in the models' environment; empty if it is not on this host."""
+    """Return the version of each package in the models' environment; empty if this host has none."""
     versions = {}
     for folder in runtime.glob("model-env/lib/python3*/site-packages/*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")

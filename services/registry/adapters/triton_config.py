@@ -26,7 +26,7 @@ DATATYPES: dict[str, Datatype] = {name: name for name in _SAME} | _RENAMED
 class TritonConfig:
     """The fields of a config.pbtxt that the registry needs.
 
-    ``signature`` None: it declares no inputs or no outputs. ``parts``: the models that an ensemble connects.
+    ``signature`` None: the config declares no inputs or no outputs. ``parts``: the models of an ensemble.
     """
 
     is_ensemble: bool
@@ -35,9 +35,9 @@ class TritonConfig:
 
 
 def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | None, list[str]]:
-    """Return the signature of the model that a Triton model directory serves, and all requirements.
+    """Return the signature and all requirements of a Triton model directory.
 
-    The signature is None if the config does not declare it: Triton then determines it at load time.
+    The signature is None if the config does not declare it. Then Triton finds it when it loads the model.
     Blocking: call it in a thread. Raise BadRequest.
     """
     names = {triton_layout.CONFIG, requirements.FILE}
@@ -49,7 +49,7 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
         if triton_layout.config_path(folder) in contents.texts
     }
     parts = frozenset().union(*(config.parts for config in configs.values()))
-    # Clients do not call an ensemble that is a part of another one.
+    # Clients call only the outermost ensemble.
     heads = {f: config.is_ensemble and f.name not in parts for f, config in configs.items()}
     served = triton_layout.served(folders, model, heads)
     for folder in folders:
@@ -67,7 +67,7 @@ def parse(text: str, where: str) -> TritonConfig:
 
     config = model_config_pb2.ModelConfig()
     try:
-        # Unknown fields may belong to a newer Triton, which checks them itself.
+        # A newer Triton may have more fields, and checks them itself.
         text_format.Parse(text, config, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
         raise BadRequest(

@@ -1,4 +1,4 @@
-"""Add usage reports from the broker to the database: each once, and acked after the commit."""
+"""Add usage reports from the broker to the database. Each is added once and acked after the commit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from tidegate.kernel.repeating_task import RepeatingTask
 
 log = telemetry.logger(__name__)
 
-TAKEN = Counter(
-    "tidegate_registry_usage_reports_total", "Reports of usage, by what became of them.", ["what"]
-)
+TAKEN = Counter("tidegate_registry_usage_reports_total", "Reports of usage, by outcome.", ["what"])
 
 PREFETCH = 50
 RETRY_S = 1.0
@@ -64,7 +62,7 @@ class UsageIntake:
         while True:
             channel, delivery = await self._deliveries.get()
             if channel is not self.connection.channel and self.connection.channel is not None:
-                continue  # its channel has closed: it is delivered again on the current one
+                continue  # its channel has closed: the broker delivers it again on the current one
             await self._add(delivery)
             with contextlib.suppress(Unavailable):
                 channel.ack(delivery.tag)
@@ -81,10 +79,12 @@ class UsageIntake:
                 async with self._database.write() as writer:
                     new = await usage.add(writer.connection, report, writer.now)
             except Unavailable as error:
-                log.warning("usage waits for the database", extra={"problem": error.message})
+                log.warning(
+                    "a usage report cannot be stored yet; trying again", extra={"problem": error.message}
+                )
                 await asyncio.sleep(RETRY_S)
             except TidegateError as error:
-                # A retry would fail again, and block the reports behind it.
+                # A retry would fail again and delay the next reports.
                 _log_rejected(report, error)
                 TAKEN.labels("refused").inc()
                 return
@@ -97,7 +97,7 @@ class UsageIntake:
             async with self._database.write() as writer:
                 await usage.forget_reports(writer.connection, writer.now - REMEMBER)
         except TidegateError as error:
-            log.warning("old usage reports stay for now", extra={"problem": error.message})
+            log.warning("old usage reports cannot be deleted; trying again", extra={"problem": error.message})
         return FORGET_EVERY_S
 
 

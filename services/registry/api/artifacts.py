@@ -13,7 +13,7 @@ from services.registry.api.replicas import own_artifact
 from tidegate.kernel.protocol.models import Digest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
-# The only routes that a replica's token opens, for the replica's own artifact.
+# A replica's token opens only these routes, and only for the replica's own artifact.
 reading = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], dependencies=[Depends(own_artifact)])
 
 _RAW = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
@@ -27,9 +27,9 @@ async def upload(
     sha256: Annotated[Digest | None, Query(description="Compared with the bytes that arrive.")] = None,
     filename: Annotated[str | None, Query(description="For the sender's own logs; not stored.")] = None,
 ) -> ArtifactInfo:
-    """Store the request's body, streamed, under its sha256. The same bytes are stored once.
+    """Store the request's body under its sha256, while it arrives. The same bytes are stored once.
 
-    413 as soon as the limit is passed. An artifact that no version uses within an hour is deleted.
+    Return 413 as soon as the limit is passed. An artifact that no version uses within an hour is deleted.
     """
     stored = await artifacts.upload(request.stream(), announced=content_length, expected=sha256)
     return ArtifactInfo(sha256=stored.sha256, size=stored.size)
@@ -43,7 +43,7 @@ async def head(artifacts: ArtifactsDep, sha256: str) -> Response:
 
 @reading.get("/{sha256}", response_class=StreamingResponse)
 async def download(artifacts: ArtifactsDep, sha256: str) -> StreamingResponse:
-    """Return the bytes of an artifact, streamed. The reader checks the digest."""
+    """Return the bytes of an artifact as a stream. The reader must check the digest."""
     headers = _headers(sha256, await artifacts.size(sha256))
     pieces = await artifacts.store.read(sha256)
     return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)

@@ -1,4 +1,4 @@
-"""Bodies of requests and responses, beside the objects of :mod:`tidegate.kernel.protocol.models`."""
+"""Bodies of requests and responses that are not in :mod:`tidegate.kernel.protocol.models`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 
 def _schema(model: type[BaseModel], required: tuple[str, ...]) -> dict[str, Any]:
-    """Return a model's JSON schema with other required fields and its definitions written in place."""
+    """Return a model's JSON schema, with ``required`` replaced and all definitions inlined."""
     schema = inlined(model)
     return {**schema, "required": list(required)} if required else {**schema, "required": []}
 
 
-# Read as plain fields, because an absent field differs from null; the domain checks them.
+# A plain object, because an absent field and null have different meanings. The domain checks the fields.
 DeploymentFields = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ("model", "version")))]
 DeploymentPatch = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpec, ()))]
 _SPEC = _schema(DeploymentSpec, ())
@@ -57,11 +57,11 @@ class NewVersion(Noun):
     """A version to register, from an uploaded artifact."""
 
     artifact: Digest = Field(description="sha256 of the artifact.")
-    filename: str = Field(description="The file's name. Its ending says the format, unless it is given.")
+    filename: str = Field(description="The file's name. Without a format, its ending decides the format.")
     format: Format | None = None
     signature: Signature | None = Field(None, description="Not needed for ONNX or a config.pbtxt.")
     requirements: list[str] | None = Field(
-        None, max_length=2_000, description="Lines as pip reads them; None: those in the artifact."
+        None, max_length=2_000, description="Lines of a requirements.txt; None: those in the artifact."
     )
     metadata: VersionMetadata | None = None
     allow_pickle: bool = Field(False, description="Accept a pickle; loading it runs code on the workers.")
@@ -69,13 +69,13 @@ class NewVersion(Noun):
 
 
 class Registered(Version):
-    """A registered version. ``warnings``: sentences for its publisher."""
+    """A registered version. ``warnings``: sentences for the user that registered it."""
 
     warnings: list[str] = Field(default_factory=list)
 
 
 class VersionCheck(Noun):
-    """A version to check before it is registered and deployed; its artifact need not be uploaded yet."""
+    """A version to check before it is registered and deployed. Its artifact may not be uploaded yet."""
 
     artifact: Digest | None = Field(
         None, description="sha256. If the artifact is stored here, its bytes are checked too."
@@ -93,7 +93,7 @@ class VersionCheck(Noun):
 
 
 class VersionChecked(BaseModel):
-    """A check without errors. ``version``: the existing version that is the same."""
+    """The result of a check that found no errors. ``version``: an existing version that is the same."""
 
     format: Format
     stored: bool = Field(description="The artifact is stored: no upload is needed.")
@@ -102,7 +102,7 @@ class VersionChecked(BaseModel):
 
 
 class VersionPatch(Noun):
-    """Changes of a registered version. A signature can be added only if there is none."""
+    """Changes of a registered version. A signature can be added only if the version has none."""
 
     metadata: VersionMetadata | None = None
     signature: Signature | None = None
@@ -122,7 +122,7 @@ class OverrideBody(Noun):
 
     replicas: int = Field(ge=0, le=10_000)
     force: bool = Field(
-        False, description="Exceed the Deployment's maximum. The host's capacity still applies."
+        False, description="Allow more than the Deployment's maximum. The host's capacity still applies."
     )
     ttl_s: float | None = Field(
         None, gt=0, le=366 * 86_400, description="Seconds; None: until it is removed."
@@ -130,7 +130,7 @@ class OverrideBody(Noun):
 
 
 class SettleBody(Noun):
-    """The revision of the Endpoint whose targets are ready; None: any."""
+    """The revision that the Endpoint must have; None: any."""
 
     revision: int | None = None
 
@@ -148,14 +148,14 @@ class DeployBody(Noun):
 
 
 class Deployed(BaseModel):
-    """The version's Deployment and Endpoint. ``endpoint`` None: there is none, and ``traffic`` was False."""
+    """The version's Deployment and Endpoint. ``endpoint`` None: none exists, as ``traffic`` was False."""
 
     deployment: Deployment
     endpoint: Endpoint | None
 
 
 class ApplyBody(Noun):
-    """Deployments and Endpoints, as a file states them."""
+    """The Deployments and Endpoints of a file."""
 
     deployments: list[DeploymentFields] = Field(default_factory=list, max_length=1_000)
     endpoints: list[EndpointFields] = Field(default_factory=list, max_length=1_000)

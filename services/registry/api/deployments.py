@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=J
 async def put(
     transactions: TransactionsDep, name: str, body: DeploymentFields, expected: IfMatch, response: Response
 ) -> Deployment:
-    """Create or replace a Deployment. 201 if it is new; 409 if its version would change."""
+    """Create or replace a Deployment. Return 201 if it is new, 409 if its version would change."""
     created = False
 
     def decision(now: RegistrySnapshot) -> list[Change]:
@@ -78,7 +78,7 @@ async def patch_policy(
 
 @router.delete("/{name}", status_code=204)
 async def delete(transactions: TransactionsDep, name: str) -> None:
-    """Delete a Deployment; 409 while an Endpoint names it."""
+    """Delete a Deployment. Return 409 while an Endpoint names it."""
     await transactions.decide(lambda now: edits.delete_deployment(now, name), DesiredStateReader.revision)
 
 
@@ -86,7 +86,7 @@ async def delete(transactions: TransactionsDep, name: str) -> None:
 async def put_override(
     transactions: TransactionsDep, name: str, body: OverrideBody, response: Response
 ) -> Deployment:
-    """Keep the Deployment at this number of replicas, for ``ttl_s`` seconds or until it is removed."""
+    """Set the number of replicas, for ``ttl_s`` seconds or until the override is removed."""
     expires_at = None if body.ttl_s is None else transactions.now() + timedelta(seconds=body.ttl_s)
     override = Override(replicas=body.replicas, expires_at=expires_at, force=body.force)
     return await _override(transactions, name, override, response)
@@ -94,7 +94,7 @@ async def put_override(
 
 @router.delete("/{name}/override")
 async def delete_override(transactions: TransactionsDep, name: str, response: Response) -> Deployment:
-    """Remove an override. Does nothing if there is none."""
+    """Remove an override. If none is set, do nothing."""
     return await _override(transactions, name, None, response)
 
 

@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1", tags=["desired state"], route_class=JsonRoute)
 
 
 @router.get("/desired-state")
-@router.get("/intention", deprecated=True)  # the older name
+@router.get("/intention", deprecated=True)  # the older name of the route
 async def read(transactions: TransactionsDep) -> DesiredState:
     """Return the desired state: all versions, Deployments and Endpoints, at one revision."""
     async with transactions.read() as reader:
@@ -27,7 +27,7 @@ async def read(transactions: TransactionsDep) -> DesiredState:
 async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
     """Serve a version: create or change its Deployment, and start the Endpoint's roll-over to it.
 
-    A new Deployment takes the options that the request leaves out from the one that it replaces.
+    Options that the request leaves out are copied from the Deployment that the new one replaces.
     """
     plan: rollover.DeployPlan | None = None
     request = rollover.DeployRequest(body.model, body.version, body.deployment, body.endpoint, body.traffic)
@@ -48,7 +48,7 @@ async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
 
 @router.post("/apply")
 async def apply(transactions: TransactionsDep, body: ApplyBody) -> Applied:
-    """Create or replace many Deployments and Endpoints at once: all of them or, on any error, none."""
+    """Create or replace many Deployments and Endpoints. If any of them has an error, change nothing."""
     outcomes: list[edits.ApplyOutcome] = []
 
     def decision(now: RegistrySnapshot) -> list[Change]:

@@ -1,4 +1,4 @@
-"""Routes of Endpoints: put, read, delete, and settle a roll-over."""
+"""Routes of Endpoints: create, read and delete them, and settle a roll-over."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"], route_class=JsonR
 async def put(
     transactions: TransactionsDep, name: str, body: EndpointFields, expected: IfMatch, response: Response
 ) -> Endpoint:
-    """Create or replace an Endpoint. 201 if it is new.
+    """Create or replace an Endpoint. Return 201 if it is new.
 
     Unless ``previous`` is given, the current Deployments serve until the targets are ready.
     """
@@ -59,9 +59,9 @@ async def delete(transactions: TransactionsDep, name: str) -> None:
 async def settle(
     transactions: TransactionsDep, name: str, response: Response, body: SettleBody | None = None
 ) -> Endpoint:
-    """End a roll-over whose targets are ready: replaced Deployments that `deploy` created go to sleep.
+    """End a roll-over whose targets are ready. Replaced Deployments that `deploy` created go to sleep.
 
-    409 if the Endpoint has changed since ``revision``. Does nothing if it is already settled.
+    Return 409 if the Endpoint has changed since ``revision``. If it is settled already, do nothing.
     """
     seen = body.revision if body else None
     endpoint = await transactions.decide(

@@ -1,4 +1,4 @@
-"""Routes of the past: the audit log of changes, and usage."""
+"""Routes of the audit log and of usage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1", tags=["history"], dependencies=[Depends(needs(A
 
 
 class AuditEntry(BaseModel):
-    """One change: by which principal, when and from where, and the object before and after it."""
+    """One change: its principal, time and origin, and the object before and after it."""
 
     id: int
     at: datetime
@@ -37,7 +37,7 @@ class AuditEntry(BaseModel):
 
 
 class AuditPage(BaseModel):
-    """Entries, newest first. ``next``: the ``before`` of the next page; None: this is the last one."""
+    """Entries, newest first. ``next``: the ``before`` of the next page; None: there are no more."""
 
     items: list[AuditEntry]
     next: int | None
@@ -66,7 +66,7 @@ def _usage_query(
     until: Annotated[date | None, Query(description="Last day (UTC), inclusive.")] = None,
     principal: Annotated[str | None, Query(description="Only of this principal (its id).")] = None,
     endpoint: str | None = None,
-    by: Annotated[str, Query(description="Columns to sum by, of day, principal, endpoint.")] = ",".join(BY),
+    by: Annotated[str, Query(description="Sum by some of day,principal,endpoint.")] = ",".join(BY),
 ) -> UsageQuery:
     columns = tuple(dict.fromkeys(word.strip() for word in by.split(",") if word.strip()))
     if set(columns) - set(BY):
@@ -79,7 +79,7 @@ UsageQueryDep = Annotated[UsageQuery, Depends(_usage_query)]
 
 @router.get("/usage")
 async def read_usage(transactions: TransactionsDep, query: UsageQueryDep) -> Items[dict[str, Any]]:
-    """Return usage, summed: the model's time in microseconds, sizes of bodies in bytes."""
+    """Return sums of usage. The model's time is in microseconds, sizes of bodies are in bytes."""
     async with transactions.read() as reader:
         return Items(items=await usage.sums(reader.connection, query))
 
@@ -95,7 +95,7 @@ async def export_usage(transactions: TransactionsDep, query: UsageQueryDep) -> R
 
 @router.get("/usage/{principal}/quota", include_in_schema=False)
 async def read_quota_usage(transactions: TransactionsDep, principal: str, day: date) -> dict[str, int]:
-    """Return a principal's requests on ``day``, and in its month up to that day. For gateways."""
+    """Return how many requests a principal sent on ``day``, and in that month until ``day``. For gateways."""
     async with transactions.read() as reader:
         return {
             "day": await usage.requests(reader.connection, principal, day, day),

@@ -21,7 +21,7 @@ router = APIRouter(
 )
 
 _FIELDS = KeySpec.model_json_schema()["properties"] | {"ttl_s": {"type": "number"}}
-# Read as plain fields, because an absent field differs from null; the domain checks them.
+# A plain object, because an absent field and null have different meanings. The domain checks the fields.
 KeyFields = Annotated[
     dict[str, Any], WithJsonSchema({"type": "object", "properties": _FIELDS, "required": ["name"]})
 ]
@@ -32,12 +32,12 @@ class KeyInfo(KeySpec):
     """A key without its secret."""
 
     id: str
-    prefix: str = Field(description="The beginning of the key itself.")
+    prefix: str = Field(description="The first characters of the key.")
     state: str = Field(description="active, expired or revoked.")
     created_at: datetime
     revoked_at: datetime | None
     previous_until: datetime | None = Field(
-        description="The secret before the last rotation works until then."
+        description="Until then, the secret before the last rotation also works."
     )
 
 
@@ -72,7 +72,7 @@ async def create(keyring: KeyringDep, now: Now, body: KeyFields) -> KeyMade:
 async def list_all(
     keyring: KeyringDep,
     now: Now,
-    all: Annotated[bool, Query(description="Also revoked and expired ones.")] = False,
+    all: Annotated[bool, Query(description="Include revoked and expired keys.")] = False,
 ) -> Items[KeyInfo]:
     """Return the keys, oldest first; revoked and expired ones only with ``all``."""
     keys = [_info(stored, now) for stored in await keyring.all()]
@@ -83,7 +83,7 @@ async def list_all(
 async def table(
     keyring: KeyringDep, response: Response, known: Annotated[str, Header(alias="If-None-Match")] = ""
 ) -> Any:
-    """Return the keys that are not revoked, for gateways. 304 if ``If-None-Match`` is their ETag."""
+    """Return the keys that are not revoked, for gateways. Return 304 if ``If-None-Match`` is their ETag."""
     mark, keys = await keyring.for_gateways(known.strip('"'))
     if keys is None:
         return Response(status_code=304, headers={"ETag": f'"{mark}"'})
@@ -112,7 +112,7 @@ async def rotate(keyring: KeyringDep, now: Now, id_: str, body: RotateBody | Non
 
 @router.delete("/{id_}")
 async def revoke(keyring: KeyringDep, now: Now, id_: str) -> KeyInfo:
-    """Revoke a key for good. It stays in the list of all keys, because usage and audit log name it."""
+    """Revoke a key. This cannot be undone. The list of all keys still has it, for usage and audit log."""
     return _info(await keyring.revoke(id_), now)
 
 

@@ -33,9 +33,9 @@ Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 async def register(versions: VersionsDep, name: str, body: NewVersion, response: Response) -> Registered:
     """Register an uploaded artifact as the model's next version.
 
-    200 with the existing version that has the same artifact, format, signature and requirements, so a call
-    can be repeated. 409 ``breaking_change`` for a signature that breaks callers of the latest version,
-    unless ``breaking``.
+    A call can be repeated: if a version has the same artifact, format, signature and requirements, return 200
+    and that version. If the signature breaks callers of the latest version, return 409 ``breaking_change``,
+    unless ``breaking`` is set.
     """
     result = await versions.register(Registration(model=name, **dict(body)))
     response.status_code = 201 if result.new else 200
@@ -44,7 +44,7 @@ async def register(versions: VersionsDep, name: str, body: NewVersion, response:
 
 @router.post("/{name}/check")
 async def check(versions: VersionsDep, name: str, body: VersionCheck) -> VersionChecked:
-    """Return the errors of a registration and a deploy before the upload. Changes nothing."""
+    """Report the errors that a registration and a deploy would have, before the upload. Change nothing."""
     fields = dict(body)
     deploy = DeployRequest(name, None, fields.pop("deployment"), fields.pop("endpoint"))
     size, artifact = fields.pop("size"), fields.pop("artifact") or ""
@@ -74,7 +74,9 @@ async def delete_model(
         bool, Query(description="Also delete the Deployments and Endpoints that serve it.")
     ] = False,
 ) -> Items[ChangeNotification]:
-    """Delete a model with all its versions; 409 with its Deployments if it is in use, unless ``cascade``.
+    """Delete a model with all its versions.
+
+    If it is in use, return 409 with its Deployments, unless ``cascade`` is set.
 
     Version numbers are never used again, not even by a new model of the same name.
     """
@@ -105,7 +107,7 @@ async def describe_version(versions: VersionsDep, name: str, number: Number, bod
 
 @router.delete("/{name}/versions/{number}", status_code=204)
 async def delete_version(versions: VersionsDep, name: str, number: Number) -> None:
-    """Delete a version; 409 with the Deployments that run it, if there are any."""
+    """Delete a version. If Deployments run it, return 409 with their names."""
     await versions.delete_version(name, number)
 
 

@@ -1,4 +1,4 @@
-"""Which replicas run, and the check that a replica reads only its own artifact."""
+"""The running replicas, and the check that a replica reads only its own artifact."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RunningReplicas(Noun):
 
 
 def identify(service_token: str) -> Identify:
-    """Return a function that identifies callers: services by the service token, replicas by their own."""
+    """Return a function that identifies callers: services by the service token, replicas by their tokens."""
     services = ServiceToken(service_token)
 
     def principal(headers: dict[bytes, bytes]) -> Principal:
@@ -48,7 +48,7 @@ def replicas(request: Request) -> Replicas:
 
 
 async def refuse_replicas() -> None:
-    """Raise Forbidden for a replica. A dependency of every route except the one that replicas need."""
+    """Raise Forbidden for a replica. A dependency of every route except those that replicas need."""
     if _replica() is not None:
         raise Forbidden(
             "A replica's token opens only that replica's own artifact. Use a service token or an API key."

@@ -1,4 +1,4 @@
-"""Routes that move an Endpoint's traffic: roll back to an earlier version, or split it among several."""
+"""Routes that move an Endpoint's traffic: roll back to an earlier version, or split the traffic."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class RollbackBody(Noun):
     """The version to go back to."""
 
     version: int | None = Field(
-        None, ge=1, le=2**31 - 1, description="None: the last one that served before the current one."
+        None, ge=1, le=2**31 - 1, description="None: the version that served before the current one."
     )
 
 
 class RolledBack(BaseModel):
-    """The Deployment that serves once it is ready, and those that it replaces."""
+    """The Deployment to which the traffic moves, and those that it replaces."""
 
     deployment: Deployment
     endpoint: Endpoint
-    replaced: list[str] = Field(description="Deployments that serve until then; empty: nothing changes.")
+    replaced: list[str] = Field(description="They serve until the new one is ready; empty: nothing changes.")
     remade: bool = Field(description="The Deployment had been deleted and was created again.")
 
 
@@ -40,9 +40,9 @@ class SplitBody(Noun):
 
 @router.post("/{name}/rollback")
 async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody | None = None) -> RolledBack:
-    """Roll an Endpoint back to an earlier version. The current one serves until that one is ready.
+    """Roll an Endpoint back to an earlier version. The current one serves until the earlier one is ready.
 
-    409 if there is no earlier version. A roll-out in progress is abandoned.
+    Return 409 if there is no earlier version. A roll-out in progress is abandoned.
     """
     version = body.version if body else None
     async with transactions.change() as writer:
@@ -57,7 +57,7 @@ async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody
 
 @router.post("/{name}/split")
 async def split(transactions: TransactionsDep, name: str, body: SplitBody, response: Response) -> Endpoint:
-    """Split an Endpoint's traffic among Deployments. The current ones serve until each of them is ready."""
+    """Split an Endpoint's traffic among Deployments. The current ones serve until all new ones are ready."""
 
     async def result(reader: DesiredStateReader) -> Endpoint:
         return (await reader.endpoints(name))[0]

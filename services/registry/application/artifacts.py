@@ -16,10 +16,10 @@ log = telemetry.logger(__name__)
 
 
 class Artifacts:
-    """The artifact store, together with the rows that say which artifacts are in use."""
+    """Stores artifacts, and keeps the rows that say which of them are in use."""
 
     def __init__(self, transactions: Transactions, store: ArtifactStore, keep_unused: timedelta) -> None:
-        """``keep_unused``: how long an upload is kept that no version uses."""
+        """``keep_unused``: how long an upload is kept if no version uses it."""
         self._transactions = transactions
         self._keep_unused = keep_unused
         self.store = store
@@ -30,7 +30,7 @@ class Artifacts:
         """Store an artifact. The same bytes are stored once.
 
         ``announced`` is the size in bytes and ``expected`` the sha256, as the sender has stated them.
-        Raise BadRequest for another sha256, PayloadTooLarge above the limit.
+        Raise BadRequest if the sha256 differs, PayloadTooLarge above the limit.
         """
         staged = await self.store.stage(chunks, announced)
         try:
@@ -38,7 +38,7 @@ class Artifacts:
                 raise BadRequest(
                     f"The bytes that arrived have sha256 {staged.sha256}, not {expected}: send them again."
                 )
-            # First the row, then the file: `collect` takes the same row before it deletes the file.
+            # Write the row, then move the file: `collect` locks the same row before it deletes the file.
             async with self._transactions.change() as writer:
                 await writer.note_artifact(staged.sha256, staged.size, writer.now + self._keep_unused)
                 await self.store.keep(staged)
@@ -61,7 +61,7 @@ class Artifacts:
     async def collect(self) -> None:
         """Delete artifacts that no version uses and uploads that were cut off.
 
-        On an error, log it and leave the rest to the next call.
+        Log an error. The next call then deletes the rest.
         """
         try:
             await self.store.sweep()

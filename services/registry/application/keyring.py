@@ -1,4 +1,4 @@
-"""API keys: created, changed, rotated and revoked, each in one audited transaction."""
+"""Create, change, rotate and revoke API keys, each in one audited transaction."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tidegate.kernel.errors import NotFound
 
 
 class Keyring:
-    """The keys, as ``/v1/keys`` manages them."""
+    """Manages the keys for ``/v1/keys``."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
     async def create(self, fields: Mapping[str, Any]) -> tuple[StoredKey, str]:
-        """Create a key. Return it with the secret key, of which only a digest is stored. Raise BadRequest."""
+        """Create a key. Return it and its secret; only a digest is stored. Raise BadRequest."""
         async with self._transactions.change() as writer:
             spec = parse_spec(fields, writer.now)
             key, secret_key = created(spec, os.urandom(ID_BYTES + SECRET_BYTES), writer.now)
@@ -44,14 +44,14 @@ class Keyring:
             return await _put(writer, changed(before, patch, writer.now), before)
 
     async def rotate(self, id_: str, grace_s: float) -> tuple[StoredKey, str]:
-        """Give a key a new secret; the old one works for ``grace_s`` seconds. Raise NotFound, Conflict."""
+        """Replace a key's secret. The old one works for ``grace_s`` seconds. Raise NotFound, Conflict."""
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
             key, secret_key = rotated(before, os.urandom(SECRET_BYTES), writer.now, grace_s)
             return await _put(writer, key, before), secret_key
 
     async def revoke(self, id_: str) -> StoredKey:
-        """Revoke a key; does nothing if it is revoked already. Raise NotFound."""
+        """Revoke a key. If it is revoked already, do nothing. Raise NotFound."""
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
             key = revoked(before, writer.now)
@@ -71,7 +71,7 @@ class Keyring:
             return await keys.read(reader.connection)
 
     async def for_gateways(self, known: str) -> tuple[str, list[StoredKey] | None]:
-        """Return a mark of the keys' state, and the keys not revoked; None if ``known`` is that mark."""
+        """Return the keys' revision, and the keys that are not revoked; None if ``known`` is the revision."""
         async with self._transactions.read() as reader:
             mark = str(await keys.revision(reader.connection))
             return mark, None if mark == known else await keys.not_revoked(reader.connection)
@@ -94,7 +94,7 @@ async def _put(writer: DesiredStateWriter, key: StoredKey, before: StoredKey | N
 
 
 def _for_audit(key: StoredKey) -> dict[str, Any]:
-    """Return a key's fields for the audit log: no digests, but a mark that changes with the secret."""
+    """Return a key's fields for the audit log. ``secret`` only shows whether the secret has changed."""
     return {
         **key.spec.model_dump(mode="json"),
         "secret": key.digest[:8],

@@ -1,4 +1,4 @@
-"""The registry's own upkeep: probes of database and artifact store, and removal of unused artifacts."""
+"""Test the database and the artifact store regularly, and remove unused artifacts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLLECT_EVERY_S = 600.0
 
 
 class Maintenance:
-    """Two loops: probe every ``probe_every_s`` seconds, collect artifacts every ten minutes."""
+    """Two loops: probe every ``probe_every_s`` seconds, delete unused artifacts every ten minutes."""
 
     def __init__(self, database: RegistryDatabase, artifacts: Artifacts, probe_every_s: float) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class Maintenance:
         await self._collect_loop.stop()
 
     async def probe(self) -> None:
-        """Probe database and store for the health check, and set the gauges of what is stored."""
+        """Test the database and the store for the health check, and set the gauges of stored objects."""
         await self._database.probe()
         await self._artifacts.store.probe()
         try:

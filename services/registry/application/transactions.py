@@ -1,4 +1,4 @@
-"""Transactions on the registry's data. Each committed change is published as change notifications."""
+"""Transactions on the registry's data. Committed changes are published as change notifications."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Transactions:
-    """The one way to the database for all API modules: read, decide with a pure function, write, notify."""
+    """Gives all API modules their access to the database: read, decide in a pure function, write, notify."""
 
     def __init__(self, database: RegistryDatabase, notifier: ChangeNotifier) -> None:
         self._database = database
@@ -28,12 +28,12 @@ class Transactions:
         return self._database.clock()
 
     def read(self) -> AbstractAsyncContextManager[DesiredStateReader]:
-        """Open a read transaction: everything read in it is of one revision. Raise Unavailable."""
+        """Open a read transaction. Everything that is read in it is of one revision. Raise Unavailable."""
         return self._database.read()
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[DesiredStateWriter]:
-        """Open a write transaction. Publish its changes after the commit, and only then."""
+        """Open a write transaction. Publish its changes after the commit, not before."""
         async with self._database.write() as writer:
             yield writer
         self.notifier.notify(writer.next_revision, writer.notifications)
@@ -43,9 +43,9 @@ class Transactions:
         decision: Callable[[RegistrySnapshot], Sequence[Change]],
         result: Callable[[DesiredStateReader], Awaitable[T]],
     ) -> T:
-        """Apply the changes that ``decision`` makes to the desired state, and return what ``result`` reads.
+        """Apply the changes that ``decision`` returns. Then return the result of ``result``.
 
-        Both run in the same transaction. Errors that ``decision`` raises undo it.
+        Both run in the same transaction. An error of ``decision`` undoes it.
         """
         async with self.change() as writer:
             await writer.apply(decision(await writer.snapshot()))

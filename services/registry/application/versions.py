@@ -1,4 +1,4 @@
-"""Versions of models: registered, checked before an upload, described, and deleted."""
+"""Register, check, describe and delete versions of models."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tidegate.kernel.protocol.models import Format, Signature, Version, VersionM
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A version as its publisher describes it. ``format`` None: read from the file's name.
+    """A version as its publisher describes it. ``format`` None: decided by the file's name.
 
-    ``requirements`` None: those of the artifact, if it has any. A list replaces them.
+    ``requirements`` None: those in the artifact, if it has any. A list replaces them.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class RegisterResult:
-    """The version of a registration, whether it is new, and warnings for the publisher."""
+    """The result of a registration: the version, whether it is new, and warnings for the publisher."""
 
     version: Version
     new: bool
@@ -59,7 +59,7 @@ class RegisterResult:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What is known of a registration before the upload. ``version``: the existing one that is the same."""
+    """The result of a check before the upload. ``version``: an existing version that is the same."""
 
     format: Format
     stored: bool
@@ -71,7 +71,7 @@ class CheckResult:
 class InspectionSettings:
     """Settings of the inspection of artifacts.
 
-    ``packages``: name and version of each package in the models' environment, as far as known here.
+    ``packages``: the version of each package in the models' environment; empty if it is not on this host.
     """
 
     limits: ArchiveLimits = field(default_factory=ArchiveLimits)
@@ -90,11 +90,11 @@ class Versions:
         self._settings = settings
 
     async def register(self, request: Registration) -> RegisterResult:
-        """Register an uploaded artifact as the next version of a model, or return the same version.
+        """Register an uploaded artifact as the next version of a model.
 
-        A version is the same if artifact, format, signature and requirements are equal. Fields of
-        ``request.metadata`` then replace those of the version. Raise BadRequest for an artifact that is not
-        stored or not acceptable, Conflict for a signature that breaks callers of the latest version.
+        If a version has the same artifact, format, signature and requirements, return that version, with the
+        fields of ``request.metadata`` if given. Raise BadRequest if the artifact is not stored or not
+        acceptable, Conflict if the signature breaks callers of the latest version.
         """
         format_ = _check_request(request)
         inspection = await self._inspect(request, format_)
@@ -156,7 +156,7 @@ class Versions:
     ) -> Version:
         """Replace a version's metadata, or add the signature that it lacks.
 
-        Raise NotFound, or Conflict for a version that has another signature: signatures never change.
+        Raise NotFound, or Conflict if the version has another signature: signatures never change.
         """
         async with self._transactions.change() as writer:
             version = next(iter(await writer.versions(model, number)), None)
@@ -183,7 +183,7 @@ class Versions:
     async def delete_model(self, model: str, *, cascade: bool) -> list[ChangeNotification]:
         """Delete all versions of a model; with ``cascade`` also its Deployments and their Endpoints.
 
-        Return what was deleted or changed. Raise Conflict while it is in use, unless ``cascade``.
+        Return the changes. Without ``cascade``, raise Conflict while the model is in use.
         """
         async with self._transactions.change() as writer:
             await writer.apply(removal.delete_model(await writer.snapshot(), model, cascade=cascade))
@@ -213,7 +213,7 @@ class Versions:
 
 
 def _check_request(request: Registration) -> Format:
-    """Return the format of a registration. Raise BadRequest for what can be judged without the bytes."""
+    """Return the format of a registration. Raise BadRequest for errors outside the artifact's bytes."""
     names.check("model", request.model)
     formats.check_filename(request.filename)
     format_ = formats.format_of(request.filename, request.format)

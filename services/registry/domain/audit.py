@@ -1,4 +1,4 @@
-"""What the audit log stores of an object before and after a change."""
+"""Entries of the audit log: an object's fields before and after a change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 HIDDEN, HIDDEN_CHANGED = "(hidden)", "(hidden, changed)"
-# Left out: these fields change with every write, or never.
+# The log leaves these fields out: they change with every write, or never.
 _LEFT_OUT = ("revision", "created_at")
 
 Fields = dict[str, Any] | None
@@ -32,7 +32,7 @@ class NewAuditEntry:
 
 
 def audited(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> tuple[Fields, Fields]:
-    """Return both states as the log may show them. Values of ``env`` are hidden: they may be secrets."""
+    """Return both states without the values of ``env``, which may be secrets."""
     old_env = dict(before.get("env") or {}) if before is not None else {}
     return _audited(before, {}), _audited(after, old_env)
 

@@ -13,7 +13,8 @@ REASON = "breaking_change"
 def breaking_changes(before: Signature, after: Signature) -> list[str]:
     """Return the changes from ``before`` to ``after`` that break callers, each as a phrase.
 
-    Compatible are: an input that accepts more, a new output, a new optional input, a larger batch.
+    These changes break no caller: an input accepts more, an output or an optional input is new, a batch may
+    be larger.
     """
     changes = _batching(before, after)
     changes += _inputs(before.inputs, after.inputs)

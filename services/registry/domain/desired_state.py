@@ -16,7 +16,7 @@ Action = Literal["created", "updated", "deleted"]
 
 @dataclass(frozen=True, slots=True)
 class StoredDeployment:
-    """A stored Deployment. ``declared``: by a user (PUT, apply), so a roll-over does not change its scale."""
+    """A stored Deployment. ``declared``: a user made it (PUT, apply), so roll-overs keep its scale."""
 
     spec: DeploymentSpec
     declared: bool = False
@@ -34,7 +34,7 @@ class StoredEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class ChangeNotification:
-    """A change of one object, as it is published to other services."""
+    """The notification of a change of one object, for other services."""
 
     kind: Kind
     name: str
@@ -83,7 +83,7 @@ Change = PutDeployment | PutEndpoint | DropDeployment | DropEndpoint | DropVersi
 
 
 def notification_of(change: Change) -> ChangeNotification:
-    """Return what is published of a change."""
+    """Return the notification of a change."""
     match change:
         case PutDeployment(stored, created):
             return ChangeNotification("deployment", stored.spec.name, "created" if created else "updated")
@@ -99,7 +99,7 @@ def notification_of(change: Change) -> ChangeNotification:
 
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
-    """The desired state at one revision, as far as decisions need it."""
+    """The part of the desired state that decisions need, at one revision."""
 
     versions: frozenset[tuple[str, int]]
     deployments: Mapping[str, StoredDeployment]

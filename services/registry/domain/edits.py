@@ -23,7 +23,7 @@ from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override
 
 Fields = Mapping[str, Any]
-# The fields that say how a Deployment scales, not what it runs.
+# The fields of a Deployment that control how it scales.
 POLICY_FIELDS = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "target_wait_ms", "scaling")
 
 
@@ -39,9 +39,9 @@ class ApplyOutcome:
 def put_deployment(
     snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
 ) -> list[Change]:
-    """Create or replace a Deployment; fields left out get their defaults.
+    """Create or replace a Deployment. Missing fields get their defaults.
 
-    Raise BadRequest for bad fields, Conflict for another version or another revision than ``expected``.
+    Raise BadRequest for bad fields, Conflict if the version differs or the revision is not ``expected``.
     """
     names.check_new("Deployment", name, snapshot.deployments)
     stored = snapshot.deployments.get(name)
@@ -66,7 +66,7 @@ def patch_deployment(
 
 
 def change_policy(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
-    """Change how a Deployment scales. Raise BadRequest for a field that is not of its scale."""
+    """Change how a Deployment scales. Raise BadRequest for any field that does not control scaling."""
     other = sorted(set(fields) - set(POLICY_FIELDS))
     if other:
         raise BadRequest(
@@ -101,7 +101,7 @@ def put_endpoint(
     """Create or replace an Endpoint.
 
     Unless ``previous`` is given, the current Deployments serve until the targets are ready. Raise BadRequest
-    for bad fields, Conflict for another revision than ``expected``.
+    for bad fields, Conflict if the revision is not ``expected``.
     """
     names.check_new("Endpoint", name, snapshot.endpoints)
     stored = snapshot.endpoints.get(name)
@@ -124,7 +124,7 @@ def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:
 def apply(
     snapshot: RegistrySnapshot, deployments: Sequence[Fields], endpoints: Sequence[Fields]
 ) -> tuple[list[Change], list[ApplyOutcome]]:
-    """Create or replace all objects of a file, in one plan. Any error means that nothing changes.
+    """Create or replace all objects of a file, in one plan. If one has an error, nothing changes.
 
     Return the changes, and the outcome for each object in the file's order.
     """

@@ -1,4 +1,4 @@
-"""The format of a model file, and the consent that a pickle needs."""
+"""The format of a model file, and the permission that a pickle needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUFFIXES: dict[str, Format] = {
 
 
 def format_of(filename: str, stated_format: Format | None) -> Format:
-    """Return ``stated_format``, or the format that the file name says. Raise BadRequest if unknown."""
+    """Return ``stated_format``, or else the format of the file name. Raise BadRequest if it is unknown."""
     if stated_format is not None:
         return stated_format
     lower = filename.lower()
@@ -45,7 +45,7 @@ def check_filename(filename: str) -> str:
 
 
 def check_pickle_allowed(format_: Format, *, allow_pickle: bool) -> None:
-    """Raise BadRequest for a pickle, unless the publisher has allowed it to run."""
+    """Raise BadRequest for a pickle, unless its publisher has allowed it: loading it runs code."""
     if format_ == "sklearn" and not allow_pickle:
         raise BadRequest(
             "A scikit-learn joblib file is a pickle: loading it runs any code in it on the workers. "

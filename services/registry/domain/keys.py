@@ -16,7 +16,7 @@ from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol.models import Name, Noun
 
-# Seconds of its rate that a bucket must hold at least: a smaller one loses tokens between two refills.
+# A bucket must hold the tokens of at least this many seconds. A smaller one is full before the next refill.
 MIN_BURST_S = 0.05
 SECRET_BYTES = 32
 ID_BYTES = 6
@@ -26,7 +26,7 @@ Scope = Literal["infer", "publish", "operate", "admin"]
 
 
 class KeySpec(Noun):
-    """Scopes and limits of a key. Limits apply to all gateway processes together; None: no limit."""
+    """Scopes and limits of a key. A limit is for all gateway processes together; None: no limit."""
 
     name: KeyName
     scopes: list[Scope] = Field(["infer"], min_length=1)
@@ -34,7 +34,7 @@ class KeySpec(Noun):
     expires_at: AwareDatetime | None = None
     rate: float | None = Field(None, gt=0, le=1e6, description="Requests per second.")
     burst: int | None = Field(
-        None, ge=1, le=10**7, description="Requests in a burst; None: those of one second."
+        None, ge=1, le=10**7, description="Requests in a burst; None: the rate of one second."
     )
     concurrency: int | None = Field(None, ge=1, le=10**6, description="Requests in flight at the same time.")
     day: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar day (UTC).")
@@ -98,7 +98,7 @@ def _ms(moment: datetime | None) -> float | None:
 
 
 def parse_spec(fields: Mapping[str, Any], now: datetime) -> KeySpec:
-    """Return the checked spec of a key. ``ttl_s`` may replace ``expires_at``. Raise BadRequest."""
+    """Check and return a key's spec. ``ttl_s`` may be given for ``expires_at``. Raise BadRequest."""
     values = dict(fields)
     ttl_s = values.pop("ttl_s", None)
     if ttl_s is not None:
@@ -119,14 +119,14 @@ def _after(now: datetime, ttl_s: Any) -> datetime:
 
 
 def created(spec: KeySpec, random: bytes, now: datetime) -> tuple[StoredKey, str]:
-    """Return a new key, and the secret key, which is shown once. ``random``: ID_BYTES + SECRET_BYTES."""
+    """Return a new key and its secret. ``random``: ID_BYTES + SECRET_BYTES random bytes."""
     id_ = random[:ID_BYTES].hex()
     key = _key(id_, random[ID_BYTES:])
     return StoredKey(id_, spec, access.digest_of(key.encode()), now), key
 
 
 def rotated(stored: StoredKey, random: bytes, now: datetime, grace_s: float) -> tuple[StoredKey, str]:
-    """Return the key with a new secret, and the secret key. The old one works for ``grace_s`` more seconds.
+    """Return the key with a new secret, and that secret. The old one works for ``grace_s`` more seconds.
 
     Raise Conflict for a revoked key.
     """
@@ -154,7 +154,7 @@ def changed(stored: StoredKey, patch: Mapping[str, Any], now: datetime) -> Store
         if "expires_at" not in patch:
             fields.pop("expires_at", None)
         return replace(stored, spec=parse_spec(fields, now))
-    # The expiry is not checked here: an expired key may get another name and stays expired.
+    # The expiry may be in the past: an expired key can be renamed and stays expired.
     return replace(stored, spec=merge.checked(KeySpec, fields, "key"))
 
 

@@ -1,4 +1,4 @@
-"""Merge partial specs into stored ones, and turn pydantic's errors into sentences."""
+"""Merge partial specs into stored ones, and describe pydantic's errors in sentences."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def deployment(
 ) -> DeploymentSpec:
     """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
 
-    If only one of min_replicas and max_replicas is given and the default of the other contradicts it, the
-    other takes the same value: `--min 3` alone means exactly 3. A value of ``base`` stays, unless
-    ``exact_follows`` is set and ``base`` has an exact number of replicas.
+    If only min_replicas or only max_replicas is given, and the default of the other contradicts it, both get
+    the same value: `--min 3` alone means exactly 3. A value of ``base`` is not changed in this way, unless
+    ``exact_follows`` is set and ``base`` has the same minimum and maximum.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")
@@ -63,7 +63,7 @@ def _above(low: Any, high: Any) -> bool:
 
 
 def checked(model: type[T], data: Any, what: str) -> T:
-    """Return ``data`` as ``model``. Raise BadRequest, which says what is wrong with each field."""
+    """Return ``data`` as ``model``. Raise BadRequest, with the problem of each field."""
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -21,7 +21,7 @@ def check(kind: str, name: str) -> str:
 def check_new(kind: str, name: str, others: Iterable[str]) -> str:
     """Return the name of a new object. Raise Conflict if an existing name differs only by case.
 
-    Folders, files and hosts get these names, and some systems do not distinguish case.
+    Folders, files and hosts have these names, and some systems ignore case.
     """
     twin = names.same_but_for_case(check(kind, name), set(others))
     if twin is not None:

@@ -7,14 +7,17 @@ from pathlib import PurePosixPath
 
 from tidegate.kernel.errors import BadRequest
 
-# protobuf's limit, and so the limit of an ONNX file without its external data.
+# The limit of protobuf, and so of an ONNX file. External data is not part of it.
 MAX_MODEL_BYTES = 2 * 1024**3
-# Python would import such files from the model's folder, or Triton would read them.
+# Files that Python would import from the model's folder, or that Triton would read.
 _CODE = frozenset({".py", ".pyc", ".pyd", ".pth", ".so", ".pbtxt"})
 
 
 def model_of(sizes: Mapping[PurePosixPath, int]) -> PurePosixPath:
-    """Return the only ONNX file at the root of an archive. Raise BadRequest if there is none, or code."""
+    """Return the ONNX file at the root of an archive.
+
+    Raise BadRequest if there is not exactly one, if it is too large, or if the archive contains code.
+    """
     models = [path for path in sizes if path.suffix.lower() == ".onnx" and len(path.parts) == 1]
     if len(models) != 1:
         names = ", ".join(sorted(map(str, sizes)))[:200]

@@ -1,6 +1,7 @@
-"""Find the library releases that saved a pickled estimator, without executing the pickle. Pure.
+"""Find the releases of the libraries that saved an estimator, without executing its pickle. Pure.
 
-The bytes are searched, because ``pickletools`` stops at the raw arrays between a joblib file's opcodes.
+The bytes are searched for texts, because ``pickletools`` cannot read joblib files: they have raw arrays
+between the opcodes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 SKLEARN, NUMPY = "scikit-learn", "numpy"
-# Bytes of the previous piece that are searched again with the next one: more than the longest match.
+# Bytes at the end of a piece that are searched again with the next piece. No match is longer.
 _OVERLAP = 128
 _MAX_VERSION_LENGTH = 64
-# The key in an estimator's state, an optional memoize opcode, then the opcode and length of a text.
+# The text "_sklearn_version", an optional memoize opcode, then the opcode and the length of the next text.
 _SAVED_WITH = re.compile(rb"_sklearn_version(?:\x94|q.|r.{4})?(?:\x8c(.)|X(.{4}))", re.DOTALL)
 _VERSION = re.compile(r"[0-9]+(\.[0-9A-Za-z+]+)+")
 # Only numpy 2 writes these module names.
@@ -22,14 +23,14 @@ _NUMPY_2 = re.compile(rb"numpy\._core|numpy\.random\._(?:mt19937|pcg64|philox|sf
 
 @dataclass(frozen=True, slots=True)
 class PickleReleases:
-    """The library releases that wrote a pickle. ``sklearn`` None: unknown."""
+    """The releases of the libraries that wrote a pickle. ``sklearn`` None: unknown."""
 
     sklearn: str | None = None
     numpy_2: bool = False
 
 
 def releases_in(pieces: Iterable[bytes]) -> PickleReleases:
-    """Return the releases that wrote a pickle, from its unpacked bytes in pieces."""
+    """Return the releases that wrote a pickle. ``pieces``: its unpacked bytes."""
     sklearn, numpy_2, before = None, False, b""
     for piece in pieces:
         text = before + piece
@@ -44,7 +45,7 @@ def releases_in(pieces: Iterable[bytes]) -> PickleReleases:
 def warnings(saved_by: PickleReleases, here: Mapping[str, str], requirements: Sequence[str]) -> list[str]:
     """Return warnings for the publisher. ``here``: the packages of the models' environment, by name.
 
-    A package that the version's own requirements name is not compared.
+    Packages in the version's own requirements are not compared.
     """
     messages = []
     ours = here.get(SKLEARN)

@@ -1,4 +1,4 @@
-"""Decide whether a registration is an existing version, and whether it is complete. Pure."""
+"""Decide if a registration is the same as an existing version, and if it is complete. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def same_version(
 ) -> Version | None:
     """Return the newest version with this artifact, format, requirements and signature, or None.
 
-    Without a signature, any signature is the same: it may have been added after the registration.
+    If ``signature`` is None, versions with any signature match: it may have been added later.
     """
     for version in sorted(stored, key=lambda each: each.number, reverse=True):
         same = (version.artifact_sha256, version.format, version.requirements) == (
@@ -36,7 +36,7 @@ def same_version(
 def check_has_signature(
     format_: Format, user_signature: Signature | None, *, describes_itself: bool = False
 ) -> None:
-    """Raise BadRequest for a model without a signature. ``describes_itself``: its code may return one."""
+    """Raise BadRequest if a signature is needed. ``describes_itself``: the model's code may return one."""
     if user_signature is not None or describes_itself or format_ not in ("python", "torchscript"):
         return
     kind = "A Python model" if format_ == "python" else "A TorchScript file"
@@ -48,7 +48,7 @@ def check_has_signature(
 
 
 def size_problem(size: int | None, limit: int) -> str | None:
-    """Return why an artifact of this size is rejected; None: it is accepted, or the size is unknown."""
+    """Return why an artifact of this size is rejected; None if it is accepted or the size is unknown."""
     if size is None or size <= limit:
         return None
     return f"The artifact has {size} bytes; the limit is {limit} (TIDEGATE_MAX_ARTIFACT_BYTES)."

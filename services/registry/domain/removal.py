@@ -37,7 +37,7 @@ def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> li
     """Return the changes that delete all versions of a model.
 
     ``cascade`` also deletes its Deployments and their Endpoints; without it, raise Conflict while a
-    Deployment runs a version. An Endpoint that also serves another model keeps that model's targets.
+    Deployment runs a version. An Endpoint that also serves another model keeps the targets of that one.
     """
     numbers = snapshot.numbers(model)
     if not numbers:

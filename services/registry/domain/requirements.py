@@ -12,7 +12,7 @@ FILE = "requirements.txt"
 MAX_LINES = 500
 MAX_LINE = 2000
 
-# Options that say where packages come from. Other options read files that the worker does not have, or
+# The allowed options say where packages come from. Other options read files that the worker does not have, or
 # install packages outside the environment of the version.
 _OPTIONS = {
     "-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links", "--trusted-host",
@@ -22,9 +22,9 @@ _COMMENT = re.compile(r"(^|\s)#.*$")
 
 
 def parse(text: str, where: str) -> list[str]:
-    """Return the requirements in a text: continued lines joined, comments and blank lines removed.
+    """Return the requirements in a text. Join continued lines; remove comments and blank lines.
 
-    Raise BadRequest for a line that a worker cannot install. Only pip knows whether a package exists.
+    Raise BadRequest for a line that a worker cannot install. It is not checked if the packages exist.
     """
     joined = re.sub(r"\\\r?\n", " ", text)
     lines = [" ".join(_COMMENT.sub("", line).split()) for line in joined.splitlines()]
@@ -37,7 +37,7 @@ def parse(text: str, where: str) -> list[str]:
 
 
 def gathered(folders: Iterable[PurePosixPath], texts: Mapping[PurePosixPath, str]) -> list[str]:
-    """Return the requirements in an archive: those beside its models and in the models' folders."""
+    """Return all requirements in an archive: those at its root and in the folders of its models."""
     result: list[str] = []
     homes = {home for folder in folders for home in (folder, folder.parent)}
     for path in sorted(texts):

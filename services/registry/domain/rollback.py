@@ -1,6 +1,6 @@
 """Roll an Endpoint back to the version that it served before. Pure.
 
-The audit log says which versions have served: a version that was deployed but never became ready is skipped.
+The audit log shows which versions have served. A version that was deployed but never became ready is skipped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class EndpointHistory:
-    """Past states of an Endpoint, newest first, and its deleted Deployments by name, from the audit log."""
+    """An Endpoint's past states (newest first) and deleted Deployments (by name), from the audit log."""
 
     states: Sequence[Fields] = ()
     deleted: Mapping[str, Fields] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class EndpointHistory:
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan:
-    """The plan of a rollback. ``remade``: the Deployment does not exist now, so it is created."""
+    """The plan of a rollback. ``remade``: the Deployment was deleted, so it is created again."""
 
     changes: list[Change]
     deployment: str
@@ -53,7 +53,7 @@ class _Choice:
 def rollback(
     snapshot: RegistrySnapshot, name: str, version: int | None, history: EndpointHistory
 ) -> RollbackPlan:
-    """Plan an Endpoint's way back to ``version``; None: to the last version that served before this one.
+    """Plan the rollback of an Endpoint to ``version``; None: the version that served before this one.
 
     A roll-out in progress is abandoned. A rollback in progress continues. Raise NotFound if the version is
     not registered, Conflict if there is no earlier version.
@@ -85,7 +85,7 @@ def deployments_of(states: Sequence[Fields]) -> list[str]:
 
 
 def _abandon_rollout(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> RollbackPlan:
-    """Return to what serves now, before the targets of a roll-out are ready. A rollback continues."""
+    """Plan to abandon a roll-out: the Deployments that serve now stay. A rollback is not abandoned."""
     target, serving = (snapshot.heaviest(each) for each in (endpoint.spec.targets, endpoint.spec.previous))
     if target.model == serving.model and target.version < serving.version:
         replaced = [each.deployment for each in endpoint.spec.previous]
@@ -105,7 +105,7 @@ def _before_current(
     for choice in _served(snapshot, history):
         if choice.model != current.model or choice.version < current.version:
             return choice
-    # The log may begin after the Endpoint was created. Then the version number decides.
+    # The log has no earlier version, for example if it is younger than the Endpoint: use the version numbers.
     older = [number for number in snapshot.numbers(current.model) if number < current.version]
     if not older:
         registered = ", ".join(map(str, snapshot.numbers(current.model)))
@@ -144,7 +144,7 @@ def _served(snapshot: RegistrySnapshot, history: EndpointHistory) -> Iterator[_C
 
 
 def _sole_target(state: Fields) -> str | None:
-    """Return the Deployment that has all traffic; None during a roll-out, or if several share it."""
+    """Return the Deployment that has all traffic; None during a roll-out or a split."""
     weighted = [target["deployment"] for target in state.get("targets", ()) if target.get("weight", 100)]
     return str(weighted[0]) if len(weighted) == 1 and not state.get("previous") else None
 
@@ -152,7 +152,7 @@ def _sole_target(state: Fields) -> str | None:
 def _spec_before_deletion(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, old: Fields
 ) -> DeploymentSpec:
-    """Return a deleted Deployment's spec. ``env`` is that of the current one, as the log hides its values."""
+    """Return a deleted Deployment's spec. ``env`` is copied from the current one: the log hides values."""
     known = {key: value for key, value in old.items() if key in DeploymentSpec.model_fields}
     env = snapshot.heaviest(endpoint.spec.targets).env if old.get("env") else {}
     return DeploymentSpec.model_validate({**known, "env": env})

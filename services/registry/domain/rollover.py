@@ -31,9 +31,9 @@ _SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")
 
 @dataclass(frozen=True, slots=True)
 class DeployRequest:
-    """A request to serve a version. ``version`` None: the latest. ``endpoint`` None: named like the model.
+    """A request to serve a version. ``version`` None: the latest. ``endpoint`` None: the model's name.
 
-    ``traffic`` False: only the Deployment is created or changed.
+    ``traffic`` False: create or change only the Deployment.
     """
 
     model: str
@@ -53,9 +53,9 @@ class DeployPlan:
 
 
 def deploy(snapshot: RegistrySnapshot, request: DeployRequest) -> DeployPlan:
-    """Plan how an Endpoint serves a version. With the same options again, the plan has no changes.
+    """Plan the changes that make an Endpoint serve a version. A repeated request has no changes.
 
-    Raise NotFound for an unknown model or version, BadRequest or Conflict for options that do not fit.
+    Raise NotFound for an unknown model or version, BadRequest or Conflict for invalid options.
     """
     version = _version_of(snapshot, request)
     options = dict(request.options)
@@ -78,9 +78,10 @@ def deploy(snapshot: RegistrySnapshot, request: DeployRequest) -> DeployPlan:
 
 
 def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Change]:
-    """End a roll-over whose targets are ready: the replaced Deployments get no traffic and go to sleep.
+    """End a roll-over whose targets are ready. The replaced Deployments get no traffic and go to sleep.
 
-    Raise Conflict if the Endpoint is no longer at revision ``seen``. Settled already: no changes.
+    Raise Conflict if the Endpoint is no longer at revision ``seen``. If it is settled already, return no
+    changes.
     """
     stored = snapshot.endpoint(name)
     if not stored.spec.previous:
@@ -92,7 +93,7 @@ def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Chan
 def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
     """Return ``spec`` with the Deployments that serve now as its ``previous``.
 
-    If an earlier roll-over is not settled, its ``previous`` serves: its targets may not be ready.
+    If an earlier roll-over is not settled, those are its ``previous``, because its targets may not be ready.
     """
     kept = {target.deployment for target in spec.targets}
     serving = stored.previous or stored.targets
@@ -127,7 +128,7 @@ def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
 
 
 def scale_of(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> dict[str, Any]:
-    """Return the scale that an Endpoint's traffic needs: that of the Deployment with the largest weight."""
+    """Return the scale settings of the Endpoint's Deployment with the largest weight."""
     current = snapshot.heaviest(endpoint.spec.targets)
     return {key: getattr(current, key) for key in _SCALE}
 
@@ -149,7 +150,7 @@ def _deployment(
     fixed: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> list[Change]:
-    """Create the version's Deployment like the Endpoint's current one, or update it."""
+    """Create the version's Deployment with the options of the Endpoint's current one, or update it."""
     name = fixed["name"]
     current = snapshot.heaviest(endpoint.spec.targets) if endpoint is not None else None
     what = f"Deployment {name!r}"
@@ -168,7 +169,7 @@ def _deployment(
         )
     base = stored.spec.model_dump()
     if current is not None and name not in snapshot.in_use():
-        # It was asleep, so it takes over the scale that the traffic needs now.
+        # The Deployment was asleep, so it gets the scale of the one that serves now.
         needed = current.model_dump()
         base |= {key: needed[key] for key in _SCALE}
     spec = merge.deployment(base, options, what, exact_follows=True)

@@ -1,4 +1,4 @@
-"""Signatures: derived from an ONNX graph, or stated by the user and checked against it. Pure."""
+"""Derive a signature from an ONNX graph, or check a user's signature against the graph. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 class GraphValue:
     """An input or output as an ONNX file declares it.
 
-    ``dims`` has None for a dynamic axis, and is None if the rank is not declared. ``datatype`` is None
-    unless ``kind`` is "tensor" and the inference protocol has its element type.
+    ``dims`` has None for each dynamic axis. It is None if the rank is not declared. ``datatype`` is None if
+    this is not a tensor, or if the inference protocol does not have its element type.
     """
 
     name: str
@@ -39,10 +39,10 @@ class OnnxGraph:
 
 
 def of_graph(graph: OnnxGraph, user_signature: Signature | None, default_max_batch: int) -> Signature:
-    """Return the signature of an ONNX file: the user's, if it agrees with the graph, or the graph's own.
+    """Return the user's signature if it agrees with the graph; without one, that of the graph.
 
     If the first axis of every input and output is dynamic, it is the batch axis: max_batch_size is
-    ``default_max_batch``, and shapes leave that axis out. Raise BadRequest, which says what to do.
+    ``default_max_batch``, and shapes leave that axis out. Raise BadRequest, with what to do.
     """
     _check_servable(graph)
     if user_signature is not None:
@@ -67,7 +67,7 @@ def of_graph(graph: OnnxGraph, user_signature: Signature | None, default_max_bat
 
 
 def check(signature: Signature) -> None:
-    """Raise BadRequest if a name appears twice. pydantic has checked the fields themselves."""
+    """Raise BadRequest if a name appears twice. pydantic has already checked the fields."""
     for role, tensors in (("inputs", signature.inputs), ("outputs", signature.outputs)):
         twice = [name for name, times in Counter(t.name for t in tensors).items() if times > 1]
         if twice:

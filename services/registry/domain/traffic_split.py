@@ -15,7 +15,7 @@ def split(snapshot: RegistrySnapshot, name: str, targets: Sequence[Target]) -> l
     """Return the changes that split the Endpoint's traffic by these weights.
 
     The current Deployments serve until each new target with a weight is ready. A sleeping Deployment that
-    `deploy` created gets the scale that the traffic needs now.
+    `deploy` created gets the scale of the one that serves now.
     """
     spec = snapshot.endpoint(name).spec
     serving = spec.previous or spec.targets

@@ -20,7 +20,7 @@ def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
     folders: set[PurePosixPath] = set()
     for path in files:
         if any(part.startswith((".", "__")) for part in path.parts):
-            continue  # left behind by archivers and editors
+            continue  # files that archivers and editors leave behind
         if path.name == CONFIG:
             folders.add(path.parent)
         for depth, part in enumerate(path.parts[:-1]):
@@ -34,7 +34,8 @@ def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
 def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPath, bool]) -> PurePosixPath:
     """Return the folder of the model to call: the only one, the one named ``model``, or the only ensemble.
 
-    ``ensembles`` says of each folder with a config whether it is an ensemble. Raise BadRequest otherwise.
+    ``ensembles``: for each folder with a config, whether it is an ensemble. Raise BadRequest if no folder or
+    several could be called.
     """
     if not folders:
         raise BadRequest(
@@ -57,7 +58,7 @@ def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosix
 
 
 def check_versions(folder: PurePosixPath, files: Iterable[PurePosixPath]) -> None:
-    """Raise BadRequest unless a model has a version folder with a file in it. Not for ensembles."""
+    """Raise BadRequest unless a model has a version folder with a file in it. Ensembles need none."""
     inside = [path.relative_to(folder).parts for path in files if path.is_relative_to(folder)]
     if any(len(parts) > 1 and parts[0].isdecimal() for parts in inside):
         return

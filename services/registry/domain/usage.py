@@ -26,7 +26,7 @@ class UsageQuery:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> str:
-    """Return rows as CSV with a header line. A cell that a spreadsheet would run as a formula is quoted."""
+    """Return rows as CSV with a header line. Cells that a spreadsheet would run as formulas are quoted."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     columns = [*by, *(["principal_name"] if "principal" in by else []), *COUNTS]

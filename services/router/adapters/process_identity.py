@@ -1,4 +1,4 @@
-"""The name of a router's process, from which another router on the same machine sees that it has died."""
+"""Names of router processes. With a name, a router on the same machine detects that the process died."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def own(incarnation: str) -> str:
-    """Return ``<host>:<pid>:<incarnation>@<namespace>``. The pid is valid only in that namespace."""
+    """Return ``<host>:<pid>:<incarnation>@<namespace>``. The pid is valid only in this pid namespace."""
     return f"{socket.gethostname()}:{os.getpid()}:{incarnation}@{_namespace()}"
 
 
 def is_dead(name: str) -> bool:
-    """Return True if the process of that name ran in this process's namespace and has ended."""
+    """Return True if the named process ran in this process's pid namespace and has ended."""
     process, _, namespace = name.partition("@")
     pid = process.split(":")[-2:][0]
     if not namespace or namespace != _namespace() or not pid.isdecimal():
@@ -33,7 +33,7 @@ def is_dead(name: str) -> bool:
 
 
 def _namespace() -> str:
-    """Return the boot of the machine and the pid namespace; empty if the system does not say."""
+    """Return the id of the machine's boot and the pid namespace; empty if they are unknown."""
     with contextlib.suppress(OSError):
         return f"{BOOT.read_text().strip()[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"
     return ""

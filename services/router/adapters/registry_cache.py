@@ -17,7 +17,7 @@ log = telemetry.logger(__name__)
 
 
 class RegistryCache:
-    """The desired state as last read. It outlasts a registry that does not answer, and is kept on disk."""
+    """The desired state as last read. It stays while the registry does not answer, and is stored on disk."""
 
     def __init__(self, url: str, token: str, disk: Path) -> None:
         self._client = httpx.AsyncClient(
@@ -31,7 +31,7 @@ class RegistryCache:
         self.problem: str | None = "The registry has not been read yet."
 
     def load(self) -> None:
-        """Load the copy on disk, if there is one."""
+        """Load the copy on disk, if it exists."""
         with contextlib.suppress(OSError, ValidationError):
             self.desired = DesiredState.model_validate_json(self._disk.read_bytes())
 
@@ -42,7 +42,7 @@ class RegistryCache:
     async def refresh(self) -> None:
         """Read the desired state. On an error, keep the last one and set ``problem``."""
         try:
-            # The older name of /v1/desired-state: during an upgrade the registry may still be the older one.
+            # The older name of /v1/desired-state, because the registry may be upgraded after the router.
             response = await self._client.get("/v1/intention")
             response.raise_for_status()
             desired = DesiredState.model_validate_json(response.content)

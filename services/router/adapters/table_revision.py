@@ -13,7 +13,7 @@ from services.router.adapters import shared_file
 class TableRevision:
     """The revision: ``epoch`` is that of the router's lease, ``n`` counts the table's changes in this epoch.
 
-    The epoch is kept on disk, so that the next one is greater even if the store of jobs is lost.
+    The epoch is stored on disk, so that the next epoch is greater even if the store of jobs is lost.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +25,7 @@ class TableRevision:
 
     @property
     def text(self) -> str:
-        """Return the epoch as a text of fixed length, so that texts compare like numbers."""
+        """Return the epoch as a text of fixed length, so that the texts sort like the numbers."""
         return f"{self.epoch:014d}"
 
     def begin(self, epoch: int) -> None:

@@ -1,4 +1,4 @@
-"""The master secret of all webhook secrets: ``<state>/webhook-secret``, readable by its owner only."""
+"""The file ``<state>/webhook-secret``: the secret from which all webhook secrets are derived."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def load(path: Path) -> bytes:
-    """Return the secret in ``path``. If there is none, write a new one of 256 bits (mode 0600)."""
+    """Return the secret in ``path``. If the file does not exist, write a new secret (256 bits, mode 0600)."""
     with contextlib.suppress(FileNotFoundError):
         if secret := path.read_text().strip():
             return secret.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written to another file and linked: two routers that start at once get the same, complete secret.
+    # Written to another file, then linked, so that routers that start at the same time get the same secret.
     new_file = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -21,22 +21,22 @@ from tidegate.version import VERSION
 log = telemetry.logger(__name__)
 
 KEEPALIVE_S = 5.0
-# At most this many addresses of a name are tried, each for its share of the timeout.
+# At most this many addresses of a name are tried. They share the timeout equally.
 MAX_ADDRESSES = 4
-# Only the status of a response counts, so no more of its body is read.
+# Only the status of a response is used, so the rest of its body is not read.
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROBLEM_LENGTH = 200
 
 
 class AddressRefused(httpcore.ConnectError):
-    """Webhooks may not be sent to any address of the receiver."""
+    """The receiver has no address to which webhooks may be sent."""
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """A network that resolves names itself, and connects only to addresses that it has checked.
+    """Resolves names itself, and connects only to addresses that it has checked.
 
-    It has its own threads for name resolution, one for each attempt in flight. So a name server that does not
-    answer delays no other webhook.
+    Each attempt in flight has its own thread for name resolution. So a name server that does not answer
+    delays no other webhook.
     """
 
     def __init__(self, *, allow_private: bool, threads: int, connect_s: float) -> None:
@@ -60,7 +60,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         addresses = await self._resolve(host, port)
         allowed = [each for each in addresses if self._allow_private or is_public(ip_address(each))]
         if not allowed:
-            # Callers read the problem, so it does not contain the addresses of this network.
+            # Callers can read this error, so it does not contain addresses of this network.
             log.info(
                 "a webhook's address is refused", extra={"host": host, "addresses": addresses[:MAX_ADDRESSES]}
             )
@@ -83,7 +83,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         raise AddressRefused("webhooks do not go to sockets of this machine")
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep, as httpcore asks for it."""
+        """Sleep. httpcore's interface requires this method."""
         await asyncio.sleep(seconds)
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class WebhookSender:
                 status, retry_after = await self._exchange(target, body, headers)
         except TimeoutError:
             problem = f"no answer within {self._timeout_s:g} s"
-        except Exception as error:  # whatever the receiver made the client raise is the result
+        except Exception as error:  # any error of the client is the attempt's result
             problem = str(error) or type(error).__name__
         took_ms = (time.perf_counter() - began) * 1e3
         return WebhookAttempt(status, problem[:MAX_PROBLEM_LENGTH], took_ms, retry_after)

@@ -23,7 +23,7 @@ Operator = Annotated[Principal, Depends(needs(OPERATE))]
 
 
 class ReplayOne(BaseModel):
-    """The Deployment ``to`` runs the letter; None: its own Deployment."""
+    """Run the letter on the Deployment ``to``; None: on its own Deployment."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +31,7 @@ class ReplayOne(BaseModel):
 
 
 class ReplayMany(ReplayOne):
-    """The letters of ``deployment``; None: of all. Letters that were replayed before are left out."""
+    """Replay the letters of ``deployment``; None: of all. Letters that were replayed before are skipped."""
 
     deployment: str | None = None
 
@@ -61,7 +61,7 @@ async def list_all(
 
 @router.post("/replay")
 async def replay_all(request: Request, operator: Operator, body: ReplayMany) -> dict[str, Any]:
-    """Run all letters again, as jobs, that have a payload and were not replayed before."""
+    """Run letters again as jobs: all that have a payload and were not replayed before."""
     letters = matching(_letters(request).all, body.deployment, None)
     new = [letter for letter in letters if letter.payload and not letter.replays]
     return {"items": [await _replay(request, letter, body.to, operator) for letter in new]}

@@ -25,9 +25,9 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# While the store is unavailable, a job's message goes back to its queue after this time.
+# If the store is unavailable, a job's message goes back to its queue after this time.
 RETRY_S = 1.0
-# The same token each time, so that a redelivered message finds the attempt that its first delivery took.
+# The token is constant, so that a redelivered message finds the attempt that its first delivery took.
 TOKEN = b"exceptions"
 
 
@@ -57,7 +57,7 @@ class ExceptionConsumer:
         self._loop.start()
 
     def on_change(self) -> None:
-        """Start or stop to consume, if this router became the leader or lost the lead."""
+        """Start to consume if this router has become the leader; stop if it is no longer the leader."""
         self._loop.wake()
 
     async def _step(self) -> float | None:
@@ -66,8 +66,10 @@ class ExceptionConsumer:
         await self.connection.stop()  # unsettled messages go to the next leader
         try:
             self._load_or_unload()
-        except OSError as error:  # such as a full disk: without a consumer no caller would be answered
-            log.error("the dead letters cannot be read; trying again", extra={"problem": str(error)})
+        except OSError as error:  # such as a full disk; retried, because callers get no answer meanwhile
+            log.error(
+                "the journal of dead letters cannot be loaded; trying again", extra={"problem": str(error)}
+            )
             self._consumes = False
             return RETRY_S
         self.connection.start()
@@ -122,11 +124,11 @@ class ExceptionConsumer:
         error = caller_error(cause, str(delivery.headers.get("loss", "")))
         replies: list[envelope.Buffer] = []
         for request in requests:
-            trace = request.trace.decode("latin-1")  # the id that its caller has received
+            trace = request.trace.decode("latin-1")  # the request id that the caller knows
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
-            # Before the reply: after it the gateway deletes the tensors that a claim refers to.
+            # Must precede the reply: after the reply, the gateway deletes the tensors that a claim refers to.
             await self._letters.add(
                 replace(letter, tenant=request.tenant.decode("utf-8", "replace")), request
             )
@@ -134,14 +136,14 @@ class ExceptionConsumer:
                 replies.append(
                     envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
                 )
-        # Replies go only to queues of gateways: a message may name any queue.
+        # A message may name any queue, but replies go only to queues of gateways.
         reply_to = delivery.reply_to or ""
         if replies and reply_to.startswith(REPLIES_PREFIX):
             out = await self.out.wait_up(10.0)
             await out.publish(envelope.pack(envelope.REPLIES, replies), routing_key=reply_to)
 
     async def _handle_job(self, delivery: Delivery, cause: str, queue: str) -> None:
-        """Fail the job in its record, since no caller waits for a reply, and keep its message."""
+        """Mark the job as failed in its record (no caller waits for a reply). Keep its message."""
         id_ = job_of(delivery.headers.get("job"), delivery.body)
         if id_ is not None:
             await self._fail(id_, cause)
@@ -159,7 +161,7 @@ class ExceptionConsumer:
         await self._letters.add(letter, request, delivery.body)
 
     async def _fail(self, id_: bytes, cause: str) -> None:
-        # Taken like a worker does. If a worker runs the job after all, or it is over, nothing changes.
+        # Take the job like a worker. If it is over, or a worker runs it after all, the store refuses that.
         (taken,) = await self._jobs.take([Take(id_, "router", False, 0, TOKEN)])
         if taken.outcome == "run":
             error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 
 @router.get("/ledger")
 async def ledger(request: Request) -> dict[str, Any]:
-    """Return the ledger of jobs: ``unaccounted`` is 0 unless a job is lost, null while it is unknown."""
+    """Return the ledger of jobs. ``unaccounted``: the number of lost jobs; null if it is unknown."""
     caller.require(OPERATE)
     report: dict[str, Any] = request.app.state.ledger.report.to_json()
     return report
@@ -25,7 +25,7 @@ async def ledger(request: Request) -> dict[str, Any]:
 async def webhook_secret(
     request: Request, principal: str | None = Query(None, min_length=1, max_length=200)
 ) -> dict[str, str]:
-    """Return the secret that signs the caller's webhooks; with scope admin, those of any ``principal``."""
+    """Return the secret that signs the caller's webhooks. With scope admin: those of any ``principal``."""
     own = caller.require(INFER).id
     if principal is not None and principal != own:
         caller.require(ADMIN)

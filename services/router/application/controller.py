@@ -146,7 +146,7 @@ class RouteController:
         ENDPOINTS.set(len(table["endpoints"]))
         raw = orjson.dumps(self.table)
         with contextlib.suppress(StoreUnavailable):
-            # Compared with the store, not with the last table: the store may have been emptied meanwhile.
+            # Compared with the table in the store, not with the last one: the store may have lost its data.
             if await self._store.read_routes() != raw:
                 if (newer := await self._store.publish_routes(raw)) is not None:
                     log.warning(

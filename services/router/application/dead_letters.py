@@ -1,4 +1,4 @@
-"""Keep dead letters: one line each in a journal, the payloads in the blob store, both within limits."""
+"""Store dead letters within limits: one line each in a journal, the payloads in the blob store."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ DEAD = Counter("tidegate_router_dead_letters_total", "Requests given up.", ["cau
 HELD = Gauge("tidegate_router_dead_letter_bytes", "Bytes of payloads that are kept with dead letters.")
 
 SWEEP_S = 60.0
-# Outdated lines that the journal may have before it is rewritten.
+# The journal is rewritten when it has this many outdated lines.
 SPARE_LINES = 1000
 
 
 class DeadLetters:
-    """The dead letters in order of arrival, and the journal that outlasts the router."""
+    """The dead letters in order of arrival, and the journal in which they are stored."""
 
     def __init__(self, journal: Path, blobs: Blobs, claims: Claims, limits: DeadLetterLimits) -> None:
         self._journal = journal
@@ -51,28 +51,28 @@ class DeadLetters:
         self._letters: dict[str, DeadLetter] = {}
         self._loaded = False
         self._lines = 0
-        # A payload is in memory while it is written, so only one is written at a time.
+        # Payloads are written one at a time, because each is in memory while it is written.
         self._writing = asyncio.Lock()
         self._loop = RepeatingTask("dead letters", self._step, retry_s=SWEEP_S)
         HELD.set_function(lambda: sum(each.payload_bytes for each in self._letters.values() if each.payload))
 
     @property
     def all(self) -> list[DeadLetter]:
-        """Return the letters, oldest first. Raise Unavailable if another router keeps them."""
+        """Return the letters, oldest first. Raise Unavailable if another router leads."""
         self._check()
         return list(self._letters.values())
 
     def start(self) -> None:
-        """Start to delete what is beyond the limits, every minute."""
+        """Start to delete letters and payloads above the limits, every minute."""
         self._loop.start(after_s=SWEEP_S)
 
     def load(self) -> None:
-        """Read the journal. From now on this router keeps the dead letters."""
+        """Read the journal. This router manages the dead letters now."""
         self._letters.clear()
         self._loaded = True
         if self._journal.exists():
             for line in self._journal.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, TypeError):  # a crash may leave half a line
+                with contextlib.suppress(ValueError, TypeError):  # a crash may leave an incomplete line
                     entry = orjson.loads(line)
                     if entry.get("deleted"):
                         self._letters.pop(entry["letter"], None)
@@ -82,7 +82,7 @@ class DeadLetters:
             self._rewrite()
 
     def unload(self) -> None:
-        """Forget the letters: from now on the new leader keeps them."""
+        """Forget the letters: the new leader manages them now."""
         self._letters.clear()
         self._loaded = False
         self._lines = 0
@@ -93,7 +93,7 @@ class DeadLetters:
         self._blobs.close()
 
     def get(self, letter_id: str) -> DeadLetter:
-        """Return a letter. Raise NotFound, or Unavailable if another router keeps the letters."""
+        """Return a letter. Raise NotFound, or Unavailable if another router leads."""
         self._check()
         letter = self._letters.get(letter_id)
         if letter is None:
@@ -110,7 +110,7 @@ class DeadLetters:
         return await self._blobs.get(letter.payload)
 
     async def add(self, letter: DeadLetter, request: Request | None, raw: Buffer = b"") -> None:
-        """Keep a letter with its request, or with ``raw`` bytes that could not be decoded."""
+        """Store a letter with its request, or with ``raw`` bytes that could not be decoded."""
         async with self._writing:
             try:
                 pieces = [raw] if request is None else await self._with_tensors(request)
@@ -120,9 +120,8 @@ class DeadLetters:
         letter = replace(letter, letter=new_letter_id())
         DEAD.labels(letter.cause if letter.cause in CAUSES else "other").inc()
         log.warning("dead letter", extra=letter.public() | letter.log_ids())
-        if (
-            self._loaded
-        ):  # else this router no longer leads, and the next leader reads the letter from the journal
+        # A router that no longer leads only writes the journal. The next leader reads the letter there.
+        if self._loaded:
             self._letters[letter.letter] = letter
         self._write([letter.to_json()])
         await self._sweep()
@@ -166,7 +165,7 @@ class DeadLetters:
         return SWEEP_S
 
     async def _sweep(self) -> None:
-        """Delete what is beyond the limits. The blob store deletes too old payloads itself."""
+        """Delete letters and payloads above the limits. The blob store itself deletes payloads by age."""
         due = overdue(list(self._letters.values()), time.time(), self._limits)
         self._forget(due.letters)
         missing = "it was deleted to make room: payloads of dead letters exceeded TIDEGATE_DEAD_LETTER_BYTES"
@@ -189,7 +188,7 @@ class DeadLetters:
         with self._journal.open("ab") as journal:
             journal.write(b"".join(orjson.dumps(line) + b"\n" for line in lines))
         self._lines += len(lines)
-        # Only the leader rewrites the journal: another router does not have the letters, and would lose them.
+        # Only the leader rewrites the journal: other routers have not loaded the letters and would lose them.
         if self._loaded and self._lines > len(self._letters) + SPARE_LINES:
             self._rewrite()
 

@@ -1,4 +1,4 @@
-"""Sweep jobs: publish jobs without a message or worker again, expire late ones, remove old records."""
+"""Sweep jobs: publish jobs again that have no message or worker, expire jobs, remove old records."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# The reason of a job that failed for want of attempts, and the cause of its dead letter.
+# For each error reason of a failed job that becomes a dead letter: the cause of the letter.
 DEAD_LETTER_CAUSES = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
 BATCH = 500
 # Messages of younger jobs may still be on their way into the queue.
 LOST_AFTER_MS = 10_000
 
 REPUBLISHED = Counter("tidegate_jobs_republished_total", "Jobs whose message was published again.", ["state"])
-EXPIRED = Counter("tidegate_jobs_expired_total", "Jobs that did not end before their time was over.")
+EXPIRED = Counter("tidegate_jobs_expired_total", "Jobs that expired before they ended.")
 RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age, number or memory.")
 STORE_BYTES = Gauge(
-    "tidegate_jobs_store_bytes", "Memory of the store of the jobs, as the router last saw it."
+    "tidegate_jobs_store_bytes", "Memory of the store of the jobs, as last read by the router."
 )
 # The store's memory is read once in this many rounds.
 MEMORY_EVERY = 5
 
 
 class JobSweeper:
-    """One of the router's loops. Only the leader sweeps. Each step is fenced in case two routers lead."""
+    """One of the router's loops. Only the leader sweeps. Steps stay correct if two routers lead."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class JobSweeper:
     ) -> None:
         """``lost``: :meth:`services.router.application.ledger.Ledger.take_lost`.
 
-        ``letters``: for jobs that have failed because their workers were lost.
+        ``letters`` stores jobs that have failed because their workers were lost.
         """
         self._jobs = jobs
         self._lost = lost
@@ -120,7 +120,7 @@ class JobSweeper:
                 await self.out.channel.publish(body, exchange=CANCELS.name, routing_key="")
 
     async def _revive(self) -> None:
-        """Revive jobs whose messages the broker has lost: their records still have the requests."""
+        """Revive jobs whose messages the broker has lost. Their records still have the requests."""
         for deployment, left in self._lost().items():
             before = _now_ms() - LOST_AFTER_MS
             revived = await self._jobs.revive(deployment, before, orphans=not left)
@@ -129,7 +129,7 @@ class JobSweeper:
     async def _republish(self) -> None:
         channel = self.out.channel
         if channel is None:
-            return  # stale jobs are published in a later round
+            return  # the next rounds publish them
         stale = await self._jobs.stale(_now_ms(), BATCH)
         published = await asyncio.gather(*(self._publish(channel, job) for job in stale))
         confirmed = [job.id for job, done in zip(stale, published, strict=True) if done]
@@ -154,7 +154,8 @@ class JobSweeper:
             return False
         except Unavailable as error:
             log.info(
-                "a job was not published again; later", extra={"job": job.id.hex(), "problem": str(error)}
+                "a job cannot be published again yet; trying again",
+                extra={"job": job.id.hex(), "problem": str(error)},
             )
             return False
         REPUBLISHED.labels(job.state).inc()
@@ -162,7 +163,7 @@ class JobSweeper:
         return True
 
     async def _keep_if_failed(self, before: Job) -> None:
-        """Keep a job as a dead letter if it has just failed because no attempts are left."""
+        """Store a job as a dead letter if it has just failed because it may not run again."""
         job = await self._jobs.get(before.id)
         if self._letters is None or job is None or job.state != "failed" or job.attempt != before.attempt:
             return

@@ -20,14 +20,14 @@ from tidegate.kernel.store.leader import LeaderStore
 
 log = telemetry.logger(__name__)
 
-# Renewals during one lease: two may fail before it expires.
+# The lease is renewed this many times before it expires, so two renewals may fail.
 RENEWALS = 4
 
 LEADS = Gauge("tidegate_router_leads", "1 on the router that leads, 0 on the others.")
 
 
 class Leadership:
-    """The lease, or the wait for it. ``holder``: the router that leads, as far as this one knows."""
+    """Claims and renews the lease. ``holder``: the router that leads, as far as this one knows."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Leadership:
         seen: int = 0,
         is_dead: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """``seen``: the highest epoch from before the start. ``is_dead``: True for a holder that has died."""
+        """``seen``: the highest epoch before the start. ``is_dead``: return True if a holder has died."""
         self._store = store
         self._name = name
         self._lease_s = lease_s
@@ -57,7 +57,7 @@ class Leadership:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Release the lease, so that another router takes it at once."""
+        """Release the lease, so that another router can take it immediately."""
         await self._loop.stop()
         with contextlib.suppress(StoreUnavailable):
             await self._store.resign(self._name)
@@ -70,7 +70,7 @@ class Leadership:
 
     @property
     def leads(self) -> bool:
-        """Return True if this router leads. After its lease has expired, it must claim it again first."""
+        """Return True if this router leads. It does not lead after its lease has expired."""
         return self.holder == self._name and (self._away or time.monotonic() < self._until)
 
     @property
@@ -83,19 +83,19 @@ class Leadership:
         return "No router leads yet. One takes over when the last lease expires."
 
     def overtaken(self, epoch: int) -> None:
-        """Stop leading, and claim the lease again at once: the published table has a greater epoch."""
+        """Stop leading and claim the lease again now, because the published table has a greater epoch."""
         self._seen = max(self._seen, epoch)
         self.holder = ""
         self._loop.wake()
 
     async def _step(self) -> float:
-        """Claim or renew the lease; return the seconds until the next time."""
+        """Claim or renew the lease. Return the seconds until the next renewal."""
         pause_s = self._lease_s / RENEWALS
         claimed_at, led = time.monotonic(), self.leads
         try:
             lease = await self._store.claim(self._name, self._lease_s, self._seen)
             if lease.holder != self._name and self._is_dead(lease.holder):
-                # The holder was killed on this machine, so there is no need to wait for its lease to expire.
+                # The holder ran on this machine and has died, so take its lease before it expires.
                 lease = await self._store.claim(self._name, self._lease_s, self._seen, lease.holder)
         except StoreUnavailable as error:
             if not self._away:

@@ -22,18 +22,18 @@ from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# Workers report every half second. After this pause their reports are newer than what was read before it.
+# Workers report every half second. After this pause, their reports are newer than the sources read before.
 REPORTS_S = 1.2
 
-UNACCOUNTED = Gauge(
-    "tidegate_jobs_unaccounted", "Jobs that are nowhere: 0 unless one is lost; NaN while a source is away."
-)
+UNACCOUNTED = Gauge("tidegate_jobs_unaccounted", "Jobs that are lost; NaN while a source does not answer.")
 JOBS = Gauge("tidegate_jobs", "Job records, by state.", ["state"])
-UNKNOWN = Counter("tidegate_jobs_ledger_unknown_total", "Looks at which a source was away.", ["source"])
+UNKNOWN = Counter(
+    "tidegate_jobs_ledger_unknown_total", "Readings at which a source did not answer.", ["source"]
+)
 
 
 class SourceUnavailable(Exception):
-    """A source of the ledger cannot be read: its name, and why."""
+    """A source of the ledger cannot be read. It has the source's name and the problem."""
 
     def __init__(self, source: str, problem: str) -> None:
         super().__init__(problem)
@@ -70,7 +70,7 @@ class Ledger:
     def take_lost(self) -> dict[str, bool]:
         """Return the Deployments whose messages are lost, and whether each has other messages left.
 
-        The caller must repair them: the same loss is returned again only after further readings.
+        The caller must repair them: a loss is returned again only after several more readings.
         """
         lost = ledger.lost_messages(self._missing)
         if lost:

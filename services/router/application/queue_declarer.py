@@ -18,7 +18,7 @@ RETRY_S = (1.0, 60.0)
 
 @dataclass(frozen=True, slots=True)
 class FailedDeclaration:
-    """A failed declaration of a Deployment's queues. ``not_before``: the next retry, on the loop's clock."""
+    """A failed declaration of a Deployment's queues. ``not_before``: the time of the next retry."""
 
     problem: str
     wait_s: float
@@ -26,19 +26,19 @@ class FailedDeclaration:
 
 
 class QueueDeclarer:
-    """Declared queues, and failed declarations. The broker closes the channel of a failed one."""
+    """Declares queues. After a failed declaration, the broker closes the channel."""
 
     def __init__(self) -> None:
         self._declared: set[str] = set()
         self._failed: dict[str, FailedDeclaration] = {}
 
     def forget(self) -> None:
-        """Declare everything again: the broker may have lost it. Failed ones keep their retry times."""
+        """Declare all queues again: the broker may have lost them. Failed ones keep their retry times."""
         self._declared.clear()
 
     async def declare(self, deployments: set[str], connection: Connection) -> None:
-        """Declare the missing queues. Those that have failed before come last."""
-        # A Deployment may be deleted and created again under the same name. Then it needs its queues again.
+        """Declare the missing queues. Those that failed before are declared last."""
+        # Forget deleted Deployments: one that is created again under the same name needs its queues again.
         self._declared &= deployments
         self._failed = {name: each for name, each in self._failed.items() if name in deployments}
         channel, now = connection.channel, asyncio.get_running_loop().time()

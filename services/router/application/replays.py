@@ -1,4 +1,4 @@
-"""Replay dead letters as durable jobs: the caller is gone, so the result must be kept for later."""
+"""Replay dead letters as jobs: the caller no longer waits, so the result must be stored."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Replays:
         return self._letters.add_replay(letter, Replay(new.id.hex(), deployment, time.time()))
 
     async def outcomes(self, letter: DeadLetter) -> list[dict[str, Any]]:
-        """Return the replays of a letter, each with its job's state; None if the record was removed."""
+        """Return the replays of a letter, each with its job's state (None if the record was removed)."""
         ids = [read_id(each.job) or b"" for each in letter.replays]
         jobs = await self._jobs.get_many(ids)
         return [each._asdict() | _outcome(job) for each, job in zip(letter.replays, jobs, strict=True)]
@@ -100,7 +100,7 @@ class Replays:
         )
 
     async def _publish(self, new: NewJob) -> None:
-        """Publish the job's message. After an error the job sweeper publishes it later, from the record."""
+        """Publish the job's message. After an error, the job sweeper publishes it from the record."""
         queue = jobs_queue(new.deployment, new.level)
         try:
             channel = await self._out.wait_up(CONNECT_S)
@@ -109,7 +109,10 @@ class Replays:
             await channel.publish(body, routing_key=queue.name, mandatory=True, persistent=True)
             await self._jobs.queued([new.id])
         except Unavailable as error:
-            log.info("a replay is published later", extra={"job": new.id.hex(), "problem": error.message})
+            log.info(
+                "a replay cannot be published yet; trying again",
+                extra={"job": new.id.hex(), "problem": error.message},
+            )
 
 
 def _outcome(job: Job | None) -> dict[str, Any]:

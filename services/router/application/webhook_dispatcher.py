@@ -29,14 +29,14 @@ log = telemetry.logger(__name__)
 
 POLL_S = 0.25
 RETRY_S = 1.0
-# A claim lasts this long, or two attempts at their longest and a margin. Then the webhook is due again: the
-# router that claimed it has died, or never received the store's response.
+# A claim lasts LEASE_S, or twice the timeout of an attempt plus MARGIN_S if that is longer. After it, the
+# webhook is due again: its router has died, or has not received the store's response to the claim.
 LEASE_S, MARGIN_S = 30.0, 10.0
 MAX_QUEUED = 1024
 CLAIMED_AT_ONCE = 256
 QUEUED_PER_RECEIVER = 64
 
-TRIES = Counter("tidegate_webhook_tries_total", "Webhooks sent, by what came of it.", ["outcome"])
+TRIES = Counter("tidegate_webhook_tries_total", "Attempts to send webhooks, by outcome.", ["outcome"])
 PENDING = Gauge("tidegate_webhooks_pending", "Webhooks that wait to be sent or sent again.")
 
 
@@ -102,7 +102,9 @@ class WebhookDispatcher:
             more = await self._round()
         except StoreUnavailable as error:
             if self.problem is None:
-                log.warning("webhooks wait for their store", extra={"problem": error.message})
+                log.warning(
+                    "the store of webhooks does not answer; trying again", extra={"problem": error.message}
+                )
             self.problem = error.message
             return RETRY_S
         self.problem = None
@@ -113,7 +115,7 @@ class WebhookDispatcher:
         await self._settle()
         if not self._leads():
             PENDING.set(0)
-            return False  # claimed webhooks are still sent while their claims last
+            return False  # claimed webhooks are sent until their claims end
         room = min(CLAIMED_AT_ONCE, MAX_QUEUED - sum(len(q.webhooks) for q in self._queues.values()))
         if room <= 0:
             return False
@@ -140,7 +142,7 @@ class WebhookDispatcher:
             raise
 
     def _queue(self, due: Due, job: Job | None, until: float) -> None:
-        """Queue a webhook for its receiver, postpone it, or give it up."""
+        """Queue a webhook for its receiver, postpone it, or give up on it."""
         target = read_url(job.webhook) if job is not None and job.webhook and job.terminal else None
         if job is None or target is None:
             self._settled.append(Settled(due.id, due.claim))  # its record was removed meanwhile

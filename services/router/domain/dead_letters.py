@@ -1,4 +1,4 @@
-"""Dead letters: what is kept of a request or job that was given up, for how long, and its replay. Pure."""
+"""Dead letters: records of requests and jobs that were given up. Their limits and their replay. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.kernel.telemetry import LONGEST_ID
 
 
 class Replay(NamedTuple):
-    """A replay of a dead letter: its job, the Deployment that got it, and when (seconds since the epoch)."""
+    """A replay of a dead letter: its job, its Deployment, and its time (seconds since the epoch)."""
 
     job: str
     to: str
@@ -26,8 +26,8 @@ class Replay(NamedTuple):
 class DeadLetter:
     """A request or job that was given up; ``at`` is in seconds since the epoch.
 
-    ``letter`` is its own id, ``id`` that of the request or job, in hexadecimal digits. ``payload`` is the key
-    of the blob with the request. It is empty if there is none; then ``missing`` says why.
+    ``letter`` is the letter's id, ``id`` that of the request or job (hexadecimal). ``payload`` is the key of
+    the blob with the request. If no blob was stored, it is empty, and ``missing`` says why.
     """
 
     at: float
@@ -59,14 +59,14 @@ class DeadLetter:
         return asdict(self) | {"replays": [list(each) for each in self.replays]}
 
     def public(self) -> dict[str, Any]:
-        """Return the letter for users, without the key of its blob."""
+        """Return the letter as users see it: without the key of its blob."""
         fields = asdict(self) | {"kind": self.kind, "deployment": self.deployment}
         fields["replays"] = [each._asdict() for each in self.replays]
         fields["payload"] = bool(self.payload)
         return fields
 
     def log_ids(self) -> dict[str, str]:
-        """Return the ids to search a log for: that of the caller's request, and that of the job."""
+        """Return the ids that log lines have: the id of the caller's request, and that of the job."""
         return {"request_id": self.trace[:LONGEST_ID]} | ({"job": self.id} if self.kind == "job" else {})
 
 
@@ -79,7 +79,7 @@ def new_letter_id() -> str:
 
 
 def read_letter(line: dict[str, Any]) -> DeadLetter:
-    """Return the letter of a line of the journal. Raise TypeError or ValueError for another line.
+    """Return the letter of a line of the journal. Raise TypeError or ValueError if the line is not a letter.
 
     Lines of earlier releases have no letter id and no payload.
     """
@@ -102,14 +102,17 @@ class DeadLetterLimits(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """The letters to delete, and the letters to keep without their payload; both oldest first."""
+    """The letters to delete, and the letters that only lose their payload; both oldest first."""
 
     letters: list[DeadLetter]
     payloads: list[DeadLetter]
 
 
 def overdue(letters: Sequence[DeadLetter], now: float, limits: DeadLetterLimits) -> Overdue:
-    """Return what must be deleted of ``letters`` (oldest first): too old ones, and the oldest of too many."""
+    """Return what must be deleted: letters above a limit of age or number, and payloads above that of bytes.
+
+    ``letters``: oldest first, and the oldest are deleted first.
+    """
     beyond = len(letters) - limits.max_letters
     deleted: list[DeadLetter] = []
     kept: list[DeadLetter] = []
@@ -127,7 +130,7 @@ def overdue(letters: Sequence[DeadLetter], now: float, limits: DeadLetterLimits)
 
 
 def without_claim(request: Request, data: Sequence[Buffer]) -> list[Buffer]:
-    """Return a request's frame in pieces, with its tensors instead of the claim that referred to them."""
+    """Return a request's frame in pieces, with the tensors ``data`` instead of the claim to them."""
     head = envelope.request_head(
         request.id,
         request.deadline_ms,
@@ -155,7 +158,7 @@ def job_of_letter(
     now_ms: int,
     expires_ms: int,
 ) -> NewJob:
-    """Return the job that replays a letter. ``data``: its tensors, or the claim that refers to them."""
+    """Return the job that replays a letter. ``data``: its tensors, or the claim to them."""
     safe = route["retry"] == "safe"
     flags = request.flags & ~(envelope.STREAM | envelope.CLAIM | envelope.RETRY_SAFE)
     flags |= envelope.RETRY_SAFE if safe else 0
@@ -186,7 +189,7 @@ def job_of_letter(
 
 
 def endpoint_of(endpoints: dict[str, Any], deployment: str, model: str) -> str:
-    """Return the Endpoint that a Deployment serves, else the name of its model."""
+    """Return the Endpoint that has a Deployment as a target; if none has, return the model's name."""
     for name, endpoint in endpoints.items():
         if any(target["deployment"] == deployment for target in endpoint["targets"]):
             return name

@@ -1,4 +1,4 @@
-"""The causes for which requests and jobs are given up, and the errors that their callers get. Pure."""
+"""The reasons for giving up requests and jobs, and the errors for their callers. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CallerError:
 EXHAUSTED = "attempts_exhausted"
 NOT_RETRIED = "not_retried"
 UNDECODABLE = "undecodable"
-# The causes that workers send. A message may contain any other text.
+# The causes that workers send. A message from elsewhere may have any other text.
 CAUSES = frozenset({EXHAUSTED, NOT_RETRIED, UNDECODABLE})
 
 MAX_LOSS_LENGTH = 200
@@ -37,16 +37,16 @@ def caller_error(cause: str, loss: str = "") -> CallerError | None:
         kept = "it is kept as a dead letter and not tried again"
         return CallerError("model_failed", f"{lost} each time that this request ran; {kept}")
     if cause == NOT_RETRIED:
-        policy = "its deployment says retry: never"
+        policy = "its deployment has retry: never"
         return CallerError("model_failed", f"{lost} while this request ran, and {policy}")
     return CallerError("unavailable", f"the request could not be handled: {cause}")
 
 
 def job_of(header: object, body: Buffer) -> bytes | None:
-    """Return the id of the job that a message is for, or None if it is unknown.
+    """Return the id of a message's job, or None if it is unknown.
 
-    ``header`` has the id in hexadecimal digits. Without it, the id is the beginning of the frame, which may
-    be intact even if the rest cannot be decoded.
+    ``header`` has the id in hexadecimal digits. Without it, the id is read from the beginning of the frame,
+    which may be intact even if the rest cannot be decoded.
     """
     if isinstance(header, str) and (id_ := read_id(header)) is not None:
         return id_

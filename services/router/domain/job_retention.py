@@ -1,4 +1,4 @@
-"""Decide which records of finished jobs are removed: by age, number, and memory of their store. Pure."""
+"""Decide how many records of finished jobs to remove, by age, by number and by memory. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class StoreSize:
 class Retention:
     """Limits on the records of finished jobs; the oldest are removed first.
 
-    ``bytes``: memory of the store, 0 for no limit. For memory, a job is removed only after ``at_least_s``
-    seconds, so that its caller has time to fetch the result.
+    ``bytes``: memory of the store, 0 for no limit. Even if it is exceeded, a job is kept for ``at_least_s``
+    seconds, so that its caller can fetch the result.
     """
 
     keep_s: float
@@ -28,9 +28,9 @@ class Retention:
     at_least_s: float
 
     def surplus(self, size: StoreSize) -> int:
-        """Return how many records to remove, so that the store is within ``bytes`` again.
+        """Return how many records to remove, so that the store needs no more than ``bytes``.
 
-        Every record is assumed to have the mean size: waiting jobs are no larger than finished ones.
+        All records are assumed to have the mean size.
         """
         if not self.bytes or size.used_bytes <= self.bytes or not size.records:
             return 0

@@ -1,17 +1,17 @@
 """The conservation ledger of jobs: it checks that no job is lost. Pure.
 
 It compares three independent sources: the jobs that gateways have acknowledged with a 202, the job records,
-and the places of the messages. A message is ready in the broker or held by a worker; a job needs none while a
-lease or the sweeper watches it. If nothing is lost,
+and the places of the messages. A message is ready in the broker or held by a worker. A job needs no message
+while a lease or the sweeper watches it. If nothing is lost,
 
     acknowledged                <= accepted
     accepted                     = succeeded + failed + cancelled + expired + unfinished
     unfinished, per Deployment  <= ready + held + watched
 
-The sources cannot be read at the same instant, so the records are read first and last. A job that was there
-before, and is unfinished after, must have been in one of the places. Jobs that arrived meanwhile are not
-counted, so jobs that only move never look lost. During failures one reading may miss a job. So only jobs that
-several readings in a row miss are reported.
+The sources cannot be read at the same instant, so the records are read first and last. A job that exists at
+the first reading, and is unfinished at the last, must have been in one of the places. Jobs that arrived in
+between are not counted. So a job that only moves is not missed. During failures, a reading may miss jobs that
+are not lost. Therefore the ledger reports only jobs that several readings in a row have missed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from tidegate.kernel.protocol.jobs import TERMINAL, Counts
 
-# Readings in a row that must miss a job before it is reported.
+# A job is reported when this many readings in a row have missed it.
 CONFIRMATIONS = 3
 OVER = ("succeeded", "failed", "cancelled", "expired")
 
@@ -32,8 +32,8 @@ OVER = ("succeeded", "failed", "cancelled", "expired")
 class LedgerReading:
     """One reading of all sources.
 
-    ``accepted_before``: the count of accepted jobs, read first. ``counts``: the records, read last. ``ready``
-    and ``held``: messages by Deployment.
+    ``accepted_before``: the number of accepted jobs, read first. ``counts``: the records, read last.
+    ``ready`` and ``held``: the number of messages of each Deployment.
     """
 
     accepted_before: int
@@ -47,9 +47,9 @@ class Discrepancy:
     """The jobs that one reading misses."""
 
     records: int  # acknowledged, but never recorded
-    endings: int  # recorded, but neither over nor unfinished (below 0: counted twice)
+    endings: int  # recorded, but not counted as over or unfinished (below 0: counted twice)
     messages: int  # unfinished, but in no queue, at no worker, and not watched
-    # The Deployments of the missing messages, and whether each has any message left.
+    # The Deployments whose messages are missing, and whether each has other messages left.
     where: Mapping[str, bool] = field(default_factory=dict)
 
     @property
@@ -123,13 +123,13 @@ class LedgerReport:
 
 
 def confirmed(missing: Sequence[Discrepancy]) -> int:
-    """Return the number of jobs that each of the last readings has missed."""
+    """Return the number of jobs that all of the last readings have missed."""
     last = missing[-CONFIRMATIONS:]
     return min(each.total for each in last) if len(last) >= CONFIRMATIONS else 0
 
 
 def lost_messages(missing: Sequence[Discrepancy]) -> dict[str, bool]:
-    """Return the Deployments whose messages each of the last readings has missed.
+    """Return the Deployments whose messages all of the last readings have missed.
 
     The value is True if the Deployment still has other messages.
     """

@@ -1,8 +1,8 @@
-"""Decide how many webhooks one receiver gets at once, and when postponed ones return. Pure.
+"""Decide how many webhooks one receiver gets at the same time, and when postponed ones are due again. Pure.
 
-A receiver that does not answer is paused. After the pause one webhook tests whether it answers again. Each
-postponed webhook gets its own time slot, as fast as the receiver has been answering. So thousands of webhooks
-for one slow receiver are not claimed again and again.
+A receiver that does not answer is paused. After the pause, one webhook tests if it answers again. Each
+postponed webhook gets its own time slot. The slots follow each other as fast as the receiver has answered
+before. So thousands of webhooks for one slow receiver are not claimed repeatedly.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, pause_s
 
-# The receiver may have become faster after this time, so no slot is further away.
+# No slot is further in the future, because the receiver may become faster.
 LONGEST_SLOT_S = 60.0
 SHORTEST_SLOT_S = 0.5
 SMOOTHING = 0.1
-# Failures of a receiver are remembered for this time after its pause.
+# The failures of a receiver are forgotten this long after its pause.
 REMEMBERED_S = 600.0
 
 
 @dataclass(slots=True)
 class ReceiverPacing:
-    """The load and the failures of one receiver (host and port). Times are seconds on one monotonic clock."""
+    """The load and the failures of one receiver (host and port). Times are seconds on a monotonic clock."""
 
     max_in_flight: int
     longest_queue: int
@@ -33,7 +33,7 @@ class ReceiverPacing:
     _next_slot: float = 0.0
 
     def postpone(self, now: float) -> float | None:
-        """Return the seconds until a webhook should return; None if it may wait in the queue here."""
+        """Return the seconds until a webhook is due again; None if it may wait in this router's queue."""
         if now >= self.paused_until and self.waiting < (1 if self.failures else self.longest_queue):
             return None
         first = max(self.paused_until, now + SHORTEST_SLOT_S)
@@ -42,7 +42,7 @@ class ReceiverPacing:
         return slot - now
 
     def may_send(self, now: float) -> bool:
-        """Return True if one more attempt may start. After a failure only one runs at a time."""
+        """Return True if one more attempt may start. After a failure, only one may run at a time."""
         return now >= self.paused_until and self.in_flight < (1 if self.failures else self.max_in_flight)
 
     def record(self, attempt: WebhookAttempt, now: float, draw: float, policy: RetryPolicy) -> None:
@@ -55,6 +55,6 @@ class ReceiverPacing:
         self.paused_until = max(self.paused_until, now + pause_s(self.failures, draw, policy))
 
     def is_idle(self, now: float) -> bool:
-        """Return True if nothing is in flight or waiting, and no recent failure must be remembered."""
+        """Return True if no webhook is in flight or waiting, and no failure needs to be remembered."""
         remembered = self.failures and now < self.paused_until + REMEMBERED_S
         return not (self.in_flight or self.waiting or remembered)

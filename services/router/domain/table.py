@@ -27,7 +27,7 @@ def build_table(desired: DesiredState, ready: dict[str, int], learned: dict[str,
     that were registered without one.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
-    # A Deployment without its version cannot be served, so the table leaves it out.
+    # A Deployment whose version is missing cannot serve, so the table does not have it.
     deployments = {d.name: d for d in desired.deployments if (d.model, d.version) in versions}
     return {
         "endpoints": {e.name: _endpoint(e, deployments, ready) for e in desired.endpoints},
@@ -41,7 +41,8 @@ def build_table(desired: DesiredState, ready: dict[str, int], learned: dict[str,
 def _deployment(deployment: Deployment, version: Version, ready: int, learned: Any) -> dict[str, Any]:
     signature = version.signature.model_dump() if version.signature else learned
     if version.signature and learned and learned.get("decoupled"):
-        signature["decoupled"] = True  # Triton knows this better than the registration
+        # The worker has read this from Triton, so it replaces the registered value.
+        signature["decoupled"] = True
     return {
         "model": deployment.model,
         "version": deployment.version,
@@ -56,7 +57,7 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
 
 
 def _is_paused(deployment: Deployment) -> bool:
-    """Return True if an operator set it to 0 replicas: then its requests are rejected at once."""
+    """Return True if an operator set it to 0 replicas. Then its requests are rejected immediately."""
     return deployment.override is not None and deployment.override.replicas == 0
 
 
@@ -69,8 +70,8 @@ def _endpoint(
     others = [d for d in deployments.values() if d.model in models]
     return {
         "targets": [t.model_dump() for t in serving if t.deployment in deployments],
-        # A request for a version reaches any Deployment of the Endpoint's models. The Endpoint's own targets
-        # come last, so they win; among the others the last name wins.
+        # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
+        # same version, a target of the Endpoint has priority, else the Deployment with the last name.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         "default_timeout_ms": endpoint.default_timeout_ms,
     }
@@ -91,5 +92,5 @@ def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
 
 
 def settled(desired: DesiredState, ready: dict[str, int]) -> list[Endpoint]:
-    """Return the Endpoints whose roll-over is complete, so that ``previous`` is no longer needed."""
+    """Return the Endpoints whose roll-over is complete: they no longer need ``previous``."""
     return [e for e in desired.endpoints if e.previous and serving_targets(e, ready) == e.targets]

@@ -24,7 +24,7 @@ WebhookOutcome = Literal["delivered", "retry", "given_up"]
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """First and longest wait between two attempts, and the age at which a webhook is given up. Seconds."""
+    """The first and the longest wait between attempts, and the age of giving up a webhook, in seconds."""
 
     first_s: float = 5.0
     longest_s: float = 3 * 3600.0
@@ -33,7 +33,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WebhookLimits:
-    """Attempts in flight, in all and for one receiver, and the timeout of an attempt (seconds)."""
+    """Limits of attempts in flight (of all receivers, and of each), and an attempt's timeout in seconds."""
 
     max_in_flight: int = 64
     per_host: int = 4
@@ -44,7 +44,7 @@ class WebhookLimits:
 class WebhookAttempt:
     """The result of one attempt: the receiver's status, or ``problem`` if there was no response.
 
-    ``retry_after_s``: the time that a busy receiver has asked for.
+    ``retry_after_s``: the receiver's header ``Retry-After``.
     """
 
     status: int | None
@@ -72,8 +72,8 @@ def decide(
     """Decide whether and when to send a webhook again.
 
     ``attempt`` counts from 1, ``age_s`` from the end of the job. ``draw``: a random number in [0, 1). The
-    wait triples each time. It is spread from half to one and a half of its length, so that webhooks that
-    failed together do not return together.
+    wait triples each time. It is multiplied by a random factor from 0.5 to 1.5, so that webhooks that
+    failed together are not retried together.
     """
     if result.status is not None and 200 <= result.status < 300:
         return RetryDecision("delivered")
@@ -88,7 +88,7 @@ def decide(
 
 
 def pause_s(failures: int, draw: float, policy: RetryPolicy) -> float:
-    """Return how long a receiver gets no webhooks after ``failures`` attempts in a row without a response."""
+    """Return the seconds of a receiver's pause after ``failures`` attempts in a row without a response."""
     if failures < 3:
         return 0.0
     return min(60.0, policy.first_s * 2.0 ** min(failures - 3, 10)) * (0.5 + draw)

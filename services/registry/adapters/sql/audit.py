@@ -13,7 +13,7 @@ from services.registry.adapters.sql.tables import audit
 from services.registry.domain.audit import NewAuditEntry
 from services.registry.domain.rollback import EndpointHistory, deployments_of
 
-# Changes of one Endpoint that a rollback considers.
+# A rollback considers this many of the last changes of an Endpoint.
 MAX_HISTORY = 200
 
 
@@ -42,7 +42,7 @@ async def entries(
 
 
 async def history_of(connection: AsyncConnection, endpoint: str, present: Collection[str]) -> EndpointHistory:
-    """Return the last states of an Endpoint, and its Deployments that are not ``present`` any more."""
+    """Return past states of an Endpoint, and its deleted Deployments (those not in ``present``)."""
     changes = await entries(connection, kind="endpoint", name=endpoint, limit=MAX_HISTORY)
     states = [entry["after"] for entry in changes if entry["after"] is not None]
     deleted: dict[str, Any] = {}

@@ -33,7 +33,7 @@ def utc_now() -> datetime:
 
 
 def engine_for(url: str) -> AsyncEngine:
-    """Return an engine whose transactions include reads and DDL on both databases. Create SQLite's folder."""
+    """Return an engine whose transactions also cover reads and DDL. Create the folder of SQLite's file."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
@@ -46,7 +46,7 @@ def engine_for(url: str) -> AsyncEngine:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # By default the driver begins a transaction late, so that DDL and reads are outside of it.
+    # By default, the driver begins a transaction only at the first write. None lets us begin it ourselves.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
@@ -57,13 +57,13 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A deferred transaction that reads first and writes later fails if another writer is active.
+    # Without IMMEDIATE, a transaction that reads and then writes fails if another writer is active.
     writes = connection.get_execution_options().get("registry_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 class RegistryDatabase:
-    """Read and write transactions. ``problem``: why the last one failed, None if it succeeded."""
+    """Opens transactions. ``problem``: why the last one failed; None if it succeeded."""
 
     def __init__(self, url: str, clock: Clock = utc_now) -> None:
         self._engine = engine_for(url)
@@ -95,10 +95,10 @@ class RegistryDatabase:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[DesiredStateWriter]:
-        """Open the only write transaction: committed at the end of the block, undone on an error.
+        """Open a write transaction, one at a time. Commit at the end of the block, undo on an error.
 
         Raise Unavailable if the database fails, Conflict if it refuses a reference, BadRequest if it refuses
-        a value, such as a too long text or a too large number.
+        a value, such as a text that is too long or a number that is too large.
         """
         with self._translating_errors():
             async with self._write_lock, self._writes.begin() as connection:
@@ -120,7 +120,7 @@ class RegistryDatabase:
 
 
 class _ErrorTranslation:
-    """A context manager that translates the driver's errors and sets ``problem`` of the database."""
+    """Translates the driver's errors and sets ``problem`` of the database. A context manager."""
 
     def __init__(self, database: RegistryDatabase) -> None:
         self._database = database
@@ -145,12 +145,13 @@ class _ErrorTranslation:
 
 
 def _refuses_value(error: BaseException) -> bool:
-    """Return True if the value to write is at fault, so that a retry would fail again."""
+    """Return True if the error is caused by a value of the request, so that a retry would fail again."""
     if isinstance(error, DBAPIError):
-        # asyncpg's dialect has no class for these errors, only the SQL state: class 22, data exception.
+        # asyncpg has no class for these errors, only an SQL state: class 22, "data exception".
         state = getattr(error.orig, "sqlstate", None) or ""
         return isinstance(error, DataError) or str(state).startswith("22")
-    return isinstance(error, OverflowError)  # SQLite's driver raises it for a number of more than 64 bits
+    # SQLite's driver raises OverflowError for a number of more than 64 bits.
+    return isinstance(error, OverflowError)
 
 
 def _cause(error: BaseException) -> BaseException | None:

@@ -26,7 +26,7 @@ async def not_revoked(connection: AsyncConnection) -> list[StoredKey]:
 
 
 async def revision(connection: AsyncConnection) -> int:
-    """Return the revision of the last change to any key; 0 if there was none."""
+    """Return the revision of the last change to any key; 0 if no key has changed."""
     query = sa.select(sa.func.coalesce(sa.func.max(api_keys.c.revision), 0))
     return int((await connection.execute(query)).scalar_one())
 

@@ -13,12 +13,12 @@ from alembic.script import ScriptDirectory
 from services.registry.adapters.sql.database import engine_for
 
 _SCRIPTS = Path(__file__).parent / "migrations"
-# An arbitrary constant: the advisory lock that lets only one `migrate` at a time work on a PostgreSQL.
+# An arbitrary number, for the advisory lock that allows only one `migrate` at a time on PostgreSQL.
 _LOCK = 7_416_001
 
 
 def config_for(connection: sa.Connection | None = None) -> Config:
-    """Return Alembic's configuration, with the connection for ``migrations/env.py``."""
+    """Return Alembic's configuration. ``migrations/env.py`` takes the connection from it."""
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -26,7 +26,7 @@ def config_for(connection: sa.Connection | None = None) -> Config:
 
 
 async def migrate(url: str) -> None:
-    """Migrate the database to the newest revision, if it is not there yet."""
+    """Migrate the database to the newest revision, if it has an older one."""
     engine = engine_for(url)
     try:
         async with engine.execution_options(registry_writes=True).begin() as connection:

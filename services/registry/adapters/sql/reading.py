@@ -1,4 +1,4 @@
-"""Read the desired state in one transaction, and so at one revision."""
+"""Read the desired state in one transaction, so that all of it is of the same revision."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Totals(NamedTuple):
 
 
 class DesiredStateReader:
-    """A read transaction at the time ``now``: overrides that have expired by then are left out."""
+    """A read transaction at the time ``now``. It leaves out overrides that have expired."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         self._connection = connection
@@ -59,12 +59,12 @@ class DesiredStateReader:
         return int((await self._connection.execute(sa.select(revision.c.value))).scalar_one())
 
     async def artifact_size(self, sha256: str) -> int | None:
-        """Return the bytes of an artifact, or None if there is no such artifact."""
+        """Return the size of an artifact in bytes, or None if it does not exist."""
         query = sa.select(artifacts.c.size).where(artifacts.c.sha256 == sha256)
         return (await self._connection.execute(query)).scalar_one_or_none()
 
     async def versions(self, model: str | None = None, number: int | None = None) -> list[Version]:
-        """Return all versions, those of a model, or one version; by model and number, ascending."""
+        """Return all versions, those of a model, or one version, sorted by model and number."""
         query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
             artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
         )
@@ -74,11 +74,11 @@ class DesiredStateReader:
             query = query.where(versions.c.number == number)
         rows = await self._connection.execute(query)
         result = [Version.model_validate(finite(dict(row))) for row in rows.mappings()]
-        # Not sorted in SQL: PostgreSQL sorts texts by the rules of a language, SQLite by their bytes.
+        # Sorted here, because the order in SQL differs: PostgreSQL sorts texts by language, SQLite by bytes.
         return sorted(result, key=lambda version: (version.model, version.number))
 
     async def model_created(self) -> dict[str, datetime]:
-        """Return when each model's name was first used, including models that have no version any more."""
+        """Return when each model's name was first used. Models without versions are included."""
         rows = await self._connection.execute(sa.select(models.c.name, models.c.created_at))
         return {row.name: row.created_at for row in rows}
 
@@ -88,7 +88,7 @@ class DesiredStateReader:
         return sorted(rows.scalars())
 
     async def deployments(self, name: str | None = None, model: str | None = None) -> list[Deployment]:
-        """Return Deployments sorted by name: all, the one of that name, or those of a model."""
+        """Return all Deployments, the one with this name, or those of a model, sorted by name."""
         query = sa.select(deployments)
         if name is not None:
             query = query.where(deployments.c.name == name)
@@ -109,7 +109,7 @@ class DesiredStateReader:
         return sorted(result, key=lambda deployment: deployment.name)
 
     async def endpoints(self, name: str | None = None) -> list[Endpoint]:
-        """Return Endpoints sorted by name: all, or the one of that name."""
+        """Return all Endpoints, or the one with this name, sorted by name."""
         query = sa.select(endpoints)
         if name is not None:
             query = query.where(endpoints.c.name == name)
@@ -133,7 +133,7 @@ class DesiredStateReader:
         )
 
     async def snapshot(self) -> RegistrySnapshot:
-        """Return the snapshot that decisions need."""
+        """Return the snapshot of the desired state, for decisions."""
         keys = await self._connection.execute(sa.select(versions.c.model, versions.c.number))
         deployment_rows = (await self._connection.execute(sa.select(deployments))).mappings().all()
         endpoint_rows = (await self._connection.execute(sa.select(endpoints))).mappings().all()
@@ -187,7 +187,7 @@ def _endpoint_fields(row: sa.RowMapping, targets: dict[tuple[str, str], list[Tar
 
 
 def finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's fields without nan and inf, which JSON cannot express; older releases stored them."""
+    """Return a row's fields without nan and inf: JSON cannot express them, but older releases stored them."""
     return {
         name: finite(value) if isinstance(value, dict) else value
         for name, value in fields.items()

@@ -1,4 +1,4 @@
-"""The registry's tables. The migrations create them; a test checks that both agree."""
+"""The registry's tables. The migrations create them. A test checks that both are the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class Moment(TypeDecorator[datetime]):
-    """A time with its zone. SQLite stores no zone, so values are written and read as UTC."""
+    """A time with a zone. SQLite stores no zone, so values are stored as UTC."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -20,7 +20,7 @@ class Moment(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
-        """Add the zone."""
+        """Add the zone UTC to a value without a zone."""
         if not isinstance(value, datetime):
             return None
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
@@ -38,7 +38,7 @@ metadata = sa.MetaData(
 NAME = sa.String(63)
 DIGEST = sa.String(64)
 
-# One row. Every writer selects it for update first, so it is also the lock between writers.
+# This table has one row. Each writer first selects it for update, so the row is also the writers' lock.
 revision = sa.Table(
     "revision",
     metadata,
@@ -46,7 +46,7 @@ revision = sa.Table(
     sa.Column("value", sa.BigInteger, nullable=False),
 )
 
-# ``pending_until``: an upload that no version uses yet is kept until then.
+# ``pending_until``: until this time, an upload is kept even if no version uses it.
 artifacts = sa.Table(
     "artifacts",
     metadata,
@@ -56,8 +56,8 @@ artifacts = sa.Table(
     sa.Column("pending_until", Moment),
 )
 
-# A row outlives its model, because version numbers are never used again: workers, queues and route tables
-# know a Deployment by a name that contains the number.
+# A row stays when its model is deleted, so that version numbers are never used again. Names of Deployments
+# contain the number, and workers, queues and route tables know a Deployment only by its name.
 models = sa.Table(
     "models",
     metadata,
@@ -80,7 +80,7 @@ versions = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
 )
 
-# ``declared``: by a user, so a roll-over does not change its scale.
+# ``declared``: a user made it with PUT or apply, so a roll-over does not change its scale.
 deployments = sa.Table(
     "deployments",
     metadata,
@@ -117,7 +117,7 @@ endpoint_targets = sa.Table(
     sa.Column("weight", sa.Integer, nullable=False),
 )
 
-# Revoked keys stay, because usage and audit log name them. Only digests are stored.
+# Revoked keys stay, because the usage and the audit log refer to them. Only digests are stored.
 api_keys = sa.Table(
     "api_keys",
     metadata,
@@ -134,10 +134,10 @@ api_keys = sa.Table(
 )
 
 PRINCIPAL = sa.String(160)
-# SQLite increments only columns of type INTEGER.
+# SQLite generates ids only for columns of type INTEGER.
 COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-# Every change of the desired state and of keys.
+# All changes of the desired state and of keys.
 audit = sa.Table(
     "audit",
     metadata,

@@ -1,4 +1,4 @@
-"""Usage in SQL: reports are added to the sums of their day, each once."""
+"""Usage in SQL. Each report is added once, to the sums of its day."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -
 
 
 async def forget_reports(connection: AsyncConnection, before: datetime) -> None:
-    """Delete the record of reports that were added before this time; they are not sent again."""
+    """Delete the ids of reports that were added before this time, because they are never sent again."""
     await connection.execute(sa.delete(usage_reports).where(usage_reports.c.taken_at < before))
 
 
 async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dict[str, Any]]:
-    """Return sums by the columns of ``by``, sorted by them. With a principal, add the name of its key."""
+    """Return the sums, grouped and sorted by ``by``. Rows with a principal also get its key's name."""
     by = [usage_daily.c[name] for name in usage_query.by]
     counts = [sa.func.sum(usage_daily.c[name]).label(name) for name in COUNTS]
     query = sa.select(*by, *counts).group_by(*by)
@@ -52,7 +52,7 @@ async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dic
         query = query.where(usage_daily.c.day <= usage_query.until)
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
     rows.sort(key=lambda row: [str(row[name]) for name in usage_query.by])  # the same order on every database
-    # Without columns to group by, SQL returns a row of nulls if there is no usage: leave it out.
+    # If there is no usage and no column to group by, SQL returns a row of nulls. It is left out.
     result: list[dict[str, Any]] = [
         {name: int(v) if name in COUNTS else v for name, v in row.items()}
         for row in rows

@@ -1,4 +1,4 @@
-"""Write the desired state in one transaction, which increments the revision once if anything changed."""
+"""Write the desired state in one transaction. If it changes anything, the revision increases by one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tidegate.kernel.service import caller
 
 
 class DesiredStateWriter(DesiredStateReader):
-    """The only write transaction at a time. ``notifications`` are published after the commit."""
+    """A write transaction; only one is open at a time. ``notifications`` are published after the commit."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         super().__init__(connection, now)
@@ -109,7 +109,7 @@ class DesiredStateWriter(DesiredStateReader):
         await audit.add(self._connection, entry)
 
     async def _current(self, notification: ChangeNotification) -> Mapping[str, Any] | None:
-        """Return the changed object as it is now, or None."""
+        """Return the object after the change, or None."""
         objects: Sequence[BaseModel] = ()
         if notification.kind == "deployment":
             objects = await self.deployments(notification.name)
@@ -162,7 +162,7 @@ class DesiredStateWriter(DesiredStateReader):
         await self.note(notification, before, await self._current(notification))
 
     async def note_artifact(self, sha256: str, size: int, pending_until: datetime) -> None:
-        """Record an uploaded artifact. It is kept until ``pending_until`` even if no version uses it."""
+        """Add an uploaded artifact. Until ``pending_until`` it is kept even if no version uses it."""
         seen = sa.update(artifacts).where(artifacts.c.sha256 == sha256).values(pending_until=pending_until)
         if not (await self._connection.execute(seen)).rowcount:
             await self._insert(

@@ -13,7 +13,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the column; existing versions have no requirements."""
-    # Only an added column: for other changes SQLite would recreate the table, and others refer to it.
+    # Adding a column is safe. For other changes, SQLite recreates the table, but other tables refer to it.
     op.add_column("versions", sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"))
 
 
