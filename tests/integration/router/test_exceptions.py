@@ -140,7 +140,7 @@ def packed(*frames: bytes) -> bytes:
     ("cause", "reason", "words"),
     [
         (EXHAUSTED, "model_failed", "the worker died each time"),
-        (NOT_RETRIED, "model_failed", "says retry: never"),
+        (NOT_RETRIED, "model_failed", "has retry: never"),
         ("out of tea", "unavailable", "could not be handled: out of tea"),
     ],
 )
