@@ -1,4 +1,4 @@
-"""The number of jobs that this process has accepted with a 202, written to the store for the ledger."""
+"""Write to the store how many jobs this process has accepted with a 202. The ledger reads the number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL_S = 0.5
 
 
 class AcknowledgedJobs:
-    """A writer of ``total()`` under this incarnation, whenever it has grown."""
+    """A background writer of ``total()`` under the process's incarnation. It writes only changes."""
 
     def __init__(self, store: JobStore, incarnation: str, total: Callable[[], int]) -> None:
         self._store = store
@@ -22,11 +22,11 @@ class AcknowledgedJobs:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to write, in the background."""
+        """Start writing in the background."""
         self._task = asyncio.create_task(self._run(), name="acknowledged jobs")
 
     async def stop(self) -> None:
-        """Stop, and write the last number."""
+        """Stop, and write the total a last time."""
         await tasks.end(self._task)
         await self._write()
 
@@ -43,4 +43,4 @@ class AcknowledgedJobs:
             await self._store.acknowledged(self._incarnation, total)
             self._written = total
         except StoreUnavailable:
-            pass  # written in the next round
+            pass  # the next round writes it

@@ -1,4 +1,4 @@
-"""Files in the blob store, written in chunks of whole lines with bounded memory."""
+"""Split uploaded files into lines, and write lines to the blob store in chunks, with bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ CHUNK_LINES = 10_000
 
 
 class LineWriter:
-    """A writer of chunks that live for ``keep_s`` seconds. It holds at most a chunk and a line."""
+    """A writer of lines in chunks. The blob store keeps each chunk for ``keep_s`` seconds.
+
+    It holds at most one chunk and one more line in memory.
+    """
 
     def __init__(self, blobs: Blobs, keep_s: float, *, most_bytes: int = CHUNK_BYTES) -> None:
         self._blobs = blobs
@@ -23,13 +26,16 @@ class LineWriter:
         self.held = 0
 
     def add(self, line: bytes) -> bool:
-        """Add a line without its newline. Return True when it is time to :meth:`write`."""
+        """Add a line without its newline. Return True if :meth:`write` must be called now."""
         self._lines.append(line)
         self.held += len(line) + 1
         return self.held >= self._most_bytes or len(self._lines) >= CHUNK_LINES
 
     async def write(self) -> FileChunk | None:
-        """Write the held lines as a chunk; None: there were none. After Unavailable they are still held."""
+        """Write the held lines as a chunk. Return None if no lines are held.
+
+        If this raises Unavailable, the lines stay held.
+        """
         if not self._lines:
             return None
         lines, size = self._lines, self.held
@@ -39,7 +45,10 @@ class LineWriter:
 
 
 class LineSplitter:
-    """A splitter of incoming bytes into lines. Raises PayloadTooLarge and BadRequest."""
+    """A splitter of incoming bytes into lines.
+
+    Raises PayloadTooLarge if the file or a line has too many bytes, and BadRequest for too many lines.
+    """
 
     def __init__(self, *, line_bytes: int, total_bytes: int, lines: int) -> None:
         self._line_bytes = line_bytes
@@ -55,7 +64,7 @@ class LineSplitter:
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Add bytes and return the lines that are complete now, without empty ones."""
+        """Add bytes. Return the lines that are now complete, without empty lines."""
         self._total += len(data)
         if self._total > self._total_bytes:
             raise PayloadTooLarge(
@@ -69,12 +78,12 @@ class LineSplitter:
         if newline:
             first, (*whole, rest) = bytes(self._rest), tail.split(b"\n")
             complete, self._rest = self._checked([first, *whole]), bytearray(rest)
-        if len(self._rest) > self._line_bytes:  # the rest after the last newline of this piece
+        if len(self._rest) > self._line_bytes:  # the bytes after the last newline of ``data``
             raise self._too_long(self.lines + 1)
         return complete
 
     def end(self) -> list[bytes]:
-        """Return the last line if it had no newline."""
+        """Return the last line, if the file does not end with a newline."""
         rest, self._rest = bytes(self._rest), bytearray()
         return self._checked([rest])
 

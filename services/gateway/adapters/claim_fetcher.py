@@ -1,4 +1,4 @@
-"""Fetch the data of replies from the blob store before the callers get them."""
+"""Fetch the data of a reply from the blob store, if the reply has a claim instead of the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOM_POLL_S = 0.01
 
 
 class ReplyClaimFetcher:
-    """A fetcher of claims, within a memory budget. It keeps the replies of each request in order."""
+    """A fetcher of replies' data, within a memory budget. It keeps the replies of each request in order."""
 
     def __init__(
         self,
@@ -35,11 +35,11 @@ class ReplyClaimFetcher:
         self._on_reply = on_reply
         self._on_failure = on_failure
         self._spawn = spawn
-        # By request id: replies that wait for a fetch. Later replies of such a request must wait here too.
+        # By request id: replies that wait for a fetch. Later replies to the same request wait behind them.
         self.queued: dict[bytes, deque[Reply]] = {}
 
     def add(self, reply: Reply) -> None:
-        """Pass a reply on once its data is there, after the earlier replies of its request."""
+        """Pass a reply on when its data is fetched, after the earlier replies to the same request."""
         replies = self.queued.get(reply.id)
         if replies is not None:
             replies.append(reply)

@@ -37,7 +37,10 @@ log = telemetry.logger(__name__)
 
 
 class Dispatcher:
-    """The gateway's side of the request queues. One per process; its incarnation names the reply queue."""
+    """A publisher of requests and a consumer of their replies. Each process has one.
+
+    The incarnation of the process is part of the name of its reply queue.
+    """
 
     def __init__(
         self,
@@ -91,14 +94,14 @@ class Dispatcher:
         return self.out.problem or self.back.problem
 
     def queue_of(self, route: DeploymentRoute) -> DeploymentQueue:
-        """Return the queue of a Deployment, a new one for its first request."""
+        """Return the queue of a Deployment. The first call creates it."""
         queue = self._queues.get(route.name)
         if queue is None:
             queue = self._queues[route.name] = DeploymentQueue(route.queue)
         return queue
 
     def loads(self) -> dict[str, GatewayLoad]:
-        """Return the counters of every Deployment that had requests here."""
+        """Return the counters of every Deployment for which this process has had requests."""
         return {name: queue.load for name, queue in self._queues.items()}
 
     def send(
@@ -114,10 +117,10 @@ class Dispatcher:
         priority: int = 0,
         stream: bool = False,
     ) -> bytes:
-        """Queue a request and return its id. ``done`` gets the reply or an error, after this returns.
+        """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
 
-        With ``stream``, ``done`` is called with each chunk, and at last with END or an error. The frame
-        leaves at the end of this event-loop turn, together with the others of its Deployment.
+        With ``stream``, ``done`` is called with each chunk, and last with END or an error. Requests that
+        are queued for a Deployment in one event-loop turn are published together, at the end of the turn.
         """
         loop = self._loop
         self._counter += 1
@@ -165,7 +168,7 @@ class Dispatcher:
         trace: bytes,
         flags: int,
     ) -> None:
-        """Upload a request's data to the blob store, then queue the request with a claim in its place."""
+        """Upload a request's data to the blob store. Then queue the request with a claim to the data."""
         try:
             claim = await self._claims.give(data, pending.deadline - self._loop.time())
         except Unavailable as error:
@@ -181,7 +184,7 @@ class Dispatcher:
             self._enqueue(queue, pending)
 
     def abandon(self, id_: bytes) -> None:
-        """Forget a request whose caller has gone, and tell the workers, best effort."""
+        """Drop a request whose caller has gone, and publish its cancel, best effort."""
         if self._settle(id_) is not None:
             self._events.cancel(id_)
 
@@ -189,7 +192,7 @@ class Dispatcher:
         self._flush_due = False
         channel = self.out.channel
         if channel is None:
-            return  # every request waits in its queue for the reconnect, or for its deadline
+            return  # requests stay queued until the reconnect or their deadline
         for name, queue in list(self._queues.items()):
             if not queue.waiting:
                 continue
@@ -233,14 +236,14 @@ class Dispatcher:
             )
         except Unavailable as error:
             on_failure(error)
-        except Exception:  # a fault in one envelope must not lose the others
+        except Exception:  # an error in one envelope must not stop the others
             log.exception("an envelope was not sent", extra={"queue": queue.name})
             for pending in live:
                 self._fail(pending.id, Unavailable("the request could not be sent"))
 
     def _on_publish_failure(self, queue: Queue, batch: list[PendingRequest], error: Unavailable) -> None:
         if isinstance(error, Unroutable):
-            # Somebody deleted the queue. The next request declares it again; this one fails.
+            # The queue was deleted. These requests fail; the next one declares the queue again.
             self._declared.discard(queue.name)
             error = Unavailable(
                 f"the queue {queue.name} was deleted: send the request again, which declares a new one",
@@ -250,7 +253,8 @@ class Dispatcher:
             error = Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0)
         else:
             log.info(
-                "publish interrupted; it is sent again when the broker is back", extra={"queue": queue.name}
+                "requests may be lost with the broker connection; the reconnect sends them again",
+                extra={"queue": queue.name},
             )
             return
         for pending in batch:
@@ -262,7 +266,10 @@ class Dispatcher:
         await channel.declare(CANCELS)
 
     def _resend(self) -> None:
-        """Send requests again after a reconnect: those that never left, and once those that may be lost."""
+        """Send requests after a reconnect: all that were not sent yet, and once more those that may be lost.
+
+        A request that was sent to a Deployment with ``retry: never`` fails instead.
+        """
         again: dict[str, list[PendingRequest]] = defaultdict(list)
         for id_, pending in list(self._pending.items()):
             if pending.frame is None:
@@ -278,7 +285,7 @@ class Dispatcher:
                     )
                 continue
             if pending.sent and pending.order is not None:
-                # A worker may run the first copy too. Its chunks must not mix with those of the second.
+                # A worker may also run the first copy. The chunks of the two copies must not mix.
                 pending.order.attempt += 1
                 pending.frame = renumbered(pending.frame, pending.order.attempt)
             pending.resent = pending.sent
@@ -303,7 +310,7 @@ class Dispatcher:
                     self._claim_fetcher.add(reply)
                 else:
                     self._answer(reply)
-            except Exception:  # a fault in one reply must not lose the others
+            except Exception:  # an error in one reply must not stop the others
                 log.exception("a reply was not handled")
 
     def _answer(self, reply: Reply) -> None:
@@ -315,15 +322,15 @@ class Dispatcher:
             pending.done(reply)
 
     def _on_streamed(self, reply: Reply) -> None:
-        """Pass on a chunk or the end of a stream."""
+        """Pass a chunk or the end of a stream on to its request."""
         pending, end = self._pending.get(reply.id), reply.status == envelope.END
         if pending is None or pending.order is None:
             if not end:
-                self._events.cancel(reply.id)  # its caller has gone, and the worker does not know
+                self._events.cancel(reply.id)  # its caller has gone, but the worker still runs it
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
             case ChunkPlace.NEXT:
-                # From now on it is never sent again. Its timer checks the deadline when it fires.
+                # Without a frame, it is never sent again. Its timer checks the new deadline when it fires.
                 pending.frame, pending.deadline = None, self._loop.time() + pending.timeout_s
                 if end:
                     self._settle(reply.id)
@@ -345,19 +352,19 @@ class Dispatcher:
         elif (left := pending.deadline - self._loop.time()) > 0:
             pending.timer = self._loop.call_later(left, self._expire, id_)
         else:
-            self._events.cancel(id_)  # a stream runs until its worker gets the cancel
+            self._events.cancel(id_)  # the worker runs the stream until it gets the cancel
             what = "next" if pending.order.emitted else "first"
             passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream came"
             self._fail(id_, self._too_late(pending, passed))
 
     def _too_late(self, pending: PendingRequest, passed: str) -> TidegateError:
-        """Return the error for a deadline that passed. If no replica starts, the error says why."""
+        """Return the error for a passed deadline. If no replica can start, the error says why."""
         name = pending.route.name
         fleet = self._fleet(name)
         return no_replica(fleet, name) if fleet.fault and not fleet.ready else DeadlinePassed(passed)
 
     def on_fleets(self, fleets: Mapping[str, ReplicaFleet]) -> None:
-        """Fail the requests in flight to models that do not load; admission refuses new ones."""
+        """Fail the requests in flight to models that cannot be loaded. Admission refuses new requests."""
         for name, fleet in fleets.items():
             queue = self._queues.get(name) if fleet.load_failed else None
             if queue is not None and queue.load.outstanding:
@@ -371,7 +378,10 @@ class Dispatcher:
             pending.done(error)
 
     def _settle(self, id_: bytes) -> PendingRequest | None:
-        """Remove a request and count it as completed, exactly once: every path ends here."""
+        """Remove a request and count it as completed. Return None if it was removed before.
+
+        Every request ends here exactly once.
+        """
         pending = self._pending.pop(id_, None)
         if pending is not None:
             pending.timer.cancel()
@@ -383,7 +393,7 @@ class Dispatcher:
         return pending
 
     def demand(self, route: DeploymentRoute) -> None:
-        """Publish demand for a Deployment although nothing was queued: a refused request is demand too."""
-        self.queue_of(route)  # the heartbeat reports its load from now on
+        """Publish demand for a Deployment whose request was refused. Refused requests are demand too."""
+        self.queue_of(route)  # the heartbeat reports the load of each Deployment with a queue
         if self.out.channel is not None:
             self._events.demand(self.out.channel, route.name)

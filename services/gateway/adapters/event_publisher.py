@@ -1,4 +1,4 @@
-"""Publish demand hints and cancelled ids, best effort: a lost broker connection may lose them."""
+"""Publish demand hints and the ids of cancelled requests. Both may be lost with the broker connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEMAND_EVERY_S = 1.0
 
 
 class EventPublisher:
-    """A publisher over the connection ``out``. Cancelled ids of one event-loop turn leave together."""
+    """A publisher on the connection ``out``. Cancels of one event-loop turn share a message."""
 
     def __init__(self, out: Connection, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         self._out = out
@@ -34,7 +34,7 @@ class EventPublisher:
             self._spawn(self._publish_demand(channel, deployment))
 
     def cancel(self, id_: bytes) -> None:
-        """Tell the workers to drop this request."""
+        """Publish that the workers must drop this request."""
         self._cancelled.append(id_)
         self._spawn(self._publish_cancels())
 
@@ -46,7 +46,7 @@ class EventPublisher:
                 routing_key=demand_key(deployment),
             )
         except Unavailable:
-            log.info("a demand hint was lost with the broker", extra={"deployment": deployment})
+            log.info("a demand hint was lost with the broker connection", extra={"deployment": deployment})
 
     async def _publish_cancels(self) -> None:
         ids, self._cancelled = self._cancelled, []
@@ -54,11 +54,11 @@ class EventPublisher:
 
 
 async def publish_cancels(channel: Channel | None, ids: Sequence[bytes]) -> None:
-    """Tell every worker to drop these requests, if the broker is connected."""
+    """Publish that the workers must drop these requests. Do nothing without a connection."""
     if channel is None or not ids:
         return
     try:
         body = envelope.pack(envelope.CANCELS, list(ids))
         await channel.publish(body, exchange=CANCELS.name, routing_key="")
     except Unavailable:
-        log.info("cancels were lost with the broker", extra={"count": len(ids)})
+        log.info("cancels were lost with the broker connection", extra={"count": len(ids)})

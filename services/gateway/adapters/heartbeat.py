@@ -24,7 +24,7 @@ STATUS_EVERY_S = 2.0
 
 
 class Heartbeat:
-    """The gateway's heartbeat in the store, and the last known fleets."""
+    """The gateway's heartbeat in the store, and the last known replicas of each Deployment."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Heartbeat:
         publish_metrics: Callable[[dict[str, GatewayLoad]], None],
         on_fleets: Callable[[dict[str, ReplicaFleet]], None] = lambda _: None,
     ) -> None:
-        """Create it, not started. ``on_fleets`` gets all fleets after each successful round."""
+        """``on_fleets`` is called with all fleets after each successful round."""
         self._store = store
         self._incarnation = incarnation
         self._interval_s = interval_s
@@ -54,7 +54,7 @@ class Heartbeat:
         return self._fleets.get(deployment, UNKNOWN_FLEET)
 
     async def start(self) -> None:
-        """Report and read once, then go on in the background."""
+        """Report and read once, then repeat this in the background."""
         await self._round()
         self._task = asyncio.create_task(self._run(), name="heartbeat")
 
@@ -85,11 +85,14 @@ class Heartbeat:
         except StoreUnavailable as error:
             if not self.store_down:
                 log.warning(
-                    "cannot reach the store; going on with the last known state",
+                    "cannot reach the store; the gateway uses the last known state",
                     extra={"problem": error.message},
                 )
             self.store_down = True
 
     def _waits_for_replica(self, loads: dict[str, GatewayLoad]) -> bool:
-        """Return True if requests wait without a ready replica: then read at once whether a start failed."""
+        """Return True if requests wait for a Deployment without a ready replica.
+
+        Then the statuses are read in this round, because they show whether a start failed.
+        """
         return any(load.outstanding and not self.fleet(name).ready for name, load in loads.items())

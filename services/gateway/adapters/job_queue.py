@@ -1,4 +1,4 @@
-"""Publish job messages: persistent, and each confirmed by its quorum queue before the caller gets a 202."""
+"""Publish persistent job messages. The broker confirms each message before the caller gets a 202."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tidegate.kernel.protocol.jobs import Level
 
 log = telemetry.logger(__name__)
 
-# A broker that restarts is back within this time, so its callers notice nothing.
+# Longer than a restart of the broker takes, so callers get no error then.
 CONFIRM_TIMEOUT_S = 10.0
 RETRY_S = 0.05
 
 
 class JobQueue:
-    """The publishing side of the job queues, on a connection of its own.
+    """A publisher of job messages, with its own connection.
 
-    Confirms are awaited concurrently: call :meth:`publish` from as many tasks as there are jobs.
+    :meth:`publish` waits for the broker's confirm. To publish many jobs, call it in concurrent tasks.
     """
 
     def __init__(self, amqp_url: str, timeout_s: float = CONFIRM_TIMEOUT_S) -> None:
@@ -41,15 +41,15 @@ class JobQueue:
         await self.connection.stop()
 
     async def ready(self) -> None:
-        """Wait for the connection. Raises ``Unavailable`` if it does not come back in time."""
+        """Wait for the connection. Raises ``Unavailable`` if it is not up in time."""
         if self.connection.channel is None:
             await self.connection.wait_up(self._timeout_s)
 
     async def publish(self, deployment: str, level: Level, frame: Buffer) -> None:
-        """Publish the message of one job; return once the broker has it on disk. Raises ``Unavailable``.
+        """Publish a job's message, and return when the broker has it on disk. Raises ``Unavailable``.
 
-        If the connection is lost before the confirm, the message is published again. There may be two
-        messages then, but a worker takes a job once.
+        If the connection is lost before the confirm, the message is published again. Then two messages
+        may exist, but workers accept the job only once.
         """
         queue = jobs_queue(deployment, level)
         body = envelope.pack(envelope.REQUESTS, [frame])
@@ -88,7 +88,7 @@ class JobQueue:
         await channel.declare(CANCELS)
 
     async def _declare(self, channel: Channel, queue: Queue) -> None:
-        """Declare a queue once for each connection, also if several tasks publish to it at the same time."""
+        """Declare a queue once per connection, even if several tasks publish to it at the same time."""
         known = self._declared.get(queue.name)
         if known is None or (known.done() and known.exception() is not None):
             known = self._declared[queue.name] = asyncio.create_task(channel.declare(queue))

@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.access import Principal
 log = telemetry.logger(__name__)
 
 REFRESH_S = 300.0
-# A token with an unknown key makes the gateway read the keys again, at most this often.
+# A token with an unknown key makes the gateway read the keys again, but at most once in this time.
 RETRY_S = 5.0
 TIMEOUT_S = 5.0
 LEEWAY_S = 30
@@ -30,7 +30,7 @@ TRUST_S = 300.0
 # Thousands of verified tokens are kept in memory, so their size is limited.
 LONGEST = 8192
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# Only signatures that nobody but the issuer can make: no shared secret, no "none".
+# Only algorithms that sign with a private key: no shared secrets, and not "none".
 _ALGORITHMS = {
     "RSA": ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"],
     "EC": ["ES256", "ES384", "ES512"],
@@ -39,7 +39,7 @@ _ALGORITHMS = {
 
 
 class Jwks:
-    """A verifier of tokens in memory. It reads the issuer's keys in the background."""
+    """A verifier of tokens. It makes no call for a token: it reads the issuer's keys in the background."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Jwks:
         await tasks.end(self._task)
 
     def verify(self, token: bytes) -> tuple[Principal, float]:
-        """Return the bearer of a token, and until when it is accepted (ms since the epoch).
+        """Return a token's bearer, and the time until which the token is accepted (ms since the epoch).
 
         Raises Unauthorized, or Unavailable while no keys are known.
         """
@@ -81,7 +81,7 @@ class Jwks:
                 reason="not_known_yet",
                 retry_after_s=1,
             )
-        # The decoder ignores other characters, so one token would have any number of spellings.
+        # The decoder ignores other characters. Without this check, a token could be written in many ways.
         if len(token) > LONGEST or _TOKEN.fullmatch(token) is None:
             raise Unauthorized(f"the token is invalid: expected a JWT of at most {LONGEST} characters")
         try:
@@ -102,7 +102,7 @@ class Jwks:
             raise Unauthorized(f"the token is invalid: {error}") from None
         if not claims["sub"]:
             raise Unauthorized("the token is invalid: its claim 'sub' is empty")
-        # As an integer: `exp` may be too large for a float.
+        # `exp` stays an integer, because it may be too large for a float.
         until = min(int(claims["exp"]) + LEEWAY_S, time.time() + TRUST_S)
         return principal_of(claims, self._roles_claim, self._scopes_of), until * 1e3
 
@@ -130,14 +130,14 @@ class Jwks:
     async def _read(self) -> bytes:
         if not self._url.startswith(("http://", "https://")):
             return await asyncio.to_thread(Path(self._url.removeprefix("file://")).read_bytes)
-        # A new client each time, so a renewed certificate authority in its file is used.
+        # Each read makes a new client, so that it loads the current certificate authorities.
         verify = not self._url.startswith("http://")
         async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=verify) as http:
             return (await http.get(self._url)).raise_for_status().content
 
 
 def _usable(document: dict[str, list[dict[str, str]]]) -> dict[str, jwt.PyJWK]:
-    """Return the public keys for signatures, by id."""
+    """Return the keys that verify signatures, by id."""
     keys = {}
     for fields in document["keys"]:
         if fields.get("kty") not in _ALGORITHMS or fields.get("use", "sig") != "sig":

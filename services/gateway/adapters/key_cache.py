@@ -27,9 +27,9 @@ TIMEOUT_S = 2.0
 
 
 class KeyCache:
-    """The last valid table of keys. It is read when the registry publishes a change, and every 2 s anyway.
+    """The last valid table of keys. It is read every 2 s, and when the registry publishes a change.
 
-    So a revoked key works for some milliseconds, or for up to 2 s while the broker is away. While the
+    A revoked key still works for some milliseconds, or for up to 2 s while the broker is away. While the
     registry is away, no key can be revoked. ``on_change`` is called with each new table.
     """
 
@@ -126,7 +126,7 @@ class KeyCache:
         try:
             table = KeyTable.from_dict(orjson.loads(raw))
         except (ValueError, KeyError, TypeError) as error:
-            # The type alone: the parser's message quotes its input, which holds keys' digests.
+            # Log only the error's type. Its message may quote the input, which contains the keys' digests.
             log.error(
                 "the table of keys cannot be parsed; the last one stays in use",
                 extra={"problem": type(error).__name__},

@@ -1,4 +1,4 @@
-"""Settle the limiters of this process with the accounts in the store, off the hot path."""
+"""Settle the limiters of this process with the accounts in the store. Requests do not wait for this."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOCAL = Gauge(
 )
 ON_OWN = Counter(
     "tidegate_gateway_limits_on_own_total",
-    "Settlements of a caller's limits that were made without the store.",
+    "Settlements of a caller's limits without the store.",
 )
 
 TICK_S = 0.02
@@ -41,7 +41,10 @@ ReadPriorUsage = Callable[[str, str], Awaitable[PriorUsage]]
 
 
 class LimitLeases:
-    """The limiters of this process, kept settled. ``processes``: the number that share the accounts."""
+    """The limiters of this process, and the task that settles them.
+
+    ``processes`` returns the number of processes that share the accounts.
+    """
 
     def __init__(
         self,
@@ -61,14 +64,14 @@ class LimitLeases:
         self._day = ""
         self._away_since: float | None = None
         self._retry_at = 0.0
-        self.limiters: dict[str, KeyLimiter] = {}  # this dictionary stays: Access holds a reference to it
+        self.limiters: dict[str, KeyLimiter] = {}  # never replaced, because Access refers to it
 
     def start(self) -> None:
-        """Begin settling."""
+        """Start settling in the background."""
         self._task = asyncio.create_task(self._run(), name="limits")
 
     async def stop(self) -> None:
-        """Stop, and return what is held."""
+        """Stop, and return the held tokens and slots to the accounts."""
         await tasks.end(self._task, *self._seeding.values())
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(SLOW_S):
@@ -173,7 +176,7 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add the usage from before an account began to count."""
+        """Add the registry's counts from before the account existed in the store."""
         try:
             await self._store.seed(await self._read_prior_usage(principal, day))
         except TidegateError as error:

@@ -1,4 +1,4 @@
-"""Keep the metadata that workers publish of their models in memory: no request waits for the store."""
+"""Keep the metadata of models, which workers publish, in memory. Then few requests wait for the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING_S = 0.5
 
 
 class ModelMetadataCache:
-    """A cache of the last known metadata of each Deployment in ``names()``."""
+    """A cache of the last known metadata of the Deployments that ``names()`` returns."""
 
     def __init__(self, store: Store, names: Callable[[], Sequence[str]]) -> None:
         self._store = store
@@ -37,7 +37,7 @@ class ModelMetadataCache:
         return self._metadata.get(deployment)
 
     def labels(self, deployment: str) -> Mapping[str, Sequence[str]]:
-        """Return the class names of the outputs, as far as they are known."""
+        """Return the class names by output. Empty if the metadata is not known."""
         metadata = self._metadata.get(deployment)
         return metadata.labels if metadata is not None else {}
 
@@ -46,7 +46,7 @@ class ModelMetadataCache:
             names = list(self._names())
             try:
                 fresh = await self._store.models(names)
-                # Metadata that the store has lost stays valid: the model of a version never changes.
+                # Keep metadata that the store has lost. The model of a version never changes, so it is valid.
                 self._metadata = {
                     n: m for n in names if (m := fresh.get(n) or self._metadata.get(n)) is not None
                 }

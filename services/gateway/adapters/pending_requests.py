@@ -22,11 +22,11 @@ OnReply = Callable[[ReplyOrError], None]
 class PendingRequest:
     """A request that waits for its reply. ``done`` is called once, with the reply or an error.
 
-    A stream has an ``order``. Then ``done`` is called with each chunk and with the end, and ``timeout_s``
-    limits the time between two chunks: each chunk moves ``deadline``.
+    A stream has an ``order``. Then ``done`` is called with each chunk and with the end. ``timeout_s``
+    limits the time between two chunks, so each chunk moves ``deadline``.
 
-    ``frame`` is a list of pieces if it is large, and None while its data is uploaded to the blob store.
-    ``size`` includes that data, because the worker will hold it.
+    ``frame`` is a list of pieces if it is large. It is None while the data is uploaded to the blob store,
+    and after a stream's first chunk. ``size`` includes uploaded data, because the worker will hold it.
     """
 
     id: bytes
@@ -45,7 +45,7 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class DeploymentQueue:
-    """The requests that leave for one Deployment in this turn of the event loop, and its counters."""
+    """The requests to one Deployment that are not published yet, and the Deployment's counters."""
 
     amqp_queue: Queue
     waiting: list[PendingRequest] = field(default_factory=list)
@@ -60,7 +60,7 @@ def renumbered(frame: bytes | list[Buffer], attempt: int) -> bytes | list[Buffer
 
 
 def message_of(frames: list[bytes | list[Buffer]]) -> bytes | list[Buffer]:
-    """Return frames as one message; a frame in pieces must be the only one."""
+    """Return frames as one message. A frame in pieces must be the only frame."""
     if isinstance(frames[0], list):
         return envelope.pack_alone(envelope.REQUESTS, frames[0])
     return envelope.pack(envelope.REQUESTS, [frame for frame in frames if not isinstance(frame, list)])

@@ -1,4 +1,4 @@
-"""Keep the route table up to date from the store, and on disk for the next start."""
+"""Read the route table from the store whenever it changes, and keep a copy on disk for the next start."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ CONNECT_S = 2.0
 class UsageReporter:
     """Usage counts by caller and endpoint. A report is published again, unchanged, until it is confirmed.
 
-    Usage that is not reported yet is lost with the process: at most the last ``every_s`` seconds.
+    A killed process loses the usage that it has not reported: usually that of at most ``every_s`` seconds.
     """
 
     def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsageStore) -> None:
@@ -42,12 +42,12 @@ class UsageReporter:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin reporting."""
+        """Start reporting in the background."""
         self.connection.start()
         self._task = asyncio.create_task(self._run(), name="usage")
 
     async def stop(self) -> None:
-        """Report the rest if the broker is available, and stop."""
+        """Stop, and report the remaining usage if the broker is available."""
         await tasks.end(self._task)
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(CONNECT_S):
@@ -58,7 +58,7 @@ class UsageReporter:
         if lost:
             LOST.inc(lost)
             log.error(
-                "usage is lost: the broker was away at the end of this process", extra={"requests": lost}
+                "usage is lost: the broker was away when this process stopped", extra={"requests": lost}
             )
         await self.connection.stop()
 
@@ -78,7 +78,9 @@ class UsageReporter:
                 self._waiting = False
             except (Unavailable, TimeoutError) as error:
                 if not self._waiting:
-                    log.warning("usage is not reported yet; trying again", extra={"problem": str(error)})
+                    log.warning(
+                        "usage could not be reported; it is tried again", extra={"problem": str(error)}
+                    )
                 self._waiting = True
 
     async def _report(self) -> None:

@@ -1,10 +1,10 @@
 """Batches of jobs in the store of jobs: their records, files and leases.
 
 tidegate:batch:r:<id>        the record (a hash); its field ``owner`` is the process that runs it
-tidegate:batch:lines:<id>    chunks of the uploaded file, in order; until the batch is over
+tidegate:batch:lines:<id>    chunks of the uploaded file, in order; deleted when the batch is over
 tidegate:batch:results:<id>  chunks of the results, in order
-tidegate:batch:open          ids of batches that are not over, by the end (ms) of their lease
-tidegate:batch:of:<name>     ids of a principal's batches, in the order of creation; all batches: name empty
+tidegate:batch:open          ids of batches that are not over; the score is the end (ms) of the lease
+tidegate:batch:of:<name>     ids of a principal's batches, in order of creation; an empty name: all batches
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BatchStore(Connected):
         self._scripts = Scripts(redis)
 
     async def create(self, batch: Batch, lines: Sequence[FileChunk]) -> None:
-        """Write the record of a batch and its file. From now on a process may claim it."""
+        """Write a batch's record and the chunks of its file. Then a process may claim the batch."""
         facts = {
             "model": batch.model,
             "version": batch.version,
@@ -71,11 +71,11 @@ class BatchStore(Connected):
         return await self._chunks(LINES + id)
 
     async def results(self, id: bytes) -> list[FileChunk]:
-        """Return the chunks of the results that are written."""
+        """Return the chunks of the results that were written so far."""
         return await self._chunks(RESULTS + id)
 
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
-        """Return batches (of a principal), newest first, older than ``before``."""
+        """Return the newest batches older than ``before``, of one ``principal`` or (None) of all."""
         index = OF + (principal or "").encode()
         batches: list[Batch] = []
         while len(batches) < limit:
@@ -85,7 +85,7 @@ class BatchStore(Connected):
                 batch = await self.get(id_)
                 if batch is not None:
                     batches.append(batch)
-                else:  # it has expired
+                else:  # the record has expired
                     await answer(self._redis.zrem(index, id_))
             if not ids:
                 break
@@ -93,7 +93,7 @@ class BatchStore(Connected):
         return batches
 
     async def claim(self, owner: str, lease_ms: int) -> bytes | None:
-        """Lease a batch that no process runs to ``owner``, and return its id; None: there is none."""
+        """Lease to ``owner`` a batch that no process runs. Return its id, or None if each has a process."""
         id_: bytes | None = await self._scripts.run("batch_claim", [owner, lease_ms])
         return id_
 
@@ -115,7 +115,7 @@ class BatchStore(Connected):
         """Write a batch's progress and renew its lease for ``lease_ms``.
 
         With ``end``, end the batch in that state and keep it for ``keep_s`` seconds. Return the batch's
-        state; None: another process has its lease.
+        state, or None if another process has its lease.
         """
         new_chunk = orjson.dumps(list(chunk)) if chunk is not None else b""
         state: bytes | None = await self._scripts.run(
@@ -137,13 +137,13 @@ class BatchStore(Connected):
         return cast(BatchState, state.decode()) if state is not None else None
 
     async def replies(self, jobs: Sequence[bytes]) -> list[bytes | None]:
-        """Return the reply frames of several jobs, in order."""
+        """Return the reply frame of each job, in order; None for a job without one."""
         keys = [REPLY.encode() + id_ for id_ in jobs]
         frames: list[bytes | None] = await answer(self._redis.mget(keys)) if keys else []
         return frames
 
     async def cancel(self, id: bytes) -> Batch | None:
-        """Request the cancellation of a batch that is not over. Return the batch after it, or None."""
+        """Mark a batch as cancelling, if it is running. Return the batch, or None if it does not exist."""
         return _batch(id, await self._scripts.run("batch_cancel", [id]))
 
     async def _chunks(self, key: bytes) -> list[FileChunk]:

@@ -1,4 +1,4 @@
-"""The usage of jobs: counted in the store when a job ends, until a gateway has reported it."""
+"""The usage counts of jobs. They grow when a job ends, and stay in the store until a gateway reports them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.usage import COUNTS, Subject, UsageReport
 from tidegate.kernel.store.connection import Connected
 from tidegate.kernel.store.scripts import Scripts
 
-# If a gateway does not settle the counts in this time, another one reports them under the same name.
+# If a report is not settled within this time, another gateway may take it and publish it again.
 REPORT_MS = 60_000
 _EPOCH = date(1970, 1, 1)
 
@@ -24,9 +24,9 @@ class JobUsageStore(Connected):
         self._scripts = Scripts(redis)
 
     async def take(self) -> UsageReport | None:
-        """Take the counts to report and then to :meth:`settle`; None: nothing to report.
+        """Take the counts as a report. Return None if nothing must be reported.
 
-        The same report may be taken again until it is settled.
+        Publish the report, then :meth:`settle` it. A report that is not settled in time is taken again.
         """
         taken = await self._scripts.run("used_take", [os.urandom(8).hex(), REPORT_MS])
         if not taken:

@@ -1,7 +1,7 @@
 """The accounts of callers' limits in the live store: one for each caller, shared by all gateway processes.
 
-Like all live facts, they may vanish. Then buckets are full again, and the counts of day and month are seeded
-with the usage that the registry knows.
+The live store may lose them. Then buckets are full again, and the counts of day and month start with the
+usage that the registry has counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, Pri
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.scripts import FOLDER
 
-ACCOUNT = "tidegate:limit:"  # + principal: a hash of its bucket, its counts and the holdings of each process
+ACCOUNT = "tidegate:limit:"  # + principal; a hash with the bucket, the counts, and each process's holdings
 
 
 class LimitAccounts(Connected):
@@ -37,7 +37,7 @@ class LimitAccounts(Connected):
         return [LeaseGrant(**orjson.loads(grant)) for grant in grants]
 
     async def seed(self, usage: PriorUsage) -> None:
-        """Add the usage from before an account began to count, once for a day and once for a month."""
+        """Add the registry's counts from before an account existed, at most once for each day and month."""
         args: list[Any] = [usage.day, usage.day_requests, usage.month, usage.month_requests]
         await answer(self._seed(keys=[ACCOUNT + usage.principal], args=args))
 
