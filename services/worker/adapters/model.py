@@ -1,4 +1,4 @@
-"""One model of a Triton: requests of one call key go to it as one batch, as raw bytes."""
+"""Call one model of a Triton. Requests with the same call key are sent as one batch of raw bytes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from tidegate.kernel.protocol.tensors import DATATYPES, elements
 log = telemetry.logger(__name__)
 
 HEADS_KEPT = 1024
-# A call over HTTP costs less than over gRPC, but cannot be cancelled there. It is for models whose calls take
-# less than QUICK_S. Above QUICK_BYTES of input it is no cheaper.
+# A call over HTTP costs less than over gRPC, but Triton cannot cancel it. So HTTP is used for models whose
+# calls take less than QUICK_S. For inputs above QUICK_BYTES, HTTP is not cheaper.
 QUICK_S = 0.01
 QUICK_BYTES = 256 * 1024
 WARN_EVERY_S = 60.0
@@ -43,11 +43,11 @@ _PLAIN_NAME = re.compile("[A-Za-z0-9._~-]+")
 
 
 class Model:
-    """One model of one Triton; ``outputs`` are those of its signature.
+    """One model of one Triton. ``outputs`` are the outputs in its signature.
 
-    Tensors above ``shared_above`` bytes go through ``regions``: inputs, and outputs of a size known before.
-    ``cached``: Triton caches answers. It looks them up by the inputs alone, so such a model is always asked
-    for all of its outputs, and takes no parameters.
+    Tensors above ``shared_above`` bytes go through ``regions``: inputs, and outputs with a fixed size.
+    ``cached``: Triton caches answers. Its cache key is the inputs alone, so every call requests all outputs
+    and passes no parameters.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Model:
         check: OutputCheck | None = None,
     ) -> None:
         self.decoupled = decoupled
-        # Answers so far. Errors of the model count too: they show that it is alive.
+        # The number of answers. Errors of the model count too, because they show that it is alive.
         self.answers = 0
         self._check = check
         self._warned_at = float("-inf")
@@ -75,18 +75,18 @@ class Model:
         self._grpc_heads: dict[tuple[bytes, int], bytes] = {}
         self._http_heads: dict[tuple[bytes, int, tuple[int, ...]], bytes] = {}
         self._quickness = Quickness(QUICK_S)
-        # Triton's HTTP server takes the name from the path without decoding percent escapes.
+        # Other names would need percent escapes in the path, which Triton's HTTP server does not decode.
         self._http = _PLAIN_NAME.fullmatch(name) is not None
         self._row_bytes = {output.name: size for output in outputs if (size := _row_bytes(output)) > 0}
 
     async def call(
         self, requests: list[Request], timeout_s: float, parameters: Mapping[str, str] | None = None
     ) -> ModelAnswer:
-        """Run requests of one call key as one batch; the answer has their rows in order.
+        """Run requests with the same call key as one batch. The answer has their rows in the same order.
 
-        ``parameters`` go to the model beside those of the requests.
-        Raises what :meth:`TritonClient.infer` raises. Cancelling the task cancels the call in Triton, unless
-        the model is quick (ADR 011).
+        The model gets ``parameters`` in addition to those of the requests. Raises the errors of
+        :meth:`TritonClient.infer`. Cancelling the task cancels the call in Triton, except for quick models
+        (ADR 011).
         """
         if self.decoupled:
             raise BadRequest(
@@ -123,9 +123,9 @@ class Model:
         return ModelAnswer(self._sorted(found.outputs, key), found.parameters)
 
     async def stream(self, request: Request) -> AsyncGenerator[ModelAnswer]:
-        """Run one request and yield each of its answers as it is made, without a time limit.
+        """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
-        Raises what :meth:`TritonClient.stream` raises. Closing the generator cancels the request in Triton.
+        Raises the errors of :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
         """
         key = read_call_key(request.key)
         message = grpc_messages.begin(self._name, key.parameters)
@@ -151,7 +151,7 @@ class Model:
         timeout_s: float,
         parameters: Mapping[str, str] | None,
     ) -> ModelAnswer:
-        """Request all outputs and return those of the key: a cached answer may have been for others."""
+        """Request all outputs, because Triton may return a cached answer. Return the outputs of the key."""
         if key.parameters:
             raise BadRequest(
                 "This model has a response cache, which ignores the parameters of a request "
@@ -166,7 +166,7 @@ class Model:
         return ModelAnswer([by_name[name] for name in key.outputs], found.parameters)
 
     async def _send(self, call: ModelCall, timeout_s: float) -> ModelAnswer:
-        """Make a call over HTTP if that is cheaper and loses nothing, else over gRPC."""
+        """Make a call over HTTP if that is cheaper and HTTP can carry it, else over gRPC."""
         if self._http and self._quickness.quick:
             started = time.monotonic()
             sizes = tuple([sum(map(len, pieces)) for pieces in call.contents])
@@ -181,7 +181,7 @@ class Model:
         return grpc_messages.read_answer(await self._client.infer_raw(message, timeout_s))
 
     async def _send_by_region(self, region: Region, call: ModelCall, timeout_s: float) -> ModelAnswer:
-        """Make a call with its large tensors in a region."""
+        """Make a call with its large tensors in a region of shared memory."""
         assert self._regions is not None
         key, direct, inputs = call.key, list[list[Buffer]](), dict[str, Place]()
         for tensor, pieces in zip(key.inputs, call.contents, strict=True):
@@ -190,7 +190,7 @@ class Model:
             else:
                 direct.append(pieces)
         large = self._large_outputs(key, call.rows)
-        # If a request lists one output, Triton returns only those that it lists.
+        # A request that lists any outputs gets only these. So list all if one of them goes to shared memory.
         names = key.outputs or tuple(self._order if large else ())
         outputs = {name: region.reserve(large[name]) for name in names if name in large}
         key = CallKey(key.inputs, names, key.parameters)
@@ -208,7 +208,7 @@ class Model:
         return found
 
     async def _region(self, call: ModelCall) -> Region | None:
-        """Return room for the large tensors of a call; None if it has none, or there is no room."""
+        """Return a region for the large tensors of a call; None if no tensor is large or there is no room."""
         if self._regions is None:
             return None
         sizes = [size for pieces in call.contents if (size := sum(map(len, pieces))) > self._shared_above]
@@ -222,7 +222,7 @@ class Model:
         return {name: size for name, size in sizes.items() if size > self._shared_above}
 
     def _http_head(self, call: ModelCall, sizes: tuple[int, ...]) -> bytes:
-        """Return an HTTP request up to its tensors; calls of equal key, rows and sizes share it."""
+        """Return an HTTP request without its tensors. Equal keys, rows and sizes have the same one."""
         if call.parameters or call.input_places or call.output_places:
             return http_messages.head(self._name, call, sizes)
         id_ = call.raw_key, call.rows, sizes
@@ -233,7 +233,7 @@ class Model:
         return head
 
     def _grpc_head(self, call: ModelCall) -> bytes:
-        """Return a serialized request without its tensors' contents; calls of equal key and rows share it."""
+        """Return a serialized request without its tensors. Equal keys and rows have the same one."""
         if call.input_places or call.output_places:
             return grpc_messages.head(self._name, call) + grpc_messages.serialized(call.parameters)
         id_ = call.raw_key, call.rows
@@ -244,12 +244,12 @@ class Model:
         return head + grpc_messages.serialized(call.parameters) if call.parameters else head
 
     def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
-        # Triton returns them in an order of its own, which differs from process to process.
+        # Triton's order of the outputs differs from one of its processes to another.
         order = {name: at for at, name in enumerate(key.outputs)} if key.outputs else self._order
         return sorted(found, key=lambda output: order.get(output.name, len(order)))
 
     def _on_contradiction(self) -> None:
-        """Count an answer that contradicts the signature; log one at most every WARN_EVERY_S."""
+        """Count an answer that contradicts the signature. Log at most one in WARN_EVERY_S."""
         assert self._check is not None
         CONTRADICTIONS.inc()
         now = time.monotonic()
@@ -262,7 +262,7 @@ class Model:
 
 
 def _is_for_http(call: ModelCall, sizes: Sequence[int]) -> bool:
-    """Return True if HTTP is cheaper for inputs of these sizes, and can carry them and the parameters."""
+    """Return True if HTTP is cheaper for inputs of these sizes, and can carry this call."""
     return (
         all(sizes)
         and sum(sizes) <= QUICK_BYTES
@@ -272,7 +272,7 @@ def _is_for_http(call: ModelCall, sizes: Sequence[int]) -> bool:
 
 
 def _keep(heads: dict[Id, bytes], id_: Id, head: bytes) -> None:
-    """Keep the head of a call unless its key, the first part of the id, is long."""
+    """Cache the head of a call, unless the call's key (the first part of ``id_``) is long."""
     if len(id_[0]) <= KEPT_KEY:
         if len(heads) >= HEADS_KEPT:
             heads.clear()
@@ -280,7 +280,7 @@ def _keep(heads: dict[Id, bytes], id_: Id, head: bytes) -> None:
 
 
 def _has_too_little_room(error: TidegateError, requests: Sequence[Request]) -> bool:
-    """Return True if an output was larger than its signature says, and the requests may run again."""
+    """Return True if an output was larger than the signature says and the requests may run again."""
     return (
         isinstance(error, ModelFailed)
         and "shared memory size" in error.message
@@ -289,12 +289,12 @@ def _has_too_little_room(error: TidegateError, requests: Sequence[Request]) -> b
 
 
 def _row_bytes(output: TensorSpec) -> int:
-    """Return the bytes of an output per row of a call, or of all of it without a batch axis; 0: unknown."""
+    """Return the bytes of an output per row, or per call if there is no batch axis; 0 if not known."""
     return 0 if -1 in output.shape else elements(output.shape) * DATATYPES[output.datatype].size
 
 
 def _from_region(output: Output, region: Region, places: Mapping[str, Place]) -> Output:
-    """Return an output with its bytes, which may be in the region."""
+    """Return an output with its bytes; read them from the region if they are there."""
     if output.name not in places:
         return output
     size = elements(list(output.shape)) * DATATYPES[output.datatype].size

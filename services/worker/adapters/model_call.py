@@ -1,4 +1,4 @@
-"""A call of a model and its answer, whichever way they go."""
+"""A call of a model and its answer, the same for gRPC and HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.worker.adapters.shared_memory import Place
 from services.worker.domain.split import Output
 from tidegate.kernel.protocol.envelope import Buffer, CallKey
 
-# Triton adds these to some answers, such as those of ensembles. A model never sets them.
+# Parameters that Triton adds to some answers, such as those of ensembles. A model never sets them.
 _SET_BY_TRITON = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 _NO_PLACES: Mapping[str, Place] = {}
 
@@ -17,9 +17,9 @@ _NO_PLACES: Mapping[str, Place] = {}
 class ModelCall(NamedTuple):
     """One call of a model.
 
-    ``raw_key`` is ``key`` as the requests brought it. ``rows`` is 0 without a batch axis. ``contents`` are
-    the bytes of each input, in pieces, without the inputs that have a place in shared memory. ``parameters``
-    come beside those of the key.
+    ``raw_key`` is the key of the requests, serialized. ``rows`` is 0 if there is no batch axis. ``contents``
+    are the bytes of each input, in pieces. Inputs in shared memory are left out. ``parameters`` are sent in
+    addition to those of the key.
     """
 
     raw_key: bytes
@@ -39,5 +39,5 @@ class ModelAnswer(NamedTuple):
 
 
 def set_by_model(name: str) -> bool:
-    """Return True if the model, not Triton, sets an answer's parameter of this name."""
+    """Return True if an answer's parameter of this name comes from the model, False if from Triton."""
     return not name.startswith("triton_") and name not in _SET_BY_TRITON

@@ -1,4 +1,4 @@
-"""Ask Triton on which devices a model runs, with the GPUs' names from `nvidia-smi`."""
+"""Read from Triton on which devices a model runs. The GPUs' names come from `nvidia-smi`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KINDS: dict[int, Kind] = {0: "auto", 1: "gpu", 2: "cpu", 3: "model"}
 
 
 async def read_device(client: TritonClient, models: Sequence[str]) -> str:
-    """Return the devices of the models' instances in Triton, in words. An ensemble has no instances."""
+    """Return a text about the devices on which these models run. An ensemble itself runs on none."""
     configs = [await client.config(model) for model in models]
     groups = [
         InstanceGroup(_KINDS.get(int(group.kind), "auto"), tuple(group.gpus))
@@ -28,7 +28,7 @@ async def read_device(client: TritonClient, models: Sequence[str]) -> str:
 
 
 async def _names() -> dict[int, str]:
-    """Return the GPUs' names by their numbers in this process; empty if `nvidia-smi` does not work."""
+    """Return the names of the GPUs by their numbers in this process; empty if `nvidia-smi` fails."""
     try:
         process = await asyncio.create_subprocess_exec(
             *QUERY,

@@ -1,7 +1,7 @@
-"""Read the output of Triton and its models, and write a limited part of it to the log.
+"""Read the output of Triton and its models, and write it to the log, up to a limit.
 
-A thread reads the output from a pipe at once, so a model never waits for its log. Output beyond the limit
-never reaches a disk.
+A thread reads the output from a pipe immediately, so a model never waits for its log. Output beyond the limit
+is not written to disk.
 """
 
 from __future__ import annotations
@@ -24,45 +24,48 @@ from prometheus_client import Counter
 from services.worker.domain.model_output import LINE_BYTES, OutputLimit, OutputLine, OutputReader
 from tidegate.kernel import telemetry
 
-DROPPED = Counter("tidegate_worker_model_log_dropped_bytes_total", "Output of models that was not kept.")
+DROPPED = Counter(
+    "tidegate_worker_model_log_dropped_bytes_total", "Output of models that was dropped, in bytes."
+)
 
 BLOCK = 64 * 1024
-# Blocks of this size are skipped without being read line by line if they are beyond the limit.
+# Reads of at least this size are skipped as a whole if they are beyond the limit.
 FLOOD_BYTES = 4 * 1024
-# The raw output in the replica's folder is cut to its last KEPT_BYTES when it is longer than this.
+# A file with more raw output than this is cut to its last KEPT_BYTES.
 LIMIT_BYTES = 4 * 2**20
 KEPT_BYTES = 64 * 1024
-# How long to wait for the end of the output after Triton has ended.
+# How long to wait until the output has been read.
 SETTLE_S = 0.25
 POLL_S = 0.002
-# How often dropped lines are reported.
+# The time between two reports of dropped lines.
 REPORT_EVERY_S = 1.0
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class ModelLog:
-    """The log of one Triton after another; ``path`` has the end of the output, unchanged."""
+    """The log of a Triton, over all its starts. The file ``path`` has the end of the output, unchanged."""
 
     def __init__(self, path: Path, bytes_per_s: int) -> None:
         self.path = path
         self._model_limit = OutputLimit(bytes_per_s)
-        # Triton writes a line for each failed request. These must not displace the model's own lines.
+        # Triton has a separate limit. It writes a line for each failed request, and these must not use up the
+        # limit of the model's own lines.
         self._triton_limit = OutputLimit(bytes_per_s)
         self._per_s = bytes_per_s
         self._pipe = -1
         self._busy = False
         self._reported_at = 0.0
-        # All levels are logged, whatever the worker's own level is: the author of the model chose them.
+        # Log all levels, even those below the worker's own level, because the model's author chose them.
         self._loggers = {name: telemetry.logger(name) for name in ("model", "triton")}
         for each in self._loggers.values():
             each.setLevel(logging.DEBUG)
-            # Without a configured log, nothing goes to the terminal.
+            # If no log is configured, nothing is written to the terminal.
             each.addHandler(logging.NullHandler())
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[int]:
-        """Yield a descriptor for a process to write to. Reading ends when no process has it open any more."""
+        """Yield a descriptor for a process to write to. Reading ends when every process has closed it."""
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             yield theirs
@@ -75,7 +78,7 @@ class ModelLog:
         threading.Thread(target=self._read, args=(ours,), name="model log", daemon=True).start()
 
     def catch_up(self) -> None:
-        """Wait until all output so far is in ``path``, at most SETTLE_S."""
+        """Wait, for up to SETTLE_S, until all output so far is in ``path``."""
         ends_at = time.monotonic() + SETTLE_S
         while time.monotonic() < ends_at and (self._busy or self._unread()):
             time.sleep(POLL_S)
@@ -120,11 +123,11 @@ class ModelLog:
             0
         ]:
             self._report_dropped(time.monotonic(), now_due=True)
-        self._busy = True  # before the pipe is empty: see `catch_up`
+        self._busy = True  # set before the read, so that `catch_up` does not end early
         return os.read(pipe, BLOCK)
 
     def keep(self, lines: list[OutputLine], raw: IO[bytes]) -> None:
-        """Write lines within the limit to ``raw``, unchanged, and to the log."""
+        """Write the lines within the limit to the log, and unchanged to ``raw``. Drop the others."""
         now = time.monotonic()
         kept = [line for line in lines if self._limit_of(line).take(len(line.text), now, LINE_BYTES)]
         if kept:

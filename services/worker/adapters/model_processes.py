@@ -1,6 +1,6 @@
 """Watch the processes in which Triton runs a Python model.
 
-Triton neither reports that such a process has ended, nor starts another one.
+If such a process ends, Triton neither reports it nor starts another one.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable
 
 from services.worker.adapters import process_table
 
-# The kernel keeps 15 bytes of a process's name.
+# The kernel keeps only the first 15 bytes of a process's name.
 STUB = b"triton_python_backend_stub"[:15]
 
 
 class ModelProcesses:
     """A watch over the Python processes of one tritonserver.
 
-    ``on_end`` gets the exit status of a process that ended: its exit code, a signal's number as a negative
-    number, or None if it cannot be read. The kernel reports each end. If it cannot, :meth:`look` finds it.
+    ``on_end`` is called when a process ends. It gets the exit code, or a signal's number as a negative
+    number, or None if the status cannot be read. If the kernel cannot report ends, only :meth:`look` finds
+    them.
     """
 
     def __init__(self, server: int, descendants: Iterable[int], on_end: Callable[[int | None], None]) -> None:
@@ -28,8 +29,8 @@ class ModelProcesses:
         self._on_end = on_end
         self._open: dict[int, int] = {}
         self._stopped: set[int] = set()
-        # A process that the model forks has the same name and may end at any time. Only Triton's own children
-        # are watched.
+        # Only Triton's own children are watched. A process that the model forks has the same name, but it may
+        # end at any time.
         self.pids = [
             pid
             for pid in descendants
@@ -49,9 +50,10 @@ class ModelProcesses:
         self._open, self.pids = {}, []
 
     def look(self) -> bool:
-        """Report processes that have ended. Return True if a process was stopped now and at the last look.
+        """Report processes that have ended. Return True if one is stopped now and was at the previous call.
 
-        Only a stop by a signal counts, not one by a debugger.
+        Triton counts too. A process is stopped by a signal such as SIGSTOP; a stop by a debugger does not
+        count.
         """
         for pid in list(self.pids):
             if process_table.state(pid) in {"Z", "X", ""}:

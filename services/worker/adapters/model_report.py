@@ -1,4 +1,4 @@
-"""Write a model's metadata and counts to the store, where the gateways read them."""
+"""Write a model's metadata and request counts to the store. The gateways read them there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARD_EVERY_S = 10.0
 
 
 class ModelReport:
-    """A report of one model to the gateways. During an outage of the store, counts are kept for later."""
+    """A report of one model to the gateways. If the store fails, counts are kept and written later."""
 
     def __init__(self, store: Store, deployment: str) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class ModelReport:
         self.tally = RequestCounts()
 
     async def use(self, client: TritonClient, model: str, folder: Path) -> None:
-        """Report this model from now on. It is loaded and warm, and its files are in ``folder``."""
+        """Report this model from now on. It must be loaded and warm. ``folder`` has its files."""
         config = triton_facts.as_json(await client.config(model))
         self._metadata = ModelMetadata(config, triton_facts.labels(config, folder))
         self._metadata_at = float("-inf")
@@ -45,7 +45,7 @@ class ModelReport:
             self._task = asyncio.create_task(self._run(), name="model report")
 
     def rest(self) -> None:
-        """Stop reading counts until :meth:`use` is called again, because Triton has ended."""
+        """Stop reading counts, because Triton has ended. :meth:`use` starts it again."""
         self._client = None
 
     async def stop(self) -> None:
@@ -73,7 +73,7 @@ class ModelReport:
             self.tally.put_back(found)
 
     async def _triton(self) -> dict[str, int]:
-        """Return what Triton counted since the last call; empty if it does not answer."""
+        """Return the counts of Triton since the last call; empty if Triton does not answer."""
         if self._client is None:
             return {}
         try:

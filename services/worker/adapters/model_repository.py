@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
 RUNTIMES = Path(__file__).parents[1] / "runtimes"
 CONFIG = "config.pbtxt"
-# The module that Triton imports before a Python model: see `runtimes/output.py`.
+# Triton imports this module before a Python model. `runtimes/output.py` explains its contents.
 UTILS = "triton_python_backend_utils.py"
 
 
@@ -33,13 +33,14 @@ def prepare(
     *,
     symlinks: bool = True,
 ) -> list[str]:
-    """Write exactly this version into ``repository``, and return the models to load, in order.
+    """Replace the contents of ``repository`` by this version. Return the models in the order of loading.
 
-    The last model serves; those before it are its parts (of an ensemble, or called from Python). ``gpus`` are
-    the GPUs that the model shall use; empty: the CPU. ``symlinks`` False: the model's process cannot follow
-    links into the cache. Blocking. Raises ModelFailed, with the remedy, if this worker cannot serve it.
+    The last model gets the requests. It uses the others, as an ensemble or by calls from Python. ``gpus``:
+    the GPUs for the model; empty: it runs on the CPU. ``symlinks``: False if the model's process cannot
+    follow links into the cache. Blocking. Raises ModelFailed, with the remedy, if this worker cannot serve
+    the version.
     """
-    # The folder is emptied, not replaced, because a Triton in a sandbox has it mounted.
+    # The folder is emptied but not removed, because a Triton in a sandbox has mounted it.
     repository.mkdir(parents=True, exist_ok=True)
     for left in repository.iterdir():
         shutil.rmtree(left)
@@ -87,11 +88,14 @@ def _prepare_file(
 
 
 def _rename_onnx(folder: Path, name: str) -> None:
-    """Rename the ONNX file of an archive to the name that its backend expects; keep its external data."""
+    """Rename the ONNX file of an archive to the name that its backend expects.
+
+    Its external data keep their names, because the ONNX file contains these names.
+    """
     found = [path for path in folder.iterdir() if path.suffix.lower() == ".onnx" and path.is_file()]
     if len(found) != 1:
         raise ModelFailed(
-            f"The archive of an ONNX model needs exactly one .onnx file at its root, and has {len(found)}. "
+            f"The archive of an ONNX model needs exactly one .onnx file at its root, but has {len(found)}. "
             "Pack the file together with its external data, and deploy it again."
         )
     found[0].rename(folder / name)
@@ -102,7 +106,7 @@ def cache_mb(
 ) -> int:
     """Return the size of the response cache in MiB if one of the models enables it, else 0.
 
-    Raises ModelFailed if this Triton has no response cache. Triton would serve such a model without it.
+    Raises ModelFailed if this Triton has no response cache, because Triton would then ignore the setting.
     """
     asking = [model for model in models if model_config.wants_cache(_text(repository / model))]
     if not asking:
@@ -110,14 +114,17 @@ def cache_mb(
     if not install.has_cache():
         raise ModelFailed(
             f"The config.pbtxt of {asking[0]!r} enables response_cache, but this Triton has no cache `local` "
-            f"in {install.caches_dir}. Remove response_cache, or set TIDEGATE_TRITON_SERVER to a Triton that "
-            "has it."
+            f"in {install.caches_dir}. Remove response_cache, or set TIDEGATE_TRITON_SERVER to a Triton with "
+            "this cache."
         )
     return deployment.resources.response_cache_mb
 
 
 def place(artifact: Path, target: Path, *, symlinks: bool = True) -> None:
-    """Put a cached file where Triton looks for it: as a hard link, else as a symlink or a copy."""
+    """Put a cached file where Triton looks for it, as a hard link.
+
+    If that is not possible, make a symlink, or a copy if ``symlinks`` is False.
+    """
     try:
         os.link(artifact, target)
     except OSError:
@@ -128,12 +135,12 @@ def place(artifact: Path, target: Path, *, symlinks: bool = True) -> None:
 
 
 def _open_to_models(repository: Path) -> None:
-    """Let every user read the files in the repository, whatever the umask of this process is."""
+    """Make the files in the repository readable for every user, independent of this process's umask."""
     for path in repository.rglob("*"):
         found = path.lstat()
         if stat.S_ISDIR(found.st_mode):
             path.chmod(0o755)
-        # A hard link to a cached artifact shares its mode.
+        # The mode of a hard link to a cached artifact must not change, because the artifact shares it.
         elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             path.chmod(0o644)
 
@@ -164,7 +171,8 @@ def _prepare_archive(
 def model_folders(root: Path, fallback_name: str) -> dict[str, Path]:
     """Return the Triton models by name.
 
-    ``root`` may be a model, a folder of models, or a folder with only such a folder in it, up to 8 levels.
+    ``root`` is a model, or a folder of models. It may also contain nothing but such a folder, and this may
+    repeat for up to 8 levels.
     """
     for _ in range(8):
         if _is_model(root):
@@ -238,5 +246,5 @@ def _check_backend(model: str, backend_needed: str | None, backends: frozenset[s
         raise ModelFailed(
             f"The model {model!r} needs the backend {backend_needed!r}, but this Triton has only "
             f"{', '.join(sorted(backends))}. Use workers with NVIDIA's Triton image, or set "
-            "TIDEGATE_TRITON_SERVER to a Triton that has it."
+            "TIDEGATE_TRITON_SERVER to a Triton with this backend."
         )

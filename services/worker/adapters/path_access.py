@@ -1,4 +1,4 @@
-"""Find out which paths another user of this machine can reach, by owner, group and mode."""
+"""Find out from owners, groups and modes which paths another user of this machine can reach."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OTHERS_PASS, OTHERS_READ, OTHERS_WRITE = stat.S_IXOTH, stat.S_IROTH, stat.S_IWOT
 
 
 def first_closed(path: Path, uid: int) -> Path | None:
-    """Return the topmost folder above a path that a user without groups cannot pass through."""
+    """Return the topmost parent folder that the user cannot pass through; None if it can reach the path."""
     for folder in reversed(path.parents):
         if not is_open_to(folder.stat(), uid, OTHERS_PASS):
             return folder
@@ -19,13 +19,16 @@ def first_closed(path: Path, uid: int) -> Path | None:
 
 
 def is_open_to(found: os.stat_result, uid: int, bits: int) -> bool:
-    """Return True if user and group ``uid`` have these rights, given as the bits for others."""
+    """Return True if user ``uid``, whose only group has the same number, has these rights.
+
+    ``bits``: the rights, as the bits of a mode for others.
+    """
     needed = bits << (6 if found.st_uid == uid else 3 if found.st_gid == uid else 0)
     return found.st_mode & needed == needed
 
 
 def is_usable(folder: Path | str | None, uid: int, bits: int) -> bool:
-    """Return True if the user can reach a folder and has these rights there, besides reading it."""
+    """Return True if the user can reach and read a folder, and also has the rights ``bits`` there."""
     with contextlib.suppress(OSError):
         if folder and is_open_to(Path(folder).stat(), uid, bits | OTHERS_READ | OTHERS_PASS):
             return first_closed(Path(folder).resolve(), uid) is None

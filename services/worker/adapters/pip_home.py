@@ -1,4 +1,4 @@
-"""Give pip the settings of the worker's user when it runs as a user without an account."""
+"""Copy pip's settings of the worker's user, for a pip that runs as a user without an account."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from services.worker.adapters.environment_files import hand_over
 
-# Below a user's home. If $XDG_CONFIG_HOME is set, the second is there.
+# The two places of pip.conf below a user's home. $XDG_CONFIG_HOME, if set, replaces `.config` of the second.
 _LEGACY, _CURRENT = Path(".pip/pip.conf"), Path(".config/pip/pip.conf")
 
 
 def make(home: Path, environment: Mapping[str, str], uid: int | None) -> dict[str, str]:
-    """Copy the files that pip reads into a home, and return the environment that names them.
+    """Copy pip's settings into ``home``, and return the environment with which pip finds them.
 
-    If ``uid`` is None, pip runs as the worker's user and finds its files itself. Only files meant for pip are
-    copied. A ``netrc``, with its passwords, is copied if ``NETRC`` names it.
+    If ``uid`` is None, pip runs as the worker's user and nothing is copied. A ``netrc`` file, which contains
+    passwords, is copied only if the variable ``NETRC`` names it.
     """
     if uid is None:
         return dict(environment)
@@ -30,8 +30,7 @@ def make(home: Path, environment: Mapping[str, str], uid: int | None) -> dict[st
     own |= {"HOME": str(home), "USER": "model", "LOGNAME": "model"}
     for key, name in (("PIP_CONFIG_FILE", "pip.conf"), ("NETRC", ".netrc")):
         named = os.environ.get(key)
-        # Only files that this process's environment names: a Deployment could name a file that its author
-        # must not read.
+        # A file that only the Deployment names is not copied: its author may not be allowed to read it.
         if named and own.get(key) == named and _copy(Path(named), home / name):
             own[key] = str(home / name)
     hand_over(home, uid)

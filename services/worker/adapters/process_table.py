@@ -12,7 +12,7 @@ from services.worker.domain.deaths import of_wait_status
 
 
 def exit_status(pid: int) -> int | None:
-    """Return the exit status of an ended process that its parent has not waited for yet, else None."""
+    """Return the exit status of an ended process; None if it runs or its parent has read the status."""
     fields = _stat(pid)
     if not fields or fields[0] != "Z":
         return None
@@ -20,12 +20,15 @@ def exit_status(pid: int) -> int | None:
 
 
 def start_ticks(pids: Iterable[int]) -> dict[int, str]:
-    """Return the kernel's start tick of each process; pid and tick together name a process for good."""
+    """Return the kernel tick in which each process started.
+
+    A later process may get the same pid, but not the same pid and tick.
+    """
     return {pid: fields[19] for pid in pids if (fields := _stat(pid))}
 
 
 def kill_all(processes: Mapping[int, str]) -> None:
-    """Kill processes, named by pid and start tick, unless they have ended."""
+    """Kill the processes with these pids and start ticks, unless they have ended."""
     for pid, tick in processes.items():
         if start_ticks([pid]).get(pid) == tick:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -33,7 +36,7 @@ def kill_all(processes: Mapping[int, str]) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the processes below ``pid``, at any depth."""
+    """Return the child processes of ``pid``, their children, and so on."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -54,7 +57,7 @@ def naming(text: str) -> list[int]:
 
 
 def state(pid: int) -> str:
-    """Return the kernel's letter for a process's state; empty if it is gone."""
+    """Return the kernel's letter for a process's state; empty if the process is gone."""
     fields = _stat(pid)
     return fields[0] if fields else ""
 
@@ -66,7 +69,10 @@ def parent(pid: int) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields after the process's name, which may contain anything; none if it is gone."""
+    """Return the fields of /proc/PID/stat after the name; empty if the process is gone.
+
+    The name may contain spaces and brackets.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -74,7 +80,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def name(pid: int) -> bytes:
-    """Return the first 15 bytes of a process's name; empty if it is gone."""
+    """Return the first 15 bytes of a process's name; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/comm").read_bytes().strip()
     except OSError:

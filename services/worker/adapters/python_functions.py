@@ -15,10 +15,10 @@ RUNTIME = "tidegate_runtime.py"
 
 
 def adopt(folder: Path, version: Version) -> str | None:
-    """Put the runtime beside ``model.py`` and return the file that Triton has to load.
+    """Put the runtime beside ``model.py``, and return the name of the file that Triton must load.
 
-    Return None if the file is written for Triton's Python backend: then Triton loads it unchanged. Raises
-    BadRequest for a file that the registry would not have accepted.
+    Return None if ``model.py`` is written for Triton's Python backend. Then Triton loads it unchanged. Raises
+    BadRequest for a file that the registry would reject.
     """
     tree = python_model.parsed((folder / "model.py").read_bytes())
     if backend_class.is_for_the_backend(tree):

@@ -1,4 +1,4 @@
-"""Publishes what needs a publisher confirm: large replies, suspects, and requests without attempts left."""
+"""Publishes large replies, suspects, and requests without attempts left, all with publisher confirms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tidegate.kernel.protocol.envelope import Buffer, Reply, Request
 
 log = telemetry.logger(__name__)
 
-# By then the gateway has answered its caller with 504.
+# After this time the gateway has already answered the caller with 504.
 PUBLISH_TIMEOUT_S = 60.0
 RETRY_S = 0.05
 
@@ -28,8 +28,8 @@ RETRY_S = 0.05
 class ReplyPublisher:
     """A connection that only publishes, with publisher confirms.
 
-    ``suspected`` is set when it has published a suspect. ``loss`` says how the model last ended, for the
-    callers of requests without attempts left.
+    ``suspected`` is set after a suspect was published. ``loss`` is a text about how the model last ended. The
+    callers of requests without attempts left get it.
     """
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
@@ -46,10 +46,10 @@ class ReplyPublisher:
     async def reply(
         self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float = PUBLISH_TIMEOUT_S
     ) -> None:
-        """Publish replies to one gateway process; return when the broker has them.
+        """Publish replies to one gateway process; return when the broker has confirmed them.
 
-        A large reply may come unframed, so that its data is not copied. ``left_s``: how long the callers
-        still wait. Replies to a gateway process that has ended are dropped: its queue is gone.
+        Pass a large reply as a Reply, not as a frame, so that its data is not copied. ``left_s``: how long
+        the callers still wait. If the gateway process has ended, its queue is gone and replies are dropped.
         """
         small: list[Buffer] = []
         for frame in frames:
@@ -62,7 +62,7 @@ class ReplyPublisher:
             await self._publish(envelope.pack(envelope.REPLIES, small[start:end]), reply_to, reply_to=None)
 
     async def _pack_large(self, reply: Reply, left_s: float) -> bytes | list[Buffer]:
-        """Return an envelope with one large reply; with a claim if it is too large for a message."""
+        """Return an envelope with one large reply, or with a claim if it is too large for a message."""
         if self._claims.needed(sum(map(len, reply.data))):
             try:
                 claim = await self._claims.give(reply.data, left_s)
@@ -73,14 +73,14 @@ class ReplyPublisher:
         return envelope.pack_alone(envelope.REPLIES, envelope.reply_pieces(reply))
 
     async def publish_lost(self, group: Sequence[QueuedRequest], *, alone: bool) -> None:
-        """Publish requests again whose model server was lost; ``alone`` as for :meth:`retry`."""
+        """Publish again the requests of a call that was lost; ``alone`` as in :meth:`retry_or_give_up`."""
         for item in group:
             await self.retry_or_give_up(item.request, item.delivery.reply_to, alone=alone)
 
     async def retry_or_give_up(self, request: Request, reply_to: str, *, alone: bool) -> None:
-        """Publish a lost request as a suspect, or as an exception if it has no attempt left.
+        """Publish a lost request as a suspect, or as an exception if it may not run again.
 
-        ``alone``: nothing else was in the model, so the loss is charged to it.
+        ``alone``: it ran alone in the model, so the loss counts against it.
         """
         safe = bool(request.flags & envelope.RETRY_SAFE)
         step, attempt = after_loss(request.attempt, alone=alone, safe=safe)
@@ -94,21 +94,22 @@ class ReplyPublisher:
             await self.publish_suspect(request, attempt, reply_to)
 
     async def publish_suspect(self, request: Request, attempt: int, reply_to: str) -> None:
-        """Publish a request that is to run with nothing beside it, as this attempt."""
+        """Publish a request again, to run alone in the model, as this attempt."""
         if await self._publish_request(self._suspects, request, attempt, reply_to):
             self.suspected.set()
         elif request.flags & envelope.STREAM:
-            # Only a stream that has sent an answer outlives its deadline, and such a stream is not retried.
+            # The deadline has passed. Only a stream that has sent an answer can run on after it, and such a
+            # stream is not retried.
             message = "the worker was lost in the middle of the stream"
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
             await self.reply(reply_to, [frame])
 
     async def requeue(self, request: Request, reply_to: str) -> None:
-        """Publish a request that was in no call again, unchanged, for any replica."""
+        """Publish a request again, unchanged, for any replica. It was in no call."""
         await self._publish_request(self._queue, request, request.attempt, reply_to)
 
     async def _publish_request(self, queue: Queue, request: Request, attempt: int, reply_to: str) -> bool:
-        """Publish a request as this attempt; return False if its deadline has passed."""
+        """Publish a request as this attempt. Return False, without publishing, if its deadline has passed."""
         left_ms = int(request.deadline_ms - time.time() * 1e3)
         if left_ms <= 0:
             return False
@@ -125,9 +126,9 @@ class ReplyPublisher:
     async def publish_exception(
         self, body: Buffer, cause: str, reply_to: str | None, *, queue: str | None = None, loss: str = ""
     ) -> None:
-        """Hand an envelope to the router, which answers its callers and keeps dead letters.
+        """Publish an envelope to the router, which answers the callers and keeps dead letters.
 
-        ``queue``: its origin, if that is not the requests' queue. ``loss``: how the model ended under it.
+        ``queue``: the queue that it came from; default: that of the requests. ``loss``: how the model ended.
         """
         headers = {"cause": cause, "queue": queue or self._queue.name, **({"loss": loss} if loss else {})}
         await self._publish(
@@ -151,9 +152,9 @@ class ReplyPublisher:
         mandatory: bool = False,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
-        """Publish until the broker confirms, for up to ``timeout_s``.
+        """Publish again until the broker confirms, for up to ``timeout_s``.
 
-        ``mandatory``: also until the queue exists, which another service may still have to declare.
+        ``mandatory``: also wait until the queue exists; another service may not have declared it yet.
         """
         give_up_at = time.monotonic() + timeout_s
         while True:
@@ -172,6 +173,9 @@ class ReplyPublisher:
                 return
             except Unavailable as error:
                 if time.monotonic() > give_up_at:
-                    log.error("gave up on a message", extra={"queue": routing_key, "problem": error.message})
+                    log.error(
+                        "a message could not be published and is lost",
+                        extra={"queue": routing_key, "problem": error.message},
+                    )
                     return
                 await asyncio.sleep(RETRY_S)

@@ -1,4 +1,4 @@
-"""Logs failures of single requests, by the id that their callers know, at a limited rate."""
+"""Logs failures of single requests at a limited rate. A line has the id that the caller knows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tidegate.kernel.token_bucket import TokenBucket
 
 log = telemetry.logger(__name__)
 
-# Log lines about requests per second. A model that fails each request must not fill the disk.
+# Limits the log lines about requests. Without it, a model that fails each request could fill the disk.
 _ALLOWED = TokenBucket(per_s=50, burst=500)
 
 
 def log_request(level: int, event: str, request: Request, **more: Any) -> None:
-    """Write a log line about a request, unless there were too many of late."""
+    """Write a log line about a request, unless the limit of lines is reached."""
     now = time.monotonic()
     if not _ALLOWED.take(now):
         return
@@ -30,7 +30,7 @@ def log_request(level: int, event: str, request: Request, **more: Any) -> None:
 
 
 def log_failure(request: Request, error: TidegateError, **more: Any) -> TidegateError:
-    """Log that a request failed; return the error for its caller, without traceback and paths."""
+    """Log that a request failed. Return the error for the caller, without traceback and paths."""
     short, traceback = told(error.message)
     if traceback:
         more["traceback"] = traceback

@@ -2,9 +2,9 @@
 
 There are three degrees, tried in this order (docs/adr/019-a-sandbox-for-the-models-process.md):
 
-user and mounts   worker is root with CAP_SYS_ADMIN: the replica has its own user, the state folder is hidden
-user              worker is root without it, as in a container: the replica has its own user
-mounts            worker is not root: the same user, the state folder is hidden in a user namespace
+user and mounts   worker is root with CAP_SYS_ADMIN: the model has a separate user, the state folder is hidden
+user              worker is root without it, as in a container: the model has a separate user
+mounts            worker is not root: the model has the worker's user, the state folder is hidden from it
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ log = telemetry.logger(__name__)
 Mode = Literal["auto", "required", "off"]
 
 CODE = Path(__file__).parents[3]
-# The user's name in the environment. No account has it.
+# The name of the model's user in the environment. No account has this name.
 USER = "model"
 GPU_DEVICES = "nvidia*"
 
 
 @dataclass(frozen=True, slots=True)
 class FileNeeds:
-    """The paths that a command uses, beside those that every user may read.
+    """The paths that a command needs, in addition to those that every user may read.
 
-    The model's user owns the paths of ``write`` and can change nothing else. In a degree with mounts the
-    command sees ``shared_memory`` as /dev/shm. ``group`` is the cgroup that the command starts in, if any.
+    The model's user owns the paths in ``write`` and can change nothing else. In a degree with mounts the
+    command sees ``shared_memory`` as /dev/shm. The command starts in the cgroup ``group``, if it is set.
     """
 
     cwd: Path
@@ -63,8 +63,8 @@ class FileNeeds:
 class Sandbox:
     """The containment of one worker's model.
 
-    When the machine refuses a degree, the sandbox goes on with the next weaker one, and never back.
-    ``note`` is the file that gets the number of the claimed user, for the launcher.
+    If the machine refuses a degree, the sandbox uses the next weaker one, and no stronger one after that. The
+    number of the claimed user is written to the file ``note``, for the launcher.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Sandbox:
 
     @property
     def degree(self) -> str:
-        """Return the degree in words, for the replica's report."""
+        """Return a text about the degree, for the replica's report."""
         if self._mode == "off":
             return "off"
         now = self._degrees[0]
@@ -95,7 +95,7 @@ class Sandbox:
 
     @property
     def mounts(self) -> bool:
-        """Return True if the model's process has mounts of its own."""
+        """Return True if the model's process has separate mounts."""
         return self._degrees[0].mounts
 
     @property
@@ -117,39 +117,43 @@ class Sandbox:
         if self._degrees == [NONE] and self._mode == "required":
             raise Unavailable(
                 f"The model cannot be contained: {self._why}. TIDEGATE_MODEL_SANDBOX=required forbids "
-                "running it without one. Remove the cause, or set TIDEGATE_MODEL_SANDBOX=auto."
+                "running it without a sandbox. Remove the cause, or set TIDEGATE_MODEL_SANDBOX=auto."
             )
         if not self._degrees[0].user and not self._warned:
             self._warned = True
-            log.warning("the model has no separate user", extra={"sandbox": self.degree, "why": self._why})
+            log.warning(
+                "the model has no separate user",
+                extra={"sandbox": self.degree, "why": self._why},
+            )
 
     def _claimed(self) -> int:
         if self._user is None:
             # Two replicas must not have the same user: each could signal the other's processes, and both
-            # share the cache. So the claim holds for this machine and for every worker with this cache.
+            # share the cache. So no other worker on this machine, or with this cache, gets this user.
             self._user = ModelUser.claim(HOST, self._state / "cache" / "users")
             if self._note is not None:
                 self._note.write_text(str(self._user.uid))
         return self._user.uid
 
     def weaken(self, why: str) -> None:
-        """Go on with the next weaker degree. Raises Unavailable if none is left, unless the mode is auto."""
+        """Use the next weaker degree. Raises Unavailable if no degree is left, unless the mode is auto."""
         self._why = " ".join(why.split())[:300]
         if len(self._degrees) > 1:
             self._degrees = self._degrees[1:]
         if self._degrees == [NONE] and self._mode != "auto":
             raise Unavailable(
                 f"The model cannot be contained: {self._why}. Remove the cause, or set "
-                "TIDEGATE_MODEL_SANDBOX=auto to run it without one."
+                "TIDEGATE_MODEL_SANDBOX=auto to run it without a sandbox."
             )
 
     async def spawn(
         self, needs: FileNeeds, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> asyncio.subprocess.Process | None:
-        """Start a command. Return None if this degree was refused: then prepare the folders for the next one.
+        """Start a command. Return None if the machine refused this degree.
 
-        In every degree the command ends when this worker ends, and only its user can read the files that it
-        writes. ``how`` goes to ``create_subprocess_exec``. Raises Unavailable as :meth:`weaken` does.
+        After None, prepare the folders for the next weaker degree and call this again. In every degree the
+        command ends when this worker ends, and only its user can read the files that it writes. ``how`` is
+        passed to ``create_subprocess_exec``. Raises Unavailable like :meth:`weaken`.
         """
         if self._user is not None:
             self._user.begin()
@@ -174,11 +178,11 @@ class Sandbox:
         return None
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Return the variables of the model's user, which has no account; none if it is the worker's user."""
+        """Return the home and name of the model's user as variables; empty if it is the worker's user."""
         return {} if self.user is None else {"HOME": str(home), "USER": USER, "LOGNAME": USER}
 
     def unusable_variables(self) -> list[str]:
-        """Return the variables of this environment that name folders which the model's user cannot use."""
+        """Return the variables of this process that name a folder which the model's user cannot use."""
         return [
             key
             for key in ("TMPDIR", "HF_HOME")
@@ -186,7 +190,7 @@ class Sandbox:
         ]
 
     def unreadable(self, paths: Iterable[str]) -> list[str]:
-        """Return the existing local paths among these that the model's user cannot read."""
+        """Return those of these paths that exist on this host but that the model's user cannot read."""
         uid = self.user
         found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
         return [str(path) for path in found if uid is not None and not is_usable(path, uid, OTHERS_READ)]
@@ -199,13 +203,13 @@ class Sandbox:
             os.chown(folder, self.user, self.user)
 
     def let_through(self, folder: Path, *, to_read: bool = False) -> None:
-        """Let the model's user, and no other, pass through a folder of the worker, or read it."""
+        """Let only the model's user pass through a folder of the worker; ``to_read``: also list it."""
         if self.user is not None:
             os.chown(folder, -1, self.user)
             folder.chmod(0o750 if to_read else 0o710)
 
     def release(self) -> None:
-        """Free the model's user for another worker. The end of this process frees it too."""
+        """Let another worker claim the model's user. The end of this process has the same effect."""
         if self._user is not None:
             self._user.release()
             self._user = None
@@ -243,7 +247,7 @@ class Sandbox:
                 raise Unavailable(f"other users cannot pass through {unreadable}, a parent folder of {path}")
 
     def _open_way(self, path: Path) -> None:
-        """Let other users pass through the folders between the state folder and a path, but not list them."""
+        """Let other users pass through the folders from the state folder to a path, but not list them."""
         state = self._state.resolve()
         for folder in [each for each in path.parents if each == state or each.is_relative_to(state)]:
             mode = stat.S_IMODE(folder.stat().st_mode)
@@ -251,7 +255,7 @@ class Sandbox:
                 folder.chmod(mode & ~stat.S_IRWXO | OTHERS_PASS)
 
     def _rearranged(self, needs: FileNeeds) -> list[str]:
-        """Return the options that hide folders and show the needed paths in them."""
+        """Return the options of the script that hide folders and show the needed paths in them."""
         uid = self.user
         needed = [path for path in (needs.cwd, *needs.read, *needs.write) if path.exists()]
         hidden = {path.resolve() for path in self._hidden if path.is_dir()}
@@ -264,7 +268,8 @@ class Sandbox:
         shown = {(each, path) for path in needed for each in _targets(path, hidden)}
         writable = {path.resolve() for path in (needs.cwd, *needs.write)}
         if uid is None:
-            # The model runs as the worker's user: it could change the code of its own next process.
+            # The model runs as the worker's user. If it could write here, it could change the code of its
+            # next process.
             guarded = [*needs.read, CODE, Path(sys.prefix)]
             shown |= {(p.resolve(), p) for p in guarded if p.is_dir() and os.access(p, os.W_OK)
                       and not any(p.resolve().is_relative_to(h) for h in hidden)}  # fmt: skip
@@ -277,9 +282,9 @@ class Sandbox:
 
 
 async def _exchange(ours: socket.socket, environment: Mapping[str, str]) -> str:
-    """Send the environment and return why the command was refused; empty if it runs."""
+    """Send the environment. Return why the command was refused; empty if it runs."""
     loop = asyncio.get_running_loop()
-    # A process that has ended has already written the reason to its output.
+    # If the process has ended, it has already sent the reason, which is read below.
     with contextlib.suppress(ConnectionError):
         text = "".join(f"{key}={value}\0" for key, value in environment.items())
         await loop.sock_sendall(ours, os.fsencode(text))
@@ -306,11 +311,11 @@ def sandbox_of(settings: WorkerSettings, folder: Path) -> Sandbox:
 
 
 def device_groups() -> list[int]:
-    """Return the groups whose members may use the GPUs, if not every user may."""
+    """Return the groups whose members may use a GPU that is closed to other users."""
     found = (path.stat() for path in Path("/dev").glob(GPU_DEVICES) if not path.is_dir())
     return sorted({each.st_gid for each in found if each.st_gid and not each.st_mode & stat.S_IWOTH})
 
 
 def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
-    """Return the names under which a path must be shown: its own and its real one, if they are hidden."""
+    """Return where a path must be shown: at the path and at its real path, if these are hidden."""
     return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}

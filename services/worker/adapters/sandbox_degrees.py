@@ -6,14 +6,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Bits of CapEff, by linux/capability.h.
+# The numbers of the bits in CapEff, from linux/capability.h.
 CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7}
 SYS_ADMIN = 21
 
 
 @dataclass(frozen=True, slots=True)
 class Degree:
-    """A degree of containment: a user of the model's own, mounts of its own, or both."""
+    """A degree of containment: a separate user for the model, separate mounts, or both."""
 
     user: bool = False
     mounts: bool = False
@@ -23,7 +23,10 @@ NONE = Degree()
 
 
 def possible() -> tuple[list[Degree], str]:
-    """Return the degrees that this process may try, strongest first, and why no stronger one is possible."""
+    """Return the degrees that this process may try, strongest first, and why others are impossible.
+
+    The reason is empty if a separate user is possible.
+    """
     if os.geteuid() != 0:
         return [Degree(mounts=True), NONE], "the worker does not run as root"
     effective = _capabilities()

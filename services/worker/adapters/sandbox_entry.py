@@ -6,20 +6,20 @@ the script's pid, so signals to the worker's child reach the command. The option
 --parent PID               the worker; the command is killed when it ends
 --cwd FOLDER               working folder of the command
 --group FILE               join the cgroup with this list of processes (cgroup.procs)
---mounts                   hide and show paths in a mount namespace of the command's own
---namespace                make the mounts in a user namespace, for a worker without privileges
+--mounts                   hide and show paths in a separate mount namespace
+--namespace                mount in a separate user namespace, for a worker that is not root
 --hide FOLDER              mount an empty folder over it
 --read PATH TARGET         show PATH at TARGET, read-only
 --write PATH TARGET        show PATH at TARGET
 --user UID GID GROUPS      become this user; GROUPS is a comma-separated list, or empty
 
-Standard input is a socket. The command's environment comes through it, as NAME=VALUE with a NUL after each.
-The author of the model has influence on it (LD_PRELOAD), so this process must not have it as its own. If a
-step is refused, the reason goes back through the socket and nothing is executed. Otherwise the socket closes
-when the command is executed.
+Standard input is a socket. The script reads the command's environment from it: NAME=VALUE with a NUL after
+each. The script itself does not run in that environment, because the model's author can set variables such as
+LD_PRELOAD there. If a step is refused, the script writes the reason to the socket and does not execute the
+command. Otherwise the socket is closed when the command is executed.
 """
 
-# Importing pathlib would take longer than everything else here.
+# pathlib is not used, because its import takes longer than everything else here.
 # ruff: noqa: PTH103, PTH112, PTH120, PTH123, PTH208
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_REC = 1024, 2048, 4096, 16384
 MS_PRIVATE, MS_RELATIME = 1 << 18, 1 << 21
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 SIGKILL = 9
-# Flags that a mount must keep when it is mounted again read-only: (flag of statvfs, flag of mount).
+# Flags that a mount must keep when it becomes read-only: (flag of statvfs, flag of mount).
 KEPT = ((2, MS_NOSUID), (4, MS_NODEV), (8, MS_NOEXEC), (1024, MS_NOATIME), (2048, MS_NODIRATIME),
         (4096, MS_RELATIME))  # fmt: skip
 
@@ -51,7 +51,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(what: str, name: str, *arguments: Any) -> None:
-    """Call a function of libc. Raise OSError with ``what``, the name of the step, if it fails."""
+    """Call a function of libc. Raise OSError if it fails; ``what`` is the step's name in the error."""
     if getattr(libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -64,7 +64,10 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 
 def own_namespaces(new_user: bool) -> None:
-    """Enter a new mount namespace, with ``new_user`` also a user namespace in which the user is the same."""
+    """Enter a new mount namespace.
+
+    ``new_user``: also enter a new user namespace, in which the process keeps its user.
+    """
     uid, gid = os.geteuid(), os.getegid()
     flags = CLONE_NEWNS | (CLONE_NEWUSER if new_user else 0)
     call("new namespaces", "unshare", flags)
@@ -80,9 +83,9 @@ def own_namespaces(new_user: bool) -> None:
 
 
 def rearrange(options: list[list[str]]) -> None:
-    """Hide folders, show the needed paths in them, and make the rest read-only."""
+    """Hide folders and show the needed paths in them. Nothing else can be written in these folders."""
     hidden = [arguments[1] for arguments in options if arguments[0] == "--hide"]
-    # Paths must be opened before they are hidden, and in the namespace in which they are bound.
+    # A path must be opened before it is hidden, and in the namespace in which it is mounted again.
     shown = [
         (os.open(arguments[1], os.O_PATH | os.O_CLOEXEC), arguments[2], arguments[0] == "--write")
         for arguments in options
@@ -93,12 +96,12 @@ def rearrange(options: list[list[str]]) -> None:
     for handle, target, writable in shown:
         show(handle, target, writable)
     for folder in hidden:
-        # Mounts below the folder keep their own flags.
+        # This changes only the folder's own mount, not the mounts below it.
         mount("none", folder, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
 def show(handle: int, target: str, writable: bool) -> None:
-    """Bind an open file or folder at a path; create the path if it does not exist."""
+    """Mount an open file or folder at a path. Create the path if it does not exist."""
     source = f"/proc/self/fd/{handle}"
     if not os.path.lexists(target):
         if os.path.isdir(source):
@@ -114,7 +117,7 @@ def show(handle: int, target: str, writable: bool) -> None:
 
 
 def become(uid: int, gid: int, groups: list[int]) -> None:
-    """Become another user and give up root for good."""
+    """Become another user. The process cannot become root again."""
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -130,14 +133,14 @@ def contain(options: list[list[str]]) -> None:
     if "--mounts" in by_name:
         own_namespaces("--namespace" in by_name)
         rearrange(options)
-    # The old working folder still belongs to the hidden tree, and one could climb from it.
+    # The old working folder is in the hidden tree, and the command could reach hidden files from there.
     os.chdir(by_name["--cwd"][0])
     if "--user" in by_name:
         uid, gid, groups = by_name["--user"]
         become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
     if "--mounts" in by_name or "--user" in by_name:
         call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # Changing the user clears this signal, so it is set afterwards.
+    # This is set after the change of the user, because that change clears it.
     call("end with the worker", "prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     if os.getppid() != int(by_name["--parent"][0]):
         raise OSError(0, "the worker has ended")
@@ -155,8 +158,8 @@ def split(arguments: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def environment() -> tuple[int, dict[bytes, bytes]]:
-    """Return the socket, closed on exec, and the command's environment that came through it."""
-    # uvloop lets a child inherit copies of what it was started with.
+    """Return the socket, which is closed on exec, and the command's environment, which is read from it."""
+    # With uvloop, a child also inherits copies of the descriptors that it was started with.
     os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     socket = os.dup(0)  # closed on exec
     nothing = os.open("/dev/null", os.O_RDONLY)
@@ -169,7 +172,7 @@ def environment() -> tuple[int, dict[bytes, bytes]]:
 
 
 def main() -> int:
-    """Contain and exec; comes back only when one of the two is refused."""
+    """Contain this process and execute the command. Return 1 if one of the two is refused."""
     socket, by_name = environment()
     options, command = split(sys.argv[1:])
     try:

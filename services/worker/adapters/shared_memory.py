@@ -1,8 +1,8 @@
 """Pass large tensors between a worker and its Triton through shared memory.
 
-A region is created, registered with Triton and then unlinked. It exists while one of the two has it mapped,
-so nothing is left behind however they end. Until it is unlinked, its name begins with that of the replica,
-so the next Triton in the same folder can remove it.
+A region is created, registered with Triton and then unlinked. The kernel frees it when neither process has
+it mapped, so a crash leaves nothing behind. If the worker ends before it unlinks a region, the next Triton in
+the same folder finds the region by the prefix of its name, and removes it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ log = telemetry.logger(__name__)
 
 FOLDER = Path("/dev/shm")
 SMALLEST = 2**20
-# A larger region is not kept for the next call. All regions together take at most TOTAL_LIMIT.
+# Sizes in bytes. A region larger than this is not kept for other calls.
 KEPT_LIMIT = 64 * 2**20
+# All regions together take up to this.
 TOTAL_LIMIT = 512 * 2**20
-# Triton may still use the region of a call that was given up. The region is unregistered after this time.
+# The region of a call that was given up is unregistered after this time. Until then Triton may use it.
 RETIRED_S = 120.0
 ALIGNMENT = 64
 
 
 class Place(NamedTuple):
-    """A part of a region, for one tensor; in bytes."""
+    """The part of a region that holds one tensor. Offset and size are in bytes."""
 
     region: str
     offset: int
@@ -41,12 +42,12 @@ class Place(NamedTuple):
 
 
 class Region:
-    """Shared memory that Triton knows as ``name``; ``put`` and ``reserve`` assign its places in order."""
+    """Shared memory that Triton knows as ``name``. ``put`` and ``reserve`` assign places in order."""
 
     def __init__(self, path: Path, size: int, owner: int | None = None) -> None:
-        """Create the file and map it. Raise OSError if there is no room.
+        """Create the file and map it. Raise OSError if there is not enough memory.
 
-        ``owner`` is Triton's user; None: the user of this process.
+        ``owner`` is the user that Triton runs as; None: the user of this process.
         """
         self._path = path
         self.name = path.name
@@ -54,7 +55,8 @@ class Region:
         self._at = 0
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Reserved now, because writing to a mapped file without room would kill the process.
+            # Reserve the memory now. If it ran out during a write to the mapped file, the kernel would kill
+            # this process.
             os.posix_fallocate(handle, 0, size)
             if owner is not None:
                 os.fchown(handle, owner, -1)
@@ -68,15 +70,15 @@ class Region:
             os.close(handle)
 
     def unlink(self) -> None:
-        """Remove the name. The memory stays for the processes that have it mapped."""
+        """Remove the name. The memory stays until no process has it mapped."""
         self._path.unlink(missing_ok=True)
 
     def rewind(self) -> None:
-        """Assign places from the beginning again."""
+        """Assign places from the start of the region again."""
         self._at = 0
 
     def put(self, pieces: Sequence[Buffer]) -> Place:
-        """Write pieces one after the other at the next place, and return the place."""
+        """Write pieces one after another to the next place, and return the place."""
         at = self._at
         for piece in pieces:
             self._view[at : at + len(piece)] = piece
@@ -84,7 +86,7 @@ class Region:
         return self.reserve(at - self._at)
 
     def reserve(self, size: int) -> Place:
-        """Return the next place, of ``size`` bytes."""
+        """Return the next place, with ``size`` bytes."""
         place = Place(self.name, self._at, size)
         self._at += aligned(size)
         return place
@@ -95,15 +97,15 @@ class Region:
 
 
 def aligned(size: int) -> int:
-    """Return the room that ``size`` bytes take, in bytes."""
+    """Return how many bytes a place for ``size`` bytes takes."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Regions:
     """The regions of one Triton.
 
-    ``folder`` is the folder that Triton sees as /dev/shm. ``owner`` is Triton's user; None: the user of this
-    process.
+    ``folder`` is the folder that Triton sees as /dev/shm. ``owner`` is the user that Triton runs as; None:
+    the user of this process.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Regions:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def acquire(self, size: int) -> Region | None:
-        """Return a region of at least ``size`` bytes for one call; None if there is no room."""
+        """Return a region of at least ``size`` bytes for one call; None if memory is not available."""
         fitting = [region for region in self._free if region.size >= size]
         if fitting:
             region = min(fitting, key=lambda found: found.size)
@@ -140,19 +142,19 @@ class Regions:
             raise
 
     def release(self, region: Region) -> None:
-        """Take back the region of a call that has ended: Triton no longer uses it."""
+        """Take back the region of a call that has ended, so that other calls can use it."""
         if region.size > KEPT_LIMIT:
             self._unregister_soon(region)
         else:
             self._free.append(region)
 
     def retire(self, region: Region) -> None:
-        """Unregister the region of a call that was given up, but later: Triton may still use it."""
+        """Unregister the region of a call that was given up, after a delay: Triton may still use it."""
         loop = asyncio.get_running_loop()
         self._retired[region] = loop.call_later(RETIRED_S, self._on_retired, region)
 
     async def close(self) -> None:
-        """Forget all regions. Triton gets no more calls, or ends."""
+        """Forget all regions. Call this when Triton gets no more calls, or ends."""
         for handle in self._retired.values():
             handle.cancel()
         self._retired.clear()
@@ -167,7 +169,8 @@ class Regions:
         except OSError as error:
             self._in_use -= size
             log.warning(
-                "no room in shared memory, going on without it", extra={"bytes": size, "problem": str(error)}
+                "no room in shared memory; the call is made without it",
+                extra={"bytes": size, "problem": str(error)},
             )
             return None
         try:
@@ -198,7 +201,7 @@ class Regions:
         try:
             await self._client.unregister_region(region.name)
         except Unavailable:
-            return  # the mappings have ended with Triton
+            return  # Triton has ended, and its mappings with it
         except TidegateError as error:
             log.warning("Triton did not unregister a region", extra={"problem": error.message})
         self._in_use -= region.size

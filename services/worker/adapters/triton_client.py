@@ -1,4 +1,4 @@
-"""A client of one Triton: gRPC for everything, HTTP for quick inference. It parses no tensors."""
+"""A client of one Triton. It uses gRPC, and HTTP for quick calls. It does not parse tensors."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 LIVE_TIMEOUT_S = 2.0
-# A stream that the server refused was not processed at all (RFC 9113, 8.7), so it may be sent again.
+# Error 7: the server refused the stream without processing it (RFC 9113, 8.7), so it may be sent again.
 _REFUSED = re.compile(r"RST_STREAM with error code 7\b")
 _SENDS = 3
-# gRPC's messages about a connection that was cut. They have no status of their own: Triton uses these, too.
+# gRPC's messages about a lost connection. Its status codes are not enough, because Triton's own errors have
+# the same codes.
 _CUT = re.compile(
     "(Stream removed|Socket closed|sendmsg|recvmsg|Connection reset|Broken pipe|GOAWAY|Endpoint clos|"
     "Transport closed|failed to connect)"
 )
 _CUT_CODES = {StatusCode.UNKNOWN.value[0], StatusCode.UNAVAILABLE.value[0]}
-# Triton's message about a Python model whose process has ended. It starts no other, and repeats this.
+# Triton's answer to every call after the process of a Python model has ended. It does not start another one.
 _MODEL_DIED = re.compile("Stub process .* is not healthy")
 _LATE = "the deadline passed while the model ran"
 _BY_CODE: dict[int, type[TidegateError]] = {
@@ -63,12 +64,13 @@ _BY_CODE: dict[int, type[TidegateError]] = {
 
 
 class TritonClient:
-    """A client of one Triton. Unavailable: the server is gone; ModelFailed: the model is at fault.
+    """A client of one Triton.
 
-    If the process of a Python model has died, calls raise Unavailable too and ``model_died`` stays True.
-    Only another Triton helps then.
+    Calls raise Unavailable if the server is gone, and ModelFailed for an error of the model. If the process
+    of a Python model has died, calls raise Unavailable and ``model_died`` stays True. Then Triton must be
+    restarted.
 
-    ``target`` is ``unix:`` and the path of its gRPC socket. ``http`` is the path of its HTTP socket; None:
+    ``target`` is ``unix:`` and the path of the gRPC socket. ``http`` is the path of the HTTP socket; None:
     HTTP is not used.
     """
 
@@ -90,7 +92,7 @@ class TritonClient:
         )
 
     async def close(self) -> None:
-        """Close the connections. Calls in flight raise Unavailable; Triton cancels those over gRPC."""
+        """Close the connections. Calls in flight raise Unavailable. Triton cancels only those over gRPC."""
         if self._http is not None:
             self._http.close()
         await self._streams.close()
@@ -103,8 +105,8 @@ class TritonClient:
     async def infer_raw(self, request: Sequence[Buffer], timeout_s: float | None = None) -> Any:
         """Send a serialized ``ModelInferRequest``, in pieces, and return the ``ModelInferResponse``.
 
-        Cancelling the task cancels the call in Triton. Raises BadRequest (the model does not accept it),
-        DeadlinePassed, PayloadTooLarge, ModelFailed, Unavailable.
+        Cancelling the task cancels the call in Triton. Raises BadRequest if the model rejects the request.
+        Also raises DeadlinePassed, PayloadTooLarge, ModelFailed and Unavailable.
         """
         ends_at = None if timeout_s is None else time.monotonic() + timeout_s
         sends = 0
@@ -123,7 +125,7 @@ class TritonClient:
             except grpc.aio.UsageError:
                 raise Unavailable("The connection to the model server was closed.") from None
             except asyncio.CancelledError:
-                # The library also raises this when the channel is closed under the call.
+                # gRPC also raises this if the channel is closed during the call.
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
                 raise Unavailable("The connection to the model server was closed.") from None
@@ -132,8 +134,8 @@ class TritonClient:
     async def infer_http(self, request: bytes, timeout_s: float | None = None) -> HttpAnswer | None:
         """Send a whole HTTP request for inference and return its answer.
 
-        Return None if nothing listens for HTTP; then nothing was sent. Cancelling the task does not cancel
-        the call in Triton. Raises as :meth:`infer_raw`.
+        Return None, without sending it, if Triton does not listen for HTTP. Cancelling the task does not
+        cancel the call in Triton. Raises the errors of :meth:`infer_raw`.
         """
         if self._http is None:
             return None
@@ -149,7 +151,7 @@ class TritonClient:
             raise Unavailable(f"The model server is gone: {error}") from None
 
     async def stream(self, request: Any) -> AsyncGenerator[Any]:
-        """Yield the ``ModelInferResponse``s to a ``ModelInferRequest`` as they come, without a time limit.
+        """Yield each ``ModelInferResponse`` to a ``ModelInferRequest`` when it arrives, without a time limit.
 
         Closing the generator cancels the request in Triton. Raises ModelFailed, PayloadTooLarge, Unavailable.
         """
@@ -163,14 +165,14 @@ class TritonClient:
             raise self._note_death(error) from None
 
     def _note_death(self, error: TidegateError) -> TidegateError:
-        """Return the error of a call, or Unavailable if it says that the model's process has died."""
+        """Return Unavailable if an error says that the model's process has died; else return the error."""
         if not isinstance(error, ModelFailed) or _MODEL_DIED.search(error.message) is None:
             return error
         self.model_died = True
         return Unavailable("The model's process died.")
 
     async def live(self) -> bool:
-        """Return True if the server answers; False after :meth:`close`."""
+        """Return True if the server answers. After :meth:`close`, return False."""
         try:
             answer = await self._send(
                 "ServerLive", pb.ServerLiveResponse, pb.ServerLiveRequest(), LIVE_TIMEOUT_S
@@ -189,7 +191,7 @@ class TritonClient:
         return bool(answer.ready)
 
     async def load(self, model: str, timeout_s: float | None = None) -> None:
-        """Load or reload a model. Raise ModelFailed with Triton's message, or a Python model's exception."""
+        """Load or reload a model. Raise ModelFailed with Triton's message or the Python model's exception."""
         request = pb.RepositoryModelLoadRequest(model_name=model)
         try:
             await self._call("RepositoryModelLoad", pb.RepositoryModelLoadResponse, request, timeout_s)
@@ -210,23 +212,23 @@ class TritonClient:
         )
 
     async def config(self, model: str) -> Any:
-        """Return the model's configuration as Triton completed it (a ``ModelConfig`` message)."""
+        """Return the model's ``ModelConfig``, with the fields that Triton added."""
         answer = await self._call("ModelConfig", pb.ModelConfigResponse, pb.ModelConfigRequest(name=model))
         return answer.config
 
     async def statistics(self, model: str) -> Any:
-        """Return the model's ``ModelStatistics``: counts, and summed nanoseconds, since it was loaded."""
+        """Return the model's ``ModelStatistics``: its counts and total nanoseconds since it was loaded."""
         request = pb.ModelStatisticsRequest(name=model)
         answer = await self._call("ModelStatistics", pb.ModelStatisticsResponse, request)
         return answer.model_stats[0]
 
     async def signature(self, model: str) -> Signature:
-        """Return the signature of a loaded model; its shapes have no batch axis."""
+        """Return the signature of a loaded model, without the batch axis in its shapes."""
         metadata, config = await asyncio.gather(self.metadata(model), self.config(model))
         return signature_of(metadata, config)
 
     async def instances(self, model: str) -> int:
-        """Return how many calls the model runs at the same time; an ensemble, in all its steps together."""
+        """Return how many calls the model runs at the same time. For an ensemble, add up its steps."""
         config = await self.config(model)
         steps = [step.model_name for step in config.ensemble_scheduling.step]
         if steps:
@@ -235,14 +237,14 @@ class TritonClient:
         return max(1, sum(counts))
 
     async def register_region(self, name: str, size: int) -> None:
-        """Let Triton map the system shared memory ``/name`` of ``size`` bytes under its name."""
+        """Make Triton map ``size`` bytes of the system shared memory ``/name`` as the region ``name``."""
         request = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", offset=0, byte_size=size)
         await self._call(
             "SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterResponse, request, LIVE_TIMEOUT_S
         )
 
     async def unregister_region(self, name: str) -> None:
-        """Let Triton unmap a region."""
+        """Make Triton unmap a region."""
         request = pb.SystemSharedMemoryUnregisterRequest(name=name)
         await self._call(
             "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterResponse, request, LIVE_TIMEOUT_S
@@ -268,7 +270,7 @@ class TritonClient:
         if code in _BY_CODE:
             return _BY_CODE[code](message)
         cut = code in _CUT_CODES and _CUT.match(message) is not None
-        # Triton's errors have the same codes as those of a broken connection, so ask whether it is alive.
+        # Triton's errors have the same codes as a broken connection, so check if it is alive.
         if not cut and await self.live():
             return ModelFailed(message)
         return Unavailable(f"The model server is gone: {message}")
@@ -280,9 +282,9 @@ def _status(error: grpc.aio.AioRpcError) -> tuple[int, str]:
 
 
 def signature_of(metadata: Any, config: Any) -> Signature:
-    """Return the signature of a model by its metadata and configuration in Triton.
+    """Return the signature of a model, from its metadata and configuration in Triton.
 
-    Raises ModelFailed if they name no inputs or no outputs.
+    Raises ModelFailed if the metadata has no inputs or no outputs.
     """
     rows = int(config.parameters[ROWS].string_value) if ROWS in config.parameters else 0
     first = 1 if rows or config.max_batch_size > 0 else 0

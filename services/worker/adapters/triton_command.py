@@ -10,7 +10,7 @@ from pathlib import Path
 from services.worker.adapters.sandbox import Sandbox
 from services.worker.adapters.triton_install import TritonInstall
 
-# These name the GPUs of a replica, so a Deployment cannot set them.
+# These variables choose the GPUs of a replica, so a Deployment cannot set them.
 _DEVICES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"})
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -19,8 +19,8 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 class TritonOptions:
     """The options that differ between Tritons.
 
-    ``env`` is the Deployment's; its ``TIDEGATE_*`` variables are ignored. ``response_cache_mb`` limits the
-    response cache; 0 means no cache. Model output beyond ``log_bytes_per_s`` is dropped and counted.
+    ``env`` has the variables of the Deployment; ``TIDEGATE_*`` are ignored. ``response_cache_mb`` is the size
+    of the response cache; 0: no cache. Model output beyond ``log_bytes_per_s`` is dropped and counted.
     """
 
     replica: str
@@ -35,15 +35,15 @@ class TritonOptions:
 def environment(
     install: TritonInstall, options: TritonOptions, sandbox: Sandbox, home: Path
 ) -> dict[str, str]:
-    """Return the environment of a Triton; ``home`` is its HOME where the sandbox gives it a user."""
+    """Return the environment of a Triton. ``home`` is its HOME if it runs as a separate user."""
     found = install.environment(
         dict.fromkeys(_THREADS, str(options.threads))
         | sandbox.environment(home)
         | {key: value for key, value in options.env.items() if _is_the_models(key)}
-        # CUDA then numbers the GPUs as `nvidia-smi` lists them.
+        # Makes CUDA number the GPUs like `nvidia-smi`.
         | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        # The launcher finds the worker's processes by this. A worker of a warm pool keeps the name that the
-        # launcher gave it, which is not the replica's.
+        # The launcher finds the worker's processes by this name. A worker of a warm pool keeps the name that
+        # it was started with, which differs from the replica's name.
         | {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", options.replica)}
     )
     for key in sandbox.unusable_variables():
@@ -57,7 +57,7 @@ def arguments(
 ) -> list[str]:
     """Return the options of a tritonserver that serves a repository on Unix sockets in its working folder.
 
-    ``region`` begins the names of its shared memory.
+    ``region`` is the prefix for the names of its shared memory.
     """
     arguments = [
         f"--id={options.replica}",
@@ -66,14 +66,14 @@ def arguments(
         "--model-control-mode=explicit",
         "--strict-readiness=true",
         "--http-address=unix:http",
-        # Triton takes the address for a TCP address unless a port is set.
+        # Without a port, Triton takes the address for a TCP address.
         "--http-port=1",
         "--http-thread-count=2",
         "--grpc-address=unix:grpc",
         "--grpc-port=1",
         "--metrics-address=127.0.0.1",
         f"--metrics-port={metrics_port}",
-        # The thread that collects CPU metrics would delay the stop by a second.
+        # The thread that collects CPU metrics would delay Triton's end by a second.
         "--allow-cpu-metrics=false",
         "--exit-timeout-secs=10",
         f"--backend-config=python,shm-region-prefix-name={region}",

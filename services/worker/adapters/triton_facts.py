@@ -1,4 +1,4 @@
-"""Convert what Triton knows of a model to plain values: configuration, counts, labels of classes."""
+"""Convert a model's configuration, counts and class labels from Triton to plain values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from tidegate.kernel.protocol.statistics import CACHE, COMPUTE, EXECUTIONS, batc
 
 
 def as_json(message: Any) -> dict[str, Any]:
-    """Return a protobuf message as Triton's HTTP API shows it: names as declared, numbers as numbers."""
+    """Return a protobuf message in the form of Triton's HTTP API.
+
+    Names are as declared, and 64-bit numbers are numbers, not strings.
+    """
     found: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -34,7 +37,10 @@ def _value(field: Any, value: Any) -> Any:
 
 
 def counts(statistics: Any) -> dict[str, int]:
-    """Return a ``ModelStatistics`` message as flat counts. They only grow while the model is loaded."""
+    """Return a ``ModelStatistics`` message as a flat dict of counts.
+
+    The counts do not decrease while the model is loaded.
+    """
     found = {EXECUTIONS: statistics.execution_count}
     for part in ("success", "queue", *COMPUTE, *CACHE):
         _add(found, part, getattr(statistics.inference_stats, part))
@@ -53,7 +59,7 @@ def labels(config: dict[str, Any], folder: Path) -> dict[str, list[str]]:
     found = {}
     for output in config.get("output", ()):
         file = output.get("label_filename")
-        # Triton has already read the file. A name that leads out of the folder is ignored.
+        # A path outside the folder is ignored without an error, because Triton has already read the file.
         if file and (path := (folder / file).resolve()).is_relative_to(folder.resolve()) and path.is_file():
             found[output["name"]] = path.read_text(errors="replace").splitlines()
     return found

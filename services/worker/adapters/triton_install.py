@@ -10,16 +10,17 @@ from pathlib import Path
 
 from tidegate.kernel.errors import Unavailable
 
-# Variables that a driver or a container engine sets for Triton.
+# Prefixes of the variables that are passed on to Triton. A driver or a container engine sets them.
 _PASSED_ON = ("CUDA_", "NVIDIA_", "NCCL_", "TZ", "LANG", "LC_", "HOME", "TMPDIR", "SSL_CERT_", "HF_HOME")
 
 
 @dataclass(frozen=True)
 class TritonInstall:
-    """A usable Triton: from the wheel in the runtime folder, or a native one.
+    """A usable Triton: the one from the wheel in the runtime folder, or a native one.
 
-    ``model_bin`` has the Python that runs models; None: the system's. ``lower_bins`` have the Pythons below
-    it, whose packages it also sees. ``constraints`` are pip's constraints for packages that Triton needs.
+    ``model_bin`` is the folder of the Python that runs models; None: the system's Python. ``lower_bins`` are
+    the folders of other Pythons, whose packages it can also import. ``constraints`` are pip's constraints on
+    packages that Triton needs.
     """
 
     server: Path
@@ -31,7 +32,7 @@ class TritonInstall:
 
     @classmethod
     def find(cls, runtime: Path, server: Path | None = None, backends: Path | None = None) -> TritonInstall:
-        """Return the Triton in ``runtime``, or the native ``server`` with its backends beside ``bin/``.
+        """Return the Triton in ``runtime``, or the native ``server`` if it is given.
 
         Raises Unavailable, with the remedy, if a part is missing.
         """
@@ -48,7 +49,7 @@ class TritonInstall:
                     f"The models' Python is not at {model_bin}: run `make up`, or set TIDEGATE_RUNTIME_DIR."
                 )
             backends = backends or triton / "backends"
-            # With numpy 2 a model loads, but each of its answers fails.
+            # With numpy 2 a model loads, but each call fails.
             found = cls(binary, backends, model_bin, libraries, constraints=("numpy<2",))
         if not os.access(found.server, os.X_OK):
             raise Unavailable(
@@ -68,11 +69,11 @@ class TritonInstall:
 
     @property
     def caches_dir(self) -> Path:
-        """Return the folder of the response caches of this Triton."""
+        """Return the folder of this Triton's response caches."""
         return self.server.parent.parent / "caches"
 
     def has_cache(self) -> bool:
-        """Return True if this Triton has the response cache that holds answers in memory."""
+        """Return True if this Triton has the response cache that keeps answers in memory."""
         return (self.caches_dir / "local" / "libtritoncache_local.so").exists()
 
     @property
@@ -85,7 +86,7 @@ class TritonInstall:
         )
 
     def layered(self, model_bin: Path) -> TritonInstall:
-        """Return this Triton with another Python, which also sees the packages of the present one."""
+        """Return this Triton with another Python, which can also import the packages of the current one."""
         return replace(self, model_bin=model_bin, lower_bins=(self.python.parent, *self.lower_bins))
 
     def roots(self) -> list[Path]:
@@ -107,12 +108,12 @@ class TritonInstall:
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of a tritonserver, without Tidegate's settings and secrets.
 
-        ``extra`` overrides it, but the models' Python stays first on PATH, and Triton's libraries stay first
-        on LD_LIBRARY_PATH.
+        Variables in ``extra`` override others. But the models' Python is always first on PATH, and Triton's
+        libraries are always first on LD_LIBRARY_PATH.
         """
         environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         environment |= {"PYTHONUNBUFFERED": "1", "PATH": os.environ.get("PATH", os.defpath)}
-        # A native Triton has an environment that was made for it, as in NVIDIA's images.
+        # A native Triton needs the variable from its environment, as in NVIDIA's images.
         if not self.libraries and "LD_LIBRARY_PATH" in os.environ:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         environment |= extra
@@ -122,9 +123,9 @@ class TritonInstall:
 
 
 def prefixes(python: Path) -> list[Path]:
-    """Return the folders of a Python: of its environment, and of each Python that it links to."""
+    """Return the root folders of a Python: of its environment and of each Python that it links to."""
     found, path = [], python.absolute()
-    for _ in range(40):  # as many links as the kernel follows
+    for _ in range(40):  # the kernel follows at most 40 links
         found.append(path.parent.parent)
         if not path.is_symlink():
             break
@@ -139,6 +140,6 @@ def _put_first(environment: dict[str, str], key: str, paths: tuple[Path, ...]) -
 
 
 def _python_libraries(python: Path) -> tuple[Path, ...]:
-    """Return the folder of libpython; the loader finds only that of the system's Python by itself."""
+    """Return the folder of libpython. By default the loader finds only that of the system's Python."""
     lib = python.resolve().parent.parent / "lib"
     return (lib,) if any(lib.glob("libpython3*.so.*")) else ()

@@ -1,4 +1,4 @@
-"""Run one tritonserver as a child process: start it, notice its end, stop it, and clean up."""
+"""Run one tritonserver as a child process: start it, wait for its end, stop it, and clean up."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ WORK_DIR, MODELS = "triton", "models"
 
 
 class TritonProcess:
-    """A tritonserver with a folder of its own, ``work_dir``:
+    """A tritonserver with its own folder, ``work_dir``:
 
     models/       the model repository, which the model can read
-    home/         the model's HOME, if it has a user of its own
+    home/         the model's HOME, if it runs as a separate user
     run-<n>/      the working folder of the n-th start, with the gRPC and HTTP sockets
     triton.log    the end of its output
 
-    Only the worker can change ``work_dir`` itself, so a model cannot replace one of these. The metrics are on
-    a free loopback port.
+    Only the worker can change ``work_dir`` itself, so a model cannot replace any of these. The metrics are
+    served on a free loopback port.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TritonProcess:
         self._handle = -1
 
     def is_like(self, install: TritonInstall, options: TritonOptions) -> bool:
-        """Return True if it runs with this installation and these options, whatever the replica's name."""
+        """Return True if it runs with this installation and these options. The replica's name may differ."""
         alike = replace(options, replica=self._options.replica) == self._options
         return self.running and install == self._install and alike
 
@@ -78,7 +78,7 @@ class TritonProcess:
 
     @property
     def region(self) -> str:
-        """Return the beginning of the names of its shared memory."""
+        """Return the prefix of the names of its shared memory."""
         return self._region
 
     @property
@@ -106,8 +106,8 @@ class TritonProcess:
         return self._work_dir / f"run-{self._starts}"
 
     def _socket(self, name: str) -> str:
-        # A socket's path has at most 107 bytes, so it goes through an open folder. Each start has new
-        # addresses, because gRPC channels share what they learned about an address.
+        # A socket's path may have at most 107 bytes. This one is short, because it begins at an open folder.
+        # Each start has new addresses, because gRPC channels share their state about an address.
         return f"/proc/self/fd/{self._handle}/run-{self._starts}/{name}"
 
     @property
@@ -116,7 +116,7 @@ class TritonProcess:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start it and wait until gRPC accepts calls. Raise Unavailable with the end of Triton's log."""
+        """Start it and wait until gRPC accepts calls. If it fails, raise Unavailable with the log's end."""
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._handle < 0:
             self._handle = os.open(self._work_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -142,39 +142,42 @@ class TritonProcess:
                 return
             if attempt == START_TRIES or "metrics" not in self.tail().lower():
                 raise Unavailable(f"Triton ended while it started: {self.tail()}")
-            log.info("port taken while Triton started, trying another", extra={"port": self.metrics_port})
+            log.info(
+                "Triton's port was taken while it started; another one is tried",
+                extra={"port": self.metrics_port},
+            )
 
     async def wait(self) -> int:
-        """Wait for the end of the process and return its exit code; a signal's number is negative."""
+        """Wait until the process ends. Return its exit code, or a signal's number as a negative number."""
         assert self._process is not None, "not started"
         return await self._process.wait()
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Return True if a process was killed for lack of memory since the start."""
+        """Return True if a process was killed since the start because memory ran out."""
         return self._killed() > self._kills
 
     @property
     def memory_limit(self) -> str:
-        """Return its memory limit and how it is enforced, in words; empty if the worker enforces none."""
+        """Return a text about its memory limit; empty if the worker does not enforce one."""
         return self._memory.description if self._memory is not None else ""
 
     def _killed(self) -> int:
         return memory_limit.kills() if self._memory is None else self._memory.kills
 
     def descendants(self) -> list[int]:
-        """Return the processes below it, at any depth."""
+        """Return its child processes, their children, and so on."""
         return descendants(self.pid) if self.running else []
 
     def kill(self) -> None:
-        """Kill it without waiting for its end. Call :meth:`stop` to clean up."""
+        """Kill it, but do not wait for its end. Call :meth:`stop` to clean up."""
         if self._process is not None and self.running:
             self._process.kill()
 
     async def stop(self, grace_s: float = 10.0) -> None:
-        """Terminate it, and after ``grace_s`` seconds kill it together with its Python stubs.
+        """Terminate it. If it runs after ``grace_s`` seconds, kill it. Also kill its Python stubs.
 
-        With 0 it is killed at once, and ``finalize`` of a Python model does not run.
+        If ``grace_s`` is 0, it is killed immediately, and ``finalize`` of a Python model does not run.
         """
         if self._process is None:
             self._let_go()
@@ -182,8 +185,8 @@ class TritonProcess:
         models = start_ticks(descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
-            # Nothing is left to wait for once the models are finalized. Triton itself notices that only once
-            # a second.
+            # Wait only until the models' processes have ended. Triton itself checks that only once a second,
+            # so it would end later.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):
@@ -199,11 +202,11 @@ class TritonProcess:
         self._let_go()
 
     def tail(self, lines: int = 12) -> str:
-        """Return the last warnings and errors of Triton's log, after a line that says if memory ran out."""
+        """Return the last warnings and errors of Triton's log. If memory ran out, the first line says so."""
         self._log.catch_up()
         try:
             with self.log_path.open("rb") as output:
-                # Only the end, because a model can make its log as large as it likes.
+                # Read only the end, because a model can make its log very large.
                 output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL_BYTES))
                 text = output.read(TAIL_BYTES).decode(errors="replace")
         except FileNotFoundError:
@@ -211,7 +214,7 @@ class TritonProcess:
         lines_to_show = [
             line for line in text.splitlines() if line.strip() and not line.startswith(("I1", "I0", "|", "+"))
         ]
-        # Triton does not know why a model's process ended.
+        # Triton's log does not say why a model's process ended.
         message = memory_limit.OUT_OF_MEMORY if self._memory is None else self._memory.message
         starved = [message] if self.ran_out_of_memory else []
         return "\n".join([*starved, *lines_to_show[-lines:]])
@@ -226,7 +229,7 @@ class TritonProcess:
         command = [str(self._install.server), *options]
         self._process = None
         self.log_path.write_bytes(b"")
-        # Output goes through a pipe, so that its amount is limited before it reaches the disk.
+        # Output goes through a pipe, so that it can be limited before it is written to disk.
         with self._log.writer() as output:
             while self._process is None:
                 needs = self._lay_out()
@@ -259,17 +262,17 @@ class TritonProcess:
         return needs
 
     async def _listening(self) -> bool:
-        """Return True once the socket accepts connections, False if the process ended before."""
+        """Wait until the socket accepts connections. Return False if the process ends before that."""
         while self.running:
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-                # A Unix socket connects or refuses at once, so this does not block the loop.
+                # A Unix socket connects or refuses immediately, so this does not block the event loop.
                 if probe.connect_ex(self.target.removeprefix("unix:")) == 0:
                     return True
             await asyncio.sleep(POLL_S)
         return False
 
     def _sweep(self) -> None:
-        """Remove what a killed Triton leaves behind: Python stubs, shared memory, sockets."""
+        """Remove what a killed Triton leaves behind: Python stubs (killed), shared memory and sockets."""
         for pid in naming(self._region):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -290,18 +293,18 @@ def repository_in(folder: Path) -> Path:
 
 def region_of(work_dir: Path) -> str:
     """Return the name for the shared memory and the cgroup of a Triton in ``work_dir``."""
-    # Named by the folder, because two stacks on one machine may have replicas of the same name.
+    # The name comes from the folder, because two stacks on one machine may have replicas of the same name.
     return "tidegate-" + hashlib.sha256(str(work_dir.absolute()).encode()).hexdigest()[:16]
 
 
 def new_triton(
     install: TritonInstall, folder: Path, options: TritonOptions, sandbox: Sandbox | None = None
 ) -> TritonProcess:
-    """Return the Triton of the worker in ``folder``, not yet started."""
+    """Return a Triton, not yet started, for the worker in ``folder``."""
     work_dir = folder / WORK_DIR
     memory = memory_limit.read_limit(folder, region_of(work_dir))
     triton = TritonProcess(install, work_dir, options, sandbox, memory)
-    # The launcher reads this to clean /dev/shm if this process is killed.
+    # If this process is killed, the launcher reads this file to clean /dev/shm.
     (folder / "shared-memory").write_text(triton.region)
     return triton
 

@@ -1,4 +1,4 @@
-"""The answers of one request to a decoupled model, over a gRPC stream of its own."""
+"""Read the answers to a request to a decoupled model. Each request has a separate gRPC stream."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import grpc
 from tidegate.kernel import tasks
 from tidegate.kernel.errors import ModelFailed
 
-# Triton up to 25.01 may crash when a stream is cancelled while it sends (its issue 8034; met at one cancel in
-# a few hundred of streams that send without a pause). So a stream is cancelled at a quiet moment: when
-# nothing has come for QUIET_S, or after LEAVE_S without one.
+# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). This
+# happened in one of a few hundred cancellations of streams that send without a pause. So a stream is
+# cancelled when nothing has arrived for QUIET_S. If that does not happen, it is cancelled after LEAVE_S.
 QUIET_S = 0.003
 LEAVE_S = 5.0
 
@@ -23,18 +23,18 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
 class TritonStreams:
-    """The streams of one channel, with those that their callers have left but that have not ended yet."""
+    """The streams of one channel. It includes those that callers have left but that have not ended yet."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """End the streams that their callers have left."""
+        """Cancel the streams that callers have left but that have not ended yet."""
         await tasks.end(*self._leaving)
 
     async def answers(self, request: Any) -> AsyncGenerator[Any]:
-        """Yield the ``ModelInferResponse``s to a ``ModelInferRequest`` as the model sends them.
+        """Yield each ``ModelInferResponse`` to a ``ModelInferRequest`` when the model sends it.
 
         Closing the generator cancels the request in Triton. Raises ModelFailed and ``AioRpcError``.
         """
@@ -43,14 +43,14 @@ class TritonStreams:
         reading = None
         try:
             while True:
-                # A shielded task, because cancelling a read cancels the whole call.
+                # Shield the read, because cancelling it would cancel the whole call.
                 reading = asyncio.ensure_future(call.read())
                 answer = await asyncio.shield(reading)
                 if answer is grpc.aio.EOF:
                     return
                 if answer.error_message:
-                    # There is no status code. Triton would send one with the header triton_grpc_error, but
-                    # then Triton 2.51 crashes if a model that sent an error marks it as the last response.
+                    # The error has no status code. Triton sends one if the header triton_grpc_error is set.
+                    # But then Triton 2.51 crashes if a model marks its error as the last response.
                     raise ModelFailed(answer.error_message)
                 found = answer.infer_response
                 final = FINAL in found.parameters and found.parameters[FINAL].bool_param
@@ -65,7 +65,7 @@ class TritonStreams:
 
 
 async def _leave(call: Any, reading: asyncio.Future[Any] | None) -> None:
-    """Wait for the end of a call, and cancel it if it does not end by itself."""
+    """Wait until a call ends or sends nothing for QUIET_S, for up to LEAVE_S. Then cancel it."""
     give_up_at = time.monotonic() + LEAVE_S
     try:
         while reading is not None and time.monotonic() < give_up_at:
@@ -76,6 +76,6 @@ async def _leave(call: Any, reading: asyncio.Future[Any] | None) -> None:
                 return
             reading = asyncio.ensure_future(call.read())
     finally:
-        call.cancel()  # does nothing if the call has ended
+        call.cancel()  # no effect if the call has ended
         if reading is not None:
             await asyncio.gather(reading, return_exceptions=True)

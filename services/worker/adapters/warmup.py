@@ -1,4 +1,4 @@
-"""Make the first calls of a model before callers do."""
+"""Warm up a model with calls, before it gets requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = telemetry.logger(__name__)
 ITEM_BYTES = {
     "BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2,
     "UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8,
-    "BYTES": 4,  # an empty string: its length, four zero bytes
+    "BYTES": 4,  # an empty string is encoded as its length, four zero bytes
 }  # fmt: skip
 FIRST_ANSWER_S = 10.0
 BYTES_LIMIT = 16 * 1024 * 1024
@@ -34,10 +34,11 @@ async def warm_up(
     max_batch: int | None = None,
     timeout_s: float = 30.0,
 ) -> None:
-    """Send zeros: one row, and the largest batch if all dims are known (``max_batch`` rows, 16 MiB at most).
+    """Call the model with zeros: first with one row, then with the largest batch.
 
-    A model may refuse zeros: that is logged, and is no error. Raises Unavailable if Triton is gone, and
-    Contradiction if an answer contradicts the signature.
+    The largest batch has up to ``max_batch`` rows. It is left out if a dim is not fixed or if it would take
+    more than 16 MiB. If the model rejects the zeros, this is logged but is not an error. Raises Unavailable
+    if Triton is gone, and Contradiction if an answer contradicts the signature.
     """
     check = OutputCheck(signature)
     for rows in batch_sizes(signature, max_batch):
@@ -51,18 +52,18 @@ async def warm_up(
             raise
         except TidegateError as refusal:
             log.info(
-                "the model refused the warm-up",
+                "the model rejected a warm-up call",
                 extra={"model": model, "rows": rows, "reason": refusal.message},
             )
             return
 
 
 class Contradiction(ModelFailed):
-    """A model whose answers differ from its signature."""
+    """An answer of the model contradicts its signature."""
 
 
 def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
-    """Raise Contradiction unless the outputs of an answer are the signature's."""
+    """Raise Contradiction if the outputs of an answer differ from the signature."""
     outputs = [Output(each.name, each.datatype, tuple(each.shape), b"") for each in answer.outputs]
     problem = "" if check.agrees(outputs, rows) else check.last
     if problem := problem or check.missing(outputs):
@@ -73,14 +74,14 @@ def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
 
 
 async def _first_answer(client: TritonClient, request: Any, timeout_s: float) -> None:
-    """Wait only for the first answer: a decoupled model may send answers without end, or none."""
+    """Wait only for the first answer, because a decoupled model may send endless answers, or none."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s), aclosing(client.stream(request)) as answers:
             await anext(answers, None)
 
 
 def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]:
-    """Return the numbers of rows to warm up with: 1, and the largest that a call may have."""
+    """Return the batch sizes for the warm-up: 1, and the largest that a call may have."""
     largest = min(signature.max_batch_size, max_batch or signature.max_batch_size)
     fixed = all(-1 not in tensor.shape for tensor in signature.inputs)
     row = sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.datatype] for tensor in signature.inputs)
@@ -88,7 +89,7 @@ def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]
 
 
 def zeros(model: str, signature: Signature, rows: int) -> Any:
-    """Return a ``ModelInferRequest`` of zeros (empty strings for BYTES); unknown dims are 1."""
+    """Return a ``ModelInferRequest`` with zeros (for BYTES: empty strings). Dims that are not fixed are 1."""
     request = ModelInferRequest(model_name=model)
     for spec in signature.inputs:
         shape = [abs(dim) for dim in spec.shape]

@@ -1,8 +1,9 @@
-"""Stand in for Triton's ``triton_python_backend_utils``, so that the model's output appears at once.
+"""Replace Triton's ``triton_python_backend_utils``, so that the model's output appears immediately.
 
-The file is copied beside each ``model.py`` under that name. Triton's Python ignores PYTHONUNBUFFERED and
-PYTHONUTF8: it buffers 8 KiB of printed lines, and fails on letters that are not ASCII. Triton finds this
-module first on sys.path and imports it before the model. The module then executes the code of the real one.
+This file is copied beside each ``model.py`` under that name. Triton's Python ignores PYTHONUNBUFFERED and
+PYTHONUTF8. So it buffers 8 KiB of printed lines and fails on letters that are not ASCII. This file corrects
+both. Triton finds this module first on sys.path and imports it before the model. Then this module executes
+the code of the real one.
 """
 
 # ruff: noqa: PTH100, PTH120, PTH123

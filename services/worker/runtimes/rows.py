@@ -1,7 +1,7 @@
 """Answer Triton's requests with as few model calls as possible.
 
-The file is copied beside each runtime's ``model.py``. Like the runtimes, it runs inside Triton in the models'
-Python, and imports nothing of Tidegate.
+This file is copied beside each runtime's ``model.py``. Like the runtimes, it runs in the models' Python and
+imports nothing from Tidegate.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import triton_python_backend_utils as pb_utils
 
 Feed = dict[str, Any]
 Call = Callable[[Feed, list[str]], list[Any]]
-"""A function of the input arrays by name and the requested outputs; returns their arrays, in order."""
+"""A function that gets the input arrays by name and the names of the requested outputs.
+
+It returns the arrays of these outputs, in the same order.
+"""
 
 
 class Rows:
-    """A runner that passes requests to ``call``, a single request without a copy."""
+    """A runner that passes requests to ``call``. It copies the inputs only to join several requests."""
 
     def __init__(
         self,
@@ -28,7 +31,10 @@ class Rows:
         *,
         decode: bool = True,
     ) -> None:
-        """Turn exceptions into responses by ``error_response``. ``decode`` False leaves BYTES as bytes."""
+        """Store the arguments.
+
+        ``error_response`` turns an exception into a response. ``decode``: convert BYTES inputs to str.
+        """
         tensors = config["input"]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self._call = call
@@ -54,7 +60,10 @@ class Rows:
             return self._error_response(problem)
 
     def _callable_together(self, requests: list[Any]) -> dict[Any, list[int]]:
-        """Return the indices of requests that can share a call: with equal outputs and row shapes."""
+        """Return groups of requests that can share a call, as indices.
+
+        The requests of a group have equal outputs and row shapes.
+        """
         groups: dict[Any, list[int]] = {}
         for index, request in enumerate(requests):
             shapes = tuple((tensor.name(), tuple(tensor.shape()[1:])) for tensor in request.inputs())
@@ -72,7 +81,7 @@ class Rows:
             for place, index in enumerate(members):
                 responses[index] = response(names, [part[place] for part in parts])
         except Exception:
-            # One bad row fails the whole call, so each request is now run alone.
+            # One bad row fails the whole call, so run each request alone.
             for index in members:
                 responses[index] = self._run_one(requests[index])
 
@@ -84,14 +93,14 @@ class Rows:
 
 
 def response(names: list[str], arrays: list[Any]) -> Any:
-    """Return a response with these arrays as outputs of these names."""
+    """Return a response with these arrays as its outputs."""
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(names, arrays)])  # noqa: B905
 
 
 def failure(problem: Exception, hidden: str = "", more: str = "") -> Any:
-    """Return a response with the exception's type and text, and ``more``, without the stack.
+    """Return a response with the exception's type and text, then ``more``.
 
-    ``hidden``, the path of the model's folder, is cut out of the text.
+    ``hidden``, the path of the model's folder, is removed from the text.
     """
     text = f"{type(problem).__name__}: {problem}{more}"
     return pb_utils.InferenceResponse([], pb_utils.TritonError(text.replace(hidden, "") if hidden else text))
@@ -104,11 +113,11 @@ def decoded(texts: Any) -> Any:
 
 
 def parameter(config: dict[str, Any], key: str) -> str | None:
-    """Return the text of a parameter in a model configuration; None if it is not set."""
+    """Return the value of a parameter in a model configuration; None if it is not set."""
     found = config.get("parameters", {}).get(key)
     return None if found is None else found["string_value"]
 
 
 def numpy_type(datatype: str) -> Any:
-    """Return the numpy type of a datatype as the configuration writes it (``TYPE_FP32``)."""
+    """Return the numpy type of a datatype of the configuration, such as ``TYPE_FP32``."""
     return pb_utils.triton_string_to_numpy(datatype)

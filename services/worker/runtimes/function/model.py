@@ -1,8 +1,7 @@
-"""Run a Python file with ``predict``, a function or a method, that contains nothing of Triton.
+"""Run a Python file that has a function or method ``predict`` and does not use Triton's API.
 
-This file lies beside the user's ``model.py`` as ``tidegate_runtime.py``. ``tidegate_plan.json`` says how to
-call ``predict``. ``tidegate_sdk`` has the names that the user's file may import from Tidegate, unless all of
-Tidegate is installed.
+This file is copied beside the user's ``model.py``, as ``tidegate_runtime.py``. ``tidegate_plan.json`` says
+how to call ``predict``. If Tidegate is not installed, the user's file imports it from ``tidegate_sdk``.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class TritonPythonModel:
         return {name: argument(array, kinds[name]) for name, array in feed.items()}
 
     def _finished(self, result: Any) -> Any:
-        """Return the result of a call; wait for it if it is a coroutine."""
+        """Return the result of a call. If it is a coroutine, run it and return its result."""
         if not asyncio.iscoroutine(result):
             return result
         if self._loop is None:
@@ -70,7 +69,7 @@ class TritonPythonModel:
         return asyncio.run_coroutine_threadsafe(result, self._loop).result()
 
     def _streams(self, requests: list[Any]) -> None:
-        """Start a thread for each request. It sends the answers through the request's sender."""
+        """Start a thread for each request. The thread sends the answers through the request's sender."""
         for request in requests:
             thread = threading.Thread(target=self._stream, args=(request,), daemon=True)
             self._streaming.add(thread)
@@ -98,9 +97,9 @@ class TritonPythonModel:
 
 
 def error_response(problem: Exception) -> Any:
-    """Return a response with the exception's type and text, and its traceback.
+    """Return a response with the exception's type, text and traceback.
 
-    The worker removes the traceback and writes it to the log with the id of the request.
+    The worker removes the traceback from the answer and logs it with the id of the request.
     """
     stack = problem.__traceback__
     while stack is not None and Path(stack.tb_frame.f_code.co_filename).name.startswith("tidegate_"):
@@ -111,26 +110,26 @@ def error_response(problem: Exception) -> Any:
 
 
 def _imported() -> Any:
-    # At the end of the path, because a Tidegate from the version's requirements has more than this one.
+    # Append it, so that a Tidegate from the version's requirements is found first. It has more names.
     sys.path.append(str(FOLDER / "tidegate_sdk"))
     spec = importlib.util.spec_from_file_location("model", FOLDER / "model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["model"] = module  # for dataclasses and pickles that name it
+    sys.modules["model"] = module  # dataclasses and pickles look up the module by its name
     spec.loader.exec_module(module)
     return module
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop that runs in a thread of its own until the process ends."""
+    """Return an event loop that runs in a separate thread until the process ends."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True, name="tidegate-loop").start()
     return loop
 
 
 def _waited_for(generator: Any, loop: asyncio.AbstractEventLoop) -> Any:
-    """Yield the items of an asynchronous generator. Closing this generator closes the other one."""
+    """Yield the items of an asynchronous generator. Closing this generator also closes that one."""
     try:
         while True:
             try:

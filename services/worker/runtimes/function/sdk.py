@@ -1,4 +1,4 @@
-"""The names that a model's file may import from Tidegate if it is not installed."""
+"""The names that a model's file may import from Tidegate if Tidegate is not installed."""
 
 from tidegate.model import Tensor, batched
 
@@ -9,6 +9,6 @@ def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
     raise ImportError(
-        f"tidegate.{name} is not in the models' Python, which has only {', '.join(__all__)} of Tidegate. Add "
+        f"tidegate.{name} is not in the models' Python. It has only {', '.join(__all__)} of Tidegate. Add "
         "the line `tidegate` to the model's requirements file."
     )

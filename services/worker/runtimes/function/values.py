@@ -1,6 +1,6 @@
 """Convert arrays to the arguments of ``predict``, and its result to arrays.
 
-The file lies beside the runtime as ``tidegate_values.py``, in the models' Python. It imports only numpy.
+This file is copied beside the runtime, as ``tidegate_values.py``. It may import only numpy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def argument(array: Any, how: dict[str, Any]) -> Any:
-    """Return an input as ``predict`` gets it: an array, a list, or one scalar.
+    """Return an input in the form that ``predict`` gets: an array, a list, or one scalar.
 
     Raises UnicodeDecodeError for text that is not UTF-8.
     """
@@ -27,7 +27,10 @@ def argument(array: Any, how: dict[str, Any]) -> Any:
 
 
 class Outputs:
-    """The outputs of a signature: ``name``, ``datatype`` and ``dims`` of the whole array, -1 is any size."""
+    """The outputs of a signature, each with ``name``, ``datatype`` and ``dims``.
+
+    ``dims`` are those of the whole array; -1 is any size.
+    """
 
     def __init__(self, specs: list[dict[str, Any]], numpy_type: Callable[[str], Any]) -> None:
         self.names = [spec["name"] for spec in specs]
@@ -40,10 +43,10 @@ class Outputs:
         }
 
     def named(self, result: Any, rows: int | None) -> dict[str, Any]:
-        """Return the result of ``predict`` as an array for each output.
+        """Return the result of ``predict`` as a dict with an array for each output.
 
-        ``rows`` is the number of rows that it got; None: it got one request. Raises TypeError or ValueError
-        with what it returned and what was expected.
+        ``rows`` is the number of rows that ``predict`` got; None: it got a single request. Raises TypeError
+        or ValueError, with the result and what was expected, if the result does not fit the outputs.
         """
         values = self._values(result)
         return {
@@ -73,7 +76,7 @@ class Outputs:
         name, dims, expected = spec["name"], spec["dims"], self._types[spec["name"]]
         if value is None:
             raise TypeError(f"predict returned None for the output {name!r}: is a `return` missing?")
-        if hasattr(value, "detach"):  # a tensor of torch, maybe on a GPU or with its gradient
+        if hasattr(value, "detach"):  # a torch tensor, which may be on a GPU or have a gradient
             value = value.detach().cpu().numpy()
         array = _texts(name, value) if expected.kind == "O" else _cast(spec, np.asarray(value), expected)
         if array.ndim == 0 and dims in ([1], [-1]):
@@ -94,7 +97,7 @@ def _fields(result: Any) -> tuple[str, ...]:
 
 def _texts(name: str, value: Any) -> Any:
     array = np.asarray(value)
-    # numpy's fixed-width strings lose trailing zeros, so other values are converted to objects directly.
+    # Lists become objects directly, because numpy's fixed-width strings lose trailing zeros.
     array = array.astype(object) if isinstance(value, np.ndarray) else np.asarray(value, dtype=object)
     wrong = next((each for each in array.ravel() if not isinstance(each, str | bytes)), None)
     if wrong is not None:
@@ -106,7 +109,7 @@ def _texts(name: str, value: Any) -> Any:
 
 
 def _cast(spec: dict[str, Any], array: Any, expected: Any) -> Any:
-    """Return the array as the output's type, if the kind is the same and no integer changes."""
+    """Convert an array to the output's type, if both have the same kind and no integer changes."""
     if array.dtype == expected:
         return array
     both_whole = array.dtype.kind in "iu" and expected.kind in "iu"

@@ -31,7 +31,7 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
-        """Describe the tensors by the file, if the configuration does not."""
+        """Add the file's inputs and outputs to the configuration, if it lacks them."""
         described = config.as_dict()
         if not (described["input"] and described["output"]):
             describe(config, Path(__file__).with_name("model.onnx"))
@@ -52,9 +52,9 @@ class TritonPythonModel:
 
 
 def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
-    """Open the file on the GPU with this number, or on the CPU for None.
+    """Open the file on the GPU with this number; None: on the CPU.
 
-    Raise RuntimeError if CUDA cannot be used: onnxruntime itself would go on with the CPU without an error.
+    Raises RuntimeError if CUDA cannot be used, because onnxruntime would silently use the CPU instead.
     """
     cpu = "CPUExecutionProvider"
     if gpu is None:
@@ -62,7 +62,7 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
     if CUDA not in onnxruntime.get_available_providers():
         raise RuntimeError(no_cuda("it is a build for the CPU"))
     if hasattr(onnxruntime, "preload_dlls"):
-        # Load CUDA and cuDNN from pip's packages. If they are missing, those of the system are used.
+        # Load CUDA and cuDNN from packages of pip. If these are missing, the system's libraries are used.
         onnxruntime.preload_dlls()
     providers = [(CUDA, {"device_id": gpu}), cpu]
     with tempfile.TemporaryFile() as captured:
@@ -80,7 +80,7 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
 
 @contextlib.contextmanager
 def stderr_into(file: Any) -> Iterator[None]:
-    """Redirect the process's stderr to a file, because onnxruntime reports the reasons only there."""
+    """Redirect the process's stderr to a file, because onnxruntime writes its errors only there."""
     sys.stderr.flush()
     kept = os.dup(2)
     os.dup2(file.fileno(), 2)
@@ -102,7 +102,7 @@ def no_cuda(reason: str) -> str:
 
 
 def options(config: dict[str, Any]) -> Any:
-    """Return session options with the Deployment's number of threads, which do not spin while they wait."""
+    """Return session options with the Deployment's number of threads. Waiting threads use no CPU time."""
     found = onnxruntime.SessionOptions()
     threads = parameter(config, "intra_op_thread_count") or parameter(config, "threads") or 1
     found.intra_op_num_threads = int(threads)
@@ -113,9 +113,10 @@ def options(config: dict[str, Any]) -> Any:
 
 
 def describe(config: Any, path: Path) -> None:
-    """Add the file's inputs and outputs to a configuration, and batching if all of them have a batch axis.
+    """Add the file's inputs and outputs to a configuration. Enable batching if all have a batch axis.
 
-    Triton has no tensors with one scalar per row, so a file with such a tensor keeps the axis in the dims.
+    Triton has no tensors with one scalar per row. So if a tensor has only the batch axis, batching stays off
+    and the dims include that axis.
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     check_outputs(session)

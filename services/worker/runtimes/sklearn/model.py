@@ -1,8 +1,8 @@
 """Run a scikit-learn estimator from a joblib file.
 
-The outputs of a classifier are ``label`` and ``probabilities``. Any other estimator has ``output``, from
-``predict``, or from ``transform`` if it has no ``predict``.
-Several inputs become the columns of a pandas DataFrame.
+The outputs of a classifier are ``label`` and ``probabilities``. Other estimators have the output ``output``.
+It comes from ``predict``, or from ``transform`` if the estimator has no ``predict``. If there are several
+inputs, they become the columns of a pandas DataFrame.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
-        """Describe the tensors by the estimator, if there is no signature."""
+        """Add the estimator's inputs and outputs to the configuration, if there is no signature."""
         described = config.as_dict()
         if not described["input"]:
             estimator = joblib.load(Path(__file__).with_name("model.joblib"))
@@ -42,7 +42,7 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the estimator and check that it has every output of the configuration."""
+        """Load the estimator. Check that it has all outputs in the configuration."""
         config = json.loads(args["model_config"])
         estimator = joblib.load(Path(args["model_repository"], args["model_version"], "model.joblib"))
         methods = methods_of(estimator)
@@ -80,7 +80,7 @@ def methods_of(estimator: Any) -> dict[str, Any]:
 
 
 def outputs_of(estimator: Any) -> list[dict[str, Any]]:
-    """Return the outputs with datatype and dims, including the row axis."""
+    """Return the outputs with their datatypes and dims. The dims include the row axis."""
     methods = methods_of(estimator)
     if "label" in methods:
         kind = np.asarray(estimator.classes_).dtype.kind

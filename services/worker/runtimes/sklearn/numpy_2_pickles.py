@@ -1,4 +1,4 @@
-"""Let numpy 1 load pickles of numpy 2: those with renamed modules or random generators.
+"""Make numpy 1 load pickles of numpy 2 that use renamed modules or random generators.
 
 Triton's Python backend works only with numpy 1, and many estimators are saved with numpy 2.
 """
@@ -32,7 +32,7 @@ def accept() -> None:
 
 
 def _generators(before: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a constructor of bit generators that accepts a class, as numpy 2 saves it, or a name."""
+    """Return a constructor of bit generators that accepts their class (numpy 2) or name (numpy 1)."""
 
     def make(kind: Any = "MT19937") -> Any:
         if isinstance(kind, str):
@@ -45,12 +45,12 @@ def _generators(before: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _set_state(generator: Any, state: Any) -> None:
-    # numpy 2 saves a tuple of the state and its seed.
+    # numpy 2 saves a tuple of the state and the seed.
     generator.state = state[0] if isinstance(state, tuple) else state
 
 
 def _holders(kind: Any, before: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a constructor that accepts a bit generator, as numpy 2 passes it, or a name, as numpy 1 does."""
+    """Return a constructor that accepts a bit generator (numpy 2) or its name (numpy 1)."""
 
     def make(generator: Any = "MT19937", *rest: Any) -> Any:
         return kind(generator) if isinstance(generator, np.random.BitGenerator) else before(generator, *rest)

@@ -1,7 +1,7 @@
 """Run a TorchScript file on torch, for a Triton without the native pytorch backend.
 
-The module gets its inputs in the order of the signature. It returns one tensor, several in the order of the
-outputs, or a dict by output name.
+The module gets its inputs in the order of the signature. It returns one tensor, or several in the order of
+the outputs, or a dict with the names of the outputs as keys.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from rows import Rows, parameter
 
-# Triton's arrays are read-only views of the request. The module gets them without a copy and must not write
-# to them.
+# Triton's arrays are read-only views of the request. The module gets them without a copy, so it must not
+# write to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
@@ -52,7 +52,7 @@ class TritonPythonModel:
 
 
 def device_of(gpu: int | None) -> Any:
-    """Return the GPU with this number, or the CPU for None. Raise RuntimeError if torch cannot use it."""
+    """Return the GPU with this number; None: the CPU. Raise RuntimeError if torch cannot use the GPU."""
     if gpu is None:
         return torch.device("cpu")
     if not torch.cuda.is_available():
