@@ -37,9 +37,11 @@ def main() -> int:
 
 
 def take_lock(folder: Path) -> int:
-    """Lock the replica's folder until this process ends; write our pid into the lock, return its descriptor.
+    """Lock the replica's folder until this process ends. Return the descriptor of the lock file.
 
-    Exits if another worker has the lock, so a replica's name runs only once.
+    The file has the pid of this process.
+
+    Exits if another worker has the lock, so two workers never run the same replica.
     """
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

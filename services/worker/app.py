@@ -1,4 +1,4 @@
-"""Puts the worker together: a replica, or a worker of the warm pool that becomes one."""
+"""Creates the parts of the worker: a replica, or a worker of the warm pool that becomes a replica."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Worker:
 
     @property
     def failed(self) -> bool:
-        """Return True if it ended because it could not serve."""
+        """Return True if the worker ended because it could not serve."""
         return any(each is not None and each.failed for each in (self._replica, self._standby))
 
     async def drain(self) -> None:
@@ -70,7 +70,7 @@ class Worker:
         await job_store.close()
 
     async def _run(self, store: Store, job_store: JobStore) -> None:
-        """Wait for the end of the replica, then stop the process. Exit the same way if it cannot serve."""
+        """Wait until the replica has ended or the warm worker has failed. Then send this process SIGTERM."""
         if self._standby is not None:
             assigned = await self._standby.wait_for_assignment()
             if assigned is not None:
@@ -103,7 +103,7 @@ class Worker:
 
 
 def read_start(folder: Path) -> Assignment | WarmAssignment:
-    """Return what the launcher wrote: the replica to be, or the pool to wait in."""
+    """Return what the launcher wrote: the replica to run, or the warm pool to wait in."""
     document = orjson.loads((folder / "assignment.json").read_bytes())
     kind = WarmAssignment if "flavour" in document else Assignment
     return kind.model_validate(document)

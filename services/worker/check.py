@@ -18,7 +18,7 @@ def main() -> int:
     except Unavailable as error:
         print(error.message, file=sys.stderr)
         return 1
-    # The server loads its libraries before it reads an option, so this also finds missing ones.
+    # The server loads its libraries before it reads its options, so this also finds missing libraries.
     started = subprocess.run(
         [str(install.server), "--help"], capture_output=True, text=True, env=install.environment({})
     )

@@ -1,4 +1,4 @@
-"""Puts a replica together: the parts that serve requests and jobs, and its lifecycle."""
+"""Creates the parts of a replica: those that serve requests and jobs, and its lifecycle."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build_serving(
 ) -> ReplicaServing:
     """Return the parts that run the requests of ``queue``, and ``jobs`` beside them.
 
-    ``fetch_bytes`` bounds the tensors fetched from the blob store ahead of the model.
+    ``fetch_bytes`` is the most bytes of tensors that are fetched from the blob store before their model call.
     """
     requests = RequestConsumer(amqp_url, queue, replica, publisher, claims=claims, fetch_bytes=fetch_bytes)
     scheduler = BatchScheduler(
@@ -83,7 +83,7 @@ def build_replica(
     http_port: int,
     triton: TritonProcess | None,
 ) -> ReplicaLifecycle:
-    """Return the replica of an assignment; ``triton`` is one that was started ahead."""
+    """Return the replica of an assignment; ``triton`` is a Triton that was started ahead."""
     deployment, replica = assignment.deployment.name, assignment.replica
     queue, claims = requests_queue(deployment), Claims(blobs, settings.claim_above_bytes)
     publisher = ReplyPublisher(settings.amqp_url, queue, claims)

@@ -1,7 +1,7 @@
 """Run one request on a separate Triton in the foreground: ``python -m services.worker.reproduce``.
 
-``tidegate reproduce`` uses it for dead letters. It prints the model's log, and connects to no broker, no
-store and no other replica.
+``tidegate reproduce`` uses it for dead letters. It prints the model's log. It does not connect to the broker,
+to a store or to another replica.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POLL_S = 0.1
 FAULTHANDLER = b"\n\nimport faulthandler as _faulthandler\n\n_faulthandler.enable()\n"
 SHOWN_BYTES = 80
 ANSWERED, FAILED, DIED = 0, 1, 3
-# Triton's own informational lines, and its tables.
+# Informational lines of Triton, and its tables.
 _TRITONS_LINE = re.compile(r"I\d{4} |[|+]")
 
 
@@ -70,11 +70,11 @@ async def _serving(
     settings: WorkerSettings, assignment: Assignment, folder: Path
 ) -> AsyncIterator[tuple[TritonProcess, TritonClient, Model]]:
     """Start a Triton with the version's model for the block, and print its log."""
-    # Contained as in a replica: the operator trusts neither the model nor this request.
+    # A sandbox as in a replica, because the operator trusts neither the model nor this request.
     sandbox = sandbox_of(settings, folder)
     preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)
     install = await preparation.install()
-    operator = Settings()  # this is no replica, so it has no replica's token
+    operator = Settings()  # only a replica has a token
     prepared = await preparation.prepare(install, operator.registry_url, operator.service_token)
     _enable_faulthandler(prepared.repository)
     models = prepared.models
@@ -93,21 +93,21 @@ async def _serving(
         if client is not None:
             await client.close()
         await triton.stop(grace_s=0)
-        await asyncio.sleep(POLL_S)  # for the last lines of the log
+        await asyncio.sleep(POLL_S)  # so that the last lines of the log are printed
         await tasks.end(following)
 
 
 def _enable_faulthandler(repository: Path) -> None:
     """Make Python models print a traceback when a signal kills them.
 
-    Triton's Python ignores PYTHONFAULTHANDLER, so the copies of the models that are loaded here enable it.
+    Triton's Python ignores PYTHONFAULTHANDLER. So this changes the copies of the models that are loaded here.
     """
     for path in repository.glob("*/*/model.py"):
-        if path.resolve().is_relative_to(repository.resolve()):  # otherwise it is the cached artifact itself
+        if path.resolve().is_relative_to(repository.resolve()):  # else it is the cached artifact itself
             code = path.read_bytes()
-            path.unlink()  # it may be a hard link
+            path.unlink()  # it may be a hard link to the cached artifact
             path.write_bytes(code + FAULTHANDLER)
-            path.chmod(0o644)  # the model's user must read it, whatever the umask is
+            path.chmod(0o644)  # the umask must not keep the model's user from reading it
 
 
 async def _run(model: Model, request: Request, timeout_s: float) -> None:
@@ -164,7 +164,7 @@ def _print_answer(answer: ModelAnswer) -> None:
 
 
 def _values(datatype: str, raw: bytes) -> str:
-    """Return the first values of a tensor as text; as bytes if elements have no fixed size."""
+    """Return the first values of a tensor as text; the raw bytes if its elements have no fixed size."""
     form = {"FP32": "f", "FP64": "d", "BOOL": "?", "INT8": "b", "UINT8": "B", "INT16": "h", "UINT16": "H"}
     form |= {"INT32": "i", "UINT32": "I", "INT64": "q", "UINT64": "Q"}
     size = DATATYPES[datatype].size

@@ -14,7 +14,7 @@ class WorkerSettings(Settings):
     """The settings that only the worker has."""
 
     service: ClassVar[str] = "worker"
-    # A worker runs models of users, so it only has its replica's token, which opens one artifact.
+    # A worker runs models of users. So its only token is the replica's, which allows one artifact's download.
     holds_service_token: ClassVar[bool] = False
 
     triton_server: Path | None = Field(
@@ -22,21 +22,25 @@ class WorkerSettings(Settings):
     )
     triton_backends: Path | None = Field(None, description="Folder of that Triton's backends.")
     environment_timeout_s: float = Field(
-        1800.0, description="How long installing a version's requirements may take, in seconds."
+        1800.0, description="Most seconds that the installation of a version's requirements may take."
     )
     shared_memory_above_bytes: int = Field(
-        128 * 1024, description="Tensors of more bytes than this reach Triton by shared memory; 0: none do."
+        128 * 1024,
+        description="Tensors with more bytes than this are passed to Triton in shared memory; 0: none are.",
     )
     max_fetched_bytes: int = Field(
-        512 * 2**20, description="Large requests that a worker fetches ahead of its model, in bytes."
+        512 * 2**20, description="Most bytes of large requests that a worker fetches before their model call."
     )
-    heartbeat_interval_s: float = Field(0.5, description="How often a worker reports, in seconds.")
+    heartbeat_interval_s: float = Field(0.5, description="Seconds between two heartbeats of a worker.")
     model_log_bytes_per_s: int = Field(
         64 * 1024,
         ge=1024,
-        description="How much of its model's output a replica keeps, in bytes per second, after a burst of "
-        "16 seconds' worth; a line counts 64 bytes more than it has. More is dropped and counted.",
+        description="Most bytes per second of its model's output that a replica logs; a burst may have 16 "
+        "seconds' bytes. Each line counts 64 bytes more than its text. More is dropped and counted.",
     )
     worker_port: int = Field(
-        0, ge=0, le=65535, description="Port of a worker's health and metrics on `host`; 0: any on loopback."
+        0,
+        ge=0,
+        le=65535,
+        description="Port of a worker's health and metrics on `host`; 0: any free port on loopback.",
     )

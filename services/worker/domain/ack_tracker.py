@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Ack(NamedTuple):
-    """A ``basic.ack`` of a tag; with ``multiple`` also of every earlier one."""
+    """A ``basic.ack`` of a tag; with ``multiple`` it also acks every earlier tag."""
 
     tag: int
     multiple: bool
@@ -15,8 +15,8 @@ class Ack(NamedTuple):
 class AckTracker:
     """The unacked deliveries of one channel.
 
-    ``multiple`` is only used up to the tag below which everything is settled. A call may finish before an
-    earlier one, and its ack must not include the earlier call's deliveries.
+    Calls may finish in any order. So an ack has ``multiple`` only if all deliveries before its tag are
+    settled. Otherwise it would ack deliveries whose calls still run.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class AckTracker:
         return len(self._open)
 
     def delivered(self, tag: int) -> None:
-        """Add a delivery; tags only grow within a channel."""
+        """Add a delivery. Within a channel, each tag is larger than the one before."""
         self._open[tag] = None
 
     def nacked(self, tag: int) -> bool:

@@ -1,4 +1,4 @@
-"""The requests in hand, and the choice of those that share the next model call."""
+"""The requests that wait for a model call, and the choice of those that share the next one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Generic, Protocol, TypeVar
 
 from tidegate.kernel.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT, Request
 
-# The priority of a request that states none: between the urgent ones and those that can wait.
+# The priority of a request that states none. It is between the urgent requests and those that can wait.
 DEFAULT_PRIORITY = 4
 
 
 class HasRequest(Protocol):
-    """An entry of a queue: it has a request."""
+    """An entry of a queue. It has a request."""
 
     request: Request
 
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=HasRequest)
 
 @dataclass(slots=True)
 class UnackedDelivery:
-    """A delivery and the number of its requests that are still open; it is acked when none is."""
+    """A delivery, and the number of its requests that are not settled. At 0 the delivery is acked."""
 
     channel: object
     tag: int
@@ -34,7 +34,7 @@ class UnackedDelivery:
 
 @dataclass(slots=True)
 class QueuedRequest:
-    """A request in hand; ``received`` is in seconds of the worker's monotonic clock."""
+    """A request of this worker; ``received`` is in seconds of the worker's monotonic clock."""
 
     request: Request
     delivery: UnackedDelivery
@@ -43,7 +43,7 @@ class QueuedRequest:
 
 
 class Backlog:
-    """A queue for each priority. A lower number goes first; other priorities fill up its calls."""
+    """A queue for each priority. The lowest number goes first; requests of others fill up its calls."""
 
     def __init__(self) -> None:
         self._queues: dict[int, CallKeyQueue[QueuedRequest]] = {}
@@ -91,7 +91,7 @@ class Backlog:
         return items
 
     def clear(self) -> None:
-        """Discard all requests: their channel has ended, so the broker delivers them again."""
+        """Discard all requests. Their channel has ended, so the broker delivers them again."""
         self._queues.clear()
         self._count = 0
 
@@ -102,8 +102,8 @@ class Backlog:
 def key_of(item: HasRequest) -> bytes:
     """Return the key that requests of one call share.
 
-    A request gets a key of its own if it has no batch axis, or if this is not its first attempt: a request
-    that kills workers must not take others with it.
+    A request has a separate key if it has no batch axis, or if this is not its first attempt. A request that
+    kills workers must not share its call with others.
     """
     request = item.request
     alone = request.rows == 0 or request.attempt > 0
@@ -154,7 +154,7 @@ class CallKeyQueue(Generic[T]):
         group = [items.popleft()]
         group += self.take_more(key, max_rows - group[0].request.rows)
         if items:
-            self._by_key.move_to_end(key)  # the other keys are next
+            self._by_key.move_to_end(key)  # now the other keys are ahead of it
         return group
 
     def take_more(self, key: bytes, max_rows: int) -> list[T]:

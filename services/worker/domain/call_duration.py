@@ -20,11 +20,11 @@ class Mean:
 
 
 class Quickness:
-    """The decision if a model's calls are quick: over before a cancellation could reach them.
+    """Decides if a model's calls are quick, so that they end before a cancellation could stop them.
 
     Calls are quick if their mean is below ``limit_s``. A call that took ``SLOW_LIMITS`` times the limit, or
-    was given up, sets the mean, until enough other calls lower it again. A call that was rejected or failed
-    counts only if it was slow: when it is quick, the model may not have run.
+    was given up, raises the mean above the limit, until enough other calls lower it again. A call with an
+    error counts only if it took longer than the mean, because the model may not have run in a shorter one.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -33,11 +33,11 @@ class Quickness:
 
     @property
     def quick(self) -> bool:
-        """Return True if calls are quick; False before anything was measured."""
+        """Return True if calls are quick; False before the first measured call."""
         return self._mean.value is not None and self._mean.value < self._limit_s
 
     def answered(self, spent_s: float) -> None:
-        """Add a call that was answered after so many seconds."""
+        """Add a call that was answered after ``spent_s`` seconds."""
         if spent_s < SLOW_LIMITS * self._limit_s:
             self._mean.add(spent_s)
         else:

@@ -1,4 +1,4 @@
-"""Decide how many model calls a worker has open at once."""
+"""Decide how many model calls a worker may have open at the same time."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from dataclasses import dataclass
 
 from tidegate.kernel.protocol.models import Deployment, Signature
 
-# Calls shorter than this overlap, LIGHT_CALLS of them, if the model has no batch axis.
+# If calls are shorter than this and have no batch axis, LIGHT_CALLS more calls than instances may be open.
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
 # Jobs for the next calls are prepared only while calls are shorter than this.
 AHEAD_CALL_MS = 100.0
-# How many streams a decoupled model has at once if its Deployment sets no ``max_concurrency``.
+# How many streams of a decoupled model run at the same time if its Deployment sets no ``max_concurrency``.
 DEFAULT_STREAMS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """What a loaded model and its Deployment allow for calls.
+    """The limits of calls that a loaded model and its Deployment set.
 
-    ``max_rows``: rows of one call; 0: the model has no batch axis. ``window_s``: how long a call waits for a
-    full batch. ``max_concurrency``: requests in calls at once; None: no limit. ``streams``: streams at once;
-    0: the model is not decoupled.
+    ``max_rows``: the most rows of one call; 0: the model has no batch axis.
+    ``window_s``: the longest time that a call waits for a full batch.
+    ``max_concurrency``: the most requests that are in calls at the same time; None: no limit.
+    ``streams``: the most streams that run at the same time; 0: the model is not decoupled.
     """
 
     max_rows: int
@@ -32,7 +33,7 @@ class CallLimits:
 
 
 def call_limits(deployment: Deployment, signature: Signature, instances: int) -> CallLimits:
-    """Return the limits of a loaded model; ``instances`` is how many of them its Triton runs."""
+    """Return the limits of a loaded model; ``instances`` is the number of its instances in Triton."""
     max_concurrency = deployment.max_concurrency
     row_limits = (signature.max_batch_size, deployment.batching.max_batch, max_concurrency)
     return CallLimits(
@@ -45,11 +46,11 @@ def call_limits(deployment: Deployment, signature: Signature, instances: int) ->
 
 
 def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> int:
-    """Return how many model calls to have open at once.
+    """Return how many model calls to have open at the same time.
 
-    A model that batches gets one call for each instance: more calls would only make smaller batches. Without
-    batching, light calls overlap to hide the way to Triton and back. Heavy calls do not, since requests that
-    wait inside Triton are lost to other replicas.
+    A model that batches gets one call per instance, because more calls would only make the batches smaller.
+    Without batching, short calls overlap, so that the time to reach Triton does not delay them. Long calls
+    overlap by one only, because another replica cannot run the requests that wait inside Triton.
     """
     if batches:
         return instances
@@ -69,10 +70,11 @@ def effective_concurrency(
 ) -> float:
     """Return how many requests share the duration of one call when the model is fully loaded.
 
-    ``batch``: rows of a call, 0 without a batch axis. The other values are recent means, None before anything
-    was measured: rows and requests in a call, and calls that were open while one was. Without a batch axis a
-    call has one request, and its duration includes the wait inside Triton for the calls beside it. By
-    Little's law as many requests end in that time.
+    ``batch``: the most rows of a call, 0 without a batch axis. ``call_rows``, ``call_requests`` and
+    ``open_calls`` are recent means (None: not measured yet): the rows and the requests of a call, and the
+    number of calls that were open with it. Without a batch axis a call has one request. Its duration
+    includes the wait inside Triton for the other open calls. By Little's law, as many requests end in that
+    time as calls are open.
     """
     if batch:
         rows = max((call_rows or 1.0) / max(call_requests or 1.0, 1.0), 1.0)
@@ -83,14 +85,14 @@ def effective_concurrency(
 
 
 def job_calls(max_calls: int) -> int:
-    """Return how many calls of jobs to have open at once: of two or more, one is kept for requests."""
+    """Return how many of the open calls may be calls of jobs. Of two or more, one is kept for requests."""
     return max(1, max_calls - 1)
 
 
 def jobs_ahead(calls: int, call_ms: float | None) -> int:
     """Return how many groups of jobs to prepare while ``calls`` run.
 
-    If calls are short, as many, so that the model does not wait for the store. If they are long, none: a job
-    would be recorded as running long before it starts.
+    If calls are short, return ``calls``, so that the model does not wait for the store. If they are long,
+    return 0: a prepared job is recorded as running, and would start much later.
     """
     return calls if call_ms is not None and call_ms < AHEAD_CALL_MS else 0

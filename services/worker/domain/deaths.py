@@ -10,11 +10,11 @@ MODEL, SERVER = "the model's process", "the model server"
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The end of one process. ``role`` says of which one; ``at`` is in seconds since the epoch.
+    """The end of one process. ``role`` names the process; ``at`` is in seconds since the epoch.
 
     ``status`` is its exit code, or the negative number of a signal; None if it is not known.
-    ``out_of_memory``: the kernel has killed a process for want of memory meanwhile. ``ended_for`` is the
-    reason if the worker itself ended it.
+    ``out_of_memory``: the kernel killed a process because memory was short. ``ended_for`` is the reason if
+    the worker itself ended the process.
     """
 
     role: str
@@ -33,7 +33,7 @@ class Death:
     def _describe_status(self) -> str:
         if self.out_of_memory:
             return f"{describe_status(self.status)}, out of memory"
-        # No part of Tidegate has sent this signal, so most likely the kernel has.
+        # No part of Tidegate has sent this signal, so the kernel probably has.
         guess = ", out of memory?" if self.status == -signal.SIGKILL else ""
         return f"{describe_status(self.status)}{guess}"
 

@@ -11,7 +11,7 @@ from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import Format, Resources
 
 CPU = "cpu"
-# CUDA numbers the GPUs of a process from 0, whatever their numbers on the machine are.
+# In each process, CUDA numbers the GPUs from 0. Their numbers on the machine may differ.
 GpuNumbers = tuple[int, ...]
 Kind = Literal["auto", "cpu", "gpu", "model"]
 _KINDS: dict[str, Kind] = {
@@ -29,7 +29,7 @@ class InstanceGroup:
 
 
 def replica_gpus(resources: Resources) -> GpuNumbers:
-    """Return the numbers, inside the replica, of the GPUs of a replica with these resources."""
+    """Return the GPU numbers inside a replica that has these resources."""
     return tuple(range(resources.gpus or (1 if resources.gpu_memory_mb else 0)))
 
 
@@ -46,7 +46,7 @@ def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool
 
 
 def instance_groups(text: str) -> list[InstanceGroup]:
-    """Return the instance groups of a user's ``config.pbtxt``, as far as they can be read."""
+    """Return the instance groups of a user's ``config.pbtxt`` that can be read."""
     found = []
     for group in messages(text, "instance_group"):
         kind = _KINDS.get(group.get("kind", ["KIND_AUTO"])[-1], "auto")

@@ -13,7 +13,7 @@ _REMEDIES = {"torch": "run `make torch` on this host, "}
 
 @dataclass(frozen=True)
 class Serving:
-    """The way to serve an artifact: the backend, the file's name for it, and a runtime if one is needed."""
+    """The backend that serves an artifact, the file name that it expects, and a runtime if it needs one."""
 
     backend: str
     file: str
@@ -21,10 +21,11 @@ class Serving:
 
 
 def choose(artifact_format: Format, backends: frozenset[str], has_module: Callable[[str], bool]) -> Serving:
-    """Return the way to serve a single-file artifact with this Triton.
+    """Return how to serve a single-file artifact with this Triton.
 
-    ``has_module`` returns True if the models' Python has a module. The native backend is preferred. The
-    runtimes need only the Python backend. Raises ModelFailed, with the remedy, if there is no way.
+    ``has_module`` returns True if the models' Python has a module. A native backend is preferred. Without it,
+    a runtime of Tidegate serves the artifact in the Python backend. Raises ModelFailed, with the remedy, if
+    both are missing.
     """
     if artifact_format == "onnx" and "onnxruntime" in backends:
         return Serving("onnxruntime", "model.onnx")
@@ -51,9 +52,9 @@ _BY_FILE = {"model.py": "python", "model.onnx": "onnxruntime", "model.pt": "pyto
 
 
 def backend_by_files(files: Collection[str]) -> str | None:
-    """Return the backend for the files of a version folder whose configuration names none.
+    """Return the backend for a version folder with these files, if its configuration names no backend.
 
-    Python comes first, because a model.py often lies beside the weights that it loads.
+    Python comes first, because a folder with a model.py often also has the weights that it loads.
     """
     return next((backend for name, backend in _BY_FILE.items() if name in files), None)
 
@@ -61,10 +62,10 @@ def backend_by_files(files: Collection[str]) -> str | None:
 def stand_in(
     backend: str | None, backends: frozenset[str], has_module: Callable[[str], bool]
 ) -> Serving | None:
-    """Return Tidegate's runtime for a backend that this Triton lacks, else None.
+    """Return Tidegate's runtime for a backend that this Triton lacks.
 
-    None also means that there is no runtime for the backend. Raises ModelFailed, with the remedy, if the
-    library of the runtime is missing.
+    Return None if Triton has the backend, or if Tidegate has no runtime for it. Raises ModelFailed, with the
+    remedy, if the runtime's library is missing.
     """
     if backend is None or backend in backends or backend not in _STAND_INS:
         return None
@@ -85,6 +86,7 @@ def _with_runtime(runtime: str, file: str, module: str, has_module: Callable[[st
 def config_is_complete(version: Version) -> bool:
     """Return True if the configuration that Tidegate writes is complete.
 
-    Then Triton does not ask the model for it, which saves a Python model one start of an interpreter.
+    Then Triton need not load the model to complete it. For a Python model this saves one start of an
+    interpreter.
     """
     return version.format != "triton" and version.signature is not None

@@ -1,4 +1,4 @@
-"""The jobs in hand, and the choice of those that share the next model call."""
+"""The jobs that wait for a model call, and the choice of those that share the next one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 
 @dataclass(slots=True, eq=False)
 class QueuedJob:
-    """A job in hand and its delivery. Times are in seconds of the worker's monotonic clock.
+    """A job that this worker has, with its delivery. Times are in seconds of the worker's monotonic clock.
 
-    ``received``: when the job came; ``delivered``: when its last delivery came.
-    ``started``: it was chosen for a call. ``attempt``: its attempt here; 0 while it waits.
-    ``lost_attempt``: the attempt under which the model server died; 0: none.
-    ``take_pending``: the store was asked to make its record ``running`` here and has not answered.
-    ``leased_at``: when its lease was last confirmed, without a delivery; None: it has no lease.
+    ``received``: when the job came here first; ``delivered``: when its last delivery came.
+    ``started``: it was chosen for a call. ``attempt``: its attempt here; 0 before the first one.
+    ``lost_attempt``: the attempt in which the model server died; 0: none.
+    ``take_pending``: the call that makes its record ``running`` here has not returned.
+    ``leased_at``: when its lease was last confirmed; None: it has no lease. A leased job has no delivery.
     ``read_at``: when its record was last read.
-    ``ended``: nothing is computed for it any more; its end may still have to be recorded.
+    ``ended``: this worker no longer runs it; its end may not be recorded yet.
     """
 
     request: Request
@@ -40,7 +40,7 @@ class QueuedJob:
     ended: bool = False
 
     def set_attempt(self, attempt: int, now: float) -> None:
-        """Note that its record says that it runs here, as ``attempt``."""
+        """Set the attempt that its record says runs here."""
         self.attempt, self.read_at = attempt, now
         self.request = self.request._replace(attempt=min(attempt, 255))
 
@@ -50,14 +50,15 @@ class QueuedJob:
         return self.request.id
 
 
-# How many rounds a level that had nothing in hand may catch up: its next job may be on its way.
+# How many rounds an empty level may catch up: its next job may arrive soon.
 CREDIT = 1.0
 
 
 class JobBacklog:
-    """A queue for each level, served by weight: no level starves, and an idle one saves nothing up.
+    """A queue for each level. Levels share the calls by weight, and no level starves.
 
-    This is start-time fair queueing: next is the level with the fewest jobs served, divided by its weight.
+    This is start-time fair queueing. The next level is the one with the fewest served jobs per weight. A
+    level without jobs does not collect more than ``CREDIT`` rounds.
     """
 
     def __init__(self) -> None:
@@ -105,6 +106,6 @@ class JobBacklog:
 
 
 def _key(job: QueuedJob) -> bytes:
-    # Tensors in the blob store are large, so such a job gets a call of its own.
+    # A job with tensors in the blob store is large, so it gets a separate call.
     request = job.request
     return request.id + request.key if request.flags & CLAIM else key_of(job)

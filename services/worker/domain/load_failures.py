@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
-# Packages whose name differs from that of their module.
+# Modules whose package has another name.
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
@@ -13,7 +13,7 @@ _PACKAGES = {
 _STACK = re.compile(r"\n\nAt:\n((?:  .*(?:\n|$))+)")
 _FRAME = re.compile(r"  (?P<path>.*)\((?P<line>\d+)\): (?P<function>.*)")
 _OURS = re.compile(r"<frozen |/tidegate_runtime\.py|/tidegate_rows\.py|/tidegate_values\.py")
-# Lines of Triton itself, and of libraries that look for a GPU. They do not concern the model.
+# Lines of Triton, and of libraries that look for a GPU. They have nothing to do with the model.
 _TRITONS = re.compile(r"[IWEF]\d{4} \d\d:\d\d:|.*evhtp\.c:|Error: Failed to initialize NVML")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST_LOG = 2000
@@ -21,9 +21,10 @@ _FOLDER = re.compile(r"/\S*?/triton/models/[^/\s]+/\d+/")
 
 
 def explain(message: str) -> str:
-    """Return the message with one line of the stack, paths relative to the model's folder, and the remedy.
+    """Return Triton's message in a shorter form, with the remedy if one is known.
 
-    Triton's log has the whole stack.
+    It has one line of the stack, and its paths are relative to the model's folder. Triton's log has the
+    whole stack.
     """
     readable = _FOLDER.sub("", _STACK.sub(_place, message)).strip()
     missing = _MISSING.search(readable)
@@ -34,7 +35,7 @@ def explain(message: str) -> str:
     return (
         f"No module named {missing.group(1)!r}: the models' Python does not have it. Write the line "
         f"`{package}` into requirements.txt and deploy with it: tidegate deploy ... --requirements "
-        "requirements.txt. If it is a module of your own, put it beside model.py and deploy the folder. "
+        "requirements.txt. If you wrote the module, put it beside model.py and deploy the folder. "
         f"Triton says: {readable}"
     )
 
@@ -42,7 +43,7 @@ def explain(message: str) -> str:
 def explain_death(deployment: str, log: str) -> str:
     """Return the message for a model whose process ended while it loaded. ``log``: the end of Triton's log.
 
-    Triton knows only that the process has ended, not why.
+    It lists possible causes, because Triton does not report the cause.
     """
     lines = [line.expandtabs() for line in _COLOUR.sub("", log).splitlines() if not _TRITONS.match(line)]
     # Lines with other escape sequences are left out, because they would change the reader's terminal.
@@ -55,7 +56,7 @@ def explain_death(deployment: str, log: str) -> str:
 
 
 def _place(stack: re.Match[str]) -> str:
-    """Return where the exception was raised: the innermost line outside of Tidegate's runtime."""
+    """Return the place of the exception: the innermost line of the stack outside of Tidegate's runtime."""
     for line in stack.group(1).splitlines():
         frame = _FRAME.fullmatch(line)
         if frame and not _OURS.search(line):

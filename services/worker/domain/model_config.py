@@ -10,7 +10,7 @@ from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import DeploymentSpec, Signature, TensorSpec, Version
 
 ROWS = "tidegate_rows"
-"""The parameter with the largest number of rows, for a model whose dims include the row axis."""
+"""The parameter for the largest number of rows, if the dims of a model include the row axis."""
 
 DEFAULT_ROWS = 64
 
@@ -29,9 +29,9 @@ def build(
     ``file`` is the file that Triton loads from the version's folder; None: the backend's default.
     Each of the ``gpus`` (numbers inside the replica) gets the Deployment's number of instances.
 
-    Triton has no tensors with one scalar per row (``dims: []``). If a signature has one, Triton's batching is
-    off and the dims include the row axis, so that callers get exactly the shapes of the signature. Without a
-    signature the model describes its tensors (Triton's auto-completion).
+    Triton cannot describe a tensor with one scalar per row (``dims: []``). If a signature has one, Triton's
+    batching is off and the dims include the row axis. So callers get exactly the shapes of the signature.
+    Without a signature, the model describes its tensors (Triton's auto-completion).
     """
     signature = version.signature
     parameters = {"threads": str(deployment.threads)}
@@ -39,7 +39,7 @@ def build(
     if file is not None:
         lines.append(f"default_model_filename: {_quoted(file)}")
     if signature is None and version.format == "sklearn":
-        # The runtime describes the estimator with the row axis, because a label is one scalar per row.
+        # A label is one scalar per row, so the runtime describes tensors that include the row axis.
         parameters[ROWS] = str(deployment.batching.max_batch or DEFAULT_ROWS)
     if signature is not None:
         rows_spelt_out = signature.max_batch_size > 0 and has_scalar_rows(signature)
@@ -67,7 +67,7 @@ def has_scalar_rows(signature: Signature) -> bool:
 
 
 def top_level(text: str) -> dict[str, str]:
-    """Return the top-level fields of a ``config.pbtxt``: scalars unquoted, others as ''."""
+    """Return the top-level fields of a ``config.pbtxt``: scalars without quotes, other values as ''."""
     return {name: value for name, value, _ in _top_level_fields(text)}
 
 
@@ -80,7 +80,7 @@ def adapt(
     stand_in: bool = False,
     gpus: Sequence[int] = (),
 ) -> str:
-    """Return the user's own configuration, which may be empty, with the necessary changes only.
+    """Return the user's configuration (it may be empty) with only the necessary changes.
 
     ``name`` becomes ``model``, because Triton refuses a name that differs from the folder's. The Deployment's
     instances, ``gpus`` and threads are added if the text does not set them. With ``stand_in``, a runtime of
@@ -118,14 +118,15 @@ def _with_values(text: str, values: Mapping[str, str]) -> str:
 
 
 def load_order(configs: Mapping[str, str], served: str) -> list[str]:
-    """Return the models of one folder in an order in which Triton can load them: parts before their ensemble.
+    """Return the models of one folder in the order in which to load them: parts before their ensemble.
 
-    ``served`` comes last, because the models that a Python model calls are declared nowhere.
+    ``served`` comes last: if it is a Python model, it may call any of the others, and its configuration does
+    not name them.
     """
     order: list[str] = []
 
     def visit(name: str, above: tuple[str, ...]) -> None:
-        # No order of a cycle is right. Triton reports it.
+        # A cycle has no correct order. Triton reports it.
         if name in order or name in above or name not in configs:
             return
         for part in sorted(parts(configs[name])):
@@ -138,7 +139,7 @@ def load_order(configs: Mapping[str, str], served: str) -> list[str]:
 
 
 def parts(text: str) -> set[str]:
-    """Return the models that an ensemble's configuration connects; empty for other models."""
+    """Return the models that an ensemble connects, by its configuration; empty for other models."""
     if not is_ensemble(text):
         return set()
     tokens = [t for t in TOKEN.finditer(text) if t.lastgroup not in ("comment", "mark")]
@@ -150,11 +151,10 @@ def parts(text: str) -> set[str]:
 
 
 def served_model(configs: Mapping[str, str], version_model: str) -> str:
-    """Return the name of the model that callers use, of the models in one folder (name -> config text).
+    """Return the name of the model that callers use. ``configs``: the models of one folder, with their texts.
 
-    It is the only model, or the one called as the version's model, or the only ensemble that is no part of
-    another one.
-    Raises ModelFailed if there is no such model.
+    It is the only model, or the one with the name of the version's model, or the only ensemble that is no
+    part of another ensemble. Raises ModelFailed if there is no such model.
     """
     if not configs:
         raise ModelFailed(
@@ -218,7 +218,7 @@ def _tensors(kind: str, tensors: Sequence[TensorSpec], rows_spelt_out: bool) -> 
 
 
 def _backend_parameters(backend: str | None, threads: int) -> dict[str, str]:
-    """Return the parameters that set a backend's threads. Tidegate's runtimes read the same ones."""
+    """Return the parameters that set a backend's threads. Tidegate's runtimes read the same parameters."""
     if backend == "onnxruntime":
         return {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"}
     if backend == "pytorch":

@@ -1,4 +1,4 @@
-"""Split the output of a model and its Triton into lines, and limit how much of it is kept. Pure."""
+"""Split the output of a model and its Triton into lines, and limit how much of it is kept."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-# A longer line is cut, so that a model without line breaks stays readable and bounded.
+# A longer line is cut, so that output without line breaks stays readable and takes little memory.
 LONGEST_LINE = 8 * 1024
 # A burst may have as many bytes as the limit allows in this many seconds.
 BURST_S = 16
-# Added to the bytes of each line's text, because its time, level and names take 170 bytes in the log.
+# Added to the bytes of each line's text, because its time, level and names take space in the log too.
 LINE_BYTES = 64
 
 Source = Literal["model", "triton"]
 
-# Triton's lines have level, date, time, pid, file and line. `pb_utils.Logger` writes the same form.
+# Triton's lines have level, date, time, pid, file and line. `pb_utils.Logger` uses the same format.
 _TRITON = re.compile(
     r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ (?P<file>[^ :\]]+):\d+\](?: (?P<text>.*))?$"
 )
 _HEAD = re.compile(rb"^[IWEF]\d{4} \d\d:", re.MULTILINE)
-# Lines of each start without a GPU, and lines that the worker logs itself, with the id of the request.
+# Not logged: lines of each start without a GPU, and failed requests, which the worker logs itself.
 _USUAL = re.compile(
     "pinned system memory|CudaDriverHelper|DCGM|^Error: Failed to initialize NVML|"
     'evhtp.c:.*NODELAY NOT SUPPORTED|^"?Failed to process the request'
@@ -62,9 +62,10 @@ class OutputReader:
         return found
 
     def skip(self, data: bytes) -> int | None:
-        """Skip bytes and return how many lines end in them. Return None if they have lines of Triton.
+        """Skip bytes and return how many lines end in them.
 
-        Reading costs a microsecond a line, which would delay the worker's requests. Lines of Triton are read.
+        Reading takes a microsecond a line, which would delay the worker's requests. Return None, and skip
+        nothing, if the bytes contain a line of Triton or no line break: then they must be read.
         """
         end = data.rfind(b"\n")
         if end < 0 or _HEAD.search(data) is not None:
@@ -98,14 +99,14 @@ class OutputReader:
 
 @dataclass(slots=True)
 class Dropped:
-    """The number of dropped lines, and of their bytes."""
+    """The numbers of dropped lines and dropped bytes."""
 
     lines: int = 0
     bytes: int = 0
 
 
 class OutputLimit:
-    """A limit of output in bytes per second, with a burst. It counts what is dropped."""
+    """A limit of output in bytes per second, with a burst. It counts the dropped lines."""
 
     def __init__(self, bytes_per_s: int) -> None:
         self._per_s = bytes_per_s
@@ -116,7 +117,7 @@ class OutputLimit:
     def take(self, size: int, now: float, more: int = 0) -> bool:
         """Return True if a line of ``size`` bytes is kept, else count it as dropped.
 
-        ``now`` is in seconds of any clock. ``more`` bytes are charged in addition for a line that is kept.
+        ``now`` is in seconds of any clock. A kept line uses ``size + more`` bytes of the limit.
         """
         self._left = min(self._most, self._left + max(0.0, now - self._at) * self._per_s)
         self._at = now
@@ -137,7 +138,7 @@ class OutputLimit:
         self.dropped.bytes += size
 
     def settled(self) -> Dropped | None:
-        """Return what was dropped since the last call; None if nothing was."""
+        """Return the counts of dropped output since the last call; None if nothing was dropped."""
         if not self.dropped.lines:
             return None
         found, self.dropped = self.dropped, Dropped()

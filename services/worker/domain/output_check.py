@@ -1,4 +1,4 @@
-"""Compare a model's answers with its signature, mostly by one set lookup for each output."""
+"""Compare a model's answers with its signature. Usually this takes one set lookup per output."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from services.worker.domain.split import Output
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
-# Shapes are kept together with the rows, and a model with outputs of any size may produce many.
+# The most shapes to remember. A model whose outputs vary in size may produce many.
 KEPT = 1024
 
 
 class OutputCheck:
-    """A comparison of outputs with a signature. ``count`` answers differed; ``last`` says how."""
+    """Compares answers with a signature. ``count`` answers contradict it; ``last``: how the last one did."""
 
     def __init__(self, signature: Signature) -> None:
         self._specs = {spec.name: spec for spec in signature.outputs}
@@ -35,14 +35,14 @@ class OutputCheck:
 
     @property
     def summary(self) -> str:
-        """Return how many answers differed and how the last one did; empty if none did."""
+        """Return how many answers contradict the signature, and how the last one does; empty if none does."""
         if not self.count:
             return ""
         many = "1 answer contradicts" if self.count == 1 else f"{self.count} answers contradict"
         return f"{many} the signature: {self.last}"
 
     def missing(self, outputs: Sequence[Output]) -> str:
-        """Return which output of the signature is missing in an answer; empty if none is."""
+        """Return a text about an output of the signature that is missing in an answer; empty if none is."""
         lacking = self._specs.keys() - {output.name for output in outputs}
         return f"the output {min(lacking)!r} is missing" if lacking else ""
 

@@ -1,4 +1,4 @@
-"""Read protobuf's text format, as far as a model's configuration needs it."""
+"""Read the part of protobuf's text format that a model's configuration needs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Phases:
 
     @property
     def ms(self) -> dict[str, float]:
-        """Return milliseconds by phase, up to now for a phase that is not over."""
+        """Return milliseconds by phase. A phase that is not over counts up to now."""
         return self._done | {phase: self._since(began) for phase, began in self._started.items()}
 
     @contextmanager
@@ -30,7 +30,7 @@ class Phases:
             self._done[phase] = self._since(began)
 
     def record(self, phase: str, seconds: float) -> None:
-        """Record a duration that was measured elsewhere; a negative one, of two wall clocks, counts as 0."""
+        """Record a duration that was measured elsewhere. If it is negative (two clocks differ), record 0."""
         self._done[phase] = round(max(0.0, seconds) * 1000, 1)
 
     def _since(self, began: float) -> float:

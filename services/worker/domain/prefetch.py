@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# How much expected work to hold.
+# How much expected work a worker holds, in milliseconds.
 IN_HAND_MS = 50.0
 MAX_PREFETCH = 256
 UNKNOWN_PREFETCH = 2
@@ -21,10 +21,10 @@ def prefetch(
 ) -> int:
     """Return how many messages of requests to hold: about ``IN_HAND_MS`` of expected work.
 
-    A fixed count would starve late workers on heavy models and leave workers idle on light ones. The result
-    is at least one more than ``max_calls``, and enough for the ``awaited_batch`` that a call waits for. While
-    calls run, the next ones (``max_batch`` requests each) must be able to gather. Otherwise a slow model that
-    batches would never see more than two requests.
+    A fixed number would be too large for slow models, because new workers would get nothing, and too small
+    for quick models. The result is at least one more than ``max_calls``, and enough for the
+    ``awaited_batch`` that a call waits for. It has room for the next calls too (``max_batch`` requests each).
+    Without that, the batches of a slow model would never have more than two requests.
     """
     least = max(max_calls + 1, min(math.ceil(awaited_batch / max(frames_per_message, 1.0)), MAX_PREFETCH))
     if call_ms is None or call_ms <= 0:
@@ -36,11 +36,11 @@ def prefetch(
 
 
 def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, max_batch: int) -> int:
-    """Return how many jobs of a level to hold: those of the open calls, and of one more.
+    """Return how many jobs of a level to hold: enough for the open calls, and for one more.
 
-    Without that one more, a level would have no job in hand when the next call is chosen. A job that waits
-    here behind a long call is lost to other replicas, so long calls hold no more. A job needs two round trips
-    to the store besides its call, so short calls hold twice the work that requests do.
+    Without that one more, a level would have no job ready when the next call is chosen. If calls are long,
+    a worker holds no more than this, because another replica could run the jobs. If calls are short, it
+    holds twice the work of requests, because a job also needs two round trips to the store.
     """
     least = (calls + 1) * max(max_batch, 1)
     if call_ms is None or call_ms <= 0:
@@ -50,5 +50,5 @@ def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int,
 
 
 def worth_changing(current: int, desired: int) -> bool:
-    """Return True for a change by half or more: it needs a new consumer, so small changes do not pay."""
+    """Return True for a large change. A change needs a new consumer, so a small one is not worth it."""
     return desired >= current * 1.5 or desired <= current / 1.5

@@ -1,21 +1,22 @@
-"""Decide how long the next start of a model server waits after it died."""
+"""Decide how long to wait before a model server that died is started again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# After serving for this long, a death starts a new streak.
+# If a server has served for this long, its death starts a new streak.
 QUIET_S = 60.0
-# Starts are this far apart after a quick death, then twice as far for each further one.
+# Seconds between two starts after the first quick death. Each further quick death doubles them.
 SHORTEST_INTERVAL_S = 0.5
 LONGEST_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeathStreak:
-    """Deaths in a row, each within ``QUIET_S`` of its start. The next start waits ``pause_s`` seconds.
+    """The deaths in a row, each within ``QUIET_S`` of a start. The next start waits ``pause_s`` seconds.
 
-    ``quick`` counts recent deaths that came sooner after the start than :func:`start_interval_s`.
+    ``quick`` goes up by one with a death sooner than :func:`start_interval_s` after a start, and down by one
+    with a later death.
     """
 
     deaths: int = 0
@@ -24,15 +25,15 @@ class DeathStreak:
 
 
 def start_interval_s(quick: int) -> float:
-    """Return the time between starts after so many quick deaths, in seconds: 0.5, 1, 2, 4, then 5."""
+    """Return the seconds between starts after ``quick`` quick deaths: 0.5, 1, 2, 4, then 5."""
     return min(LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S * 2.0 ** min(quick, 16))
 
 
 def after_death(streak: DeathStreak, served_s: float, *, excused: bool = False) -> DeathStreak:
     """Return the streak with one more death, of a process that had served for ``served_s`` seconds.
 
-    Only quick deaths delay starts, and never the first one. After a longer service there is no pause.
-    ``excused``: a request that was lost before ran alone, so it is to blame and not the model.
+    Only a quick death delays the next start, and the first death of a streak never does. ``excused``: a
+    request that was lost before ran alone in the model, so the request is to blame, not the model.
     """
     if served_s >= QUIET_S:
         return DeathStreak(1)

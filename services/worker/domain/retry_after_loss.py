@@ -1,11 +1,11 @@
-"""Decide how often a request may run when workers or model servers die under it.
+"""Decide how often a request may run if workers or model servers die while they run it.
 
-If several requests were in the model, any of them may have caused the loss. So each runs again with nothing
-beside it, and only a loss there is charged to it. The number of the attempt says where it stands:
+If several requests were in the model, any of them may have caused the loss. So each runs again, alone in the
+model, and only a loss of that attempt is charged to it. These are the numbers of attempts:
 
     0      the first attempt, together with others
-    1      alone; no loss is charged to it
-    2      alone; one loss is charged to it, and another one gives it up
+    1      alone; no loss is charged to the request yet
+    2      alone; one loss is charged, and after another loss the request is given up
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GIVE_UP = frozenset({EXHAUSTED, NOT_RETRIED})
 
 
 def after_loss(attempt: int, *, alone: bool, safe: bool) -> tuple[str, int]:
-    """Return what becomes of a request that was lost in its ``attempt``, and the number of its next one.
+    """Return the decision on a request that was lost in its ``attempt``, and the number of its next attempt.
 
     ``alone``: nothing else was in the model, so the loss is charged. ``safe``: the request may run twice.
     """

@@ -1,20 +1,20 @@
-"""Measure for how long a model has owed an answer, and decide when that is too long."""
+"""Measure for how long a model with open calls has not answered, and decide when that is too long."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# The time between two checks counts for at most this much: the worker itself may not have run.
+# The time between two checks counts up to this. If it is longer, the worker itself was paused.
 LONGEST_CHECK_S = 1.0
-# The limit without ``progress_timeout_s``. If callers wait for longer, the model gets that time.
+# The limit without ``progress_timeout_s``. It is longer if callers wait longer.
 SILENCE_S = 60.0
 
 
 class Silence:
-    """The time for which a model has owed an answer, in seconds, measured by regular checks.
+    """The seconds since the last answer of a model, counted while calls are open, by regular checks.
 
-    Time counts while calls are open; each answer of the model ends the silence. ``timeout_s`` is the longest
-    timeout of the callers of this silence, also of calls that were given up.
+    Each answer of the model ends the silence. ``timeout_s`` is the longest timeout of the callers whose calls
+    were open during this silence, also if the calls were given up.
     """
 
     __slots__ = ("_answers", "_checked", "lasts_s", "timeout_s")
@@ -25,7 +25,7 @@ class Silence:
         self.lasts_s = self.timeout_s = 0.0
 
     def check(self, now: float, answers: int, timeouts_s: Sequence[float]) -> None:
-        """Update with the number of answers so far, and the timeout of the callers of each open call."""
+        """Update with the number of answers so far, and with the callers' timeout of each open call."""
         passed_s, self._checked = now - self._checked, now
         if answers != self._answers:
             self._answers, self.lasts_s, self.timeout_s = answers, 0.0, 0.0
@@ -35,5 +35,5 @@ class Silence:
 
 
 def silence_limit(progress_timeout_s: float | None, timeout_s: float) -> float:
-    """Return how long a model may owe an answer before its process is ended, in seconds."""
+    """Return for how many seconds a model may not answer before its process is ended."""
     return progress_timeout_s or max(SILENCE_S, timeout_s)

@@ -20,11 +20,11 @@ class Output(NamedTuple):
 
 
 class RowMismatch(ValueError):
-    """The model's answer does not have one row for each row of the request."""
+    """The model's answer does not have one row for each row of its requests."""
 
 
 def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]:
-    """Return the rows of an answer and its tensors without the batch axis; rows are 0 if it has none."""
+    """Return the number of rows of an answer, 0 without a batch axis, and its tensors without that axis."""
     batched = rows > 0 and all(output.shape and output.shape[0] == rows for output in outputs)
     first = 1 if batched else 0
     tensors = tuple(Tensor(o.name, DATATYPES[o.datatype], o.shape[first:]) for o in outputs)
@@ -32,7 +32,7 @@ def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]
 
 
 def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
-    """Return for each part (its number of rows, in order) its slice of every output.
+    """Return for each request its slice of every output. ``parts`` are the requests' numbers of rows.
 
     Raises RowMismatch if the first axis of an output is not the sum of the parts.
     """
@@ -55,10 +55,10 @@ def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
 
 
 def split_parameters(parameters: dict[str, Any], parts: list[int]) -> list[dict[str, Any]]:
-    """Return the parameters of a call's answer for each of its requests (its number of rows, in order).
+    """Return for each request its parameters of the call's answer. ``parts``: the requests' numbers of rows.
 
     Parameters belong to the call, so each request gets all of them. Only token counts are divided, by rows,
-    and their sum stays exact: copies would count the tokens once for each request.
+    and their sum stays exact. Copies would count the tokens once for each request.
     """
     if len(parts) == 1:
         return [parameters]
@@ -73,7 +73,7 @@ def split_parameters(parameters: dict[str, Any], parts: list[int]) -> list[dict[
 
 
 def _row_ends(output: Output, rows: int) -> list[int] | int:
-    """Return the bytes per row, or for elements of variable size the offset at which each row ends."""
+    """Return the bytes per row. If elements vary in size, return the offset at which each row ends."""
     if DATATYPES[output.datatype].size:
         return len(output.raw) // rows
     per_row = elements(list(output.shape[1:]))

@@ -18,14 +18,14 @@ from tidegate.kernel.protocol.statistics import (
 
 
 class RequestCounts:
-    """Counts of requests since they were last taken, also of requests that shared a model call."""
+    """Counts of requests since :meth:`take` was last called. Each request of a shared call counts."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._returned: Counter[str] = Counter()
 
     def add_success(self, requests: int, rows: int, waited_s: float, call_s: float) -> None:
-        """Add ``requests`` of ``rows`` that shared a call of ``call_s``; they waited ``waited_s`` in all."""
+        """Add a call of ``call_s`` seconds. Its requests had ``rows`` and waited ``waited_s`` in total."""
         counts = self._counts
         counts["success.count"] += requests
         counts["success.ns"] += int((waited_s + call_s * requests) * 1e9)
@@ -40,7 +40,10 @@ class RequestCounts:
         self._counts["fail.ns"] += int(spent_s * requests * 1e9)
 
     def take(self, triton: Mapping[str, int]) -> dict[str, int]:
-        """Return all counts and reset them. Triton's counts of the same time divide the calls' durations."""
+        """Return all counts and reset them.
+
+        ``triton`` are Triton's counts of the same time. They say how long each part of a call took.
+        """
         counts, self._counts = self._counts, Counter()
         requests = counts["success.count"]
         for part in COMPUTE:
@@ -61,7 +64,7 @@ class RequestCounts:
 
 
 class WorkStats:
-    """Totals since the start, and recent means. Times in seconds, ``call_ms`` in milliseconds."""
+    """Totals since the start, and recent means. Times are in seconds, ``call_ms`` in milliseconds."""
 
     def __init__(self) -> None:
         self.completed = 0
@@ -75,7 +78,7 @@ class WorkStats:
 
 
 def since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """Return what was added between two readings of growing counts; a smaller count was reset."""
+    """Return the growth of counts between two readings. A count that became smaller was reset."""
     return {
         name: count - before[name] if count >= before.get(name, count + 1) else count
         for name, count in now.items()
