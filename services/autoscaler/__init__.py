@@ -1,1 +1,1 @@
-"""The autoscaler: holds every Deployment at the replicas it needs."""
+"""The autoscaler: keeps each Deployment at the number of replicas that it needs."""

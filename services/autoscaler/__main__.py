@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m services.autoscaler")
     commands = parser.add_subparsers(dest="command")
     sweep = commands.add_parser("sweep", help="end all replicas")
-    sweep.add_argument("--grace", type=float, default=10.0, help="seconds to finish work (default 10)")
+    sweep.add_argument(
+        "--grace", type=float, default=10.0, help="seconds that workers get to finish their work (default 10)"
+    )
     commands.add_parser("engine-proxy", help="run the proxy in front of a container engine")
     parsed = parser.parse_args(arguments)
     quick_start.begin()
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sweep(settings: AutoscalerSettings, grace_s: float) -> int:
-    """End all replicas and return 0; 1 if an autoscaler runs, or a process does not die."""
+    """End all replicas and return 0. Return 1 if an autoscaler runs, or if a process does not die."""
     from services.autoscaler.adapters.leader_lock import LeaderLock
     from services.autoscaler.adapters.process import procfs
     from services.autoscaler.application.end_replicas import end_replicas

@@ -44,7 +44,7 @@ PRUNE_S = 600.0
 def build(
     settings: AutoscalerSettings, launcher: Launcher | None = None, probe: HostProbe | None = None
 ) -> FastAPI:
-    """Return the autoscaler's app. ``launcher`` None: the one of the settings; ``probe`` reads its host."""
+    """Return the autoscaler's app. ``launcher`` None: the settings choose it. ``probe`` reads its host."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -20,7 +20,7 @@ log = telemetry.logger(__name__)
 
 
 def bounds_of(settings: AutoscalerSettings) -> StackBounds:
-    """Return what the launcher with these settings may do."""
+    """Return the limits for containers of the launcher with these settings."""
     return StackBounds(
         stack=settings.docker_stack,
         images=(settings.docker_image, *settings.docker_images),

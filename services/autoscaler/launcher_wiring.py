@@ -20,12 +20,12 @@ SHARED = {
     "log_level", "model_sandbox",
 }  # fmt: skip
 
-# Variables that a worker does not inherit, because it runs models of others.
+# Variables that a worker does not inherit, because the model in it could read them.
 WITHHELD = frozenset({"TIDEGATE_SERVICE_TOKEN", "TIDEGATE_API_KEY", "TIDEGATE_DATABASE_URL"})
 
 
 def launcher_of(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
-    """Return the launcher of the settings, and the probe of its host."""
+    """Return the launcher that the settings choose, and the probe of its host."""
     if settings.launcher == "docker":
         return docker_launcher(settings)
     return process_launcher(settings), MachineProbe()

@@ -1,7 +1,7 @@
 """Run a replay, or verify recorded decisions: ``python -m services.autoscaler.replay_process``.
 
-Reads a request from stdin and writes ``{"result": ...}`` or ``{"error": ...}`` to stdout. It is a process of
-its own because it computes for seconds, which must not delay the control loop.
+Reads a request from stdin and writes ``{"result": ...}`` or ``{"error": ...}`` to stdout. It is a separate
+process, because it computes for seconds and must not delay the control loop.
 """
 
 from __future__ import annotations

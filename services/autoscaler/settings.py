@@ -30,7 +30,7 @@ class AutoscalerSettings(Settings):
     autoscaler_period_s: float = Field(0.5, gt=0, description="Seconds between two rounds of decisions.")
     autoscaler_relist_s: float = Field(2.0, gt=0, description="Seconds between two reads of the registry.")
     autoscaler_down_window_s: float = Field(
-        30.0, ge=0, description="Seconds. The highest load of this window counts when replicas are removed."
+        30.0, ge=0, description="Seconds. Replicas are removed only down to the highest need of this window."
     )
     autoscaler_idle_s: float = Field(
         60.0, ge=0, description="Idle seconds before scale to zero, if the Deployment does not set them."
@@ -155,7 +155,7 @@ class AutoscalerSettings(Settings):
         return pools
 
     def log_limits(self) -> LogLimits:
-        """Return how long, and up to which size, logs of ended replicas are kept."""
+        """Return the limits of age and size for the logs of ended replicas."""
         return LogLimits(self.worker_log_days * 86_400, self.worker_log_mb * 2**20)
 
     def policy(self) -> Policy:

@@ -12,7 +12,7 @@ from tidegate.kernel.http.answers import new_request_id
 
 
 class EventConsumer:
-    """Consumes this service's copy of the events. Lost events do no harm: everything is polled, too."""
+    """A consumer of this service's copy of events. Lost events do no harm: everything is also polled."""
 
     def __init__(
         self, amqp_url: str, *, on_registry: Callable[[], None], on_demand: Callable[[str], None]

@@ -48,7 +48,7 @@ class LeaderLock:
             self._descriptor = None
 
     def holder(self) -> str:
-        """Return the pid of the leader, from the lock file."""
+        """Return the leader's pid, which the lock file has."""
         try:
             return self._path.read_text().strip()
         except OSError:

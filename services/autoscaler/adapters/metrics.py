@@ -14,7 +14,9 @@ REPLICAS = Gauge(
     "Replicas by state (desired, ready, starting, draining).",
     ["deployment", "state"],
 )
-DEMAND = Gauge("tidegate_autoscaler_demand", "Requests outstanding; NaN: not known.", ["deployment"])
+DEMAND = Gauge(
+    "tidegate_autoscaler_demand", "Requests and jobs that wait or run; NaN: not known.", ["deployment"]
+)
 DECISIONS = Counter("tidegate_autoscaler_decisions_total", "Decisions by rule.", ["deployment", "rule"])
 REPLACEMENTS = Counter(
     "tidegate_autoscaler_replacements_total", "Replicas that ended, by cause.", ["deployment", "cause"]
@@ -36,7 +38,7 @@ WARM_WORKERS = Gauge(
 )
 WARM_GIVEN = Counter(
     "tidegate_autoscaler_warm_given_total",
-    "Replicas requested from the warm pool: given, none waits, not taken.",
+    "Replicas requested from the warm pool, by outcome: given, none waits, not taken.",
     ["flavour", "outcome"],
 )
 STATES = ("desired", "ready", "starting", "draining")

@@ -43,7 +43,10 @@ class ReplicaLogs:
             )
 
     def prune(self, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Delete logs that are too old or too large, but not those of live replicas, under either name."""
+        """Delete logs that are too old, and the oldest ones if all together are too large.
+
+        The log of a live replica is kept, also if the replica has a second name from a warm pool.
+        """
         found = defaultdict[str, list[Path]](list)
         for path in self._folder.glob(f"{_WORKER}*.log*"):
             found[log_of(path.name)].append(path)
@@ -59,7 +62,7 @@ class ReplicaLogs:
 
 
 def _kept(replica: str, parts: list[Path]) -> EndedReplicaLog:
-    """Return a log's size and time; of a link, its own, because its target may be missing."""
+    """Return the size and time of a log. A link counts itself, because its target may be missing."""
     size, written_at = 0, 0.0
     for path in parts:
         with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.models import Assignment
 
 
 class WarmOffers:
-    """Publishes to ``warm.v1.<pool>``. Not connected is an ``Unavailable``: then nothing was offered."""
+    """The publisher of offers, to ``warm.v1.<pool>``. Without a connection it raises ``Unavailable``."""
 
     def __init__(self, amqp_url: str, pools: Collection[str]) -> None:
         self._pools = pools
@@ -30,9 +30,9 @@ class WarmOffers:
         await self._connection.stop()
 
     async def offer(self, pool: str, assignment: Assignment, lives_s: float) -> None:
-        """Offer a replica to the waiting workers for ``lives_s`` seconds; return when the broker has it.
+        """Offer a replica to the waiting workers for ``lives_s`` seconds. Return when the broker has it.
 
-        Raise ``Unavailable`` if this fails. The offer may be made nevertheless, unless there was no
+        Raise ``Unavailable`` if this fails. Nevertheless, a worker may get the offer, unless there was no
         connection.
         """
         channel = self._connection.channel

@@ -1,4 +1,4 @@
-"""Read the settings of a new worker from the worker's program, in the environment of workers."""
+"""Run the worker's program in a worker's environment to read the settings of a new worker."""
 
 from __future__ import annotations
 

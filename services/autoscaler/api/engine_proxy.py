@@ -27,7 +27,7 @@ _DROPPED = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
 class EngineProxy:
     """An ASGI app between the launcher and the engine at the Unix socket ``socket``.
 
-    Callers must send ``token``; None: the network admits only the autoscaler.
+    Callers must send ``token``. None: no token is needed, because only the autoscaler can connect.
     """
 
     def __init__(self, bounds: StackBounds, socket: str, token: str | None) -> None:
@@ -71,7 +71,7 @@ class EngineProxy:
         return hmac.compare_digest(request.headers.get("authorization", "").encode(), self._token)
 
     async def _forward(self, request: Request, body: bytes) -> Response:
-        # Quoted again from the path that was checked, so that the engine reads the same one.
+        # The checked path is quoted again, so that the engine reads exactly the path that was checked.
         url = httpx.URL(quote(request.url.path), query=request.url.query.encode("latin-1"))
         kind = content_type(request.url.path)
         headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}

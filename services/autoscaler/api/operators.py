@@ -42,7 +42,7 @@ class PauseRequest(BaseModel):
 
 
 class CordonRequest(BaseModel):
-    """Whether to ``drain`` the replicas of the host as well."""
+    """Options of a cordon. ``drain``: also drain the replicas of the host."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -50,7 +50,7 @@ class CordonRequest(BaseModel):
 
 
 class PolicyChange(BaseModel):
-    """Changes to how a Deployment scales. Omitted fields stay; null sets the default."""
+    """Changes to how a Deployment scales. Omitted fields do not change; null sets the default."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -133,7 +133,7 @@ async def resume(name: str, operations: OperationsDep) -> OverrideResult:
 
 @router.get("/deployments/{name}/why")
 async def why(name: str, operations: OperationsDep) -> dict[str, Any]:
-    """Explain the number of replicas: signals, need of each rule, bounds, holds, and last decisions."""
+    """Explain the number of replicas: load, need of each rule, bounds, what delays changes, decisions."""
     return await operations.why(name)
 
 
@@ -145,7 +145,7 @@ async def show_deployment_policy(name: str, operations: OperationsDep) -> dict[s
 
 @router.patch("/deployments/{name}/policy")
 async def change_policy(name: str, change: PolicyChange, operations: OperationsDep) -> dict[str, Any]:
-    """Change how a Deployment scales. The registry stores it, so it must answer."""
+    """Change how a Deployment scales. The registry stores the change, so the registry must answer."""
     return await operations.change_policy(name, change.model_dump(exclude_unset=True))
 
 
@@ -163,7 +163,7 @@ async def report_cold_starts(operations: OperationsDep) -> dict[str, list[dict[s
 
 @router.get("/hosts")
 async def list_hosts(operations: OperationsDep) -> dict[str, list[dict[str, Any]]]:
-    """Return the hosts: the number of replicas, and since when each is cordoned.
+    """Return the hosts, each with its number of replicas and the time of its cordon, if it has one.
 
     ``cores``, ``memory_mb`` and ``available_mb`` are the resources of the host, if they are known.
     """

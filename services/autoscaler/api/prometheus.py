@@ -1,4 +1,4 @@
-"""The route of Prometheus's HTTP service discovery. The metrics token opens it."""
+"""The route of Prometheus's HTTP service discovery. Callers need the metrics token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter(tags=["prometheus"])
 async def list_workers(request: Request) -> list[dict[str, Any]]:
     """Return every worker that reports, for `http_sd_configs`.
 
-    The answer is 503 while the store is away. Prometheus then keeps the workers that it knows.
+    The answer is 503 while the store does not answer. Then Prometheus keeps the workers that it knows.
     """
     loop: ControlLoop = request.app.state.operations.loop
     snapshot = loop.snapshot

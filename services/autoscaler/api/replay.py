@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1", tags=["replay"], route_class=JsonRoute)
 
 WEEK_S = 7 * 86_400.0
 MAX_CSV = 64 * 2**20
-# The CSV as JSON, where each newline takes two characters, and the rest of the request.
+# Room for the CSV as JSON, where a newline takes two characters, and for the rest of the request.
 MAX_BODY = 2 * MAX_CSV
 
 
@@ -70,7 +70,7 @@ class ReplicaOptions(_Body):
 
 
 class ReplayRequest(_Body):
-    """What to replay. The Deployment's own policy, ``live``, is always part of it."""
+    """A request for a replay. It always includes the Deployment's own policy, as ``live``."""
 
     deployment: str
     arrivals: Annotated[SyntheticArrivals | CsvArrivals | RecordedArrivals, Field(discriminator="kind")] = (

@@ -41,7 +41,7 @@ from tidegate.kernel.store import JobStore, Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# The period while a replica starts, and after an action: a ready replica is seen sooner.
+# The shorter period while a replica starts and after an action, so that a ready replica is seen sooner.
 MOVING_PERIOD_S = 0.2
 RECENT_DECISIONS = 1000
 
@@ -145,7 +145,7 @@ class ControlLoop:
         await asyncio.gather(self._publish(), self.act(plan))
 
     async def observe(self) -> Snapshot:
-        """Return a snapshot. What cannot be read is None."""
+        """Return a snapshot. A value that cannot be read is None."""
         if self._parts.source.answered and self._parts.overrides.pending:
             await self._parts.overrides.reconcile()
         running, room, (reports, gateways), jobs = await asyncio.gather(
@@ -183,7 +183,7 @@ class ControlLoop:
         await asyncio.gather(*(self._in_order(actions) for actions in by_deployment.values()))
 
     async def cordon(self, host: str) -> None:
-        """Start no more replicas on a host. The first time of several is kept."""
+        """Start no more replicas on a host. A second cordon does not change the time of the first."""
         at = self.cordoned.setdefault(host, self._clock())
         await asyncio.to_thread(self._parts.decisions.cordon, host, at)
         self.wake()
@@ -234,7 +234,7 @@ class ControlLoop:
 
     async def _publish(self) -> None:
         shown = {name: status.model_dump(mode="json") for name, status in self.statuses.items()}
-        # If the store is away, the next round publishes again.
+        # If the store does not answer, the next round publishes again.
         with contextlib.suppress(StoreUnavailable):
             await self._parts.store.publish_statuses(shown)
 
@@ -300,7 +300,7 @@ class ControlLoop:
             await self._keep(lambda: self._parts.decisions.add_decisions(plan.decisions))
 
     async def _keep(self, write: Callable[[], None]) -> None:
-        """Write to the database. If it fails, for example on a full disk, the loop goes on."""
+        """Write to the database. If it fails, for example on a full disk, the loop continues."""
         try:
             await asyncio.to_thread(write)
         except Unavailable as error:

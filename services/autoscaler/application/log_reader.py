@@ -19,7 +19,8 @@ Line = dict[str, Any]
 class LogReader:
     """Reads the log folder, and the output of running replicas from the launcher.
 
-    ``desired_state`` returns the last one that was read, ``replicas`` the names of the running replicas.
+    ``desired_state`` returns the desired state that was read last. ``replicas`` returns the names of the
+    running replicas.
     """
 
     def __init__(

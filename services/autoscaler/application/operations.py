@@ -94,7 +94,7 @@ class Operations:
         return held_by, effect
 
     async def _effect_of(self, name: str, replicas: int, ttl_s: float | None, force: bool) -> OverrideEffect:
-        """Return the effect of an override: decide now, with it, on the last snapshot."""
+        """Return the effect of an override: decide about the last snapshot again, with the override."""
         snapshot, now = self.loop.snapshot, time.time()
         deployment = next((d for d in self.parts.source.deployments if d.name == name), None)
         if not self.leader.held or snapshot is None or deployment is None:
@@ -113,7 +113,10 @@ class Operations:
         return OverrideEffect(found.target, bounds(deployment, now, start_s).high_rule, found.wanted.reason)
 
     async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
-        """Stop a Deployment, or with ``hold`` its scaling. Return its replicas and where this is stored."""
+        """Stop all replicas, or with ``hold`` keep those that run.
+
+        Return the number of replicas, and where the pause is stored.
+        """
         replicas = (await self.status(name)).desired if hold else 0
         held_by, _ = await self.override(name, replicas, ttl_s, force=hold)
         return replicas, held_by
@@ -136,10 +139,10 @@ class Operations:
             raise NotFound(f"There is no host {host}.")
         await self.loop.cordon(host)
         drained = []
-        # All replicas are on this host. Another one can only be an earlier name of it.
+        # All replicas are on this host. Another name can only be an earlier name of this host.
         for each in self.replicas() if drain and host == self.loop.host else []:
             if each["alive"] and each["state"] != "draining":
-                with contextlib.suppress(NotFound):  # it ended meanwhile
+                with contextlib.suppress(NotFound):  # the replica ended meanwhile
                     await self.loop.drain(each["replica"])
                     drained.append(each["replica"])
         return drained
@@ -169,7 +172,7 @@ class Operations:
         ]
 
     async def decisions(self, deployment: str | None, limit: int) -> list[dict[str, Any]]:
-        """Return the last decisions, newest first, from memory or, if those are too few, from disk."""
+        """Return the last decisions, newest first: from memory, or from disk if memory has too few."""
         recent = [d for d in reversed(self.loop.recent) if deployment in (None, d.deployment)]
         if len(recent) >= limit:
             return [asdict(decision) for decision in recent[:limit]]

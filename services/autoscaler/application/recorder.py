@@ -1,4 +1,4 @@
-"""Record rounds and arrivals: collected in memory, and written by a thread so that the loop never waits."""
+"""Record rounds and arrivals. A thread writes them, so the loop does not wait for the disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recorder:
         self._arrivals: Counter[tuple[str, int]] = Counter()
         self._arrivals_at = self._retired_at = self._expected_at = 0.0
         self._writing: asyncio.Task[None] | None = None
-        # Arrivals are read and written back, and a chunk continues the one before: one write at a time.
+        # One write at a time: arrivals are read and written back, and a chunk continues the one before.
         self._turn = asyncio.Lock()
         self._expected: dict[str, float] = {}
         self._forecast_for: set[str] = set()

@@ -1,4 +1,4 @@
-"""Run replays, each in its own process, on what is known of a Deployment."""
+"""Run replays, each in its own process, with a Deployment's recorded arrivals and measured times."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ class ReplayRunner:
         return {"kind": "recorded", "by_second": found, "since": since, "seconds": until - since}, since
 
     async def _earlier(self, name: str, arrivals: dict[str, Any]) -> dict[str, int]:
-        """Return the arrivals by minute before recorded ones, for forecasts."""
+        """Return the arrivals of each minute in the four weeks before the replay, for forecasts.
+
+        Empty if the replay does not use recorded arrivals.
+        """
         if arrivals["kind"] != "recorded":
             return {}
         until = arrivals["since"]
@@ -83,7 +86,7 @@ class ReplayRunner:
         return {str(minute): count for minute, count in found.items()}
 
     async def _timing(self, deployment: Deployment, values: dict[str, Any]) -> ReplicaTiming:
-        """Return the timing of a replica: the measured one, with ``values`` of the request instead."""
+        """Return the timing of a replica: ``values`` from the request, and measured values for the rest."""
         status = await self.operations.status(deployment.name)
         calls = [r["call_ms"] for r in status.replicas if r.get("call_ms")]
         batches = [r["batch_mean"] for r in status.replicas if r.get("batch_mean")]
@@ -98,7 +101,7 @@ class ReplayRunner:
         known |= {key: value for key, value in values.items() if value is not None}
         if "call_ms" not in known:
             raise BadRequest(
-                f"{deployment.name} was not measured yet. Set the time of a call: service.call_ms."
+                f"The time of a call of {deployment.name} was not measured yet. Set service.call_ms."
             )
         return ReplicaTiming(**known)
 

@@ -1,4 +1,4 @@
-"""Remember which worker of a warm pool became which replica, and settle claims that are not known."""
+"""Remember which worker of a warm pool became which replica, and settle open offers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.autoscaler.adapters.history.decision_store import DecisionStore
 from services.autoscaler.domain.warm_pool import WarmClaim
 from tidegate.kernel.store import Store, StoreUnavailable
 
-SETTLE_S = 10.0  # an offer of a former leader without a claim by then was not taken
+SETTLE_S = 10.0  # after this time, an offer that no worker has claimed is withdrawn
 NOBODY = "autoscaler"
 
 
@@ -30,7 +30,7 @@ class WarmClaims:
 
     @property
     def open(self) -> bool:
-        """Return whether it is not known yet which worker took an offer."""
+        """Return True while it is not known for some offer whether a worker took it."""
         return any(not claim.worker for claim in self)
 
     @property
@@ -43,7 +43,7 @@ class WarmClaims:
         self._claims = {claim.replica: claim for claim in self._decision_store.claims()}
 
     def worker_of(self, replica: str) -> str:
-        """Return the launcher's name of a replica: its worker's, if it came from a pool."""
+        """Return a replica's name at the launcher: its worker's name if it came from a pool, else its own."""
         claim = self._claims.get(replica)
         return claim.worker if claim is not None and claim.worker else replica
 
@@ -64,7 +64,7 @@ class WarmClaims:
                 self.drop(claim.replica)
 
     async def settle(self) -> None:
-        """Find out who took offers of a former leader, or offers made while the store was away."""
+        """Find out which workers took offers of a former leader, or offers made while the store was away."""
         for claim in self:
             if claim.worker:
                 continue

@@ -1,7 +1,7 @@
 """The warm pool: workers that run Triton without a model, and become replicas without a cold start.
 
 To the rest of the autoscaler it is a launcher. A replica from the pool has two names: its own, and that of
-the worker, which the launcher below uses. The first claim in the store decides which worker becomes the
+the worker, which the real launcher uses. The first claim in the store decides which worker becomes the
 replica. If no worker claims it, the autoscaler claims it itself and starts a worker as usual. So a late, lost
 or duplicate offer never makes two replicas of one name.
 """
@@ -49,15 +49,15 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# Inside a class with a method `list` the builtin of that name cannot be written as a type.
+# Inside a class with a method `list`, the name `list` means that method and not the builtin type.
 Replicas = list[Running]
 Views = list[dict[str, Any]]
 
 PERIOD_S = 1.0
-OFFER_S = 2.0  # a waiting worker takes an offer within milliseconds; the round waits for it
+OFFER_S = 2.0  # the round waits this long for a worker; normally it takes milliseconds
 CLAIM_POLL_S = 0.005
-REFILL_AFTER_S = 3.0  # the replica loads its model first, then its successor in the pool starts
-PAUSE_S = 30.0  # no offers and no starts for this long after one that failed
+REFILL_AFTER_S = 3.0  # the next worker of the pool starts later, so that the replica can load its model
+PAUSE_S = 30.0  # after a failed offer or start, the pool waits this long before the next
 
 
 class WarmPool:
@@ -101,7 +101,7 @@ class WarmPool:
         }
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
-        """Give the replica to a waiting worker, or start one. Raise what the launcher below raises."""
+        """Give the replica to a waiting worker, or start a new one. Raise the errors of the real launcher."""
         if isinstance(assignment, Assignment):
             pool = pool_for(assignment.deployment, self._pools)
             if pool is not None and await self._take_from(pool, assignment):
@@ -109,7 +109,7 @@ class WarmPool:
         await self._launcher.launch(assignment)
 
     async def drain(self, replica: str) -> None:
-        """Tell the worker to finish its work and exit."""
+        """Let the worker finish its work and exit."""
         await self._launcher.drain(self._claims.worker_of(replica))
 
     async def kill(self, replica: str) -> None:
@@ -157,7 +157,7 @@ class WarmPool:
             await asyncio.sleep(PERIOD_S)
 
     async def check(self, may_start: bool = True) -> None:
-        """Check the waiting workers once: end those that are failed or surplus, start missing ones."""
+        """Check the waiting workers once: end failed and surplus workers, and start missing ones."""
         await self.list()
         reports = await self._reports()
         now = self._clock()
@@ -258,7 +258,11 @@ class WarmPool:
         return worker
 
     async def _claimant(self, replica: str) -> str:
-        """Return the worker that claims the replica, or ``NOBODY`` after ``OFFER_S`` seconds."""
+        """Return the worker that claimed the replica.
+
+        After ``OFFER_S`` seconds, claim it for the autoscaler (``NOBODY``), so that no worker can take it
+        later.
+        """
         deadline = self._clock() + OFFER_S
         while self._clock() < deadline:
             if worker := await self._store.claimant(replica):

@@ -1,1 +1,1 @@
-"""Decisions and values, without I/O and clock."""
+"""Decisions and values, without I/O and without a clock."""

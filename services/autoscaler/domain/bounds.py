@@ -1,4 +1,4 @@
-"""Compute the minimum and maximum of replicas now, from a Deployment's limits, schedule and budget."""
+"""Compute the current minimum and maximum of replicas from a Deployment's limits, schedule and budget."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ReplicaBounds:
 def bounds(deployment: Deployment, now: float, start_s: float) -> ReplicaBounds:
     """Return the bounds at ``now``.
 
-    Of several open windows of the schedule, the largest bounds count. The minimum of a window counts
-    ``start_s`` seconds before it opens, so that its replicas are ready by then. A budget limits everything.
+    If several windows of the schedule are open, the largest bounds count. The minimum of a window counts
+    ``start_s`` seconds before it opens, so that its replicas are ready by then. A budget limits both bounds.
     """
     low, high = deployment.min_replicas, deployment.max_replicas
     found = ReplicaBounds(low, high)
@@ -40,7 +40,7 @@ def bounds(deployment: Deployment, now: float, start_s: float) -> ReplicaBounds:
     afford = int(budget / price + 1e-9)
     if afford >= found.high:
         return found
-    words = f"{budget:g} an hour pay for {afford} at {price:g} each"
+    words = f"a budget of {budget:g} an hour pays for {afford} at {price:g} each"
     kept = found if found.low <= afford else ReplicaBounds(afford, afford, "cost cap", "cost cap", words)
     return ReplicaBounds(kept.low, afford, kept.low_rule, "cost cap", kept.low_words, words)
 

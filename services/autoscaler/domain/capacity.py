@@ -2,12 +2,12 @@
 
 Room is memory and cores. A replica counts with the memory that its Deployment declares
 (``resources.memory_mb``), else with the highest measured memory of its replicas, else with an assumed amount.
-It counts with its declared cores (``resources.cpus``), else with one. The policy says how many of these share
-a real core.
+It counts with its declared cores (``resources.cpus``), else with one. The policy says how many of these cores
+share a real one.
 
-If not everything fits, minimums come before demand. Within both, the next replica goes to the Deployment with
-the smallest dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). A running replica is
-never ended because memory is short. It is ended only for a Deployment that has less than its share.
+If not everything fits, minimums come before demand. In both steps, the next replica goes to the Deployment
+with the smallest dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). A running replica
+is never ended because memory is short. It is ended only for a Deployment that has less than its share.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from services.autoscaler.domain.snapshot import Host, Policy
 from tidegate.kernel.protocol.models import Deployment
 
 TINY = 1e-6
-# Rounds in which shares on an over-full host settle; no random fleet of 60,000 needed more than three.
+# The shares on an over-full host are computed at most this many times. None of 60,000 random fleets needed
+# more than three.
 SETTLING = 20
 
 
@@ -73,9 +74,9 @@ def size_of(deployment: Deployment, measured_mb: int, policy: Policy) -> Replica
 
 
 def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]) -> Room:
-    """Return the room for more replicas. ``there`` has the size and the measured MiB of each that exists.
+    """Return the room for more replicas. ``there``: the size and the used MiB of each replica that exists.
 
-    Memory that a replica counts with but does not use yet is not free.
+    A replica's memory counts as taken up to its size, also the part that it does not use yet.
     """
     there = list(there)
     cores = host.cores * policy.replicas_per_core - sum(size.cores for size, _ in there)
@@ -94,7 +95,8 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
     if _fits(claims, total):
         return {claim.name: claim.desired for claim in claims}
     granted = _shared(claims, total)
-    # On an over-full host a share leaves less to the next round. It settles here, so no round changes it.
+    # On an over-full host, shares depend on the replicas that run. They are computed again until they no
+    # longer change, so that the next round computes the same shares.
     for _ in range(SETTLING):
         settled = _shared([replace(claim, held=granted[claim.name]) for claim in claims], total)
         if settled == granted:
@@ -104,7 +106,7 @@ def shares(claims: Sequence[HostClaim], room: Room) -> Mapping[str, int]:
 
 
 def _shared(claims: Sequence[HostClaim], total: Room) -> dict[str, int]:
-    # Held replicas always fit: they can only be exchanged for those of others.
+    # Held replicas always fit. If there is no free room, they can only be exchanged for replicas of others.
     used = Room(0.0, 0.0)
     for claim in claims:
         used = used.less(claim.size, -claim.held)
@@ -126,7 +128,7 @@ def _shared(claims: Sequence[HostClaim], total: Room) -> dict[str, int]:
 
 
 def starts_allowed(host: Host | None, policy: Policy, young: int) -> int | None:
-    """Return how many replicas may be started now, while ``young`` are starting; None: any number."""
+    """Return how many more replicas may start while ``young`` ones are starting; None: any number."""
     return None if host is None else max(0, pace(host, policy) - young)
 
 
@@ -178,8 +180,9 @@ def _fits(claims: Iterable[HostClaim], total: Room) -> bool:
 
 
 def _turn(claim: HostClaim, count: int, whole: Room) -> tuple[bool, float, bool, str]:
-    """Return the sort key for the next replica of ``claim``, which has ``count``; smallest first."""
+    """Return the sort key of a claim's next replica; it has ``count`` so far. The smallest key is next."""
     memory = claim.size.memory_mb / whole.memory_mb if whole.memory_mb > 0 else 0.0
     cores = claim.size.cores / whole.cores if whole.cores > 0 else 0.0
-    # Of equal Deployments the one that already has this replica comes first, so nothing moves needlessly.
+    # Of equal Deployments, one that has this replica already comes first, so that no replica is exchanged
+    # needlessly.
     return count >= claim.low, round(count * max(memory, cores), 9), count >= claim.held, claim.name

@@ -11,7 +11,7 @@ from typing import Any
 from services.autoscaler.domain.memory import STARTS_KEPT, State
 from services.autoscaler.domain.snapshot import Snapshot
 
-# The slowest of this many last starts is the expected time of the next start.
+# The next start is expected to take as long as the slowest of this many last starts.
 STARTS_COUNTED = 3
 
 
@@ -20,7 +20,7 @@ class ColdStart:
     """The cold start of one replica, in milliseconds.
 
     ``phases_ms`` come from the worker: launch, fetch, triton_start, load, warm_up. ``total_ms`` ends with the
-    first round that saw the replica ready, so it includes up to one round and one heartbeat more. ``warm`` is
+    first round that saw the replica ready, so it may be one round and one heartbeat too long. ``warm`` is
     True if a worker of the warm pool became the replica.
     """
 
@@ -42,8 +42,8 @@ def cold_starts(
 ) -> Iterable[ColdStart]:
     """Yield the cold starts of replicas that became ready between ``before`` and ``after``.
 
-    ``causes`` has the replicas that this process launched. An adopted replica that was ready when it was
-    first seen is left out, because it is not known when it became ready.
+    ``causes`` has the replicas that this process launched. A replica of an earlier process that was ready
+    when this one first saw it is left out, because it is not known when it became ready.
     """
     for running in snapshot.running or ():
         was, memory = before.replicas.get(running.replica), after.replicas.get(running.replica)

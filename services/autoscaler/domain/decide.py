@@ -63,7 +63,7 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
         state,
         deployments=memories,
         generations=_generations(state, actions),
-        # Noted now, so that a replica that is ready in the next round has a start time, too.
+        # Launches are noted now, so that a replica that is ready in the next round has a start time.
         replicas={
             **state.replicas,
             **{a.replica: ReplicaMemory(now) for a in actions if isinstance(a, Launch)},
@@ -94,9 +94,9 @@ def _proposals(
 
 
 def _notice(snapshot: Snapshot, state: State, now: float) -> State:
-    """Return the state with the times since when the store answers and has live heartbeats."""
+    """Return the state with the times since which the store answers and has live heartbeats."""
     readable = snapshot.reports is not None
-    # The report of a failed worker outlives it, so it does not count as a heartbeat.
+    # A failed worker's report stays after the worker has ended, so it does not count as a heartbeat.
     living = any(report.state != "failed" for report in (snapshot.reports or {}).values())
     heard = readable and bool(living or (snapshot.gateways and snapshot.gateways.reports))
     return replace(
@@ -125,7 +125,7 @@ def _adopt(
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)
-    for name in reports or {}:  # the report of a failed replica outlives it
+    for name in reports or {}:  # also failed replicas that have ended: their reports stay
         if parsed := parse_replica(name):
             _raise_generation(generations, *parsed)
     return replace(state, replicas=replicas, generations=generations, starts=starts)

@@ -39,7 +39,7 @@ from tidegate.kernel.protocol.presence import ReplicaReport
 
 FORGET_SLOT_AFTER_S = 600.0
 ENDED_KEPT = 5
-# A change to or from these rules is recorded even if the number stays. "" is the first round.
+# A change to or from these rules is recorded even if the number of replicas stays. "" is the first round.
 HOST_FULL = "host full"
 NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "limited", HOST_FULL}
 
@@ -87,7 +87,7 @@ class DeploymentRound:
     ) -> tuple[list[Action], Decision | None, DeploymentMemory]:
         """Return the actions, the decision (if it is worth recording) and the memory of the next round.
 
-        ``launches`` are made now, ``put_off`` is how many more wait.
+        ``launches`` are those that are made now; ``put_off`` is the number of launches that must wait.
         """
         before, found = proposal.before, proposal.target
         memory = replace(proposal.memory, put_off=put_off)
@@ -100,7 +100,7 @@ class DeploymentRound:
         return actions, decision, memory
 
     def launches(self, proposal: Proposal, generations: Mapping[tuple[str, int], int]) -> list[Launch]:
-        """Return the launches for the target; none on a cordoned host or without a version."""
+        """Return the launches for the target; empty if the host is cordoned or the version is unknown."""
         version = self.known.version_of(self.deployment)
         if version is None or self.snapshot.host in self.snapshot.cordoned:
             return []
@@ -110,7 +110,7 @@ class DeploymentRound:
         )
 
     def _first_memory(self, state: State) -> DeploymentMemory:
-        """Return the memory of a Deployment that is new to this process, with the replicas that run.
+        """Return the memory of a Deployment that is new to this process. Its target is the replicas that run.
 
         A Deployment that never ran starts one replica, even with a minimum of 0. This shows that its model
         loads.
@@ -125,16 +125,16 @@ class DeploymentRound:
         )
         start_failures = StartFailures()
         if failed is not None and not any(v.running.replica == failed.replica for v in self.verdicts):
-            # It failed before this process started: keep its message, and wait before the next start.
+            # It failed before this process started. Keep its message, and wait before the next start.
             not_before = self.now + 2.0
             start_failures = StartFailures(
                 1, not_before, self.now, replica_health.REASONS[replica_health.FAILED], failed.message
             )
-        # The running replicas count as needed now, so they stay for a whole window.
+        # The replicas that run now count as needed, so they stay for a whole down window.
         return DeploymentMemory(start, self.now, recommended=((self.now, start),), start=start_failures)
 
     def _with_configuration(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Return the memory of this configuration. A changed one starts without the failures of the last."""
+        """Return the memory of the current configuration. A changed configuration starts without failures."""
         current = fingerprint(self.deployment)
         if memory.fingerprint == current:
             return memory
@@ -143,7 +143,7 @@ class DeploymentRound:
         return replace(memory, fingerprint=current, start=StartFailures(), slots={}, replica_mb=0)
 
     def _with_size(self, memory: DeploymentMemory) -> DeploymentMemory:
-        """Return the memory with the highest measured memory of a ready replica of this configuration."""
+        """Return the memory with the largest MiB measured so far of a ready replica of this configuration."""
         found = [
             v.running.memory_mb
             for v in self.verdicts
@@ -192,7 +192,7 @@ class DeploymentRound:
 
     def _kills(self) -> list[Action]:
         return [
-            # The report of a failed replica stays until it expires, so that operators can read it.
+            # The report of a failed replica is not deleted, so that operators can read it until it expires.
             Kill(v.running.replica, v.ended, forget=v.ended != replica_health.FAILED)
             for v in self.verdicts
             if v.ended

@@ -21,9 +21,9 @@ def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class DesiredStateIndex:
-    """An index of the desired state. It is made once a round, so a round takes linear time.
+    """An index of the desired state, made once a round so that look-ups are fast.
 
-    ``awaited`` are the Deployments that a roll-over waits for. Traffic moves once each has a ready replica.
+    ``awaited`` are the Deployments for which a roll-over waits. Traffic moves once each has a ready replica.
     """
 
     versions: Mapping[tuple[str, int], Version] = field(default_factory=dict)

@@ -26,7 +26,7 @@ _CALLS: Mapping[str, set[str | None]] = {
     "PUT": {"/archive"},
     "DELETE": {None},
 }
-# The user of a worker, and its capabilities as root: run its model as another user, and end it.
+# The user of a worker, and its capabilities if this is root: to run its model as another user and end it.
 ROOT = "0:0"
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
 _TOP = {"Image", "Env", "Cmd", "Entrypoint", "Labels", "StopSignal", "StopTimeout", "HostConfig", "User"}
@@ -51,7 +51,7 @@ class StackBounds:
 def refusal(method: str, path: str, query: Query, body: bytes, bounds: StackBounds) -> str | None:
     """Return None for an allowed call, else the reason for the rejection. ``path`` is decoded."""
     path = _VERSION.sub("", path)
-    # The engine could read these differently: a repeated parameter, or parameters in a form's body.
+    # The engine could read a repeated parameter, or parameters in a form's body, differently from this check.
     if any(len(values) > 1 or ";" in values[0] for values in query.values()):
         return "a parameter may occur only once"
     if body and content_type(path) is None:
@@ -136,7 +136,8 @@ def _creation(query: Query, raw: bytes, bounds: StackBounds) -> str | None:
 def _read(text: str | bytes) -> Any:
     """Return the JSON value. Raise ValueError also for a repeated key.
 
-    The engine merges a repeated `HostConfig` into the first one. Here the first one would be lost unchecked.
+    The engine merges a repeated `HostConfig` into the first one. Python's parser drops the first one, so it
+    would not be checked.
     """
     return json.loads(text, object_pairs_hook=_each_once)
 
@@ -149,7 +150,7 @@ def _each_once(pairs: Sequence[tuple[str, Any]]) -> Doc:
 
 
 def _strange(fields: Doc, known: set[str]) -> set[str]:
-    # Also empty values: the engine reads `capdrop` as `CapDrop`, and the last one counts.
+    # Keys with empty values count, too: the engine reads `capdrop` as `CapDrop`, and uses the last of them.
     return set(fields) - known
 
 

@@ -38,7 +38,7 @@ def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float
 def explain(
     deployment: Deployment, snapshot: Snapshot, state: State, policy: Policy, now: float
 ) -> dict[str, Any]:
-    """Return the last target, the need of each rule with its inputs, and what holds the target."""
+    """Return the last target, the need of each rule with its inputs, and what delays a change."""
     memory = state.deployments[deployment.name]
     target, load = memory.wanted, memory.seen
     start_s = start_time(state, deployment.name)
@@ -70,12 +70,12 @@ def _holds(
         until = "until it is removed" if left is None else f"for {left:.0f} s more"
         if left is None or left > 0:
             beyond = ", even above the maximum" if override.force else ""
-            yield f"an operator asked for {override.replicas}{beyond}, {until}"
+            yield f"an operator set the replicas to {override.replicas}{beyond}, {until}"
     needed = max((n for _, n in memory.recommended), default=0)
     if memory.recommended and needed > memory.recommended[-1][1]:
         at = next(at for at, n in memory.recommended if n == needed)
         left_s = _left(at, tuned, now)
-        yield f"{needed} were needed {now - at:.0f} s ago, which counts for another {left_s:.0f} s"
+        yield f"{needed} were needed {now - at:.0f} s ago; this counts for another {left_s:.0f} s"
     if now < memory.panic_until:
         yield f"after a sudden load, no replica is removed for another {memory.panic_until - now:.0f} s"
     yield from _limits(memory, tuned, now)
@@ -92,7 +92,11 @@ def _holds(
     # Problems of models that still serve: outputs that contradict the signature, a missing device.
     yield from (f"{r.replica}: {r.message}" for r in mine if r.state == "ready" and r.message)
     if memory.put_off:
-        most = f" (at most {pace(snapshot.room, policy)} start at once)" if snapshot.room is not None else ""
+        most = (
+            f" (at most {pace(snapshot.room, policy)} start at the same time)"
+            if snapshot.room is not None
+            else ""
+        )
         yield f"{memory.put_off} more will start when others are ready or have ended{most}"
     if snapshot.host in snapshot.cordoned:
         yield f"{snapshot.host} is cordoned: no replica is started there"

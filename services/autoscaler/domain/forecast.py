@@ -1,9 +1,9 @@
 """Forecast arrivals from earlier days or weeks. A forecast only adds replicas, it never removes any.
 
-The method is a seasonal average with a level correction. The expected rate is a weighted mean of the rates at
-the same time in earlier seasons (five minutes around it; each season counts half as much as the one after
-it). It is multiplied by the ratio of the last half hour's arrivals to the same average of them, limited to
-between 0.5 and 2. There is no forecast before two seasons were recorded.
+The method is a seasonal average with a level correction. First comes a weighted mean of the rates at the
+same time in earlier seasons, over five minutes. Each season counts half as much as the one after it. This
+mean is multiplied by the level: the arrivals of the last half hour, divided by what the same mean gives for
+that half hour. The level is limited to between 0.5 and 2. A forecast needs two recorded seasons.
 """
 
 from __future__ import annotations

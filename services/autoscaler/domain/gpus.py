@@ -52,8 +52,8 @@ class NoRoom(Exception):
 def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources) -> dict[str, int]:
     """Return the GPUs for ``resources`` as MiB by UUID; empty if it needs none. Raise :class:`NoRoom`.
 
-    A part of a GPU goes to the GPU with the least memory left (best fit), so that whole GPUs stay free.
-    Whole GPUs are taken from the smallest up.
+    A part of a GPU is taken from the GPU with the least free memory (best fit), so that whole GPUs stay free.
+    Of whole GPUs, the smallest are taken first.
     """
     claims = list(claims)
     free = {gpu.uuid: gpu.memory_mb - _held(gpu.uuid, claims) for gpu in gpus}
@@ -72,7 +72,7 @@ def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources)
 
 
 def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> bool:
-    """Return whether ``mine`` fits beside the claims before it. Checks launches that ran at the same time.
+    """Return whether ``mine`` fits beside the claims of smaller order, after launches at the same time.
 
     Each launch first makes its claim and then checks. So at least one of them sees both claims, and both
     get the same result.

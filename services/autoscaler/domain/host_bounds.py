@@ -36,7 +36,7 @@ class HostBounds:
     def of(
         cls, snapshot: Snapshot, proposals: Sequence[Proposal], policy: Policy, state: State, now: float
     ) -> HostBounds:
-        """Return the bounds by a snapshot's host. ``state`` already has the heartbeats of this round."""
+        """Return the bounds of a snapshot's host. ``state`` already has the heartbeats of this round."""
         host = snapshot.room
         if host is None:
             return cls(None, policy, {}, Room(0.0, 0.0), None)

@@ -14,8 +14,8 @@ from typing import Protocol
 from tidegate.kernel.errors import Conflict, Unavailable
 from tidegate.kernel.protocol.models import Assignment, Deployment, Resources, WarmAssignment, WarmPoolSpec
 
-# How long an engine's own `stop` waits for a worker of a warm pool. This cannot be changed once the worker
-# has a Deployment. Until then the worker ends immediately.
+# Seconds that an engine's own `stop` waits for a worker of a warm pool. A container keeps this value when its
+# worker gets a Deployment. Before that, the worker ends immediately.
 POOL_DRAIN_S = 600.0
 
 
@@ -92,7 +92,7 @@ class Launcher(Protocol):
         """Start a worker. Raises :class:`NameTaken` or :class:`LaunchFailed`."""
 
     async def drain(self, replica: str) -> None:
-        """Tell the worker to finish its work and exit. Return immediately; ignore unknown names."""
+        """Let the worker finish its work and exit. Return immediately; ignore unknown names."""
 
     async def kill(self, replica: str) -> None:
         """Kill the worker and everything that it started, and remove its remains. Idempotent."""
@@ -110,9 +110,9 @@ def replica_name(deployment: str, slot: int, generation: int) -> str:
 
 
 def deployment_of_pool(pool: str) -> str:
-    """Return what stands for the Deployment in the names of a pool's workers.
+    """Return the first part of the names of a pool's workers, in place of a Deployment.
 
-    No Deployment's name ends with ``-``.
+    It ends with ``-``, so it is never the name of a Deployment.
     """
     return f"warm-{pool}-"
 
@@ -140,7 +140,7 @@ def fingerprint(deployment: Deployment) -> str:
 
 
 def pool_fingerprint(pool: WarmPoolSpec) -> str:
-    """Return a digest of what a worker of a warm pool is started with."""
+    """Return a digest of the options with which a worker of a warm pool is started."""
     return _digest(pool.model_dump(mode="json", exclude={"workers"}))
 
 

@@ -1,7 +1,7 @@
 """Measure the load of a Deployment, and how fast its replicas serve requests.
 
-Demand is counted in requests: those outstanding at the gateways, and the jobs that wait or run. It is known
-only if all known gateways report and the jobs can be counted. If one is missing, the demand is unknown.
+Demand is the number of requests that the gateways wait for, plus the jobs that wait or run. It is known only
+if all known gateways report and the jobs can be counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.capacity import measured_rps
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
-# A trend needs this many rates, this R squared, and a slope of this many standard errors.
+# A trend needs at least this many rates, this R squared, and a slope of this many standard errors.
 TREND_POINTS = 6
 TREND_EXPLAINS = 0.85
 TREND_CLEAR = 3.0
@@ -74,9 +74,10 @@ class _Windows(NamedTuple):
 def _windows(each_ms: float | None, start_s: float, policy: Policy) -> _Windows:
     """Return the windows over which arrivals are counted for a rate.
 
-    A random count of n has a standard deviation of its square root. A busy replica serves one arrival per
-    service time, so 30 service times make the number of replicas certain enough. If a start takes long, the
-    window is at least a quarter of that time, so that a short peak starts nothing. Both within limits.
+    A random count of n has a standard deviation of sqrt(n). A busy replica serves one arrival per service
+    time, so a window of 30 service times makes the number of replicas certain enough. If a start takes long,
+    the window is at least a quarter of that time, so that a short peak starts nothing. The policy limits the
+    window.
     """
     window = max(policy.rate_window_s, 0.03 * (each_ms or 0.0), start_s / 4)
     whole = min(policy.longest_rate_window_s, window)
@@ -98,8 +99,8 @@ def _arrivals(
     if gateways is None or not gateways.reports:
         return None, 0, memory
     loads = {r.incarnation: r.deployments.get(deployment, GatewayLoad()) for r in gateways.reports}
-    # All arrivals of a new gateway are new. In the first round it is not known when they came, so they do
-    # not count.
+    # All arrivals of a new gateway count as new. In the first round none count, because it is not known when
+    # they came.
     first = not memory.arrivals
     new = 0
     for incarnation, load in loads.items():
@@ -122,7 +123,7 @@ def _arrivals(
 
 
 def _followed(memory: LoadMemory, sample: Sample, policy: Policy) -> LoadMemory:
-    """Return ``memory`` with another sample of the trail and its trend, every few seconds."""
+    """Return ``memory`` with ``sample`` in its trail and the new trend. Skip a sample that comes too soon."""
     if memory.trail and sample.at - memory.trail[-1].at < policy.trail_every_s:
         return memory
     trail = _window((*memory.trail, sample), sample.at - policy.trail_s)
@@ -199,13 +200,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _rate(samples: tuple[Sample, ...], least_s: float) -> float | None:
-    """Return the rate; None if the samples cover less than ``least_s`` seconds, which is too random."""
+    """Return the rate; None if the samples cover less than ``least_s`` seconds, which is too short."""
     span = samples[-1].at - samples[0].at if samples else 0.0
     return (samples[-1].count - samples[0].count) / span if span >= least_s else None
 
 
 def _window(samples: tuple[Sample, ...], since: float) -> tuple[Sample, ...]:
-    """Return the samples of the window, and one before it so that they cover the whole window."""
+    """Return the samples of the window, and the one before it, so that they cover the whole window."""
     start = 0
     while start + 1 < len(samples) and samples[start + 1].at <= since:
         start += 1

@@ -11,7 +11,7 @@ from typing import Literal
 
 Phase = Literal["starting", "ready", "draining"]
 
-# Start times that `State.starts` keeps of each Deployment.
+# How many start times `State.starts` keeps for each Deployment.
 STARTS_KEPT = 5
 
 
@@ -46,7 +46,7 @@ class Load:
     """The load of one Deployment. None: not known. Rates are requests a second.
 
     ``new`` are the requests that arrived since the last round. ``ms_per_request`` is the model time of a
-    request in one of a replica's ``slots`` (model instances); ``guess`` says where it comes from if these
+    request in one of a replica's ``slots`` (model instances); ``guess`` is the source of that time if these
     replicas were not measured yet. ``batch`` is the number of requests that share a model call. ``at_least``
     is the known part of the demand. ``burst_rate`` is the arrival rate over a shorter window, ``trend`` its
     steady growth per second, ``expected`` the forecast for the time when a replica that starts now is ready.
@@ -92,10 +92,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class LoadMemory:
-    """The last totals of each counter and worker, and the samples made from them.
+    """The totals that each gateway and worker last reported, and the samples computed from them.
 
-    With the last totals, a restarted counter does not give a negative rate. ``trail`` are samples of arrivals
-    over a longer time than ``arrivals``, less often. ``trend`` is their growth.
+    A total that becomes smaller counts as no growth, so a restarted process does not give a negative rate.
+    ``trail`` are samples of arrivals over a longer time than ``arrivals``, farther apart. ``trend`` is how
+    fast the arrival rate grows.
     """
 
     arrived: Mapping[str, int] = field(default_factory=dict)
@@ -110,7 +111,7 @@ class LoadMemory:
 
 @dataclass(frozen=True, slots=True)
 class SlotMemory:
-    """The failures in a row of a slot's replicas after they had been ready."""
+    """How often in a row a replica of one slot failed after it had been ready."""
 
     failures: int = 0
     not_before: float = 0.0
@@ -120,7 +121,7 @@ class SlotMemory:
 
 @dataclass(frozen=True, slots=True)
 class StartFailures:
-    """The failed starts in a row. A version fails alike in every slot, so they are counted once."""
+    """The failed starts in a row, of all slots together, because the version causes them."""
 
     failures: int = 0
     not_before: float = 0.0
@@ -174,7 +175,8 @@ class ReplicaMemory:
     """The memory of one running replica, from its heartbeats.
 
     ``installing_s`` is the time to install the version's requirements, which is not part of its start.
-    ``progress`` is its number of finished requests and its busy time, unchanged since ``progress_at``.
+    ``progress`` is its number of finished requests and its busy time. ``progress_at`` is when these last
+    changed, or when it last had nothing to do.
     """
 
     first_seen: float
@@ -191,8 +193,8 @@ class ReplicaMemory:
 class State:
     """Everything that is kept between two rounds. The control loop stores ``generations`` on disk.
 
-    The store answers since ``readable_since``, and has live heartbeats since ``evidence_since``. ``starts``
-    are the start times in seconds of the last replicas of each Deployment, newest first.
+    The store has answered since ``readable_since``, and has had live heartbeats since ``evidence_since``.
+    ``starts`` are the seconds that the last starts of each Deployment took, newest first.
     """
 
     deployments: Mapping[str, DeploymentMemory] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Report models whose process died while the replica goes on."""
+"""Report models whose process died while the replica still runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 MODEL_DIED = "model died"
 # From this many deaths in a row on, the Deployment counts as crash-looping.
 REPEATED = 3
-# A process that lives longer than this is well again. The worker ends a row after the same time.
+# A process that lives longer than this counts as healthy. The worker then begins its count of deaths again.
 QUIET_S = 60.0
 REMEMBERED_S = 600.0
 
@@ -43,7 +43,7 @@ def describe(death: ModelDeath) -> str:
 
 
 def unhealthy(deployment: str, reports: Iterable[ReplicaReport], now: float) -> Condition | None:
-    """Return the condition of a Deployment whose model dies; None if it is well."""
+    """Return the condition of a Deployment whose model dies; None if it is healthy."""
     found = [
         (report, report.death)
         for report in reports

@@ -15,12 +15,14 @@ from tidegate.kernel.protocol.models import Deployment, Version
 def to_drain(verdicts: Iterable[Verdict], target: int, current: str) -> list[Drain]:
     """Return the replicas to drain: those of an older configuration that can be replaced, then the surplus.
 
-    First those that do not serve yet, then those with the fewest requests in flight, then the youngest.
+    Replicas that do not serve yet come first, then those with the fewest requests in flight, then the
+    youngest.
     """
     active = [v for v in verdicts if v.active]
     fresh = [v for v in active if v.running.fingerprint == current]
     stale = [v for v in active if v.running.fingerprint != current]
-    # A stale replica that reports not to be ready serves no request. Others go once a fresh one is ready.
+    # A stale replica that is not ready serves no request, so it is drained now. A ready one is drained when a
+    # fresh one is ready.
     serving = sum(v.phase == "ready" for v in active)
     leave = [v for v in stale if v.phase != "ready" and v.reported]
     replaceable = max(0, serving - target)

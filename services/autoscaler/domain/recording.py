@@ -48,7 +48,7 @@ class RecordedRound(NamedTuple):
 
 @dataclass(slots=True)
 class LastRound:
-    """The sections of the last round, which the next round's difference refers to."""
+    """The sections of the last round, to which the next round is compared."""
 
     sections: dict[str, Section | None] = field(default_factory=dict)
     desired_state: DesiredState | None = None
@@ -109,8 +109,8 @@ def read_state(document: Document) -> State:
 def write_chunk(policy: Policy, before: State | None, rounds: Iterable[RecordedRound]) -> Document:
     """Return a chunk of consecutive rounds as a document.
 
-    With the state ``before`` its first round, which is then written in full, the chunk is self-contained.
-    Without it, the chunk continues the one before it.
+    With ``before``, the state before its first round, the chunk is self-contained and has that round in full.
+    Without it, the chunk continues the one before.
     """
     return {
         "policy": asdict(policy),
@@ -131,7 +131,7 @@ def decide_again(chunks: Iterable[Document]) -> Iterator[tuple[float, list[Docum
             state, last = read_state(chunk["state"]), LastRound()
         for now, document, before in chunk["rounds"]:
             plan, state = decide(read_round(document, last), policy, state, now)
-            # As JSON, like the recorded ones: there a tuple is a list.
+            # Compare as JSON, where a tuple is a list, because the recorded decisions come from JSON.
             yield now, before, [orjson.loads(orjson.dumps(asdict(d))) for d in plan.decisions]
 
 
@@ -254,7 +254,7 @@ def _read_report(plain: list[Any]) -> ReplicaReport:
 
 
 def _gateways(view: GatewayView) -> Section:
-    """Return the loads by incarnation and Deployment, and an entry for each gateway, even without load."""
+    """Return the loads by incarnation and Deployment. A gateway without load has an empty entry."""
     plain: Section = {" missing": sorted(view.missing)}
     for gateway in view.reports:
         plain[gateway.incarnation] = None

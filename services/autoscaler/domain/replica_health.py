@@ -1,4 +1,4 @@
-"""Decide whether a replica is well, and when its successor may start.
+"""Decide whether a replica is healthy, and when its successor may start.
 
 A missing heartbeat counts only while the store answers and has reports of others. So a store that is down, or
 was restarted empty, ends no replica.
@@ -126,7 +126,7 @@ def judge(
 
 
 def _dead(running: Running, phase: Phase, memory: ReplicaMemory, failure: str | None) -> Verdict:
-    """Return the verdict on a dead worker; ``failure`` is what it reported, None if it reported none."""
+    """Return the verdict on a dead worker. ``failure`` is its reported failure; None if it reported none."""
     if phase == "draining":
         return Verdict(running, phase, DRAINED, "it was drained: it finished its work and exited")
     message = failure or running.ending or memory.message or "the worker's process is gone"
@@ -168,7 +168,7 @@ def phase_of(memory: ReplicaMemory | None) -> Phase:
 
 
 def _start_overdue(running: Running, state: State, limit: float, policy: Policy, now: float) -> bool:
-    # The replica may have become ready while the store, and so its heartbeat, was away.
+    # While the store did not answer, the replica may have become ready. Its heartbeat needs time to return.
     if state.readable_since is None or now - state.readable_since < policy.reports_return_s:
         return False
     return now - running.launched_at > limit + policy.start_grace_s
@@ -190,7 +190,7 @@ def _stuck(
     if report is None or (timeouts.progress_s is None and _may_be_long(report)):
         return ""
     limit = timeouts.progress_s or policy.progress_timeout_s
-    # The worker ends a hung model itself after this limit, and can say why. So it gets a little longer.
+    # After this limit, the worker itself ends a hung model and reports why. It gets a little time for that.
     if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
     return (
@@ -214,7 +214,7 @@ def note_end(
     if verdict.ended in {DRAINED, DRAIN_OVERDUE}:
         return memory
     if ready_at is None:
-        # Replicas that were started together fail together, which counts as one failure.
+        # Failures of replicas that were started together count as one.
         if memory.start.failures and verdict.running.launched_at <= memory.start.last_failure:
             return memory
         return failed_start(memory, verdict.ended, verdict.message, policy, now)

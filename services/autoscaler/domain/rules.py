@@ -1,17 +1,17 @@
 """The scaling rules: the replicas that the load needs, and why. The largest need counts.
 
-*wait*. With N requests outstanding, R replicas, s ms of model time per request and c requests per call, a
+*wait*. With N unanswered requests, R replicas, s ms of model time per request and c requests per call, a
 replica serves c requests at a time. The rest of its share waits (N/R - c)*s. This stays within the target
 wait W if R >= N*s / (W + c*s). So a single slow request needs one replica and not s/W of them. With k model
 instances in a replica, k calls run at the same time: R >= N*(s/k) / (W + c*s). If the current replicas can
-drain the queue before a new one is ready, the rule does not scale up: it uses N + (L - R*k/s)*S, with
-arrivals at rate L and a start time S.
+drain the queue before a new one is ready, the rule does not scale up. Then it uses the number of
+requests at that time, N + (L - R*k/s)*S, with arrivals at rate L and a start time S.
 
 *utilization*. Arrivals at rate L keep L*s/k replicas busy (Little's law); at a utilization of u: L*s/(k*u).
 If the Deployment sets u, the measured utilization U of replicas (or their GPUs) counts as well (*busy*): R
 replicas do the work of R*U/u. This is the formula of the Kubernetes HPA, with its tolerance of a tenth.
 
-*backlog*. N / (requests that each replica may have outstanding).
+*backlog*. N / (number of requests per replica that the Deployment allows).
 
 *trend* and *forecast*. The utilization rule at the rate that is expected when a replica that starts now is
 ready.
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from services.autoscaler.domain.memory import Load, RuleNeed
 from services.autoscaler.domain.tuning import Tuning
 
-# So that ceil(2.0000000001), a rounding error, does not add a replica.
+# Subtracted before `ceil`, so that 2.0000000001, a rounding error, does not add a replica.
 TINY = 1e-9
 TOLERANCE = 0.1
 # A trend counts up to this many times the current rate.
@@ -103,7 +103,7 @@ def _wait(load: Load, outstanding: int, tuning: Tuning, fleet: ReplicaCounts) ->
     later = max(there, needed(left))
     if later >= now:
         return RuleNeed("wait", now, why)
-    return RuleNeed("wait", later, f"{why}, of which {left:.0f} are left when a new replica could be ready")
+    return RuleNeed("wait", later, f"{why}; {left:.0f} will be left when a new replica is ready")
 
 
 def _backlog(outstanding: int, tuning: Tuning) -> RuleNeed | None:

@@ -1,9 +1,9 @@
 """Turn the need of this round into the next target, with windows, panic and limits on the rate of change.
 
 To scale up, the smallest need of the up window counts. To scale down, the largest need of the down window
-counts. Both as in the Kubernetes HPA. A need of several times the ready replicas is a panic, as in Knative.
-It is met immediately, and no replica is removed until the panic has been over for the down window. Limits
-say how many replicas may be added or removed within a minute.
+counts. The Kubernetes HPA does the same. A need of several times the ready replicas is a panic, as in
+Knative. This need is met immediately. No replica is removed until the panic has been over for the down
+window. Limits say how many replicas may be added or removed within a minute.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def remember(
 ) -> tuple[int, int, DeploymentMemory]:
     """Return the smallest need of the up window, the largest of the down window, and the memory.
 
-    A need of which only a part is ``known`` is not kept, because the real one may be larger.
+    ``known``: the whole demand is known. Otherwise the need is not kept, because the real one may be larger.
     """
-    # Older needs count only if they are larger (or smaller, for the up window) than this one.
+    # Older needs count only if they are larger than this one; in the up window, only if they are smaller.
     larger = [(at, n) for at, n in memory.recommended if at > now - tuning.down_window_s and n > need]
     lower = [(at, n) for at, n in memory.lowest if at > now - tuning.up_window_s and n < need]
     if known:
@@ -53,7 +53,7 @@ def shape(
     current = memory.target
     found = Shaped(most, most)
     if most > current and not panic and max(least, current) < most:
-        wait = f"{need} are needed, but not yet for {tuning.up_window_s:g} s"
+        wait = f"{need} are needed, but have not been for {tuning.up_window_s:g} s yet"
         found = Shaped(max(least, current), most, "waiting", wait)
     if panic:
         found = Shaped(max(found.replicas, current), most)

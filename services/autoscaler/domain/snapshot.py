@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
 
 @dataclass(frozen=True, slots=True)
 class LocalOverride:
-    """An override that the registry does not have yet; ``replicas`` None removes that of the registry."""
+    """An override that the registry does not have yet. ``replicas`` None removes the registry's override."""
 
     replicas: int | None
     expires_at: float | None
@@ -41,10 +41,10 @@ class HostProbe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One observation. None always means "could not be read", never "there is none".
+    """One observation. None always means that a value could not be read, never that it is empty.
 
-    ``jobs`` counts the unfinished ones by Deployment. ``hints`` has the time of the last demand event by
-    Deployment, ``launch_failures`` the message of a launch that failed in the last round, by replica.
+    ``jobs`` has the number of unfinished jobs by Deployment. ``hints`` has the time of the last demand event
+    by Deployment, ``launch_failures`` the message of a launch that failed in the last round, by replica.
     ``expected`` are the forecasts of arrivals a second by Deployment. No replica is started on a ``cordoned``
     ``host``. ``room`` are the resources of that host; None: not known, so they limit nothing.
     """
@@ -79,19 +79,23 @@ class Policy:
     service_window_s: float = 30.0
     step_every_s: float = 5.0  # time between steps up while the service rate is not known
     stuck_after_s: float = 15.0
-    progress_timeout_s: float = 300.0  # without a finished request, if the Deployment has no limit
+    progress_timeout_s: float = (
+        300.0  # longest time without a finished request, if the Deployment has no limit
+    )
     reports_return_s: float = 10.0  # heartbeats may be missing this long after the store returns
-    # A worker enforces its Deployment's limits itself and reports why. It gets this much time to do so.
+    # A worker itself acts on its Deployment's limits and reports why. It gets this much more time for that.
     start_grace_s: float = 5.0
     drain_grace_s: float = 10.0
     backoff_max_s: float = 60.0
-    stable_after_s: float = 60.0  # a replica that was ready this long is not in a crash loop
+    stable_after_s: float = 60.0  # a replica that was ready for this long is not in a crash loop
     # The limits of the host (``capacity.py``).
     host_memory: float = 0.95  # share of its memory that may be used when a replica starts
     replicas_per_core: float = 16.0
     replica_memory_mb: int = 256  # of a replica without declared or measured memory
     starts_at_once: int = 0  # 0: twice the cores
-    start_window_s: float = 20.0  # a replica that starts for longer no longer counts as a start
+    start_window_s: float = (
+        20.0  # after this time, a starting replica no longer counts for ``starts_at_once``
+    )
 
 
 @dataclass(frozen=True, slots=True)

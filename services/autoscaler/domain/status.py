@@ -169,7 +169,11 @@ def _conditions(
 def _ready(status: DeploymentStatus, memory: DeploymentMemory, now: float) -> Condition:
     if status.desired == 0:
         paused = memory.rule == "override"
-        text = "an operator asked for none" if paused else "no replica; the first request starts one"
+        text = (
+            "an operator set the number of replicas to 0"
+            if paused
+            else "no replica; the first request starts one"
+        )
         return _condition("Ready", True, "Paused" if paused else "Asleep", text, now)
     if status.ready >= status.desired:
         return _condition("Ready", True, "Ready", "", now)
@@ -190,7 +194,8 @@ def _healthy(memory: DeploymentMemory, now: float) -> Condition:
         return _condition("Healthy", True, "Healthy", "", now)
     slot, worst = max(looping, key=lambda found: found[1].failures)
     wait = max(0.0, worst.not_before - now)
-    text = f"slot {slot} failed {worst.failures} times in a row, next start in {wait:.0f} s: {worst.message}"
+    failed = f"slot {slot} failed {worst.failures} times in a row"
+    text = f"{failed}; the next start is in {wait:.0f} s: {worst.message}"
     return _condition("Healthy", False, "CrashLoop", text, now)
 
 

@@ -1,7 +1,7 @@
 """Compute the target: the largest need of the rules, shaped over time, within the bounds.
 
 ``rules.py`` computes the need, ``shaping.py`` how fast to follow it, ``bounds.py`` what is allowed. Three
-things come before: an override, an unknown demand, and scale to zero. Each is a function below that returns
+cases come first: an override, an unknown demand, and scale to zero. Each is a function below that returns
 None if it does not apply. The first that applies decides.
 """
 
@@ -20,7 +20,7 @@ from tidegate.kernel.protocol.models import Deployment
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What the target depends on besides the load: the replicas, a demand event, an override."""
+    """The inputs of the target besides the load: the replicas, a demand event, an override."""
 
     fleet: ReplicaCounts
     hint_at: float | None
@@ -45,7 +45,7 @@ def target(
     policy: Policy,
     now: float,
 ) -> tuple[Target, DeploymentMemory]:
-    """Return the target of this round, and the memory with it (last activity, windows, step, panic)."""
+    """Return the target of this round, and the new memory (last activity, windows, step, panic)."""
     start_s = around.fleet.start_s
     tuned, limits = tuning(deployment, policy, start_s), bounds(deployment, now, start_s)
     hinted = around.hint_at is not None and now - around.hint_at < policy.hint_hold_s
@@ -108,7 +108,10 @@ def _panicked(
     limits: ReplicaBounds,
     now: float,
 ) -> tuple[Need, DeploymentMemory]:
-    """Return the need of a panic: while the need of the last seconds is, or was, far above the ready ones."""
+    """Return the need, or in a panic the larger need of the last seconds.
+
+    A panic begins when that need is far above the ready replicas, and lasts for another down window.
+    """
     if not tuned.panic_factor or load.demand is None:
         return need, memory
     sudden = burst(load, tuned)
@@ -127,7 +130,7 @@ def _overridden(override: LocalOverride | None, limits: ReplicaBounds, now: floa
     if override.expires_at is not None and override.expires_at <= now:
         return None
     until = "" if override.expires_at is None else f" for another {override.expires_at - now:.0f} s"
-    request = f"an operator asked for {override.replicas}{until}"
+    request = f"an operator set the replicas to {override.replicas}{until}"
     if override.force or override.replicas <= limits.high:
         return Target(override.replicas, "override", request)
     allowed = limits.high_words or f"max_replicas is {limits.high}"
@@ -149,12 +152,12 @@ def _asleep(
     if limits.low > 0 or need.replicas > 0:
         return None
     if memory.target == 0:
-        return Target(0, "asleep", "nothing outstanding; the first request wakes it")
+        return Target(0, "asleep", "nothing outstanding; the first request starts a replica")
     if memory.target > 1 and tuned.max_down_per_minute is not None:
         return None
     idle = now - memory.last_active
     if idle >= tuned.idle_s:
-        return Target(0, "idle", f"idle for {idle:.0f} s, and {tuned.idle_s:g} s are allowed")
+        return Target(0, "idle", f"idle for {idle:.0f} s; the limit is {tuned.idle_s:g} s")
     return None if held > 1 else Target(limits.hold(1), "awake", f"idle for less than {tuned.idle_s:g} s")
 
 
@@ -178,7 +181,7 @@ def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
 
 
 def effective_override(deployment: Deployment, local: LocalOverride | None) -> LocalOverride | None:
-    """Return the override that counts: one set here while the registry was away, else the registry's."""
+    """Return the override in effect: one that the registry does not have yet, else the registry's."""
     if local is not None:
         return local
     if deployment.override is None:

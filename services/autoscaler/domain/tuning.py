@@ -35,7 +35,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """The values of one aggressiveness. ``down`` and ``idle`` are factors of the service's settings."""
+    """The values of one aggressiveness. ``down`` and ``idle`` multiply the service's settings."""
 
     wait: float
     utilization: float
@@ -70,7 +70,7 @@ PRESETS: dict[Aggressiveness, Preset] = {
 def tuning(deployment: Deployment, policy: Policy, start_s: float = 0.0) -> Tuning:
     """Return the values that ``deployment`` sets; the others follow from its aggressiveness and ``policy``.
 
-    By default, no replica is removed before the time that a new one takes to start (``start_s``) is over.
+    The default windows last at least ``start_s``, the time that a new replica takes to start.
     """
     scaling = deployment.scaling
     preset = PRESETS[scaling.aggressiveness]

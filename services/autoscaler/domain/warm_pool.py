@@ -71,8 +71,8 @@ def plan_pool(
 ) -> tuple[PoolPlan, PoolMemory]:
     """Keep every pool at its size. ``waiting`` are all workers that have no Deployment.
 
-    Heartbeats could be read since ``evidence_since``. A worker that ends before it gets a Deployment counts
-    as a failed start: the next start waits 1, 2, 4 .. 60 s.
+    Heartbeats have been readable since ``evidence_since``. A worker that ends before it gets a Deployment
+    counts as a failed start: the next start waits 1, 2, 4 .. 60 s.
     """
     heartbeats = {r.replica: memory.heartbeats.get(r.replica, 0.0) for r in waiting}
     heartbeats |= {name: now for name in heartbeats if name in reports and reports[name].state == "warm"}
@@ -93,7 +93,7 @@ def plan_pool(
             kept[name].append(each)
     launch: list[str] = []
     for name, spec in pools.items():
-        # Idle workers come last, because the surplus is taken from the front.
+        # Idle workers come last, because surplus workers are taken from the front.
         rows = sorted(kept[name], key=lambda each: (heartbeats[each.replica] > 0, -each.launched_at))
         surplus = rows[: max(0, len(rows) - spec.workers)]
         kill += [(each.replica, "surplus") for each in surplus]
@@ -135,9 +135,9 @@ def _failure(
     evidence_s: float,
     now: float,
 ) -> str:
-    """Return why a worker is to be ended; empty if it is well.
+    """Return why a worker of the pool must be ended; empty if it is healthy.
 
-    ``evidence_s`` is for how long heartbeats could be read.
+    ``evidence_s``: for how long heartbeats have been readable.
     """
     if not worker.alive:
         return worker.ending or "the worker's process is gone"

@@ -67,7 +67,7 @@ async def test_pause_and_resume_without_the_registry(bench: Bench) -> None:
         bench.outstanding = 0
         await asyncio.sleep(1.5)
         assert (await bench.status(client))["ready"] == 3, "held regardless of demand"
-        assert "an operator asked for 3" in (await client.get(f"{PATH}/why")).json()["holds"][0]
+        assert "an operator set the replicas to 3" in (await client.get(f"{PATH}/why")).json()["holds"][0]
         await client.post(f"{PATH}/pause", json={})
         await bench.until_ready(client, 0)
         assert (await bench.status(client))["conditions"][0]["reason"] == "Paused"

@@ -71,7 +71,7 @@ def test_the_budget_goes_before_the_minimum_and_is_told(make_world, deployment):
     world.run(5)
     assert world.target() == 2
     assert world.decisions[0].rule == "cost cap"
-    assert "3.2 an hour pay for 2 at 1.5 each" in world.decisions[0].reason
+    assert "a budget of 3.2 an hour pays for 2 at 1.5 each" in world.decisions[0].reason
     assert world.statuses[NAME].cost_per_hour == 3.0
 
 

@@ -30,7 +30,7 @@ WHY = {
     "deployment": "digits-v1",
     "desired": 3,
     "rule": "cost cap",
-    "reason": "40 outstanding at 20 ms each would take 4; 6 an hour pay for 3 at 2 each",
+    "reason": "40 outstanding at 20 ms each would take 4; a budget of 6 an hour pays for 3 at 2 each",
     "signals": {"demand": 40, "arrival_rate": None, "ms_per_request": 20.0},
     "needs": [{"rule": "wait", "replicas": 4, "why": "40 outstanding at 20 ms each"}],
     "policy": POLICY,
@@ -145,7 +145,7 @@ def test_scale_for_a_while(plane: Any, tidegate: Any) -> None:
 
 def test_scale_says_what_runs_where_that_is_less(plane: Any, tidegate: Any) -> None:
     path = "PUT /v1/deployments/digits-v1/replicas"
-    reason = "an operator asked for 9; max_replicas is 2, so 2 run"
+    reason = "an operator set the replicas to 9; max_replicas is 2, so 2 run"
     plane.answers[path] = {"replicas": 9, "runs": 2, "bounded_by": "maximum", "reason": reason}
     assert tidegate("scale", "digits", "9")[1] == (
         f"digits-v1 is held at 2 replicas, not at 9: {reason}. `tidegate policy digits --set max_replicas=9` "

@@ -26,8 +26,8 @@ GPUS = "tidegate.gpus"
 DEFAULTS = "tidegate.defaults"
 
 Pull = Literal["never", "missing", "always"]
-# How the engine gets the GPUs of a container: by device requests, or by an environment variable if NVIDIA's
-# runtime is its default.
+# How a container's GPUs are requested from the engine: by device requests, or by an environment variable if
+# NVIDIA's runtime is the engine's default.
 GpuRequest = Literal["devices", "environment"]
 
 
@@ -69,7 +69,7 @@ class DockerPlan:
 
     @property
     def defaults(self) -> str:
-        """Return a digest of what a worker gets beside its assignment."""
+        """Return a digest of everything that a worker gets besides its assignment."""
         base = (self.image, sorted(self.environment.items()), sorted(self.volumes.items()), self.network)
         limits = (self.memory_mb, self.cpus, self.shm_mb, self.gpu_request, self.command, self.model_users)
         keys = (self.token, sorted(self.secrets.items()))
@@ -91,7 +91,7 @@ def body(plan: DockerPlan, start: LaunchSpec, image: str, digest: str, gpus: Sha
         "Image": image,
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
         "Labels": _labels(plan, start, digest, gpus),
-        # For the engine's own `stop`: the worker gets its time to drain.
+        # The engine's own `stop` waits this long, so that the worker can drain.
         "StopSignal": "SIGTERM",
         "StopTimeout": int(start.drain_limit_s) + 10,
         "HostConfig": _host_config(plan, start, gpus),
@@ -116,7 +116,7 @@ def _labels(plan: DockerPlan, start: LaunchSpec, digest: str, gpus: Shares) -> d
     if gpus:
         labels[GPUS] = to_label(gpus)
     if plan.compose_project:
-        # A service that is not in the compose file: `up` ignores it, `down --remove-orphans` ends it.
+        # This service is not in the compose file, so `up` ignores it and `down --remove-orphans` ends it.
         labels |= {
             "com.docker.compose.project": plan.compose_project,
             "com.docker.compose.service": "replica",
@@ -141,7 +141,7 @@ def _host_config(plan: DockerPlan, start: LaunchSpec, gpus: Shares) -> dict[str,
         "PidsLimit": PIDS_LIMIT,
         "ShmSize": (resources.shm_mb or plan.shm_mb) * MIB,
         "Memory": memory,
-        "MemorySwap": memory,  # no swap: a swapping worker is worse than one that ends
+        "MemorySwap": memory,  # no swap: it is better that a worker ends than that it swaps
         "NanoCpus": int((resources.cpus or plan.cpus) * 1e9),
         "LogConfig": {"Type": plan.log_driver, "Config": dict(plan.log_options)},
         "Mounts": [

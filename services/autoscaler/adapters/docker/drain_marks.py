@@ -1,4 +1,4 @@
-"""Remember since when each container drains, in one file each, so that it survives a restart."""
+"""Store when each container began to drain. The files survive a restart of the autoscaler."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 class DrainMarks:
-    """The drain times in ``folder``. The first time of a replica is kept."""
+    """The files in ``folder``: one for each draining replica, with the time when its drain began."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def put(self, replica: str, at: float) -> None:
-        """Remember that ``replica`` drains since ``at`` (seconds since the epoch)."""
+        """Store when the drain of ``replica`` began (seconds since the epoch), unless a time is stored."""
         if self.since(replica) is not None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ class DrainMarks:
         temporary.replace(self._folder / replica)
 
     def since(self, replica: str) -> float | None:
-        """Return since when a replica drains (seconds since the epoch); None if it does not."""
+        """Return when a replica's drain began (seconds since the epoch); None if it is not draining."""
         try:
             return float((self._folder / replica).read_text())
         except (OSError, ValueError):

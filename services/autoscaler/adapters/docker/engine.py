@@ -103,7 +103,7 @@ class Engine:
         return raw.decode(errors="replace")
 
     async def remove(self, name: str) -> bool:
-        """Kill and remove a container with its anonymous volumes. Return False if there is none."""
+        """Kill and remove a container with its anonymous volumes. Return False if it does not exist."""
         try:
             await self._do(lambda api: api.remove_container(name, v=True, force=True))
         except EngineError as error:
@@ -116,7 +116,7 @@ class Engine:
         return True
 
     async def image(self, reference: str) -> Doc | None:
-        """Return an image of the engine; None if it has none with this name."""
+        """Return the engine's image with this name; None if it has no such image."""
         try:
             found: Doc = await self._do(lambda api: api.inspect_image(reference))
         except EngineError as error:
@@ -147,7 +147,7 @@ class Engine:
 
 def _client(url: str, token: str) -> docker.APIClient:
     class Client(docker.APIClient):  # type: ignore[misc]
-        # The constructor already makes a call, so setting a header of the session would be too late.
+        # The constructor already makes a call, so it would be too late to set the header afterwards.
         def send(self, request: Any, **how: Any) -> Any:
             if token:
                 request.headers["Authorization"] = f"Bearer {token}"

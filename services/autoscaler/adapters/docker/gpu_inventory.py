@@ -17,9 +17,10 @@ log = telemetry.logger(__name__)
 
 
 class EngineGpus:
-    """The GPUs of the engine's machine. Probes again, after a while, only as long as it found none.
+    """The GPUs of the engine's machine.
 
-    The autoscaler's own container has no device, so the probe runs in one that has all of them.
+    They are listed once. While none was found, they are listed again after a while. The autoscaler's own
+    container has no GPU, so `nvidia-smi` runs in a container that has all of them.
     """
 
     def __init__(self, engine: Engine, plan: DockerPlan, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +57,7 @@ class EngineGpus:
             with contextlib.suppress(Unavailable):
                 await self._engine.remove(name)
         if code != 0:
-            raise Unavailable(f"nvidia-smi ended with {code}: {output.strip()[-300:]}")
+            raise Unavailable(f"nvidia-smi exited with code {code}: {output.strip()[-300:]}")
         return output
 
 

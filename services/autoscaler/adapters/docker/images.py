@@ -14,9 +14,9 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# An unchanged image is pulled within this time, so that its launch does not have to fail.
+# A launch waits this long for its pull. An unchanged image needs less time, so its launch does not fail.
 MOMENT_S = 1.0
-# After this time, a pull that no launch used does not count as the newest image any more.
+# A launch may use the result of an earlier pull if the pull began less than this time ago.
 OLD_S = PULL_TIMEOUT_S
 
 
@@ -38,8 +38,8 @@ class Images:
     async def digest(self, reference: str) -> str:
         """Return the image's name with its registry digest, or its id if it has none.
 
-        Raise ``LaunchFailed`` if the image is missing, or not known to be the newest if ``pull`` is
-        "always". A pull is started then, unless ``pull`` is "never".
+        Raise ``LaunchFailed`` if the image is missing. With ``pull`` "always", raise it also if the image may
+        not be the newest. In both cases a pull starts, unless ``pull`` is "never".
         """
         found = await self._found(reference)
         digests = found.get("RepoDigests") or []
@@ -64,10 +64,10 @@ class Images:
         raise LaunchFailed(self._pull_missing(reference))
 
     async def _renew(self, reference: str) -> None:
-        """Pull the image for this launch, in the background if it takes longer than a moment.
+        """Pull the image for this launch. A slow pull continues in the background.
 
-        Raise ``LaunchFailed`` while the pull runs, and if it failed. A pull that ended in the background
-        counts for the next launch.
+        Raise ``LaunchFailed`` while the pull runs, and if it failed. The next launch uses the result of a
+        pull that ended in the background.
         """
         running, now = self._pulls.get(reference), time.monotonic()
         if running is None or (running.pull.done() and now - running.began > OLD_S):
@@ -80,7 +80,9 @@ class Images:
             del self._pulls[reference]
         if (failed := running.pull.exception()) is not None:
             reason = failed.message if isinstance(failed, Unavailable) else repr(failed)
-            raise LaunchFailed(f"The image {reference} was not pulled: {reason} The next start pulls again.")
+            raise LaunchFailed(
+                f"The image {reference} was not pulled: {reason} The next start pulls again."
+            )
 
     def _pull_missing(self, reference: str) -> str:
         """Pull in the background and return the message for the launch. A pull may take minutes."""

@@ -1,8 +1,8 @@
 """Run workers as containers of an engine: the launcher of the compose stack.
 
 The engine keeps the state: container names are unique, and labels say how a container was launched and which
-GPUs it has. Labels cannot change, so the time since when it drains is in a file here. If the file is lost,
-the worker's heartbeat still says that it drains.
+GPUs it has. Labels cannot change, so the time when a drain began is in a file of the autoscaler. If that
+file is lost, the worker's heartbeat still says that it drains.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from tidegate.kernel.protocol.models import Assignment, WarmAssignment
 
 log = telemetry.logger(__name__)
 
-# Inside a class with a method `list` the builtin of that name cannot be written as a type.
+# Inside a class with a method `list`, the name `list` means that method and not the builtin type.
 Rows = list[Doc]
 Replicas = list[Running]
 
-# For how long a container that is created, but not started, may belong to a launch of another process.
+# Until this age, a container that is not started yet may belong to a launch of another process.
 LAUNCH_GRACE_S = 5.0
 LAST_LINES = 20
 KEPT_LINES = 2000
@@ -76,7 +76,7 @@ class DockerLauncher:
         self._marks = DrainMarks(plan.state_dir / "draining")
         self._logs = ReplicaLogs(plan.state_dir / "log", plan.logs)
         self._launching: set[str] = set()
-        # Without it, two launches of this process would choose the same GPU, and one of them would fail.
+        # Without this lock, two launches of this process could choose the same GPU, and one would fail.
         self._choosing = asyncio.Lock()
 
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
@@ -211,7 +211,7 @@ class DockerLauncher:
             deployment=parsed[0],
             slot=parsed[1],
             generation=parsed[2],
-            pid=0,  # only the engine knows it
+            pid=0,  # only the engine knows the pid
             alive=alive,
             launched_at=_number(labels.get(LAUNCHED_AT), float(row["Created"])),
             fingerprint=self._fingerprint(parsed[0], labels),

@@ -14,7 +14,7 @@ Row = tuple[Any, ...]
 
 
 class Database:
-    """The database at ``path`` with ``schema``. A failing call raises ``Unavailable``."""
+    """The database at ``path`` with ``schema``. A failed call raises ``Unavailable``."""
 
     def __init__(self, path: Path, schema: str, *, timeout_s: float = 5.0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 It has the generations (so that a name is never used twice), overrides that wait for the registry, cordoned
 hosts, claims of warm pool workers, and a limited number of decisions and cold starts. A call takes well under
-a millisecond. A failing one raises ``Unavailable``.
+a millisecond. A failed call raises ``Unavailable``.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ class DecisionStore:
         self._db.write(("DELETE FROM claims WHERE replica = ?", [(replica,)]))
 
     def cordons(self) -> dict[str, float]:
-        """Return the cordoned hosts, and since when (seconds since the epoch)."""
+        """Return the cordoned hosts, each with the time of its cordon (seconds since the epoch)."""
         return dict(self._db.read("SELECT host, at FROM cordons"))
 
     def cordon(self, host: str, at: float) -> None:
-        """Store that a host is cordoned. The first time is kept."""
+        """Store that a host is cordoned. A second cordon does not change the time of the first."""
         self._db.write(("INSERT OR IGNORE INTO cordons VALUES (?, ?)", [(host, at)]))
 
     def uncordon(self, host: str) -> None:
@@ -111,7 +111,7 @@ class DecisionStore:
         self._db.write(("DELETE FROM cordons WHERE host = ?", [(host,)]))
 
     def add_decisions(self, decisions: Sequence[Decision]) -> None:
-        """Store decisions, and delete the oldest above the limit."""
+        """Store decisions, and delete the oldest if there are more than the limit."""
         rows = [(decision.deployment, json.dumps(asdict(decision))) for decision in decisions]
         self._db.write(
             ("INSERT INTO decisions (deployment, body) VALUES (?, ?)", rows),

@@ -1,7 +1,7 @@
 """Recorded arrivals and rounds: ``<state>/data/history.db`` (SQLite).
 
 Arrivals are kept by second for a day and by minute for four weeks. Rounds are kept in chunks, up to a size.
-Some chunks have the state before them; from each of these on, the rounds can be decided again.
+A self-contained chunk also has the state before its first round. Rounds can be decided again from there on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.autoscaler.domain.recording import Document
 MINUTE_S, HOUR_S = 60, 3600
 SECONDS_KEPT_S = 24 * HOUR_S
 MINUTES_KEPT_S = 28 * 24 * HOUR_S
-# The size is checked once per this many chunks, because counting costs more than a few extra chunks.
+# The size is checked once in this many chunks: a check costs more than a few chunks above the limit.
 COUNT_EVERY = 32
 
 SCHEMA = """
@@ -67,7 +67,10 @@ class Recordings:
         )
 
     def by_second(self, deployment: str, since: int, until: int) -> dict[int, int]:
-        """Return arrivals by second of the epoch, without empty seconds."""
+        """Return the arrivals of each second between two times, in seconds since the epoch.
+
+        Keys are seconds since the epoch. Seconds without arrivals are left out.
+        """
         rows = self._db.read(
             "SELECT minute, counts FROM seconds WHERE deployment = ? AND minute BETWEEN ? AND ?",
             (deployment, since // MINUTE_S, until // MINUTE_S),
@@ -76,7 +79,10 @@ class Recordings:
         return {second: count for second, count in every if count and since <= second < until}
 
     def by_minute(self, deployment: str, since: int, until: int) -> dict[int, int]:
-        """Return arrivals by minute of the epoch between two times in seconds, without empty minutes."""
+        """Return the arrivals of each minute between two times, in seconds since the epoch.
+
+        Keys are minutes since the epoch. Minutes without arrivals are left out.
+        """
         rows = self._db.read(
             "SELECT hour, counts FROM minutes WHERE deployment = ? AND hour BETWEEN ? AND ?",
             (deployment, since // HOUR_S, until // HOUR_S),
@@ -85,12 +91,12 @@ class Recordings:
         return {minute: count for minute, count in every if count and since <= minute * MINUTE_S < until}
 
     def first_second(self, deployment: str) -> int | None:
-        """Return the first hour with recorded arrivals of a Deployment, in seconds since the epoch."""
+        """Return the beginning of the first hour with recorded arrivals, in seconds since the epoch."""
         rows = self._db.read("SELECT min(hour) FROM minutes WHERE deployment = ?", (deployment,))
         return None if rows[0][0] is None else int(rows[0][0]) * HOUR_S
 
     def add_chunk(self, first: float, last: float, chunk: Document) -> None:
-        """Store a chunk of rounds, and delete the oldest above the limit."""
+        """Store a chunk of rounds. Delete the oldest chunks if all together are larger than the limit."""
         body, whole = zlib.compress(orjson.dumps(chunk), 1), chunk["state"] is not None
         statement = "INSERT INTO chunks (first, last, whole, body) VALUES (?, ?, ?, ?)"
         self._db.write((statement, [(first, last, whole, body)]))
@@ -99,7 +105,10 @@ class Recordings:
             self._make_room()
 
     def chunks(self, since: float, until: float) -> Iterator[Document]:
-        """Yield the chunks with rounds between two times, oldest first, from a self-contained one on."""
+        """Yield the chunks with rounds between two times, oldest first.
+
+        The first one is self-contained, so it may begin earlier.
+        """
         rows = self._db.read(
             "SELECT id FROM chunks WHERE first <= ? AND id >= coalesce("
             "(SELECT max(id) FROM chunks WHERE whole AND first <= ?), "

@@ -20,7 +20,7 @@ RETRY_AFTER_S = 60.0
 class MachineGpus:
     """The GPUs of this machine that ``CUDA_VISIBLE_DEVICES`` of the autoscaler allows.
 
-    Runs `nvidia-smi` again, after a while, only as long as it found none.
+    They are listed once. While none was found, they are listed again after a while.
     """
 
     def __init__(self, command: str = "nvidia-smi", clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,7 +31,7 @@ class MachineGpus:
         self._not_before = float("-inf")
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """Return the GPUs that `nvidia-smi` lists. Raise ``LaunchFailed`` if there is none."""
+        """Return the GPUs that replicas may use. Raise ``LaunchFailed`` if none was found."""
         if not self._found and self._clock() >= self._not_before:
             self._not_before = self._clock() + RETRY_AFTER_S
             self._found, self._problem = await self._read()
@@ -48,7 +48,7 @@ class MachineGpus:
         if code is None:
             return (), f"{output}."
         if code != 0:
-            return (), f"{self._command} ended with {code}: {output.strip()[-300:]}."
+            return (), f"{self._command} exited with code {code}: {output.strip()[-300:]}."
         setting = os.environ.get("CUDA_VISIBLE_DEVICES")
         listed = read_inventory(output)
         found = visible(listed, setting)

@@ -30,11 +30,11 @@ from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import replica_token
 from tidegate.kernel.protocol.models import Assignment, WarmAssignment
 
-# Inside a class with a method `list` the builtin of that name cannot be written as a type.
+# Inside a class with a method `list`, the name `list` means that method and not the builtin type.
 Replicas = list[Running]
 Folders = list[ReplicaFolder]
 
-# For how long a folder without a process may belong to a launch in progress.
+# Until this age, a folder without a process may belong to a launch in progress.
 LAUNCH_GRACE_S = 5.0
 KILL_TIMEOUT_S = 5.0
 TAIL_BYTES = 4000
@@ -67,8 +67,8 @@ def _reject_container_options(start: LaunchSpec) -> None:
     for value, option in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
         if value is not None:
             raise LaunchFailed(
-                f"The worker {start.replica} cannot use {option} ({value}): it would be a process of this "
-                "machine, and only containers have that. Deploy without it, or set TIDEGATE_LAUNCHER=docker."
+                f"The worker {start.replica} cannot use {option} ({value}): workers are processes here, and "
+                "only containers have that. Deploy without it, or set TIDEGATE_LAUNCHER=docker."
             )
 
 
@@ -97,7 +97,7 @@ class ProcessLauncher:
             await asyncio.to_thread(self._launch, start, {})
 
     async def drain(self, replica: str) -> None:
-        """Send SIGTERM to the worker, but not to its group: it needs its Triton to finish its work."""
+        """Send SIGTERM to the worker, but not to its Triton, which it needs to finish its work."""
         await asyncio.to_thread(self._drain, replica)
 
     async def kill(self, replica: str) -> None:
@@ -120,7 +120,7 @@ class ProcessLauncher:
         return self._logs.path(replica)
 
     def _launch_with_gpus(self, start: LaunchSpec, inventory: Sequence[Gpu]) -> None:
-        # Held until the worker runs, so that other launches, even of another process, see its claim.
+        # The lock is held until the worker runs. Then later launches, also of other processes, see its claim.
         with self._choosing():
             try:
                 shares = place(inventory, self._claims(), start.resources)
@@ -137,7 +137,7 @@ class ProcessLauncher:
             yield
 
     def _claims(self) -> Sequence[GpuClaim]:
-        """Return the GPU claims of live workers, and of dead ones that left processes."""
+        """Return the GPU claims of live workers, and of dead workers whose child processes still run."""
         found = [(folder, folder.gpus()) for folder in self._folders()]
         return [
             GpuClaim(folder.replica, shares)
@@ -169,7 +169,7 @@ class ProcessLauncher:
 
     def _environment(self, replica: str, gpus: Shares) -> dict[str, str]:
         mark = {procfs.MARK: replica, procfs.SCOPE: str(self._plan.state_dir)}
-        # Empty for a replica without GPUs, so that it does not see those of others.
+        # Empty for a replica without GPUs, so that it sees no GPU.
         devices = {DEVICES: ",".join(sorted(gpus)), DEVICE_ORDER: "PCI_BUS_ID"}
         return {**self._plan.environment, **devices, **mark}
 
@@ -183,7 +183,7 @@ class ProcessLauncher:
             procfs.send(worker, signal.SIGTERM)
 
     def _worker(self, folder: ReplicaFolder) -> procfs.Process | None:
-        """Return the worker's process; None if it is not certain which one it is."""
+        """Return the worker's process; None if it has ended, or if it cannot be identified with certainty."""
         child = self._children.get(folder.replica)
         if child is not None:
             return procfs.read(child.pid) if child.poll() is None else None
@@ -197,7 +197,7 @@ class ProcessLauncher:
         folder = self._folder(replica)
         left = procfs.kill_all(self._owner(folder), KILL_TIMEOUT_S)
         if not left:
-            # The mark is in the environment, which cannot be read for processes of another user.
+            # `kill_all` cannot find processes of another user, because it cannot read their environment.
             model_users.end_left(folder.model_user())
         child = self._children.get(replica)
         if child is not None and not left:
@@ -257,10 +257,14 @@ class ProcessLauncher:
         return -(-self._memory.get(folder.worker_pid(), 0) // MEMORY_STEP) * MEMORY_STEP // MIB
 
     def _alive(self, folder: ReplicaFolder) -> bool:
-        """Return whether the worker lives: by our child, its lock, its noted process, or a marked process."""
+        """Return whether the worker lives, or may still be starting.
+
+        A child of this process is known for certain. For other workers, the lock decides. A worker that has
+        not written its lock yet lives if its noted process or a marked process lives.
+        """
         child = self._children.get(folder.replica)
         if child is not None:
-            return child.poll() is None  # this also reaps it
+            return child.poll() is None  # `poll` also reaps the child
         held = folder.lock_held()
         if held is not None:
             return held

@@ -42,7 +42,10 @@ class MachineProbe:
         return Host(cores, total // MIB, available // MIB // STEP_MB * STEP_MB)
 
     def _memory_limits(self) -> Iterator[tuple[int, int]]:
-        """Yield limit and used bytes, without cached files, of this process's cgroup and its parents."""
+        """Yield the limit and the used bytes of this process's cgroup and of each of its parents.
+
+        Cached files do not count as used.
+        """
         for folder in self._above("", ""):
             limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
             if limit is not None and used is not None:
@@ -63,12 +66,15 @@ class MachineProbe:
                 yield limit / each
 
     def _above(self, controller: str, mounted: str) -> Iterator[Path]:
-        """Yield the folders of this process's cgroup and its parents; ``controller`` "": version 2."""
+        """Yield the folders of this process's cgroup and of its parents.
+
+        ``controller`` is empty for version 2 of cgroups.
+        """
         root = self._cgroup / mounted
         for line in _text(self._proc / "self" / "cgroup").splitlines():
             _, names, path = [*line.split(":", 2), "", ""][:3]
             if controller in names.split(","):
-                # In a container the path may be that of the host. Then only the root exists.
+                # In a container, the path may be the host's. Then only the root exists here.
                 folder = root / path.lstrip("/")
                 yield from (each for each in (folder, *folder.parents) if each.is_relative_to(root))
                 return

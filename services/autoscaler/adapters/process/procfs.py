@@ -24,7 +24,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A live process. ``started`` is its start tick, which together with the pid is unique."""
+    """A live process. ``started`` is its start tick. The pid and the start tick together are unique."""
 
     pid: int
     group: int
@@ -34,7 +34,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaIdentity:
-    """What identifies the processes of a replica. ``leader`` is the worker's pid; 0: not known."""
+    """The values that identify the processes of a replica. ``leader`` is the worker's pid; 0: not known."""
 
     replica: str
     folder: Path
@@ -56,7 +56,7 @@ def read(pid: int) -> Process | None:
 
 
 def mark_of(pid: int) -> tuple[str, str] | None:
-    """Return the replica and the state folder in a process's environment; None without a mark."""
+    """Return the replica and the state folder in a process's environment; None if it has no mark."""
     found = _environ(pid)
     return (found[MARK], found.get(SCOPE, "")) if MARK in found else None
 
@@ -73,7 +73,7 @@ def processes_of(owner: ReplicaIdentity) -> list[Process]:
 
 
 def marked_in(state_dir: Path) -> set[str]:
-    """Return the replicas that live processes of this state folder are marked with."""
+    """Return the replicas of this state folder that have live processes."""
     marks = (mark_of(pid) for pid in _pids())
     return {mark[0] for mark in marks if mark is not None and mark[1] == str(state_dir)}
 
@@ -105,7 +105,7 @@ def send(process: Process, number: signal.Signals) -> bool:
 def memory_by_session() -> dict[int, int]:
     """Return the bytes of memory that the processes of each session use.
 
-    Shared memory (libraries, files in memory) counts once per session: the largest share of one process.
+    Shared memory (libraries, files in memory) counts once per session, by the process that uses most.
     """
     own: dict[int, int] = {}
     shared: dict[int, int] = {}

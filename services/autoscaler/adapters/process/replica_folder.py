@@ -11,7 +11,7 @@ process           pid and start tick of the worker              written here, af
 lock              locked while the worker lives; has its pid    written by the worker
 shared-memory     prefix of its Triton's regions in /dev/shm    written by the worker
 model-user        user id of its model's process, if separate   written by the worker
-draining          since when it drains                          written here
+draining          time when its drain began                     written here
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ReplicaFolder:
         self.replica = path.name
 
     def create(self, start: LaunchSpec, token: str, gpus: Shares | None = None) -> None:
-        """Create the folder with what the worker reads, and its GPUs. Raise ``NameTaken``."""
+        """Create the folder with the files that the worker reads, and its GPU shares. Raise ``NameTaken``."""
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:
@@ -51,11 +51,14 @@ class ReplicaFolder:
         self._write("fingerprint", start.fingerprint)
         self._write("launch", f"{start.launched_at} {start.drain_limit_s}")
         self._write("token", token)
-        # Written last: a folder without it belongs to an interrupted launch without a worker.
+        # Written last: a folder without this file belongs to an interrupted launch, which has no worker.
         self._write(ASSIGNMENT, start.document)
 
     def launched(self) -> tuple[float, float]:
-        """Return the launch time (epoch seconds) and the drain limit; 0 s for an interrupted launch."""
+        """Return the launch time (seconds since the epoch) and the drain limit in seconds.
+
+        For an interrupted launch, return the time of the folder and 0.
+        """
         try:
             at, drain_limit_s = map(float, self._read("launch").split())
         except ValueError:
@@ -71,19 +74,19 @@ class ReplicaFolder:
         return from_label(self._read("gpus"))
 
     def note_process(self, pid: int) -> None:
-        """Write down the worker's process, which does not hold its lock yet."""
+        """Write down the worker's process, for the time until the worker holds its lock."""
         process = procfs.read(pid)
         if process is not None:
             self._write("process", f"{pid} {process.started}")
 
     def noted_process(self) -> procfs.Process | None:
-        """Return the noted process, if it lives."""
+        """Return the worker's process as written down; None if it has ended."""
         pid, _, started = self._read("process").partition(" ")
         process = procfs.read(int(pid)) if pid.isdecimal() else None
         return process if process is not None and str(process.started) == started else None
 
     def worker_pid(self) -> int:
-        """Return the worker's pid, from its lock file or as noted; 0 if there is neither."""
+        """Return the worker's pid from its lock file, or as written down; 0 if neither file has it."""
         for found in (self._read("lock"), self._read("process").partition(" ")[0]):
             if found.strip().isdecimal():
                 return int(found)
@@ -97,7 +100,7 @@ class ReplicaFolder:
     def lock_held(self) -> bool | None:
         """Return whether the worker holds its lock; None if it has not written its pid yet.
 
-        The lock is tested only after that, because an earlier test could prevent the worker from taking it.
+        Before that, the lock is not tested, because a test could prevent the worker from taking it.
         """
         if not self._read("lock").strip():
             return None
@@ -114,19 +117,19 @@ class ReplicaFolder:
         return False
 
     def mark_draining(self, at: float) -> None:
-        """Write down since when the replica drains. The first time is kept."""
+        """Write down when the drain began, unless a time is already written."""
         if self.draining_since() is None:
             self._write("draining", f"{at:.3f}")
 
     def draining_since(self) -> float | None:
-        """Return since when it drains (epoch seconds); None if it does not."""
+        """Return when the drain began (seconds since the epoch); None if it is not draining."""
         try:
             return float(self._read("draining"))
         except ValueError:
             return None
 
     def born(self) -> float:
-        """Return when the folder last changed (epoch seconds)."""
+        """Return when the folder last changed (seconds since the epoch)."""
         try:
             return self.path.stat().st_mtime
         except OSError:
@@ -154,7 +157,7 @@ class ReplicaFolder:
             return ""
 
     def _write(self, name: str, text: str) -> None:
-        # Written under another name first, so that no reader sees half of it.
+        # The file is written under another name first, so that no reader sees half of it.
         temporary = self.path / f".{name}.new"
         with contextlib.suppress(FileNotFoundError):  # the folder was removed meanwhile
             temporary.touch(mode=0o600)

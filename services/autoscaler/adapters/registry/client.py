@@ -30,7 +30,7 @@ class RegistryClient:
 
     async def desired_state(self) -> DesiredState:
         """Return the desired state."""
-        # The older name of /v1/desired-state: during an upgrade the registry may still be the older one.
+        # This is the older name of /v1/desired-state. During an upgrade, an older registry may still run.
         raw = await self._call("GET", "/v1/intention")
         try:
             return DesiredState.model_validate_json(raw)
@@ -75,7 +75,7 @@ class RegistryClient:
 
 
 def _path(deployment: str) -> str:
-    # The name comes from a caller. Quoted, it stays one segment of the path.
+    # The name comes from a caller. Quoting keeps it one segment of the path.
     return f"/v1/deployments/{quote(deployment, safe='')}"
 
 

@@ -17,8 +17,9 @@ log = telemetry.logger(__name__)
 
 
 class DesiredStateSource:
-    """The last desired state that was read. A failed read keeps it; its file serves a restart.
+    """The last desired state that was read. A file has a copy of it for the next start.
 
+    A failed read does not change it.
     ``answered`` is False while the registry cannot be read.
     """
 
@@ -43,7 +44,7 @@ class DesiredStateSource:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            log.warning("the kept desired state cannot be read", extra={"problem": str(error)})
+            log.warning("the stored desired state cannot be read", extra={"problem": str(error)})
 
     def refresh_soon(self) -> None:
         """Read the registry immediately, because something changed there."""
@@ -81,7 +82,7 @@ class DesiredStateSource:
     def _fail(self, problem: str) -> None:
         self.answered = False
         if problem != self.problem:
-            log.warning("the registry was not read", extra={"problem": problem})
+            log.warning("the registry could not be read", extra={"problem": problem})
         self.problem = problem
 
     def _keep(self, desired_state: DesiredState) -> None:
@@ -92,4 +93,4 @@ class DesiredStateSource:
             temporary.chmod(0o600)  # a Deployment's environment may hold secrets
             temporary.replace(self._cache)
         except OSError as error:
-            log.warning("the desired state cannot be kept", extra={"problem": str(error)})
+            log.warning("the desired state cannot be stored", extra={"problem": str(error)})

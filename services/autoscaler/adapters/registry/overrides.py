@@ -16,7 +16,7 @@ REGISTRY, HERE = "registry", "autoscaler"
 
 
 class Overrides:
-    """The overrides. ``pending`` ones are not in the registry yet, and count before those that are."""
+    """The overrides. A ``pending`` one is not in the registry yet; it replaces the registry's."""
 
     def __init__(
         self, registry: RegistryClient, decision_store: DecisionStore, clock: Callable[[], float]
@@ -27,7 +27,7 @@ class Overrides:
         self.pending: dict[str, LocalOverride] = {}
 
     def take_over(self) -> None:
-        """Read those that the former leader could not send to the registry."""
+        """Read the overrides that the former leader could not send to the registry."""
         self.pending = self._decision_store.overrides()
 
     async def put(
@@ -65,7 +65,7 @@ class Overrides:
                 return
             except TidegateError as error:
                 extra = {"deployment": deployment, "problem": error.message}
-                log.warning("the registry rejected an override that was kept here", extra=extra)
+                log.warning("the registry rejected an override that was stored here", extra=extra)
             # An operator may have set another override meanwhile. It stays pending.
             if self.pending.get(deployment) == override:
                 self._drop(deployment)

@@ -15,12 +15,12 @@ log = telemetry.logger(__name__)
 
 # The registry forgets the report when it restarts, so it is repeated.
 REPEAT_S = 2.0
-# How long a replica that is being launched may be missing from the list of those that run.
+# A replica that is being launched may be missing from the launcher's list for this long.
 LAUNCH_S = 10.0
 
 
 class ReplicaGrants:
-    """The artifacts that replicas may read. Each report has all of them, so a lost one does no harm."""
+    """The artifacts that replicas may read. Each report has all of them, so a lost report does no harm."""
 
     def __init__(self, registry: RegistryClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = registry

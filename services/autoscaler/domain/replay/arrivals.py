@@ -37,7 +37,7 @@ def synthetic(shape: Shape, *, rps: float, factor: float, seconds: float, seed: 
     if highest * seconds > MOST:
         raise _too_many(highest * seconds)
     found, at = [], 0.0
-    while highest > 0:  # thinning (Lewis and Shedler): keep candidates of the highest rate by their share
+    while highest > 0:  # thinning (Lewis and Shedler): of arrivals at the highest rate, keep a share
         at += draw.expovariate(highest)
         if at >= seconds:
             break
@@ -103,7 +103,7 @@ def _rates(
 
 
 def _open(second: float) -> float:
-    """Return how far the office is open at a second of the day, from 0 to 1."""
+    """Return the share of the additional load at a second of the day: 0 closed, 1 in working hours."""
     return max(0.0, min(1.0, (second - OPEN_S[0]) / 60.0, (OPEN_S[1] - second) / 60.0))
 
 

@@ -36,7 +36,7 @@ class PolicyVariant:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The policies to compare, on which arrivals. ``arrivals`` are seconds from the start.
+    """The policies to compare, and the arrivals to replay, in seconds from the start.
 
     ``start_at`` is in seconds since the epoch; there is a round every ``period_s`` seconds. ``history`` has
     the earlier arrivals by minute since the epoch, for policies with a forecast.
@@ -61,7 +61,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     controllers = _controllers(comparison)
     if comparison.seconds / comparison.period_s * len(controllers) > MOST_ROUNDS:
         raise BadRequest(
-            f"{comparison.seconds:.0f} s under {len(controllers)} policies are too much: replay less."
+            f"{comparison.seconds:.0f} s under {len(controllers)} policies are too much to replay. "
+            "Choose a shorter time."
         )
     own = comparison.deployment
     outcomes = [_outcome(comparison, controller) for controller in controllers]
@@ -105,7 +106,7 @@ def _controllers(comparison: Comparison) -> list[Controller]:
         )
         for name, policy in policies.items()
     ]
-    # The requests outstanding per replica at which the wait is the target, as in the rule `wait`.
+    # The number of requests per replica at which their wait equals the target, as in the rule `wait`.
     each = (
         comparison.service.batch + own.target_wait_ms / comparison.service.call_ms * comparison.service.batch
     )

@@ -19,14 +19,14 @@ from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, Gatewa
 
 
 class Controller(Protocol):
-    """The interface of controllers, which change a fleet; ``target`` is their number of replicas."""
+    """The interface of controllers, which start and drain replicas; ``target`` is the desired number."""
 
     name: str
     target: int
     decisions: list[Decision]
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Make the minimum of replicas ready."""
+        """Make the minimum number of replicas ready."""
 
     def round(self, fleet: SimulatedFleet, now: float) -> None:
         """Observe the fleet once, and start or drain replicas."""
@@ -49,7 +49,7 @@ class DecideController:
     _expected_at: float = 0.0
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Make the minimum of replicas ready, and the start time known."""
+        """Make the minimum number of replicas ready, and the start time known."""
         name, least = self.deployment.name, self.deployment.min_replicas
         generations = {(name, slot): 1 for slot in range(max(1, least))}
         self._state = State(generations=generations, starts={name: (fleet.service.start_s,)})
@@ -106,7 +106,7 @@ class FormulaController:
     _generation: int = 0
 
     def begin(self, fleet: SimulatedFleet, now: float) -> None:
-        """Make the minimum of replicas ready."""
+        """Make the minimum number of replicas ready."""
         self.target = self.deployment.min_replicas
         for _ in range(self.target):
             fleet.ready(self._next(now), now)

@@ -34,7 +34,7 @@ class ReplicaTiming:
 
 @dataclass(slots=True)
 class SimulatedReplica:
-    """A simulated replica, free again at ``free_at``. Its last call is counted when it is over."""
+    """A simulated replica, free again at ``free_at``. Its last call is counted when that call is over."""
 
     running: Running
     ready_at: float

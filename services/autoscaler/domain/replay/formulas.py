@@ -2,12 +2,13 @@
 
 KEDA with the Kubernetes HPA, after keda.sh/docs ("Scaling Deployments") and kubernetes.io/docs ("Horizontal
 Pod Autoscaling", "Algorithm details" and "Default behavior"): every 15 s (30 s at zero), desired =
-ceil(queue / value), without a change within a tenth. Up by at most 4 or 100 % in 15 s, down to the largest
-result of the last 300 s, and to zero 300 s after the last message.
+ceil(queue / value), without a change if it would be less than a tenth. It goes up by at most 4 or 100 % in
+15 s, down to the largest result of the last 300 s, and to zero 300 s after the last message.
 
 Knative's KPA, after knative.dev/docs ("Additional autoscaling configuration for the KPA"): every 2 s,
 ceil(concurrency / target) with the mean over 60 s, or over 6 s in a panic. A panic begins at twice the ready
-replicas, removes none, and ends after 60 s. Down by at most half at a time, and to zero after another 30 s.
+replicas, removes none, and ends after 60 s. It goes down by at most half at a time, and to zero after another
+30 s.
 
 Both observe the same queue as ``decide``: requests that wait and run. In production they would see it later.
 """
@@ -21,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 
 class FleetView(NamedTuple):
-    """The fleet at one time (seconds): outstanding requests, ready replicas, and the current target."""
+    """The fleet at time ``now`` (seconds): unanswered requests, ready replicas, and the current target."""
 
     now: float
     outstanding: int
@@ -30,7 +31,7 @@ class FleetView(NamedTuple):
 
 
 class Formula(Protocol):
-    """The interface of formulas. Between two of its own periods, a formula returns the current target."""
+    """The interface of formulas. Between two of its evaluations, a formula returns the current target."""
 
     def desired(self, view: FleetView) -> int:
         """Return the desired replicas, without bounds."""
