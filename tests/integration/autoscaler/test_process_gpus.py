@@ -109,7 +109,7 @@ async def test_a_host_without_gpus_says_so(harness, assign):
     with pytest.raises(LaunchFailed, match=r"has no GPU: .*nvidia-smi cannot be run \(No such file"):
         await harness.launcher().launch(assign(ONE, resources={"gpus": 1}))
     harness.has_gpus("NVIDIA-SMI has failed because it could not communicate with the driver", code=9)
-    with pytest.raises(LaunchFailed, match="ended with 9: NVIDIA-SMI has failed"):
+    with pytest.raises(LaunchFailed, match="exited with code 9: NVIDIA-SMI has failed"):
         await harness.launcher().launch(assign(ONE, resources={"gpus": 1}))
     harness.has_gpus()
     with pytest.raises(LaunchFailed, match="nvidia-smi lists none"):
