@@ -26,7 +26,7 @@ class AcknowledgedJobs:
         self._task = asyncio.create_task(self._run(), name="acknowledged jobs")
 
     async def stop(self) -> None:
-        """Stop, and write the total a last time."""
+        """Stop, and write the total once more."""
         await tasks.end(self._task)
         await self._write()
 

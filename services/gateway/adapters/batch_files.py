@@ -15,7 +15,7 @@ CHUNK_LINES = 10_000
 class LineWriter:
     """A writer of lines in chunks. The blob store keeps each chunk for ``keep_s`` seconds.
 
-    It holds at most one chunk and one more line in memory.
+    The writer holds at most one chunk and one more line in memory.
     """
 
     def __init__(self, blobs: Blobs, keep_s: float, *, most_bytes: int = CHUNK_BYTES) -> None:

@@ -246,14 +246,14 @@ class Dispatcher:
             # The queue was deleted. These requests fail; the next one declares the queue again.
             self._declared.discard(queue.name)
             error = Unavailable(
-                f"the queue {queue.name} was deleted: send the request again, which declares a new one",
+                f"the queue {queue.name} was deleted: send the request again to declare it again",
                 retry_after_s=1.0,
             )
         elif isinstance(error, Refused):
             error = Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0)
         else:
             log.info(
-                "requests may be lost with the broker connection; the reconnect sends them again",
+                "the broker connection was lost; requests that may be retried are sent again later",
                 extra={"queue": queue.name},
             )
             return
@@ -326,7 +326,7 @@ class Dispatcher:
         pending, end = self._pending.get(reply.id), reply.status == envelope.END
         if pending is None or pending.order is None:
             if not end:
-                self._events.cancel(reply.id)  # its caller has gone, but the worker still runs it
+                self._events.cancel(reply.id)  # the caller has gone, but the worker still runs the stream
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
             case ChunkPlace.NEXT:

@@ -1,4 +1,4 @@
-"""Keep the metadata of models, which workers publish, in memory. Then few requests wait for the store."""
+"""Cache the metadata that workers publish about their models. Then few requests wait for the store."""
 
 from __future__ import annotations
 

@@ -1,22 +1,23 @@
-"""Decide whether a request may wait, before it is queued, by its predicted wait."""
+"""Refuse a request before it is queued, if it would wait too long."""
 
 from __future__ import annotations
 
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
 
-# The prediction ignores the call itself, two hops and the reporting interval. They get this share of a
-# request's time, so that an admitted request is answered in time.
+# This share of a request's time is kept for the call itself, two hops and the reporting interval, because
+# the predicted wait does not contain them.
 RESERVE = 0.2
 
 
 def refusal(
     *, outstanding: int, max_queue: int, wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str
 ) -> TidegateError | None:
-    """Return why a request with ``timeout_ms`` left may not wait behind ``outstanding`` others, or None.
+    """Return the error for a request that may not wait, or None if it may.
 
-    The predicted wait is outstanding x model time per request / ready replicas (Little's law). Without a
-    measurement the request is admitted: requests have to wake a model at 0 replicas.
+    ``outstanding``: this gateway's requests in flight. ``timeout_ms``: the time that the request has left.
+    The predicted wait is requests in flight x model time per request / ready replicas (Little's law).
+    Without a measurement the request is admitted, because requests must wake a model at 0 replicas.
     """
     if fleet.ready == 0 and (error := no_replica_in_time(wakeable, fleet, timeout_ms, name)) is not None:
         return error
@@ -38,7 +39,7 @@ def refusal(
 def no_replica_in_time(
     wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str
 ) -> TidegateError | None:
-    """Return why no replica will be ready within ``timeout_ms``, for a model that has none, or None."""
+    """Return an error, or None if a replica may be ready within ``timeout_ms``. No replica is ready now."""
     if not wakeable:
         return NoCapacity(
             f"{name} has no replica and may not start one: it is held at 0 replicas (an operator can change "
@@ -62,7 +63,7 @@ def no_replica(fleet: ReplicaFleet, name: str) -> NoCapacity:
 
 
 def not_ready(wakeable: bool, fleet: ReplicaFleet) -> str:
-    """Return why a request would get no answer now; empty if a replica is ready or the request wakes one."""
+    """Return why a request would get no answer; empty if a replica is ready or the request starts one."""
     if fleet.ready:
         return ""
     if not wakeable:
@@ -71,7 +72,7 @@ def not_ready(wakeable: bool, fleet: ReplicaFleet) -> str:
 
 
 def predicted_wait_ms(outstanding: int, fleet: ReplicaFleet) -> float | None:
-    """Return how long a new request would wait, in ms; None without a measurement."""
+    """Return the predicted wait of a new request in ms; None without a ready replica or a measurement."""
     per_request = fleet.request_ms if fleet.full_ms is None else fleet.full_ms
     if fleet.ready == 0 or per_request is None:
         return None

@@ -1,4 +1,4 @@
-"""Lines of a batch: parse a request line, and format the line of its result. Pure."""
+"""Parse the request lines of a batch, and format the lines of their results. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BatchLine(NamedTuple):
 
 
 def read_line(raw: bytes, batch: Batch) -> BatchLine:
-    """Parse a line. Model and options default to those of the batch. Raises BadRequest."""
+    """Parse a line. If it has no model or options, those of the batch apply. Raises BadRequest."""
     head = read_object(raw)
     if head.get("webhook") is not None:
         raise BadRequest("a line of a batch cannot have a webhook: leave it out and poll the batch")
@@ -32,7 +32,7 @@ def read_line(raw: bytes, batch: Batch) -> BatchLine:
     model = head.get("model") or batch.model
     if not isinstance(model, str) or not model:
         raise BadRequest(
-            "neither the line nor the batch names a model: give each line a `model`, or the batch one"
+            "neither the line nor the batch names a model: set `model` in each line or for the batch"
         )
     check_name("model", model)
     version = job_options.check_version(head.get("version") or batch.version)
@@ -57,12 +57,12 @@ def line_id(raw: bytes) -> str | None:
 
 
 def result_line(number: int, id_: str | None, job: str | None, response: bytes) -> bytes:
-    """Return the line of a succeeded request. ``response`` is JSON."""
+    """Return the result line of a request that succeeded. ``response`` is JSON."""
     head = orjson.dumps({"line": number, "id": id_, "job": job, "status": "succeeded"})
     return b'%b,"response":%b}' % (head[:-1], response)
 
 
 def failed_line(number: int, id_: str | None, job: str | None, status: str, error: TidegateError) -> bytes:
-    """Return the line of a request without a result."""
+    """Return the result line of a request that did not succeed."""
     problem = {"reason": error.reason, "message": error.message}
     return orjson.dumps({"line": number, "id": id_, "job": job, "status": status, "error": problem})

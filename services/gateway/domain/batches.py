@@ -15,7 +15,7 @@ OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 
 
 class FileChunk(NamedTuple):
-    """A piece of a file in the blob store: whole lines, ``size`` in bytes."""
+    """A piece of a file in the blob store. It has ``lines`` whole lines and ``size`` bytes."""
 
     key: str
     lines: int
@@ -24,9 +24,9 @@ class FileChunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The record of a batch. Times are milliseconds since the epoch; 0: it has not happened.
+    """The record of a batch. Times are milliseconds since the epoch; 0 means not yet.
 
-    ``model``, ``version``, ``level`` and ``ttl_s`` are the defaults of its lines. The results of ``written``
+    ``model``, ``version``, ``level`` and ``ttl_s`` are the defaults for its lines. The results of ``written``
     lines are on disk; ``counts`` has their outcomes. ``done`` also counts finished lines not yet on disk.
     """
 
@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def over(self) -> bool:
-        """Return True in a final state."""
+        """Return True if the state is final."""
         return self.state in OVER
 
     def public(self) -> dict[str, Any]:

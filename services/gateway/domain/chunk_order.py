@@ -1,4 +1,4 @@
-"""Keep the chunks of a stream in order: decide which to pass on, which to drop, and what is a gap."""
+"""Decide for each chunk of a stream whether to pass it on, to drop it or to fail the stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class ChunkPlace(Enum):
     """The decision about a chunk or the end of a stream."""
 
     NEXT = "next"
-    OLD = "old"  # a duplicate, or from an attempt that was given up: drop it
+    OLD = "old"  # a duplicate, or from an earlier attempt: drop it
     RESTARTED = "restarted"  # from a later attempt, but the caller has chunks of an earlier one
     GAP = "gap"  # chunks before it are missing
 
@@ -24,11 +24,14 @@ class ChunkOrder:
 
     @property
     def emitted(self) -> bool:
-        """Return True if the caller has a chunk already, so that a restart would repeat it."""
+        """Return True if the caller already has a chunk. Then a restart would repeat it."""
         return self.expected > 0
 
     def place(self, attempt: int, seq: int, *, end: bool) -> ChunkPlace:
-        """Decide about a chunk, or an end whose ``seq`` is the count of chunks. NEXT advances the order."""
+        """Decide about a chunk or an end. The ``seq`` of an end is the number of chunks before it.
+
+        If a chunk is NEXT, the chunk after it is expected from now on.
+        """
         if attempt < self.attempt:
             return ChunkPlace.OLD
         if attempt > self.attempt:

@@ -1,4 +1,4 @@
-"""The classification extension: encode an output as its highest values, ``value:index[:label]``."""
+"""The classification extension: encode an output as its highest values, each ``value:index[:label]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.tensors import DATATYPES, elements, pack_strings
 
-# As in Triton: no half floats, and no datatypes that are not numbers.
+# Triton does not support these either: half floats, and datatypes that are not numbers.
 _UNFIT = frozenset({"BOOL", "BYTES", "FP16", "BF16"})
 
 Labels = Mapping[str, Sequence[str]]
@@ -19,9 +19,9 @@ Labels = Mapping[str, Sequence[str]]
 def classified(
     request: Decoded, rows: int, outputs: tuple[Tensor, ...], data: list[Buffer], labels: Labels
 ) -> tuple[tuple[Tensor, ...], list[Buffer]]:
-    """Return the outputs, with classes in place of those that the request wants so. ``labels``: by output.
+    """Return the outputs. If the request wants classes for an output, return them instead of its values.
 
-    Raise BadRequest for a datatype that has no classes.
+    ``labels``: the class names by output. Raise BadRequest for a datatype that has no classes.
     """
     wanted = {output.name: output.classes for output in request.wanted or () if output.classes}
     if not wanted:
@@ -36,7 +36,10 @@ def classified(
 def top(
     tensor: Tensor, rows: int, raw: Buffer, count: int, labels: Sequence[str] = ()
 ) -> tuple[Tensor, bytes]:
-    """Return the ``count`` highest values of each row (of all values without a batch axis), highest first."""
+    """Return the ``count`` highest values of each row, highest first.
+
+    Without a batch axis, the whole output is one row.
+    """
     if tensor.datatype.name in _UNFIT:
         raise BadRequest(
             f"output {tensor.name!r}: classes are not available for its datatype {tensor.datatype.name}"
@@ -46,7 +49,8 @@ def top(
     size = elements(list(tensor.dims))
     count = min(count, size)
     values: Any = np.frombuffer(raw, tensor.datatype.numpy).reshape(max(rows, 1), size)
-    # Descending; among equal values the lower index first. So sort the reversed array, stable and ascending.
+    # The highest value comes first; of equal values, the one with the lower index. So sort the reversed row
+    # in ascending order with a stable sort, and reverse the result.
     order = size - 1 - np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
     chosen = np.take_along_axis(values, order, axis=1)
     shown = "%f:%d" if tensor.datatype.name.startswith("FP") else "%d:%d"

@@ -1,7 +1,7 @@
-"""Check requests against a model's signature, whatever their form: JSON, binary or protobuf.
+"""Check requests against a model's signature. JSON, binary and protobuf requests get the same checks.
 
-The codecs (``oip.py`` and ``generate.py`` for REST, ``api/grpc/codec.py`` for gRPC) parse their form and call
-these checks. Errors name the tensor, what was expected and what came.
+The codecs (``oip.py`` and ``generate.py`` for REST, ``api/grpc/codec.py`` for gRPC) parse a request and call
+these checks. Errors name the tensor, the expected value and the received value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tidegate.kernel.protocol.tensors import (
     elements,
 )
 
-# Parameters for the encoding of the response, and for the queue. The model does not get them.
+# The gateway uses these parameters to decode tensors and encode outputs, or to queue the request. The model
+# does not get them.
 _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
 _FOR_THE_QUEUE = frozenset({"timeout", "priority"})
 # Request parameters of Triton that a queue cannot support; they are refused.
@@ -64,7 +65,7 @@ class Decoded(NamedTuple):
 
 
 class Options(NamedTuple):
-    """A request's parameters: for the model, and for the queue."""
+    """A request's parameters, separated into those for the model and those for the queue."""
 
     for_model: dict[str, Any]
     timeout_ms: float | None = None
@@ -76,7 +77,7 @@ _NO_OPTIONS = Options({})
 
 @dataclass(slots=True)
 class Contract:
-    """A signature prepared for checks. Without one, every request passes, and Triton decides."""
+    """A signature, prepared for checks. If it is not known, Triton checks the tensors instead."""
 
     signature: Signature | None
     inputs: dict[str, tuple[int, Tensor]] = field(init=False, default_factory=dict)
@@ -99,13 +100,13 @@ class Contract:
 
     @property
     def may_be_empty(self) -> bool:
-        """Return True if a request needs no input: all are optional, and the model does not batch."""
+        """Return True if a request may have no input: all are optional, and the model does not batch."""
         return self.signature is not None and not self.required and not self.max_batch
 
     def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
         """Return the call key; raise BadRequest if it is too large.
 
-        Keys without parameters are cached, because the same shapes come again and again.
+        Keys without parameters are cached, because many requests have the same shapes.
         """
         cached = None if parameters else self._keys.get((inputs, outputs))
         if cached is not None:
@@ -118,7 +119,7 @@ class Contract:
         return key
 
     def want(self, name: str, binary: bool, parameters: dict[str, Any]) -> WantedOutput:
-        """Return a requested output after checking it; raise BadRequest."""
+        """Check a requested output and return it; raise BadRequest."""
         if self.outputs and name not in self.outputs:
             raise BadRequest(f"output {name!r} does not exist; the model returns {sorted(self.outputs)}")
         check_name("output", name)
@@ -133,13 +134,13 @@ class Contract:
         return WantedOutput(name, binary, classes)
 
     def want_all(self, binary: bool) -> None:
-        """Check that all outputs can have the default form; raise BadRequest."""
+        """Raise BadRequest if an output cannot have the default form of all outputs: binary or JSON."""
         if self.binary_only and not binary:
             raise json_refusal(min(self.binary_only))
 
 
 class Inputs:
-    """The inputs of one request, checked one after the other: call ``expect``, then ``put``, for each."""
+    """The checked inputs of one request. For each, call ``expect`` and then ``put``; at the end, ``done``."""
 
     __slots__ = ("_contract", "_datatype", "_dims", "_seen", "_shape", "_slot", "_slots", "name", "rows")
 
@@ -163,11 +164,11 @@ class Inputs:
         return self._datatype
 
     def put(self, raw: Buffer) -> None:
-        """Set the raw bytes of the last expected input."""
+        """Set the raw bytes of the input that :meth:`expect` checked last."""
         self._slots.append((self._slot, Tensor(self.name, self._datatype, self._dims), raw))
 
     def done(self) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
-        """Return tensors and data in the signature's order, and the rows; raise BadRequest."""
+        """Return tensors and data in the signature's order, and the number of rows; raise BadRequest."""
         contract, slots = self._contract, self._slots
         if not slots and not contract.may_be_empty:
             raise BadRequest(
@@ -182,7 +183,7 @@ class Inputs:
 
 def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
     names = len(inputs) + len(outputs)
-    size = 2 * names  # at least; the key counts them in 16 bits
+    size = 2 * names  # the least that they take; call_key fails for more names than 16 bits can count
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)
         if len(key) <= MAX_KEY:
@@ -195,7 +196,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
 
 
 def check_parameters(parameters: Any, where: str) -> dict[str, Any]:
-    """Return the parameters of a request, input or output; raise BadRequest for unsupported ones."""
+    """Return the parameters of a request, an input or an output; raise BadRequest for unsupported ones."""
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
@@ -212,7 +213,7 @@ def check_parameters(parameters: Any, where: str) -> dict[str, Any]:
 
 
 def options(parameters: dict[str, Any]) -> Options:
-    """Return a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton."""
+    """Separate a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton."""
     if not parameters:
         return _NO_OPTIONS
     for_model = {}
@@ -244,13 +245,13 @@ def options(parameters: dict[str, Any]) -> Options:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raise BadRequest for a name that is too long; errors and responses would repeat it."""
+    """Raise BadRequest for a name that is too long, because errors and responses repeat names."""
     if len(name) > _MAX_NAME or (not name.isascii() and len(name.encode()) > _MAX_NAME):
         raise BadRequest(f"{kind} {shown(name)}: a name may have at most {_MAX_NAME} bytes")
 
 
 def check_shape(name: str, shape: Any) -> list[int]:
-    """Return a tensor's shape, with the batch axis, after checking it; raise BadRequest."""
+    """Check a tensor's shape (with the batch axis) and return it; raise BadRequest."""
     if isinstance(shape, list) and len(shape) > _MAX_DIMS:
         raise BadRequest(f"input {name!r}: {len(shape)} dimensions, but at most {_MAX_DIMS} are possible")
     if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= _MAX_DIM for d in shape):
@@ -268,7 +269,7 @@ def _checked(
         check_name("input", name)
         if not isinstance(datatype, str) or datatype not in DATATYPES:
             raise BadRequest(
-                f"input {name!r}: unknown datatype {shown(datatype)}; one of {sorted(DATATYPES)}"
+                f"input {name!r}: unknown datatype {shown(datatype)}; expected one of {sorted(DATATYPES)}"
             )
         return order, DATATYPES[datatype], tuple(shape), 0
     if name not in contract.inputs:
@@ -289,7 +290,7 @@ def _checked(
 
 
 def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> None:
-    """Check that raw bytes fit datatype and shape; raise BadRequest."""
+    """Raise BadRequest if raw bytes do not fit the datatype and the shape."""
     count, size = elements(shape), datatype.size
     if size and len(raw) != count * size:
         raise BadRequest(
@@ -301,8 +302,8 @@ def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> 
             actual = count_strings(raw)
         except ValueError as error:
             raise BadRequest(
-                f"input {name!r}: the BYTES data is malformed: {error}; each element needs its length as 4 "
-                "bytes, little-endian, and then its bytes"
+                f"input {name!r}: the BYTES data is malformed: {error}; each element must be its length "
+                "(4 bytes, little-endian), followed by its bytes"
             ) from None
         if actual != count:
             got = actual if actual <= MAX_STRINGS else f"more than {MAX_STRINGS}"
@@ -310,7 +311,7 @@ def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> 
 
 
 def inputs_unknown() -> Unavailable:
-    """Return the error for a request that needs a signature while none is known."""
+    """Return the error for a request that cannot be decoded until the signature is known."""
     return Unavailable(
         "the model's inputs are not known before its first replica is ready", retry_after_s=RETRY_AFTER_S
     )
@@ -319,6 +320,6 @@ def inputs_unknown() -> Unavailable:
 def json_refusal(output: str) -> BadRequest:
     """Return the error for an output whose datatype JSON cannot carry; Triton refuses it too."""
     return BadRequest(
-        f"output {output!r}: {' and '.join(sorted(BINARY_ONLY))} cannot be sent as JSON; ask for binary data "
+        f"output {output!r}: {' and '.join(sorted(BINARY_ONLY))} cannot be sent as JSON; request binary data "
         "(parameter binary_data of the output, or binary_data_output of the request)"
     )

@@ -1,7 +1,7 @@
 """Decide how many requests share an envelope.
 
-Requests to light models under load share the broker's cost. Heavy models keep one request per message. Every
-ready replica gets its share, and no request waits for an envelope to fill.
+Under load, requests to fast models share a message, which costs the broker less. Requests to slow models get
+one message each. Every ready replica gets its share, and no request waits for an envelope to fill.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_FRAMES = 256
 
 
 def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAMES) -> int:
-    """Return the most frames of an envelope, if ``waiting`` leave in this turn of the event loop.
+    """Return how many frames an envelope may hold. This event-loop turn publishes ``waiting`` frames.
 
     An envelope holds at most ``QUANTUM_MS`` of one replica's work, at most one ready replica's share of the
     waiting requests, and at most ``limit`` frames. Without a measurement it holds 1.
@@ -30,8 +30,8 @@ def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAM
 
 
 def split(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges [start, end) over frames of ``sizes`` bytes: up to ``most`` frames and ``MAX_BYTES`` each.
+    """Yield the range [start, end) of the frames in each envelope: at most ``most``, and ``MAX_BYTES`` bytes.
 
-    A larger frame travels alone.
+    ``sizes``: the bytes of each frame. A frame larger than ``MAX_BYTES`` gets its own envelope.
     """
     return envelope.runs(sizes, most)

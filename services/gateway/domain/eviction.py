@@ -1,16 +1,16 @@
-"""Choose the unfinished bodies to drop when memory for bodies is short."""
+"""Choose which incomplete request bodies to drop when memory for bodies is short."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# The speed of a body counts only after this time, in seconds.
+# A body can count as slow only after this many seconds.
 WATCHED_S = 1.0
 
 
 class Unfinished(NamedTuple):
-    """A body that is still coming in: the bytes it holds, and the bytes of the last ``watched_s`` seconds."""
+    """An incomplete body. It holds ``held`` bytes; ``moved`` bytes came in the last ``watched_s`` seconds."""
 
     held: int
     watched_s: float
@@ -19,11 +19,11 @@ class Unfinished(NamedTuple):
 
 
 def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_known: bool) -> list[int]:
-    """Return the indexes of the bodies to drop so that ``need`` bytes become free, as far as possible.
+    """Return the indexes of the bodies to drop. They free ``need`` bytes, or as many as possible.
 
-    Bodies slower than ``bytes_per_s`` may be dropped. With ``for_known``, a caller with a credential needs
-    the memory, and any body of a caller without one may be dropped. Bodies of unknown callers go first, then
-    the slowest, then the largest.
+    Bodies slower than ``bytes_per_s`` may be dropped. ``for_known``: a caller with a valid credential needs
+    the memory. Then all bodies of callers without one may be dropped too. Drop bodies of callers without a
+    credential first, then the slowest, then the largest.
     """
     candidates = []
     for at, body in enumerate(bodies):

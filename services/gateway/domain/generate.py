@@ -1,4 +1,4 @@
-"""Triton's generate extension: decode a JSON object of inputs by name, encode one of outputs by name."""
+"""Triton's generate extension: requests and answers are JSON objects of tensors by name."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _RESERVED = frozenset({"id", "parameters"})
 def decode(body: Buffer, contract: Contract) -> Decoded:
     """Decode a body and check it against a signature; raise BadRequest, or Unavailable without a signature.
 
-    A member named like an input is a tensor. The signature and the values give its shape; the batch axis is
-    1. Other members, and those in ``parameters``, are parameters for the model.
+    A member with the name of an input is a tensor. Its shape follows from the signature and the values, and
+    its batch size is 1. Other members, and those in ``parameters``, are parameters for the model.
     """
     if contract.signature is None:
         raise inputs_unknown()

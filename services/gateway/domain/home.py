@@ -23,14 +23,14 @@ def document(
 ) -> dict[str, Any]:
     """Return the page as data.
 
-    ``models``: the index entries that the caller may see, None without a valid credential; then ``problem``
-    says why. ``url``: the address that the caller used.
+    ``models``: the index entries that the caller may see. Without a valid credential it is None, and
+    ``problem`` says why. ``url``: the address that the caller used.
     """
     page: dict[str, Any] = {"name": "tidegate", "version": version, "description": WHAT}
     if models is None:
         page["problem"] = problem
         command = f"curl -H 'Authorization: Bearer tg_...' {url}/"
-        return page | {"next": {"do": "Ask again with a key", "command": command}, "links": LINKS}
+        return page | {"next": {"do": "Retry with a key", "command": command}, "links": LINKS}
     return page | {"models": list(models), "next": _next(url, models), "links": LINKS}
 
 

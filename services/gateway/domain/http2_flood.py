@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-# Frames without work that a client may send, and how many more it earns each second. Sent answers earn more.
+# A client may send this many frames that do no work, and this many more each second. Answers allow more.
 USELESS_FRAMES = 2000.0
 USELESS_FRAMES_PER_S = 500.0
-# A ping sooner than this after the last one, with no data sent between them, is a strike. More strikes than
-# this end the connection.
+# A ping is a strike if it comes sooner than this after the last one. More strikes than this end the
+# connection, if no data was sent between them.
 PING_INTERVAL_S = 5.0
 PING_STRIKES = 4
-# Calls that a client may cancel before their answer, and four more for each answered call.
+# A client may cancel this many calls before they are answered, and four more for each answered call.
 RESETS = 200
-# Bytes that may come for ended calls, and one window more for each call that begins.
+# This many bytes may come for calls that have ended, and one window more for each new call.
 LATE_BYTES = 16 * 2**20
 
 
 class FloodGuard:
-    """A count of one client's useless work. Methods return why the connection must end, or None."""
+    """A count of one client's useless work. Its methods return why the connection must end, or None."""
 
     __slots__ = ("_answered", "_late_bytes", "_left", "_pinged", "_resets", "_since", "_strikes")
 
@@ -56,7 +56,7 @@ class FloodGuard:
         return "too many bytes for calls that have ended" if self._late_bytes > LATE_BYTES else None
 
     def call_began(self, window: int) -> None:
-        """Allow for the window of a new call: if the call ends early, that many bytes may still come."""
+        """Allow one window more of late bytes. If the new call ends early, that many may still come."""
         self._late_bytes = max(0, self._late_bytes - window)
 
     def answered(self) -> None:
@@ -64,6 +64,6 @@ class FloodGuard:
         self._answered += 1
 
     def sent(self, count: int) -> None:
-        """Count sent bytes of answers: the client acknowledges them with frames and pings."""
+        """Count sent bytes of answers. The client may send more frames and pings to acknowledge them."""
         self._left = min(USELESS_FRAMES, self._left + 4 + count / 2048)
         self._strikes = 0

@@ -25,7 +25,7 @@ OWN_FIELDS = ("model", "version", "priority", "ttl_s", "webhook", "metadata")
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """The preference for a job. ``wait_s``: seconds that the caller waits for the result before the 202."""
+    """A caller's preference for a job. ``wait_s``: seconds to wait for the result before the 202."""
 
     wait_s: float = 0.0
 
@@ -37,7 +37,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """The options of a job. It expires after ``ttl_s`` seconds; None: the default."""
+    """The options of a job. It expires after ``ttl_s`` seconds; None means the default time."""
 
     level: Level = "normal"
     ttl_s: float | None = None
@@ -49,7 +49,7 @@ _DEFAULT = JobOptions()
 
 
 def preference(header: bytes | None) -> Preference | None:
-    """Return the preference for a job in a ``Prefer`` header (RFC 7240), or None."""
+    """Return a ``Prefer`` header's preference for a job (RFC 7240), or None if it has none."""
     if header is None:
         return None
     present, wait_s = False, 0.0
@@ -85,7 +85,7 @@ def from_headers(headers: Mapping[bytes, bytes]) -> JobOptions:
 
 
 def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOptions:
-    """Return ``base`` with the options in a body's fields. Raises BadRequest."""
+    """Return ``base``, changed by the options in a body's fields. Raises BadRequest."""
     changes: dict[str, Any] = {}
     if (level := head.get("priority")) is not None:
         changes["level"] = check_level(level)
@@ -99,7 +99,7 @@ def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOpti
 
 
 def check_version(value: Any) -> str:
-    """Return a version as the route table names it; empty: not given. Raises BadRequest."""
+    """Return a version as a string, as in the route table; empty for None. Raises BadRequest."""
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise BadRequest(f"'version' must be a number, got {str(value)[:40]!r}")
     return "" if value is None else str(value)
@@ -114,21 +114,21 @@ def check_level(value: Any) -> Level:
 
 
 def check_ttl(value: Any) -> float:
-    """Return the seconds that a job may take from acceptance to end. Raises BadRequest."""
+    """Return the seconds from a job's acceptance until it expires. Raises BadRequest."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_TTL_S:
         raise BadRequest(f"the ttl must be 1..{MAX_TTL_S} seconds, got {str(value)[:40]!r}")
     return float(value)
 
 
 def check_webhook(value: Any) -> str:
-    """Return a webhook's URL. Raises BadRequest. Its address is checked on delivery."""
+    """Return a webhook's URL. Raises BadRequest. The address behind it is checked on delivery."""
     if not isinstance(value, str) or read_url(value) is None:
         raise BadRequest(f"webhook must be a plain http or https URL without a user, got {str(value)[:80]!r}")
     return value
 
 
 def check_metadata(value: Any) -> dict[str, Any]:
-    """Return the caller's own metadata, which the job's document repeats. Raises BadRequest."""
+    """Return the metadata that the caller sent for a job. Raises BadRequest."""
     if not isinstance(value, dict):
         raise BadRequest(f"metadata must be an object, got {type(value).__name__}")
     if (size := len(orjson.dumps(value))) > MAX_METADATA_BYTES:
@@ -137,7 +137,7 @@ def check_metadata(value: Any) -> dict[str, Any]:
 
 
 def check_key(value: bytes | None) -> str | None:
-    """Return an ``Idempotency-Key``, None if there is none. Raises BadRequest."""
+    """Return the value of an ``Idempotency-Key`` header, or None without one. Raises BadRequest."""
     if value is None:
         return None
     if _KEY.fullmatch(value) is None:

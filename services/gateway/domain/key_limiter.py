@@ -1,9 +1,12 @@
 """The limits of one key in one gateway process.
 
-A request takes its tokens from here and never waits. Between requests, the process settles with the account
-in the store. It asks for the tokens that its pace will need and for its share of the rest, and returns tokens
-that it does not use. A process without tokens, because the key was idle, borrows its share until the account
-answers; the account is charged for it. While the store is away, the process applies its share of each limit.
+A request takes its tokens here and never waits for the store. Between requests, the process settles with the
+key's account in the store. It requests the tokens that it needs at its current pace, or its share of the rest
+if that is more. It returns tokens that it does not use.
+
+If the key was idle, the process holds no tokens. Then it borrows its share until the account answers, and the
+account is charged for the borrowed tokens. While the store is away, the process applies its share of each
+limit.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from services.gateway.domain.leased_tokens import LeasedTokens
 from services.gateway.domain.rate_limit_headers import policy, seconds_left
 from tidegate.kernel.protocol.access import Allowance
 
-# A process holds the tokens that its pace needs for this long.
+# A process holds the tokens that it needs for this many seconds at its current pace.
 AHEAD_S = 0.1
 # After this long without a request, it returns its tokens.
 IDLE_S = 1.0
-# The interval of settlements that nothing makes urgent.
+# Seconds between settlements that are not urgent.
 REFRESH_S = 0.2
 SLOTS_RETRY_S = 1.0
 
@@ -30,7 +33,7 @@ SLOTS_RETRY_S = 1.0
 class LimitReached:
     """A refusal. ``limit``: ``rate``, ``day``, ``month`` or ``concurrency``.
 
-    For a day or a month, ``rate_limit_headers.seconds_left`` returns the time to retry after.
+    For ``day`` and ``month``, use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
     """
 
     limit: str
@@ -48,9 +51,9 @@ class KeyLimiter:
     )  # fmt: skip
 
     def __init__(self, principal: str, allowance: Allowance, activate: Callable[[KeyLimiter], None]) -> None:
-        """Start idle. ``activate`` is called once when there is something to settle, until it is idle again.
+        """Start idle. ``activate`` is called with this limiter when a request ends its idle time.
 
-        ``share`` is one process's part of each limit, ``standalone`` is True while the store is away.
+        ``share`` is this process's share of each limit. ``standalone`` is True while the store is away.
         """
         self.principal = principal
         self.allowance = allowance
@@ -68,7 +71,7 @@ class KeyLimiter:
         self._tight = False
         self._activate = activate
         self._requests = 0  # since the last settlement
-        self._unsettled = False  # nothing was settled since it became active
+        self._unsettled = False  # no settlement since it was idle
         self._rate_refused = 0
         self._last_at = self._settled_at = self._wait_until = float("-inf")
 
@@ -90,17 +93,17 @@ class KeyLimiter:
         return None
 
     def finish(self) -> None:
-        """Note the end of an admitted request."""
+        """Record the end of an admitted request."""
         self.in_flight -= 1
 
     def remaining_header(self, epoch_s: float) -> bytes:
-        """Return the value of ``RateLimit``: what is left of each limit, as far as this process knows.
+        """Return the value of ``RateLimit``: the rest of each limit, as far as this process knows.
 
-        ``r`` is the number left, ``t`` the seconds until the limit is whole again.
+        ``r`` is the number that is left, ``t`` the seconds until the full limit is available again.
         """
         found = []
         rate, allowance = self.rate, self.allowance
-        # Every response to a key has this header: hence no min, max and math.ceil.
+        # Every response to a key has this header. For speed, do not call min, max and math.ceil.
         if rate is not None and allowance.rate is not None:
             missing = allowance.burst - rate.remaining
             if missing > 0:
@@ -118,7 +121,7 @@ class KeyLimiter:
         return b", ".join(found)
 
     def change(self, allowance: Allowance, now: float) -> None:
-        """Set other limits. Spent tokens and requests in flight count for them too."""
+        """Set new limits. Spent tokens and requests in flight count against the new limits too."""
         before, self.allowance = self.allowance, allowance
         self._set_allowance(allowance)
         if before.rate is not None and allowance.rate is not None:
@@ -138,7 +141,7 @@ class KeyLimiter:
         )
 
     def _with_limit(self, tokens: LeasedTokens | None, kind: str, limit: int | None) -> LeasedTokens | None:
-        """Return the tokens of a limit after it was set to ``limit``; None: there is no such limit."""
+        """Return the tokens of a limit after setting it to ``limit``; None if ``limit`` is None."""
         if limit is None:
             return None
         if tokens is None:
@@ -153,29 +156,29 @@ class KeyLimiter:
         return tokens
 
     def new_day(self, *, new_month: bool) -> None:
-        """Begin a new day, and a new month if ``new_month``."""
+        """Begin a new day, and with ``new_month`` also a new month."""
         for tokens, begins in ((self.day_quota, True), (self.month_quota, new_month)):
             if tokens is not None and begins:
                 tokens.reset()
                 tokens.borrow(self._share_of(tokens.available))
 
     def lease_request(self, now: float, day: str) -> LeaseRequest | None:
-        """Return what to settle now, on ``day`` (``2026-01-31``), or None if nothing is due."""
+        """Return the settlement that is due now, or None. ``day``: today, such as ``2026-01-31``."""
         if self._requests:
             self._last_at = now
         if not self._settlement_due(now):
             return None
         idle = now - self._last_at >= IDLE_S
-        # The requests that come in AHEAD_S at the pace since the last settlement.
+        # The requests expected in AHEAD_S, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
-            self.rate.borrowed = self.rate.held  # the account's bucket filled by itself meanwhile
+            self.rate.borrowed = self.rate.held  # not reported, because the account refilled too
         slots = self._slots_wanted(idle)
-        self.slots = min(self.slots, slots)  # returned slots are not used any more
+        self.slots = min(self.slots, slots)  # do not use slots that this settlement returns
         return self._settlement(day, pace, idle, TokenHolding(self.in_flight, slots))
 
     def release_request(self, day: str) -> LeaseRequest:
-        """Return the last settlement of a process that stops: it returns everything."""
+        """Return the last settlement of a process that stops. It returns all tokens and slots."""
         return self._settlement(day, 0, True, TokenHolding())
 
     def _settlement(self, day: str, pace: int, idle: bool, slots: TokenHolding) -> LeaseRequest:
@@ -191,12 +194,12 @@ class KeyLimiter:
         )
 
     def apply(self, request: LeaseRequest, grant: LeaseGrant, now: float) -> None:
-        """Take the account's answer to ``request``."""
-        limits = request.allowance  # may have been changed since
+        """Apply the account's answer to ``request``."""
+        limits = request.allowance  # self.allowance may have been changed after this request was made
         if self.rate is not None and limits.rate is not None:
             credit = self._unused_share(request.rate, grant.rate_left) if self._unsettled else 0
             self.rate.apply(request.rate, grant.rate, grant.rate_left, credit)
-        # Few tokens of a quota are held: they are lost with the process. The share of the rest is credit.
+        # A process holds few tokens of a quota, because a crash loses them. Its share of the rest is credit.
         if self.day_quota is not None and limits.day is not None:
             left = max(0, grant.day_left + self.day_quota.limit - limits.day)
             self.day_quota.apply(request.day_quota, grant.day_quota, left, int(left * self.share))
@@ -210,7 +213,7 @@ class KeyLimiter:
         self._end_round(now)
 
     def use_own_share(self, now: float) -> None:
-        """Go on without the store: apply this process's share of each limit."""
+        """Apply this process's share of each limit, because the store is away."""
         self._fill(now)
         for tokens in (self.day_quota, self.month_quota):
             if tokens is not None:
@@ -225,7 +228,11 @@ class KeyLimiter:
         self._end_round(now)
 
     def _fill(self, now: float) -> None:
-        """Fill the bucket of this process alone. It begins with the tokens that it may still borrow."""
+        """Refill the tokens of a process that uses its own share of the rate.
+
+        The first call adds the tokens that it may still borrow; later ones add its share of the rate for
+        the time since.
+        """
         rate = self.rate
         if rate is None or self.allowance.rate is None:
             return
@@ -247,7 +254,7 @@ class KeyLimiter:
             self._settled_at = now
         else:
             for tokens in self._tokens:
-                # Borrow nothing of a bucket or a quota that is known to be empty.
+                # Borrow nothing from a bucket or a quota that is known to be empty.
                 empty = now < self._wait_until if tokens is self.rate else tokens.available < 1
                 tokens.borrow(0 if empty else self._share_of(tokens.available))
         self.active = True
@@ -277,19 +284,20 @@ class KeyLimiter:
         return min(limit, self.slots if self._slots_known else max(self.slots, self._share_of(limit)))
 
     def _share_of(self, tokens: float) -> int:
-        """Return this process's share, at least one."""
+        """Return this process's share of ``tokens``, at least 1."""
         return max(1, int(tokens * self.share))
 
     def _holding(self, tokens: LeasedTokens | None, pace: int, idle: bool) -> TokenHolding:
         if tokens is None:
             return TokenHolding()
         if idle or (self._unsettled and tokens is self.rate):
-            return tokens.holding(0)  # other processes may have borrowed too: learn first what is left
+            # Other processes may have borrowed too. Request no tokens until the rest is known.
+            return tokens.holding(0)
         share = self._share_of(tokens.available + max(tokens.held, 0)) if tokens is self.rate else 1
         return tokens.holding(max(pace, share))
 
     def _unused_share(self, reported: TokenHolding, available: float) -> int:
-        """Return this process's share of the bucket before it borrowed, less the tokens that it has used."""
+        """Return this process's share of the tokens before it borrowed, minus the tokens that it has used."""
         used = max(0, -reported.held)
         return max(0, int((available + used) * self.share) - used)
 

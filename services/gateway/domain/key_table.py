@@ -13,7 +13,7 @@ FOREVER = float("inf")
 
 
 class KeyTable:
-    """All keys that are not revoked. ``mark`` names the registry's state that the table was read from."""
+    """All keys that are not revoked. ``mark`` identifies the version of the registry's table."""
 
     def __init__(self, mark: str, keys: Mapping[str, Key]) -> None:
         self.mark = mark

@@ -1,8 +1,8 @@
 """The messages between a gateway process and the store about a caller's limits.
 
-The store has one account for each caller. A process holds a few tokens of it, so it decides alone. It settles
-with the store many times a second and sends the tokens that it holds and wants. Tokens that it spent before
-the account was charged for them are negative holdings.
+The store has one account for each caller. A process holds a few of the account's tokens, so it can admit
+requests without a call to the store. Many times a second, it reports how many tokens it holds and wants. If
+it has spent tokens that the account was not charged for yet, the number that it holds is negative.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TokenHolding:
 class LeaseRequest:
     """A process's holdings of one caller's limits. ``day`` is ``2026-01-31``, ``month`` is ``2026-01`` (UTC).
 
-    ``slots``: requests in flight, and the number that the process wants to have room for.
+    ``slots``: the requests in flight, and how many concurrent requests the process wants to allow.
     """
 
     principal: str
@@ -41,8 +41,8 @@ class LeaseRequest:
 class LeaseGrant:
     """The store's answer: the tokens that the process holds from now on, and those left in the account.
 
-    ``wait_ms``: until the account has a token again. ``tight``: some process lacked slots in the last second.
-    ``seeded``: the counts of day and month include the usage from before the store began to count.
+    ``wait_ms``: the time until the account has a token again. ``tight``: a process had too few slots in the
+    last second. ``seeded``: the counts of day and month include the usage from before the account existed.
     """
 
     rate: int = 0

@@ -10,8 +10,8 @@ from services.gateway.domain.lease_messages import TokenHolding
 class LeasedTokens:
     """Tokens of one limit (``kind``: ``rate``, ``day`` or ``month``), leased from the caller's account.
 
-    A request takes a token if at least ``minimum`` are held. A minimum below 1 is credit: the process borrows
-    tokens before it has asked the account.
+    A request may take a token if ``held`` is at least ``minimum``. A minimum below 1 is credit: the process
+    may borrow tokens that the account has not granted yet.
     """
 
     __slots__ = ("available", "borrowed", "cut", "held", "kind", "limit", "minimum")
@@ -23,8 +23,7 @@ class LeasedTokens:
         self.minimum: float = 1
         self.available: float = limit  # in the account, at the last settlement
         self.borrowed: float = 0  # the part of ``held`` that the account does not know of
-        # Tokens that the account was told of and that a change of the limit took away before it answered.
-        self.cut: float = 0
+        self.cut: float = 0  # reported tokens that a lower limit removed before the account answered
 
     @property
     def remaining(self) -> int:
@@ -33,27 +32,27 @@ class LeasedTokens:
         return found if found > 0 else 0
 
     def borrow(self, share: int) -> None:
-        """Allow ``share`` tokens to be taken before the next settlement."""
+        """Allow requests to take up to ``share`` tokens more than are held, until the next settlement."""
         self.minimum = 1 - share
 
     def holding(self, wanted: int) -> TokenHolding:
-        """Return what to report to the account."""
+        """Return the held and wanted tokens to report to the account."""
         self.cut = 0
         return TokenHolding(math.floor(self.held - self.borrowed), min(wanted, self.limit))
 
     def apply(self, reported: TokenHolding, granted: int, available: float, credit: int = 0) -> None:
-        """Take the account's answer to ``reported``. Tokens taken in the meantime stay taken."""
+        """Apply the account's answer to ``reported``. Tokens that were spent in the meantime stay spent."""
         held = math.floor(self.held - self.borrowed + self.cut) - reported.held + granted
-        # The limit may have been lowered since: then no more than the new limit counts.
+        # The limit may have been lowered since the report. Then at most the new limit is left.
         self.held, self.available = min(held, self.limit), min(available, self.limit)
         self.borrowed = self.cut = 0
         self.minimum = 1 - min(credit, self.limit)
 
     def change(self, limit: int) -> None:
-        """Set another limit. Spent tokens stay spent, and at most the new limit is left."""
+        """Set a new limit. Spent tokens stay spent, and at most the new limit is left."""
         rest = self.available + self.held
         if self.kind != "rate" or self.available >= self.limit:
-            rest += limit - self.limit  # a bucket that was not full has to fill up to its new size
+            rest += limit - self.limit  # a bucket that is not full refills to its new size
         rest, held, reported = min(rest, limit), self.held, self.held - self.borrowed
         self.held = min(held, max(0, rest))
         self.borrowed = max(0, self.borrowed - (held - self.held))
@@ -62,6 +61,6 @@ class LeasedTokens:
         self.limit = limit
 
     def reset(self) -> None:
-        """Begin a new period. Tokens of the old one are worth nothing."""
+        """Begin a new period with the full limit. Tokens of the old period expire."""
         self.held = self.borrowed = self.cut = 0
         self.available = self.limit

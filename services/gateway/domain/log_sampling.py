@@ -9,9 +9,9 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 
 class LogSampler:
-    """A sampler that takes the first requests of each second, and a fixed part of the others.
+    """A sampler that takes the first requests of each second, and a fixed fraction of the others.
 
-    ``fraction``: the part of the others, 0 to 1. Call :meth:`second` once a second.
+    ``fraction``: between 0 and 1. Call :meth:`second` once a second.
     """
 
     __slots__ = ("_due", "_every", "_first", "_left")
@@ -22,7 +22,7 @@ class LogSampler:
         self._due = self._every
 
     def take(self) -> bool:
-        """Return True if this request gets a line. A call costs about 60 ns."""
+        """Return True if this request must be logged. A call takes about 60 ns."""
         if self._left:
             self._left -= 1
             return True
@@ -38,6 +38,6 @@ class LogSampler:
 
 
 def trace_id(traceparent: bytes | None) -> str:
-    """Return the trace id of a W3C ``traceparent``; empty if there is none."""
+    """Return the trace id of a W3C ``traceparent``; empty if it is missing or malformed."""
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     return match[1].decode() if match else ""

@@ -1,11 +1,11 @@
-"""Bound the bytes that a process holds in memory; the holders count them."""
+"""Limit the bytes that a process holds in memory. The code that holds bytes reports them here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 SMALL = 2**20
-# Large bodies may take only this share, so that small ones always find room.
+# Objects larger than SMALL may use only this share, so that small ones always have room.
 SHARE_OF_LARGE = 7 / 8
 
 
@@ -15,8 +15,8 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        # Called if there is no room, with the missing bytes, and True if a caller with a credential needs
-        # them. It may release some.
+        # Called if there is no room, with the number of missing bytes. The second argument is True if a
+        # caller with a valid credential needs them. The callback may release bytes.
         self.reclaim: Callable[[int, bool], None] = lambda *_: None
         self._limit_large = int(limit * SHARE_OF_LARGE)
 
@@ -28,7 +28,7 @@ class MemoryBudget:
         return self.used + count <= limit
 
     def take(self, count: int, of: int = 0, *, known: bool = False) -> bool:
-        """Count ``count`` more bytes of an object of ``of`` bytes in all; return False if there is no room.
+        """Add ``count`` bytes of an object that has ``of`` bytes in all. Return False if they do not fit.
 
         ``known``: the caller has sent a valid credential.
         """
@@ -38,9 +38,9 @@ class MemoryBudget:
         return True
 
     def force(self, count: int) -> None:
-        """Count bytes that are in memory already, even over the limit."""
+        """Add bytes that are in memory already, even if they exceed the limit."""
         self.used += count
 
     def release(self, count: int) -> None:
-        """Count ``count`` bytes less: they are free."""
+        """Subtract ``count`` bytes that are no longer in memory."""
         self.used -= count

@@ -1,24 +1,26 @@
-"""Measure the structure of a serialized ``ModelInferRequest``: once parsed, it takes many times its size.
+"""Measure the structure of a serialized ``ModelInferRequest``, because parsing multiplies its size in memory.
 
-Measured with upb, memory per byte: 44 for empty inputs, 8 for typed contents and shapes, 1 for raw tensors.
+Memory per serialized byte, measured with upb: 44 for empty inputs, 8 for typed contents and shapes, 1 for raw
+tensors.
 """
 
 from __future__ import annotations
 
 from tidegate.kernel.errors import BadRequest
 
-# Most top-level fields of a request: inputs, outputs, parameters and raw tensors.
+# A request may have this many top-level fields: inputs, outputs, parameters and raw tensors.
 FIELDS = 4096
-# Memory for a byte of structure, beside the byte itself; the limit above bounds it.
+# Bytes of memory that parsing adds per byte of structure. It can be more only for empty inputs; FIELDS
+# limits their number.
 FACTOR = 8
 RAW_INPUT_CONTENTS = 7
 _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
 
 
 def structure(message: bytes | bytearray) -> int:
-    """Return the bytes outside ``raw_input_contents``; raise BadRequest for too many fields.
+    """Return the number of bytes outside ``raw_input_contents``; raise BadRequest for too many fields.
 
-    Malformed protobuf counts as structure; the parser will report it.
+    Malformed protobuf counts as structure. Later, the parser reports the error.
     """
     at, end, raw = 0, len(message), 0
     for _ in range(FIELDS):
@@ -43,7 +45,7 @@ def structure(message: bytes | bytearray) -> int:
 
 
 def _varint(message: bytes | bytearray, at: int) -> tuple[int, int]:
-    """Return a number and its end; if there is no valid number, 0 and the end of the message."""
+    """Return the number at ``at`` and its end; for an invalid number, 0 and the end of the message."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):

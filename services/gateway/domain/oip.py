@@ -1,7 +1,8 @@
 """Decode and encode Open Inference Protocol v2 over REST: JSON and the binary tensor data extension.
 
-A request is decoded once, against the Deployment's signature, into the parts of an envelope: the batch rows,
-the call key and each input's raw bytes. Errors name the tensor, what was expected and what came.
+A request is checked against the Deployment's signature and decoded into the parts of an envelope: the number
+of rows, the call key and each input's raw bytes. Errors name the tensor, the expected value and the received
+value.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def decode(body: Buffer, header_length: int | None, contract: Contract) -> Decod
 
 
 def decode_head(head: dict[str, Any] | None, tail: memoryview, contract: Contract) -> Decoded:
-    """Decode the parts that :func:`parts` returned; raise as :func:`decode`. Unknown fields are ignored."""
+    """Decode the result of :func:`parts`; raise the same errors as :func:`decode`. Ignore unknown fields."""
     if head is None:
         return _raw(tail, contract)
     parameters = check_parameters(head.get("parameters"), "request")
@@ -144,13 +145,14 @@ def _raw(body: memoryview, contract: Contract) -> Decoded:
         raise inputs_unknown()
     if len(contract.inputs) != 1:
         raise BadRequest(
-            f"{HEADER_LENGTH} is 0: the body is the model's only input, but it takes {list(contract.inputs)}"
+            f"{HEADER_LENGTH} is 0, so the body must be the only input, but the model takes "
+            f"{list(contract.inputs)}"
         )
     ((name, (_, spec)),) = contract.inputs.items()
     shape = [1, *spec.dims] if contract.max_batch else list(spec.dims)
     if shape.count(-1) > 1:
         raise BadRequest(
-            f"input {name!r}: the size of a raw body can give one dimension, but more are open in {shape}"
+            f"input {name!r}: a raw body can determine only one open dimension (-1), but {shape} has more"
         )
     raw: Buffer = body
     if spec.datatype.size:
@@ -174,7 +176,7 @@ def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[
 
 
 def _one_string(name: str, shape: list[int], body: memoryview) -> bytes:
-    """Return the body as the one element of a BYTES input of ``shape``; raise BadRequest."""
+    """Return the body as the only element of a BYTES input of ``shape``; raise BadRequest."""
     if -1 in shape or prod(shape) != 1:
         raise BadRequest(f"input {name!r}: a raw body is one element of BYTES, but the shape is {shape}")
     if len(body) > _MAX_STRING:
@@ -194,7 +196,7 @@ def encode(
 ) -> tuple[bytes, list[Buffer]]:
     """Return the JSON of a response, and the tensors that follow it as binary data.
 
-    ``labels``: names of classes by output. Raise BadRequest for an output that cannot have the wanted form.
+    ``labels``: the class names by output. Raise BadRequest for an output that cannot have the requested form.
     """
     outputs, data = classified(request, rows, outputs, data, labels or {})
     forms = {w.name: w.binary for w in request.wanted} if request.wanted else {}
@@ -204,9 +206,9 @@ def encode(
         shape = [rows, *tensor.dims] if rows else list(tensor.dims)
         item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": shape}
         values = None if forms.get(tensor.name, request.binary) else _values(tensor, raw)
-        if values is None:  # binary was wanted, or the strings are not UTF-8
+        if values is None:  # binary was requested, or the strings are not UTF-8
             item["parameters"] = {"binary_data_size": len(raw)}
-            if len(raw):  # without any byte the response is plain JSON, as in Triton
+            if len(raw):  # without binary data, the response is plain JSON, as in Triton
                 tail.append(raw)
         else:
             item["data"] = values

@@ -1,6 +1,6 @@
 """Values of the headers ``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers).
 
-A bucket of rate and burst is described as its burst in the time that it takes to fill.
+The policy of a rate has the burst as its quota. Its window is the time in which an empty bucket fills.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def policy(allowance: Allowance) -> bytes:
 
 
 def seconds_left(limit: str, epoch_s: float) -> float:
-    """Return the seconds until the ``day`` or ``month`` (UTC) of a time since the epoch ends."""
+    """Return the seconds from ``epoch_s`` to the end of its ``day`` or ``month`` (``limit``) in UTC."""
     if limit == "day":
         return DAY_S - epoch_s % DAY_S
     return _month_end(int(epoch_s // DAY_S)) - epoch_s
@@ -39,6 +39,6 @@ def seconds_left(limit: str, epoch_s: float) -> float:
 
 @lru_cache(maxsize=4)
 def _month_end(day: int) -> float:
-    """Return the end (seconds since the epoch) of the month of a day (days since the epoch)."""
+    """Return the end (seconds since the epoch) of the month that contains ``day`` (days since the epoch)."""
     today = datetime.fromtimestamp(day * DAY_S, UTC)
     return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()

@@ -1,4 +1,4 @@
-"""Summarize the replicas of each Deployment from their reports: number, speed, and what is wrong."""
+"""Summarize the replicas of each Deployment from their reports: number, speed and problems."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ReplicaFleet:
 
     ``request_ms``: model time per request in recent calls. ``full_ms``: the same if each call takes as many
     requests as it may. ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time
-    until the next replica is ready. ``fault``: why no replica can start. ``load_failed``: the model itself
-    is at fault, and no replica is left that could answer. ``reloading``: what a replica that served before
-    is doing now, if no other is ready.
+    until the next replica is ready. ``fault``: why no replica can start. ``load_failed``: the model cannot
+    be loaded, and no replica can answer. ``reloading``: the message of a replica that was ready before and
+    starts again, if no replica is ready.
     """
 
     ready: int = 0
@@ -37,7 +37,7 @@ UNKNOWN_FLEET = ReplicaFleet()
 
 
 class ReplicaFault(NamedTuple):
-    """The fields of a ``ReplicaFleet`` that say what is wrong; by default nothing is."""
+    """The fields of a ``ReplicaFleet`` for problems. The defaults mean no problem."""
 
     fault: str = ""
     load_failed: bool = False
@@ -76,7 +76,7 @@ def fleets(
 
 
 def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -> ReplicaFault:
-    """Return what keeps a Deployment from answering. ``reports``: of its replicas, none of which is ready."""
+    """Return why a Deployment without ready replicas cannot answer. ``reports``: those of its replicas."""
     reloads = [
         report.message or "it loads its model again"
         for report in reports
@@ -107,7 +107,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _start_ms(status: dict[str, Any], now: float) -> float | None:
-    """Return the ms until a replica is ready, by the slowest of the last cold starts; None: not known."""
+    """Return the ms until a replica is ready, or None. The slowest of the last three cold starts counts."""
     past: list[float] = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
     if not past:
         return None

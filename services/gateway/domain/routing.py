@@ -28,13 +28,13 @@ class DeploymentRoute:
 
     @property
     def decoupled(self) -> bool:
-        """Return True if the model may give many answers to one request; False without a signature."""
+        """Return True if the model may return many answers to one request; False without a signature."""
         return self.contract.signature is not None and self.contract.signature.decoupled
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointRoute:
-    """The Deployments of an endpoint. ``targets``: pairs of a cumulative share up to 1, and a Deployment."""
+    """The Deployments of an endpoint. ``targets``: pairs of a cumulative traffic share and a Deployment."""
 
     name: str
     targets: tuple[tuple[float, DeploymentRoute], ...]
@@ -79,7 +79,7 @@ class RouteTable:
 
 
 def require(table: RouteTable | None) -> RouteTable:
-    """Return the table; raise NoRoutes without one, because then no model is known to be missing."""
+    """Return the table. Without one, raise NoRoutes and not NotFound, because the model may exist."""
     if table is None:
         raise NoRoutes(
             "this gateway has no route table yet: the router has not published one (see `tidegate status`)",

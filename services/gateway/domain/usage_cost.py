@@ -1,4 +1,4 @@
-"""The usage cost of answers, from the figures in their replies."""
+"""Compute the usage of an answer from the numbers in its reply."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tidegate.kernel.protocol.usage import tokens
 
 
 def compute_us(reply: Reply) -> int:
-    """Return the request's part of the model call that it shared, in microseconds."""
+    """Return the request's share of the time of its model call, in microseconds."""
     return reply.compute_us // max(1, reply.shared)
 
 
 @dataclass(slots=True)
 class UsageCost:
-    """The cost of a stream so far. ``queued``: the stream reached a queue, so it counts as used."""
+    """The cost of a stream so far. ``queued``: the stream was queued, so its usage is reported."""
 
     answers: int = 0
     compute_us: int = 0
@@ -27,7 +27,7 @@ class UsageCost:
     queued: bool = False
 
     def begin(self) -> None:
-        """Note that the stream was queued for a model."""
+        """Record that the stream was queued for a model."""
         self.queued = True
 
     def add(self, reply: Reply, parameters: Mapping[str, Any], sent: int) -> None:

@@ -95,7 +95,7 @@ def test_half_floats_are_binary_or_refused(datatype):
     raw = np.array([0.5], "<f2").tobytes()
     head, tail = answer((tensor("h", datatype, ()),), [raw], rows=1, binary=True)
     assert (head["outputs"][0]["parameters"], tail) == ({"binary_data_size": 2}, raw)
-    with pytest.raises(BadRequest, match="output 'h': BF16 and FP16 cannot be sent as JSON; ask for binary"):
+    with pytest.raises(BadRequest, match="output 'h': BF16 and FP16 cannot be sent as JSON; request binary"):
         answer((tensor("h", datatype, ()),), [raw], rows=1)
 
 

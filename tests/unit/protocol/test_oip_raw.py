@@ -96,8 +96,8 @@ def test_it_shares_calls_with_requests_that_say_what_they_are():
         (
             takes(spec("x", "FP32", 2), spec("z", "FP32", 2, optional=True)),
             bytes(8),
-            "Inference-Header-Content-Length is 0: the body is the model's only input, "
-            "but it takes ['x', 'z']",
+            "Inference-Header-Content-Length is 0, so the body must be the only input, "
+            "but the model takes ['x', 'z']",
         ),
         (only("FP32", 2), bytes(9), "input 'x': FP32 [2] needs 8 bytes, got 9"),
         (only("FP32", 2), b"", "input 'x': FP32 [2] needs 8 bytes, got 0"),
@@ -112,12 +112,12 @@ def test_it_shares_calls_with_requests_that_say_what_they_are():
         (
             only("FP32", -1, -1),
             bytes(4),
-            "input 'x': the size of a raw body can give one dimension, but more are open in [-1, -1]",
+            "input 'x': a raw body can determine only one open dimension (-1), but [-1, -1] has more",
         ),
         (
             only("BYTES", -1, -1),
             b"a",
-            "input 'x': the size of a raw body can give one dimension, but more are open in [-1, -1]",
+            "input 'x': a raw body can determine only one open dimension (-1), but [-1, -1] has more",
         ),
         (only("BYTES", 2), b"a", "input 'x': a raw body is one element of BYTES, but the shape is [2]"),
         (
