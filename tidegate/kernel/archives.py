@@ -1,7 +1,7 @@
-"""Read the members of an archive. The registry checks archives and workers unpack them with this one reader.
+"""Read the members of an archive. The registry checks archives with it, and workers unpack them with it.
 
 The first bytes decide the format: zip, gzip (with a tar inside), else tar. The whole file must have that
-format: bytes that another program could read as another archive are refused.
+format. Otherwise another program could read the same file as a different archive.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ def _zip(file: IO[bytes]) -> Iterator[tuple[Member, Opener]]:
 
 
 def _directory(file: IO[bytes]) -> int:
-    """Return where the zip's directory begins. Raise ValueError unless it and its end record end the file."""
+    """Return where the zip's directory begins.
+
+    Raise ValueError unless the file ends with the directory and its end record.
+    """
     size = file.seek(0, io.SEEK_END)
     start = max(0, size - _END.size - _MAX_COMMENT)
     file.seek(start)
@@ -146,7 +149,7 @@ def _directory(file: IO[bytes]) -> int:
 
 
 def _zip64(file: IO[bytes], length: int, offset: int, end: int) -> tuple[int, int, int]:
-    """Return the same three values of a zip above 4 GiB, which has a second end record before the usual."""
+    """Return the directory's length, offset and end. A zip above 4 GiB has them in its second end record."""
     file.seek(end - _LOCATOR.size)
     magic, _, at, _ = _LOCATOR.unpack(file.read(_LOCATOR.size))
     if magic != _LOCATOR_MAGIC:
@@ -179,7 +182,7 @@ def _check_places(file: IO[bytes], infos: list[zipfile.ZipInfo], directory: int)
 
 
 def _second_name(info: zipfile.ZipInfo) -> bool:
-    """Return True if an extra field gives the entry another name, which newer versions of zipfile use."""
+    """Return True if an extra field has another name for the entry. Newer versions of zipfile use it."""
     extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
@@ -193,7 +196,7 @@ def _zip_kind(info: zipfile.ZipInfo) -> str:
     if info.flag_bits & 0x1:
         return "encrypted file"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "file of a compression other than deflate"
+        return "file with a compression other than deflate"
     mode = info.external_attr >> 28  # the file type bits of a Unix mode
     if mode not in (0, 0o4, 0o10):
         return "link" if mode == 0o12 else "special file"
@@ -213,7 +216,7 @@ def _tar(file: _Capped) -> Iterator[tuple[Member, Opener]]:
 
 
 def _check_rest(file: _Capped) -> None:
-    """Raise ValueError unless a tar ends in zeros, because tarfile stops at the first invalid header."""
+    """Raise ValueError unless the rest of a tar is zeros, because tarfile does not read other data there."""
     padding = file.last
     for _ in range(MAX_PADDING // _STEP):
         if padding.strip(b"\0"):

@@ -26,7 +26,7 @@ def ensure(folder: Path) -> None:
 
 
 def read(folder: Path, server: str, service: str) -> str:
-    """Return the password of a service at a server; empty if there is none."""
+    """Return the password of a service at a server; empty if it has none."""
     try:
         return (folder / server / service).read_text().strip()
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def read_all(folder: Path, server: str) -> dict[str, str]:
 def logged_in(url: str, folder: Path, server: str, service: str) -> str:
     """Return ``url`` with the user and password of a service.
 
-    The URL is returned as it is if it names a user already, or if the service has no password here.
+    The URL is returned unchanged if it names a user already, or if the service has no password here.
     """
     parts = urlsplit(url)
     password = read(folder, server, service) if service else ""

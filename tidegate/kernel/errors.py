@@ -1,7 +1,7 @@
 """The errors of Tidegate, by meaning.
 
-A message says what was wrong and what was expected. Only ``tidegate.kernel.service`` and the ``api``
-rooms translate an error to a status code. ``reason`` is the stable word that programs test for.
+A message says what was wrong and what was expected. Only ``tidegate.kernel.service`` and the ``api`` packages
+translate an error to a status code. ``reason`` is the stable word that programs test for.
 """
 
 from __future__ import annotations

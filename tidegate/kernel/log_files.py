@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.log_lines import LogEntry
 BLOCK = 64 * 1024
 # The most bytes that are read of one log, from its end.
 MOST_BYTES = 16 * 2**20
-# A line may be written a moment after its time, so following reads this far behind.
+# A line may be written a moment after its time. So a reader that follows a log stays this far behind.
 SETTLE_S = 0.3
 MOST_OF_REQUEST = 1000
 MOST_LINKED = 20
@@ -42,7 +42,7 @@ class LogFolder:
         raise NotFound(f"There is no log of {name!r}. {hint}")
 
     def read(self, logs: Iterable[str], *, since: float, until: float, lines: int) -> list[LogEntry]:
-        """Return the last ``lines`` lines of these logs after ``since`` and not after ``until``, by time."""
+        """Return the last ``lines`` lines of these logs after ``since`` and up to ``until``, by time."""
         found: list[LogEntry] = []
         for log in logs:
             # A line's time is rounded to milliseconds, and its file may be written a moment later.
@@ -73,7 +73,8 @@ class LogFolder:
         return sorted(found.values(), key=lambda each: each.at)[-MOST_OF_REQUEST:]
 
     def _read(self, log: str, since: float, lines: int) -> list[LogEntry]:
-        # For a replica of a Deployment `worker-a`, the second name is the log of a replica of `a`.
+        # In this order: `worker-a-0-1.log` is the log of the replica `a-0-1`, also if there is a Deployment
+        # `worker-a`.
         for stem in (f"{_WORKER}{log}", log):
             path = self.path / f"{stem}.log"
             if path.parent == self.path and path.is_file():
@@ -93,7 +94,7 @@ class LogFolder:
 
 
 def _youngest(found: dict[tuple[str, int], LogEntry]) -> dict[tuple[str, int], LogEntry]:
-    """Return the last lines by time, up to the limit that is shown."""
+    """Return the newest lines, up to ``MOST_OF_REQUEST``."""
     return dict(sorted(found.items(), key=lambda each: each[1].at)[-MOST_OF_REQUEST:])
 
 
@@ -127,13 +128,13 @@ def _entries(path: Path, log: str, since: float, lines: int) -> list[LogEntry]:
 
 
 def _with_times(entries: list[LogEntry]) -> list[LogEntry]:
-    """Give lines without a time at the start the time of the first line that has one."""
+    """Give the lines before the first line with a time that line's time."""
     first = next((each.at for each in entries if each.at), 0.0)
     return [each if each.at else each._replace(at=first) for each in entries]
 
 
 def _first_time(data: bytes, *, whole: bool) -> float:
-    """Return when the first whole line with a time was written; infinite if there is none."""
+    """Return when the first whole line with a time was written; infinity if no line has one."""
     for text in data.split(b"\n", 50)[0 if whole else 1 : 50]:
         entry = log_lines.parse(text.decode(errors="replace"), "", 0.0)
         if entry.at:

@@ -1,8 +1,8 @@
 """Users for the processes of models: numbers without an account, one for each live worker of this machine.
 
-A worker claims a number by a lock on a file of that name, and holds it while it lives. So no two models have
-the same user, and every process of a claimed user belongs to the holder of the lock. The file has content
-while the user may have processes. An empty one means that no process must be searched.
+A worker claims a number by a lock on a file of that name, and holds it while it lives. So two models never
+have the same user, and every process of a claimed user belongs to the worker with the lock. The file has
+content while the user may have processes. If it is empty, no search for processes is needed.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def end_all(uid: int) -> None:
 
 
 def processes_of(uid: int) -> list[int]:
-    """Return the live processes of a user, from their status: the owner of /proc/PID may be hidden."""
+    """Return the live processes of a user, from their status files: the owner of /proc/PID may be hidden."""
     found = []
     for entry in PROC.iterdir():
         if entry.name.isdecimal():

@@ -6,10 +6,10 @@ import atexit
 import gc
 import sys
 
-# More objects than a service makes while it loads; a command that runs for hours still collects sometimes.
+# More objects than a service makes while it loads. A command that runs for hours still collects garbage.
 LOADING = 300_000
-# The first two limit a pause: a flood of connections makes lasting objects, 17 per connection, and a
-# collection takes 60 ms for 100,000 of them.
+# The first two numbers keep pauses short. Many new connections make many lasting objects, 17 each, and a
+# collection of 100,000 objects takes 60 ms.
 RUNNING = (10_000, 3, 600)
 
 
@@ -31,8 +31,8 @@ def loaded() -> None:
     """Exclude all objects so far from garbage collection, and set the thresholds of a long-running process.
 
     A full collection would visit every module, model class and route, and delay all requests by some 40 ms.
-    Inference requests make no reference cycles, so they need no collection. There is no collection before:
-    it would free 1,200 of 150,000 objects in 60 ms.
+    Inference requests make no reference cycles, so they need no collection. No collection runs before this:
+    in 60 ms it would free only 1,200 of 150,000 objects.
     """
     gc.freeze()
     gc.set_threshold(*RUNNING)

@@ -42,7 +42,7 @@ class RepeatingTask:
             self._wake.clear()
             try:
                 pause_s = await self._step()
-            except Exception:  # the loop must outlive whatever one step met
+            except Exception:  # the loop must survive every error of a step
                 log.exception("a background step failed and is tried again", extra={"task": self._name})
                 pause_s = self._retry_s
             with contextlib.suppress(TimeoutError):

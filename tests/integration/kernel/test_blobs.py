@@ -60,7 +60,7 @@ async def test_nothing_and_one_buffer(blobs):
 
 async def test_sizes_that_do_not_add_up(blobs):
     key = await blobs.put(b"12345", 1)
-    with pytest.raises(Unavailable, match="a blob of 5 bytes, its claim says 6"):
+    with pytest.raises(Unavailable, match="a blob has 5 bytes, but its claim says 6"):
         await blobs.get_parts(key, [2, 4])
 
 

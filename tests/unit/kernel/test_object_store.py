@@ -25,7 +25,7 @@ def test_what_works_as_installed(url: str):
         ("sftp://host/path", f"{sys.executable} -m pip install paramiko"),
         ("box://folder", "pip install boxfs"),
         ("nonsense://x", "a protocol that is not known"),
-        ("memory://x", "keeps its data inside of one process"),
+        ("memory://x", "keeps its data in one process"),
         ("https://example.org/x", "cannot be written"),
         ("s3:///x", "names no bucket"),
     ],

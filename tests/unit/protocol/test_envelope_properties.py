@@ -206,7 +206,7 @@ def test_truncated_keys_are_undecodable():
         (b"TG\x63\x01" + bytes(4), "not an envelope of a known version"),
         (b"TG\x01\x02" + bytes(4), "an envelope of kind 2, expected 1"),
         (b"TG\x01\x01\x02" + bytes(7), "the frame lengths are cut off"),
-        (b"TG\x01\x01" + bytes(5), "9 bytes, the frame lengths say 8"),
+        (b"TG\x01\x01" + bytes(5), "the envelope has 9 bytes, but its frame lengths say 8"),
     ],
 )
 def test_what_is_wrong_is_said(body, message):

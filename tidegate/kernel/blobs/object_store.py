@@ -18,7 +18,7 @@ LOCAL = {"", "file", "local"}
 OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 # Protocols of fsspec that cannot be a store.
 UNUSABLE = {
-    "memory": "keeps its data inside of one process, and several processes need it",
+    "memory": "keeps its data in one process, but several processes need it",
     **dict.fromkeys(("http", "https", "data", "github", "gist", "git", "jupyter"), "cannot be written"),
 }
 # The packages that drivers inside of fsspec need.
@@ -32,14 +32,14 @@ PACKAGES = {
 GOOD = "Name a folder, s3://, gs:// or az://."
 PIECE = 2**20
 
-# A request is retried twice. It ends when no bytes arrive, regardless of its size.
+# A failed request is retried twice. A request fails if no bytes arrive for 30 s, or after an hour.
 # The endpoint's URL decides between http and https.
 CLIENT: Any = {"connect_timeout": "3s", "read_timeout": "30s", "timeout": "1h", "allow_http": True}
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 
 
 class Stream(NamedTuple):
-    """A file that is being read: its bytes in pieces, and a function that stops."""
+    """An open file: an iterator over its bytes in pieces, and a function that closes it."""
 
     pieces: Iterator[bytes]
     close: Callable[[], object]
@@ -48,7 +48,8 @@ class Stream(NamedTuple):
 class Opened(NamedTuple):
     """An open store. ``files`` is an fsspec file system, ``root`` the URL's path in it.
 
-    ``stream`` starts to read a file, in one request. It raises FileNotFoundError at once.
+    ``stream`` opens a file for reading, with one request. It raises FileNotFoundError before the first piece
+    is read.
     """
 
     files: Any  # fsspec has no types

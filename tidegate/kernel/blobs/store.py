@@ -2,7 +2,7 @@
 
 A key is ``<expiry>/<random id>``. ``expiry`` is seconds since the epoch, rounded up to a bucket and padded
 with zeros, so that whole folders expire at once and names sort by time. Reading deletes nothing, because a
-request may be tried again. The gateway deletes the blobs of an answered request. The router calls
+request may be retried. The gateway deletes the blobs of an answered request. The router calls
 :meth:`Blobs.sweep`, which deletes all expired ones.
 """
 
@@ -69,7 +69,7 @@ class Blobs:
             await self._do("written", partial(self._place.delete, _checked(key)))
 
     async def sweep(self, now: float) -> int:
-        """Delete what expired before ``now`` (seconds since the epoch). Return the folders deleted."""
+        """Delete blobs that expired before ``now`` (seconds since the epoch). Return the deleted folders."""
         return await self._do("swept", partial(self._place.sweep, now))
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class _Local(_Place):
             part.unlink(missing_ok=True)
 
     def _hand_over(self, what: Path | int) -> None:
-        """Change the owner of what root made to the owner of the store.
+        """Make the owner of the store the owner of a new file or folder.
 
         A worker in a container runs as root. The services that share the store do not.
         """
@@ -168,7 +168,7 @@ class _Local(_Place):
     def read_parts(self, key: str, sizes: Sequence[int]) -> list[Buffer]:
         with (self._root / key).open("rb", buffering=0) as file:
             if (found := os.fstat(file.fileno()).st_size) != sum(sizes):
-                raise Unavailable(f"a blob of {found} bytes, its claim says {sum(sizes)}")
+                raise Unavailable(f"a blob has {found} bytes, but its claim says {sum(sizes)}")
             return [_read_exactly(file, size) for size in sizes]
 
     def delete(self, key: str) -> None:
@@ -185,7 +185,7 @@ class _Local(_Place):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to disk. A file without its name would be lost."""
+    """Write the list of a folder's files to disk, because a file that is not in the list is lost."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -194,7 +194,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read_exactly(file: Any, size: int) -> bytes:
-    first: bytes = file.read(size)  # one allocation of this size; one call below 2 GiB
+    first: bytes = file.read(size)  # allocates once; reads up to 2 GiB
     pieces = [first]
     while (missing := size - sum(map(len, pieces))) > 0:
         pieces.append(file.read(missing))
@@ -218,7 +218,7 @@ class _Remote(_Place):
     def read_parts(self, key: str, sizes: Sequence[int]) -> list[Buffer]:
         whole = memoryview(self.read(key))
         if len(whole) != sum(sizes):
-            raise Unavailable(f"a blob of {len(whole)} bytes, its claim says {sum(sizes)}")
+            raise Unavailable(f"a blob has {len(whole)} bytes, but its claim says {sum(sizes)}")
         parts: list[Buffer] = []
         at = 0
         for size in sizes:

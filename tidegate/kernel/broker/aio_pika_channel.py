@@ -1,4 +1,4 @@
-"""The channel on aio-pika: the driver of every connection that is not hot (see ADR 002)."""
+"""The channel on aio-pika, the driver of connections without requests, replies and jobs (see ADR 002)."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class AioPikaChannel:
             publishing.add_done_callback(partial(self._report, on_failure))
 
     def cork(self) -> AbstractContextManager[None]:
-        return nullcontext()  # aiormq's writer decides what leaves together
+        return nullcontext()  # no effect: aiormq decides which frames it writes together
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         self._settle(partial(self._driver.basic_ack, tag, multiple))
@@ -302,7 +302,7 @@ class AioPikaChannel:
     def _on_call_done(self, call: asyncio.Future[Any]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
-            call.exception()  # its caller may have been cancelled, so nobody may read it
+            call.exception()  # mark as retrieved: its caller may have been cancelled
 
     async def _result(self, call: asyncio.Future[T]) -> T:
         either: set[asyncio.Future[Any]] = {call, self.ended}
@@ -336,13 +336,13 @@ class _Transport(TransportFactory):
         return reader, self._writer
 
     def abort(self) -> None:
-        """Close the socket at once."""
+        """Close the socket immediately."""
         if self._writer is not None:
             self._writer.transport.abort()
 
 
 def _is_ready(waiting: Coroutine[Any, Any, object]) -> bool:
-    """Return whether a coroutine ends without waiting. aiormq has no other way to ask if it is blocked."""
+    """Return True if a coroutine ends without waiting. aiormq has no other check for a blocked connection."""
     try:
         waiting.send(None)
     except StopIteration:

@@ -27,7 +27,7 @@ class Unroutable(Unavailable):
 
 
 class Refused(Unavailable):
-    """The broker did not take a message: a limit of its queue, a fault of its own, or it does not read."""
+    """The broker did not take a message: its queue is full, the broker failed, or it does not read."""
 
     reason = "refused"
 
@@ -51,16 +51,16 @@ OnDelivery = Callable[[Delivery], Awaitable[None] | None]
 class Channel(Protocol):
     """A channel to RabbitMQ.
 
-    A channel that has ended is not used again: a reconnect brings a new one. Each method raises
+    A channel that has ended is not used again. A reconnect opens a new one. Each method raises
     ``Unavailable`` if the channel has ended.
     """
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker takes no messages now because it is short of memory or disk."""
+        """True if the broker takes no messages now, because it is short of memory or disk."""
 
     async def find(self, exchange: Exchange) -> None:
-        """Return if an exchange exists, and raise ``Unavailable`` otherwise. Needs no permission."""
+        """Raise ``Unavailable`` unless an exchange exists. Needs no permission."""
 
     async def declare(self, what: Queue | Exchange, *, bind: bool = True) -> None:
         """Declare a queue or an exchange. Does nothing if it exists with the same arguments.
@@ -73,7 +73,7 @@ class Channel(Protocol):
         """Let ``exchange`` copy the messages that match ``routing_key`` to ``queue``."""
 
     async def depth(self, queue: Queue) -> int:
-        """Return how many messages wait in ``queue`` and are with no consumer. Declares the queue."""
+        """Return how many messages of ``queue`` wait for a consumer. Declares the queue."""
 
     async def consumers(self, queue: Queue) -> int:
         """Return how many consumers ``queue`` has. Declares the queue."""
@@ -116,7 +116,7 @@ class Channel(Protocol):
         persistent: bool = False,
         headers: dict[str, Any] | None = None,
     ) -> None:
-        """Publish, and return when the broker has confirmed. Without confirms, return at once.
+        """Publish, and return when the broker has confirmed. Without confirms, return immediately.
 
         ``body`` may be a sequence of pieces. Raises :class:`Unroutable` for a mandatory message that no
         queue takes, :class:`Refused` if the broker does not take the message or does not read earlier ones,
@@ -137,12 +137,12 @@ class Channel(Protocol):
     ) -> None:
         """Publish without waiting. The broker gets the message before any ack that is written later.
 
-        Raises the errors of :meth:`publish` that are known at once. ``on_failure`` is called with an error
-        that is known later; without confirms there is none.
+        Raises the errors of :meth:`publish` that are known immediately. If an error is known only later,
+        ``on_failure`` is called with it. Without confirms, it is never called.
         """
 
     def cork(self) -> AbstractContextManager[None]:
-        """Return a context manager. What is sent and acked within it leaves in one write at its end."""
+        """Return a context manager. All messages and acks in its body leave in one write at its end."""
 
 
 class DriverChannel(Channel, Protocol):
@@ -153,10 +153,10 @@ class DriverChannel(Channel, Protocol):
         """A future that is done when the channel has ended. Its result is the reason."""
 
     async def close(self) -> None:
-        """Send what was written before, and close the connection. Unacked messages return to their queues."""
+        """Send all that was written, and close the connection. Unacked messages return to their queues."""
 
     def abort(self, reason: str) -> None:
-        """End the connection at once, without waiting for the broker."""
+        """End the connection immediately, without waiting for the broker."""
 
 
 def blocked_error() -> Refused:

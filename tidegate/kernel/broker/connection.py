@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ that come back: the only way in which services reach the broker.
+"""Connections to RabbitMQ that reconnect. Services reach the broker only through them.
 
 A :class:`Connection` is one connection with one channel. Its owner's ``setup`` declares and consumes. It runs
 again after every reconnect, and after the broker cancelled a consumer because its queue was deleted. So no
@@ -49,7 +49,7 @@ def use_driver(driver: Driver) -> None:
 
 
 class Connection:
-    """A connection that comes back. ``channel`` is None while there is none.
+    """A connection that reconnects. ``channel`` is None while it is not connected.
 
     ``fast``: the connection carries requests, replies or jobs, so it uses the fast driver.
     """
@@ -91,7 +91,7 @@ class Connection:
         self._task = asyncio.create_task(self._run(), name=f"broker connection {self._name}")
 
     async def stop(self) -> None:
-        """Send what was written before, and close. Unacked messages return to their queues."""
+        """Send everything that was written, and close. Unacked messages return to their queues."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=CLOSE_TIMEOUT_S)
@@ -99,7 +99,7 @@ class Connection:
         self._task = None
 
     async def wait_up(self, timeout_s: float) -> Channel:
-        """Return the channel as soon as there is one. Raises ``Unavailable`` after ``timeout_s``."""
+        """Return the channel as soon as it is connected. Raises ``Unavailable`` after ``timeout_s``."""
         channel = self.channel
         while channel is None:
             try:

@@ -127,5 +127,5 @@ def cancels_queue(replica: str, incarnation: str) -> Queue:
 
 
 def demand_key(deployment: str) -> str:
-    """Return the routing key by which a gateway asks for a replica of a Deployment."""
+    """Return the routing key of a gateway's request for a replica of a Deployment."""
     return f"{DEMAND_PREFIX}{deployment}"

@@ -1,4 +1,4 @@
-"""Whose certificates our HTTP clients trust."""
+"""The certificates that Tidegate's HTTP clients trust."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def trusted(
 ) -> ssl.SSLContext | bool:
     """Return ``verify`` for an httpx client that calls these URLs and follows no redirect to others.
 
-    By default each client reads the certificates of all authorities, which takes 20 ms in which nothing else
-    is done. Here clients for https share what was read once; for http there is nothing to verify. The
+    By default each client reads the certificates of all authorities, which blocks the process for 20 ms.
+    Here, all clients for https share certificates that are read once. Clients for http verify nothing. The
     certificates of ``TIDEGATE_TLS_CA`` are trusted beside the public ones. On loopback, where
-    ``TIDEGATE_TLS_CERT`` names the gateway's own certificate, only that one is trusted, for any name.
-    ``own`` and ``more`` are these two files where the environment does not name them.
+    ``TIDEGATE_TLS_CERT`` names the gateway's own certificate, only that one is trusted, for any name. ``own``
+    replaces ``TIDEGATE_TLS_CERT``, and ``more`` replaces ``TIDEGATE_TLS_CA``, if the environment does not set
+    it.
     """
     encrypted = [url for url in urls if not url.startswith("http://")]
     if not encrypted:
@@ -49,7 +50,7 @@ def _authorities(trust_env: bool, named: tuple[str | None, ...], more: str | Non
 
 @functools.lru_cache(maxsize=4)
 def _pinned(path: str, changed: int) -> ssl.SSLContext:
-    """Trust this certificate and nothing else, as of when it last changed."""
+    """Trust only this certificate. A new ``changed`` time makes the cache read the file again."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -15,13 +15,13 @@ from tidegate.kernel.http.timeouts import KEPT_S, HttpLimits, Standing, peer_of,
 log = telemetry.logger(__name__)
 
 CLOSED = Counter(
-    "tidegate_http_closed_total", "Connections that a server closed before their time, by reason.", ["reason"]
+    "tidegate_http_closed_total", "Connections that a server closed early, by reason.", ["reason"]
 )
 
 SWEEP_S = 1.0
 # Connections that are checked in one turn of the event loop, so that a sweep delays no request noticeably.
 SLICE = 32
-# With too many connections, this many of the oldest are ranked together, and this share of all is closed.
+# If there are too many connections, the oldest are ranked, this many at a time. This share of all is closed.
 LOOK = 512
 SHED_SHARE = 1 / 64
 # File descriptors kept for everything but HTTP connections.
@@ -29,7 +29,7 @@ RESERVED_FILES = 512
 
 
 class Connected(Protocol):
-    """A connection with a timeout: its phase began at ``since``; ``held_head`` bytes of a head are read."""
+    """A connection with timeouts. Its phase began at ``since``. ``held_head``: bytes of a partial head."""
 
     since: float
     held_head: int
@@ -38,10 +38,10 @@ class Connected(Protocol):
         """Return its rank among the connections that may be closed for a new one."""
 
     def check(self, now: float) -> None:
-        """Close it if its time is over."""
+        """Close it if a timeout has passed."""
 
     def shed(self, reason: str) -> None:
-        """Close it at once."""
+        """Close it immediately."""
 
 
 class Connections:
@@ -117,9 +117,9 @@ class Connections:
                 each.shed("pending_heads")
 
     def _shed(self, peer: str | None, among: Iterable[Connected]) -> bool:
-        """Close some connections of a peer, or of all, oldest first. A closed one does not count any more."""
+        """Close some of these connections, all of one peer or of any. Return False if none may be closed."""
         if self._in_vain.get(peer) == self.now:
-            return False  # all were ranked since the last sweep, and none may be closed
+            return False  # since the last sweep none was found that may be closed
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
         # Ranking all at once would block the event loop for tens of milliseconds.

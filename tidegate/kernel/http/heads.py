@@ -1,4 +1,4 @@
-"""Check a request's head: its size, its Host, and the page that a browser names. Pure."""
+"""Check a request's head: its size, its Host, and the page that a browser sent it for. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Fields = Sequence[tuple[bytes, bytes]]
 
 
 def size(method: bytes, url: bytes, fields: Fields) -> int:
-    """Return the bytes of a head as it was sent, without optional white space."""
+    """Return the number of bytes of a head as it was sent, without optional white space."""
     return len(method) + len(url) + 14 + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
@@ -72,7 +72,7 @@ def is_local(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def without_page(headers: dict[bytes, bytes], origins: Container[object]) -> dict[bytes, bytes]:
-    """Return headers without those about the page, if its origin is one of ``origins``."""
+    """Return headers without those about the browser's page, if its origin is one of ``origins``."""
     origin = headers.get(b"origin")
     if origin is None or origin not in origins:
         return headers

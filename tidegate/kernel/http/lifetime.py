@@ -57,7 +57,7 @@ class Lifetime(HttpToolsProtocol):
         self._previous: Any = None  # the request before the current one
         self._rejected: Refusal | None = None  # sent after the answers that are still to come
         self.held_head = 0  # bytes of an incomplete head
-        self._pending = 0  # its bytes in the total of the process
+        self._pending = 0  # bytes of it that the process's total includes
         self._body = 0  # bytes of bodies that went to the ASGI app
         # The state at the last sweep.
         self.since = connections.now
@@ -82,7 +82,7 @@ class Lifetime(HttpToolsProtocol):
         return False
 
     def standing(self) -> Standing:
-        """Return the rank of this connection for the case that some must be closed."""
+        """Return the rank of this connection. If there are too many, the rank decides which are closed."""
         phase = self.phase()
         seen = phase is self._phase and self._token is self.headers
         return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
@@ -142,7 +142,7 @@ class Lifetime(HttpToolsProtocol):
             self._rejected = refusal
         elif cycle is None or cycle.response_complete:
             if self._at == IN_BODY:
-                self.linger()  # its answer was sent
+                self.linger()  # its answer was already sent
             else:
                 self.answer(refusal)
         elif self._at == IN_BODY:
@@ -175,7 +175,8 @@ class Lifetime(HttpToolsProtocol):
     def linger(self) -> None:
         """Close after a while, and discard what arrives until then.
 
-        Closing at once would reset the connection, and a client that still sends would not get its answer.
+        Closing immediately would reset the connection. Then a client that still sends would not get its
+        answer.
         """
         self._deaf = self._closing = True
         self.flow.resume_reading()
@@ -183,7 +184,7 @@ class Lifetime(HttpToolsProtocol):
             self.transport.write_eof()
 
     def shed(self, reason: str) -> None:
-        """Close at once, to make room."""
+        """Close immediately, to make room."""
         CLOSED.labels(reason).inc()
         self._deaf = True
         self.release_head()

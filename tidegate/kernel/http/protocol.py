@@ -34,7 +34,8 @@ class Protocol(Lifetime):
         self._max_head, self._max_fields = connections.limits.head_bytes, connections.limits.head_fields
         self._read = 0  # bytes of the last read
         self._upgrading = False
-        # Of a body in several reads: its request, then raw and body bytes, and raw bytes without any body.
+        # For a body in several reads: its request; the bytes of bodies after its first and its last read; the
+        # raw bytes after the first read; and those of the last reads if they had no byte of a body.
         self._counted: Any = None
         self._body_before = self._body_last = self._raw = self._bare = 0
 
@@ -100,7 +101,7 @@ class Protocol(Lifetime):
     def new_parser(self) -> None:
         """Parse the next bytes as the start of a request."""
         self.parser = HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
     # The parser's callbacks.
 
@@ -151,7 +152,7 @@ class Protocol(Lifetime):
             raise Refused(heads.too_large(self._max_head, self._max_fields))
 
     def check_unusual(self) -> bool:
-        """Return True for a head with another protocol, which is read again. Raises Refused."""
+        """Return True for a head with an Upgrade field; it is parsed again without it. Raises Refused."""
         if (refusal := heads.problem(self.headers, self.parser.get_http_version())) is not None:
             raise Refused(refusal)
         if not self.parser.should_upgrade():
@@ -219,7 +220,7 @@ class Protocol(Lifetime):
         self._connections.hold_head(self, self._read)
 
     def _unfinished_body(self) -> None:
-        """Limit the bytes of a chunked body beside its data: chunk headers, extensions, trailers."""
+        """Limit the bytes of a chunked body that are not data: chunk headers, extensions, trailers."""
         received = self.body_received()
         body = received - self._body_before
         self._raw += self._read

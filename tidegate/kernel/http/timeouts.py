@@ -1,4 +1,4 @@
-"""How long a connection may take for what it does: pure decisions over what a sweep sees."""
+"""Decide from what a sweep observed if a connection has reached a timeout. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from tidegate.kernel.settings.base import Settings
 
-# How long an answer may wait for its reader, and a connection is read on after an early answer.
+# How long a client may leave an answer unread, and how long its request is still read after an early answer.
 UNREAD_S = 60.0
 LINGER_S = 2.0
-# A known caller's connection that was used within this time does not have to make room.
+# A known caller's connection that was used within this time is not closed to make room.
 KEPT_S = 5.0
 
 
@@ -58,18 +58,18 @@ class Phase(Enum):
 
 
 class TimeoutDecision(Enum):
-    """The possible verdicts on a connection."""
+    """The possible decisions about a connection."""
 
     WAIT = "wait"
     RENEW = "renew"  # a new window of time begins
-    CLOSE = "close"  # without a word
+    CLOSE = "close"  # without an answer
     HEADER_TIMEOUT = "header_timeout"
     TOO_SLOW = "body_too_slow"
     ABORT = "abort"
 
 
 def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> TimeoutDecision:
-    """Decide about a connection that has been in a phase for ``waited`` s and moved so many bytes in it."""
+    """Decide about a connection that was in a phase for ``waited`` s and moved ``moved`` bytes meanwhile."""
     if phase is Phase.SILENT:
         return TimeoutDecision.CLOSE if waited >= limits.header_timeout_s else TimeoutDecision.WAIT
     if phase is Phase.HEAD:
@@ -86,22 +86,23 @@ def decide(phase: Phase, waited: float, moved: int, limits: HttpLimits) -> Timeo
 
 
 class Standing(NamedTuple):
-    """The rank of a connection when some have to go."""
+    """The rank of a connection when some must be closed."""
 
     phase: Phase
-    known: bool  # its caller has shown a credential that is good
+    known: bool  # its caller has sent a valid credential
     since: float
 
 
-# A connection whose request is being answered never has to go.
+# A connection whose request is being answered is never closed to make room.
 _ORDER = {Phase.CLOSING: 0, Phase.SILENT: 1, Phase.HEAD: 1, Phase.BODY: 2, Phase.IDLE: 3, Phase.UNREAD: 4}
 
 
 def to_shed(standings: Iterable[Standing], count: int, known_before: float | None = None) -> list[int]:
-    """Return the places of up to ``count`` connections to close: unknown callers first, then by phase, then
-    the one that has waited longest.
+    """Return the indexes of up to ``count`` connections to close.
 
-    A known caller's connection has to go only if it has been idle since ``known_before``; None: never.
+    Those of unknown callers come first. The next criteria are the phase and the longest time in the phase.
+
+    A known caller's connection is closed only if it has been idle since ``known_before``; None: never.
     """
     ranked = sorted(
         (each.known, _ORDER[each.phase], each.since, at)
@@ -116,7 +117,10 @@ def _long_idle(standing: Standing, before: float | None) -> bool:
 
 
 def peer_of(address: str) -> str:
-    """Return what counts as one peer: an IPv4 address, or the /64 network that one IPv6 host owns."""
+    """Return the peer of an address: the IPv4 address, or the /64 network of an IPv6 address.
+
+    One IPv6 host usually has a whole /64 network.
+    """
     if ":" not in address:
         return address
     try:

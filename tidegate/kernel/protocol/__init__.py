@@ -1,1 +1,1 @@
-"""What crosses a boundary between two services or to a client, as pure values and codecs."""
+"""Values that services exchange with each other and with clients, and their codecs. Pure."""

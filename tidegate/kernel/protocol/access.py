@@ -48,7 +48,7 @@ class Principal:
         return endpoint is None or self.endpoints is None or endpoint in self.endpoints
 
     def sees(self, owner: str) -> bool:
-        """Return True if it may see what the principal ``owner`` owns: its own, or all with ``admin``."""
+        """Return True if it may see things of the principal ``owner``: its own, or all with ``admin``."""
         return owner == self.id or self.may(ADMIN)
 
     def to_header(self) -> str:
@@ -110,37 +110,42 @@ def replica_principal(replica: str) -> Principal:
 JWT_PREFIX = "jwt:"
 
 
-def lacks(who: Principal, scopes: Sequence[str]) -> str:
-    """Return why ``who`` lacks one of ``scopes``: what it has, what it needs, and how to get it."""
-    needed, held = " or ".join(scopes), ", ".join(s for s in SCOPES if s in who.scopes) or "no scope"
-    if who is SCRAPER or who.id.startswith(REPLICA_PREFIX):
-        return f"the token of {who.name!r} is for one purpose only; this needs a key with the scope {needed}"
-    if who.id.startswith(JWT_PREFIX):
+def lacks(principal: Principal, scopes: Sequence[str]) -> str:
+    """Return why ``principal`` has none of ``scopes``: what it has, what it needs, and how to get it."""
+    needed, held = " or ".join(scopes), ", ".join(s for s in SCOPES if s in principal.scopes) or "no scope"
+    if principal is SCRAPER or principal.id.startswith(REPLICA_PREFIX):
         return (
-            f"the token of {who.name!r} gives {held}, but this needs {needed}: map one of its roles to that "
-            "scope (TIDEGATE_JWT_ROLE_SCOPES)"
+            f"the token of {principal.name!r} is for one purpose only; this needs a key with the scope "
+            f"{needed}"
         )
-    key = f"the key {who.name!r} ({KEY_PREFIX}{who.id})"
-    if who.endpoints is not None:
+    if principal.id.startswith(JWT_PREFIX):
+        return (
+            f"the token of {principal.name!r} gives {held}, but this needs {needed}: map one of its roles to "
+            "that scope (TIDEGATE_JWT_ROLE_SCOPES)"
+        )
+    key = f"the key {principal.name!r} ({KEY_PREFIX}{principal.id})"
+    if principal.endpoints is not None:
         return (
             f"{key} is limited to some endpoints, so it may only infer, but this needs {needed}: use a key "
             f"without --endpoint; an admin makes one with `tidegate keys create NAME --scope {scopes[0]}`"
         )
-    wanted = " ".join(f"--scope {scope}" for scope in SCOPES if scope in who.scopes or scope == scopes[0])
+    wanted = " ".join(
+        f"--scope {scope}" for scope in SCOPES if scope in principal.scopes or scope == scopes[0]
+    )
     return (
         f"{key} has the scope {held}, but this needs {needed}: an admin adds it with "
-        f"`tidegate keys change {who.id} {wanted}`"
+        f"`tidegate keys change {principal.id} {wanted}`"
     )
 
 
-def may_not_use(who: Principal, endpoint: str) -> str:
-    """Return why ``who`` may not infer with the model ``endpoint``."""
-    if not who.may(INFER):
-        return lacks(who, (INFER,))
+def may_not_use(principal: Principal, endpoint: str) -> str:
+    """Return why ``principal`` may not infer with the model ``endpoint``."""
+    if not principal.may(INFER):
+        return lacks(principal, (INFER,))
     return (
-        f"the key {who.name!r} ({KEY_PREFIX}{who.id}) may not use the model {endpoint[:80]!r}: it is limited "
-        f"to {', '.join(sorted(who.endpoints or ()))[:200]}; an admin changes that with "
-        f"`tidegate keys change {who.id} --endpoint ...`"
+        f"the key {principal.name!r} ({KEY_PREFIX}{principal.id}) may not use the model {endpoint[:80]!r}: "
+        f"it is limited to {', '.join(sorted(principal.endpoints or ()))[:200]}; an admin changes that with "
+        f"`tidegate keys change {principal.id} --endpoint ...`"
     )
 
 

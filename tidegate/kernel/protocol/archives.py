@@ -35,8 +35,8 @@ class TooLarge(Unsafe):
 class ArchiveLimits:
     """The limits of an archive.
 
-    ``ratio`` is unpacked to packed size. It counts from ``ratio_from_bytes`` unpacked bytes on, because a
-    small file of blanks compresses 1000 to 1 and is harmless.
+    ``ratio`` is the limit of unpacked to packed size. It applies from ``ratio_from_bytes`` unpacked bytes on,
+    because a small file of blanks compresses 1000 to 1 and is harmless.
     """
 
     members: int = 10_000
@@ -85,7 +85,7 @@ class ArchiveChecker:
 
 
 class Paths:
-    """A checker of the members of one archive, one after the other."""
+    """A checker of the paths in one archive, one member after the other."""
 
     def __init__(self) -> None:
         self._files: set[str] = set()

@@ -1,8 +1,8 @@
 """Decode JSON from outside within limits of memory and time.
 
-JSON can grow to Python values of 35 times its size (``[],`` has 3 bytes and becomes a list of 88 bytes), and
-nothing else runs while it is decoded. So the parts of a large text are counted first, in a few percent of the
-time that decoding takes.
+Python values can take 35 times the memory of their JSON: ``[],`` has 3 bytes and becomes a list of 88 bytes.
+Nothing else runs while JSON is decoded. So the parts of a large text are counted first. Counting takes a few
+percent of the time of decoding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Buffer = bytes | memoryview
 COUNTED_FROM = 256 * 1024
 # A lower limit for the standard library's decoder: only it reads NaN, and it is five times slower.
 MAX_VALUES_WITH_NAN = 2**21
-# Below this number of strings it is cheap to count again without their content.
+# With fewer strings than this, it is cheap to count again without their content.
 FEW_STRINGS = 2**16
 _SLICE = 2**20
 
@@ -69,7 +69,7 @@ def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
 
 
 def count(pieces: Sequence[Buffer]) -> JsonParts:
-    """Count the parts of a JSON text, including those characters inside of strings."""
+    """Count the parts of a JSON text by its punctuation, which also counts if it is inside of a string."""
     import numpy as np  # here and not above: a worker never needs it, and its import is slow
 
     commas = colons = quotes = escaped = lists = objects = 0
@@ -104,7 +104,7 @@ def _excess(found: JsonParts) -> tuple[str, int, int] | None:
 
 
 def _outside_strings(raw: bytes) -> list[bytes]:
-    """Return the parts of a JSON text between its strings. For broken JSON the result may be any parts."""
+    """Return the parts of a JSON text between its strings. For invalid JSON these may be any parts."""
     plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     return plain.split(b'"')[::2]
 

@@ -40,4 +40,4 @@ def read_claim(data: list[Buffer]) -> Claim:
     try:
         return Claim(raw[1:at].decode(), struct.unpack_from(f"<{count}Q", raw, at))
     except UnicodeDecodeError:
-        raise Undecodable("a claim's key is no text") from None
+        raise Undecodable("a claim's key is not text") from None

@@ -130,7 +130,7 @@ def pack_alone(kind: int, frame: list[Buffer]) -> list[Buffer]:
 
 
 def runs(sizes: Sequence[int], most: int = 2**16) -> Iterator[tuple[int, int]]:
-    """Divide frames of ``sizes`` bytes over envelopes.
+    """Divide frames of these ``sizes`` (in bytes) into envelopes.
 
     Yield ranges [start, end) of up to ``most`` frames and ``LARGE`` bytes each. A larger frame travels alone.
     """
@@ -162,7 +162,7 @@ def unpack(kind: int, body: Buffer) -> list[memoryview]:
         frames.append(view[at : at + size])
         at += size
     if at != len(view):
-        raise Undecodable(f"{len(view)} bytes, the frame lengths say {at}")
+        raise Undecodable(f"the envelope has {len(view)} bytes, but its frame lengths say {at}")
     return frames
 
 
@@ -284,7 +284,7 @@ def _buffers(frame: Buffer, at: int, count: int) -> list[Buffer]:
         found.append(frame[at : at + size])
         at += size
     if at != len(frame):
-        raise Undecodable(f"a frame of {len(frame)} bytes, its lengths say {at}")
+        raise Undecodable(f"a frame has {len(frame)} bytes, but its lengths say {at}")
     return found
 
 
@@ -363,7 +363,7 @@ def _read_tensors(key: bytes) -> tuple[tuple[Tensor, ...], int]:
 def _object(raw: bytes) -> dict[str, Any]:
     found = orjson.loads(raw) if raw else {}
     if not isinstance(found, dict):
-        raise ValueError("the parameters are no object")
+        raise ValueError("the parameters are not a JSON object")
     return found
 
 

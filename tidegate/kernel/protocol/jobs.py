@@ -23,7 +23,7 @@ STATES: tuple[State, ...] = get_args(State)
 TERMINAL: frozenset[State] = frozenset(get_args(Terminal))
 LEVELS: tuple[Level, ...] = get_args(Level)
 
-# The share of jobs that a worker takes of each level while all levels wait. No level starves.
+# How many jobs of each level a worker takes in a turn, while jobs of all levels wait. So no level starves.
 WEIGHTS: Mapping[Level, int] = {"high": 16, "normal": 4, "low": 1}
 MAX_ATTEMPTS = 3
 
@@ -34,10 +34,10 @@ _ENTROPY_SIZE = 10
 def new_id(now_ms: int, entropy: bytes) -> bytes:
     """Return a job's id: 48 bits of milliseconds since the epoch and 80 random bits (``entropy``, 10 bytes).
 
-    So ids sort by creation. The request's frame has the same id.
+    So sorted ids are in the order of creation. The request's frame has the same id.
     """
     if len(entropy) != _ENTROPY_SIZE:
-        raise ValueError(f"{_ENTROPY_SIZE} random bytes are wanted, got {len(entropy)}")
+        raise ValueError(f"{_ENTROPY_SIZE} random bytes are required, got {len(entropy)}")
     return now_ms.to_bytes(6, "big") + entropy
 
 
@@ -197,7 +197,7 @@ class Take(NamedTuple):
 
     ``frame_attempt`` is that of the delivered frame. ``token`` is random and belongs to the delivery: a
     request that is repeated because its answer was lost gets the same attempt again. ``lost`` is the attempt
-    of this delivery that was lost with the model server; it gets a new attempt.
+    of this delivery that was lost with the model server; then the job gets a new attempt.
 
     ``alone``: nothing else is in the model, so a job that was lost before may run. A loss together with other
     requests does not show which of them caused it.
@@ -215,9 +215,9 @@ class Take(NamedTuple):
 class Taken(NamedTuple):
     """The answer to a :class:`Take`.
 
-    ``run``: run it, as ``attempt``. ``drop``: it is over, or another worker has it. ``failed``, ``expired``:
-    it has just become that. ``suspect``: nothing has changed; take it again when the model is empty. Ack the
-    message in all cases but ``run`` and ``suspect``.
+    ``run``: run the job, as ``attempt``. ``drop``: the job is over, or another worker has it. ``failed``,
+    ``expired``: the job has just failed or expired. ``suspect``: nothing has changed; take the job again when
+    the model is empty. Ack the message in all cases but ``run`` and ``suspect``.
     """
 
     outcome: Outcome
@@ -256,10 +256,10 @@ class JobLoad:
 class Counts:
     """The counts of all records, in one consistent view.
 
-    ``states`` has the records by state. ``ledger`` has the totals since the store was created: accepted,
-    succeeded, failed, cancelled, expired, removed; a total of zero may be missing. ``acknowledged`` has the
-    202s that each gateway process has reported. ``watched`` counts jobs that the router checks by time,
-    because they have no message: not confirmed yet, or leased.
+    ``states`` has the number of records in each state. ``ledger`` has the totals since the store was created:
+    accepted, succeeded, failed, cancelled, expired, removed; a total of zero may be missing. ``acknowledged``
+    has the number of 202 answers that each gateway process has reported. ``watched`` counts jobs that the
+    router checks by time, because they may have no message: those not confirmed yet, and leased ones.
     """
 
     states: dict[State, int]
@@ -277,7 +277,8 @@ class Counts:
 def ahead(rank: int, level: Level, waiting: Mapping[Level, int]) -> int:
     """Return about how many jobs will be taken before the ``rank``-th (from 0) of its level.
 
-    Workers take by weight: for each job of this level, ``weight / own weight`` of every other level.
+    Workers take jobs by weight: for each job of this level, ``weight / own weight`` jobs of every other
+    level.
     """
     found = float(rank)
     for other, count in waiting.items():
@@ -293,5 +294,5 @@ def iso(ms: int) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _second(seconds: int) -> str:
-    # Cached by the second, because answers about jobs have several times, most of the last few seconds.
+    # Cached for each second. Answers about jobs have several times, and most are of the last few seconds.
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")

@@ -1,4 +1,4 @@
-"""Lines of the logs of services and replicas: which logs a name means, when a line was written, whose it is.
+"""Parse the log lines of services and replicas, and find the logs that a name stands for.
 
 Pure: ``tidegate.kernel.log_files`` reads the files.
 """
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-# Under these names a line carries the id of a request or job.
+# The fields of a line that have the id of a request or job.
 ID_FIELDS = ("request_id", "request", "job", "client_id", "trace_id", "id")
-# Of these another id of the same request is taken, to find the lines that only have that one.
+# The fields with another id of the same request. It finds the lines that have only that id.
 _LINKED = ("request_id", "job")
 NEAR = 5
 
@@ -38,13 +38,13 @@ class LogEntry(NamedTuple):
 
 
 def log_of(file: str) -> str:
-    """Return the service or replica whose log a file has, also a rotated one; empty for any other file."""
+    """Return the service or replica of a log file, also of a rotated one; empty for any other file."""
     found = _FILE.fullmatch(file)
     return found["log"] if found else ""
 
 
 def parse(text: str, log: str, before: float) -> LogEntry:
-    """Return a line as an entry; one without a time of its own was written when the line before it was."""
+    """Return a line as an entry. A line without a time gets ``before``, the time of the line before it."""
     try:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -55,7 +55,7 @@ def parse(text: str, log: str, before: float) -> LogEntry:
 
 
 def time_of(fields: Mapping[str, Any], otherwise: float) -> float:
-    """Return when a line was written, in seconds since the epoch."""
+    """Return when a line was written, in seconds since the epoch; ``otherwise`` if it has no time."""
     try:
         return datetime.fromisoformat(str(fields["time"])).timestamp()
     except (KeyError, ValueError):
@@ -82,7 +82,7 @@ def meant(name: str, logs: Iterable[str], targets: Sequence[str] = ()) -> list[s
 
 
 def near(name: str, logs: Iterable[str], others: Iterable[str] = ()) -> list[str]:
-    """Return the few names that are most like ``name``, of services, Deployments, Endpoints and replicas."""
+    """Return the names most similar to ``name``, of services, Deployments, Endpoints and replicas."""
     known = set(others)
     for log in logs:
         deployment = deployment_of(log)
@@ -91,7 +91,7 @@ def near(name: str, logs: Iterable[str], others: Iterable[str] = ()) -> list[str
 
 
 def since(text: str, now: float) -> float:
-    """Return the time that ``10m``, ``1h30m``, ``2d`` or an ISO time says, in seconds since the epoch.
+    """Parse ``10m``, ``1h30m``, ``2d`` (before ``now``) or an ISO time. Return seconds since the epoch.
 
     Raises ValueError.
     """
@@ -102,7 +102,8 @@ def since(text: str, now: float) -> float:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         raise ValueError(
-            f"{text!r} is not a time: give a span as 30s, 10m, 2h or 1d, or an ISO time as 2026-01-31T10:00"
+            f"{text!r} is not a time: use a span such as 30s, 10m, 2h or 1d, or an ISO time such as "
+            "2026-01-31T10:00"
         ) from None
 
 
@@ -114,10 +115,10 @@ def ids_in(fields: Mapping[str, Any]) -> set[str]:
 
 
 def linked(entries: Iterable[LogEntry]) -> set[str]:
-    """Return the other ids of the requests that these lines are of."""
+    """Return the ids of the requests and jobs that these lines belong to."""
     return {str(each.fields[name]) for each in entries for name in _LINKED if each.fields.get(name)}
 
 
 def as_written(id_: str) -> bytes:
-    """Return an id as it stands in a line, quotes and all: a short one is in most lines otherwise."""
+    """Return an id with its quotes, as in a line. Without them, a short id would be in most lines."""
     return orjson.dumps(id_)

@@ -1,4 +1,4 @@
-"""The nouns of Tidegate, as the registry stores them and everybody else reads them."""
+"""The objects of Tidegate, as the registry stores them and all other services read them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Format = Literal["onnx", "sklearn", "torchscript", "python", "triton"]
-# Numbers of people. Databases and other programs keep no larger ones.
+# The largest numbers that users may set. Databases and other programs cannot store larger ones.
 LARGEST = 2**31 - 1
 LARGEST_AXIS = 2**63 - 1
 Datatype = Literal[
@@ -26,7 +26,7 @@ Datatype = Literal[
 
 
 class Noun(BaseModel):
-    """Base: unknown fields are refused, so that a misspelt option is an error and not silence."""
+    """The base of all objects. Unknown fields are refused, so that a misspelt option is not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +38,7 @@ class Written(Noun):
 
 
 class TensorSpec(Noun):
-    """One input or output. ``shape`` is without the batch axis when the model batches; -1 is any size.
+    """One input or output. ``shape`` is without the batch axis if the model has one; -1 is any size.
 
     ``optional`` is for inputs: a request may leave it out.
     """
@@ -62,7 +62,7 @@ class Signature(Noun):
 
 
 class VersionMetadata(Written):
-    """What people want to know of a version later."""
+    """Facts about a version for people: its training, metrics, dependencies, tags and notes."""
 
     trained_at: datetime | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -74,7 +74,7 @@ class VersionMetadata(Written):
 class Version(Noun):
     """An immutable artifact under a model's name.
 
-    ``requirements``: lines as pip reads them, of what its Python needs beside the models' environment.
+    ``requirements``: lines for pip, the packages that its code needs beside the models' environment.
     """
 
     model: Name
@@ -90,18 +90,19 @@ class Version(Noun):
 
 
 class Batching(Written):
-    """The latency/cost knob: at most ``max_batch`` rows in a call, waiting up to ``window_ms`` for them."""
+    """The batching of calls: at most ``max_batch`` rows in a call, waiting up to ``window_ms`` for them."""
 
     max_batch: int | None = Field(None, ge=1, le=LARGEST)
     window_ms: float = Field(0.0, ge=0, le=10_000)
 
 
 class Resources(Written):
-    """What one replica may use, in MiB and cores; None: as the launcher is set. Containers are held to it.
+    """The resources of one replica, in MiB and cores; None: the launcher's setting. Containers enforce them.
 
-    ``gpus`` are whole ones; with ``gpu_memory_mb`` the replica shares one with others, by declared memory.
-    ``allow_cpu``: a model that cannot use the GPU runs on the CPU; else its replica fails to start.
-    ``response_cache_mb`` is the most that Triton's response cache takes, of a model that asks for one.
+    ``gpus`` is the number of whole GPUs. With ``gpu_memory_mb`` the replica shares one GPU with others, and
+    each declares how much memory it needs.
+    ``allow_cpu``: a model that cannot use the GPU runs on the CPU. Otherwise its replica fails to start.
+    ``response_cache_mb`` is the limit of Triton's response cache, if the model's configuration enables it.
     """
 
     memory_mb: int | None = Field(None, ge=64, le=LARGEST)
@@ -115,16 +116,18 @@ class Resources(Written):
     @model_validator(mode="after")
     def _whole_or_shared(self) -> Self:
         if self.gpus and self.gpu_memory_mb:
-            raise ValueError("gpus are whole ones and gpu_memory_mb is a share of one: state one of them")
+            raise ValueError(
+                "gpus is a number of whole GPUs and gpu_memory_mb is a share of one GPU: set only one of them"
+            )
         return self
 
 
 class DeploymentSpec(Written):
     """One Version run by identical workers that share a queue.
 
-    ``image`` is that of its workers where they are containers; None: the launcher's.
-    ``progress_timeout_s``: a model that answers no call for so long is hung, and its process is ended; None:
-    a minute, or longer if callers of these calls wait for longer.
+    ``image`` is the image of its workers if they are containers; None: the launcher's.
+    ``progress_timeout_s``: the process of a model that answers no call for this time is ended. None: a
+    minute, or the longest timeout of the callers that wait, if that is longer.
     """
 
     name: Name
@@ -150,7 +153,7 @@ class DeploymentSpec(Written):
 
 
 class Override(Noun):
-    """An operator's word on the number of replicas, until it expires. ``force``: above the maximum, too."""
+    """A number of replicas that an operator set, until it expires. ``force``: it may be above the maximum."""
 
     replicas: int = Field(ge=0, le=10_000)
     expires_at: datetime | None = None
@@ -173,7 +176,7 @@ class Target(Noun):
 
 
 class EndpointSpec(Noun):
-    """The stable public name. ``previous`` goes on serving until a target has a ready replica."""
+    """The stable public name of a model. ``previous`` serves until a target has a ready replica."""
 
     name: Name
     targets: list[Target] = Field(min_length=1)
@@ -188,7 +191,7 @@ class Endpoint(EndpointSpec):
 
 
 class DesiredState(Noun):
-    """All versions, Deployments and Endpoints that are to exist, as one consistent read."""
+    """All versions, Deployments and Endpoints that should exist, read at one moment."""
 
     revision: int
     versions: list[Version] = Field(default_factory=list)
@@ -197,10 +200,9 @@ class DesiredState(Noun):
 
 
 class Assignment(Noun):
-    """All that one worker is started with: it needs the registry for the artifact's bytes only.
+    """Everything that a worker needs to start, except the artifact's bytes, which it gets from the registry.
 
-    It also travels as a message, so it holds no address and no credential: a worker has these from its
-    own settings.
+    It is also sent as a message, so it has no address and no credential. A worker has these in its settings.
     """
 
     replica: str
@@ -225,7 +227,7 @@ class WarmPoolSpec(Noun):
 
 
 class WarmAssignment(Noun):
-    """Everything that a worker of a warm pool is started with. Its :class:`Assignment` comes later.
+    """Everything that a worker of a warm pool needs to start. It gets its :class:`Assignment` later.
 
     In JSON the name of the pool is ``flavour``, which workers of earlier versions read.
     """
@@ -240,7 +242,7 @@ class WarmAssignment(Noun):
 
 
 class Condition(Noun):
-    """One thing that is well or not, with the reason, as of ``at`` (seconds since the epoch)."""
+    """The result of a check, with the reason, at the time ``at`` (seconds since the epoch)."""
 
     type: str
     ok: bool
@@ -250,12 +252,12 @@ class Condition(Noun):
 
 
 class DeploymentStatus(Noun):
-    """What the autoscaler sees and wants of a Deployment. None: not known.
+    """The autoscaler's view of a Deployment, and the replicas that it wants. None: not known.
 
-    ``revision`` is the Deployment's, as the autoscaler has read it: a later change is not in this status.
-    ``rule`` and ``reason`` are those of ``desired``, ``limits`` the bounds in force. ``start_s`` is what a
-    replica takes to become ready. ``devices`` are those that its replicas' models run on. ``ended`` are the
-    last replicas that did not end as they should.
+    ``revision`` is the Deployment's revision that the autoscaler has read; this status ignores later changes.
+    ``rule`` and ``reason`` explain ``desired``. ``limits`` are the bounds in force. ``start_s`` is the time
+    in which a replica becomes ready. ``devices`` are the devices that its models run on. ``ended`` are the
+    last replicas that did not end as expected.
     """
 
     deployment: str

@@ -21,7 +21,7 @@ def problem(kind: str, name: str) -> str | None:
     if not _NAME.fullmatch(name):
         return f"{name[:80]!r} is not a valid name of a {kind}: {RULE}."
     if name in RESERVED:
-        return f"{name!r} cannot be the name of a {kind}: GET /v2/models/{name} is a route of its own."
+        return f"{name!r} cannot be the name of a {kind}: GET /v2/models/{name} is another route."
     return None
 
 
@@ -33,7 +33,7 @@ def fitting(text: str) -> str:
 
 
 def same_but_for_case(name: str, others: frozenset[str] | set[str]) -> str | None:
-    """Return another name that differs from ``name`` in case only: one file or host name for both."""
+    """Return one of ``others`` that differs from ``name`` only in case. Both would share a host name."""
     if name in others:
         return None
     folded = name.lower()

@@ -1,7 +1,7 @@
 """Find the weights that an ONNX file keeps in other files, from its protobuf. Pure.
 
-Field numbers are those of onnx.proto3. Any occurrence of a field counts: a tensor is external as soon as one
-of its fields says so, whatever follows it, because readers differ in which one they take.
+Field numbers are those of onnx.proto3. A field may occur several times, and readers differ in which
+occurrence they use. So a tensor counts as external if any occurrence says so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class External:
 
 
 def externals(model: Message) -> Iterator[External]:
-    """Yield every tensor of a ModelProto that is in another file. Raise Malformed if none is named."""
+    """Yield every tensor of a ModelProto that is in another file. Raise Malformed if it names no file."""
     for number, value in model.fields():
         if not isinstance(value, Message):
             continue
@@ -101,13 +101,13 @@ def _tensor(tensor: Message) -> Iterator[External]:
         if number == TENSOR_EXTERNAL_DATA and isinstance(value, Message):
             _entry(value, locations, ends)
     if external and not locations:
-        raise Malformed(f"the tensor {name!r} is external data, in no file")
+        raise Malformed(f"the tensor {name!r} is external data but names no file")
     end = sum(ends) if ends[1] else 0
     yield from (External(name, location, end) for location in locations)
 
 
 def _entry(entry: Message, locations: list[str], ends: list[int]) -> None:
-    """Read one pair of key and value: a location, or the offset (0) or length (1) in ``ends``."""
+    """Read one pair of key and value: a location, or ``ends[0]`` (the offset) or ``ends[1]`` (the length)."""
     keys = {text.text() for text in entry.messages(ENTRY_KEY)}
     values = [text.text() for text in entry.messages(ENTRY_VALUE)]
     if "location" in keys:

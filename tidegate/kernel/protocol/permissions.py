@@ -50,7 +50,7 @@ class RoutePermissions:
 
     @cached_property
     def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
-        """Return one pattern for the paths of each number of segments, and one for any number (0)."""
+        """Return one pattern for the paths of each number of segments; key 0: for those with any number."""
         by_steps: dict[int, list[str]] = {}
         for path in self.by_path:
             by_steps.setdefault(0 if ":path}" in path else path.count("/"), []).append(path)
@@ -191,7 +191,7 @@ AUTOSCALER = RoutePermissions(
     | {
         "GET /prometheus/workers": (METRICS, OPERATE),
         "GET /v1/settings/workers": (OPERATE,),
-        # A deploy waits by the status, and `why` says why a Deployment is not ready.
+        # A deploy reads the status while it waits, and reads `why` if the Deployment does not become ready.
         "GET /v1/deployments": LOOK,
         "GET /v1/deployments/{name}": LOOK,
         "PUT /v1/deployments/{name}/replicas": (OPERATE,),
@@ -246,7 +246,7 @@ GATEWAY = RoutePermissions(
         for path in ("/v2/logging", "/v2/trace/setting", "/v2/models/{model}/trace/setting")
     }
     | {f"GET {model}{part}": (INFER,) for model in _MODEL for part in ("", "/config", "/stats")}
-    # A deploy waits for it.
+    # A deploy calls this until the model is ready.
     | {f"GET {model}/ready": (INFER, PUBLISH) for model in _MODEL}
     | {
         f"POST {model}/{part}": (INFER,)

@@ -30,7 +30,7 @@ class ModelDeath:
 
 @dataclass(slots=True)
 class ReplicaReport:
-    """A worker's heartbeat. Durations are milliseconds. Counters start with the worker.
+    """A worker's heartbeat. Durations are milliseconds. Counters count from the worker's start.
 
     ``phases_ms`` has the parts of the start: launch, environment (only with requirements), fetch,
     triton_start, load, warm_up. The current one still grows.
@@ -45,8 +45,8 @@ class ReplicaReport:
     several separated by commas; empty until the model is loaded.
     ``sandbox`` says how the model's process is contained; empty: unknown. ``memory_limit`` says how much
     memory the process may use and what enforces it; empty: nothing, or the container.
-    ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that is
-    ``starting`` and was ready before loads its model again.
+    ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that was
+    ready before and is ``starting`` now is loading its model again.
     ``death`` is the last death of the model's process; None: it has not died.
     """
 
@@ -94,7 +94,7 @@ class ReplicaReport:
 
 @dataclass(slots=True)
 class GatewayLoad:
-    """One gateway's load of one Deployment: requests outstanding now, and totals since its start."""
+    """One gateway's load of one Deployment: its unanswered requests now, and totals since its start."""
 
     outstanding: int = 0
     arrived: int = 0
@@ -128,7 +128,7 @@ class GatewayReport:
 
 @dataclass(slots=True)
 class GatewayView:
-    """All gateways: those that report, and those that are known but silent, so that their load is unknown."""
+    """All known gateways. The load of those that do not report (``missing``) is unknown."""
 
     reports: list[GatewayReport] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -136,7 +136,7 @@ class GatewayView:
 
 @dataclass(slots=True)
 class ModelMetadata:
-    """What a worker knows of its model beside its signature.
+    """The metadata of a worker's model, beside its signature.
 
     ``config`` is the configuration as Triton completed it, in the form of its HTTP endpoint; ``labels`` are
     the names of the classes of an output, by its name.

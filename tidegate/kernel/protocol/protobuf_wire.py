@@ -42,8 +42,8 @@ class Message:
     def fields(self) -> Iterator[tuple[int, int | Message]]:
         """Yield field numbers with values: numbers as int, anything with a length as a Message.
 
-        A field may occur more than once. Protobuf merges all occurrences of a singular message. Of a number
-        the last one with the field's wire type counts, cut to the field's width.
+        A field may occur more than once. Protobuf merges all occurrences of a singular message. For a number,
+        the last occurrence with the field's wire type counts, cut to the field's width.
         """
         at = self.start
         while at < self.end:
@@ -88,7 +88,7 @@ class Message:
         result = shift = 0
         while True:
             if at >= self.end or shift > 63:
-                raise Malformed("it ends too early: a broken copy?")
+                raise Malformed("it ends inside of a number, or the number is above 64 bits: a broken copy?")
             byte = self.data[at]
             result |= (byte & 0x7F) << shift
             at, shift = at + 1, shift + 7

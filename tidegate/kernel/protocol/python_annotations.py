@@ -65,7 +65,7 @@ def described(annotation: ast.expr | None, scope: Scope, depth: int = 0) -> Desc
         raise Unclear("has no annotation")
     node = resolved(annotation, scope)
     if depth > DEEPEST:
-        raise Unclear("has an annotation that is nested too deep")
+        raise Unclear("has an annotation that is nested too deeply")
     name = last_name(node)
     if name in _SCALARS:
         return Described(_SCALARS[name], (1,), "scalar", name in _TEXT)
@@ -75,7 +75,7 @@ def described(annotation: ast.expr | None, scope: Scope, depth: int = 0) -> Desc
 
 
 def resolved(node: ast.expr, scope: Scope) -> ast.expr:
-    """Follow names to what the file assigns to them, unquote, and drop ``None`` from a union."""
+    """Replace names by the values that the file assigns, remove quotes, and drop ``None`` from a union."""
     for _ in range(DEEPEST):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = _parsed(node.value)
@@ -101,7 +101,7 @@ def written(node: ast.expr) -> str:
     """Return an expression as Python code for a message, or a placeholder if it is too long to show."""
     try:
         return ast.unparse(node)[:LONGEST]
-    except (RecursionError, ValueError):  # nested too deep; an integer of too many digits
+    except (RecursionError, ValueError):  # nested too deeply; an integer of too many digits
         return "..."
 
 

@@ -209,7 +209,7 @@ def _value(arg: ast.arg, scope: Scope, *, optional: bool = False) -> Value:
 
 
 def _outputs(predict: Function, scope: Scope, *, streams: bool) -> tuple[list[Value], str]:
-    """Return the outputs by the annotation of what ``predict`` returns or yields, and what that lacks."""
+    """Return the outputs by the annotation of ``predict``'s result, and what this annotation lacks."""
     try:
         if predict.returns is None:
             raise Unclear("has no annotation")

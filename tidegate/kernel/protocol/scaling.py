@@ -19,10 +19,11 @@ class _Part(BaseModel):
 
 
 class ScheduleWindow(_Part):
-    """Other bounds from each time of ``start`` until the next time of ``end``.
+    """Bounds of the replicas that apply from each time of ``start`` until the next time of ``end``.
 
-    Both are cron expressions of five fields in the local time of ``time_zone`` (an IANA name). A time that a
-    change of the clocks skips counts right after it. A time that occurs twice counts once.
+    Both are cron expressions of five fields in the local time of ``time_zone`` (an IANA name). If a change of
+    the clocks skips a time, the time counts right after the change. If it repeats a time, the time counts
+    once.
     """
 
     start: str
@@ -74,11 +75,12 @@ class Scaling(_Part):
     """The scaling rules of a Deployment, beside its bounds and ``target_wait_ms``. The highest result counts.
 
     ``aggressiveness`` sets the defaults of the other fields. ``target_utilization`` is the share of its time
-    that a replica may be busy, ``backlog_per_replica`` the number of outstanding requests for each.
-    Windows are in seconds: scale up after load that lasted for ``up_window_s``, scale down only
-    ``down_window_s`` after it. A load above ``panic_factor`` times the ready replicas scales up at once,
-    despite windows and limits; 0: never. ``max_cost_per_hour`` limits replicas x ``price_per_hour``.
-    ``forecast`` may start replicas early, for the load of the same time on earlier days or weeks.
+    that a replica may be busy, and ``backlog_per_replica`` is the number of unanswered requests for each
+    replica. Windows are in seconds: scale up after load that lasted for ``up_window_s``, and scale down only
+    ``down_window_s`` after it. A load that needs ``panic_factor`` times the ready replicas scales up
+    immediately, despite windows and limits per minute; 0: never. ``max_cost_per_hour`` limits replicas x
+    ``price_per_hour``. ``forecast`` may start replicas early, for the load of the same time on earlier days
+    or weeks.
     """
 
     aggressiveness: Aggressiveness = "balanced"
@@ -123,7 +125,7 @@ def _last(cron: str, zone: str, minute: int) -> datetime | None:
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)
     local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim looks strictly before
-    if local.fold:  # in the second of two same hours, a time in the first may show a later clock time
+    if local.fold:  # in the second of two equal hours, a time of the first may have a later clock time
         local += timedelta(hours=2)
     times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))
     return next((found for found in times if found <= now), None)

@@ -180,7 +180,7 @@ def unpack_strings(raw: bytes | memoryview) -> list[bytes]:
 
 
 def string_offsets(raw: bytes | memoryview, every: int) -> list[int]:
-    """Return the byte offsets in a BYTES tensor after each ``every`` elements. Raises ValueError."""
+    """Return the byte offset after every ``every``-th element of a BYTES tensor. Raises ValueError."""
     at, count, found = 0, 0, []
     while at < len(raw):
         (size,) = _LENGTH.unpack_from(raw, at)

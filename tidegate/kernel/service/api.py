@@ -37,8 +37,8 @@ class _StrictRequest(Request):
 class JsonRoute(APIRoute):
     """A route that reads JSON strictly (RFC 8259). Use it for routers whose routes have bodies.
 
-    Python's own reader also accepts values that cannot be written again. They would fail only in the database
-    or in the answer.
+    Python's own reader also accepts values that cannot be written as JSON. They would cause an error only
+    later, in the database or in the answer.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -69,7 +69,7 @@ def create_app(
     ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
     ``permissions`` None: the table of the service ``name``. ``front`` has the OpenAPI paths of routes in
     front of the app. ``body_bytes`` is the largest body; None: that of the settings. ``larger_bodies`` has
-    the paths with other limits, see :class:`BodyLimit`. Pages of ``origins`` may call.
+    the paths with other limits, see :class:`BodyLimit`. Browser pages of ``origins`` may call the app.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(

@@ -64,7 +64,7 @@ def bare_app(
 ) -> Starlette:
     """Return the app of a service that answers only health and metrics. Others use ``service.api``.
 
-    It does without FastAPI, which takes a quarter of a worker's import time.
+    It does not import FastAPI, which would take a quarter of a worker's import time.
     """
     app = Starlette(routes=[Route(path, answer) for path, answer in OWN_PATHS.items()], lifespan=lifespan)
     furnish(app, name=name, settings=settings, permissions=permissions)
@@ -83,7 +83,7 @@ def furnish(
     """Add health, guard and error answers to an app.
 
     ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
-    ``permissions`` None: the table of the service ``name``. Pages of ``origins`` may call.
+    ``permissions`` None: the table of the service ``name``. Browser pages of ``origins`` may call the app.
     """
     if settings.holds_service_token and not settings.service_token:
         raise SystemExit(

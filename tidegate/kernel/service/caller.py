@@ -79,23 +79,23 @@ def require(*scopes: str) -> Principal:
     return permit(current.get().principal, scopes)
 
 
-def permit(who: Principal, scopes: tuple[str, ...]) -> Principal:
-    """Return ``who`` if one of these scopes, or a special value of the permissions, admits it.
+def permit(principal: Principal, scopes: tuple[str, ...]) -> Principal:
+    """Return ``principal`` if one of these scopes, or a special value of the permissions, admits it.
 
     Raises Forbidden, or Unauthorized for an unknown caller.
     """
     if INTERNAL in scopes:
-        if who is SERVICE:
-            return who
+        if principal is SERVICE:
+            return principal
         raise Forbidden("this route is for Tidegate's own services, not for callers from outside")
-    if OPEN in scopes or ANY in scopes or any(who.may(scope) for scope in scopes):
-        return who
-    if who is ANONYMOUS:
+    if OPEN in scopes or ANY in scopes or any(principal.may(scope) for scope in scopes):
+        return principal
+    if principal is ANONYMOUS:
         raise Unauthorized(
             f"this needs a key with the scope {' or '.join(scopes)}: an admin makes one with "
             f"`tidegate keys create NAME --scope {scopes[0]}`"
         )
-    raise Forbidden(access.lacks(who, scopes))
+    raise Forbidden(access.lacks(principal, scopes))
 
 
 def needs(*scopes: str) -> Callable[[], Awaitable[Principal]]:

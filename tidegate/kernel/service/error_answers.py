@@ -43,7 +43,9 @@ def error_response(error: TidegateError, rid: str) -> Response:
     """Return an error as an HTTP answer, with ``Retry-After`` in whole seconds if the error has one."""
     message, headers = for_caller(error), {}
     if message != error.message:
-        log.warning("an answer leaves out paths", extra={"problem": error.message, "request_id": rid})
+        log.warning(
+            "paths were removed from an error answer", extra={"problem": error.message, "request_id": rid}
+        )
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(errors.whole_seconds(error.retry_after_s))
     if isinstance(error, errors.Unauthorized):

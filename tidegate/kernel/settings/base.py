@@ -90,9 +90,9 @@ class Settings(BaseSettings):
         env_prefix="TIDEGATE_", extra="ignore", validate_default=True, env_ignore_empty=True
     )
 
-    state_dir: Path = Field(Path(".tidegate"), description="Where everything that Tidegate writes lives.")
-    runtime_dir: Path | None = Field(None, description="Triton and the models' environment.")
-    host: str = Field("127.0.0.1", description="The address every service listens on.")
+    state_dir: Path = Field(Path(".tidegate"), description="Folder of everything that Tidegate writes.")
+    runtime_dir: Path | None = Field(None, description="Folder of Triton and the models' environment.")
+    host: str = Field("127.0.0.1", description="Address on which every service listens.")
     gateway_port: int = Field(8000, description="REST port of the gateway.")
     gateway_grpc_port: int = Field(8001, description="gRPC port of the gateway.")
     registry_port: int = Field(8010, description="Port of the registry.")
@@ -101,26 +101,29 @@ class Settings(BaseSettings):
     rabbitmq_port: int = Field(8072, description="AMQP port of the embedded RabbitMQ.")
     epmd_port: int = Field(8074, description="Port of the embedded RabbitMQ's epmd.")
     rabbitmq_dist_port: int = Field(8075, description="Erlang distribution port of the embedded RabbitMQ.")
-    valkey_port: int = Field(8079, description="Port of the embedded Valkey of the live facts.")
-    jobs_port: int = Field(8078, description="Port of the embedded Valkey of the jobs.")
+    valkey_port: int = Field(8079, description="Port of the embedded Valkey for the live facts.")
+    jobs_port: int = Field(8078, description="Port of the embedded Valkey for the jobs.")
     secrets_dir: Path | None = Field(
         None,
         description="Folder with the services' passwords at RabbitMQ and the Valkeys, for URLs that name no "
         "user. Default: the state folder's `secrets`, for the embedded servers only.",
     )
-    amqp_url: str = Field("", description="RabbitMQ; the embedded one by default.")
+    amqp_url: str = Field("", description="URL of RabbitMQ; the embedded one by default.")
     amqp_driver: Literal["auto", "aio-pika"] = Field(
         "auto",
         description="The AMQP client. `auto`: our own for requests, replies and jobs, aio-pika for the "
         "rest. `aio-pika`: for all.",
     )
-    redis_url: str = Field("", description="Valkey or Redis of the live facts; the embedded one by default.")
+    redis_url: str = Field(
+        "", description="URL of the Valkey or Redis for live facts; the embedded one by default."
+    )
     jobs_url: str = Field(
         "",
-        description="Valkey or Redis of the jobs, with `appendfsync always`; the embedded one by default.",
+        description="URL of the Valkey or Redis for jobs, which needs `appendfsync always`; the embedded one "
+        "by default.",
     )
     database_url: str = Field(
-        "", description="The registry's database; SQLite in the state folder by default."
+        "", description="URL of the registry's database; SQLite in the state folder by default."
     )
     artifact_url: str = Field(
         "", description="Artifact store: a folder, or `s3://`, `gs://`, `az://`; a local folder by default."
@@ -134,64 +137,64 @@ class Settings(BaseSettings):
         4 * 2**20,
         ge=0,
         le=15 * 2**20,  # RabbitMQ takes no message above 16 MiB
-        description="Tensors of more bytes than this travel through the blob store.",
+        description="Tensors of more bytes than this go through the blob store, not in messages.",
     )
     ack_timeout_s: float = Field(
         1800.0,
         gt=0,
-        description="RabbitMQ's `consumer_timeout`, in seconds. Jobs may run for longer.",
+        description="RabbitMQ's `consumer_timeout`, in seconds. Jobs may run longer.",
     )
     job_ttl_s: float = Field(
-        86_400, ge=1, description="A job that is not done this long after its acceptance expires, in seconds."
+        86_400, ge=1, description="Seconds from a job's acceptance until it expires, if it has not ended."
     )
     job_retention_s: float = Field(
-        86_400, ge=1, description="How long a job and its result are kept after its end, in seconds."
+        86_400, ge=1, description="Seconds for which a job and its result are kept after its end."
     )
     max_api_body_bytes: int = Field(
         4 * 2**20,
         ge=1024,
         description="Largest body of an API call, except uploads and inference, in bytes.",
     )
-    gateway_url: str = Field("", description="Where clients and the CLI reach the gateway.")
-    registry_url: str = Field("", description="Where workers and services reach the registry.")
-    router_url: str = Field("", description="Where the CLI reaches the router.")
-    autoscaler_url: str = Field("", description="Where the CLI reaches the autoscaler.")
+    gateway_url: str = Field("", description="URL of the gateway for clients and the CLI.")
+    registry_url: str = Field("", description="URL of the registry for workers and services.")
+    router_url: str = Field("", description="URL of the router for the CLI.")
+    autoscaler_url: str = Field("", description="URL of the autoscaler for the CLI.")
     tls_cert: Path | None = Field(
         None,
         description="Certificate chain (PEM) of the gateway: with its key, REST and gRPC use TLS.",
     )
     tls_key: Path | None = Field(
-        None, description="Key (PEM, without a password) of that certificate; both are read again on change."
+        None,
+        description="Key (PEM, without a password) of that certificate. Both are reloaded when they change.",
     )
     tls_ca: Path | None = Field(
         None,
         description="Certificates (PEM) that the CLI and Python client trust in addition to public ones.",
     )
-    webhook_allow_private: bool = Field(
-        False, description="Whether webhooks may go to addresses that are not of the public internet."
-    )
+    webhook_allow_private: bool = Field(False, description="Allow webhooks to addresses that are not public.")
     service_token: str = Field(
         "", description="Token of the control plane; default: the state folder's `token`."
     )
     api_key: str = Field(
-        "", description="Key of the CLI: with it everything goes through the gateway, from any machine."
+        "",
+        description="API key of the CLI. With a key, all its calls go through the gateway, from any machine.",
     )
     model_sandbox: Literal["auto", "required", "off"] = Field(
         "auto",
-        description="Containment of a model's process: as much as the machine allows (`auto`); the replica "
-        "fails where there is none (`required`); or `off`.",
+        description="Sandbox of a model's process. `auto`: as strong as the machine allows. `required`: a "
+        "replica without a sandbox fails. `off`: no sandbox.",
     )
     http_head_bytes: int = Field(
         64 * 1024, ge=1024, description="Largest head of an HTTP request, with trailers, in bytes."
     )
     http_head_fields: int = Field(100, ge=10, description="Most fields in the head of an HTTP request.")
     http_header_timeout_s: float = Field(
-        10.0, gt=0, description="How long the head of an HTTP request may take to arrive, in seconds."
+        10.0, gt=0, description="Seconds in which the head of an HTTP request must arrive."
     )
     http_idle_timeout_s: float = Field(
         75.0,  # longer than clients and load balancers keep one, so that the client closes it
         gt=0,
-        description="How long an HTTP connection may be idle between two requests, in seconds.",
+        description="Seconds for which an HTTP connection may be idle between two requests.",
     )
     http_body_bytes_per_s: int = Field(
         1024, ge=0, description="Slowest pace of a request's body, in bytes per second, over the grace time."
@@ -200,13 +203,15 @@ class Settings(BaseSettings):
         20.0, gt=0, description="Time over which the pace of a request's body is measured, in seconds."
     )
     http_connections: int = Field(
-        16_384, ge=16, description="Most HTTP connections of one process; the oldest unused ones make room."
+        16_384,
+        ge=16,
+        description="Most HTTP connections of one process. The oldest unused ones are closed to make room.",
     )
     http_connections_per_peer: int = Field(
         8_192, ge=8, description="Most HTTP connections of one client address (IPv6: of one /64 network)."
     )
     http_pending_head_bytes: int = Field(
-        64 * 2**20, ge=2**20, description="Most bytes of incomplete heads that one process holds at once."
+        64 * 2**20, ge=2**20, description="Most bytes of incomplete heads in memory per process."
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 

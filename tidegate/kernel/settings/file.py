@@ -27,7 +27,8 @@ def read(state: Path) -> dict[str, str]:
 
 
 def is_trusted(owner: int, user: int) -> bool:
-    """Return True if ``user`` may trust a file of ``owner``, which could name a server to send a key to.
+    """Return True if ``user`` may trust a file of ``owner``. The file could make it send its key to any
+    server.
 
     Anybody can put a file into a shared folder such as /tmp, where a command may run. Root manages the stacks
     of others, so it trusts their files.

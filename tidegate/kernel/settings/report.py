@@ -12,7 +12,7 @@ from pydantic_settings import SettingsError
 
 from tidegate.kernel.settings.base import COMPUTED, DEFAULT, SERVERS, Settings, secrets_in
 
-# The errors of the settings for wrong values; the second for values that should be JSON.
+# The errors that settings raise for wrong values. The second one is for values that should be JSON.
 WRONG = (ValidationError, SettingsError)
 MASK = "********"
 

@@ -24,7 +24,7 @@ class StoreUnavailable(Unavailable):
 def connect(url: str) -> Redis:
     """Return a client of the server at ``url``. It connects on first use.
 
-    It runs up to ``CONNECTIONS`` calls at once. More calls wait; they do not fail.
+    It runs up to ``CONNECTIONS`` calls at the same time. More calls wait; they do not fail.
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -53,7 +53,7 @@ class Connected:
         await self._redis.aclose()
 
 
-async def answer(operation: Awaitable[Any]) -> Any:  # redis types its answers too loosely to carry on
+async def answer(operation: Awaitable[Any]) -> Any:  # Any, because redis types its answers loosely
     """Return the result of an operation. Every failure raises :class:`StoreUnavailable`."""
     task = asyncio.current_task()
     cancels = task.cancelling() if task is not None else 0

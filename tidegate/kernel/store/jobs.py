@@ -1,4 +1,5 @@
-"""The durable store of jobs. What it has answered is on disk: its server runs with ``appendfsync always``.
+"""The durable store of jobs. Every change that it confirms is on disk: its server runs with ``appendfsync
+always``.
 
 Every transition is one Lua call (``lua/``) with a compare-and-set for each of its jobs. So the first
 terminal state wins. A call that is repeated because its answer was lost changes nothing. Concurrent calls of
@@ -39,7 +40,7 @@ RECORD, REQUEST, REPLY = f"{PREFIX}r:", f"{PREFIX}request:", f"{PREFIX}reply:"
 LOG, CHANGED, ACKNOWLEDGED = f"{PREFIX}log:", f"{PREFIX}changed:", f"{PREFIX}acknowledged"
 WAITING = f"{PREFIX}waiting:"
 
-# Inside of the class `list` is its method.
+# In the class, `list` means its method.
 Jobs: TypeAlias = list[Job]
 MaybeJobs: TypeAlias = list[Job | None]
 Events: TypeAlias = list[JobEvent]
@@ -95,19 +96,21 @@ class JobStore:
         return await self._transitions.take.do_all(claims)
 
     async def finish(self, ends: Sequence[Finish]) -> Ends:
-        """Record how attempts ended. False for one that does not own its job any more: drop its result."""
+        """Record how attempts ended. Return False for one that does not own its job any more: drop its
+        result.
+        """
         return await self._transitions.finish.do_all([records.to_finish(end) for end in ends])
 
     async def lease(self, id: bytes, attempt: int, worker: str, until_ms: int) -> bool:
-        """Lease a job, so that its worker keeps it without its message, until ``until_ms`` (since the epoch).
+        """Lease a job to ``worker`` until ``until_ms`` (since the epoch), so that its message can be acked.
 
-        A time in the past ends the lease. ``attempt`` 0: the job waits at the worker. Returns False if the
-        job is over or another attempt has it: stop working on it.
+        A time in the past ends the lease. ``attempt`` must be that of the record (0: no worker has taken it).
+        Return False if the job is over, or if another attempt or worker has it: stop working on it.
         """
         return await self._transitions.lease.do(JobLease(id, attempt, worker, until_ms))
 
     async def cancel(self, id: bytes) -> Job | None:
-        """Cancel a job unless it is over. Return the job as it is then, or None if there is none."""
+        """Cancel a job unless it is over. Return the job after that, or None if it does not exist."""
         return records.job(id, await self._scripts.run("cancel", [id]))
 
     # --- reading ---------------------------------------------------------------------------------------
@@ -132,7 +135,9 @@ class JobStore:
         return found
 
     async def request(self, id: bytes) -> bytes | None:
-        """Return a job's request frame. It is kept until the job ends, of a failed job until its removal."""
+        """Return a job's request frame. It is kept until the job ends; if the job failed, until the job is
+        removed.
+        """
         found: bytes | None = await answer(self._redis.get(REQUEST.encode() + id))
         return found
 
@@ -209,8 +214,8 @@ class JobStore:
     async def stale(self, now_ms: int, limit: int) -> Jobs:
         """Return jobs whose message is probably lost: unconfirmed for 10 s, or with an expired lease.
 
-        Call this every few seconds. After a longer gap leases stay valid for a while, because the store may
-        have been away, and then no worker could renew them.
+        Call this every few seconds. After a longer gap between calls, leases stay valid for a while. The
+        store may have been away, so that no worker could renew its leases.
         """
         ids = await self._scripts.run("stale", [now_ms, limit])
         return [job for job in await self.get_many(ids) if job is not None and not job.terminal]
@@ -218,19 +223,19 @@ class JobStore:
     async def revive(self, deployment: str, before_ms: int, *, orphans: bool) -> int:
         """Make :meth:`stale` return the waiting jobs of a Deployment, because their messages are lost.
 
-        Only jobs created before ``before_ms`` are marked; with ``orphans`` running ones too. Return how many
-        were marked, up to some thousands in a call.
+        Only jobs created before ``before_ms`` are marked, with ``orphans`` also running ones without a lease.
+        Return how many were marked, up to some thousands in a call.
         """
         before = before_ms.to_bytes(6, "big")
         found: int = await self._scripts.run("revive", [deployment, before, int(orphans)])
         return found
 
     async def claim_republish(self, id: bytes, attempt: int, state: State) -> bytes | None:
-        """Return the request frame to publish again, with the record's attempt.
+        """Claim to publish a job's message again. Return its request frame, with the attempt of the record.
 
-        :meth:`stale` skips the job for the next 10 s. Return None if the job changed, if another router
-        republishes it, or if it has no attempts left and has failed now. Call :meth:`queued` after the
-        broker's confirm.
+        For the next 10 s, :meth:`stale` does not return the job. Return None if the job has changed, if
+        another router publishes it, if its request is gone, or if it may not run again; then its record is
+        ``failed`` now. Call :meth:`queued` after the broker's confirm.
         """
         frame: bytes | None = await self._scripts.run("republish", [id, attempt, state])
         return frame
@@ -241,7 +246,9 @@ class JobStore:
         return [job for job in await self.get_many(ids) if job is not None]
 
     async def size(self) -> tuple[int, int, int]:
-        """Return the bytes of memory that the server uses, the records, and how many of them are over."""
+        """Return the server's memory in bytes, the number of records, and the number of those whose job has
+        ended.
+        """
         pipe = self._redis.pipeline(transaction=False)
         pipe.info("memory")
         pipe.zcard(f"{PREFIX}all")

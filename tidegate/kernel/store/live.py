@@ -30,7 +30,7 @@ STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker
 REPLICA_TTL_MS = 6_000
 FAILED_TTL_MS = 120_000
 GATEWAY_TTL_MS = 3_000
-# A sleeping Deployment still needs both. Those of a removed Deployment expire unread.
+# Metadata and counts. A Deployment without replicas needs both. Those of a removed Deployment expire.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
 # A gateway that was silent for this long counts as gone, no longer as missing.
@@ -74,7 +74,9 @@ class Store(Connected):
         return value
 
     async def watch_routes(self) -> AsyncIterator[None]:
-        """Yield once per change. Raises ``StoreUnavailable`` when the connection breaks."""
+        """Yield once for each change of the route table. Raises ``StoreUnavailable`` when the connection
+        breaks.
+        """
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
             await answer(pubsub.subscribe(ROUTES_CHANGED))

@@ -55,7 +55,7 @@ class JobWatch:
 
     @asynccontextmanager
     async def changes(self, id: bytes) -> AsyncIterator[JobChanges]:
-        """Subscribe to the changes of a job. A job that is read inside of the block misses no later change.
+        """Subscribe to the changes of a job. Read the job inside of the block, to miss no later change.
 
         Raises ``StoreUnavailable`` if the subscription fails. A notice says only that the job may have
         changed. The iteration survives an outage of the store.

@@ -1,7 +1,7 @@
 """The schedule of webhooks, beside the jobs: which are due, which are claimed, and the result of each try.
 
 The transition that ends a job schedules its webhook in the same call. A dispatcher claims webhooks for a
-time, so no two dispatchers have the same one at once. A webhook that is not settled in time is due again.
+limited time, so no two dispatchers have the same one. A webhook that is not settled by then is due again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The result for a claimed webhook. ``told`` is the try as a document for the log; None: no try was made.
+    """The result for a claimed webhook. ``logged`` is the log entry of the try; None: no try was made.
 
     ``again_ms``: the webhook is due again after this time. None: it is over, and ``counted`` is
     ``delivered`` or ``given_up``.
@@ -37,7 +37,7 @@ class Settled:
 
     id: bytes
     claim: int
-    told: dict[str, Any] | None = None
+    logged: dict[str, Any] | None = None
     again_ms: int | None = None
     counted: str = ""
 
@@ -60,8 +60,8 @@ class WebhookStore(Connected):
         arguments: list[Argument] = []
         for one in settled:
             again = "" if one.again_ms is None else one.again_ms
-            told = b"" if one.told is None else orjson.dumps(one.told)
-            arguments += (one.id, one.claim, again, told, f"webhooks_{one.counted}" if one.counted else "")
+            logged = b"" if one.logged is None else orjson.dumps(one.logged)
+            arguments += (one.id, one.claim, again, logged, f"webhooks_{one.counted}" if one.counted else "")
         found: bytes = await self._scripts.run("webhooks_settle", arguments)
         return [one == ord("y") for one in found]
 

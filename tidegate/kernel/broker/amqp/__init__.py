@@ -1,1 +1,1 @@
-"""AMQP 0-9-1 for the data path: frames that are frequent are packed and parsed here, the rest by pamqp."""
+"""AMQP 0-9-1 for the data path. Frequent frames are packed and parsed here, all others by pamqp."""

@@ -1,4 +1,4 @@
-"""The own, fast driver's channel, for requests and replies (see ADR 002)."""
+"""The channel on Tidegate's own fast driver, for requests, replies and jobs (see ADR 002)."""
 
 from __future__ import annotations
 

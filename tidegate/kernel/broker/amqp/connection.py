@@ -26,7 +26,7 @@ from tidegate.kernel.broker.amqp.wire import (
 
 CHANNEL = 1
 READ_SIZE = 256 * 1024
-# From this size on, pieces go to the socket one by one. Below, joining them for one write is cheaper.
+# A message of at least this size goes to the socket in pieces. Smaller ones are joined, which is cheaper.
 SCATTER = 64 * 1024
 # Bytes that may wait for a broker that does not read. Above this, nothing more is published.
 MAX_UNSENT = 256 * 2**20
@@ -41,9 +41,9 @@ _CAPABILITIES = {
 
 
 class Cork(contextlib.AbstractContextManager[None]):
-    """A context manager that holds back what a connection writes, and writes it at its end.
+    """A context manager that collects what a connection writes, and sends it in one write at its end.
 
-    A connection has one and enters it often. It is not reentrant: an inner use would drop the held bytes.
+    Each connection has one and enters it often. It is not reentrant: an inner use would drop the held bytes.
     """
 
     def __init__(self, connection: AmqpConnection) -> None:
@@ -95,7 +95,7 @@ async def connect(url: str, *, name: str, heartbeat_s: int, confirms: bool) -> A
 
 
 class AmqpConnection(asyncio.BufferedProtocol):
-    """An AMQP connection. Methods with an answer run one at a time; publish and ack are written at once.
+    """An AMQP connection. Methods with an answer run one at a time. Publish and ack are written immediately.
 
     ``ended`` is a future that is done, with the reason, when the connection has ended.
     """
@@ -152,7 +152,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._pulse()
 
     async def close(self) -> None:
-        """Close in order. Unacked messages return to their queues."""
+        """Close with a message to the broker. Unacked messages return to their queues."""
         if self.ended.done():
             return
         with contextlib.suppress(ConnectionLost):
@@ -160,7 +160,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self.abort("closed")
 
     def abort(self, reason: str) -> None:
-        """End at once, without waiting for the broker."""
+        """End immediately, without waiting for the broker."""
         if self._transport is not None:
             self._transport.abort()
         self._end(reason)
@@ -196,7 +196,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._slow = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where to read to. A large content is read to its final place."""
+        """Return the buffer for the next bytes. A large content is read into its final place."""
         place = self._reader.window()
         self._in_place = place is not None
         return self._read[: self._reader.appetite(READ_SIZE)] if place is None else place
@@ -288,7 +288,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._consumers.pop(consumer_tag, None)
 
     async def _call(self, command: Frame, *, channel: int = CHANNEL) -> Any:
-        # Shielded: after a cancellation the answer still arrives, and must not count as the next call's.
+        # Shielded: the answer to a cancelled call still arrives, and must not be taken for the next call's
+        # answer.
         call = asyncio.ensure_future(self._exchange(command, channel))
         call.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(call)
@@ -327,7 +328,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         if self._slow:
             self._check_room()
         if self._confirms and mandatory:
-            # basic.return carries it back, which shows which message was returned.
+            # basic.return contains this id. It shows which message was returned.
             properties = properties._replace(message_id=str(self._published + 1))
         parts = wire.publish(
             CHANNEL,
@@ -339,7 +340,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
             frame_max=self._frame_max,
         )
         confirm = None
-        if self._confirms:  # after wire.publish, which may raise: the broker counts only what it gets
+        if self._confirms:  # not before wire.publish, which may raise: the broker counts only what it gets
             self._published += 1
             confirm = self._open[self._published] = self._loop.create_future()
         if self.held is not None or sum(map(len, pieces)) < SCATTER:

@@ -35,11 +35,11 @@ _STRINGS_BEFORE_HEADERS = (_CONTENT_TYPE, _ENCODING)
 _STRINGS_AFTER_PRIORITY = (_CORRELATION, _REPLY_TO, _EXPIRATION, _MESSAGE_ID)
 
 
-# The largest frame size that we offer. A large content costs both sides less in few frames.
+# The largest frame size that we offer. A few large frames cost both sides less than many small ones.
 FRAME_MAX = 1_048_576
 # Bytes of a frame's type, channel and size, and of its end.
 _AROUND = 8
-# A content from LARGE on is received in place, without copies. RabbitMQ accepts none above MOST.
+# A content of LARGE bytes or more is received in place, without copies. RabbitMQ accepts up to MOST.
 LARGE = 64 * 1024
 MOST = 16 * 2**20
 
@@ -181,7 +181,7 @@ def ack(channel: int, tag: int, multiple: bool) -> bytes:
 
 
 class FrameReader:
-    """A decoder from bytes to events. A message is one event, when its content is whole.
+    """A decoder that turns bytes into events. A message becomes one event, when its content is complete.
 
     A large content is received in place. While :meth:`window` returns a place, the next bytes of the stream
     may be written there, and :meth:`took` reports their number. All other bytes go to :meth:`feed`.
@@ -194,7 +194,7 @@ class FrameReader:
         self._missing = 0
         self._pieces: list[bytes] = []
         self._content: memoryview | None = None  # the large content that is being received
-        self._inside = False  # within one of its body frames, of which _left bytes are still to come
+        self._inside = False  # True: in one of its body frames; _left bytes of the frame are missing
         self._left = 0
 
     def window(self) -> memoryview | None:
@@ -210,9 +210,9 @@ class FrameReader:
         self._left -= count
 
     def appetite(self, limit: int) -> int:
-        """Return how many bytes to feed at most.
+        """Return the most bytes to feed.
 
-        It is little between two frames of a large content, so that its rest is received in place.
+        Between two frames of a large content this is a small number. So the next frame is received in place.
         """
         if self._content is None or not self._missing:
             return limit
@@ -260,7 +260,7 @@ class FrameReader:
         self._inside, self._left = True, size
 
     def _fill(self, data: bytes, at: int) -> tuple[int, bool]:
-        """Copy the bytes of a large content's frame. Return where they end, and True if more must come."""
+        """Copy bytes of a large content's frame. Return where they end, and True if some are missing."""
         place = self.window()
         if place is not None:
             piece = memoryview(data)[at : at + len(place)]
@@ -287,7 +287,7 @@ class FrameReader:
         except MalformedFrame:
             raise
         except Exception as error:
-            # There are many kinds: pamqp's own, and those of structs, texts, times and recursion.
+            # pamqp raises errors of many types: its own, and those of structs, texts, times and recursion.
             raise MalformedFrame(f"a frame of type {kind} cannot be read: {error!r}") from error
         raise MalformedFrame(f"unknown frame type {kind}")
 
