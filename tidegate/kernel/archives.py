@@ -63,13 +63,13 @@ class Opener:
 
 
 def is_packed(path: Path) -> bool:
-    """Return whether a file is a zip or a tar.gz, by its first bytes."""
+    """Return True if the first bytes of a file are those of a zip or a tar.gz."""
     with path.open("rb") as file:
         return file.read(4).startswith((GZIP, ZIP))
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a file is a zip, a tar.gz or a tar, by its first bytes."""
+    """Return True if the first bytes of a file are those of a zip, a tar.gz or a tar."""
     with path.open("rb") as file:
         head = file.read(TAR_AT + len(TAR))
     return head.startswith((GZIP, ZIP)) or head[TAR_AT:] == TAR
@@ -87,7 +87,7 @@ def reading() -> Iterator[None]:
 def members(path: Path) -> Iterator[tuple[Member, Opener]]:
     """Yield the members of an archive in their order, each with a function that opens it.
 
-    Use it within :func:`reading`, and read it to its end: the data after a tar is checked last.
+    Use this within :func:`reading`, and iterate to the end, because the data after a tar is checked last.
     """
     with path.open("rb") as file:
         magic = file.read(4)
@@ -102,7 +102,7 @@ def members(path: Path) -> Iterator[tuple[Member, Opener]]:
 
 
 def check_zip(path: Path) -> None:
-    """Raise :class:`BrokenArchive` unless a file is a zip and nothing else."""
+    """Raise :class:`BrokenArchive` unless the whole file is a zip."""
     with reading(), path.open("rb") as file:
         if file.read(4) != ZIP:
             raise ValueError("it does not start like a zip")

@@ -108,7 +108,7 @@ def test_the_listing_of_nvidia_smi():
 
 
 def test_whole_ones_and_a_share_cannot_both_be_asked_for():
-    with pytest.raises(ValueError, match="state one of them"):
+    with pytest.raises(ValueError, match="set only one of them"):
         Resources(gpus=1, gpu_memory_mb=1)
 
 

@@ -165,8 +165,8 @@ def test_yield_is_a_stream(returned):
         ("@batched(max_size=n())\ndef predict(x: list[float]) -> list[float]: ...", "not a number that"),
         ("@batched\ndef predict(x: list[float]) -> list[float]:\n    yield x", "Drop one"),
         ("class A:\n def predict(self): ...\nclass B:\n def predict(self): ...", "the one to serve `Model`"),
-        ("class A:\n def __init__(self, path): ...\n def predict(self, x: float): ...", "init__ wants path"),
-        ("class A:\n def load(self, path): ...\n def predict(self, x: float): ...", "A.load wants path"),
+        ("class A:\n def __init__(self, path): ...\n def predict(self, x: float): ...", "init__ needs path"),
+        ("class A:\n def load(self, path): ...\n def predict(self, x: float): ...", "A.load needs path"),
     ],
 )  # fmt: skip
 def test_what_is_refused(source, told):

@@ -35,7 +35,7 @@ def test_bad_names(name):
 
 
 def test_a_name_that_is_a_route_is_refused():
-    with pytest.raises(BadRequest, match="GET /v2/models/stats is a route"):
+    with pytest.raises(BadRequest, match="GET /v2/models/stats is another route"):
         names.check("model", "stats")
 
 

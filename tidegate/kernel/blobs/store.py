@@ -1,8 +1,8 @@
 """Store payloads that are too large for a message: written once, read by key, deleted after their time.
 
 A key is ``<expiry>/<random id>``. ``expiry`` is seconds since the epoch, rounded up to a bucket and padded
-with zeros, so that whole folders expire at once and names sort by time. Reading deletes nothing, because a
-request may be retried. The gateway deletes the blobs of an answered request. The router calls
+with zeros, so that a whole folder expires at one time and names sort by time. Reading deletes nothing,
+because a request may be retried. The gateway deletes the blobs of an answered request. The router calls
 :meth:`Blobs.sweep`, which deletes all expired ones.
 """
 
@@ -60,7 +60,7 @@ class Blobs:
         return await self._do("read", partial(self._place.read, _checked(key)))
 
     async def get_parts(self, key: str, sizes: Sequence[int]) -> list[Buffer]:
-        """Return a blob as the buffers that were written. Each has its own memory if that saves a copy."""
+        """Return a blob as the buffers that were written. Each has its own memory if that avoids a copy."""
         return await self._do("read", partial(self._place.read_parts, _checked(key), sizes))
 
     async def delete(self, key: str) -> None:
@@ -127,7 +127,7 @@ class _Place(Protocol):
 
 
 class _Local(_Place):
-    """A folder. A blob gets its name when it is complete."""
+    """A folder. A blob has a temporary name until it is complete."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 # Bytes of messages that the broker has not confirmed. Above this, nothing more is published.
 MAX_UNCONFIRMED = 256 * 2**20
-# What aio-pika raises on a channel or connection that has ended.
+# Errors that aio-pika raises on a channel or connection that has ended.
 _LOST = (AMQPError, OSError, RuntimeError)
 
 
@@ -92,7 +92,7 @@ class AioPikaChannel:
 
     async def close(self) -> None:
         if not self.ended.done():
-            # aiormq drops what it has not written when it closes.
+            # When aiormq closes, it drops all frames that it has not written.
             waiting = {*self._publishing, *([self._settling] if self._settling else [])}
             if waiting:
                 await asyncio.wait(waiting)

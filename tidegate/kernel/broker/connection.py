@@ -4,11 +4,12 @@ A :class:`Connection` is one connection with one channel. Its owner's ``setup`` 
 again after every reconnect, and after the broker cancelled a consumer because its queue was deleted. So no
 consumer disappears unnoticed.
 
-Two drivers implement the channel (``tidegate.kernel.broker.channel``): the own fast one for requests, replies
-and jobs, and aio-pika for all other connections (docs/adr/002-own-amqp-session.md).
+Two drivers implement the channel (``tidegate.kernel.broker.channel``): Tidegate's own fast one for requests,
+replies and jobs, and aio-pika for all other connections (docs/adr/002-own-amqp-session.md).
 
 Publish and consume on separate connections: while its memory alarm is on, RabbitMQ blocks a connection that
-publishes, and the acks on it. Publish on the consuming connection only what must arrive before an ack.
+publishes, and the acks on it. Publish on the consuming connection only messages that must arrive before an
+ack.
 """
 
 from __future__ import annotations

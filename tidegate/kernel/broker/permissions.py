@@ -85,6 +85,7 @@ LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "au
     "worker": f"{_WORKERS_FACTS} {_WORKERS_COMMANDS}",
 }
 JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
-    # A worker needs the jobs, but not the routers' lease: with it, it could stop all routers from leading.
+    # A worker needs the jobs, but not the routers' lease. With this lease it could stop all routers from
+    # leading.
     "worker": f"{_EVERYTHING.replace('~* &*', '~tidegate:job:* &tidegate:job:*')} {_NOT_FOR_WORKERS}",
 }

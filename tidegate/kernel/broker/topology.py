@@ -34,7 +34,7 @@ class Queue:
     exchange: Exchange | None = None
 
 
-# Hints that something happened. No consumer depends on them: each lists everything every few seconds.
+# Notices of changes. No consumer depends on them, because each reads the complete state every few seconds.
 #   registry.changed      registry -> router, autoscaler    JSON {revision, kind, name, action}
 #   demand.<deployment>   gateway  -> autoscaler            JSON {deployment}, at most one a second
 EVENTS = Exchange("tidegate.events.v1", "topic")
@@ -90,8 +90,8 @@ def requests_queue(deployment: str) -> Queue:
 def suspects_queue(requests: Queue) -> Queue:
     """Return the queue of suspects, one request per envelope: worker -> the Deployment's workers.
 
-    The router declares and binds it, because workers may not bind queues. A delivered suspect runs at once,
-    alone in the model. So a redelivered one was alone when its worker died.
+    The router declares and binds it, because workers may not bind queues. A delivered suspect runs
+    immediately and alone in the model. So a redelivered one was alone when its worker died.
     """
     return Queue(f"{requests.name}.suspects", exchange=WORKERS)
 

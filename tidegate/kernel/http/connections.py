@@ -122,7 +122,7 @@ class Connections:
             return False  # since the last sweep none was found that may be closed
         found = list(among)
         count = max(1, int(len(found) * SHED_SHARE))
-        # Ranking all at once would block the event loop for tens of milliseconds.
+        # Ranking all of them together would block the event loop for tens of milliseconds.
         for known_before in (None, self.now - KEPT_S):
             for begin in range(0, len(found), LOOK):
                 some = found[begin : begin + LOOK]

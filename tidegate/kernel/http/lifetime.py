@@ -52,10 +52,10 @@ class Lifetime(HttpToolsProtocol):
         super().__init__(**given)
         self._connections = connections
         self._at = BETWEEN
-        self._deaf = False  # True: discard what still arrives
+        self._deaf = False  # True: discard all further bytes
         self._closing = False
         self._previous: Any = None  # the request before the current one
-        self._rejected: Refusal | None = None  # sent after the answers that are still to come
+        self._rejected: Refusal | None = None  # sent after the pending answers
         self.held_head = 0  # bytes of an incomplete head
         self._pending = 0  # bytes of it that the process's total includes
         self._body = 0  # bytes of bodies that went to the ASGI app
@@ -88,7 +88,7 @@ class Lifetime(HttpToolsProtocol):
         return Standing(phase, self.knows_caller(), self.since if seen else self._connections.now)
 
     def pace(self) -> tuple[float, int]:
-        """Return how long (s) the sweep has watched the current body, and its bytes since then."""
+        """Return for how many seconds sweeps have watched the current body, and its bytes in that time."""
         if self._phase is not Phase.BODY or self._token is not self.headers:
             return 0.0, 0
         return self._connections.now - self.since, self.body_received() - self._mark
@@ -173,7 +173,7 @@ class Lifetime(HttpToolsProtocol):
         log.debug("connection refused", extra={"status": refusal.status, "reason": refusal.reason})
 
     def linger(self) -> None:
-        """Close after a while, and discard what arrives until then.
+        """Close after ``LINGER_S``, and discard all bytes that arrive until then.
 
         Closing immediately would reset the connection. Then a client that still sends would not get its
         answer.

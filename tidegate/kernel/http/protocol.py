@@ -1,7 +1,7 @@
 """The HTTP/1.1 protocol of all services: uvicorn's, with limits for each connection.
 
-Uvicorn's parser class has no limits, so this class counts. Most requests arrive in one piece and cost only a
-few comparisons. One sweep over all connections checks timeouts (``connections.py``).
+Uvicorn's parser class has no limits, so this class counts bytes and fields. Most requests arrive in one piece
+and cost only a few comparisons. One sweep over all connections checks timeouts (``connections.py``).
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Protocol(Lifetime):
             self._unfinished_body()
 
     def _unfinished_head(self, all_head: bool) -> None:
-        # After the end of another request, only the parsed bytes are known to belong to this head.
+        # If the read also has the end of another request, only the parsed bytes surely belong to this head.
         size = self._read if all_head else 1 + heads.size(b"", self.url, self.headers)
         if self.held_head + size > self._max_head or len(self.headers) > self._max_fields:
             self.reject(heads.too_large(self._max_head, self._max_fields))

@@ -58,7 +58,7 @@ class ServerCertificate:
         except BadCertificate as problem:
             if str(problem) != self._problem:
                 self._problem = str(problem)
-                log.warning("the new certificate is not used, the old one stays: %s", problem)
+                log.warning("the new certificate is not used; the old one is still in use: %s", problem)
             return False
         self._used, self._problem = found, ""
         log.info("the certificate was renewed", extra={"file": str(self._cert)})

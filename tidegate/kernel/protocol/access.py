@@ -209,7 +209,7 @@ class Key:
     digest: str
     expires_ms: float | None = None
     allowance: Allowance = Allowance()
-    # The digest from before a rotation stays valid for a while.
+    # The digest before a rotation. It is still valid for a while.
     previous: str | None = None
     previous_until_ms: float = 0.0
 

@@ -69,7 +69,7 @@ def check(raw: Buffer, what: str = "the request") -> JsonParts | None:
 
 
 def count(pieces: Sequence[Buffer]) -> JsonParts:
-    """Count the parts of a JSON text by its punctuation, which also counts if it is inside of a string."""
+    """Count the parts of a JSON text by its punctuation. Punctuation inside of strings counts, too."""
     import numpy as np  # here and not above: a worker never needs it, and its import is slow
 
     commas = colons = quotes = escaped = lists = objects = 0
@@ -92,7 +92,7 @@ def count(pieces: Sequence[Buffer]) -> JsonParts:
 
 
 def shown(value: Any) -> str:
-    """Return a value from outside for an error message, cut to a few words."""
+    """Return a caller's value for an error message, cut to a few words."""
     return _SHORT.repr(value)
 
 

@@ -199,8 +199,8 @@ class Take(NamedTuple):
     request that is repeated because its answer was lost gets the same attempt again. ``lost`` is the attempt
     of this delivery that was lost with the model server; then the job gets a new attempt.
 
-    ``alone``: nothing else is in the model, so a job that was lost before may run. A loss together with other
-    requests does not show which of them caused it.
+    ``alone``: no other request is in the model, so a job that was lost before may run. If several requests
+    are lost together, it is unknown which one caused the loss.
     """
 
     id: bytes

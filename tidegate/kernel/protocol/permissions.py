@@ -17,7 +17,7 @@ from tidegate.kernel.protocol.access import ADMIN, INFER, METRICS, OPERATE, PUBL
 # Values in place of scopes.
 OPEN = "open"  # no credential is needed
 ANY = "any"  # every valid credential; the handler checks more
-INTERNAL = "internal"  # Tidegate's own services only, not for a principal that they forward
+INTERNAL = "internal"  # only Tidegate's own services, and not when they forward a principal's call
 
 Scopes = tuple[str, ...]
 
@@ -60,7 +60,7 @@ class RoutePermissions:
         }
 
     def methods(self, path: str) -> tuple[str, dict[str, Scopes]] | None:
-        """Return the table's path for a request's decoded path, with its methods; None if there is none."""
+        """Return the table's path that matches a decoded path, with its methods; None if none matches."""
         if path != "/" and any(step in ("", ".", "..") for step in path[1:].split("/")):
             return None
         for steps in (path.count("/"), 0):
@@ -203,7 +203,7 @@ AUTOSCALER = RoutePermissions(
         "PATCH /v1/deployments/{name}/policy": (OPERATE,),
         "GET /v1/deployments/{name}/cold-starts": (OPERATE,),
         "GET /v1/cold-starts": (OPERATE,),
-        # The author of a model may read what it prints.
+        # The author of a model may read the model's output.
         "GET /v1/logs/{name}": LOOK,
         "GET /v1/requests/{id}/logs": (OPERATE,),
         "GET /v1/hosts": (OPERATE,),

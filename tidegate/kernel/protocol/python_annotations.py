@@ -33,7 +33,7 @@ _LISTS = {"list", "List", "Sequence"}
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A tensor as its annotation describes it. ``shape`` is that of the whole array; ``text``: of str.
+    """A tensor as its annotation describes it. ``shape`` is the whole array's. ``text``: of str, not bytes.
 
     ``kind`` is what ``predict`` gets: a numpy array, a (nested) list, or a Python value for shape [1].
     """
@@ -45,7 +45,7 @@ class Described:
 
 
 class Unclear(Exception):
-    """An annotation does not say enough. The message says what is missing."""
+    """An annotation is incomplete. The message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Scope:
 def described(annotation: ast.expr | None, scope: Scope, depth: int = 0) -> Described:
     """Return the tensor that an annotation describes.
 
-    Raises Unclear if it does not say enough, and BadRequest for a ``Tensor`` that is wrong.
+    Raises Unclear if the annotation is incomplete, and BadRequest for an invalid ``Tensor``.
     """
     if annotation is None:
         raise Unclear("has no annotation")
@@ -185,7 +185,7 @@ def _axis(node: ast.expr, scope: Scope) -> int | None:
 
 
 def _size(node: ast.expr, scope: Scope) -> int | None:
-    """Return a size: a number of at least -1, or a name that the file assigns one to."""
+    """Return a size: a number of at least -1, or the number that the file assigns to a name."""
     if isinstance(node, ast.Name) and node.id in scope.values:
         node = scope.values[node.id]
     try:

@@ -1,7 +1,7 @@
 """Read the inputs and outputs of a Python file with ``predict`` from its syntax tree. Nothing is executed.
 
 The file has a function ``predict``, or one class with a method ``predict`` and perhaps a method ``load``. Its
-signature comes from the annotations (:mod:`tidegate.kernel.protocol.python_annotations`), or is given.
+signature comes from the annotations (:mod:`tidegate.kernel.protocol.python_annotations`), or from the user.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Source:
     """A file with ``predict``. ``entry`` is the class; None: ``predict`` is a function.
 
     ``max_size`` 0: one request is one call. If ``outputs`` is empty, ``why`` says what the annotation lacks.
-    ``load`` has the names of the facts that the method ``load`` takes; None: there is no such method.
+    ``load`` has the names of the arguments of the method ``load``; None: there is no such method.
     """
 
     entry: str | None
@@ -77,7 +77,7 @@ def parsed(source: str | bytes, filename: str = "model.py") -> ast.Module:
 def read(tree: ast.Module) -> Source:
     """Return what a file without ``TritonPythonModel`` takes and returns.
 
-    Raises BadRequest if there is no ``predict``, if several could be meant, or if it cannot be called.
+    Raises BadRequest if ``predict`` is missing, ambiguous, or cannot be called.
     """
     scope = _scope(tree)
     entry, predict = _entry(tree)
@@ -139,8 +139,8 @@ def _check_constructor(node: ast.ClassDef) -> None:
     constructor = _method(node, "__init__")
     if constructor is not None and (wanted := _required(constructor)):
         raise BadRequest(
-            f"{node.name} is made without arguments, and its __init__ wants {', '.join(wanted)}: give them "
-            f"defaults, or move the work to `def load(self)`, which may take {', '.join(FACTS)}."
+            f"Tidegate calls {node.name}() without arguments, but __init__ needs {', '.join(wanted)}: give "
+            f"them defaults, or move the work to `def load(self)`, which may take {', '.join(FACTS)}."
         )
 
 
@@ -159,7 +159,7 @@ def _load(node: ast.ClassDef) -> list[str] | None:
         return None
     if unknown := [name for name in _required(method) if name not in FACTS]:
         raise BadRequest(
-            f"{node.name}.load wants {', '.join(unknown)}, which Tidegate does not know. It gives "
+            f"{node.name}.load needs {', '.join(unknown)}, which Tidegate does not know. It passes "
             f"{', '.join(FACTS)} by name; for anything else use an environment variable (--env K=V)."
         )
     named = [each.arg for each in (*method.args.args[1:], *method.args.kwonlyargs)]

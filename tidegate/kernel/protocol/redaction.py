@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tidegate.kernel.errors import ModelFailed, NoCapacity, TidegateError, Unavailable
 
-# An absolute path of at least two segments, at the start of a word. Paths of URLs and of the API stay.
+# An absolute path of at least two segments, at the start of a word. Paths of URLs and of the API are kept.
 _PATH = re.compile(
     r"(?:(?<=[\s'\"`(\[{<=,;|])|(?<=:)(?!//)|^)/(?!v[12]/|api/|health/)"
     r"(?:[^\s'\"`:,;()<>|\[\]{}/]+/)+(?P<last>[^\s'\"`:,;()<>|\[\]{}/]*)",

@@ -1,4 +1,4 @@
-"""Usage reports, from the gateways to the registry: what each principal used of each endpoint."""
+"""Usage reports from the gateways to the registry: the usage of each endpoint by each principal."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
 class Health:
-    """The named checks of ``/health/ready``. Each returns None if all is well, else the problem."""
+    """The named checks of ``/health/ready``. Each returns None, or the problem that it found."""
 
     def __init__(self) -> None:
         self._checks: dict[str, Callable[[], str | None]] = {}
@@ -162,7 +162,7 @@ def run(
     speaks TLS. ``other_connections`` is the number of connections on other ports.
     """
     broker.use_driver(settings.amqp_driver)
-    os.umask(0o077)  # only the service's user may read what it writes
+    os.umask(0o077)  # only the service's user may read its files
     connections = Connections(HttpLimits.of(settings))
     connections.fit_files(other_connections)
     config = uvicorn.Config(

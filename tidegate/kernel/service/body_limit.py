@@ -82,7 +82,7 @@ def _too_large(limit: int) -> PayloadTooLarge:
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that yields a body that was read, and then the caller's disconnect."""
+    """Return a ``receive`` that first returns the body that was read, and later the caller's disconnect."""
     given = False
 
     async def replayed() -> Message:

@@ -58,7 +58,7 @@ class ServiceToken:
         return bool(self._token) and hmac.compare_digest(given, self._metrics_token)
 
     def identify(self, headers: dict[bytes, bytes]) -> Principal:
-        """Return the holder, or the principal that it calls for. Raises Unauthorized without the token."""
+        """Return the token's holder, or the principal that it calls for. Else raise Unauthorized."""
         if self.scrapes(headers):
             return SCRAPER
         if not self.given(headers):

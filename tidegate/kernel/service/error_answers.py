@@ -35,7 +35,7 @@ STATUS: dict[type[TidegateError], int] = {
 
 
 def status_of(error: TidegateError) -> int:
-    """Return the HTTP status code of an error: that of its nearest base class with one, else 500."""
+    """Return the HTTP status code of an error, from its nearest base class that has one; else 500."""
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
 
 

@@ -249,7 +249,7 @@ class Settings(BaseSettings):
 
     @property
     def file_values(self) -> dict[str, str]:
-        """The settings in the file of the state folder, also those of other parts, by variable."""
+        """All settings in the state folder's file, by variable, also those of other services."""
         return dict(self._file)
 
     @model_validator(mode="before")

@@ -27,8 +27,9 @@ def read(state: Path) -> dict[str, str]:
 
 
 def is_trusted(owner: int, user: int) -> bool:
-    """Return True if ``user`` may trust a file of ``owner``. The file could make it send its key to any
-    server.
+    """Return True if ``user`` may trust a file of ``owner``.
+
+    The file can name the server to which an API key is sent.
 
     Anybody can put a file into a shared folder such as /tmp, where a command may run. Root manages the stacks
     of others, so it trusts their files.

@@ -60,7 +60,7 @@ _FOLDERS = {"TIDEGATE_STATE_DIR", "TIDEGATE_RUNTIME_DIR"}
 
 
 def problem_of(error: ValidationError | SettingsError) -> str:
-    """Return the errors of the settings in one line, by the names of the environment."""
+    """Return the errors of the settings in one line, with the names of their environment variables."""
     if isinstance(error, SettingsError):
         name = re.search(r'"([a-z_0-9]+)"', str(error))
         return f"TIDEGATE_{name[1].upper() if name else ''}: the value is not JSON"

@@ -15,7 +15,7 @@ MOST_BYTES = 4 * 2**20
 
 
 class Grouped(Generic[T, R]):
-    """A queue whose items leave in grouped calls of ``run``, which returns an answer for each, in order.
+    """A queue that passes its items to ``run`` in groups. ``run`` returns an answer for each item, in order.
 
     An error of ``run`` is raised for all items of that call. ``size`` returns the bytes of an item: a call
     takes up to ``MOST_BYTES``, but at least one item. An item stays in its call if its caller is cancelled.

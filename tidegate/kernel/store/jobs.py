@@ -96,9 +96,7 @@ class JobStore:
         return await self._transitions.take.do_all(claims)
 
     async def finish(self, ends: Sequence[Finish]) -> Ends:
-        """Record how attempts ended. Return False for one that does not own its job any more: drop its
-        result.
-        """
+        """Record how attempts ended. Return False for one that has lost its job: drop its result."""
         return await self._transitions.finish.do_all([records.to_finish(end) for end in ends])
 
     async def lease(self, id: bytes, attempt: int, worker: str, until_ms: int) -> bool:
@@ -135,8 +133,9 @@ class JobStore:
         return found
 
     async def request(self, id: bytes) -> bytes | None:
-        """Return a job's request frame. It is kept until the job ends; if the job failed, until the job is
-        removed.
+        """Return a job's request frame.
+
+        The frame is kept until the job ends. If the job failed, it is kept until the job is removed.
         """
         found: bytes | None = await answer(self._redis.get(REQUEST.encode() + id))
         return found
@@ -196,7 +195,7 @@ class JobStore:
         )
 
     async def acknowledged(self, incarnation: str, total: int) -> None:
-        """Record how many 202s a gateway process has sent."""
+        """Record how many 202 answers a gateway process has sent."""
         await answer(self._redis.hset(ACKNOWLEDGED, incarnation, str(total)))
 
     async def position(self, job: Job) -> int:
@@ -246,9 +245,7 @@ class JobStore:
         return [job for job in await self.get_many(ids) if job is not None]
 
     async def size(self) -> tuple[int, int, int]:
-        """Return the server's memory in bytes, the number of records, and the number of those whose job has
-        ended.
-        """
+        """Return the server's memory in bytes, the number of records, and the number of ended jobs."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.info("memory")
         pipe.zcard(f"{PREFIX}all")

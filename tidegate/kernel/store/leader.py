@@ -39,5 +39,5 @@ class LeaderStore(Connected):
         return LeaderLease(holder.decode(), epoch, max(0, lasts_ms) / 1e3)
 
     async def resign(self, candidate: str) -> None:
-        """End the lease at once if ``candidate`` holds it."""
+        """End the lease immediately if ``candidate`` holds it."""
         await self._scripts.run("resign", [candidate])

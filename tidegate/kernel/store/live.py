@@ -74,9 +74,7 @@ class Store(Connected):
         return value
 
     async def watch_routes(self) -> AsyncIterator[None]:
-        """Yield once for each change of the route table. Raises ``StoreUnavailable`` when the connection
-        breaks.
-        """
+        """Yield once per change of the route table. Raises ``StoreUnavailable`` if the connection breaks."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
             await answer(pubsub.subscribe(ROUTES_CHANGED))
@@ -93,11 +91,11 @@ class Store(Connected):
         await answer(self._redis.set(REPLICA + report.replica, report.to_json(), px=ttl))
 
     async def forget_replica(self, replica: str) -> None:
-        """Remove a worker's heartbeat when the worker stops in order."""
+        """Remove a worker's heartbeat when the worker stops normally."""
         await answer(self._redis.delete(REPLICA + replica))
 
     async def claim_replica(self, replica: str, by: str) -> str:
-        """Claim to run ``replica`` as ``by``. Return the claimant: another one if it was first."""
+        """Claim to run ``replica`` as ``by``. Return the first claimant, which may be another one."""
         key = CLAIM + replica
         await answer(self._redis.set(key, by, nx=True, ex=CLAIM_TTL_S))
         return await self.claimant(replica) or by
@@ -120,7 +118,7 @@ class Store(Connected):
         await answer(pipe.execute())
 
     async def forget_gateway(self, incarnation: str) -> None:
-        """Remove a gateway that stops in order. It is gone then, not missing."""
+        """Remove a gateway that stops normally. It then counts as gone, not as missing."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.delete(GATEWAY + incarnation)
         pipe.zrem(GATEWAYS, incarnation)

@@ -103,7 +103,7 @@ class JobWatch:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 async with connect(self._url) as redis:
                     await self._listen(redis)
-            # It was up, so connect again soon.
+            # The connection worked before, so connect again soon.
             delay = BACKOFF_S[0] if self._connection is not None else min(delay * 2, BACKOFF_S[1])
             self._connection = None
             await asyncio.sleep(delay)

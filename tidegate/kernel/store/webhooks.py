@@ -56,7 +56,7 @@ class WebhookStore(Connected):
         return [Due(id_, claim, tries) for id_, tries in pairs], waiting
 
     async def settle(self, settled: Sequence[Settled]) -> list[bool]:
-        """Record the results for claimed webhooks. False for an expired claim: only the log has changed."""
+        """Record the results of webhooks. Return False for an expired claim: only the log has changed."""
         arguments: list[Argument] = []
         for one in settled:
             again = "" if one.again_ms is None else one.again_ms

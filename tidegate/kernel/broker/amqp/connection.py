@@ -67,7 +67,7 @@ class ConnectionLost(ConnectionError):
 
 
 class Congested(Exception):
-    """The broker does not read what was sent. The message says how many bytes wait."""
+    """The broker reads too slowly. The message says how many bytes wait."""
 
 
 class NotTaken(Exception):
@@ -152,7 +152,7 @@ class AmqpConnection(asyncio.BufferedProtocol):
         self._pulse()
 
     async def close(self) -> None:
-        """Close with a message to the broker. Unacked messages return to their queues."""
+        """Close after a message to the broker. Unacked messages return to their queues."""
         if self.ended.done():
             return
         with contextlib.suppress(ConnectionLost):
@@ -181,7 +181,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport of the new socket."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        # uvloop's transport does not inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         """End, because the socket is closed."""

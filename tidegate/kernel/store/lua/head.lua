@@ -170,7 +170,7 @@ local function fail(job, now, reason, message)
   finish(job, 'failed', now, reason, 'error', cjson.encode({reason = reason, message = message}))
 end
 
--- Return whether a job with a lost worker may be tried again. If not, fail it.
+-- Return true if a job whose worker was lost may be retried. If not, fail it.
 local function retry(job, now)
   if not job.safe then
     fail(job, now, 'worker_lost',

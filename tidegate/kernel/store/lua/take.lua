@@ -22,7 +22,7 @@ local function begin(job, worker, token)
   note(job.id, now, 'running', job.attempt, worker)
 end
 
--- Return whether a message of a running job shows the loss of its attempt; else it is a duplicate.
+-- Return true if a message of a running job shows that its attempt was lost. Else the message is a duplicate.
 local function was_lost(job, redelivered, frame_attempt)
   return job.lease <= now and (redelivered or frame_attempt == job.attempt)
 end

@@ -4,9 +4,9 @@ local WIDTH, MOST = 5, 100
 local now = clock()
 local out = {}
 for at = 1, #ARGV, WIDTH do
-  local id, claim, again, told, counter = unpack(ARGV, at, at + WIDTH - 1)
-  if told ~= '' and call('EXISTS', RECORD .. id) == 1 then
-    call('RPUSH', DELIVERIES .. id, told)
+  local id, claim, again, logged, counter = unpack(ARGV, at, at + WIDTH - 1)
+  if logged ~= '' and call('EXISTS', RECORD .. id) == 1 then
+    call('RPUSH', DELIVERIES .. id, logged)
     call('LTRIM', DELIVERIES .. id, -MOST, -1)
   end
   local due = call('ZSCORE', WEBHOOKS, id)
