@@ -1,4 +1,4 @@
-"""Names for the file of a model that Tidegate serves: ``Tensor`` for annotations and ``batched``.
+"""Names to use in a model's file: ``Tensor`` annotates arrays, ``batched`` lets requests share a call.
 
     import numpy as np
     from tidegate import Tensor, batched
@@ -7,9 +7,10 @@
     def predict(x: Tensor["FP32", -1, 4]) -> Tensor["FP32", -1]:
         return x.sum(axis=1)
 
-Nothing here changes what the functions do, so the file runs and can be tested without a stack. Tidegate reads
-the annotations from the source (:mod:`tidegate.kernel.protocol.python_model`). This module is also put
-beside a model on the worker, whose Python does not have Tidegate: it imports the standard library only.
+These names do not change the functions, so the file can be run and tested without a stack. Tidegate reads
+the annotations from the source (:mod:`tidegate.kernel.protocol.python_model`). The worker puts a
+copy of this module beside the model, whose Python does not have Tidegate. So this module imports only the
+standard library.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Tensor:
     """The datatype and the shape of an array that ``predict`` takes or returns; -1 is any size.
 
-    ``Tensor["FP32", -1, 4]`` is an annotation on its own. A type checker takes
-    ``Annotated[np.ndarray, Tensor("FP32", -1, 4)]``. In place of the datatype's name a type may stand:
-    ``Tensor[np.float32, -1, 4]``, ``Tensor[str, -1]`` (BYTES, decoded to str), ``Tensor[bytes, -1]``.
+    Write the annotation as ``Tensor["FP32", -1, 4]``, or as ``Annotated[np.ndarray, Tensor("FP32", -1, 4)]``
+    for a type checker. A type may replace the datatype's name: ``Tensor[np.float32, -1, 4]``,
+    ``Tensor[str, -1]`` (BYTES, decoded to str), ``Tensor[bytes, -1]``.
     """
 
     def __init__(self, datatype: Any, *shape: int) -> None:
-        """Raise TypeError for an unknown datatype or a shape that is none."""
+        """Raise TypeError for an unknown datatype or an invalid shape."""
         if isinstance(datatype, str) and datatype not in DATATYPES:
             raise TypeError(f"unknown datatype {datatype!r}: one of {', '.join(DATATYPES)}")
         if not all(isinstance(dim, int) and dim >= -1 for dim in shape):
@@ -48,7 +49,7 @@ class Tensor:
         self.shape = shape
 
     def __class_getitem__(cls, item: Any) -> Any:
-        """Return an annotation, as ``Annotated[Any, Tensor(...)]``, so that ``| None`` works on it."""
+        """Return ``Annotated[Any, Tensor(...)]``, because ``| None`` works on it."""
         parts = item if isinstance(item, tuple) else (item,)
         return Annotated[Any, cls(*parts)]
 
@@ -66,10 +67,10 @@ def batched(*, max_size: int = DEFAULT_MAX_SIZE) -> Callable[[F], F]: ...
 
 
 def batched(function: F | None = None, /, *, max_size: int = DEFAULT_MAX_SIZE) -> F | Callable[[F], F]:
-    """Give ``predict`` the rows of several requests at once, stacked along the first axis.
+    """Let one call of ``predict`` get the rows of several requests, stacked along the first axis.
 
-    At most ``max_size`` rows come in one call. ``predict`` returns as many rows as it got. If it raises, each
-    request of the call is tried again alone, so that only the request at fault fails.
+    A call gets at most ``max_size`` rows. ``predict`` must return as many rows as it got. If it raises, each
+    request of the call is retried alone, so that only the request at fault fails.
     """
     if max_size < 1:
         raise ValueError(f"max_size is {max_size}: give at least 1")

@@ -1,3 +1,3 @@
-"""The version of Tidegate: of the SDK, the command line and the services."""
+"""The version of Tidegate. SDK, command line and services have the same one."""
 
 VERSION = "0.1.0"

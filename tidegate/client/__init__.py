@@ -21,7 +21,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the command line imports the errors from here and needs no numpy.
+    # Imported on first use: the command line imports only the errors from here, and does not need numpy.
     if name in {"Client", "JobHandle", "BatchHandle"}:
         from tidegate.client import sync
 

@@ -1,4 +1,4 @@
-"""Find the gateway that the SDK calls, and the key: the same ones that the command line uses."""
+"""Find the gateway and the key for the SDK. The command line uses the same ones."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ class Address:
 
 
 def find(url: str | None, key: str | None, environ: Mapping[str, str] = os.environ) -> Address:
-    """Return where a client sends its calls: to ``url``, else TIDEGATE_GATEWAY_URL, else the stack in use.
+    """Return the gateway to call: ``url``, else TIDEGATE_GATEWAY_URL, else that of the stack in use.
 
-    The stack in use is that of the command line (``tidegate.client.contexts``): the one of TIDEGATE_CONTEXT,
-    TIDEGATE_STATE_DIR, this folder, or the current context, else the defaults. Its own key is sent to its
-    gateway only; to any other goes ``key``, else TIDEGATE_API_KEY. Raises BadRequest for wrong settings,
-    NotFound for an unknown context.
+    ``tidegate.client.contexts`` finds the stack in use, as for the command line: TIDEGATE_CONTEXT,
+    TIDEGATE_STATE_DIR, this folder, the current context, else the defaults.
+
+    The key is ``key``. Without it, ``url`` and TIDEGATE_GATEWAY_URL get TIDEGATE_API_KEY; the stack in use
+    gets its own key. Raise BadRequest for wrong settings, NotFound for an unknown context.
     """
     given = environ.get("TIDEGATE_API_KEY", "") if key is None else key
     if stated := url or environ.get("TIDEGATE_GATEWAY_URL"):

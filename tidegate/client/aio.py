@@ -37,7 +37,7 @@ class AsyncJobHandle(Handle):
         return await self._heard(self._client._jobs.wait(self.id, timeout_s))
 
     async def result(self, timeout_s: float | None = None) -> InferResult:
-        """Wait for the result and return it; it can be read several times.
+        """Wait for the result and return it. It can be fetched again.
 
         Raise DeadlinePassed after ``timeout_s`` seconds (None: never), or the job's own error: ModelFailed,
         Conflict if it was cancelled, DeadlinePassed if it expired.
@@ -45,7 +45,7 @@ class AsyncJobHandle(Handle):
         return await self._client._run(self._client._jobs.result(self.id, timeout_s))
 
     async def cancel(self) -> str:
-        """Cancel the job and return its status, which is another one if the job ended first."""
+        """Cancel the job and return its status. The status is not ``cancelled`` if the job ended first."""
         return await self._heard(self._client._jobs.cancel(self.id))
 
     async def retry(self) -> AsyncJobHandle:
@@ -73,9 +73,9 @@ class AsyncBatchHandle(BatchHandleBase):
         return await self._heard(self._client._batches.wait(self.id, timeout_s))
 
     async def results(self, timeout_s: float | None = None) -> AsyncGenerator[BatchItem, None]:
-        """Wait for the end, then yield the outcome of each request, in their order.
+        """Wait for the end, then yield the outcome of each request, in the order of the requests.
 
-        Raise DeadlinePassed if the batch is not over after ``timeout_s`` seconds (None: never).
+        Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None: never).
         """
         answer = await self._client._run(self._client._batches.results(self.id, timeout_s))
         async with aclosing(self._client._lines(answer)) as lines:
@@ -84,7 +84,7 @@ class AsyncBatchHandle(BatchHandleBase):
                     yield read_item(line)
 
     async def cancel(self) -> str:
-        """Cancel the requests that are not over, and return the batch's status."""
+        """Cancel the requests that have not ended. Return the batch's status."""
         return await self._heard(self._client._batches.cancel(self.id))
 
     async def _heard(self, flow: Flow[Document]) -> str:
@@ -95,7 +95,7 @@ class AsyncBatchHandle(BatchHandleBase):
 class AsyncClient:
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
-    Use it for many calls at once: ``await asyncio.gather(*(client.infer(...) for ...))``.
+    Use it for many concurrent calls: ``await asyncio.gather(*(client.infer(...) for ...))``.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class AsyncClient:
         return await self._run(self._core.models(timeout_s=timeout_s))
 
     async def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
-        """Return True if the model accepts requests, even if it must start first. Unknown names: False."""
+        """Return True if the model accepts requests, even if it must start first. Unknown name: False."""
         return await self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))
 
     async def wait_ready(self, model: str, timeout_s: float = 120.0, *, version: Version = None) -> None:

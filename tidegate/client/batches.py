@@ -1,4 +1,4 @@
-"""Calls about batches, as flows: everything that both clients share."""
+"""Flows for batches. Both clients use them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLL_S = 0.5
 
 
 class BatchHandleBase(Handle):
-    """A batch's handle without its calls."""
+    """The base of both batch handles, without calls."""
 
     @property
     def lines(self) -> int:
@@ -31,7 +31,7 @@ class BatchHandleBase(Handle):
 
     @property
     def done(self) -> int:
-        """Return how many requests were over when the document was read."""
+        """Return how many requests had ended when the document was read."""
         return int(self.document["done"])
 
 
@@ -53,7 +53,7 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class BatchFlows:
-    """Flows of every call about batches."""
+    """The flows of all batch calls."""
 
     core: Core
 
@@ -67,7 +67,7 @@ class BatchFlows:
         ttl_s: float | None,
         timeout_s: float | None,
     ) -> Flow[Document]:
-        """Submit a batch and return its document, once the batch is durable.
+        """Submit a batch. Return its document when the batch is durable.
 
         A broken connection is not retried, because that could create a second batch.
         """
@@ -117,7 +117,7 @@ class BatchFlows:
             yield Sleep(POLL_S)
 
     def results(self, id: str, timeout_s: float | None) -> Flow[Answer]:
-        """Wait for a batch's end and return its results: a response whose body is still to be read."""
+        """Wait for a batch's end. Return the response with its results; its body is not read yet."""
         yield from self.wait(id, timeout_s)
         return (
             yield from self.core.caller.call(

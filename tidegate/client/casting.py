@@ -1,4 +1,4 @@
-"""Cast the caller's values to the datatype that a model expects, without changing one. Pure."""
+"""Cast the caller's values to the datatype that a model expects, if no value changes. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tidegate.client.codec import Array, datatype_of, dtype_of
 def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
     """Return ``value`` as an array of ``datatype`` (None: its own), and the datatype on the wire.
 
-    Values are cast only if none can change: between dtypes that numpy calls safe, and from whole numbers
-    that are all representable. Python floats and float64 arrays (numpy's default) are rounded to the floats
-    that the model takes. Raise TypeError, with the expected datatype, for anything else, and for a float
-    that would become infinite.
+    Values are cast only if none changes: if numpy calls the cast safe, or if the model's datatype can hold
+    each whole number. But Python floats and float64 arrays (numpy's default) are rounded to the model's
+    floats. Raise TypeError, with the expected datatype, for all other arrays, and for a float that would
+    become infinite.
     """
     bare = not isinstance(value, np.ndarray | np.generic)
     array = _as_array(name, value)
@@ -39,14 +39,14 @@ def _as_array(name: str, value: Any) -> Array:
         raise TypeError(f"input {name!r}: not a rectangular array: {error}") from None
     if array.dtype.kind == "O" and not all(isinstance(item, bytes | str) for item in array.flat):
         raise TypeError(f"input {name!r}: an object array may hold only bytes and str")
-    # numpy's fixed-width strings would cut off trailing zeros of a list of bytes.
+    # numpy would turn a list of bytes into fixed-width strings, which lose trailing zero bytes.
     return np.asarray(value, dtype=object) if array.dtype.kind in "SU" else array
 
 
 def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds: bool) -> Array:
     source = array.dtype
     if source.kind in "biu":
-        # There is no NaN or infinity here, so comparing the cast values with the originals is exact.
+        # These arrays have no NaN or infinity, so the comparison of cast and original values is exact.
         with np.errstate(all="ignore"):
             cast = array.astype(target)
             if target.kind != "b" and _same_values(array, cast):
@@ -63,7 +63,7 @@ def _cast(name: str, array: Array, datatype: str, target: np.dtype[Any], rounds:
 
 def _same_values(whole: Array, cast: Array) -> bool:
     if cast.dtype.kind == "f":
-        # A float beyond the range of the integer type would have no defined value.
+        # Casting a float back is undefined if it is beyond the range of the integer type.
         info_max = np.iinfo(np.uint64).max if whole.dtype.kind == "u" else np.iinfo(np.int64).max
         if not np.all(np.isfinite(cast)) or np.any(np.abs(cast.astype(np.float64)) >= float(info_max)):
             return False
@@ -79,5 +79,5 @@ def _refusal(name: str, array: Array, datatype: str) -> TypeError:
     if "BYTES" in (datatype, own):
         return TypeError(told)
     return TypeError(
-        f"{told}, which does not convert without loss; if that is meant: .astype(np.{target.name})"
+        f"{told}, which does not convert without loss. To convert it anyway: .astype(np.{target.name})"
     )

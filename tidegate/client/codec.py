@@ -3,8 +3,8 @@
 A body is a JSON head followed by the raw bytes of its tensors, in the head's order. The header
 ``Inference-Header-Content-Length`` has the length of the head. Pure: no I/O, no state.
 
-BYTES tensors are object arrays: ``bytes`` or ``str`` on the way in, ``bytes`` on the way out. BF16, which
-numpy does not have, is float32 on both sides, rounded to the nearest even on the way in.
+BYTES tensors are object arrays: inputs of ``bytes`` or ``str``, outputs of ``bytes``. numpy does not have
+BF16, so BF16 tensors are float32 arrays. Inputs are rounded to the nearest BF16, ties to even.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int]) -> Ar
 def _bf16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = array.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # Rounding could turn a NaN into infinity: keep its top bits and make it a quiet NaN.
+    # Rounding could turn a NaN into infinity. So keep its top bits and make it a quiet NaN.
     quiet = (bits >> 16) | 0x40
     return np.where(np.isnan(array), quiet, rounded).astype("<u2")
 
@@ -98,9 +98,9 @@ def encode_request(
     parameters: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, int]:
-    """Return the body of an inference request and the length of its head. It requests binary outputs.
+    """Return the body of an inference request, and the length of its head. The request is for binary outputs.
 
-    ``extra`` has more fields of the head.
+    ``extra`` has additional fields for the head.
     """
     blobs = [to_raw(tensor.array, tensor.datatype) for tensor in inputs]
     head: dict[str, Any] = {
@@ -155,10 +155,10 @@ def decode_response(body: bytes, head_length: int | None) -> tuple[dict[str, Any
 
 
 def to_json_input(tensor: Tensor) -> dict[str, Any]:
-    """Return an input in JSON. Raise TypeError for datatypes and bytes that JSON cannot hold."""
+    """Return an input as JSON. Raise TypeError for datatypes and bytes that JSON cannot hold."""
     if tensor.datatype in {"FP16", "BF16"}:
         raise TypeError(
-            f"input {tensor.name!r}: {tensor.datatype} has no form in JSON, which this call sends"
+            f"input {tensor.name!r}: {tensor.datatype} cannot be sent as JSON, which this call needs"
         )
     data = tensor.array.ravel().tolist()
     if tensor.datatype == "BYTES":

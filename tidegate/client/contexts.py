@@ -1,7 +1,7 @@
-"""Find the stack that a command calls: the user's contexts, and the one in use.
+"""Find the stack that a command calls, by the user's contexts.
 
-``contexts.json`` lies in the user's config folder, readable by the user only. `tidegate up` writes an entry
-for its stack, `tidegate context add` one for a stack on another machine.
+The contexts are in ``contexts.json`` in the user's config folder; only the user can read it. `tidegate up`
+adds its stack, `tidegate context add` adds a stack on another machine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tidegate.kernel.errors import BadRequest, NotFound
 from tidegate.kernel.settings.file import is_trusted
 
 STATE = ".tidegate"
-# Any of these in the environment names the stack, so no context is used.
+# If one of these is in the environment, it names the stack, and no context is used.
 _STATED = ("TIDEGATE_STATE_DIR", "TIDEGATE_GATEWAY_URL")
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A stack by name. With ``state_dir`` it runs on this machine; the folder has its token."""
+    """A named stack. With ``state_dir`` it runs on this machine, and its token is in that folder."""
 
     name: str
     url: str = ""
@@ -69,7 +69,7 @@ class Contexts:
         return Contexts("" if self.current == name else self.current, items)
 
     def name_for(self, state: Path) -> str:
-        """Return the name of a state folder's context: the existing one, or a new one."""
+        """Return the name of a state folder's context, or a free name if it has none."""
         for context in self.items.values():
             if context.state_dir == str(state):
                 return context.name
@@ -80,7 +80,7 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The stack in use. The environment may override ``fields``; ``context`` names their source."""
+    """The stack in use. ``fields`` are its settings, which the environment may override, from ``context``."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     context: str = ""
@@ -94,7 +94,7 @@ def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def read(folder: Path | None = None) -> Contexts:
-    """Return the user's contexts; none if there is no file. Raise BadRequest for an unreadable file."""
+    """Return the user's contexts, empty without a file. Raise BadRequest for an unreadable file."""
     path = (folder or config_dir()) / "contexts.json"
     try:
         found = orjson.loads(path.read_bytes())
@@ -109,7 +109,7 @@ def read(folder: Path | None = None) -> Contexts:
 
 
 def write(contexts: Contexts, folder: Path | None = None) -> Path:
-    """Write the user's contexts, readable by the user only; return the file. Raise BadRequest."""
+    """Write the user's contexts to a file that only the user can read. Return its path. Raise BadRequest."""
     path = (folder or config_dir()) / "contexts.json"
     items = {name: asdict(context) for name, context in sorted(contexts.items.items())}
     for fields in items.values():
@@ -158,8 +158,8 @@ def find_own(
 ) -> Path | None:
     """Return the state folder of the stack to start or stop here; None if the environment names it.
 
-    A stack starts in this folder if it holds one, else in the source that the command belongs to; never in
-    any other folder. Raise BadRequest for a context of another machine.
+    A stack starts in this folder if the folder has a stack, else in the source of the command, never
+    elsewhere. Raise BadRequest for a context of another machine.
     """
     name = chosen or environ.get("TIDEGATE_CONTEXT", "")
     if not name and environ.get("TIDEGATE_STATE_DIR"):
@@ -196,8 +196,8 @@ def is_state(folder: Path) -> bool:
 def _check_owner(state: Path) -> None:
     if not is_trusted(state.stat().st_uid, os.geteuid()):
         raise BadRequest(
-            f"{state} belongs to another user, who would get your key and what you send. If you mean that "
-            f"stack, say so: TIDEGATE_STATE_DIR={state}. Else go to another folder."
+            f"{state} belongs to another user, who would get your key and your requests. To use that stack, "
+            f"set TIDEGATE_STATE_DIR={state}. Else go to another folder."
         )
 
 
@@ -211,11 +211,11 @@ def _place(context: Context) -> Place:
         state = Path(context.state_dir)
         if not state.is_dir():
             raise NotFound(
-                f"The folder of context {context.name!r}, {state}, is gone. "
+                f"The folder of context {context.name!r}, {state}, does not exist any more. "
                 f"Remove the context: tidegate context remove {context.name}."
             )
         return Place({"state_dir": state, **_remembered(state)}, context.name)
-    # Not a stack of this machine: another stack's service token must not be sent to it.
+    # The stack is on another machine: a service token of this machine must not be sent to it.
     fields: dict[str, Any] = {
         "gateway_url": context.url,
         "state_dir": config_dir() / "elsewhere" / context.name,

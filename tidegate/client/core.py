@@ -1,4 +1,4 @@
-"""The SDK's calls, as flows: the logic that ``Client`` and ``AsyncClient`` share."""
+"""The flows of the SDK's calls. ``Client`` and ``AsyncClient`` use them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Version = int | str | None
 
 @dataclass(slots=True)
 class Core:
-    """Flows of every call. Metadata is cached for a minute, and read again if a model rejects a request."""
+    """The flows of all calls. Metadata is cached for a minute, and read again after a rejected request."""
 
     timeout_s: float
     caller: Caller
@@ -46,7 +46,7 @@ class Core:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
     ) -> Flow[InferResult]:
-        """Run one inference; run it again only if the model's signature changed since it was read."""
+        """Run one inference. Run it again only if the model's signature has changed since it was read."""
         path = _path(model, version)
 
         def attempt(metadata: Metadata, left: float) -> Flow[InferResult]:
@@ -76,7 +76,7 @@ class Core:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
     ) -> Flow[Opened]:
-        """Start a stream of answers and return it; its events are still to be read."""
+        """Start a stream of answers and return it. Its events are not read yet."""
         path = _path(model, version)
         limit = self.timeout_s if timeout_s is None else timeout_s
 
@@ -100,7 +100,7 @@ class Core:
         timeout_s: float | None,
         attempt: Callable[[Metadata, float], Flow[T]],
     ) -> Flow[T]:
-        """Run ``attempt`` with the metadata and the seconds left; run it again if the metadata changed."""
+        """Run ``attempt`` with the metadata and the seconds left. Repeat it if the metadata has changed."""
         path = _path(model, version)
         deadline = self.caller.clock() + (self.timeout_s if timeout_s is None else timeout_s)
         known = self._fresh(path)
@@ -114,7 +114,7 @@ class Core:
             try:
                 metadata = yield from self._fetch(path, self._left(deadline), NOT_KNOWN_YET)
             except Unavailable:
-                metadata = known  # the metadata is unchanged: the error is real
+                metadata = known  # no new metadata, so the error stands
             if metadata.get("inputs") == known.get("inputs"):
                 raise
         return (yield from attempt(metadata, self._left(deadline)))
@@ -132,7 +132,7 @@ class Core:
         return found
 
     def is_ready(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[bool]:
-        """Return True if the model accepts requests; False also for an unknown name."""
+        """Return True if the model accepts requests, False for an unknown name."""
         return not (yield from self._why_not_ready(model, version, timeout_s))
 
     def _why_not_ready(self, model: str, version: Version, timeout_s: float | None) -> Flow[str]:
@@ -161,7 +161,7 @@ class Core:
             except Unreachable as error:
                 last = error.message
             yield Sleep(min(POLL_S, left))
-        raise DeadlinePassed(f"Waited {timeout_s:g} s, but {last.rstrip('.')}.")
+        raise DeadlinePassed(f"Not ready after {timeout_s:g} s: {last.rstrip('.')}.")
 
     def _left(self, deadline: float) -> float:
         left = deadline - self.caller.clock()
@@ -181,9 +181,9 @@ class Core:
         return metadata
 
     def _expected(self, path: str, inputs: Any, deadline: float) -> Flow[Metadata]:
-        """Return the metadata. If the gateway has none yet, return {} for named inputs, which need none.
+        """Return the metadata. If the gateway does not have it yet, return {} for inputs with names.
 
-        For other inputs, wait until the model is ready; the request for its metadata started it.
+        For other inputs, wait until the model is ready: the request for the metadata has started it.
         """
 
         def unless_known() -> Flow[Metadata]:
@@ -194,7 +194,7 @@ class Core:
             try:
                 metadata: Metadata = yield Alone(unless_known())
             except DeadlinePassed:
-                # On a busy machine the time may end before the next poll: the last answer says more.
+                # The time may end before the next poll. The last answer then says more than a timeout.
                 raise last or DeadlinePassed("The timeout passed before the request was sent.") from None
             except Unavailable as error:
                 last = error
@@ -218,16 +218,16 @@ class Core:
 
 
 def arrange(model: str, inputs: Any, metadata: Metadata) -> list[Tensor]:
-    """Return the tensors to send: inputs by name, or one array for a model with one input.
+    """Return the tensors to send. ``inputs`` has arrays by name, or is one array if the model has one input.
 
-    A single value becomes an array of one if the model takes one axis. Raise TypeError if an array does not
-    fit, or if there is one bare array for a model with several inputs.
+    A scalar becomes an array of one element if the model's input has one axis of size 1 or -1. Raise
+    TypeError if an array does not fit, or for one array if the model has several inputs.
     """
     specs = {spec["name"]: spec for spec in metadata.get("inputs") or []}
     datatypes = {name: spec["datatype"] for name, spec in specs.items()}
     if not isinstance(inputs, Mapping):
         if len(datatypes) != 1:
-            wanted = f"the inputs {', '.join(datatypes)}" if datatypes else "inputs that are not declared"
+            wanted = f"the inputs {', '.join(datatypes)}" if datatypes else "undeclared inputs"
             raise TypeError(f"{model} has {wanted}; pass a dict of arrays by input name")
         inputs = {next(iter(datatypes)): inputs}
     tensors = []

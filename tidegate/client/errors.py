@@ -1,6 +1,6 @@
-"""The errors that a client raises: those of :mod:`tidegate.kernel.errors`, by the ``reason`` of an answer.
+"""The errors that a client raises. The ``reason`` of an answer selects one of :mod:`tidegate.kernel.errors`.
 
-``error.request_id`` is the request id of the answer. It is also a note, so that a traceback shows it.
+``error.request_id`` is the request id of the answer. Tracebacks show it as a note of the error.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _NOTE = "request id: "
 
 
 class Unreachable(Unavailable):
-    """Nothing listens at the address, or the connection broke before the answer."""
+    """No server listens at the address, or the connection broke before the answer."""
 
     reason = "unreachable"
 
 
 class BadAnswer(TidegateError):
-    """The answer does not follow the protocol: the URL may be wrong."""
+    """The answer does not follow the protocol. The URL may be wrong."""
 
     reason = "bad_answer"
 
@@ -82,11 +82,11 @@ _BY_STATUS: dict[int, type[TidegateError]] = {
 def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> TidegateError:
     """Return the error for an answer with a status of 400 or more.
 
-    ``headers`` must be case-insensitive or lower-case. ``reason`` decides the class, or the status if this
-    version does not know the reason. ``retry_after_s`` is ``Retry-After``, in seconds.
+    ``headers`` must be case-insensitive or lower-case. The answer's reason selects the class; if this version
+    does not know the reason, the status does. ``retry_after_s`` is ``Retry-After``, in seconds.
     """
     if body.lstrip().startswith(b"<"):
-        # A page of another server, or of a proxy in front of the gateway.
+        # The page comes from another server, or from a proxy in front of the gateway.
         kind = BadAnswer if status < 500 else _BY_STATUS.get(status, TidegateError)
         return kind(f"The answer was {status} with a web page: is this the URL of a Tidegate service?")
     message, reason, rid = _read(body)

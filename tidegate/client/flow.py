@@ -49,7 +49,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that only one caller of this client runs at a time, so that the others can use its result."""
+    """A flow that callers of this client run one after another, so that later ones can use its result."""
 
     flow: Flow[Any]
 
@@ -74,11 +74,11 @@ Flow = Generator[Step, Any, T]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Send within a deadline, with retries where they are safe and in time.
+    """Send requests within a deadline. Retry if that is safe and in time.
 
-    At most ``retries`` times it sends again after a refused or broken connection, and after a 429 or 503
-    whose ``Retry-After`` ends before the deadline. Never after a 500 or a 504: the model may have done the
-    work. ``clock`` is in seconds, ``chance`` returns numbers in [0, 1).
+    Retry at most ``retries`` times: after a refused or broken connection, and after a 429 or 503 whose
+    ``Retry-After`` ends before the deadline. Never retry after a 500 or 504, because the model may have run.
+    ``clock`` returns seconds, ``chance`` a random number in [0, 1).
     """
 
     retries: int = 2
@@ -99,7 +99,7 @@ class Caller:
     ) -> Flow[Answer]:
         """Return the answer if its status is below 400; else raise its error.
 
-        ``at_once`` is a reason whose errors are never retried. With ``stream``, the body stays open.
+        Errors with the reason ``at_once`` are never retried. With ``stream``, the body stays open.
         ``repeatable`` allows a retry after a broken connection.
         """
         deadline = self.clock() + timeout_s
@@ -122,7 +122,7 @@ class Caller:
         raise AssertionError("count() does not end")
 
     def _pause(self, error: TidegateError, attempt: int) -> float | None:
-        """Return the seconds until the next attempt, randomised so that clients do not retry in step."""
+        """Return the seconds until the next attempt, randomised so that clients retry at different times."""
         if isinstance(error, Unreachable):
             return float(FIRST_BACKOFF_S * 2**attempt * (0.5 + 0.5 * self.chance()))
         if error.retry_after_s is None:

@@ -1,4 +1,4 @@
-"""The bridge between flows and httpx: client options, requests, answers and errors."""
+"""Convert between flows and httpx: client options, requests, answers and errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tidegate.client.flow import Answer, Send
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.certificates import trusted
 
-# The server answers 504 itself; this timeout only matters if even that answer does not arrive.
+# The server answers 504 at the deadline. This timeout is only for the case that no answer arrives.
 PATIENCE_S = 2.0
-# Shorter than the server's idle timeout, so that no request meets a connection that is being closed.
+# Shorter than the server's idle timeout, so that no request is sent on a connection that is closing.
 KEEPALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 5.0
 
@@ -55,7 +55,7 @@ def answer_of(response: httpx.Response) -> Answer:
 
 
 def open_answer_of(response: httpx.Response) -> Answer:
-    """Return the :class:`Answer` of a response whose body is still to be read."""
+    """Return the :class:`Answer` of a response whose body is not read yet."""
     return Answer(response.status_code, response.headers, b"", live=response)
 
 

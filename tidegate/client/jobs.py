@@ -1,4 +1,4 @@
-"""Calls about durable jobs, as flows: everything that ``JobHandle`` and ``AsyncJobHandle`` share."""
+"""Flows for durable jobs. ``JobHandle`` and ``AsyncJobHandle`` use them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tidegate.client.result import InferResult, read_result
 from tidegate.kernel.errors import DeadlinePassed
 
 PATH = "/v1/jobs"
-# Seconds that one request waits at the gateway for a job's end.
+# Maximum seconds that one request waits at the gateway for a job's end.
 WAIT_S = 20.0
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """A job's options; None is the gateway's default. ``priority`` is high, normal or low.
+    """A job's options. None: the gateway's default. ``priority`` is high, normal or low.
 
     The job expires after ``ttl_s`` seconds."""
 
@@ -47,7 +47,7 @@ class JobOptions:
 
 
 class Handle:
-    """A job's handle without its calls."""
+    """The base of both job handles, without calls."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -63,7 +63,7 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class JobFlows:
-    """Flows of every call about jobs."""
+    """The flows of all job calls."""
 
     core: Core
 
@@ -79,7 +79,7 @@ class JobFlows:
         request_id: str | None,
         parameters: Mapping[str, Any] | None,
     ) -> Flow[Document]:
-        """Submit a job; return its document once it is durable. An idempotency key makes retries safe."""
+        """Submit a job. Return its document when it is durable. An idempotency key makes retries safe."""
         extra = {"model": model, **options.fields()} | ({} if version is None else {"version": str(version)})
         headers = {"Idempotency-Key": options.idempotency_key or os.urandom(16).hex()}
 
@@ -100,7 +100,7 @@ class JobFlows:
         return (yield from self.core.fitting(model, version, inputs, timeout_s, send))
 
     def status(self, id: str, *, wait_s: float = 0.0) -> Flow[Document]:
-        """Return a job's document: at its end, or as it is after ``wait_s``."""
+        """Return a job's document when it ends, or after ``wait_s`` seconds."""
         answer = yield from self._get(_path(id), wait_s)
         return document_of(answer)
 
@@ -132,7 +132,7 @@ class JobFlows:
         return document_of((yield from self.core.call("POST", f"{_path(id)}/retry", None)))
 
     def _get(self, path: str, wait_s: float) -> Flow[Answer]:
-        # The header has whole seconds, at least one as long as there is time to wait.
+        # The header has whole seconds. Send at least 1 if any time is left.
         headers = {"Prefer": f"wait={max(1, round(wait_s))}"} if wait_s > 0 else {}
         limit = self.core.timeout_s + wait_s
         return (yield from self.core.caller.call("GET", path, timeout_s=limit, headers=headers))

@@ -11,10 +11,10 @@ from tidegate.client.flow import Answer
 
 
 class InferResult(Mapping[str, Array]):
-    """The outputs by name, and facts about the call.
+    """The outputs by name, and details of the call.
 
-    ``timing`` has the parts of the call's time at the server, in milliseconds (``Server-Timing``).
-    ``request_id`` finds the request in the logs. ``parameters`` are those of the answer.
+    ``timing`` has the milliseconds of each phase at the server (``Server-Timing``). With ``request_id`` you
+    find the request in the logs. ``parameters`` are those of the answer.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class InferResult(Mapping[str, Array]):
         try:
             return self._outputs[name]
         except KeyError:
-            raise KeyError(f"no output {name!r}; there are: {', '.join(self._outputs)}") from None
+            raise KeyError(f"no output {name!r}; the outputs are: {', '.join(self._outputs)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._outputs)

@@ -1,4 +1,4 @@
-"""The settings of a stack's last start (``<state>/run/started.json``), for commands in other shells."""
+"""The settings of a stack's last start, for commands in other shells: ``<state>/run/started.json``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADDRESS = (
     "tls_key",
     "tls_ca",
 )
-# These say where a stack is, not how it runs.
+# These only say where the stack is, so they are not recorded.
 _PLACES = {
     "TIDEGATE_STATE_DIR",
     "TIDEGATE_RUNTIME_DIR",
@@ -35,7 +35,7 @@ _PLACES = {
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The settings of a start: ``address`` has those fields that are not the default.
+    """The settings of a start. ``address`` has the fields that differ from the default.
 
     ``environment`` has the ``TIDEGATE_*`` variables of `up`, without secrets.
     """
@@ -69,7 +69,7 @@ def write(state: Path, started: Started) -> None:
 
 
 def read(state: Path) -> Started:
-    """Return the record of the last start; an empty one if there is none, or if it is unreadable."""
+    """Return the record of the last start. Return an empty one if it is missing or unreadable."""
     try:
         found = json.loads((state / "run" / "started.json").read_text())
         return Started(dict(found["address"]), dict(found["environment"]))
@@ -78,7 +78,7 @@ def read(state: Path) -> Started:
 
 
 def forgotten(before: Started, environ: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
-    """Return the last start's variables that are now in neither the environment nor the settings file."""
+    """Return the variables of the last start that are missing now, in the environment and in the file."""
     return {
         name: value
         for name, value in before.environment.items()

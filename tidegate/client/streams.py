@@ -81,14 +81,14 @@ def read_line(line: str, opened: Opened) -> InferResult | None:
 
 def _array(value: Any, spec: Mapping[str, Any] | None) -> Array:
     values = value if isinstance(value, list) else [value]
-    if spec is None:  # no signature yet
+    if spec is None:  # the signature is not known yet
         return np.array([v.encode() for v in values] if values and isinstance(values[0], str) else values)
     shape = shape_of(spec["shape"], len(values))
     return from_json_output({"datatype": spec["datatype"], "shape": shape, "data": values})
 
 
 def shape_of(declared: Sequence[int], count: int) -> list[int]:
-    """Return the shape of one row with ``count`` values; flat if the signature leaves it open."""
+    """Return the shape of one row with ``count`` values. If the signature leaves it open: ``[count]``."""
     dims = list(declared)
     if dims.count(-1) > 1:
         dims[dims.index(-1)] = 1  # the batch axis: a stream has one row

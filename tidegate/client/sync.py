@@ -37,7 +37,7 @@ class JobHandle(Handle):
         return self._heard(self._client._jobs.wait(self.id, timeout_s))
 
     def result(self, timeout_s: float | None = None) -> InferResult:
-        """Wait for the result and return it; it can be read several times.
+        """Wait for the result and return it. It can be fetched again.
 
         Raise DeadlinePassed after ``timeout_s`` seconds (None: never), or the job's own error: ModelFailed,
         Conflict if it was cancelled, DeadlinePassed if it expired.
@@ -45,7 +45,7 @@ class JobHandle(Handle):
         return self._client._run(self._client._jobs.result(self.id, timeout_s))
 
     def cancel(self) -> str:
-        """Cancel the job and return its status, which is another one if the job ended first."""
+        """Cancel the job and return its status. The status is not ``cancelled`` if the job ended first."""
         return self._heard(self._client._jobs.cancel(self.id))
 
     def retry(self) -> JobHandle:
@@ -73,9 +73,9 @@ class BatchHandle(BatchHandleBase):
         return self._heard(self._client._batches.wait(self.id, timeout_s))
 
     def results(self, timeout_s: float | None = None) -> Generator[BatchItem, None, None]:
-        """Wait for the end, then yield the outcome of each request, in their order.
+        """Wait for the end, then yield the outcome of each request, in the order of the requests.
 
-        Raise DeadlinePassed if the batch is not over after ``timeout_s`` seconds (None: never).
+        Raise DeadlinePassed if the batch has not ended after ``timeout_s`` seconds (None: never).
         """
         answer = self._client._run(self._client._batches.results(self.id, timeout_s))
         for line in self._client._lines(answer):
@@ -83,7 +83,7 @@ class BatchHandle(BatchHandleBase):
                 yield read_item(line)
 
     def cancel(self) -> str:
-        """Cancel the requests that are not over, and return the batch's status."""
+        """Cancel the requests that have not ended. Return the batch's status."""
         return self._heard(self._client._batches.cancel(self.id))
 
     def _heard(self, flow: Flow[Document]) -> str:
@@ -92,11 +92,11 @@ class BatchHandle(BatchHandleBase):
 
 
 class Client:
-    """A client that calls models through a gateway. It keeps connections: share one between threads.
+    """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
     uses (``tidegate context``), with its credential. ``api_key`` is by default ``TIDEGATE_API_KEY``.
-    ``timeout_s`` limits each call with all its retries. ``retries`` limits how often a call is sent again:
+    ``timeout_s`` limits each call, including its retries. ``retries`` limits how often a call is sent again:
     after a failed connection, or after a 429 or 503 whose ``Retry-After`` ends before the deadline. Use 0
     for models that must not run twice. Errors are those of :mod:`tidegate.client.errors`.
     """
@@ -131,8 +131,8 @@ class Client:
     ) -> InferResult:
         """Run ``model`` on arrays by input name, or on one array if it has a single input.
 
-        An array with another dtype than the model's is cast if no value can change. float64 arrays and lists
-        are rounded to the model's floats. Any other dtype is a TypeError that says what the model expects.
+        An array of another dtype is cast if no value changes. float64 arrays and lists are rounded to the
+        model's floats. Raise TypeError, with the expected datatype, for all other arrays.
         BYTES inputs are object arrays of ``bytes`` or ``str``, BF16 inputs float32 (rounded). ``outputs``
         names the outputs to return (default: all).
 
@@ -167,11 +167,11 @@ class Client:
         request_id: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> JobHandle:
-        """Submit a job for ``model`` and return its handle, once the job is durable.
+        """Submit a job for ``model``. Return its handle when the job is durable.
 
         Inputs and errors are those of :meth:`infer`; ``timeout_s`` limits the submission. The job expires
-        ``ttl_s`` seconds later. ``webhook`` is called at its end. Give an ``idempotency_key`` if another
-        process, or this one after a crash, may submit the same call: both get the same job.
+        ``ttl_s`` seconds later. ``webhook`` is called at its end. Pass an ``idempotency_key`` if the
+        same call may be submitted twice, for example after a crash: both get the same job.
         """
         options = JobOptions(priority, ttl_s, webhook, metadata, idempotency_key)
         flow = self._jobs.submit(
@@ -228,9 +228,9 @@ class Client:
     ) -> BatchHandle:
         """Submit a batch: many inputs for ``model``, each as for :meth:`infer`. Return its handle.
 
-        The batch is durable: it continues without this process. The requests are held in memory and sent as
-        JSON; ``tidegate batch`` sends a file of any size. Each request expires ``ttl_s`` seconds after it was
-        queued. See ``docs/jobs.md``.
+        The batch is durable: it continues without this process. The requests are sent as JSON and must fit
+        into memory; ``tidegate batch`` sends a file of any size. Each request expires ``ttl_s`` seconds
+        after it was queued. See ``docs/jobs.md``.
         """
         flow = self._batches.submit(
             model, requests, version=version, priority=priority, ttl_s=ttl_s, timeout_s=timeout_s
@@ -254,7 +254,7 @@ class Client:
         return self._run(self._core.models(timeout_s=timeout_s))
 
     def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
-        """Return True if the model accepts requests, even if it must start first. Unknown names: False."""
+        """Return True if the model accepts requests, even if it must start first. Unknown name: False."""
         return self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))
 
     def wait_ready(self, model: str, timeout_s: float = 120.0, *, version: Version = None) -> None:

@@ -1,4 +1,4 @@
-"""Write the files from which RabbitMQ and the Valkeys read the services' accounts when they start."""
+"""Write the files with the services' accounts. RabbitMQ and the Valkeys read them when they start."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tidegate.kernel import credentials
 from tidegate.kernel.broker.permissions import BROKER, JOB_STORE, LIVE_STORE
 
 VHOST = "/"
-# Users with well-known passwords: RabbitMQ's default one, and that of earlier releases in containers. A node
-# that has these users locks them.
+# Users with well-known passwords: RabbitMQ's default user, and that of earlier releases in containers.
+# Both are locked.
 LOCKED = ("guest", "tidegate")
 
 
 def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
-    """Return RabbitMQ's definitions: a user for each service, with its permissions and no others.
+    """Return RabbitMQ's definitions: a user for each service, with only the permissions that it needs.
 
-    ``passwords`` are the services', by name. The same passwords give the same text.
+    ``passwords`` are by service name. The same passwords give the same text.
     """
     users = [
         {
@@ -54,7 +54,7 @@ def rabbitmq_definitions(passwords: Mapping[str, str]) -> str:
 def valkey_users(passwords: Mapping[str, str], rules: Mapping[str, str]) -> str:
     """Return Valkey's ACL file: a user for each service, with its rules, and no other user.
 
-    ``passwords`` and ``rules`` are by the service's name (``tidegate.kernel.broker.permissions``).
+    ``passwords`` and ``rules`` are by service name (``tidegate.kernel.broker.permissions``).
     """
     lines = ["user default off resetkeys resetchannels -@all"]
     for service, password in passwords.items():
@@ -67,7 +67,7 @@ def _rabbitmq_hash(password: str) -> str:
     """Return a password as RabbitMQ stores it: base64 of a 4-byte salt and sha256(salt + password).
 
     The salt is derived from the password, so the same password always gives the same text. The passwords are
-    random, so no table of hashes contains them.
+    random, so a salt that is not random is enough.
     """
     salt = hashlib.sha256(f"salt {password}".encode()).digest()[:4]
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
@@ -76,8 +76,8 @@ def _rabbitmq_hash(password: str) -> str:
 def write(secrets: Path, servers: Path) -> None:
     """Make the passwords that are missing in ``secrets``, and write each server's files below ``servers``.
 
-    The servers' files contain hashes, not passwords, so every user may read them. A server in a container has
-    a user of its own, and sees only its own folder.
+    The servers' files contain hashes instead of passwords, so every user may read them. A server in a
+    container runs as another user and sees only its own folder.
     """
     credentials.ensure(secrets)
     broker, live, jobs = (credentials.read_all(secrets, server) for server in credentials.SERVERS)

@@ -1,7 +1,7 @@
 """Back up a stack while it runs: its database, artifacts, jobs, secrets and settings.
 
-No server is stopped or queried. The order makes the copy consistent: the database before the artifacts that
-it names, large payloads before and after the jobs that refer to them.
+No server is stopped or queried. The order makes the copy consistent: the database is copied before the
+artifacts that it names, and large payloads before and after the jobs that refer to them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ OnStep = Callable[[str, str], None]
 
 DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
 STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
-# Below `data`: copied in another way, or useless on another machine.
+# Folders below `data` that are copied in another way, or are useless on another machine.
 _NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs")
 _TRIES = 3
 
 
 def is_state(name: str) -> bool:
-    """Return True for the parts of the state folder that a backup keeps: single files, secrets and data.
+    """Return True for the parts of the state folder that a backup has: single files, secrets and data.
 
-    Programs and run-time records are made again; a backup must not contain any.
+    A backup must not contain programs and run-time records, which a start makes again.
     """
     first, *rest = name.split("/")
     return not rest or first == "secrets" or (first == "data" and rest[0] not in _NOT_AS_FILES)
@@ -60,7 +60,7 @@ def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifes
     state = settings.state_path
     if not (state / "data").is_dir():
         raise BackupError(
-            f"{state} has no data of a stack: go to the folder of `make up`, or set TIDEGATE_STATE_DIR."
+            f"{state} has no data of a stack. Go to the folder of `make up`, or set TIDEGATE_STATE_DIR."
         )
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in reversed(range(_TRIES)):
@@ -73,7 +73,7 @@ def backup(settings: Settings, place: Path, on_step: OnStep = ignore) -> Manifes
 
 
 class _MissedArtifact(Exception):
-    """A version in the copied database was deleted meanwhile, together with its artifact."""
+    """A version in the copied database was deleted during the backup, together with its artifact."""
 
 
 def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
@@ -102,7 +102,10 @@ def _backup(settings: Settings, place: Path, on_step: OnStep) -> Manifest:
 
 
 def _database(settings: Settings, aside: Path, writer: Writer) -> set[str]:
-    """Add the registry's database. Return the digests of the artifacts it needs, as far as they are known."""
+    """Add the registry's database. Return the digests of the artifacts that it needs.
+
+    Empty for PostgreSQL, whose copy is not read.
+    """
     manifest = writer.manifest
     copy = aside / DATABASE[manifest.database]
     if manifest.database == databases.POSTGRESQL:
@@ -111,7 +114,7 @@ def _database(settings: Settings, aside: Path, writer: Writer) -> set[str]:
         return set()
     source = databases.sqlite_path(settings.database_url)
     if not source.is_file():
-        manifest.left_out["database"] = f"there is no {source}: the stack has never run"
+        manifest.left_out["database"] = f"{source} does not exist: the stack has never run"
         return set()
     databases.copy_sqlite(source, copy)
     manifest.schema, manifest.counts = databases.schema(copy), databases.counts(copy)
@@ -148,8 +151,8 @@ def _blobs(settings: Settings, writer: Writer) -> None:
 def _jobs(settings: Settings, writer: Writer) -> None:
     """Add the log of the jobs' Valkey up to its end.
 
-    The files are opened first, so one that the server replaces meanwhile stays readable. The log may end
-    anywhere, because the server ignores an incomplete last command.
+    All files are opened first, so a file that the server replaces during the copy stays readable. The copy
+    may end anywhere, because the server ignores an incomplete last command.
     """
     if not is_embedded(settings.jobs_url, settings.jobs_port):
         writer.manifest.left_out[JOBS] = "their Valkey is elsewhere (TIDEGATE_JOBS_URL)"
@@ -171,7 +174,7 @@ def _jobs(settings: Settings, writer: Writer) -> None:
 def _opened(folder: Path, stack: ExitStack) -> dict[str, IO[bytes]]:
     manifests = sorted(folder.glob("*.manifest"))
     if not manifests:
-        return {}  # there was never a job
+        return {}  # the stack never had a job
     manifest = stack.enter_context(manifests[0].open("rb"))
     names = [
         line.split()[1].decode() for line in manifest if line.startswith(b"file ") and b" type h" not in line
@@ -206,7 +209,7 @@ def _kept(state: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the plain files below a folder, in order. Files that are deleted meanwhile are left out."""
+    """Yield the plain files below a folder, sorted. Leave out files that are deleted during the walk."""
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.is_file() and not path.is_symlink():
             yield path

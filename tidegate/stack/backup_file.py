@@ -81,7 +81,7 @@ class Writer:
         self.manifest = manifest
 
     def add(self, name: str, path: Path) -> bool:
-        """Add a file up to its present size. Return False if it no longer exists."""
+        """Add a file up to its current size. Return False if it no longer exists."""
         try:
             file = path.open("rb")
         except FileNotFoundError:
@@ -91,7 +91,7 @@ class Writer:
         return True
 
     def add_open(self, name: str, file: IO[bytes]) -> None:
-        """Add an open file up to its present size."""
+        """Add an open file up to its current size."""
         info = tarfile.TarInfo(name)
         info.size, info.mode, info.mtime = os.fstat(file.fileno()).st_size, 0o600, int(time.time())
         hashing = _Hashing(file)
@@ -100,7 +100,7 @@ class Writer:
         except OSError as error:
             if "unexpected end of data" in str(error):
                 raise BackupError(
-                    f"{name} became shorter while it was read: start the backup again."
+                    f"{name} became shorter while it was read. Start the backup again."
                 ) from None
             raise
         self.manifest.files[name] = Stored(hashing.digest.hexdigest(), info.size)
@@ -123,7 +123,7 @@ def written(place: Path, manifest: Manifest) -> Iterator[Writer]:
 
     A name that ends with ``.gz`` or ``.tgz`` is compressed.
     """
-    # A random name: in a folder that others can write, a known name could already be their link.
+    # The name is random. In a folder that others can write, a known name could be a link made by them.
     descriptor, made = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent)
     part = Path(made)
     try:

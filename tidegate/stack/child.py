@@ -1,4 +1,4 @@
-"""A process of the stack as a plain value: its command, its readiness probe, its place in the stop order."""
+"""A process of the stack as a plain value: its command, readiness probe and stop order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Child:
 
     Without a ``probe`` it is a step: it runs once and must exit with 0. ``after`` names the children that
     must be ready first. Children stop in ascending ``stop_order``. ``after_stop`` is a command that runs
-    after the child has ended. Before each start, ``files`` are written and ``links`` (link to target) made.
+    after the child has ended. Before each start, ``files`` are written
+    and ``links`` (link to target) are made.
     """
 
     name: str

@@ -59,7 +59,7 @@ class ChildSupervisor:
         self._report("starting", process=processes.find(self.process.pid))
         if self.child.probe is not None:
             await self._wait_ready(self.process, offset)
-        # Popen.wait in a thread would block the interpreter's exit. Polling is cheap and exact enough.
+        # Poll, because Popen.wait in a thread would block the interpreter's exit.
         while (code := self.process.poll()) is None:
             await asyncio.sleep(POLL_S)
         return code
@@ -85,7 +85,7 @@ class ChildSupervisor:
         self._deaths = 1 if lived_s > STEADY_S else self._deaths + 1
         self.restarts += 1
         delay = backoff_s(self._deaths)
-        self._report("restarting", process=None, detail=f"exited with {code}; again in {delay:g} s")
+        self._report("restarting", process=None, detail=f"exited with {code}; starts again in {delay:g} s")
         self._kill_group()
         await asyncio.sleep(delay)
 

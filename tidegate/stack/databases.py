@@ -28,7 +28,7 @@ def sqlite_path(url: str) -> Path:
 
 
 def copy_sqlite(source: Path, target: Path) -> None:
-    """Copy a database as of one moment, even while it is written. Raise BackupError."""
+    """Make a consistent copy of a database, even while it is written. Raise BackupError."""
     try:
         with closing(sqlite3.connect(source, timeout=30)) as live, closing(sqlite3.connect(target)) as copy:
             live.backup(copy)

@@ -19,7 +19,7 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
         path.write_text(text)
     for place, target in child.links.items():
         if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)  # somebody copied the folder that the link led to
+            shutil.rmtree(place)  # a copy of the state folder can have a real folder in place of the link
         place.unlink(missing_ok=True)
         place.symlink_to(target)
     with log.open("ab") as output:
@@ -34,7 +34,7 @@ def spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
 
 
 def tail(log: Path, *, start: int = 0, lines: int = TAIL_LINES) -> str:
-    """Return the last lines of a log, of the part after byte ``start``."""
+    """Return the last lines of a log after byte ``start``."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
@@ -46,7 +46,7 @@ def tail(log: Path, *, start: int = 0, lines: int = TAIL_LINES) -> str:
 
 
 def size(log: Path) -> int:
-    """Return the size of a log in bytes; 0 if there is none."""
+    """Return the size of a log in bytes; 0 if it does not exist."""
     try:
         return log.stat().st_size
     except OSError:

@@ -13,7 +13,7 @@ ROTATED_BY_ITS_WRITER = "access.log"
 
 
 async def keep_short(state: Path) -> None:
-    """Check every log regularly, until cancelled."""
+    """Shorten logs that are too large, every ``EVERY_S`` seconds, until cancelled."""
     while True:
         await asyncio.sleep(EVERY_S)
         await asyncio.to_thread(shorten, state / "log", LIMIT_BYTES)

@@ -26,7 +26,7 @@ GRACE_S = {"gateway": 40.0}
 
 
 def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
-    """Return the processes of the stack in starting order, without servers whose URL is elsewhere."""
+    """Return the processes of the stack in starting order, without servers that run elsewhere."""
     state = settings.state_path
     env = _environment(settings, environ)
     servers: list[Child] = []
@@ -88,8 +88,8 @@ def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tupl
         probe=Probe("https" if name == "gateway" and settings.tls_cert else "http", port, probe_host),
         stop_order=STOP_ORDER[name],
         ports=ports,
-        # The registry starts at the same time as RabbitMQ and waits for it. The other services need a
-        # registry that listens.
+        # The registry starts at the same time as RabbitMQ and waits for it. The other services start when the
+        # registry listens.
         after=("migrate",) if name == "registry" else (*needed, "registry"),
         after_stop=(*_module("services.autoscaler"), "sweep") if name == "autoscaler" else (),
         grace_s=GRACE_S.get(name, 15.0),
@@ -109,10 +109,10 @@ def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, st
     """Return the environment of every child: the settings as resolved here, and the mark of the stack."""
     mine = {"service_token", "api_key", "runtime_dir", "state_dir"}
     values = settings.model_dump(exclude=mine, exclude_none=True)
-    # URLs without our passwords: each child reads its own.
+    # The URLs have no passwords, because each child reads its own password.
     values |= settings.server_urls
     ours = {f"TIDEGATE_{name.upper()}": str(value) for name, value in values.items()}
-    # Settings of the file as it is now, so that a service restarted later has the same ones.
+    # Pass the current settings of the file, so that a service that is restarted later has the same ones.
     file = {name: value for name, value in settings.file_values.items() if value and not environ.get(name)}
     sources = json.loads(environ.get(SOURCES) or "{}") | dict.fromkeys(file, FILE)
     for name, source in settings.sources().items():
@@ -131,7 +131,7 @@ def _folders(settings: Settings) -> dict[str, str]:
 
 
 def is_embedded(url: str, port: int) -> bool:
-    """Return True if a URL is that of the stack's own server."""
+    """Return True if the URL is that of the stack's own server."""
     parts = urlsplit(url)
     return parts.hostname in {"127.0.0.1", "localhost"} and parts.port == port
 

@@ -1,4 +1,4 @@
-"""Find free ports, and the processes that use the others."""
+"""Find free ports, and the processes that use ports."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _APART = 997  # ports between the first candidates of two consecutive processes
 def free_ports(count: int) -> list[int]:
     """Return ``count`` loopback ports that are free now, and likely to stay free until they are used.
 
-    They are outside the range that the kernel assigns to outgoing connections. Two calls in a process never
-    return the same port, and each process begins at another one.
+    They are outside the range that the kernel assigns to outgoing connections. Two calls in a process do not
+    return the same port, and different processes begin at different ports.
     """
     return list(itertools.islice(filter(_is_free, _ports), count))
 
@@ -65,7 +65,7 @@ def _complaint(port: Port) -> str | None:
         except OSError as error:
             code, text = error.errno, error.strerror
     if code == errno.EADDRINUSE:
-        return f"Port {port.number} is taken by {_holder(port.number)}, or choose another: {port.setting}=..."
+        return f"Port {port.number} is used by {_holder(port.number)}, or choose another: {port.setting}=..."
     return f"Cannot listen on {port.host}:{port.number} ({text}); choose another port: {port.setting}=..."
 
 

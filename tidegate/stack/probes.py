@@ -1,4 +1,4 @@
-"""Probe readiness in each server's own protocol: an open port does not mean that the server answers."""
+"""Probe readiness in each server's own protocol, because a server with an open port may not answer yet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def problem(probe: Probe) -> str | None:
             case "amqp":
                 return _answers(probe, b"AMQP\x00\x00\x09\x01", b"\x01\x00\x00")
             case "valkey":
-                # While it loads its data, it answers -LOADING.
+                # While Valkey loads its data, it answers -LOADING.
                 return _valkey(probe)
             case "http" | "https":
                 return _http(probe)
@@ -41,7 +41,7 @@ def _valkey(probe: Probe) -> str | None:
     if probe.login is None:
         return _answers(probe, b"PING\r\n", b"+PONG")
     user, password = probe.login[0], probe.login[1].read_text().strip()
-    # While the data is loaded, AUTH succeeds and PING does not.
+    # While Valkey loads its data, AUTH succeeds but PING does not.
     return _answers(probe, f"AUTH {user} {password}\r\nPING\r\n".encode(), b"+OK\r\n+PONG")
 
 

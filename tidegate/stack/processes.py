@@ -1,4 +1,4 @@
-"""Processes, read from /proc. Pids are reused, so a process is identified by its pid and its start time."""
+"""Find and end processes, with /proc. Pids are reused, so a process is identified by pid and start time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Process:
     started: int
 
     def alive(self) -> bool:
-        """Return True while this process runs. A zombie does not run."""
+        """Return True if this process runs. A zombie does not run."""
         return find(self.pid) == self
 
     def command(self, limit: int | None = 120) -> str:
@@ -58,7 +58,7 @@ def find(pid: int) -> Process | None:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
-    # The name in parentheses may contain spaces and parentheses: fields count from the last parenthesis.
+    # The name in parentheses may contain spaces and parentheses, so fields are counted after the last one.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in {"Z", "X"} else Process(pid, int(fields[19]))
 
@@ -72,7 +72,7 @@ def marked(state: Path) -> list[Process]:
 
 def _belongs(process: Process, state: Path) -> bool:
     environment = process.environment()
-    # A model server's environment has none of our settings; its command line names the replica's folder.
+    # A model server's environment does not have the mark, but its command line names the replica's folder.
     of_replica = REPLICA in environment and f"{state}/" in process.command(limit=None)
     return environment.get(MARK) == str(state) or of_replica
 

@@ -1,4 +1,4 @@
-"""A private RabbitMQ node: its own ports, folders, name and cookie, everything on loopback."""
+"""A private RabbitMQ node on loopback, with its own ports, folders, name and cookie."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# The wrapper in /usr/sbin changes to the user `rabbitmq`. These are the scripts that it calls.
+# The scripts that the wrapper in /usr/sbin calls. The wrapper itself would change to the user `rabbitmq`.
 DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PLACES = (DEBIANS, Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 
@@ -95,19 +95,19 @@ def _files(home: Path, port: int, ack_timeout_s: float, definitions: str) -> dic
 
 @dataclass(frozen=True, slots=True)
 class _QuickStart:
-    """The broker's own application, and the folders of code that a start reads, the largest first."""
+    """The folder of RabbitMQ's main plugin, and the folders of code that a start reads, the largest first."""
 
     broker: Path
     code: tuple[Path, ...]
 
 
 def _quick_start(plugins: Path) -> _QuickStart | None:
-    """Return what halves the start time of a node; None if the folders differ from Debian's packages.
+    """Return folders that halve the start time of a node; None if they are not as in Debian's packages.
 
-    A start loads about 600 modules. For each it tries the folders in turn: those of 70 plugins that are not
-    enabled, then those of Erlang. That is about 20,000 failed opens, each with a change of threads. So the
-    broker gets itself as its only plugin, and the largest folders come first. Since release 26, Erlang caches
-    the content of its own folders, but not of folders that we name: so there we name none.
+    A start loads about 600 modules. For each module Erlang tries one folder after another: first those of 70
+    plugins that are not enabled, then its own. That makes about 20,000 failed opens. So we offer only the
+    main plugin, and put the largest folders first. Since release 26, Erlang caches the content of its own
+    folders, but not of folders that we name. So for these releases we name none.
     """
     broker = next(plugins.glob("rabbit-*"), None)
     erl = shutil.which("erl")
@@ -140,7 +140,7 @@ def _node_environment(home: Path, dist_port: int, quick: _QuickStart | None) -> 
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_PID_FILE": str(home / "node.pid"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_FLAGS,
-        # With this the script becomes the Erlang VM instead of its parent, so SIGTERM reaches the node.
+        # The script then execs the Erlang VM instead of starting it as a child, so SIGTERM reaches the node.
         # The flag -noinput above keeps the VM from reading a terminal.
         "RABBITMQ_ALLOW_INPUT": "1",
     }

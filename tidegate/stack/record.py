@@ -20,7 +20,7 @@ StackPhase = Literal["starting", "running", "stopping", "stopped", "failed", "un
 
 @dataclass(frozen=True, slots=True)
 class ChildRecord:
-    """One child: its state, since when (epoch seconds), and the reason in a few words."""
+    """One child: its state, the time of the last change (epoch seconds), and a short reason."""
 
     name: str
     state: ChildPhase = "waiting"
@@ -54,14 +54,14 @@ class RunFolder:
     _held: list[int] = field(default_factory=list)
 
     def read(self) -> StackRecord:
-        """Return the last record; an empty one if there is none or it cannot be read."""
+        """Return the last record. Return an empty one if it is missing or unreadable."""
         try:
             return _parse(json.loads((self.path / "stack.json").read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             return StackRecord()
 
     def write(self, record: StackRecord) -> None:
-        """Replace the record atomically: a reader sees the old one or the new one."""
+        """Replace the record atomically, so that a reader sees the old or the new one."""
         fresh = self.path / "stack.json.new"
         fresh.write_text(json.dumps(record.as_dict(), indent=1))
         fresh.replace(self.path / "stack.json")

@@ -22,14 +22,14 @@ from tidegate.stack.backup import (
 )
 from tidegate.stack.backup_file import BackupError, Manifest, extract, verified
 
-# The parts of a state folder that are a stack's data. The rest was installed, or is made again.
+# The parts of a state folder that are a stack's data. `make up` or a start makes the rest again.
 _DATA = ("data", "secrets", "token", "webhook-secret", "metrics")
 
 
 def restore(settings: Settings, place: Path, *, force: bool = False, on_step: OnStep = ignore) -> Manifest:
     """Write a backup into the state folder, the database and the stores of these settings.
 
-    Raise BackupError if the backup is damaged, if the stack runs, or if there is data already.
+    Raise BackupError if the backup is damaged, if the stack runs, or if data exists.
     ``force``: stop a running stack and move existing data aside.
     """
     manifest = verified(place)
@@ -47,7 +47,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
     there = layout.taken()
     if there and not force:
         raise BackupError(
-            f"There is data already: {', '.join(map(str, there[:4]))}. Restore into another folder "
+            f"Data exists already: {', '.join(map(str, there[:4]))}. Restore into another folder "
             "(--into DIR), or give --force to move it aside."
         )
     before = os.umask(0o077)
@@ -59,7 +59,7 @@ def restore(settings: Settings, place: Path, *, force: bool = False, on_step: On
 
 
 class Layout:
-    """The paths to which the parts of a backup are restored, by the settings in force."""
+    """The paths to which the parts of a backup are restored. They depend on the settings."""
 
     def __init__(self, settings: Settings, manifest: Manifest) -> None:
         self.state = settings.state_path
@@ -70,8 +70,8 @@ class Layout:
             raise BackupError(f"The manifest names an unknown kind of database: {manifest.database!r:.80}.")
         if DATABASE[manifest.database] in manifest.files and kind != manifest.database:
             raise BackupError(
-                f"The backup has a database of {manifest.database}, and TIDEGATE_DATABASE_URL names one of "
-                f"{kind}: set it to one of the same kind."
+                f"The backup has a {manifest.database} database, but TIDEGATE_DATABASE_URL names a {kind} "
+                f"database. Set it to a {manifest.database} database."
             )
         self.roots = {STATE: self.state, JOBS: self.state / "data" / "jobs"}
         for part, name in ((ARTIFACTS, "artifact_url"), (BLOBS, "blob_url")):
@@ -80,8 +80,8 @@ class Layout:
                 self.roots[part] = root
             elif any(each.startswith(f"{part}/") for each in manifest.files):
                 raise BackupError(
-                    f"The backup has {part} as files, and TIDEGATE_{name.upper()} names a store elsewhere: "
-                    "restore with a folder there, then copy them."
+                    f"The backup has {part} as files, but TIDEGATE_{name.upper()} is not a folder. "
+                    "Set it to a folder, restore, then copy the files to the store."
                 )
 
     @property
@@ -101,7 +101,7 @@ class Layout:
         return self.roots[part] / PurePosixPath(rest)
 
     def check(self) -> None:
-        """Raise BackupError if the backup has a file without a path."""
+        """Raise BackupError if the backup has an unknown file."""
         for name in self.manifest.files:
             self.target(name)
 
@@ -166,7 +166,7 @@ def _move_aside(layout: Layout, there: list[Path], stamp: str) -> Path | None:
     for path in there:
         inside = path.is_relative_to(layout.state)
         path.replace(old / path.name if inside else path.with_name(f"{path.name}.before-restore-{stamp}"))
-    # Files of the old state that the backup replaces are kept, too.
+    # Also keep the old single files that the backup replaces.
     for name in {name.partition("/")[2] for name in layout.manifest.files if name.startswith(f"{STATE}/")}:
         if "/" not in name and (layout.state / name).is_file():
             (layout.state / name).replace(old / name)

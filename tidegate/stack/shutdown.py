@@ -1,4 +1,4 @@
-"""Stop a stack: its children in order, then every other process with its mark."""
+"""Stop a stack: first its children in order, then every other process that has its mark."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEFTOVER_GRACE_S = 3.0
 def stop_children(
     children: Sequence[Child], running: dict[str, Process], state: Path, report: Report
 ) -> None:
-    """Stop the children in their order, each within its grace time, then end what is left of the stack."""
+    """Stop the children in their order, each within its grace time. Then end the stack's other processes."""
     for child in sorted(children, key=lambda c: c.stop_order):
         process = running.get(child.name)
         if process and process.alive():
@@ -38,9 +38,9 @@ def stop_children(
 
 
 def sweep(state: Path) -> list[Process]:
-    """End every process with the stack's mark. Return those that were found.
+    """End every process that has the stack's mark. Return the processes found.
 
-    Processes of the models' users are ended too: their mark cannot be read without CAP_SYS_PTRACE.
+    Also end the processes of the models' users, whose mark cannot be read without CAP_SYS_PTRACE.
     """
     found = processes.marked(state)
     processes.stop(found, LEFTOVER_GRACE_S)
@@ -62,7 +62,7 @@ def _after(child: Child, state: Path, report: Report) -> None:
 
 
 def end_supervisor(supervisor: Process, limit_s: float, watch: Callable[[], None]) -> None:
-    """Send SIGTERM to the supervisor, which stops its stack, and SIGKILL after ``limit_s`` seconds."""
+    """Send SIGTERM to the supervisor, which then stops its stack. Send SIGKILL after ``limit_s`` seconds."""
     supervisor.send(signal.SIGTERM)
     end = time.monotonic() + limit_s
     while supervisor.alive() and time.monotonic() < end:

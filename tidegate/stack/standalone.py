@@ -19,7 +19,7 @@ POLL_S = 0.1
 
 @contextmanager
 def running(children: Sequence[Child], log_folder: Path) -> Iterator[None]:
-    """Start the children one by one, each when the one before is ready. Stop them after the block."""
+    """Start the children in turn, each when the previous one is ready. Stop them after the block."""
     started: list[tuple[Child, subprocess.Popen[bytes]]] = []
     try:
         for child in children:
@@ -61,14 +61,14 @@ def valkey_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def jobs_running(folder: Path, *, port: int | None = None) -> Iterator[str]:
-    """Run a Valkey for jobs. Its data is on disk, and is there again after a restart in ``folder``."""
+    """Run a Valkey for jobs. Its data is on disk and survives a restart in the same ``folder``."""
     number = port or free_ports(1)[0]
     with running([valkey.jobs_child(folder / "data", port=number, environ=os.environ)], folder):
         yield f"redis://127.0.0.1:{number}/0"
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """Stop a child of this process, and what is left of its group."""
+    """Stop a child of this process, and the rest of its process group."""
     identity = processes.find(process.pid)
     if process.poll() is None and identity:
         processes.stop([identity], grace_s)

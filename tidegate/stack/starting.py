@@ -1,4 +1,4 @@
-"""``up``: bring a stack to readiness, whether nothing, leftovers or all of it runs."""
+"""``up``: start a stack and wait until it is ready. Parts of it may run already."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ProgressReporter:
         self._seen: dict[str, tuple[ChildPhase, str]] = {}
 
     def skip(self, record: StackRecord) -> None:
-        """Regard the content of the record as reported."""
+        """Treat the content of the record as already reported."""
         self._seen |= {child.name: (child.state, child.detail) for child in record.children}
 
     def show(self, record: StackRecord) -> None:
@@ -71,8 +71,8 @@ def ignore(_: Progress) -> None:
 def up(settings: Settings, on_progress: OnProgress = ignore) -> StackRecord:
     """Start the stack unless it runs, and return when every child is ready.
 
-    Raise StackError (PortBusy, MissingPart, ChildFailed) with a complete message. Then nothing that was
-    started here is left running.
+    Raise StackError (PortBusy, MissingPart, ChildFailed) with a complete message. The processes that were
+    started are then ended.
     """
     _check_stores(settings)
     before = os.umask(0o077)
@@ -96,7 +96,7 @@ def _up(settings: Settings, on_progress: OnProgress) -> StackRecord:
 
 
 def run(settings: Settings) -> NoReturn:
-    """Become the supervisor of the stack, in the foreground, for a service manager.
+    """Run the stack's supervisor in the foreground, for a service manager.
 
     Raise StackError as :func:`up` does, and if the stack runs already.
     """
@@ -118,7 +118,7 @@ def run(settings: Settings) -> NoReturn:
 def _private(state: Path) -> RunFolder:
     """Make the state folder, for its owner only. Return its run folder."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.chmod(0o700)  # an earlier release made it readable for everybody
+    state.chmod(0o700)  # an earlier release made it readable for every user
     return RunFolder(state / "run")
 
 
@@ -133,7 +133,7 @@ def _prepare(settings: Settings) -> None:
 
 
 def _planned(settings: Settings, record: StackRecord) -> tuple[Child, ...]:
-    """Stop what is left of earlier children, and return the children to start. Record their settings."""
+    """Stop children of an earlier start, record the settings, and return the children to start."""
     children = plan(settings, os.environ)
     _clear_leftovers(record, children)
     check_free(port for child in children for port in child.ports)
@@ -165,7 +165,7 @@ def _supervisor(children: Sequence[Child]) -> Child:
     return Child(
         name="supervisor",
         argv=(sys.executable, "-P", "-m", "tidegate.stack"),
-        # The children's environment, so that the supervisor has the settings resolved here.
+        # Use the children's environment, so that the supervisor has the same resolved settings.
         env=next(child for child in children if child.name == "migrate").env,
         probe=None,
         stop_order=0,
@@ -204,7 +204,7 @@ def _supervisor_died(state: Path) -> str:
 
 
 def state(settings: Settings) -> StackRecord:
-    """Return what runs now: the supervisor's record, with ended processes marked."""
+    """Return the supervisor's record. If the supervisor died, return the present state of each child."""
     record = RunFolder(settings.state_path / "run").read()
     if record.supervisor and record.supervisor.alive():
         return record

@@ -43,7 +43,7 @@ def _children(settings: Settings) -> tuple[Child, ...]:
     try:
         return plan(settings, os.environ)
     except MissingPart:
-        # A program was uninstalled while it ran: all processes are ended by their mark, in no order.
+        # A program was uninstalled while it ran. All processes are then ended by their mark, in no order.
         return ()
 
 

@@ -26,7 +26,7 @@ log = telemetry.logger(__name__)
 
 
 class Supervisor:
-    """A process that keeps the children running until a signal, and ``stack.json`` up to date."""
+    """Keep the children running until a signal, and keep ``stack.json`` up to date."""
 
     def __init__(
         self, children: Sequence[Child], state: Path, notify: Notify = systemd_notify.ignore
@@ -62,7 +62,7 @@ class Supervisor:
         return 1 if error else 0
 
     async def _keep_until_stopped(self) -> str:
-        """Run every child until one fails or the stack is stopped. Return the error, empty after a stop."""
+        """Run every child until one fails or the stack is stopped. Return the error; empty after a stop."""
         ready = {child.name: asyncio.Event() for child in self._children}
         self._supervised = [self._supervise(child, ready) for child in self._children]
         stopped = asyncio.Event()
@@ -106,7 +106,7 @@ class Supervisor:
         self._write()
 
     def _write(self) -> None:
-        # A full disk must not end the supervisor: the children matter more than their record.
+        # A full disk must not end the supervisor.
         with contextlib.suppress(OSError):
             self._folder.write(self._record)
 

@@ -1,4 +1,4 @@
-"""Notify systemd that the stack is ready or stops: datagrams to its socket, as sd_notify(3)."""
+"""Notify systemd that the stack is ready or stops, with datagrams to its socket as in sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ignore(_: str) -> None:
 
 
 def to(place: str) -> Notify:
-    """Return a function that sends lines to the socket ``NOTIFY_SOCKET``; empty: it does nothing.
+    """Return a function that sends lines to this socket. For an empty name it does nothing.
 
     A name that begins with ``@`` is an abstract socket. A socket without a listener is not an error.
     """

@@ -10,19 +10,19 @@ from pathlib import Path
 from tidegate.kernel import credentials
 from tidegate.kernel.protocol.access import metrics_token
 
-# In a folder of its own, so that a container can mount it without the service token.
+# The token has its own folder, so that a container can mount it without the service token.
 METRICS_TOKEN = Path("metrics") / "token"
 
 
 def ensure(state: Path) -> Path:
-    """Write a new 256-bit token to ``<state>/token`` unless there is one. Return the file."""
+    """Write a new 256-bit token to ``<state>/token`` unless the file exists. Return the file."""
     path = state / "token"
     credentials.write_once(path, secrets.token_urlsafe(32))
     return path
 
 
 def write_metrics_token(state: Path, service_token: str, mode: int = 0o600) -> Path:
-    """Write the token that opens the metrics of this stack to ``<state>/metrics/token``; return the file."""
+    """Write the token for this stack's metrics to ``<state>/metrics/token``. Return the file."""
     path = state / METRICS_TOKEN
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"token.{os.getpid()}")
@@ -37,13 +37,13 @@ def write_metrics_token(state: Path, service_token: str, mode: int = 0o600) -> P
 def main() -> None:
     """Run ``python -m tidegate.stack.token [--share-metrics]`` for the state folder of the settings.
 
-    With ``--share-metrics`` every user can read the metrics token, for a volume that Prometheus mounts.
+    With ``--share-metrics`` every user can read the metrics token: Prometheus mounts it as a volume.
     """
     from tidegate.kernel.settings.base import Settings
 
     settings = Settings()
     settings.state_path.mkdir(parents=True, exist_ok=True)
-    # A token in the environment is used instead of the file.
+    # A token in the environment replaces the one in the file.
     stated = os.environ.get("TIDEGATE_SERVICE_TOKEN", "")
     service_token = stated or ensure(settings.state_path).read_text().strip()
     shared = "--share-metrics" in sys.argv[1:]

@@ -87,7 +87,7 @@ class Unit:
 
 
 def check_name(name: str) -> str:
-    """Return the name of a unit without its ending. Raise ValueError."""
+    """Return the name of a unit without its ending. Raise ValueError for an invalid name."""
     bare = name.removesuffix(".service")
     if not _NAME.fullmatch(bare):
         raise ValueError(f"{name!r} cannot be the name of a unit: use letters, digits, '-', '_' and '.'.")
@@ -100,7 +100,7 @@ def text_of(unit: Unit) -> str:
         if re.search(r"[\x00-\x1f\x7f]|\\$|\s$", str(path)):
             raise ValueError(
                 f"{str(path)!r} has control characters, or ends with a blank or backslash. A unit cannot "
-                "contain such a path: move it to a plain one."
+                "contain such a path. Move it to a folder with a plain name."
             )
     user = f"User={unit.user}\n" + (f"Group={unit.group}\n" if unit.group else "") if unit.system else ""
     values = {"TIDEGATE_STATE_DIR": str(unit.state), **unit.environment}

@@ -9,7 +9,7 @@ from pathlib import Path
 from tidegate.stack.child import Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
-# A process title overwrites the environment in /proc, and with it the stack's mark.
+# With a process title, Valkey would overwrite its environment in /proc, which has the stack's mark.
 CONFIG = """\
 bind 127.0.0.1
 protected-mode yes
@@ -20,7 +20,7 @@ set-proc-title no
 save ""
 """
 
-# Live facts are written again within seconds, so nothing is persisted.
+# The services write live facts again within seconds, so nothing is stored on disk.
 LIVE = "appendonly no\n"
 # A job's record is a hash of thirty fields, one of them JSON. These limits keep small records compact.
 JOBS = """\
@@ -47,7 +47,7 @@ def child(
     users: str = "",
     login: tuple[str, Path] | None = None,
 ) -> Child:
-    """Return the server of live facts, with its files in ``home``. It keeps nothing when it stops.
+    """Return the server of live facts, with its files in ``home``. Its data is lost when it stops.
 
     ``users``: the text of its ACL file (``accounts.py``); empty: no login is needed. ``login``: the user of
     the readiness probe.
@@ -93,7 +93,7 @@ def _child(
         ports=(Port(port, setting),),
         folders=(home,),
         files=files,
-        # Reading a log of many jobs takes long.
+        # Reading a log of many jobs takes a long time.
         start_limit_s=180.0,
     )
 

@@ -1,1 +1,1 @@
-"""Measuring what a model's batching costs and brings: settings to try, load, curve, picture."""
+"""Measure the throughput and latency of a model's batching: settings to try, load, curve, picture."""

@@ -19,13 +19,13 @@ class Calls:
     requests: float
 
     def mean_since(self, before: Calls) -> float | None:
-        """Return the mean number of requests in a call since ``before``; None: there was no call."""
+        """Return the mean number of requests per call since ``before``; None if there was no call."""
         calls = self.calls - before.calls
         return (self.requests - before.requests) / calls if calls > 0 else None
 
 
 def parse(text: str) -> Calls | None:
-    """Return the counters in a page of Prometheus metrics; None: it has none."""
+    """Return the counters in a page of Prometheus metrics; None if it has none."""
     found = {}
     for line in text.splitlines():
         name, _, value = line.partition(" ")
@@ -37,7 +37,7 @@ def parse(text: str) -> Calls | None:
 
 
 def read(replica: Mapping[str, Any]) -> Calls | None:
-    """Return a replica's counters; None on other hosts than its own, which cannot read its metrics."""
+    """Return a replica's counters. Return None if they are not readable, for example from another host."""
     import httpx
 
     from tidegate.kernel.http.certificates import trusted

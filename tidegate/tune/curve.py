@@ -1,4 +1,4 @@
-"""Select from measured points the Pareto front and the best point. Pure."""
+"""Select the Pareto front and the best point from measured points. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tidegate.kernel.protocol.capacity import Capacity
 from tidegate.tune.grid import BatchSetting
 
-# Two runs of the same setting differ by this much. Within it, latency decides instead of throughput.
+# Two runs of the same setting differ by this share. Within it, the point with less latency is better.
 NOISE = 0.03
 
 
@@ -47,14 +47,14 @@ class Point:
 
 
 def quantile(ascending: Sequence[float], share: float) -> float | None:
-    """Return the nearest-rank quantile of sorted values, which is one of them; None: there are none."""
+    """Return the nearest-rank quantile of sorted values; None if there are none."""
     if not ascending:
         return None
     return ascending[max(0, math.ceil(share * len(ascending)) - 1)]
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the Pareto front by ascending p99: no other point has more throughput and less latency."""
+    """Return the Pareto front by ascending p99: the points to which no other is better in both figures."""
     measured = [point for point in points if point.p99_ms is not None and not point.failed]
     found: list[Point] = []
     for point in sorted(measured, key=lambda each: (each.p99_ms or 0.0, -each.rps)):
@@ -64,9 +64,9 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def choose(points: Sequence[Point], latency_ms: float) -> Point | None:
-    """Return the point with the most throughput and a p99 within ``latency_ms``; None: there is none.
+    """Return the point with the highest throughput among those with a p99 within ``latency_ms``; or None.
 
-    Among points that differ only by noise, return the one with the lowest p99.
+    If points differ only by noise, return the one with the lowest p99.
     """
     fitting = [point for point in points if point.fits(latency_ms)]
     if not fitting:

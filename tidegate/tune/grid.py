@@ -11,7 +11,7 @@ WINDOWS_MS = (0.0, 2.0, 5.0)
 
 @dataclass(frozen=True, slots=True, order=True)
 class BatchSetting:
-    """A batching to measure: the most rows in a call, and the longest wait for them in milliseconds."""
+    """A batching to measure: the maximum rows in a call, and the maximum wait for them in milliseconds."""
 
     window_ms: float
     max_batch: int
@@ -26,9 +26,10 @@ class BatchSetting:
 
 
 def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
-    """Return the batch sizes to try: doubling from one request's ``rows`` to the model's ``limit``.
+    """Return the batch sizes to try: one request's ``rows``, then twice as many each time.
 
-    ``limit`` 0: the model has no batch axis. The sizes also end at the rows that all callers together send.
+    They end at the model's ``limit``, or at the rows of all concurrent callers if that is less. ``limit`` 0:
+    the model has no batch axis.
     """
     if limit == 0:
         return [1]
@@ -40,9 +41,9 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
 
 
 def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
-    """Return the settings, those without a window first, so that a run that ends early has the main ones.
+    """Return the settings. Those without a window come first, because they matter most if the time runs out.
 
-    A request that fills a call alone never waits, so there only a window of 0 is tried.
+    If one request fills a call, it never waits. So such a batch size is tried only with a window of 0.
     """
     found = {
         BatchSetting(window_ms if batch > rows else 0.0, batch)

@@ -1,8 +1,8 @@
 """Generate load: a closed loop of connections, each with one request at a time.
 
 ``python -m tidegate.tune.load_generator`` reads a :class:`LoadPlan` as one line of JSON and then the raw
-HTTP/1.1 request from stdin, and writes a :class:`LoadResult` as JSON. It is a process of its own because the
-parent draws its progress meanwhile, which would delay the callers.
+HTTP/1.1 request from stdin, and writes a :class:`LoadResult` as JSON. It is a separate process, because the
+parent shows progress at the same time, which would delay the callers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tidegate.kernel.http.certificates import trusted
 from tidegate.tune.curve import quantile
 
 CONNECT_TIMEOUT_S = 5.0
-# Time for requests in flight to return at the end, so that they do not disturb the next run.
+# Time at the end to wait for requests in flight, so that they do not disturb the next run.
 LINGER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """Where to send the request, on how many connections, and for how long. The warm-up is not counted."""
+    """The address, the number of connections and the duration of a load. The warm-up is not counted."""
 
     host: str
     port: int
@@ -50,7 +50,7 @@ class LoadResult:
 
 @dataclass(slots=True)
 class LoadCounters:
-    """Counters of all connections. They count while ``counts``; connections send while ``open``."""
+    """Counters of all connections. Responses count while ``counts``; connections send while ``open``."""
 
     open: bool = True
     counts: bool = False
@@ -90,7 +90,9 @@ class LoadConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the first request."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+        self._transport = cast(
+            asyncio.Transport, transport
+        )  # no isinstance check: uvloop's transports do not inherit from asyncio.Transport
         self._send()
 
     def _send(self) -> None:
@@ -124,7 +126,7 @@ class LoadConnection(asyncio.Protocol):
             self.gone.set_result(None)
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -181,7 +183,7 @@ async def run(plan: LoadPlan, request: bytes) -> LoadResult:
 def _run(figures: Coroutine[Any, Any, LoadResult]) -> LoadResult:
     try:
         import uvloop
-    except ImportError:  # there is no build for Windows
+    except ImportError:  # uvloop does not exist for Windows
         return asyncio.run(figures)
     return uvloop.run(figures)
 

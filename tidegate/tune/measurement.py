@@ -1,4 +1,4 @@
-"""Measure one run: start the load generator in a process of its own, and read its result."""
+"""Measure one run: start the load generator in a separate process, and read its result."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def measure(address: GatewayAddress, request: bytes, connections: int, seconds: 
     """Load the endpoint for ``seconds`` after a short warm-up. Raise BadAnswer if there is no result."""
     warm_s = min(0.5, seconds / 4)
     plan = LoadPlan(address.host, address.port, address.tls, connections, warm_s, seconds)
-    # In its own group, so that Ctrl-C reaches only the command, which then ends the load.
+    # The generator has its own group, so that Ctrl-C reaches only the command, which then ends the load.
     child = subprocess.Popen(
         [sys.executable, "-m", "tidegate.tune.load_generator"],
         stdin=subprocess.PIPE,
@@ -71,7 +71,7 @@ def measure(address: GatewayAddress, request: bytes, connections: int, seconds: 
         out, err = child.communicate(json.dumps(asdict(plan)).encode() + b"\n" + request, timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise BadAnswer(
-            f"The load generator did not end within {limit_s:g} s: try again, or with fewer --connections."
+            f"The load generator did not end within {limit_s:g} s. Try again, or use fewer --connections."
         ) from None
     finally:
         _end(child)

@@ -26,7 +26,7 @@ def drawable() -> None:
 
 def draw(path: Path, title: str, points: Sequence[Point], chosen: Point | None, latency_ms: float) -> None:
     """Write the picture. Raise BadRequest if the file cannot be written."""
-    # Imported here, because matplotlib loads slowly. This canvas needs no window system.
+    # Imported here, because matplotlib loads slowly. The Agg canvas needs no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,7 +38,7 @@ def draw(path: Path, title: str, points: Sequence[Point], chosen: Point | None, 
     _settings(axis, measured)
     best = front(measured)
     axis.plot([p.p99_ms for p in best], [p.rps for p in best], color=FRONT, linewidth=3, alpha=0.35)
-    figure.draw_without_rendering()  # computes the positions by which labels avoid each other
+    figure.draw_without_rendering()  # compute the positions, which _labels needs to avoid overlaps
     _labels(axis, best, chosen)
     _chosen(axis, chosen)
     try:
@@ -67,7 +67,7 @@ def _axes(axis: Any, title: str, points: Sequence[Point], latency_ms: float) -> 
     axis.set_xlabel("p99 latency, ms")
     axis.set_ylabel("requests per second, one replica")
     loads = ", ".join(str(count) for count in sorted({p.connections for p in points}))
-    axis.set_title(f"{title}: what batching brings and costs", loc="left", fontsize=12, pad=22)
+    axis.set_title(f"{title}: throughput and latency of batching", loc="left", fontsize=12, pad=22)
     axis.text(0, 1.02, f"each line: one setting at {loads} connections", transform=axis.transAxes, fontsize=9)
     axis.axvline(latency_ms, color=LIMIT, linewidth=1, linestyle=(0, (6, 3)))
     where = {"xycoords": ("data", "axes fraction"), "xytext": (-4, -4), "ha": "right", "va": "top"}
@@ -75,7 +75,7 @@ def _axes(axis: Any, title: str, points: Sequence[Point], latency_ms: float) -> 
 
 
 def _settings(axis: Any, points: Sequence[Point]) -> None:
-    """Draw a line for each setting through its loads: colour by batch, marker and dashes by window."""
+    """Draw a line through the loads of each setting. The batch sets the colour, the window the marker."""
     import matplotlib as mpl
     from matplotlib.lines import Line2D
 
@@ -102,7 +102,7 @@ def _settings(axis: Any, points: Sequence[Point]) -> None:
 
 
 def _labels(axis: Any, best: Sequence[Point], chosen: Point | None) -> None:
-    """Label the points of the front. Each label is above the one before, also if its point is not."""
+    """Label the points of the front. Each label is above the previous one, so that labels do not overlap."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]

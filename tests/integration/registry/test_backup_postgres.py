@@ -54,7 +54,7 @@ async def test_a_database_comes_back(urls: tuple[str, str], tmp_path: Path):
     assert await artifacts(target) == 7
     assert await migrate.problem(target) is None
 
-    with pytest.raises(BackupError, match="There is data already: the tables in PostgreSQL"):
+    with pytest.raises(BackupError, match="Data exists already: the tables in PostgreSQL"):
         restore(Settings(state_dir=new, database_url=target), tmp_path / "b.tar")
     restore(Settings(state_dir=new, database_url=target), tmp_path / "b.tar", force=True)
     assert await artifacts(target) == 7

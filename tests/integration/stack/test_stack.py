@@ -133,7 +133,7 @@ def _another_stack_is_told_who_has_the_port(settings: Settings) -> None:
     with pytest.raises(stack.PortBusy) as refused:
         stack.up(other)
     gateway = pid_of(child(settings, "gateway"))
-    assert f"Port {settings.gateway_port} is taken by another Tidegate stack, pid {gateway}" in str(
+    assert f"Port {settings.gateway_port} is used by another Tidegate stack, pid {gateway}" in str(
         refused.value
     )
     assert f"TIDEGATE_STATE_DIR={settings.state_path} tidegate down" in str(refused.value)
@@ -207,5 +207,5 @@ def test_a_busy_port_is_named_with_its_holder_and_the_setting(tmp_path: Path):
         with pytest.raises(stack.PortBusy) as refused:
             stack.up(settings_in(tmp_path, registry_port=port))
     text = str(refused.value)
-    assert f"Port {port} is taken by pid {os.getpid()}" in text
+    assert f"Port {port} is used by pid {os.getpid()}" in text
     assert "TIDEGATE_REGISTRY_PORT" in text

@@ -73,7 +73,7 @@ def test_bytes_become_text_in_a_request() -> None:
 
 
 def test_what_json_cannot_carry_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="FP16 has no form in JSON"):
+    with pytest.raises(TypeError, match="FP16 cannot be sent as JSON"):
         to_json_input(Tensor("x", "FP16", np.zeros(1, np.float16)))
     with pytest.raises(TypeError, match="not UTF-8"):
         to_json_input(Tensor("x", "BYTES", np.array([b"\xff"], dtype=object)))

@@ -98,7 +98,7 @@ def test_existing_data_is_kept(tmp_path: Path, state: Path) -> None:
     backup(settings_in(state), tmp_path / "b.tar")
     fill(state / "token", "newer")
     fill(state / "runtime" / "triton", "installed")
-    with pytest.raises(BackupError, match=r"There is data already: .*state/data"):
+    with pytest.raises(BackupError, match=r"Data exists already: .*state/data"):
         restore(settings_in(state), tmp_path / "b.tar")
     assert (state / "token").read_text() == "newer"
     restore(settings_in(state), tmp_path / "b.tar", force=True)
@@ -131,13 +131,13 @@ def test_stores_outside_of_the_state_folder(tmp_path: Path, state: Path) -> None
     away = {"blob_url": "s3://bucket/blobs", "jobs_url": "redis://elsewhere:6379/0"}
     manifest = backup(settings_in(state, **outside, **away), tmp_path / "b.tar")
     assert sorted(manifest.left_out) == ["blobs", "jobs"]
-    with pytest.raises(BackupError, match=r"There is data already: .*models"):
+    with pytest.raises(BackupError, match=r"Data exists already: .*models"):
         restore(settings_in(tmp_path / "new", **outside), tmp_path / "b.tar")
     moved = {name: url.replace(str(tmp_path), f"{tmp_path}/other") for name, url in outside.items()}
     restore(settings_in(tmp_path / "new", **moved), tmp_path / "b.tar")
     assert databases.artifacts(tmp_path / "other" / "r.db") == {DIGEST}
     assert (tmp_path / "other" / "models" / "sha256" / "ab" / "ab" / DIGEST).read_text() == "model"
-    with pytest.raises(BackupError, match=r"has a database of sqlite, .* one of postgresql"):
+    with pytest.raises(BackupError, match=r"has a sqlite database, .* a postgresql database"):
         restore(settings_in(tmp_path / "new", database_url="postgresql+asyncpg://u@h/d"), tmp_path / "b.tar")
 
 

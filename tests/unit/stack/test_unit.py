@@ -87,7 +87,7 @@ def test_a_path_cannot_add_a_line(path: str) -> None:
         dataclasses.replace(SYSTEM, state=Path(path)),
         dataclasses.replace(SYSTEM, folder=Path(path)),
     ):
-        with pytest.raises(ValueError, match="move it to a plain one"):
+        with pytest.raises(ValueError, match="Move it to a folder with a plain name"):
             text_of(unit)
 
 
