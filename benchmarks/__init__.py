@@ -1,1 +1,1 @@
-"""Measurements of Tidegate beside what a user would pick instead. See README.md here."""
+"""Measurements of Tidegate and of the products that a user could choose instead. See README.md here."""

@@ -20,13 +20,13 @@ ANSWER: Any = SimpleNamespace(
 
 
 def note(log: AccessLog) -> None:
-    """Log one success, without encoding and writing, which a thread does."""
+    """Log one successful request. A thread encodes and writes the line, which is not measured."""
     log.answered("rest", "digits", ANSWER, WHO, "0" * 16, status=200, received=900, sent=120, total=0.002)
     log._lines.clear()
 
 
 def main() -> None:
-    """Print what a request without a line pays, and one with a line."""
+    """Print the cost for a request without a log line, and for one with a line."""
     log = AccessLog(lambda lines: None, first=0, fraction=0, errors_per_s=1)
     for name, work in (
         ("nothing", lambda: None),

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.access_matrix``: every route of every service, tried with every credential.
+"""``python -m benchmarks.access_matrix``: call every route of every service with every credential.
 
-What is expected comes from ``tidegate/kernel/protocol/permissions.py``; what is seen comes from a running
-stack. The calls are wrong on purpose (unknown names, empty bodies), so an allowed call changes nothing.
+The expected outcomes are those of ``tidegate/kernel/protocol/permissions.py``. The calls go to a running
+stack. They are invalid on purpose (unknown names, empty bodies), so an allowed call changes nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tidegate.kernel.protocol.permissions import ANY, INTERNAL, LOOK, OPEN, SERV
 AT_ONCE = 16
 PATIENCE_S = 30.0
 FILLED = {"number": "1", "kind": "system", "service": "registry", "rest:path": "region/x/register"}
-# A query with which a call that is let in is refused for what it asks.
+# An invalid query: a call that passes the access check fails because of it.
 QUERIES = {"PUT /v1/artifacts": "?sha256=none"}
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a caller sends, and the scopes that it has at the services that know it."""
+    """The headers that a caller sends, and its scopes at the services that know it."""
 
     name: str
     header: str | None
@@ -40,7 +40,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A route, and the door by which it is called: the service itself or the gateway (``/api/<service>``)."""
+    """A route, and how it is called: at the service itself or through the gateway (``/api/<service>``)."""
 
     service: str
     line: str
@@ -53,7 +53,7 @@ class Call:
         return self.line.partition(" ")[0]
 
     def path(self, sha256: str) -> str:
-        """Return the path as it is asked, with names that nothing has; but for the artifact ``sha256``."""
+        """Return the path to call, with names that do not exist; only the artifact ``sha256`` exists."""
         filled = FILLED | {"sha256": sha256}
         path = re.sub(r"\{([^}]+)\}", lambda m: filled.get(m[1], "none-such"), self.line.partition(" ")[2])
         path += QUERIES.get(self.line, "")
@@ -62,7 +62,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One call with one credential: ``expected`` is ``in``, ``401`` or ``403``; ``status`` is what came."""
+    """One call with one credential: ``expected``: ``in``, ``401`` or ``403``; ``status``: the response's."""
 
     call: Call
     credential: str
@@ -76,23 +76,23 @@ class Cell:
 
     @property
     def well(self) -> bool:
-        """Return True if it is as expected and nothing broke on the way."""
+        """Return True if the outcome is as expected and the call did not fail otherwise."""
         return self.seen == self.expected and (self.status < 500 or self.status == 503)
 
 
 def calls() -> Iterator[Call]:
-    """Yield every route of every service by each of its doors."""
+    """Yield every route of every service, at the service itself and through the gateway."""
     for service, table in SERVICES.items():
         for line, scopes in table.table.items():
             if ANY in scopes:
-                continue  # what it passes on is below, route by route
+                continue  # the routes that the gateway forwards are below, one by one
             yield Call(service, line, scopes)
             if service in permissions.CONTROL:
                 yield Call(service, line, scopes, by_gateway=True)
 
 
 def expected(call: Call, credential: Credential) -> str:
-    """Return what the table says of a call: ``in``, ``401`` or ``403``."""
+    """Return the outcome that the table of permissions expects: ``in``, ``401`` or ``403``."""
     if call.scopes == (OPEN,) and not call.by_gateway:
         return "in"
     held = credential.scopes.get("gateway" if call.by_gateway else call.service)
@@ -106,7 +106,7 @@ def expected(call: Call, credential: Credential) -> str:
 
 
 class Keys:
-    """Makes keys at a running registry, and waits until the gateway knows them."""
+    """Creates keys in a running registry, and waits until the gateway knows them."""
 
     def __init__(self, registry: str, gateway: str, token: str) -> None:
         self._registry = httpx.Client(base_url=registry, headers=_bearer(token), timeout=30, trust_env=False)
@@ -114,14 +114,14 @@ class Keys:
         self.made: list[str] = []
 
     def close(self) -> None:
-        """Revoke what was made."""
+        """Revoke all keys that were created."""
         for id_ in self.made:
             self._registry.delete(f"/v1/keys/{id_}")
         self._registry.close()
         self._gateway.close()
 
     def make(self, name: str, scopes: Sequence[str], **fields: object) -> tuple[str, str]:
-        """Make a key; return its id and the key."""
+        """Create a key. Return its id and the key."""
         body = {"name": f"matrix {name}", "scopes": list(scopes), **fields}
         made = self._registry.post("/v1/keys", json=body).raise_for_status().json()
         self.made.append(made["id"])
@@ -132,16 +132,16 @@ class Keys:
         self._registry.delete(f"/v1/keys/{id_}").raise_for_status()
 
     def wait(self, key: str, *, good: bool) -> None:
-        """Wait until the gateway lets a key in, or does not any more. Raise TimeoutError."""
+        """Wait until the gateway accepts a key, or until it rejects it. Raise TimeoutError."""
         end = time.monotonic() + PATIENCE_S
         while (self._gateway.get("/v2/models", headers=_bearer(key)).status_code != 401) is not good:
             if time.monotonic() > end:
-                raise TimeoutError("the gateway does not hear of a change of a key")
+                raise TimeoutError("the gateway does not apply the change of a key")
             time.sleep(0.02)
 
 
 def credentials(keys: Keys, service_token: str, replica: str) -> dict[str, Credential]:
-    """Make and return every kind of credential, by its name. ``replica`` is one that runs."""
+    """Make and return every kind of credential, by name. ``replica``: a running one."""
     _, expired = keys.make("expired", SCOPES, ttl_s=1.0)
     id_, revoked = keys.make("revoked", SCOPES)
     known = {scope: keys.make(scope, [scope])[1] for scope in SCOPES}
@@ -174,9 +174,9 @@ def credentials(keys: Keys, service_token: str, replica: str) -> dict[str, Crede
 
 
 async def tried(urls: Mapping[str, str], credentials: Mapping[str, Credential], sha256: str) -> list[Cell]:
-    """Make every call with every credential. ``urls``: where each service answers.
+    """Make every call with every credential. ``urls``: the address of each service.
 
-    ``sha256``: the artifact of the replica whose token is tried.
+    ``sha256``: the artifact of the replica whose token is used.
     """
     limit = asyncio.Semaphore(AT_ONCE)
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
@@ -195,7 +195,7 @@ async def tried(urls: Mapping[str, str], credentials: Mapping[str, Credential], 
 
 
 def undeclared(urls: Mapping[str, str]) -> list[str]:
-    """Return the routes in the OpenAPI documents of the running services that the table does not name."""
+    """Return the routes that the services' OpenAPI documents have and the table does not."""
     found = []
     for service in (*permissions.CONTROL, "gateway"):
         document = httpx.get(f"{urls[service]}/openapi.json", timeout=30, trust_env=False).json()
@@ -211,7 +211,7 @@ def _nameless(line: str) -> str:
 
 
 def as_markdown(cells: Sequence[Cell]) -> str:
-    """Return the matrix as a table: the status of each call, and what was expected of one that is wrong."""
+    """Return the matrix as a table: the status of each call, and the expected outcome if it differs."""
     names = list(dict.fromkeys(cell.credential for cell in cells))
     rows: dict[Call, dict[str, Cell]] = {}
     for cell in cells:
@@ -236,7 +236,7 @@ def _bearer(token: str) -> dict[str, str]:
 
 
 def main() -> int:
-    """Start a stack with a model, try everything, print the table; 1: a cell is not as expected."""
+    """Start a stack with a model, make all calls, print the table. Return 1 if a cell is not as expected."""
     from benchmarks import stack
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.access_matrix")
@@ -268,9 +268,9 @@ def main() -> int:
 
 
 def running_replica(urls: Mapping[str, str], token: str) -> tuple[str, str, str]:
-    """Return a replica of the stack: its name, where it answers, and the sha256 of its artifact.
+    """Return a replica of the stack: its name, its address, and the sha256 of its artifact.
 
-    Waits until one reports.
+    Wait until one reports.
     """
     end = time.monotonic() + PATIENCE_S
     while True:

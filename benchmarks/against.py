@@ -1,8 +1,8 @@
-"""``python -m benchmarks.against REVISION``: the hot path's price beside another revision, alternating.
+"""``python -m benchmarks.against REVISION``: compare the speed of this checkout with another revision.
 
-Both stacks run all the time, each from its own checkout with its own packages, and wrk visits them in turns:
-so a slow minute of the machine falls on both. The table has the medians of the rounds; the ratio of each
-round is taken before the median, so that what both share cancels out.
+Both stacks run all the time, each from its own checkout with its own packages. wrk loads them alternately, so
+a slow minute of the machine affects both. The table has the medians of the rounds. The ratio is computed in
+each round, before the median, so that effects on both cancel out.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """Requests per second of this checkout, in those of the other."""
+        """The ratio of the requests per second: this checkout to the other."""
         return self.ours.rate / self.theirs.rate
 
 
 def main() -> int:
-    """Measure, print the table, write against.json; 1 when this checkout is more than 3 % slower."""
+    """Measure, print the table, write against.json. Return 1 if this checkout is more than 3 % slower."""
     parser = options.parser(__doc__, seconds=5, repeats=7)
-    parser.add_argument("revision", help="what to compare with, as git names it")
+    parser.add_argument("revision", help="git revision to compare with")
     parser.add_argument("--concurrency", type=options.numbers, default=[64], help="connections (default: 64)")
     chosen = parser.parse_args()
     machine = report.machine()
@@ -62,7 +62,7 @@ def main() -> int:
 
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """Check a revision out beside this one, with its packages installed. Raises BenchmarkFailed."""
+    """Check out a revision into its own folder, and install its packages. Raise BenchmarkFailed."""
     folder = places.bench_dir() / "checkout"
     shutil.rmtree(folder, ignore_errors=True)
     _run("git", "worktree", "prune")
@@ -77,7 +77,7 @@ def checkout(revision: str) -> Iterator[Path]:
 
 
 def rounds(ours: Stack, theirs: Stack, chosen: Any) -> Iterator[Pair]:
-    """Yield every round; who goes first changes from round to round."""
+    """Yield every round. The first of the two stacks alternates."""
     exchange = workloads.exchange(WORKLOAD, "oip")
     for number in range(chosen.repeats):
         for connections in chosen.concurrency:
@@ -95,7 +95,7 @@ def rounds(ours: Stack, theirs: Stack, chosen: Any) -> Iterator[Pair]:
 
 
 def conclude(pairs: list[Pair], machine: dict[str, Any], chosen: Any) -> int:
-    """Print what was found and write it down; 1 when the bar is missed or an answer was wrong."""
+    """Print and write the results. Return 1 if the bar is missed or an answer was wrong."""
     missed = False
     for connections in chosen.concurrency:
         mine = [pair for pair in pairs if pair.connections == connections]

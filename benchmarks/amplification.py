@@ -1,8 +1,8 @@
-"""``python -m benchmarks.amplification``: what a hostile body costs a gateway or the registry.
+"""``python -m benchmarks.amplification``: measure what a hostile body costs a gateway or the registry.
 
-Each body is sent to a stack of its own while another connection asks ``/health/live`` all the time: the
-longest of those answers is how long the event loop was blocked. Memory is the process's peak above what it
-had before; the processor's time, which no other process on the machine changes, is its own.
+Each body is sent to a new stack while another connection requests ``/health/live`` all the time. The longest
+of those requests shows how long the event loop was blocked. Memory is the peak of the process above its
+memory before. CPU time is that of the process alone, so other processes do not change it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BINARY_ANSWER = b'"parameters":{"binary_data_output":true}'
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Bodies that are sent ``times`` at once; ``make`` makes one, in pieces."""
+    """A body that is sent ``times`` times concurrently; ``make`` makes it, in pieces."""
 
     name: str
     service: str
@@ -47,7 +47,7 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Hold the effect of an attack. Sizes are in MiB."""
+    """The effect of an attack. Sizes are in MiB."""
 
     name: str
     sent_mib: float
@@ -59,7 +59,7 @@ class Cost:
 
 
 def repeated(first: bytes, middle: bytes, last: bytes, size: int = BODY) -> bytes:
-    """Return a text of ``size`` bytes, mostly of ``middle``."""
+    """Return a text of ``size`` bytes that repeats ``middle``."""
     return first + middle * ((size - len(first) - len(last)) // len(middle)) + last
 
 
@@ -79,7 +79,7 @@ def tensor(values: int, value: bytes, last: bytes = b"") -> bytes:
 
 
 def bomb(mib: int, begin: bytes = b"") -> bytes:
-    """Return a gzip of that many MiB of blanks."""
+    """Return that many MiB of spaces, compressed by gzip."""
     return gzip.compress(begin + b" " * (mib * MIB - len(begin)), 1)
 
 
@@ -142,7 +142,7 @@ def attacks() -> list[Attack]:
 
 
 class Lag:
-    """Asks whether a server lives, again and again; ``longest`` is the longest that it took to answer."""
+    """Requests a server's health all the time. ``longest``: the longest time until a response."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -169,7 +169,7 @@ class Lag:
 
 
 def send(port: int, token: str, attack: Attack, body: bytes) -> str:
-    """Send one body and return the status line's code and the reason of the answer."""
+    """Send one body. Return the status code and the reason of the response."""
     headers = {
         "Host": "localhost",
         "Authorization": f"Bearer {token}",
@@ -202,7 +202,7 @@ def peak(process: psutil.Process) -> int:
 
 
 def forget_peak(process: psutil.Process) -> int:
-    """Let the peak be what is in use now, and return that."""
+    """Reset the peak to the memory in use now, and return it."""
     Path(f"/proc/{process.pid}/clear_refs").write_text("5")
     return int(process.memory_info().rss)
 
@@ -218,7 +218,7 @@ def listener(port: int) -> psutil.Process:
 
 
 def measure(running: Stack, attack: Attack) -> Cost:
-    """Send an attack and see what it costs."""
+    """Send an attack and measure its effect."""
     port = int(running.env[f"TIDEGATE_{attack.service.upper()}_PORT"])
     token = (running.state / "token").read_text().strip()
     process, body = listener(port), attack.make()

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.amqp_drivers``: the two AMQP drivers: time and CPU of a publish and its delivery.
+"""``python -m benchmarks.amqp_drivers``: compare two AMQP drivers by time and CPU per message.
 
-One process publishes and consumes, on two connections to a RabbitMQ of its own. Messages are confirmed and
-mandatory, as jobs are. CPU is that of this process, so without RabbitMQ's.
+One process publishes and consumes, on two connections to its own RabbitMQ. Messages are confirmed and
+mandatory, like those of jobs. CPU time is that of this process, without RabbitMQ.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ async def measure(url: str, fast: bool, size: int, in_flight: int, messages: int
 
 
 def main() -> int:
-    """Measure both drivers by turns, print the medians, and write amqp_drivers.json."""
+    """Measure both drivers alternately, print the medians, and write amqp_drivers.json."""
     chosen = _arguments()
     found: list[dict[str, object]] = []
     with session.session(), tempfile.TemporaryDirectory() as folder, rabbitmq_running(Path(folder)) as url:

@@ -1,4 +1,4 @@
-"""What must be shown, checked against the results of one run."""
+"""The bars (required results), checked against the results of one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPEN, KEYED = "tidegate", "tidegate@key"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: met, missed, or not judged because a figure is missing."""
+    """One bar: met, missed, or unknown because a figure is missing."""
 
     text: str
     verdict: Literal["PASS", "MISS", "SKIP"]
@@ -49,7 +49,7 @@ def _names(peers: Sequence[Peer]) -> dict[Role, list[str]]:
 
 
 def _keeps(results: Results, workload: Name, connections: int, factor: float) -> Bar:
-    """Return the ratio of each round: both peers took turns on one server."""
+    """Return the bar for requests with a key: the median ratio to those without."""
     text = f"{workload}, {connections} connections{_how(KEYED)}: at least {factor:g}x itself without"
     ratio = results.ratio(KEYED, OPEN, workload, connections)
     if ratio is None:

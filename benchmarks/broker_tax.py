@@ -1,7 +1,7 @@
-"""``python -m benchmarks.broker_tax``: what the queue costs. Tidegate minus Triton asked directly, on W2.
+"""``python -m benchmarks.broker_tax``: measure what the queue costs: Tidegate minus plain Triton, on W2.
 
-Both run at the same time and are loaded in turns. Latency at the median; CPU time per request of every
-process on the way, from /proc; and the parts of a request as the gateway's Server-Timing tells them.
+Both run at the same time and are loaded alternately. The results are the median latency, the CPU time per
+request of each process (from /proc), and the parts of a request from the gateway's header Server-Timing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SAMPLE_EVERY_S = 0.02
 
 @dataclass(slots=True)
 class Side:
-    """One of the two: where it is, its processes, and what its runs gave, by number of connections."""
+    """Tidegate or Triton: its address, its processes, and its results by number of connections."""
 
     title: str
     url: str
@@ -41,7 +41,7 @@ class Side:
     cpu_us: dict[int, list[dict[str, float]]] = field(default_factory=dict)
 
     def run(self, exchange: Exchange, connections: int, seconds: int) -> None:
-        """Make one measured run, with the CPU time per request."""
+        """Measure one run, with the CPU time per request."""
         load.warm(self.url, exchange, connections)
         before = cpu.usage(self.members())
         figures = load.measure(self.url, exchange, connections, seconds)
@@ -62,7 +62,7 @@ class Side:
 
 
 def main() -> int:
-    """Measure, print, write broker_tax.json; 1 when a run had errors."""
+    """Measure, print, write broker_tax.json. Return 1 if a run had errors."""
     chosen = _arguments()
     machine = report.machine()
     with session.session():
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Measure both sides in turns, at each number of connections."""
+    """Measure both alternately, at each number of connections."""
     peer = next(peer for peer in all_peers() if peer.name == "triton")
     exchange = workloads.exchange("digits", "oip")
     with ExitStack() as held:
@@ -104,7 +104,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _direct_processes(name: str) -> list[Process]:
-    """Return the Triton that was started directly: it serves the models in the peer's folder."""
+    """Return the processes of plain Triton: their command lines contain the peer's folder."""
     folder = str(places.work_dir(name) / "models")
     found = (processes.find(int(e.name)) for e in processes.PROC.iterdir() if e.name.isdigit())
     roots = [p for p in found if p and p.pid != os.getpid() and folder in p.command(limit=None)]
@@ -124,7 +124,7 @@ def hops(running: Stack, exchange: Exchange, connections: int, seconds: int) -> 
 async def _sample(port: int, exchange: Exchange, seconds: int) -> dict[str, float]:
     client, seen = Client(port), []
     try:
-        # Less than the load lasts, so that every sample is taken under it.
+        # Shorter than the load, so that every sample is taken under load.
         async with asyncio.timeout(seconds - 0.3):
             while True:
                 answer = await client.post(exchange.path, exchange.body, exchange.headers)

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client on asyncio streams: for loads that wrk cannot make, and to read headers."""
+"""A small HTTP/1.1 client on asyncio streams, for loads that wrk cannot generate, and to read headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IDLE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer; header names are in lower case."""
+    """A complete response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -22,7 +22,7 @@ class Answer:
 
 
 class Client:
-    """Keeps connections open between requests; as many at once as there are callers."""
+    """Keeps connections open between requests, one for each concurrent caller."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -37,9 +37,9 @@ class Client:
         return await self.request("GET", path, b"", headers or {})
 
     async def request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Send one request and read its answer. Raises OSError or EOFError when the connection breaks.
+        """Send one request and read its response. Raise OSError or EOFError if the connection breaks.
 
-        A cancelled request closes its connection, as a caller that hangs up does.
+        A cancelled request closes its connection, like a caller that disconnects.
         """
         reader, writer = await self._connection()
         done = False
@@ -57,13 +57,13 @@ class Client:
         return answer
 
     def close(self) -> None:
-        """Close the connections that are idle."""
+        """Close the idle connections."""
         for _, _, writer in self._idle:
             writer.close()
         self._idle.clear()
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the last used connection or a new one, because servers close idle ones after seconds."""
+        """Return the most recently used connection, or a new one: servers soon close idle ones."""
         fresh = [each for each in self._idle if time.monotonic() - each[0] < IDLE_S]
         for _, _, writer in self._idle[: len(self._idle) - len(fresh)]:
             writer.close()

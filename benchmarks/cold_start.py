@@ -1,9 +1,9 @@
-"""``python -m benchmarks.cold_start``: what the first request to a sleeping model waits for.
+"""``python -m benchmarks.cold_start``: measure the wait of the first request to a sleeping model.
 
-The digits example at zero replicas is asked again and again, by a stack without a warm pool and by one where
-a worker waits; between two requests the model goes back to sleep. Shown: the wait of the caller, and the
-parts of the start as the worker measures them. `rest` is what remains of the caller's wait: until the
-autoscaler has heard of the request, until the worker has its queue, the call itself.
+The digits example at zero replicas gets several requests, first in a stack without a warm pool, then in one
+with a warm pool. Before each request the model goes back to sleep. The result is the caller's wait, and the
+phases of the start that the worker measures. `rest` is the remaining part of the wait: until the autoscaler
+sees the request, until the worker has its queue, and the call itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLAIN, POOL = "no pool", "warm pool"
 
 
 def main() -> int:
-    """Measure, print, write cold_start.json; 1 when the pool was not what served."""
+    """Measure, print, write cold_start.json. Return 1 if the warm pool did not serve."""
     chosen = _arguments()
     machine = report.machine()
     with session.session():
@@ -72,7 +72,7 @@ async def measure(running: Stack, repeats: int, *, pool: bool) -> list[dict[str,
 
 
 async def asleep(watch: Watch, *, pool: bool) -> None:
-    """Wait until no replica is there and, with a pool, a worker waits and is done with its start."""
+    """Wait until no replica runs. With a warm pool, also wait until its worker has started."""
     await watch.until_ready(0, LIMIT_S)
     while pool and not (await watch.http.get("/v1/warm")).json()["items"][0]["ready"]:
         await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""CPU time of the processes of a stack, by what they are."""
+"""CPU time of the processes of a stack, by kind of process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.stack.processes import PROC, Process
 
 TICK_US = 1_000_000 / os.sysconf("SC_CLK_TCK")
 
-# Looked for in the command line, in this order: a Triton's names the folder of its worker.
+# Searched in the command line, in this order: the command line of a Triton has the folder of its worker.
 KINDS = (
     ("tritonserver", "Triton"),
     ("triton_python_backend_stub", "Triton"),
@@ -25,7 +25,7 @@ OTHERS = "others"
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU time so far in microseconds, user and system, by kind of process."""
+    """User and system CPU time until now in microseconds, by kind of process."""
 
     us: Mapping[str, float]
 
@@ -35,7 +35,7 @@ class Usage:
 
 
 def usage(members: Iterable[Process]) -> Usage:
-    """Look at these processes now."""
+    """Read the CPU time of these processes now."""
     found: dict[str, float] = {}
     for process in members:
         kind = kind_of(process.command(limit=None))
@@ -62,7 +62,7 @@ def family(root: int) -> list[Process]:
 
 
 def _us(pid: int) -> float:
-    """User and system time of all threads of a process, in microseconds; 0 when it is gone."""
+    """Return a process's user and system time in microseconds; 0 if it has ended."""
     try:
         fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

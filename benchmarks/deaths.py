@@ -1,9 +1,9 @@
 """Count failed calls while the model's process dies again and again: ``python -m benchmarks.deaths``.
 
-The process is killed with -9 every few seconds while callers send requests without a pause: with two
-replicas, whose processes are killed in turn, and with one. No request may fail. With ``retry: never`` only
-those that were in the process may fail, and they must be told why. Then one of 50 requests that are sent
-together ends the process that runs it, several times: the other 49 must be answered.
+The process is killed with -9 every few seconds while callers send requests without a pause: first with two
+replicas, which are killed alternately, then with one. No request may fail. With ``retry: never``, only
+requests in the killed process may fail, and their errors must explain it. Then 50 requests are sent together,
+and one of them ends the process that runs it, several times. The other 49 must be answered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tidegate.kernel.errors import TidegateError
 
 MODEL = stack.MODELS / "deaths" / "model.py"
 SETTINGS = ("--env", "DEATHS_MODEL_MS=20")
-# What the model does at this number: see its file.
+# The model ends its process at this input: see its file.
 EXIT = 1000.0
 TOGETHER, GUILTY = 50, 23
 LIMIT_S = 60.0
@@ -42,7 +42,7 @@ TOLD = "the model's process ended"
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """The process of a replica, and the port of its health."""
+    """The process of a replica, and its health port."""
 
     pid: int
     port: int
@@ -51,7 +51,7 @@ class Worker:
         """Return the pids of the Python processes of its model; none while it is dead."""
         with suppress(psutil.Error):
             below = psutil.Process(self.pid).children(recursive=True)
-            # The kernel keeps 15 bytes of a name; psutil may know all of it.
+            # The kernel stores 15 bytes of a process's name; psutil may return the complete name.
             return [p.pid for p in below if p.name().startswith("triton_python_b") and _lives(p)]
         return []
 
@@ -62,7 +62,7 @@ def _lives(process: psutil.Process) -> bool:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the requests. ``back_s`` is, for each kill, when that replica was ready again."""
+    """The outcome of the requests. ``back_s``: the seconds from each kill until the replica was ready."""
 
     name: str
     sent: int = 0
@@ -118,7 +118,7 @@ async def under_kills(
 ) -> Outcome:
     """Kill the model's process of one worker after the other while callers send requests.
 
-    It goes on after ``seconds`` until there were ``at_least`` kills.
+    Continue after ``seconds`` until there were ``at_least`` kills.
     """
     outcome = Outcome(f"{len(workers)} replica(s), kill -9 every {every_s:g} s{', retry: never' * never}")
     begun = time.monotonic()
@@ -137,7 +137,7 @@ async def under_kills(
         finally:
             await tasks.end(killing)
     outcome.seconds = time.monotonic() - begun
-    # In a process that is killed is the request that it runs, and those that Triton has given to it.
+    # A killed process has the request that it runs, and further requests that Triton has sent to it.
     outcome.allowed = outcome.kills * callers if never else 0
     return outcome
 
@@ -151,7 +151,7 @@ async def _kill(
     at_least: int,
 ) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
-        # By the clock, and not sooner where a start took longer than that.
+        # At fixed times, but not before the replica is ready again.
         while True:
             at = every_s * (1 + (time.monotonic() - begun) // every_s)
             if at >= seconds and outcome.kills >= at_least:
@@ -183,7 +183,7 @@ async def _ready(http: httpx.AsyncClient, worker: Worker) -> bool:
 
 
 async def with_a_guilty_one(url: str, model: str, rounds: int) -> Outcome:
-    """Send 50 requests together, of which one ends the process that runs it; again and again."""
+    """Send 50 requests together, one of which ends the process that runs it. Repeat ``rounds`` times."""
     outcome = Outcome(f"{rounds} x {TOGETHER} requests, one of which calls os._exit(7)", allowed=rounds)
     begun = time.monotonic()
     async with AsyncClient(url, timeout_s=LIMIT_S) as client:
@@ -207,7 +207,7 @@ async def _ask(client: AsyncClient, model: str, value: float, outcome: Outcome) 
 
 
 def main() -> int:
-    """Run, print, write deaths.json; 1 when a request failed that must not."""
+    """Run, print, write deaths.json. Return 1 if a request failed that must not fail."""
     chosen = _arguments()
     machine = report.machine()
     outcomes: list[Outcome] = []
@@ -244,7 +244,7 @@ def main() -> int:
 
 
 def forbid_retries(running: stack.Stack, deployment: str) -> None:
-    """Let a Deployment say ``retry: never``, and wait until the gateway knows."""
+    """Set ``retry: never`` on a Deployment, and wait until the gateway knows it."""
     token = (running.state / "token").read_text().strip()
     url = f"http://127.0.0.1:{running.env['TIDEGATE_REGISTRY_PORT']}/v1/deployments/{deployment}"
     headers = {"Authorization": f"Bearer {token}"}
@@ -252,12 +252,12 @@ def forbid_retries(running: stack.Stack, deployment: str) -> None:
     until = time.monotonic() + LIMIT_S
     while json.loads(running.command("routes", "--json"))["deployments"][deployment]["retry"] != "never":
         if time.monotonic() > until:
-            raise TimeoutError(f"{deployment} does not say retry: never after {LIMIT_S:g} s")
+            raise TimeoutError(f"{deployment} does not have retry: never after {LIMIT_S:g} s")
         time.sleep(0.5)
 
 
 async def workers_of(running: stack.Stack, deployment: str, count: int) -> list[Worker]:
-    """Return the workers of a Deployment when so many are ready."""
+    """Wait until this number of workers of a Deployment is ready. Return them."""
     async with watching(running, deployment) as watch:
         await watch.until_ready(count, LIMIT_S)
         found: list[dict[str, Any]] = watch.status["replicas"]

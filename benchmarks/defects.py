@@ -1,8 +1,8 @@
-"""``python -m benchmarks.defects PAGE``: the defects that a review found, each with its test, run now.
+"""``python -m benchmarks.defects PAGE``: run the tests of the defects that a review found.
 
-The table of a page in docs/ is read, so that page and run cannot differ. Every test that it names is run, and
-the table is printed with what was seen. ``--measure`` also runs the programs that measure the defects, which
-take some minutes.
+The program reads the table of defects in a page of docs/, runs every test that the table names, and prints
+the table with the results. ``--measure`` also runs the programs that measure the defects, which takes some
+minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEASURED = {
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """A row of the table. ``tests`` are files, each with the name of a test or an empty one for all of it."""
+    """A row of the table. ``tests``: pairs of a file and a test's name (empty: all tests of the file)."""
 
     number: str
     what: str
@@ -40,7 +40,7 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One test that ran: its file, its name without parameters, how it ended, and the figures it told."""
+    """One test that ran: its file, its name without parameters, its outcome, and the figures it reported."""
 
     file: str
     name: str
@@ -49,7 +49,7 @@ class Ran:
 
 
 def main() -> int:
-    """Run the tests, print the table; 1 when one failed, did not run, or is missing."""
+    """Run the tests, print the table. Return 1 if a test failed, did not run, or is missing."""
     parser = options.parser(__doc__)
     parser.add_argument("page", choices=sorted(MEASURED), help="of docs/")
     parser.add_argument("--measure", action="store_true", help="also measure the defects (some minutes)")
@@ -69,7 +69,7 @@ def page(name: str) -> str:
 
 
 def read(page: str) -> list[Defect]:
-    """Return the rows of the page's table. Raises BenchmarkFailed if one of them names no test."""
+    """Return the rows of the page's table. Raise BenchmarkFailed if a row names no test."""
     _, _, section = page.partition(HEADING)
     rows = [line for line in section.splitlines() if line.startswith("|")]
     defects = []
@@ -85,7 +85,7 @@ def read(page: str) -> list[Defect]:
 
 
 def run(tests: Sequence[tuple[str, str]]) -> list[Ran]:
-    """Run these tests, four files at a time. Raises BenchmarkFailed if pytest itself does not run."""
+    """Run these tests, four files at a time. Raise BenchmarkFailed if pytest itself does not run."""
     ids = [f"{file}::{name}" if name else file for file, name in tests]
     with tempfile.TemporaryDirectory(prefix="tidegate-defects-") as folder:
         report = Path(folder) / "report.xml"
@@ -108,7 +108,7 @@ def _ran(root: ET.Element) -> Iterable[Ran]:
 
 
 def show(defects: Sequence[Defect], found: Sequence[Ran]) -> bool:
-    """Print the table with what was seen; True if a defect has a test that failed or never ran."""
+    """Print the table with the results. Return True if a test of a defect failed or did not run."""
     print("\n| | defect | before | now | seen in this run |")
     print("|---|---|---|---|---|")
     failed = False

@@ -1,7 +1,7 @@
-"""What can go wrong with a benchmark so that a user can do something about it."""
+"""The error of a benchmark that a user can do something about."""
 
 from __future__ import annotations
 
 
 class BenchmarkFailed(Exception):
-    """A benchmark cannot go on; ``str()`` is complete text for a person."""
+    """A benchmark cannot continue. ``str()`` is a complete message for the user."""

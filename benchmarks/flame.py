@@ -1,7 +1,7 @@
-"""``python -m benchmarks.flame``: where the time goes. Flame graphs of gateway and worker under W2.
+"""``python -m benchmarks.flame``: draw flame graphs of gateway and worker under W2.
 
-py-spy samples both while 64 connections ask for digits. Beside each picture stands a table of the functions
-that had most of the samples on their own, which is what a flame graph's widest tops show.
+py-spy samples both while 64 connections send requests for digits. For each picture, a table lists the
+functions with the most samples of their own. These are the widest tops of the flame graph.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _pid(running: stack.Stack, service: str) -> int:
 
 
 def _record(spy: Path, pid: int, out: Path, seconds: int) -> str:
-    """Stacks in the collapsed form, one a line with its count; the picture goes to ``out``.svg."""
+    """Return the stacks in the collapsed form, one a line with its count. Write the picture ``out``.svg."""
     out.parent.mkdir(parents=True, exist_ok=True)
     common = [str(spy), "record", "--pid", str(pid), "--nonblocking", "--rate", str(RATE_HZ)]
     half = max(1, seconds // 2)
@@ -62,7 +62,7 @@ def _record(spy: Path, pid: int, out: Path, seconds: int) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BenchmarkFailed(f"py-spy: {done.stderr.strip()[-500:]}")
-        # The picture's title is the command: paths of this machine.
+        # The picture's title is the command, which contains paths of this machine.
         target.write_text(target.read_text().replace(" ".join(command), f"{out.name}, {half} s"))
     return raw.read_text()
 
@@ -71,7 +71,7 @@ def _table(stacks: str) -> str:
     own: Counter[str] = Counter()
     for line in stacks.splitlines():
         frames, _, count = line.rpartition(" ")
-        # The line within the function is noise here.
+        # The line number within the function does not matter here.
         own[frames.rpartition(";")[2].partition(":")[0] + ")"] += int(count)
     total = sum(own.values())
     rows = [[name, f"{count / total:.1%}"] for name, count in own.most_common(TOP)]
@@ -80,7 +80,7 @@ def _table(stacks: str) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = options.parser(__doc__, seconds=16)
-    parser.add_argument("--connections", type=int, default=64, help="that ask at once (default: 64)")
+    parser.add_argument("--connections", type=int, default=64, help="concurrent connections (default: 64)")
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.fleet``: one round of the autoscaler over a simulated fleet, and how it grows.
+"""``python -m benchmarks.fleet``: measure a round of the autoscaler over simulated fleets of several sizes.
 
-Deployments with five replicas each, all of them busy, four gateways, and a load that changes in every round
-for one in ten. Measured are the decisions alone, the statuses made of them, and the record kept of the round;
-what is started is there at once, what is drained is gone. The 99th percentile of the rounds must be below a
-second at 1,000 Deployments.
+Each Deployment has five busy replicas. There are four gateways, and in every round the load of one in ten
+Deployments changes. The times are those of the decisions, of the statuses, and of the record of the round.
+Started replicas are ready immediately, and drained ones end immediately. At 1,000 Deployments, the 99th
+percentile of the rounds must be below a second.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CALL_MS = 20.0
 
 @dataclass(slots=True)
 class World:
-    """A fleet without a launcher: replicas are there, and ready, when they are started."""
+    """A fleet without a launcher: replicas are ready as soon as they are started."""
 
     desired_state: DesiredState
     running: dict[str, Running]
@@ -59,7 +59,7 @@ class World:
     rounds: int = 0
 
     def snapshots(self) -> Iterator[Snapshot]:
-        """Yield the observation of one round after the other, endlessly."""
+        """Yield the observation of each round, endlessly."""
         names = [deployment.name for deployment in self.desired_state.deployments]
         self.outstanding = dict.fromkeys(names, 40)
         self.arrived = dict.fromkeys(names, 0)
@@ -74,7 +74,7 @@ class World:
             yield Snapshot(self.desired_state, running, reports, self._gateways(names))
 
     def act(self, plan: Plan) -> None:
-        """Do what was decided."""
+        """Apply the decisions."""
         for action in plan.actions:
             if isinstance(action, Launch):
                 self.running[action.replica] = replica(action.deployment, action.slot, action.generation)
@@ -107,7 +107,7 @@ class World:
 
 
 def main() -> int:
-    """Measure, print, write fleet.json; 1 when the bar is missed."""
+    """Measure, print, write fleet.json. Return 1 if the bar is missed."""
     chosen = _arguments()
     machine = report.machine()
     rows = [measure(count, chosen.rounds) for count in chosen.sizes]
@@ -168,7 +168,7 @@ async def _rounds(world: World, history: Recordings, rounds: int) -> tuple[dict[
 
 
 def fleet(count: int) -> World:
-    """Return ``count`` Deployments of as many models, with their endpoints and replicas."""
+    """Return ``count`` Deployments of different models, with their Endpoints and replicas."""
     deployments, versions, endpoints = [], [], []
     running = []
     for number in range(count):

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.healing``: kill -9 of twenty workers in turn while requests come.
+"""``python -m benchmarks.healing``: kill twenty workers one after the other while requests arrive.
 
-Five replicas of a model that sleeps 100 ms, twelve requests a second. Every quarter of a minute one replica's
-worker is killed, the one that is ready for longest. Each request must be answered well. Shown: how long until
-a replacement is ready. A replica that dies again within a minute of being ready is started more and more
-slowly, which is why there is time between two kills.
+Five replicas of a model that sleeps 100 ms get twelve requests a second. Every 15 seconds, the worker that
+has been ready for the longest time is killed with -9. Each request must succeed. The result is the time until
+a replacement is ready. The pause between kills is needed because a replica that dies within a minute after it
+was ready is restarted with longer and longer delays.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEPLOYMENT = "sleep-v1"
 
 
 def main() -> int:
-    """Measure, print, write healing.json; 1 when a bar is missed."""
+    """Measure, print, write healing.json. Return 1 if a bar is missed."""
     chosen = _arguments()
     machine = report.machine()
     with session.session(), stack.tidegate("healing") as running:
@@ -80,7 +80,7 @@ async def measure(running: Stack, kills: int) -> tuple[list[Asked], list[float]]
 
 
 async def kill_one(watch: Watch) -> float:
-    """Kill the worker that is ready for longest; the seconds until a replacement is ready."""
+    """Kill the worker that has been ready longest. Return the seconds until a replacement is ready."""
     await watch.until_ready(REPLICAS, LIMIT_S)
     victim = min(watch.status["replicas"], key=lambda each: each["started_at"])
     os.kill(victim["pid"], signal.SIGKILL)

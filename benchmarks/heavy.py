@@ -1,11 +1,11 @@
-"""``python -m benchmarks.heavy``: envelopes must cost nothing where they cannot gain anything.
+"""``python -m benchmarks.heavy``: check that envelopes do not slow down loads to which they bring no gain.
 
-A model that sleeps 20 ms, 4 workers, 64 connections: the gateway as shipped against one that sends every
-request as a message of its own, in turns. Then a light and a heavy Deployment side by side: in one stack and,
-to tell what a shared queue costs from what shared cores do, in two. Four callers that ask the light one again
-at once take all the cores that there are, so whatever else runs costs them requests; as a service with room
-to spare has it, the light one is also asked at a quarter of that pace, by callers who do not wait for each
-other.
+First, a model that sleeps 20 ms, with 4 workers and 64 connections: the default gateway and one that sends
+every request as a separate message are loaded alternately. Then a light and a heavy Deployment run side by
+side, in one stack and in two stacks. The difference shows the cost of a shared queue, apart from that of
+shared cores. Four callers that send the next request immediately use all cores, so any other load slows them
+down. Therefore the light Deployment is also loaded at a quarter of that rate, by callers that do not wait for
+each other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Runs = dict[str, list[Figures]]
 
 
 def main() -> int:
-    """Measure, print, write heavy.json; 1 when a bar is missed."""
+    """Measure, print, write heavy.json. Return 1 if a bar is missed."""
     chosen = _arguments()
     machine = report.machine()
     with session.session():
@@ -79,7 +79,7 @@ def measure(repeats: int, seconds: int) -> Runs:
 def mixed(
     runs: Runs, where: str, light: tuple[Stack, Exchange], heavy: tuple[Stack, Exchange], seconds: int
 ) -> None:
-    """Run both loads at once, each on its stack; ``where`` ends the names of the runs."""
+    """Run both loads concurrently, each on its stack. ``where`` is the suffix of the runs' names."""
     with ExitStack() as held:
         both = [
             (name + where, Load(running.url, exchange, connections, seconds))
@@ -95,7 +95,7 @@ def mixed(
 
 
 def paced(running: Stack, light: Exchange, rate: float, seconds: int) -> Figures:
-    """Requests at ``rate`` a second that come when they come (Poisson), on any number of connections."""
+    """Send ``rate`` requests a second at random times (Poisson), on as many connections as needed."""
     draws, at, times = random.Random(SEED), 0.0, []
     while (at := at + draws.expovariate(rate)) < seconds:
         times.append(at)
@@ -108,7 +108,7 @@ def paced(running: Stack, light: Exchange, rate: float, seconds: int) -> Figures
 
 
 def keep(runs: Runs, name: str, figures: Figures) -> None:
-    """Keep one run and show it."""
+    """Store the figures of one run and print them."""
     runs.setdefault(name, []).append(figures)
     print(
         f"  {name:30} {figures.rate:8,.1f} req/s  p99 {figures.p99_ms:7.1f} ms  {figures.errors} errors",

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.hostile``: a valid caller beside thousands of hostile connections.
+"""``python -m benchmarks.hostile``: measure a valid caller beside thousands of hostile connections.
 
-The caller has a key and asks at an even pace. It is alone first, then beside 8,000 connections that are
-silent, stop in a head or a body, or drip; then beside 8,250 that each hold back the last byte of a small one;
-then beside single connections that send an endless head. Every request must be answered, with at most three
-times the quiet p99.
+The caller has a key and sends requests at a steady rate: first alone, then beside 8,000 connections that are
+silent, that stop in a head or a body, or that send single bytes slowly. Next are 8,250 connections that each
+hold back the last byte of a small body, then single connections that send an endless head. Every request must
+be answered, and p99 may be at most three times that of the caller alone.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ PER_S = 100.0
 OPENING_S = 10.0
 MANY, BODIES = 8_000, 8_250
 P99_BAR = 3.0
-# What a gateway may grow by: its budget for bodies, and 40 KB a connection.
+# A gateway may grow by its budget for bodies, plus 40 KB for each connection.
 GROWTH_BAR_MB = 512 + MANY * 0.04
 MB = 1e6
 _INPUT = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [[0.5] * 16]}
 SMALL = json.dumps({"inputs": [_INPUT]}).encode()
-# White space counts as body and not as work: every fourth request is larger than what is read at once.
+# White space makes the body larger but costs no work. Every fourth request is larger than one read.
 LARGE = SMALL + b" " * 300_000
 OPENING = ", opening"
 LINES, LONG = "50 MB of header lines", "200 MB header value"
@@ -45,7 +45,7 @@ LINES, LONG = "50 MB of header lines", "200 MB header value"
 
 @dataclass(slots=True)
 class Step:
-    """What the valid caller saw, and the gateway's memory, in one situation."""
+    """The valid caller's figures and the gateway's memory in one situation."""
 
     name: str
     times_ms: list[float] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Step:
 
 
 class Target:
-    """A gateway under attack, and the valid caller's way to it."""
+    """A gateway under attack, and the valid caller's connections to it."""
 
     def __init__(self, port: int, pid: int, key: str) -> None:
         self.port = port
@@ -89,7 +89,7 @@ class Target:
         self._client.close()
 
     async def ask(self, step: Step, seconds: float) -> None:
-        """Ask at an even pace, whatever becomes of the requests before; wait for all answers."""
+        """Send requests at a steady rate without waiting for earlier ones. Then wait for all responses."""
         tasks, began, number = set(), time.monotonic(), 0
         watching = asyncio.create_task(self._watch(step))
         while number < PER_S * seconds:
@@ -103,7 +103,7 @@ class Target:
         watching.cancel()
 
     async def _one(self, step: Step, body: bytes, due: float) -> None:
-        """Send one request; its latency counts from its due time."""
+        """Send one request. Its latency is measured from the time at which it was due."""
         try:
             async with asyncio.timeout(60):
                 answer = await self._client.post(hostile_clients.PATH.decode(), body, self._headers)
@@ -122,7 +122,7 @@ class Target:
 
 
 def main() -> int:
-    """Measure, print, write hostile.json; 1 when a bar is missed."""
+    """Measure, print, write hostile.json. Return 1 if a bar is missed."""
     chosen = _arguments()
     machine = report.machine()
     with session.session(), stack.tidegate("hostile") as running:
@@ -147,7 +147,7 @@ def gateway_pid(running: Stack) -> int:
 
 
 async def measure(target: Target, seconds: float) -> list[Step]:
-    """Run every situation in turn; the quiet one comes first and last."""
+    """Run every situation. The quiet one is first and last."""
     steps = []
     await _known(target)
 
@@ -212,7 +212,7 @@ async def _attacked(port: int, kind: str, count: int, step: Step) -> AsyncIterat
 
 
 async def _endless_head(port: int, piece: bytes, size: int) -> None:
-    """Send a head that does not end, until all is sent or the server has enough."""
+    """Send a head that does not end, until all of it is sent or the server closes the connection."""
     with suppress(OSError):
         _, writer = await asyncio.open_connection(HOST, port)
         writer.write(b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\nx: ")

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.hostile_clients PORT KIND COUNT``: hostile connections to a port of this machine.
+"""``python -m benchmarks.hostile_clients PORT KIND COUNT``: open hostile connections to a local port.
 
-A process of its own, beside the benchmark: it needs as many open files as the server. Each connection that
-the server closes is opened again. The number of open connections goes to stdout every second.
+This is a separate process, because it needs as many open files as the server. It reopens each connection that
+the server closes, and prints the number of open connections every second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PATH = b"/v2/models/echo/infer"
 BODY = 65_536
 _HEAD = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\n" % PATH
 _WHOLE = b"%bContent-Length: %d\r\n\r\n" % (_HEAD, BODY)
-# What each kind sends at once, and then every DRIP_S seconds.
+# The bytes that each kind sends first, and those that it sends every DRIP_S seconds.
 KINDS = {
     "silent": (b"", b""),
     "half a head": (_HEAD, b""),
@@ -32,7 +32,7 @@ KINDS = {
 }
 MIXED = "mixed"
 DRIP_S = 2.0
-# Connections opened in one go, and opened again in a second: the attacker has one core, too.
+# Connections opened in one step, and reopened in a second: the attacker also has only one core.
 BATCH = 100
 AGAIN_PER_S = 500
 
@@ -46,23 +46,23 @@ class Hostile(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send what this kind begins with."""
-        # Uvloop's transports are none of asyncio's classes.
+        """Send the first bytes of this kind."""
+        # Uvloop's transports are not subclasses of asyncio's.
         self._transport, self.open = cast(asyncio.Transport, transport), True
         self._transport.write(KINDS[self.kind][0])
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the server has closed it."""
+        """Note that the server has closed the connection."""
         self.open = False
 
     def drip(self) -> None:
-        """Send a little more."""
+        """Send the next bytes of this kind."""
         if self.open and self._transport is not None:
             self._transport.write(KINDS[self.kind][1])
 
 
 async def attack(port: int, kind: str, count: int) -> None:
-    """Keep so many connections open until this process is ended."""
+    """Keep this number of connections open until the process is ended."""
     kinds = cycle(KINDS) if kind == MIXED else cycle([kind])
     everyone = [Hostile(each) for each in islice(kinds, count)]
     await _open(port, everyone)
@@ -94,7 +94,7 @@ async def _open(port: int, connections: list[Hostile]) -> None:
 
 def main() -> None:
     """Attack."""
-    os.nice(19)  # a real attacker has processors of its own
+    os.nice(19)  # a real attacker does not use the server's cores
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(attack(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -1,7 +1,7 @@
 """``python -m benchmarks.install``: one virtual environment for each peer.
 
-Idempotent: an environment that holds its lock is left alone. A peer that cannot be installed is reported
-and does not keep the others from being installed.
+Environments that match their lock file are not changed. If a peer cannot be installed, that is reported, and
+the others are still installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WRK_MISSING = "wrk, the load generator, is missing: sudo apt-get install wrk"
 
 
 def installable() -> list[str]:
-    """Return every environment that has a lock: the peers and the charts."""
+    """Return every environment that has a lock file: those of the peers and of the charts."""
     return [*sorted(lock.parent.name for lock in places.PEERS.glob("*/requirements.lock")), places.PLOT]
 
 
@@ -33,7 +33,7 @@ def installed(name: str) -> bool:
 
 
 def install(name: str, runner: Runner) -> None:
-    """Make the environment and fill it; raises StepFailed with the remedy."""
+    """Make the environment and install its packages. Raise StepFailed, with what to do."""
     env = places.environment(name)
     here = Paths(places.ROOT, Path(sys.prefix), places.runtime_dir())
     log = places.bench_dir() / "log" / f"install-{name}.log"
@@ -59,7 +59,7 @@ def _one_line(name: str) -> Report:
 
 
 def main() -> int:
-    """Install what is missing; 1 when something could not be."""
+    """Install what is missing. Return 1 if an installation failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=installable(), metavar="PEER", help="install only these")
     names: list[str] = parser.parse_args().only or installable()

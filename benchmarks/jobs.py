@@ -1,9 +1,9 @@
-"""``python -m benchmarks.jobs``: jobs accepted and done per second, beside FastAPI + Celery.
+"""``python -m benchmarks.jobs``: compare jobs per second with FastAPI + Celery.
 
-One stack runs all the time. Celery has a RabbitMQ and a Valkey of its own, of the same kind and with the
-same settings, since the stack's let only its services in. Each round visits every candidate:
-wrk submits jobs of the identity model for some seconds while the worker works at them, then the rest is
-waited for. All of it (load generator, gateway, broker, store, worker, Triton) shares the machine's cores.
+One Tidegate stack runs all the time. Celery has its own RabbitMQ and Valkey with the same settings, because
+those of the stack accept only its services. In each round, wrk submits jobs of the identity model to each
+candidate for some seconds while the worker runs them. Then the benchmark waits until all are done. Load
+generator, gateway, broker, store, worker and Triton share the machine's cores.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ TITLES = {
 
 
 class Incomplete(BenchmarkFailed):
-    """Not every accepted job was done."""
+    """Some accepted jobs were not done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One candidate, once. Rates are per second; ``done`` counts from the first job to the last result."""
+    """One candidate in one round. Rates are per second; ``done``: from the first job to the last result."""
 
     candidate: str
     connections: int
@@ -59,7 +59,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Where jobs are submitted, and how many are done since it was started."""
+    """The address for submitting jobs, and a count of the jobs done since the start."""
 
     name: str
     url: str
@@ -68,9 +68,9 @@ class Candidate:
 
 
 def main() -> int:
-    """Measure, print the table, write jobs.json; 1 when the bar is missed."""
+    """Measure, print the table, write jobs.json. Return 1 if the bar is missed."""
     parser = options.parser(__doc__, seconds=10, repeats=3)
-    parser.add_argument("--connections", type=int, default=128, help="submitting at once (default: 128)")
+    parser.add_argument("--connections", type=int, default=128, help="concurrent connections (default: 128)")
     parser.add_argument(
         "--only", type=options.names(list(TITLES)), default=list(TITLES), help=", ".join(TITLES)
     )
@@ -88,7 +88,7 @@ def main() -> int:
 
 @contextmanager
 def candidate(name: str, running: Stack) -> Iterator[Candidate]:
-    """Yield a candidate that takes jobs; start it unless it is Tidegate, which runs. Raise NotServing."""
+    """Yield a candidate that accepts jobs. Start Celery; Tidegate runs already. Raise NotServing."""
     if name == "tidegate":
         url = running.server_url(credentials.VALKEY_JOBS, "router")
         exchange = workloads.exchange("identity", "oip")
@@ -128,7 +128,7 @@ def _celery_done(url: str) -> int:
 
 
 def measure(found: Candidate, connections: int, seconds: int) -> Round:
-    """Submit for so long, then wait for the rest. Raises Incomplete, LoadFailed."""
+    """Submit jobs for some seconds, then wait until all are done. Raise Incomplete or LoadFailed."""
     load.warm(found.url, found.exchange, connections)
     before = _settled(found)
     began = time.monotonic()
@@ -153,7 +153,7 @@ def measure(found: Candidate, connections: int, seconds: int) -> Round:
 
 
 def _settled(found: Candidate) -> int:
-    """Return how many jobs are done, as soon as the number no longer changes."""
+    """Wait until the number of done jobs no longer changes. Return it."""
     last, since = -1, time.monotonic()
     while time.monotonic() - since < 1.0:
         if (now := found.done()) != last:
@@ -171,7 +171,7 @@ def line(found: Round) -> str:
 
 
 def conclude(names: list[str], rounds: list[Round], machine: dict[str, Any], chosen: Any) -> int:
-    """Print and write the medians; 1 when Tidegate accepts less than it must, or anything went wrong."""
+    """Print and write the medians. Return 1 if Tidegate accepts too few jobs or anything failed."""
     rows, medians = [], {}
     for name in names:
         own = [found for found in rounds if found.candidate == name]

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.killer``: 64 requests in hand, one of which kills what runs it.
+"""``python -m benchmarks.killer``: send 64 requests, one of which kills the process that runs it.
 
-It kills the model's process by a segmentation fault, then Triton, then the whole worker; these two are killed
-from outside while it is in a call. Each time the killer must be the only one that fails, and the other 63
-must be answered well. The same with 64 jobs.
+This killer first ends the model's process by a segmentation fault. Then Triton, and last the whole worker,
+are killed from outside while the killer is in a call. Each time, only the killer may fail, and the other 63
+requests must succeed. The same is done with 64 jobs.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Victim = Literal["model", "triton", "worker"]
 VICTIMS: tuple[Victim, ...] = ("model", "triton", "worker")
 MODEL = stack.MODELS / "killer" / "model.py"
 COUNT, KILLER = 64, 37
-# What the model does at these numbers: see its file.
+# The inputs at which the model dies or waits: see its file.
 SEGFAULT, MARK, GATE = 1000, 2000, 3000
 LIMIT_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Count the requests by how they ended. ``kills``: how often the killer was in a call that died."""
+    """Counts of the requests by outcome. ``kills``: how often the killer was in a call that died."""
 
     victim: Victim
     kind: str
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Assassin:
-    """Kills Triton or the worker whenever the model says that it runs the killer."""
+    """Kills Triton or the worker whenever the model reports that it runs the killer."""
 
     def __init__(self, mark: Path, victim: Victim) -> None:
         self._mark = mark
@@ -68,7 +68,7 @@ class Assassin:
         self.kills = 0
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Wait for the killer and kill, until cancelled."""
         while True:
             with suppress(FileNotFoundError, ValueError, psutil.NoSuchProcess):
                 model = psutil.Process(int(self._mark.read_text()))
@@ -79,7 +79,7 @@ class Assassin:
 
 
 async def held(url: str, model: str, victim: Victim, mark: Path, *, jobs: bool = False) -> Outcome:
-    """Send the requests while the model is busy, so that they gather; return what became of them."""
+    """Send the requests while the model is busy, so that they share a call. Return their outcomes."""
     assassin = Assassin(mark, victim)
     killing = None if victim == "model" else asyncio.create_task(assassin.run())
     killer = SEGFAULT if victim == "model" else MARK
@@ -117,11 +117,11 @@ async def _submit(client: AsyncClient, model: str, number: float) -> float | Non
 
 
 def main() -> int:
-    """Run, print, write killer.json; 1 when anything but the killer failed."""
+    """Run, print, write killer.json. Return 1 if any other request failed."""
     chosen = _arguments()
     machine = report.machine()
     outcomes: list[Outcome] = []
-    # Contained, a model could not kill its worker, and would not see where it notes what it killed.
+    # No sandbox: in it, the model could neither kill its worker nor write the file with its process id.
     setting = {"TIDEGATE_MODEL_SANDBOX": "off"}
     with session.session(), stack.tidegate("killer", setting) as running:
         for jobs in (False, True):

@@ -1,4 +1,4 @@
-"""What a killed server leaves in shared memory: semaphores of Python's, regions of Triton's."""
+"""Find and remove what a killed server leaves in shared memory: Python's semaphores, Triton's regions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ KINDS = ("sem.mp-", "tidegate-bench-")
 
 
 def names() -> set[str]:
-    """Return the files that the benchmarks' servers create, as they are now."""
+    """Return the existing files of the kinds that the benchmarks' servers create."""
     if not SHARED_MEMORY.is_dir():
         return set()
     return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(KINDS)}
 
 
 def clear(before: set[str]) -> None:
-    """Remove what came since ``before`` and is no longer used by any process."""
+    """Remove files that are not in ``before`` and that no process uses."""
     left = {name for name in names() - before if _ours(SHARED_MEMORY / name)}
     for name in left - _in_use(left):
         (SHARED_MEMORY / name).unlink(missing_ok=True)

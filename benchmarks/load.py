@@ -1,4 +1,4 @@
-"""Load by wrk: a closed loop of so many connections, each with one request at a time."""
+"""Load by wrk: a closed loop over several connections, each with one request at a time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WARM_S = 1
 
 
 class LoadFailed(BenchmarkFailed):
-    """wrk is missing or gave no figures."""
+    """wrk is missing, or it printed no figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one run of wrk saw. ``errors`` counts answers that are not 2xx, and broken connections."""
+    """The figures of one run of wrk. ``errors``: answers that are not 2xx, and broken connections."""
 
     connections: int
     requests: int
@@ -39,12 +39,12 @@ class Figures:
 
     @property
     def rate(self) -> float:
-        """Requests per second that were answered well."""
+        """Successful requests per second."""
         return max(0, self.requests - self.errors) / self.seconds if self.seconds else 0.0
 
     @property
     def valid(self) -> bool:
-        """A run counts only when every answer was a good one."""
+        """True if every request succeeded. Other runs do not count."""
         return self.errors == 0 and self.requests > 0
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Figures:
 
 
 class Load:
-    """A run of wrk that goes on; ``result`` waits for its figures."""
+    """A run of wrk in progress; ``result`` waits for its figures."""
 
     def __init__(
         self, base_url: str, exchange: Exchange, connections: int, seconds: int, *, pause_ms: float = 0.0
@@ -87,7 +87,7 @@ class Load:
         try:
             output, _ = self._process.communicate(timeout=self._limit_s)
         except subprocess.TimeoutExpired:
-            raise LoadFailed("wrk did not end in time") from None
+            raise LoadFailed("wrk has not ended in time") from None
         finally:
             self.stop()
         line = next((text for text in output.splitlines() if text.startswith("BENCH ")), None)
@@ -98,7 +98,7 @@ class Load:
         return Figures(connections=self._connections, errors=errors, **told)
 
     def stop(self) -> None:
-        """End it at once, if it still runs."""
+        """End the run now, if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -106,7 +106,7 @@ class Load:
 
 
 def measure(base_url: str, exchange: Exchange, connections: int, seconds: int) -> Figures:
-    """Load a server for so long. Raises LoadFailed."""
+    """Load a server for some seconds. Raise LoadFailed."""
     load = Load(base_url, exchange, connections, seconds)
     try:
         return load.result()
@@ -115,5 +115,5 @@ def measure(base_url: str, exchange: Exchange, connections: int, seconds: int) -
 
 
 def warm(base_url: str, exchange: Exchange, connections: int) -> None:
-    """Let a server get used to the load that follows; nothing is kept."""
+    """Warm up a server with the load that follows. The figures are not used."""
     measure(base_url, exchange, connections, WARM_S)

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.long_job``: a job of 150 s, on a broker that lets a message be held for 5 s.
+"""``python -m benchmarks.long_job``: run a job of 150 s on a broker whose consumer_timeout is 5 s.
 
-Beside it a consumer holds a message in the usual way, and the broker closes its channel. The job's worker
-keeps its own, runs the job once, and the result is right.
+Another consumer holds a message without an ack, and the broker closes its channel. The channel of the job's
+worker must stay open, the job must run once, and its result must be right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HELD = requests_queue("benchmark-held")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``closed_after_s``: when the broker closed the channel of the other one; None: it did not."""
+    """``closed_after_s``: when the broker closed the other consumer's channel; None: it did not."""
 
     status: str
     attempts: int
@@ -36,13 +36,13 @@ class Outcome:
 
     @property
     def met(self) -> bool:
-        """Whether the broker was impatient, and the job was run once all the same."""
+        """True if the broker closed the other channel, and the job ran only once."""
         good = self.status == "succeeded" and self.attempts == 1 and self.right
         return good and self.closed_after_s is not None
 
 
 def main() -> int:
-    """Run, print, write long_job.json; 1 when the job did not run through in its first attempt."""
+    """Run, print, write long_job.json. Return 1 if the job's first attempt did not succeed."""
     chosen = _arguments()
     machine = report.machine()
     setting = {"TIDEGATE_ACK_TIMEOUT_S": str(chosen.ack_timeout)}
@@ -78,7 +78,7 @@ async def _run(running: stack.Stack, length_s: float) -> Outcome:
 
 
 async def _hold(consuming: str, publishing: str) -> float:
-    """Hold a message until the broker closes the channel; how long that took, in seconds."""
+    """Hold a message until the broker closes the channel. Return the seconds that this took."""
     closed = asyncio.Event()
 
     def on_delivery(_: Delivery) -> None:
@@ -106,7 +106,10 @@ def _arguments() -> Any:
     parser: argparse.ArgumentParser = options.parser(__doc__)
     parser.add_argument("--length", type=float, default=150.0, help="of the job, in seconds (default: 150)")
     parser.add_argument(
-        "--ack-timeout", type=float, default=5.0, help="the broker's patience, in seconds (default: 5)"
+        "--ack-timeout",
+        type=float,
+        default=5.0,
+        help="the broker's timeout for an ack, in seconds (default: 5)",
     )
     return parser.parse_args()
 

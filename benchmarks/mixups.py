@@ -1,7 +1,7 @@
-"""``python -m benchmarks.mixups``: does every caller get its own answer?
+"""``python -m benchmarks.mixups``: check that every caller gets the answer to its own request.
 
-64 callers at once, requests of mixed sizes, half of them in JSON and half binary. Every input is different,
-and every answer is compared with its own input, bit for bit.
+64 concurrent callers send requests of different sizes, half of them in JSON and half binary. Every input is
+different, and every answer is compared with its own input, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIMEOUT_MS = "60000"
 
 @dataclass(slots=True)
 class Count:
-    """What came back, and the first few that were wrong."""
+    """Counts of the answers, and the first few wrong ones."""
 
     right: int = 0
     wrong: int = 0
@@ -39,12 +39,12 @@ class Count:
 
     @property
     def total(self) -> int:
-        """All requests that were made."""
+        """The number of all requests."""
         return self.right + self.wrong + sum(self.refused.values())
 
 
 def main() -> int:
-    """Ask, print, write mixups.json; 1 when an answer was not its caller's, or was missing."""
+    """Run, print, write mixups.json. Return 1 if an answer was another caller's or was missing."""
     chosen = _arguments()
     machine = report.machine()
     with session.session(), stack.tidegate("mixups") as running:
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 async def ask(port: int, callers: int, requests: int) -> Count:
-    """Send all requests, from several callers at once."""
+    """Send all requests, from several concurrent callers."""
     client, count = Client(port), Count()
     shares = [requests // callers + (1 if at < requests % callers else 0) for at in range(callers)]
     try:
@@ -92,7 +92,7 @@ async def _caller(client: Client, count: Count, number: int, share: int) -> None
     for at in range(share):
         shape = draw.choice(ROWS), draw.choice(WIDTHS)
         x = values.standard_normal(shape, dtype=np.float32)
-        # Two callers never send the same: its own name is in the first value.
+        # Callers never send the same input: the first value contains the caller's number.
         x[0, 0] = number + at / 4096
         count.sizes[f"{shape[0]}x{shape[1]}"] += 1
         binary = draw.random() < 0.5
@@ -143,7 +143,7 @@ def _read(answer: Answer) -> Any:
 def _arguments() -> argparse.Namespace:
     parser = options.parser(__doc__)
     parser.add_argument("--requests", type=int, default=100_000, help="over all callers (default: 100000)")
-    parser.add_argument("--callers", type=int, default=64, help="how many at once (default: 64)")
+    parser.add_argument("--callers", type=int, default=64, help="concurrent callers (default: 64)")
     parser.add_argument("--workers", type=int, default=2, help="replicas of the model (default: 2)")
     return parser.parse_args()
 

@@ -13,7 +13,7 @@ class NoModel(BenchmarkFailed):
 
 
 def ensure_digits() -> None:
-    """Train the example unless its files are there. Raises NoModel."""
+    """Train the example unless its files are there. Raise NoModel."""
     folder = workloads.onnx_model().parent
     if workloads.onnx_model().exists() and workloads.heldout().exists():
         return

@@ -1,4 +1,4 @@
-"""Requests that come when they come, whatever became of the ones before, and what became of each."""
+"""Send requests at given times without waiting for earlier ones, and record their outcomes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRACE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request: when it was sent (seconds from the beginning), and what came. ``status`` 0: nothing."""
+    """One request: its time (seconds from the beginning) and its response. ``status`` 0: no response."""
 
     at: float
     took_ms: float
@@ -27,7 +27,7 @@ class Asked:
 
     @property
     def good(self) -> bool:
-        """Whether it was answered well."""
+        """True if the request succeeded."""
         return self.status == 200
 
 
@@ -36,7 +36,7 @@ async def offer(
 ) -> list[Asked]:
     """Send a request at each of ``times`` (seconds from now) and wait for all answers.
 
-    ``until``: stop sending once it says so.
+    ``until``: stop sending when it returns True.
     """
     client, begun = Client(port), time.monotonic()
     asked: list[Asked] = []
@@ -87,7 +87,7 @@ def failures(asked: Sequence[Asked]) -> dict[str, int]:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Return a percentile of some values; 0 of none."""
+    """Return a percentile of the values; 0 if there are no values."""
     if len(values) < 2:
         return values[0] if values else 0.0
     return quantiles(values, n=100, method="inclusive")[percent - 1]

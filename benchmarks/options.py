@@ -38,7 +38,7 @@ def fractions(text: str) -> list[float]:
 
 
 def names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """Comma-separated names out of ``known``, in the order of that."""
+    """Return a parser of comma-separated names from ``known``. It returns them in the order of ``known``."""
 
     def parse(text: str) -> list[str]:
         chosen = text.split(",")

@@ -1,8 +1,9 @@
-"""``python -m benchmarks.overload``: what happens when more is asked than can be done.
+"""``python -m benchmarks.overload``: measure a load above the capacity.
 
-A model that sleeps 20 ms on one worker. Its capacity is measured closed-loop; then requests arrive as a
-Poisson process at 0.5x to 3x of that, each with a deadline. Goodput counts answers inside the deadline.
-With ``--max-batch 8 --rows 4`` a call holds two requests, which whoever predicts their wait has to know.
+A model that sleeps 20 ms runs on one worker. Its capacity is measured in a closed loop. Then requests arrive
+as a Poisson process at 0.5 to 3 times the capacity, each with a deadline. Goodput counts answers before the
+deadline. With ``--max-batch 8 --rows 4`` a call has two requests. The prediction of a request's wait must
+consider that.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Step:
     refused: Counter[str] = field(default_factory=Counter)
 
     def keep(self, status: int, body: bytes, took_ms: float) -> None:
-        """Count one answer. What was accepted and then missed its deadline counts as late."""
+        """Count one answer. An accepted request that missed its deadline is late."""
         if status == 200:
             (self.in_time_ms if took_ms <= self.deadline_ms else self.late_ms).append(took_ms)
             return
@@ -68,7 +69,7 @@ class Step:
 
 
 def main() -> int:
-    """Measure, print, write overload.json and overload.png; 1 when a bar is missed."""
+    """Measure, print, write overload.json and overload.png. Return 1 if a bar is missed."""
     chosen = _arguments()
     machine = report.machine()
     with session.session(), stack.tidegate("overload") as running:
@@ -103,7 +104,7 @@ async def measure(port: int, chosen: argparse.Namespace) -> tuple[float, list[St
                 f"  {offered_x:g}x: {step.offered:.0f}/s offered, {goodput:.1f}/s in time",
                 flush=True,
             )
-            # What still waits belongs to this step, not to the next.
+            # Waiting requests belong to this step, not to the next one.
             await asyncio.sleep(chosen.deadline_ms / 1e3)
         return capacity, steps
     finally:
@@ -111,7 +112,7 @@ async def measure(port: int, chosen: argparse.Namespace) -> tuple[float, list[St
 
 
 async def closed_loop(client: Client, seconds: float, rows: int) -> float:
-    """Requests per second of callers that each wait for their answer."""
+    """Measure the requests per second of callers that each wait for their response."""
     exchange, done = sleeper.exchange(rows=rows), 0
     end = time.monotonic() + seconds
 
@@ -130,7 +131,7 @@ async def closed_loop(client: Client, seconds: float, rows: int) -> float:
 
 
 async def offer(client: Client, step: Step, draw: random.Random, rows: int) -> None:
-    """Let requests arrive for the step's time, whatever becomes of the ones before; wait for all answers."""
+    """Send the step's requests without waiting for earlier ones. Then wait for all responses."""
     exchange = sleeper.exchange(step.deadline_ms, rows=rows)
     tasks: set[asyncio.Task[None]] = set()
     at, end = time.monotonic(), time.monotonic() + step.seconds
@@ -161,7 +162,7 @@ async def _ask(client: Client, exchange: Exchange, step: Step) -> None:
 
 
 def judge(rows: list[dict[str, Any]], deadline_ms: float) -> list[tuple[str, str]]:
-    """Return the bars: goodput at twice the capacity, p99 of accepted requests, and the refusals."""
+    """Return the bars: goodput at twice the capacity, p99 of accepted requests, and the reject reasons."""
     peak = max(row["goodput"] for row in rows)
     verdicts = []
     for row in rows:
@@ -171,11 +172,11 @@ def judge(rows: list[dict[str, Any]], deadline_ms: float) -> list[tuple[str, str
             verdicts.append(("PASS" if share >= GOODPUT_SHARE else "MISS", text))
     worst = max(row["p99_ms"] for row in rows)
     text = (
-        f"p99 of what was accepted is at most {worst:.0f} ms at any load, the deadline is {deadline_ms:g} ms"
+        f"p99 of accepted requests is at most {worst:.0f} ms at any load, the deadline is {deadline_ms:g} ms"
     )
     verdicts.append(("PASS" if worst <= deadline_ms else "MISS", text))
     others = sorted({reason for row in rows for reason in row["refused"]} - {"overloaded", "deadline_passed"})
-    text = f"reasons to refuse besides overload: {', '.join(others) or 'none'}"
+    text = f"reject reasons other than overload: {', '.join(others) or 'none'}"
     verdicts.append(("MISS" if others else "PASS", text))
     return verdicts
 

@@ -1,4 +1,4 @@
-"""What is measured: one folder below ``peers/`` each, with a ``peer.toml`` that says how to start it."""
+"""Peers: the measured servers. Each has a folder below ``peers/``; its ``peer.toml`` says how to start it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Role = Literal["reference", "tidegate", "server", "queue", "limit"]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server to be measured.
+    """A server to measure.
 
-    ``command`` may hold ``{python}`` (of the peer's own environment), ``{ours}`` (of the checkout),
-    ``{bin}`` and ``{port}``; several commands are started together. ``needs`` names servers that must run
-    first. ``setup`` says for the table's reader how it is configured. ``keyed``: Tidegate is asked with an
-    API key.
+    ``commands`` may contain ``{python}`` (of the peer's own environment), ``{ours}`` (of the checkout),
+    ``{bin}`` and ``{port}``. All commands are started together. ``needs`` names servers that must run
+    first. ``setup`` describes the configuration for readers of the table. ``keyed``: requests have an API
+    key.
     """
 
     name: str
@@ -37,17 +37,17 @@ class Peer:
 
     @property
     def folder(self) -> Path:
-        """Where its files are."""
+        """The folder of the peer's files."""
         return places.PEERS / self.name.partition("@")[0]
 
     @property
     def server(self) -> str:
-        """Whose server it asks: a caller with a key asks the one that others ask without."""
+        """The name of the server: peers with and without a key share one."""
         return self.name.partition("@")[0] if self.keyed else self.name
 
     @property
     def has_environment(self) -> bool:
-        """Whether it wants packages of its own."""
+        """True if the peer has its own packages."""
         return (self.folder / "requirements.lock").exists()
 
 

@@ -1,4 +1,4 @@
-"""Where the benchmarks keep their environments, their servers' data and their results."""
+"""The folders of the benchmarks' environments, servers' data and results."""
 
 from __future__ import annotations
 

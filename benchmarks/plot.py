@@ -1,4 +1,4 @@
-"""``plot.py KIND RESULTS.json PICTURE.png``: the chart of a result file, in an environment of its own."""
+"""``plot.py KIND RESULTS.json PICTURE.png``: draw the chart of a result file, in a separate environment."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _bars(axis: Any, cells: list[dict[str, Any]], titles: dict[str, str]) -> Non
 
 
 def overload(found: dict[str, Any]) -> Any:
-    """Goodput and sheds over offered load, and the p99 of what was accepted."""
+    """Draw goodput and rejects over the offered load, and the p99 of accepted requests."""
     steps = found["steps"]
     offered = [step["offered_x"] for step in steps]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 7), sharex=True)
@@ -57,7 +57,7 @@ def overload(found: dict[str, Any]) -> Any:
     top.set_ylabel("requests per second")
     top.legend(fontsize=8)
     bottom.plot(
-        offered, [step["p99_ms"] for step in steps], "o-", color=OURS, label="p99 of what was accepted"
+        offered, [step["p99_ms"] for step in steps], "o-", color=OURS, label="p99 of accepted requests"
     )
     bottom.plot(offered, [step["p50_ms"] for step in steps], "o--", color=OTHERS, label="p50")
     bottom.axhline(found["deadline_ms"], color=DIRECT, linewidth=1, label="deadline")
@@ -69,7 +69,7 @@ def overload(found: dict[str, Any]) -> Any:
 
 
 def soak(found: dict[str, Any]) -> Any:
-    """Memory of every kind of process over time."""
+    """Draw the memory of every kind of process over time."""
     figure, axis = plt.subplots(figsize=(9, 5))
     minutes = [look["at"] / 60 for look in found["looks"]]
     kinds = sorted({kind for look in found["looks"] for kind in look["mb"]})
@@ -87,7 +87,7 @@ def soak(found: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Draw."""
+    """Draw the chart of the given kind."""
     kind, results, picture = sys.argv[1:]
     figure = {"peers": peers, "overload": overload, "soak": soak}[kind](json.loads(Path(results).read_text()))
     figure.tight_layout()

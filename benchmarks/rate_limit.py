@@ -1,9 +1,9 @@
-"""``python -m benchmarks.rate_limit``: one limit over four gateway processes, and what it costs a request.
+"""``python -m benchmarks.rate_limit``: check one limit over four gateway processes, and its cost.
 
-A key of 100 requests a second is offered 1,000 a second for a minute, on 64 connections that the kernel
-spreads over the processes. What is let in must be no more than the rate and the burst allow, and no less than
-98% of the rate. Then the store of the live facts hangs for a while: each process goes by its share of the
-limit.
+A key with a limit of 100 requests a second gets 1,000 a second for a minute, on 64 connections that the
+kernel distributes to the processes. The accepted requests may be no more than the rate and the burst allow,
+and no less than 98% of the rate. Then the store of live facts hangs for a while, and each process uses its
+share of the limit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEAST = 0.98
 COST_BAR_US = 5.0
 COST_ROUNDS, COST_CALLS = 7, 100_000
 AWAY_S = 10.0
-# How late a settlement may come to know that the store is away, or back again.
+# The longest delay until a process notices that the store does not answer, or answers again.
 SETTLE_S = 2.0
 INPUT = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [[0.5] * 16]}
 BODY = json.dumps({"inputs": [INPUT]}).encode()
@@ -42,7 +42,7 @@ PATH = "/v2/models/echo/infer"
 
 @dataclass(slots=True)
 class Step:
-    """What became of what was offered; ``by_second`` is what was let in, second by second."""
+    """The outcomes of the offered requests. ``by_second``: the accepted ones in each second."""
 
     name: str
     offered: int = 0
@@ -53,7 +53,7 @@ class Step:
 
     @property
     def accepted(self) -> int:
-        """How many were let in."""
+        """The number of accepted requests."""
         return self.statuses[200]
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Step:
 
 
 def main() -> int:
-    """Measure, print, write rate_limit.json; 1 when a bar is missed."""
+    """Measure, print, write rate_limit.json. Return 1 if a bar is missed."""
     chosen = _arguments()
     machine = report.machine()
     costs = {name: cost(call) for name, call in cases().items()}
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 async def measure(running: Stack, chosen: argparse.Namespace) -> list[Step]:
-    """Run the step with the store, and the one without it."""
+    """Run the step with the store, and the step without it."""
     steps = []
     for name, seconds in (("shared", float(chosen.seconds)), ("store away", chosen.away)):
         if not seconds:
@@ -119,7 +119,7 @@ async def measure(running: Stack, chosen: argparse.Namespace) -> list[Step]:
 
 
 async def _known(clients: list[Client], headers: dict[str, str], chosen: argparse.Namespace) -> None:
-    """Open every connection, until each process has the key; then let the bucket fill again."""
+    """Send requests on every connection until each process knows the key. Then let the bucket refill."""
     while True:
         answers = await asyncio.gather(*(client.post(PATH, BODY, headers) for client in clients))
         if all(answer.status != 401 for answer in answers):
@@ -131,7 +131,7 @@ async def _known(clients: list[Client], headers: dict[str, str], chosen: argpars
 async def offer(
     clients: list[Client], headers: dict[str, str], step: Step, per_s: float, seconds: float
 ) -> None:
-    """Requests at an even pace, whatever becomes of those before."""
+    """Send requests at a steady rate without waiting for earlier ones."""
     began = time.monotonic()
 
     async def ask(client: Client) -> None:
@@ -156,7 +156,7 @@ async def offer(
 
 
 async def _keep_away(running: Stack, seconds: float) -> None:
-    """Stop the live facts' Valkey where it is, as a machine that hangs does, until the step is over."""
+    """Pause the live facts' Valkey with SIGSTOP, like a machine that hangs, until the step is over."""
     record = json.loads((running.state / "run" / "stack.json").read_text())
     (pid,) = [child["process"]["pid"] for child in record["children"] if child["name"] == "valkey"]
     os.kill(pid, signal.SIGSTOP)
@@ -167,7 +167,7 @@ async def _keep_away(running: Stack, seconds: float) -> None:
 
 
 def cases() -> dict[str, Callable[[], None]]:
-    """Measure the gateway's cost per request, by the kind of limit."""
+    """Return functions that process one request each, by the kind of limit."""
     key = f"tg_ab12_{'x' * 43}".encode()
     headers = {b"host": b"x", b"authorization": b"Bearer " + key}
     counts = [0] * 7
@@ -195,16 +195,16 @@ def cases() -> dict[str, Callable[[], None]]:
         found[name] = call
 
     every = Allowance(1e9, 10**9, 100, 10**12, 10**12)
-    add("nobody's: loopback without a credential", Allowance(), {b"host": b"x"}, False)
-    add("a key without limits, let in", Allowance(), headers, False)
-    add("a key with a rate, let in", Allowance(1e9, 10**9), headers, False)
-    add("a key with rate, concurrency, day and month, let in", every, headers, False)
-    add("the same, its usage counted and its caller told what is left", every, headers, True)
+    add("no key: loopback without a credential", Allowance(), {b"host": b"x"}, False)
+    add("a key without limits, accepted", Allowance(), headers, False)
+    add("a key with a rate, accepted", Allowance(1e9, 10**9), headers, False)
+    add("a key with rate, concurrency, day and month, accepted", every, headers, False)
+    add("the same, with usage counted and headers of the remaining limits", every, headers, True)
     return found
 
 
 def cost(call: Callable[[], None]) -> float:
-    """Microseconds of a call: the best of some rounds, since others share the machine."""
+    """Return the microseconds of a call: the best of several rounds, as other processes share the machine."""
     best = float("inf")
     for _ in range(COST_ROUNDS):
         began = time.perf_counter()
@@ -218,11 +218,11 @@ def judge(steps: list[Step], costs: dict[str, float], chosen: argparse.Namespace
     """Return the bars: the budget of each step, only 200 and 429, and the cost of a key."""
     verdicts = []
     for step in steps:
-        # The last request leaves when the step is over; what is answered later was let in before.
+        # The last request is sent at the end of the step. Requests answered later were accepted before.
         minimum = LEAST * chosen.rate * step.offered / chosen.offered
         most = chosen.rate * step.seconds + chosen.burst
         well = minimum <= step.accepted <= most and set(step.statuses) <= {200, 429}
-        text = f"{step.name}: {step.accepted} let in, {minimum:.0f} to {most:.0f} is right"
+        text = f"{step.name}: {step.accepted} accepted, {minimum:.0f} to {most:.0f} is right"
         verdicts.append(("PASS" if well else "MISS", text))
     worst = max(us for name, us in costs.items() if name.endswith("let in"))
     text = f"authentication and admission of a known key take {worst:.2f} us, at most {COST_BAR_US:g}"
@@ -245,7 +245,7 @@ def _table(steps: list[Step]) -> str:
                 spread,
             ]
         )
-    return report.table(["", "offered", "seconds", "let in", "429", "let in in a second"], rows)
+    return report.table(["", "offered", "seconds", "let in", "429", "accepted in a second"], rows)
 
 
 def _arguments() -> argparse.Namespace:

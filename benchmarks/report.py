@@ -20,7 +20,7 @@ from benchmarks.workloads import TITLES, Name
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The median of the valid rounds of one peer, workload and number of connections."""
+    """The medians of the valid rounds of one peer, workload and number of connections."""
 
     rate: float
     p50_ms: float
@@ -31,17 +31,17 @@ class Cell:
 
 @dataclass(slots=True)
 class Results:
-    """Every run of every round, and why a peer has none."""
+    """All runs of all rounds, and the reason if a peer has none."""
 
     runs: dict[tuple[str, Name, int], list[Figures]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
     def add(self, peer: str, workload: Name, figures: Figures) -> None:
-        """Keep one run."""
+        """Store one run."""
         self.runs.setdefault((peer, workload, figures.connections), []).append(figures)
 
     def cell(self, peer: str, workload: Name, connections: int) -> Cell | None:
-        """Return the medians, or None without a valid run; a run with an error does not count."""
+        """Return the medians, or None if no run is valid. A run with an error is not valid."""
         runs = self.runs.get((peer, workload, connections), [])
         valid = [run for run in runs if run.valid]
         if not valid:
@@ -55,15 +55,16 @@ class Results:
         )
 
     def ratio(self, peer: str, to: str, workload: Name, connections: int) -> float | None:
-        """Return a peer's rate relative to another one that took turns with it on the same server: the
-        median over the rounds, of those in which both had valid runs.
+        """Return the median ratio of the rates of two peers on the same server.
+
+        Only rounds in which both had valid runs are used.
         """
         ours, others = (self.runs.get((name, workload, connections), []) for name in (peer, to))
         found = [a.rate / b.rate for a, b in zip(ours, others, strict=False) if a.valid and b.valid]
         return median(found) if found else None
 
     def errors(self, peer: str, workload: Name, connections: int) -> int:
-        """Answers that were no good ones, over all rounds."""
+        """Return the number of failed requests in all rounds."""
         return sum(run.errors for run in self.runs.get((peer, workload, connections), []))
 
     def rate(self, peer: str, workload: Name, connections: int) -> float | None:
@@ -167,7 +168,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def draw(kind: str, results: Path) -> str:
-    """Draw a result file's chart beside it with the charts' own environment; what became of it, in words."""
+    """Draw a result file's chart beside it, in the charts' environment. Return a message of the outcome."""
     python, picture = places.python(places.PLOT), results.with_suffix(".png")
     if not python.exists():
         return "No chart: python -m benchmarks.install --only plot"

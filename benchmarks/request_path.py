@@ -1,7 +1,7 @@
 """``python -m benchmarks.request_path``: print the files that one small request runs through, in order.
 
-A gateway and a worker run under a profiler. Only files that occur in every one of several requests are
-printed: a file of a background task occurs in some of them.
+A gateway and a worker run under a profiler. A file is printed only if it runs in each of several
+requests, because files of background tasks run only in some.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _traced(running: stack.Stack, service: str, traces: Path) -> list[str]:
 
 
 def _pid(running: stack.Stack, service: str) -> int:
-    # The worker's other arguments follow the name of its module.
+    # A worker's command line has arguments after the name of its module.
     word = f" services.{service} "
     found = [p.pid for p in processes.marked(running.state) if word in f"{p.command(limit=None)} "]
     if len(found) != 1:
@@ -80,7 +80,7 @@ def _ask(running: stack.Stack) -> None:
 
 
 def _files(path: Path) -> list[str]:
-    """Return the project's files of a recording, once it is written; the file is taken away."""
+    """Wait until a recording is written. Return its project files, and delete it."""
     end = time.monotonic() + LIMIT_S
     while not path.exists():
         if time.monotonic() > end:

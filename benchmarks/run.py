@@ -1,8 +1,8 @@
-"""``python -m benchmarks.run``: Tidegate, Triton asked directly and the peers, same models, same load.
+"""``python -m benchmarks.run``: measure Tidegate, plain Triton and the peers with the same models and load.
 
-One server runs at a time, started fresh. Each round visits every server, so that a noisy minute of the
-machine does not fall on one of them only; the table has the medians of the rounds. Who asks the same server
-(without and with an API key) does so in turns.
+One server runs at a time, newly started. Each round visits every server, so that a slow minute of the machine
+does not affect only one of them. The table has the medians of the rounds. Callers of the same server (with
+and without an API key) alternate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Measure, print the tables and the bars, write results.json and results.png; 1 when a bar is missed."""
+    """Measure, print tables and bars, write results.json and results.png. Return 1 if a bar is missed."""
     known = all_peers()
     chosen = _arguments([peer.name for peer in known])
     peers = [peer for peer in known if peer.name in chosen.peers]
@@ -38,7 +38,7 @@ def main() -> int:
             measure(peers, chosen, results)
         except KeyboardInterrupt:
             whole = False
-            print("\ninterrupted: what was measured so far")
+            print("\ninterrupted; results until now")
     missed = conclude(peers, chosen, results, began, whole=whole)
     return (1 if missed else 0) if whole else INTERRUPTED
 
@@ -46,7 +46,7 @@ def main() -> int:
 def measure(peers: Sequence[Peer], chosen: argparse.Namespace, results: Results) -> None:
     """Run every round of every peer, into ``results``."""
     for number in range(chosen.repeats):
-        # Another order in each round: whoever follows a server that heats the machine is another one.
+        # The order changes in each round, so that a server that heats the machine precedes different ones.
         for together in _by_server((*peers[number:], *peers[:number])):
             if any(peer.name in results.absent for peer in together):
                 continue
@@ -98,7 +98,10 @@ def conclude(
     *,
     whole: bool,
 ) -> bool:
-    """Print and write what was found; whether a bar was missed. Half a run never replaces a whole one."""
+    """Print and write the results. Return True if a bar was missed.
+
+    Partial results never replace complete ones.
+    """
     tables = [
         report.peers_table(results, peers, name, connections)
         for name in chosen.workloads

@@ -1,4 +1,4 @@
-"""Starting a peer's server, fresh, and stopping all of it."""
+"""Start a peer's server anew, and stop all its processes."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ SETTLE_LIMIT_S = 10.0
 
 
 class NotServing(BenchmarkFailed):
-    """A peer cannot be measured here; the text is the reason."""
+    """A peer cannot be measured here. ``str()`` is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Where a server answers, and what a request with a key has in its head beside the workload's own."""
+    """The URL of a server, and the additional headers of a request with a key."""
 
     url: str
     key: dict[str, str] = field(default_factory=dict)
@@ -70,9 +70,9 @@ def serving(peers: Sequence[Peer], names: Sequence[Name]) -> Iterator[Served]:
 
 
 def check(served: Served, peer: Peer, name: Name) -> None:
-    """Ask some times and compare with the model's own answer; raises NotServing."""
+    """Send several requests and compare the answers with those of the model. Raise NotServing."""
     exchange = served.exchange(peer, name)
-    # A server may say that it is ready before its routes are there.
+    # A server may report that it is ready before its routes exist.
     end, right = time.monotonic() + SETTLE_LIMIT_S, 0
     while right < CHECKS:
         problem = _ask(served.url, exchange)
@@ -84,7 +84,7 @@ def check(served: Served, peer: Peer, name: Name) -> None:
 
 
 def _ask(url: str, exchange: Exchange) -> str:
-    """Return what is wrong with a server's answer; empty if nothing is."""
+    """Return the problem of a server's answer; empty if it is right."""
     request = urllib.request.Request(url + exchange.path, data=exchange.body, headers=exchange.headers)
     try:
         with urllib.request.urlopen(request, timeout=REQUEST_LIMIT_S) as answer:
@@ -115,7 +115,7 @@ def _tidegate(peers: Sequence[Peer]) -> Iterator[Served]:
 def process(peer: Peer, given: Mapping[str, str] | None = None) -> Iterator[str]:
     """Start a peer by its own commands, with the servers that it needs; yield its base URL.
 
-    ``given``: variables of its environment, in place of those of servers of its own. Raises NotServing.
+    ``given``: environment variables, instead of those of its own servers. Raise NotServing.
     """
     if peer.has_environment and not install.installed(peer.name):
         raise NotServing(f"not installed: python -m benchmarks.install --only {peer.name}")
@@ -154,9 +154,9 @@ def _environment(peer: Peer, port: int, work: Path, scratch: Path) -> dict[str, 
         "BENCH_DIGITS": str(workloads.onnx_model()),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
-        # What has no command-line option: no telemetry, no fixed ports, nothing in the home folder.
+        # Settings without a command-line option: no telemetry, no fixed ports, no files in the home folder.
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's control ports are on every interface, whatever it is told: nobody else may use them.
+        # Ray always opens its control ports on every interface. The token keeps others out.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "BENTOML_HOME": str(work / "bentoml"),
@@ -218,7 +218,7 @@ def _wait_ready(peer: Peer, url: str, started: list[subprocess.Popen[bytes]], lo
 
 
 def _stop(started: list[subprocess.Popen[bytes]]) -> None:
-    """Stop the servers, then what is left of their sessions: helpers that outlived them."""
+    """Stop the servers. Then stop processes of their sessions that are still running."""
     sessions = {process.pid for process in started}
     found = [p for process in started if process.poll() is None and (p := processes.find(process.pid))]
     processes.stop(found, GRACE_S)

@@ -1,4 +1,4 @@
-"""One benchmark at a time, and nothing of it left running, however it ends."""
+"""Run one benchmark at a time, and stop all its processes however it ends."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Busy(BenchmarkFailed):
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Hold the benchmarks' folder, clear what a killed run left, and sweep at the end.
+    """Lock the benchmarks' folder. Remove what a killed run left; at the end, stop and remove everything.
 
-    SIGTERM ends the block like Ctrl-C does.
+    SIGTERM ends the block like Ctrl-C.
     """
     folder = places.bench_dir()
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def session() -> Iterator[None]:
 
 
 def sweep() -> list[Process]:
-    """End every process of a benchmark in this folder but the calling one; the ones that were found."""
+    """End every process of a benchmark in this folder except the calling one. Return them."""
     mark, own = str(places.bench_dir()), os.getpid()
     found = (processes.find(int(entry.name)) for entry in processes.PROC.iterdir() if entry.name.isdigit())
     marked = [p for p in found if p and p.pid != own and p.environment().get(MARK) == mark]
@@ -64,7 +64,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def run(main: Any) -> None:
-    """Run a benchmark's ``main`` and exit with its code; what a user can cause ends without a traceback."""
+    """Run a benchmark's ``main`` and exit with its code. Errors that a user can cause have no traceback."""
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The heavy model: it sleeps, so that the load generator does not compete with it for the cores."""
+"""The heavy model. It sleeps, so that it leaves the cores to the load generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODEL_MS = 20.0
 
 
 def deploy(running: Stack, replicas: int, max_batch: int = 1) -> None:
-    """Serve the example that sleeps, as long for a call of ``max_batch`` rows as for one of a single row."""
+    """Serve the example that sleeps. A call takes the same time for 1 row and for ``max_batch`` rows."""
     path = stack.EXAMPLES / "sleep" / "model.py"
     running.deploy(path, "sleep", "--max-batch", str(max_batch), replicas=replicas)
 

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.soak``: the memory of every process over 20 minutes of mixed load, with a picture.
+"""``python -m benchmarks.soak``: measure and draw the memory of every process over 20 minutes of mixed load.
 
-The load is a share of the machine's capacity, which is measured first: requests and jobs of the identity
-model, each alone, as fast as they go. Then both run together at that share. The proportional set size of
-every process is read every few seconds. A process passes if its memory in the last quarter is no more than
-in the second one, within a tolerance.
+First the machine's capacity is measured: requests, then jobs of the identity model, as fast as possible. Then
+both run together at a share of that capacity. The proportional set size of every process is read every few
+seconds. A process passes if its memory in the last quarter is no more than in the second one, within a
+tolerance.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tidegate.stack import processes
 from tidegate.stack.processes import PROC, Process
 
 CONNECTIONS = 32
-# Requests are this part of the load, jobs are the rest.
+# The share of requests in the load. The rest are jobs.
 REQUESTS_PART = 0.7
 EVERY_S = 5.0
 MEASURE_S = 8
-# Growth that a page of malloc or a new block of code explains.
+# Allowed growth, such as a page of malloc or a newly loaded block of code.
 TOLERANCE, TOLERANCE_MB = 0.05, 8.0
 MB = 1e6
 
@@ -58,7 +58,7 @@ class Verdict:
 
 
 def main() -> int:
-    """Measure, print the table, write soak.json and soak.png; 1 if a process grew or a request failed."""
+    """Measure, print the table, write soak.json and soak.png. Return 1 if one grew or a request failed."""
     parser = options.parser(__doc__, seconds=1200)
     parser.add_argument("--share", type=float, default=0.7, help="of the capacity (default: 0.7)")
     parser.add_argument(
@@ -66,7 +66,7 @@ def main() -> int:
     )
     chosen = parser.parse_args()
     machine = report.machine()
-    # A small limit and a short minimum, so that the store of the jobs is full after a few minutes of the run.
+    # A small limit and a short minimum age, so that the jobs' store is full after a few minutes.
     settings = {
         "TIDEGATE_JOBS_KEPT_BYTES": str(chosen.kept_mb * 10**6),
         "TIDEGATE_JOBS_KEPT_MIN_S": "60",
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def _pause_ms(running: Stack, name: str, exchange: Exchange, share: float) -> float:
-    """Measure the capacity of one kind of call; the pause that gives its part of the load."""
+    """Measure the capacity of one kind of call. Return the pause between calls for its part of the load."""
     load.warm(running.url, exchange, CONNECTIONS)
     alone = load.measure(running.url, exchange, CONNECTIONS, MEASURE_S)
     part = share * (REQUESTS_PART if name == "requests" else 1 - REQUESTS_PART)
@@ -106,7 +106,7 @@ async def _store_size(running: Stack) -> tuple[int, int, int]:
 def soak(
     running: Stack, exchanges: Mapping[str, Exchange], pauses: Mapping[str, float], seconds: int
 ) -> tuple[dict[str, Figures], list[Look]]:
-    """Load the stack and look at its memory until the load ends."""
+    """Load the stack and read its memory until the load ends."""
     loads: dict[str, Load] = {}
     looks: list[Look] = []
     try:
@@ -134,7 +134,7 @@ def memory(members: Iterable[Process]) -> dict[str, float]:
 
 
 def kind_of(command: str) -> str:
-    """Return the part of the stack that a command line belongs to; each service by its own name."""
+    """Return the part of the stack that a command line belongs to: a service's name, or another part."""
     if "/jobs/valkey.conf" in command:
         return "Valkey, jobs"
     service = command.partition("services.")[2].split(" ")[0]
@@ -172,7 +172,7 @@ def _line(look: Look) -> str:
 def conclude(
     figures: Mapping[str, Figures], looks: Sequence[Look], machine: dict[str, Any], chosen: Any
 ) -> int:
-    """Print and write the result; 1 if something grew or failed."""
+    """Print and write the result. Return 1 if a process grew or a request failed."""
     verdicts = judge(looks)
     print(f"\n{report.machine_line(machine)}; {chosen.seconds} s at {chosen.share:.0%} of the capacity\n")
     for name, found in figures.items():

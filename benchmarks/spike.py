@@ -1,10 +1,10 @@
-"""``python -m benchmarks.spike``: ten times the load for two minutes, with one replica that may become four.
+"""``python -m benchmarks.spike``: ten times the load for two minutes, on one replica that may become four.
 
-A model that sleeps 100 ms, one call at a time, so that cores do not limit. Requests arrive by chance
-(Poisson), three a second, then thirty for two minutes, then three again. Shown: how long until the wait is
-back under its target, the p99 during and after, whether a request was lost, and whether the replicas went up
-once and down once. The same arrivals then go through the replay: our policy again, and the formulas of KEDA
-and Knative.
+The model sleeps 100 ms and runs one call at a time, so the cores are not the limit. Requests arrive at random
+(Poisson): three a second, then thirty for two minutes, then three again. The results are the time until the
+wait is below its target again, the p99 during and after the spike, the lost requests, and whether the
+replicas went up once and down once. The same arrivals are also replayed with Tidegate's policy and the
+formulas of KEDA and Knative.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MODEL_MS, TARGET_MS = 100.0, 200.0
 BASE_RPS, FACTOR, MOST = 3.0, 10.0, 4
 BEFORE_S, SPIKE_S = 45.0, 120.0
 SEED = 7
-# The wait counts as back under its target when it stays there for so many seconds.
+# The wait must stay below its target for this many seconds.
 CALM_S = 10
 DEPLOYMENT = "sleep-v1"
 TITLES = {"live": "Tidegate", "keda": "KEDA + HPA", "knative": "Knative KPA"}
 
 
 def main() -> int:
-    """Measure, print, write spike.json, spike.png and spike-replay.png; 1 when a bar is missed."""
+    """Measure, print, write spike.json, spike.png and spike-replay.png. Return 1 if a bar is missed."""
     chosen = _arguments()
     machine = report.machine()
     times = arrivals(chosen.after)
@@ -103,7 +103,7 @@ async def measure(running: Stack, times: Sequence[float]) -> tuple[list[Asked], 
 
 
 async def replay(watch: Watch, asked: Sequence[Asked]) -> dict[str, Any]:
-    """Replay the sent arrivals under our policy and under the formulas of others."""
+    """Replay the arrivals with Tidegate's policy and with the formulas of other products."""
     order = {
         "deployment": DEPLOYMENT,
         "arrivals": {"kind": "csv", "text": "\n".join(f"{each.at:.4f}" for each in asked)},
@@ -122,7 +122,7 @@ def pictures(
     looks: Sequence[Look],
     replayed: dict[str, dict[str, list[float]]],
 ) -> None:
-    """Return the measured curve beside the replay of the same arrivals."""
+    """Return the measured curve and the replay of the same arrivals."""
     measured = course(asked, looks)
     failed = sum(not each.good for each in asked)
     title = f"10x the load for two minutes: {len(asked):,} requests, {failed or 'none'} lost"
@@ -183,7 +183,7 @@ def figures_of(asked: Sequence[Asked], looks: Sequence[Look]) -> dict[str, Any]:
 
 
 def back_under_target(asked: Sequence[Asked]) -> float | None:
-    """Seconds from the beginning of the spike until the p95 of the waits of a second stays under target."""
+    """Return the seconds of the spike until the p95 of each second's waits stays below the target."""
     late = [
         percentile([wait(a) for a in asked if second <= a.at < second + 1], 95) > TARGET_MS
         for second in range(int(BEFORE_S), int(BEFORE_S + SPIKE_S))

@@ -1,4 +1,4 @@
-"""A Tidegate of a benchmark's own: `tidegate up` on free ports, with a state folder of its own."""
+"""A separate Tidegate for a benchmark: `tidegate up` on free ports, with its own state folder."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ MODELS = places.HERE / "models"
 
 
 class StackFailed(BenchmarkFailed):
-    """A command of the stack failed; the text is what it said."""
+    """A command of the stack failed. ``str()`` is its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A running Tidegate. ``env`` is the environment its command line works in, ``root`` its checkout."""
+    """A running Tidegate. ``env``: the environment of its command line; ``root``: its checkout."""
 
     state: Path
     env: Mapping[str, str]
@@ -49,7 +49,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where the gateway answers."""
+        """The gateway's URL."""
         return f"http://127.0.0.1:{self.env['TIDEGATE_GATEWAY_PORT']}"
 
     @property
@@ -68,8 +68,8 @@ class Stack:
         return credentials.logged_in(url, self.state / "secrets", server, service)
 
     def command(self, *arguments: str) -> str:
-        """Run ``tidegate ARGUMENTS``; what it printed. Raises StackFailed."""
-        # In a session of its own, so that a Ctrl-C reaches this process first, which then stops the stack.
+        """Run ``tidegate ARGUMENTS``. Return its output. Raise StackFailed."""
+        # In a separate session, so that Ctrl-C does not reach it: this process then stops the stack.
         done = subprocess.run(
             [self._python(), "-m", "tidegate.cli", *arguments],
             cwd=self.root,
@@ -90,7 +90,7 @@ class Stack:
         return sys.executable if self.root == places.ROOT else str(self.root / ".venv" / "bin" / "python")
 
     def deploy(self, path: Path, name: str, *options: str, replicas: int = 1) -> None:
-        """Serve a model file with a fixed number of workers; returns when all of them are ready."""
+        """Serve a model file with a fixed number of workers. Return when all of them are ready."""
         signature = path.with_name("signature.json")
         described = ["--signature", str(signature)] if signature.exists() else []
         count = str(replicas)
@@ -105,8 +105,8 @@ def tidegate(
 ) -> Iterator[Stack]:
     """Start a fresh stack called ``name`` in the benchmarks' folder, and stop it at the end.
 
-    ``root``: another checkout, with packages of its own, whose stack it is.
-    Raises StackFailed when it does not start.
+    ``root``: start the stack of another checkout, with its own packages.
+    Raise StackFailed if it does not start.
     """
     state = places.work_dir(name)
     stack = Stack(state, _environment(state, extra or {}), root)
@@ -125,7 +125,7 @@ def _stop(stack: Stack) -> None:
 
 
 def _environment(state: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours without the settings of the user's own stack: what is measured is the product as shipped."""
+    """Return this environment without the user's settings, so that the defaults are measured."""
     runtime = str(places.runtime_dir())
     ours = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_") or k == MARK}
     ports = {
@@ -135,6 +135,6 @@ def _environment(state: Path, extra: Mapping[str, str]) -> dict[str, str]:
     places_of_its_own = {
         "TIDEGATE_STATE_DIR": str(state),
         "TIDEGATE_RUNTIME_DIR": runtime,
-        "TIDEGATE_CONFIG_DIR": str(state / "config"),  # the user's contexts stay as they are
+        "TIDEGATE_CONFIG_DIR": str(state / "config"),  # the user's contexts are not changed
     }
     return ours | ports | places_of_its_own | dict(extra)

@@ -1,4 +1,4 @@
-"""The autoscaler's word on a Deployment, a few times a second, for a benchmark's curve."""
+"""Read a Deployment's status from the autoscaler a few times a second, for a benchmark's curve."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVERY_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look; ``at`` is seconds from the beginning."""
+    """One reading of the status; ``at`` is in seconds from the beginning."""
 
     at: float
     desired: int
@@ -30,7 +30,7 @@ class Look:
 
 @dataclass(slots=True)
 class Watch:
-    """Looks at one Deployment while a benchmark runs; ``http`` asks the autoscaler."""
+    """Reads the status of one Deployment while a benchmark runs; ``http``: a client of the autoscaler."""
 
     http: httpx.AsyncClient
     deployment: str
@@ -39,7 +39,7 @@ class Watch:
     status: dict[str, Any] = field(default_factory=dict)
 
     async def look(self) -> Look:
-        """Look once."""
+        """Read the status once."""
         answer = await self.http.get(f"/v1/deployments/{self.deployment}")
         answer.raise_for_status()
         self.status = answer.json()
@@ -48,7 +48,7 @@ class Watch:
         return self.looks[-1]
 
     async def until_ready(self, count: int, limit_s: float) -> None:
-        """Wait until exactly ``count`` are ready and no other is there. Raises TimeoutError."""
+        """Wait until ``count`` replicas are ready and no others exist. Raise TimeoutError."""
         async with asyncio.timeout(limit_s):
             while True:
                 found = await self.look()
@@ -57,7 +57,7 @@ class Watch:
                 await asyncio.sleep(EVERY_S)
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Read the status until cancelled."""
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 await self.look()

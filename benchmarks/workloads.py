@@ -1,4 +1,4 @@
-"""The three workloads: what is asked, in each way that a server may want it, and the right answer."""
+"""The three workloads: their requests in each format that a server may need, and the right answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class WrongAnswer(BenchmarkFailed):
-    """A server answered something else than the model would."""
+    """A server's answer differs from the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Exchange:
 
 
 def exchange(workload: Name, wire: Wire) -> Exchange:
-    """Return the request of a workload over a wire."""
+    """Return the request of a workload in the format ``wire``."""
     match wire:
         case "plain":
             return _plain(workload)
@@ -63,7 +63,7 @@ def exchange(workload: Name, wire: Wire) -> Exchange:
 
 
 def heldout() -> Path:
-    """Return the example's images with onnxruntime's own answers."""
+    """Return the path of the example's images and onnxruntime's answers to them."""
     return places.bench_dir() / "digits" / "heldout.npz"
 
 
@@ -98,7 +98,7 @@ def _plain(workload: Name) -> Exchange:
 
 
 def _columns(answer: Any) -> dict[str, Any]:
-    """Return the outputs by name; some servers answer with an object per row."""
+    """Return the outputs by name. Some servers return an object for each row."""
     if isinstance(answer, list):
         return {key: [row[key] for row in answer] for key in answer[0]}
     return dict(answer)

@@ -1,1 +1,1 @@
-"""Jobs while every part is killed: the client's own list of 202s against records, results and webhooks."""
+"""Jobs while every part is killed. The client's list of 202s is compared with all results."""

@@ -1,8 +1,8 @@
 """``python -m benchmarks.chaos``: 20,000 jobs while every part is killed with -9 and restarted once.
 
-A client submits jobs with inputs of their own and keeps a list of the 202s it saw. RabbitMQ, both Valkeys,
-all services, the worker and its Triton are killed on the way. At the end its list is compared with the
-records, each result with its input, and the webhooks that came are counted by id.
+A client submits jobs with different inputs and keeps a list of the 202s that it received. Meanwhile RabbitMQ,
+both Valkeys, all services, the worker and its Triton are killed. At the end, the list is compared with the
+records, each result is compared with its input, and the received webhooks are counted by id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.chaos import course, gauge, kills, verdict
 
 
 def main() -> int:
-    """Run, print, write chaos.json; 1 when a bar is missed."""
+    """Run, print, write chaos.json. Return 1 if a bar is missed."""
     chosen = _arguments()
     machine = report.machine()
     with session.session(), stack.tidegate("chaos", course.SETTINGS) as running:
@@ -30,10 +30,8 @@ def main() -> int:
     again = sum(count - 1 for count in seen.deliveries.values())
     print(f"\n{report.machine_line(machine)}")
     print(f"{seen.jobs:,} jobs in {outcome.seconds:.0f} s; records by state: {dict(states)}")
-    print(
-        f"attempts: {dict(sorted(attempts.items()))}; instead of a 202 the client was told: {outcome.trouble}"
-    )
-    print(f"webhooks: {len(seen.deliveries):,} ids, {again:,} delivered once more under the same id")
+    print(f"attempts: {dict(sorted(attempts.items()))}; answers other than 202: {outcome.trouble}")
+    print(f"webhooks: {len(seen.deliveries):,} ids, {again:,} delivered again under the same id")
     print(f"ledger, read every {gauge.EVERY_S:g} s: {dict(seen.gauge)}")
     print(verdict.lines(bars))
     document = {

@@ -1,4 +1,4 @@
-"""A client of jobs that keeps its own list: which 202 it saw for which of its inputs, and nothing else."""
+"""A client that submits jobs and keeps a list of the 202s that it received for its inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Doc = dict[str, Any]
 
 
 class JobsClient:
-    """Submits jobs at a steady rate, again and again until each has its 202; then asks for all of them."""
+    """Submits jobs at a steady rate, retries each until it gets a 202, and later reads all results."""
 
     def __init__(self, port: int, model: str, webhook: str) -> None:
         self._client = Client(port)
@@ -35,7 +35,7 @@ class JobsClient:
         self._client.close()
 
     async def submit(self, count: int, rate: float) -> None:
-        """Submit all jobs, each with an idempotency key of its own; ``rate`` per second."""
+        """Submit all jobs, ``rate`` per second, each with its own idempotency key."""
         numbers = iter(range(count))
         began = time.monotonic()
 
@@ -94,7 +94,7 @@ class JobsClient:
         headers: Mapping[str, str] | None = None,
         ok: int | None = None,
     ) -> Answer:
-        """Ask until there is an answer (``ok``: this one); what was said instead is counted."""
+        """Repeat a request until its response satisfies ``ok``. Count the other responses."""
         while True:
             try:
                 async with asyncio.timeout(ATTEMPT_LIMIT_S):

@@ -1,4 +1,4 @@
-"""The course of events: jobs flow, parts are killed, everything ends, all of it is looked at."""
+"""The course of the benchmark: submit jobs, kill parts, wait for the end, collect all results."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from benchmarks.stack import Stack
 MODEL = "echo"
 END_LIMIT_S = 300.0
 POLL_S = 0.5
-# A look at the ledger takes a bit more than a second.
+# A reading of the ledger takes a bit more than a second.
 LOOK_S, LEDGER_LIMIT_S = 3.0, 60.0
 
-# The receiver is on this machine; everything else is as shipped.
+# Webhooks may go to this machine, where the receiver is. All other settings have their defaults.
 SETTINGS = {"TIDEGATE_WEBHOOK_ALLOW_PRIVATE": "true"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was seen, in how many seconds, what was killed, what the client was told instead of a 202."""
+    """The results: what was seen, the seconds, the kills, and the responses other than 202."""
 
     evidence: Evidence
     seconds: float
@@ -90,18 +90,18 @@ async def _kill_on_the_way(
 
 
 async def _until_told(receiver: Receiver, client: JobsClient) -> None:
-    """Return when every job of a 202 has told its end, or nothing has come for a long time."""
+    """Wait until every accepted job has sent its webhook, or until none has arrived for a long time."""
     last, since = -1, time.monotonic()
     while len(receiver.ids_of) < len(client.told):
         if len(receiver.ids_of) != last:
             last, since = len(receiver.ids_of), time.monotonic()
         if time.monotonic() - since > END_LIMIT_S:
-            return  # what is missing is in the verdict
+            return  # the verdict shows what is missing
         await asyncio.sleep(POLL_S)
 
 
 async def _ledger(stack: Stack) -> dict[str, Any]:
-    """Return the ledger's verdict of a count that begins after this call."""
+    """Return the result of a reading of the ledger that begins after this call."""
     client = Client(int(stack.env["TIDEGATE_ROUTER_PORT"]))
     token = (stack.state / "token").read_text().strip()
     since = time.time() + LOOK_S
@@ -114,6 +114,6 @@ async def _ledger(stack: Stack) -> dict[str, Any]:
                     return found
                 await asyncio.sleep(POLL_S)
     except (OSError, EOFError, ValueError) as error:
-        raise BenchmarkFailed(f"the router does not tell its ledger: {error!r}") from error
+        raise BenchmarkFailed(f"the router does not return its ledger: {error!r}") from error
     finally:
         client.close()

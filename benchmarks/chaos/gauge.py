@@ -1,4 +1,4 @@
-"""Follows the ledger's gauge while everything happens."""
+"""Reads the ledger's gauge all the time while jobs run and parts are killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_S = 0.5
 
 
 class Gauge:
-    """What ``tidegate_jobs_unaccounted`` has been; ``no answer``: the router did not say."""
+    """Counts the values of ``tidegate_jobs_unaccounted``; ``no answer``: the router did not respond."""
 
     def __init__(self, stack: Stack) -> None:
         self._client = Client(int(stack.env["TIDEGATE_ROUTER_PORT"]))
@@ -30,13 +30,13 @@ class Gauge:
         self._client.close()
 
     async def follow(self) -> None:
-        """Read it for ever."""
+        """Read the gauge until cancelled."""
         while True:
             await self.read()
             await asyncio.sleep(EVERY_S)
 
     async def read(self) -> None:
-        """Read it once."""
+        """Read the gauge once."""
         try:
             answer = await self._client.get("/metrics", self._headers)
         except (OSError, EOFError):

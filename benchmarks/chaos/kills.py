@@ -31,15 +31,15 @@ PARTS = (
 )
 LIMIT_S = 120.0
 POLL_S = 0.1
-# What is told of a worker by then is of its new process.
+# After this time, reports about a worker are about its new process.
 REPORTS_S = 1.5
-# What a process of the machine is known by in its command line.
+# A part of the command line that identifies each process.
 _COMMANDS = {"worker": "services.worker", "triton": "tritonserver"}
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill: when (seconds after the begin), how long the part was away, what was done by then."""
+    """One kill: its time (seconds after the beginning), the part's absence, and the jobs until then."""
 
     part: str
     at_s: float
@@ -48,7 +48,7 @@ class Kill:
 
 
 class Killer:
-    """Knows the parts of one stack."""
+    """Kills the parts of one stack."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -61,11 +61,11 @@ class Killer:
         self._autoscaler.close()
 
     async def kill(self, part: str, began: float, told: Callable[[], int]) -> None:
-        """Kill a part and return when it is back. Raises BenchmarkFailed when it does not come back."""
+        """Kill a part and return when it is back. Raise BenchmarkFailed if it does not come back."""
         victim = await self._until(lambda: self._found(part), f"{part} is there")
         at, count = time.monotonic(), told()
-        # A server may be a script and what it started: all of it goes at once. A worker goes alone, as when
-        # the kernel is short of memory: what becomes of its Triton is Tidegate's to settle.
+        # A server may be a script with child processes: all are killed together. A worker is killed alone,
+        # like by the kernel when memory is short. Then Tidegate must end its Triton.
         victim.send(signal.SIGKILL, group=part not in _COMMANDS)
         await self._until(lambda: self._is_back(part, victim), f"{part} is back")
         away_s = time.monotonic() - at

@@ -1,4 +1,4 @@
-"""Receives webhooks: counts the ids, checks the signatures, in the benchmark's own process."""
+"""Receives webhooks in the benchmark's process. It counts the ids and checks the signatures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOST = "127.0.0.1"
 
 
 class Receiver:
-    """A small HTTP server that says 204. ``ids``: deliveries by webhook id; ``ids_of``: ids by job."""
+    """A small HTTP server that answers 204. ``ids``: deliveries by webhook id; ``ids_of``: ids by job."""
 
     def __init__(self, secret: str) -> None:
         self._key = base64.b64decode(secret.removeprefix("whsec_"))
@@ -42,7 +42,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Where webhooks are to go."""
+        """The URL for webhooks."""
         assert self._server is not None
         return f"http://{HOST}:{self._server.sockets[0].getsockname()[1]}/hook"
 

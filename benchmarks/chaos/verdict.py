@@ -1,4 +1,4 @@
-"""What came of it: the client's list against records, results and webhooks. Pure."""
+"""The verdict: compare the client's list with records, results and webhooks. Pure."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def inputs_of(number: int) -> list[float]:
 
 @dataclass(slots=True)
 class Evidence:
-    """All that was seen. ``told``: ids of the 202s by number; ``results``: outputs, or what was said instead;
-    ``webhook_ids``: ids of the webhooks that came, by job; ``deliveries``: how often each came.
+    """All observations. ``told``: ids of the 202s by number; ``results``: outputs or errors;
+    ``webhook_ids``: ids of the received webhooks by job; ``deliveries``: how often each was received.
     """
 
     jobs: int
@@ -38,14 +38,14 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One thing that must hold; ``wrong``: examples of where it does not."""
+    """One required result. ``wrong``: examples that contradict it."""
 
     text: str
     wrong: list[str]
 
     @property
     def met(self) -> bool:
-        """Whether it holds."""
+        """True if no example contradicts the bar."""
         return not self.wrong
 
 

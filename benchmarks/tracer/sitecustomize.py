@@ -1,4 +1,4 @@
-"""Record the files whose functions run: loaded by every Python process that has this folder in PYTHONPATH.
+"""Record the files whose functions run. Every Python process with this folder in PYTHONPATH loads it.
 
 SIGUSR1 starts a recording. SIGUSR2 ends it and writes the files, in the order of their first call, to
 ``TRACE_FOLDER/<pid>.json``. It covers the main thread and each thread that is started later.

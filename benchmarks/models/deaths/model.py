@@ -1,4 +1,4 @@
-"""Doubles numbers; some numbers end the process, hang it, or let it take memory until a limit ends it."""
+"""Doubles numbers. Some numbers end the process, make it hang, or make it take memory up to its limit."""
 
 import os
 import time

@@ -1,6 +1,6 @@
-"""Doubles numbers, and dies of some: 1000 by a segmentation fault, 2000 when somebody kills it meanwhile.
+"""Doubles numbers. At 1000, it dies by a segmentation fault; at 2000, it waits until it is killed.
 
-Whoever is to kill it finds the process id in the file that ``KILLER_MARK`` names.
+It writes its process id to the file that ``KILLER_MARK`` names, for the benchmark that kills it.
 """
 
 import os
@@ -14,7 +14,7 @@ SEGFAULT, MARK, GATE = 1000, 2000, 3000
 
 
 class TritonPythonModel:
-    """``x`` FP32[n, 1] to ``y``, twice that. A row of 3000 takes two seconds: meanwhile others gather."""
+    """``x`` FP32[n, 1] to ``y``, twice that. A row of 3000 takes two seconds, so that requests queue."""
 
     def execute(self, requests):
         """Return one response for each request, in order."""

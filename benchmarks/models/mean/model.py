@@ -1,4 +1,4 @@
-"""The mean of an image: next to no computing, so that what is measured is the transport of 600 KB."""
+"""The mean of an image. It computes almost nothing, so the benchmark measures the transport of 600 KB."""
 
 import numpy as np
 import triton_python_backend_utils as pb_utils

@@ -1,4 +1,4 @@
-"""The web side: hands each request to Celery and waits for its result, in FastAPI's thread pool."""
+"""The HTTP server: it sends each request to Celery and waits for the result in FastAPI's thread pool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT_S = 30
 
 @app.get("/ready")
 def ready() -> dict[str, Any]:
-    """Ready when the pool answers."""
+    """Return 200 when Celery's pool answers."""
     return {"ready": tasks.ping.delay().get(timeout=5)}
 
 
@@ -28,7 +28,7 @@ def identity(x: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, Any
 
 @app.post("/jobs/identity", status_code=202)
 def identity_job(x: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, str]:
-    """Echo later: answer 202 as soon as Celery has published the task."""
+    """Submit a task that echoes. Return 202 as soon as Celery has published it."""
     return {"id": tasks.identity.delay(x).id}
 
 
@@ -47,7 +47,7 @@ def digits(image: Annotated[list[list[float]], Body(embed=True)]) -> dict[str, A
 
 @app.post("/image")
 def image(body: Annotated[bytes, Body(media_type="application/octet-stream")]) -> dict[str, Any]:
-    """Raw bytes to ``mean``."""
+    """Return the ``mean`` of a raw image."""
     return {"mean": tasks.mean.delay(body).get(timeout=LIMIT_S)}
 
 

@@ -1,4 +1,4 @@
-"""The Celery side: each process of the pool has the model."""
+"""The Celery tasks. Each process of the pool loads the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app.conf.update(
 if "BENCH_QUEUE" in os.environ:
     app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
 if os.environ.get("BENCH_DURABLE"):
-    # As safe as a job's 202: a quorum queue, which confirms, and a task is acked when its result is kept.
+    # As durable as a job: a quorum queue with confirms, and a task is acked after its result is stored.
     app.conf.update(
         task_default_queue_type="quorum",
         worker_detect_quorum_queues=True,

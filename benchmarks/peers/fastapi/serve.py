@@ -19,7 +19,7 @@ def answer(document: object) -> Response:
 
 @app.get("/ready")
 async def ready() -> Response:
-    """Ready as soon as it answers."""
+    """Return 200: the server is ready when it answers."""
     return answer({"ready": True})
 
 
@@ -40,7 +40,7 @@ async def digits(request: Request) -> Response:
 
 @app.post("/image")
 async def image(request: Request) -> Response:
-    """Raw bytes to ``mean``."""
+    """Return the ``mean`` of a raw image."""
     return answer({"mean": models.mean_of(models.image_of(await request.body()))})
 
 

@@ -11,14 +11,14 @@ from kserve.utils.utils import generate_uuid
 
 
 class LoopbackConfig(uvicorn.Config):
-    """ModelServer listens on every interface and has no option for another; a benchmark must not."""
+    """A server on the loopback interface only. ModelServer has no option for the interface."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options | {"host": "127.0.0.1"})
 
 
 class Served(Model):  # type: ignore[misc]
-    """Wraps numpy results as KServe wants them."""
+    """Converts numpy results to KServe's responses."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

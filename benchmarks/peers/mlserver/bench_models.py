@@ -44,7 +44,7 @@ class Digits(MLModel):
 
 
 class Image(MLModel):
-    """Raw bytes to ``mean``, by a handler of its own: its REST side has no binary tensors."""
+    """Raw bytes to ``mean``, by a custom handler, because MLServer's REST API has no binary tensors."""
 
     async def load(self) -> bool:
         """Load nothing."""

@@ -1,4 +1,4 @@
-"""mosec: a front in Rust, a Python worker process behind it for each model."""
+"""mosec: an HTTP server in Rust, with a Python worker process for each model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three models as the Python peers run them; on the import path of every peer's server."""
+"""The three models for the Python peers. This file is on the import path of every peer's server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def port() -> int:
 
 
 def digits_session() -> Any:
-    """Return the digits model on one thread that does not spin, as Tidegate runs it."""
+    """Return the digits model on one thread that does not spin, like in Tidegate."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

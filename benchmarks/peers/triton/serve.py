@@ -1,6 +1,6 @@
-"""Triton with HTTP on and the three models, from the same binaries and runtimes as a worker's.
+"""Triton with HTTP and the three models, from the same binaries and runtimes as in a worker.
 
-Writes the model repository and becomes tritonserver.
+It writes the model repository, then replaces itself by tritonserver.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write_repository(repository: Path, delay_us: int) -> None:
 
 
 def main() -> None:
-    """Never returns: the process becomes tritonserver."""
+    """Write the repository and replace this process by tritonserver. It does not return."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--delay-us", type=int, required=True, help="how long a batch waits for more")
     work = Path(os.environ["BENCH_WORK"])
