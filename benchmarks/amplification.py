@@ -1,4 +1,4 @@
-"""``python -m benchmarks.amplification``: measure what a hostile body costs a gateway or the registry.
+"""``python -m benchmarks.amplification``: measure the cost of a hostile body for a gateway or the registry.
 
 Each body is sent to a new stack while another connection requests ``/health/live`` all the time. The longest
 of those requests shows how long the event loop was blocked. Memory is the peak of the process above its
@@ -251,7 +251,7 @@ def serving() -> Iterator[Stack]:
 def table(costs: list[Cost]) -> str:
     """Return the costs as a Markdown table."""
     rows = [
-        "| what is sent | MiB | memory grows by, MiB | loop blocked, s | processor, s | answer |",
+        "| body | MiB | memory grows by, MiB | loop blocked, s | processor, s | answer |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for c in costs:

@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def met(self) -> bool:
-        """Return whether nothing failed beyond what may, and each failure was explained."""
+        """Return True if only allowed requests failed, and each failure was explained."""
         return not self.wrong and not self.unexplained and len(self.failures) <= self.allowed
 
     def line(self) -> str:

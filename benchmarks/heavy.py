@@ -1,4 +1,4 @@
-"""``python -m benchmarks.heavy``: check that envelopes do not slow down loads to which they bring no gain.
+"""``python -m benchmarks.heavy``: check that envelopes do not slow down loads that cannot gain from them.
 
 First, a model that sleeps 20 ms, with 4 workers and 64 connections: the default gateway and one that sends
 every request as a separate message are loaded alternately. Then a light and a heavy Deployment run side by

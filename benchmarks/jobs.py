@@ -34,7 +34,7 @@ DRAIN_LIMIT_S = 300.0
 POLL_S = 0.05
 TITLES = {
     "tidegate": "Tidegate: fsynced record, confirmed by a quorum queue",
-    "celery": "FastAPI + Celery, as it comes: nothing is confirmed or synced",
+    "celery": "FastAPI + Celery, with its defaults: nothing is confirmed or synced",
     "celery-durable": "FastAPI + Celery, quorum queue, confirms, results synced",
 }
 

@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def met(self) -> bool:
-        """Return whether only the killer failed."""
+        """Return True if only the killer failed."""
         return (self.right, self.wrong, self.failed) == (COUNT - 1, 0, [KILLER])
 
     def line(self) -> str:

@@ -30,7 +30,7 @@ SETTINGS = {"TIDEGATE_WEBHOOK_ALLOW_PRIVATE": "true"}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The results: what was seen, the seconds, the kills, and the responses other than 202."""
+    """The results: the evidence, the seconds, the kills, and the counts of responses other than 202."""
 
     evidence: Evidence
     seconds: float
@@ -82,7 +82,7 @@ async def _kill_on_the_way(
     began: float,
     submitting: asyncio.Task[None],
 ) -> None:
-    """Kill each part once, spread over the jobs; wait until one is back before killing the next."""
+    """Kill each part once, at even distances among the jobs. Wait until it is back before the next kill."""
     for at, part in enumerate(parts, 1):
         while len(client.told) < jobs * at / (len(parts) + 1) and not submitting.done():
             await asyncio.sleep(0.05)

@@ -83,7 +83,7 @@ def judge(seen: Evidence) -> list[Bar]:
             ],
         ),
         Bar(
-            "every job has told its end under exactly one webhook id",
+            "every job has sent its webhook under exactly one webhook id",
             [
                 f"{id_}: {sorted(seen.webhook_ids.get(id_, ()))}"
                 for id_ in ids

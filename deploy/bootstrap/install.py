@@ -22,7 +22,7 @@ WORKERS = 3
 SLOW = f"""\
   Note: {sys.executable} was compiled without optimizations, as pyenv does by default.
   It works, but serves a quarter fewer requests. Better: the system's own Python,
-  TIDEGATE_PYTHON=/usr/bin/python3 make up, or one that pyenv built
+  TIDEGATE_PYTHON=/usr/bin/python3 make up, or a Python that pyenv built
   with PYTHON_CONFIGURE_OPTS=--enable-optimizations."""
 
 

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.archives import ArchiveLimits
 
 
 def read(path: Path, limits: ArchiveLimits) -> OnnxGraph:
-    """Return the inputs and outputs of the archive's ONNX file, and check that its external data is there.
+    """Check that the archive has the ONNX file's external data. Return the file's inputs and outputs.
 
     Blocking: call it in a thread. Raise BadRequest.
     """

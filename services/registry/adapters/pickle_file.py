@@ -12,7 +12,7 @@ from typing import Any
 from tidegate.kernel.errors import BadRequest
 
 STEP = 1024 * 1024
-# Later bytes are not searched. The texts of any estimator come earlier.
+# Bytes after this limit are not searched. The texts of any estimator are before it.
 MAX_UNPACKED = 1024**3
 # Memory limit for unpacking LZMA. joblib's highest preset needs 65 MiB.
 MAX_LZMA_MEMORY = 128 * 1024**2

@@ -66,7 +66,7 @@ class ExceptionConsumer:
         await self.connection.stop()  # unsettled messages go to the next leader
         try:
             self._load_or_unload()
-        except OSError as error:  # such as a full disk; retried, because callers get no answer meanwhile
+        except OSError as error:  # such as a full disk; until a retry succeeds, callers get no answer
             log.error(
                 "the journal of dead letters cannot be loaded; trying again", extra={"problem": str(error)}
             )

@@ -30,7 +30,7 @@ ENDPOINTS = Gauge("tidegate_router_endpoints", "Endpoints in the route table.")
 
 
 class RouteController:
-    """One of the router's loops: it keeps the store's route table up to date."""
+    """One of the router's loops. It updates the route table in the store."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Keep the conservation ledger of jobs: read every source regularly, and report what is missing."""
+"""Keep the conservation ledger of jobs: read every source regularly, and report lost jobs."""
 
 from __future__ import annotations
 

@@ -44,12 +44,14 @@ class LedgerReading:
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """The jobs that one reading misses."""
+    """The jobs that one reading misses.
+
+    ``where``: the Deployments whose messages are missing, and whether each has other messages left.
+    """
 
     records: int  # acknowledged, but never recorded
     endings: int  # recorded, but not counted as over or unfinished (below 0: counted twice)
     messages: int  # unfinished, but in no queue, at no worker, and not watched
-    # The Deployments whose messages are missing, and whether each has other messages left.
     where: Mapping[str, bool] = field(default_factory=dict)
 
     @property

@@ -54,7 +54,7 @@ class WebhookAttempt:
 
     @property
     def answered(self) -> bool:
-        """Return True if the receiver has responded, whatever the status."""
+        """Return True if the receiver has responded, with any status."""
         return self.status is not None
 
 

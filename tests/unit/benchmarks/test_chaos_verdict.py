@@ -75,10 +75,10 @@ def test_a_job_that_hangs():
 def test_a_webhook_missing_or_under_two_ids(ids):
     seen = evidence()
     seen.webhook_ids = {**seen.webhook_ids, f"{1:032x}": ids}
-    assert missed(seen) == ["every job has told its end under exactly one webhook id"]
+    assert missed(seen) == ["every job has sent its webhook under exactly one webhook id"]
     seen = evidence()
     seen.forged = 1
-    assert missed(seen) == ["every job has told its end under exactly one webhook id"]
+    assert missed(seen) == ["every job has sent its webhook under exactly one webhook id"]
 
 
 @pytest.mark.parametrize(("gauge", "last"), [({"0": 5, "above 0": 1}, 0.0), ({"0": 5}, 2.0), ({}, 0.0)])

@@ -51,7 +51,8 @@ async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dic
     if usage_query.until is not None:
         query = query.where(usage_daily.c.day <= usage_query.until)
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
-    rows.sort(key=lambda row: [str(row[name]) for name in usage_query.by])  # the same order on every database
+    # Sorted here, so that the order is the same on every database.
+    rows.sort(key=lambda row: [str(row[name]) for name in usage_query.by])
     # If there is no usage and no column to group by, SQL returns a row of nulls. It is left out.
     result: list[dict[str, Any]] = [
         {name: int(v) if name in COUNTS else v for name, v in row.items()}
