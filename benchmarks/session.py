@@ -28,7 +28,7 @@ class Busy(BenchmarkFailed):
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Lock the benchmarks' folder. Remove what a killed run left; at the end, stop and remove everything.
+    """Lock the benchmarks' folder. Stop processes that a killed run left, and at the end those of this run.
 
     SIGTERM ends the block like Ctrl-C.
     """

@@ -39,7 +39,7 @@ class OnnxGraph:
 
 
 def of_graph(graph: OnnxGraph, user_signature: Signature | None, default_max_batch: int) -> Signature:
-    """Return the user's signature, or without one that of the graph. Both must agree.
+    """Return the user's signature, which must agree with the graph; without one, that of the graph.
 
     If the first axis of every input and output is dynamic, it is the batch axis: max_batch_size is
     ``default_max_batch``, and shapes leave that axis out. Raise BadRequest, with what to do.

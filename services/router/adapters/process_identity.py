@@ -22,7 +22,7 @@ def is_dead(name: str) -> bool:
     if not namespace or namespace != _namespace() or not pid.isdecimal():
         return False
     if int(pid) == os.getpid():
-        return True  # a restarted container gives its process the same pid
+        return True  # this process has its pid, as in a restarted container
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

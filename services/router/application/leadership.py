@@ -70,7 +70,7 @@ class Leadership:
 
     @property
     def leads(self) -> bool:
-        """Return True if this router leads. It does not lead after its lease has expired."""
+        """Return True if this router leads. If the store does not answer, it leads even without a lease."""
         return self.holder == self._name and (self._away or time.monotonic() < self._until)
 
     @property

@@ -23,8 +23,8 @@ def ready_counts(reports: list[ReplicaReport]) -> dict[str, int]:
 def build_table(desired: DesiredState, ready: dict[str, int], learned: dict[str, Any]) -> Table:
     """Return the table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
 
-    ``learned``: by Deployment, the signature that a worker has read from its Triton. It serves for versions
-    that were registered without one.
+    ``learned``: by Deployment, the signature that a worker has read from its Triton. It is used for
+    versions that were registered without one.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
     # A Deployment whose version is missing cannot serve, so the table does not have it.
