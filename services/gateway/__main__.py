@@ -43,8 +43,8 @@ def main() -> int:
 
 
 def _serve(settings: GatewaySettings, *, member: bool) -> None:
-    """Serve in this process; a ``member`` shares its port with other processes."""
-    # Imported here, because a parent of several processes does not need it.
+    """Serve in this process. ``member``: other gateway processes share its port."""
+    # Imported here, because a process that only starts other gateway processes does not need it.
     from services.gateway import memory, processes
     from services.gateway.app import build
     from tidegate.kernel.service import app as service

@@ -1,4 +1,4 @@
-"""Build and connect the parts of access: keys, limits, usage, and the proxy to the control plane."""
+"""Build and connect the parts that control access: keys, limits, usage, the control plane's proxy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class AccessWiring:
-    """The parts of access. They start before the first request and stop after the last one."""
+    """The parts that control access. They start before the first request and stop after the last one."""
 
     def __init__(self, settings: GatewaySettings, incarnation: str, processes: Callable[[], int]) -> None:
         """``processes``: how many gateway processes share the limits."""
@@ -64,7 +64,7 @@ class AccessWiring:
             )
 
     async def start(self, app: FastAPI) -> None:
-        """Read the API keys and the issuer's keys, then keep them up to date in the background."""
+        """Read the API keys and the JWT issuer's keys, then keep them up to date in the background."""
         app.state.health.add("keys", self.access.problem)
         if self._jwks is not None:
             await self._jwks.start()
@@ -73,7 +73,7 @@ class AccessWiring:
         self._usage.start()
 
     async def stop(self) -> None:
-        """Report the usage, return held tokens, and close the connections."""
+        """Report the usage, return unused rate-limit tokens, and close the connections."""
         await self._usage.stop()
         await self._job_usage.close()
         await self._leases.stop()
@@ -92,7 +92,7 @@ class AccessWiring:
 def _jwks(settings: GatewaySettings) -> Jwks | None:
     if not settings.jwks_url:
         return None
-    # Imported here: the library takes a tenth of the start, and few gateways have an issuer of tokens.
+    # Imported here because the library takes a tenth of the start time, and few gateways accept JWTs.
     from services.gateway.adapters.jwks import Jwks
 
     return Jwks(

@@ -47,19 +47,20 @@ from tidegate.kernel.service.api import create_app
 from tidegate.kernel.service.app import Health
 from tidegate.kernel.store import Store
 
-# Room in a gRPC message beyond the limit for bodies.
+# A gRPC message may be larger than the limit for bodies by this much.
 HEAD_BYTES = 64 * 1024
 
-# Bodies of the STREAMED paths have limits of their own. Bodies of all other paths are short. The budget does
-# not count them, and on loopback anybody may send them. So the limit is low: each connection may reach it.
+# The STREAMED paths have separate limits for bodies. Other paths have this low limit, because the memory
+# budget does not count their bodies, and on loopback they need no credential.
 API_BODY_BYTES = 64 * 1024
 STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/api/.*": None}
 
 
 class Gateway(NamedTuple):
-    """The gateway: an ASGI app, whose lifespan starts and stops the parts, and the HTTP hot path.
+    """The gateway.
 
-    Call ``drain`` first to stop it.
+    ``app``: an ASGI app; its lifespan starts and stops the parts. ``protocol``: the HTTP hot path.
+    To stop the gateway, call ``drain`` first.
     """
 
     app: ASGIApp
@@ -69,7 +70,7 @@ class Gateway(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The parts that live as long as the process."""
+    """The parts of the gateway that exist as long as the process."""
 
     store: Store
     blobs: Blobs
@@ -96,7 +97,7 @@ def build(settings: GatewaySettings) -> Gateway:
     tls = None if certificate is None else certificate.context("http/1.1")
 
     async def drain() -> None:
-        # The lifespan ends after the last HTTP request. gRPC clients must learn of the stop earlier.
+        # The lifespan ends only after the last HTTP request, and gRPC must stop accepting calls earlier.
         app.state.grpc.drain()
 
     return Gateway(AsgiFallback(app, handler), partial(HotPathProtocol, handler), tls, drain)

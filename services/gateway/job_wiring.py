@@ -1,4 +1,4 @@
-"""Build and connect the parts of jobs: records, queue, batches, webhooks, and their HTTP handlers."""
+"""Build and connect the parts for jobs: records, queue, batches, webhooks, and their HTTP handlers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tidegate.kernel.store.webhooks import WebhookStore
 
 
 class JobWiring:
-    """The parts of jobs. They start after the dispatcher, which wakes models, and stop before it."""
+    """The parts for jobs. They need the dispatcher, so they start after it and stop before it."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class JobWiring:
         limits: BodyLimits,
         log: AccessLog,
     ) -> None:
-        """``labels``: returns the names of a Deployment's classes."""
+        """``labels`` returns the names of a Deployment's classes."""
         self._store, self._queue = JobStore.connect(settings.jobs_url), JobQueue(settings.amqp_url)
         # The store of jobs keeps its data in memory, so large tensors go to the blob store.
         claims = Claims(blobs, min(settings.claim_above_bytes, LARGE))
@@ -91,13 +91,13 @@ class JobWiring:
         ]
 
     def start(self) -> None:
-        """Connect, and run batches in the background."""
+        """Connect, and begin to run batches in the background."""
         self._queue.start()
         self._acknowledged.start()
         self._batches.start()
 
     async def stop(self) -> None:
-        """Release the batches, write the records of submitted jobs, and disconnect."""
+        """End the leases of batches, write the records of submitted jobs, and disconnect."""
         await self._batches.stop()
         await self._acknowledged.stop()
         await self._submitter.stop()

@@ -11,12 +11,13 @@ LARGE_BLOCK = 4 * 2**20
 def return_large_blocks() -> None:
     """Make malloc return each large block to the system as soon as it is freed.
 
-    By default, glibc raises its threshold for separate mappings, up to 32 MiB, whenever it frees a larger
-    block. Then bodies leave holes in the heap, and the process holds up to twice the memory that it uses. A
-    threshold that is set once stays as it is.
+    glibc maps blocks above a threshold separately. By default, it raises the threshold, up to 32 MiB, when it
+    frees a larger block. Then bodies leave holes in the heap, and the process takes up to twice the memory
+    that it uses. If the threshold is set, glibc does not raise it.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has this function
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        # The call above also fixes the trim threshold, but too low: malloc would return smaller bodies, too.
+        # The call above also fixes the trim threshold, at a low value: malloc would also return the memory of
+        # smaller bodies.
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)

@@ -35,10 +35,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Members:
-    """A parent of gateway processes: it starts them, replaces dead ones, and passes on SIGTERM and SIGINT."""
+    """A parent of gateway processes: it starts them, restarts dead ones, and forwards SIGTERM and SIGINT."""
 
     def __init__(self, count: int, metrics_dir: Path) -> None:
-        # The processes write their metrics to shared files, so a scrape of any of them shows all.
+        # The processes write their metrics to shared files, so each can return the metrics of all.
         shutil.rmtree(metrics_dir, ignore_errors=True)
         metrics_dir.mkdir(parents=True)
         self._metrics_dir = metrics_dir
@@ -49,21 +49,22 @@ class Members:
         self._delay = BACKOFF_S[0]
 
     def run(self) -> int:
-        """Run until a signal; return 0 if every process ended without an error."""
+        """Run until a signal arrives. Return 0 if every process ended without an error."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        # If this process is killed, its children must end too, or they would answer beside those of the next.
+        # If this process is killed, its children must end, too. Otherwise they would share the port with the
+        # processes of the next gateway.
         setpriv = shutil.which("setpriv")
         prefix = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
         if not setpriv:
-            log.warning("setpriv is missing: if this process is killed, its child processes go on")
+            log.warning("setpriv is missing: if this process is killed, its child processes continue to run")
         while not self._stopping:
             while len(self._alive) < self._count and not self._stopping:
                 member = subprocess.Popen([*prefix, *_COMMAND], env=self._env)
                 self._alive[member] = time.monotonic()
             time.sleep(POLL_S)
             self._replace_dead()
-        self._stop()  # a process that was starting when the signal came did not get it
+        self._stop()  # a process that was just starting did not get the signal
         codes = [member.wait() for member in self._alive]
         return max(map(abs, codes), default=0)
 
@@ -87,8 +88,8 @@ class Members:
 
 
 def _forget_metrics(pid: int, metrics_dir: Path) -> None:
-    """Remove the gauges of a dead process from the shared metrics; its counters stay."""
+    """Remove the gauges of a dead process from the shared metrics, and keep its counters."""
     from prometheus_client import multiprocess
 
-    # With the path, because METRICS is set only in the child processes.
+    # The path is needed, because METRICS is set only in the child processes.
     multiprocess.mark_process_dead(pid, str(metrics_dir))  # type: ignore[no-untyped-call]

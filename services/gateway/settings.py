@@ -17,7 +17,7 @@ class GatewaySettings(Settings):
 
     service: ClassVar[str] = "gateway"
 
-    gateway_workers: int = Field(1, ge=1, le=64, description="Gateway processes behind the one port.")
+    gateway_workers: int = Field(1, ge=1, le=64, description="Gateway processes that share the port.")
     envelope_max_frames: int = Field(256, ge=1, le=4096, description="Most requests in one envelope.")
     max_body_bytes: int = Field(
         256 * 2**20, description="Largest request body that the gateway accepts, in bytes."
@@ -27,18 +27,19 @@ class GatewaySettings(Settings):
     )
     max_inflight_bytes: int = Field(
         512 * 2**20,
-        description="Bodies that a gateway process holds at once, in bytes; and as much again for answers.",
+        description="Most bytes of request bodies in memory per gateway process; the same limit "
+        "applies to answers.",
     )
     max_grpc_connections: int = Field(
         4096,
         ge=1,
-        description="Most gRPC connections of a gateway process; an idle one makes room for a new one.",
+        description="Most gRPC connections of a gateway process; beyond that, a new one replaces an idle one.",
     )
     max_waiting_jobs: int = Field(
         1_000_000, ge=1, description="Most jobs that wait for one Deployment; more are refused with 503."
     )
     max_batch_bytes: int = Field(
-        2**31, ge=1, description="Largest file of a batch, unpacked, in bytes; it goes to the blob store."
+        2**31, ge=1, description="Largest file of a batch, decompressed, in bytes; the blob store keeps it."
     )
     max_batch_line_bytes: int = Field(
         16 * 2**20, ge=1, description="Longest line in the file of a batch, in bytes."
@@ -53,17 +54,17 @@ class GatewaySettings(Settings):
         0.01,
         ge=0,
         le=1,
-        description="Share of successful requests that get a line in the access log, after the first ones of "
-        "each second; 1: all.",
+        description="Share of successful requests that are logged, beyond those of "
+        "TIDEGATE_ACCESS_LOG_FIRST_PER_S; 1: all.",
     )
     access_log_first_per_s: int = Field(
-        20, ge=0, description="Successful requests that always get a line, per second and gateway process."
+        20, ge=0, description="Successful requests that are always logged, per second and gateway process."
     )
     access_log_errors_per_s: int = Field(
         200,
         ge=1,
-        description="Most lines about failed requests, per second and gateway process, after a burst of ten "
-        "times as many. One line counts the others.",
+        description="Most failed requests that are logged, per second and gateway process, after a burst of "
+        "ten times as many. One more line has the number of the others.",
     )
     access_log_mb: int = Field(
         256, ge=1, description="Disk for the access log and its rotated parts, in MiB."
@@ -74,29 +75,30 @@ class GatewaySettings(Settings):
     report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")
     auth: Literal["auto", "required"] = Field(
         "auto",
-        description="`required`: every request needs a credential. `auto`: the same on any address that is "
-        "not loopback; on loopback, inference needs none.",
+        description="`required`: every request needs a credential. `auto`: if the gateway listens on a "
+        "loopback address, inference needs none; on any other address, the same as `required`.",
     )
     usage_interval_s: float = Field(
-        2.0, gt=0, description="How often a gateway reports what its callers used, in seconds."
+        2.0, gt=0, description="How often a gateway reports its callers' usage, in seconds."
     )
     jwks_url: str = Field(
-        "", description="JWKS that verifies JWT bearer tokens: an http(s) URL or the path of a file."
+        "",
+        description="JWKS with the keys that verify JWTs of callers: an http(s) URL or the path of a file.",
     )
     jwt_issuer: str = Field("", description="`iss` that tokens must have; required with a JWKS.")
     jwt_audience: str = Field("", description="`aud` that tokens must have; required with a JWKS.")
     jwt_roles_claim: str = Field(
-        "roles", description="Claim that holds a token's roles; dots lead into objects."
+        "roles", description="Claim with a token's roles. A dot leads to a claim inside another: `a.b`."
     )
     jwt_role_scopes: dict[str, list[Scope]] = Field(
         {},
-        description="Scopes of each role, as JSON; empty: a role with the name of a scope has that scope.",
+        description="Scopes of each role, as JSON. Empty: each role stands for the scope of the same name.",
     )
 
     cors_origins: str = Field(
         "",
-        description="Origins whose pages may call the gateway from a browser, separated by commas, such as "
-        "`https://console.example`; `*`: every page. Empty: none.",
+        description="Origins, separated by commas, whose web pages may call the gateway, such as "
+        "`https://console.example`. `*`: every origin. Empty: none.",
     )
 
     @field_validator("cors_origins")
@@ -107,7 +109,7 @@ class GatewaySettings(Settings):
 
     @model_validator(mode="after")
     def _tokens_are_for_us(self) -> Self:
-        # An issuer signs tokens for many applications. Without these, the gateway would accept all of them.
+        # An issuer signs tokens for many applications. Without both settings, all of them would be accepted.
         if self.jwks_url and not (self.jwt_issuer and self.jwt_audience):
             raise ValueError("TIDEGATE_JWKS_URL needs TIDEGATE_JWT_ISSUER and TIDEGATE_JWT_AUDIENCE")
         return self

@@ -21,14 +21,15 @@ from services.gateway.domain.job_options import JobOptions
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
-# Split short lines take twenty times their size while they wait for the store.
+# Bytes to split into lines at a time. Short lines then take twenty times their size in memory.
 PIECE = 64 * 1024
 
 
 class BatchHandlers:
-    """The handlers of ``/v1/batches``. ``limits``: the memory budget of uploads.
+    """The handlers of ``/v1/batches``.
 
-    Further limits: bytes of a file, bytes of a line, and lines of a file.
+    ``limits``: the memory budget of uploads. ``file_bytes``, ``line_bytes``, ``lines``: the most bytes of a
+    file, bytes of a line, and lines of a file.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class BatchHandlers:
         priority: str | None = None,
         ttl_s: float | None = None,
     ) -> Response:
-        """Submit a file with one request on each line (JSONL). The parameters are defaults of its lines."""
+        """Submit a file with one request on each line (JSONL). A line may override the parameters."""
         principal = request_principal()
         options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))
         splitter = LineSplitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
@@ -87,13 +88,13 @@ class BatchHandlers:
         return _response(await self._find(id))
 
     async def cancel(self, id: str) -> Response:
-        """Cancel a batch: its unfinished lines are cancelled."""
+        """Cancel the unfinished lines of a batch."""
         return _response(await self._batches.cancel(await self._find(id)), 202)
 
     async def results(self, id: str, partial: bool = False) -> Response:
-        """Return the results in the order of the requests (JSONL); 202 before the batch has ended.
+        """Return the results in the order of the requests (JSONL), or 202 before the batch has ended.
 
-        ``partial``: return the results written so far.
+        With ``partial``, return the results written so far.
         """
         batch = await self._find(id)
         if not batch.over and not partial:

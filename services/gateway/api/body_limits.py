@@ -1,4 +1,4 @@
-"""Limits of bodies: the size of one, and the memory of all, counted while they arrive."""
+"""Limit the size of each body, and the memory of all bodies, while they arrive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ STEP = 2**20
 
 
 class BodyLimits:
-    """The limits of a gateway process. ``bodies``: the budget of requests; ``answers``: of unsent answers."""
+    """The limits of a gateway process.
+
+    ``bodies``: the memory budget of request bodies. ``answers``: the budget of answers not yet sent.
+    """
 
     def __init__(
         self, *, body_bytes: int, json_bytes: int, bodies: MemoryBudget, answers: MemoryBudget
@@ -24,9 +27,9 @@ class BodyLimits:
         self.answers = answers
 
     def check_headers(self, headers: Headers, *, known: bool = False) -> TidegateError | None:
-        """Return the error that refuses a request before its body arrives, or None.
+        """Return why a request is refused before its body arrives, or None.
 
-        ``known``: its caller has a valid credential.
+        ``known``: the caller has sent a valid credential.
         """
         # The HTTP parser accepts white space after the number, and nothing else.
         size = number(headers.get(b"content-length", b"0")) or 0
@@ -41,7 +44,7 @@ class BodyLimits:
         return PayloadTooLarge(f"the body is larger than {self.body_bytes} bytes")
 
     def overloaded(self) -> Overloaded:
-        """Return the error for a body that the budget has no room for."""
+        """Return the error for a body that does not fit in the budget."""
         return Overloaded(
             f"this gateway holds {self.bodies.used} bytes of requests and {self.answers.used} of answers; "
             f"the limit is {self.bodies.limit} of each",
@@ -49,7 +52,7 @@ class BodyLimits:
         )
 
     def check_json(self, size: int) -> None:
-        """Raise PayloadTooLarge for a large JSON part: decoded, it takes many times its size."""
+        """Raise PayloadTooLarge if the JSON part is too large. Decoded JSON takes many times its size."""
         if size > self.json_bytes:
             raise PayloadTooLarge(
                 f"the JSON part has {size} bytes, the limit is {self.json_bytes}: "
@@ -57,7 +60,7 @@ class BodyLimits:
             )
 
     def check_structure(self, size: int) -> None:
-        """Raise PayloadTooLarge for a gRPC message with much data outside its raw tensors."""
+        """Raise PayloadTooLarge if a gRPC message has too many bytes outside its raw tensors."""
         if size > self.json_bytes:
             raise PayloadTooLarge(
                 f"the request has {size} bytes outside its raw tensors; the limit is {self.json_bytes}: "
@@ -68,14 +71,14 @@ class BodyLimits:
 class Body:
     """A body that arrives in pieces. It counts against the budget until :meth:`release`.
 
-    Use :meth:`add`; or, if the size is known, :meth:`expect`, then write into :meth:`window` and call
-    :meth:`took`. Memory grows with bytes received, not with Content-Length.
+    Call :meth:`add` for each piece. If the size is known, call :meth:`expect` instead; then write each piece
+    into :meth:`window` and call :meth:`took`. Memory grows with bytes received, not with Content-Length.
     """
 
     __slots__ = ("_data", "_known", "_limits", "_size", "_total", "held", "taking")
 
     def __init__(self, limits: BodyLimits, begun: bytes = b"", *, known: bool = False) -> None:
-        """``begun``: bytes received and counted already. ``known``: the caller has a valid credential."""
+        """``begun``: bytes that are already counted. ``known``: the caller has sent a valid credential."""
         self._limits = limits
         self._known = known
         self._data: bytes | bytearray = begun
@@ -109,7 +112,7 @@ class Body:
         return None
 
     def expect(self, total: int) -> TidegateError | None:
-        """Prepare to receive in place, up to ``total`` bytes. Return the error if refused, or None."""
+        """Prepare to receive ``total`` bytes in place. Return the error if the body is refused, or None."""
         self._total = total
         self._data = bytearray(self._data)
         return self._make_room()
@@ -122,7 +125,7 @@ class Body:
         return memoryview(self._data)[self._size :]
 
     def took(self, count: int) -> TidegateError | None:
-        """Note ``count`` bytes in the window. Return the error if the rest is refused, or None."""
+        """Count ``count`` bytes that were written into the window. Return the error if refused, or None."""
         self._size += count
         return self._make_room() if self._size == self.held and not self.complete else None
 
@@ -138,12 +141,12 @@ class Body:
         self._data = b""
 
     def _make_room(self) -> TidegateError | None:
-        """Reserve room for the next step. :meth:`window` allocates it, when no read is in progress."""
+        """Reserve memory for the next bytes. :meth:`window` allocates it later, when no read is running."""
         step = min(STEP, self._total - self._size)
         return None if self._take(step, self._total) else self._limits.overloaded()
 
     def _take(self, count: int, of: int) -> bool:
-        self.taking = True  # a body that asks for room must not be the one that is dropped
+        self.taking = True  # taking memory may drop other bodies, but must not drop this one
         taken = self._limits.bodies.take(count, of, known=self._known)
         self.taking = False
         if taken:
@@ -154,7 +157,7 @@ class Body:
 class UploadMemory:
     """The memory of an upload that is stored while it arrives, counted against the budget.
 
-    ``known``: its caller has a valid credential.
+    ``known``: the caller has sent a valid credential.
     """
 
     def __init__(self, limits: BodyLimits, *, known: bool = False) -> None:
@@ -163,7 +166,7 @@ class UploadMemory:
         self._held = 0
 
     def resize(self, size: int) -> None:
-        """Set the number of bytes that are held. Raises Overloaded if there is no room for them."""
+        """Set the number of bytes in memory. Raises Overloaded if they do not fit in the budget."""
         more = size - self._held
         if more <= 0:
             self._limits.bodies.release(-more)

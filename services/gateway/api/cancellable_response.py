@@ -1,4 +1,4 @@
-"""A streaming response that stops when its caller hangs up, for server-sent events."""
+"""A streaming response that is cancelled if its caller closes the connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVENT_STREAM = [
 
 
 class CancellableResponse(Response):
-    """A response written by ``make``, which is cancelled if the caller hangs up."""
+    """A response written by ``make``, which is cancelled if the caller closes the connection."""
 
     def __init__(self, make: Callable[[Send], Awaitable[None]], end: Callable[[], None]) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class CancellableResponse(Response):
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response over ASGI; raise what ``make`` raises. ``end`` is called last."""
+        """Send the response over ASGI. An exception of ``make`` is raised here. ``end`` is called last."""
         response = asyncio.ensure_future(self._make(send))
         hang_up = asyncio.ensure_future(_disconnected(receive))
         try:

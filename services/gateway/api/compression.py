@@ -10,15 +10,15 @@ from typing import NamedTuple
 from services.gateway.api.body_limits import Headers
 from tidegate.kernel.protocol.envelope import Buffer
 
-# Smaller responses stay as they are: the headers would cost more than compression saves.
+# Smaller responses are not compressed: the extra headers would cost more than compression saves.
 MIN_BYTES = 1024
-# Larger responses are compressed in a thread, so that the event loop goes on.
+# Larger responses are compressed in a thread, so that they do not block the event loop.
 THREAD_BYTES = 64 * 1024
 _CODINGS = {b"gzip": 31, b"deflate": 15}  # zlib's wbits
 
 
 class HttpResponse(NamedTuple):
-    """A response: status, headers (names in lower case), body, and raw tensors behind the body."""
+    """A response: status, headers (names in lower case), body, and raw tensors to send after the body."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -27,7 +27,7 @@ class HttpResponse(NamedTuple):
 
 
 def deliver(response: HttpResponse, headers: Headers, done: Callable[[HttpResponse], None]) -> None:
-    """Pass the response to ``done``, compressed if these request headers accept it."""
+    """Pass the response to ``done``, compressed if the request's headers accept that."""
     size = len(response.body) + sum(map(len, response.tail))
     coding = choose_coding(headers.get(b"accept-encoding", b""), binary=bool(response.tail))
     if coding is None or size < MIN_BYTES:
@@ -41,10 +41,10 @@ def deliver(response: HttpResponse, headers: Headers, done: Callable[[HttpRespon
 
 
 def choose_coding(accepted: bytes, *, binary: bool) -> bytes | None:
-    """Return the coding for this ``Accept-Encoding``: gzip, deflate or None.
+    """Return the coding to use for this ``Accept-Encoding``: gzip, deflate or None.
 
-    Many clients list codings by default, and binary tensors hardly shrink. So binary responses are compressed
-    only if the header names exactly one coding, as Triton's clients do on request.
+    Many clients list several codings by default, and binary tensors hardly shrink. So a binary response is
+    compressed only if the header names exactly one coding. Triton's clients name one if their user wants it.
     """
     if accepted in _CODINGS:
         return accepted

@@ -1,7 +1,7 @@
-"""Allow calls from pages of other origins (CORS), if ``TIDEGATE_CORS_ORIGINS`` names any.
+"""Allow calls from web pages of other origins (CORS) that ``TIDEGATE_CORS_ORIGINS`` names.
 
 The middleware answers preflight requests, which carry no credential. Inference does not pass through the
-middleware, so it has a handler of its own here. Without the setting, none of this code runs for a request.
+middleware, so this module has a separate handler for it. Without the setting, this code does not run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def allow(app: Starlette, origins: Origins) -> None:
-    """Let pages of these origins read the responses of ``app``. They need the same credentials as others."""
+    """Let pages of these origins read the responses of ``app``. They need credentials like other callers."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins.names,
@@ -56,7 +56,7 @@ class CrossOriginHandler(InferenceHandler):
         done: Callable[[HttpResponse], None],
         started: float | None = None,
     ) -> bytes | None:
-        """Start the call. The response allows the page to read it."""
+        """Start the call. The headers of the response allow the page to read it."""
         origin = headers.get(b"origin")
         if origin is None or origin not in self.origins:
             return super().begin(target, headers, body, done, started)

@@ -12,16 +12,16 @@ from tidegate.kernel.protocol.envelope import Buffer
 
 _WBITS = {"gzip": 31, "deflate": 15}
 _PLAIN = {"", "identity"}
-# zlib copies the unused input at each call, so it gets its input in small parts.
+# zlib copies the rest of its input at each call, so it gets the input in small parts.
 _INPUT_BYTES = 64 * 1024
-# An empty member has 8 or 20 bytes, but costs as much as a large one. A body may have MEMBERS of them, and
-# one more for each BYTES_PER_MEMBER.
+# Compressed data may consist of several members. Even an empty one of 8 or 20 bytes costs much time. So a
+# body may have MEMBERS members, and one more for each BYTES_PER_MEMBER bytes.
 MEMBERS, BYTES_PER_MEMBER = 1024, 1024
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 
 
 class Decompressor:
-    """A decompressor of one body. ``what`` names the data in errors."""
+    """A decompressor of one body. ``what``: the word for the data in error messages."""
 
     def __init__(self, encoding: str, what: str = "body") -> None:
         """Decompress ``encoding``: gzip or deflate; raise BadRequest for any other."""
@@ -40,7 +40,7 @@ class Decompressor:
             try:
                 while rest:
                     if self._unpacker.eof:
-                        # After the end of a member, another one or zero padding may follow.
+                        # After the end of a member, another member or zero bytes may follow.
                         rest = rest.lstrip(b"\0")
                         if rest:
                             self._next_member()
@@ -71,7 +71,7 @@ def encoding_of(headers: Headers) -> str:
 
 
 def inflated(packed: Buffer, headers: Headers, limits: BodyLimits, *, known: bool = False) -> Body | None:
-    """Return the decompressed body, None if it is not compressed. The budget counts it as it grows.
+    """Return the decompressed body, or None if it is not compressed. The memory budget counts it as it grows.
 
     ``known``: the caller has sent a valid credential. Raise BadRequest, PayloadTooLarge or Overloaded.
     """
@@ -79,7 +79,7 @@ def inflated(packed: Buffer, headers: Headers, limits: BodyLimits, *, known: boo
     if not encoding:
         return None
     inflater, body = Decompressor(encoding), Body(limits, known=known)
-    # Without the header, the whole body is JSON, which has a lower limit.
+    # Without Inference-Header-Content-Length, the whole body is JSON, which has a lower limit.
     only_json = _HEADER_LENGTH not in headers
     try:
         for piece in inflater.feed(packed):

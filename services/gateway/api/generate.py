@@ -1,4 +1,4 @@
-"""Serve ``/generate`` (one answer as JSON) and ``/generate_stream`` (each answer as an SSE event)."""
+"""Serve ``/generate`` (one answer as JSON) and ``/generate_stream`` (a server-sent event per answer)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = telemetry.logger(__name__)
 
 
 class GenerateCall(NamedTuple):
-    """One request. ``started`` is on the clock ``time.perf_counter``."""
+    """One request. ``started``: a time of ``time.perf_counter``."""
 
     model: str
     version: str
@@ -56,7 +56,7 @@ class GenerateCall(NamedTuple):
 
 
 class GenerateRoutes:
-    """The routes of Triton's generate extension, for a model with and without a version."""
+    """The routes of Triton's generate extension. The path may name a version of the model."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class GenerateRoutes:
             self.router.add_api_route(f"{path}/generate_stream", self.generate_stream, methods=["POST"])
 
     async def generate(self, request: Request, model: str, version: str = "") -> Response:
-        """Return exactly one answer, as a JSON object of the outputs by name."""
+        """Return the model's only answer, as a JSON object of the outputs by name."""
         call = await self._read(request, model, version)
         return CancellableResponse(lambda send: self._one(call, send), call.end)
 
@@ -147,7 +147,7 @@ class GenerateRoutes:
     def _ended(
         self, call: GenerateCall, principal: Principal, rid: str, end: InferenceResult | TidegateError | None
     ) -> None:
-        """Log the end of a request: with its first answer, or with an error."""
+        """Log the end of a request, with its first answer or its error."""
         received, total = len(call.body), time.perf_counter() - call.started
         chunks = call.cost.answers
         if isinstance(end, TidegateError):
@@ -192,7 +192,7 @@ class GenerateRoutes:
 
     async def _many(self, call: GenerateCall, send: Send) -> None:
         async with aclosing(self._answers(call)) as answers:
-            # The headers wait for the first answer, so an error before it gets its own status code.
+            # The headers are sent after the first answer, so that an earlier error can set the status code.
             answer = await anext(answers, None)
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
             try:

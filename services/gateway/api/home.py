@@ -1,4 +1,4 @@
-"""Serve ``/``: a page for people who open the gateway's address, and the same as JSON."""
+"""Serve ``/``: a page for people who open the gateway's address in a browser. Also available as JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tidegate.version import VERSION
 
 _BODIES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "As HTML if `Accept` names it.",
+        "description": "HTML if the `Accept` header contains `text/html`, else JSON.",
         "content": {"application/json": {"schema": {"type": "object"}}, "text/html": {}},
     }
 }
 
 
 def router(access: Access) -> APIRouter:
-    """Return the router of the page. It is open to all, and lists the models that the caller may use."""
+    """Return the router of the page. No credential is needed. It lists the models that the caller may use."""
     routes = APIRouter(tags=["health"])
 
     @routes.get("/", response_class=Response, responses=_BODIES, operation_id="what_is_this__get")

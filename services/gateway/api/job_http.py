@@ -1,4 +1,4 @@
-"""HTTP parts that jobs, batches and webhooks share: the caller, ids in paths, pages of lists, JSON."""
+"""HTTP code that jobs, batches and webhooks share: the caller, ids in paths, pages of lists, JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def request_principal() -> Principal:
 
 
 def id_in_path(text: str, what: str) -> bytes:
-    """Parse the id of a ``what`` (job, batch) in a path. Raises NotFound."""
+    """Parse an id in a path. ``what``: job or batch. Raises NotFound."""
     id_ = read_id(text)
     if id_ is None:
         raise NotFound(f"there is no {what} {text[:64]}: expected an id of 32 hex digits")
@@ -27,7 +27,7 @@ def id_in_path(text: str, what: str) -> bytes:
 
 
 def read_cursor(cursor: str | None) -> bytes | None:
-    """Parse a cursor: the ``next`` of the previous page. Raises BadRequest."""
+    """Parse a cursor, which is the ``next`` of the previous page. Raises BadRequest."""
     id_ = None if cursor is None else read_id(cursor)
     if cursor is not None and id_ is None:
         raise BadRequest(f"cursor must be the 'next' of the previous page, got {cursor[:40]!r}")

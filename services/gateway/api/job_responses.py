@@ -1,4 +1,4 @@
-"""Responses about jobs: the 202, the status, and the result as JSON or binary."""
+"""Encode responses about jobs: the 202, the status, and the result as JSON or binary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class JobResponses:
         self._fleet = fleet
 
     def accepted(self, submitted: SubmittedJob, job: Job, prefer: Preference, rid: bytes) -> HttpResponse:
-        """Return the 202, with the job's URLs and its estimated start. ``job``: its current state."""
+        """Return the 202, with the job's URLs and estimated start. ``job``: the job as it is now."""
         position = submitted.position if job.status == "queued" else None
         body = orjson.dumps(self.document(job, position))
         headers = [
@@ -46,7 +46,7 @@ class JobResponses:
         return HttpResponse(202, headers, body)
 
     def document(self, job: Job, position: int | None) -> dict[str, Any]:
-        """Return the job as the API shows it. ``position``: jobs ahead of it, None if unknown."""
+        """Return the job as the API shows it. ``position``: the number of jobs ahead of it; None: unknown."""
         document = job.public()
         path = f"/v1/jobs/{document['id']}"
         start_ms = None
@@ -66,7 +66,7 @@ class JobResponses:
         }
 
     async def result(self, job: Job, headers: Headers, rid: bytes) -> HttpResponse:
-        """Return the result of a finished job in the requested form. Raises the job's error if it failed."""
+        """Return the result of a job that has ended, in the requested form. If it failed, raise its error."""
         if job.state != "succeeded":
             raise job_results.failure_of(job)
         frame = await self._results.frame(job)

@@ -1,4 +1,4 @@
-"""Submit jobs on the hot path: an inference call with ``Prefer``, or POST /v1/jobs."""
+"""Submit jobs on the hot path: an inference call with a ``Prefer`` header, or POST /v1/jobs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OnFailed = Callable[[TidegateError], None]
 
 
 class JobSubmissionHandler:
-    """The handler of job submissions. A submission goes on if its caller disconnects."""
+    """The handler of job submissions. A submission continues if its caller disconnects."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class JobSubmissionHandler:
 
     @staticmethod
     def preference(target: Target, headers: Headers) -> Preference | None:
-        """Return the preference that makes this call a job, or None for an interactive request."""
+        """Return the preference for a job, or None if the call is an interactive request."""
         prefer = job_options.preference(headers.get(b"prefer")) if b"prefer" in headers else None
         return prefer or (Preference() if target is SUBMIT_JOB else None)
 
@@ -72,9 +72,10 @@ class JobSubmissionHandler:
         done: OnDone,
         failed: OnFailed,
     ) -> None:
-        """Begin to accept a job. ``length``: bytes of the body's JSON part.
+        """Begin to accept a job. Later, ``done`` or ``failed`` is called.
 
-        Calls ``done`` or ``failed`` later. Raises a TidegateError if the job is refused at once.
+        ``length``: bytes of the body's JSON part. Raises a TidegateError if the request is not valid or not
+        admitted.
         """
         request, grant = self._read(target, headers, body, length, principal, rid)
         began, received, endpoint, route = time.perf_counter(), len(body), request.endpoint, request.route
@@ -140,11 +141,11 @@ class JobSubmissionHandler:
         try:
             submitted = await self._submitter.submit(request)
             job = submitted.job
-            del request  # frees its tensors while the caller waits
+            del request  # so that its tensors are freed while the caller waits
             if grant is not None:
                 grant.accepted(received)
             if prefer.wait_s and not job.terminal:
-                with suppress(Unavailable):  # the job is accepted all the same: answer with the 202
+                with suppress(Unavailable):  # the job is accepted already, so answer 202
                     job = await self._tracker.wait(job.id, prefer.wait_s)
             if prefer.wait_s and job.terminal:
                 response = await self._responses.result(job, headers, rid)
@@ -166,9 +167,9 @@ class JobSubmissionHandler:
 
 
 def _read_fields(head: dict[str, object] | None, base: JobOptions) -> tuple[str, str, JobOptions]:
-    """Return model, version and options in the body of POST /v1/jobs. Raises BadRequest."""
+    """Return the model, version and options from the body of POST /v1/jobs. Raises BadRequest."""
     if head is None:
-        raise BadRequest(f"{oip.HEADER_LENGTH} is 0, but the model of a job must be named in the JSON part")
+        raise BadRequest(f"{oip.HEADER_LENGTH} is 0, but the JSON part must name the model of the job")
     model = head.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("'model' must be the name of a model")
@@ -178,14 +179,14 @@ def _read_fields(head: dict[str, object] | None, base: JobOptions) -> tuple[str,
 
 
 def _name(target: Target) -> str:
-    """Return the target as stored digests have it; another form would break keys that are in use."""
+    """Return the target in the form that digests use. Another form would break stored idempotency keys."""
     if target is SUBMIT_JOB:
         return "\njobs"
     return f"{target.model}/versions/{target.version}" if target.version else target.model
 
 
 def _digest(target: Target, headers: Headers, body: Buffer) -> bytes:
-    """Return the hash of a request and its options, which a repeated key must match."""
+    """Return the hash of a request and its options. A call that repeats a key must have the same hash."""
     options = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in sorted(headers.items())

@@ -32,7 +32,7 @@ STATUSES: tuple[State, ...] = tuple(state for state in get_args(State) if state 
 
 
 class JobHandlers:
-    """The handlers of ``/v1/jobs``. Only a job's own principal and the scope admin can see it."""
+    """The handlers of ``/v1/jobs``. A job is visible to its own principal, and to the scope admin."""
 
     def __init__(
         self, submitter: JobSubmitter, tracker: JobTracker, responses: JobResponses, access: Access
@@ -79,18 +79,18 @@ class JobHandlers:
         return page([self._responses.document(job, None) for job in jobs], limit)
 
     async def status(self, request: Request, id: str) -> Response:
-        """Return a job; with ``Prefer: wait=N``, when it has ended or after N seconds."""
+        """Return a job. With ``Prefer: wait=N``, wait up to N seconds until it has ended."""
         job = await self._awaited(request, await self._find(id))
         return json_response(await self._document(job))
 
     async def cancel(self, id: str) -> Response:
-        """Cancel a job and return it. A queued job never runs, a running one is stopped."""
+        """Cancel a job and return it. A queued job never runs. A running job is stopped."""
         return json_response(await self._document(await self._tracker.cancel(await self._find(id))))
 
     async def result(self, request: Request, id: str) -> Response:
-        """Return the result as JSON or binary; 202 before the job has ended, the error's status if it failed.
+        """Return the result as JSON or binary. The status is 202 before the job has ended.
 
-        ``Prefer: wait=N`` waits up to N seconds for it.
+        If the job failed, return its error. With ``Prefer: wait=N``, wait up to N seconds for the result.
         """
         job = await self._awaited(request, await self._find(id))
         if not job.terminal:
@@ -100,7 +100,7 @@ class JobHandlers:
         return await compressed(await self._responses.result(job, headers, rid), headers)
 
     async def events(self, request: Request, id: str) -> Response:
-        """Stream a job's events until it ends, as server-sent events. Last-Event-ID resumes the stream."""
+        """Stream a job's events until it ends, as server-sent events. Last-Event-ID continues a stream."""
         job = await self._find(id)
         after = last_event_id(request.headers.get("last-event-id"))
         if job.terminal and not await self._tracker.store.log(job.id, after):
@@ -115,7 +115,7 @@ class JobHandlers:
             submitted = await self._submitter.retry(before)
         finally:
             if grant is not None:
-                grant.cancel()  # its usage counts when the job ends
+                grant.cancel()  # the usage of a job is counted when it ends
         job = submitted.job
         document = self._responses.document(job, submitted.position)
         return json_response(document, 202, {"Location": f"/v1/jobs/{job.id.hex()}"})
@@ -141,13 +141,13 @@ class JobHandlers:
         await send({"type": "http.response.body", "body": b""})
 
     async def _events_after(self, id_: bytes, after: int) -> AsyncGenerator[JobEvent | None]:
-        """Yield the events after number ``after`` until the job ends; None as a keepalive."""
+        """Yield the events after number ``after`` until the job ends. Yield None as a keepalive."""
         async with self._tracker.store.watch().changes(id_) as notices:
             while True:
                 for event in await self._tracker.store.log(id_, after):
                     after = event.seq
                     if event.state == "queued":
-                        continue  # the API shows a job as queued from the start
+                        continue  # the API has already shown the job as queued
                     yield event
                     if event.state in TERMINAL:
                         return
@@ -169,7 +169,7 @@ def last_event_id(header: str | None) -> int:
 
 
 def encode_event(event: JobEvent | None) -> bytes:
-    """Return an event as text/event-stream; for None, a comment that keeps the connection open."""
+    """Return an event as text/event-stream. For None, return a comment that keeps the connection open."""
     if event is None:
         return b": still here\n\n"
     name = event.public()["status"]
@@ -177,7 +177,7 @@ def encode_event(event: JobEvent | None) -> bytes:
 
 
 async def compressed(answer: HttpResponse, headers: Headers) -> Response:
-    """Return a response as the framework's class, compressed if the caller accepts that."""
+    """Return a response as FastAPI's class, compressed if the caller accepts that."""
     future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
     deliver(answer, headers, future.set_result)
     done = await future

@@ -22,13 +22,13 @@ _PARTS = ("decode", "transit", "wait", "compute", "encode")
 ANSWERED = Counter("tidegate_gateway_requests_total", "Requests by outcome.", ["model", "outcome"])
 TOTAL = Histogram(
     "tidegate_gateway_request_seconds",
-    "Time from the headers of a request to its answer.",
+    "Time from a complete request to its answer.",
     ["deployment"],
     buckets=_BUCKETS,
 )
 PART = Histogram(
     "tidegate_gateway_part_seconds",
-    "The parts of the time of a request.",
+    "Time of each part of a request.",
     ["deployment", "part"],
     buckets=_BUCKETS,
 )
@@ -50,17 +50,17 @@ CHUNKS = Counter("tidegate_gateway_chunks_total", "Answers of streams.", ["deplo
 
 # The outcome of a request whose caller closed the connection before the answer.
 CALLER_GONE = "caller_gone"
-# The label for names that are not in the route table: callers must not be able to invent labels.
+# The label for names that are not in the route table, so that callers cannot create labels.
 UNKNOWN = "unknown"
 _FLUSH_AT = 4096
 Row = tuple[float, float, float, float, float, float]
 
 
 class _Times:
-    """The times of one Deployment's requests, collected and then observed together.
+    """The times of one Deployment's requests, collected and then added to the histograms together.
 
-    A request has six observations, and each costs prometheus_client a lock and a search in Python. Observed
-    one by one, they took an eighth of the gateway's CPU time.
+    A request has six times. For each, prometheus_client takes a lock and searches a list in Python. Added one
+    by one, they took an eighth of the gateway's CPU time.
     """
 
     def __init__(self, model: str, deployment: str) -> None:
@@ -75,7 +75,7 @@ class _Times:
             self.flush()
 
     def flush(self) -> None:
-        """Observe the collected times in the histograms."""
+        """Add the collected times to the histograms."""
         if not self._rows:
             return
         rows, self._rows = np.array(self._rows), []
@@ -85,7 +85,7 @@ class _Times:
 
 
 def observe_all(histogram: Histogram, values: np.ndarray) -> None:
-    """Observe all values, with the same result as ``histogram.observe`` for each."""
+    """Add all values to a histogram, as ``histogram.observe`` does with one."""
     at = np.searchsorted(histogram._upper_bounds, values)
     for bucket, count in zip(histogram._buckets, np.bincount(at), strict=False):
         if count:
@@ -94,10 +94,10 @@ def observe_all(histogram: Histogram, values: np.ndarray) -> None:
 
 
 class GatewayMetrics:
-    """Counters of requests and histograms of their times. :meth:`report` publishes what was collected.
+    """Counters of requests and histograms of their times. :meth:`report` publishes the collected times.
 
-    Only names in the route table become labels, and names that leave the table are removed. So the table
-    bounds the size of the metrics page.
+    Only names in the route table become labels. A label is removed when its name leaves the table. So the
+    table limits the size of the metrics page.
     """
 
     def __init__(self, table: Callable[[], RouteTable | None] = lambda: None) -> None:
@@ -114,7 +114,7 @@ class GatewayMetrics:
         times.add((total, t.decode, t.transit(total), t.wait, t.compute, t.encode))
 
     def report(self, loads: dict[str, GatewayLoad]) -> None:
-        """Publish the collected times and the requests in flight; called a few times a second."""
+        """Publish the collected times and the requests in flight. It is called a few times a second."""
         for times in self._times.values():
             times.flush()
         table = self._table()
@@ -125,7 +125,7 @@ class GatewayMetrics:
             OUTSTANDING.labels(name).set(load.outstanding)
 
     def _forget(self, before: RouteTable | None, table: RouteTable | None) -> None:
-        """Remove the labels of names that left the table. The library cannot do so with several processes."""
+        """Remove the labels of names that left the table. With several processes, the library cannot."""
         if before is None or table is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             return
         endpoints = before.endpoints.keys() - table.endpoints.keys()
@@ -140,14 +140,14 @@ class GatewayMetrics:
                 metric.remove_by_labels({"deployment": deployment})
 
     def _label(self, model: str) -> str:
-        """Return the label for a model name from a caller; it is empty for ``POST /v1/jobs``."""
+        """Return the label for a model name that a caller sent. The name is empty for ``POST /v1/jobs``."""
         table = self._table()
         return model if not model or (table is not None and model in table.endpoints) else UNKNOWN
 
     async def watch(
         self, model: str, started: float, answers: AsyncGenerator[InferenceResult]
     ) -> AsyncGenerator[InferenceResult]:
-        """Yield a stream's answers unchanged and count them. ``started``: on ``time.perf_counter``."""
+        """Yield a stream's answers unchanged, and count them. ``started``: a ``time.perf_counter`` time."""
         first = True
         try:
             async with aclosing(answers):
@@ -166,5 +166,5 @@ class GatewayMetrics:
         ANSWERED.labels(self._label(model), "ok").inc()
 
     def refused(self, model: str, reason: str) -> None:
-        """Count a request that got no answer from the model, under the reason."""
+        """Count a request without an answer of the model. ``reason`` is the label of its outcome."""
         ANSWERED.labels(self._label(model), reason).inc()

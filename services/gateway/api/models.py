@@ -22,9 +22,10 @@ SMALL_BODY = 65_536
 
 
 async def _caller(request: Request) -> Principal:
-    """Return the caller if it may use the model of the path, or any model; raise Forbidden.
+    """Return the caller if it may use the model in the path; raise Forbidden.
 
-    `tidegate deploy` waits for `/ready`, so the scope `publish` opens that path too.
+    If the path names no model, the caller needs only the scope `infer`. The scope `publish` also opens
+    `/ready`, because `tidegate deploy` waits for it.
     """
     ready = request.scope["route"].path.endswith("}/ready")
     principal = caller.require(INFER, PUBLISH) if ready else caller.require(INFER)
@@ -46,7 +47,7 @@ def _catalogue(request: Request) -> Catalogue:
 
 
 async def _small_body(request: Request) -> bytes:
-    """Return a small body. As in Triton, its content type does not matter."""
+    """Return a small body. Its content type is ignored, as in Triton."""
     body = b""
     try:
         async for chunk in request.stream():
@@ -86,7 +87,7 @@ async def live() -> dict[str, bool]:
 
 @health.get("/ready")
 async def ready(request: Request, response: Response) -> dict[str, bool]:
-    """Answer 200 when requests can be routed and queued."""
+    """Answer 200 if requests can be routed and queued, else 503."""
     healthy = not request.app.state.health.problems()
     response.status_code = 200 if healthy else 503
     return {"ready": healthy}
@@ -94,7 +95,7 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
 
 @router.get("/models")
 async def models(request: Request, principal: Caller) -> dict[str, Any]:
-    """Return the endpoints that the caller may use by name, with their versions."""
+    """Return the endpoints that the caller may use, sorted by name, with their versions."""
     core: InferenceCore = request.app.state.core
     endpoints = core.table().endpoints.values()
     items = [{"name": e.name, "versions": sorted(e.versions, key=int)} for e in endpoints]
@@ -104,9 +105,9 @@ async def models(request: Request, principal: Caller) -> dict[str, Any]:
 
 @router.post("/repository/index")
 async def index(request: Request, principal: Caller) -> list[dict[str, str]]:
-    """Return every model version and whether it can answer (Triton's repository extension).
+    """Return every model version and whether it is ready (Triton's repository extension).
 
-    With the body ``{"ready": true}``, only those that can.
+    With the body ``{"ready": true}``, return only the ready ones.
     """
     ready = _only_ready(await _small_body(request))
     return [entry for entry in _catalogue(request).index(ready=ready) if principal.may(INFER, entry["name"])]
@@ -114,7 +115,7 @@ async def index(request: Request, principal: Caller) -> list[dict[str, str]]:
 
 @router.post("/repository/models/{model}/{action}")
 async def manage(model: str, action: str) -> None:
-    """Refuse: clients that infer do not load or unload models."""
+    """Refuse: inference clients cannot load or unload models."""
     raise BadRequest(
         f"inference clients cannot {action} {model!r}: use `tidegate deploy` and `tidegate delete`"
     )
@@ -123,7 +124,7 @@ async def manage(model: str, action: str) -> None:
 @router.get("/{kind}sharedmemory/status")
 @router.get("/{kind}sharedmemory/region/{name}/status")
 async def shared_memory(kind: str, name: str = "") -> list[str]:
-    """Return an empty list: no region is ever registered."""
+    """Return an empty list, because regions cannot be registered."""
     return []
 
 
@@ -140,8 +141,8 @@ async def register_shared_memory(kind: str, rest: str) -> None:
 @router.get("/models/{model}/trace/setting")
 @router.post("/models/{model}/trace/setting")
 async def operators_settings(model: str = "") -> None:
-    """Refuse: log and trace settings are not for inference clients."""
-    raise BadRequest("log and trace settings are not for inference clients")
+    """Refuse: inference clients cannot read or change log and trace settings."""
+    raise BadRequest("inference clients cannot read or change log and trace settings")
 
 
 @router.get("/models/stats")
@@ -150,7 +151,7 @@ async def operators_settings(model: str = "") -> None:
 async def model_statistics(
     request: Request, principal: Caller, model: str = "", version: str = ""
 ) -> dict[str, Any]:
-    """Return counts and durations over all replicas, in Triton's schema; without a version, of all."""
+    """Return counts and durations of all replicas, in Triton's schema; without a version, of all versions."""
     statistics = await _catalogue(request).statistics(model, version)
     return {
         "model_stats": [entry for entry in statistics["model_stats"] if principal.may(INFER, entry["name"])]
@@ -160,7 +161,7 @@ async def model_statistics(
 @router.get("/models/{model}/config")
 @router.get("/models/{model}/versions/{version}/config")
 async def model_config(request: Request, model: str, version: str = "") -> dict[str, Any]:
-    """Return the model's configuration as Triton completed it; 503 before it is known."""
+    """Return the model's configuration as completed by Triton, or 503 before it is known."""
     return await _catalogue(request).config(model, version)
 
 
@@ -169,7 +170,7 @@ async def model_config(request: Request, model: str, version: str = "") -> dict[
 async def model_ready(
     request: Request, response: Response, model: str, version: str = ""
 ) -> dict[str, str | bool]:
-    """Answer 200 if a ready replica, or one that a request wakes, would answer; else 503 with ``error``."""
+    """Answer 200 if a replica is ready, or if a request would start one; else 503 with ``error``."""
     why = _catalogue(request).not_ready(model, version)
     response.status_code = 503 if why else 200
     body: dict[str, str | bool] = {"name": model, "ready": not why}
@@ -181,5 +182,5 @@ async def model_ready(
 @router.get("/models/{model}")
 @router.get("/models/{model}/versions/{version}")
 async def model_metadata(request: Request, model: str, version: str = "") -> dict[str, Any]:
-    """Return inputs, outputs and versions of a model; 503 before its signature is known."""
+    """Return inputs, outputs and versions of a model, or 503 before its signature is known."""
     return _catalogue(request).metadata(model, version)

@@ -1,6 +1,7 @@
-"""Serve ``/api/{registry,router,autoscaler}/...``: the control plane for callers with the right scope.
+"""Serve ``/api/{registry,router,autoscaler}/...``: forward calls to the control plane's services.
 
-Bodies stream both ways. The service gets the gateway's service token and the name of the caller.
+The caller needs the scope for the call. Bodies are streamed in both directions. The service receives the
+gateway's service token and the caller's name.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ log = telemetry.logger(__name__)
 PREFIX = "/api"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)
-# No limit here: callers that send slowly could use up all connections. The gateway already limits the
-# connections of its callers.
+# No limit on connections to the services: slow callers could use up all of them. The gateway already limits
+# its callers' connections.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-# Bodies of these methods have no meaning, so the proxy does not wait for one.
+# The proxy forwards no body for these methods.
 BODILESS = {"GET", "HEAD", "DELETE"}
 
-# Headers that hold for one connection only, or that each side sets itself.
+# Headers that are not forwarded: they concern one connection only, or the proxy sets them itself.
 _HOPS = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade", "host", "authorization", "cookie", "origin", "referer", "x-request-id",
@@ -50,7 +51,7 @@ _NOT_BACK = {"connection", "keep-alive", "transfer-encoding", "x-request-id", "d
 
 
 class ControlPlaneProxy:
-    """A proxy to the services at ``urls``, which maps names to addresses."""
+    """A proxy to the control plane's services. ``urls``: their addresses by name."""
 
     def __init__(self, urls: Mapping[str, str], service_token: str) -> None:
         self._urls = {name: url.rstrip("/") for name, url in urls.items()}
@@ -68,7 +69,7 @@ class ControlPlaneProxy:
         Raise Unauthorized, Forbidden, NotFound, MethodNotAllowed, Unavailable or DeadlinePassed.
         """
         if service not in self._urls:
-            raise NotFound(f"there is no service {service[:40]!r}; there are {', '.join(self._urls)}")
+            raise NotFound(f"there is no service {service[:40]!r}; use one of {', '.join(self._urls)}")
         _permit(service, request.method, f"/{rest}")
         answer = await self._send(request, f"{self._urls[service]}/{quote(rest)}", service)
         headers = [(name, value) for name, value in answer.headers.multi_items() if name not in _NOT_BACK]
@@ -107,7 +108,7 @@ class ControlPlaneProxy:
 
 
 def _permit(service: str, method: str, path: str) -> None:
-    """Raise unless the caller may make this call. The service checks it again by the same table."""
+    """Raise if the caller may not make this call. The service checks it again with the same table."""
     principal = caller.current.get().principal
     if principal is ANONYMOUS:
         raise Unauthorized(
@@ -121,7 +122,7 @@ def _permit(service: str, method: str, path: str) -> None:
     if scopes is None:
         allowed = tuple(route[1])
         raise MethodNotAllowed(f"this path accepts {', '.join(allowed)}, not {method}", allowed=allowed)
-    # Routes that are open inside the stack need a scope here, because they show internals.
+    # Some routes need no scope inside the stack. Here they need one, because they show internal data.
     caller.permit(principal, permissions.LOOK if scopes == (permissions.OPEN,) else scopes)
 
 

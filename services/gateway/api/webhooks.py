@@ -24,7 +24,7 @@ class WebhookHandlers:
         self.router.add_api_route("/jobs/{id}/deliveries", self.deliveries, methods=["GET"])
 
     async def secret(self) -> dict[str, Any]:
-        """Return the secret that signs the caller's webhooks, for any Standard Webhooks verifier."""
+        """Return the secret that signs the caller's webhooks, for a Standard Webhooks library."""
         request_principal()
         return await self._router.webhook_secret()
 

@@ -1,4 +1,4 @@
-"""Authentication and admission of callers, from memory, for every API of the gateway."""
+"""Authenticate and admit callers of every API of the gateway, from data in memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ LIMITED = Counter(
 )
 
 Headers = dict[bytes, bytes]
-# Return the bearer of a token, and until when that is valid (ms since the epoch). Raises Unauthorized.
+# Return the principal of a token, and the end of its validity (ms since the epoch). Raises Unauthorized.
 Verify = Callable[[bytes], tuple[Principal, float]]
-# Return a caller's counts at an endpoint, in the order of ``tidegate.kernel.protocol.usage.COUNTS``.
+# Return the list of a caller's counts at an endpoint, in the order of
+# ``tidegate.kernel.protocol.usage.COUNTS``.
 Count = Callable[[str, str], list[int]]
 
 REMEMBERED = 10_000
@@ -49,7 +50,7 @@ _REFUSALS = {
 
 
 class Grant:
-    """One admitted request. The first of :meth:`done`, :meth:`accepted` and :meth:`cancel` ends it."""
+    """One admitted request. The first call of :meth:`done`, :meth:`accepted` or :meth:`cancel` ends it."""
 
     __slots__ = ("_count", "_endpoint", "_limiter", "_open", "_principal")
 
@@ -61,7 +62,7 @@ class Grant:
         self._open = True
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the response headers about the caller's limits."""
+        """Return the response headers that show the caller's limits."""
         if self._limiter is None:
             return []
         return [
@@ -79,7 +80,10 @@ class Grant:
         tokens_out: int = 0,
         failed: bool = False,
     ) -> None:
-        """Count an ended request: its share of the model's time in us, bytes of both bodies, known tokens."""
+        """Count a request that has ended.
+
+        ``compute_us``: its share of the model's time in us. ``received``, ``sent``: bytes of the bodies.
+        """
         if not self._open:
             return
         self._open = False
@@ -97,13 +101,13 @@ class Grant:
             counts[6] += tokens_out
 
     def accepted(self, received: int) -> None:
-        """Count the body of a request that became a job. The rest counts when the job ends."""
+        """Count the body of a request that became a job. The rest is counted when the job ends."""
         if self._open:
             self.cancel()
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, cost: UsageCost, received: int) -> None:
-        """Count an ended stream. A stream that was never queued is cancelled instead."""
+        """Count a stream that has ended. If it was never queued, it is not counted."""
         if not cost.queued:
             self.cancel()
         self.done(
@@ -116,7 +120,7 @@ class Grant:
         )
 
     def cancel(self) -> None:
-        """Drop a request that never reached a model: it was wrong, or the gateway refused it."""
+        """Do not count a request, because it never reached a model: it was not valid, or it was refused."""
         if self._open:
             self._open = False
             if self._limiter is not None:
@@ -144,19 +148,19 @@ class Access:
         self._known: dict[bytes, tuple[Principal, float]] = {}
 
     def replace(self, table: KeyTable) -> None:
-        """Take a new table of keys. Every credential is checked again."""
+        """Replace the table of keys. Then every credential is checked again."""
         self._table = table
         self._known.clear()
 
     def problem(self) -> str | None:
-        """Return why no key can be checked, or None."""
+        """Return the reason why keys cannot be checked, or None."""
         known = self._table is not None or not self.required
-        return None if known else "Keys are not known yet: this gateway has not reached the registry."
+        return None if known else "This gateway does not know the keys yet: it has not reached the registry."
 
     def authenticate(self, headers: Headers) -> Principal:
-        """Return the sender of these headers, without I/O.
+        """Return the principal that sent these headers, without I/O.
 
-        Raises Unauthorized, or Unavailable while keys are unknown.
+        Raises Unauthorized, or Unavailable before the keys are known.
         """
         credential = headers.get(b"authorization")
         if credential is None:
@@ -176,18 +180,19 @@ class Access:
         return checked[0]
 
     def remembered(self, headers: Headers) -> Principal | None:
-        """Return the bearer of a credential that was checked recently, or None."""
+        """Return the principal of the credential if it was checked recently, else None."""
         known = self._known.get(headers.get(b"authorization", b""))
         return known[0] if known is not None else None
 
     def remembers(self, headers: Headers) -> bool:
-        """Return True for a credential that was checked recently. It costs one dictionary lookup."""
+        """Return True if the credential was checked recently. This costs one dictionary lookup."""
         return headers.get(b"authorization", b"") in self._known
 
     def admit(self, principal: Principal, endpoint: str) -> Grant | None:
-        """Admit an inference request of ``principal`` to ``endpoint``; None: nothing is counted for it.
+        """Admit an inference request of ``principal`` to ``endpoint``.
 
-        Raises Forbidden if the principal lacks the permission, TooMany if a limit is reached.
+        Return None if the principal's usage is not counted. Raises Forbidden if it may not use the endpoint,
+        TooMany if a limit is reached.
         """
         if principal is ANONYMOUS or principal is SERVICE:
             return None
@@ -201,13 +206,13 @@ class Access:
         return Grant(self._count, principal, endpoint, limiter)
 
     def recheck(self, principal: Principal) -> Principal:
-        """Return the current state of a principal, whose key may have been changed, revoked, or have expired.
+        """Return a principal with the current permissions of its key.
 
-        Raises Unauthorized if its key is no longer valid, Unavailable while keys are unknown. The bearer of
-        an issuer's token stays as it was: the gateway does not have the token any more.
+        Raises Unauthorized if the key is no longer valid, Unavailable before the keys are known. A principal
+        that had a JWT is returned unchanged, because the gateway does not keep tokens.
         """
         if principal is ANONYMOUS and self.required:
-            raise Unauthorized("this stack no longer accepts callers without a key", reason="key_revoked")
+            raise Unauthorized("this stack no longer accepts calls without a key", reason="key_revoked")
         if principal is ANONYMOUS or principal is SERVICE or principal.id.startswith(access.JWT_PREFIX):
             return principal
         if self._table is None:
@@ -240,7 +245,7 @@ class Access:
         entry = self._table.find(bearer, time.time() * 1e3)
         if entry is None:
             raise Unauthorized(
-                "this stack does not know the key: it is of another stack, revoked or expired; "
+                "this stack does not know the key: it belongs to another stack, or is revoked or expired; "
                 "`tidegate keys --all` lists all keys"
             )
         key, until = entry

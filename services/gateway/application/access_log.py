@@ -1,7 +1,7 @@
 """The access log: a JSON line for each failed request, and for a sample of the successful ones.
 
-The event loop collects lines, and a thread writes them a few times a second. A request without a line costs
-one call, a request with a line costs a dictionary.
+The event loop collects lines, and a thread writes them a few times a second. A request that is not logged
+costs only one function call.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tidegate.kernel.token_bucket import TokenBucket
 log = telemetry.logger(__name__)
 
 WRITE_S = 0.2
-# The disk is stuck if more lines than this wait. Further lines are dropped.
+# If more lines than this wait, the disk does not accept writes. Then new lines are dropped.
 MAX_PENDING = 20_000
 MAX_PROBLEM_CHARS = 500
 
@@ -38,7 +38,7 @@ Write = Callable[[bytes], None]
 
 
 class AccessLog:
-    """A log of requests. ``write`` gets whole lines, in a thread; None: nothing is logged."""
+    """A log of requests. ``write`` is called with whole lines, in a thread; None: nothing is logged."""
 
     def __init__(self, write: Write | None, *, first: int, fraction: float, errors_per_s: int) -> None:
         self._write = write
@@ -54,12 +54,12 @@ class AccessLog:
         return cls(None, first=0, fraction=0, errors_per_s=1)
 
     def start(self) -> None:
-        """Begin to write, in the background."""
+        """Begin to write lines in the background."""
         if self._write is not None:
             self._task = asyncio.create_task(self._run(), name="access log")
 
     async def stop(self) -> None:
-        """Stop, and write the remaining lines."""
+        """Write the remaining lines, and stop."""
         await tasks.end(self._task)
         await self._flush()
 
@@ -78,7 +78,7 @@ class AccessLog:
         headers: Headers | None = None,
         **extra: Any,
     ) -> None:
-        """Log an answered request. Call it only if :meth:`take` returned True. Times in seconds."""
+        """Log an answered request. Call this only if :meth:`take` returned True. Times are in seconds."""
         t = answer.timing
         self._note(
             {
@@ -108,7 +108,7 @@ class AccessLog:
         self, model: str, deployment: str, version: str, job: str, principal: Principal, rid: str,
         *, status: int, received: int, sent: int, total: float, headers: Headers | None = None,
     ) -> None:  # fmt: skip
-        """Log an accepted job. Call it only if :meth:`take` returned True."""
+        """Log an accepted job. Call this only if :meth:`take` returned True."""
         self._note(
             {
                 "level": "info",
@@ -143,7 +143,7 @@ class AccessLog:
         headers: Headers | None = None,
         **extra: Any,
     ) -> None:
-        """Log a failed or refused request, up to a limit per second."""
+        """Log a failed or refused request. Above the limit per second, only count it."""
         now = time.monotonic()
         if self._write is None or not self._errors.take(now):
             return
@@ -228,7 +228,7 @@ def _ms(seconds: float) -> float:
 
 
 def access_log_of(settings: GatewaySettings) -> AccessLog:
-    """Return the access log that the settings ask for."""
+    """Return the access log for these settings."""
     write: Write | None = None
     if settings.access_log == "file":
         path = settings.state_path / "log" / "access.log"
@@ -245,7 +245,7 @@ def access_log_of(settings: GatewaySettings) -> AccessLog:
 
 
 def _to_stdout(lines: bytes) -> None:
-    # Not through sys.stdout: its buffer belongs to the event loop's thread.
+    # This runs in another thread than the event loop, so it does not share the buffer of sys.stdout.
     with contextlib.suppress(BlockingIOError):
         view = memoryview(lines)
         while view:

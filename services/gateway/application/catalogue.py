@@ -1,4 +1,4 @@
-"""The models and their metadata, for every API of the gateway."""
+"""Return models and their metadata, for every API of the gateway."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXTENSIONS = [
 
 
 class Catalogue:
-    """Models by their public names, in Triton's format. Raises NotFound, NoRoutes, Unavailable."""
+    """The models under their public names, in Triton's format. Raises NotFound, NoRoutes, Unavailable."""
 
     def __init__(self, core: InferenceCore, metadata: ModelMetadataCache, store: Store) -> None:
         self._core = core
@@ -34,7 +34,7 @@ class Catalogue:
         self._store = store
 
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
-        """Return every model version and its readiness; with ``ready`` only the ready ones."""
+        """Return every model version and whether it is ready. With ``ready``, return only the ready ones."""
         table = self._core.table()
         versions = [
             (endpoint.name, version, self._not_ready(route))
@@ -56,10 +56,10 @@ class Catalogue:
         return admission.not_ready(route.wakeable, self._core.fleet(route.name))
 
     def not_ready(self, model: str, version: str) -> str:
-        """Return the reason why a model is not ready; empty if it is ready.
+        """Return the reason why a model is not ready, or an empty string if it is ready.
 
-        A model is ready if a replica is, or if a request starts one. If several Deployments share the
-        traffic, one is enough. Raises NotFound.
+        A model is ready if a replica is ready, or if a request would start one. If several Deployments share
+        the traffic, one ready Deployment is enough. Raises NotFound.
         """
         endpoint, route = self._core.pick(model, version)
         routes = [route] if version else [route for _, route in endpoint.targets]
@@ -86,7 +86,7 @@ class Catalogue:
         }
 
     async def config(self, model: str, version: str) -> dict[str, Any]:
-        """Return the model's configuration, completed by its Triton, under its public name."""
+        """Return the model's configuration as completed by Triton, under its public name."""
         endpoint, route = self._core.pick(model, version)
         found = await self._metadata.get(route.name)
         if found is None:
@@ -94,7 +94,7 @@ class Catalogue:
         return found.config | {"name": endpoint.name}
 
     def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> TidegateError:
-        """Return the error for metadata that only a ready replica reports."""
+        """Request a replica, because only a ready one reports the metadata. Return the error to raise."""
         error = Unavailable(
             f"the {what} of {endpoint.name!r} is not known before its first replica is ready",
             reason="not_known_yet",

@@ -239,13 +239,13 @@ async def test_compressed_messages_are_accepted_and_bombs_are_not(gateway, key, 
         (5000 * frame(h2.PRIORITY, 0, 1, bytes(5)), b"too many frames"),
         (
             frame(h2.HEADERS, 0, 1, b"\x82") + 3 * frame(h2.CONTINUATION, 0, 1, b"a" * 9000),
-            b"a header block of more",
+            b"the header block has more",
         ),
         (frame(h2.HEADERS, 0, 1, b"\x82") + 5000 * frame(h2.CONTINUATION, 0, 1), b"too many frames"),
         (frame(h2.HEADERS, h2.END_HEADERS, 1, b"\x82" * 101), b"more than 100 header fields"),
         (frame(h2.HEADERS, h2.END_HEADERS, 1, b"\xbe"), b"unreadable header block"),
         (b"\x00\x40\x01" + bytes(6), b"a frame of 16385 bytes"),
-        (frame(h2.WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"), b"a window of more than"),
+        (frame(h2.WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"), b"the window has more than"),
     ],
 )
 async def test_a_connection_that_asks_for_too_much_ends(gateway, key, connect, sent, words):
@@ -309,7 +309,7 @@ async def test_requests_that_a_browser_page_could_send_are_refused(gateway, key,
     assert (await client.answer(3))[":status"] == "405"
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.grpc_port)
     writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert b"this port speaks gRPC" in await reader.read()
+    assert b"this port accepts only gRPC" in await reader.read()
     writer.close()
 
 

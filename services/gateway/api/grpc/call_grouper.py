@@ -1,9 +1,9 @@
-"""Group gRPC calls to light models, so that they share an envelope.
+"""Group gRPC calls to fast models, so that they share an envelope.
 
-A gRPC client sends its calls one at a time. Each would travel alone, and cost the broker and the worker as
-much as a full envelope. So a call that comes while others of its model are in flight waits until one of them
-is answered, 2 ms at most. All calls that have come by then leave together. A call to a heavy model does not
-wait, nor a call while few are in flight. HTTP needs none of this: its calls arrive in groups.
+A gRPC client sends its calls one at a time. Alone, each would cost the broker and the worker as much as a
+full envelope. So if several calls to the model are in flight, a new call waits until one of them is answered,
+for 2 ms at most. Then all waiting calls are sent together. A call to a slow model does not wait. HTTP calls
+arrive in groups, so they need no grouper.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LIGHT_US = 2_500
 
 
 class CallGrouper:
-    """A group of calls to one model in this process. A call waits for ``hold_s`` seconds at most."""
+    """The calls to one model in this process. A call waits for ``hold_s`` seconds at most."""
 
     __slots__ = ("_hold_s", "_in_flight", "_light", "_timer", "_waiting")
 
@@ -28,7 +28,7 @@ class CallGrouper:
         self._timer: asyncio.TimerHandle | None = None
 
     async def join(self) -> None:
-        """Wait for other calls if that pays. Then the call is in flight until :meth:`leave`."""
+        """Wait for other calls if the model is fast and busy. Then count as in flight until :meth:`leave`."""
         if self._light and self._in_flight >= MIN_IN_FLIGHT:
             loop = asyncio.get_running_loop()
             turn = loop.create_future()
@@ -39,11 +39,11 @@ class CallGrouper:
         self._in_flight += 1
 
     def learn(self, compute_us: int, shared: int) -> None:
-        """Learn from a model call of ``shared`` requests how long one takes."""
+        """Note that the model took ``compute_us`` for ``shared`` requests, to know whether it is fast."""
         self._light = compute_us <= LIGHT_US * shared
 
     def leave(self) -> None:
-        """End a call in flight; the waiting calls leave."""
+        """End a call in flight, and send the waiting calls."""
         self._in_flight -= 1
         if self._waiting:
             self._release()

@@ -9,13 +9,14 @@ from hpack import Decoder, HPACKError
 
 from services.gateway.api.grpc.frames import ErrorCode, ProtocolError
 
-# Limits of a header block: encoded bytes, bytes of the fields (RFC 7541 adds 32 to each), number of fields.
+# Limits of a header block: encoded bytes, decoded bytes (plus 32 a field, as in RFC 7541), number of fields.
 BLOCK_BYTES = 16 * 1024
 LIST_BYTES = 32 * 1024
 FIELDS = 100
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-# Clients repeat most blocks byte for byte, so decoded blocks are cached: this many, each up to this size.
+# Clients repeat most blocks byte for byte, so decoded blocks are cached: at most _CACHED blocks, and only
+# blocks of at most _CACHED_BYTES.
 _CACHED = 512
 _CACHED_BYTES = 4096
 
@@ -36,13 +37,13 @@ class HeaderBlockReader:
     """A reader of the header blocks of one connection."""
 
     def __init__(self, cache: dict[bytes, CallHeaders]) -> None:
-        """Use ``cache``, which all connections may share, because the blocks in it need no dynamic table."""
+        """All connections may share ``cache``, because its blocks mean the same on every connection."""
         self._decoder = Decoder(max_header_list_size=LIST_BYTES)
         self._cache = cache
 
     def read(self, block: bytes) -> CallHeaders:
-        """Return the headers of a call, or trailers (which are ignored); raise ProtocolError."""
-        # Our settings ask for a dynamic table of size 0. Then a block means the same on every connection.
+        """Decode a header block: the headers of a call, or trailers; raise ProtocolError."""
+        # The server announces a dynamic table of size 0. Then a block means the same on every connection.
         stateless = self._decoder.header_table_size == 0
         if stateless and (cached := self._cache.get(block)) is not None:
             return cached
@@ -68,7 +69,8 @@ def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
         headers[name] = value
     if headers.get(b":method") != b"POST":
         return CallHeaders(problem=405)
-    # A page in a browser cannot send this content type to another origin without a preflight request.
+    # This check also keeps web pages of other origins out: they may not send application/grpc without asking
+    # by a preflight request.
     if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
         return CallHeaders(problem=415)
     timeout = headers.get(b"grpc-timeout")

@@ -21,13 +21,13 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.tensors import Datatype, check_count, elements, misfit, pack_strings
 from tidegate.kernel.triton_protocol import ModelInferResponse
 
-# Parameter of a stream's request: end it with a response without outputs.
+# This parameter of a request in a stream requests a last response without outputs.
 EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
 
-# Shapes of at most this many dimensions are only checked for negative sizes.
+# A shape with more dimensions gets the full check. Any other shape is only checked for negative sizes.
 MANY_DIMS = 16
-# Read no more dimensions than this: the error is the same.
+# Read no more dimensions of a shape than this. More are an error in any case.
 MOST_DIMS = 1024
 
 _CONTENTS = {
@@ -44,7 +44,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# Datatypes whose packed field is already the raw tensor, with the tag of the field.
+# Datatypes whose packed field in protobuf has the bytes of the raw tensor, with the tag of the field.
 _RAW_ON_THE_WIRE = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
 
 
@@ -64,7 +64,7 @@ def decode(message: Any, contract: Contract) -> Decoded:
         )
     for at, tensor in enumerate(message.inputs):
         name = tensor.name
-        shape = list(tensor.shape[:MOST_DIMS])  # a Python list of millions would take many times their bytes
+        shape = list(tensor.shape[:MOST_DIMS])  # a list of millions of numbers would take too much memory
         if not shape or min(shape) < 0 or len(shape) > MANY_DIMS:
             check_shape(name, shape)
         datatype = inputs.expect(name, tensor.datatype, shape)
@@ -123,7 +123,7 @@ def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) ->
 
 
 def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
-    """Return the bytes of a packed field if it is the first of a serialized message, else None."""
+    """Return the bytes of the field ``tag`` if a serialized message begins with it, else None."""
     at, length, shift = 1, 0, 0
     if wire[:1] != bytes((tag,)):
         return None
@@ -137,7 +137,10 @@ def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
 
 
 def encode(model: str, answer: InferenceResult, labels: Labels) -> Any:
-    """Return an answer as ``ModelInferResponse``; raise BadRequest for classes of an unfit datatype."""
+    """Return an answer as ``ModelInferResponse``.
+
+    Raise BadRequest if the request wants classes of an output whose datatype does not allow that.
+    """
     request, rows = answer.request, answer.rows
     outputs, data = classified(request, rows, answer.outputs, answer.reply.data, labels)
     message = ModelInferResponse(model_name=model, model_version=answer.route.version, id=request.id)

@@ -1,8 +1,8 @@
 """The server's side of one HTTP/2 connection: frames, calls, and limits for the client.
 
-Follows RFC 9113 and gRPC's "gRPC over HTTP2". A call is admitted or refused by its headers, so the server
-keeps nothing that an unknown client sends. Bytes of known clients count against the budget as they come
-(``message_reader.py``).
+This follows RFC 9113 and gRPC's "gRPC over HTTP2". A call is admitted or refused when its headers arrive, so
+the server stores no messages of a refused call. The memory budget counts the bytes of admitted calls as they
+arrive (``message_reader.py``).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from services.gateway.domain.http2_flood import FloodGuard
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.http.answers import new_request_id
 
-# Most calls of one connection.
+# Most concurrent calls of one connection.
 STREAMS = 1024
-# How long the server still reads and drops what a client sends, after it has announced the end.
+# After the server has announced the end, it reads and drops the client's bytes for this time.
 LINGER_S = 1.0
-# Bytes that may wait for a client that sends requests and does not read. Responses alone stay below that,
-# because none is written while the socket's buffer is full.
+# Most unsent bytes for a client that sends frames and does not read the answers to them. Responses to calls
+# cannot reach this limit, because they are not written while the socket's buffer is full.
 UNREAD_BYTES = 512 * 1024
-# Flow-control windows: bytes that a client may send ahead on one stream, and on the connection.
+# Flow-control windows: unread bytes that a client may send on one stream, and on the connection.
 STREAM_WINDOW = 4 * 2**20
 CONNECTION_WINDOW = 16 * 2**20
 
@@ -39,7 +39,7 @@ class GrpcConnection(asyncio.Protocol):
     """The connection of one client."""
 
     def __init__(self, shared: ServerState, open_connections: set[GrpcConnection]) -> None:
-        """Create it; ``open_connections`` contains the connection while it is open."""
+        """``open_connections`` contains this connection while it is open."""
         self._shared = shared
         self._open = open_connections
         self._transport: asyncio.Transport
@@ -67,14 +67,14 @@ class GrpcConnection(asyncio.Protocol):
 
     @property
     def paused(self) -> bool:
-        """Return True if the client does not read, so that the socket's buffer is full."""
+        """Return True if the socket's buffer is full, because the client does not read."""
         return self._out.paused
 
     # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send our settings, if there is room for another client."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
+        """Send the server's settings. Close the connection if the gateway cannot take another one."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of it
         self._out = FrameWriter(self._transport, self.calls)
         if not self._shared.enter(self):
             self.abort()
@@ -101,12 +101,12 @@ class GrpcConnection(asyncio.Protocol):
         self._out.paused = True
 
     def resume_writing(self) -> None:
-        """Go on writing: the socket's buffer has room."""
+        """Write again: the socket's buffer has room."""
         self._out.paused = False
         self._send_all()
 
     def data_received(self, data: bytes) -> None:
-        """Handle the frames in ``data`` and keep an incomplete one."""
+        """Handle the complete frames in ``data``. Keep an incomplete one for the next call."""
         if self.closing:
             return
         self.active = self._loop.time()
@@ -133,14 +133,14 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.write(frames.goaway(self._last, code, why))
         self._cancel_all()
         if self._transport.can_write_eof():
-            # Closing with unread bytes would reset the connection, and the client would not get the reason.
+            # Closing with unread bytes would reset the connection, so the client would not get the reason.
             self._transport.write_eof()
             self._loop.call_later(LINGER_S, self._transport.abort)
         else:
             self._transport.close()
 
     def abort(self) -> None:
-        """End the connection at once, without a GOAWAY frame."""
+        """End the connection immediately, without a GOAWAY frame."""
         self.closing = True
         self._cancel_all()
         self._shared.leave(self)
@@ -156,7 +156,7 @@ class GrpcConnection(asyncio.Protocol):
     # Methods for calls.
 
     def send(self, call: ServerCall) -> None:
-        """Send as much of ``call.unsent`` as the windows allow, and the status if the call has ended."""
+        """Send as much of ``call.unsent`` as the windows allow. If that is all, send the status, if known."""
         if self.closing or call.finished:
             return
         before = self._out.sent
@@ -166,7 +166,7 @@ class GrpcConnection(asyncio.Protocol):
             self._complete(call)
 
     def replenish(self, call: ServerCall) -> None:
-        """Allow the client to send more for a call whose messages were taken."""
+        """Allow the client to send more for a call if its handler has taken all messages."""
         if call.receive_window <= STREAM_WINDOW // 2 and not call.half_closed and not self.closing:
             if call.reader.messages:
                 return
@@ -204,12 +204,12 @@ class GrpcConnection(asyncio.Protocol):
     # Frames.
 
     def _read(self, buffer: bytes) -> int:
-        """Handle the complete frames of the buffer; return where the rest begins. Raise ProtocolError."""
+        """Handle the complete frames in the buffer; return where the rest begins. Raise ProtocolError."""
         at, end = 0, len(buffer)
         if not self._greeted:
             if not frames.PREFACE.startswith(buffer[:24]):
                 raise ProtocolError(
-                    ErrorCode.PROTOCOL_ERROR, "this port speaks gRPC: HTTP/2 with prior knowledge"
+                    ErrorCode.PROTOCOL_ERROR, "this port accepts only gRPC (HTTP/2 with prior knowledge)"
                 )
             if end < 24:
                 return 0
@@ -253,7 +253,7 @@ class GrpcConnection(asyncio.Protocol):
         self._end_for(self._flood.useless_frame(self._loop.time()))
         if self._out.paused and self._transport.get_write_buffer_size() > UNREAD_BYTES:
             raise ProtocolError(
-                ErrorCode.ENHANCE_YOUR_CALM, "the client sends requests and does not read the answers"
+                ErrorCode.ENHANCE_YOUR_CALM, "the client sends frames and does not read the answers"
             )
 
     @staticmethod
@@ -265,7 +265,7 @@ class GrpcConnection(asyncio.Protocol):
         size, ended = len(payload), flags & frames.END_STREAM
         self._receive_window -= size
         if self._receive_window < 0:
-            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the client sent more than the window allows")
         if self._receive_window <= CONNECTION_WINDOW // 2:
             self._transport.write(frames.window_update(0, CONNECTION_WINDOW - self._receive_window))
             self._receive_window = CONNECTION_WINDOW
@@ -280,7 +280,7 @@ class GrpcConnection(asyncio.Protocol):
             return
         call.receive_window -= size
         if call.half_closed:
-            raise ProtocolError(ErrorCode.STREAM_CLOSED, "data after the end of a stream")
+            raise ProtocolError(ErrorCode.STREAM_CLOSED, "the client sent data after the end of the stream")
         if call.receive_window < 0:
             self.reset(call, ErrorCode.FLOW_CONTROL_ERROR)
             return
@@ -293,7 +293,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_ping(self, payload: bytes, flags: int) -> None:
         if len(payload) != 8:
-            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a PING that is not 8 bytes")
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "the PING frame does not have 8 bytes")
         if not flags & frames.ACK:
             self._end_for(self._flood.ping(self._loop.time()))
             self._transport.write(frame_head(8, frames.PING, frames.ACK, 0) + payload)
@@ -321,11 +321,11 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_continuation(self, stream: int, payload: bytes, flags: int) -> None:
         if self._block is None or self._block_of[0] != stream:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION frame without a header block")
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the CONTINUATION frame has no header block")
         self._block += payload
         if len(self._block) > BLOCK_BYTES:
             raise ProtocolError(
-                ErrorCode.ENHANCE_YOUR_CALM, f"a header block of more than {BLOCK_BYTES} bytes"
+                ErrorCode.ENHANCE_YOUR_CALM, f"the header block has more than {BLOCK_BYTES} bytes"
             )
         if flags & frames.END_HEADERS:
             block, self._block = bytes(self._block), None
@@ -333,11 +333,11 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_head(self, stream: int, block: bytes, ended: bool) -> None:
         head = self._heads.read(block)
-        if stream <= self._last:  # trailers, which are ignored, or headers of a call that has ended
+        if stream <= self._last:  # trailers, or headers of a call that has ended: both are ignored
             self._count_useless_frame()
             call = self.calls.get(stream)
             if call is not None and (call.half_closed or not ended):
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "headers came twice on one stream")
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the stream has already had its headers")
             if call is not None:
                 call.ended()
             return
@@ -378,7 +378,7 @@ class GrpcConnection(asyncio.Protocol):
             call.ended()
 
     def _refuse(self, stream: int, code: StatusCode, details: str, trailers: Metadata, ended: bool) -> None:
-        """Answer a call that is not admitted. What its client still sends is dropped."""
+        """Answer a call that is not admitted. Later data of this call is dropped."""
         self._count_useless_frame()
         fields = [("grpc-status", str(code.value[0])), ("grpc-message", percent(details)), *trailers]
         self._write_head(stream, HEADERS + header_block(fields), ended)

@@ -22,7 +22,7 @@ class FrameWriter:
     """A writer of frames to one client, within the client's flow-control windows."""
 
     def __init__(self, transport: asyncio.Transport, calls: dict[int, ServerCall]) -> None:
-        """Write ``calls``, the open calls of the connection, which removes a call after its last byte."""
+        """``calls``: the open calls of the connection. The connection removes a call after its last byte."""
         self._transport = transport
         self._calls = calls
         self._window = frames.DEFAULT_WINDOW
@@ -32,13 +32,13 @@ class FrameWriter:
         self.sent = 0
 
     def send(self, call: ServerCall) -> bool:
-        """Send as much of a call as possible; return True if that was all."""
+        """Send as many bytes of a call as possible. Return True if the call is complete."""
         out: list[Buffer] = []
         if call.unsent and not call.headers_sent:
             call.headers_sent = True
             out += (frame_head(len(HEADERS), frames.HEADERS, frames.END_HEADERS, call.id), HEADERS)
         size = call.unsent_bytes
-        if len(call.unsent) == 1 and size <= self._allowed(call):  # nearly always
+        if len(call.unsent) == 1 and size <= self._allowed(call):  # the usual case
             out += (frame_head(size, frames.DATA, 0, call.id), call.unsent.popleft())
             self._count(call, size)
         elif call.unsent:
@@ -53,7 +53,7 @@ class FrameWriter:
         return over
 
     def send_all(self) -> list[ServerCall]:
-        """Send as much of all calls as possible; return the calls that are complete."""
+        """Send as many bytes of all calls as possible. Return the calls that are complete."""
         return [
             call
             for call in list(self._calls.values())
@@ -63,7 +63,7 @@ class FrameWriter:
     def on_window(self, stream: int, payload: bytes) -> None:
         """Handle a WINDOW_UPDATE frame."""
         if len(payload) != 4:
-            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a WINDOW_UPDATE that is not 4 bytes")
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "the WINDOW_UPDATE frame does not have 4 bytes")
         more = struct.unpack(">I", payload)[0] & frames.WINDOW_MAX
         window = 0
         if stream == 0:
@@ -71,13 +71,13 @@ class FrameWriter:
         elif (call := self._calls.get(stream)) is not None:
             window = call.send_window = call.send_window + more
         if window > frames.WINDOW_MAX:
-            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a window of more than 2^31-1 bytes")
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window has more than 2^31-1 bytes")
 
     def on_settings(self, payload: bytes) -> None:
         """Apply the client's settings and acknowledge them."""
         if len(payload) % 6:
             raise ProtocolError(
-                ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a size that is no multiple of 6 bytes"
+                ErrorCode.FRAME_SIZE_ERROR, "the size of the SETTINGS frame is not a multiple of 6 bytes"
             )
         for name, value in struct.iter_unpack(">HI", payload):
             if name == frames.MAX_FRAME_SIZE:
@@ -88,7 +88,7 @@ class FrameWriter:
                 self._frame_size = min(value, FRAME_BYTES)
             elif name == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.WINDOW_MAX:
-                    raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a window of more than 2^31-1 bytes")
+                    raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window has more than 2^31-1 bytes")
                 for call in self._calls.values():
                     call.send_window += value - self.first_window
                 self.first_window = value
@@ -120,5 +120,5 @@ class FrameWriter:
             block = HEADERS + block
         flags = frames.END_HEADERS | frames.END_STREAM
         end = (frame_head(len(block), frames.HEADERS, flags, call.id), block)
-        # Tell a client that is still sending to stop.
+        # The reset tells a client that still sends to stop.
         return end if call.half_closed else (*end, frames.reset(call.id, ErrorCode.NO_ERROR))

@@ -36,7 +36,7 @@ class ErrorCode(IntEnum):
 
 
 class ProtocolError(Exception):
-    """The client broke a rule or asks for too much: the connection ends with this code."""
+    """The client broke the protocol or a limit. The connection ends with this code."""
 
     def __init__(self, code: ErrorCode, why: str) -> None:
         super().__init__(why)
@@ -44,7 +44,7 @@ class ProtocolError(Exception):
 
 
 def frame_head(size: int, kind: int, flags: int, stream: int) -> bytes:
-    """Return the nine bytes in front of a payload."""
+    """Return the header of a frame: the nine bytes before its payload."""
     return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream)
 
 
@@ -80,7 +80,7 @@ def unpadded(payload: bytes, flags: int) -> bytes:
 
 
 def header_block(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Return fields as literals that are never indexed, so they mean the same on every connection."""
+    """Return a header block of literal fields. It uses no table, so it means the same on every connection."""
     out = bytearray()
     for name, value in fields:
         _literal(out, name.encode("latin-1", "replace"), 0x10)

@@ -88,7 +88,7 @@ class GrpcInference:
         return response, trailers
 
     def admit(self, principal: Principal, request: Any) -> Grant | None:
-        """Admit a request by the limits of its caller; raise TidegateError. The model must exist."""
+        """Admit a request if the model exists and the caller's limits allow it; else raise TidegateError."""
         self.core.pick(request.model_name, request.model_version)
         return self.access.admit(principal, request.model_name)
 
@@ -111,7 +111,7 @@ class GrpcInference:
         finally:
             if grouper is not None:
                 grouper.leave()
-        if grouper is None:  # only for models that exist
+        if grouper is None:  # created here, so that only models that exist get one
             grouper = self._groupers.setdefault(model, CallGrouper())
         grouper.learn(answer.reply.compute_us, answer.reply.shared)
         return answer
@@ -190,7 +190,7 @@ class GrpcInference:
 
 
 def timeout_of(context: Any) -> float | None:
-    """Return the caller's timeout in ms, None if it set none; raise BadRequest."""
+    """Return the caller's timeout in ms, or None if it did not set one; raise BadRequest."""
     timeout_ms = parse_timeout(context.headers.request_timeout_ms)
     left_s = context.time_remaining()
     if left_s is not None:

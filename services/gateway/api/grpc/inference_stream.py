@@ -1,8 +1,8 @@
 """Handle ``ModelStreamInfer``: many requests on one call, any number of responses to each.
 
-Models that give one answer respond in the order of the requests, as in Triton. Answers of a decoupled model
-come as it makes them, in order for each request. A request that fails gets its error as a message, and the
-stream goes on.
+If a model returns one answer per request, the answers are sent in the order of the requests, as in Triton. A
+decoupled model's answers are sent as it makes them; those of one request stay in order. If a request fails,
+its error is sent as a message, and the stream continues.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class InferenceStream:
         self._credential: dict[bytes, bytes] = context.headers.credential
 
     async def run(self, requests: Any) -> None:
-        """Return when all requests are answered. Cancelling abandons them."""
+        """Return when all requests are answered. Cancelling this call cancels them."""
         rid = self._context.rid or new_request_id()
-        timeout_of(self._context)  # a bad timeout ends the call
+        timeout_of(self._context)  # checked here, so that a bad timeout ends the call
         try:
             async for request, held in requests:
                 await self._room.acquire()
@@ -69,15 +69,15 @@ class InferenceStream:
         try:
             return self._calls.core.pick(request.model_name, request.model_version)[1].decoupled
         except TidegateError:
-            return False  # `_one` reports the error, in the order of the requests
+            return False  # then `_one` reports the error, in the order of the requests
 
     async def _one(
         self, request: Any, rid: str, timeout_ms: float | None, before: asyncio.Task[None] | None
     ) -> None:
-        """Answer a request that has one response, after the response to the previous request."""
+        """Answer a request with one response. Send it after the response to the previous request."""
         started, principal = time.perf_counter(), None
         try:
-            # Checked for each request: a stream may outlive its key.
+            # Each request is authenticated, because the key may expire during the stream.
             principal = self._calls.access.authenticate(self._credential)
             response, _ = await self._calls.answer(request, principal, rid, timeout_ms, started)
             response.parameters[codec.FINAL].bool_param = True
@@ -92,7 +92,7 @@ class InferenceStream:
         await self._write(message)
 
     async def _many(self, request: Any, rid: str, timeout_ms: float | None) -> None:
-        """Answer a request with any number of responses, each as it comes."""
+        """Answer a request with any number of responses. Send each one as soon as the model makes it."""
         started, principal, first = time.perf_counter(), None, None
         grant, cost = None, UsageCost()
         try:
@@ -111,7 +111,7 @@ class InferenceStream:
                 async for answer in answers:
                     if first is not None:
                         response = self._calls.response(request.model_name, answer)
-                    else:  # the request counts once, with the time to its first answer
+                    else:  # the metrics count the request once, with the time to its first answer
                         response, _ = self._calls.encode(request.model_name, answer, rid, started)
                         first = answer
                     cost.add(answer.reply, answer.parameters, response.ByteSize())

@@ -1,4 +1,4 @@
-"""Read the messages of one call. The memory budget counts them from their first byte."""
+"""Read the messages of one call. The memory budget counts their bytes as they arrive."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tidegate.kernel.errors import BadRequest, PayloadTooLarge, TidegateError
 _PREFIX = struct.Struct(">BI")
 _UNPACKED = {b"gzip", b"deflate"}
 ENCODINGS = "identity,deflate,gzip"
-# The memory of a message beside its bytes.
+# The memory that a message takes in addition to its bytes.
 MESSAGE_BYTES = 256
 
 
 class ReceivedMessage(NamedTuple):
-    """A complete message, and the bytes that the budget counts for it."""
+    """A complete message. ``held``: the bytes that the memory budget counts for it."""
 
     data: bytes | bytearray
     held: int
@@ -55,19 +55,19 @@ class MessageReader:
 
     @property
     def begun(self) -> bool:
-        """Return True if a part of a message has come."""
+        """Return True if a message has arrived in part."""
         return self._part is not None or bool(self._prefix)
 
     @property
     def size(self) -> int:
-        """Return the declared size of the message that is coming in, or 0."""
+        """Return the declared size of the message that arrives now, or 0."""
         return self._size if self._part is not None else 0
 
     def feed(self, data: bytes) -> None:
         """Read bytes; raise BadRequest, PayloadTooLarge or Overloaded."""
         if not self.begun and len(data) >= 5:
             packed, size = _PREFIX.unpack_from(data)
-            if size == len(data) - 5 and not packed and size <= self._limit:  # nearly always
+            if size == len(data) - 5 and not packed and size <= self._limit:  # the usual case
                 self._count(size + MESSAGE_BYTES, size)
                 self._add(data[5:])
                 return
@@ -94,7 +94,7 @@ class MessageReader:
         return self.messages.popleft()
 
     def release(self) -> None:
-        """Drop all messages that were not taken, and release their memory."""
+        """Drop all messages that were not taken, and return their bytes to the budget."""
         self._limits.bodies.release(self._held + sum(message.held for message in self.messages))
         self._held = 0
         self._part = None
@@ -125,7 +125,7 @@ class MessageReader:
         self._held = 0
 
     def _unpacked(self, data: bytearray) -> bytes:
-        """Return a message decompressed. The budget counts the result as it grows, then frees the input."""
+        """Decompress a message. The budget counts the result as it grows, and the input until the end."""
         decompressor = Decompressor(self._encoding.decode("latin-1"), "message")
         pieces, size = [], 0
         for piece in decompressor.feed(memoryview(data)):

@@ -1,4 +1,4 @@
-"""The gRPC server of a gateway process: listen, drain, and end connections that stand still."""
+"""The gRPC server of a gateway process: listen, drain, and end stalled connections."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from tidegate.kernel.protocol.access import Principal
 
 log = telemetry.logger(__name__)
 
-# How long calls in flight may take after a drain; the same as over HTTP.
+# How long calls in flight may still take after a drain begins. HTTP has the same limit.
 GRACE_S = 30.0
 BACKLOG = 4096
 HANDSHAKE_S, GOODBYE_S = 10.0, 1.0
 SWEEP_S = 5.0
-# How long a client may be silent: in the middle of a frame, before its first call, and after its last call.
+# How long a client may send nothing: within a frame, before its first call, and between calls.
 HALFWAY_S = 20.0
 STRANGER_S = 60.0
 IDLE_S = 600.0
-# How long a message may take beyond its size at the slowest rate, and how long a response may stay unread.
+# A message may take STALL_S, plus the time for its size at the slowest allowed rate. A response may stay
+# unread for UNREAD_S.
 STALL_S = 30.0
 SLOWEST_BYTES_A_SECOND = 64 * 1024
 UNREAD_S = 60.0
-# Handlers end their calls at the deadline. The sweep ends calls that still wait for their client.
+# Handlers end their calls at the deadline. This long after it, the sweep ends calls that still have no end.
 LATE_S = 1.0
 
 
 class GrpcServer:
-    """The server, from :meth:`start` to :meth:`stop`. ``shared_port``: other processes listen there too."""
+    """The server. ``shared_port``: other gateway processes listen on the same port."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class GrpcServer:
         self._sweeper = asyncio.create_task(sweep_all(self._connections))
 
     def drain(self) -> None:
-        """Accept no more calls; calls in flight go on."""
+        """Accept no more calls. Calls in flight continue."""
         self._health.stopping = True
         if self._server is not None:
             self._server.close()
@@ -108,7 +109,7 @@ class GrpcServer:
 
 
 async def sweep_all(connections: set[GrpcConnection]) -> None:
-    """End connections and calls that stand still, for ever. A fault in one connection ends only that one."""
+    """Check all connections regularly, until cancelled. If one cannot be checked, close only that one."""
     while True:
         await asyncio.sleep(SWEEP_S)
         now = asyncio.get_running_loop().time()
@@ -121,10 +122,10 @@ async def sweep_all(connections: set[GrpcConnection]) -> None:
 
 
 def sweep(connection: GrpcConnection, now: float) -> None:
-    """End a connection, or some of its calls, if they have stood still for too long."""
+    """End a connection, or some of its calls, if they have been stalled for too long."""
     silent = now - connection.active
     if silent > UNREAD_S and (connection.closing or (connection.paused and not connection.calls)):
-        connection.abort()  # the client does not even read the end of the connection
+        connection.abort()  # not `end`: the client does not read, so it would not get the reason
     elif connection.halfway and silent > HALFWAY_S:
         connection.end(ErrorCode.PROTOCOL_ERROR, "a frame was not completed in time")
     elif (

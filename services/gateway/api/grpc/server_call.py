@@ -24,19 +24,19 @@ from tidegate.kernel.protocol.envelope import Buffer
 
 log = telemetry.logger(__name__)
 
-# A handler that writes waits while more bytes than this are unsent.
+# A handler that writes must wait while more bytes than this are unsent.
 UNSENT_BYTES = 256 * 1024
-# Smaller messages are parsed without a check of their structure: they cannot become large.
+# Smaller messages cannot take much memory when they are parsed, so their structure is not checked first.
 SMALL_MESSAGE = 64 * 1024
 
 
 class MethodSpec(NamedTuple):
     """A method of a service, and its limits.
 
-    ``call`` takes a message and the ServerCall; with ``streams`` it takes an iterator of
-    :class:`StreamMessage` instead of the message. It returns the response, or None after it has written its
-    responses or ended the call. ``limit``: bytes of the largest message. ``open``: needs no credential.
-    ``lasting``: may run for ever.
+    ``call`` handles a call. Its arguments are the message and the ServerCall. With ``streams``, an iterator
+    of :class:`StreamMessage` replaces the message. It returns the response, or None if it has written its
+    responses or ended the call itself. ``limit``: most bytes of a message. ``open``: needs no credential.
+    ``lasting``: a call has no time limit.
     """
 
     call: Callable[[Any, Any], Awaitable[Any]]
@@ -48,24 +48,24 @@ class MethodSpec(NamedTuple):
 
 
 class StreamMessage(NamedTuple):
-    """A message of a stream, and the bytes that the budget counts until :meth:`ServerCall.release`."""
+    """A message of a stream. ``held``: bytes that the budget counts until :meth:`ServerCall.release`."""
 
     message: Any
     held: int
 
 
 class CallConnection(Protocol):
-    """The connection, as a call uses it."""
+    """The part of a connection that a call uses."""
 
     def send(self, call: ServerCall) -> None:
-        """Send as much of ``call.unsent`` as the windows allow, and the status if the call has ended."""
+        """Send as much of ``call.unsent`` as the windows allow. If that is all, send the status, if known."""
 
     def replenish(self, call: ServerCall) -> None:
-        """Allow the client to send more."""
+        """Allow the client to send more bytes."""
 
 
 class ServerCall:
-    """One call, and the context of its handler. It releases its part of the memory budget when it ends."""
+    """One call, and the context of its handler. At its end, it returns its bytes to the memory budget."""
 
     __slots__ = (
         "_connection",
@@ -130,7 +130,7 @@ class ServerCall:
     # Events from the connection.
 
     def received(self, data: bytes) -> bool:
-        """Take bytes of messages; return False if the call takes no more. Bad bytes end the call."""
+        """Read bytes of messages. Return False if the call reads no more. Invalid bytes end the call."""
         if self.final_trailers is not None or (self.task is not None and not self.method.streams):
             return False
         if not self.reader.begun:
@@ -144,7 +144,7 @@ class ServerCall:
         return True
 
     def ended(self) -> None:
-        """Handle the end of the client's stream."""
+        """Note that the client sends no more messages."""
         self.half_closed = True
         if self.task is None:
             self.fail(BadRequest("the call ended before its message was complete"))
@@ -158,13 +158,13 @@ class ServerCall:
         self.task = self._loop.create_task(self._run(self.requests()))
 
     def cancel(self) -> None:
-        """Cancel the call: its client cancelled it or has gone."""
+        """Cancel the call, because its client cancelled it or disconnected."""
         self.close()
         if self.task is not None:
             self.task.cancel()
 
     def close(self) -> None:
-        """End the call and release its memory; nothing more is sent or received."""
+        """Free the call's memory. Nothing more is sent or received."""
         self.finished = True
         self.reader.release()
         self._limits.bodies.release(self._held)
@@ -188,7 +188,7 @@ class ServerCall:
 
     @property
     def receiving(self) -> bool:
-        """Return True if the call waits for the rest of a message."""
+        """Return True if the call waits for a message or for the rest of one."""
         return self.final_trailers is None and (self.task is None or self.reader.begun)
 
     @property
@@ -197,7 +197,7 @@ class ServerCall:
         return self.headers.rid
 
     def time_remaining(self) -> float | None:
-        """Return the seconds until the client's deadline, None without one."""
+        """Return the seconds until the client's deadline, or None if it has none."""
         return None if self.deadline is None else self.deadline - self._loop.time()
 
     def set_trailing_metadata(self, trailers: Metadata) -> None:
@@ -218,13 +218,13 @@ class ServerCall:
             await self._message_waiter
 
     def release(self, held: int) -> None:
-        """Release ``held`` bytes of messages from the budget."""
+        """Return ``held`` bytes of messages to the budget."""
         if not self.finished:
             self._held -= held
             self._limits.bodies.release(held)
 
     async def write(self, message: Any) -> None:
-        """Send a response of a stream; wait while the client is slow to read earlier ones."""
+        """Send a response of a stream. Wait first if too many bytes of earlier responses are unsent."""
         if self.finished:
             return
         self._queue(message)
@@ -235,7 +235,7 @@ class ServerCall:
             await self._write_waiter
 
     async def abort(self, code: StatusCode, details: str, trailers: Metadata = ()) -> None:
-        """End the call with this status. Later calls of the handler have no effect."""
+        """End the call with this status. Nothing that the handler sends later has an effect."""
         self.end(code, details, trailers)
 
     def fail(self, error: TidegateError) -> None:
@@ -263,7 +263,7 @@ class ServerCall:
     def _next(self) -> Any:
         """Return the next message, parsed; raise BadRequest, PayloadTooLarge or Overloaded.
 
-        The budget counts its bytes and its structure until the handler releases them.
+        The budget counts its bytes and the memory of its parsed structure until the handler releases them.
         """
         data, held = self.reader.take()
         self._held += held

@@ -1,4 +1,7 @@
-"""The state that all gRPC connections of a process share, and which of them make room for new ones."""
+"""The state that all gRPC connections of a process share, and their limits.
+
+At a limit, an old connection or call is ended to make room for a new one.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,24 @@ from services.gateway.api.grpc.server_call import MethodSpec, ServerCall
 from tidegate.kernel.errors import Overloaded, TidegateError
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 
-# Most calls of the process. Calls without a credential, and health watches, have limits of their own: there
-# the oldest call makes room for a new one.
+# Most concurrent calls of the process: of all kinds, of methods without a credential, and of health watches.
+# Beyond the last two limits, the oldest call of the kind is ended.
 CALLS = 8192
 OPEN_CALLS = 4096
 WATCHES = 256
 
 
 class PeerConnection(Protocol):
-    """A connection, as this module uses it."""
+    """The part of a connection that this module uses."""
 
     working: int  # calls in flight that need a credential
 
     def abort(self) -> None:
-        """End the connection at once."""
+        """End the connection immediately."""
 
 
 class ServerState:
-    """The shared state; one in each gateway process."""
+    """The shared state. Each gateway process has one."""
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class ServerState:
         refused: Callable[[TidegateError, str], None],
         max_connections: int,
     ) -> None:
-        """Call ``refused`` with error and id for each call that is refused by its headers, to log it."""
+        """``refused`` logs a call that is refused by its headers; its arguments are the error and the id."""
         self.methods = methods
         self.authenticate = authenticate
         self.limits = limits
@@ -50,12 +53,16 @@ class ServerState:
         self._open_calls: dict[ServerCall, None] = {}
         self._watches: dict[ServerCall, None] = {}
         self._peers: set[PeerConnection] = set()
-        # Connections without a call of a known caller, oldest first: those that never had one, and the rest.
+        # Connections without a call that needs a credential, oldest first: those that never had one, and
+        # those whose calls have ended.
         self._unknown: dict[PeerConnection, None] = {}
         self._idle: dict[PeerConnection, None] = {}
 
     def enter(self, peer: PeerConnection) -> bool:
-        """Add a connection, if need be in place of one without calls of a known caller; False: no room."""
+        """Add a connection; return False if there is no room.
+
+        At the limit, it replaces the oldest connection without a call that needs a credential.
+        """
         if len(self._peers) >= self._max_connections:
             spare = next(iter(self._unknown or self._idle), None)
             if spare is None:
@@ -112,7 +119,7 @@ class ServerState:
 
 
 def _end_oldest(calls: dict[ServerCall, None]) -> None:
-    """End the oldest of these calls, except calls that are about to be answered."""
+    """End the oldest of these calls that its handler is not about to answer."""
     for call in calls:
         if call.task is None or call.method.lasting:
             call.fail(Overloaded("closed to make room for newer calls without a credential"))

@@ -1,4 +1,4 @@
-"""The method table of ``inference.GRPCInferenceService``: all methods, and why some are refused."""
+"""The methods of ``inference.GRPCInferenceService``, and the reasons why some are refused."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from tidegate.version import VERSION
 NAME = "inference.GRPCInferenceService"
 
 _SHARED_MEMORY = "shared memory regions are not supported: the model may run on another host"
-_OPERATORS = "log and trace settings are not for inference clients"
-_REPOSITORY = (
-    "loading and unloading are not for inference clients: use `tidegate deploy` and `tidegate delete`"
-)
-# The methods that this server refuses, and why.
+_OPERATORS = "inference clients cannot read or change log and trace settings"
+_REPOSITORY = "inference clients cannot load or unload models: use `tidegate deploy` and `tidegate delete`"
+# The methods that this server refuses, with the reason.
 REFUSED = {
     "RepositoryModelLoad": _REPOSITORY,
     "RepositoryModelUnload": _REPOSITORY,
@@ -35,7 +33,8 @@ REFUSED = {
     "LogSettings": _OPERATORS,
 }
 
-# Largest message in bytes: for methods that need no credential, and for methods that only name a model.
+# Most bytes of a message: for methods that need no credential, and for methods whose message only names a
+# model.
 OPEN_BYTES = 4 * 1024
 NAME_BYTES = 64 * 1024
 
@@ -84,7 +83,10 @@ class InferenceService:
 
     @staticmethod
     def _authorized(method: MethodHandler) -> MethodHandler:
-        """Return the method with a check that the caller may use the model; lists keep only its models."""
+        """Return the method with a check that the caller may use the model.
+
+        Lists in the response keep only the models that the caller may use.
+        """
 
         async def handle(request: Any, context: Any) -> Any:
             principal = context.principal
@@ -112,7 +114,7 @@ class InferenceService:
         try:
             ready = not self._catalogue.not_ready(request.name, request.version)
         except NotFound:
-            ready = False  # as Triton does
+            ready = False  # not an error, as in Triton
         return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:
@@ -123,7 +125,7 @@ class InferenceService:
 
     async def _model_config(self, request: Any, context: Any) -> Any:
         config = await self._catalogue.config(request.name, request.version)
-        # The worker may run a newer version of Tidegate, with fields that this process does not know.
+        # The worker may run a newer Tidegate and send fields that this process does not know.
         return ParseDict({"config": config}, pb.ModelConfigResponse(), ignore_unknown_fields=True)
 
     async def _model_statistics(self, request: Any, context: Any) -> Any:

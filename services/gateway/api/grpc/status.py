@@ -27,19 +27,19 @@ CODES: dict[type[TidegateError], StatusCode] = {
     errors.DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
     errors.ModelFailed: StatusCode.INTERNAL,
 }
-# Details travel in the trailers, and clients limit the size of trailers: 8 KiB is common.
+# The message is sent in the trailers. Many clients accept only 8 KiB of trailers.
 DETAILS_BYTES = 4096
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 def code_of(error: TidegateError) -> StatusCode:
-    """Return the status code of an error: the code of its class, or of the nearest base class with one."""
+    """Return the status code of an error's class, or of its nearest base class that has a code."""
     return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), StatusCode.INTERNAL)
 
 
 def details_of(error: TidegateError) -> str:
-    """Return the message of an error, cut to the size that trailers may have."""
+    """Return the message of an error, cut to ``DETAILS_BYTES``."""
     message = for_caller(error)
     if len(message) <= DETAILS_BYTES // 4:
         return message
@@ -66,5 +66,5 @@ def percent(text: str) -> str:
 
 
 async def refuse(context: Any, error: TidegateError, rid: str, more: Metadata = ()) -> None:
-    """End the call with an error; ``more``: further trailers."""
+    """End the call with an error. ``more``: additional trailers."""
     await context.abort(code_of(error), details_of(error), trailers_of(error, rid) + more)

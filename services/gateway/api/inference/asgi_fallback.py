@@ -1,6 +1,7 @@
 """The fallback for inference calls: plain ASGI, in front of the FastAPI app.
 
-It serves what the hot path (``hot_path.py``) does not take: pipelined requests, and other ASGI servers.
+It serves the calls that the hot path (``hot_path.py``) does not take, such as pipelined requests. It also
+works in other ASGI servers.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class AsgiFallback:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        refusal = self._inference.check_headers(headers)  # first: it makes the credential known
+        refusal = self._inference.check_headers(headers)  # first: `knows` is true only after this check
         body = Body(self._inference.limits, known=self._inference.knows(headers))
         try:
             if refusal is None:
@@ -73,7 +74,7 @@ class AsgiFallback:
             raise
 
     async def _read(self, receive: Receive, body: Body) -> TidegateError | None:
-        """Collect the body; return why it is refused, or None when it is complete."""
+        """Read the body. Return why it is refused, or None when it is complete."""
         refusal, more = None, True
         while more and refusal is None:
             message: Message = await receive()

@@ -1,4 +1,7 @@
-"""Answer one inference call over HTTP: from headers and body to a response. Both HTTP paths use it."""
+"""Turn the headers and body of an inference call over HTTP into a response.
+
+Both the hot path and the ASGI fallback use this module.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ from tidegate.kernel.service.error_answers import status_of
 
 log = telemetry.logger(__name__)
 
-# The status in the log for a caller that has gone, as other web servers log it. Nobody receives it.
+# The status in the log if the caller closed the connection. It is never sent. nginx logs the same number.
 CLIENT_CLOSED = 499
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 _JSON = (b"content-type", b"application/json")
@@ -47,7 +50,7 @@ _BINARY = (b"content-type", b"application/octet-stream")
 
 
 class InferenceHandler:
-    """The steps of a call: decode, run the core, encode. Every failure becomes a response of the protocol."""
+    """The steps of a call: decode, run the core, encode. Every failure becomes an error response."""
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class InferenceHandler:
         return self.limits.check_headers(headers, known=principal is not ANONYMOUS)
 
     def knows(self, headers: Headers) -> bool:
-        """Return True if these headers have a credential that was recently valid."""
+        """Return True if the credential in these headers was recently valid."""
         return self._access.remembers(headers)
 
     def _caller(self, headers: Headers) -> Principal:
@@ -102,11 +105,11 @@ class InferenceHandler:
         done: Callable[[HttpResponse], None],
         started: float | None = None,
     ) -> bytes | None:
-        """Start the call. Return the id of the request in flight, or None for a job or a failed start.
+        """Start the call. Return the id of the request in flight, or None if it is a job or was refused.
 
-        ``done`` gets the response, perhaps before this returns. ``body`` must not change any more: its
-        tensors are sent without a copy. ``started``: when the body was complete, on ``time.perf_counter``;
-        None means now.
+        ``done`` is called with the response, perhaps before this call returns. ``body`` must not change
+        later, because its tensors are sent without a copy. ``started``: the time of ``time.perf_counter``
+        when the body was complete; None: now.
         """
         started = started or time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
@@ -219,7 +222,7 @@ class InferenceHandler:
         return id_
 
     def abandon(self, id_: bytes, target: Target, headers: Headers) -> None:
-        """Abandon a request whose caller has gone, and log it."""
+        """Cancel a request whose caller closed the connection, and log it."""
         self._core.abandon(id_)
         unpacked = self._inflated.pop(id_, None)
         if unpacked is not None:
@@ -243,7 +246,7 @@ class InferenceHandler:
         )
 
     def log_rejection(self, refusal: Refusal, rid: str) -> None:
-        """Log input that the connection itself refused."""
+        """Log input that the connection refused before it became a call."""
         error = TidegateError(refusal.message, reason=refusal.reason)
         self._log.refused("rest", "", error, None, rid, status=refusal.status)
 
@@ -363,7 +366,7 @@ def _account(
 
 
 def parse_header_length(headers: Headers) -> int | None:
-    """Return the size of the JSON part, None if the whole body is JSON; raise BadRequest."""
+    """Return the size of the JSON part, or None if the whole body is JSON; raise BadRequest."""
     raw = headers.get(_HEADER_LENGTH)
     if raw is None:
         return None

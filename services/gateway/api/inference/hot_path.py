@@ -1,10 +1,10 @@
 """The hot path: answer inference calls on the connection itself, below ASGI.
 
-An inference call needs nothing that ASGI brings (a task, a scope, messages), and these cost more than the
-queue does. So this class extends the HTTP protocol of all services: the parser's callbacks collect a plain
-inference call and hand it to :class:`InferenceHandler`, and the response is one write. Everything else (other
-paths, a request that arrives while another is unanswered on the connection) goes through uvicorn to the ASGI
-app (``asgi_fallback.py``).
+ASGI's task, scope and messages cost more time than the queue does, and an inference call does not need them.
+So this class extends the HTTP protocol of all services. The parser's callbacks collect an inference call and
+pass it to :class:`InferenceHandler`. The response is one write. All other requests go through uvicorn to the
+ASGI app (``asgi_fallback.py``). This includes an inference call that arrives while the connection waits for
+another response.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPS
 
 
 class HotPathCall:
-    """One inference call on a connection. It has the attributes that uvicorn needs of a request cycle.
+    """One inference call on a connection. It has the attributes that uvicorn expects of a request cycle.
 
-    ``small`` holds a body that comes in one small piece, as most do. ``body`` collects every other body.
+    ``small`` holds a body that arrives in one small piece, as most do. ``body`` collects any other body.
     """
 
     __slots__ = (
@@ -81,7 +81,7 @@ class HotPathCall:
         self.body: Body | None = None
         self.known = False  # the caller has sent a valid credential
         self.admitted = False  # the headers were checked before the body was complete
-        # The declared size of the body; 0: not declared. The parser has checked that it is a number.
+        # The declared size of the body; 0: not declared. The parser has made sure that it is a number.
         self.declared_size = int(headers.get(b"content-length", 0))
         self.disconnected = False
         self.response_complete = False
@@ -92,7 +92,7 @@ class HotPathCall:
         self._limits = limits
 
     def collected(self) -> Body:
-        """Return the collected body; from now on the call uses it instead of ``small``."""
+        """Return ``body``. It replaces ``small`` from now on."""
         if self.body is None:
             self.body = Body(self._limits, self.small, known=self.known)
             self.small = b""
@@ -107,7 +107,7 @@ class HotPathCall:
             self.small = b""
 
     def set(self) -> None:
-        """Abandon the call if it is in flight: uvicorn calls this when the connection is lost."""
+        """Cancel the call if it is in flight. uvicorn calls this when the connection is lost."""
         if self.disconnected and not self.response_complete:
             self.release()
             self._on_lost(self)
@@ -137,7 +137,7 @@ class HotPathProtocol(Protocol):
             self._receive_in_place(call)
 
     def _admit(self, call: HotPathCall) -> TidegateError | None:
-        """Check the headers of a call whose body is not complete; return why it is refused, or None."""
+        """Check the headers of a call before its body is complete. Return why it is refused, or None."""
         call.admitted = True
         refusal = self._inference.check_headers(call.headers)
         call.known = self._inference.knows(call.headers)
@@ -146,7 +146,7 @@ class HotPathProtocol(Protocol):
         return refusal
 
     def _receive_in_place(self, call: HotPathCall) -> None:
-        """Receive the rest of a large body without the parser. A new parser reads what follows the body."""
+        """Receive the rest of a large body without the parser. A new parser reads the bytes after it."""
 
         def done(refusal: TidegateError | None) -> None:
             self._upload = None
@@ -158,7 +158,7 @@ class HotPathProtocol(Protocol):
 
         body = call.collected()
         if call.declared_size - len(body) <= SCATTER:
-            return  # too little is missing: switching protocols would cost more
+            return  # for so few bytes, switching protocols would cost more than it saves
         refusal = body.expect(call.declared_size)
         if refusal is not None:
             done(refusal)
@@ -167,7 +167,7 @@ class HotPathProtocol(Protocol):
         self._upload.start()
 
     def on_headers_complete(self) -> None:
-        """Choose the hot path or uvicorn for a request whose headers are complete; raise Refused."""
+        """Choose the hot path or uvicorn, now that the request's headers are complete; raise Refused."""
         target = self._direct_target()
         if target is None:
             self._direct = None
@@ -176,7 +176,7 @@ class HotPathProtocol(Protocol):
         self.check_head()
         limits, headers = self._inference.limits, dict(self.headers)
         unusual = len(headers) != len(self.headers) or b"upgrade" in headers
-        # No header value has a line feed, so it stands for a missing Host.
+        # A line feed stands for a missing Host, because no header value can contain one.
         if (unusual or not valid_host(headers.get(b"host", b"\n"))) and self.check_unusual():
             return
         call = HotPathCall(target, headers, self.parser.should_keep_alive(), self._on_lost, limits)
@@ -186,7 +186,7 @@ class HotPathProtocol(Protocol):
         if not call.declared_size:
             self.keep_no_trailers()
         no_room = limits.bodies.used > limits.bodies.limit or limits.answers.used > limits.answers.limit
-        # A small body usually comes with its headers. All other bodies are admitted or refused before that.
+        # A small body usually arrives with its headers. For other bodies, the headers are checked here.
         early = no_room or call.declared_size > SCATTER or not call.declared_size
         if early and (refusal := self._admit(call)) is not None:
             self._refuse_and_stop(call, refusal)
@@ -204,7 +204,7 @@ class HotPathProtocol(Protocol):
         return SUBMIT_JOB if job else Infer.named(self.url[len(_PREFIX) : -len(_SUFFIX)].decode("latin-1"))
 
     def on_body(self, body: bytes) -> None:
-        """Add a part of the body. Refuse a body over the limit at once and close the connection."""
+        """Add a part of the body. If the body is over the limit, refuse it and close the connection."""
         call = self._direct
         if call is None:
             super().on_body(body)
@@ -235,7 +235,7 @@ class HotPathProtocol(Protocol):
         )
 
     def body_received(self) -> int:
-        """Return how many bytes of bodies have come on this connection."""
+        """Return how many bytes of bodies have arrived on this connection."""
         call = self._direct
         if call is None:
             return super().body_received()
@@ -280,7 +280,7 @@ class HotPathProtocol(Protocol):
         self._unsent = 0
 
     def resume_writing(self) -> None:
-        """Release the counted responses: the socket's buffer is nearly empty."""
+        """Stop counting the responses against the budget: the socket's buffer is nearly empty."""
         super().resume_writing()
         self._release_unsent()
 
@@ -291,19 +291,19 @@ class HotPathProtocol(Protocol):
         super().connection_lost(exc)
 
     def _refuse(self, call: HotPathCall, refusal: TidegateError) -> None:
-        """Answer before the body is complete. Read and drop what still comes for a while."""
+        """Answer before the body is complete. For a while, read and drop the bytes that still arrive."""
         call.keep_alive = False
         self._write(call, self._inference.refuse(call.target, call.headers, refusal))
         self._stop_receiving()
         self.linger()
 
     def _refuse_and_stop(self, call: HotPathCall, refusal: TidegateError) -> None:
-        """Refuse from inside a parser callback; the exception stops the parser."""
+        """Refuse a call in a callback of the parser. The exception that it raises stops the parser."""
         self._refuse(call, refusal)
         raise Refused(Refusal(0, refusal.reason, refusal.message))
 
     def _stop_receiving(self) -> None:
-        """Forget the call whose body is coming in, if there is one."""
+        """Forget the call whose body is not complete, if any."""
         self._inference.uploads.discard(self)
         self._direct = None
         if self._upload is not None:
@@ -311,7 +311,7 @@ class HotPathProtocol(Protocol):
             self._upload = None
 
     def reject(self, refusal: Refusal) -> None:
-        """Refuse the incoming request and close the connection."""
+        """Refuse the request that arrives now, and close the connection."""
         self._stop_receiving()
         super().reject(refusal)
 
@@ -320,11 +320,11 @@ class HotPathProtocol(Protocol):
         self._inference.log_rejection(refusal, rid)
 
     def evict(self) -> None:
-        """Refuse an unfinished body, because its memory is needed."""
+        """Refuse a body that is not complete, because its memory is needed."""
         self.reject(_EVICTED)
 
     def unfinished(self) -> Unfinished:
-        """Return the state of the body that is coming in, for the choice of which bodies to drop."""
+        """Return the progress of the incomplete body. It decides which bodies are dropped."""
         call = self._direct
         if call is None or (call.body is not None and call.body.taking):
             return Unfinished(0, 0.0, 0, True)
@@ -332,10 +332,10 @@ class HotPathProtocol(Protocol):
         return Unfinished(held, *self.pace(), call.known)
 
     def knows_caller(self) -> bool:
-        """Return True if the last request had a valid credential, as far as the caches in memory know."""
+        """Return True if the last request is known to have a valid credential. Only caches are read."""
         cycle: Any = self.cycle
         if isinstance(cycle, HotPathCall):
-            # Every route refuses a bad credential, so 200 means that this one is valid.
+            # Every route refuses an invalid credential, so 200 means that this one is valid.
             answered = cycle.status == HTTPStatus.OK and b"authorization" in cycle.headers
             return answered or self._inference.knows(cycle.headers)
         return cycle is not None and self._inference.knows(dict(cycle.scope["headers"]))

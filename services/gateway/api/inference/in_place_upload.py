@@ -1,6 +1,6 @@
-"""Receive a large body of known size in place: without the HTTP parser and without copies.
+"""Receive a large body of known size into its final memory, without the HTTP parser and without copies.
 
-The upload is the connection's protocol while the body comes in. Then the HTTP protocol takes over again.
+The upload is the connection's protocol until the body is complete. Then the HTTP protocol takes over again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tidegate.kernel.errors import TidegateError
 class InPlaceUpload(asyncio.BufferedProtocol):
     """A protocol that receives the rest of one body.
 
-    It calls ``done`` with None when the body is complete, or with the reason for refusing it. By then the
-    HTTP protocol (``owner``) has the connection again.
+    When the body is complete, it calls ``done`` with None; if the body is refused, with the error. Before
+    that, it returns the connection to the HTTP protocol (``owner``).
     """
 
     def __init__(
@@ -53,23 +53,23 @@ class InPlaceUpload(asyncio.BufferedProtocol):
             self._switch(self._owner)
 
     def _switch(self, protocol: asyncio.BaseProtocol) -> None:
-        # asyncio decides when reading begins whether it reads for a buffered protocol.
+        # asyncio checks only when reading begins whether a protocol is buffered, so pause and resume reading.
         self._transport.pause_reading()
         self._transport.set_protocol(protocol)
         self._transport.resume_reading()
 
     def eof_received(self) -> bool | None:
-        """Pass the end of input to the owner."""
+        """Pass the event to the owner."""
         return self._owner.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the owner that the connection was lost in the middle of a body."""
+        """Pass the event to the owner."""
         self._owner.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Tell the owner that the socket's buffer is full."""
+        """Pass the event to the owner."""
         self._owner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Tell the owner that the socket's buffer has room."""
+        """Pass the event to the owner."""
         self._owner.resume_writing()

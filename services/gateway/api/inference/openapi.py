@@ -67,8 +67,8 @@ def _infer(operation: str, *names: str) -> dict[str, Any]:
         "summary": "Infer",
         "operationId": operation,
         "description": (
-            "Send an inference request. With `Prefer: respond-async` or `wait=N` it becomes a job. "
-            "Binary tensors need `Inference-Header-Content-Length`, as in Triton."
+            "Send an inference request. With `Prefer: respond-async` or `Prefer: wait=N` it becomes a job. "
+            "Binary tensors need the header `Inference-Header-Content-Length`, as in Triton."
         ),
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
@@ -99,7 +99,7 @@ PATHS: dict[str, dict[str, Any]] = {
             "requestBody": _body(_JOB),
             "responses": {
                 "202": _ACCEPTED,
-                "200": {"description": "The result, if it was ready within `Prefer: wait=N`."},
+                "200": {"description": "The result, if it was ready within N seconds of `Prefer: wait=N`."},
             },
         }
     },

@@ -1,4 +1,4 @@
-"""What a request on the inference path asks for, read from its method and path."""
+"""Find the target of a request, an inference call or a new job, from its method and path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Infer(NamedTuple):
 
     @classmethod
     def named(cls, name: str) -> Infer:
-        """Return the target for the part ``{model}[/versions/{version}]`` of a path."""
+        """Return the target for a path's part ``{model}`` or ``{model}/versions/{version}``."""
         model, _, version = name.partition("/versions/")
         return cls(model, version)
 
@@ -33,7 +33,7 @@ SUBMIT_JOB = SubmitJob()
 
 
 def target_of(method: str, path: str) -> Target | None:
-    """Return the target of a request, None if the request is no inference call and submits no job."""
+    """Return the target of a request, or None if it neither is an inference call nor submits a job."""
     if method != "POST":
         return None
     if path.startswith(INFER_PREFIX) and path.endswith(INFER_SUFFIX):

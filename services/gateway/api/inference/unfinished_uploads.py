@@ -1,4 +1,4 @@
-"""Track bodies that are still coming in, and drop slow ones when memory for bodies is short."""
+"""Track bodies that are not complete, and drop slow ones when memory for bodies is short."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Protocol
 from services.gateway.domain.eviction import WATCHED_S, Unfinished, choose
 from services.gateway.domain.memory_budget import MemoryBudget
 
-# Scanning thousands of bodies for each request would block the event loop. So a scan looks at this many at a
-# time, the oldest first, and frees at least this share of the limit.
+# Scanning thousands of bodies for each request would block the event loop. So a scan stops as soon as enough
+# bytes are free: it looks at SCAN_SIZE bodies at a time, the oldest first. To make scans rare, it frees at
+# least LEAST_FREED_SHARE of the limit.
 SCAN_SIZE = 512
 LEAST_FREED_SHARE = 1 / 64
 
 
 class Upload(Protocol):
-    """A connection whose body is still coming in."""
+    """A connection with a body that is not complete."""
 
     def unfinished(self) -> Unfinished:
         """Return the progress of its body."""
 
     def evict(self) -> None:
-        """Drop its body and close it."""
+        """Drop its body, and close the connection."""
 
 
 class UnfinishedUploads:
-    """The connections with an unfinished body of an inference call, oldest first."""
+    """The connections with an incomplete body of an inference call, oldest first."""
 
     def __init__(self, bodies: MemoryBudget, bytes_per_s: int) -> None:
         self._bodies = bodies
@@ -35,7 +36,7 @@ class UnfinishedUploads:
         bodies.reclaim = self.reclaim
 
     def add(self, connection: Upload) -> None:
-        """Add a connection whose body has begun to come in."""
+        """Add a connection whose body has begun to arrive."""
         self._all[connection] = None
 
     def discard(self, connection: Upload) -> None:
@@ -43,9 +44,10 @@ class UnfinishedUploads:
         self._all.pop(connection, None)
 
     def reclaim(self, need: int, for_known: bool) -> None:
-        """Drop unfinished bodies that come too slowly, until ``need`` bytes are free.
+        """Drop incomplete bodies that arrive too slowly, until ``need`` bytes are free.
 
-        ``for_known``: a caller with a credential needs them. Then all bodies of callers without one may go.
+        ``for_known``: a caller with a credential needs the bytes. Then any body of a caller without a
+        credential may be dropped.
         """
         now = time.monotonic()
         if now < self._not_before[for_known]:

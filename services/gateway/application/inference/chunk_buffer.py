@@ -18,8 +18,8 @@ MAX_BYTES = 8 * 2**20
 class ChunkBuffer:
     """A queue of one stream's replies, bounded by ``MAX_CHUNKS`` and ``MAX_BYTES``.
 
-    If the caller reads so slowly that the queue is full, it calls ``overflow`` once, which must cancel the
-    stream. The caller still gets the queued replies, and then an error.
+    If the caller reads so slowly that the queue is full, ``overflow`` is called once and must cancel the
+    stream. The caller then reads the queued replies and an error.
     """
 
     def __init__(self, overflow: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ class ChunkBuffer:
         self._more.set()
 
     async def read(self) -> AsyncGenerator[Reply]:
-        """Yield the replies that carry an answer or a failure; raise the error that ended the stream."""
+        """Yield the replies that contain an answer or a failure. If an error ended the stream, raise it."""
         while True:
             while not self._waiting:
                 self._more.clear()

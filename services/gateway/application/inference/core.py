@@ -1,4 +1,4 @@
-"""Run one inference request, from HTTP or gRPC: pick a Deployment, check, admit, queue, wait."""
+"""Run an inference request from HTTP or gRPC: pick a Deployment, check, admit, queue, wait."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_TIMEOUT_MS = 86_400_000
 
 @dataclass(slots=True)
 class Timing:
-    """The parts of a request's time in seconds. Each part is measured by one machine's clock."""
+    """The parts of a request's time in seconds. Each part is measured with the clock of one machine."""
 
     decode: float = 0.0
     wait: float = 0.0
@@ -38,7 +38,7 @@ class Timing:
     encode: float = 0.0
 
     def transit(self, total: float) -> float:
-        """Return the time in queues, sockets and event loops: ``total`` less the measured parts."""
+        """Return the time in queues, sockets and event loops: ``total`` minus the measured parts."""
         return max(0.0, total - self.decode - self.wait - self.compute - self.encode)
 
 
@@ -60,7 +60,7 @@ def _nothing() -> None:
 
 
 class InferenceCore:
-    """The one implementation of inference, for HTTP and gRPC."""
+    """Run inference requests; HTTP and gRPC share it."""
 
     def __init__(self, routes: RouteTableCache, dispatcher: Dispatcher, heartbeat: Heartbeat) -> None:
         self._routes = routes
@@ -68,19 +68,19 @@ class InferenceCore:
         self._heartbeat = heartbeat
 
     def table(self) -> RouteTable:
-        """Return the route table; raise NoRoutes if there is none yet."""
+        """Return the route table; raise NoRoutes before the first one was received."""
         return require(self._routes.table)
 
     def fleet(self, deployment: str) -> ReplicaFleet:
-        """Return what is known of a Deployment's replicas."""
+        """Return the last known state of a Deployment's replicas."""
         return self._heartbeat.fleet(deployment)
 
     def abandon(self, id_: bytes) -> None:
-        """Forget a request whose caller has gone, and cancel it at the worker."""
+        """Forget a request whose caller disconnected, and cancel it at the worker."""
         self._dispatcher.abandon(id_)
 
     def wake(self, route: DeploymentRoute) -> None:
-        """Ask for a replica if the Deployment has none ready."""
+        """Request a replica if the Deployment has no ready one."""
         if self._heartbeat.fleet(route.name).ready == 0:
             self._dispatcher.demand(route)
 
@@ -97,10 +97,10 @@ class InferenceCore:
         trace: bytes,
         done: Callable[[InferenceResult | TidegateError], None],
     ) -> bytes:
-        """Queue one request and return its id. ``decode`` turns its body into tensors and checks them.
+        """Queue one request and return its id. Raise a TidegateError if it is refused.
 
-        ``timeout_ms`` None means the endpoint's default. Raise a TidegateError if the request is refused.
-        Otherwise ``done`` is called later, exactly once, with the result or an error.
+        ``decode`` turns its body into tensors and checks them. ``timeout_ms``: None means the endpoint's
+        default. ``done`` is called later, exactly once, with the result or an error.
         """
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
         if route.decoupled:
@@ -110,7 +110,7 @@ class InferenceCore:
             )
         self._admit(route, timeout_ms)
 
-        # The callback lives until the reply comes, so it must not hold the request's tensors.
+        # The callback exists until the reply arrives, so it must not keep the request's tensors in memory.
         kept = request._replace(data=[])
 
         def on_outcome(outcome: ReplyOrError) -> None:
@@ -143,7 +143,7 @@ class InferenceCore:
     ) -> InferenceResult:
         """Run one request and return its result; raise a TidegateError if it is refused or fails.
 
-        ``queued`` is called once the request is admitted. Cancelling this coroutine abandons the request.
+        ``queued`` is called when the request is in the queue. Cancelling this coroutine cancels the request.
         """
         future: asyncio.Future[InferenceResult | TidegateError] = asyncio.get_running_loop().create_future()
 
@@ -173,9 +173,9 @@ class InferenceCore:
     ) -> AsyncGenerator[InferenceResult]:
         """Yield the answers to one request as the model makes them.
 
-        ``timeout_ms`` limits the time to the first answer, and between two. Raise a TidegateError if the
-        request is refused or fails. ``queued`` is called once the request is admitted. Closing the generator
-        cancels the request.
+        ``timeout_ms`` limits the time to the first answer, and the time between two answers. Raise a
+        TidegateError if the request is refused or fails. ``queued`` is called when the request is in the
+        queue. Closing the generator cancels the request.
         """
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
         self._admit(route, timeout_ms)
@@ -213,7 +213,7 @@ class InferenceCore:
         timeout_ms: float | None,
         decode: Callable[[Contract], Decoded],
     ) -> tuple[DeploymentRoute, Decoded, float, float]:
-        """Return the Deployment, the decoded request, its timeout in ms, and the time this took in s."""
+        """Return the Deployment, the decoded request, its timeout in ms, and the seconds that this took."""
         started = time.perf_counter()
         endpoint, route = self.pick(model, version)
         if timeout_ms is None:
@@ -230,9 +230,9 @@ class InferenceCore:
         return route, request, timeout_ms, time.perf_counter() - started
 
     def needs_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
-        """Ask for a replica, because only a replica has what a caller needs. Return the error to raise.
+        """Request a replica, because a call needs data that only a replica has. Return the error to raise.
 
-        It is ``error``, or the reason why no replica will start.
+        It is ``error``, or the reason why no replica can start.
         """
         self._dispatcher.demand(route)
         fleet = self._heartbeat.fleet(route.name)
@@ -271,13 +271,13 @@ def _result(
 
 
 def failure(reply: Reply) -> TidegateError:
-    """Return the error that a failed reply carries."""
+    """Return the error that a failed reply contains."""
     body = orjson.loads(reply.key)
     return BY_REASON.get(body["reason"], ModelFailed)(body["message"], reason=body["reason"])
 
 
 def parse_timeout(header: bytes | None) -> float | None:
-    """Return ``X-Request-Timeout-Ms`` in milliseconds, None without the header; raise BadRequest."""
+    """Return ``X-Request-Timeout-Ms`` in milliseconds, or None without the header; raise BadRequest."""
     if header is None:
         return None
     try:

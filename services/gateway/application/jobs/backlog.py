@@ -1,4 +1,4 @@
-"""Estimates of a Deployment's backlog of jobs: its size, and the start of a job behind it."""
+"""Estimate how many jobs of a Deployment are queued, and when the next one would start."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ STALE_S = 2.0
 
 
 class BacklogEstimate:
-    """The number of queued jobs of each Deployment: read from the store now and then, and counted in between.
+    """An estimate of the number of queued jobs of each Deployment.
 
-    ``read`` returns the unfinished jobs by Deployment. Jobs that other gateways accepted since are unknown.
+    It adds the jobs that this gateway accepts to the last numbers that ``read`` returned from the store. It
+    does not know the jobs that other gateways have accepted since then.
     """
 
     def __init__(
@@ -31,13 +32,14 @@ class BacklogEstimate:
         self._clock = clock
         self._loads: Mapping[str, JobLoad] = {}
         self._since: Counter[str] = Counter()
-        # Accepted before the reading that is under way: its result contains them, the loads at hand do not.
+        # Jobs accepted before the current read began. The result of this read will contain them; `_loads`
+        # does not.
         self._before_reading: Counter[str] = Counter()
         self._at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
     async def ahead(self, deployment: str) -> int | None:
-        """Return the number of jobs ahead of one that is accepted now, and count it; None: unknown."""
+        """Count a new job. Return how many queued jobs are ahead of it, or None if unknown."""
         age = self._clock() - self._at
         if age > FRESH_S and self._reading is None:
             self._reading = asyncio.create_task(self._refresh(), name="waiting jobs")
@@ -64,7 +66,7 @@ class BacklogEstimate:
 
 
 def estimated_start_ms(position: int, fleet: ReplicaFleet) -> float | None:
-    """Return the ms until a job with ``position`` jobs ahead of it starts; None: unknown."""
+    """Return the ms until a job with ``position`` jobs ahead of it starts, or None if unknown."""
     if fleet.ready == 0:
         return fleet.start_ms
     return predicted_wait_ms(position, fleet)

@@ -1,8 +1,8 @@
 """Run a batch: submit a window of its lines as jobs, and write the results in the order of the lines.
 
-A gateway runs a batch under a lease. Results go to disk in chunks, and the record notes the last line of each
-chunk. Another gateway that takes over begins after that line. Each line's job has an idempotency key, so no
-line runs as two jobs.
+The gateway that runs a batch has a lease on it. It writes the results to the blob store in chunks. The
+batch's record has the number of lines in the written chunks. A gateway that takes over the batch begins after
+these lines. Each line's job has an idempotency key, so no line becomes two jobs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RENEW_S = 1.0
 SAVE_S = 5.0
 RESULT_BYTES = 4 * 2**20
 PAUSES_S = (0.005, 0.25)
-# A result in the blob store that is unreadable for this long counts as lost.
+# If a result in the blob store cannot be read for this long, its line fails.
 RESULT_TIMEOUT_S = 30.0
 
 
@@ -50,7 +50,7 @@ class LeaseLost(Exception):
 
 
 class BatchRunner:
-    """A run of one batch, from its saved progress to its end. Results are kept for ``keep_s`` seconds."""
+    """Run one batch, from its saved progress to its end. Results are kept for ``keep_s`` seconds."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class BatchRunner:
         self._size = batch.size
         self._saved_at = time.monotonic()
         self._step_lock = asyncio.Lock()
-        self._lines_revoked = False  # a line failed because its caller's access was revoked
+        self._lines_revoked = False  # a line failed after its caller's access was revoked
 
     async def run(self) -> None:
         """Run the batch to its end. Raises :class:`LeaseLost`, or Unavailable if its file cannot be read."""
@@ -96,7 +96,7 @@ class BatchRunner:
             await tasks.end(work, keep)
 
     async def release(self) -> None:
-        """Return the lease, so another gateway continues at once."""
+        """End the lease, so that another gateway can continue the batch immediately."""
         await self._step(lease_ms=0)
 
     async def _process_lines(self) -> None:
@@ -104,7 +104,7 @@ class BatchRunner:
         beginning: asyncio.Task[bool] | None = None
         try:
             while self._done < self._batch.lines:
-                # Lines may wait for their caller's quota for hours, while results are written.
+                # Lines may wait for hours until their caller has quota again. Meanwhile, results are written.
                 beginning = beginning or self._submitter.begin()
                 moved = await self._write_results()
                 if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
@@ -127,11 +127,11 @@ class BatchRunner:
         await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._submitter.chunks))
 
     async def fail(self, error: str) -> None:
-        """End the batch as failed. Its written results stay."""
+        """End the batch as failed. Results that were written are kept."""
         await self._step(end="failed", error=error)
 
     async def _write_results(self) -> bool:
-        """Write the results of the first finished lines. Return False if there were none."""
+        """Write the results of the first lines that have finished. Return False if none had."""
         if not self._rows:
             return False
         # Results are in order, so check the others only when the first line has finished.
@@ -157,7 +157,7 @@ class BatchRunner:
         return True
 
     async def _finished_rows(self, rows: Sequence[LineProgress]) -> list[tuple[LineProgress, Job | None]]:
-        """Return the finished lines at the front, with their jobs."""
+        """Return the lines before the first unfinished one, with their jobs."""
         rows = list(takewhile(lambda row: not row.pending, rows))
         ids = [row.job for row in rows if row.job is not None]
         jobs = dict(zip(ids, await keep_trying(partial(self._tracker.store.get_many, ids)), strict=True))
@@ -166,7 +166,7 @@ class BatchRunner:
 
     @staticmethod
     def _fitting_in_memory(finished: Sequence[tuple[LineProgress, Job | None]]) -> int:
-        """Return how many of these results fit in memory at the same time; at least one."""
+        """Return how many of these results to hold in memory at the same time; at least one."""
         size = 0
         for at, (_, job) in enumerate(finished):
             size += job.result_size if job is not None else 0
@@ -177,7 +177,7 @@ class BatchRunner:
     async def _result_line(
         self, row: LineProgress, job: Job | None, frame: bytes | None
     ) -> tuple[str, bytes]:
-        """Return the outcome of a line, and the line of its result."""
+        """Return a line's outcome, and its line in the results."""
         job_id = None if row.job is None else row.job.hex()
         error = row.error
         if job is not None and job.state != "succeeded":
@@ -195,7 +195,7 @@ class BatchRunner:
         return outcome, batch_lines.failed_line(row.number, row.id, job_id, outcome, error)
 
     async def _save(self) -> None:
-        """Write the collected results to disk, and note them in the record."""
+        """Write the collected results to the blob store, and their chunk to the batch's record."""
         chunk = await keep_trying(self._writer.write)
         self._saved_at = time.monotonic()
         if chunk is None:
@@ -206,7 +206,7 @@ class BatchRunner:
             await keep_trying(partial(self._step, chunk))
 
     async def _keep_lease(self) -> None:
-        """Renew the lease, report progress, and notice a cancellation."""
+        """Renew the lease and report progress. After a cancellation, cancel the jobs."""
         while True:
             await asyncio.sleep(RENEW_S)
             async with self._step_lock:

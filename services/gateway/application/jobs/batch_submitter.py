@@ -1,4 +1,4 @@
-"""Submit the lines of a batch as jobs, a window of them at a time."""
+"""Submit the lines of a batch as jobs. At most ``WINDOW`` lines are in progress."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ log = telemetry.logger(__name__)
 WINDOW = 1024
 LINES_AT_A_TIME = 128
 RETRY_S = 1.0
-# A caller's quota may be used up for hours. The batch may be cancelled meanwhile, so pauses are short.
+# A line may wait for hours until its caller has quota again. Pauses are short, because a cancellation must
+# end the wait soon.
 LONGEST_PAUSE_S = 5.0
-# A file that is unreadable for this long counts as lost.
+# If the batch's file cannot be read for this long, the batch fails.
 FILE_TIMEOUT_S = 600.0
 _TRY_AGAIN = (Unavailable, Overloaded, NoRoutes, TooMany)
 _CANCELLED = Conflict("the batch was cancelled", reason="cancelled")
@@ -47,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class LineProgress:
-    """A line in progress: its job, or the error that refused it. It has neither before it is submitted."""
+    """A line in progress. After it was submitted, it has a job, or the error that refused it."""
 
     number: int
     id: str | None
@@ -56,15 +57,16 @@ class LineProgress:
 
     @property
     def pending(self) -> bool:
-        """Return True before the line is accepted or refused."""
+        """Return True if the line is neither accepted nor refused yet."""
         return self.job is None and self.error is None
 
 
 class BatchSubmitter:
-    """The lines of one batch on their way to jobs.
+    """Submit the lines of one batch.
 
-    ``rows``: the lines in progress, in order; the caller removes finished ones in front. ``cancelling``:
-    set by the caller to end the submission. ``revoked``: the error that ended the principal's access, if any.
+    ``rows``: the lines in progress, in order; the caller removes finished ones from the front.
+    ``cancelling``: the caller sets it to end the submission. ``revoked``: the error that ended the
+    principal's access, if any.
     """
 
     def __init__(self, batch: Batch, submitter: JobSubmitter, blobs: Blobs, access: Access) -> None:
@@ -81,24 +83,24 @@ class BatchSubmitter:
         self.revoked: TidegateError | None = None
 
     def begin(self) -> asyncio.Task[bool] | None:
-        """Begin to submit as many lines as the window has room for; None: there is no room."""
+        """Begin to submit as many lines as the window has room for. Return None if there is nothing to do."""
         room = min(WINDOW - len(self.rows), LINES_AT_A_TIME)
         if room <= 0 or self._read >= self._batch.lines:
             return None
         return asyncio.create_task(self._submit_next(room))
 
     def ending(self) -> bool:
-        """Return True if no more lines may start: the batch is cancelled, or its caller's key is revoked."""
+        """Return True if no more lines may start: the batch is cancelled, or the caller's key is revoked."""
         try:
             self._access.recheck(self._principal)
         except Unauthorized as error:
             self.revoked = self.revoked or error
         except Unavailable:
-            pass  # unknown for now: checked again before the next line
+            pass  # the keys are not known yet; checked again before the next line
         return self.cancelling or self.revoked is not None
 
     async def _submit_next(self, count: int) -> bool:
-        """Submit the next lines. Return False if there were none."""
+        """Submit the next lines. Return False if no line was left."""
         lines = await self._take(count)
         rows = [LineProgress(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
         self._read += len(lines)
@@ -155,20 +157,20 @@ class BatchSubmitter:
 
 
 async def keep_trying(do: Callable[[], Awaitable[T]], timeout_s: float = float("inf")) -> T:
-    """Call ``do`` again while a store is away. Raises Unavailable after ``timeout_s``."""
+    """Call ``do``, and again while a store does not answer. Raises Unavailable after ``timeout_s``."""
     give_up_at = time.monotonic() + timeout_s
     while True:
         try:
             return await do()
         except Unavailable as error:
-            log.info("a batch waits for a store", extra={"problem": error.message})
+            log.info("a batch waits until a store answers", extra={"problem": error.message})
             if time.monotonic() > give_up_at:
                 raise
         await asyncio.sleep(RETRY_S)
 
 
 def _principal(batch: Batch) -> Principal:
-    """Return the principal that the lines are submitted for."""
+    """Return the principal that submitted the batch."""
     for known in (ANONYMOUS, SERVICE):
         if batch.principal == known.id:
             return known

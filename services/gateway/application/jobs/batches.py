@@ -1,4 +1,4 @@
-"""Batches: store the uploaded file, run each batch in one gateway process at a time, return the results."""
+"""Store the uploaded files of batches, run each batch in one gateway process, and return the results."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tidegate.kernel.tasks import TaskSet
 log = telemetry.logger(__name__)
 
 MAX_RUNNING = 4
-# A line is copied when it is split off, and again into its chunk.
+# A line is in memory twice: as a line, and in its chunk.
 COPIES = 2
 CLAIM_INTERVAL_S = 1.0
 
 
 class BatchService:
-    """The batches of a gateway. ``owner`` is this process; times are in seconds."""
+    """The batches of a gateway. ``owner``: the name of this process in leases. Times are in seconds."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class BatchService:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to run batches, in the background."""
+        """Begin to run batches in the background."""
         self._task = asyncio.create_task(self._run(), name="batches")
 
     async def stop(self) -> None:
-        """Stop. Other gateways continue the batches."""
+        """Stop running batches. Other gateways continue them."""
         await tasks.end(self._task, *self._running)
 
     async def create(
@@ -79,10 +79,10 @@ class BatchService:
         principal: Principal,
         hold: Callable[[int], None],
     ) -> Batch:
-        """Store an uploaded file and its batch; both are on disk on return.
+        """Store an uploaded file and its batch on disk, and return the batch.
 
-        ``hold`` gets the number of bytes in memory; it raises Overloaded to refuse them. Raises BadRequest,
-        PayloadTooLarge.
+        ``hold`` is called with the number of bytes in memory, and raises Overloaded if they do not fit. Also
+        raises BadRequest, PayloadTooLarge.
         """
         chunks: list[FileChunk] = []
         try:
@@ -117,7 +117,7 @@ class BatchService:
         chunks: list[FileChunk],
     ) -> None:
         """Write the body's lines to the blob store, and append their chunks to ``chunks``."""
-        # Kept for the longest ttl of a job. It is deleted when the batch is over.
+        # The file is deleted when the batch is over, and at the latest after the longest ttl of a job.
         writer = LineWriter(self._blobs, MAX_TTL_S)
         async for data in body:
             hold(COPIES * (len(data) + splitter.held + writer.held))
@@ -129,14 +129,14 @@ class BatchService:
             raise BadRequest("the file has no lines: send one JSON request on each line")
 
     async def find(self, id_: bytes, principal: Principal) -> Batch:
-        """Return a batch that ``principal`` may see: its own; with the scope admin, any. Raises NotFound."""
+        """Return a batch. Raises NotFound if ``principal`` may not see it (the scope admin sees all)."""
         batch = await self._store.get(id_)
         if batch is None or not principal.sees(batch.principal):
             raise _not_found(id_)
         return batch
 
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
-        """Return batches (of a principal), newest first, older than ``before``."""
+        """Return batches older than ``before``, newest first. ``principal`` None: of all principals."""
         return await self._store.latest(principal, before, limit)
 
     async def cancel(self, batch: Batch) -> Batch:
@@ -182,7 +182,7 @@ class BatchService:
                 self._keep_s,
             )
         except StoreUnavailable:
-            return  # its lease lapses, and a gateway claims it again
+            return  # the lease expires, and a gateway claims the batch again
         try:
             await runner.run()
             log.info("a batch is over", extra=context)
@@ -199,7 +199,7 @@ class BatchService:
             with suppress(LeaseLost, StoreUnavailable):
                 await runner.fail(error.message)
         except Exception:
-            log.exception("running a batch failed here; a gateway will try again", extra=context)
+            log.exception("running a batch failed; a gateway will continue it", extra=context)
 
 
 def _not_found(id_: bytes) -> NotFound:
@@ -211,7 +211,7 @@ async def _store_lines(
 ) -> None:
     if lines and splitter.lines == len(lines):
         try:
-            read_object(lines[0])  # a file of another kind is refused before the rest is read
+            read_object(lines[0])  # so that a file that is not JSONL is refused before the rest is read
         except BadRequest as error:
             raise BadRequest(f"the file must have one JSON request on each line: {error.message}") from None
     for line in lines:

@@ -1,4 +1,4 @@
-"""Read the results of jobs, and encode them as the answer of an inference call."""
+"""Read the results of jobs, and encode them like the answers of inference calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.kernel.store import JobStore
 
 
 class JobResults:
-    """A reader and encoder of jobs' results. ``labels`` returns the names of a Deployment's classes."""
+    """Read and encode jobs' results. ``labels`` returns the names of a Deployment's classes."""
 
     def __init__(
         self, store: JobStore, claims: Claims, labels: Callable[[str], Labels] = lambda _: {}
@@ -25,19 +25,19 @@ class JobResults:
         self._labels = labels
 
     async def frame(self, job: Job) -> bytes:
-        """Return the reply frame of a succeeded job. Raises ModelFailed if it was deleted."""
+        """Return the reply frame of a job that succeeded. Raises ModelFailed if the frame was deleted."""
         frame = await self._store.result(job.id)
         if frame is None:
             raise ModelFailed(
-                f"the result of job {job.id.hex()} is no longer kept: send the request again",
+                f"the result of job {job.id.hex()} was deleted: send the request again",
                 reason="result_gone",
             )
         return frame
 
     async def encoded(self, job: Job, frame: bytes, binary: bool | None = None) -> tuple[bytes, list[Buffer]]:
-        """Encode a reply frame: return its JSON, and the binary tensors after it. Raises TidegateError.
+        """Encode a reply frame. Return its JSON, and the binary tensors after it. Raises TidegateError.
 
-        ``binary`` overrides the form that was requested at submission.
+        ``binary``: encode tensors as binary data or as JSON; None: as requested when the job was submitted.
         """
         try:
             reply = envelope.read_reply(frame)

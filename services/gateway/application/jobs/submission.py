@@ -1,7 +1,7 @@
-"""Submit jobs to the queue, and submit failed ones again.
+"""Submit jobs to the queue, and submit failed jobs again.
 
 A caller gets the 202 only when the job's record is on disk and a quorum queue has confirmed its message. Each
-job has a task, and the store groups their calls, so records and confirms of many jobs are awaited together.
+submission is a task. The store groups the calls of many tasks, so they share the wait for the disk.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# The most submissions that wait for store and broker at the same time; more are refused.
+# Most submissions that wait for the store and the broker at the same time. More are refused.
 MAX_SUBMITTING = 10_000
-# A store that restarts is back within this time.
+# A store that restarts answers again within this time.
 STORE_TIMEOUT_S = 10.0
 RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A checked request that may become a job. ``ask``: the form of its answer."""
+    """A checked request that may become a job. ``ask``: the requested form of its answer."""
 
     endpoint: str
     route: DeploymentRoute
@@ -59,9 +59,10 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """An accepted job. ``fresh`` False: an earlier call with the same idempotency key submitted it.
+    """An accepted job.
 
-    ``position``: about how many jobs are ahead of it; None: unknown.
+    ``fresh`` is False if an earlier call with the same idempotency key submitted it. ``position``: about how
+    many jobs are ahead of it; None: unknown.
     """
 
     job: Job
@@ -70,7 +71,7 @@ class SubmittedJob:
 
 
 class JobSubmitter:
-    """A submitter of durable jobs. Times in seconds."""
+    """Submit durable jobs. Times are in seconds."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class JobSubmitter:
         """Check a request to ``model`` against the Deployment that will run it. Raises TidegateError."""
         if self._submitting >= MAX_SUBMITTING:
             raise Overloaded(
-                f"{self._submitting} jobs are being accepted already: send the job again",
+                f"{self._submitting} jobs are being accepted, which is the limit: send the job again",
                 retry_after_s=1.0,
             )
         endpoint, route = self._core.pick(model, version)
@@ -139,7 +140,7 @@ class JobSubmitter:
         )
 
     async def submit(self, request: JobRequest) -> SubmittedJob:
-        """Accept a job: return once its record and its message are on disk.
+        """Accept a job. Return it when its record and its message are on disk.
 
         Raises Conflict, Overloaded, Unavailable.
         """
@@ -174,13 +175,13 @@ class JobSubmitter:
         return SubmittedJob(_queued(new), True, position)
 
     async def stop(self) -> None:
-        """Wait until the records of all submitted jobs say queued."""
+        """Wait until the records of all submitted jobs have the state queued."""
         await self._marks.stop()
 
     async def retry(self, job: Job) -> SubmittedJob:
-        """Submit the request of a failed job as a new one. A repeated call returns the same new job.
+        """Submit the request of a failed job as a new job. A repeated call returns the same new job.
 
-        Raises Conflict if there is nothing to retry.
+        Raises Conflict if the job has not failed, or if its request was deleted.
         """
         job_id = job.id.hex()
         if not job.terminal or job.state == "succeeded":
@@ -188,7 +189,7 @@ class JobSubmitter:
         frame = await self._store.request(job.id)
         if frame is None:
             why = (
-                f"the request of job {job_id} is no longer kept, so it cannot be retried: submit it again"
+                f"the request of job {job_id} was deleted, so it cannot be retried: submit it again"
                 if job.state == "failed"
                 else f"only failed jobs can be retried; job {job_id} was {job.status}: submit it again"
             )
@@ -206,7 +207,7 @@ class JobSubmitter:
         return await self.submit(again)
 
     async def _new_record(self, checked: JobRequest) -> NewJob:
-        """Return the record of a new job. A payload too large for a message goes to the blob store."""
+        """Return the record of a new job. If the payload is too large for a message, store it as a blob."""
         now_ms = int(time.time() * 1e3)
         ttl_s = checked.options.ttl_s or self._ttl_s
         id_, expires_ms = new_id(now_ms, os.urandom(10)), now_ms + int(ttl_s * 1e3)
@@ -241,7 +242,7 @@ class JobSubmitter:
         )
 
     async def _accept(self, new: NewJob) -> Accepted:
-        """Write the record. While the store is away, try again: it accepts a record only once."""
+        """Write the record. If the store does not answer, retry; the store accepts a record only once."""
         give_up_at = time.monotonic() + STORE_TIMEOUT_S
         while True:
             try:
@@ -252,7 +253,7 @@ class JobSubmitter:
             await asyncio.sleep(RETRY_S)
 
     async def _earlier(self, id_: bytes) -> SubmittedJob:
-        """Return the job of an earlier call with the same key, and publish it if that call did not."""
+        """Return the job of an earlier call with the same key. If that call did not publish it, do it now."""
         job = await self._tracker.get(id_)
         if job.state == "accepting" and (frame := await self._store.request(id_)) is not None:
             await self._queue.publish(job.deployment, job.level, frame)
@@ -260,9 +261,9 @@ class JobSubmitter:
         return SubmittedJob(job, False, await self._tracker.position(job))
 
     async def _withdraw(self, new: NewJob) -> None:
-        """Cancel a job that was not published. With an idempotency key, the next call continues it."""
+        """Cancel a job that was not published. If it has an idempotency key, keep it for the next call."""
         if new.idempotency is None:
-            with suppress(StoreUnavailable):  # then the router publishes it, and it runs unread
+            with suppress(StoreUnavailable):  # then the router publishes the job, and its result is not read
                 await self._store.cancel(new.id)
 
     async def _drop_payload(self, new: NewJob) -> None:
@@ -275,7 +276,7 @@ class JobSubmitter:
 
 
 def _queued(new: NewJob) -> Job:
-    """Return a new job's record in the state queued."""
+    """Return a new job as it is after it was queued."""
     return Job(
         id=new.id,
         state="queued",

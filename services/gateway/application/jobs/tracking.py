@@ -16,7 +16,7 @@ POLL_S = 2.0
 
 
 class JobTracker:
-    """The accepted jobs in the store. ``queue`` publishes their cancellation to the workers."""
+    """Find, wait for and cancel the jobs in the store. ``queue`` sends cancellations to the workers."""
 
     def __init__(self, store: JobStore, queue: JobQueue) -> None:
         self._queue = queue
@@ -30,24 +30,24 @@ class JobTracker:
         return job
 
     async def find(self, id_: bytes, principal: Principal) -> Job:
-        """Return a job that ``principal`` may see: its own; with the scope admin, any. Raises NotFound."""
+        """Return a job. Raises NotFound if ``principal`` may not see it (the scope admin sees all)."""
         job = await self.store.get(id_)
         if job is None or not principal.sees(job.principal):
             raise _not_found(id_)
         return job
 
     async def position(self, job: Job) -> int | None:
-        """Return about how many jobs are ahead of this one; None if it is not queued."""
+        """Return about how many jobs are ahead of this one, or None if it is not queued."""
         return await self.store.position(job) if job.status == "queued" else None
 
     async def wait(self, id_: bytes, timeout_s: float) -> Job:
-        """Return the job when it has ended, or its state after ``timeout_s`` seconds. Raises NotFound."""
+        """Wait up to ``timeout_s`` seconds until a job has ended, and return it. Raises NotFound."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self.store.watch().changes(id_) as notices:
                 job = await self.get(id_)
                 while not job.terminal:
-                    # A notice may be lost with its connection, so the record is read again now and then.
+                    # A notice is lost if its connection is, so the record is also read at intervals.
                     left = max(0.001, min(POLL_S, deadline - asyncio.get_running_loop().time()))
                     with suppress(TimeoutError):
                         await asyncio.wait_for(anext(notices), left)
@@ -56,7 +56,7 @@ class JobTracker:
         return await self.get(id_)
 
     async def cancel(self, job: Job) -> Job:
-        """Cancel a job, and return it. If it ended first, it keeps that state."""
+        """Cancel a job, and return it. A job that has already ended keeps its state."""
         after = await self.store.cancel(job.id)
         if after is None:
             raise _not_found(job.id)
@@ -65,7 +65,7 @@ class JobTracker:
         return after
 
     async def cancel_all(self, ids: Sequence[bytes]) -> None:
-        """Cancel several jobs. Ended ones keep their state."""
+        """Cancel several jobs. A job that has already ended keeps its state."""
         after = await asyncio.gather(*(self.store.cancel(id_) for id_ in ids))
         await self._queue.cancel([job.id for job in after if job is not None and job.state == "cancelled"])
 
