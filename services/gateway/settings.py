@@ -23,7 +23,8 @@ class GatewaySettings(Settings):
         256 * 2**20, description="Largest request body that the gateway accepts, in bytes."
     )
     max_json_bytes: int = Field(
-        64 * 2**20, description="Largest JSON part of a body, in bytes; larger tensors go as binary data."
+        64 * 2**20,
+        description="Largest JSON part of a body, in bytes. Larger tensors must be sent as binary data.",
     )
     max_inflight_bytes: int = Field(
         512 * 2**20,
@@ -33,7 +34,7 @@ class GatewaySettings(Settings):
     max_grpc_connections: int = Field(
         4096,
         ge=1,
-        description="Most gRPC connections of a gateway process; beyond that, a new one replaces an idle one.",
+        description="Most gRPC connections of a gateway process. Above it, a new one replaces an idle one.",
     )
     max_waiting_jobs: int = Field(
         1_000_000, ge=1, description="Most jobs that wait for one Deployment; more are refused with 503."
@@ -67,7 +68,7 @@ class GatewaySettings(Settings):
         "ten times as many. One more line has the number of the others.",
     )
     access_log_mb: int = Field(
-        256, ge=1, description="Disk for the access log and its rotated parts, in MiB."
+        256, ge=1, description="Most disk space for the access log and its rotated parts, in MiB."
     )
     access_log_days: float = Field(
         7.0, gt=0, description="How long a rotated part of the access log is kept, in days."
@@ -88,7 +89,7 @@ class GatewaySettings(Settings):
     jwt_issuer: str = Field("", description="`iss` that tokens must have; required with a JWKS.")
     jwt_audience: str = Field("", description="`aud` that tokens must have; required with a JWKS.")
     jwt_roles_claim: str = Field(
-        "roles", description="Claim with a token's roles. A dot leads to a claim inside another: `a.b`."
+        "roles", description="Claim with a token's roles. `a.b` is the claim `b` inside the claim `a`."
     )
     jwt_role_scopes: dict[str, list[Scope]] = Field(
         {},

@@ -21,15 +21,15 @@ from services.gateway.domain.job_options import JobOptions
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
-# Bytes to split into lines at a time. Short lines then take twenty times their size in memory.
+# Split this many bytes into lines at a time. Until they are stored, short lines take twenty times their size.
 PIECE = 64 * 1024
 
 
 class BatchHandlers:
     """The handlers of ``/v1/batches``.
 
-    ``limits``: the memory budget of uploads. ``file_bytes``, ``line_bytes``, ``lines``: the most bytes of a
-    file, bytes of a line, and lines of a file.
+    ``limits``: the memory budget of uploads. ``file_bytes``, ``line_bytes``, ``lines``: the limits
+    on the size of a file, the size of a line, and the lines of a file.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class Decompressor:
 
 
 def encoding_of(headers: Headers) -> str:
-    """Return the ``Content-Encoding``; empty for a plain body."""
+    """Return the ``Content-Encoding``, or an empty string for a body that is not compressed."""
     encoding = headers.get(b"content-encoding", b"").decode("latin-1").lower()
     return "" if encoding in _PLAIN else encoding
 

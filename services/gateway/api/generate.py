@@ -49,7 +49,7 @@ class GenerateCall(NamedTuple):
     cost: UsageCost
 
     def end(self) -> None:
-        """Record the usage and free the body, however the request ended."""
+        """Record the usage and free the body, after success or failure."""
         if self.grant is not None:
             self.grant.streamed(self.cost, len(self.body))
         self.held.release()

@@ -40,7 +40,7 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # The proxy forwards no body for these methods.
 BODILESS = {"GET", "HEAD", "DELETE"}
 
-# Headers that are not forwarded: they concern one connection only, or the proxy sets them itself.
+# Request headers that are not forwarded: they concern only the caller's side, or the proxy sets them itself.
 _HOPS = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade", "host", "authorization", "cookie", "origin", "referer", "x-request-id",

@@ -120,7 +120,7 @@ class Grant:
         )
 
     def cancel(self) -> None:
-        """Do not count a request, because it never reached a model: it was not valid, or it was refused."""
+        """End the request without counting it, for example because the gateway refused it."""
         if self._open:
             self._open = False
             if self._limiter is not None:

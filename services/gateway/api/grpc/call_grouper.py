@@ -28,7 +28,7 @@ class CallGrouper:
         self._timer: asyncio.TimerHandle | None = None
 
     async def join(self) -> None:
-        """Wait for other calls if the model is fast and busy. Then count as in flight until :meth:`leave`."""
+        """Wait for other calls if the model is fast and busy. Then the call counts until :meth:`leave`."""
         if self._light and self._in_flight >= MIN_IN_FLIGHT:
             loop = asyncio.get_running_loop()
             turn = loop.create_future()

@@ -69,8 +69,7 @@ def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
         headers[name] = value
     if headers.get(b":method") != b"POST":
         return CallHeaders(problem=405)
-    # This check also keeps web pages of other origins out: they may not send application/grpc without asking
-    # by a preflight request.
+    # A web page of another origin may send this content type only after a preflight request, which fails here.
     if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
         return CallHeaders(problem=415)
     timeout = headers.get(b"grpc-timeout")

@@ -21,7 +21,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.tensors import Datatype, check_count, elements, misfit, pack_strings
 from tidegate.kernel.triton_protocol import ModelInferResponse
 
-# This parameter of a request in a stream requests a last response without outputs.
+# With this parameter, a request in a stream gets one more response at its end, without outputs.
 EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
 
@@ -85,7 +85,7 @@ def decode(message: Any, contract: Contract) -> Decoded:
 
 
 def wants_empty_final(message: Any) -> bool:
-    """Return True if a stream's request asks for an empty final response."""
+    """Return True if a request in a stream wants a last response without outputs."""
     return EMPTY_FINAL in message.parameters and bool(message.parameters[EMPTY_FINAL].bool_param)
 
 

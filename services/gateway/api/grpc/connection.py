@@ -156,7 +156,7 @@ class GrpcConnection(asyncio.Protocol):
     # Methods for calls.
 
     def send(self, call: ServerCall) -> None:
-        """Send as much of ``call.unsent`` as the windows allow. If that is all, send the status, if known."""
+        """Send as much of ``call.unsent`` as the windows allow, and the status at the end of the call."""
         if self.closing or call.finished:
             return
         before = self._out.sent

@@ -60,7 +60,7 @@ class MessageReader:
 
     @property
     def size(self) -> int:
-        """Return the declared size of the message that arrives now, or 0."""
+        """Return the declared size of the incomplete message, or 0 if there is none."""
         return self._size if self._part is not None else 0
 
     def feed(self, data: bytes) -> None:
@@ -90,7 +90,7 @@ class MessageReader:
                 self._add(self._unpacked(message) if self._packed else message)
 
     def take(self) -> ReceivedMessage:
-        """Return the next complete message. The caller must release its bytes from the budget."""
+        """Return the next complete message. The caller must return its bytes to the budget."""
         return self.messages.popleft()
 
     def release(self) -> None:
@@ -125,7 +125,7 @@ class MessageReader:
         self._held = 0
 
     def _unpacked(self, data: bytearray) -> bytes:
-        """Decompress a message. The budget counts the result as it grows, and the input until the end."""
+        """Decompress a message. The budget counts the result as it grows, and the input meanwhile."""
         decompressor = Decompressor(self._encoding.decode("latin-1"), "message")
         pieces, size = [], 0
         for piece in decompressor.feed(memoryview(data)):

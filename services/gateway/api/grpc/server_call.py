@@ -36,7 +36,7 @@ class MethodSpec(NamedTuple):
     ``call`` handles a call. Its arguments are the message and the ServerCall. With ``streams``, an iterator
     of :class:`StreamMessage` replaces the message. It returns the response, or None if it has written its
     responses or ended the call itself. ``limit``: most bytes of a message. ``open``: needs no credential.
-    ``lasting``: a call has no time limit.
+    ``lasting``: a call runs until its client ends it.
     """
 
     call: Callable[[Any, Any], Awaitable[Any]]
@@ -58,7 +58,7 @@ class CallConnection(Protocol):
     """The part of a connection that a call uses."""
 
     def send(self, call: ServerCall) -> None:
-        """Send as much of ``call.unsent`` as the windows allow. If that is all, send the status, if known."""
+        """Send as much of ``call.unsent`` as the windows allow, and the status at the end of the call."""
 
     def replenish(self, call: ServerCall) -> None:
         """Allow the client to send more bytes."""

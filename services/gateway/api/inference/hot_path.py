@@ -303,7 +303,7 @@ class HotPathProtocol(Protocol):
         raise Refused(Refusal(0, refusal.reason, refusal.message))
 
     def _stop_receiving(self) -> None:
-        """Forget the call whose body is not complete, if any."""
+        """Forget the incomplete call, if any."""
         self._inference.uploads.discard(self)
         self._direct = None
         if self._upload is not None:
@@ -332,7 +332,7 @@ class HotPathProtocol(Protocol):
         return Unfinished(held, *self.pace(), call.known)
 
     def knows_caller(self) -> bool:
-        """Return True if the last request is known to have a valid credential. Only caches are read."""
+        """Return True if the last request is known to have had a valid credential."""
         cycle: Any = self.cycle
         if isinstance(cycle, HotPathCall):
             # Every route refuses an invalid credential, so 200 means that this one is valid.
