@@ -69,7 +69,7 @@ def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
         headers[name] = value
     if headers.get(b":method") != b"POST":
         return CallHeaders(problem=405)
-    # A web page of another origin may send this content type only after a preflight request, which fails here.
+    # A web page of another origin needs a preflight request to send this content type, and that fails here.
     if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
         return CallHeaders(problem=415)
     timeout = headers.get(b"grpc-timeout")
