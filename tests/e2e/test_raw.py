@@ -171,7 +171,7 @@ def test_later_as_well(gateway: Doors, direct: Doors):
     assert (answer.status_code, answer.content) == (200, ask(direct, "raw-fixed", body).content)
     nameless = httpx.post(f"{gateway.http}/v1/jobs", content=body, headers={HEADER: "0"})
     assert nameless.status_code == 400
-    assert "the model of a job must be named" in nameless.json()["error"]
+    assert "must name the model of the job" in nameless.json()["error"]
 
 
 def test_a_model_that_only_a_replica_knows(stack: Stack, tmp_path: Path):

@@ -80,7 +80,7 @@ def test_credentials():
     with pytest.raises(Unavailable) as caught:
         fixture.known(b"Bearer " + KEY)
     assert caught.value.reason == "not_known_yet", "that is not the caller's fault"
-    assert "not known yet" in (fixture.access.problem() or "")
+    assert "does not know the keys yet" in (fixture.access.problem() or "")
     fixture.access.replace(table())
     assert fixture.access.problem() is None
     assert fixture.known(b"Bearer " + KEY) == WHO
