@@ -35,7 +35,7 @@ def build_serving(
     on_lost: OnLost,
     jobs: JobServing | None = None,
 ) -> ReplicaServing:
-    """Return the parts that run the requests of ``queue``, and ``jobs`` beside them.
+    """Return the parts that run the requests of ``queue``, and with ``jobs`` also jobs.
 
     ``fetch_bytes`` is the most bytes of tensors that are fetched from the blob store before their model call.
     """

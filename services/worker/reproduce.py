@@ -69,7 +69,7 @@ async def reproduce(settings: WorkerSettings, folder: Path, request: Request, ti
 async def _serving(
     settings: WorkerSettings, assignment: Assignment, folder: Path
 ) -> AsyncIterator[tuple[TritonProcess, TritonClient, Model]]:
-    """Start a Triton with the version's model for the block, and print its log."""
+    """Start a Triton with the version's model, and print its log. Stop it at the end of the block."""
     # A sandbox as in a replica, because the operator trusts neither the model nor this request.
     sandbox = sandbox_of(settings, folder)
     preparation = Preparation(settings, assignment, folder, sandbox, Phases(time.perf_counter), _say)

@@ -96,7 +96,7 @@ class RequestConsumer:
         await self._update_consumer()
 
     def requeue_waiting(self) -> None:
-        """Publish requests that are in no call to the queue again, if other replicas consume it."""
+        """Publish the waiting requests to the queue again, if other replicas consume it."""
         self._tasks.start(self._requeue_waiting(), "requeue")
 
     async def _requeue_waiting(self) -> None:
@@ -310,7 +310,7 @@ class RequestConsumer:
             return None
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", 1)
         item = QueuedRequest(request, unacked, time.monotonic())
-        # Without the limit of fetched bytes: the requests that use it up wait until this one has ended.
+        # This ignores the limit of fetched bytes, because the requests that use it up wait for this one.
         if request.flags & envelope.CLAIM and not await self._claim_fetcher.fetch(item):
             return None
         return item

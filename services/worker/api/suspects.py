@@ -67,7 +67,7 @@ class SuspectConsumer:
         await tasks.end(self._task)
 
     async def _run(self) -> None:
-        # A new worker runs the suspects of the worker before it immediately.
+        # At its start, a worker runs the suspects that earlier workers left.
         at_once = True
         while True:
             with contextlib.suppress(TimeoutError):
@@ -82,10 +82,10 @@ class SuspectConsumer:
                 log.exception("suspects were not run; they are tried again")
 
     async def _look(self, *, at_once: bool) -> bool:
-        """Run the suspects in the queue, by turns with other requests; return the next look's ``at_once``.
+        """Run the suspects in the queue, by turns with other requests. Return ``at_once`` for the next look.
 
-        Without ``at_once``, suspects stay in the queue until the next look. The worker that published them
-        may run them first; else every worker would pause its other calls for them.
+        If ``at_once`` is False, new suspects stay in the queue until the next look. So the worker that
+        published them can run them first, and the other workers need not pause their calls.
         """
         while (accepting := self._deliveries.accepting) is not None:
             channel, scheduler = accepting

@@ -49,7 +49,7 @@ CANCELLED_KEPT_S = 60.0
 
 
 class BatchScheduler:
-    """Calls the model with the requests of the backlog. Without a model, as while Triton restarts, they wait.
+    """Calls the model with the requests of the backlog. While Triton restarts, they wait.
 
     ``send_replies`` sends small replies and settles their requests in one write. If it returns False, the
     publisher sends the replies, and then ``settle`` is called.
@@ -104,7 +104,7 @@ class BatchScheduler:
 
     @property
     def serving(self) -> bool:
-        """Return True if there is a model to call."""
+        """Return True if this worker runs requests now and has a model."""
         return self._running and self._model is not None
 
     @property
@@ -124,7 +124,7 @@ class BatchScheduler:
 
     @property
     def awaited_batch(self) -> int:
-        """Return how many requests a call waits for before it starts; 0: it does not wait for more."""
+        """Return how many requests a call waits for before it starts; 0: it does not wait."""
         return self._max_rows if self._window_s else 0
 
     @property
@@ -382,7 +382,7 @@ class BatchScheduler:
     def _reply(
         self, group: list[QueuedRequest], frames: Sequence[Buffer | Reply], *, answered: bool = True
     ) -> Mapping[str, Sequence[Buffer | Reply]]:
-        """Send the replies immediately; if that is impossible, return them by gateway for the publisher."""
+        """Send the replies immediately. If that is impossible, return them by gateway; else return {}."""
         by_gateway: dict[str, list[Buffer | Reply]] = defaultdict(list)
         for item, frame in zip(group, frames, strict=True):
             by_gateway[item.delivery.reply_to].append(frame)

@@ -25,7 +25,7 @@ STOP_S = 1.0
 
 
 class JobLeases:
-    """Leases the running jobs that need it, once a second.
+    """Checks once a second which running jobs need a lease, and leases them.
 
     ``ack_timeout_s`` is how long the broker lets a message stay unacked. A job keeps its lease until its end
     is recorded, because recording may have to wait for the blob store.
@@ -106,7 +106,7 @@ class JobLeases:
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
         """Act on the store's answer to a lease. ``ours``: this worker has the lease."""
         if not ours:
-            if not job.ended:  # if it has ended, recording its end has the same effect
+            if not job.ended:  # for a job that has ended, recording its end finds this out
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:
@@ -115,9 +115,9 @@ class JobLeases:
         job.leased_at = now
 
     async def _read_records(self, running: Sequence[QueuedJob], now: float) -> None:
-        """Drop the jobs that this worker no longer has, by their records.
+        """Read the jobs' records, and drop the jobs that this worker no longer has.
 
-        The message that cancels a job may have been lost.
+        This is necessary because the message that cancels a job may be lost.
         """
         if not running:
             return

@@ -154,7 +154,7 @@ class JobScheduler:
             self._ack_and_forget([job])
 
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
-        """Remove and return the waiting jobs that were received up to a time of the monotonic clock.
+        """Remove and return the waiting jobs that this worker received before a time of its monotonic clock.
 
         A job whose record may say ``running`` stays, because the next worker would count a lost attempt.
         """
@@ -174,7 +174,7 @@ class JobScheduler:
         self.release_suspects()
 
     async def stop(self) -> None:
-        """Stop immediately. Other workers get the jobs: unacked ones from the broker, leased ones later."""
+        """Stop immediately. The broker delivers unacked jobs again, and ``JobLeases`` releases the leases."""
         await tasks.end(self._suspects_task, *self._taking, *self._calls, *self._recording)
 
     # --- take ------------------------------------------------------------------------------------------
@@ -435,5 +435,5 @@ class JobScheduler:
 
 
 def _call_parameters(group: list[QueuedJob]) -> dict[str, str]:
-    """Return the parameters that name the call's jobs to the model, in the order of their rows."""
+    """Return parameters for the model that list the call's jobs, in the order of their rows."""
     return {"tidegate_jobs": ",".join(f"{j.id.hex()}:{j.attempt}:{j.request.rows}" for j in group)}

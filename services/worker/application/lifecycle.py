@@ -44,9 +44,9 @@ Build = Callable[[CallLimits, OnLost], ReplicaServing]
 class ReplicaLifecycle:
     """One replica from its start to its end. ``ended`` is set when the process should exit.
 
-    ``token`` lets the replica download the artifact from the registry. ``build`` creates the parts that serve
-    when the model is loaded. ``triton`` is a Triton that was started ahead. It stops when the replica
-    stops, even if it was not used.
+    ``token`` lets the replica download the artifact from the registry. When the model is loaded, ``build``
+    is called to create the parts that serve. ``triton`` is a Triton that was started ahead. It stops when
+    the replica stops, even if it was not used.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class ReplicaLifecycle:
         self._triton.probe(model, self._serving.scheduler.use)
 
     def _on_death(self, death: Death) -> None:
-        """Stop calling a model whose process died. The watchdog kills Triton next, and it starts again."""
+        """Stop calling a model whose process died. The watchdog then kills Triton, so it is restarted."""
         assert self._serving is not None
         self._serving.scheduler.lose_model()
         self._report_loss(death.description)

@@ -26,10 +26,10 @@ LOST_LIMIT_S = 5.0
 
 
 class ModelWatchdog:
-    """Ends the model server as soon as a process of its model has ended, is stopped, or hangs.
+    """Ends the model server if a process of its model ends or is stopped, or if the model hangs.
 
-    ``on_death`` is called before that. ``caller_timeouts_s`` returns the timeout of the callers of each open
-    call, in seconds. ``last`` is the last death, for the replica's report.
+    ``on_death`` is called just before that. ``caller_timeouts_s`` returns the timeout of the callers of each
+    open call, in seconds. ``last`` is the last death, for the replica's report.
     """
 
     def __init__(

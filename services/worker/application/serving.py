@@ -39,7 +39,7 @@ class Requests(Consumer, Protocol):
         """Connect; no request is consumed before :meth:`open`."""
 
     def requeue_waiting(self) -> None:
-        """Publish requests that are in no call to the queue again, if other replicas consume it."""
+        """Publish the waiting requests to the queue again, if other replicas consume it."""
 
 
 class JobMessages(Consumer, Protocol):
@@ -60,7 +60,7 @@ class JobServing:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaServing:
-    """The parts that run requests, and jobs if there are any."""
+    """The parts that run requests, and those that run jobs. ``jobs`` is None if this worker runs no jobs."""
 
     publisher: ReplyPublisher
     requests: Requests

@@ -43,7 +43,7 @@ class QueuedRequest:
 
 
 class Backlog:
-    """A queue for each priority. The lowest number goes first; requests of others fill up its calls."""
+    """A queue for each priority. The lowest number goes first; other priorities fill its calls up."""
 
     def __init__(self) -> None:
         self._queues: dict[int, CallKeyQueue[QueuedRequest]] = {}
@@ -67,11 +67,14 @@ class Backlog:
         return self._next().oldest()
 
     def rows_at_head(self) -> int:
-        """Return how many rows wait under the key at the head of the next queue."""
+        """Return how many rows in the next queue have the key of its first request."""
         return self._next().rows_at_head()
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
-        """Remove and return the next call: requests of one key, up to ``max_rows`` rows, at least one."""
+        """Remove and return the requests of the next call. They have one key, and at most ``max_rows`` rows.
+
+        A first request with more rows is returned alone.
+        """
         queue = self._next()
         group = queue.take(max_rows)
         if group and len(self._queues) > 1:
@@ -142,12 +145,15 @@ class CallKeyQueue(Generic[T]):
         return next(iter(self._by_key.values()))[0] if self._by_key else None
 
     def rows_at_head(self) -> int:
-        """Return how many rows wait under the key at the head of the queue."""
+        """Return how many rows in the queue have the key at its head."""
         items = next(iter(self._by_key.values()), ())
         return sum(item.request.rows for item in items)
 
     def take(self, max_rows: int) -> list[T]:
-        """Remove and return requests of the key at the head, up to ``max_rows`` rows, at least one."""
+        """Remove and return the first requests of the key at the head, with at most ``max_rows`` rows.
+
+        A first request with more rows is returned alone.
+        """
         if not self._by_key:
             return []
         key, items = next(iter(self._by_key.items()))

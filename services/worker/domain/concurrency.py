@@ -49,8 +49,8 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> 
     """Return how many model calls to have open at the same time.
 
     A model that batches gets one call per instance, because more calls would only make the batches smaller.
-    Without batching, short calls overlap, so that the time to reach Triton does not delay them. Long calls
-    overlap by one only, because another replica cannot run the requests that wait inside Triton.
+    Without batching, short calls overlap, so that the time to reach Triton does not delay them. Of long
+    calls, only one more than the instances is open: another replica cannot run requests inside Triton.
     """
     if batches:
         return instances
@@ -73,8 +73,8 @@ def effective_concurrency(
     ``batch``: the most rows of a call, 0 without a batch axis. ``call_rows``, ``call_requests`` and
     ``open_calls`` are recent means (None: not measured yet): the rows and the requests of a call, and the
     number of calls that were open with it. Without a batch axis a call has one request. Its duration
-    includes the wait inside Triton for the other open calls. By Little's law, as many requests end in that
-    time as calls are open.
+    includes the wait inside Triton for the other open calls. By Little's law, the number of requests that
+    end in that time is the mean number of open calls.
     """
     if batch:
         rows = max((call_rows or 1.0) / max(call_requests or 1.0, 1.0), 1.0)

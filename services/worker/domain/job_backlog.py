@@ -40,7 +40,7 @@ class QueuedJob:
     ended: bool = False
 
     def set_attempt(self, attempt: int, now: float) -> None:
-        """Set the attempt that its record says runs here."""
+        """Set the attempt that now runs here by the job's record."""
         self.attempt, self.read_at = attempt, now
         self.request = self.request._replace(attempt=min(attempt, 255))
 
@@ -79,7 +79,10 @@ class JobBacklog:
         self._count += 1
 
     def take(self, max_rows: int) -> list[QueuedJob]:
-        """Remove and return the next call: jobs of one key, up to ``max_rows`` rows, at least one job."""
+        """Remove and return the jobs of the next call. They have one key, and at most ``max_rows`` rows.
+
+        A first job with more rows is returned alone.
+        """
         waiting = [level for level in LEVELS if self._queues[level]]
         if not waiting:
             return []

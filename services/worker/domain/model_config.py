@@ -151,7 +151,7 @@ def parts(text: str) -> set[str]:
 
 
 def served_model(configs: Mapping[str, str], version_model: str) -> str:
-    """Return the name of the model that callers use. ``configs``: the models of one folder, with their texts.
+    """Return the name of the model that callers use. ``configs``: the text of each model's configuration.
 
     It is the only model, or the one with the name of the version's model, or the only ensemble that is no
     part of another ensemble. Raises ModelFailed if there is no such model.

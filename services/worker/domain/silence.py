@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# The time between two checks counts up to this. If it is longer, the worker itself was paused.
+# The time between two checks counts as at most this. If it is longer, the worker itself was paused.
 LONGEST_CHECK_S = 1.0
 # The limit without ``progress_timeout_s``. It is longer if callers wait longer.
 SILENCE_S = 60.0
@@ -35,5 +35,5 @@ class Silence:
 
 
 def silence_limit(progress_timeout_s: float | None, timeout_s: float) -> float:
-    """Return for how many seconds a model may not answer before its process is ended."""
+    """Return how many seconds a model may be silent before its process is ended."""
     return progress_timeout_s or max(SILENCE_S, timeout_s)
