@@ -68,6 +68,6 @@ def _readable(mode: int, *, keep_write: bool) -> int:
     The mode never has the set-user-ID bit.
     """
     runs = 0o111 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0
-    # The owner of a folder must be able to remove its content.
+    # A folder stays writable, so that its owner can remove its contents.
     writes = stat.S_IWUSR if stat.S_ISDIR(mode) or (keep_write and mode & stat.S_IWUSR) else 0
     return 0o444 | runs | writes

@@ -45,7 +45,7 @@ class HttpAnswer(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """The head of a response. Sizes are in bytes. ``last``: the server then closes the connection."""
+    """The head of a response. Sizes are in bytes. ``last``: the server closes the connection after it."""
 
     status: int
     json_size: int
@@ -144,8 +144,8 @@ class _Connection(asyncio.Protocol):
     # asyncio calls the methods below.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
+        """Store the transport."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the call in flight."""

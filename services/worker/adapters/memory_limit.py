@@ -142,7 +142,7 @@ class MemoryLimit:
 
 
 def _create_group(name: str, limit: int, cgroup: Path, proc: Path) -> tuple[Path | None, str]:
-    """Create a cgroup with this limit. Return it and no reason, or None and the reason why it failed."""
+    """Create a cgroup with this limit. Return it and an empty text, or None and the reason why it failed."""
     why = "no memory controller is mounted"
     for parent in _parents(cgroup, proc):
         group = parent / name

@@ -45,7 +45,7 @@ class ModelReport:
             self._task = asyncio.create_task(self._run(), name="model report")
 
     def rest(self) -> None:
-        """Stop reading counts, because Triton has ended. :meth:`use` starts it again."""
+        """Stop reading counts until :meth:`use` is called again. Call this when Triton has ended."""
         self._client = None
 
     async def stop(self) -> None:

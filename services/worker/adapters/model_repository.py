@@ -33,7 +33,7 @@ def prepare(
     *,
     symlinks: bool = True,
 ) -> list[str]:
-    """Replace the contents of ``repository`` by this version. Return the models in the order of loading.
+    """Replace the contents of ``repository`` with this version. Return the models in the order to load them.
 
     The last model gets the requests. It uses the others, as an ensemble or by calls from Python. ``gpus``:
     the GPUs for the model; empty: it runs on the CPU. ``symlinks``: False if the model's process cannot
@@ -171,8 +171,8 @@ def _prepare_archive(
 def model_folders(root: Path, fallback_name: str) -> dict[str, Path]:
     """Return the Triton models by name.
 
-    ``root`` is a model, or a folder of models. It may also contain nothing but such a folder, and this may
-    repeat for up to 8 levels.
+    ``root`` is a model, a folder of models, or a folder that contains only one of these. Up to 8 folders may
+    be nested.
     """
     for _ in range(8):
         if _is_model(root):

@@ -11,7 +11,7 @@ OTHERS_PASS, OTHERS_READ, OTHERS_WRITE = stat.S_IXOTH, stat.S_IROTH, stat.S_IWOT
 
 
 def first_closed(path: Path, uid: int) -> Path | None:
-    """Return the topmost parent folder that the user cannot pass through; None if it can reach the path."""
+    """Return the topmost parent folder that the user cannot pass through; None if there is no such folder."""
     for folder in reversed(path.parents):
         if not is_open_to(folder.stat(), uid, OTHERS_PASS):
             return folder

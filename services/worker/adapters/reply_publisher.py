@@ -105,7 +105,7 @@ class ReplyPublisher:
             await self.reply(reply_to, [frame])
 
     async def requeue(self, request: Request, reply_to: str) -> None:
-        """Publish a request again, unchanged, for any replica. It was in no call."""
+        """Publish an unchanged request again, for any replica. Use this if it was in no call."""
         await self._publish_request(self._queue, request, request.attempt, reply_to)
 
     async def _publish_request(self, queue: Queue, request: Request, attempt: int, reply_to: str) -> bool:

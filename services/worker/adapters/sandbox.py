@@ -81,7 +81,7 @@ class Sandbox:
 
     @classmethod
     def off(cls) -> Sandbox:
-        """Return a sandbox that contains nothing."""
+        """Return a sandbox that does not restrict the model."""
         return cls("off", Path("/"))
 
     @property
@@ -100,7 +100,7 @@ class Sandbox:
 
     @property
     def user(self) -> int | None:
-        """Return the number of the model's user and group; None if it runs as the worker's user."""
+        """Return the number of the model's user and group; None if the model runs as the worker's user."""
         return self._user.uid if self._user and self._degrees[0].user else None
 
     def choose_degree(self, needs: FileNeeds) -> None:
@@ -235,7 +235,7 @@ class Sandbox:
         """Raise Unavailable if the user cannot reach a path that the command needs."""
         for path in filter(Path.exists, needs.read):
             if not is_open_to(path.stat(), uid, OTHERS_READ | OTHERS_PASS):
-                raise Unavailable(f"other users cannot read {path}: `chmod -R a+rX` it")
+                raise Unavailable(f"other users cannot read {path}: run `chmod -R a+rX` on it")
         if self._degrees[0].mounts:
             return
         for folder in filter(Path.is_dir, self._hidden[1:]):

@@ -73,7 +73,7 @@ class TritonProcess:
 
     @property
     def has_response_cache(self) -> bool:
-        """Return True if it has a response cache."""
+        """Return True if this Triton has a response cache."""
         return self._options.response_cache_mb > 0
 
     @property

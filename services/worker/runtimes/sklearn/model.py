@@ -64,7 +64,7 @@ class TritonPythonModel:
 
 
 def methods_of(estimator: Any) -> dict[str, Any]:
-    """Return the estimator's methods by the names of their outputs."""
+    """Return for each output name the method of the estimator that computes it."""
     if hasattr(estimator, "classes_"):
         methods = {"label": estimator.predict}
         if hasattr(estimator, "predict_proba"):
