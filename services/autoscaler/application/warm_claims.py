@@ -64,7 +64,7 @@ class WarmClaims:
                 self.drop(claim.replica)
 
     async def settle(self) -> None:
-        """Find out which workers took offers of a former leader, or offers made while the store was away."""
+        """Find out which workers took offers of a former leader, or offers made without the store."""
         for claim in self:
             if claim.worker:
                 continue

@@ -207,7 +207,7 @@ class WarmPool:
     # -- offers ----------------------------------------------------------------------------------------------
 
     async def _take_from(self, pool: str, assignment: Assignment) -> bool:
-        """Return whether a waiting worker took the replica. Raise ``Unavailable`` if that is not known."""
+        """Return True if a waiting worker took the replica. Raise ``Unavailable`` if that is not known."""
         if len(self._idle.get(pool, ())) <= self._offered[pool]:
             metrics.WARM_GIVEN.labels(pool, "none waits").inc()
             return False

@@ -97,7 +97,7 @@ def _holds(
             if snapshot.room is not None
             else ""
         )
-        yield f"{memory.put_off} more will start when others are ready or have ended{most}"
+        yield f"{memory.put_off} more will start when other replicas are ready or have ended{most}"
     if snapshot.host in snapshot.cordoned:
         yield f"{snapshot.host} is cordoned: no replica is started there"
 

@@ -1,6 +1,6 @@
 """Decide whether a replica is healthy, and when its successor may start.
 
-A missing heartbeat counts only while the store answers and has reports of others. So a store that is down, or
+A missing heartbeat counts only while the store answers and has other heartbeats. So a store that is down, or
 was restarted empty, ends no replica.
 """
 

@@ -132,7 +132,7 @@ def _ahead(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> float | None:
 
 
 def _measured(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | None:
-    # While others start, the ready replicas do the work of all, so their utilization is too high.
+    # While replicas start, the ready ones do all the work, so their utilization is too high.
     measures = [u for u in (load.utilization, load.gpu_utilization) if u is not None]
     if not measures or fleet.starting or not fleet.ready:
         return None
