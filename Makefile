@@ -114,7 +114,7 @@ check: ## check lint, format, types, import rules and sizes
 	$(PY) -m mypy
 	$(PY) -m mypy --python-version 3.10 --no-warn-return-any tidegate/cli tidegate/client
 	$(PY) .venv/bin/lint-imports --no-logo
-	$(PY) -m deploy.import_graph >/dev/null || { $(PY) -m deploy.import_graph | grep -E 'UP|CIRCLE|loose'; false; }
+	$(PY) -m deploy.import_graph >/dev/null || { $(PY) -m deploy.import_graph | grep -E 'UP|CYCLE|loose'; false; }
 	$(PY) -m deploy.docstring_check
 	$(PY) -m deploy.size_report
 	$(PY) -m deploy.settings_doc --check

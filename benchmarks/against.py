@@ -2,7 +2,8 @@
 
 Both stacks run all the time, each from its own checkout with its own packages. wrk loads them alternately, so
 a slow minute of the machine affects both. The table has the medians of the rounds. The ratio is computed in
-each round, before the median, so that effects on both cancel out.
+each round, before the median, so that effects on both cancel out. The CPU time per request of each part of
+the stack depends less on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import load, options, places, report, session, stack, workloads
+from benchmarks import cpu, load, options, places, report, session, stack, workloads
 from benchmarks.errors import BenchmarkFailed
 from benchmarks.load import Figures
 from benchmarks.model import ensure_digits
 from benchmarks.stack import Stack
+from benchmarks.workloads import Exchange
+from tidegate.stack import processes
+from tidegate.stack.processes import Process
 
 WORKLOAD: workloads.Name = "digits"
 BAR = 0.97
@@ -33,6 +37,8 @@ class Pair:
     connections: int
     ours: Figures
     theirs: Figures
+    ours_us: dict[str, float]
+    theirs_us: dict[str, float]
 
     @property
     def ratio(self) -> float:
@@ -81,17 +87,38 @@ def rounds(ours: Stack, theirs: Stack, chosen: Any) -> Iterator[Pair]:
     exchange = workloads.exchange(WORKLOAD, "oip")
     for number in range(chosen.repeats):
         for connections in chosen.concurrency:
-            found: dict[str, Figures] = {}
+            found: dict[str, tuple[Figures, dict[str, float]]] = {}
             for each in (ours, theirs) if number % 2 == 0 else (theirs, ours):
                 load.warm(each.url, exchange, connections)
-                found[each.url] = load.measure(each.url, exchange, connections, chosen.seconds)
-            pair = Pair(connections, found[ours.url], found[theirs.url])
+                found[each.url] = measure(each, exchange, connections, chosen.seconds)
+            (mine, mine_us), (other, other_us) = found[ours.url], found[theirs.url]
+            pair = Pair(connections, mine, other, mine_us, other_us)
             print(
                 f"round {number + 1}, {connections} connections: {pair.ours.rate:,.0f} beside "
                 f"{pair.theirs.rate:,.0f} requests/s, {pair.ratio:.3f}x",
                 flush=True,
             )
             yield pair
+
+
+def measure(
+    stack: Stack, exchange: Exchange, connections: int, seconds: int
+) -> tuple[Figures, dict[str, float]]:
+    """Return the figures of a run, and the CPU time (us) per request of each part of the stack."""
+    members = processes_of(stack)
+    before = cpu.usage(members)
+    figures = load.measure(stack.url, exchange, connections, seconds)
+    used = cpu.usage(members).since(before)
+    requests = max(1.0, figures.rate * seconds)
+    return figures, {part: us / requests for part, us in used.items()}
+
+
+def processes_of(stack: Stack) -> list[Process]:
+    """Return the processes that run with this stack's state folder."""
+    state = str(stack.state)
+    pids = (int(entry.name) for entry in processes.PROC.iterdir() if entry.name.isdigit())
+    found = (processes.find(pid) for pid in pids)
+    return [each for each in found if each and state in f"{each.command(limit=None)} {each.environment()}"]
 
 
 def conclude(pairs: list[Pair], machine: dict[str, Any], chosen: Any) -> int:
@@ -113,9 +140,19 @@ def conclude(pairs: list[Pair], machine: dict[str, Any], chosen: Any) -> int:
                 f"{title:>16}, {connections} connections: {rate:,.0f} requests/s, "
                 f"p50 {p50:.2f} ms, p99 {p99:.2f} ms"
             )
+        for part in sorted({part for pair in mine for part in (*pair.ours_us, *pair.theirs_us)}):
+            us, other_us = (
+                median(each.get(part, 0.0) for each in side)
+                for side in ([pair.ours_us for pair in mine], [pair.theirs_us for pair in mine])
+            )
+            print(f"{part:>16}: {us:6.1f} beside {other_us:6.1f} us of CPU per request")
         print(f"{'PASS' if ratio >= BAR and not wrong else 'MISS'}  {ratio:.3f}x, wrong answers: {wrong}")
     found = [
-        {"connections": pair.connections, "ours": pair.ours.to_json(), "theirs": pair.theirs.to_json()}
+        {
+            "connections": pair.connections,
+            "ours": pair.ours.to_json() | {"cpu_us": pair.ours_us},
+            "theirs": pair.theirs.to_json() | {"cpu_us": pair.theirs_us},
+        }
         for pair in pairs
     ]
     report.write_json(

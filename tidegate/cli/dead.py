@@ -1,4 +1,4 @@
-"""``tidegate dead``: requests and jobs that finally failed, with their payloads."""
+"""``tidegate dead``: requests and jobs that were given up, with their payloads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 dead = typer.Typer(
     name="dead",
-    help="Dead letters: list, show, download, replay and delete requests that finally failed.",
+    help="Dead letters: list, show, download, replay and delete requests that were given up.",
     invoke_without_command=True,
 )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeployRequest:
-    """What to serve, under which name, and how. ``options`` is a partial DeploymentSpec.
+    """A model to serve, its name and its options. ``options`` is a partial DeploymentSpec.
 
     ``requirements`` None: use the folder's own, if it has any.
     """

@@ -24,7 +24,7 @@ def audit(
     limit: Limit = 20,
     json: Json = False,
 ) -> None:
-    """List changes, newest first: who made each, what, when and from where."""
+    """List changes, newest first, each with its time, principal, object and source address."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -71,7 +71,7 @@ def usage(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     json: Json = False,
 ) -> None:
-    """Show usage by day (UTC) and caller: requests, model time, bytes and tokens."""
+    """Show usage on whole days (UTC): requests, model time, bytes and tokens."""
     from tidegate.cli import output
     from tidegate.cli.api import control
 

@@ -17,7 +17,7 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 
 
 def model_in(path: Path) -> Path | None:
-    """Return the ONNX file to pack with its external data; None if the path is to be packed otherwise.
+    """Return the ONNX file to pack with its external data; None: pack the path in another way.
 
     The path is an ONNX file with such data, or a folder with one ONNX file that is no other kind of model.
     """

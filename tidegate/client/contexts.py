@@ -80,7 +80,7 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The stack in use. ``fields`` are its settings, which the environment may override, from ``context``."""
+    """The settings ``fields`` of the stack in use, and the name of its context; empty without a context."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     context: str = ""

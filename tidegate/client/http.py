@@ -60,7 +60,7 @@ def open_answer_of(response: httpx.Response) -> Answer:
 
 
 def meaning(error: httpx.HTTPError, what: str, url: str) -> TidegateError:
-    """Return the error to throw into a flow if ``what`` at ``url`` got no answer."""
+    """Return the error to throw into a flow if the server ``what`` at ``url`` did not answer."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return DeadlinePassed(f"{what} at {url} did not answer in time.")
     return Unreachable(f"{what} does not answer at {url}: {error or type(error).__name__}.")

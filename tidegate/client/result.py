@@ -52,7 +52,7 @@ class InferResult(Mapping[str, Array]):
 
 
 def read_result(answer: Answer) -> InferResult:
-    """Return the result in an answer. Raise BadAnswer if there is none."""
+    """Return the result in an answer. Raise BadAnswer if the answer is malformed."""
     try:
         length = answer.headers.get(HEAD_LENGTH.lower())
         head, outputs = decode_response(answer.body, int(length) if length is not None else None)

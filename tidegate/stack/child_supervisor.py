@@ -38,7 +38,7 @@ class ChildSupervisor:
     _deaths: int = field(default=0)
 
     async def run(self) -> None:
-        """Keep the child running until cancelled. Raise ChildFailed if it ends before it was ever ready."""
+        """Keep the child running until cancelled. Raise ChildFailed if it ends before it is first ready."""
         for name in self.child.after:
             self._report("waiting", detail=f"for {name}")
             await self.ready[name].wait()

@@ -140,7 +140,7 @@ def _node_environment(home: Path, dist_port: int, quick: _QuickStart | None) -> 
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_PID_FILE": str(home / "node.pid"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG_FLAGS,
-        # The script then execs the Erlang VM instead of starting it as a child, so SIGTERM reaches the node.
+        # This makes the script become the Erlang VM, instead of its parent, so that SIGTERM reaches the node.
         # The flag -noinput above keeps the VM from reading a terminal.
         "RABBITMQ_ALLOW_INPUT": "1",
     }

@@ -23,7 +23,7 @@ from tidegate.stack.ports import check_free
 from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecord
 
 POLL_S = 0.1
-# Longer than any child's own limit, so that the supervisor gives up first and reports the reason.
+# Longer than every child's limit, so that the supervisor reports the reason before this limit ends.
 LIMIT_S = 300.0
 
 

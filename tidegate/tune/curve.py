@@ -54,7 +54,7 @@ def quantile(ascending: Sequence[float], share: float) -> float | None:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the Pareto front by ascending p99: the points to which no other is better in both figures."""
+    """Return the Pareto front by ascending p99: no other point has more throughput and a lower p99."""
     measured = [point for point in points if point.p99_ms is not None and not point.failed]
     found: list[Point] = []
     for point in sorted(measured, key=lambda each: (each.p99_ms or 0.0, -each.rps)):
@@ -64,7 +64,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def choose(points: Sequence[Point], latency_ms: float) -> Point | None:
-    """Return the point with the highest throughput among those with a p99 within ``latency_ms``; or None.
+    """Return the point with the highest throughput and a p99 within ``latency_ms``; None without such a point.
 
     If points differ only by noise, return the one with the lowest p99.
     """
