@@ -152,7 +152,7 @@ async def test_what_a_model_forks_may_end(tmp_path: Path) -> None:
     watched = ModelProcesses(os.getpid(), [model.pid, forked], lambda _: None)
     assert watched.pids == []
     watched.close()
-    for pid in (forked, model.pid):
+    for pid in (model.pid, forked):  # the shell ends with its child
         os.kill(pid, signal.SIGKILL)
     await model.wait()
 
