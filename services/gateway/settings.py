@@ -18,7 +18,9 @@ class GatewaySettings(Settings):
     service: ClassVar[str] = "gateway"
 
     gateway_workers: int = Field(1, ge=1, le=64, description="Gateway processes that share the port.")
-    envelope_max_frames: int = Field(256, ge=1, le=4096, description="Most requests in one envelope.")
+    envelope_max_frames: int = Field(
+        256, ge=1, le=4096, description="Largest number of requests in one envelope."
+    )
     max_body_bytes: int = Field(
         256 * 2**20, description="Largest request body that the gateway accepts, in bytes."
     )

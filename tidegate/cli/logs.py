@@ -152,7 +152,8 @@ def _show_lines(lines: list[dict[str, Any]]) -> None:
 
 
 def _write(text: str) -> None:
-    # A pipe gets the bytes unchanged. A terminal must not run control characters of a model or a caller.
+    # A pipe gets the text unchanged. For a terminal, control characters are escaped, because they may come
+    # from a model or a caller.
     if sys.stdout.isatty():
         from tidegate.cli.output import plain
 

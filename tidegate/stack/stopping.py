@@ -12,7 +12,7 @@ from tidegate.stack.plan import SWEEP_LIMIT_S, plan
 from tidegate.stack.record import RunFolder
 from tidegate.stack.starting import OnProgress, ProgressReporter, ignore
 
-# The sum of all grace times and the time to end the replicas. It usually takes a few seconds.
+# The limit for a stop: all grace times, and the time to end the replicas. A stop usually takes seconds.
 LIMIT_S = 150.0 + SWEEP_LIMIT_S
 
 

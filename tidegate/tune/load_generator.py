@@ -25,7 +25,7 @@ LINGER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """The address, the number of connections and the duration of a load. The warm-up is not counted."""
+    """The address, the connections and the duration of a load. ``seconds`` begins after ``warm_s``."""
 
     host: str
     port: int

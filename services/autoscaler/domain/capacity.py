@@ -76,7 +76,7 @@ def size_of(deployment: Deployment, measured_mb: int, policy: Policy) -> Replica
 def room_of(host: Host, policy: Policy, there: Iterable[tuple[ReplicaSize, int]]) -> Room:
     """Return the room for more replicas. ``there``: the size and the used MiB of each replica that exists.
 
-    A replica's memory counts as taken up to its size, also the part that it does not use yet.
+    A replica counts with its full size, even while it uses less memory.
     """
     there = list(there)
     cores = host.cores * policy.replicas_per_core - sum(size.cores for size, _ in there)

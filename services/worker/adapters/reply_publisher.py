@@ -152,9 +152,10 @@ class ReplyPublisher:
         mandatory: bool = False,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
-        """Publish again until the broker confirms, for up to ``timeout_s``.
+        """Publish a message. If it fails, try again until the broker confirms it or ``timeout_s`` is over.
 
-        ``mandatory``: also wait until the queue exists; another service may not have declared it yet.
+        A message that is not confirmed in time is logged and lost. ``mandatory``: a message without a queue
+        is a failure too, because another service may not have declared the queue yet.
         """
         give_up_at = time.monotonic() + timeout_s
         while True:

@@ -151,7 +151,7 @@ class TritonClient:
             raise Unavailable(f"The model server is gone: {error}") from None
 
     async def stream(self, request: Any) -> AsyncGenerator[Any]:
-        """Yield each ``ModelInferResponse`` to a ``ModelInferRequest`` when it arrives, without a time limit.
+        """Send a ``ModelInferRequest`` and yield each response as it arrives. There is no time limit.
 
         Closing the generator cancels the request in Triton. Raises ModelFailed, PayloadTooLarge, Unavailable.
         """

@@ -95,7 +95,10 @@ async def test_a_pull_that_fails_is_told_and_tried_again(images, registry, no_pa
     registry.refuses = "no such host."
     await being_fetched(images)
     await fetched(registry)
-    with pytest.raises(LaunchFailed, match=r"was not pulled: no such host\. The next start pulls again"):
+    with pytest.raises(
+        LaunchFailed,
+        match=r"was not pulled\. The next launch of a replica tries again\. Reason: no such host",
+    ):
         await images.digest("ours/worker")
     registry.refuses = ""
     await being_fetched(images)

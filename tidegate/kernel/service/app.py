@@ -124,7 +124,7 @@ OWN_PATHS = {"/health/live": live, "/health/ready": ready, METRICS: metrics}
 
 
 def _registry() -> CollectorRegistry:
-    """Return the metrics of this process, or of all processes of a service that runs as several."""
+    """Return the metrics of this process. If the service has several processes, return those of all."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     together = CollectorRegistry()

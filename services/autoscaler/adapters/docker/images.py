@@ -80,7 +80,10 @@ class Images:
             del self._pulls[reference]
         if (failed := running.pull.exception()) is not None:
             reason = failed.message if isinstance(failed, Unavailable) else repr(failed)
-            raise LaunchFailed(f"The image {reference} was not pulled: {reason} The next start pulls again.")
+            raise LaunchFailed(
+                f"The image {reference} was not pulled. "
+                f"The next launch of a replica tries again. Reason: {reason}"
+            )
 
     def _pull_missing(self, reference: str) -> str:
         """Pull in the background and return the message for the launch. A pull may take minutes."""

@@ -19,7 +19,7 @@ log = telemetry.logger(__name__)
 class DesiredStateSource:
     """The last desired state that was read. A file has a copy of it for the next start.
 
-    A failed read does not change it.
+    A failed read of the registry does not change it.
     ``answered`` is False while the registry cannot be read.
     """
 

@@ -43,7 +43,8 @@ class HeaderBlockReader:
 
     def read(self, block: bytes) -> CallHeaders:
         """Decode a header block: the headers of a call, or trailers; raise ProtocolError."""
-        # The server announces a dynamic table of size 0. Then a block means the same on every connection.
+        # The server asks for a dynamic table of size 0. Once a client uses it, a block means the same on
+        # every connection, so the cache can be used.
         stateless = self._decoder.header_table_size == 0
         if stateless and (cached := self._cache.get(block)) is not None:
             return cached

@@ -341,7 +341,9 @@ class AmqpConnection(asyncio.BufferedProtocol):
             frame_max=self._frame_max,
         )
         confirm = None
-        if self._confirms:  # not before wire.publish, which may raise: the broker counts only what it gets
+        # Counted after wire.publish, which may raise. The broker counts only messages that it gets, and both
+        # counts must agree.
+        if self._confirms:
             self._published += 1
             confirm = self._open[self._published] = self._loop.create_future()
         if self.held is not None or sum(map(len, pieces)) < SCATTER:
