@@ -107,7 +107,7 @@ def test_what_the_registry_refuses(model: Path, tmp_path: Path) -> None:
 def test_what_the_cli_refuses(model: Path) -> None:
     for location, words in (
         (b"../../w.dat", "not below its folder"),
-        (b"deep/x.data", "there is no such file"),
+        (b"deep/x.data", "is missing"),
         (b".ssh/id_rsa", "a hidden file"),
     ):
         other = model.with_name("other.onnx")
