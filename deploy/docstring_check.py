@@ -22,6 +22,8 @@ that the their them then there these they this those three to true false two und
 whatever when where whether which while who whoever whom whose why will with within without your
 """
 NO_VERBS = frozenset(_WORDS.split())
+# A class is a thing, so its docstring begins with a noun phrase; a clause names nothing.
+CLAUSES = frozenset(["how", "what", "when", "where", "whether", "which", "who", "whoever", "why"])
 _PROPERTIES = ("property", "cached_property", "computed_field", "fixture", "overload")
 
 
@@ -34,6 +36,11 @@ def first_word(text: str) -> str:
 def complaints(path: Path) -> Iterator[str]:
     """Yield the place and the first line of each docstring that does not begin with a verb."""
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+            text = ast.get_docstring(node)
+            if text and first_word(text) in CLAUSES:
+                yield f"{path}:{node.lineno} {text.splitlines()[0]}"
+            continue
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name == "__init__":
             continue
         decorators = [ast.unparse(each) for each in node.decorator_list]

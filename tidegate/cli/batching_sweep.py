@@ -24,7 +24,7 @@ from tidegate.tune.measurement import GatewayAddress, measure, request_bytes
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """What to measure, within ``limit_s``. ``max_batch`` and ``inputs`` None: as the signature says."""
+    """The plan of a sweep of at most ``limit_s``. ``max_batch`` and ``inputs`` None: by the signature."""
 
     latency_ms: float
     connections: Sequence[int]

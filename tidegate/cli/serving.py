@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to serve a version: with or without traffic, after a check or not, and with or without a wait."""
+    """The options for serving a version: with or without traffic, a check before it, and a wait."""
 
     timeout_s: float
     wait: bool = True

@@ -38,7 +38,7 @@ _HOST = {
 
 @dataclass(frozen=True, slots=True)
 class StackBounds:
-    """What containers of this stack may use. ``images`` are patterns with ``*``, ``home`` is a folder."""
+    """The bounds for containers of this stack. ``images`` are patterns with ``*``, ``home`` is a folder."""
 
     stack: str
     images: tuple[str, ...]

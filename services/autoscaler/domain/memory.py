@@ -111,7 +111,7 @@ class LoadMemory:
 
 @dataclass(frozen=True, slots=True)
 class SlotMemory:
-    """How often in a row a replica of one slot failed after it had been ready."""
+    """The count of failures in a row of one slot's replicas, each after it had been ready."""
 
     failures: int = 0
     not_before: float = 0.0

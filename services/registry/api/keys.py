@@ -48,7 +48,7 @@ class KeyMade(KeyInfo):
 
 
 class RotateBody(Noun):
-    """How long the old secret continues to work, in seconds."""
+    """The body of a rotation: the seconds for which the old secret still works."""
 
     grace_s: float = Field(0.0, ge=0, le=30 * 86_400)
 

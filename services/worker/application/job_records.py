@@ -27,7 +27,7 @@ BACKOFF_S = (0.1, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """How an attempt of a job ended: with a reply, with an error, or with neither. Times in seconds.
+    """The end of a job's attempt: with a reply, with an error, or with neither. Times in seconds.
 
     ``shared`` is the number of jobs in the model call.
     """

@@ -327,7 +327,7 @@ class Settings(BaseSettings):
 
     @property
     def gateway_grpc_target(self) -> str:
-        """Where gRPC clients reach the gateway: ``host:port``."""
+        """The address of the gateway for gRPC clients: ``host:port``."""
         reach = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
         return f"[{reach}]:{self.gateway_grpc_port}" if ":" in reach else f"{reach}:{self.gateway_grpc_port}"
 

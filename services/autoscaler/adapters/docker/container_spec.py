@@ -33,7 +33,7 @@ GpuRequest = Literal["devices", "environment"]
 
 @dataclass(frozen=True, slots=True)
 class DockerPlan:
-    """How workers are started as containers. Memory is in MiB; 0: no limit.
+    """The settings for workers as containers. Memory is in MiB; 0 means no limit.
 
     ``token`` is the service token, from which the tokens of replicas are derived. ``secrets`` are files for
     the worker's secrets folder. ``stack`` is the prefix of container names, so stacks can share an engine.

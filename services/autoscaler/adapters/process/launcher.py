@@ -48,7 +48,7 @@ DEVICES, DEVICE_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """How workers are started as processes. The replica's folder is appended to ``command``.
+    """The settings for workers as processes. The replica's folder is appended to ``command``.
 
     ``token`` is the service token, from which the tokens of replicas are derived. ``environment`` is the
     whole environment of workers.
