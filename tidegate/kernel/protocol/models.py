@@ -15,7 +15,8 @@ NAME_PATTERN = names.PATTERN
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
-Format = Literal["onnx", "sklearn", "torchscript", "python", "triton"]
+Format = Literal["onnx", "sklearn", "torchscript", "python", "triton", "llm"]
+Engine = Literal["auto", "llamacpp", "vllm", "openai-url"]
 # The largest numbers that users may set. Databases and other programs cannot store larger ones.
 LARGEST = 2**31 - 1
 LARGEST_AXIS = 2**63 - 1
@@ -122,12 +123,47 @@ class Resources(Written):
         return self
 
 
+class LlmSpec(Written):
+    """How a replica runs a version of format ``llm``.
+
+    ``engine``: ``auto`` is vLLM for a Hugging Face folder if its environment is installed, else llama.cpp.
+    ``slots``: sequences that the engine works on at the same time; a worker never holds more requests.
+    ``context``: the most tokens of a prompt and its answer; None: the model's.
+    ``kv_tokens``: the most tokens in the engine's KV cache that a worker fills; None: the engine's size.
+    ``arguments``: arguments of the engine, by its own names, passed as they are.
+    ``adapters``: LoRA adapters by name, as paths in the artifact; requests name them ``model:adapter``.
+    ``affinity_wait_ms``: a request waits this long for the replica that has its prefix; 0: never.
+    ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
+    ``upstream_model``: the model's name there. ``credential``: ``env:NAME`` or ``file:PATH`` on the worker's
+    host, never the credential itself. ``region``: where the upstream processes data.
+    """
+
+    engine: Engine = "auto"
+    slots: int = Field(4, ge=1, le=4096)
+    context: int | None = Field(None, ge=16, le=LARGEST)
+    kv_tokens: int | None = Field(None, ge=16, le=LARGEST)
+    arguments: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    adapters: dict[Name, str] = Field(default_factory=dict)
+    affinity_wait_ms: float = Field(100.0, ge=0, le=60_000)
+    upstream: str | None = Field(None, pattern=r"^https?://", max_length=2048)
+    upstream_model: str | None = Field(None, min_length=1, max_length=255)
+    credential: str | None = Field(None, pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$", max_length=1024)
+    region: str | None = Field(None, min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _upstream_fits(self) -> Self:
+        if (self.engine == "openai-url") != (self.upstream is not None):
+            raise ValueError("the engine openai-url needs upstream, and only this engine takes it")
+        return self
+
+
 class DeploymentSpec(Written):
     """One Version run by identical workers that share a queue.
 
     ``image`` is the image of its workers if they are containers; None: the launcher's.
     ``progress_timeout_s``: the process of a model that answers no call for this time is ended. None: a
     minute, or the longest timeout of the callers that wait, if that is longer.
+    ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
     """
 
     name: Name
@@ -150,6 +186,7 @@ class DeploymentSpec(Written):
     env: dict[str, str] = Field(default_factory=dict)
     resources: Resources = Resources(gpus=0)
     image: str | None = Field(None, min_length=1, max_length=512)
+    llm: LlmSpec | None = None
 
 
 class Override(Noun):

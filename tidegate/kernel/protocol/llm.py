@@ -1,0 +1,103 @@
+"""Language models: a request and its events, as they travel between gateway, worker and engine.
+
+A version of format ``llm`` is a decoupled model with one input and two outputs. The input is the path and the
+body of an OpenAI-compatible request. Each answer has the engine's next events, uncut and in order, and facts
+about them for Tidegate. The engine does templates, tools, sampling and guided decoding: the body passes
+through unchanged, except for what :mod:`services.worker.runtimes.llm` needs for token counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from tidegate.kernel.protocol.models import Signature, TensorSpec
+
+REQUEST, EVENTS, META = "request", "events", "meta"
+
+SIGNATURE = Signature(
+    inputs=[TensorSpec(name=REQUEST, datatype="BYTES", shape=[1])],
+    outputs=[
+        TensorSpec(name=EVENTS, datatype="BYTES", shape=[-1]),
+        TensorSpec(name=META, datatype="BYTES", shape=[1]),
+    ],
+    max_batch_size=0,
+    decoupled=True,
+)
+
+# The band of a request: a queue of its own in the broker. Weights: BAND_WEIGHTS.
+Band = Literal["high", "normal", "low"]
+BAND_WEIGHTS: dict[Band, int] = {"high": 16, "normal": 4, "low": 1}
+
+# A parameter of the call key: the tokens that the request may occupy in the engine's KV cache (prompt and
+# answer), as the gateway estimates them. The worker adds them up against the Deployment's ``kv_tokens``.
+KV_TOKENS = "kv_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The part of a stream that the caller already has: the stream continues after it.
+
+    ``prompt`` and ``emitted`` are ids of tokens, as the engine that was lost reported them. ``text`` is the
+    text of the emitted ones. ``id`` and ``created`` are those of the first part's events.
+    """
+
+    prompt: list[int]
+    emitted: list[int]
+    text: str
+    id: str = ""
+    created: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LlmRequest:
+    """A request to an engine. ``path``: that of the engine's API, for example ``/v1/chat/completions``."""
+
+    path: str
+    body: dict[str, Any]
+    resume: Resume | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return the request as the only element of the input :data:`REQUEST`."""
+        return orjson.dumps({"path": self.path, "body": self.body, "resume": self.resume})
+
+    @classmethod
+    def from_bytes(cls, raw: bytes | memoryview) -> LlmRequest:
+        """Read a request; raise ValueError, KeyError or TypeError if it is not one."""
+        document = orjson.loads(raw)
+        resume = document.get("resume")
+        return cls(document["path"], document["body"], Resume(**resume) if resume else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Facts about the events of one answer.
+
+    ``status``: the engine's HTTP status if it refused the request; then the only event is its error body.
+    ``retry_after_s``: when to try again, if the engine or the provider said so.
+    ``usage``: prompt tokens, answer tokens and cached prompt tokens of the stream up to this answer; None:
+    the engine has not reported any yet. It is cumulative, so a stream that is cut off has its count too.
+    ``prompt_ids``: the prompt's tokens, in the first answer, if the engine can continue a lost stream.
+    ``ids``: the answer's tokens in these events, under the same condition.
+    """
+
+    status: int = 200
+    retry_after_s: float | None = None
+    usage: tuple[int, int, int] | None = None
+    prompt_ids: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes | memoryview) -> Meta:
+        """Read the only element of the output :data:`META`; absent members have their defaults."""
+        document = orjson.loads(raw)
+        usage = document.get("usage")
+        return cls(
+            document.get("status", 200),
+            document.get("retry_after_s"),
+            (usage[0], usage[1], usage[2]) if usage else None,
+            document.get("prompt_ids", []),
+            document.get("ids", []),
+        )
