@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, help="cores that the tests may use; default: all")
     parser.add_argument("--logs", type=Path, help="folder for the runs' output; default: a temporary one")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a kill ends the busy loops too
     logs = given.logs or Path(tempfile.mkdtemp(prefix="tidegate-repeat-"))
     logs.mkdir(parents=True, exist_ok=True)
     print(f"{given.runs} runs, {given.busy} busy loops, {given.cores or 'all'} cores; output in {logs}")
