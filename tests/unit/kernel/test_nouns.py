@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker import topology
 from tidegate.kernel.protocol.models import DeploymentSpec, Name, Signature, TensorSpec
-from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, ReplicaReport
+from tidegate.kernel.protocol.presence import EngineReport, GatewayLoad, GatewayReport, ReplicaReport
 
 pytestmark = pytest.mark.unit
 
@@ -87,6 +87,18 @@ def test_a_report_of_a_newer_worker_is_read():
     report = ReplicaReport("r", "d", 1, "h", 7, "ready")
     newer = orjson.loads(report.to_json()) | {"colour": "blue"}
     assert ReplicaReport.from_json(orjson.dumps(newer)) == report
+
+
+def test_the_facts_of_an_engine_travel_in_its_replicas_report():
+    stats = {"slots": 4, "running": 3, "kv_used": 900.0, "kv_total": 4096, "waiting": None, "colour": "blue"}
+    report = ReplicaReport("r", "d", 1, "h", 7, "ready", llm=EngineReport.of(stats))
+    assert report.llm == EngineReport(slots=4, running=3, kv_used=900, kv_total=4096)
+    assert ReplicaReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("value", [-1, "7", float("nan"), float("inf"), True, [1], None])
+def test_an_unusable_fact_of_an_engine_is_unknown(value):
+    assert EngineReport.of({"slots": value}) == EngineReport()
 
 
 def test_gateway_report_round_trip():

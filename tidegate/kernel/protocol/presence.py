@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import orjson
 from typing_extensions import Self
@@ -28,6 +30,35 @@ class ModelDeath:
     next_start_at: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """Facts about the engine of a language model. None: the engine does not report it.
+
+    ``slots``: sequences that it works on at the same time. ``running`` and ``waiting``: its requests.
+    ``kv_used`` and ``kv_total``: tokens in its KV cache, and the most that fit. The other members count
+    tokens since the engine's start: of prompts, of answers, and of prompts that were already in its cache.
+    """
+
+    slots: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    kv_used: int | None = None
+    kv_total: int | None = None
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    cached_tokens: int | None = None
+
+    @classmethod
+    def of(cls, stats: Mapping[str, Any]) -> Self:
+        """Return the report of an engine's ``stats()``. Unknown and unusable members are ignored."""
+        found = {name: stats.get(name) for name in cls.__dataclass_fields__}
+        return cls(**{name: int(value) for name, value in found.items() if _is_count(value)})
+
+
+def _is_count(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
+
+
 @dataclass(slots=True)
 class ReplicaReport:
     """A worker's heartbeat. Durations are milliseconds. Counters count from the worker's start.
@@ -48,6 +79,7 @@ class ReplicaReport:
     ``ready_at`` is when it was first ready, in seconds since the epoch; 0: never yet. A replica that was
     ready before and is ``starting`` now is loading its model again.
     ``death`` is the last death of the model's process; None: it has not died.
+    ``llm`` has the facts of a language model's engine; None: no engine, or no facts yet.
     """
 
     replica: str
@@ -76,6 +108,7 @@ class ReplicaReport:
     memory_limit: str = ""
     ready_at: float = 0.0
     death: ModelDeath | None = None
+    llm: EngineReport | None = None
 
     def to_json(self) -> bytes:
         """Return the report as JSON."""
@@ -89,17 +122,25 @@ class ReplicaReport:
         if values.get("death") is not None:
             fields = ModelDeath.__dataclass_fields__
             values["death"] = ModelDeath(**{k: v for k, v in values["death"].items() if k in fields})
+        if values.get("llm") is not None:
+            values["llm"] = EngineReport.of(values["llm"])
         return cls(**values)
 
 
 @dataclass(slots=True)
 class GatewayLoad:
-    """One gateway's load of one Deployment: its unanswered requests now, and totals since its start."""
+    """One gateway's load of one Deployment: its unanswered requests now, and totals since its start.
+
+    ``waiting`` are the requests of a language model that have no event yet, and ``waiting_tokens`` the
+    estimated tokens of their prompts. They are a part of ``outstanding``.
+    """
 
     outstanding: int = 0
     arrived: int = 0
     completed: int = 0
     refused: int = 0
+    waiting: int = 0
+    waiting_tokens: int = 0
 
 
 @dataclass(slots=True)
