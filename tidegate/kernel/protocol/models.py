@@ -124,7 +124,7 @@ class Resources(Written):
 
 
 class LlmSpec(Written):
-    """How a replica runs a version of format ``llm``.
+    """The options with which a replica runs a version of format ``llm``.
 
     ``engine``: ``auto`` is vLLM for a Hugging Face folder if its environment is installed, else llama.cpp.
     ``slots``: sequences that the engine works on at the same time; a worker never holds more requests.
