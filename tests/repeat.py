@@ -53,12 +53,18 @@ def run(source: Path, folder: Path, cores: int | None, log: Path) -> Run:
     pinned = ["taskset", "--cpu-list", f"0-{cores - 1}"] if cores else []
     began = time.monotonic()
     with log.open("wb") as out:
-        done = subprocess.run(
+        tests = subprocess.Popen(
             [*pinned, "bash", ".ci/run"], cwd=folder, stdin=subprocess.DEVNULL, stdout=out,
-            stderr=subprocess.STDOUT, env={**os.environ, "CI": "true"}, timeout=LIMIT_S, check=False,
+            stderr=subprocess.STDOUT, env={**os.environ, "CI": "true"}, start_new_session=True,
         )  # fmt: skip
+        try:
+            code = tests.wait(LIMIT_S)
+        finally:
+            if tests.poll() is None:
+                os.killpg(tests.pid, signal.SIGTERM)
+                tests.wait()
     text = log.read_text(errors="replace")
-    return Run(done.returncode, time.monotonic() - began, _COUNTS.findall(text), _FAILED.findall(text))
+    return Run(code, time.monotonic() - began, _COUNTS.findall(text), _FAILED.findall(text))
 
 
 def main() -> int:
