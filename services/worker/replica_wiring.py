@@ -66,7 +66,7 @@ def build_job_serving(
 ) -> JobServing:
     """Return the parts that run a Deployment's jobs; results are kept for ``keep_s`` seconds."""
     records = JobRecords(store, claims, replica, keep_s=keep_s)
-    scheduler = JobScheduler(records, max_rows=limits.max_rows)
+    scheduler = JobScheduler(records, max_rows=limits.max_rows, slots=limits.streams)
     consumer = JobConsumer(amqp_url, deployment, publisher, scheduler)
     scheduler.settle_through(consumer)
     leases = JobLeases(store, scheduler, consumer, replica, ack_timeout_s=ack_timeout_s)

@@ -11,6 +11,8 @@ from tidegate.kernel.protocol.envelope import Request
 class GatedModel:
     """``open`` lets calls pass; ``fail`` may raise for a call; ``calls`` has the request ids of each call."""
 
+    decoupled = False
+
     def __init__(self) -> None:
         self.open = asyncio.Event()
         self.open.set()

@@ -13,7 +13,7 @@ from services.gateway.api.compression import HttpResponse
 from services.gateway.application.jobs.backlog import estimated_start_ms
 from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import SubmittedJob
-from services.gateway.domain import job_results, oip
+from services.gateway.domain import job_results, llm_jobs, oip
 from services.gateway.domain.job_options import Preference
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.protocol.jobs import Job, iso
@@ -67,6 +67,8 @@ class JobResponses:
 
     async def result(self, job: Job, headers: Headers, rid: bytes) -> HttpResponse:
         """Return the result of a job that has ended, in the requested form. If it failed, raise its error."""
+        if llm_jobs.is_llm(job.ask) and job.state in ("succeeded", "failed") and job.result_size:
+            return await self._llm_result(job, rid)
         if job.state != "succeeded":
             raise job_results.failure_of(job)
         frame = await self._results.frame(job)
@@ -82,3 +84,14 @@ class JobResponses:
         if tail:
             answer.append((_HEADER_LENGTH, b"%d" % len(body)))
         return HttpResponse(200, answer, body, tail)
+
+    async def _llm_result(self, job: Job, rid: bytes) -> HttpResponse:
+        """Return the engine's own answer, or its refusal with the engine's status."""
+        answer = await self._results.llm_answer(job, await self._results.frame(job))
+        headers = [
+            _JSON,
+            (b"content-length", b"%d" % len(answer.body)),
+            (b"content-location", b"/v1/jobs/%b/result" % job.id.hex().encode()),
+            (b"x-request-id", rid),
+        ]
+        return HttpResponse(answer.status, headers, answer.body)

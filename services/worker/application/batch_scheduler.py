@@ -100,6 +100,8 @@ class BatchScheduler:
             cancelled=lambda id_: id_ in self._cancelled,
             on_lost=self._on_model_lost,
             died_alone=lambda: self._died_alone,
+            taken=lambda: jobs.open_calls if jobs is not None else 0,
+            on_free=self._wake,
         )
 
     @property
@@ -272,6 +274,8 @@ class BatchScheduler:
             group = self._drop_unwanted(self.backlog.take(min(self._max_rows, self._free_requests())))
             if group:
                 self._start_call(model, group)
+        if self._limits.streams:
+            self.streams.start_waiting()
         if self._jobs is not None:
             self._jobs.start_calls(self._free_calls(), job_calls(self.max_calls), self._free_requests())
 
@@ -282,8 +286,14 @@ class BatchScheduler:
         return task
 
     def _free_calls(self) -> int:
-        """Return how many calls may start now. Requests use them first, then jobs."""
-        return max(0, self.max_calls - len(self._calls) - (self._jobs.open_calls if self._jobs else 0))
+        """Return how many calls may start now. Requests use them first, then jobs.
+
+        A stream has a slot of a decoupled model. A stream that waits gets the next free one.
+        """
+        in_use = len(self._calls) + (self._jobs.open_calls if self._jobs else 0)
+        if self._limits.streams:
+            in_use += self.streams.in_hand
+        return max(0, self.max_calls - in_use)
 
     def _free_requests(self) -> int:
         """Return how many more requests the Deployment's ``max_concurrency`` allows in calls."""

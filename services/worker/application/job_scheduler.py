@@ -19,9 +19,11 @@ from services.worker.adapters.metrics import JOBS, SUSPECTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.request_log import log_failure, log_request
 from services.worker.application.job_records import AttemptEnd, JobRecords
+from services.worker.application.llm_jobs import llm_answer
 from services.worker.application.model_calls import (
     CallFailure,
     count_failure,
+    count_slot_success,
     count_success,
     decide_failure,
     replies_to,
@@ -31,6 +33,7 @@ from services.worker.domain.job_backlog import JobBacklog, QueuedJob
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
+from tidegate.kernel.protocol.jobs import Terminal
 
 log = telemetry.logger(__name__)
 
@@ -65,11 +68,13 @@ class JobScheduler:
     a call. ``alone`` returns a context in which no other call starts.
 
     A job that was lost with its worker or model server is a suspect: it runs alone in the model.
+    ``slots``: the most requests that a decoupled model works on at the same time; 0: it is not decoupled.
     """
 
-    def __init__(self, records: JobRecords, *, max_rows: int) -> None:
+    def __init__(self, records: JobRecords, *, max_rows: int, slots: int = 0) -> None:
         self._records = records
         self._max_rows = max_rows
+        self._slots = slots
         self._model: Model | None = None
         self._deliveries: JobDeliveries
         self._backlog = JobBacklog()
@@ -300,6 +305,9 @@ class JobScheduler:
     async def _call(self, model: Model, group: list[QueuedJob]) -> None:
         started = time.monotonic()
         timeout_s = max(max(job.request.deadline_ms for job in group) / 1e3 - time.time(), 0.001)
+        if model.decoupled:
+            await self._call_llm(model, group[0], started, timeout_s)
+            return
         try:
             answer = await model.call([job.request for job in group], timeout_s, _call_parameters(group))
             spent = time.monotonic() - started
@@ -315,6 +323,24 @@ class JobScheduler:
                 for job, reply in zip(group, replies, strict=True)
             ]
         )
+
+    async def _call_llm(self, model: Model, job: QueuedJob, started: float, timeout_s: float) -> None:
+        """Run a job on a language model, in one of its slots. A refused job keeps the engine's answer."""
+        try:
+            found = await llm_answer(model, job.request, timeout_s)
+            spent = time.monotonic() - started
+            (reply,) = replies_to([job], found.answer, started, spent)
+        except Exception as error:
+            await self._on_failure(model, decide_failure([job], error, "the job could not be run"))
+            return
+        refused = found.refusal
+        if refused is None:
+            count_slot_success(self.stats, self._slots, job, started, spent)
+        else:
+            refused = log_failure(job.request, refused, job=job.id.hex(), attempt=job.attempt)
+            count_failure(self.stats, job)
+        state: Terminal = "succeeded" if refused is None else "failed"
+        self._record([AttemptEnd(job, state, reply, refused, started - job.received, spent, self._slots)])
 
     async def _on_failure(self, model: Model, failure: CallFailure[QueuedJob]) -> None:
         self._record([AttemptEnd(job, "expired") for job in failure.expired])

@@ -162,6 +162,18 @@ def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spe
     CALL_SIZE.observe(requests)
 
 
+def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: float, spent: float) -> None:
+    """Add a request that had one of a decoupled model's ``slots``.
+
+    Up to ``slots`` requests share the worker's time, so each adds its duration divided by ``slots``. call_ms
+    stays unknown: admission cannot predict the first chunk of a stream from a duration.
+    """
+    stats.completed += 1
+    stats.busy_s += spent / slots
+    stats.batch.add(slots)
+    stats.counts.add_success(1, item.request.rows or 1, started - item.received, spent)
+
+
 def count_failure(stats: WorkStats, item: Queued) -> None:
     """Add a request whose caller gets an error to the statistics."""
     stats.failed += 1

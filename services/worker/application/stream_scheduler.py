@@ -22,6 +22,7 @@ from services.worker.application.model_calls import (
     CallFailure,
     check_key_length,
     count_failure,
+    count_slot_success,
     decide_failure,
 )
 from services.worker.domain.backlog import QueuedRequest
@@ -39,7 +40,10 @@ SILENCE_S = 600.0
 
 
 class StreamScheduler:
-    """Runs up to ``limit`` streams at the same time. Other streams wait."""
+    """Runs up to ``limit`` streams at the same time. Other streams wait.
+
+    ``taken`` returns how many of the ``limit`` slots jobs have. ``on_free`` is called when a slot is free.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,8 @@ class StreamScheduler:
         cancelled: Callable[[bytes], bool],
         on_lost: Callable[[Model], None],
         died_alone: Callable[[], bool],
+        taken: Callable[[], int] = lambda: 0,
+        on_free: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher = publisher
         self._settle = settle
@@ -59,6 +65,8 @@ class StreamScheduler:
         self._cancelled = cancelled
         self._on_lost = on_lost
         self._died_alone = died_alone
+        self._taken = taken
+        self._on_free = on_free
         self._model: Model | None = None
         self._waiting: deque[QueuedRequest] = deque()
         self._running: dict[asyncio.Task[None], QueuedRequest] = {}
@@ -79,7 +87,7 @@ class StreamScheduler:
     def resume(self) -> None:
         """Start waiting streams again, after a pause."""
         self.paused = False
-        self._start_waiting()
+        self.start_waiting()
 
     def start(self, model: Model, item: QueuedRequest) -> asyncio.Task[None]:
         """Start a stream immediately."""
@@ -91,12 +99,12 @@ class StreamScheduler:
     def add(self, item: QueuedRequest) -> None:
         """Queue a stream."""
         self._waiting.append(item)
-        self._start_waiting()
+        self.start_waiting()
 
     def use(self, model: Model | None) -> None:
         """Call this model from now on; with None, start no streams."""
         self._model = model
-        self._start_waiting()
+        self.start_waiting()
 
     def cancel(self) -> None:
         """Cancel the running streams whose callers have cancelled."""
@@ -120,11 +128,12 @@ class StreamScheduler:
         self._stopping = True
         await tasks.end(*self._running)
 
-    def _start_waiting(self) -> None:
+    def start_waiting(self) -> None:
+        """Start waiting streams in the free slots."""
         if self.paused:
             return
-        while self._model is not None and not self._stopping and len(self._running) < self._limit:
-            if not self._waiting:
+        while self._model is not None and not self._stopping and self._waiting:
+            if len(self._running) + self._taken() >= self._limit:
                 return
             item = self._waiting.popleft()
             if (reason := self._unwanted(item)) is not None:
@@ -147,7 +156,8 @@ class StreamScheduler:
             # Not settled, so the broker delivers it again as another attempt.
             log.error("a stream ended unexpectedly", exc_info=error)
         self._cancelled_streams.discard(task)
-        self._start_waiting()
+        self.start_waiting()
+        self._on_free()
 
     async def _run(self, model: Model, item: QueuedRequest) -> None:
         began = time.monotonic()
@@ -207,14 +217,7 @@ class StreamScheduler:
         await self._publisher.reply(item.delivery.reply_to, [frame])
 
     def _measure(self, item: QueuedRequest, began: float) -> None:
-        # Up to ``limit`` streams share the worker's time, so each adds its duration divided by ``limit``.
-        # call_ms stays unknown: admission cannot predict the first chunk from a stream's duration.
-        spent = time.monotonic() - began
-        stats = self._stats
-        stats.completed += 1
-        stats.busy_s += spent / self._limit
-        stats.batch.add(self._limit)
-        stats.counts.add_success(1, item.request.rows or 1, began - item.received, spent)
+        count_slot_success(self._stats, self._limit, item, began, time.monotonic() - began)
 
     def _finish(self, item: QueuedRequest, outcome: str) -> None:
         ANSWERED.labels(outcome).inc()

@@ -232,12 +232,14 @@ async def start(
             ack_timeout_s: float = 1800.0,
             serving: bool = True,
             call_ms: float | None = None,
+            streams: int = 0,
+            model: Any = None,
         ) -> Worker:
             queue, replica = requests_queue(gateway.deployment), fresh("doubler-0")
             store = JobStore.connect(store_url)
             stack.push_async_callback(store.close)
             publisher = ReplyPublisher(rabbitmq_url, queue, claims)
-            limits = CallLimits(max_rows, instances, max_concurrency=max_concurrency)
+            limits = CallLimits(max_rows, instances, max_concurrency=max_concurrency, streams=streams)
             jobs = build_job_serving(
                 url,
                 gateway.deployment,
@@ -262,7 +264,7 @@ async def start(
                 on_lost=lambda lost: parts.scheduler.use(lost),
                 jobs=jobs,
             )
-            worker = Worker(Doubler(), parts)
+            worker = Worker(model or Doubler(), parts)
             if serving:
                 worker.scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
             publisher.connection.start()

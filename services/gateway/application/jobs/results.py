@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from services.gateway.domain import job_results, oip
+from services.gateway.domain import job_results, llm_jobs, oip
 from services.gateway.domain.classification import Labels
+from services.gateway.domain.llm_jobs import LlmJobAnswer
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol import envelope
-from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.envelope import Buffer, Reply, Tensor
 from tidegate.kernel.protocol.jobs import Job
 from tidegate.kernel.store import JobStore
 
@@ -38,15 +40,11 @@ class JobResults:
         """Encode a reply frame. Return its JSON, and the binary tensors after it. Raises TidegateError.
 
         ``binary``: encode tensors as binary data or as JSON; None: as requested when the job was submitted.
+        For a language model, the JSON is the engine's.
         """
-        try:
-            reply = envelope.read_reply(frame)
-            outputs, parameters = envelope.read_result_key(reply.key)
-        except envelope.Undecodable as error:
-            raise ModelFailed(
-                f"the result of job {job.id.hex()} cannot be read: {error}; submit the job again"
-            ) from None
-        data = await self._claims.redeem(reply.data) if reply.claimed else reply.data
+        if llm_jobs.is_llm(job.ask):
+            return (await self.llm_answer(job, frame)).body, []
+        reply, outputs, parameters, data = await self._read(job, frame)
         return oip.encode(
             job.endpoint,
             str(job.version),
@@ -57,3 +55,26 @@ class JobResults:
             data,
             self._labels(job.deployment),
         )
+
+    async def llm_answer(self, job: Job, frame: bytes) -> LlmJobAnswer:
+        """Return a language model's answer in a reply frame. Raises TidegateError."""
+        _, outputs, _, data = await self._read(job, frame)
+        try:
+            return llm_jobs.read_answer(outputs, data)
+        except ValueError as error:
+            raise _unreadable(job, error) from None
+
+    async def _read(
+        self, job: Job, frame: bytes
+    ) -> tuple[Reply, tuple[Tensor, ...], dict[str, Any], list[Buffer]]:
+        try:
+            reply = envelope.read_reply(frame)
+            outputs, parameters = envelope.read_result_key(reply.key)
+        except envelope.Undecodable as error:
+            raise _unreadable(job, error) from None
+        data = await self._claims.redeem(reply.data) if reply.claimed else reply.data
+        return reply, outputs, parameters, data
+
+
+def _unreadable(job: Job, error: Exception) -> ModelFailed:
+    return ModelFailed(f"the result of job {job.id.hex()} cannot be read: {error}; submit the job again")

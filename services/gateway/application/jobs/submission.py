@@ -19,6 +19,7 @@ from services.gateway.adapters.queued_marker import QueuedMarker
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.jobs.backlog import BacklogEstimate
 from services.gateway.application.jobs.tracking import JobTracker
+from services.gateway.domain import llm_jobs
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.job_options import JobOptions
 from services.gateway.domain.job_results import answer_form
@@ -109,15 +110,24 @@ class JobSubmitter:
         idempotency: Idempotency | None = None,
         batch: str | None = None,
         line: int | None = None,
+        ask: dict[str, Any] | None = None,
     ) -> JobRequest:
-        """Check a request to ``model`` against the Deployment that will run it. Raises TidegateError."""
+        """Check a request to ``model`` against the Deployment that will run it. Raises TidegateError.
+
+        ``ask``: the requested form of the answer; None: as the decoded request says.
+        """
         if self._submitting >= MAX_SUBMITTING:
             raise Overloaded(
                 f"{self._submitting} jobs are being accepted, which is the limit: send the job again",
                 retry_after_s=1.0,
             )
         endpoint, route = self._core.pick(model, version)
-        if route.decoupled:
+        if ask is not None and llm_jobs.is_llm(ask) and route.format != "llm":
+            raise BadRequest(
+                f"model {model!r} is not a language model, so it does not answer {ask[llm_jobs.PATH]}: "
+                f"send its tensors to /v2/models/{model}/infer"
+            )
+        if route.decoupled and route.format != "llm":
             raise BadRequest(
                 f"model {model!r} is decoupled (any number of answers to a request), but a job has "
                 "one answer: use /generate_stream"
@@ -130,7 +140,7 @@ class JobSubmitter:
             endpoint.name,
             route,
             request,
-            answer_form(request),
+            answer_form(request) if ask is None else ask,
             options,
             principal.id,
             trace[:255],

@@ -1,0 +1,93 @@
+"""The one answer of a language model to a request that does not stream. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from services.worker.domain.split import Output
+from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, PayloadTooLarge, TidegateError
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.llm import EVENTS, META, Meta
+from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
+
+# The engine or its provider is busy, and says so: the same request may succeed later.
+BUSY = frozenset({429, 503})
+# The first and the longest pause before the next try, if the engine names none. In seconds.
+PAUSES_S = (1.0, 30.0)
+LONGEST_PAUSE_S = 600.0
+_BY_STATUS: dict[int, type[TidegateError]] = {404: NotFound, 413: PayloadTooLarge}
+
+
+class NotOneEvent(ValueError):
+    """A request without a stream got no event, or more than one."""
+
+
+class Collected(NamedTuple):
+    """The event of a request, and the facts about it. ``raw_meta``: the facts as the model sent them."""
+
+    event: bytes
+    meta: Meta
+    raw_meta: bytes
+
+    def outputs(self) -> list[Output]:
+        """Return the outputs as if the model had sent one answer."""
+        return [
+            Output(EVENTS, "BYTES", (1,), pack_strings([self.event])),
+            Output(META, "BYTES", (1,), pack_strings([self.raw_meta])),
+        ]
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the counts of tokens, as parameters that every part of Tidegate counts."""
+        if self.meta.usage is None:
+            return {}
+        prompt, answer, _ = self.meta.usage
+        return {"prompt_tokens": prompt, "completion_tokens": answer}
+
+
+def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
+    """Return the only event of the answers (events, meta) to a request. Raises NotOneEvent."""
+    events = [event for raw, _ in answers for event in unpack_strings(raw)]
+    if len(events) != 1:
+        raise NotOneEvent(f"{len(events)} events instead of one")
+    metas = [unpack_strings(raw)[0] for _, raw in answers]
+    facts: dict[str, Any] = {}
+    for meta in metas:  # the last word on each fact counts
+        facts |= {name: value for name, value in orjson.loads(meta).items() if value not in (None, [])}
+    # The ids of tokens are for streams that continue elsewhere.
+    raw = orjson.dumps({name: value for name, value in facts.items() if name not in ("prompt_ids", "ids")})
+    return Collected(events[0], Meta.from_bytes(raw), raw)
+
+
+def retry_pause_s(meta: Meta, tries: int) -> float | None:
+    """Return the seconds until a busy engine is called again; None if its answer is final."""
+    if meta.status not in BUSY:
+        return None
+    if meta.retry_after_s is not None:
+        return min(max(meta.retry_after_s, PAUSES_S[0]), LONGEST_PAUSE_S)
+    return min(PAUSES_S[0] * float(1 << min(tries, 10)), PAUSES_S[1])
+
+
+def refusal(found: Collected) -> TidegateError | None:
+    """Return the error of a request that the engine refused; None if it answered."""
+    status = found.meta.status
+    if status < 400:
+        return None
+    message = error_message(found.event) or f"the engine refused the request with status {status}"
+    if status >= 500:
+        return ModelFailed(message)
+    return _BY_STATUS.get(status, BadRequest)(message)
+
+
+def error_message(event: bytes) -> str:
+    """Return the message of an engine's error body; empty if there is none."""
+    try:
+        document = orjson.loads(event)
+    except orjson.JSONDecodeError:
+        return event.decode(errors="replace")
+    error = document.get("error", document) if isinstance(document, dict) else document
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or ""
+    return error if isinstance(error, str) else ""
