@@ -1,0 +1,178 @@
+"""Translate an engine's events into the answers of Ollama."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from services.gateway.domain.llm.engine_events import Piece, Token
+from services.gateway.domain.llm.ollama_requests import OllamaCall
+
+_MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """The gateway's own times of one request in ns: until the first event, and altogether.
+
+    ``load``: the part in which no engine had the request, because it was in a queue or a replica started.
+    """
+
+    load: int
+    first: int
+    total: int
+
+
+class OllamaAnswer:
+    """The answer to one request, as it grows. ``add`` returns the lines that a stream sends now."""
+
+    def __init__(self, call: OllamaCall, now: datetime) -> None:
+        self._call = call
+        self._created = now
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self._calls: dict[int, dict[str, str]] = {}
+        self._finish = "stop"
+        self._usage = (0, 0)
+        self._timings: dict[str, float] = {}
+
+    def add(self, piece: Piece, now: datetime) -> list[bytes]:
+        """Add one event of the engine."""
+        self._usage = piece.usage or self._usage
+        self._timings = piece.timings or self._timings
+        self._finish = piece.finish or self._finish
+        for delta in piece.tool_calls:
+            self._add_call(delta)
+        if not piece.text and not piece.reasoning:
+            return []
+        self._text.append(piece.text)
+        self._thinking.append(piece.reasoning)
+        logprobs = [_logprob(token) for token in piece.tokens]
+        self._logprobs += logprobs
+        return [self._line(now, piece.text, piece.reasoning, logprobs)]
+
+    def _add_call(self, delta: dict[str, Any]) -> None:
+        """Add a part of a tool call. Ollama sends calls whole, so they wait for the end."""
+        function = delta.get("function") or {}
+        call = self._calls.setdefault(delta.get("index", len(self._calls)), {"name": "", "arguments": ""})
+        call["name"] += function.get("name") or ""
+        call["arguments"] += function.get("arguments") or ""
+
+    def end(self, now: datetime, durations: Durations) -> list[bytes]:
+        """Return the last lines of a stream: the tool calls, and the counts."""
+        calls = self._tool_calls()
+        lines = [self._line(now, "", "", [], calls)] if calls else []
+        return [*lines, orjson.dumps(self._frame(now, "", "", []) | self._counts(durations))]
+
+    def whole(self, now: datetime, durations: Durations) -> dict[str, Any]:
+        """Return the answer to a request that is not a stream."""
+        text, thinking = "".join(self._text), "".join(self._thinking)
+        frame = self._frame(now, text, thinking, self._logprobs, self._tool_calls())
+        return frame | self._counts(durations)
+
+    def _line(
+        self,
+        now: datetime,
+        text: str,
+        thinking: str,
+        logprobs: Sequence[dict[str, Any]],
+        calls: Sequence[dict[str, Any]] = (),
+    ) -> bytes:
+        return orjson.dumps(self._frame(now, text, thinking, logprobs, calls) | {"done": False})
+
+    def _frame(
+        self,
+        now: datetime,
+        text: str,
+        thinking: str,
+        logprobs: Sequence[dict[str, Any]],
+        calls: Sequence[dict[str, Any]] = (),
+    ) -> dict[str, Any]:
+        frame: dict[str, Any] = {"model": self._call.model, "created_at": stamp(now)}
+        extra = {"thinking": thinking} if thinking else {}
+        if self._call.kind == "chat":
+            tools = {"tool_calls": list(calls)} if calls else {}
+            frame["message"] = {"role": "assistant", "content": text} | extra | tools
+        else:
+            frame |= {"response": text} | extra
+        return frame | ({"logprobs": list(logprobs)} if logprobs else {})
+
+    def _tool_calls(self) -> list[dict[str, Any]]:
+        return [
+            {"function": {"name": call["name"], "arguments": _arguments(call["arguments"])}}
+            for _, call in sorted(self._calls.items())
+        ]
+
+    def _counts(self, durations: Durations) -> dict[str, Any]:
+        prompt = max(durations.first - durations.load, 0)
+        answer = max(durations.total - durations.first, 0)
+        if self._timings:  # the engine knows better
+            prompt = int(self._timings.get("prompt_ms", 0) * _MS)
+            answer = int(self._timings.get("predicted_ms", 0) * _MS)
+        return {
+            "done": True,
+            "done_reason": "length" if self._finish == "length" else "stop",
+            "total_duration": durations.total,
+            "load_duration": durations.load,
+            "prompt_eval_count": self._usage[0],
+            "prompt_eval_duration": prompt,
+            "eval_count": self._usage[1],
+            "eval_duration": answer,
+        }
+
+
+def loaded(call: OllamaCall, now: datetime) -> dict[str, Any]:
+    """Return the answer to a request without a prompt, with which clients load or unload a model."""
+    frame: dict[str, Any] = {"model": call.model, "created_at": stamp(now)}
+    empty = {"message": {"role": "assistant", "content": ""}} if call.kind == "chat" else {"response": ""}
+    return frame | empty | {"done": True, "done_reason": "unload" if call.unload else "load"}
+
+
+def embeddings(model: str, answer: bytes, durations: Durations) -> dict[str, Any]:
+    """Return the answer of ``/api/embed``, from the engine's."""
+    vectors, tokens = _vectors(answer)
+    return {
+        "model": model,
+        "embeddings": vectors,
+        "total_duration": durations.total,
+        "load_duration": durations.load,
+        "prompt_eval_count": tokens,
+    }
+
+
+def embedding(answer: bytes) -> dict[str, Any]:
+    """Return the answer of the older ``/api/embeddings``, from the engine's."""
+    return {"embedding": _vectors(answer)[0][0]}
+
+
+def _vectors(answer: bytes) -> tuple[list[list[float]], int]:
+    document = orjson.loads(answer)
+    entries = sorted(document["data"], key=lambda entry: entry["index"])
+    tokens = (document.get("usage") or {}).get("prompt_tokens", 0)
+    return [entry["embedding"] for entry in entries], tokens
+
+
+def stamp(now: datetime) -> str:
+    """Return a time as Ollama writes it."""
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _arguments(text: str) -> Any:
+    """Return a tool call's arguments as an object. If they are not valid JSON, it has their text."""
+    try:
+        value = orjson.loads(text or b"{}")
+    except orjson.JSONDecodeError:
+        value = None
+    return value if isinstance(value, dict) else {"arguments": text}
+
+
+def _logprob(token: Token) -> dict[str, Any]:
+    entry: dict[str, Any] = {"token": token.text, "logprob": token.logprob}
+    if token.likely:
+        entry["top_logprobs"] = [{"token": other.text, "logprob": other.logprob} for other in token.likely]
+    return entry

@@ -1,0 +1,87 @@
+"""Describe endpoints as Ollama describes its models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.gateway.domain.llm.ollama_requests import LATEST
+
+# The version of Ollama's API that these answers follow. Some clients require a least version.
+API_VERSION = "0.13.0"
+
+# Management of models is not the gateway's. By path: the command to run instead.
+INSTEAD = {
+    "pull": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
+    "push": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
+    "create": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
+    "copy": "deploy the model under another name with `tidegate deploy MODEL.gguf --name NAME`",
+    "delete": "remove the model with `tidegate delete NAME`",
+    "blobs": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LlmModel:
+    """An endpoint with a language model. ``ready``: at least one replica can answer now.
+
+    ``changed``: when its Deployment was last changed, if it is known. ``context``: the most tokens.
+    """
+
+    name: str
+    engine: str = ""
+    context: int | None = None
+    ready: bool = False
+    changed: str = "1970-01-01T00:00:00Z"
+
+
+def tags(models: Sequence[LlmModel]) -> dict[str, Any]:
+    """Return the answer of ``/api/tags``."""
+    return {"models": [_entry(model) | {"modified_at": model.changed} for model in models]}
+
+
+def running(models: Sequence[LlmModel]) -> dict[str, Any]:
+    """Return the answer of ``/api/ps``: the models with a replica that is ready.
+
+    Ollama has a time at which each expires. A Deployment's replicas have none, so it is the latest one.
+    """
+    shown = {"expires_at": "9999-12-31T23:59:59Z", "size_vram": 0}
+    return {
+        "models": [
+            _entry(model) | shown | {"context_length": model.context or 0} for model in models if model.ready
+        ]
+    }
+
+
+def show(model: LlmModel) -> dict[str, Any]:
+    """Return the answer of ``/api/show``."""
+    info: dict[str, Any] = {"general.architecture": "unknown", "general.basename": model.name}
+    if model.context is not None:
+        info |= {"unknown.context_length": model.context}
+    return {
+        "license": "",
+        "modelfile": f"# `tidegate status {model.name}` shows the Deployment.\nFROM {model.name}\n",
+        "parameters": "" if model.context is None else f"num_ctx {model.context}",
+        "template": "",
+        "details": _details(model),
+        "model_info": info,
+        "capabilities": ["completion"],
+        "modified_at": model.changed,
+    }
+
+
+def _entry(model: LlmModel) -> dict[str, Any]:
+    name = f"{model.name}{LATEST}"
+    return {"name": name, "model": name, "size": 0, "digest": "", "details": _details(model)}
+
+
+def _details(model: LlmModel) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": model.engine,
+        "family": "",
+        "families": [],
+        "parameter_size": "",
+        "quantization_level": "",
+    }

@@ -1,0 +1,134 @@
+"""Translate an engine's events into the answers of TGI (Text Generation Inference)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from services.gateway.domain.llm.engine_events import Piece, Token
+from services.gateway.domain.llm.tgi_requests import Generation
+from tidegate.kernel import errors
+from tidegate.kernel.errors import TidegateError
+
+# TGI's words for kinds of errors, by our errors. Clients raise a class of their own for each.
+_TYPES: dict[type[TidegateError], str] = {
+    errors.BadRequest: "validation",
+    errors.PayloadTooLarge: "validation",
+    errors.TooMany: "overloaded",
+    errors.Overloaded: "overloaded",
+    errors.NoCapacity: "overloaded",
+    errors.ModelFailed: "generation",
+    errors.DeadlinePassed: "incomplete_generation",
+}
+
+
+class TgiAnswer:
+    """The answer to one request, as it grows. ``add`` returns the events that a stream sends now.
+
+    TGI sends the text of the whole answer with the last token. An engine says only after that token that it
+    was the last one. So the text has an event of its own, with an empty special token. The exception is the
+    token that reaches ``max_new_tokens``: it is held back, because it must be the last one.
+    """
+
+    def __init__(self, request: Generation) -> None:
+        self._request = request
+        self._text: list[str] = []
+        self._tokens: list[dict[str, Any]] = []
+        self._tops: list[list[dict[str, Any]]] = []
+        self._held: dict[str, Any] | None = None
+        self._finish = "length"
+        self._usage: tuple[int, int] | None = None
+
+    def add(self, piece: Piece) -> list[bytes]:
+        """Add one event of the engine."""
+        self._usage = piece.usage or self._usage
+        if piece.finish is not None:
+            self._finish = _finish(piece)
+        if not piece.text:
+            return []
+        self._text.append(piece.text)
+        return [event for token in _whole(piece) if (event := self._event(token)) is not None]
+
+    def _event(self, token: Token) -> bytes | None:
+        shown, tops = _token(token), [_token(other) for other in token.likely][: self._request.top_tokens]
+        self._tokens.append(shown)
+        self._tops.append(tops)
+        event = self._stream_event(len(self._tokens), shown, tops)
+        if len(self._tokens) == self._request.max_new_tokens:
+            self._held = event
+            return None
+        return orjson.dumps(event)
+
+    def _stream_event(self, index: int, token: dict[str, Any], tops: list[dict[str, Any]]) -> dict[str, Any]:
+        event = {"index": index, "token": token, "generated_text": None, "details": None}
+        return event | ({"top_tokens": tops} if tops else {})
+
+    def last_event(self) -> bytes:
+        """Return the last event of a stream, with the whole text."""
+        special = {"id": -1, "text": "", "logprob": 0.0, "special": True}
+        event = self._held or self._stream_event(len(self._tokens) + 1, special, [])
+        prompt_tokens = self._usage[0] if self._usage is not None else 0
+        details = self._counts() | {"input_length": prompt_tokens}
+        return orjson.dumps(event | {"generated_text": self._generated(), "details": details})
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer to a request that is not a stream."""
+        answer: dict[str, Any] = {"generated_text": self._generated()}
+        if self._request.details:
+            details = self._counts() | {"prefill": [], "tokens": self._tokens}
+            answer["details"] = details | ({"top_tokens": self._tops} if self._request.top_tokens else {})
+        return answer
+
+    def _generated(self) -> str:
+        return (self._request.prompt if self._request.full_text else "") + "".join(self._text)
+
+    def _counts(self) -> dict[str, Any]:
+        tokens = self._usage[1] if self._usage is not None else len(self._tokens)
+        return {"finish_reason": self._finish, "generated_tokens": tokens, "seed": self._request.seed}
+
+
+def _whole(piece: Piece) -> list[Token]:
+    """Return the tokens of a piece if they make up its text; else one token with the whole text.
+
+    A character of several tokens comes in one piece, and none of its tokens has a text of its own.
+    """
+    if piece.tokens and "".join(token.text for token in piece.tokens) == piece.text:
+        return piece.tokens
+    last = piece.tokens[-1] if piece.tokens else Token("", 0.0)
+    return [Token(piece.text, sum(token.logprob for token in piece.tokens), last.id)]
+
+
+def _token(token: Token) -> dict[str, Any]:
+    return {"id": token.id, "text": token.text, "logprob": token.logprob, "special": False}
+
+
+def _finish(piece: Piece) -> str:
+    if piece.finish == "length":
+        return "length"
+    return "stop_sequence" if piece.stopped_by is not None else "eos_token"
+
+
+def error_type(error: TidegateError) -> str:
+    """Return TGI's word for the kind of an error."""
+    found = (_TYPES[cls] for cls in type(error).__mro__ if cls in _TYPES)
+    return next(found, error.reason)
+
+
+def info(model: str, context: int | None, slots: int, version: str) -> dict[str, Any]:
+    """Return the answer of ``/info``. ``context``: the most tokens of prompt and answer, if it is known."""
+    return {
+        "model_id": model,
+        "model_sha": None,
+        "model_dtype": None,
+        "model_device_type": None,
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": slots,
+        "max_best_of": 1,
+        "max_stop_sequences": 4,
+        "max_input_tokens": context - 1 if context else None,
+        "max_total_tokens": context,
+        "max_client_batch_size": 1,
+        "router": "tidegate",
+        "version": version,
+    }
