@@ -7,13 +7,19 @@ from tidegate.version import VERSION
 if TYPE_CHECKING:
     from tidegate.client import (
         AsyncBatchHandle,
+        AsyncChatStream,
         AsyncClient,
         AsyncJobHandle,
         BatchHandle,
         BatchItem,
+        ChatChunk,
+        ChatResult,
+        ChatStream,
         Client,
+        Embeddings,
         InferResult,
         JobHandle,
+        Usage,
     )
     from tidegate.client.errors import BadAnswer, Unreachable
     from tidegate.kernel.errors import (
@@ -41,13 +47,19 @@ __version__ = VERSION
 __all__ = [
     "__version__",
     "AsyncBatchHandle",
+    "AsyncChatStream",
     "AsyncClient",
     "AsyncJobHandle",
     "BatchHandle",
     "BatchItem",
+    "ChatChunk",
+    "ChatResult",
+    "ChatStream",
     "Client",
+    "Embeddings",
     "InferResult",
     "JobHandle",
+    "Usage",
     "Tensor",
     "batched",
     "BadAnswer",
@@ -70,7 +82,7 @@ __all__ = [
     "Unreachable",
 ]
 
-_CLIENT = frozenset(__all__[1 : __all__.index("JobHandle") + 1])
+_CLIENT = frozenset(__all__[1 : __all__.index("Usage") + 1])
 _CLIENT_ERRORS = {"BadAnswer", "Unreachable"}
 _MODEL = {"Tensor", "batched"}
 

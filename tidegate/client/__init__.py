@@ -5,18 +5,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tidegate.client.aio import AsyncBatchHandle, AsyncClient, AsyncJobHandle
     from tidegate.client.batches import BatchItem
+    from tidegate.client.llm import ChatChunk, ChatResult, Embeddings, Usage
+    from tidegate.client.llm_aio import AsyncChatStream
+    from tidegate.client.llm_sync import ChatStream
     from tidegate.client.result import InferResult
     from tidegate.client.sync import BatchHandle, Client, JobHandle
 
 __all__ = [
     "AsyncBatchHandle",
+    "AsyncChatStream",
     "AsyncClient",
     "AsyncJobHandle",
     "BatchHandle",
     "BatchItem",
+    "ChatChunk",
+    "ChatResult",
+    "ChatStream",
     "Client",
+    "Embeddings",
     "InferResult",
     "JobHandle",
+    "Usage",
 ]
 
 
@@ -30,6 +39,18 @@ def __getattr__(name: str) -> Any:
         from tidegate.client import aio
 
         return getattr(aio, name)
+    if name in {"ChatChunk", "ChatResult", "Embeddings", "Usage"}:
+        from tidegate.client import llm
+
+        return getattr(llm, name)
+    if name == "ChatStream":
+        from tidegate.client.llm_sync import ChatStream
+
+        return ChatStream
+    if name == "AsyncChatStream":
+        from tidegate.client.llm_aio import AsyncChatStream
+
+        return AsyncChatStream
     if name == "BatchItem":
         from tidegate.client.batches import BatchItem
 

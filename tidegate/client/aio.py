@@ -16,6 +16,8 @@ from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read
 from tidegate.client.core import Core, Metadata, Version
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
+from tidegate.client.llm_aio import AsyncLlmCalls
+from tidegate.client.llm_flows import LlmFlows
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
 from tidegate.kernel.errors import TidegateError
@@ -92,7 +94,7 @@ class AsyncBatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class AsyncClient:
+class AsyncClient(AsyncLlmCalls):
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
     Use it for many concurrent calls: ``await asyncio.gather(*(client.infer(...) for ...))``.
@@ -112,6 +114,7 @@ class AsyncClient:
         self._core = Core(timeout_s, Caller(retries))
         self._jobs = JobFlows(self._core)
         self._batches = BatchFlows(self._core)
+        self._llm = LlmFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**found.options(), transport=transport)
 

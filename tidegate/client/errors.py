@@ -45,6 +45,7 @@ __all__ = [
     "Unavailable",
     "Unreachable",
     "from_answer",
+    "from_openai",
     "request_id_of",
 ]
 
@@ -76,6 +77,21 @@ _BY_STATUS: dict[int, type[TidegateError]] = {
     502: Unavailable,
     503: Unavailable,
     504: DeadlinePassed,
+}
+
+# The types of OpenAI's errors, for errors in a stream, which have no status.
+_BY_TYPE: dict[str, type[TidegateError]] = {
+    "invalid_request_error": BadRequest,
+    "authentication_error": Unauthorized,
+    "permission_error": Forbidden,
+    "not_found_error": NotFound,
+    "rate_limit_error": TooMany,
+    "requests": TooMany,
+    "tokens": TooMany,
+    "insufficient_quota": TooMany,
+    "overloaded_error": Overloaded,
+    "timeout_error": DeadlinePassed,
+    "unavailable_error": Unavailable,
 }
 
 
@@ -113,6 +129,19 @@ def from_document(document: Mapping[str, object]) -> TidegateError:
     return error
 
 
+def from_openai(document: Mapping[str, object]) -> TidegateError:
+    """Return the error in an event of OpenAI's API: ``{"error": {"message", "type", "code"}}``."""
+    message, reason, rid = _members(document)
+    told = document["error"] if isinstance(document["error"], dict) else {}
+    code, kind = told.get("code"), BY_REASON.get(reason)
+    if kind is None and isinstance(code, int):
+        kind = _BY_STATUS.get(code)
+    found = kind or _BY_TYPE.get(str(told.get("type")), ModelFailed)
+    error = found(message or "The model ended the answer and gave no reason.", reason=reason or None)
+    error.request_id = rid or None
+    return error
+
+
 def request_id_of(error: BaseException) -> str | None:
     """Return the request id of an answer, to find it in the logs."""
     return error.request_id if isinstance(error, TidegateError) else None
@@ -125,8 +154,20 @@ def _read(body: bytes) -> tuple[str, str, str]:
         data = None
     if not isinstance(data, dict):
         return body[:500].decode("utf-8", "replace").strip(), "", ""
+    return _members(data)
+
+
+def _members(data: Mapping[str, object]) -> tuple[str, str, str]:
+    """Return message, reason and request id of an error in Tidegate's or in OpenAI's shape."""
     message = data.get("error") or data.get("detail") or ""
-    return str(message), str(data.get("reason") or ""), str(data.get("request_id") or "")
+    reason, rid = data.get("reason"), data.get("request_id")
+    if isinstance(message, dict):
+        told = message
+        message = told.get("message") or ""
+        rid = rid or told.get("request_id")
+        code = told.get("code")
+        reason = reason or told.get("reason") or (code if isinstance(code, str) else "")
+    return str(message), str(reason or ""), str(rid or "")
 
 
 def _seconds(value: str | None) -> float | None:

@@ -16,6 +16,8 @@ from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read
 from tidegate.client.core import Core, Metadata, Version
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
+from tidegate.client.llm_flows import LlmFlows
+from tidegate.client.llm_sync import LlmCalls
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
 from tidegate.kernel.errors import TidegateError
@@ -91,7 +93,7 @@ class BatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class Client:
+class Client(LlmCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
@@ -115,6 +117,7 @@ class Client:
         self._core = Core(timeout_s, Caller(retries))
         self._jobs = JobFlows(self._core)
         self._batches = BatchFlows(self._core)
+        self._llm = LlmFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**found.options(), transport=transport)
 

@@ -1,0 +1,250 @@
+"""``tidegate chat``: talk to a language model in the terminal."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.exit_codes import INTERRUPTED, UsageError
+from tidegate.cli.options import Json, seconds
+
+if TYPE_CHECKING:
+    from tidegate.cli.conversation import Conversation, Turn
+    from tidegate.cli.waiting_line import WaitingLine
+
+HELP = """/reset   forget the conversation
+/system  show the system prompt; /system TEXT changes it
+/stats   show or hide the figures of each answer
+/exit    leave (also Ctrl-D)
+\"\"\"      begin and end a message of several lines
+Ctrl-C cancels an answer. Ctrl-C at the prompt, twice, leaves."""
+
+
+def chat(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="One message; text from a pipe follows it. Else: a session."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is the most likely answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes an answer repeatable.")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=JSON", help="Another member of the request; repeatable."),
+    ] = None,
+    timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="Longest wait for the first token, and for each next one.")
+    ] = "10m",
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Show time to first token, tokens/s and tokens.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Talk to a language model. Ctrl-C cancels the answer and keeps the session.
+
+    Without PROMPT on a terminal it is a session of many turns; /help lists its commands.
+    Examples: tidegate chat smollm2 "Say hello."    tidegate chat smollm2 "Summarise:" < notes.txt
+    """
+    from tidegate.cli.api import Control, settings, token_of, unreachable
+    from tidegate.cli.conversation import Conversation, no_such_model
+    from tidegate.cli.waiting_line import WaitingLine, state_of
+    from tidegate.client import Client
+    from tidegate.client.errors import Unreachable
+    from tidegate.kernel.errors import NotFound
+
+    text = _whole_prompt(prompt)
+    if json and text is None:
+        raise UsageError('--json needs one message: tidegate chat NAME "MESSAGE" --json')
+    found = settings()
+    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **_members(more)}
+    with Client(found.gateway_url, timeout_s=seconds(timeout), api_key=token_of(found) or None) as client:
+        talk = Conversation(client, name, system, options)
+        waiting = WaitingLine(name, lambda: state_of(Control(found), name))
+        try:
+            if text is not None:
+                _once(talk, text, waiting, stats=stats, json=json)
+            else:
+                client.metadata(name)
+                Session(talk, waiting, stats=stats).run()
+        except NotFound as error:
+            error.message = no_such_model(client, name)
+            raise
+        except Unreachable:
+            raise unreachable("gateway", found.gateway_url) from None
+
+
+def _whole_prompt(prompt: str | None) -> str | None:
+    """Return the message of the command line and of stdin; None for a session on a terminal."""
+    if prompt is None and sys.stdin.isatty():
+        return None
+    piped = sys.stdin.read() if prompt is None or _has_input() else ""
+    text = "\n\n".join(part for part in (prompt or "", piped.strip()) if part)
+    if not text:
+        raise UsageError('There is no message: stdin is empty. Write tidegate chat NAME "MESSAGE".')
+    return text
+
+
+def _has_input() -> bool:
+    """Return True if stdin is a pipe or a file. Other kinds of stdin, as in cron, are not read."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _members(more: list[str] | None) -> dict[str, Any]:
+    import orjson
+
+    from tidegate.cli.options import pairs
+
+    found: dict[str, Any] = {}
+    for key, value in pairs("--set", more).items():
+        try:
+            found[key] = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            found[key] = value  # a text needs no quotes
+    return found
+
+
+def _once(talk: Conversation, text: str, waiting: WaitingLine, *, stats: bool, json: bool) -> None:
+    from tidegate.cli import output
+
+    turn = talk.ask(text, (lambda _: None) if json else writer(), waiting)
+    if json:
+        output.dump(turn.document(talk.model))
+    else:
+        _end_of(turn, stats)
+    if turn.cancelled:
+        raise typer.Exit(INTERRUPTED)
+
+
+def writer() -> Callable[[str], None]:
+    """Return the function that prints a piece of an answer at once. A terminal gets no control characters."""
+    from tidegate.cli.output import plain
+
+    def write(piece: str) -> None:
+        sys.stdout.write(plain(piece) if sys.stdout.isatty() else piece)
+        sys.stdout.flush()
+
+    return write
+
+
+def _end_of(turn: Turn, stats: bool) -> None:
+    from tidegate.cli.output import say
+
+    if turn.pieces:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    if turn.cancelled:
+        say("The answer was cancelled.", style="yellow")
+    elif turn.result.tool_calls:
+        say(f"The model calls tools: {turn.result.tool_calls}")
+    elif turn.result.finish_reason == "length":
+        say("The answer ended at its longest length (--max-tokens, or the model's context).", style="dim")
+    if stats:
+        say(turn.stats(), style="dim")
+
+
+class Session:
+    """Many turns on a terminal."""
+
+    def __init__(self, talk: Conversation, waiting: WaitingLine, *, stats: bool) -> None:
+        self._talk = talk
+        self._waiting = waiting
+        self._stats = stats
+        self._interrupted = False
+
+    def run(self) -> None:
+        """Read messages and answer them, until /exit, Ctrl-D, or Ctrl-C twice."""
+        from tidegate.cli.output import say
+
+        try:
+            import readline  # noqa: F401 - gives `input` the keys for editing
+        except ImportError:
+            pass
+        say(f"Talking to {self._talk.model}. /help lists commands; Ctrl-D leaves.", style="dim")
+        while (text := self._read()) is not None:
+            if text.startswith("/"):
+                if not self._command(text):
+                    return
+            elif text:
+                self._turn(text)
+
+    def _read(self) -> str | None:
+        """Return the next message, "" for none, or None to leave."""
+        from tidegate.cli.output import say
+
+        try:
+            text = _message(input)
+        except EOFError:
+            sys.stdout.write("\n")
+            return None
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            if self._interrupted:
+                raise
+            self._interrupted = True
+            say("Ctrl-C once more leaves, and so does Ctrl-D.", style="dim")
+            return ""
+        self._interrupted = False
+        return text
+
+    def _turn(self, text: str) -> None:
+        from tidegate.cli.output import say
+        from tidegate.client.errors import request_id_of
+        from tidegate.kernel.errors import NotFound, TidegateError
+
+        try:
+            turn = self._talk.ask(text, writer(), self._waiting)
+        except NotFound:
+            raise
+        except TidegateError as error:
+            say(f"Error: {error.message}", style="red")
+            if error.retry_after_s is not None:
+                say(f"Try again in {error.retry_after_s:g} s.")
+            if rid := request_id_of(error):
+                say(f"Request id: {rid} (tidegate logs --request {rid})", style="dim")
+            return
+        _end_of(turn, self._stats)
+        self._interrupted = turn.cancelled
+
+    def _command(self, text: str) -> bool:
+        """Obey a line that begins with ``/``. Return False to leave."""
+        from tidegate.cli.output import say
+
+        word, _, rest = text.partition(" ")
+        match word:
+            case "/exit" | "/quit" | "/bye":
+                return False
+            case "/reset" | "/clear":
+                self._talk.restart()
+                say("The conversation is forgotten.")
+            case "/system":
+                self._talk.system = rest.strip() or self._talk.system
+                say(f"System prompt: {self._talk.system or 'none'}")
+            case "/stats":
+                self._stats = not self._stats
+                say(f"Figures are {'shown' if self._stats else 'hidden'}.")
+            case _:
+                say(HELP)
+        return True
+
+
+def _message(read: Callable[[str], str]) -> str:
+    """Read one message: a line, or lines between triple quotes."""
+    line = read(">>> ").strip()
+    if not line.startswith('"""'):
+        return line
+    lines = [line[3:]]
+    while not lines[-1].rstrip().endswith('"""'):
+        lines.append(read("... "))
+    lines[-1] = lines[-1].rstrip()[:-3]
+    return "\n".join(lines).strip()

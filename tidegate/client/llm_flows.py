@@ -1,0 +1,55 @@
+"""The flows of language models' calls. ``Client`` and ``AsyncClient`` use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tidegate.client import llm
+from tidegate.client.core import Core
+from tidegate.client.flow import Answer, Flow
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """The parts of a call that are not its body. ``timeout_s`` None: the client's."""
+
+    timeout_s: float | None = None
+    request_id: str | None = None
+    headers: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LlmFlows:
+    """The flows of chats, completions and embeddings."""
+
+    core: Core
+
+    def result(self, path: str, body: bytes, options: CallOptions) -> Flow[llm.ChatResult]:
+        """Return the whole answer of a chat or a completion."""
+        return llm.read_result((yield from self.send(path, body, options)))
+
+    def opened(self, path: str, body: bytes, options: CallOptions) -> Flow[Answer]:
+        """Return a stream of events that is not read yet."""
+        return (yield from self.send(path, body, options, stream=True))
+
+    def embeddings(
+        self, model: str, texts: str | Sequence[str], more: Mapping[str, Any], options: CallOptions
+    ) -> Flow[llm.Embeddings]:
+        """Return the vectors of texts."""
+        body = llm.embedding_body(model, texts, more)
+        return llm.read_embeddings((yield from self.send(llm.EMBEDDINGS, body, options)))
+
+    def send(self, path: str, body: bytes, options: CallOptions, *, stream: bool = False) -> Flow[Answer]:
+        """Return the answer to a request, with its body open if it is a stream."""
+        headers = {"Content-Type": "application/json", **(options.headers or {})}
+        if stream:
+            headers["Accept"] = "text/event-stream"
+        if options.request_id is not None:
+            headers["X-Request-Id"] = options.request_id
+        limit = self.core.timeout_s if options.timeout_s is None else options.timeout_s
+        answer: Answer = yield from self.core.caller.call(
+            "POST", path, timeout_s=limit, headers=headers, content=body, stream=stream
+        )
+        return answer

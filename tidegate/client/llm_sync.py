@@ -1,0 +1,187 @@
+"""The blocking calls of language models."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, Literal, overload
+
+from typing_extensions import Self
+
+from tidegate.client import llm
+from tidegate.client.flow import Answer, Flow, T
+from tidegate.client.llm import ChatChunk, ChatResult, Collected, Embeddings, Messages
+from tidegate.client.llm_flows import CallOptions, LlmFlows
+
+
+class ChatStream(Iterator[ChatChunk]):
+    """A streamed answer: iterate over its chunks. Closing it cancels the request.
+
+    ``so_far`` is the answer up to now, also after an error or after :meth:`close`. ``note`` is the last
+    comment of the gateway: it says where a waiting request stands.
+    """
+
+    def __init__(self, answer: Answer, lines: Generator[str, None, None]) -> None:
+        self._answer = answer
+        self._lines = lines
+        self.request_id = answer.headers.get("x-request-id") or ""
+        self._collected = Collected(self.request_id)
+        self.note = ""
+
+    def __next__(self) -> ChatChunk:
+        for line in self._lines:
+            if line.startswith(":"):
+                self.note = line[1:].strip()
+            elif (chunk := llm.read_chunk(line)) is not None:
+                self._collected.add(chunk)
+                return chunk
+        raise StopIteration
+
+    @property
+    def so_far(self) -> ChatResult:
+        """Return the answer up to now."""
+        return self._collected.result()
+
+    def result(self) -> ChatResult:
+        """Read the stream to its end and return the whole answer."""
+        for _ in self:
+            pass
+        return self.so_far
+
+    def close(self) -> None:
+        """Cancel the request if it still runs, and free the connection."""
+        self._lines.close()
+        self._answer.live.close()  # a generator that has not begun closes nothing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LlmCalls:
+    """The calls of language models that :class:`tidegate.Client` has."""
+
+    _llm: LlmFlows
+
+    @abstractmethod
+    def _run(self, flow: Flow[T]) -> T: ...
+
+    @abstractmethod
+    def _lines(self, answer: Answer) -> Generator[str, None, None]: ...
+
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        stream: Literal[False] = False,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> ChatResult: ...
+
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        stream: Literal[True],
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> ChatStream: ...
+
+    def chat(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        stream: bool = False,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> ChatResult | ChatStream:
+        """Send a conversation to a language model and return its answer.
+
+        ``messages`` is a text, or a list of ``{"role": ..., "content": ...}``. ``options`` are members of
+        OpenAI's request, for example ``max_tokens``, ``temperature``, ``tools`` or ``response_format``, and
+        also any that only the engine knows. With ``stream=True``, iterate over the returned
+        :class:`ChatStream`; ``timeout_s`` then limits the wait for the first event and between two events.
+        Errors are those of :meth:`infer`; in a stream they may come after some chunks.
+        """
+        call = CallOptions(timeout_s, request_id, headers)
+        body = llm.chat_body(model, messages, stream, options)
+        return self._stream(llm.CHAT, body, call) if stream else self._result(llm.CHAT, body, call)
+
+    @overload
+    def complete(
+        self,
+        model: str,
+        prompt: str | Sequence[str] | Sequence[int],
+        *,
+        stream: Literal[False] = False,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> ChatResult: ...
+
+    @overload
+    def complete(
+        self,
+        model: str,
+        prompt: str | Sequence[str] | Sequence[int],
+        *,
+        stream: Literal[True],
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> ChatStream: ...
+
+    def complete(
+        self,
+        model: str,
+        prompt: str | Sequence[str] | Sequence[int],
+        *,
+        stream: bool = False,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> ChatResult | ChatStream:
+        """Continue a text, without a chat template. The arguments are those of :meth:`chat`."""
+        call = CallOptions(timeout_s, request_id, headers)
+        body = llm.completion_body(model, prompt, stream, options)
+        return (
+            self._stream(llm.COMPLETIONS, body, call) if stream else self._result(llm.COMPLETIONS, body, call)
+        )
+
+    def embed(
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Embeddings:
+        """Return a vector for each text, as one array of floats. Errors are those of :meth:`infer`."""
+        return self._run(
+            self._llm.embeddings(model, texts, options, CallOptions(timeout_s, request_id, headers))
+        )
+
+    def _result(self, path: str, body: bytes, call: CallOptions) -> ChatResult:
+        return self._run(self._llm.result(path, body, call))
+
+    def _stream(self, path: str, body: bytes, call: CallOptions) -> ChatStream:
+        answer = self._run(self._llm.opened(path, body, call))
+        return ChatStream(answer, self._lines(answer))
