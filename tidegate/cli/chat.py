@@ -63,7 +63,7 @@ def chat(
     if json and text is None:
         raise UsageError('--json needs one message: tidegate chat NAME "MESSAGE" --json')
     found = settings()
-    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **_members(more)}
+    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **members(more)}
     with Client(found.gateway_url, timeout_s=seconds(timeout), api_key=token_of(found) or None) as client:
         talk = Conversation(client, name, system, options)
         waiting = WaitingLine(name, lambda: state_of(Control(found), name))
@@ -100,7 +100,8 @@ def _has_input() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def _members(more: list[str] | None) -> dict[str, Any]:
+def members(more: list[str] | None) -> dict[str, Any]:
+    """Return the members of the request that ``--set K=JSON`` adds. Text needs no quotes."""
     import orjson
 
     from tidegate.cli.options import pairs
@@ -110,7 +111,7 @@ def _members(more: list[str] | None) -> dict[str, Any]:
         try:
             found[key] = orjson.loads(value)
         except orjson.JSONDecodeError:
-            found[key] = value  # a text needs no quotes
+            found[key] = value
     return found
 
 

@@ -67,10 +67,11 @@ def given_inputs(data: str | None, file: Path | None) -> Any:
 
     if (data is None) == (file is None):
         raise UsageError("Give the inputs with either --data or --file.")
-    return from_file(file) if file is not None else from_json(_text(data or ""))
+    return from_file(file) if file is not None else from_json(text_of_option(data or ""))
 
 
-def _text(data: str) -> str:
+def text_of_option(data: str) -> str:
+    """Return the text of ``--data``: itself, of ``@FILE``, or of stdin for ``-``. Raise UsageError."""
     if data == "-":
         return sys.stdin.read()
     if data.startswith("@"):

@@ -79,7 +79,7 @@ _BY_STATUS: dict[int, type[TidegateError]] = {
     504: DeadlinePassed,
 }
 
-# The types of OpenAI's errors, for errors in a stream, which have no status.
+# Types and codes of OpenAI's errors, for errors in a stream, which have no status.
 _BY_TYPE: dict[str, type[TidegateError]] = {
     "invalid_request_error": BadRequest,
     "authentication_error": Unauthorized,
@@ -92,6 +92,9 @@ _BY_TYPE: dict[str, type[TidegateError]] = {
     "overloaded_error": Overloaded,
     "timeout_error": DeadlinePassed,
     "unavailable_error": Unavailable,
+    # Codes, which are more precise than types.
+    "timeout": DeadlinePassed,
+    "model_not_found": NotFound,
 }
 
 
@@ -136,7 +139,7 @@ def from_openai(document: Mapping[str, object]) -> TidegateError:
     code, kind = told.get("code"), BY_REASON.get(reason)
     if kind is None and isinstance(code, int):
         kind = _BY_STATUS.get(code)
-    found = kind or _BY_TYPE.get(str(told.get("type")), ModelFailed)
+    found = kind or _BY_TYPE.get(str(code)) or _BY_TYPE.get(str(told.get("type")), ModelFailed)
     error = found(message or "The model ended the answer and gave no reason.", reason=reason or None)
     error.request_id = rid or None
     return error

@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from tidegate.cli.chat import Session, _members, _message
+from tidegate.cli.chat import Session, _message, members
 from tidegate.cli.conversation import Conversation, Turn, no_such_model
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.waiting_line import WaitingLine, in_words
@@ -153,10 +153,10 @@ def test_a_message_is_a_line_or_several() -> None:
     assert _message(lambda _: " Hello? ") == "Hello?"
 
 
-def test_other_members_of_the_request() -> None:
-    assert _members(["top_k=4", "stop=END", 'stop2=["a"]']) == {"top_k": 4, "stop": "END", "stop2": ["a"]}
+def test_othermembers_of_the_request() -> None:
+    assert members(["top_k=4", "stop=END", 'stop2=["a"]']) == {"top_k": 4, "stop": "END", "stop2": ["a"]}
     with pytest.raises(UsageError):
-        _members(["top_k"])
+        members(["top_k"])
 
 
 def test_figures() -> None:

@@ -1,0 +1,187 @@
+"""``tidegate bench``: load an endpoint, and print the times and rates that its callers see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.exit_codes import ERROR, INTERRUPTED, UsageError
+from tidegate.cli.options import Json, seconds
+
+if TYPE_CHECKING:
+    from tidegate.kernel.settings.base import Settings
+    from tidegate.tune.http_call import Target
+    from tidegate.tune.llm_figures import LlmFigures
+    from tidegate.tune.llm_load import LlmLoadPlan
+
+_LOAD, _REQUEST = "The load", "The request"
+
+
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
+    callers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Callers, each with one request at a time. [8]", rich_help_panel=_LOAD
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Instead: requests per second, at random times.", rich_help_panel=_LOAD),
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="Duration. [20s]", rich_help_panel=_LOAD)
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Instead: number of requests.", rich_help_panel=_LOAD)
+    ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of each prompt, in tokens.", rich_help_panel=_REQUEST)
+    ] = 128,
+    shared_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens at their start that all share.", rich_help_panel=_REQUEST)
+    ] = 0,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=_REQUEST)
+    ] = 64,
+    ignore_eos: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-eos", help="Make each answer that long (llama.cpp, vLLM).", rich_help_panel=_REQUEST
+        ),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts, one in each line, in turn.", rich_help_panel=_REQUEST),
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="K=JSON", help="Another member of the request.", rich_help_panel=_REQUEST
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", "-d", metavar="JSON", help="For other models: an OIP request.", rich_help_panel=_REQUEST
+        ),
+    ] = None,
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="Longest time for a whole answer.")] = "10m",
+    seed: Annotated[int, typer.Option(help="Chooses the words and the times.")] = 0,
+    json: Json = False,
+) -> None:
+    """Load a language model with chats, or another endpoint with --data. Print its times and rates.
+
+    A closed loop (--callers) shows what so many callers get. An open loop (--rate) also shows what happens
+    when requests arrive faster than answers leave. Ctrl-C prints what was measured until then.
+    Example: tidegate bench smollm2 --callers 4 --for 30s --prompt-tokens 200 --answer-tokens 100
+    """
+    from tidegate.cli import load_display, output
+    from tidegate.cli.api import settings
+    from tidegate.cli.chat import members
+    from tidegate.tune.llm_load import LlmLoadPlan
+    from tidegate.tune.prompts import ChatBodies, Prompts
+
+    if callers is not None and rate is not None:
+        raise UsageError("Give either --callers (a closed loop) or --rate (an open loop).")
+    found, limit_s = settings(), seconds(timeout)
+    if data is None:
+        options = {
+            "max_tokens": answer_tokens,
+            **({"ignore_eos": True} if ignore_eos else {}),
+            **members(more),
+        }
+        made = Prompts(prompt_tokens, _lines(prompts), shared_tokens, seed)
+        fit = _first_call(found, name, made, options, prompt_tokens, limit_s)
+        path, body = "/v1/chat/completions", ChatBodies(name, fit, options).body
+    else:
+        path, body = _infer_path(name), _same(data)
+    plan = LlmLoadPlan(
+        target=_target(found, path, limit_s),
+        body=body,
+        callers=None if rate is not None else callers or 8,
+        rate=rate,
+        seconds=seconds(duration) if duration else None if requests else 20.0,
+        requests=requests,
+        timeout_s=limit_s,
+        seed=seed,
+    )
+    figures, interrupted = load_display.run(plan)
+    output.show(_document(name, plan, figures, interrupted), json, lambda: load_display.show(figures))
+    if figures.problems:
+        for problem, count in figures.problems.items():
+            output.say(f"{count} failed: {problem}", style="red")
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if not figures.answered and figures.failed:
+        raise typer.Exit(ERROR)
+
+
+def _document(name: str, plan: LlmLoadPlan, figures: LlmFigures, interrupted: bool) -> dict[str, Any]:
+    load = {"callers": plan.callers, "rate": plan.rate, "interrupted": interrupted}
+    return {"model": name, **load, **figures.document()}
+
+
+def _lines(file: Path | None) -> list[str]:
+    from tidegate.cli.publish import read_lines
+
+    if file is None:
+        return []
+    found = [line for line in read_lines(file) if line.strip()]
+    if not found:
+        raise UsageError(f"{file} has no prompt. Write one in each line.")
+    return found
+
+
+def _first_call(
+    found: Settings, name: str, prompts: Any, options: dict[str, Any], wanted: int, limit_s: float
+) -> Any:
+    """Start the model and learn the length of a prompt. Return the prompts with the wanted length."""
+    from dataclasses import replace
+
+    from tidegate.cli.api import Control, token_of, unreachable
+    from tidegate.cli.conversation import no_such_model
+    from tidegate.cli.waiting_line import WaitingLine, state_of
+    from tidegate.client import Client
+    from tidegate.client.errors import Unreachable
+    from tidegate.kernel.errors import NotFound
+    from tidegate.tune.prompts import fitted
+
+    with Client(found.gateway_url, timeout_s=limit_s, api_key=token_of(found) or None) as client:
+        try:
+            with WaitingLine(name, lambda: state_of(Control(found), name)):
+                first = client.chat(name, prompts.prompt(0), **{**options, "max_tokens": 1})
+        except NotFound as error:
+            error.message = no_such_model(client, name)
+            raise
+        except Unreachable:
+            raise unreachable("gateway", found.gateway_url) from None
+    if prompts.given or first.usage is None:
+        return prompts
+    return replace(prompts, words=fitted(prompts.words, first.usage.prompt_tokens, wanted))
+
+
+def _target(found: Settings, path: str, limit_s: float) -> Target:
+    from tidegate.cli.api import token_of
+    from tidegate.client.flow import MAX_TIMEOUT_MS
+    from tidegate.tune.http_call import Target
+    from tidegate.tune.measurement import GatewayAddress
+
+    limit_ms = str(min(round(limit_s * 1000), MAX_TIMEOUT_MS))
+    address = GatewayAddress.of(found.gateway_url)
+    return Target(address, path, token_of(found), {"X-Request-Timeout-Ms": limit_ms})
+
+
+def _infer_path(name: str) -> str:
+    from tidegate.cli.api import part
+
+    return f"/v2/models/{part(name)}/infer"
+
+
+def _same(data: str) -> Any:
+    from tidegate.cli.infer import text_of_option
+
+    body = text_of_option(data).encode()
+    return lambda _: body
