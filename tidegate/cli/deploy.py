@@ -13,6 +13,7 @@ from tidegate.cli.options import Json, numbers, pairs, seconds
 from tidegate.kernel.protocol import names
 
 _SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", "About the version", "Rolling out"
+_LLM = "Language models"
 
 
 def deploy(
@@ -24,7 +25,8 @@ def deploy(
         str | None, typer.Option(help="Name of the model and endpoint; default: from the file's name.")
     ] = None,
     model_format: Annotated[
-        str | None, typer.Option(help="onnx, sklearn, torchscript, python or triton; default: by file name.")
+        str | None,
+        typer.Option(help="onnx, sklearn, torchscript, python, triton or llm; default: by the file."),
     ] = None,
     min_replicas: Annotated[
         int | None,
@@ -77,6 +79,38 @@ def deploy(
     image: Annotated[
         str | None,
         typer.Option(help="Image of the workers, if they run in containers.", rich_help_panel=_RUN),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="auto, llamacpp, vllm or openai-url; default: llamacpp for a GGUF file.",
+            rich_help_panel=_LLM,
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences that a replica works on at a time.", rich_help_panel=_LLM),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=16, help="Most tokens of a prompt and its answer.", rich_help_panel=_LLM),
+    ] = None,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An argument of the engine, by its own name; repeatable.",
+            rich_help_panel=_LLM,
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="A LoRA adapter, which requests name MODEL:NAME; repeatable.",
+            rich_help_panel=_LLM,
+        ),
     ] = None,
     signature: Annotated[
         Path | None,
@@ -151,12 +185,15 @@ def deploy(
 ) -> None:
     """Serve a model file. A new version of an existing model takes over without a failed call.
 
-    Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits --version 2`.
+    Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits --version 2`,
+    `tidegate deploy SmolLM2.gguf --slots 4`.
     """
     from tidegate.cli.deploy_request import DeployRequest
+    from tidegate.cli.llm_options import adapter_files, llm_fields
     from tidegate.cli.publish import read_json, read_lines
     from tidegate.cli.serving import Way, publish_and_serve, registered_name, serve_version
 
+    adapters = adapter_files(adapter)
     options = {
         "min_replicas": min_replicas,
         "max_replicas": max_replicas,
@@ -168,6 +205,9 @@ def deploy(
         "env": pairs("--env", env) or None,
         "resources": numbers("--resource", resource) or None,
         "image": image,
+        "llm": llm_fields(
+            engine=engine, slots=slots, context=context, arguments=engine_arg, adapters=adapters
+        ),
     }
     about = {
         "trained_at": None if trained_at is None else iso_time(trained_at),
@@ -176,7 +216,7 @@ def deploy(
         "notes": note,
     }
     way = Way(seconds(timeout), wait, traffic, check)
-    said = _given(about) or metadata or signature or requirements or model_format or allow_pickle
+    said = _given(about) or metadata or signature or requirements or model_format or allow_pickle or adapters
     if version is not None:
         serve_version(registered_name(path, name, said=bool(said)), version, _given(options), way, json)
         return
@@ -194,6 +234,7 @@ def deploy(
         metadata={**(read_json(metadata) if metadata else {}), **_given(about)},
         allow_pickle=allow_pickle,
         breaking=breaking,
+        adapters=adapters,
     )
     publish_and_serve(request, way, json)
 

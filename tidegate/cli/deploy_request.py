@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tidegate.cli.api import Doc
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 class DeployRequest:
     """A model to serve, its name and its options. ``options`` is a partial DeploymentSpec.
 
-    ``requirements`` None: use the folder's own, if it has any.
+    ``requirements`` None: use the folder's own, if it has any. ``adapters``: files to pack beside a language
+    model, by name.
     """
 
     path: Path
@@ -27,3 +29,4 @@ class DeployRequest:
     metadata: Doc = field(default_factory=dict)
     allow_pickle: bool = False
     breaking: bool = False
+    adapters: Mapping[str, Path] = field(default_factory=dict)

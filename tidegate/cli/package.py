@@ -10,13 +10,13 @@ import hashlib
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tidegate.cli import onnx_packages
+from tidegate.cli import llm_packages, onnx_packages
 from tidegate.cli.exit_codes import UsageError
 
 CHUNK = 1024 * 1024
@@ -41,8 +41,15 @@ class Package:
 
 
 @contextmanager
-def packed(path: Path) -> Iterator[Package]:
-    """Return the package of a file or folder. Raise UsageError if there is nothing to pack."""
+def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[Package]:
+    """Return the package of a file or folder. Raise UsageError if there is nothing to pack.
+
+    ``adapters``: files to pack beside a language model, by name.
+    """
+    if adapters or (path.is_dir() and format_of(path) == "llm"):
+        with llm_packages.packed(path, adapters or {}) as (archive, name):
+            yield _package(archive, name, "llm")
+        return
     if (model := onnx_packages.model_in(path)) is not None:
         with onnx_packages.packed(model) as archive:
             yield _package(archive, f"{model.name}.tar", "onnx")
@@ -57,14 +64,17 @@ def packed(path: Path) -> Iterator[Package]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}.") from None
     with file:
-        yield _package(file, path.name)
+        yield _package(file, path.name, "llm" if llm_packages.is_gguf(path) else None)
 
 
 def format_of(folder: Path) -> str:
     """Return the format of a folder: "python" if it has ``model.py``, else Triton's layout.
 
-    A folder with a single ONNX file is "onnx": see :mod:`tidegate.cli.onnx_packages`.
+    A folder with a single ONNX file is "onnx": see :mod:`tidegate.cli.onnx_packages`. A language model's
+    folder is "llm": see :mod:`tidegate.cli.llm_packages`.
     """
+    if llm_packages.is_llm_folder(folder):
+        return "llm"
     if onnx_packages.model_in(folder) is not None:
         return "onnx"
     versions = any(path.is_dir() and path.name.isdecimal() for path in folder.iterdir())

@@ -31,7 +31,7 @@ def publish(control: Control, request: DeployRequest, steps: Steps) -> Doc:
 def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
     """Check, upload and register; return the registry's Version."""
     precheck.check_here(request)
-    with packed(request.path) as package:
+    with packed(request.path, request.adapters) as package:
         warnings = precheck.check_there(control, package, request, _registration(package, request))
         upload(control, package, steps)
         version = register(control, package, request)

@@ -98,7 +98,11 @@ def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, 
             return
         name = version["model"]
         show(name, document)
-        if status is not None:
+        if status is not None and version["format"] == "llm":
+            body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hi"}}]}}'
+            url = f"{plane.settings.gateway_url}/v1/chat/completions"
+            output.line(f"  curl {url} -H 'Content-Type: application/json' -d '{body}'")
+        elif status is not None:
             output.line(f"  tidegate infer {name} --data '{example_data(version)}'")
             output.line(f"  curl {plane.settings.gateway_url}/v2/models/{name}")
 

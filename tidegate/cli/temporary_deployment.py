@@ -32,6 +32,7 @@ _TAKEN_OVER = (
     "max_concurrency",
     "start_timeout_s",
     "drain_limit_s",
+    "llm",
 )
 
 

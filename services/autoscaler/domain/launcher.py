@@ -133,10 +133,13 @@ def parse_replica(replica: str) -> tuple[str, int, int] | None:
 def fingerprint(deployment: Deployment) -> str:
     """Return a digest of what a worker reads at its start. If it changes, the worker is replaced."""
     read = {"model", "version", "env", "threads", "instances", "batching", "resources", "image"}
-    # A Deployment without this field keeps the digest that it had before the field existed.
+    # A Deployment without these fields keeps the digest that it had before the fields existed.
     if deployment.progress_timeout_s is not None:
         read.add("progress_timeout_s")
-    return _digest(deployment.model_dump(mode="json", include=read))
+    if deployment.llm is not None:
+        read.add("llm")
+    # Only gateways read this field.
+    return _digest(deployment.model_dump(mode="json", include=read, exclude={"llm": {"affinity_wait_ms"}}))
 
 
 def pool_fingerprint(pool: WarmPoolSpec) -> str:

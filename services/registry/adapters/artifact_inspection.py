@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from services.registry.adapters import (
     archive_reader,
+    llm_artifact,
     onnx_archive,
     onnx_signature,
     pickle_file,
@@ -17,7 +18,7 @@ from services.registry.domain import pickles, registration, requirements, signat
 from services.registry.domain.pickles import PickleReleases
 from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
-from tidegate.kernel.protocol import backend_class, python_model, python_signature
+from tidegate.kernel.protocol import backend_class, llm, python_model, python_signature
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Format, Signature
 
@@ -47,14 +48,19 @@ def inspect(
     user_signature: Signature | None,
     max_batch: int,
     limits: ArchiveLimits,
+    allow_pickle: bool = False,
 ) -> Inspection:
     """Check a file against its format. Return its signature, requirements and libraries.
 
+    ``allow_pickle``: the publisher accepts pickled weights of a language model.
     Blocking: call it in a thread. Raise BadRequest, with what is wrong and what to do.
     """
     if format_ == "onnx":
         graph = onnx_archive.read(path, limits) if archives.is_archive(path) else onnx_signature.read(path)
         return Inspection(signature.of_graph(graph, user_signature, max_batch))
+    if format_ == "llm":
+        llm_artifact.check(path, limits, allow_pickle=allow_pickle)
+        return Inspection(llm.SIGNATURE)
     if user_signature is not None:
         signature.check(user_signature)
     if format_ == "triton":

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from services.registry.adapters import artifact_inspection
+from services.registry.adapters import artifact_inspection, llm_artifact
 from services.registry.adapters.artifact_inspection import Inspection
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
@@ -96,6 +96,7 @@ class Versions:
         fields of ``request.metadata`` if given. Raise BadRequest if the artifact is not stored or not
         acceptable, Conflict if the signature breaks callers of the latest version.
         """
+        request = await self._recognised(request)
         format_ = _check_request(request)
         inspection = await self._inspect(request, format_)
         async with self._transactions.change() as writer:
@@ -131,6 +132,7 @@ class Versions:
 
         ``request.artifact`` may be empty or not uploaded yet. Then its bytes are not checked.
         """
+        request = await self._recognised(request)
         format_ = _check_request(request)
         registration.check_has_signature(format_, request.signature, describes_itself=format_ == "python")
         if (problem := registration.size_problem(size, self._artifacts.store.max_bytes)) is not None:
@@ -193,6 +195,17 @@ class Versions:
     def _warnings(self, inspection: Inspection) -> list[str]:
         return pickles.warnings(inspection.saved_by, self._settings.packages, inspection.requirements)
 
+    async def _recognised(self, request: Registration) -> Registration:
+        """Return the request with the format ``llm``, if only the artifact's contents show this format."""
+        if not formats.is_by_content(request.filename, request.format):
+            return request
+        async with self._transactions.read() as reader:
+            if not request.artifact or await reader.artifact_size(request.artifact) is None:
+                return request
+        async with self._artifacts.store.local(request.artifact) as path:
+            found = await asyncio.to_thread(llm_artifact.is_llm, path, self._settings.limits)
+        return replace(request, format="llm") if found else request
+
     async def _inspect(self, request: Registration, format_: Format) -> Inspection:
         async with self._transactions.read() as reader:
             if await reader.artifact_size(request.artifact) is None:
@@ -206,6 +219,7 @@ class Versions:
                 user_signature=request.signature,
                 max_batch=self._settings.default_max_batch,
                 limits=self._settings.limits,
+                allow_pickle=request.allow_pickle,
             )
         if request.requirements is None:
             return inspection

@@ -18,6 +18,8 @@ _SUFFIXES: dict[str, Format] = {
     ".tar": "triton",
     ".tar.gz": "triton",
     ".tgz": "triton",
+    ".gguf": "llm",
+    ".gguf.tar": "llm",
 }
 
 
@@ -25,15 +27,25 @@ def format_of(filename: str, stated_format: Format | None) -> Format:
     """Return ``stated_format``, or else the format of the file name. Raise BadRequest if it is unknown."""
     if stated_format is not None:
         return stated_format
-    lower = filename.lower()
-    for suffix, format_ in _SUFFIXES.items():
-        if lower.endswith(suffix):
-            return format_
+    if (found := _by_suffix(filename)) is not None:
+        return found
     raise BadRequest(
         f"The ending of {filename[:80]!r} does not say the model's format. Add --model-format (in the API: "
-        "format) with onnx, sklearn, torchscript, python or triton, or use a file name that ends in one of "
+        "format) with onnx, sklearn, torchscript, python, triton or llm, or use a file name that ends in one "
+        "of "
         f"{', '.join(_SUFFIXES)}."
     )
+
+
+def is_by_content(filename: str, stated_format: Format | None) -> bool:
+    """Return True if the contents may show that a file is a language model, because its name does not."""
+    return stated_format is None and _by_suffix(filename) in (None, "triton")
+
+
+def _by_suffix(filename: str) -> Format | None:
+    lower = filename.lower()
+    found = [suffix for suffix in _SUFFIXES if lower.endswith(suffix)]
+    return _SUFFIXES[max(found, key=len)] if found else None
 
 
 def check_filename(filename: str) -> str:

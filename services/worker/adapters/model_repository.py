@@ -6,8 +6,10 @@ import os
 import shutil
 import stat
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from services.worker.adapters import llm_repository
 from services.worker.adapters.archives import unpack
 from services.worker.adapters.python_functions import adopt
 from services.worker.adapters.triton_install import TritonInstall
@@ -46,6 +48,8 @@ def prepare(
         shutil.rmtree(left)
     if version.format == "triton":
         models = _prepare_archive(version, deployment, artifact, repository, install, gpus)
+    elif version.format == "llm":
+        models = _prepare_llm(version, deployment, artifact, repository, install, gpus, symlinks=symlinks)
     else:
         models = _prepare_file(version, deployment, artifact, repository, install, gpus, symlinks=symlinks)
     for code in repository.glob("*/*/model.py"):
@@ -84,6 +88,24 @@ def _prepare_file(
         version, deployment, model=version.model, backend=serving.backend, gpus=gpus, file=file
     )
     (folder.parent / CONFIG).write_text(text)
+    return [version.model]
+
+
+def _prepare_llm(
+    version: Version,
+    deployment: DeploymentSpec,
+    artifact: Path,
+    repository: Path,
+    install: TritonInstall,
+    gpus: GpuNumbers,
+    *,
+    symlinks: bool,
+) -> list[str]:
+    formats.choose(version.format, install.backends(), install.has_module)
+    folder = repository / version.model
+    put = partial(place, symlinks=symlinks)
+    text = llm_repository.prepare(version, deployment, artifact, folder, gpus, put)
+    (folder / CONFIG).write_text(text)
     return [version.model]
 
 

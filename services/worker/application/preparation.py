@@ -15,6 +15,7 @@ from services.worker.adapters.triton_command import TritonOptions
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.adapters.triton_process import repository_in
 from services.worker.application.model_loader import ModelLoader
+from services.worker.domain import llm_plan
 from services.worker.domain.formats import config_is_complete
 from services.worker.domain.phases import Phases
 from services.worker.settings import WorkerSettings
@@ -64,7 +65,8 @@ class Preparation:
 
         The first call on a host may take long, because it downloads packages.
         """
-        settings, requirements = self._settings, self._version.requirements
+        settings = self._settings
+        requirements = llm_plan.requirements(self._version, self._deployment)
         install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
         if not requirements:
             return install

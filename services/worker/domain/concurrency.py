@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate.kernel.protocol.models import Deployment, Signature
+from tidegate.kernel.protocol import llm
+from tidegate.kernel.protocol.models import LARGEST, Deployment, LlmSpec, Signature
 
 # If calls are shorter than this and have no batch axis, LIGHT_CALLS more calls than instances may be open.
 LIGHT_CALL_MS = 5.0
@@ -35,13 +36,16 @@ class CallLimits:
 def call_limits(deployment: Deployment, signature: Signature, instances: int) -> CallLimits:
     """Return the limits of a loaded model; ``instances`` is the number of its instances in Triton."""
     max_concurrency = deployment.max_concurrency
+    streams = max_concurrency or DEFAULT_STREAMS
+    if signature == llm.SIGNATURE:
+        streams = min(deployment.max_concurrency or LARGEST, (deployment.llm or LlmSpec()).slots)
     row_limits = (signature.max_batch_size, deployment.batching.max_batch, max_concurrency)
     return CallLimits(
         max_rows=min(limit for limit in row_limits if limit is not None),
         instances=instances,
         window_s=deployment.batching.window_ms / 1e3,
         max_concurrency=max_concurrency,
-        streams=(max_concurrency or DEFAULT_STREAMS) if signature.decoupled else 0,
+        streams=streams if signature.decoupled else 0,
     )
 
 

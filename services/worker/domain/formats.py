@@ -44,6 +44,8 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
         return _with_runtime("torchscript", "model.pt", "torch", has_module)
     if artifact_format == "python":
         return Serving("python", "model.py")
+    if artifact_format == "llm":
+        return Serving("python", "model.py", "llm")
     raise ModelFailed(f"The format {artifact_format!r} is a model folder, not a single file.")
 
 

@@ -1,0 +1,61 @@
+"""Recognise and check the artifact of a language model: a GGUF file, or an archive of a folder."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+from services.registry.adapters import archive_reader
+from services.registry.domain import llm_layout
+from tidegate.kernel import archives
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import gguf
+from tidegate.kernel.protocol.archives import ArchiveLimits
+
+MAX_JSON = 32 * 1024 * 1024
+
+
+def is_llm(path: Path, limits: ArchiveLimits) -> bool:
+    """Return True if the contents of a file are a language model. Blocking. Raise BadRequest."""
+    if is_gguf(path):
+        return True
+    if not archives.is_archive(path):
+        return False
+    return llm_layout.is_llm(archive_reader.read_archive(path, names=(), max_text=0, limits=limits).files)
+
+
+def is_gguf(path: Path) -> bool:
+    """Return True if a file begins like a GGUF file."""
+    with path.open("rb") as file:
+        return file.read(len(gguf.MAGIC)) == gguf.MAGIC
+
+
+def check(path: Path, limits: ArchiveLimits, *, allow_pickle: bool) -> None:
+    """Raise BadRequest, with what is wrong and what to do, unless an engine can load the file. Blocking."""
+    if archives.is_archive(path):
+        names = {llm_layout.CONFIG, llm_layout.INDEX}
+        contents = archive_reader.read_archive(path, names=names, max_text=MAX_JSON, limits=limits)
+        llm_layout.check(contents.files, contents.texts, allow_pickle=allow_pickle)
+        return
+    if not is_gguf(path):
+        raise BadRequest(
+            "The file is not a language model: it is neither GGUF nor an archive of a Hugging Face folder. "
+            "If it should be GGUF, download it again."
+        )
+    _check_gguf(path)
+
+
+def _check_gguf(path: Path) -> None:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        view, size = memoryview(data), len(data)
+        try:
+            header = gguf.read(view)
+        except gguf.NotGguf as problem:
+            raise BadRequest(f"The GGUF file cannot be used: {problem}. Download it again.") from None
+        finally:
+            view.release()
+    if size < header.size:
+        raise BadRequest(
+            f"The GGUF file is cut off: it has {size} bytes, but its header needs {header.size}. Download it "
+            "again."
+        )

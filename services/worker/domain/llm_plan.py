@@ -1,0 +1,102 @@
+"""Decide how a replica runs a language model: the engine, its packages and its sizes. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.gguf import GgufHeader
+from tidegate.kernel.protocol.models import DeploymentSpec, Engine, LlmSpec, Version
+
+# The version of llama.cpp that Tidegate is tested with.
+LLAMACPP = "xllamacpp==2026.10.11549"
+# Without `context`, a sequence gets at most this. Models state up to a million, which needs too much memory.
+DEFAULT_CONTEXT = 8192
+# Without `kv_tokens`, the KV cache has room for this many tokens of each slot, and at least for one context.
+DEFAULT_SLOT_TOKENS = 2048
+
+_ARCHIVE = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
+_GGUF_ARCHIVE = re.compile(r"\.gguf\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
+
+
+def spec_of(deployment: DeploymentSpec) -> LlmSpec:
+    """Return how the Deployment runs a language model, with the defaults if it does not say."""
+    return deployment.llm or LlmSpec()
+
+
+def holds_gguf(filename: str) -> bool:
+    """Return True if an artifact with this name is a GGUF file or an archive with one.
+
+    Other archives are Hugging Face folders. The registry has checked the contents.
+    """
+    return _ARCHIVE.search(filename) is None or _GGUF_ARCHIVE.search(filename) is not None
+
+
+def engine_of(version: Version, deployment: DeploymentSpec) -> Engine:
+    """Return the engine that runs a version. Raise ModelFailed if it cannot run this kind of artifact."""
+    named = spec_of(deployment).engine
+    gguf = holds_gguf(version.filename)
+    if named == "auto":
+        return "llamacpp" if gguf else "vllm"
+    if named == "llamacpp" and not gguf:
+        raise ModelFailed(
+            f"The engine llamacpp reads GGUF files, but {version.filename} is a Hugging Face folder. Convert "
+            "it with llama.cpp's convert_hf_to_gguf.py and deploy the result, or use --engine vllm."
+        )
+    return named
+
+
+def requirements(version: Version, deployment: DeploymentSpec) -> list[str]:
+    """Return the version's requirements, with the package of its engine if they lack it."""
+    lines = list(version.requirements)
+    if version.format != "llm" or engine_of(version, deployment) != "llamacpp":
+        return lines
+    named = {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0].lower() for line in lines}
+    return lines if "xllamacpp" in named else [*lines, LLAMACPP]
+
+
+def plan(
+    version: Version,
+    deployment: DeploymentSpec,
+    weights: str,
+    header: GgufHeader | None,
+    gpus: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Return what the runtime needs: the fields of :class:`LlmSpec`, with all sizes decided.
+
+    ``weights``: the path of the weights in the model's folder. ``header``: that of a GGUF file.
+    """
+    spec = spec_of(deployment)
+    trained = header.number("context_length") if header else 0
+    context = spec.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    kv_total = spec.kv_tokens or max(context, spec.slots * min(context, DEFAULT_SLOT_TOKENS))
+    if spec.context and not spec.kv_tokens:
+        kv_total = spec.slots * context
+    return {
+        **spec.model_dump(mode="json"),
+        "engine": engine_of(version, deployment),
+        "name": version.model,
+        "weights": weights,
+        "context": context,
+        "kv_total": kv_total,
+        "threads": deployment.threads,
+        "gpus": list(gpus),
+    }
+
+
+def main_weights(files: Sequence[str]) -> str:
+    """Return the GGUF file to load, of the names at the root of an archive; of a split one, the first part.
+
+    Raise ModelFailed unless there is exactly one.
+    """
+    found = sorted(name for name in files if name.lower().endswith(".gguf"))
+    parts = [re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", name, re.IGNORECASE) for name in found]
+    first = [name for name, part in zip(found, parts, strict=True) if part is None or int(part[2]) == 1]
+    if len(first) != 1:
+        raise ModelFailed(
+            f"The archive has {len(first)} GGUF files at its root, but needs exactly one. Put adapters into "
+            "a folder, and deploy again."
+        )
+    return first[0]

@@ -1,0 +1,113 @@
+"""The calls of an engine: events on their way to Triton, and cancellation on its way to the engine.
+
+This folder is copied beside ``model.py``. It runs in Triton's Python, where neither Tidegate nor any package
+but numpy exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Refused(Exception):
+    """An engine does not accept a request. ``status`` is the HTTP status that OpenAI's API has for it."""
+
+    def __init__(
+        self, status: int, message: str, kind: str = "invalid_request_error", code: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.code = status, kind, code
+
+    def body(self) -> bytes:
+        """Return the error body in OpenAI's shape."""
+        error = {"message": str(self), "type": self.kind, "param": None, "code": self.code or None}
+        return json.dumps({"error": error}).encode()
+
+
+class Call:
+    """One request in an engine. The engine emits from its own thread; another thread takes and sends.
+
+    Events that are ready together are taken together.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._events: list[bytes] = []
+        self._meta: dict[str, Any] = {}
+        self._ended = self._cancelled = False
+        self._on_cancel: list[Callable[[], None]] = []
+
+    def emit(self, events: list[bytes], meta: dict[str, Any]) -> None:
+        """Add events, and facts about them: the members of ``tidegate.kernel.protocol.llm.Meta``."""
+        with self._changed:
+            self._events += events
+            for key in ("prompt_ids", "ids"):
+                if meta.get(key):
+                    self._meta.setdefault(key, []).extend(meta[key])
+            self._meta.update({k: v for k, v in meta.items() if k not in ("prompt_ids", "ids")})
+            self._changed.notify()
+
+    @property
+    def cancelled(self) -> bool:
+        """Return True if nobody waits for the events any more."""
+        return self._cancelled
+
+    def on_cancel(self, action: Callable[[], None]) -> None:
+        """Run ``action`` in another thread when the call is cancelled; now, if it is already cancelled."""
+        with self._changed:
+            if not self._cancelled:
+                self._on_cancel.append(action)
+                return
+        action()
+
+    def cancel(self) -> None:
+        """Tell the engine that nobody waits any more."""
+        with self._changed:
+            if self._cancelled:
+                return
+            self._cancelled = True
+            actions = list(self._on_cancel)
+            self._changed.notify()
+        for action in actions:
+            with contextlib.suppress(Exception):
+                action()
+
+    def end(self) -> None:
+        """Mark that the engine emits no more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+    def take(self, timeout_s: float) -> tuple[list[bytes], dict[str, Any], bool]:
+        """Return the events since the last call, their facts, and whether the engine has ended.
+
+        Wait up to ``timeout_s`` for the first event or the end.
+        """
+        with self._changed:
+            if not self._events and not self._ended:
+                self._changed.wait(timeout_s)
+            if not self._events and not self._ended:
+                return [], {}, False
+            events, meta = self._events, self._meta
+            self._events, self._meta = [], {}
+            return events, meta, self._ended
+
+
+class Engine(Protocol):
+    """What runs requests: llama.cpp in this process, or a bridge to a server."""
+
+    def call(self, path: str, body: dict[str, Any], resume: dict[str, Any] | None, call: Call) -> None:
+        """Run a request in the calling thread, and emit its events until the last one.
+
+        Raise :class:`Refused` if the request cannot run.
+        """
+
+    def stats(self) -> dict[str, Any]:
+        """Return what is known of slots, running, waiting, kv_used, kv_total and totals of tokens."""
+
+    def close(self) -> None:
+        """End the engine."""

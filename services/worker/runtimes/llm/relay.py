@@ -1,0 +1,55 @@
+"""Relay a request to an HTTP server with OpenAI's API, and emit its events."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from calls import Call, Refused
+from llamacpp_events import usage_of
+
+
+def relay(address: str, path: str, body: dict[str, Any], headers: dict[str, str], call: Call) -> None:
+    """Send a request to the server at ``address`` and emit its answer until the end.
+
+    A cancelled call closes the connection, by which the server learns it. Each request has a connection of
+    its own, because llama.cpp's server closes kept ones without notice.
+    """
+    target = urlsplit(address)
+    connection = http.client.HTTPConnection(target.hostname or "", target.port)
+    try:
+        connection.connect()
+        call.on_cancel(lambda: connection.sock.shutdown(socket.SHUT_RDWR))
+        connection.request(
+            "POST", path, json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Connection": "close", **headers},
+        )  # fmt: skip
+        answer = connection.getresponse()
+        if answer.status == 200 and "text/event-stream" in answer.headers.get("Content-Type", ""):
+            _emit_stream(answer, call)
+        else:
+            _emit_whole(answer.status, answer.read(), call)
+    except (OSError, http.client.HTTPException) as problem:
+        if not call.cancelled:
+            raise Refused(502, f"The engine's server does not answer: {problem!r}", "server_error") from None
+    finally:
+        connection.close()
+
+
+def _emit_whole(status: int, body: bytes, call: Call) -> None:
+    meta: dict[str, Any] = {} if status == 200 else {"status": status}
+    if status == 200 and b'"usage"' in body:
+        meta["usage"] = usage_of(json.loads(body))
+    call.emit([body], meta)
+
+
+def _emit_stream(answer: http.client.HTTPResponse, call: Call) -> None:
+    for line in answer:
+        data = line.strip().removeprefix(b"data:").lstrip()
+        if not line.startswith(b"data:") or data == b"[DONE]":
+            continue
+        usage = usage_of(json.loads(data)) if b'"usage"' in data else None
+        call.emit([data], {"usage": usage} if usage else {})

@@ -1,0 +1,94 @@
+"""Pack a language model: a Hugging Face folder, or a GGUF file with its adapters, as one tar."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tidegate.cli.exit_codes import UsageError
+
+MAGIC = b"GGUF"
+ADAPTERS = "adapters"
+_SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
+# Other copies of the weights, which no engine of Tidegate reads if there are safetensors.
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".tflite")
+
+
+def is_gguf(path: Path) -> bool:
+    """Return True if a file begins like a GGUF file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def is_llm_folder(folder: Path) -> bool:
+    """Return True for a Hugging Face folder of a language model, or a folder with GGUF files."""
+    if (folder / "config.pbtxt").exists() or (folder / "model.py").exists():
+        return False
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    if any(name.lower().endswith(".gguf") for name in names):
+        return True
+    tokenizer = any(name.startswith(("tokenizer", "vocab", "spiece", "tekken")) for name in names)
+    return "config.json" in names and tokenizer
+
+
+def adapter_path(name: str, source: Path) -> str:
+    """Return the path of an adapter in the archive."""
+    return f"{ADAPTERS}/{name}{'' if source.is_dir() else source.suffix}"
+
+
+@contextmanager
+def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO, str]]:
+    """Yield a tar of a model and its adapters, and the tar's name. Equal files make equal tars.
+
+    The tar is not compressed: weights hardly get smaller, and gigabytes would take minutes. Raise UsageError.
+    """
+    files = _folder(path) if path.is_dir() else {path.name: path}
+    if not files:
+        raise UsageError(f"{path} has no files.")
+    for name, source in adapters.items():
+        if not source.exists():
+            raise UsageError(f"--adapter {name}={source}: no such file or folder.")
+        inside = adapter_path(name, source)
+        found = _folder(source) if source.is_dir() else {"": source}
+        files |= {f"{inside}/{each}".rstrip("/"): where for each, where in found.items()}
+    gguf = any("/" not in name and name.lower().endswith(".gguf") for name in files) or is_gguf(path)
+    with tempfile.TemporaryFile() as archive:
+        with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name in sorted(files):
+                _add(tar, files[name], name)
+        yield archive, f"{_stem(path)}{'.gguf' if gguf else ''}.tar"
+
+
+def _stem(path: Path) -> str:
+    resolved = path.resolve()
+    return resolved.name if resolved.is_dir() else resolved.stem
+
+
+def _folder(folder: Path) -> dict[str, Path]:
+    """Return the files to pack from a folder, by their path in it."""
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file() and not _SKIPPED & set(path.relative_to(folder).parts)
+    }
+    if any(name.endswith(".safetensors") for name in found):
+        found = {name: path for name, path in found.items() if not name.endswith(_OTHER_WEIGHTS)}
+    return found
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+    info = tarfile.TarInfo(name)
+    info.mode = 0o644
+    try:
+        info.size = path.stat().st_size
+        with path.open("rb") as file:
+            tar.addfile(info, file)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
