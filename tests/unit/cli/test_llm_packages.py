@@ -1,0 +1,73 @@
+"""Packing and describing language models for ``tidegate deploy``."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.llm_options import adapter_files, llm_fields, value_of
+from tidegate.cli.package import format_of, packed
+
+pytestmark = pytest.mark.unit
+
+
+def folder(at: Path, *names: str) -> Path:
+    for name in names:
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        (at / name).write_bytes(b"GGUF" if name.endswith(".gguf") else b"{}")
+    return at
+
+
+def contents(path: Path, adapters: dict[str, Path] | None = None) -> tuple[str, str | None, list[str]]:
+    with packed(path, adapters) as package:
+        package.file.seek(0)
+        with tarfile.open(fileobj=package.file) as tar:
+            return package.filename, package.format, tar.getnames()
+
+
+def test_a_gguf_file_is_recognised_by_its_first_bytes(tmp_path: Path):
+    for name in ("m.gguf", "weights.bin"):
+        (tmp_path / name).write_bytes(b"GGUF....")
+        with packed(tmp_path / name) as package:
+            assert (package.filename, package.format, package.size) == (name, "llm", 8)
+
+
+def test_a_hugging_face_folder_has_only_what_engines_read(tmp_path: Path):
+    names = ["config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", ".git/config"]
+    found = contents(folder(tmp_path / "smol", *names))
+    assert found == ("smol.tar", "llm", ["config.json", "model.safetensors", "tokenizer.json"])
+
+
+def test_adapters_are_packed_beside_the_model(tmp_path: Path):
+    at = folder(tmp_path, "m.gguf", "my.gguf", "peft/adapter_config.json")
+    name, kind, names = contents(at / "m.gguf", {"tone": at / "my.gguf", "law": at / "peft"})
+    assert (name, kind) == ("m.gguf.tar", "llm")
+    assert names == ["adapters/law/adapter_config.json", "adapters/tone.gguf", "m.gguf"]
+    with pytest.raises(UsageError, match="no such file"):
+        contents(at / "m.gguf", {"x": at / "missing.gguf"})
+
+
+def test_other_folders_keep_their_format(tmp_path: Path):
+    assert format_of(folder(tmp_path / "a", "model.py", "config.json", "tokenizer.json")) == "python"
+    assert format_of(folder(tmp_path / "b", "config.pbtxt", "config.json", "tokenizer.json")) == "triton"
+    assert format_of(folder(tmp_path / "c", "m.gguf")) == "llm"
+
+
+def test_options_become_fields_of_the_deployment(tmp_path: Path):
+    adapters = adapter_files([f"tone={tmp_path / 'x.gguf'}"])
+    arguments = ["n_batch=256", "warmup=false", "rope_freq_base=1e4", "cache_type_k=q8_0"]
+    found = llm_fields(engine="llamacpp", slots=8, context=None, arguments=arguments, adapters=adapters)
+    assert found == {
+        "engine": "llamacpp", "slots": 8, "adapters": {"tone": "adapters/tone.gguf"},
+        "arguments": {"n_batch": 256, "warmup": False, "rope_freq_base": 1e4, "cache_type_k": "q8_0"},
+    }  # fmt: skip
+    assert llm_fields(engine=None, slots=None, context=None, arguments=None, adapters={}) is None
+    with pytest.raises(UsageError, match="choose one of auto"):
+        llm_fields(engine="ollama", slots=None, context=None, arguments=None, adapters={})
+
+
+def test_values_of_arguments():
+    assert [value_of(text) for text in ("1", "-2.5", "TRUE", "q8_0", "")] == [1, -2.5, True, "q8_0", ""]
