@@ -34,11 +34,14 @@ def deployment(**fields: Any) -> Deployment:
 @pytest.mark.parametrize(
     ("filename", "engine", "found"),
     [
-        ("m.gguf", "auto", "llamacpp"), ("weights.bin", "auto", "llamacpp"), ("m.gguf.tar", "auto", "llamacpp"),
+        ("m.gguf", "auto", "llamacpp"),
+        ("weights.bin", "auto", "llamacpp"),
+        ("m.gguf.tar", "auto", "llamacpp"),
         ("m.tar", "auto", "vllm"),
-        ("m.tar.gz", "vllm", "vllm"), ("m.gguf", "vllm", "vllm"),
+        ("m.tar.gz", "vllm", "vllm"),
+        ("m.gguf", "vllm", "vllm"),
     ],
-)  # fmt: skip
+)
 def test_engine_by_file_and_deployment(filename: str, engine: str, found: str):
     assert llm_plan.engine_of(version(filename), deployment(engine=engine)) == found
 

@@ -98,7 +98,7 @@ class Call:
 
 
 class Engine(Protocol):
-    """What runs requests: llama.cpp in this process, or a bridge to a server."""
+    """A runner of requests: llama.cpp in this process, or a bridge to a server."""
 
     def call(self, path: str, body: dict[str, Any], resume: dict[str, Any] | None, call: Call) -> None:
         """Run a request in the calling thread, and emit its events until the last one.
