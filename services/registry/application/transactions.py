@@ -11,6 +11,7 @@ from services.registry.adapters.change_notifier import ChangeNotifier
 from services.registry.adapters.sql.database import RegistryDatabase
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
+from services.registry.domain import regions
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 
 T = TypeVar("T")
@@ -48,5 +49,8 @@ class Transactions:
         Both run in the same transaction. An error of ``decision`` undoes it.
         """
         async with self.change() as writer:
-            await writer.apply(decision(await writer.snapshot()))
+            snapshot = await writer.snapshot()
+            changes = decision(snapshot)
+            regions.check(snapshot.after(changes), changes)
+            await writer.apply(changes)
             return await result(writer)

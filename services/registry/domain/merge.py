@@ -79,7 +79,12 @@ def _problem(error: Any) -> str:
         case "missing":
             return f"{where} is required"
         case _:
-            value = error["input"]
-            shown = f", not {str(value)[:80]!r}" if isinstance(value, str | int | float | bool) else ""
+            # Somebody may have typed a credential instead of its place.
+            value = "" if error["loc"][-1:] in (("credential",), ("upstream",)) else error["input"]
+            shown = (
+                f", not {str(value)[:80]!r}"
+                if isinstance(value, str | int | float | bool) and value != ""
+                else ""
+            )
             text = f"{error['msg'][0].lower()}{error['msg'][1:]}"
             return f"{where}: {text}{shown}" if where else f"{text}{shown}"

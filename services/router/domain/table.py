@@ -64,6 +64,7 @@ def _is_paused(deployment: Deployment) -> bool:
 def _endpoint(
     endpoint: Endpoint, deployments: dict[str, Deployment], ready: dict[str, int]
 ) -> dict[str, Any]:
+    deployments = {name: d for name, d in deployments.items() if endpoint.may_use(d)}
     serving = serving_targets(endpoint, ready)
     own = [deployments[t.deployment] for t in serving if t.deployment in deployments]
     models = {d.model for d in own}

@@ -223,3 +223,13 @@ def test_ready_replicas_are_counted():
     states: list[Any] = ["ready", "ready", "starting", "draining", "failed"]
     reports = [ReplicaReport(f"r{n}", "a", 1, "h", n, state) for n, state in enumerate(states)]
     assert ready_counts([*reports, ReplicaReport("q", "b", 1, "h", 9, "starting")]) == {"a": 2}
+
+
+def test_no_request_reaches_a_deployment_outside_the_endpoints_regions():
+    far = {"engine": "openai-url", "upstream": "https://models.example", "region": "us"}
+    one = endpoint(targets("digits-v1:1", "digits-v2:1"), targets("digits-v2"))
+    desired = world(one.model_copy(update={"forbidden_regions": ["us"]}))
+    desired.deployments[1] = deployment(2, llm=far)
+    table = build_table(desired, {"digits-v1": 1, "digits-v2": 1}, {})["endpoints"]["digits"]
+    assert [target["deployment"] for target in table["targets"]] == ["digits-v1"]
+    assert set(table["versions"].values()) == {"digits-v1", "digits-v3"}, "not by its version either"

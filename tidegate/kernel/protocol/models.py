@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,10 @@ from tidegate.kernel.protocol import names
 from tidegate.kernel.protocol.scaling import Scaling
 
 NAME_PATTERN = names.PATTERN
+REGION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Region = Annotated[str, StringConstraints(pattern=REGION_PATTERN)]
+# The arguments of vLLM that divide one model among devices.
+PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -136,6 +141,8 @@ class LlmSpec(Written):
     ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
     ``upstream_model``: the model's name there. ``credential``: ``env:NAME`` or ``file:PATH`` on the worker's
     host, never the credential itself. ``region``: where the upstream processes data.
+    ``requests_per_minute``, ``tokens_per_minute``: the most that a replica sends to the upstream.
+    ``upstream_timeout_s``: the longest wait for the beginning of its answer.
     """
 
     engine: Engine = "auto"
@@ -148,13 +155,34 @@ class LlmSpec(Written):
     upstream: str | None = Field(None, pattern=r"^https?://", max_length=2048)
     upstream_model: str | None = Field(None, min_length=1, max_length=255)
     credential: str | None = Field(None, pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$", max_length=1024)
-    region: str | None = Field(None, min_length=1, max_length=64)
+    region: str | None = Field(None, pattern=REGION_PATTERN)
+    requests_per_minute: int | None = Field(None, ge=1, le=LARGEST)
+    tokens_per_minute: int | None = Field(None, ge=1, le=LARGEST)
+    upstream_timeout_s: float | None = Field(None, gt=0, le=86_400)
 
     @model_validator(mode="after")
     def _upstream_fits(self) -> Self:
         if (self.engine == "openai-url") != (self.upstream is not None):
             raise ValueError("the engine openai-url needs upstream, and only this engine takes it")
+        names = (
+            "upstream_model",
+            "credential",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "upstream_timeout_s",
+        )
+        if self.upstream is None and (extra := [name for name in names if getattr(self, name) is not None]):
+            raise ValueError(f"{extra[0]} is only for the engine openai-url")
+        if self.upstream is not None and "@" in self.upstream.partition("://")[2].partition("/")[0]:
+            raise ValueError("upstream has a password in it: remove it, and name a credential instead")
         return self
+
+    @property
+    def parallel(self) -> int:
+        """Return the number of devices among which the engine's arguments divide one model."""
+        own = {name.lstrip("-").replace("-", "_"): value for name, value in self.arguments.items()}
+        sizes = [own.get(name, 1) for name in PARALLEL_SIZES]
+        return math.prod(int(size) for size in sizes if str(size).isdigit() and int(size) > 0)
 
 
 class DeploymentSpec(Written):
@@ -188,6 +216,19 @@ class DeploymentSpec(Written):
     image: str | None = Field(None, min_length=1, max_length=512)
     llm: LlmSpec | None = None
 
+    @model_validator(mode="after")
+    def _gpus_fit(self) -> Self:
+        if self.llm is None or self.llm.parallel == 1:
+            return self
+        count, shared = self.llm.parallel, self.resources.gpu_memory_mb
+        if shared or self.resources.gpus not in (0, count):
+            there = "a share of one" if shared else f"{self.resources.gpus}"
+            raise ValueError(
+                f"the engine's arguments divide the model among {count} GPUs, but resources has {there}: set "
+                f"resources.gpus to {count}, or change {' x '.join(PARALLEL_SIZES[:2])}"
+            )
+        return self
+
 
 class Override(Noun):
     """A number of replicas that an operator set, until it expires. ``force``: it may be above the maximum."""
@@ -213,12 +254,30 @@ class Target(Noun):
 
 
 class EndpointSpec(Noun):
-    """The stable public name of a model. ``previous`` serves until a target has a ready replica."""
+    """The stable public name of a model. ``previous`` serves until a target has a ready replica.
+
+    ``allowed_regions``, ``forbidden_regions``: where its requests may be processed. They bind upstreams, and
+    Deployments with a region. An upstream without a region could be anywhere.
+    """
 
     name: Name
     targets: list[Target] = Field(min_length=1)
     previous: list[Target] = Field(default_factory=list)
     default_timeout_ms: int = Field(30_000, ge=1, le=86_400_000)
+    allowed_regions: list[Region] = Field(default_factory=list, max_length=64)
+    forbidden_regions: list[Region] = Field(default_factory=list, max_length=64)
+
+    def may_use(self, deployment: DeploymentSpec) -> bool:
+        """Return True if its requests may be processed where the Deployment processes them."""
+        if not self.allowed_regions and not self.forbidden_regions:
+            return True
+        spec = deployment.llm
+        if spec is None or (spec.region is None and spec.upstream is None):
+            return True
+        region = (spec.region or "").lower()
+        allowed = {each.lower() for each in self.allowed_regions}
+        forbidden = {each.lower() for each in self.forbidden_regions}
+        return bool(region) and region not in forbidden and (not allowed or region in allowed)
 
 
 class Endpoint(EndpointSpec):

@@ -1,0 +1,39 @@
+"""Check that an Endpoint's requests stay in the regions that it allows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.registry.domain.desired_state import Change, PutDeployment, PutEndpoint, RegistrySnapshot
+from tidegate.kernel.errors import Conflict
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec
+
+
+def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
+    """Raise Conflict if a change gives an Endpoint a target outside its regions.
+
+    ``after``: the snapshot with the changes. Endpoints and Deployments that did not change are not checked.
+    """
+    endpoints = {change.spec.name for change in changes if isinstance(change, PutEndpoint)}
+    deployments = {change.stored.spec.name for change in changes if isinstance(change, PutDeployment)}
+    for name, stored in after.endpoints.items():
+        for target in stored.spec.targets:
+            found = after.deployments.get(target.deployment)
+            if found is None or not (name in endpoints or target.deployment in deployments):
+                continue
+            if not stored.spec.may_use(found.spec):
+                raise Conflict(_reason(stored.spec, found.spec))
+
+
+def _reason(endpoint: EndpointSpec, deployment: DeploymentSpec) -> str:
+    region = deployment.llm.region if deployment.llm else None
+    where = f"processes requests in the region {region!r}" if region else "is an upstream without a region"
+    rules = [
+        f"{text} {', '.join(names)}"
+        for text, names in (("allows", endpoint.allowed_regions), ("forbids", endpoint.forbidden_regions))
+        if names
+    ]
+    return (
+        f"Deployment {deployment.name!r} {where}, but Endpoint {endpoint.name!r} {' and '.join(rules)}. "
+        "Choose another target, set the Deployment's region with `--region`, or change the regions."
+    )

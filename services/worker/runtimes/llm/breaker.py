@@ -1,0 +1,82 @@
+"""Decide if requests go to an upstream that fails, and how many per minute. Pure: the time is an argument."""
+
+from __future__ import annotations
+
+CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
+
+
+class Breaker:
+    """A circuit breaker. After ``threshold`` failures in a row it is open: no request is sent.
+
+    After ``pause_s`` it is half-open: one request is sent. If it fails, the breaker is open for twice as
+    long, up to ``longest_s``. A success closes it.
+    """
+
+    def __init__(self, threshold: int = 5, pause_s: float = 5.0, longest_s: float = 60.0) -> None:
+        self._threshold, self._first_s, self._longest_s = threshold, pause_s, longest_s
+        self._failures, self._pause_s, self._until = 0, pause_s, 0.0
+        self._probing = False
+
+    def state(self, now: float) -> str:
+        """Return the state at a time."""
+        if self._failures < self._threshold:
+            return CLOSED
+        return OPEN if now < self._until else HALF_OPEN
+
+    def admit(self, now: float) -> float:
+        """Return 0 if a request may be sent now, else the seconds until the next try.
+
+        After 0, call :meth:`succeed`, :meth:`fail` or :meth:`abandon` exactly once.
+        """
+        state = self.state(now)
+        if state == CLOSED:
+            return 0.0
+        if state == OPEN:
+            return self._until - now
+        if self._probing:
+            return 1.0
+        self._probing = True
+        return 0.0
+
+    def succeed(self) -> None:
+        """Count a request that the upstream answered."""
+        self._failures, self._pause_s, self._probing = 0, self._first_s, False
+
+    def fail(self, now: float) -> None:
+        """Count a request that the upstream could not answer."""
+        was = self.state(now)
+        self._failures += 1
+        if was == HALF_OPEN:
+            self._pause_s = min(self._pause_s * 2, self._longest_s)
+        if was != OPEN and self._failures >= self._threshold:
+            self._until = now + self._pause_s
+        self._probing = False
+
+    def abandon(self) -> None:
+        """Count a request that was cancelled before the upstream answered."""
+        self._probing = False
+
+
+class MinuteLimit:
+    """A limit of so many units per minute. Unused ones are kept for up to a minute. None: no limit."""
+
+    def __init__(self, per_minute: int | None, now: float) -> None:
+        self._size, self._left, self._at = per_minute, float(per_minute or 0), now
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Return the seconds until ``amount`` may be taken. More than the limit needs a full one."""
+        if self._size is None:
+            return 0.0
+        self._refill(now)
+        missing = min(amount, self._size) - self._left
+        return max(missing * 60.0 / self._size, 0.0)
+
+    def take(self, amount: float, now: float) -> None:
+        """Take units; a negative amount returns some. The rest may become negative."""
+        self._refill(now)
+        self._left = min(self._left - amount, float(self._size or 0))
+
+    def _refill(self, now: float) -> None:
+        if self._size is not None:
+            self._left = min(self._left + (now - self._at) * self._size / 60.0, float(self._size))
+        self._at = now

@@ -1,0 +1,258 @@
+"""Relay a request to an HTTP server with OpenAI's API, and emit its events.
+
+Each request has a connection of its own: over TCP, TLS or a Unix socket. Closing it is how an engine learns
+that nobody waits any more, and it frees the engine's slot.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from calls import Call, Refused
+
+# The most bytes of one event, and of an answer that is not a stream.
+MAX_EVENT, MAX_BODY = 16 * 2**20, 64 * 2**20
+BLOCK = 64 * 1024
+LAST = b"[DONE]"
+# Paths whose streams end with LAST.
+_ENDED = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+
+@dataclass(frozen=True)
+class Server:
+    """An HTTP server. ``url`` is its address, or ``socket`` the path of its Unix socket.
+
+    The timeouts are in seconds: to connect, until the head of the answer, and between two parts of it.
+    """
+
+    url: str = "http://localhost"
+    socket: str = ""
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    connect_s: float = 10.0
+    first_s: float = 600.0
+    silence_s: float = 300.0
+
+    def open(self) -> http.client.HTTPConnection:
+        """Return a connection that is open. Raise OSError."""
+        parts = urlsplit(self.url)
+        if self.socket:
+            connection: http.client.HTTPConnection = _UnixConnection(self.socket, self.connect_s)
+        elif parts.scheme == "https":
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(
+                parts.hostname or "", parts.port, timeout=self.connect_s, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self.connect_s)
+        connection.connect()
+        return connection
+
+    def path(self, path: str) -> str:
+        """Return the target of a request: the address's own path, and then ``path``."""
+        base = urlsplit(self.url).path.rstrip("/")
+        # An address usually ends in /v1, like a client's base_url.
+        return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
+
+
+class Reader(Protocol):
+    """Turns an engine's answer into events for the caller, and the facts in them."""
+
+    def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the events for the caller that one event of the engine becomes."""
+
+    def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
+        """Return the body for the caller that a body of the engine becomes."""
+
+
+class Failure(Exception):
+    """An answer with an error status, or no answer (then ``status`` is 0). Nothing was emitted yet.
+
+    ``body``: the error body, for the caller. ``retry_after_s``: the server's ``Retry-After``.
+    """
+
+    def __init__(
+        self, status: int, body: bytes = b"", retry_after_s: float | None = None, reason: str = ""
+    ) -> None:
+        super().__init__(reason or f"status {status}")
+        self.status, self.body, self.retry_after_s = status, body, retry_after_s
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def relay(
+    server: Server,
+    path: str,
+    body: dict[str, Any],
+    reader: Reader,
+    call: Call,
+    on_head: Callable[[], None] = lambda: None,
+) -> None:
+    """Send a request and emit its answer until the end, or until the call is cancelled.
+
+    ``on_head`` is called when a good answer begins. Raises :class:`Failure` if nothing was emitted, and
+    :class:`Refused` if the answer broke off.
+    """
+    emitted = False
+    try:
+        sock, answer = _send(server, path, body, call)
+        with answer:
+            if answer.status >= 400:
+                raise _failure(answer)
+            sock.settimeout(server.silence_s)
+            on_head()
+            if "text/event-stream" not in answer.headers.get("Content-Type", ""):
+                whole, meta = reader.whole(_limited(answer))
+                call.emit([whole], meta)
+                return
+            ended = False
+            for events in _events(answer):
+                emitted, ended = True, events[-1] == LAST
+                _emit(events, reader, call)
+            if not ended and path in _ENDED and not call.cancelled:
+                raise ConnectionError("it closed the connection before the stream's end")
+    except (OSError, http.client.HTTPException) as problem:
+        if call.cancelled:
+            return
+        reason = "it was silent for too long" if isinstance(problem, TimeoutError) else f"{problem}"
+        if not emitted:
+            raise Failure(0, reason=reason or repr(problem)) from None
+        raise Refused(
+            502,
+            f"The stream broke off: {reason}. Send the request again.",
+            "server_error",
+            "stream_broke_off",
+        ) from None
+
+
+def get(server: Server, path: str, timeout_s: float = 5.0) -> tuple[int, bytes]:
+    """Return the status and the body of a GET. Raise OSError or HTTPException."""
+    connection = server.open()
+    try:
+        connection.sock.settimeout(timeout_s)
+        connection.request("GET", path, headers={**server.headers, "Connection": "close"})
+        answer = connection.getresponse()
+        return answer.status, _limited(answer)
+    finally:
+        connection.close()
+
+
+def post(server: Server, path: str, body: dict[str, Any], timeout_s: float = 30.0) -> dict[str, Any]:
+    """Return the JSON object that answers a small request. Raise OSError, HTTPException or ValueError."""
+    connection = server.open()
+    try:
+        connection.sock.settimeout(timeout_s)
+        connection.request("POST", server.path(path), json.dumps(body).encode(), _headers(server))
+        answer = connection.getresponse()
+        found = json.loads(_limited(answer))
+        if answer.status != 200 or not isinstance(found, dict):
+            raise ValueError(f"{path} answered {answer.status}")
+        return found
+    finally:
+        connection.close()
+
+
+def _headers(server: Server) -> dict[str, str]:
+    return {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream, application/json",
+        "Connection": "close",
+        **server.headers,
+    }
+
+
+def _send(
+    server: Server, path: str, body: dict[str, Any], call: Call
+) -> tuple[socket.socket, http.client.HTTPResponse]:
+    connection = server.open()
+    # http.client forgets the socket of an answer that closes the connection.
+    sock = connection.sock
+    call.on_cancel(lambda: sock.shutdown(socket.SHUT_RDWR))
+    sock.settimeout(server.first_s)
+    try:
+        connection.request("POST", server.path(path), json.dumps(body).encode(), _headers(server))
+        return sock, connection.getresponse()
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _failure(answer: http.client.HTTPResponse) -> Failure:
+    return Failure(answer.status, _limited(answer), retry_after_s(answer.headers))
+
+
+def retry_after_s(headers: Any) -> float | None:
+    """Return the seconds of ``retry-after-ms`` or ``Retry-After``; None if neither is a number."""
+    for name, factor in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
+        try:
+            return max(float(headers[name]) * factor, 0.0)
+        except (KeyError, TypeError, ValueError):
+            continue
+    return None
+
+
+def _limited(answer: http.client.HTTPResponse) -> bytes:
+    body = answer.read(MAX_BODY + 1)
+    if len(body) > MAX_BODY:
+        raise ConnectionError(f"its answer has more than {MAX_BODY} bytes")
+    return body
+
+
+def _events(answer: http.client.HTTPResponse):
+    """Yield lists of events that arrived together: the text after ``data: `` of each."""
+    rest = b""
+    while block := answer.read1(BLOCK):
+        *lines, rest = (rest + block).split(b"\n")
+        if len(rest) > MAX_EVENT:
+            raise ConnectionError(f"an event has more than {MAX_EVENT} bytes")
+        events = [line[5:].strip() for line in lines if line.startswith(b"data:")]
+        if events:
+            yield events
+    if rest.startswith(b"data:"):
+        yield [rest[5:].strip()]
+
+
+def _emit(events: list[bytes], reader: Reader, call: Call) -> None:
+    for event in events:
+        if event != LAST:
+            kept, meta = reader.read(event)
+            if kept or meta:
+                call.emit(kept, meta)
+
+
+def usage_of(document: dict[str, Any]) -> list[int] | None:
+    """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None: it has none.
+
+    Reads the shapes of chats and completions, and of responses.
+    """
+    usage = document.get("usage") or (document.get("response") or {}).get("usage")
+    if not usage:
+        return None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0))
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    answer = usage.get("completion_tokens", usage.get("output_tokens", 0))
+    return [prompt, answer or 0, details.get("cached_tokens") or 0]
+
+
+def error_status(document: dict[str, Any]) -> int | None:
+    """Return the status of an error event in a stream; None if the event is no error."""
+    error = document.get("error")
+    if error is None:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500

@@ -1,0 +1,163 @@
+"""Continue a chat or a completion that another vLLM has begun, from the ids of its tokens. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from bridge import error_status, usage_of
+from calls import Refused
+from vllm_events import CHAT, COMPLETIONS
+
+# What a continuation has in common with the whole. All other members are of the chat's template, or refused.
+_COPIED = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids",
+    "ignore_eos", "logit_bias", "skip_special_tokens", "spaces_between_special_tokens",
+    "include_stop_str_in_output", "user", "priority",
+)  # fmt: skip
+# With one of these, the continuation would differ from the undisturbed answer.
+_REFUSED = (
+    "tools", "functions", "response_format", "structured_outputs", "guided_json", "guided_regex",
+    "guided_choice", "guided_grammar", "logprobs", "top_logprobs", "prompt_logprobs", "frequency_penalty",
+    "presence_penalty", "echo", "use_beam_search", "suffix",
+)  # fmt: skip
+# An id may have no text yet: its character is not complete, or it may belong to a stop word.
+MAX_HELD_BACK = 32
+
+
+def refusal(path: str, body: dict[str, Any]) -> str | None:
+    """Return why an answer cannot be continued; None if it can."""
+    if path not in (CHAT, COMPLETIONS) or not body.get("stream"):
+        return "only streams of chats and completions can be continued"
+    if (body.get("n") or 1) != 1 or (body.get("best_of") or 1) != 1:
+        return "it has several choices"
+    if used := [name for name in _REFUSED if body.get(name)]:
+        return f"it uses {used[0]}"
+    return None
+
+
+def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> tuple[int, str]:
+    """Return how many emitted ids to keep, and the end of ``text`` that the engine will write again.
+
+    An engine holds text back until a character is complete, or until it cannot be a stop word. The ids of
+    such text are generated again, because the caller has not got their text.
+    """
+    for count in range(len(emitted), max(len(emitted) - MAX_HELD_BACK, -1), -1):
+        decoded = decode(emitted[:count]) if count else ""
+        if text.startswith(decoded):
+            return count, text[len(decoded) :]
+    raise Refused(500, "The stream cannot be continued: its text does not fit its tokens.", "server_error")
+
+
+def request(body: dict[str, Any], ids: list[int], done: int, context: int, model: str) -> dict[str, Any]:
+    """Return the body of a completion that continues after ``ids``, of which ``done`` are the answer's."""
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    left = context - len(ids)
+    found = {name: body[name] for name in _COPIED if body.get(name) is not None}
+    if body.get("min_tokens"):
+        found["min_tokens"] = max(body["min_tokens"] - done, 0)
+    return {
+        **found,
+        "model": model,
+        "prompt": ids,
+        "max_tokens": max(min(limit - done, left) if limit else left, 1),
+        "add_special_tokens": False,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "return_token_ids": True,
+    }
+
+
+class ContinuedEvents:
+    """The events of a continuation, in the shape of the first part's events.
+
+    ``skip``: text that the caller already has; the continuation begins with it. ``done`` and ``known``: the
+    numbers of the answer's ids that the continuation began with, and that the gateway already has.
+    """
+
+    def __init__(self, path: str, body: dict[str, Any], resume: dict[str, Any], done: int, skip: str) -> None:
+        self._chat, self._model = path == CHAT, body.get("model")
+        self._keep_usage = bool((body.get("stream_options") or {}).get("continuous_usage_stats"))
+        self._id, self._created = resume.get("id"), resume.get("created")
+        self._prompt, self._done, self._skip = len(resume["prompt"]), done, skip
+        self._known = len(resume["emitted"]) - done
+
+    def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the event for the caller that an event of the continuation becomes."""
+        document = json.loads(event)
+        if (status := error_status(document)) is not None:
+            return [event], {"status": status}
+        meta: dict[str, Any] = {}
+        usage = usage_of(document)
+        choices = [self._choice(choice, meta) for choice in document.get("choices") or []]
+        if usage:
+            meta["usage"] = [self._prompt, self._done + usage[1], usage[2]]
+        if choices and self._is_empty(choices[0]):
+            return [], meta
+        return [self._event(document, choices, meta.get("usage"))], meta
+
+    def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
+        """Return a body unchanged: the continuation of a stream is a stream."""
+        return body, {}
+
+    def _event(self, document: dict[str, Any], choices: list[Any], usage: list[int] | None) -> bytes:
+        found = {
+            **document,
+            "id": self._id or document.get("id"),
+            "created": self._created or document.get("created"),
+            "model": self._model,
+            "choices": choices,
+        }
+        if self._chat:
+            found["object"] = "chat.completion.chunk"
+        found.pop("usage", None)
+        if usage and (not choices or self._keep_usage):
+            found["usage"] = {
+                "prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": usage[0] + usage[1],
+            }  # fmt: skip
+        return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _choice(self, choice: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+        ids = choice.get("token_ids") or []
+        fresh, self._known = ids[self._known :], max(self._known - len(ids), 0)
+        if fresh:
+            meta["ids"] = fresh
+        text = self._without_skipped(choice.get("text") or "")
+        ends = {name: choice[name] for name in ("finish_reason", "stop_reason") if name in choice}
+        if self._chat:
+            return {"index": 0, "delta": {"content": text} if text else {}, "logprobs": None, **ends}
+        return {"index": 0, "text": text, "logprobs": None, **ends}
+
+    def _without_skipped(self, text: str) -> str:
+        """Return the text that the caller does not have. Raise Refused if the texts differ."""
+        common = min(len(text), len(self._skip))
+        if text[:common] != self._skip[:common]:
+            raise Refused(
+                500, "The stream cannot be continued: the engine wrote another text.", "server_error",
+                "stream_not_continued",
+            )  # fmt: skip
+        self._skip = self._skip[common:]
+        return text[common:]
+
+    def _is_empty(self, choice: dict[str, Any]) -> bool:
+        text = choice["delta"].get("content") if self._chat else choice["text"]
+        return not text and not choice.get("finish_reason")
+
+
+def finished(path: str, body: dict[str, Any], resume: dict[str, Any]) -> list[bytes] | None:
+    """Return the last events of a stream that had all its tokens when it was lost; None if it had not."""
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    if not limit or len(resume["emitted"]) < limit:
+        return None
+    chat = path == CHAT
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
+    choice |= {"delta": {}} if chat else {"text": ""}
+    head = {
+        "id": resume.get("id"), "object": "chat.completion.chunk" if chat else "text_completion",
+        "created": resume.get("created"), "model": body.get("model"),
+    }  # fmt: skip
+    prompt, answer = len(resume["prompt"]), len(resume["emitted"])
+    usage = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    both = [{**head, "choices": [choice]}, {**head, "choices": [], "usage": usage}]
+    return [json.dumps(each, separators=(",", ":")).encode() for each in both]
