@@ -11,10 +11,12 @@ from services.gateway.adapters.key_cache import KeyCache
 from services.gateway.adapters.limit_leases import LimitLeases
 from services.gateway.adapters.store.job_usage import JobUsageStore
 from services.gateway.adapters.store.limit_accounts import LimitAccounts
+from services.gateway.adapters.store.token_accounts import TokenAccounts
 from services.gateway.adapters.usage_reporter import UsageReporter
 from services.gateway.api import proxy
 from services.gateway.api.proxy import ControlPlaneProxy
 from services.gateway.application.access import Access
+from services.gateway.application.llm.token_limits import TokenLimits
 from services.gateway.domain.key_table import KeyTable
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.http.heads import LOOPBACK
@@ -38,6 +40,8 @@ class AccessWiring:
             incarnation=incarnation,
         )
         self._leases = LimitLeases(self._store, incarnation, processes, self._keys.prior_usage)
+        self._token_accounts = TokenAccounts.connect(settings.redis_url)
+        self.token_limits = TokenLimits(self._token_accounts, processes)
         self._job_usage = JobUsageStore.connect(settings.jobs_url)
         self._usage = UsageReporter(
             settings.amqp_url, incarnation, settings.usage_interval_s, self._job_usage
@@ -70,6 +74,7 @@ class AccessWiring:
             await self._jwks.start()
         await self._keys.start()
         self._leases.start()
+        self.token_limits.start()
         self._usage.start()
 
     async def stop(self) -> None:
@@ -77,7 +82,9 @@ class AccessWiring:
         await self._usage.stop()
         await self._job_usage.close()
         await self._leases.stop()
+        await self.token_limits.stop()
         await self._store.close()
+        await self._token_accounts.close()
         await self._keys.stop()
         await self._proxy.close()
         if self._jwks is not None:
@@ -86,6 +93,7 @@ class AccessWiring:
     def _on_keys(self, table: KeyTable) -> None:
         limited = {id_: key.allowance for id_, key in table.keys.items() if not key.allowance.unlimited}
         self._leases.replace(limited)
+        self.token_limits.replace(table.keys)
         self.access.replace(table)
 
 

@@ -20,6 +20,8 @@ keys = typer.Typer(
 )
 
 _LIMITS = ("rate", "burst", "concurrency", "day", "month")
+_TOKENS = ("tokens_per_minute", "tokens_per_day")
+_LIFTED = (*_LIMITS, *(name.replace("_", "-") for name in _TOKENS), "endpoint-tokens", "endpoints", "expires")
 Which = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, or its name if no other has it.")]
 Scopes = Annotated[
     list[str] | None,
@@ -39,6 +41,22 @@ Burst = Annotated[
 Concurrency = Annotated[int | None, typer.Option(metavar="N", help="Maximum requests in flight.")]
 Day = Annotated[int | None, typer.Option("--day", metavar="N", help="Maximum requests in a day (UTC).")]
 Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Maximum requests in a month (UTC).")]
+PerMinute = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tokens-per-minute",
+        metavar="[ENDPOINT=]N",
+        help="Maximum tokens of language models in any 60 seconds, at all endpoints or at one; repeatable.",
+    ),
+]
+PerDay = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tokens-per-day",
+        metavar="[ENDPOINT=]N",
+        help="Maximum tokens of language models in a day (UTC), at all endpoints or at one; repeatable.",
+    ),
+]
 
 
 @keys.callback()
@@ -60,7 +78,7 @@ def listed(
             item["name"],
             item["scopes"],
             item["endpoints"] or "all",
-            {name: item[name] for name in _LIMITS if item[name] is not None},
+            _shown_limits(item),
             item["state"],
             output.moment(item["expires_at"]),
         )
@@ -82,6 +100,8 @@ def create(
     concurrency: Concurrency = None,
     day: Day = None,
     month: Month = None,
+    tokens_per_minute: PerMinute = None,
+    tokens_per_day: PerDay = None,
     json: Json = False,
 ) -> None:
     """Create a key. It is shown only once, because the stack stores only its digest.
@@ -89,11 +109,13 @@ def create(
     Example: tidegate keys create robot --scope infer --endpoint digits --rate 50
     """
     body = _fields(name, scope, endpoint, expires, (rate, burst, concurrency, day, month))
+    body |= _token_fields(tokens_per_minute, tokens_per_day)
     from tidegate.cli.api import control
 
     _show_key(control().registry.post("/v1/keys", body), json)
 
 
+@keys.command("update", hidden=True)
 @keys.command()
 def change(
     key: Which,
@@ -106,22 +128,21 @@ def change(
     concurrency: Concurrency = None,
     day: Day = None,
     month: Month = None,
+    tokens_per_minute: PerMinute = None,
+    tokens_per_day: PerDay = None,
     lift: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="WHAT", help="Remove a limit: rate, burst, concurrency, day, month, endpoints or expires."
-        ),
+        typer.Option(metavar="WHAT", help=f"Remove a limit: {', '.join(_LIFTED[:-1])} or {_LIFTED[-1]}."),
     ] = None,
     json: Json = False,
 ) -> None:
     """Change a key's scopes, endpoints, limits or expiry. Its secret stays the same."""
     body = _fields(name, scope, endpoint, expires, (rate, burst, concurrency, day, month))
+    body |= _token_fields(tokens_per_minute, tokens_per_day)
     for what in lift or ():
-        if what not in (*_LIMITS, "endpoints", "expires"):
-            raise UsageError(
-                f"--lift {what}: there is no such limit. Limits: {', '.join(_LIMITS)}, endpoints, expires."
-            )
-        body["expires_at" if what == "expires" else what] = None
+        if what not in _LIFTED:
+            raise UsageError(f"--lift {what}: there is no such limit. Limits: {', '.join(_LIFTED)}.")
+        body["expires_at" if what == "expires" else what.replace("-", "_")] = None
     if not body:
         raise UsageError("Name at least one change, such as --rate 50.")
     from tidegate.cli import output
@@ -181,6 +202,32 @@ def _fields(
         **dict(zip(_LIMITS, limits, strict=True)),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _token_fields(per_minute: list[str] | None, per_day: list[str] | None) -> Doc:
+    """Return the limits of tokens in the form of the registry. Raise UsageError for a wrong value."""
+    fields: Doc = {}
+    for field, values in zip(_TOKENS, (per_minute, per_day), strict=True):
+        for value in values or ():
+            endpoint, _, count = value.rpartition("=")
+            number = count.replace("_", "").replace(",", "")
+            if not number.isdecimal() or ("=" in value and not endpoint):
+                option = field.replace("_", "-")
+                raise UsageError(
+                    f"--{option} {value}: expected a number of tokens, such as 100000, or an endpoint and a "
+                    "number, such as chat=100000."
+                )
+            limits = fields.setdefault("endpoint_tokens", {}).setdefault(endpoint, {}) if endpoint else fields
+            limits[field] = int(number)
+    return fields
+
+
+def _shown_limits(key: Doc) -> Doc:
+    """Return the limits of a key that are set, for the table."""
+    shown = {name: key[name] for name in (*_LIMITS, *_TOKENS) if key.get(name) is not None}
+    for endpoint, limits in (key.get("endpoint_tokens") or {}).items():
+        shown |= {f"{name}[{endpoint}]": limits[name] for name in _TOKENS if limits.get(name) is not None}
+    return shown
 
 
 def _id_of(registry: Service, key: str) -> str:

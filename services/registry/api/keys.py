@@ -10,7 +10,7 @@ from pydantic import Field, WithJsonSchema
 
 from services.registry.api.bodies import Items
 from services.registry.api.dependencies import KeyringDep
-from services.registry.domain.keys import KeySpec, StoredKey
+from services.registry.domain.keys import KeySpec, StoredKey, TokenLimits
 from tidegate.kernel.protocol.access import ADMIN, KEY_PREFIX
 from tidegate.kernel.protocol.models import Noun
 from tidegate.kernel.service.api import JsonRoute
@@ -20,7 +20,10 @@ router = APIRouter(
     prefix="/v1/keys", tags=["keys"], dependencies=[Depends(needs(ADMIN))], route_class=JsonRoute
 )
 
-_FIELDS = KeySpec.model_json_schema()["properties"] | {"ttl_s": {"type": "number"}}
+_FIELDS = KeySpec.model_json_schema()["properties"] | {
+    "ttl_s": {"type": "number"},
+    "endpoint_tokens": {"type": "object", "additionalProperties": TokenLimits.model_json_schema()},
+}
 # A plain object, because an absent field and null have different meanings. The domain checks the fields.
 KeyFields = Annotated[
     dict[str, Any], WithJsonSchema({"type": "object", "properties": _FIELDS, "required": ["name"]})

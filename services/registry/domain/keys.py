@@ -25,7 +25,23 @@ KeyName = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^\
 Scope = Literal["infer", "publish", "operate", "admin"]
 
 
-class KeySpec(Noun):
+MOST_TOKENS = 10**12
+
+
+class TokenLimits(Noun):
+    """Limits of a language model's tokens, of prompts and answers together; None: no limit."""
+
+    tokens_per_minute: int | None = Field(None, ge=1, le=MOST_TOKENS, description="Tokens in any 60 seconds.")
+    tokens_per_day: int | None = Field(
+        None, ge=1, le=MOST_TOKENS, description="Tokens in a calendar day (UTC)."
+    )
+
+    def token_allowance(self) -> access.TokenAllowance:
+        """Return the limits as gateways know them."""
+        return access.TokenAllowance(self.tokens_per_minute, self.tokens_per_day)
+
+
+class KeySpec(TokenLimits):
     """Scopes and limits of a key. A limit is for all gateway processes together; None: no limit."""
 
     name: KeyName
@@ -39,6 +55,11 @@ class KeySpec(Noun):
     concurrency: int | None = Field(None, ge=1, le=10**6, description="Requests in flight at the same time.")
     day: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar day (UTC).")
     month: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar month (UTC).")
+    endpoint_tokens: dict[Name, TokenLimits] = Field(
+        default_factory=dict,
+        max_length=1_000,
+        description="Limits of tokens at single endpoints, beside those of the key.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -90,6 +111,8 @@ class StoredKey:
             allowance=spec.allowance(),
             previous=self.previous_digest,
             previous_until_ms=_ms(self.previous_until) or 0.0,
+            tokens=spec.token_allowance(),
+            endpoint_tokens={name: each.token_allowance() for name, each in spec.endpoint_tokens.items()},
         )
 
 

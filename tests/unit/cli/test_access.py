@@ -42,6 +42,32 @@ def test_a_new_key_is_all_that_is_on_stdout(plane, tidegate):
     assert json.loads(plane.bodies[0]) == sent | {"ttl_s": 172_800.0}
 
 
+def test_limits_of_tokens(plane, tidegate):
+    plane.answers["POST /v1/keys"] = KEY | {"key": "tg_ab12_secret"}
+    limits = ("--tokens-per-minute", "1_000", "--tokens-per-day", "chat=50000", "--tokens-per-day", "9000")
+    assert tidegate("keys", "create", "robot", *limits)[0] == 0
+    assert json.loads(plane.bodies[0]) == {
+        "name": "robot",
+        "tokens_per_minute": 1000,
+        "tokens_per_day": 9000,
+        "endpoint_tokens": {"chat": {"tokens_per_day": 50_000}},
+    }
+    limited = KEY | {"tokens_per_minute": 1000, "endpoint_tokens": {"chat": {"tokens_per_day": 50_000}}}
+    plane.answers["GET /v1/keys"] = {"items": [limited]}
+    assert "tokens_per_minute=1000 tokens_per_day[chat]=50000" in tidegate("keys")[1]
+    plane.answers["PATCH /v1/keys/ab12"] = KEY
+    lift = ("--lift", "tokens-per-minute", "--lift", "endpoint-tokens")
+    assert tidegate("keys", "update", "ab12", *lift)[0] == 0
+    assert json.loads(plane.bodies[-1]) == {"tokens_per_minute": None, "endpoint_tokens": None}
+
+
+@pytest.mark.parametrize("value", ["many", "=5", "chat=", "chat=-1", "1.5", ""])
+def test_a_limit_of_tokens_that_is_no_number(plane, tidegate, value):
+    code, _, err = tidegate("keys", "create", "robot", f"--tokens-per-minute={value}")
+    assert code == exits.USAGE
+    assert "expected a number of tokens" in err
+
+
 FORBIDDEN = "the key 'robot' (tg_ab12) has the scope infer, but this needs publish: an admin adds it with ..."
 
 

@@ -9,7 +9,7 @@ import pytest
 from services.registry.domain import audit, keys
 from services.registry.domain.usage import as_csv
 from tidegate.kernel.errors import BadRequest, Conflict
-from tidegate.kernel.protocol.access import Allowance, digest_of
+from tidegate.kernel.protocol.access import Allowance, Key, TokenAllowance, digest_of
 from tidegate.kernel.protocol.usage import COUNTS, Subject, UsageReport, day_of
 
 pytestmark = pytest.mark.unit
@@ -35,6 +35,24 @@ def test_bursts():
     assert held(rate=0.1).spec.allowance().burst == 1
     assert held(day=3).spec.allowance() == Allowance(day=3)
     assert held().spec.allowance().unlimited
+
+
+def test_limits_of_tokens_reach_the_gateways():
+    key = held(tokens_per_minute=1000, endpoint_tokens={"chat": {"tokens_per_day": 50}})
+    known = key.for_gateways()
+    assert (known.tokens, known.endpoint_tokens) == (TokenAllowance(1000), {"chat": TokenAllowance(None, 50)})
+    assert Key.from_dict(known.to_dict()) == known
+    less = keys.changed(key, {"endpoint_tokens": {"chat": {"tokens_per_minute": 7}, "tags": None}}, NOW)
+    assert less.for_gateways().endpoint_tokens == {"chat": TokenAllowance(7, 50)}
+    assert keys.changed(less, {"endpoint_tokens": None}, NOW).for_gateways().endpoint_tokens == {}
+    older = {name: value for name, value in known.to_dict().items() if "tokens" not in name}
+    assert Key.from_dict(older).tokens.unlimited
+
+
+@pytest.mark.parametrize("fields", [{"tokens_per_minute": 0}, {"endpoint_tokens": {"chat": {"day": 3}}}])
+def test_a_wrong_limit_of_tokens(fields):
+    with pytest.raises(BadRequest):
+        held(**fields)
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 60.0])

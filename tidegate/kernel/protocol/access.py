@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 INFER = "infer"  # call models; one's own jobs
@@ -202,8 +202,27 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenAllowance:
+    """The most tokens of language models, prompts and answers together, over all gateway processes.
+
+    ``minute``: in any 60 seconds. ``day``: in a calendar day (UTC). None: no limit.
+    """
+
+    minute: int | None = None
+    day: int | None = None
+
+    @property
+    def unlimited(self) -> bool:
+        """True if there is no limit."""
+        return self.minute is self.day is None
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
-    """A key as gateways know it: by its digest only. Times in ms since the epoch."""
+    """A key as gateways know it: by its digest only. Times in ms since the epoch.
+
+    ``tokens`` is its limit of tokens at all endpoints together, ``endpoint_tokens`` those at single ones.
+    """
 
     principal: Principal
     digest: str
@@ -212,6 +231,8 @@ class Key:
     # The digest before a rotation. It is still valid for a while.
     previous: str | None = None
     previous_until_ms: float = 0.0
+    tokens: TokenAllowance = TokenAllowance()
+    endpoint_tokens: Mapping[str, TokenAllowance] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the key as JSON values."""
@@ -230,6 +251,8 @@ class Key:
             "concurrency": allowance.concurrency,
             "day": allowance.day,
             "month": allowance.month,
+            "tokens": [self.tokens.minute, self.tokens.day],
+            "endpoint_tokens": {name: [each.minute, each.day] for name, each in self.endpoint_tokens.items()},
         }
 
     @classmethod
@@ -250,4 +273,9 @@ class Key:
             ),
             previous=values["previous"],
             previous_until_ms=values["previous_until_ms"],
+            # A table on disk may be from a version without these limits.
+            tokens=TokenAllowance(*values.get("tokens", ())),
+            endpoint_tokens={
+                name: TokenAllowance(*each) for name, each in values.get("endpoint_tokens", {}).items()
+            },
         )

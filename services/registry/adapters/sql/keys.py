@@ -38,7 +38,8 @@ async def put(connection: AsyncConnection, key: StoredKey, revision_: int, *, cr
         "digest": key.digest,
         "previous_digest": key.previous_digest,
         "previous_until": key.previous_until,
-        "options": key.spec.model_dump(mode="json", exclude={"name", "expires_at"}),
+        # Without defaults, so that an earlier version can read the keys that use no newer option.
+        "options": key.spec.model_dump(mode="json", exclude={"name", "expires_at"}, exclude_defaults=True),
         "expires_at": key.spec.expires_at,
         "revoked_at": key.revoked_at,
         "revision": revision_,

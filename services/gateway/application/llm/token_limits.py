@@ -1,0 +1,257 @@
+"""Charge callers for the tokens of language models: an estimate at admission, the engine's count at the end.
+
+A request to a language model takes seconds, so it can wait for the store: one call charges all accounts of
+the caller, over all gateway processes. The difference to the engine's count is settled in the background.
+While the store is away, this process applies its share of each limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.gateway.application.access import LIMITED
+from services.gateway.domain.llm.token_charge import STEP, PromptRatio, charge
+from services.gateway.domain.llm.token_headers import Left, TokenAccount, tokens_left
+from services.gateway.domain.llm.token_refusals import check_fits, too_many
+from services.gateway.domain.llm.token_window import TokenBalance, TokenWindow
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.protocol.access import Key, Principal, TokenAllowance
+from tidegate.kernel.store import StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+SLOW_S = 0.5  # a store that takes longer counts as away
+RETRY_S = 0.5
+# A process that cannot reach the store forgets its own windows at this number of callers.
+MOST_WINDOWS = 10_000
+
+
+class Store(Protocol):
+    """The accounts that all gateway processes share."""
+
+    async def charge(
+        self, accounts: Sequence[TokenAccount], tokens: int
+    ) -> tuple[int, tuple[TokenBalance, ...]]:
+        """Charge tokens to all accounts or to none; return the second, and the balances before it."""
+
+    async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
+        """Correct a charge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A charge to settle: its accounts, its second, and how a late difference counts."""
+
+    ids: tuple[str, ...]
+    at: int
+    late: bool
+
+
+class Reservation:
+    """The tokens that one request was charged. :meth:`settle` ends it."""
+
+    __slots__ = ("_accounts", "_balances", "_charge", "_limits", "_open", "charged")
+
+    def __init__(
+        self,
+        limits: TokenLimits,
+        accounts: Sequence[TokenAccount],
+        balances: Sequence[TokenBalance],
+        made: Charge,
+        charged: int,
+    ) -> None:
+        self._limits = limits
+        self._accounts = accounts
+        self._balances = balances
+        self._charge = made
+        self._open = True
+        self.charged = charged
+
+    def states(self) -> list[Left]:
+        """Return the state of the caller's limits after this charge, for the response's headers."""
+        return _states(self._accounts, self._balances, self.charged)
+
+    def used(self, tokens: int) -> None:
+        """Charge a growing answer whose ``tokens`` so far exceed the charge."""
+        if self._open and tokens > self.charged:
+            self._settle(tokens + STEP)
+
+    def settle(self, tokens: int) -> None:
+        """End the request with ``tokens``, the engine's count; only the first call counts."""
+        if self._open:
+            self._settle(tokens)
+            self._open = False
+
+    def _settle(self, tokens: int) -> None:
+        self._limits.correct(self._charge, tokens - self.charged)
+        self.charged = tokens
+
+
+class TokenLimits:
+    """The limits of tokens of all keys. ``processes``: the number of processes that share the accounts."""
+
+    def __init__(self, store: Store, processes: Callable[[], int]) -> None:
+        self._store = store
+        self._processes = processes
+        self._keys: Mapping[str, Key] = {}
+        self._windows: dict[str, TokenWindow] = {}
+        self._pending: dict[Charge, int] = {}
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._retry_at = 0.0
+        self._away = False
+        self.ratio = PromptRatio()
+
+    def replace(self, keys: Mapping[str, Key]) -> None:
+        """Set the limits of all keys, by the key's id."""
+        self._keys = {
+            id_: key for id_, key in keys.items() if key.endpoint_tokens or not key.tokens.unlimited
+        }
+
+    def start(self) -> None:
+        """Start settling in the background."""
+        self._task = asyncio.create_task(self._run(), name="token limits")
+
+    async def stop(self) -> None:
+        """Stop, and settle what is left."""
+        await tasks.end(self._task)
+        with contextlib.suppress(TimeoutError, StoreUnavailable):
+            async with asyncio.timeout(SLOW_S):
+                await self._flush()
+
+    def accounts(self, principal: Principal, endpoint: str) -> list[TokenAccount]:
+        """Return a caller's accounts for an endpoint; empty if it has no limit of tokens."""
+        key = self._keys.get(principal.id)
+        if key is None:
+            return []
+        limits = (("", key.tokens), (endpoint, key.endpoint_tokens.get(endpoint, TokenAllowance())))
+        return [TokenAccount(key.principal.id, name, each) for name, each in limits if not each.unlimited]
+
+    async def reserve(
+        self, principal: Principal, endpoint: str, prompt: int, answer: int, *, stated: bool
+    ) -> Reservation | None:
+        """Charge a request; return None if the caller has no limit of tokens at this endpoint.
+
+        ``prompt``, ``answer``: the estimated tokens. ``stated``: the request itself limits its answer. Raise
+        TooMany if a limit is reached, BadRequest if the request could never fit.
+        """
+        accounts = self.accounts(principal, endpoint)
+        if not accounts:
+            return None
+        prompt = self.ratio.prompt(endpoint, prompt)
+        limits = {each.id: each.limit for each in accounts}
+        tokens = charge(prompt, answer, stated=stated, limits=limits)
+        check_fits(accounts, prompt, tokens)
+        made, balances = await self._charge(accounts, tokens)
+        for account, balance in zip(accounts, balances, strict=True):
+            if balance.refused:
+                LIMITED.labels(account.principal, f"tokens_{balance.refused}").inc()
+                raise too_many(account, balance, _states(accounts, balances, 0))
+        return Reservation(self, accounts, balances, made, tokens)
+
+    def correct(self, made: Charge, difference: int) -> None:
+        """Settle a difference in the background."""
+        if not difference:
+            return
+        if not made.late:
+            for id_ in made.ids:
+                self._window(id_).settle(made.at, difference, time.time())
+        self._pending[made] = self._pending.get(made, 0) + difference
+        self._woken.set()
+
+    async def _charge(
+        self, accounts: Sequence[TokenAccount], tokens: int
+    ) -> tuple[Charge, tuple[TokenBalance, ...]]:
+        ids = tuple(each.id for each in accounts)
+        if time.monotonic() >= self._retry_at:
+            try:
+                async with asyncio.timeout(SLOW_S):
+                    at, balances = await self._store.charge(accounts, tokens)
+            except (StoreUnavailable, TimeoutError) as error:
+                self._note_away(str(error) or f"no answer within {SLOW_S} s")
+            else:
+                self._note_back()
+                return Charge(ids, at, late=True), balances
+        return self._charge_own_share(accounts, ids, tokens)
+
+    def _charge_own_share(
+        self, accounts: Sequence[TokenAccount], ids: tuple[str, ...], tokens: int
+    ) -> tuple[Charge, tuple[TokenBalance, ...]]:
+        now, share = time.time(), 1 / max(1, self._processes())
+        if len(self._windows) >= MOST_WINDOWS:
+            self._windows.clear()
+        balances = tuple(
+            self._window(each.id).balance(tokens, _shared(each.limit, share), now) for each in accounts
+        )
+        made = Charge(ids, int(now), late=False)
+        if not any(each.refused for each in balances):
+            for id_ in ids:
+                self._window(id_).charge(tokens, now)
+            # The account gets it when the store is back. It counts for the day even if the minute is over.
+            self._pending[made] = self._pending.get(made, 0) + tokens
+        return made, balances
+
+    def _window(self, id_: str) -> TokenWindow:
+        return self._windows.setdefault(id_, TokenWindow())
+
+    def _note_away(self, problem: str) -> None:
+        self._retry_at = time.monotonic() + RETRY_S
+        if not self._away:
+            self._away = True
+            log.warning(
+                "the store is away; this process applies its share of every limit of tokens",
+                extra={"problem": problem},
+            )
+
+    def _note_back(self) -> None:
+        if self._away:
+            self._away = False
+            self._windows.clear()
+            self._woken.set()
+            log.info("the store is back; limits of tokens are shared again")
+
+    async def _run(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            try:
+                await self._flush()
+            except (StoreUnavailable, TimeoutError) as error:
+                self._note_away(str(error) or f"no answer within {SLOW_S} s")
+                await asyncio.sleep(RETRY_S)
+                self._woken.set()
+            except Exception:
+                log.exception("tokens were not settled")
+                await asyncio.sleep(RETRY_S)
+
+    async def _flush(self) -> None:
+        """Settle all differences. Those that the store did not confirm stay for the next time."""
+        while self._pending:
+            made, difference = next(iter(self._pending.items()))
+            async with asyncio.timeout(SLOW_S):
+                await self._store.settle(made.ids, made.at, difference, late=made.late)
+            left = self._pending.pop(made) - difference
+            if left:
+                self._pending[made] = left
+
+
+def _shared(limit: TokenAllowance, share: float) -> TokenAllowance:
+    """Return one process's share of a limit."""
+
+    def part(most: int | None) -> int | None:
+        return None if most is None else max(1, int(most * share))
+
+    return TokenAllowance(part(limit.minute), part(limit.day))
+
+
+def _states(accounts: Sequence[TokenAccount], balances: Sequence[TokenBalance], charged: int) -> list[Left]:
+    return [
+        state
+        for account, balance in zip(accounts, balances, strict=True)
+        for state in tokens_left(account, balance, charged)
+    ]

@@ -1,0 +1,52 @@
+"""The errors for callers at a limit of tokens, and for requests that no limit has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.gateway.domain.llm.token_headers import Left, TokenAccount, openai, rate_limit
+from services.gateway.domain.llm.token_window import TokenBalance
+from tidegate.kernel.errors import BadRequest, TooMany
+from tidegate.kernel.protocol.access import KEY_PREFIX
+
+
+def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> None:
+    """Raise BadRequest if a request of ``tokens``, ``prompt`` included, is above one of the limits."""
+    for account in accounts:
+        for most, period in ((account.limit.minute, "minute"), (account.limit.day, "day")):
+            if most is None or tokens <= most:
+                continue
+            shorter = (
+                f"lower max_tokens to {most - prompt} or less"
+                if prompt < most
+                else f"shorten the prompt below {most:,} tokens"
+            )
+            raise BadRequest(
+                f"this request may use about {tokens:,} tokens ({prompt:,} of its prompt), but "
+                f"{_whose(account)} has a limit of {most:,} tokens per {period}, so it can never run: "
+                f"{shorter}, or ask an admin to raise the limit with "
+                f"`tidegate keys change {account.principal} --tokens-per-{period} N`",
+                reason="request_above_token_limit",
+            )
+
+
+def too_many(account: TokenAccount, balance: TokenBalance, states: Sequence[Left]) -> TooMany:
+    """Return the error of a request that an account has no room for; ``states`` are for its headers."""
+    period = balance.refused
+    if period == "day":
+        most, used, wait_ms, reason = account.limit.day, balance.day_used, balance.day_ms, "quota_exhausted"
+    else:
+        most, used, wait_ms, reason = account.limit.minute, balance.used, balance.wait_ms, "rate_limited"
+    headers = [*rate_limit(states), *openai(None, states)]
+    return TooMany(
+        f"{_whose(account)} has used {used:,} of {most:,} tokens per {period}, and this request does not "
+        "fit: send again after Retry-After",
+        reason=f"token_{reason}",
+        retry_after_s=wait_ms / 1e3,
+        headers={name.decode(): value.decode() for name, value in headers},
+    )
+
+
+def _whose(account: TokenAccount) -> str:
+    key = f"the key {KEY_PREFIX}{account.principal}"
+    return f"{key} at {account.endpoint!r}" if account.endpoint else key

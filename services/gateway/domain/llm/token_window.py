@@ -1,0 +1,93 @@
+"""The tokens of language models that a caller used in the last minute and on this day.
+
+The window slides: in any 60 seconds, at most the limit is charged. Charges are kept by the second. The same
+algorithm runs in the store (``tidegate/kernel/store/lua/tokens_charge.lua``) for all gateway processes. This
+one is for a process that cannot reach the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tidegate.kernel.protocol.access import TokenAllowance
+
+WINDOW_S = 60
+DAY_S = 86_400
+
+Refused = Literal["", "minute", "day"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBalance:
+    """An account when a request wanted tokens, without that request.
+
+    ``used`` and ``day_used`` are the tokens of the last minute and of this day. ``wait_ms`` is the time until
+    the window has room for the request, ``reset_ms`` until it is empty, ``day_ms`` until the day ends.
+    ``refused`` is the limit that the request would exceed.
+    """
+
+    used: int = 0
+    day_used: int = 0
+    wait_ms: float = 0.0
+    reset_ms: float = 0.0
+    day_ms: float = 0.0
+    refused: Refused = ""
+
+
+@dataclass(slots=True)
+class TokenWindow:
+    """One account. ``now`` is in seconds since the epoch."""
+
+    charges: dict[int, int] = field(default_factory=dict)
+    day: int = 0
+    day_used: int = 0
+
+    def balance(self, tokens: int, limit: TokenAllowance, now: float) -> TokenBalance:
+        """Return the balance before a request for ``tokens``."""
+        self._forget(now)
+        used = sum(self.charges.values())
+        missing = 0 if limit.minute is None else used + tokens - limit.minute
+        wait_s = reset_s = 0.0
+        for at, count in sorted(self.charges.items()):
+            reset_s = at + 1 + WINDOW_S - now
+            if missing > 0:
+                wait_s, missing = reset_s, missing - count
+        refused: Refused = ""
+        if limit.day is not None and self.day_used + tokens > limit.day:
+            refused = "day"
+        if limit.minute is not None and used + tokens > limit.minute:
+            refused = "minute"
+        day_ms = (DAY_S - now % DAY_S) * 1e3
+        return TokenBalance(used, self.day_used, wait_s * 1e3, reset_s * 1e3, day_ms, refused)
+
+    def charge(self, tokens: int, now: float) -> int:
+        """Charge ``tokens``. Return the second of the charge, for :meth:`settle`."""
+        self._forget(now)
+        second = int(now)
+        self.charges[second] = self.charges.get(second, 0) + tokens
+        self.day_used += tokens
+        return second
+
+    def settle(self, at: int, difference: int, now: float) -> None:
+        """Correct the charge of the second ``at``.
+
+        Tokens beyond a charge that has left the window count now. The rest of such a charge is dropped.
+        """
+        self._forget(now)
+        second = at if at + 1 + WINDOW_S > now else int(now)
+        if second == at or difference > 0:
+            left = self.charges.get(second, 0) + difference
+            if left > 0:
+                self.charges[second] = left
+            else:
+                self.charges.pop(second, None)
+        if difference > 0 or at // DAY_S == self.day:
+            self.day_used = max(0, self.day_used + difference)
+
+    def _forget(self, now: float) -> None:
+        if int(now // DAY_S) != self.day:
+            self.day, self.day_used = int(now // DAY_S), 0
+        gone = [at for at in self.charges if at + 1 + WINDOW_S <= now]
+        for at in gone:
+            del self.charges[at]
