@@ -9,6 +9,8 @@ from services.gateway.domain.llm.token_window import TokenBalance
 from tidegate.kernel.errors import BadRequest, TooMany
 from tidegate.kernel.protocol.access import KEY_PREFIX
 
+_OPTIONS = {"minute": "--tokens-per-minute", "day": "--tokens-per-day"}
+
 
 def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> None:
     """Raise BadRequest if a request of ``tokens``, ``prompt`` included, is above one of the limits."""
@@ -25,7 +27,7 @@ def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> No
                 f"this request may use about {tokens:,} tokens ({prompt:,} of its prompt), but "
                 f"{_whose(account)} has a limit of {most:,} tokens per {period}, so it can never run: "
                 f"{shorter}, or ask an admin to raise the limit with "
-                f"`tidegate keys change {account.principal} --tokens-per-{period} N`",
+                f"`tidegate keys change {account.principal} {_OPTIONS[period]} N`",
                 reason="request_above_token_limit",
             )
 
