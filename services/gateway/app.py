@@ -38,6 +38,7 @@ from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.cors import Origins
 from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.job_wiring import JobWiring
+from services.gateway.llm_wiring import LLM_BODIES, LlmWiring
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
@@ -53,7 +54,7 @@ HEAD_BYTES = 64 * 1024
 # The STREAMED paths have separate limits for bodies. Other paths have this low limit, because the memory
 # budget does not count their bodies, and on loopback they need no credential.
 API_BODY_BYTES = 64 * 1024
-STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/api/.*": None}
+STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/api/.*": None} | LLM_BODIES
 
 
 class Gateway(NamedTuple):
@@ -108,6 +109,7 @@ def _rest_app(
 ) -> FastAPI:
     access = parts.access_wiring.access
     generate = GenerateRoutes(parts.core, access, parts.limits, parts.metrics, parts.log)
+    llm = LlmWiring(settings, parts.core, access, parts.limits, parts.metrics, parts.log)
     app = create_app(
         name="gateway",
         settings=settings,
@@ -117,6 +119,7 @@ def _rest_app(
             models.health,
             models.router,
             generate.router,
+            *llm.routers,
             *parts.job_wiring.routers,
             parts.access_wiring.router,
         ],
@@ -125,6 +128,7 @@ def _rest_app(
         body_bytes=API_BODY_BYTES,
         larger_bodies=STREAMED,
         origins=origins,
+        answer_error=llm.answer_error,
     )
     if origins:
         cors.allow(app, origins)

@@ -138,6 +138,12 @@ class Unavailable(TidegateError):
     reason = "unavailable"
 
 
+class WorkerLost(Unavailable):
+    """The worker of a stream was lost after the first part of the stream: the rest of it is missing."""
+
+    reason = "worker_lost"
+
+
 BY_REASON: dict[str, type[TidegateError]] = {
     cls.reason: cls
     for cls in (

@@ -27,7 +27,7 @@ from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery, Refused, Unroutable
 from tidegate.kernel.broker.topology import CANCELS, EVENTS, Queue, replies_queue
-from tidegate.kernel.errors import DeadlinePassed, TidegateError, Unavailable
+from tidegate.kernel.errors import DeadlinePassed, TidegateError, Unavailable, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 from tidegate.kernel.protocol.presence import GatewayLoad
@@ -339,11 +339,11 @@ class Dispatcher:
                 self._events.cancel(reply.id)
                 self._fail(
                     reply.id,
-                    Unavailable("the worker was lost in the middle of the stream: start the stream again"),
+                    WorkerLost("the worker was lost in the middle of the stream: start the stream again"),
                 )
             case ChunkPlace.GAP:
                 self._events.cancel(reply.id)
-                self._fail(reply.id, Unavailable("a part of the stream was lost: start the stream again"))
+                self._fail(reply.id, WorkerLost("a part of the stream was lost: start the stream again"))
 
     def _expire(self, id_: bytes) -> None:
         pending = self._pending[id_]

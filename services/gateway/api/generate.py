@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -10,15 +9,14 @@ from typing import NamedTuple
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from services.gateway.api.body_limits import Body, BodyLimits, Headers
+from services.gateway.api.body_limits import Body, BodyLimits
 from services.gateway.api.cancellable_response import EVENT_STREAM, CancellableResponse
-from services.gateway.api.decompression import inflated
-from services.gateway.api.inference.handler import CLIENT_CLOSED
-from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
+from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.api.request_body import receive_body
 from services.gateway.api.server_timing import server_timing
+from services.gateway.api.stream_observer import StreamObserver
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
@@ -27,11 +25,9 @@ from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError
 from tidegate.kernel.http.answers import error_body
-from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.redaction import for_caller
 from tidegate.kernel.service import caller
-from tidegate.kernel.service.error_answers import status_of
 
 log = telemetry.logger(__name__)
 
@@ -69,8 +65,7 @@ class GenerateRoutes:
         self._core = core
         self._access = access
         self._limits = limits
-        self._metrics = metrics
-        self._log = log or AccessLog.off()
+        self._observer = StreamObserver("rest", metrics, log or AccessLog.off())
         self.router = APIRouter(prefix="/v2", tags=["Generate extension"])
         for path in ("/models/{model}", "/models/{model}/versions/{version}"):
             self.router.add_api_route(f"{path}/generate", self.generate, methods=["POST"])
@@ -87,30 +82,15 @@ class GenerateRoutes:
         return CancellableResponse(lambda send: self._many(call, send), call.end)
 
     async def _read(self, request: Request, model: str, version: str) -> GenerateCall:
-        headers: Headers = dict(request.scope["headers"])
-        timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
-        known = caller.current.get().principal is not ANONYMOUS
-        held = Body(self._limits, known=known)
+        timeout_ms = parse_timeout(dict(request.scope["headers"]).get(b"x-request-timeout-ms"))
+        received = await receive_body(request, self._limits)
         try:
-            if (refusal := self._limits.check_headers(headers, known=known)) is not None:
-                raise refusal
-            async for chunk in request.stream():
-                if (refusal := held.add(chunk)) is not None:
-                    raise refusal
-            started = time.perf_counter()
-            body = held.whole()
-            if (unpacked := inflated(body, headers, self._limits, known=known)) is not None:
-                held.release()
-                held, body = unpacked, unpacked.whole()
-            self._limits.check_json(len(body))
             self._core.pick(model, version)
             grant = self._access.admit(caller.current.get().principal, model)
-        except ClientDisconnect:
-            held.release()
-            raise BadRequest("the caller closed the connection before the request was complete") from None
         except BaseException:
-            held.release()
+            received.held.release()
             raise
+        body, held, started = received
         return GenerateCall(model, version, timeout_ms, body, held, started, grant, UsageCost())
 
     def _answers(self, call: GenerateCall) -> AsyncGenerator[InferenceResult]:
@@ -122,52 +102,7 @@ class GenerateRoutes:
             telemetry.request_id.get().encode("latin-1", "replace"),
             call.cost.begin,
         )
-        return self._watch(call, self._metrics.watch(call.model, call.started, stream))
-
-    async def _watch(
-        self, call: GenerateCall, answers: AsyncGenerator[InferenceResult]
-    ) -> AsyncGenerator[InferenceResult]:
-        """Yield a request's answers unchanged, and log the request at its end."""
-        first, principal, rid = None, caller.current.get().principal, telemetry.request_id.get()
-        error: TidegateError | None = None
-        try:
-            async with aclosing(answers):
-                async for answer in answers:
-                    first = first or answer
-                    yield answer
-        except TidegateError as failure:
-            error = failure
-            raise
-        except (GeneratorExit, asyncio.CancelledError):
-            error = TidegateError("the caller closed the connection", reason=CALLER_GONE)
-            raise
-        finally:
-            self._ended(call, principal, rid, error if error is not None else first)
-
-    def _ended(
-        self, call: GenerateCall, principal: Principal, rid: str, end: InferenceResult | TidegateError | None
-    ) -> None:
-        """Log the end of a request, with its first answer or its error."""
-        received, total = len(call.body), time.perf_counter() - call.started
-        chunks = call.cost.answers
-        if isinstance(end, TidegateError):
-            status = CLIENT_CLOSED if end.reason == CALLER_GONE else status_of(end)
-            self._log.refused(
-                "rest",
-                call.model,
-                end,
-                principal,
-                rid,
-                status=status,
-                received=received,
-                total=total,
-                chunks=chunks,
-            )
-        elif end is not None and self._log.take():
-            self._log.answered(
-                "rest", call.model, end, principal, rid,
-                status=200, received=received, total=total, chunks=chunks, sent=call.cost.sent,
-            )  # fmt: skip
+        return self._observer.watch(call.model, call.started, len(call.body), call.cost, stream)
 
     async def _one(self, call: GenerateCall, send: Send) -> None:
         async with aclosing(self._answers(call)) as answers:

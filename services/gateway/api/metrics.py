@@ -7,14 +7,18 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.gateway.application.inference.core import InferenceResult, Timing
+from services.gateway.application.access_log import LoggedAnswer
+from services.gateway.application.inference.core import Timing
 from services.gateway.domain.routing import RouteTable
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.presence import GatewayLoad
+
+A = TypeVar("A", bound=LoggedAnswer)
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _PARTS = ("decode", "transit", "wait", "compute", "encode")
@@ -144,9 +148,7 @@ class GatewayMetrics:
         table = self._table()
         return model if not model or (table is not None and model in table.endpoints) else UNKNOWN
 
-    async def watch(
-        self, model: str, started: float, answers: AsyncGenerator[InferenceResult]
-    ) -> AsyncGenerator[InferenceResult]:
+    async def watch(self, model: str, started: float, answers: AsyncGenerator[A]) -> AsyncGenerator[A]:
         """Yield a stream's answers unchanged, and count them. ``started``: a ``time.perf_counter`` time."""
         first = True
         try:

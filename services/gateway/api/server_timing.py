@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from services.gateway.application.inference.core import InferenceResult
+from services.gateway.application.access_log import LoggedAnswer
 
 
-def server_timing(answer: InferenceResult, total: float) -> bytes:
+def server_timing(answer: LoggedAnswer, total: float) -> bytes:
     """Return the ``Server-Timing`` header of an answer. Its durations (in ms) add up to ``total``."""
     t = answer.timing
     return (
@@ -17,3 +17,17 @@ def server_timing(answer: InferenceResult, total: float) -> bytes:
 def failure_timing(total: float) -> bytes:
     """Return the ``Server-Timing`` header of an error, which has only the total."""
     return b"transit;dur=%.3f, total;dur=%.3f" % (total * 1e3, total * 1e3)
+
+
+def stream_timing(first: tuple[LoggedAnswer, float] | None, total: float) -> bytes:
+    """Return the timing of a stream: its parts up to the first answer, that answer's time, and the total.
+
+    ``first``: the first answer, and the seconds until it came.
+    """
+    if first is None:
+        return b"total;dur=%.3f" % (total * 1e3)
+    answer, after = first
+    t = answer.timing
+    return b"decode;dur=%.3f, wait;dur=%.3f, compute;dur=%.3f, first;dur=%.3f, total;dur=%.3f" % (
+        t.decode * 1e3, t.wait * 1e3, t.compute * 1e3, after * 1e3, total * 1e3,
+    )  # fmt: skip

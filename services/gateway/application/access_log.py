@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
-from services.gateway.application.inference.core import InferenceResult
+from services.gateway.application.inference.core import Timing
+from services.gateway.domain.contract import Decoded
 from services.gateway.domain.log_sampling import LogSampler, trace_id
+from services.gateway.domain.routing import DeploymentRoute
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import TidegateError
@@ -35,6 +37,22 @@ MAX_PROBLEM_CHARS = 500
 
 Headers = Mapping[bytes, bytes]
 Write = Callable[[bytes], None]
+
+
+class LoggedAnswer(Protocol):
+    """A model's answer, as far as the log and the metrics need it."""
+
+    @property
+    def route(self) -> DeploymentRoute:
+        """The Deployment that answered."""
+
+    @property
+    def request(self) -> Decoded:
+        """The request."""
+
+    @property
+    def timing(self) -> Timing:
+        """The parts of the request's time."""
 
 
 class AccessLog:
@@ -67,7 +85,7 @@ class AccessLog:
         self,
         protocol: str,
         model: str,
-        answer: InferenceResult,
+        answer: LoggedAnswer,
         principal: Principal | None,
         rid: str,
         *,

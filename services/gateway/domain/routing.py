@@ -12,8 +12,22 @@ from tidegate.kernel.protocol.models import Signature
 
 
 @dataclass(frozen=True, slots=True)
+class LlmRoute:
+    """Facts about a language model. ``context``: the most tokens of a prompt and its answer, if known.
+
+    ``adapters``: names of LoRA adapters. ``slots``: the sequences that a replica works on together.
+    ``created``: the time of the version in seconds since the epoch.
+    """
+
+    context: int | None = None
+    adapters: tuple[str, ...] = ()
+    slots: int = 4
+    created: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DeploymentRoute:
-    """A Deployment in the route table."""
+    """A Deployment in the route table. ``llm``: only for a language model."""
 
     name: str
     model: str
@@ -25,6 +39,7 @@ class DeploymentRoute:
     retry_safe: bool
     wakeable: bool
     ready: int
+    llm: LlmRoute | None = None
 
     @property
     def decoupled(self) -> bool:
@@ -108,7 +123,15 @@ def _deployment(name: str, entry: dict[str, Any]) -> DeploymentRoute:
         retry_safe=entry["retry"] == "safe",
         wakeable=entry["wakeable"],
         ready=entry["ready"],
+        llm=_llm(entry),
     )
+
+
+def _llm(entry: dict[str, Any]) -> LlmRoute | None:
+    if entry["format"] != "llm":
+        return None
+    found = entry.get("llm") or {}
+    return LlmRoute(**{**found, "adapters": tuple(found.get("adapters", ()))})
 
 
 def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, DeploymentRoute]) -> EndpointRoute:

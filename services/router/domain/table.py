@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tidegate.kernel.broker.topology import requests_queue
-from tidegate.kernel.protocol.models import Deployment, DesiredState, Endpoint, Target, Version
+from tidegate.kernel.protocol.models import Deployment, DesiredState, Endpoint, LlmSpec, Target, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 Table = dict[str, Any]
@@ -53,6 +53,22 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
         "retry": deployment.retry,
         "wakeable": deployment.max_replicas > 0 and not _is_paused(deployment),
         "ready": ready,
+        **_llm(deployment, version),
+    }
+
+
+def _llm(deployment: Deployment, version: Version) -> dict[str, Any]:
+    """Return what the gateways must know about a language model, and nothing for other models."""
+    if version.format != "llm":
+        return {}
+    spec = deployment.llm or LlmSpec()
+    return {
+        "llm": {
+            "context": spec.context,
+            "adapters": sorted(spec.adapters),
+            "slots": spec.slots,
+            "created": int(version.created_at.timestamp()),
+        }
     }
 
 

@@ -29,7 +29,7 @@ from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.split import describe
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.errors import WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 
@@ -181,7 +181,7 @@ class StreamScheduler:
                 await self._publisher.publish_lost([item], alone=self._died_alone())
                 self._settle([item])
                 return
-            error = Unavailable("the model server was lost in the middle of the stream")
+            error = WorkerLost("the model server was lost in the middle of the stream")
         error = log_failure(request, error, chunks=chunks)
         count_failure(self._stats, item)
         frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)

@@ -296,7 +296,8 @@ def add_model(gateway, table, fresh, until) -> Callable[..., Any]:
         raw["endpoints"][name] = new["endpoints"]["digits"]
         gateway.redis.set(ROUTES, orjson.dumps(raw))
         gateway.redis.publish(ROUTES_CHANGED, b"")
-        async with httpx.AsyncClient(base_url=gateway.url) as client:
+        headers = {"Authorization": "Bearer token"}
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
 
             async def taken() -> bool:
                 return name in [m["name"] for m in (await client.get("/v2/models")).json()["models"]]

@@ -253,6 +253,12 @@ GATEWAY = RoutePermissions(
         for model in _MODEL
         for part in ("infer", "generate", "generate_stream")
     }
+    # OpenAI's API.
+    | {
+        f"POST /v1/{part}": (INFER,)
+        for part in ("chat/completions", "completions", "embeddings", "responses")
+    }
+    | {"GET /v1/models": (INFER,), "GET /v1/models/{model}": (INFER,)}
     | {
         "GET /v1/jobs": (INFER,),
         "POST /v1/jobs": (INFER,),

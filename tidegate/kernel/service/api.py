@@ -21,7 +21,7 @@ from tidegate.kernel.service import api_page
 from tidegate.kernel.service.app import DOCS, METRICS, OWN_PATHS, Lifespan, furnish
 from tidegate.kernel.service.body_limit import BodyLimit
 from tidegate.kernel.service.error_answers import error_response
-from tidegate.kernel.service.guard import Identify
+from tidegate.kernel.service.guard import AnswerError, Identify
 from tidegate.kernel.service.openapi import document
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.settings.report import report
@@ -63,6 +63,7 @@ def create_app(
     body_bytes: int | None = None,
     larger_bodies: Mapping[str, int | None] = MappingProxyType({}),
     origins: Container[object] = frozenset(),
+    answer_error: AnswerError | None = None,
 ) -> FastAPI:
     """Return an app with these routes, and with health, metrics, guard and error answers.
 
@@ -70,6 +71,7 @@ def create_app(
     ``permissions`` None: the table of the service ``name``. ``front`` has the OpenAPI paths of routes in
     front of the app. ``body_bytes`` is the largest body; None: that of the settings. ``larger_bodies`` has
     the paths with other limits, see :class:`BodyLimit`. Browser pages of ``origins`` may call the app.
+    ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
@@ -83,7 +85,15 @@ def create_app(
     # Added before the guard, so it runs behind it: the body of a refused caller is not read.
     most = settings.max_api_body_bytes if body_bytes is None else body_bytes
     app.add_middleware(BodyLimit, most=most, larger=larger_bodies)
-    furnish(app, name=name, settings=settings, permissions=permissions, identify=identify, origins=origins)
+    furnish(
+        app,
+        name=name,
+        settings=settings,
+        permissions=permissions,
+        identify=identify,
+        origins=origins,
+        answer_error=answer_error,
+    )
     app.add_api_route(DOCS, _page, include_in_schema=False)
     for path, answer in OWN_PATHS.items():
         documented = path != METRICS

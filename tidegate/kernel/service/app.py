@@ -32,7 +32,7 @@ from tidegate.kernel.protocol import permissions as tables
 from tidegate.kernel.protocol.permissions import RoutePermissions
 from tidegate.kernel.protocol.redaction import without_paths
 from tidegate.kernel.service.error_answers import error_response, json_answer
-from tidegate.kernel.service.guard import Guard, Identify
+from tidegate.kernel.service.guard import AnswerError, Guard, Identify
 from tidegate.kernel.settings.base import Settings
 
 METRICS = "/metrics"
@@ -79,11 +79,13 @@ def furnish(
     permissions: RoutePermissions | None = None,
     identify: Identify | None = None,
     origins: Container[object] = frozenset(),
+    answer_error: AnswerError | None = None,
 ) -> None:
     """Add health, guard and error answers to an app.
 
     ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
     ``permissions`` None: the table of the service ``name``. Browser pages of ``origins`` may call the app.
+    ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format.
     """
     if settings.holds_service_token and not settings.service_token:
         raise SystemExit(
@@ -99,6 +101,7 @@ def furnish(
         permissions=permissions or tables.SERVICES[name],
         identify=identify,
         origins=origins,
+        answer_error=answer_error,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.kernel import errors, telemetry
@@ -28,6 +29,8 @@ LONGEST_PATH = 500
 
 # Return the principal of a request's headers. Raises Unauthorized.
 Identify = Callable[[dict[bytes, bytes]], Principal]
+# Return the answer for an error at a path. The last argument is the request's id.
+AnswerError = Callable[[str, TidegateError, str], Response]
 
 
 class Guard:
@@ -48,8 +51,11 @@ class Guard:
         permissions: RoutePermissions,
         identify: Identify | None,
         origins: Container[object],
+        answer_error: AnswerError | None = None,
     ) -> None:
+        """``answer_error`` answers refusals; None: in Tidegate's own format."""
         self._app = app
+        self._answer_error = answer_error or (lambda _path, error, rid: error_response(error, rid))
         self._token = ServiceToken(settings.service_token)
         self._identify = identify or self._token.identify
         self._permissions = permissions
@@ -80,7 +86,7 @@ class Guard:
             try:
                 who = self._admit(scope["method"], scope["path"], headers)
             except TidegateError as refusal:
-                await error_response(refusal, rid)(scope, receive, send_with_id)
+                await self._answer_error(scope["path"], refusal, rid)(scope, receive, send_with_id)
             else:
                 named = who.id
                 caller.current.set(Caller(who, self._origin(scope, headers)))

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from services.gateway.domain import admission
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable, require
-from tidegate.kernel.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable
+from tidegate.kernel.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, Tensor
 
@@ -177,7 +178,24 @@ class InferenceCore:
         TidegateError if the request is refused or fails. ``queued`` is called when the request is in the
         queue. Closing the generator cancels the request.
         """
-        route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
+        prepared = self._prepare(model, version, timeout_ms, decode)
+        async with aclosing(self.stream_from(*prepared, trace, queued)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def stream_from(
+        self,
+        route: DeploymentRoute,
+        request: Decoded,
+        timeout_ms: float,
+        decode_s: float,
+        trace: bytes = b"",
+        queued: Callable[[], None] = _nothing,
+    ) -> AsyncGenerator[InferenceResult]:
+        """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
+
+        ``decode_s``: the seconds that decoding took.
+        """
         self._admit(route, timeout_ms)
         kept = request._replace(data=[])
         chunks = ChunkBuffer(lambda: self._dispatcher.abandon(id_))
@@ -273,6 +291,8 @@ def _result(
 def failure(reply: Reply) -> TidegateError:
     """Return the error that a failed reply contains."""
     body = orjson.loads(reply.key)
+    if body["reason"] == WorkerLost.reason:  # not in BY_REASON: a job that failed so will not run again
+        return WorkerLost(body["message"])
     return BY_REASON.get(body["reason"], ModelFailed)(body["message"], reason=body["reason"])
 
 

@@ -1,0 +1,99 @@
+"""The part that all APIs for language models share: read a request, run it, count it, end it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
+
+from fastapi import Request
+
+from services.gateway.api.body_limits import Body, BodyLimits
+from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.api.request_body import receive_body
+from services.gateway.api.stream_observer import StreamObserver
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import parse_timeout
+from services.gateway.application.llm.core import LlmCall, LlmCore, LlmEvents
+from services.gateway.domain.llm.band import band_of
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import bounded_json
+from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.service import caller
+
+Headers = dict[bytes, bytes]
+
+
+class ReceivedRequest(NamedTuple):
+    """A JSON body, and what is needed to answer it. ``started``: a time of ``time.perf_counter``."""
+
+    body: dict[str, Any]
+    headers: Headers
+    held: Body
+    size: int
+    started: float
+
+    def end(self) -> None:
+        """Free the body, after success or failure."""
+        self.held.release()
+
+
+class LlmDoor:
+    """The reading and running of requests. An API has only its own codec beside it."""
+
+    def __init__(self, core: LlmCore, limits: BodyLimits, metrics: GatewayMetrics, log: AccessLog) -> None:
+        self.core = core
+        self._limits = limits
+        self._metrics = metrics
+        self._log = log
+        self._observers: dict[str, StreamObserver] = {}
+
+    async def receive(self, request: Request) -> ReceivedRequest:
+        """Return a request with a JSON object as its body. Raise a TidegateError if it is refused.
+
+        Call ``end`` of the result when the answer is complete.
+        """
+        received = await receive_body(request, self._limits)
+        try:
+            body = bounded_json.loads(received.body)
+            if not isinstance(body, dict):
+                raise BadRequest("the request must be a JSON object")
+        except BaseException:
+            received.held.release()
+            raise
+        headers: Headers = dict(request.scope["headers"])
+        return ReceivedRequest(body, headers, received.held, len(received.body), received.started)
+
+    def call(self, received: ReceivedRequest, model: str, path: str, body: dict[str, Any]) -> LlmCall:
+        """Return a call of ``path`` of OpenAI's API; raise BadRequest for headers that cannot be read.
+
+        ``body`` is in OpenAI's format. It is changed: its model is set, and a stream asks for its usage.
+        """
+        body["model"] = model
+        if body.get("stream") is True and path.endswith("completions"):
+            asked = body.get("stream_options")
+            body["stream_options"] = (asked if isinstance(asked, dict) else {}) | {"include_usage": True}
+        return LlmCall(
+            model,
+            path,
+            body,
+            band=band_of(received.headers, body),
+            timeout_ms=parse_timeout(received.headers.get(b"x-request-timeout-ms")),
+            principal=principal(),
+            trace=telemetry.request_id.get().encode("latin-1", "replace"),
+            received=received.size,
+        )
+
+    def run(self, protocol: str, received: ReceivedRequest, call: LlmCall) -> AsyncGenerator[LlmEvents]:
+        """Yield the events of a call as :meth:`LlmCore.stream` does; count and log it under ``protocol``."""
+        observer = self._observers.get(protocol)
+        if observer is None:
+            observer = self._observers[protocol] = StreamObserver(protocol, self._metrics, self._log)
+        return observer.watch(
+            call.endpoint, received.started, received.size, call.cost, self.core.stream(call)
+        )
+
+
+def principal() -> Principal:
+    """Return the caller of the current request."""
+    return caller.current.get().principal

@@ -1,0 +1,53 @@
+"""Receive the whole body of a request within the limits of size and memory."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from services.gateway.api.body_limits import Body, BodyLimits, Headers
+from services.gateway.api.decompression import inflated
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.access import ANONYMOUS
+from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.service import caller
+
+
+class ReceivedBody(NamedTuple):
+    """A body. ``held`` counts against the budget until it is released.
+
+    ``started``: the time (``time.perf_counter``) at which the body was complete.
+    """
+
+    body: Buffer
+    held: Body
+    started: float
+
+
+async def receive_body(request: Request, limits: BodyLimits) -> ReceivedBody:
+    """Return the decompressed JSON body of a request. Raise a TidegateError if it is refused."""
+    headers: Headers = dict(request.scope["headers"])
+    known = caller.current.get().principal is not ANONYMOUS
+    held = Body(limits, known=known)
+    try:
+        if (refusal := limits.check_headers(headers, known=known)) is not None:
+            raise refusal
+        async for chunk in request.stream():
+            if (refusal := held.add(chunk)) is not None:
+                raise refusal
+        started = time.perf_counter()
+        body = held.whole()
+        if (unpacked := inflated(body, headers, limits, known=known)) is not None:
+            held.release()
+            held, body = unpacked, unpacked.whole()
+        limits.check_json(len(body))
+    except ClientDisconnect:
+        held.release()
+        raise BadRequest("the caller closed the connection before the request was complete") from None
+    except BaseException:
+        held.release()
+        raise
+    return ReceivedBody(body, held, started)

@@ -1,0 +1,71 @@
+"""Count a stream's answers, and log the request at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TypeVar
+
+from services.gateway.api.inference.handler import CLIENT_CLOSED
+from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
+from services.gateway.application.access_log import AccessLog, LoggedAnswer
+from services.gateway.domain.llm.refusal import EngineRefused
+from services.gateway.domain.usage_cost import UsageCost
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.service import caller
+from tidegate.kernel.service.error_answers import status_of
+
+A = TypeVar("A", bound=LoggedAnswer)
+
+
+class StreamObserver:
+    """The metrics and the access log of the streams of one ``protocol`` (a word in the log)."""
+
+    def __init__(self, protocol: str, metrics: GatewayMetrics, log: AccessLog) -> None:
+        self._protocol = protocol
+        self._metrics = metrics
+        self._log = log
+
+    async def watch(
+        self, model: str, started: float, received: int, cost: UsageCost, answers: AsyncGenerator[A]
+    ) -> AsyncGenerator[A]:
+        """Yield a request's answers unchanged, count them, and log the request at its end.
+
+        ``started``: a ``time.perf_counter`` time. ``received``: the bytes of the body. ``cost`` is read at
+        the end.
+        """
+        first: A | None = None
+        principal, rid = caller.current.get().principal, telemetry.request_id.get()
+        error: TidegateError | None = None
+        try:
+            async with aclosing(self._metrics.watch(model, started, answers)) as counted:
+                async for answer in counted:
+                    first = first or answer
+                    yield answer
+        except TidegateError as failure:
+            error = failure
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            error = TidegateError("the caller closed the connection", reason=CALLER_GONE)
+            raise
+        finally:
+            total = time.perf_counter() - started
+            if error is not None:
+                self._log.refused(
+                    self._protocol, model, error, principal, rid,
+                    status=_status(error), received=received, total=total, chunks=cost.answers,
+                )  # fmt: skip
+            elif first is not None and self._log.take():
+                self._log.answered(
+                    self._protocol, model, first, principal, rid,
+                    status=200, received=received, total=total, chunks=cost.answers, sent=cost.sent,
+                )  # fmt: skip
+
+
+def _status(error: TidegateError) -> int:
+    if error.reason == CALLER_GONE:
+        return CLIENT_CLOSED
+    return error.status if isinstance(error, EngineRefused) else status_of(error)

@@ -1,0 +1,202 @@
+"""Run a request to a language model: find the model, check access, estimate tokens, stream the events.
+
+Every API for language models (OpenAI's, TGI's, Ollama's) translates to an :class:`LlmCall` and from
+:class:`LlmEvents`. So limits, usage, bands and retries are the same for all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.gateway.application.access import Access, Grant
+from services.gateway.application.inference.core import InferenceCore, InferenceResult, Timing
+from services.gateway.domain.contract import Decoded
+from services.gateway.domain.llm.band import FRAME_PRIORITY
+from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate
+from services.gateway.domain.llm.refusal import EngineRefused
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
+from services.gateway.domain.usage_cost import UsageCost, compute_us
+from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.access import ANONYMOUS, INFER, Principal
+from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, REQUEST, Band, LlmRequest, Meta, Resume
+from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
+
+_INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
+# An answer in one piece has no tokens in between that could move its deadline. So each token that it may
+# have adds this time. Engines on a CPU are about this fast with all slots in use.
+MS_PER_TOKEN = 200.0
+
+
+@dataclass(slots=True)
+class LlmCall:
+    """One request to a language model. ``model`` is an endpoint's name, or ``name:adapter``.
+
+    ``path`` and ``body``: those of OpenAI's API. ``timeout_ms`` limits the time to the first event and
+    between two events; None: the endpoint's. ``received``: the bytes of the caller's body.
+    The core sets ``grant``, ``estimate`` and ``usage``: prompt tokens, answer tokens, cached prompt tokens.
+    The API adds the bytes that it sends to ``cost.sent``.
+    """
+
+    model: str
+    path: str
+    body: dict[str, Any]
+    band: Band = "normal"
+    timeout_ms: float | None = None
+    principal: Principal = ANONYMOUS
+    trace: bytes = b""
+    received: int = 0
+    cost: UsageCost = field(default_factory=UsageCost)
+    grant: Grant | None = None
+    estimate: TokenEstimate = NO_TOKENS
+    usage: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def endpoint(self) -> str:
+        """Return the endpoint's name, without the adapter."""
+        return self.model.partition(":")[0]
+
+    @property
+    def adapter(self) -> str:
+        """Return the name of the LoRA adapter, or an empty string."""
+        return self.model.partition(":")[2]
+
+    @property
+    def streamed(self) -> bool:
+        """Return True if the caller wants the answer as a stream of events."""
+        return self.body.get("stream") is True
+
+
+@dataclass(slots=True)
+class LlmEvents:
+    """The next events of a stream: JSON texts of the engine. Without ``stream``: one, the whole answer."""
+
+    events: list[bytes]
+    meta: Meta
+    timing: Timing
+    route: DeploymentRoute
+    request: Decoded
+
+
+class LlmCore:
+    """Run requests to language models; every API for them shares it."""
+
+    def __init__(self, core: InferenceCore, access: Access) -> None:
+        self._core = core
+        self._access = access
+
+    def find(self, model: str) -> tuple[EndpointRoute, DeploymentRoute]:
+        """Return the endpoint and the Deployment for a model's name.
+
+        Raise NotFound for an unknown model or adapter, BadRequest for a model that is no language model.
+        """
+        name, _, adapter = model.partition(":")
+        endpoint, route = self._core.pick(name, "")
+        if route.llm is None:
+            raise BadRequest(
+                f"model {name!r} is not a language model but of format {route.format}: use "
+                f"/v2/models/{name}/infer",
+                reason="not_a_language_model",
+            )
+        if adapter and adapter not in route.llm.adapters:
+            raise NotFound(
+                f"model {name!r} has no adapter {adapter!r}; it has {list(route.llm.adapters) or 'none'}"
+            )
+        return endpoint, route
+
+    def models(self, principal: Principal) -> list[tuple[str, DeploymentRoute]]:
+        """Return the language models that a principal may use, by name: endpoints, and their adapters."""
+        found: list[tuple[str, DeploymentRoute]] = []
+        for endpoint in self._core.table().endpoints.values():
+            route = next((route for _, route in endpoint.targets), None)
+            if route is None or route.llm is None or not principal.may(INFER, endpoint.name):
+                continue
+            names = [endpoint.name, *(f"{endpoint.name}:{adapter}" for adapter in route.llm.adapters)]
+            found += [(name, route) for name in names]
+        return sorted(found, key=lambda each: each[0])
+
+    async def stream(self, call: LlmCall) -> AsyncGenerator[LlmEvents]:
+        """Yield the events of a request as the engine makes them.
+
+        Raise a TidegateError if the request is refused or fails; :class:`EngineRefused` if the engine
+        refuses it. Closing the generator cancels the request. The usage is counted in every case.
+        """
+        endpoint, route = self.find(call.model)
+        assert route.llm is not None
+        call.grant = self._access.admit(call.principal, endpoint.name)
+        call.estimate = estimate(call.path, call.body, route.llm.context)
+        try:
+            async with aclosing(self._run(call, route, _timeout_ms(call, endpoint))) as answers:
+                async for answer in answers:
+                    yield answer
+        finally:
+            if call.grant is not None:
+                call.grant.streamed(call.cost, call.received)
+
+    async def _run(
+        self, call: LlmCall, route: DeploymentRoute, timeout_ms: float, resume: Resume | None = None
+    ) -> AsyncGenerator[LlmEvents]:
+        """Yield the events of one request to the engine."""
+        began = time.perf_counter()
+        request = _decoded(call, resume)
+        decode_s = time.perf_counter() - began
+        answers = self._core.stream_from(route, request, timeout_ms, decode_s, call.trace, call.cost.begin)
+        del request
+        async with aclosing(answers):
+            async for answer in answers:
+                yield _events(call, answer)
+
+
+def _timeout_ms(call: LlmCall, endpoint: EndpointRoute) -> float:
+    if call.timeout_ms is not None:
+        return call.timeout_ms
+    if call.streamed:
+        return endpoint.timeout_ms
+    return endpoint.timeout_ms + MS_PER_TOKEN * call.estimate.answer
+
+
+def _decoded(call: LlmCall, resume: Resume | None) -> Decoded:
+    """Return the request for the queue."""
+    raw = pack_strings([LlmRequest(call.path, call.body, resume).to_bytes()])
+    key = envelope.call_key(_INPUTS, (), {KV_TOKENS: call.estimate.total})
+    return Decoded("", 0, key, [raw], None, False, priority=FRAME_PRIORITY[call.band])
+
+
+def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
+    """Return the events of an answer, and add its usage to the call's."""
+    events: list[bytes] = []
+    meta = Meta()
+    for tensor, raw in zip(answer.outputs, answer.reply.data, strict=True):
+        if tensor.name == EVENTS:
+            events = unpack_strings(raw)
+        elif tensor.name == META:
+            meta = Meta.from_bytes(unpack_strings(raw)[0])
+    if meta.status != 200:
+        error = EngineRefused(meta.status, events[0] if events else b"", meta.retry_after_s)
+        error.deployment = answer.route.name
+        raise error
+    cost = call.cost
+    cost.answers += 1
+    cost.compute_us += compute_us(answer.reply)
+    if meta.usage is not None:
+        call.usage = meta.usage
+        cost.tokens_in, cost.tokens_out = meta.usage[0], meta.usage[1]
+    return LlmEvents(events, meta, answer.timing, answer.route, answer.request)
+
+
+async def only_answer(answers: AsyncGenerator[LlmEvents]) -> LlmEvents:
+    """Return the only answer to a request without ``stream``; raise ModelFailed for any other number."""
+    found: LlmEvents | None = None
+    async with aclosing(answers):
+        async for answer in answers:
+            if answer.events and found is not None:
+                raise ModelFailed("the engine returned more than one answer to a request without stream")
+            if answer.events:
+                found = answer
+    if found is None or len(found.events) != 1:
+        raise ModelFailed("the engine returned no answer: see `tidegate logs`")
+    return found

@@ -1,0 +1,75 @@
+"""Estimate the tokens of a request before the engine has counted them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# English text has about four characters per token.
+CHARACTERS_PER_TOKEN = 4
+# The roles and separators that a chat template adds to each message.
+TOKENS_PER_MESSAGE = 4
+# An image of a usual size, for engines that see.
+TOKENS_PER_IMAGE = 1024
+# The answer's length if neither the request nor the model's context limits it.
+USUAL_ANSWER = 1024
+
+_PROMPT = ("messages", "prompt", "input", "instructions", "inputs", "system", "suffix", "query", "documents")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
+_UNSEEN = frozenset({"image_url", "url", "data", "type", "role", "id"})
+
+
+class TokenEstimate(NamedTuple):
+    """The estimated tokens of a request's prompt, and the most that its answer may have."""
+
+    prompt: int
+    answer: int
+
+    @property
+    def total(self) -> int:
+        """Return the tokens that the request may occupy in the engine's KV cache."""
+        return self.prompt + self.answer
+
+
+NO_TOKENS = TokenEstimate(0, 0)
+
+
+def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEstimate:
+    """Estimate a request's tokens. ``context``: the most tokens of a prompt and its answer, if known."""
+    prompt = max(1, sum(_tokens(body[name]) for name in _PROMPT if name in body))
+    if (tools := body.get("tools")) is not None:
+        prompt += len(str(tools)) // CHARACTERS_PER_TOKEN
+    if path.endswith(("/embeddings", "/pooling", "/score", "/rerank", "/tokenize", "/detokenize")):
+        return TokenEstimate(prompt, 0)
+    room = max(1, context - prompt) if context is not None else None
+    limit = next((body[name] for name in _LIMITS if _is_count(body.get(name))), None)
+    if limit is None:
+        limit = room if room is not None else USUAL_ANSWER
+    answer = limit if room is None else min(limit, room)
+    return TokenEstimate(prompt, answer * _choices(body))
+
+
+def _choices(body: Mapping[str, Any]) -> int:
+    """Return the number of answers that the engine writes for one prompt."""
+    return max((body[name] for name in ("n", "best_of") if _is_count(body.get(name))), default=1)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _tokens(value: Any, depth: int = 0) -> int:
+    if isinstance(value, str):
+        return -(-len(value) // CHARACTERS_PER_TOKEN)
+    if depth > 8:
+        return 0
+    if isinstance(value, list):
+        if value and type(value[0]) is int:
+            return len(value)  # ids of tokens
+        return sum(_tokens(each, depth + 1) for each in value)
+    if isinstance(value, dict):
+        own = TOKENS_PER_MESSAGE if "role" in value else 0
+        if "image_url" in value or value.get("type") in ("image", "input_image"):
+            own += TOKENS_PER_IMAGE
+        return own + sum(_tokens(each, depth + 1) for name, each in value.items() if name not in _UNSEEN)
+    return 0

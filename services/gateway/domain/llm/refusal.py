@@ -1,0 +1,38 @@
+"""An engine's refusal of a request, with the engine's own body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from tidegate.kernel.errors import TidegateError
+
+
+class EngineRefused(TidegateError):
+    """The engine refused a request, or failed, with an HTTP status and an error body of its own.
+
+    ``status``: the engine's status, 400 to 599. ``detail``: the members of its error, as far as known.
+    """
+
+    reason = "engine_refused"
+
+    def __init__(self, status: int, body: bytes, retry_after_s: float | None = None) -> None:
+        self.status = status if 400 <= status <= 599 else 500
+        self.detail = _detail(body)
+        message = str(self.detail.get("message") or "the engine refused the request without a message")
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+def _detail(body: bytes) -> dict[str, Any]:
+    """Return the error of a body: ``{"error": {...}}``, ``{"error": "..."}`` or ``{"message": ...}``."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {"message": body[:1000].decode("utf-8", "replace")}
+    if not isinstance(document, dict):
+        return {"message": str(document)[:1000]}
+    error = document.get("error", document)
+    if isinstance(error, dict):
+        return error
+    return {"message": str(error)}

@@ -1,0 +1,41 @@
+"""Build the APIs for language models on their one core."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from services.gateway.api.body_limits import BodyLimits
+from services.gateway.api.llm import openai_errors
+from services.gateway.api.llm.door import LlmDoor
+from services.gateway.api.llm.openai import OpenAiRoutes
+from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.application.access import Access
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import InferenceCore
+from services.gateway.application.llm.core import LlmCore
+from services.gateway.settings import GatewaySettings
+
+# The paths whose routes limit their bodies, like STREAMED in app.py.
+LLM_BODIES: dict[str, int | None] = {r"/v1/(chat/completions|completions|embeddings|responses)": None}
+
+
+class LlmWiring:
+    """The core for language models and the routers of its APIs.
+
+    ``answer_error`` answers requests that are refused before they reach a route.
+    """
+
+    answer_error = staticmethod(openai_errors.answer_at)
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        core: InferenceCore,
+        access: Access,
+        limits: BodyLimits,
+        metrics: GatewayMetrics,
+        log: AccessLog,
+    ) -> None:
+        self.core = LlmCore(core, access)
+        self.door = LlmDoor(self.core, limits, metrics, log)
+        self.routers: list[APIRouter] = [OpenAiRoutes(self.door).router]
