@@ -37,5 +37,5 @@ class LlmWiring:
         log: AccessLog,
     ) -> None:
         self.core = LlmCore(core, access)
-        self.door = LlmDoor(self.core, limits, metrics, log)
+        self.door = LlmDoor(self.core, limits, metrics, log, queue_comments=settings.llm_queue_comments)
         self.routers: list[APIRouter] = [OpenAiRoutes(self.door).router]

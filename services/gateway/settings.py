@@ -75,6 +75,11 @@ class GatewaySettings(Settings):
     access_log_days: float = Field(
         7.0, gt=0, description="How long a rotated part of the access log is kept, in days."
     )
+    llm_queue_comments: bool = Field(
+        False,
+        description="Streams of language models say in comments (`: x-tidegate-queue`) how many requests are "
+        "before them. The header `X-Tidegate-Queue: on` or `off` decides for one request.",
+    )
     report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")
     auth: Literal["auto", "required"] = Field(
         "auto",

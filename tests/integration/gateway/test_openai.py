@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol import envelope
-from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, SIGNATURE, LlmRequest
+from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, SIGNATURE, LlmRequest, Resume
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 pytestmark = pytest.mark.integration
@@ -69,6 +69,10 @@ class Engine:
             request.id, request.attempt, 0, key, data, status=envelope.CHUNK, seq=seq, wait_us=5, compute_us=7
         )
         await self.publish(frame)
+
+    def forget(self, request: envelope.Request) -> None:
+        """Number the chunks of a request from 0 again."""
+        del self._chunks[request.id]
 
     async def end(self, request: envelope.Request) -> None:
         await self.publish(envelope.end_frame(request.id, request.attempt, self._chunks.get(request.id, 0)))
@@ -197,16 +201,78 @@ async def test_a_caller_that_leaves_before_the_first_event_cancels(client, engin
     await until(lambda: engine.cancelled == [request.id])
 
 
-async def test_keep_alive_while_the_engine_is_silent(client, engine):
-    async with client.stream("POST", CHAT, json={**HELLO, "stream": True}) as answer:
-        reading = answer.aiter_lines()
-        request, _ = await engine.asked()
-        assert await anext(reading) == ": keep-alive"
-        await engine.send(request, delta("a"))
-        await engine.end(request)
-        left = [line async for line in reading if line]
-    assert left[0].startswith("data: {")
-    assert left[-1] == "data: [DONE]"
+async def test_comments_while_the_engine_is_silent(client, engine):
+    body = {**HELLO, "stream": True}
+    for headers, expected in (
+        ({}, ": keep-alive"),
+        ({"X-Tidegate-Queue": "on"}, ": x-tidegate-queue position=0 state=waking"),
+    ):
+        async with client.stream("POST", CHAT, json=body, headers=headers) as answer:
+            reading = answer.aiter_lines()
+            assert await anext(reading) == expected
+
+
+def texts(found: list[str]) -> list[str]:
+    """Return the texts of a stream's events."""
+    events = [orjson.loads(line[6:]) for line in found if line.startswith("data: {")]
+    return [event["choices"][0]["delta"]["content"] for event in events if event.get("choices")]
+
+
+async def test_a_stream_survives_its_worker(client, engine):
+    reading = asyncio.create_task(read(client, CHAT, {**HELLO, "stream": True}))
+    first, _ = await engine.asked()
+    await engine.send(first, delta("a", created=7), prompt_ids=[1, 2], ids=[3])
+    await engine.send(first, delta("b", created=7), ids=[4])
+    await engine.publish(envelope.failure_frame(first.id, 0, "worker_lost", "gone"))
+    second, asked = await engine.asked(1)
+    assert second.id != first.id
+    assert asked.resume == Resume([1, 2], [3, 4], "ab", "c1", 7)
+    await engine.send(second, delta("c", id="other", created=8), ids=[5], usage=[2, 3, 0])
+    # The worker that gets the request next runs it, although the first chunks have been passed on.
+    third = second._replace(attempt=1)
+    engine.forget(second)
+    await engine.send(third, delta("b"))
+    fourth, asked = await engine.asked(2)
+    assert asked.resume == Resume([1, 2], [3, 4, 5], "abc", "c1", 7)
+    await engine.send(fourth, delta("d", id="other"), ids=[6])
+    await engine.end(fourth)
+    _, found = await reading
+    assert texts(found) == ["a", "b", "c", "d"]
+    assert {orjson.loads(line[6:])["id"] for line in found if line.startswith("data: {")} == {"c1"}
+    assert found[-1] == "data: [DONE]"
+
+
+async def test_a_stream_without_events_starts_again(client, engine):
+    reading = asyncio.create_task(read(client, CHAT, {**HELLO, "stream": True, "tools": [{}]}))
+    first, _ = await engine.asked()
+    await engine.publish(envelope.failure_frame(first.id, 0, "worker_lost", "gone"))
+    second, asked = await engine.asked(1)
+    assert asked.resume is None
+    await engine.send(second, delta("a"))
+    await engine.end(second)
+    _, found = await reading
+    assert texts(found) == ["a"]
+
+
+async def test_a_stream_that_cannot_continue_says_why(client, engine):
+    reading = asyncio.create_task(read(client, CHAT, {**HELLO, "stream": True, "tools": [{}]}))
+    first, _ = await engine.asked()
+    await engine.send(first, delta("a"), prompt_ids=[1], ids=[2])
+    await engine.publish(envelope.failure_frame(first.id, 0, "worker_lost", "gone"))
+    _, (_, last) = await reading
+    error = orjson.loads(last[6:])["error"]
+    assert (error["code"], error["type"]) == ("worker_lost", "server_error")
+    assert "cannot continue on another one, because it has tools" in error["message"]
+
+
+async def test_a_request_that_loses_three_workers_fails(client, engine):
+    asking = asyncio.create_task(client.post(CHAT, json=HELLO))
+    for at in range(3):
+        request, _ = await engine.asked(at)
+        await engine.publish(envelope.failure_frame(request.id, 0, "worker_lost", "gone"))
+    answer = await asking
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "worker_lost")
+    assert "3 workers were lost" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fastapi import Request
 
 from services.gateway.api.body_limits import Body, BodyLimits
+from services.gateway.api.llm.event_stream import KEEP_ALIVE
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.api.request_body import receive_body
 from services.gateway.api.stream_observer import StreamObserver
@@ -41,8 +42,18 @@ class ReceivedRequest(NamedTuple):
 class LlmDoor:
     """The reading and running of requests. An API has only its own codec beside it."""
 
-    def __init__(self, core: LlmCore, limits: BodyLimits, metrics: GatewayMetrics, log: AccessLog) -> None:
+    def __init__(
+        self,
+        core: LlmCore,
+        limits: BodyLimits,
+        metrics: GatewayMetrics,
+        log: AccessLog,
+        *,
+        queue_comments: bool = False,
+    ) -> None:
+        """``queue_comments``: streams say where they stand, also if their callers do not request it."""
         self.core = core
+        self._queue_comments = queue_comments
         self._limits = limits
         self._metrics = metrics
         self._log = log
@@ -83,6 +94,13 @@ class LlmDoor:
             trace=telemetry.request_id.get().encode("latin-1", "replace"),
             received=received.size,
         )
+
+    def comment(self, received: ReceivedRequest, call: LlmCall) -> bytes:
+        """Return the comment for a stream that has no event to send."""
+        asked = received.headers.get(b"x-tidegate-queue", b"").strip().lower()
+        wanted = self._queue_comments if asked == b"" else asked in (b"1", b"true", b"on")
+        place = self.core.place(call) if wanted and not call.cost.answers else None
+        return KEEP_ALIVE if place is None else place.comment()
 
     def run(self, protocol: str, received: ReceivedRequest, call: LlmCall) -> AsyncGenerator[LlmEvents]:
         """Yield the events of a call as :meth:`LlmCore.stream` does; count and log it under ``protocol``."""

@@ -111,7 +111,7 @@ class OpenAiRoutes:
         encode = named_sse if named else sse
         first: tuple[LlmEvents, float] | None = None
         async with (
-            EventStream(send, partial(_grants, call)) as stream,
+            EventStream(send, partial(_grants, call), partial(self._door.comment, received, call)) as stream,
             aclosing(self._door.run(PROTOCOL, received, call)) as answers,
         ):
             try:

@@ -25,6 +25,7 @@ from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, Rout
 from tidegate.kernel.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, Tensor
+from tidegate.kernel.protocol.presence import GatewayLoad
 
 MAX_TIMEOUT_MS = 86_400_000
 
@@ -75,6 +76,10 @@ class InferenceCore:
     def fleet(self, deployment: str) -> ReplicaFleet:
         """Return the last known state of a Deployment's replicas."""
         return self._heartbeat.fleet(deployment)
+
+    def load(self, route: DeploymentRoute) -> GatewayLoad:
+        """Return this gateway's counters of a Deployment's requests."""
+        return self._dispatcher.queue_of(route).load
 
     def abandon(self, id_: bytes) -> None:
         """Forget a request whose caller disconnected, and cancel it at the worker."""
@@ -191,12 +196,15 @@ class InferenceCore:
         decode_s: float,
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
+        *,
+        admitted: bool = False,
     ) -> AsyncGenerator[InferenceResult]:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
-        ``decode_s``: the seconds that decoding took.
+        ``decode_s``: the seconds that decoding took. ``admitted``: it continues a request that was admitted.
         """
-        self._admit(route, timeout_ms)
+        if not admitted:
+            self._admit(route, timeout_ms)
         kept = request._replace(data=[])
         chunks = ChunkBuffer(lambda: self._dispatcher.abandon(id_))
         id_ = self._dispatcher.send(

@@ -9,27 +9,50 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from prometheus_client import Counter
 
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, Timing
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.llm.band import FRAME_PRIORITY
 from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate
+from services.gateway.domain.llm.queue_place import QueuePlace, place
 from services.gateway.domain.llm.refusal import EngineRefused
+from services.gateway.domain.llm.resumption import StreamProgress
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from services.gateway.domain.usage_cost import UsageCost, compute_us
-from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.access import ANONYMOUS, INFER, Principal
 from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, REQUEST, Band, LlmRequest, Meta, Resume
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
+log = telemetry.logger(__name__)
+
+LOSSES = Counter(
+    "tidegate_gateway_lost_streams_total",
+    "Streams of language models whose worker was lost, by what followed: continue, end or fail.",
+    ["action"],
+)
+# A request that has lost more workers may be the cause.
+MAX_LOSSES = 2
 _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
 # An answer in one piece has no tokens in between that could move its deadline. So each token that it may
 # have adds this time. Engines on a CPU are about this fast with all slots in use.
 MS_PER_TOKEN = 200.0
+
+
+class QueuedAt(NamedTuple):
+    """The moment in which a request was queued: the time, and the requests before it."""
+
+    route: DeploymentRoute
+    at: float
+    before: int
+    completed: int
 
 
 @dataclass(slots=True)
@@ -38,7 +61,8 @@ class LlmCall:
 
     ``path`` and ``body``: those of OpenAI's API. ``timeout_ms`` limits the time to the first event and
     between two events; None: the endpoint's. ``received``: the bytes of the caller's body.
-    The core sets ``grant``, ``estimate`` and ``usage``: prompt tokens, answer tokens, cached prompt tokens.
+    The core sets ``grant``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens) and
+    ``queued``.
     The API adds the bytes that it sends to ``cost.sent``.
     """
 
@@ -54,6 +78,7 @@ class LlmCall:
     grant: Grant | None = None
     estimate: TokenEstimate = NO_TOKENS
     usage: tuple[int, int, int] = (0, 0, 0)
+    queued: QueuedAt | None = None
 
     @property
     def endpoint(self) -> str:
@@ -119,6 +144,21 @@ class LlmCore:
             found += [(name, route) for name in names]
         return sorted(found, key=lambda each: each[0])
 
+    def place(self, call: LlmCall) -> QueuePlace | None:
+        """Return the estimated place of a request that waits; None before it is queued."""
+        if call.queued is None:
+            return None
+        route, at, before, completed = call.queued
+        fleet = self._core.fleet(route.name)
+        return place(
+            before=before,
+            left=self._core.load(route).completed - completed,
+            waited_s=time.monotonic() - at,
+            room=route.llm.slots if route.llm is not None else 1,
+            ready=fleet.ready,
+            start_ms=fleet.start_ms,
+        )
+
     async def stream(self, call: LlmCall) -> AsyncGenerator[LlmEvents]:
         """Yield the events of a request as the engine makes them.
 
@@ -129,26 +169,79 @@ class LlmCore:
         assert route.llm is not None
         call.grant = self._access.admit(call.principal, endpoint.name)
         call.estimate = estimate(call.path, call.body, route.llm.context)
+        load, others = self._core.load(route), self._core.fleet(route.name).elsewhere
+        call.queued = QueuedAt(route, time.monotonic(), load.outstanding + others, load.completed)
         try:
-            async with aclosing(self._run(call, route, _timeout_ms(call, endpoint))) as answers:
+            async with aclosing(self._continued(call, route, _timeout_ms(call, endpoint))) as answers:
                 async for answer in answers:
                     yield answer
         finally:
             if call.grant is not None:
                 call.grant.streamed(call.cost, call.received)
 
-    async def _run(
-        self, call: LlmCall, route: DeploymentRoute, timeout_ms: float, resume: Resume | None = None
+    async def _continued(
+        self, call: LlmCall, route: DeploymentRoute, timeout_ms: float
     ) -> AsyncGenerator[LlmEvents]:
-        """Yield the events of one request to the engine."""
+        """Yield the events of a request. If its worker is lost, continue on another one where possible."""
+        progress = StreamProgress(call.path, call.body)
+        losses = 0
+        last: LlmEvents | None = None
+        while True:
+            resume = progress.resume() if losses else None
+            try:
+                async with aclosing(self._run(call, route, timeout_ms, resume, again=losses > 0)) as answers:
+                    async for answer in answers:
+                        if resume is not None:
+                            answer.events = [e for each in answer.events if (e := progress.aligned(each))]
+                        last = answer
+                        progress.add(answer.events, answer.meta)
+                        yield answer
+                return
+            except WorkerLost as error:
+                losses += 1
+                if not _continues(progress, losses, error):
+                    break
+                log.warning(
+                    "a stream continues on another worker",
+                    extra={"deployment": route.name, "losses": losses, "tokens": progress.tokens},
+                )
+        if last is not None and (missing := progress.last_events()):
+            yield replace(last, events=missing, meta=Meta())
+
+    async def _run(
+        self,
+        call: LlmCall,
+        route: DeploymentRoute,
+        timeout_ms: float,
+        resume: Resume | None,
+        *,
+        again: bool,
+    ) -> AsyncGenerator[LlmEvents]:
+        """Yield the events of one request to the engine. ``again``: an earlier one was admitted and lost."""
         began = time.perf_counter()
-        request = _decoded(call, resume)
+        request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began
-        answers = self._core.stream_from(route, request, timeout_ms, decode_s, call.trace, call.cost.begin)
+        answers = self._core.stream_from(
+            route, request, timeout_ms, decode_s, call.trace, call.cost.begin, admitted=again
+        )
         del request
         async with aclosing(answers):
             async for answer in answers:
                 yield _events(call, answer)
+
+
+def _continues(progress: StreamProgress, losses: int, error: WorkerLost) -> bool:
+    """Return True if a stream continues after a loss, False if it has ended; raise WorkerLost if it fails."""
+    action, problem = progress.after_loss()
+    if action == "continue" and losses > MAX_LOSSES:
+        action, problem = "fail", f"{losses} workers were lost in it. The last one: {error.message}"
+    LOSSES.labels(action).inc()
+    if action == "fail":
+        raise WorkerLost(
+            "the worker was lost in the middle of the stream, and the stream cannot continue on another one, "
+            f"because {problem}: send the request again"
+        ) from None
+    return action == "continue"
 
 
 def _timeout_ms(call: LlmCall, endpoint: EndpointRoute) -> float:
@@ -159,11 +252,11 @@ def _timeout_ms(call: LlmCall, endpoint: EndpointRoute) -> float:
     return endpoint.timeout_ms + MS_PER_TOKEN * call.estimate.answer
 
 
-def _decoded(call: LlmCall, resume: Resume | None) -> Decoded:
+def _decoded(call: LlmCall, resume: Resume | None, band: Band) -> Decoded:
     """Return the request for the queue."""
     raw = pack_strings([LlmRequest(call.path, call.body, resume).to_bytes()])
     key = envelope.call_key(_INPUTS, (), {KV_TOKENS: call.estimate.total})
-    return Decoded("", 0, key, [raw], None, False, priority=FRAME_PRIORITY[call.band])
+    return Decoded("", 0, key, [raw], None, False, priority=FRAME_PRIORITY[band])
 
 
 def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:

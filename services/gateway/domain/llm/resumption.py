@@ -1,0 +1,178 @@
+"""Decide if a stream can continue after its worker was lost, and where it continues."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from tidegate.kernel.protocol.llm import Meta, Resume
+
+# Events are kept unparsed up to this size, so a short stream is never parsed.
+KEPT_BYTES = 16 * 1024
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+_GUIDED = (
+    "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "structured_outputs", "guided_decoding_backend", "guided_whitespace_pattern",
+)  # fmt: skip
+_TOOLS = ("tools", "functions")
+_PENALTIES = ("presence_penalty", "frequency_penalty")
+_ELSEWHERE = ("reasoning_content", "reasoning", "tool_calls", "function_call")
+
+
+def obstacle(path: str, body: Mapping[str, Any]) -> str:
+    """Return why a stream cannot continue on another worker, in words after "it has"; empty if it can.
+
+    The engine continues with the prompt and the tokens that the caller has. So it must write one answer, and
+    nothing that it keeps beside the tokens may matter, such as the state of a grammar.
+    """
+    if path not in (CHAT, TEXT):
+        return f"events of {path}"
+    if any(_above_one(body.get(name)) for name in ("n", "best_of")) or _several(body.get("prompt")):
+        return "several answers"
+    form = body.get("response_format")
+    plain = form is None or (isinstance(form, dict) and form.get("type") == "text")
+    if not plain or any(body.get(name) for name in _GUIDED):
+        return "guided decoding"
+    if any(body.get(name) for name in _TOOLS):
+        return "tools"
+    logprobs = body.get("logprobs")
+    if logprobs is not None and logprobs is not False:  # 0 is a number of alternatives
+        return "log probabilities"
+    if body.get("echo"):
+        return "an echo of its prompt"
+    if any(body.get(name) for name in _PENALTIES):
+        return "penalties for the tokens of its answer"
+    return ""
+
+
+def _above_one(value: Any) -> bool:
+    return isinstance(value, int) and value > 1
+
+
+def _several(prompt: Any) -> bool:
+    return isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+
+
+class AfterLoss(NamedTuple):
+    """What to do after a loss. ``problem``: why the stream fails, in words after "because"."""
+
+    action: Literal["continue", "end", "fail"]
+    problem: str = ""
+
+
+class StreamProgress:
+    """The part of an answer that the caller has."""
+
+    def __init__(self, path: str, body: Mapping[str, Any]) -> None:
+        self._streamed = body.get("stream") is True
+        self._obstacle = obstacle(path, body)
+        self._prompt: array[int] = array("I")
+        self._ids: array[int] = array("I")
+        self._events: list[bytes] = []
+        self._bytes = 0
+        self._text: list[str] = []
+        self._head: dict[str, Any] = {}
+        self._usage: tuple[int, int, int] | None = None
+        self._emitted = self._finished = self._counted = False
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens of the answer the caller has, as far as the engine has reported them."""
+        return len(self._ids)
+
+    def add(self, events: Sequence[bytes], meta: Meta) -> None:
+        """Add events that the caller has got, with the facts about them."""
+        if meta.usage is not None:
+            self._usage = meta.usage
+        if meta.prompt_ids and not self._prompt:
+            self._prompt.extend(meta.prompt_ids)
+        if meta.ids:
+            self._ids.extend(meta.ids)
+        if events:
+            self._emitted = True
+            self._events += events
+            self._bytes += sum(map(len, events))
+            if self._bytes > KEPT_BYTES:
+                self._read()
+
+    def after_loss(self) -> AfterLoss:
+        """Decide if the stream continues, fails, or has ended because only its end was lost."""
+        if not self._emitted:
+            return AfterLoss("continue")
+        if not self._streamed:
+            return AfterLoss("end")
+        self._read()
+        if self._finished:
+            return AfterLoss("end")
+        if self._obstacle:
+            return AfterLoss("fail", f"it has {self._obstacle}")
+        if not self._prompt or (any(self._text) and not self._ids):
+            return AfterLoss("fail", "the engine does not report the ids of its tokens")
+        return AfterLoss("continue")
+
+    def resume(self) -> Resume | None:
+        """Return where the stream continues; None: at its beginning."""
+        if not self._emitted:
+            return None
+        self._read()
+        id_, created = self._head.get("id"), self._head.get("created")
+        return Resume(
+            list(self._prompt),
+            list(self._ids),
+            "".join(self._text),
+            id_ if isinstance(id_, str) else "",
+            created if isinstance(created, int) else 0,
+        )
+
+    def aligned(self, event: bytes) -> bytes | None:
+        """Return an event of a continuation as one of the first part; None if the caller has it already."""
+        document = orjson.loads(event)
+        if not self._head or not isinstance(document, dict):
+            return event
+        document |= {name: self._head[name] for name in ("id", "created") if name in self._head}
+        for choice in document.get("choices", ()):
+            delta = choice.get("delta")
+            if not isinstance(delta, dict) or delta.pop("role", None) is None:
+                continue
+            if not any(delta.values()) and choice.get("finish_reason") is None:
+                return None
+        return orjson.dumps(document)
+
+    def last_events(self) -> list[bytes]:
+        """Return the events that are missing from a stream whose answer is complete: its usage."""
+        if not self._streamed or self._counted or self._usage is None:
+            return []
+        prompt, answer, cached = self._usage
+        counts = {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+        return [orjson.dumps(self._head | {"choices": [], "usage": counts})]
+
+    def _read(self) -> None:
+        """Parse the events that are kept, and keep only their text."""
+        events, self._events, self._bytes = self._events, [], 0
+        for event in events:
+            document = orjson.loads(event)
+            if not isinstance(document, dict):
+                self._obstacle = self._obstacle or "events of an unknown form"
+                continue
+            if not self._head:
+                self._head = {k: document[k] for k in ("id", "object", "created", "model") if k in document}
+            choices = document.get("choices") or ()
+            self._counted = self._counted or bool(document.get("usage") and not choices)
+            for choice in choices:
+                self._read_choice(choice)
+
+    def _read_choice(self, choice: dict[str, Any]) -> None:
+        delta = choice.get("delta") or {}
+        if any(delta.get(name) for name in _ELSEWHERE):
+            self._obstacle = self._obstacle or "more than text"
+        self._text.append(delta.get("content") or choice.get("text") or "")
+        self._finished = self._finished or choice.get("finish_reason") is not None
