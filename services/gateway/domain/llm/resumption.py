@@ -58,7 +58,7 @@ def _several(prompt: Any) -> bool:
 
 
 class AfterLoss(NamedTuple):
-    """What to do after a loss. ``problem``: why the stream fails, in words after "because"."""
+    """The decision after a loss. ``problem``: why the stream fails, in words after "because"."""
 
     action: Literal["continue", "end", "fail"]
     problem: str = ""
