@@ -79,8 +79,9 @@ class Meta:
     ``retry_after_s``: when to try again, if the engine or the provider said so.
     ``usage``: prompt tokens, answer tokens and cached prompt tokens of the stream up to this answer; None:
     the engine has not reported any yet. It is cumulative, so a stream that is cut off has its count too.
-    ``prompt_ids``: the prompt's tokens, in the first answer, if the engine can continue a lost stream.
-    ``ids``: the answer's tokens in these events, under the same condition.
+    ``prompt_ids``: the prompt's tokens, in one of the first answers, if a lost stream can be continued.
+    ``ids``: the answer's tokens in these events, under the same condition. A stream can be continued at a
+    place where the number of all its ``ids`` equals the answer tokens in ``usage``, and nowhere else.
     """
 
     status: int = 200

@@ -7,12 +7,14 @@ server on the loopback interface, which only this process can use: it has a key 
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import relay
 from calls import Call, Refused
 from llamacpp_events import StreamEvents, with_counts
+from llamacpp_resume import ResumedEvents, can_continue, continuation
 from llamacpp_settings import PATHS, settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -30,7 +32,8 @@ class LlamaCpp:
         import xllamacpp
 
         self._plan = plan
-        params, self._key = settings(xllamacpp, plan, folder)
+        params, key = settings(xllamacpp, plan, folder)
+        self._headers = {"Authorization": f"Bearer {key}"}
         self._server = xllamacpp.Server(params)
         self._direct = {
             CHAT: self._server.handle_chat_completions,
@@ -45,15 +48,34 @@ class LlamaCpp:
                 f"The engine llamacpp has no path {path}. It has {', '.join(PATHS)}.",
                 code="unknown_path",
             )
-        if path in self._direct and body.get("stream"):
-            self._stream(path, body, call)
+        if resume is not None:
+            self._continue(body, resume, call)
+        elif path in self._direct and body.get("stream"):
+            self._begin(path, body, call)
+        else:
+            relay.relay(self._server.listening_address, path, body, self._headers, call)
+
+    def _begin(self, path: str, body: dict[str, Any], call: Call) -> None:
+        if not can_continue(body):
+            self._stream(path, with_counts(body), StreamEvents(body), call)
             return
-        headers = {"Authorization": f"Bearer {self._key}"}
-        relay.relay(self._server.listening_address, path, body, headers, call)
+        # The engine needs no help meanwhile: it works on the prompt.
+        threading.Thread(target=self._emit_prompt_ids, args=(body, call), daemon=True).start()
+        self._stream(path, with_counts(body, ids=True), StreamEvents(body, self._tokenize), call)
 
-    def _stream(self, path: str, body: dict[str, Any], call: Call) -> None:
-        events = StreamEvents(body)
+    def _continue(self, body: dict[str, Any], resume: dict[str, Any], call: Call) -> None:
+        if not can_continue(body):
+            raise Refused(400, "A request with tools, logprobs, n or a grammar cannot be continued.")
+        events = ResumedEvents(body, resume, self._tokenize, self._plan["name"])
+        rest = continuation(body, resume)
+        if rest.get("max_tokens") == 0:
+            call.emit(*events.finished())
+            return
+        self._stream(COMPLETIONS, with_counts(rest, ids=True), events, call)
 
+    def _stream(
+        self, path: str, body: dict[str, Any], events: StreamEvents | ResumedEvents, call: Call
+    ) -> None:
         def on_event(text: str) -> bool:
             """Emit an event. Return True if the engine shall stop."""
             kept, meta = events.read(text)
@@ -62,9 +84,32 @@ class LlamaCpp:
             return call.cancelled
 
         try:
-            self._direct[path](json.dumps(with_counts(body)), on_event)
+            self._direct[path](json.dumps(body), on_event)
         except ValueError as problem:  # the engine's message about a bad body
             raise Refused(400, str(problem)) from None
+
+    def _emit_prompt_ids(self, body: dict[str, Any], call: Call) -> None:
+        """Emit the ids of the prompt's tokens. Without them the stream cannot be continued elsewhere."""
+        prompt = body.get("prompt")
+        try:
+            if "messages" in body:
+                prompt = self._ask("/apply-template", {**body, "stream": False})["prompt"]
+            if isinstance(prompt, str):
+                asked = {"content": prompt, "add_special": True, "parse_special": True}
+                prompt = self._ask("/tokenize", asked)["tokens"]
+        except relay.NoAnswer:
+            return  # the engine refuses the request itself, with the reason
+        call.emit([], {"prompt_ids": prompt})
+
+    def _tokenize(self, text: str) -> list[int]:
+        try:
+            tokens: list[int] = self._ask("/tokenize", {"content": text, "add_special": False})["tokens"]
+        except relay.NoAnswer:
+            return []
+        return tokens
+
+    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return relay.ask(self._server.listening_address, path, body, self._headers)
 
     def stats(self) -> dict[str, Any]:
         """Return what is known of slots, running, waiting, kv_used, kv_total and totals of tokens."""

@@ -1,45 +1,125 @@
-"""Add token counts to llama.cpp's requests, and remove them from its events. Pure."""
+"""Add token counts and ids to llama.cpp's streams, and remove them from its events. Pure."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+Event = dict[str, Any]
+Tokenize = Callable[[str], list[int]]
 
-def with_counts(body: dict[str, Any]) -> dict[str, Any]:
+
+def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
     """Return the body of a stream with the options that make llama.cpp report its token counts.
 
     ``return_progress`` also makes it report the progress of a long prompt, so it can be cancelled meanwhile.
+    ``ids``: report the ids of tokens too. llama.cpp has them only beside log probabilities.
     """
     options = {**(body.get("stream_options") or {}), "include_usage": True}
-    return {**body, "stream_options": options, "timings_per_token": True, "return_progress": True}
+    asked = {**body, "stream_options": options, "timings_per_token": True, "return_progress": True}
+    if ids:
+        asked |= {"logprobs": True, "top_logprobs": 1} if "messages" in body else {"logprobs": 1}
+    return asked
 
 
 class StreamEvents:
-    """The events of one stream, without what :func:`with_counts` added and the caller did not ask for."""
+    """The events of one stream, without what :func:`with_counts` added and the caller did not ask for.
 
-    def __init__(self, body: dict[str, Any]) -> None:
+    ``tokenize`` returns the ids of a text; None: the events have no ids.
+    """
+
+    def __init__(self, body: dict[str, Any], tokenize: Tokenize | None = None) -> None:
         self._keep_timings = bool(body.get("timings_per_token"))
         self._keep_progress = bool(body.get("return_progress"))
+        self._tokenize = tokenize
+        self._strip_ids = tokenize is not None
+        self._has_stops = bool(body.get("stop"))
+        self._texts: dict[int, str] = {}
+        self._count = 0
 
     def read(self, text: str) -> tuple[list[bytes], dict[str, Any]]:
         """Return an event for the caller, if it is for the caller, and the facts in it."""
         event = json.loads(text)
         if "error" in event:
             return [text.encode()], {"status": int(event["error"].get("code") or 500)}
+        meta, changed = self._facts(event)
+        if "prompt_progress" in event and not self._keep_progress:
+            return [], meta
+        return [encoded(event) if changed else text.encode()], meta
+
+    def take(self, event: Event) -> tuple[Event | None, dict[str, Any]]:
+        """Return the same as :meth:`read`, for an event that is decoded already and has no error."""
+        meta, _ = self._facts(event)
+        return (None if "prompt_progress" in event and not self._keep_progress else event), meta
+
+    def _facts(self, event: Event) -> tuple[dict[str, Any], bool]:
+        """Return the facts in an event, and whether the event was changed: its added members are removed."""
         meta: dict[str, Any] = {}
-        timings, usage = event.get("timings"), event.get("usage")
+        timings, usage, changed = event.get("timings"), event.get("usage"), False
         if usage:
             meta["usage"] = usage_of(event)
         elif timings:
             cached = timings["cache_n"]
             meta["usage"] = [cached + timings["prompt_n"], timings["predicted_n"], cached]
-        if "prompt_progress" in event and not self._keep_progress:
-            return [], meta
+        if self._strip_ids:
+            changed = self._take_ids(event, meta)
         if timings and not usage and not self._keep_timings:
             del event["timings"]
-            return [json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()], meta
-        return [text.encode()], meta
+            changed = True
+        return meta, changed
+
+    def _take_ids(self, event: Event, meta: dict[str, Any]) -> bool:
+        """Move the ids from an event to its facts. Return True if the event was changed."""
+        changed = False
+        for choice in event.get("choices", ()):
+            if not choice.get("logprobs"):
+                continue
+            (entry,) = choice["logprobs"]["content"]
+            _remove_logprobs(choice)
+            changed = True
+            if self._tokenize is not None and "usage" in meta and entry["bytes"]:
+                self._add_ids(choice, entry, meta)
+        return changed
+
+    def _add_ids(self, choice: Event, entry: Event, meta: dict[str, Any]) -> None:
+        """Add the ids of an event's tokens. Stop with all ids if those of one event are not known.
+
+        The engine reports one id for an event. An event has several tokens if they make one character, or if
+        they could have been the begin of a stop text. If a stop text follows, an event has only a part of its
+        last token.
+        """
+        wanted, text = meta["usage"][1] - self._count, bytes(entry["bytes"]).decode(errors="replace")
+        ids = [entry["id"]]
+        if wanted > 1 or (self._has_stops and self._texts.get(entry["id"]) != text):
+            ids = self._ids_of(text, wanted)
+        plain = set(choice.get("delta", {"content": ""})) <= {"content", "role"}
+        if len(ids) != wanted or ids[-1] != entry["id"] or not plain:
+            self._tokenize = None
+            return
+        if wanted == 1:
+            self._texts[entry["id"]] = text
+        self._count += wanted
+        meta["ids"] = ids
+
+    def _ids_of(self, text: str, wanted: int) -> list[int]:
+        """Return the ids of a text. Some tokenizers add a token for a space before it, which is left out."""
+        assert self._tokenize is not None
+        ids = self._tokenize(text)
+        return ids[1:] if len(ids) == wanted + 1 else ids
+
+
+def _remove_logprobs(choice: Event) -> None:
+    """Give a choice the form that it has without log probabilities."""
+    if "delta" in choice:
+        del choice["logprobs"]
+    else:
+        choice["logprobs"] = None
+
+
+def encoded(event: Event) -> bytes:
+    """Return an event as JSON."""
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def usage_of(document: dict[str, Any]) -> list[int] | None:

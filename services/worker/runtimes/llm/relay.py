@@ -12,6 +12,29 @@ from calls import Call, Refused
 from llamacpp_events import usage_of
 
 
+class NoAnswer(Exception):
+    """A server gave no answer, or an error."""
+
+
+def ask(address: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
+    """Return the JSON answer to a short request; ``body`` None: a GET. Raise NoAnswer."""
+    target = urlsplit(address)
+    connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=10)
+    try:
+        content = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Connection": "close", **headers}
+        connection.request("GET" if body is None else "POST", path, content, headers)
+        answer = connection.getresponse()
+        found = answer.read()
+        if answer.status != 200:
+            raise NoAnswer(f"{answer.status}: {found[:200]!r}")
+        return json.loads(found)
+    except (OSError, http.client.HTTPException, ValueError) as problem:
+        raise NoAnswer(repr(problem)) from None
+    finally:
+        connection.close()
+
+
 def relay(address: str, path: str, body: dict[str, Any], headers: dict[str, str], call: Call) -> None:
     """Send a request to the server at ``address`` and emit its answer until the end.
 

@@ -1,0 +1,112 @@
+"""Continue a stream that another replica began: its request, and the form of its events. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llamacpp_events import Event, StreamEvents, Tokenize, encoded
+
+# With one of these, the engine's state at the cut is more than its tokens, or the events are more than text.
+_STATEFUL = (
+    "tools", "functions", "response_format", "grammar", "json_schema", "logprobs", "echo", "suffix",
+    "best_of", "use_beam_search", "n_probs", "return_tokens", "t_max_predict_ms",
+)  # fmt: skip
+# Members of a chat that completions do not have or that apply only before the first token.
+_OF_CHATS = (
+    "messages", "max_completion_tokens", "max_tokens", "n_predict", "top_logprobs", "tool_choice",
+    "parallel_tool_calls", "chat_template_kwargs", "add_generation_prompt", "reasoning_format",
+    "continue_final_message", "reasoning_effort",
+)  # fmt: skip
+_LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
+
+
+def can_continue(body: dict[str, Any]) -> bool:
+    """Return True if a stream with this body can be continued after any of its tokens."""
+    if any(body.get(key) for key in _STATEFUL) or body.get("n") not in (None, 1):
+        return False
+    prompt = body.get("prompt")
+    return "messages" in body or isinstance(prompt, str) or _is_ids(prompt)
+
+
+def continuation(body: dict[str, Any], resume: dict[str, Any]) -> dict[str, Any]:
+    """Return the body for the engine's completions that continues a stream after its emitted tokens.
+
+    ``max_tokens`` is what is left; it may be 0, and then there is nothing to run.
+    """
+    rest = {key: value for key, value in body.items() if key not in _OF_CHATS}
+    limit = next((body[key] for key in _LIMITS if body.get(key) is not None), None)
+    if limit is not None and limit >= 0:
+        rest["max_tokens"] = max(0, limit - len(resume["emitted"]))
+    return {**rest, "prompt": [*resume["prompt"], *resume["emitted"]], "stream": True}
+
+
+class ResumedEvents:
+    """The events of a continued stream, in the form of the first part: a chat's, or a completion's."""
+
+    def __init__(self, body: dict[str, Any], resume: dict[str, Any], tokenize: Tokenize, model: str) -> None:
+        self._chat = "messages" in body
+        self._keep_timings = bool(body.get("timings_per_token"))
+        self._inner = StreamEvents({**body, "return_progress": False}, tokenize)
+        self._prompt, self._before = len(resume["prompt"]), len(resume["emitted"])
+        self._head = {"id": resume["id"], "created": resume["created"]}
+        self._model = model
+
+    def read(self, text: str) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the caller's events for an event of the engine's completions, and the facts in it."""
+        event = json.loads(text)
+        if "error" in event:
+            return [text.encode()], {"status": int(event["error"].get("code") or 500)}
+        found, meta = self._inner.take(event)
+        if meta.get("usage"):
+            meta["usage"] = self._usage(meta["usage"])
+        if found is None:
+            return [], meta
+        return [encoded(each) for each in self._events(found, meta)], meta
+
+    def finished(self) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the events of a stream that has no tokens left, and their facts."""
+        usage = [self._prompt, self._before, 0]
+        event: Event = {"choices": [{"text": "", "index": 0, "logprobs": None, "finish_reason": "length"}]}
+        event |= {"object": "text_completion", "model": self._model, "usage": {}}
+        return [encoded(each) for each in self._events(event, {"usage": usage})], {"usage": usage}
+
+    def _usage(self, usage: list[int]) -> list[int]:
+        """Return the usage of the whole stream, of which the engine saw only the second part."""
+        return [self._prompt, self._before + usage[1], min(usage[2], self._prompt)]
+
+    def _events(self, event: Event, meta: dict[str, Any]) -> list[Event]:
+        event |= self._head
+        if "usage" in event and event["usage"] is not None:
+            event["usage"] = _openai_usage(meta["usage"])
+        if not self._chat:
+            return [event]
+        last = {key: event.pop(key) for key in ("usage", "timings") if "usage" in event and key in event}
+        event["object"] = "chat.completion.chunk"
+        events = []
+        for choice in event["choices"]:
+            if choice["text"]:
+                events.append({**event, "choices": [_chat_choice(choice["text"], None)]})
+            if choice["finish_reason"]:
+                events.append({**event, "choices": [_chat_choice("", choice["finish_reason"])]})
+        if last:
+            events.append({**event, "choices": [], **last})
+        return events
+
+
+def _chat_choice(text: str, reason: str | None) -> Event:
+    return {"finish_reason": reason, "index": 0, "delta": {"content": text} if text else {}}
+
+
+def _openai_usage(usage: list[int]) -> dict[str, Any]:
+    prompt, answer, cached = usage
+    return {
+        "completion_tokens": answer,
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + answer,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def _is_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(type(each) is int for each in prompt)
