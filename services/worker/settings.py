@@ -21,6 +21,11 @@ class WorkerSettings(Settings):
         None, description="A native tritonserver binary instead of the wheel's."
     )
     triton_backends: Path | None = Field(None, description="Folder of that Triton's backends.")
+    credentials_dir: Path | None = Field(
+        None,
+        description="Folder of the files that a Deployment's `llm.credential` may name; unset: `credentials` "
+        "in the state folder.",
+    )
     environment_timeout_s: float = Field(
         1800.0, description="Most seconds that the installation of a version's requirements may take."
     )
@@ -44,3 +49,8 @@ class WorkerSettings(Settings):
         le=65535,
         description="Port of a worker's health and metrics on `host`; 0: any free port on loopback.",
     )
+
+    @property
+    def credentials_path(self) -> Path:
+        """Return the folder of credentials for upstreams."""
+        return (self.credentials_dir or self.state_path / "credentials").absolute()

@@ -112,6 +112,40 @@ def deploy(
             rich_help_panel=_LLM,
         ),
     ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Serve an OpenAI-compatible server, such as a provider's: https://HOST/v1.",
+            rich_help_panel=_LLM,
+        ),
+    ] = None,
+    upstream_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model's name there; default: --name.", rich_help_panel=_LLM),
+    ] = None,
+    credential: Annotated[
+        str | None,
+        typer.Option(
+            metavar="env:NAME|file:PATH",
+            help="Where the worker finds the upstream's API key.",
+            rich_help_panel=_LLM,
+        ),
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(help="Where it processes data; endpoints may forbid it.", rich_help_panel=_LLM),
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Most requests to the upstream.", rich_help_panel=_LLM)
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens to and from the upstream.", rich_help_panel=_LLM)
+    ] = None,
+    upstream_timeout: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Longest wait for the upstream's answer.", rich_help_panel=_LLM),
+    ] = None,
     signature: Annotated[
         Path | None,
         typer.Option(
@@ -186,10 +220,12 @@ def deploy(
     """Serve a model file. A new version of an existing model takes over without a failed call.
 
     Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits --version 2`,
-    `tidegate deploy SmolLM2.gguf --slots 4`.
+    `tidegate deploy SmolLM2.gguf --slots 4`,
+    `tidegate deploy --upstream https://HOST/v1 --credential env:PROVIDER_API_KEY --name chat`.
     """
     from tidegate.cli.deploy_request import DeployRequest
-    from tidegate.cli.llm_options import adapter_files, llm_fields
+    from tidegate.cli.llm_options import adapter_files, llm_fields, upstream_artifact
+    from tidegate.cli.llm_packages import is_hugging_face
     from tidegate.cli.publish import read_json, read_lines
     from tidegate.cli.serving import Way, publish_and_serve, registered_name, serve_version
 
@@ -206,7 +242,20 @@ def deploy(
         "resources": numbers("--resource", resource) or None,
         "image": image,
         "llm": llm_fields(
-            engine=engine, slots=slots, context=context, arguments=engine_arg, adapters=adapters
+            engine=engine or ("vllm" if path is not None and is_hugging_face(path) else None),
+            slots=slots,
+            context=context,
+            arguments=engine_arg,
+            adapters=adapters,
+            upstream={
+                "upstream": upstream,
+                "upstream_model": upstream_model,
+                "credential": credential,
+                "region": region,
+                "requests_per_minute": requests_per_minute,
+                "tokens_per_minute": tokens_per_minute,
+                "upstream_timeout_s": None if upstream_timeout is None else seconds(upstream_timeout),
+            },
         ),
     }
     about = {
@@ -219,6 +268,13 @@ def deploy(
     said = _given(about) or metadata or signature or requirements or model_format or allow_pickle or adapters
     if version is not None:
         serve_version(registered_name(path, name, said=bool(said)), version, _given(options), way, json)
+        return
+    if path is None and upstream is not None:
+        if name is None:
+            raise UsageError("Name the model that the upstream serves: --name NAME")
+        with upstream_artifact(upstream, upstream_model) as file:
+            request = DeployRequest(file, name, "llm", _given(options), metadata=_given(about))
+            publish_and_serve(request, way, json)
         return
     if path is None:
         raise UsageError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,12 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.llm_packages import adapter_path
 from tidegate.cli.options import pairs
 
+# An upstream has no sequences that share a memory, so a replica sends it more at a time.
+UPSTREAM_SLOTS = 64
+_ONLY_UPSTREAM = (
+    "upstream", "upstream_model", "credential", "requests_per_minute", "tokens_per_minute",
+    "upstream_timeout_s",
+)  # fmt: skip
 ENGINES = ("auto", "llamacpp", "vllm", "openai-url")
 
 
@@ -20,8 +29,14 @@ def llm_fields(
     context: int | None,
     arguments: Sequence[str] | None,
     adapters: Mapping[str, Path],
+    upstream: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the given options as fields of ``LlmSpec``; None if none is given. Raise UsageError."""
+    """Return the given options as fields of ``LlmSpec``; None if none is given. Raise UsageError.
+
+    ``upstream``: the options of an upstream, by the names of their fields.
+    """
+    upstream = {key: value for key, value in (upstream or {}).items() if value is not None}
+    engine = engine or ("openai-url" if "upstream" in upstream else None)
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"--engine {engine}: choose one of {', '.join(ENGINES)}.")
     fields = {
@@ -31,7 +46,22 @@ def llm_fields(
         "arguments": {key: value_of(text) for key, text in pairs("--engine-arg", arguments).items()} or None,
         "adapters": {name: adapter_path(name, path) for name, path in adapters.items()} or None,
     }
-    return {key: value for key, value in fields.items() if value is not None} or None
+    given = {key: value for key, value in fields.items() if value is not None} | upstream
+    if engine == "openai-url":
+        given.setdefault("slots", UPSTREAM_SLOTS)
+    elif engine is not None:
+        # The Deployment may inherit the options of one with an upstream.
+        given |= dict.fromkeys(_ONLY_UPSTREAM)
+    return given or None
+
+
+@contextmanager
+def upstream_artifact(address: str, model: str | None) -> Iterator[Path]:
+    """Write the artifact of a version that only describes an upstream. It is deleted afterwards."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
+        path = Path(folder) / "upstream.json"
+        path.write_text(json.dumps({"upstream": address, "model": model}) + "\n")
+        yield path
 
 
 def adapter_files(values: Sequence[str] | None) -> dict[str, Path]:

@@ -38,6 +38,11 @@ def is_llm_folder(folder: Path) -> bool:
     return "config.json" in names and tokenizer
 
 
+def is_hugging_face(folder: Path) -> bool:
+    """Return True for a Hugging Face folder of a language model, which only vLLM reads."""
+    return folder.is_dir() and (folder / "config.json").exists() and is_llm_folder(folder)
+
+
 def adapter_path(name: str, source: Path) -> str:
     """Return the path of an adapter in the archive."""
     return f"{ADAPTERS}/{name}{'' if source.is_dir() else source.suffix}"

@@ -25,8 +25,9 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,
+    "head_dim": 32,  # the smallest that vLLM has on CPUs
     "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,  # else it repeats one token
 }
 LAYER = {
     "attn_q": "self_attn.q_proj",
@@ -162,6 +163,7 @@ def _random_weights(config: dict) -> dict[str, np.ndarray]:
         for part, shape in shapes.items()
     }
     found["model.embed_tokens.weight"] = made((config["vocab_size"], hidden)) * 8
+    found["lm_head.weight"] = made((config["vocab_size"], hidden)) * 8
     found["model.norm.weight"] = made((hidden,))
     return found
 

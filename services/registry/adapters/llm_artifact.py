@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tidegate.kernel.protocol import gguf
 from tidegate.kernel.protocol.archives import ArchiveLimits
 
 MAX_JSON = 32 * 1024 * 1024
+MAX_UPSTREAM = 16 * 1024
 
 
 def is_llm(path: Path, limits: ArchiveLimits) -> bool:
@@ -30,12 +32,25 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(gguf.MAGIC)) == gguf.MAGIC
 
 
+def is_upstream(path: Path) -> bool:
+    """Return True if a file describes an upstream, as `tidegate deploy --upstream` writes it."""
+    if path.stat().st_size > MAX_UPSTREAM:
+        return False
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("upstream"), str)
+
+
 def check(path: Path, limits: ArchiveLimits, *, allow_pickle: bool) -> None:
     """Raise BadRequest, with what is wrong and what to do, unless an engine can load the file. Blocking."""
     if archives.is_archive(path):
         names = {llm_layout.CONFIG, llm_layout.INDEX}
         contents = archive_reader.read_archive(path, names=names, max_text=MAX_JSON, limits=limits)
         llm_layout.check(contents.files, contents.texts, allow_pickle=allow_pickle)
+        return
+    if is_upstream(path):
         return
     if not is_gguf(path):
         raise BadRequest(

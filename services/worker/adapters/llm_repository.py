@@ -28,16 +28,20 @@ def prepare(
     folder: Path,
     gpus: GpuNumbers,
     place: Callable[[Path, Path], None],
+    engine_python: Path | None = None,
 ) -> str:
     """Write the version's folder of the model ``folder/1``. Return the model's configuration.
 
-    ``place`` puts a file of the cache at another path. Blocking. Raises ModelFailed.
+    ``place`` puts a file of the cache at another path. ``engine_python``: the Python of an engine in an
+    environment of its own. Blocking. Raises ModelFailed.
     """
     inner = folder / "1"
     inner.mkdir(parents=True)
-    weights = _put_weights(artifact, inner, place)
+    upstream = llm_plan.is_upstream(version.filename)
+    weights = "" if upstream else _put_weights(artifact, inner, place)
     header = _header(inner / weights) if weights.lower().endswith(".gguf") else None
     plan = llm_plan.plan(version, deployment, weights, header, gpus)
+    plan["engine_python"] = str(engine_python or "")
     (inner / PLAN).write_text(json.dumps(plan))
     for source in RUNTIME.glob("*.py"):
         shutil.copyfile(source, inner / source.name)

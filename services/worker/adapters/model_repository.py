@@ -104,7 +104,8 @@ def _prepare_llm(
     formats.choose(version.format, install.backends(), install.has_module)
     folder = repository / version.model
     put = partial(place, symlinks=symlinks)
-    text = llm_repository.prepare(version, deployment, artifact, folder, gpus, put)
+    engine = install.engine_python
+    text = llm_repository.prepare(version, deployment, artifact, folder, gpus, put, engine)
     (folder / CONFIG).write_text(text)
     return [version.model]
 

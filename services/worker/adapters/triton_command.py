@@ -19,8 +19,9 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 class TritonOptions:
     """The options that differ between Tritons.
 
-    ``env`` has the variables of the Deployment; ``TIDEGATE_*`` are ignored. ``response_cache_mb`` is the size
-    of the response cache; 0: no cache. Model output beyond ``log_bytes_per_s`` is dropped and counted.
+    ``env`` has the variables of the Deployment; ``TIDEGATE_*`` are ignored. ``secrets`` has variables that
+    nothing else may show. ``response_cache_mb`` is the size of the response cache; 0: no cache. Model output
+    beyond ``log_bytes_per_s`` is dropped and counted.
     """
 
     replica: str
@@ -29,6 +30,7 @@ class TritonOptions:
     auto_complete: bool = True
     start_timeout_s: float = 120.0
     response_cache_mb: int = 0
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     log_bytes_per_s: int = 64 * 1024
 
 
@@ -45,6 +47,7 @@ def environment(
         # The launcher finds the worker's processes by this name. A worker of a warm pool keeps the name that
         # it was started with, which differs from the replica's name.
         | {"TIDEGATE_REPLICA": os.environ.get("TIDEGATE_REPLICA", options.replica)}
+        | options.secrets
     )
     for key in sandbox.unusable_variables():
         if key not in options.env:

@@ -20,7 +20,8 @@ class TritonInstall:
 
     ``model_bin`` is the folder of the Python that runs models; None: the system's Python. ``lower_bins`` are
     the folders of other Pythons, whose packages it can also import. ``constraints`` are pip's constraints on
-    packages that Triton needs.
+    packages that Triton needs. ``engine_python``: the Python of a language model's engine, in an environment
+    of its own; None: the model needs none.
     """
 
     server: Path
@@ -28,6 +29,7 @@ class TritonInstall:
     model_bin: Path | None
     libraries: tuple[Path, ...] = ()
     lower_bins: tuple[Path, ...] = ()
+    engine_python: Path | None = None
     constraints: tuple[str, ...] = ()
 
     @classmethod
@@ -89,9 +91,14 @@ class TritonInstall:
         """Return this Triton with another Python, which can also import the packages of the current one."""
         return replace(self, model_bin=model_bin, lower_bins=(self.python.parent, *self.lower_bins))
 
+    def with_engine(self, python: Path) -> TritonInstall:
+        """Return this Triton, whose models can also run the engine in the environment of ``python``."""
+        return replace(self, engine_python=python)
+
     def roots(self) -> list[Path]:
         """Return the folders that Triton and the models' Python read."""
         pythons = [self.python, *(lower / "python3" for lower in self.lower_bins)]
+        pythons += filter(None, [self.engine_python])
         found = [self.server.absolute().parent.parent, self.backends_dir.absolute(), *self.libraries]
         return list(dict.fromkeys([*found, *(prefix for python in pythons for prefix in prefixes(python))]))
 

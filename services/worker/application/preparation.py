@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from services.worker.adapters import model_repository
+from services.worker.adapters import llm_engines, model_repository
 from services.worker.adapters.artifacts import ArtifactCache
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.sandbox import Sandbox
@@ -68,6 +68,8 @@ class Preparation:
         settings = self._settings
         requirements = llm_plan.requirements(self._version, self._deployment)
         install = TritonInstall.find(settings.runtime_path, settings.triton_server, settings.triton_backends)
+        if llm_engines.needs_vllm(self._version, self._deployment):
+            install = install.with_engine(llm_engines.vllm_python(settings.runtime_path))
         if not requirements:
             return install
         environments = Environments(
@@ -108,5 +110,6 @@ class Preparation:
             start_timeout_s=self._deployment.start_timeout_s,
             response_cache_mb=model_repository.cache_mb(repository, models, self._deployment, install),
             log_bytes_per_s=self._settings.model_log_bytes_per_s,
+            secrets=llm_engines.secrets(self._deployment, self._settings.credentials_path),
         )
         return PreparedModel(install, options, loader, models, repository)

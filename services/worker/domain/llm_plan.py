@@ -34,9 +34,19 @@ def holds_gguf(filename: str) -> bool:
     return _ARCHIVE.search(filename) is None or _GGUF_ARCHIVE.search(filename) is not None
 
 
+def is_upstream(filename: str) -> bool:
+    """Return True if an artifact with this name only describes an upstream."""
+    return filename.lower().endswith(".json")
+
+
 def engine_of(version: Version, deployment: DeploymentSpec) -> Engine:
     """Return the engine that runs a version. Raise ModelFailed if it cannot run this kind of artifact."""
     named = spec_of(deployment).engine
+    if is_upstream(version.filename) and named != "openai-url":
+        raise ModelFailed(
+            f"The version describes an upstream, which the engine {named} cannot run. Deploy it with "
+            "--engine openai-url --upstream ADDRESS."
+        )
     gguf = holds_gguf(version.filename)
     if named == "auto":
         return "llamacpp" if gguf else "vllm"

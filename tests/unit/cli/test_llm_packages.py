@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.registry.domain.merge import patched
 from tidegate.cli.exit_codes import UsageError
-from tidegate.cli.llm_options import adapter_files, llm_fields, value_of
+from tidegate.cli.llm_options import adapter_files, llm_fields, upstream_artifact, value_of
 from tidegate.cli.package import format_of, packed
 
 pytestmark = pytest.mark.unit
@@ -60,13 +63,32 @@ def test_options_become_fields_of_the_deployment(tmp_path: Path):
     adapters = adapter_files([f"tone={tmp_path / 'x.gguf'}"])
     arguments = ["n_batch=256", "warmup=false", "rope_freq_base=1e4", "cache_type_k=q8_0"]
     found = llm_fields(engine="llamacpp", slots=8, context=None, arguments=arguments, adapters=adapters)
-    assert found == {
+    assert found is not None
+    assert {key: value for key, value in found.items() if value is not None} == {
         "engine": "llamacpp", "slots": 8, "adapters": {"tone": "adapters/tone.gguf"},
         "arguments": {"n_batch": 256, "warmup": False, "rope_freq_base": 1e4, "cache_type_k": "q8_0"},
     }  # fmt: skip
     assert llm_fields(engine=None, slots=None, context=None, arguments=None, adapters={}) is None
     with pytest.raises(UsageError, match="choose one of auto"):
         llm_fields(engine="ollama", slots=None, context=None, arguments=None, adapters={})
+
+
+def test_an_address_alone_makes_an_upstream_and_another_engine_forgets_it():
+    upstream = {"upstream": "https://models.example/v1", "credential": None, "region": "eu"}
+    none: dict[str, Any] = {"slots": None, "context": None, "arguments": None, "adapters": {}}
+    assert llm_fields(engine=None, **none, upstream=upstream) == {
+        "engine": "openai-url", "slots": 64, "upstream": "https://models.example/v1", "region": "eu",
+    }  # fmt: skip
+    back = llm_fields(engine="vllm", **none, upstream={})
+    assert back is not None
+    assert back["upstream"] is back["credential"] is None, "a null restores the default"
+    assert patched({"llm": {"upstream": "https://x"}}, {"llm": back}) == {"llm": {"engine": "vllm"}}
+
+
+def test_the_artifact_of_an_upstream_is_deleted_after_the_upload():
+    with upstream_artifact("https://models.example/v1", "m") as path:
+        assert json.loads(path.read_text()) == {"upstream": "https://models.example/v1", "model": "m"}
+    assert not path.exists()
 
 
 def test_values_of_arguments():

@@ -13,6 +13,7 @@ from tidegate.kernel.protocol import names
 from tidegate.kernel.protocol.scaling import Scaling
 
 NAME_PATTERN = names.PATTERN
+VLLM_START_TIMEOUT_S = 900.0
 REGION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Region = Annotated[str, StringConstraints(pattern=REGION_PATTERN)]
 # The arguments of vLLM that divide one model among devices.
@@ -192,6 +193,7 @@ class DeploymentSpec(Written):
     ``progress_timeout_s``: the process of a model that answers no call for this time is ended. None: a
     minute, or the longest timeout of the callers that wait, if that is longer.
     ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
+    ``start_timeout_s`` is longer by default if the engine is vLLM: it compiles and measures at each start.
     """
 
     name: Name
@@ -215,6 +217,16 @@ class DeploymentSpec(Written):
     resources: Resources = Resources(gpus=0)
     image: str | None = Field(None, min_length=1, max_length=512)
     llm: LlmSpec | None = None
+
+    @model_validator(mode="after")
+    def _vllm_starts_slowly(self) -> Self:
+        if (
+            self.llm is not None
+            and self.llm.engine == "vllm"
+            and "start_timeout_s" not in self.model_fields_set
+        ):
+            self.start_timeout_s = VLLM_START_TIMEOUT_S
+        return self
 
     @model_validator(mode="after")
     def _gpus_fit(self) -> Self:

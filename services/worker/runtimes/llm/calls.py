@@ -21,11 +21,17 @@ class Refused(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.code = status, kind, code
+        self.retry_after_s: float | None = None
 
     def body(self) -> bytes:
         """Return the error body in OpenAI's shape."""
         error = {"message": str(self), "type": self.kind, "param": None, "code": self.code or None}
         return json.dumps({"error": error}).encode()
+
+    def meta(self) -> dict[str, Any]:
+        """Return the facts about the error body."""
+        wait = {} if self.retry_after_s is None else {"retry_after_s": self.retry_after_s}
+        return {"status": self.status, **wait}
 
 
 class Call:

@@ -38,6 +38,7 @@ class TritonPythonModel:
         # Threads of the engine that wait must not use the CPU. Its library reads this when it is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         plan = json.loads((FOLDER / "tidegate_llm.json").read_text())
+        self._engine_name = plan["engine"]
         module = importlib.import_module(MODULES[plan["engine"]])
         self._engine: Engine = module.create(plan, FOLDER)
         # A call that was cancelled holds its slot until the engine has left it.
@@ -56,6 +57,8 @@ class TritonPythonModel:
         sender = request.get_response_sender()
         try:
             raw = pb_utils.get_input_tensor_by_name(request, "request").as_numpy()[0]
+            if not raw and self._engine_name == "openai-url":
+                return  # a warm-up: an upstream would charge for it
             document = json.loads(raw) if raw else _warm_up()
             if document["path"] == STATS:
                 sender.send(_response([json.dumps(self._engine.stats()).encode()], {}))
@@ -78,7 +81,7 @@ class TritonPythonModel:
             events, meta, ended = call.take(WATCH_S)
             if sender.is_cancelled():
                 call.cancel()
-            elif events:
+            elif events or meta:
                 sender.send(_response(events, meta))
         worker.join()
 
@@ -88,7 +91,7 @@ class TritonPythonModel:
                 if not call.cancelled:
                     self._engine.call(document["path"], document["body"], document.get("resume"), call)
         except Refused as problem:
-            call.emit([problem.body()], {"status": problem.status})
+            call.emit([problem.body()], problem.meta())
         except Exception as problem:
             traceback.print_exc()
             call.emit([_failure(problem).body()], {"status": 500})

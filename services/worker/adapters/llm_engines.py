@@ -1,0 +1,78 @@
+"""Find what an engine of language models needs on this host: vLLM's environment, an upstream's credential."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from services.worker.domain import llm_plan
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.models import DeploymentSpec, Version
+
+# The name in `services/worker/runtimes/llm/upstream.py`.
+CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
+# Other variables of the worker are not for models.
+USABLE = re.compile(r"(?!TIDEGATE_)(\w+_API_KEY|UPSTREAM_\w+)")
+MAX_BYTES = 16 * 1024
+
+
+def needs_vllm(version: Version, deployment: DeploymentSpec) -> bool:
+    """Return True if vLLM runs the version. Raise ModelFailed if no engine can."""
+    return version.format == "llm" and llm_plan.engine_of(version, deployment) == "vllm"
+
+
+def vllm_python(runtime: Path) -> Path:
+    """Return the Python of vLLM's environment. Raise ModelFailed, with the command that builds it."""
+    folder = runtime / "engines" / "vllm"
+    if not (folder / ".stamp").exists():
+        raise ModelFailed(
+            f"vLLM is not installed on this host: {folder} has no complete environment. Run `make vllm` "
+            "on the host."
+        )
+    return folder / "bin" / "python"
+
+
+def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
+    """Return the variables with the credential of the Deployment's upstream; empty if it has none.
+
+    ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed. No message has a secret.
+    """
+    place = deployment.llm.credential if deployment.llm else None
+    if place is None:
+        return {}
+    kind, _, name = place.partition(":")
+    value = _variable(name) if kind == "env" else _file(Path(name), folder)
+    if not value or not value.isascii() or not value.isprintable():
+        raise ModelFailed(f"The credential {place} is empty, or is not one line of printable ASCII text.")
+    return {CREDENTIAL: value}
+
+
+def _variable(name: str) -> str:
+    if not USABLE.fullmatch(name):
+        raise ModelFailed(
+            f"The variable {name} may not be used as a credential. Name one that ends in _API_KEY or begins "
+            "with UPSTREAM_, and set it where the stack is started."
+        )
+    if name not in os.environ:
+        raise ModelFailed(
+            f"The worker has no variable {name} for the upstream's credential. Set it where the stack is "
+            "started, and restart the stack: `tidegate down`, `tidegate up`."
+        )
+    return os.environ[name].strip()
+
+
+def _file(path: Path, folder: Path) -> str:
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(folder.resolve()):
+            raise ModelFailed(
+                f"The credential's file {path} is not in {folder}. Put it there (`chmod 600`), or set "
+                "TIDEGATE_CREDENTIALS_DIR."
+            )
+        if real.stat().st_size > MAX_BYTES:
+            raise ModelFailed(f"The credential's file {path} has more than {MAX_BYTES} bytes.")
+        return real.read_text().strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "it is no text"
+        raise ModelFailed(f"The credential's file {path} cannot be read: {reason}.") from None
