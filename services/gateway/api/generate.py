@@ -11,7 +11,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.types import Send
 
-from services.gateway.api.body_limits import Body, BodyLimits
+from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.cancellable_response import EVENT_STREAM, CancellableResponse
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.api.request_body import receive_body
@@ -21,6 +21,7 @@ from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import generate
+from services.gateway.domain.traffic_split import Origin
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError
@@ -43,6 +44,8 @@ class GenerateCall(NamedTuple):
     started: float
     grant: Grant | None
     cost: UsageCost
+    headers: Headers
+    principal: str
 
     def end(self) -> None:
         """Record the usage and free the body, after success or failure."""
@@ -82,16 +85,20 @@ class GenerateRoutes:
         return CancellableResponse(lambda send: self._many(call, send), call.end)
 
     async def _read(self, request: Request, model: str, version: str) -> GenerateCall:
-        timeout_ms = parse_timeout(dict(request.scope["headers"]).get(b"x-request-timeout-ms"))
+        headers: Headers = dict(request.scope["headers"])
+        timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
         received = await receive_body(request, self._limits)
         try:
-            self._core.pick(model, version)
+            self._core.find(model, version)
             grant = self._access.admit(caller.current.get().principal, model)
         except BaseException:
             received.held.release()
             raise
         body, held, started = received
-        return GenerateCall(model, version, timeout_ms, body, held, started, grant, UsageCost())
+        principal = caller.current.get().principal.id
+        return GenerateCall(
+            model, version, timeout_ms, body, held, started, grant, UsageCost(), headers, principal
+        )
 
     def _answers(self, call: GenerateCall) -> AsyncGenerator[InferenceResult]:
         stream = self._core.stream(
@@ -101,6 +108,7 @@ class GenerateRoutes:
             lambda contract: generate.decode(call.body, contract),
             telemetry.request_id.get().encode("latin-1", "replace"),
             call.cost.begin,
+            lambda: Origin(call.headers, call.principal, lambda: generate.request_parameters(call.body)),
         )
         return self._observer.watch(call.model, call.started, len(call.body), call.cost, stream)
 

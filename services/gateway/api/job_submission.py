@@ -20,6 +20,7 @@ from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.domain import job_options, oip
 from services.gateway.domain.contract import check_name
 from services.gateway.domain.job_options import JobOptions, Preference
+from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError, Unavailable
 from tidegate.kernel.protocol.access import INFER, Principal, lacks
@@ -120,6 +121,7 @@ class JobSubmissionHandler:
                 principal,
                 trace=rid,
                 idempotency=idempotency,
+                origin=lambda: Origin(headers, principal.id, lambda: oip.request_parameters(body, length)),
             )
         except BaseException:
             if grant is not None:

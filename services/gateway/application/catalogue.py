@@ -61,14 +61,14 @@ class Catalogue:
         A model is ready if a replica is ready, or if a request would start one. If several Deployments share
         the traffic, one ready Deployment is enough. Raises NotFound.
         """
-        endpoint, route = self._core.pick(model, version)
-        routes = [route] if version else [route for _, route in endpoint.targets]
+        endpoint, route = self._core.find(model, version)
+        routes = [route] if version else list(endpoint.targets)
         reasons = [self._not_ready(each) for each in routes]
         return "" if "" in reasons else reasons[0]
 
     def metadata(self, model: str, version: str) -> dict[str, Any]:
         """Return inputs, outputs and versions of a model. Raises Unavailable if its signature is unknown."""
-        endpoint, route = self._core.pick(model, version)
+        endpoint, route = self._core.find(model, version)
         signature = route.contract.signature
         if signature is None:
             raise self._not_known_yet("signature", endpoint, route)
@@ -87,7 +87,7 @@ class Catalogue:
 
     async def config(self, model: str, version: str) -> dict[str, Any]:
         """Return the model's configuration as completed by Triton, under its public name."""
-        endpoint, route = self._core.pick(model, version)
+        endpoint, route = self._core.find(model, version)
         found = await self._metadata.get(route.name)
         if found is None:
             raise self._not_known_yet("configuration", endpoint, route)
@@ -115,7 +115,7 @@ class Catalogue:
 
     def _versions(self, model: str, version: str) -> list[tuple[EndpointRoute, str, DeploymentRoute]]:
         if version:
-            endpoint, route = self._core.pick(model, version)
+            endpoint, route = self._core.find(model, version)
             return [(endpoint, version, route)]
         table = self._core.table()
         if model and model not in table.endpoints:

@@ -53,6 +53,12 @@ def decode(body: Buffer, contract: Contract) -> Decoded:
     return Decoded(id_, rows, key, data, None, False, timeout_ms, priority)
 
 
+def request_parameters(body: Buffer) -> dict[str, Any]:
+    """Return the members of a request that may be parameters; raise BadRequest."""
+    members = _members(body)
+    return members | check_parameters(members.get("parameters"), "request")
+
+
 def encode(
     model: str,
     version: str,

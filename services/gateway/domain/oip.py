@@ -80,6 +80,12 @@ def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | Non
     return head, view[size:]
 
 
+def request_parameters(body: Buffer, header_length: int | None) -> dict[str, Any]:
+    """Return the parameters of a request; raise BadRequest."""
+    head, _ = parts(body, header_length)
+    return {} if head is None else check_parameters(head.get("parameters"), "request")
+
+
 def _wanted(outputs: Any, binary: bool, contract: Contract) -> tuple[WantedOutput, ...] | None:
     if not outputs:
         contract.want_all(binary)

@@ -1,11 +1,13 @@
-"""The route table in memory, and the choice of a Deployment: a pure function of table, name and draw."""
+"""The route table in memory, and the choice of a Deployment. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.gateway.domain.contract import Contract
+from services.gateway.domain.traffic_split import Origin, Sticky, TrafficRule, TrafficSplitter, stay
 from tidegate.kernel.broker.topology import Queue, requests_queue
 from tidegate.kernel.errors import NoRoutes, NotFound
 from tidegate.kernel.protocol.models import Signature
@@ -49,12 +51,47 @@ class DeploymentRoute:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRoute:
-    """The Deployments of an endpoint. ``targets``: pairs of a cumulative traffic share and a Deployment."""
+    """The Deployments of an endpoint. ``targets`` are those with a traffic share, with their ``weights``.
+
+    ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
+    """
 
     name: str
-    targets: tuple[tuple[float, DeploymentRoute], ...]
+    targets: tuple[DeploymentRoute, ...]
+    weights: tuple[int, ...]
     versions: dict[str, DeploymentRoute]
     timeout_ms: int
+    rules: tuple[tuple[TrafficRule, DeploymentRoute], ...] = ()
+    sticky: Sticky | None = None
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(route.name for route in self.targets))
+
+    def choose(self, splitter: TrafficSplitter, origin: Callable[[], Origin] | None) -> DeploymentRoute:
+        """Return the Deployment for the next request; raise NotFound if no target has a share."""
+        targets = self.targets
+        if origin is not None and (self.rules or self.sticky is not None):
+            found = self._by_origin(origin())
+            if found is not None:
+                return found
+        if len(targets) == 1:
+            return targets[0]
+        if not targets:
+            raise NotFound(
+                f"model {self.name!r} has no deployment that takes traffic: "
+                "set its share with `tidegate split`"
+            )
+        return targets[splitter.draw(self.name, self.names, self.weights)]
+
+    def _by_origin(self, origin: Origin) -> DeploymentRoute | None:
+        for rule, route in self.rules:
+            if rule.matches(origin):
+                return route
+        key = self.sticky.key(origin) if self.sticky is not None else None
+        if key is None or not self.targets:
+            return None
+        return self.targets[stay(key, self.names, self.weights)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +104,43 @@ class RouteTable:
     def deployments(self) -> list[str]:
         """Return the names of all Deployments in the table."""
         names = {route.name for e in self.endpoints.values() for route in e.versions.values()}
-        names |= {route.name for e in self.endpoints.values() for _, route in e.targets}
+        names |= {route.name for e in self.endpoints.values() for route in e.targets}
         return sorted(names)
 
-    def pick(self, endpoint: str, version: str, draw: float) -> tuple[EndpointRoute, DeploymentRoute]:
+    def pick(
+        self,
+        endpoint: str,
+        version: str,
+        splitter: TrafficSplitter,
+        origin: Callable[[], Origin] | None = None,
+    ) -> tuple[EndpointRoute, DeploymentRoute]:
         """Return the endpoint and the Deployment for a request; raise NotFound.
 
-        ``draw``, in [0, 1), chooses between weighted targets.
+        ``origin`` returns the facts that the endpoint's rules and sticky keys read; without it they are
+        skipped. A version in the request overrides them and the weights.
+        """
+        route = self.endpoints.get(endpoint)
+        if route is not None and not version:
+            return route, route.choose(splitter, origin)
+        return self.find(endpoint, version)
+
+    def find(self, endpoint: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
+        """Return the endpoint and one of its Deployments, without a draw; raise NotFound.
+
+        Without a version, this is the Deployment with the largest share.
         """
         route = self.endpoints.get(endpoint)
         if route is None:
             raise NotFound(f"there is no model {endpoint!r}: GET /v2/models lists all")
-        if version:
-            deployment = route.versions.get(version)
-            if deployment is None:
-                raise NotFound(
-                    f"model {endpoint!r} has no version {version!r}; it has {sorted(route.versions)}"
-                )
-            return route, deployment
-        for share, deployment in route.targets:
-            if draw < share:
-                return route, deployment
-        raise NotFound(
-            f"model {endpoint!r} has no deployment that takes traffic: set its share with `tidegate split`"
-        )
+        if not version:
+            if not route.targets:
+                return route, route.choose(TrafficSplitter(), None)  # raises NotFound with the reason
+            largest = max(range(len(route.targets)), key=lambda index: route.weights[index])
+            return route, route.targets[largest]
+        deployment = route.versions.get(version)
+        if deployment is None:
+            raise NotFound(f"model {endpoint!r} has no version {version!r}; it has {sorted(route.versions)}")
+        return route, deployment
 
 
 def require(table: RouteTable | None) -> RouteTable:
@@ -136,10 +186,28 @@ def _llm(entry: dict[str, Any]) -> LlmRoute | None:
 
 def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, DeploymentRoute]) -> EndpointRoute:
     weighted = [(t["weight"], deployments[t["deployment"]]) for t in entry["targets"] if t["weight"] > 0]
-    total = sum(weight for weight, _ in weighted)
-    shares, running = [], 0
-    for weight, deployment in weighted:
-        running += weight
-        shares.append((running / total, deployment))
     versions = {number: deployments[deployment] for number, deployment in entry["versions"].items()}
-    return EndpointRoute(name, tuple(shares), versions, entry["default_timeout_ms"])
+    rules = [
+        (_rule(rule), deployments[rule["deployment"]])
+        for rule in entry.get("rules", ())
+        if rule["deployment"] in deployments
+    ]
+    sticky = entry.get("sticky")
+    return EndpointRoute(
+        name,
+        tuple(route for _, route in weighted),
+        tuple(weight for weight, _ in weighted),
+        versions,
+        entry["default_timeout_ms"],
+        tuple(rules),
+        Sticky(sticky["by"], sticky.get("name") or "") if sticky else None,
+    )
+
+
+def _rule(raw: dict[str, Any]) -> TrafficRule:
+    header, value = raw.get("header"), raw.get("value")
+    return TrafficRule(
+        header.lower().encode("latin-1") if header else None,
+        value.encode() if value is not None else None,
+        raw.get("tenant"),
+    )

@@ -132,7 +132,7 @@ class RegistrySnapshot:
         return replace(self, versions=self.versions | {(model, number)})
 
     def in_use(self) -> set[str]:
-        """Return the Deployments that an Endpoint names, as target or as previous."""
+        """Return the Deployments that an Endpoint names, as target, as previous or in a rule."""
         return {name for stored in self.endpoints.values() for name in deployments_in(stored.spec)}
 
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
@@ -155,8 +155,9 @@ class RegistrySnapshot:
 
 
 def deployments_in(spec: EndpointSpec) -> list[str]:
-    """Return the Deployments that an Endpoint names, as target or as previous."""
-    return [target.deployment for target in [*spec.targets, *spec.previous]]
+    """Return the Deployments that an Endpoint names, as target, as previous or in a rule."""
+    targets = [target.deployment for target in [*spec.targets, *spec.previous]]
+    return targets + [rule.deployment for rule in spec.rules]
 
 
 def expect_revision(what: str, revision: int | None, expected: int | None) -> None:

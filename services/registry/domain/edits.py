@@ -185,6 +185,11 @@ def _check_targets(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
                 raise BadRequest(
                     f"Endpoint {spec.name!r}: {role} names Deployment {name!r}, which does not exist."
                 )
+    for rule in spec.rules:
+        if rule.deployment not in snapshot.deployments:
+            raise BadRequest(
+                f"Endpoint {spec.name!r}: a rule names Deployment {rule.deployment!r}, which does not exist."
+            )
     if not sum(target.weight for target in spec.targets):
         raise BadRequest(
             f"Endpoint {spec.name!r}: all weights are 0, so no target would get a request. Set one above 0."

@@ -17,9 +17,10 @@ def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
     endpoints = {change.spec.name for change in changes if isinstance(change, PutEndpoint)}
     deployments = {change.stored.spec.name for change in changes if isinstance(change, PutDeployment)}
     for name, stored in after.endpoints.items():
-        for target in stored.spec.targets:
-            found = after.deployments.get(target.deployment)
-            if found is None or not (name in endpoints or target.deployment in deployments):
+        used = [target.deployment for target in stored.spec.targets]
+        for each in [*used, *(rule.deployment for rule in stored.spec.rules)]:
+            found = after.deployments.get(each)
+            if found is None or not (name in endpoints or each in deployments):
                 continue
             if not stored.spec.may_use(found.spec):
                 raise Conflict(_reason(stored.spec, found.spec))

@@ -65,4 +65,7 @@ def _without(spec: EndpointSpec, gone: set[str]) -> Change:
     if not left:
         return DropEndpoint(spec.name)
     rest = [target for target in previous if left is targets]
-    return PutEndpoint(spec.model_copy(update={"targets": left, "previous": rest}), created=False)
+    rules = [rule for rule in spec.rules if rule.deployment not in gone]
+    return PutEndpoint(
+        spec.model_copy(update={"targets": left, "previous": rest, "rules": rules}), created=False
+    )

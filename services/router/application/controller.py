@@ -116,7 +116,7 @@ class RouteController:
             self.store_problem = error.message  # continue with the last reports
         ready = compiler.ready_counts(self._reports)
         self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
-        table = compiler.build_table(desired, ready, self._learned)
+        table = compiler.build_table(desired, ready, self._learned, compiler.failing(self._reports))
         await self._queues.declare(set(table["deployments"]), self.connection)
         await self._publish(table, epoch)
         for endpoint in compiler.settled(desired, ready):

@@ -20,17 +20,27 @@ def ready_counts(reports: list[ReplicaReport]) -> dict[str, int]:
     return counts
 
 
-def build_table(desired: DesiredState, ready: dict[str, int], learned: dict[str, Any]) -> Table:
+def failing(reports: list[ReplicaReport]) -> frozenset[str]:
+    """Return the Deployments that have a replica whose model failed to load."""
+    return frozenset(report.deployment for report in reports if report.state == "failed")
+
+
+def build_table(
+    desired: DesiredState,
+    ready: dict[str, int],
+    learned: dict[str, Any],
+    failed: frozenset[str] = frozenset(),
+) -> Table:
     """Return the table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
 
     ``learned``: by Deployment, the signature that a worker has read from its Triton. It is used for
-    versions that were registered without one.
+    versions that were registered without one. ``failed`` are Deployments whose model fails to load.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
     # A Deployment whose version is missing cannot serve, so the table does not have it.
     deployments = {d.name: d for d in desired.deployments if (d.model, d.version) in versions}
     return {
-        "endpoints": {e.name: _endpoint(e, deployments, ready) for e in desired.endpoints},
+        "endpoints": {e.name: _endpoint(e, deployments, ready, failed) for e in desired.endpoints},
         "deployments": {
             name: _deployment(d, versions[(d.model, d.version)], ready.get(name, 0), learned.get(name))
             for name, d in deployments.items()
@@ -78,20 +88,56 @@ def _is_paused(deployment: Deployment) -> bool:
 
 
 def _endpoint(
-    endpoint: Endpoint, deployments: dict[str, Deployment], ready: dict[str, int]
+    endpoint: Endpoint, deployments: dict[str, Deployment], ready: dict[str, int], failed: frozenset[str]
 ) -> dict[str, Any]:
     deployments = {name: d for name, d in deployments.items() if endpoint.may_use(d)}
     serving = serving_targets(endpoint, ready)
+    without = withheld(endpoint, serving, deployments, ready, failed)
     own = [deployments[t.deployment] for t in serving if t.deployment in deployments]
     models = {d.model for d in own}
     others = [d for d in deployments.values() if d.model in models]
     return {
-        "targets": [t.model_dump() for t in serving if t.deployment in deployments],
+        "targets": [
+            t.model_dump() for t in serving if t.deployment in deployments and t.deployment not in without
+        ],
+        "withheld": without,
+        "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
+        "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
         # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
         # same version, a target of the Endpoint has priority, else the Deployment with the last name.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         "default_timeout_ms": endpoint.default_timeout_ms,
     }
+
+
+def withheld(
+    endpoint: Endpoint,
+    serving: list[Target],
+    deployments: dict[str, Deployment],
+    ready: dict[str, int],
+    failed: frozenset[str],
+) -> dict[str, str]:
+    """Return the targets whose share goes to the others now, each with the reason.
+
+    A target keeps its share if no other one is ready: then its requests wait, or fail with its reason.
+    """
+    if endpoint.when_unready == "fail":
+        return {}
+    weighted = [target.deployment for target in serving if target.weight]
+    if not any(ready.get(name, 0) for name in weighted):
+        return {}
+    found = {}
+    for name in weighted:
+        deployment = deployments.get(name)
+        if deployment is None or ready.get(name, 0):
+            continue
+        if _is_paused(deployment):
+            found[name] = "it is paused"
+        elif name in failed:
+            found[name] = "its model fails to load"
+        elif endpoint.when_unready == "others":
+            found[name] = "it has no ready replica"
+    return found
 
 
 def _name(deployment: Deployment) -> str:

@@ -146,7 +146,7 @@ def table() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def route(deployment) -> Callable[..., DeploymentRoute]:
     """``route(**fields)`` returns the test's Deployment as the gateway knows it."""
-    return lambda **given: parse_table(make_table(deployment, **given)).pick("digits", "", 0.0)[1]
+    return lambda **given: parse_table(make_table(deployment, **given)).find("digits", "")[1]
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ async def test_each_deployment_has_its_queue(dispatch, peer, route, rabbitmq_url
     raw["endpoints"] = {
         "m": {"targets": [{"deployment": other_name, "weight": 1}], "versions": {}, "default_timeout_ms": 1}
     }
-    other = parse_table(raw).pick("m", "", 0)[1]
+    other = parse_table(raw).find("m", "")[1]
     dispatcher = await dispatch()
     _, ours = submit(dispatcher, route(), 1)
     theirs_id, theirs = submit(dispatcher, other, 2)

@@ -103,7 +103,7 @@ class Refuses:
         self.abandoned: list[bytes] = []
         self.done = None
 
-    def begin(self, model, version, timeout_ms, decode, trace, done):
+    def begin(self, model, version, timeout_ms, decode, trace, done, origin=None):
         self.asked.append((model, version))
         self.done = done
         if self.later:

@@ -206,7 +206,7 @@ def answer(request: Any, data: list[Any], rows: int = 2) -> InferenceResult:
         "default_timeout_ms": 1,
     }
     table = parse_table({"epoch": "e", "n": 1, "deployments": {"d": entry}, "endpoints": {"m": endpoint}})
-    route = table.pick("m", "", 0.0)[1]
+    route = table.find("m", "")[1]
     reply = Reply(b"", 0, 0, 0, rows, 0, 0, 1, b"", list(data))
     outputs = (tensor("y", "FP32", (2,)),)
     return InferenceResult(route, request, rows, outputs, {"took": 3}, reply, Timing())

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.domain.routing import parse_table, require
+from services.gateway.domain.traffic_split import TrafficSplitter
 from tidegate.kernel.errors import NoRoutes, NotFound
 
 pytestmark = pytest.mark.unit
@@ -46,9 +47,9 @@ def table(weights: list[int], **endpoint: Any):
 
 
 def shares(weights: list[int], draws: int = 1000) -> list[int]:
-    """Return how many of evenly spread draws each target gets."""
-    compiled = table(weights)
-    seen = Counter(compiled.pick("digits", "", at / draws)[1].name for at in range(draws))
+    """Return how many of the draws each target gets."""
+    compiled, splitter = table(weights), TrafficSplitter(seed=1)
+    seen = Counter(compiled.pick("digits", "", splitter)[1].name for _ in range(draws))
     return [seen[f"digits-v{at}"] for at in range(1, len(weights) + 1)]
 
 
@@ -67,6 +68,7 @@ def test_one_target_takes_all():
         ([100, 0], [1000, 0]),
         ([7, 0, 3], [700, 0, 300]),
         ([999, 1], [999, 1]),
+        ([90, 9, 1], [900, 90, 10]),
     ],
 )
 def test_weights_are_shares(weights, expected):
@@ -82,28 +84,27 @@ def test_shares_follow_any_weights(weights):
 
 @given(
     st.lists(st.integers(0, 1_000_000), min_size=1, max_size=6).filter(any),
-    st.floats(0, 1, exclude_max=True),
+    st.integers(0, 1000),
 )
-def test_every_draw_finds_a_target_with_weight(weights, draw):
-    _, found = table(weights).pick("digits", "", draw)
+def test_every_draw_finds_a_target_with_weight(weights, seed):
+    _, found = table(weights).pick("digits", "", TrafficSplitter(seed))
     assert weights[int(found.version) - 1] > 0
 
 
 def test_weights_of_zero_take_nothing():
     with pytest.raises(NotFound, match="'digits' has no deployment that takes traffic"):
-        table([0, 0]).pick("digits", "", 0.5)
+        table([0, 0]).pick("digits", "", TrafficSplitter())
 
 
 def test_no_targets():
     with pytest.raises(NotFound, match="no deployment that takes traffic"):
-        table([1], targets=[]).pick("digits", "", 0.5)
+        table([1], targets=[]).pick("digits", "", TrafficSplitter())
 
 
 def test_an_explicit_version_ignores_weights():
     compiled = table([100, 0])
-    for draw in (0.0, 0.999):
-        endpoint, found = compiled.pick("digits", "2", draw)
-        assert (endpoint.name, found.name) == ("digits", "digits-v2")
+    endpoint, found = compiled.pick("digits", "2", TrafficSplitter())
+    assert (endpoint.name, found.name) == ("digits", "digits-v2")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_an_explicit_version_ignores_weights():
 )
 def test_unknown_names_and_versions(model, version, message):
     with pytest.raises(NotFound) as caught:
-        table([1, 1]).pick(model, version, 0.0)
+        table([1, 1]).pick(model, version, TrafficSplitter())
     assert caught.value.message == message
 
 
@@ -150,7 +151,7 @@ def test_the_table_keeps_the_settings_of_a_deployment():
             },
         }
     )
-    endpoint, found = compiled.pick("m", "", 0.0)
+    endpoint, found = compiled.find("m", "")
     assert endpoint.timeout_ms == 77
     assert (found.name, found.version, found.queue.name) == ("d", "7", "requests.v1.d")
     assert (found.retry_safe, found.wakeable, found.ready) == (False, False, 2)

@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.domain.table import build_table, ready_counts, serving_targets, settled
+from services.router.domain.table import build_table, failing, ready_counts, serving_targets, settled
 from tidegate.kernel.protocol.models import (
     Deployment,
     DesiredState,
     Endpoint,
+    Override,
     Signature,
+    StickyTraffic,
     Target,
     TensorSpec,
+    TrafficRule,
     Version,
 )
 from tidegate.kernel.protocol.presence import ReplicaReport
@@ -180,6 +183,9 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "targets": [{"deployment": "digits-v2", "weight": 100}],
         "versions": {"1": "digits-v1", "2": "digits-v2", "3": "digits-v3"},
         "default_timeout_ms": 500,
+        "rules": [],
+        "sticky": None,
+        "withheld": {},
     }
 
 
@@ -228,8 +234,57 @@ def test_ready_replicas_are_counted():
 def test_no_request_reaches_a_deployment_outside_the_endpoints_regions():
     far = {"engine": "openai-url", "upstream": "https://models.example", "region": "us"}
     one = endpoint(targets("digits-v1:1", "digits-v2:1"), targets("digits-v2"))
-    desired = world(one.model_copy(update={"forbidden_regions": ["us"]}))
+    rule = TrafficRule(deployment="digits-v2", header="X-Far")
+    desired = world(one.model_copy(update={"forbidden_regions": ["us"], "rules": [rule]}))
     desired.deployments[1] = deployment(2, llm=far)
     table = build_table(desired, {"digits-v1": 1, "digits-v2": 1}, {})["endpoints"]["digits"]
     assert [target["deployment"] for target in table["targets"]] == ["digits-v1"]
     assert set(table["versions"].values()) == {"digits-v1", "digits-v3"}, "not by its version either"
+    assert table["rules"] == []
+
+
+SPLIT = targets("digits-v1:90", "digits-v2:10")
+
+
+@pytest.mark.parametrize(
+    ("policy", "ready", "failed", "left"),
+    [
+        ("wake", {"digits-v1": 1, "digits-v2": 1}, [], ["digits-v1", "digits-v2"]),
+        ("wake", {"digits-v1": 1}, [], ["digits-v1", "digits-v2"]),
+        ("wake", {"digits-v1": 1}, ["digits-v2"], ["digits-v1"]),
+        ("others", {"digits-v1": 1}, [], ["digits-v1"]),
+        ("others", {}, [], ["digits-v1", "digits-v2"]),
+        ("fail", {"digits-v1": 1}, ["digits-v2"], ["digits-v1", "digits-v2"]),
+    ],
+)
+def test_the_share_of_an_unready_target(policy, ready, failed, left):
+    one = endpoint(SPLIT).model_copy(update={"when_unready": policy})
+    entry = build_table(world(one), ready, {}, frozenset(failed))["endpoints"]["digits"]
+    assert [t["deployment"] for t in entry["targets"]] == left
+    assert set(entry["withheld"]) == {"digits-v1", "digits-v2"} - set(left), "each with its reason"
+
+
+def test_a_paused_target_gives_its_share_to_the_others():
+    state = world(endpoint(SPLIT))
+    state.deployments[1] = deployment(2, override=Override(replicas=0))
+    entry = build_table(state, {"digits-v1": 1}, {})["endpoints"]["digits"]
+    assert entry["withheld"] == {"digits-v2": "it is paused"}
+
+
+def test_rules_and_sticky_keys_are_in_the_table():
+    one = endpoint(SPLIT).model_copy(
+        update={
+            "rules": [TrafficRule(deployment="digits-v2", header="X-Beta")],
+            "sticky": StickyTraffic(by="key"),
+        }
+    )
+    entry = build_table(world(one), {}, {})["endpoints"]["digits"]
+    assert entry["rules"] == [{"deployment": "digits-v2", "header": "X-Beta", "value": None, "tenant": None}]
+    assert entry["sticky"] == {"by": "key", "name": None}
+
+
+def test_failing_deployments_come_from_reports():
+    def report(name, state):
+        return ReplicaReport(replica="r", deployment=name, generation=1, host="h", pid=1, state=state)
+
+    assert failing([report("a", "failed"), report("b", "ready")]) == {"a"}

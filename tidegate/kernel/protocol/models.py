@@ -265,11 +265,50 @@ class Target(Noun):
     weight: int = Field(100, ge=0, le=1_000_000)
 
 
+class TrafficRule(Noun):
+    """A rule that sends requests to a Deployment before weights count.
+
+    It applies to requests with ``header``, and with ``value`` in it unless that is None, and from the caller
+    ``tenant`` (the id of a key) unless that is None.
+    """
+
+    deployment: Name
+    header: str | None = Field(None, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)
+    value: str | None = Field(None, max_length=1024)
+    tenant: str | None = Field(None, min_length=1, max_length=255)
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Self:
+        if self.header is None and (self.tenant is None or self.value is not None):
+            raise ValueError("a rule needs a header, or a tenant without a value")
+        return self
+
+
+class StickyTraffic(Noun):
+    """The key that keeps requests at one target: a header, a request parameter, or the caller's key.
+
+    Requests without it are split by the weights.
+    """
+
+    by: Literal["header", "parameter", "key"]
+    name: str | None = Field(None, min_length=1, max_length=128)
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if (self.by == "key") != (self.name is None):
+            raise ValueError("a header or a parameter needs its name, and the key needs none")
+        return self
+
+
 class EndpointSpec(Noun):
     """The stable public name of a model. ``previous`` serves until a target has a ready replica.
 
     ``allowed_regions``, ``forbidden_regions``: where its requests may be processed. They bind upstreams, and
     Deployments with a region. An upstream without a region could be anywhere.
+
+    ``rules`` come before ``sticky``, and both before the weights. ``when_unready`` is for a target without a
+    ready replica beside others that have one: ``wake`` lets its requests wait for a replica, unless none can
+    start; ``others`` gives its share to the others; ``fail`` keeps its share in any case.
     """
 
     name: Name
@@ -278,6 +317,9 @@ class EndpointSpec(Noun):
     default_timeout_ms: int = Field(30_000, ge=1, le=86_400_000)
     allowed_regions: list[Region] = Field(default_factory=list, max_length=64)
     forbidden_regions: list[Region] = Field(default_factory=list, max_length=64)
+    rules: list[TrafficRule] = Field(default_factory=list, max_length=100)
+    sticky: StickyTraffic | None = None
+    when_unready: Literal["wake", "others", "fail"] = "wake"
 
     def may_use(self, deployment: DeploymentSpec) -> bool:
         """Return True if its requests may be processed where the Deployment processes them."""

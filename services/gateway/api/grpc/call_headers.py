@@ -31,6 +31,7 @@ class CallHeaders(NamedTuple):
     credential: dict[bytes, bytes] = {}  # noqa: RUF012  never written to
     encoding: bytes = b"identity"
     problem: int = 0
+    fields: dict[bytes, bytes] = {}  # noqa: RUF012  never written to
 
 
 class HeaderBlockReader:
@@ -85,4 +86,5 @@ def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
         timeout_s=int(match[1]) * _UNIT_S[match[2]] if match else None,
         credential={} if credential is None else {b"authorization": credential},
         encoding=headers.get(b"grpc-encoding", b"identity"),
+        fields=headers,
     )

@@ -89,6 +89,11 @@ def wants_empty_final(message: Any) -> bool:
     return EMPTY_FINAL in message.parameters and bool(message.parameters[EMPTY_FINAL].bool_param)
 
 
+def request_parameters(message: Any) -> dict[str, Any]:
+    """Return the parameters of a request; raise BadRequest."""
+    return _parameters(message.parameters, "request")
+
+
 def _parameters(parameters: Any, where: str) -> dict[str, Any]:
     if not parameters:
         return {}

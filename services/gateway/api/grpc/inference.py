@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from services.gateway.adapters.model_metadata import ModelMetadataCache
@@ -20,6 +21,7 @@ from services.gateway.application.inference.core import (
     InferenceResult,
     parse_timeout,
 )
+from services.gateway.domain.traffic_split import Origin
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
@@ -53,7 +55,9 @@ class GrpcInference:
         rid = context.rid or new_request_id()
         try:
             timeout_ms = timeout_of(context)
-            response, trailers = await self.answer(request, context.principal, rid, timeout_ms, started)
+            response, trailers = await self.answer(
+                request, context.principal, rid, timeout_ms, started, context.headers.fields
+            )
         except asyncio.CancelledError:
             cancelled = TidegateError("the caller cancelled the call", reason=CALLER_GONE)
             self.refused(request, cancelled, rid, context.principal, started)
@@ -69,13 +73,19 @@ class GrpcInference:
             return response
 
     async def answer(
-        self, request: Any, principal: Principal, rid: str, timeout_ms: float | None, started: float
+        self,
+        request: Any,
+        principal: Principal,
+        rid: str,
+        timeout_ms: float | None,
+        started: float,
+        headers: dict[bytes, bytes],
     ) -> tuple[Any, Metadata]:
         """Return the response to a request and its trailers; raise TidegateError."""
         size, cost = request.ByteSize(), UsageCost()
         grant = self.admit(principal, request)
         try:
-            answer = await self._run(request, rid, timeout_ms, cost)
+            answer = await self._run(request, rid, timeout_ms, cost, origin_of(request, headers, principal))
             response, trailers = self.encode(request.model_name, answer, rid, started)
             if grant is not None:
                 cost.add(answer.reply, answer.parameters, response.ByteSize())
@@ -89,11 +99,16 @@ class GrpcInference:
 
     def admit(self, principal: Principal, request: Any) -> Grant | None:
         """Admit a request if the model exists and the caller's limits allow it; else raise TidegateError."""
-        self.core.pick(request.model_name, request.model_version)
+        self.core.find(request.model_name, request.model_version)
         return self.access.admit(principal, request.model_name)
 
     async def _run(
-        self, request: Any, rid: str, timeout_ms: float | None, cost: UsageCost
+        self,
+        request: Any,
+        rid: str,
+        timeout_ms: float | None,
+        cost: UsageCost,
+        origin: Callable[[], Origin],
     ) -> InferenceResult:
         model: str = request.model_name
         grouper = self._groupers.get(model)
@@ -107,6 +122,7 @@ class GrpcInference:
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
                 cost.begin,
+                origin,
             )
         finally:
             if grouper is not None:
@@ -205,3 +221,8 @@ def _failed_after(started: float) -> Metadata:
 
 def _limit_trailers(grant: Grant) -> Metadata:
     return tuple((name.decode(), value.decode()) for name, value in grant.headers())
+
+
+def origin_of(request: Any, headers: dict[bytes, bytes], principal: Principal) -> Callable[[], Origin]:
+    """Return a function that returns the facts of a request that traffic rules and sticky keys read."""
+    return lambda: Origin(headers, principal.id, lambda: codec.request_parameters(request))

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from services.gateway.api.grpc import codec
-from services.gateway.api.grpc.inference import GrpcInference, timeout_of
+from services.gateway.api.grpc.inference import GrpcInference, origin_of, timeout_of
 from services.gateway.api.grpc.status import details_of
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.errors import TidegateError
@@ -67,7 +67,7 @@ class InferenceStream:
 
     def _is_decoupled(self, request: Any) -> bool:
         try:
-            return self._calls.core.pick(request.model_name, request.model_version)[1].decoupled
+            return self._calls.core.find(request.model_name, request.model_version)[1].decoupled
         except TidegateError:
             return False  # then `_one` reports the error, in the order of the requests
 
@@ -79,7 +79,9 @@ class InferenceStream:
         try:
             # Each request is authenticated, because the key may expire during the stream.
             principal = self._calls.access.authenticate(self._credential)
-            response, _ = await self._calls.answer(request, principal, rid, timeout_ms, started)
+            response, _ = await self._calls.answer(
+                request, principal, rid, timeout_ms, started, self._context.headers.fields
+            )
             response.parameters[codec.FINAL].bool_param = True
             message = pb.ModelStreamInferResponse(infer_response=response)
         except TidegateError as error:
@@ -106,6 +108,7 @@ class InferenceStream:
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
                 cost.begin,
+                origin_of(request, self._context.headers.fields, principal),
             )
             async with aclosing(answers):
                 async for answer in answers:

@@ -23,6 +23,7 @@ from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import oip, usage_cost
 from services.gateway.domain.classification import Labels
+from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import (
     BadRequest,
@@ -187,6 +188,7 @@ class InferenceHandler:
                 lambda contract: oip.decode(body, length, contract),
                 rid,
                 on_outcome,
+                lambda: Origin(headers, principal.id, lambda: oip.request_parameters(body, length)),
             )
         except BaseException:
             if grant is not None:

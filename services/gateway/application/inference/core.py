@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -22,6 +21,7 @@ from services.gateway.domain import admission
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable, require
+from services.gateway.domain.traffic_split import Origin, TrafficSplitter
 from tidegate.kernel.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, Tensor
@@ -68,6 +68,7 @@ class InferenceCore:
         self._routes = routes
         self._dispatcher = dispatcher
         self._heartbeat = heartbeat
+        self._splitter = TrafficSplitter()
 
     def table(self) -> RouteTable:
         """Return the route table; raise NoRoutes before the first one was received."""
@@ -90,9 +91,19 @@ class InferenceCore:
         if self._heartbeat.fleet(route.name).ready == 0:
             self._dispatcher.demand(route)
 
-    def pick(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and the Deployment for a request; raise NotFound or NoRoutes."""
-        return require(self._routes.table).pick(model, version, random.random())
+    def find(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
+        """Return the endpoint and one of its Deployments, for a check; raise NotFound or NoRoutes."""
+        return require(self._routes.table).find(model, version)
+
+    def pick(
+        self, model: str, version: str, origin: Callable[[], Origin] | None = None
+    ) -> tuple[EndpointRoute, DeploymentRoute]:
+        """Return the endpoint and the Deployment for a request; raise NotFound or NoRoutes.
+
+        Call it once for each request, because it counts towards the shares of the traffic. ``origin`` returns
+        the facts that the endpoint's rules and sticky keys read.
+        """
+        return require(self._routes.table).pick(model, version, self._splitter, origin)
 
     def begin(
         self,
@@ -102,13 +113,14 @@ class InferenceCore:
         decode: Callable[[Contract], Decoded],
         trace: bytes,
         done: Callable[[InferenceResult | TidegateError], None],
+        origin: Callable[[], Origin] | None = None,
     ) -> bytes:
         """Queue one request and return its id. Raise a TidegateError if it is refused.
 
         ``decode`` turns its body into tensors and checks them. ``timeout_ms``: None means the endpoint's
         default. ``done`` is called later, exactly once, with the result or an error.
         """
-        route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode)
+        route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode, origin)
         if route.decoupled:
             raise BadRequest(
                 f"model {model!r} is decoupled (any number of answers to a request): "
@@ -146,6 +158,7 @@ class InferenceCore:
         decode: Callable[[Contract], Decoded],
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
+        origin: Callable[[], Origin] | None = None,
     ) -> InferenceResult:
         """Run one request and return its result; raise a TidegateError if it is refused or fails.
 
@@ -157,7 +170,7 @@ class InferenceCore:
             if not future.done():
                 future.set_result(outcome)
 
-        id_ = self.begin(model, version, timeout_ms, decode, trace, done)
+        id_ = self.begin(model, version, timeout_ms, decode, trace, done, origin)
         queued()
         try:
             outcome = await future
@@ -176,6 +189,7 @@ class InferenceCore:
         decode: Callable[[Contract], Decoded],
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
+        origin: Callable[[], Origin] | None = None,
     ) -> AsyncGenerator[InferenceResult]:
         """Yield the answers to one request as the model makes them.
 
@@ -183,7 +197,7 @@ class InferenceCore:
         TidegateError if the request is refused or fails. ``queued`` is called when the request is in the
         queue. Closing the generator cancels the request.
         """
-        prepared = self._prepare(model, version, timeout_ms, decode)
+        prepared = self._prepare(model, version, timeout_ms, decode, origin)
         async with aclosing(self.stream_from(*prepared, trace, queued)) as answers:
             async for answer in answers:
                 yield answer
@@ -238,10 +252,11 @@ class InferenceCore:
         version: str,
         timeout_ms: float | None,
         decode: Callable[[Contract], Decoded],
+        origin: Callable[[], Origin] | None,
     ) -> tuple[DeploymentRoute, Decoded, float, float]:
         """Return the Deployment, the decoded request, its timeout in ms, and the seconds that this took."""
         started = time.perf_counter()
-        endpoint, route = self.pick(model, version)
+        endpoint, route = self.pick(model, version, origin)
         if timeout_ms is None:
             timeout_ms = endpoint.timeout_ms
         try:

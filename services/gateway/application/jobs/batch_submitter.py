@@ -16,6 +16,7 @@ from services.gateway.application.jobs.submission import JobRequest, JobSubmitte
 from services.gateway.domain import batch_lines, oip
 from services.gateway.domain.batch_lines import BatchLine
 from services.gateway.domain.batches import Batch, FileChunk
+from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.errors import (
@@ -153,6 +154,7 @@ class BatchSubmitter:
             idempotency=key,
             batch=self._batch.id.hex(),
             line=row.number,
+            origin=lambda: Origin({}, self._principal.id, lambda: line.head.get("parameters") or {}),
         )
 
 

@@ -24,6 +24,7 @@ from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.job_options import JobOptions
 from services.gateway.domain.job_results import answer_form
 from services.gateway.domain.routing import DeploymentRoute
+from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.errors import BadRequest, Conflict, Overloaded, Unavailable
@@ -111,6 +112,7 @@ class JobSubmitter:
         batch: str | None = None,
         line: int | None = None,
         ask: dict[str, Any] | None = None,
+        origin: Callable[[], Origin] | None = None,
     ) -> JobRequest:
         """Check a request to ``model`` against the Deployment that will run it. Raises TidegateError.
 
@@ -121,7 +123,7 @@ class JobSubmitter:
                 f"{self._submitting} jobs are being accepted, which is the limit: send the job again",
                 retry_after_s=1.0,
             )
-        endpoint, route = self._core.pick(model, version)
+        endpoint, route = self._core.pick(model, version, origin)
         if ask is not None and llm_jobs.is_llm(ask) and route.format != "llm":
             raise BadRequest(
                 f"model {model!r} is not a language model, so it does not answer {ask[llm_jobs.PATH]}: "
@@ -206,7 +208,7 @@ class JobSubmitter:
             raise Conflict(why, reason="request_gone")
         request = envelope.read_request(frame)
         data = await self._claims.redeem(request.data) if request.flags & envelope.CLAIM else request.data
-        _, route = self._core.pick(job.endpoint, str(job.version))
+        _, route = self._core.find(job.endpoint, str(job.version))
         options = JobOptions(job.level, (job.expires_ms - job.created_ms) / 1e3, job.webhook, job.metadata)
         decoded = Decoded("", request.rows, request.key, data, None, False)
         ask = job.ask | {"retry_of": job_id}
