@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 from tests.e2e.test_rollover import IDENTITY, variant
 from tidegate import Client
@@ -100,6 +103,31 @@ def test_a_canary(stack: Stack, two: str):
     missing = stack.run("split", two, "v1=90", "v9=10")
     assert missing.returncode == 1
     assert "v9 of careful has no Deployment" in missing.stderr
+
+
+def test_rules_and_sticky_keys(stack: Stack, two: str):
+    stack.cli("traffic", two, "--rule", "header:X-Beta=1:v3", "--sticky", "header:X-User")
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
+    with httpx.Client(base_url=stack.settings.gateway_url) as http:
+
+        def answer(**headers: str) -> float:
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            return float(
+                http.post(f"/v2/models/{two}/infer", json=body, headers=sent).json()["outputs"][0]["data"][0]
+            )
+
+        end = time.monotonic() + PATIENCE_S
+        while {answer(X_Beta="1") for _ in range(20)} != {3.0}:
+            assert time.monotonic() < end, "the rule does not arrive at the gateways"
+        users = {user: answer(X_User=user) for user in map(str, range(40))}
+        assert set(users.values()) == {1.0, 3.0}
+        assert all(answer(X_User=user) == value for user, value in users.items())
+    shown = stack.cli("traffic", two)
+    assert [(each["deployment"], each["now"]) for each in shown["targets"]] == [
+        ("careful-v1", 50),
+        ("careful-v3", 50),
+    ]
+    stack.cli("traffic", two, "--no-rules", "--sticky", "none")
 
 
 def test_the_state_as_a_file_is_what_apply_takes(stack: Stack, two: str, tmp_path: Path):

@@ -33,6 +33,7 @@ from tidegate.cli import (
     service,
     settings,
     stack,
+    traffic,
     tune,
 )
 from tidegate.kernel.errors import TidegateError
@@ -97,6 +98,7 @@ for name, command, panel in (
     ("warm", scaling.warm, _SCALING),
     ("rollback", rollout.rollback, _MODELS),
     ("split", rollout.split, _MODELS),
+    ("traffic", traffic.traffic, _MODELS),
     ("apply", manage.apply, _MODELS),
     ("export", export.export, _MODELS),
     ("delete", manage.delete, _MODELS),

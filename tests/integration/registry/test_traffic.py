@@ -39,3 +39,24 @@ async def test_sharing_traffic(call):
     shared = await call("POST", "/v1/endpoints/digits/split", {"targets": targets})
     assert (shared["targets"], len(shared["previous"])) == (targets, 1)
     await call("POST", "/v1/endpoints/absent/split", {"targets": targets}, status=404)
+
+
+async def test_rules_and_sticky_keys_are_stored(call):
+    await call.register("digits", onnx_bytes(1))
+    await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
+    spec = {
+        "targets": [{"deployment": "digits-v1"}],
+        "rules": [{"deployment": "digits-v1", "header": "X-Beta"}],
+        "sticky": {"by": "header", "name": "X-User"},
+        "when_unready": "others",
+    }
+    await call("PUT", "/v1/endpoints/digits", spec)
+    stored = await call("GET", "/v1/endpoints/digits")
+    assert stored["rules"] == [{"deployment": "digits-v1", "header": "X-Beta", "value": None, "tenant": None}]
+    assert (stored["sticky"], stored["when_unready"]) == ({"by": "header", "name": "X-User"}, "others")
+    gone = {**spec, "rules": [{"deployment": "absent", "header": "X-Beta"}]}
+    refused = await call("PUT", "/v1/endpoints/digits", gone, status=400)
+    assert "a rule names Deployment 'absent', which does not exist" in refused["error"]
+    for rule in ({"deployment": "digits-v1"}, {"deployment": "digits-v1", "tenant": "k", "value": "x"}):
+        refused = await call("PUT", "/v1/endpoints/digits", {**spec, "rules": [rule]}, status=400)
+        assert "a rule needs a header, or a tenant without a value" in refused["error"]

@@ -93,6 +93,7 @@ class LlmDoor:
             principal=principal(),
             trace=telemetry.request_id.get().encode("latin-1", "replace"),
             received=received.size,
+            headers=received.headers,
         )
 
     def comment(self, received: ReceivedRequest, call: LlmCall) -> bytes:

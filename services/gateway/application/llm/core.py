@@ -7,7 +7,7 @@ Every API for language models (OpenAI's, TGI's, Ollama's) translates to an :clas
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from services.gateway.domain.llm.queue_place import QueuePlace, place
 from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.llm.resumption import StreamProgress
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
+from services.gateway.domain.traffic_split import Origin
 from services.gateway.domain.usage_cost import UsageCost, compute_us
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, WorkerLost
@@ -60,7 +61,8 @@ class LlmCall:
     """One request to a language model. ``model`` is an endpoint's name, or ``name:adapter``.
 
     ``path`` and ``body``: those of OpenAI's API. ``timeout_ms`` limits the time to the first event and
-    between two events; None: the endpoint's. ``received``: the bytes of the caller's body.
+    between two events; None: the endpoint's. ``received``: the bytes of the caller's body. ``headers``: its
+    headers, for the endpoint's traffic rules.
     The core sets ``grant``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens) and
     ``queued``.
     The API adds the bytes that it sends to ``cost.sent``.
@@ -74,6 +76,7 @@ class LlmCall:
     principal: Principal = ANONYMOUS
     trace: bytes = b""
     received: int = 0
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
     cost: UsageCost = field(default_factory=UsageCost)
     grant: Grant | None = None
     estimate: TokenEstimate = NO_TOKENS
@@ -119,25 +122,21 @@ class LlmCore:
 
         Raise NotFound for an unknown model or adapter, BadRequest for a model that is no language model.
         """
-        name, _, adapter = model.partition(":")
-        endpoint, route = self._core.pick(name, "")
-        if route.llm is None:
-            raise BadRequest(
-                f"model {name!r} is not a language model but of format {route.format}: use "
-                f"/v2/models/{name}/infer",
-                reason="not_a_language_model",
-            )
-        if adapter and adapter not in route.llm.adapters:
-            raise NotFound(
-                f"model {name!r} has no adapter {adapter!r}; it has {list(route.llm.adapters) or 'none'}"
-            )
-        return endpoint, route
+        endpoint, route = self._core.find(model.partition(":")[0], "")
+        return endpoint, _checked(model, route)
+
+    def _pick(self, call: LlmCall) -> tuple[EndpointRoute, DeploymentRoute]:
+        """Return the endpoint and the Deployment for a request; raise what :meth:`find` raises."""
+        endpoint, route = self._core.pick(
+            call.endpoint, "", lambda: Origin(call.headers, call.principal.id, lambda: call.body)
+        )
+        return endpoint, _checked(call.model, route)
 
     def models(self, principal: Principal) -> list[tuple[str, DeploymentRoute]]:
         """Return the language models that a principal may use, by name: endpoints, and their adapters."""
         found: list[tuple[str, DeploymentRoute]] = []
         for endpoint in self._core.table().endpoints.values():
-            route = next((route for _, route in endpoint.targets), None)
+            route = next(iter(endpoint.targets), None)
             if route is None or route.llm is None or not principal.may(INFER, endpoint.name):
                 continue
             names = [endpoint.name, *(f"{endpoint.name}:{adapter}" for adapter in route.llm.adapters)]
@@ -165,7 +164,7 @@ class LlmCore:
         Raise a TidegateError if the request is refused or fails; :class:`EngineRefused` if the engine
         refuses it. Closing the generator cancels the request. The usage is counted in every case.
         """
-        endpoint, route = self.find(call.model)
+        endpoint, route = self._pick(call)
         assert route.llm is not None
         call.grant = self._access.admit(call.principal, endpoint.name)
         call.estimate = estimate(call.path, call.body, route.llm.context)
@@ -293,3 +292,19 @@ async def only_answer(answers: AsyncGenerator[LlmEvents]) -> LlmEvents:
     if found is None or len(found.events) != 1:
         raise ModelFailed("the engine returned no answer: see `tidegate logs`")
     return found
+
+
+def _checked(model: str, route: DeploymentRoute) -> DeploymentRoute:
+    """Return the Deployment. Raise BadRequest if it has no language model, NotFound for its adapter."""
+    name, _, adapter = model.partition(":")
+    if route.llm is None:
+        raise BadRequest(
+            f"model {name!r} is not a language model but of format {route.format}: use "
+            f"/v2/models/{name}/infer",
+            reason="not_a_language_model",
+        )
+    if adapter and adapter not in route.llm.adapters:
+        raise NotFound(
+            f"model {name!r} has no adapter {adapter!r}; it has {list(route.llm.adapters) or 'none'}"
+        )
+    return route

@@ -1,0 +1,201 @@
+"""Show and set how an endpoint's traffic is divided: ``tidegate traffic``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.options import Json
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Control, Doc
+
+_HEADS = ("deployment", "version", "share", "gets now", "ready", "arriving/s", "note")
+_STICKY = ("header", "parameter", "key")
+UNREADY = ("wake", "others", "fail")
+
+
+def traffic(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rule",
+            metavar="RULE",
+            help="header:NAME[=VALUE]:VERSION or tenant:KEY:VERSION; replaces all rules. Repeatable.",
+        ),
+    ] = None,
+    no_rules: Annotated[bool, typer.Option("--no-rules", help="Remove all rules.")] = False,
+    sticky: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="header:NAME, parameter:NAME, key, or none."),
+    ] = None,
+    when_unready: Annotated[
+        str | None,
+        typer.Option(metavar="POLICY", help="For a target without a ready replica: wake, others or fail."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how an endpoint's traffic is divided now, or set its rules and sticky keys.
+
+    Rules come first, then sticky keys, then the shares of `tidegate split`. A version in the request comes
+    before all. Example: tidegate traffic digits --rule header:X-Beta=1:v2 --sticky header:X-User
+    """
+    from tidegate.cli import output
+    from tidegate.cli.api import control, part
+
+    plane = control()
+    path = f"/v1/endpoints/{part(name)}"
+    endpoint = plane.registry.get(path)
+    changes = _changes(plane, endpoint, rule, no_rules, sticky, when_unready)
+    if changes:
+        spec = {key: value for key, value in endpoint.items() if key not in ("name", "revision")}
+        endpoint = plane.registry.put(path, spec | changes)
+    document = _document(plane, endpoint)
+    output.show(document, json, lambda: _print(document))
+
+
+def _changes(
+    plane: Control,
+    endpoint: Doc,
+    rules: Sequence[str] | None,
+    no_rules: bool,
+    sticky: str | None,
+    when_unready: str | None,
+) -> Doc:
+    from tidegate.cli.rollout import chosen
+
+    changes: Doc = {}
+    if rules and no_rules:
+        raise UsageError("Give --rule or --no-rules, not both.")
+    if rules:
+        parsed = [parse_rule(text) for text in rules]
+        held = plane.registry.items("/v1/deployments")
+        for each in parsed:
+            each["deployment"] = chosen(endpoint, held, {each["deployment"]: 1})[0]["deployment"]
+        changes["rules"] = parsed
+    elif no_rules:
+        changes["rules"] = []
+    if sticky is not None:
+        changes["sticky"] = parse_sticky(sticky)
+    if when_unready is not None:
+        if when_unready not in UNREADY:
+            raise UsageError(f"--when-unready must be one of {', '.join(UNREADY)}, got {when_unready!r}.")
+        changes["when_unready"] = when_unready
+    return changes
+
+
+def parse_rule(text: str) -> dict[str, Any]:
+    """Return a rule; its ``deployment`` is a version or a name. Raise UsageError.
+
+    A value of a header may contain colons: the last part is the version.
+    """
+    condition, colon, target = text.rpartition(":")
+    kind, _, subject = condition.partition(":")
+    if not colon or not target or not subject or kind not in ("header", "tenant"):
+        raise UsageError(
+            f"{text!r} is not a rule: write header:NAME:VERSION, header:NAME=VALUE:VERSION or "
+            "tenant:KEY:VERSION, as in header:X-Beta=1:v2."
+        )
+    if kind == "tenant":
+        return {"tenant": subject, "deployment": target}
+    header, equals, value = subject.partition("=")
+    return {"header": header, "value": value if equals else None, "deployment": target}
+
+
+def parse_sticky(text: str) -> dict[str, Any] | None:
+    """Return the source of sticky keys; None for ``none``. Raise UsageError."""
+    if text == "none":
+        return None
+    by, _, name = text.partition(":")
+    if by not in _STICKY or (by == "key") != (not name):
+        raise UsageError(f"{text!r}: write header:NAME, parameter:NAME, key or none.")
+    return {"by": by, "name": name or None}
+
+
+def _document(plane: Control, endpoint: Doc) -> Doc:
+    table = plane.router.get("/v1/routes")
+    entry = table["endpoints"].get(endpoint["name"], {})
+    loads = {each["deployment"]: each for each in plane.autoscaler.items("/v1/deployments")}
+    return {
+        "endpoint": endpoint["name"],
+        "targets": rows(endpoint, entry, table["deployments"], loads),
+        "rules": endpoint["rules"],
+        "sticky": endpoint["sticky"],
+        "when_unready": endpoint["when_unready"],
+    }
+
+
+def rows(
+    endpoint: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    deployments: Mapping[str, Mapping[str, Any]],
+    loads: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return every target with its share, the share that it gets now, and why these differ.
+
+    ``entry`` is the endpoint in the route table; empty: the router has not compiled it yet.
+    """
+    wanted = {target["deployment"]: target["weight"] for target in endpoint["targets"]}
+    now = {target["deployment"]: target["weight"] for target in entry.get("targets", ())}
+    whole, part_now = sum(wanted.values()) or 1, sum(now.values()) or 1
+    withheld = entry.get("withheld", {})
+    names = dict.fromkeys([*wanted, *now, *(rule["deployment"] for rule in endpoint["rules"])])
+    return [
+        {
+            "deployment": name,
+            "version": deployments.get(name, {}).get("version"),
+            "share": 100 * wanted.get(name, 0) / whole,
+            "now": 100 * now.get(name, 0) / part_now,
+            "ready": deployments.get(name, {}).get("ready"),
+            "arrival_rate": loads.get(name, {}).get("arrival_rate"),
+            "note": _note(name, wanted, now, withheld),
+        }
+        for name in names
+    ]
+
+
+def _note(name: str, wanted: Mapping[str, int], now: Mapping[str, int], withheld: Mapping[str, str]) -> str:
+    if name in withheld:
+        return f"its share goes to the others: {withheld[name]}"
+    if name not in wanted:
+        return "serves until the new targets are ready" if name in now else "by rules only"
+    return "waits until every new target is ready" if wanted[name] and name not in now else ""
+
+
+def _print(document: Mapping[str, Any]) -> None:
+    from tidegate.cli import output
+
+    output.table(
+        [
+            (
+                each["deployment"],
+                each["version"],
+                f"{each['share']:.4g}%",
+                f"{each['now']:.4g}%",
+                each["ready"],
+                each["arrival_rate"],
+                each["note"],
+            )
+            for each in document["targets"]
+        ],
+        _HEADS,
+    )
+    for rule in document["rules"]:
+        output.line(f"rule: {_condition(rule)} -> {rule['deployment']}")
+    sticky = document["sticky"]
+    if sticky:
+        output.line(f"sticky: by {sticky['by']}{' ' + sticky['name'] if sticky['name'] else ''}")
+    output.line(f"a target without a ready replica: {document['when_unready']}", style="dim")
+
+
+def _condition(rule: Mapping[str, Any]) -> str:
+    parts = []
+    if rule["header"] is not None:
+        parts.append(rule["header"] + (f" = {rule['value']}" if rule["value"] is not None else ""))
+    if rule["tenant"] is not None:
+        parts.append(f"tenant {rule['tenant']}")
+    return " and ".join(parts)
