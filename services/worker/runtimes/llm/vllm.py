@@ -159,7 +159,7 @@ class Vllm:
             return False
 
     def _verdict(self) -> None:
-        """After a failure: return if the server is well. If it is ending, this process ends meanwhile."""
+        """Return after a failure if the server is well. If the server is ending, this process ends, too."""
         until = time.monotonic() + VERDICT_S
         while not self._closing and time.monotonic() < until:
             if self._process.poll() is None and self._healthy():
