@@ -74,6 +74,12 @@ def test_without_a_credential():
         AccessFixture(required=True).access.authenticate({})
 
 
+def test_a_word_for_no_key_is_no_credential():
+    assert AccessFixture().known(b"Bearer EMPTY") is ANONYMOUS
+    with pytest.raises(Unauthorized):
+        AccessFixture(required=True).known(b"Bearer EMPTY")
+
+
 def test_credentials():
     fixture = AccessFixture(required=True)
     assert fixture.known(b"Bearer token") is SERVICE
