@@ -42,6 +42,7 @@ PORTS = (
 
 # The files that take longest, in that order: begun last, one would be left to run alone at the end.
 LONG = (
+    "test_clients",
     "test_scaling",
     "test_users_models",
     "test_job_worker",

@@ -1,0 +1,108 @@
+"""The unmodified clients of language models, each in its own process, against one deployed model.
+
+A client's script has a function for each check. All scripts run at the same time, once. Then each check is a
+test here.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks import install, places
+from deploy.bootstrap.command import Runner
+from deploy.bootstrap.step import StepFailed
+from tests.conftest import PATIENCE_S
+from tests.e2e.conftest import Stack
+from tests.e2e.llm.conftest import SLOTS
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+ENVIRONMENT = "llm_clients"
+SCRIPTS = sorted((Path(__file__).parent / "clients").glob("use_*.py"))
+
+
+def checks(script: Path) -> list[str]:
+    """Return the names of a script's checks. Its imports are not there in this environment."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    names = [node.name for node in ast.parse(script.read_text()).body if isinstance(node, functions)]
+    return [name for name in names if name.startswith("check_")]
+
+
+CHECKS = [(script.stem, check) for script in SCRIPTS for check in checks(script)]
+
+
+@pytest.fixture(scope="session")
+def clients_python() -> Path:
+    """Return the Python that has the clients. They are installed once, beside the benchmarks' peers."""
+    if not install.installed(ENVIRONMENT):
+        print("Installing the clients of language models, once: about a minute ...", flush=True)
+        try:
+            install.install(ENVIRONMENT, Runner())
+        except StepFailed as failure:
+            pytest.skip(f"{failure.what} {failure.remedy}")
+    return places.python(ENVIRONMENT)
+
+
+def limited_key(stack: Stack) -> str:
+    """Return a key that may send one request in a thousand seconds, once the gateway knows it."""
+    limits = ("--scope", "infer", "--rate", "0.001", "--burst", "1")
+    key: str = stack.cli("keys", "create", "limited", *limits)["key"]
+    end = time.monotonic() + PATIENCE_S
+    headers = {"Authorization": f"Bearer {key}"}
+    while httpx.get(f"{stack.settings.gateway_url}/v1/models", headers=headers).status_code == 401:
+        assert time.monotonic() < end, "the gateway does not learn the key"
+        time.sleep(0.1)
+    return key
+
+
+@pytest.fixture(scope="session")
+def outcomes(stack: Stack, smol: str, clients_python: Path) -> Iterator[dict[tuple[str, str], str | None]]:
+    """Run all scripts; return what failed, by script and check."""
+    given = {
+        "url": stack.settings.gateway_url,
+        "model": smol,
+        "slots": str(SLOTS),
+        "limited_key": limited_key(stack),
+    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    env |= {
+        "LLM_CLIENTS": json.dumps(given),
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LANGSMITH_TRACING": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    started = [
+        subprocess.Popen(
+            [clients_python, script], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for script in SCRIPTS
+    ]
+    found: dict[tuple[str, str], str | None] = {}
+    try:
+        for script, process in zip(SCRIPTS, started, strict=True):
+            output, _ = process.communicate(timeout=500)
+            for line in output.splitlines():
+                if line.startswith('{"check"'):
+                    report = json.loads(line)
+                    found[script.stem, report["check"]] = report["failed"]
+            found.setdefault((script.stem, ""), f"exit status {process.returncode}\n{output[-3000:]}")
+        yield found
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.mark.parametrize(("client", "check"), CHECKS, ids=[f"{c[4:]}-{n[6:]}" for c, n in CHECKS])
+def test_client(outcomes: dict[tuple[str, str], str | None], client: str, check: str) -> None:
+    failed = outcomes.get((client, check), f"the check did not run: {outcomes[client, '']}")
+    assert failed is None, failed
