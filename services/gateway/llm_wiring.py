@@ -7,7 +7,10 @@ from fastapi import APIRouter
 from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.llm import openai_errors
 from services.gateway.api.llm.door import LlmDoor
+from services.gateway.api.llm.engine_extras import ExtraRoutes
+from services.gateway.api.llm.ollama import OllamaRoutes
 from services.gateway.api.llm.openai import OpenAiRoutes
+from services.gateway.api.llm.tgi import TgiRoutes
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
@@ -16,7 +19,11 @@ from services.gateway.application.llm.core import LlmCore
 from services.gateway.settings import GatewaySettings
 
 # The paths whose routes limit their bodies, like STREAMED in app.py.
-LLM_BODIES: dict[str, int | None] = {r"/v1/(chat/completions|completions|embeddings|responses)": None}
+LLM_BODIES: dict[str, int | None] = {
+    r"/v1/(chat/completions|completions|embeddings|responses)": None,
+    r"/|/generate|/generate_stream|/tgi/.*": None,
+    r"/tokenize|/detokenize|/pooling|(/v1)?/score|(/v[12])?/rerank": None,
+}
 
 
 class LlmWiring:
@@ -38,4 +45,10 @@ class LlmWiring:
     ) -> None:
         self.core = LlmCore(core, access)
         self.door = LlmDoor(self.core, limits, metrics, log, queue_comments=settings.llm_queue_comments)
-        self.routers: list[APIRouter] = [OpenAiRoutes(self.door).router]
+        openai = OpenAiRoutes(self.door)
+        self.routers: list[APIRouter] = [
+            openai.router,
+            TgiRoutes(self.door, openai).router,
+            OllamaRoutes(self.door).router,
+            ExtraRoutes(self.door).router,
+        ]

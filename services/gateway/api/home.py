@@ -30,6 +30,7 @@ def router(access: Access) -> APIRouter:
     """Return the router of the page. No credential is needed. It lists the models that the caller may use."""
     routes = APIRouter(tags=["health"])
 
+    @routes.head("/", response_class=Response, operation_id="is_there_a_server__head")
     @routes.get("/", response_class=Response, responses=_BODIES, operation_id="what_is_this__get")
     async def home_page(request: Request) -> Response:
         """Return what this service is, the models that the caller may use, and the next command."""

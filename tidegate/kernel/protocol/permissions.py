@@ -229,6 +229,7 @@ GATEWAY = RoutePermissions(
     | {
         # The page shows what Tidegate is, and the models that the caller may use.
         "GET /": (OPEN,),
+        "HEAD /": (OPEN,),  # Ollama's command line looks for a server with it
         "GET /v2/health/live": (OPEN,),
         "GET /v2/health/ready": (OPEN,),
         "GET /v2": (INFER,),
@@ -259,6 +260,32 @@ GATEWAY = RoutePermissions(
         for part in ("chat/completions", "completions", "embeddings", "responses")
     }
     | {"GET /v1/models": (INFER,), "GET /v1/models/{model}": (INFER,)}
+    # TGI's API. The path may name the model.
+    | {f"POST {path}": (INFER,) for path in ("/", "/generate", "/generate_stream", "/tgi/{model}")}
+    | {
+        f"POST /tgi/{{model}}/{part}": (INFER,)
+        for part in ("generate", "generate_stream", "v1/chat/completions", "v1/completions", "v1/embeddings")
+    }
+    | {
+        "GET /info": (INFER,),
+        "GET /tgi/{model}/info": (INFER,),
+        "GET /health": (OPEN,),
+        "GET /tgi/{model}/health": (INFER,),
+    }
+    # Ollama's API. The routes of the second line only say what to run instead.
+    | {f"POST /api/{part}": (INFER,) for part in ("chat", "generate", "embed", "embeddings", "show")}
+    | {f"POST /api/{part}": (INFER,) for part in ("pull", "push", "create", "copy", "blobs/{digest}")}
+    | {"DELETE /api/delete": (INFER,), "HEAD /api/blobs/{digest}": (INFER,)}
+    | {f"GET /api/{part}": (INFER,) for part in ("tags", "ps", "version")}
+    # The parts of vLLM's API beside OpenAI's.
+    | {
+        f"POST /{part}": (INFER,)
+        for part in (
+            *("tokenize", "detokenize", "pooling", "score", "v1/score"),
+            *("rerank", "v1/rerank", "v2/rerank"),
+        )
+    }
+    | {"GET /version": (INFER,)}
     | {
         "GET /v1/jobs": (INFER,),
         "POST /v1/jobs": (INFER,),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, NamedTuple
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from services.gateway.api.body_limits import Body, BodyLimits
 from services.gateway.api.llm.event_stream import KEEP_ALIVE
@@ -111,6 +111,16 @@ class LlmDoor:
         return observer.watch(
             call.endpoint, received.started, received.size, call.cost, self.core.stream(call)
         )
+
+
+def bound(answer: Callable[..., Awaitable[Response]], **fixed: Any) -> Callable[..., Awaitable[Response]]:
+    """Return a route's function with fixed arguments. Those of a ``partial`` could be set in the query."""
+
+    async def answer_bound(request: Request) -> Response:
+        return await answer(request, **fixed)
+
+    answer_bound.__doc__ = answer.__doc__
+    return answer_bound
 
 
 def principal() -> Principal:

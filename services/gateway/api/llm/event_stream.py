@@ -23,6 +23,7 @@ class EventStream:
 
     The headers are sent with the first event, or with the first comment after ``FIRST_WAIT_S``.
     ``headers`` returns those of this response. ``comment`` returns what to send while nothing comes.
+    ``content``: the headers that describe the body, if it is another kind of stream.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class EventStream:
         send: Send,
         headers: Callable[[], RawHeaders] = list,
         comment: Callable[[], bytes] = lambda: KEEP_ALIVE,
+        content: RawHeaders = EVENT_STREAM,
     ) -> None:
         self._send = send
         self._headers = headers
         self._comment = comment
+        self._content = content
         self._begin = asyncio.Lock()
         self._recent = False
         self._writing = False
@@ -67,7 +70,7 @@ class EventStream:
     async def _start(self) -> None:
         async with self._begin:
             if not self.started:
-                headers = [*EVENT_STREAM, *self._headers()]
+                headers = [*self._content, *self._headers()]
                 await self._send({"type": "http.response.start", "status": 200, "headers": headers})
                 self.started = True
 

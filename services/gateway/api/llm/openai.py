@@ -13,7 +13,7 @@ from starlette.types import Send
 
 from services.gateway.api.cancellable_response import CancellableResponse
 from services.gateway.api.llm import openai_errors
-from services.gateway.api.llm.door import LlmDoor, ReceivedRequest, principal
+from services.gateway.api.llm.door import LlmDoor, ReceivedRequest, bound, principal
 from services.gateway.api.llm.event_stream import EventStream, RawHeaders
 from services.gateway.api.llm.openai_errors import openai_response
 from services.gateway.api.server_timing import server_timing, stream_timing
@@ -40,7 +40,7 @@ class OpenAiRoutes:
         for path in PATHS:
             name = path.removeprefix("/v1/").replace("/", "_")
             self.router.add_api_route(
-                path, partial(self.answer, path=path), methods=["POST"], name=name, response_model=None
+                path, bound(self.answer, path=path), methods=["POST"], name=name, response_model=None
             )
         self.router.add_api_route("/v1/models", self.models, methods=["GET"])
         self.router.add_api_route("/v1/models/{model}", self.model, methods=["GET"])
@@ -63,12 +63,17 @@ class OpenAiRoutes:
             return openai_response(error)
         return _json(_model(model, route))
 
-    async def answer(self, request: Request, *, path: str) -> Response:
-        """Answer a request as the engine does: as one JSON body, or as server-sent events."""
+    async def answer(self, request: Request, *, path: str, model: str = "") -> Response:
+        """Answer a request as the engine does: as one JSON body, or as server-sent events.
+
+        ``model``: the model, whatever the body says; empty: the one in the body.
+        """
         try:
             received = await self._door.receive(request)
         except TidegateError as error:
             return openai_response(error)
+        if model:
+            received.body["model"] = model
         return CancellableResponse(lambda send: self._respond(received, path, send), received.end)
 
     async def _respond(self, received: ReceivedRequest, path: str, send: Send) -> None:

@@ -33,7 +33,11 @@ class OpenAiError(NamedTuple):
 
     def body(self) -> bytes:
         """Return the JSON body."""
-        return orjson.dumps({"error": self._members()})
+        return orjson.dumps(self.document())
+
+    def document(self) -> dict[str, dict[str, str | None]]:
+        """Return the members of the body."""
+        return {"error": self._members()}
 
     def event(self, *, named: bool) -> bytes:
         """Return the last event of a stream that failed. ``named``: in the format of the Responses API."""

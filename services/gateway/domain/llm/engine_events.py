@@ -7,7 +7,7 @@ chats, with ids of tokens, and vLLM as OpenAI once did. A :class:`Piece` is the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -43,11 +43,21 @@ class Piece:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def read(event: bytes, ids: Sequence[int] = ()) -> Piece:
-    """Read one event of a chat or a completion with a single choice.
+def read_all(events: Sequence[bytes], ids: Sequence[int] = ()) -> list[Piece]:
+    """Read the events of a chat or a completion with a single choice.
 
-    ``ids``: the tokens of this event, if the engine reported them. Raises ModelFailed for an error event.
+    ``ids``: the tokens of all events, if the engine reported them. Raises ModelFailed for an error event.
     """
+    pieces = [read(event) for event in events]
+    if len(ids) == sum(len(piece.tokens) for piece in pieces):
+        left = iter(ids)
+        for piece in pieces:
+            piece.tokens[:] = [replace(token, id=next(left)) for token in piece.tokens]
+    return pieces
+
+
+def read(event: bytes) -> Piece:
+    """Read one event. Raises ModelFailed for an error event."""
     document = orjson.loads(event)
     if (error := document.get("error")) is not None:
         raise ModelFailed(error_message(error))
@@ -56,7 +66,7 @@ def read(event: bytes, ids: Sequence[int] = ()) -> Piece:
     return Piece(
         text=choice.get("text") or delta.get("content") or "",
         reasoning=delta.get("reasoning_content") or delta.get("reasoning") or "",
-        tokens=_tokens(choice.get("logprobs") or {}, ids),
+        tokens=_tokens(choice.get("logprobs") or {}),
         tool_calls=delta.get("tool_calls") or [],
         finish=choice.get("finish_reason"),
         stopped_by=reason if isinstance(reason := choice.get("stop_reason"), str) else None,
@@ -78,14 +88,10 @@ def _usage(usage: Any) -> tuple[int, int] | None:
     return usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
 
 
-def _tokens(logprobs: dict[str, Any], ids: Sequence[int]) -> list[Token]:
+def _tokens(logprobs: dict[str, Any]) -> list[Token]:
     if (entries := logprobs.get("content")) is not None:
-        tokens = [_token(entry) for entry in entries]
-    else:
-        tokens = _completion_tokens(logprobs)
-    if len(ids) != len(tokens):
-        return tokens
-    return [Token(token.text, token.logprob, id, token.likely) for token, id in zip(tokens, ids, strict=True)]
+        return [_token(entry) for entry in entries]
+    return _completion_tokens(logprobs)
 
 
 def _token(entry: dict[str, Any]) -> Token:

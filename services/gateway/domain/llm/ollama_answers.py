@@ -30,9 +30,8 @@ class Durations:
 class OllamaAnswer:
     """The answer to one request, as it grows. ``add`` returns the lines that a stream sends now."""
 
-    def __init__(self, call: OllamaCall, now: datetime) -> None:
+    def __init__(self, call: OllamaCall) -> None:
         self._call = call
-        self._created = now
         self._text: list[str] = []
         self._thinking: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
@@ -62,6 +61,10 @@ class OllamaAnswer:
         call = self._calls.setdefault(delta.get("index", len(self._calls)), {"name": "", "arguments": ""})
         call["name"] += function.get("name") or ""
         call["arguments"] += function.get("arguments") or ""
+
+    def nothing(self, now: datetime) -> bytes:
+        """Return a line without text, for a caller that waits."""
+        return self._line(now, "", "", [])
 
     def end(self, now: datetime, durations: Durations) -> list[bytes]:
         """Return the last lines of a stream: the tool calls, and the counts."""

@@ -21,6 +21,16 @@ INSTEAD = {
     "blobs": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
 }
 
+# The registry knows these facts only for some formats, and clients only show them.
+_DETAILS = {
+    "parent_model": "",
+    "format": "",
+    "family": "",
+    "families": [],
+    "parameter_size": "",
+    "quantization_level": "",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class LlmModel:
@@ -30,7 +40,6 @@ class LlmModel:
     """
 
     name: str
-    engine: str = ""
     context: int | None = None
     ready: bool = False
     changed: str = "1970-01-01T00:00:00Z"
@@ -64,7 +73,7 @@ def show(model: LlmModel) -> dict[str, Any]:
         "modelfile": f"# `tidegate status {model.name}` shows the Deployment.\nFROM {model.name}\n",
         "parameters": "" if model.context is None else f"num_ctx {model.context}",
         "template": "",
-        "details": _details(model),
+        "details": _DETAILS,
         "model_info": info,
         "capabilities": ["completion"],
         "modified_at": model.changed,
@@ -72,16 +81,5 @@ def show(model: LlmModel) -> dict[str, Any]:
 
 
 def _entry(model: LlmModel) -> dict[str, Any]:
-    name = f"{model.name}{LATEST}"
-    return {"name": name, "model": name, "size": 0, "digest": "", "details": _details(model)}
-
-
-def _details(model: LlmModel) -> dict[str, Any]:
-    return {
-        "parent_model": "",
-        "format": model.engine,
-        "family": "",
-        "families": [],
-        "parameter_size": "",
-        "quantization_level": "",
-    }
+    name = model.name if ":" in model.name else f"{model.name}{LATEST}"
+    return {"name": name, "model": name, "size": 0, "digest": "", "details": _DETAILS}

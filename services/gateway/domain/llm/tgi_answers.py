@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from services.gateway.domain.llm.engine_events import Piece, Token
+from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.llm.tgi_requests import Generation
 from tidegate.kernel import errors
 from tidegate.kernel.errors import TidegateError
@@ -111,6 +112,8 @@ def _finish(piece: Piece) -> str:
 
 def error_type(error: TidegateError) -> str:
     """Return TGI's word for the kind of an error."""
+    if isinstance(error, EngineRefused):
+        return "overloaded" if error.status == 429 else "validation" if error.status < 500 else "generation"
     found = (_TYPES[cls] for cls in type(error).__mro__ if cls in _TYPES)
     return next(found, error.reason)
 

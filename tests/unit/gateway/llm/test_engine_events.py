@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from services.gateway.domain.llm.engine_events import UNKNOWN_ID, Piece, Token, read
+from services.gateway.domain.llm.engine_events import UNKNOWN_ID, Piece, Token, read, read_all
 from tidegate.kernel.errors import ModelFailed
 
 
@@ -27,14 +27,26 @@ def test_llama_cpp_reports_tokens_of_a_completion_as_for_chats() -> None:
     assert piece.tokens == [Token(" Paris", -0.25, 7042, [Token(" the", -2.5, 260)])]
 
 
-def test_vllm_reports_tokens_of_a_completion_in_lists_and_the_worker_their_ids() -> None:
+def test_vllm_reports_tokens_of_a_completion_in_lists() -> None:
     logprobs = {
         "tokens": ["a", "b"], "token_logprobs": [None, -1.5], "top_logprobs": [None, {"b": -1.5, "c": -2.0}],
         "text_offset": [0, 1],
     }  # fmt: skip
-    read_tokens = read(event(text="ab", logprobs=logprobs), [4, 5]).tokens
-    assert read_tokens == [Token("a", 0.0, 4), Token("b", -1.5, 5, [Token("b", -1.5), Token("c", -2.0)])]
-    assert [token.id for token in read(event(text="ab", logprobs=logprobs), [4]).tokens] == [UNKNOWN_ID] * 2
+    tokens = read(event(text="ab", logprobs=logprobs)).tokens
+    assert tokens == [Token("a", 0.0), Token("b", -1.5, likely=[Token("b", -1.5), Token("c", -2.0)])]
+
+
+def test_ids_that_the_worker_reports_belong_to_the_tokens_of_all_events() -> None:
+    events = [
+        event(text=text, logprobs={"tokens": list(text), "token_logprobs": [-1.0] * len(text)})
+        for text in ("a", "bc", "")
+    ]
+
+    def ids(*reported: int) -> list[list[int]]:
+        return [[token.id for token in piece.tokens] for piece in read_all(events, reported)]
+
+    assert ids(4, 5, 6) == [[4], [5, 6], []]
+    assert ids(4, 5) == [[UNKNOWN_ID], [UNKNOWN_ID, UNKNOWN_ID], []]
 
 
 def test_the_last_event_has_counts_and_the_reason_of_the_end() -> None:

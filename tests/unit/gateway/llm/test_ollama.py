@@ -11,6 +11,7 @@ import pytest
 from services.gateway.domain.llm import ollama_answers, ollama_models, ollama_requests
 from services.gateway.domain.llm.engine_events import Piece, Token
 from services.gateway.domain.llm.ollama_answers import Durations, OllamaAnswer
+from services.gateway.domain.llm.ollama_models import LlmModel
 from tidegate.kernel.errors import BadRequest
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -111,7 +112,7 @@ def test_a_request_without_a_prompt_only_loads_or_unloads() -> None:
 
 
 def test_a_chats_stream_has_a_line_for_each_event_and_the_counts_at_its_end() -> None:
-    answer = OllamaAnswer(ollama_requests.chat(HELLO), NOW)
+    answer = OllamaAnswer(ollama_requests.chat(HELLO))
     lines = answer.add(Piece("hel", tokens=[Token("hel", -1.0, 3)]), NOW) + answer.add(Piece("lo"), NOW)
     answer.add(Piece(finish="length", usage=(7, 2)), NOW)
     lines += answer.end(NOW, Durations(load=10, first=30, total=100))
@@ -127,14 +128,14 @@ def test_a_chats_stream_has_a_line_for_each_event_and_the_counts_at_its_end() ->
 
 
 def test_the_engines_own_times_are_preferred() -> None:
-    answer = OllamaAnswer(ollama_requests.chat(HELLO), NOW)
+    answer = OllamaAnswer(ollama_requests.chat(HELLO))
     answer.add(Piece("x", timings={"prompt_ms": 1.5, "predicted_ms": 2.0}), NOW)
     whole = answer.whole(NOW, Durations(0, 1, 2))
     assert (whole["prompt_eval_duration"], whole["eval_duration"]) == (1_500_000, 2_000_000)
 
 
 def test_parts_of_tool_calls_become_whole_calls() -> None:
-    answer = OllamaAnswer(ollama_requests.chat(HELLO), NOW)
+    answer = OllamaAnswer(ollama_requests.chat(HELLO))
     for delta in (
         {"index": 0, "id": "a", "function": {"name": "time", "arguments": ""}},
         {"index": 0, "function": {"arguments": '{"of":'}},
@@ -152,7 +153,7 @@ def test_parts_of_tool_calls_become_whole_calls() -> None:
 
 
 def test_reasoning_is_thinking_and_generate_has_a_response() -> None:
-    answer = OllamaAnswer(ollama_requests.generate({"model": "smol", "prompt": "p"}), NOW)
+    answer = OllamaAnswer(ollama_requests.generate({"model": "smol", "prompt": "p"}))
     (line,) = answer.add(Piece(reasoning="hm"), NOW)
     assert orjson.loads(line) == {
         "model": "smol", "created_at": STAMP, "response": "", "thinking": "hm", "done": False}  # fmt: skip
@@ -178,8 +179,9 @@ def test_embeddings_come_in_the_order_of_their_inputs() -> None:
 
 
 def test_models_have_the_tag_latest_which_names_may_leave_out() -> None:
-    models = [ollama_models.LlmModel("a", "llamacpp", 2048, ready=True), ollama_models.LlmModel("b")]
-    assert [model["name"] for model in ollama_models.tags(models)["models"]] == ["a:latest", "b:latest"]
+    models = [LlmModel("a", 2048, ready=True), LlmModel("b"), LlmModel("b:fr")]
+    names = [model["name"] for model in ollama_models.tags(models)["models"]]
+    assert names == ["a:latest", "b:latest", "b:fr"]
     (running,) = ollama_models.running(models)["models"]
     assert (running["name"], running["context_length"]) == ("a:latest", 2048)
     assert ollama_models.show(models[0])["parameters"] == "num_ctx 2048"

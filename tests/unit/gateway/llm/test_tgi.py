@@ -9,6 +9,7 @@ import pytest
 
 from services.gateway.domain.llm import tgi_requests
 from services.gateway.domain.llm.engine_events import Piece, Token
+from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.llm.tgi_answers import TgiAnswer, error_type
 from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, TooMany
 
@@ -125,3 +126,5 @@ def test_an_answer_has_details_only_if_they_were_requested() -> None:
 def test_errors_have_tgis_words() -> None:
     errors = [BadRequest("x"), TooMany("x"), ModelFailed("x"), NotFound("x")]
     assert [error_type(error) for error in errors] == ["validation", "overloaded", "generation", "not_found"]
+    refusals = [EngineRefused(status, b"{}") for status in (400, 429, 503)]
+    assert [error_type(error) for error in refusals] == ["validation", "overloaded", "generation"]
