@@ -42,8 +42,11 @@ bootstrap-dev:
 	@$(FIND_PYTHON); "$$p" -m deploy.bootstrap --dev
 	@$(COMPILE)
 
-up: bootstrap ## install what is missing, start all services, serve the example
-	@exec .venv/bin/tidegate up --example
+up: bootstrap ## install what is missing, start all services, serve the example (LLM=1: also a language model)
+	@exec .venv/bin/tidegate up --example $(if $(filter-out 0,$(LLM)),--llm)
+
+up-llm: bootstrap ## install what is missing, start all services, serve a small language model and ask it something
+	@exec .venv/bin/tidegate up --llm
 
 down: ## stop everything that `make up` started
 	@if [ -x .venv/bin/tidegate ]; then exec .venv/bin/tidegate down; else echo "Nothing is installed, so nothing runs: \`make up\` installs and starts everything."; fi
@@ -157,6 +160,9 @@ bench-plot: bootstrap
 REV ?= HEAD~1
 bench-against: bootstrap ## measure the hot path against another revision (REV=HEAD~1), alternating in one run
 	$(PY) -m benchmarks.against $(REV) $(BENCH_FLAGS)
+
+bench-llm: bench-plot ## measure a language model's engine called directly and through Tidegate
+	$(PY) -m benchmarks.llm $(BENCH_FLAGS)
 
 bench-broker-tax: bootstrap ## measure the cost of the queue, by hop and by process
 	$(PY) -m benchmarks.broker_tax $(BENCH_FLAGS)

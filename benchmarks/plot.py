@@ -86,10 +86,42 @@ def soak(found: dict[str, Any]) -> Any:
     return figure
 
 
+def llm(found: dict[str, Any]) -> Any:
+    """Draw tokens per second and the time to the first token over callers, direct and through Tidegate."""
+    engines = found["engines"]
+    figure, axes = plt.subplots(2, len(engines), figsize=(6 * len(engines), 6.5), squeeze=False, sharex="col")
+    for column, (name, measured) in enumerate(engines.items()):
+        callers = sorted(measured["callers"], key=int)
+        top, bottom = axes[0][column], axes[1][column]
+        for side, label, colour in (("direct", f"{name} direct", DIRECT), ("tidegate", "Tidegate", OURS)):
+            rows = [measured["callers"][each][side] for each in callers]
+            counts = [int(each) for each in callers]
+            top.plot(counts, [row["tokens_per_s"] for row in rows], "o-", color=colour, label=label)
+            bottom.plot(
+                counts, [row["first_p50_ms"] for row in rows], "o-", color=colour, label=f"{label}, p50"
+            )
+            bottom.plot(
+                counts, [row["first_p99_ms"] for row in rows], ".--", color=colour, label=f"{label}, p99"
+            )
+        top.axvline(measured["slots"], color=OTHERS, linewidth=1, linestyle=":")
+        top.set_ylabel("tokens per second")
+        top.set_ylim(bottom=0)
+        top.set_title(f"SmolLM2-135M, {name}, {measured['slots']} slots (dotted line)", fontsize=9)
+        top.legend(fontsize=8)
+        bottom.set_ylabel("milliseconds to the first token")
+        bottom.set_yscale("log")
+        bottom.set_xscale("log", base=2)
+        bottom.set_xticks([int(each) for each in callers], callers)
+        bottom.set_xlabel("callers, each with one request at a time")
+        bottom.legend(fontsize=8)
+    return figure
+
+
 def main() -> None:
     """Draw the chart of the given kind."""
     kind, results, picture = sys.argv[1:]
-    figure = {"peers": peers, "overload": overload, "soak": soak}[kind](json.loads(Path(results).read_text()))
+    draw = {"peers": peers, "overload": overload, "soak": soak, "llm": llm}[kind]
+    figure = draw(json.loads(Path(results).read_text()))
     figure.tight_layout()
     figure.savefig(picture, dpi=130)
 

@@ -167,9 +167,9 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def draw(kind: str, results: Path) -> str:
+def draw(kind: str, results: Path, suffix: str = ".png") -> str:
     """Draw a result file's chart beside it, in the charts' environment. Return a message of the outcome."""
-    python, picture = places.python(places.PLOT), results.with_suffix(".png")
+    python, picture = places.python(places.PLOT), results.with_suffix(suffix)
     if not python.exists():
         return "No chart: python -m benchmarks.install --only plot"
     command = [str(python), str(places.HERE / "plot.py"), kind, str(results), str(picture)]

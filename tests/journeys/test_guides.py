@@ -1,4 +1,4 @@
-"""Every page of ``docs/guides``, as a reader types it. `make journeys` runs them all."""
+"""Every page of ``docs/guides``, and ``docs/llm.md``, as a reader types it. `make journeys` runs them all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.journeys.reader import reader_of
 
 pytestmark = pytest.mark.e2e
 
-PAGES = sorted(set((REPO / "docs" / "guides").glob("*.md")) - {REPO / "docs" / "guides" / "README.md"})
+GUIDES = set((REPO / "docs" / "guides").glob("*.md")) - {REPO / "docs" / "guides" / "README.md"}
+PAGES = [*sorted(GUIDES), REPO / "docs" / "llm.md"]
 
 
 @pytest.fixture

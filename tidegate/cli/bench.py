@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,8 +69,13 @@ def bench(
             "--data", "-d", metavar="JSON", help="For other models: an OIP request.", rich_help_panel=_REQUEST
         ),
     ] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="high, normal or low. [normal]", rich_help_panel=_REQUEST)
+    ] = None,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="Longest time for a whole answer.")] = "10m",
-    seed: Annotated[int, typer.Option(help="Chooses the words and the times.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Makes words and times the same as in an earlier run.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Load a language model with chats, or another endpoint with --data. Print its times and rates.
@@ -87,26 +93,27 @@ def bench(
     if callers is not None and rate is not None:
         raise UsageError("Give either --callers (a closed loop) or --rate (an open loop).")
     found, limit_s = settings(), seconds(timeout)
+    chosen_seed = random.randrange(2**31) if seed is None else seed
     if data is None:
         options = {
             "max_tokens": answer_tokens,
             **({"ignore_eos": True} if ignore_eos else {}),
             **members(more),
         }
-        made = Prompts(prompt_tokens, _lines(prompts), shared_tokens, seed)
+        made = Prompts(prompt_tokens, _lines(prompts), shared_tokens, chosen_seed)
         fit = _first_call(found, name, made, options, prompt_tokens, limit_s)
         path, body = "/v1/chat/completions", ChatBodies(name, fit, options).body
     else:
         path, body = _infer_path(name), _same(data)
     plan = LlmLoadPlan(
-        target=_target(found, path, limit_s),
+        target=_target(found, path, limit_s, priority),
         body=body,
         callers=None if rate is not None else callers or 8,
         rate=rate,
         seconds=seconds(duration) if duration else None if requests else 20.0,
         requests=requests,
         timeout_s=limit_s,
-        seed=seed,
+        seed=chosen_seed,
     )
     figures, interrupted = load_display.run(plan)
     output.show(_document(name, plan, figures, interrupted), json, lambda: load_display.show(figures))
@@ -120,7 +127,7 @@ def bench(
 
 
 def _document(name: str, plan: LlmLoadPlan, figures: LlmFigures, interrupted: bool) -> dict[str, Any]:
-    load = {"callers": plan.callers, "rate": plan.rate, "interrupted": interrupted}
+    load = {"callers": plan.callers, "rate": plan.rate, "seed": plan.seed, "interrupted": interrupted}
     return {"model": name, **load, **figures.document()}
 
 
@@ -163,15 +170,17 @@ def _first_call(
     return replace(prompts, words=fitted(prompts.words, first.usage.prompt_tokens, wanted))
 
 
-def _target(found: Settings, path: str, limit_s: float) -> Target:
+def _target(found: Settings, path: str, limit_s: float, priority: str | None) -> Target:
     from tidegate.cli.api import token_of
+    from tidegate.cli.chat import PRIORITY
     from tidegate.client.flow import MAX_TIMEOUT_MS
     from tidegate.tune.http_call import Target
     from tidegate.tune.measurement import GatewayAddress
 
     limit_ms = str(min(round(limit_s * 1000), MAX_TIMEOUT_MS))
     address = GatewayAddress.of(found.gateway_url)
-    return Target(address, path, token_of(found), {"X-Request-Timeout-Ms": limit_ms})
+    headers = {"X-Request-Timeout-Ms": limit_ms, **({PRIORITY: priority} if priority else {})}
+    return Target(address, path, token_of(found), headers)
 
 
 def _infer_path(name: str) -> str:

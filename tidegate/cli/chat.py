@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tidegate.cli.conversation import Conversation, Turn
     from tidegate.cli.waiting_line import WaitingLine
 
+PRIORITY = "X-Tidegate-Priority"
 HELP = """/reset   forget the conversation
 /system  show the system prompt; /system TEXT changes it
 /stats   show or hide the figures of each answer
@@ -39,6 +40,7 @@ def chat(
         list[str] | None,
         typer.Option("--set", metavar="K=JSON", help="Another member of the request; repeatable."),
     ] = None,
+    priority: Annotated[str | None, typer.Option(help="high, normal or low; default: normal.")] = None,
     timeout: Annotated[
         str, typer.Option(metavar="TIME", help="Longest wait for the first token, and for each next one.")
     ] = "10m",
@@ -64,6 +66,7 @@ def chat(
         raise UsageError('--json needs one message: tidegate chat NAME "MESSAGE" --json')
     found = settings()
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **members(more)}
+    options |= {"headers": {PRIORITY: priority}} if priority else {}
     with Client(found.gateway_url, timeout_s=seconds(timeout), api_key=token_of(found) or None) as client:
         talk = Conversation(client, name, system, options)
         waiting = WaitingLine(name, lambda: state_of(Control(found), name))

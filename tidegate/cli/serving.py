@@ -100,6 +100,7 @@ def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, 
         show(name, document)
         if status is not None and version["format"] == "llm":
             body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hi"}}]}}'
+            output.line(f"  tidegate chat {name}")
             url = f"{plane.settings.gateway_url}/v1/chat/completions"
             output.line(f"  curl {url} -H 'Content-Type: application/json' -d '{body}'")
         elif status is not None:

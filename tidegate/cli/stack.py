@@ -28,6 +28,9 @@ def up(
     example: Annotated[
         bool, typer.Option("--example", help="Also train, deploy and call the digits example.")
     ] = False,
+    llm: Annotated[
+        bool, typer.Option("--llm", help="Also fetch, deploy and ask a small language model, SmolLM2.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Start the stack on this machine and wait until it is ready. A running stack is left as it is."""
@@ -60,6 +63,13 @@ def up(
 
             # The token exists only after the start.
             shown = Example(own(starting=not running), steps).run()
+        talk = None
+        if llm:
+            from tidegate.cli.llm_example import LlmExample
+
+            talk = LlmExample(own(starting=not running), steps)
+            talk.deploy()
+    asked = talk.ask(quiet=json) if talk else None
     context = _register(found)
     document = {
         "urls": {name: getattr(found, f"{name}_url") for name in SERVICES},
@@ -67,12 +77,15 @@ def up(
         "stack": record.as_dict(),
         "context": context,
         "example": shown.document() if shown else None,
+        "llm": asked.document() if asked else None,
         "seconds": time.monotonic() - began,
     }
 
     def human() -> None:
         if shown:
             shown.show()
+        if asked:
+            asked.show()
         _show_urls(found, time.monotonic() - began)
         if context:
             output.line(f"Commands in any folder use this stack now (context {context}).")
