@@ -148,7 +148,8 @@ def levels(chosen: argparse.Namespace) -> list[int]:
 
 def _line(direct: Side, ours: Side, callers: int) -> str:
     a, b = (side.runs[callers][-1].figures for side in (direct, ours))
-    return f"{a.tokens_per_s:.1f} tokens/s direct, {b.tokens_per_s:.1f} through Tidegate"
+    problems = {**a.problems, **b.problems} or ""
+    return f"{a.tokens_per_s:.1f} tokens/s direct, {b.tokens_per_s:.1f} through Tidegate {problems}".rstrip()
 
 
 def document(direct: Side, ours: Side, chosen: argparse.Namespace) -> dict[str, Any]:

@@ -171,8 +171,8 @@ def threads() -> int:
 
 
 def target(url: str) -> Target:
-    """Return the chats of a server."""
-    return Target(GatewayAddress.of(url), "/v1/chat/completions")
+    """Return the chats of a server. Its callers wait as long as those of an engine, which has no deadline."""
+    return Target(GatewayAddress.of(url), "/v1/chat/completions", "", {"X-Request-Timeout-Ms": "600000"})
 
 
 @contextmanager
