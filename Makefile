@@ -77,6 +77,7 @@ clean: down ## stop everything and delete the data (installed packages stay)
 test: export PYTHONDONTWRITEBYTECODE =
 test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory --jobs=2 check test-bytecode
+	@$(PY) -m benchmarks.install --only llm_clients smollm2 || echo "Tests of language models are skipped without these packages."
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(PART_TESTS)
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(STACK_TESTS)
 
@@ -91,6 +92,10 @@ test-torch: bootstrap-dev ## test TorchScript models; first install torch into t
 	  echo "Installing $(TORCH) into the models' environment: 200 MB to several GB, once. TORCH and PIP_INDEX_URL choose the build."; \
 	  $(MAKE) --no-print-directory torch; }
 	$(PY) -m pytest $(PYTEST_FLAGS) -m torch tests/integration/worker
+
+# vLLM starts for a minute or more. `make test` runs the same clients against llama.cpp.
+test-vllm-clients: bootstrap-dev vllm ## test the clients of language models against vLLM in a stack
+	TIDEGATE_TEST_LLM_ENGINE=vllm $(PY) -m pytest $(PYTEST_FLAGS) -rs tests/e2e/llm/test_clients.py
 
 # Needs an NVIDIA GPU with its driver, and `make torch onnx-gpu`. Tests without their part are skipped and say why.
 test-gpu: bootstrap-dev ## test models on this machine's GPU (ONNX, TorchScript, the device in the status)

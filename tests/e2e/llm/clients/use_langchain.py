@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
-from report import MODEL, NO_KEY, OPENAI_URL, TOOLS, WEATHER, main
+from report import MODEL, NO_KEY, OPENAI_URL, TOOLS, WEATHER, main, needs_embeddings
 
 TO = {"model": MODEL, "base_url": OPENAI_URL, "api_key": NO_KEY, "max_retries": 0}
 chat = ChatOpenAI(**TO, temperature=0, max_tokens=8)
@@ -46,6 +46,7 @@ def check_tools():
 
 
 def check_embeddings():
+    needs_embeddings()
     vectors = OpenAIEmbeddings(**TO, check_embedding_ctx_length=False).embed_documents(["one", "two"])
     assert len(vectors) == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import litellm
-from report import MODEL, NO_KEY, OPENAI_URL, QUESTION, SCHEMA, TOOLS, main, refused
+from report import MODEL, NO_KEY, OPENAI_URL, QUESTION, SCHEMA, TOOLS, main, needs_embeddings, refused
 
 TO = {"model": f"openai/{MODEL}", "api_base": OPENAI_URL, "api_key": NO_KEY, "num_retries": 0}
 CHAT = TO | {"messages": QUESTION, "max_tokens": 8, "temperature": 0}
@@ -44,6 +44,7 @@ def check_a_completion():
 
 
 def check_embeddings():
+    needs_embeddings()
     answer = litellm.embedding(**TO, input=["one", "two"])
     assert len(answer.data) == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import ollama
-from report import MODEL, QUESTION, SCHEMA, URL, WEATHER, calls_so_far, main, refused
+from report import MODEL, QUESTION, SCHEMA, URL, WEATHER, calls_so_far, main, needs_embeddings, refused
 
 client = ollama.Client(host=URL)
 FEW = {"num_predict": 6, "temperature": 0, "seed": 1, "num_ctx": 512}
@@ -62,6 +62,7 @@ def check_tools_and_their_answers():
 
 
 def check_embeddings():
+    needs_embeddings()
     answer = client.embed(model=MODEL, input=["one", "two"])
     assert len(answer.embeddings) == 2
     assert answer.prompt_eval_count > 0

@@ -6,7 +6,7 @@ import json
 
 import openai
 from pydantic import BaseModel
-from report import GIVEN, MODEL, NO_KEY, OPENAI_URL, QUESTION, TOOLS, main, refused
+from report import GIVEN, MODEL, NO_KEY, OPENAI_URL, QUESTION, TOOLS, main, needs_embeddings, refused
 
 client = openai.OpenAI(base_url=OPENAI_URL, api_key=NO_KEY, max_retries=0)
 CHAT = {"model": MODEL, "messages": QUESTION, "max_tokens": 8, "temperature": 0}
@@ -105,6 +105,7 @@ def check_responses():
 
 
 def check_embeddings():
+    needs_embeddings()
     answer = client.embeddings.create(model=MODEL, input=["one", "two"])
     assert [entry.index for entry in answer.data] == [0, 1]
     assert len({len(entry.embedding) for entry in answer.data}) == 1
