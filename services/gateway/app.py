@@ -54,7 +54,12 @@ HEAD_BYTES = 64 * 1024
 # The STREAMED paths have separate limits for bodies. Other paths have this low limit, because the memory
 # budget does not count their bodies, and on loopback they need no credential.
 API_BODY_BYTES = 64 * 1024
-STREAMED = {r"/v2/models/.*/generate(_stream)?": None, r"/v1/batches": None, r"/api/.*": None} | LLM_BODIES
+STREAMED = {
+    r"/v2/models/.*/generate(_stream)?": None,
+    r"/v1/batches": None,
+    r"/v1/files": None,
+    r"/api/.*": None,
+} | LLM_BODIES
 
 
 class Gateway(NamedTuple):
@@ -109,7 +114,8 @@ def _rest_app(
 ) -> FastAPI:
     access = parts.access_wiring.access
     generate = GenerateRoutes(parts.core, access, parts.limits, parts.metrics, parts.log)
-    llm = LlmWiring(settings, parts.core, access, parts.limits, parts.metrics, parts.log)
+    jobs = parts.job_wiring.llm
+    llm = LlmWiring(settings, parts.core, access, parts.limits, parts.metrics, parts.log, jobs)
     app = create_app(
         name="gateway",
         settings=settings,

@@ -10,11 +10,15 @@ from services.gateway.adapters.acknowledged_jobs import AcknowledgedJobs
 from services.gateway.adapters.job_queue import JobQueue
 from services.gateway.adapters.router_client import RouterClient
 from services.gateway.adapters.store.batches import BatchStore
+from services.gateway.adapters.store.files import FileStore
 from services.gateway.api.batches import BatchHandlers
 from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.job_responses import JobResponses
 from services.gateway.api.job_submission import JobSubmissionHandler
 from services.gateway.api.jobs import JobHandlers
+from services.gateway.api.llm.jobs import LlmJobs
+from services.gateway.api.openai.batches import OpenAiBatchHandlers
+from services.gateway.api.openai.files import OpenAiFileRoutes
 from services.gateway.api.webhooks import WebhookHandlers
 from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
@@ -23,6 +27,9 @@ from services.gateway.application.jobs.batches import BatchService
 from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import JobSubmitter
 from services.gateway.application.jobs.tracking import JobTracker
+from services.gateway.application.llm.core import LlmCore
+from services.gateway.application.openai.batches import OpenAiBatches
+from services.gateway.application.openai.files import FileLimits, FileService
 from services.gateway.domain.classification import Labels
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.blobs.claims import Claims
@@ -53,6 +60,7 @@ class JobWiring:
         tracker = JobTracker(self._store, self._queue)
         self._submitter = JobSubmitter(
             core,
+            LlmCore(core, access),
             tracker,
             self._queue,
             claims,
@@ -73,20 +81,35 @@ class JobWiring:
             incarnation,
             keep_s=settings.job_retention_s,
         )
+        line_bytes = min(settings.max_batch_line_bytes, settings.max_json_bytes)
+        file_limits = FileLimits(
+            line_bytes,
+            settings.max_batch_bytes,
+            settings.max_batch_lines,
+            settings.max_files,
+            settings.max_files_bytes,
+            settings.file_retention_s,
+        )
+        file_store = FileStore.connect(settings.jobs_url)
+        self._files = FileService(file_store, self._batch_store, blobs, file_limits)
+        openai = OpenAiBatches(self._batch_store, self._batches, self._files)
         batch_handlers = BatchHandlers(
             self._batches,
+            OpenAiBatchHandlers(openai),
             limits,
             file_bytes=settings.max_batch_bytes,
-            line_bytes=min(settings.max_batch_line_bytes, settings.max_json_bytes),
+            line_bytes=line_bytes,
             lines=settings.max_batch_lines,
         )
         self._webhooks = WebhookStore.connect(settings.jobs_url)
         self._router = RouterClient(settings.router_url, settings.service_token)
         self._acknowledged = AcknowledgedJobs(self._store, incarnation, lambda: self._submitter.acknowledged)
         self.submission = JobSubmissionHandler(self._submitter, tracker, responses, access, log)
+        self.llm = LlmJobs(self._submitter, tracker, responses, access, log)
         self.routers: list[APIRouter] = [
             JobHandlers(self._submitter, tracker, responses, access).router,
             batch_handlers.router,
+            OpenAiFileRoutes(self._files, limits).router,
             WebhookHandlers(tracker, self._webhooks, self._router).router,
         ]
 
@@ -95,10 +118,12 @@ class JobWiring:
         self._queue.start()
         self._acknowledged.start()
         self._batches.start()
+        self._files.start()
 
     async def stop(self) -> None:
         """End the leases of batches, write the records of submitted jobs, and disconnect."""
         await self._batches.stop()
+        await self._files.stop()
         await self._acknowledged.stop()
         await self._submitter.stop()
         await self._queue.stop()

@@ -8,6 +8,7 @@ from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.llm import openai_errors
 from services.gateway.api.llm.door import LlmDoor
 from services.gateway.api.llm.engine_extras import ExtraRoutes
+from services.gateway.api.llm.jobs import LlmJobs
 from services.gateway.api.llm.ollama import OllamaRoutes
 from services.gateway.api.llm.openai import OpenAiRoutes
 from services.gateway.api.llm.tgi import TgiRoutes
@@ -42,10 +43,11 @@ class LlmWiring:
         limits: BodyLimits,
         metrics: GatewayMetrics,
         log: AccessLog,
+        jobs: LlmJobs,
     ) -> None:
         self.core = LlmCore(core, access)
         self.door = LlmDoor(self.core, limits, metrics, log, queue_comments=settings.llm_queue_comments)
-        openai = OpenAiRoutes(self.door)
+        openai = OpenAiRoutes(self.door, jobs)
         self.routers: list[APIRouter] = [
             openai.router,
             TgiRoutes(self.door, openai).router,

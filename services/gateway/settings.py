@@ -48,6 +48,19 @@ class GatewaySettings(Settings):
         16 * 2**20, ge=1, description="Longest line in the file of a batch, in bytes."
     )
     max_batch_lines: int = Field(1_000_000, ge=1, description="Most lines in the file of a batch.")
+    max_files: int = Field(
+        1000, ge=1, description="Most files of OpenAI's API that one caller keeps; more are refused with 429."
+    )
+    max_files_bytes: int = Field(
+        10 * 2**30, ge=1, description="Most bytes of the files of OpenAI's API that one caller keeps."
+    )
+    file_retention_s: float = Field(
+        30 * 86_400.0,
+        ge=3600,
+        le=30 * 86_400,
+        description="How long an uploaded file of OpenAI's API is kept, in seconds, if the upload has no "
+        "`expires_after`.",
+    )
     access_log: Literal["file", "stdout", "off"] = Field(
         "file",
         description="Where the access log goes: `log/access.log` in the state folder, the gateway's output, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from services.gateway.domain.batches import FileChunk
 from tidegate.kernel.blobs.store import Blobs
@@ -101,3 +102,67 @@ class LineSplitter:
 
     def _too_long(self, number: int) -> PayloadTooLarge:
         return PayloadTooLarge(f"line {number} is longer than {self._line_bytes} bytes")
+
+
+class RawPiece(NamedTuple):
+    """Whole lines of a file, uncut. ``lines`` counts those that are not blank."""
+
+    data: bytes
+    lines: int
+
+
+class RawLines:
+    """A cutter of incoming bytes into pieces of whole lines, which together are the file, byte by byte.
+
+    Raises PayloadTooLarge if the file or a line has too many bytes, and BadRequest for too many lines.
+    """
+
+    def __init__(self, *, line_bytes: int, total_bytes: int, lines: int) -> None:
+        self._line_bytes = line_bytes
+        self._total_bytes = total_bytes
+        self._most_lines = lines
+        self._rest = bytearray()
+        self._tail = 0  # the bytes of the line that is not complete
+        self.size = 0
+        self.lines = 0
+
+    @property
+    def held(self) -> int:
+        """Return the number of bytes in memory."""
+        return len(self._rest)
+
+    def feed(self, data: bytes) -> RawPiece | None:
+        """Add bytes. Return the next piece if enough lines are complete."""
+        self.size += len(data)
+        if self.size > self._total_bytes:
+            raise PayloadTooLarge(f"the file is larger than {self._total_bytes} bytes: split it")
+        end = data.rfind(b"\n") + 1
+        self._tail = len(data) - end + (0 if end else self._tail)
+        self._rest += data
+        whole = len(self._rest) - self._tail
+        if self._tail > self._line_bytes:
+            raise PayloadTooLarge(
+                f"line {self.lines + 1} or a later one is longer than {self._line_bytes} bytes"
+            )
+        if whole < CHUNK_BYTES:
+            return None
+        piece, self._rest = bytes(self._rest[:whole]), self._rest[whole:]
+        return self._checked(piece)
+
+    def end(self) -> RawPiece | None:
+        """Return the last piece, or None if nothing is left."""
+        piece, self._rest = bytes(self._rest), bytearray()
+        return self._checked(piece) if piece else None
+
+    def _checked(self, piece: bytes) -> RawPiece:
+        count = 0
+        for line in piece.split(b"\n"):
+            if len(line) > self._line_bytes:
+                raise PayloadTooLarge(
+                    f"line {self.lines + count + 1} is longer than {self._line_bytes} bytes"
+                )
+            count += bool(line.strip())
+        self.lines += count
+        if self.lines > self._most_lines:
+            raise BadRequest(f"the file has more than {self._most_lines} lines: split it")
+        return RawPiece(piece, count)

@@ -1,9 +1,14 @@
-"""The HTTP API of batches: upload a file of requests, read its progress, download the results."""
+"""The HTTP API of batches: upload a file of requests, read its progress, download the results.
+
+OpenAI's batches have the same paths. A ``POST`` is one of theirs if it is a JSON object with
+``input_file_id``, and an id is one of theirs if it begins with ``batch_``. A list has both kinds: ``items``
+and ``next`` for Tidegate's own, ``data`` and ``has_more`` for OpenAI's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Annotated
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
@@ -13,16 +18,22 @@ from starlette.responses import Response
 from services.gateway.adapters.batch_files import LineSplitter
 from services.gateway.api.body_limits import BodyLimits, UploadMemory
 from services.gateway.api.decompression import Decompressor, encoding_of
-from services.gateway.api.job_http import id_in_path, json_response, page, read_cursor, request_principal
+from services.gateway.api.job_http import id_in_path, json_response, page_of, read_cursor, request_principal
+from services.gateway.api.openai.batches import OpenAiBatchHandlers
+from services.gateway.api.openai.files import listed
 from services.gateway.application.jobs.batches import BatchService
 from services.gateway.domain import job_options
 from services.gateway.domain.batches import Batch
 from services.gateway.domain.job_options import JobOptions
-from tidegate.kernel.errors import BadRequest
+from services.gateway.domain.openai.batches import PREFIX, is_wish
+from tidegate.kernel.errors import BadRequest, NotFound, TidegateError
+from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
 # Split this many bytes into lines at a time. Until they are stored, short lines take twenty times their size.
 PIECE = 64 * 1024
+# A JSON body above this size is no batch of OpenAI's API: its metadata has at most 9 KB.
+WISH_BYTES = 64 * 1024
 
 
 class BatchHandlers:
@@ -33,9 +44,17 @@ class BatchHandlers:
     """
 
     def __init__(
-        self, batches: BatchService, limits: BodyLimits, *, file_bytes: int, line_bytes: int, lines: int
+        self,
+        batches: BatchService,
+        openai: OpenAiBatchHandlers,
+        limits: BodyLimits,
+        *,
+        file_bytes: int,
+        line_bytes: int,
+        lines: int,
     ) -> None:
         self._batches = batches
+        self._openai = openai
         self._limits = limits
         self._file_bytes = file_bytes
         self._line_bytes = line_bytes
@@ -46,6 +65,7 @@ class BatchHandlers:
         add("", self.list, methods=["GET"])
         add("/{id}", self.status, methods=["GET"])
         add("/{id}", self.cancel, methods=["DELETE"])
+        add("/{id}/cancel", self.cancel, methods=["POST"], name="cancel_by_post")
         add("/{id}/results", self.results, methods=["GET"])
 
     async def create(
@@ -56,14 +76,23 @@ class BatchHandlers:
         priority: str | None = None,
         ttl_s: float | None = None,
     ) -> Response:
-        """Submit a file with one request on each line (JSONL). A line may override the parameters."""
+        """Submit a file with one request on each line (JSONL). A line may override the parameters.
+
+        A JSON object with ``input_file_id`` is a batch of OpenAI's API.
+        """
         principal = request_principal()
+        body: AsyncIterator[bytes] = request.stream()
+        if _may_be_wish(request):
+            begun, document = await _begin(body)
+            if is_wish(document):
+                return await self._openai.create(document)
+            body = _continued(begun, body)
         options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))
         splitter = LineSplitter(line_bytes=self._line_bytes, total_bytes=self._file_bytes, lines=self._lines)
         memory = UploadMemory(self._limits, known=principal is not ANONYMOUS)
         try:
             batch = await self._batches.create(
-                _uncompressed(request), splitter, model, version, options, principal, memory.resize
+                _uncompressed(request, body), splitter, model, version, options, principal, memory.resize
             )
         except ClientDisconnect:
             raise BadRequest("the upload ended before the file was complete: send it again") from None
@@ -75,20 +104,32 @@ class BatchHandlers:
         self,
         principal: str | None = None,
         cursor: str | None = None,
+        after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> Response:
-        """List batches, newest first. ``cursor``: the ``next`` of the previous page."""
+        """List batches, newest first. ``cursor``: the ``next`` of the previous page.
+
+        ``data`` has those of OpenAI's API; ``after``: the last id of the previous page of these.
+        """
         caller = request_principal()
         owner = principal if caller.may(ADMIN) else caller.id
-        batches = await self._batches.latest(owner, read_cursor(cursor), limit)
-        return page([batch.public() for batch in batches], limit)
+        before, found = read_cursor(cursor), list[Batch]()
+        if after is None:
+            found = await self._batches.latest(owner, before, limit)
+        own = page_of([batch.public() for batch in found], limit)
+        theirs = await self._openai.page(owner, after, limit) if cursor is None else listed([], more=False)
+        return json_response(own | theirs)
 
     async def status(self, id: str) -> Response:
         """Return a batch and its progress."""
+        if id.startswith(PREFIX):
+            return await self._openai.status(id)
         return _response(await self._find(id))
 
     async def cancel(self, id: str) -> Response:
         """Cancel the unfinished lines of a batch."""
+        if id.startswith(PREFIX):
+            return await self._openai.cancel(id)
         return _response(await self._batches.cancel(await self._find(id)), 202)
 
     async def results(self, id: str, partial: bool = False) -> Response:
@@ -96,6 +137,11 @@ class BatchHandlers:
 
         With ``partial``, return the results written so far.
         """
+        if id.startswith(PREFIX):
+            raise NotFound(
+                f"the results of {id[:64]} are in files: GET /v1/files/ID/content with its output_file_id "
+                "and its error_file_id"
+            )
         batch = await self._find(id)
         if not batch.over and not partial:
             return _response(batch, 202, {"Retry-After": "5"})
@@ -109,11 +155,39 @@ def _response(batch: Batch, status: int = 200, headers: dict[str, str] | None = 
     return json_response(batch.public(), status, headers)
 
 
-async def _uncompressed(request: Request) -> AsyncGenerator[bytes]:
-    """Yield the decompressed body in pieces of bounded size. Raises BadRequest."""
+def _may_be_wish(request: Request) -> bool:
+    """Return True if a body may be a batch of OpenAI's API, whose clients send plain JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" and "content-encoding" not in request.headers
+
+
+async def _begin(body: AsyncIterator[bytes]) -> tuple[bytes, Any]:
+    """Return the first bytes of a body, and its JSON if these are all bytes and are JSON."""
+    begun = b""
+    async for data in body:
+        begun += data
+        if len(begun) > WISH_BYTES:
+            return begun, None
+    try:
+        return begun, bounded_json.loads(begun)
+    except TidegateError:
+        return begun, None
+
+
+async def _continued(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    yield begun
+    async for data in rest:
+        yield data
+
+
+async def _uncompressed(request: Request, body: AsyncIterator[bytes] | None = None) -> AsyncGenerator[bytes]:
+    """Yield the decompressed body in pieces of bounded size. Raises BadRequest.
+
+    ``body``: the request's, if its beginning was read already.
+    """
     encoding = encoding_of(dict(request.scope["headers"]))
     inflater = Decompressor(encoding) if encoding else None
-    async for data in request.stream():
+    async for data in request.stream() if body is None else body:
         for piece in (data,) if inflater is None else inflater.feed(data):
             for at in range(0, len(piece), PIECE):
                 yield piece[at : at + PIECE]

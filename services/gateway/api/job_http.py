@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
 from starlette.responses import Response
 
+from services.gateway.api.body_limits import Headers
+from services.gateway.api.compression import HttpResponse, deliver
 from tidegate.kernel.errors import BadRequest, NotFound
 from tidegate.kernel.protocol.access import INFER, Principal
 from tidegate.kernel.protocol.jobs import read_id
@@ -35,10 +38,25 @@ def read_cursor(cursor: str | None) -> bytes | None:
 
 
 def page(items: list[dict[str, Any]], limit: int) -> Response:
+    """Return a page of a list as an answer."""
+    return json_response(page_of(items, limit))
+
+
+def page_of(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     """Return a page of a list. Its ``next`` is null on the last page."""
-    return json_response({"items": items, "next": items[-1]["id"] if len(items) == limit else None})
+    return {"items": items, "next": items[-1]["id"] if len(items) == limit else None}
 
 
 def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return a document as JSON."""
     return Response(orjson.dumps(document), status, headers, "application/json")
+
+
+async def as_response(answer: HttpResponse, headers: Headers) -> Response:
+    """Return a response as FastAPI's class, compressed if the caller accepts that."""
+    future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
+    deliver(answer, headers, future.set_result)
+    done = await future
+    response = Response(b"".join((done.body, *done.tail)), done.status)
+    response.raw_headers = [(name, value) for name, value in done.headers if name != b"x-request-id"]
+    return response

@@ -10,11 +10,14 @@ import orjson
 
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse
+from services.gateway.api.llm.openai_errors import openai_error
 from services.gateway.application.jobs.backlog import estimated_start_ms
 from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import SubmittedJob
 from services.gateway.domain import job_results, llm_jobs, oip
 from services.gateway.domain.job_options import Preference
+from services.gateway.domain.llm.refusal import EngineRefused
+from services.gateway.domain.llm_jobs import LlmJobAnswer
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.protocol.jobs import Job, iso
 
@@ -88,6 +91,9 @@ class JobResponses:
     async def _llm_result(self, job: Job, rid: bytes) -> HttpResponse:
         """Return the engine's own answer, or its refusal with the engine's status."""
         answer = await self._results.llm_answer(job, await self._results.frame(job))
+        if answer.status >= 400:
+            refused = openai_error(EngineRefused(answer.status, answer.body))
+            answer = LlmJobAnswer(refused.status, refused.body())
         headers = [
             _JSON,
             (b"content-length", b"%d" % len(answer.body)),

@@ -14,8 +14,14 @@ from starlette.types import Send
 
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.cancellable_response import EVENT_STREAM, CancellableResponse
-from services.gateway.api.compression import HttpResponse, deliver
-from services.gateway.api.job_http import id_in_path, json_response, page, read_cursor, request_principal
+from services.gateway.api.job_http import (
+    as_response,
+    id_in_path,
+    json_response,
+    page,
+    read_cursor,
+    request_principal,
+)
 from services.gateway.api.job_responses import JobResponses
 from services.gateway.application.access import Access
 from services.gateway.application.jobs.submission import JobSubmitter
@@ -97,7 +103,7 @@ class JobHandlers:
             return json_response(await self._document(job), 202, {"Retry-After": "1"})
         headers: Headers = dict(request.scope["headers"])
         rid = telemetry.request_id.get().encode("latin-1", "replace")
-        return await compressed(await self._responses.result(job, headers, rid), headers)
+        return await as_response(await self._responses.result(job, headers, rid), headers)
 
     async def events(self, request: Request, id: str) -> Response:
         """Stream a job's events until it ends, as server-sent events. Last-Event-ID continues a stream."""
@@ -174,13 +180,3 @@ def encode_event(event: JobEvent | None) -> bytes:
         return b": still here\n\n"
     name = event.public()["status"]
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.seq, name.encode(), orjson.dumps(event.public()))
-
-
-async def compressed(answer: HttpResponse, headers: Headers) -> Response:
-    """Return a response as FastAPI's class, compressed if the caller accepts that."""
-    future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
-    deliver(answer, headers, future.set_result)
-    done = await future
-    response = Response(b"".join((done.body, *done.tail)), done.status)
-    response.raw_headers = [(name, value) for name, value in done.headers if name != b"x-request-id"]
-    return response

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from services.gateway.domain.openai.facts import OpenAiFacts
 from tidegate.kernel.protocol.jobs import Level, iso
 
-BatchState = Literal["running", "cancelling", "completed", "cancelled", "failed"]
-OVER: frozenset[BatchState] = frozenset({"completed", "cancelled", "failed"})
+BatchState = Literal["running", "cancelling", "completed", "cancelled", "failed", "expired"]
+OVER: frozenset[BatchState] = frozenset({"completed", "cancelled", "failed", "expired"})
 
 # The final statuses of a line.
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
@@ -28,6 +29,8 @@ class Batch:
 
     ``model``, ``version``, ``level`` and ``ttl_s`` are the defaults for its lines. The results of ``written``
     lines are on disk; ``counts`` has their outcomes. ``done`` also counts finished lines not yet on disk.
+    ``openai``: only a batch of OpenAI's API has it. Its file was checked at ``validated_ms``, its results are
+    in two files, and ``counts`` has their lines and bytes too.
     """
 
     id: bytes
@@ -46,6 +49,9 @@ class Batch:
     done: int = 0
     error: str = ""
     size: int = 0
+    openai: OpenAiFacts | None = None
+    validated_ms: int = 0
+    cancelling_ms: int = 0
 
     @property
     def over(self) -> bool:

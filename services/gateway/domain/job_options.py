@@ -62,8 +62,11 @@ def preference(header: bytes | None) -> Preference | None:
     return Preference(wait_s) if present else None
 
 
-def from_headers(headers: Mapping[bytes, bytes]) -> JobOptions:
-    """Read ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``. Raises BadRequest."""
+def from_headers(headers: Mapping[bytes, bytes], base: JobOptions = _DEFAULT) -> JobOptions:
+    """Return ``base``, changed by ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``.
+
+    Raises BadRequest.
+    """
     texts = {
         name: value.decode("latin-1")
         for name, header in (
@@ -74,14 +77,14 @@ def from_headers(headers: Mapping[bytes, bytes]) -> JobOptions:
         if (value := headers.get(header)) is not None
     }
     if not texts:
-        return _DEFAULT
+        return base
     fields: dict[str, Any] = dict(texts)
     if "ttl_s" in texts:
         try:
             fields["ttl_s"] = float(texts["ttl_s"])
         except ValueError:
             raise BadRequest(f"X-Job-TTL must be a number of seconds, got {texts['ttl_s'][:40]!r}") from None
-    return from_fields(fields)
+    return from_fields(fields, base)
 
 
 def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOptions:

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from services.gateway.domain.contract import Decoded
+from services.gateway.domain.llm.estimate import estimate
+from services.gateway.domain.llm.openai_events import EventFilter
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor, call_key
-from tidegate.kernel.protocol.llm import EVENTS, META, REQUEST, LlmRequest, Meta
+from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, REQUEST, LlmRequest, Meta
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
-# The member of a job's ``ask`` that has the path of its request. Only jobs for language models have it.
-PATH = "llm"
-_KEY = call_key((Tensor(REQUEST, DATATYPES["BYTES"], (1,)),), (), {})
+# Members of a job's ``ask``: the path of its request, which only jobs for language models have, and the name
+# of the model as the caller knows it.
+PATH, MODEL = "llm", "llm_model"
+_INPUTS = (Tensor(REQUEST, DATATYPES["BYTES"], (1,)),)
 
 
 class LlmJobAnswer(NamedTuple):
@@ -23,24 +26,28 @@ class LlmJobAnswer(NamedTuple):
     body: bytes
 
 
-def check_body(body: Mapping[str, Any]) -> None:
-    """Raise BadRequest if a request cannot run as a job, because it wants a stream."""
+def check_body(body: Mapping[str, Any]) -> str:
+    """Return the model of a request. Raise BadRequest without one, or if the request wants a stream."""
     if body.get("stream"):
         raise BadRequest(
             "a job has one answer, so it cannot stream: leave out 'stream', or leave out the header "
             "Prefer and read the stream"
         )
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise BadRequest("'model' must be the name of a model: GET /v1/models lists all")
+    return model
 
 
-def decoded(path: str, body: dict[str, Any]) -> Decoded:
-    """Return a request to a language model in the form that jobs take."""
-    raw = LlmRequest(path, body).to_bytes()
-    return Decoded("", 0, _KEY, [pack_strings([raw])], None, False)
+def decoded(path: str, body: dict[str, Any], context: int | None) -> Decoded:
+    """Return a request to a language model in the form that jobs take. ``context``: the model's, if known."""
+    key = call_key(_INPUTS, (), {KV_TOKENS: estimate(path, body, context).total})
+    return Decoded("", 0, key, [pack_strings([LlmRequest(path, body).to_bytes()])], None, False)
 
 
-def ask_of(path: str) -> dict[str, Any]:
+def ask_of(path: str, model: str) -> dict[str, Any]:
     """Return the ``ask`` of a job for a language model."""
-    return {PATH: path}
+    return {PATH: path, MODEL: model}
 
 
 def is_llm(ask: Mapping[str, Any]) -> bool:
@@ -48,7 +55,7 @@ def is_llm(ask: Mapping[str, Any]) -> bool:
     return PATH in ask
 
 
-def read_answer(outputs: Sequence[Tensor], data: Sequence[Buffer]) -> LlmJobAnswer:
+def read_answer(outputs: Sequence[Tensor], data: Sequence[Buffer], ask: Mapping[str, Any]) -> LlmJobAnswer:
     """Return the answer in a job's result. Raises ValueError if it has none."""
     found = {tensor.name: raw for tensor, raw in zip(outputs, data, strict=True)}
     if EVENTS not in found or META not in found:
@@ -56,4 +63,5 @@ def read_answer(outputs: Sequence[Tensor], data: Sequence[Buffer]) -> LlmJobAnsw
     events, metas = unpack_strings(found[EVENTS]), unpack_strings(found[META])
     if len(events) != 1 or len(metas) != 1:
         raise ValueError(f"it has {len(events)} events and {len(metas)} facts instead of one of each")
-    return LlmJobAnswer(Meta.from_bytes(metas[0]).status, events[0])
+    event = EventFilter(ask[MODEL], usage=True).named(events[0])
+    return LlmJobAnswer(Meta.from_bytes(metas[0]).status, event)

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import orjson
@@ -25,13 +26,23 @@ from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import CANCELS, cancels_queue, jobs_queue
 from tidegate.kernel.protocol import envelope
-from tidegate.kernel.protocol.envelope import Request
+from tidegate.kernel.protocol.envelope import Request, Tensor
 from tidegate.kernel.protocol.jobs import LEVELS, Finish, Take
+from tidegate.kernel.protocol.llm import EVENTS, META, SIGNATURE, LlmRequest
+from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 from tidegate.kernel.store import JobStore, StoreUnavailable
 from tidegate.kernel.store.live import ROUTES
 from tidegate.stack.ports import free_ports
 
 T = TypeVar("T")
+
+
+class Refused(Exception):
+    """A model refuses a job, and ``reply`` says why."""
+
+    def __init__(self, message: str, reply: bytes) -> None:
+        super().__init__(message)
+        self.reply = reply
 
 
 @dataclass
@@ -99,6 +110,9 @@ class JobWorker:
     async def _finish(self, request: Request, attempt: int) -> None:
         try:
             end = Finish(request.id, attempt, "succeeded", self.answer(request), None, 100, 200)
+        except Refused as problem:
+            error = {"reason": "bad_request", "message": str(problem)}
+            end = Finish(request.id, attempt, "failed", problem.reply, error)
         except ValueError as problem:
             error = {"reason": "model_failed", "message": str(problem)}
             end = Finish(request.id, attempt, "failed", b"", error)
@@ -121,8 +135,19 @@ class Gateway:
     process: subprocess.Popen[bytes]
     url: str
     deployment: str
+    llm: str
     jobs: Redis
     state: Path
+
+
+def with_llm(table: dict[str, Any], deployment: str) -> dict[str, Any]:
+    """Return a route table with another endpoint ``chat``, a language model."""
+    entry = {"format": "llm", "model": "chat", "signature": SIGNATURE.model_dump()}
+    more = make_table(deployment, **entry)
+    return table | {
+        "endpoints": table["endpoints"] | {"chat": more["endpoints"]["digits"]},
+        "deployments": table["deployments"] | more["deployments"],
+    }
 
 
 class Gateways:
@@ -141,10 +166,11 @@ class Gateways:
         }
         self._jobs = Redis.from_url(jobs_url)
         self.deployment = f"digits-{os.urandom(4).hex()}"
+        self.llm = f"chat-{os.urandom(4).hex()}"
         redis = Redis.from_url(redis_url)
         redis.flushall()
         self._jobs.flushall()
-        redis.set(ROUTES, orjson.dumps(make_table(self.deployment)))
+        redis.set(ROUTES, orjson.dumps(with_llm(make_table(self.deployment), self.llm)))
         redis.close()
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -160,7 +186,8 @@ class Gateways:
             )
         self.processes.append(process)
         wait_ready(process, port, log)
-        return Gateway(process, f"http://127.0.0.1:{port}", self.deployment, self._jobs, self._folder)
+        url = f"http://127.0.0.1:{port}"
+        return Gateway(process, url, self.deployment, self.llm, self._jobs, self._folder)
 
     def stop(self) -> None:
         for process in self.processes:
@@ -208,11 +235,43 @@ async def store(jobs_url) -> AsyncIterator[JobStore]:
 @pytest.fixture
 async def worker(gateway, rabbitmq_url, store, until) -> AsyncIterator[JobWorker]:
     """Yield a running worker behind the gateway. It leaves no job to the next test."""
+    async with running_worker(gateway, gateway.deployment, rabbitmq_url, store, until) as found:
+        yield found
+
+
+@pytest.fixture
+async def talker(gateway, rabbitmq_url, store, until) -> AsyncIterator[JobWorker]:
+    """Yield a running worker of the language model ``chat``, which answers with its prompt."""
+    async with running_worker(gateway, gateway.llm, rabbitmq_url, store, until) as found:
+        found.answer = talk
+        yield found
+
+
+@asynccontextmanager
+async def running_worker(gateway, deployment, rabbitmq_url, store, until) -> AsyncIterator[JobWorker]:
+    """Run a worker. At the end it waits until no job is left."""
     blobs = Blobs(f"file://{gateway.state}/data/blobs")
-    found = JobWorker(rabbitmq_url, gateway.deployment, store, Claims(blobs, 32))
+    found = JobWorker(rabbitmq_url, deployment, store, Claims(blobs, 32))
     async with found.connection:
         await found.connection.wait_up(PATIENCE_S)
         yield found
         found.open.set()
         await until(found.drained)
     blobs.close()
+
+
+def talk(request: Request) -> bytes:
+    """Answer with the path and the prompt. A prompt ``refuse`` is refused with status 400."""
+    wanted = LlmRequest.from_bytes(unpack_strings(request.data[0])[0])
+    prompt = wanted.body.get("prompt", "")
+    event: dict[str, Any] = {"object": wanted.path, "model": wanted.body["model"], "text": prompt}
+    meta: dict[str, Any] = {"usage": [3, 5, 0]}
+    if prompt == "refuse":
+        event = {"error": {"message": "no such thing", "code": "no", "param": "prompt"}}
+        meta = {"status": 400}
+    key = envelope.result_key(tuple(Tensor(name, DATATYPES["BYTES"], (1,)) for name in (EVENTS, META)))
+    data: list[Any] = [pack_strings([orjson.dumps(each)]) for each in (event, meta)]
+    reply = envelope.reply_frame(request.id, request.attempt, 0, key, data)
+    if prompt == "refuse":
+        raise Refused("no such thing", reply)
+    return reply

@@ -300,6 +300,12 @@ GATEWAY = RoutePermissions(
         "GET /v1/batches/{id}": (INFER,),
         "DELETE /v1/batches/{id}": (INFER,),
         "GET /v1/batches/{id}/results": (INFER,),
+        "POST /v1/batches/{id}/cancel": (INFER,),
+        "GET /v1/files": (INFER,),
+        "POST /v1/files": (INFER,),
+        "GET /v1/files/{id}": (INFER,),
+        "DELETE /v1/files/{id}": (INFER,),
+        "GET /v1/files/{id}/content": (INFER,),
         "GET /v1/webhooks/secret": (INFER,),
     }
     | {

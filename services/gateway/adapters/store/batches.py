@@ -5,30 +5,39 @@ tidegate:batch:lines:<id>    chunks of the uploaded file, in order; deleted when
 tidegate:batch:results:<id>  chunks of the results, in order
 tidegate:batch:open          ids of batches that are not over; the score is the end (ms) of the lease
 tidegate:batch:of:<name>     ids of a principal's batches, in order of creation; an empty name: all batches
+tidegate:batch:openai:<name> the same, for batches of OpenAI's API; their results are files (``files.py``)
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import orjson
 from redis.asyncio import Redis
 
+from services.gateway.adapters.store.files import chunk_key, entry_of
 from services.gateway.domain.batches import Batch, BatchState, FileChunk
+from services.gateway.domain.openai.facts import OpenAiFacts
+from services.gateway.domain.openai.files import StoredFile
 from tidegate.kernel.protocol.jobs import Level
 from tidegate.kernel.store.connection import Connected, answer
 from tidegate.kernel.store.jobs import REPLY
 from tidegate.kernel.store.scripts import Scripts
 
 PREFIX = "tidegate:batch:"
-RECORD, LINES, RESULTS, OPEN, OF = (
+RECORD, LINES, RESULTS, OPEN, OF, OPENAI = (
     f"{PREFIX}r:".encode(),
     f"{PREFIX}lines:".encode(),
     f"{PREFIX}results:".encode(),
     f"{PREFIX}open".encode(),
     f"{PREFIX}of:".encode(),
+    f"{PREFIX}openai:".encode(),
 )
+
+
+NO_CHUNKS: Mapping[bytes, FileChunk] = {}
 
 
 class BatchStore(Connected):
@@ -47,6 +56,7 @@ class BatchStore(Connected):
             "ttl_s": batch.ttl_s,
             "endpoints": batch.endpoints,
             "lines": batch.lines,
+            "openai": None if batch.openai is None else batch.openai.to_json(),
         }
         fields: dict[Any, Any] = {
             "state": batch.state,
@@ -58,7 +68,7 @@ class BatchStore(Connected):
         pipe.hset(RECORD + batch.id, mapping=fields)
         pipe.rpush(LINES + batch.id, *(orjson.dumps(list(chunk)) for chunk in lines))
         for name in (b"", batch.principal.encode()):
-            pipe.zadd(OF + name, {batch.id: 0})
+            pipe.zadd(_index(batch.openai is not None) + name, {batch.id: 0})
         pipe.zadd(OPEN, {batch.id: 0})
         await answer(pipe.execute())
 
@@ -74,9 +84,14 @@ class BatchStore(Connected):
         """Return the chunks of the results that were written so far."""
         return await self._chunks(RESULTS + id)
 
-    async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
-        """Return the newest batches older than ``before``, of one ``principal`` or (None) of all."""
-        index = OF + (principal or "").encode()
+    async def latest(
+        self, principal: str | None, before: bytes | None, limit: int, *, openai: bool = False
+    ) -> list[Batch]:
+        """Return the newest batches older than ``before``, of one ``principal`` or (None) of all.
+
+        ``openai``: those of OpenAI's API; else the others.
+        """
+        index = _index(openai) + (principal or "").encode()
         batches: list[Batch] = []
         while len(batches) < limit:
             start = b"(" + before if before is not None else b"+"
@@ -108,15 +123,19 @@ class BatchStore(Connected):
         counts: Mapping[str, int],
         size: int,
         chunk: FileChunk | None = None,
+        file_chunks: Mapping[bytes, FileChunk] = NO_CHUNKS,
+        files: Sequence[StoredFile] = (),
         end: BatchState | None = None,
         error: str = "",
         keep_s: int = 0,
     ) -> BatchState | None:
         """Write a batch's progress and renew its lease for ``lease_ms``.
 
-        With ``end``, end the batch in that state and keep it for ``keep_s`` seconds. Return the batch's
-        state, or None if another process has its lease.
+        ``file_chunks``: the next chunks of the files that it writes. With ``end``, end the batch in that
+        state, keep it for ``keep_s`` seconds, and show its ``files``. Return the batch's state, or None if
+        another process has its lease.
         """
+        pairs = [[chunk_key(id_), orjson.dumps(list(each)).decode()] for id_, each in file_chunks.items()]
         new_chunk = orjson.dumps(list(chunk)) if chunk is not None else b""
         state: bytes | None = await self._scripts.run(
             "batch_step",
@@ -132,9 +151,24 @@ class BatchStore(Connected):
                 end or "",
                 error,
                 keep_s,
+                orjson.dumps(pairs),
+                orjson.dumps([entry_of(file) for file in files]),
             ],
         )
         return cast(BatchState, state.decode()) if state is not None else None
+
+    async def validated(self, id: bytes, model: str) -> None:
+        """Write that the file of a batch was checked. ``model``: the one that all lines name, or empty."""
+        now_ms = int(time.time() * 1e3)
+        await answer(self._redis.hset(RECORD + id, mapping={"validated": now_ms, "model": model}))
+
+    async def reading(self, file: bytes) -> bytes | None:
+        """Return a batch that is not over and reads a file; None if there is none."""
+        for id_ in await answer(self._redis.zrange(OPEN, 0, -1)):
+            batch = await self.get(id_)
+            if batch is not None and batch.openai is not None and batch.openai.input_file == file:
+                return batch.id
+        return None
 
     async def replies(self, jobs: Sequence[bytes]) -> list[bytes | None]:
         """Return the reply frame of each job, in order; None for a job without one."""
@@ -150,6 +184,10 @@ class BatchStore(Connected):
         return [FileChunk(*orjson.loads(line)) for line in await answer(self._redis.lrange(key, 0, -1))]
 
 
+def _index(openai: bool) -> bytes:
+    return OPENAI if openai else OF
+
+
 def _batch(id: bytes, record: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch | None:
     if not record:
         return None
@@ -162,7 +200,7 @@ def _batch(id: bytes, record: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch 
         principal=fields[b"principal"].decode(),
         lines=facts["lines"],
         created_ms=int(fields[b"created"]),
-        model=facts["model"],
+        model=fields[b"model"].decode() if b"model" in fields else facts["model"],
         version=facts["version"],
         level=cast(Level, facts["level"]),
         ttl_s=facts["ttl_s"],
@@ -173,4 +211,7 @@ def _batch(id: bytes, record: Mapping[bytes, bytes] | Sequence[bytes]) -> Batch 
         done=int(fields.get(b"done", 0)),
         error=fields.get(b"error", b"").decode(),
         size=int(fields.get(b"size", 0)),
+        openai=OpenAiFacts.from_json(facts["openai"]) if facts.get("openai") else None,
+        validated_ms=int(fields.get(b"validated", 0)),
+        cancelling_ms=int(fields.get(b"cancelling", 0)),
     )

@@ -15,6 +15,7 @@ from services.gateway.api.cancellable_response import CancellableResponse
 from services.gateway.api.llm import openai_errors
 from services.gateway.api.llm.door import LlmDoor, ReceivedRequest, bound, principal
 from services.gateway.api.llm.event_stream import EventStream, RawHeaders
+from services.gateway.api.llm.jobs import LlmJobs
 from services.gateway.api.llm.openai_errors import openai_response
 from services.gateway.api.server_timing import server_timing, stream_timing
 from services.gateway.application.llm.core import LlmCall, LlmEvents, only_answer
@@ -34,8 +35,9 @@ PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES)
 class OpenAiRoutes:
     """The routes of OpenAI's API. Their bodies and answers are the engine's, uncut."""
 
-    def __init__(self, door: LlmDoor) -> None:
+    def __init__(self, door: LlmDoor, jobs: LlmJobs) -> None:
         self._door = door
+        self._jobs = jobs
         self.router = APIRouter(tags=["OpenAI"])
         for path in PATHS:
             name = path.removeprefix("/v1/").replace("/", "_")
@@ -66,7 +68,8 @@ class OpenAiRoutes:
     async def answer(self, request: Request, *, path: str, model: str = "") -> Response:
         """Answer a request as the engine does: as one JSON body, or as server-sent events.
 
-        ``model``: the model, whatever the body says; empty: the one in the body.
+        With ``Prefer``, run it as a job. ``model``: the model, whatever the body says; empty: the one in the
+        body.
         """
         try:
             received = await self._door.receive(request)
@@ -74,6 +77,13 @@ class OpenAiRoutes:
             return openai_response(error)
         if model:
             received.body["model"] = model
+        if (prefer := self._jobs.preference(received)) is not None:
+            try:
+                return await self._jobs.answer(received, path, prefer)
+            except TidegateError as error:
+                return openai_response(error)
+            finally:
+                received.end()
         return CancellableResponse(lambda send: self._respond(received, path, send), received.end)
 
     async def _respond(self, received: ReceivedRequest, path: str, send: Send) -> None:

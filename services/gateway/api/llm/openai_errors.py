@@ -14,7 +14,7 @@ from tidegate.kernel.errors import TidegateError, whole_seconds
 from tidegate.kernel.protocol.redaction import for_caller
 from tidegate.kernel.service.error_answers import error_response, status_of
 
-PATHS = re.compile(r"/v1/(chat/completions|completions|embeddings|responses|models(/.*)?)")
+PATHS = re.compile(r"/v1/(chat/completions|completions|embeddings|responses|(models|files)(/.*)?)")
 
 _INVALID, _SERVER = "invalid_request_error", "server_error"
 _CONTEXT = re.compile(
@@ -80,6 +80,8 @@ def openai_error(error: TidegateError) -> OpenAiError:
     if error.reason == "quota_exhausted":
         kind = code = "insufficient_quota"
     param = "model" if isinstance(error, errors.NotFound) else None
+    if isinstance(error, errors.NotFound) and error.reason != errors.NotFound.reason:
+        param, code = None, error.reason  # it names something else than a model
     return OpenAiError(status_of(error), kind, code or error.reason, param, for_caller(error))
 
 

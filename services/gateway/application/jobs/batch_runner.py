@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice, takewhile
 
-from services.gateway.adapters.batch_files import LineWriter
-from services.gateway.adapters.store.batches import BatchStore
+import orjson
+
+from services.gateway.adapters.store.batches import NO_CHUNKS, BatchStore
 from services.gateway.application.access import Access
 from services.gateway.application.jobs.batch_submitter import (
+    FILE_TIMEOUT_S,
     LINES_AT_A_TIME,
     BatchSubmitter,
     LineProgress,
     keep_trying,
 )
+from services.gateway.application.jobs.batch_writer import BatchWriter, Written
+from services.gateway.application.jobs.line_forms import ResultLine, line_form
 from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import JobSubmitter
 from services.gateway.application.jobs.tracking import JobTracker
-from services.gateway.domain import batch_lines
-from services.gateway.domain.batches import Batch, BatchState, FileChunk
+from services.gateway.domain.batches import Batch, BatchState
 from services.gateway.domain.job_results import failure_of
+from services.gateway.domain.openai.lines import FileCheck
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.errors import Conflict, TidegateError, Unavailable
@@ -68,14 +71,13 @@ class BatchRunner:
         self._owner = owner
         self._store = store
         self._tracker = tracker
-        self._results = results
         self._blobs = blobs
-        self._submitter = BatchSubmitter(batch, submitter, blobs, access)
+        self._form = line_form(batch, results)
+        self._submitter = BatchSubmitter(batch, self._form, submitter, blobs, access)
         self._keep_s = keep_s
-        self._writer = LineWriter(blobs, keep_s)
+        self._writer = BatchWriter(batch, blobs, keep_s)
         self._done = self._written = batch.written
         self._rows = self._submitter.rows
-        self._counts = Counter(batch.counts)
         self._saved_counts = dict(batch.counts)
         self._size = batch.size
         self._saved_at = time.monotonic()
@@ -100,6 +102,9 @@ class BatchRunner:
         await self._step(lease_ms=0)
 
     async def _process_lines(self) -> None:
+        if (errors := await self._check_file()) is not None:
+            await self._end("failed", errors)
+            return
         pause = PAUSES_S[0]
         beginning: asyncio.Task[bool] | None = None
         try:
@@ -122,9 +127,29 @@ class BatchRunner:
         error = ""
         if self._lines_revoked and self._submitter.revoked is not None:
             end, error = "failed", self._submitter.revoked.message
+        elif end == "completed" and self._batch.openai is not None and self._writer.counts["expired"]:
+            end = "expired"
+        await self._end(end, error)
+
+    async def _end(self, end: BatchState, error: str) -> None:
         async with self._step_lock:
             await keep_trying(partial(self._step, end=end, error=error))
-        await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._submitter.chunks))
+        if self._batch.openai is None:  # the caller deletes a file of OpenAI's API
+            await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._submitter.chunks))
+
+    async def _check_file(self) -> str | None:
+        """Check the file of a batch of OpenAI's API. Return its bad lines as JSON, or None."""
+        if self._batch.openai is None or self._batch.validated_ms:
+            return None
+        check = FileCheck(self._batch.openai.endpoint, self._submitter.check_model)
+        for chunk in self._submitter.chunks:
+            whole = await keep_trying(partial(self._blobs.get, chunk.key), FILE_TIMEOUT_S)
+            check.add(whole.removesuffix(b"\n").split(b"\n"))
+            await asyncio.sleep(0)  # a large file must not keep requests waiting
+        if check.errors:
+            return orjson.dumps([error.public() for error in check.errors]).decode()
+        await keep_trying(partial(self._store.validated, self._batch.id, check.model))
+        return None
 
     async def fail(self, error: str) -> None:
         """End the batch as failed. Results that were written are kept."""
@@ -142,14 +167,13 @@ class BatchRunner:
         while finished:
             group = finished[: self._fitting_in_memory(finished)]
             finished = finished[len(group) :]
-            ids = [job.id for _, job in group if job is not None and job.state == "succeeded"]
+            ids = [job.id for _, job in group if job is not None and _has_answer(job)]
             replies = await keep_trying(partial(self._store.replies, ids))
             frames: dict[bytes, bytes | None] = dict(zip(ids, replies, strict=True))
             for row, job in group:
-                outcome, line = await self._result_line(row, job, frames.get(row.job or b""))
-                self._counts[outcome] += 1
-                self._lines_revoked |= self._submitter.revoked is not None and outcome != "succeeded"
-                full = self._writer.add(line)
+                result = await self._result_line(row, job, frames.get(row.job or b""))
+                self._lines_revoked |= self._submitter.revoked is not None and result.outcome != "succeeded"
+                full = self._writer.add(result)
                 self._rows.popleft()
                 self._done += 1
                 if full:
@@ -174,39 +198,38 @@ class BatchRunner:
                 return at
         return len(finished)
 
-    async def _result_line(
-        self, row: LineProgress, job: Job | None, frame: bytes | None
-    ) -> tuple[str, bytes]:
+    async def _result_line(self, row: LineProgress, job: Job | None, frame: bytes | None) -> ResultLine:
         """Return a line's outcome, and its line in the results."""
-        job_id = None if row.job is None else row.job.hex()
         error = row.error
-        if job is not None and job.state != "succeeded":
-            error = failure_of(job)
-        elif job is not None and frame is not None:
+        if job is not None and frame is not None:
             try:
-                encode = partial(self._results.encoded, job, frame, binary=False)
-                response, _ = await keep_trying(encode, RESULT_TIMEOUT_S)
-                return "succeeded", batch_lines.result_line(row.number, row.id, job_id, response)
+                answered = partial(self._form.answered, row.number, row.id, job, frame)
+                return await keep_trying(answered, RESULT_TIMEOUT_S)
             except TidegateError as problem:
                 error = problem
+        elif job is not None and job.state != "succeeded":
+            error = failure_of(job)
         if error is None:
             error = Conflict("the job's record was deleted before its result was written", reason="job_gone")
+        if error.reason == "cancelled" and not self._submitter.cancelling:
+            error = self._form.overdue() or error  # the batch cancelled the job at the end of its time
         outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
-        return outcome, batch_lines.failed_line(row.number, row.id, job_id, outcome, error)
+        job_id = None if row.job is None else row.job.hex()
+        return self._form.failed(row.number, row.id, job_id, outcome, error)
 
     async def _save(self) -> None:
         """Write the collected results to the blob store, and their chunk to the batch's record."""
-        chunk = await keep_trying(self._writer.write)
+        written = await keep_trying(self._writer.write)
         self._saved_at = time.monotonic()
-        if chunk is None:
+        if written is None:
             return
         async with self._step_lock:
-            self._written, self._size = self._done, self._size + chunk.size
-            self._saved_counts = dict(self._counts)
-            await keep_trying(partial(self._step, chunk))
+            self._written, self._size = self._done, self._size + written.size
+            self._saved_counts = dict(self._writer.counts)
+            await keep_trying(partial(self._step, written))
 
     async def _keep_lease(self) -> None:
-        """Renew the lease and report progress. After a cancellation, cancel the jobs."""
+        """Renew the lease and report progress. Cancel the jobs of a cancelled or overdue batch."""
         while True:
             await asyncio.sleep(RENEW_S)
             async with self._step_lock:
@@ -214,12 +237,12 @@ class BatchRunner:
                     await self._step()
                 except Unavailable:
                     continue
-            if self._submitter.ending():
+            if self._submitter.ending() or self._form.overdue() is not None:
                 await self._tracker.cancel_all([row.job for row in self._rows if row.job is not None])
 
     async def _step(
         self,
-        chunk: FileChunk | None = None,
+        written: Written | None = None,
         lease_ms: int = LEASE_MS,
         end: BatchState | None = None,
         error: str = "",
@@ -233,7 +256,9 @@ class BatchRunner:
             written=self._written,
             counts=self._saved_counts,
             size=self._size,
-            chunk=chunk,
+            chunk=written.chunk if written is not None else None,
+            file_chunks=written.files if written is not None else NO_CHUNKS,
+            files=self._writer.files(self._saved_counts) if end is not None else (),
             end=end,
             error=error,
             keep_s=int(self._keep_s),
@@ -241,3 +266,8 @@ class BatchRunner:
         if state is None:
             raise LeaseLost
         self._submitter.cancelling = state == "cancelling"
+
+
+def _has_answer(job: Job) -> bool:
+    """Return True if a job has a result: it succeeded, or a language model refused its request."""
+    return job.state == "succeeded" or (job.state == "failed" and job.result_size > 0)

@@ -12,15 +12,15 @@ from functools import partial
 from typing import TypeVar
 
 from services.gateway.application.access import Access, Grant
+from services.gateway.application.jobs.line_forms import LineForm, LineRequest
 from services.gateway.application.jobs.submission import JobRequest, JobSubmitter
-from services.gateway.domain import batch_lines, oip
-from services.gateway.domain.batch_lines import BatchLine
 from services.gateway.domain.batches import Batch, FileChunk
 from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.errors import (
     Conflict,
+    Forbidden,
     NoRoutes,
     Overloaded,
     TidegateError,
@@ -28,7 +28,7 @@ from tidegate.kernel.errors import (
     Unauthorized,
     Unavailable,
 )
-from tidegate.kernel.protocol.access import ANONYMOUS, INFER, SERVICE, Principal
+from tidegate.kernel.protocol.access import ANONYMOUS, INFER, SERVICE, Principal, may_not_use
 from tidegate.kernel.protocol.jobs import Idempotency
 
 log = telemetry.logger(__name__)
@@ -70,8 +70,11 @@ class BatchSubmitter:
     principal's access, if any.
     """
 
-    def __init__(self, batch: Batch, submitter: JobSubmitter, blobs: Blobs, access: Access) -> None:
+    def __init__(
+        self, batch: Batch, form: LineForm, submitter: JobSubmitter, blobs: Blobs, access: Access
+    ) -> None:
         self._batch = batch
+        self._form = form
         self._submitter = submitter
         self._blobs = blobs
         self._access = access
@@ -90,8 +93,15 @@ class BatchSubmitter:
             return None
         return asyncio.create_task(self._submit_next(room))
 
+    def check_model(self, model: str) -> None:
+        """Raise a TidegateError if the caller may not use a model, or if it is no language model."""
+        endpoint, _ = self._submitter.llm.find(model)
+        principal = self._access.recheck(self._principal)
+        if not principal.may(INFER, endpoint.name):
+            raise Forbidden(may_not_use(principal, endpoint.name))
+
     def ending(self) -> bool:
-        """Return True if no more lines may start: the batch is cancelled, or the caller's key is revoked."""
+        """Return True if the batch is cancelled, or the caller's key is revoked. Then no line may run."""
         try:
             self._access.recheck(self._principal)
         except Unauthorized as error:
@@ -103,7 +113,7 @@ class BatchSubmitter:
     async def _submit_next(self, count: int) -> bool:
         """Submit the next lines. Return False if no line was left."""
         lines = await self._take(count)
-        rows = [LineProgress(self._read + at, batch_lines.line_id(raw)) for at, raw in enumerate(lines)]
+        rows = [LineProgress(self._read + at, self._form.id_of(raw)) for at, raw in enumerate(lines)]
         self._read += len(lines)
         self.rows += rows
         await asyncio.gather(*(self._submit(row, raw) for row, raw in zip(rows, lines, strict=True)))
@@ -115,7 +125,8 @@ class BatchSubmitter:
             for chunk in self.chunks:
                 if first + chunk.lines > self._read:
                     whole = await keep_trying(partial(self._blobs.get, chunk.key), FILE_TIMEOUT_S)
-                    self._lines.extend(whole.split(b"\n")[self._read - first : chunk.lines])
+                    lines = [line for line in whole.split(b"\n") if line.strip()]
+                    self._lines.extend(lines[self._read - first : chunk.lines])
                     break
                 first += chunk.lines
         return [self._lines.popleft() for _ in range(min(count, len(self._lines)))]
@@ -124,9 +135,12 @@ class BatchSubmitter:
         key = Idempotency(f"batch {self._batch.id.hex()} {row.number}", hashlib.sha256(raw).digest())
         while not self.ending():
             grant: Grant | None = None
+            row.error = self._form.overdue()
+            if row.error is not None:
+                return
             try:
-                line = batch_lines.read_line(raw, self._batch)
-                grant = self._access.admit(self._access.recheck(self._principal), line.model)
+                line = self._form.read(raw)
+                grant = self._access.admit(self._access.recheck(self._principal), line.endpoint)
                 request = self._check(row, line, key)
                 del line  # its decoded JSON takes many times the size of its tensors
                 submitted = await self._submitter.submit(request)
@@ -144,17 +158,20 @@ class BatchSubmitter:
             return
         row.error = self.revoked or _CANCELLED
 
-    def _check(self, row: LineProgress, line: BatchLine, key: Idempotency) -> JobRequest:
-        return self._submitter.check(
-            line.model,
-            line.version,
-            lambda contract: oip.decode_head(line.head, memoryview(b""), contract),
+    def _check(self, row: LineProgress, line: LineRequest, key: Idempotency) -> JobRequest:
+        check = (
+            partial(self._submitter.check_llm, self._form.path, line.body or {})
+            if line.decode is None
+            else partial(self._submitter.check, line.model, line.version, line.decode)
+        )
+        facts = line.facts
+        return check(
             line.options,
             self._principal,
             idempotency=key,
             batch=self._batch.id.hex(),
             line=row.number,
-            origin=lambda: Origin({}, self._principal.id, lambda: line.head.get("parameters") or {}),
+            origin=lambda: Origin({}, self._principal.id, lambda: facts),
         )
 
 

@@ -106,8 +106,12 @@ class BatchService:
                 with suppress(Unavailable):
                     await self._blobs.delete(chunk.key)
             raise
-        self._wake.set()
+        self.wake()
         return batch
+
+    def wake(self) -> None:
+        """Look for batches to run at once, because there is a new one."""
+        self._wake.set()
 
     async def _store_file(
         self,

@@ -60,7 +60,7 @@ class JobResults:
         """Return a language model's answer in a reply frame. Raises TidegateError."""
         _, outputs, _, data = await self._read(job, frame)
         try:
-            return llm_jobs.read_answer(outputs, data)
+            return llm_jobs.read_answer(outputs, data, job.ask)
         except ValueError as error:
             raise _unreadable(job, error) from None
 

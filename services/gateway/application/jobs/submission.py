@@ -19,6 +19,7 @@ from services.gateway.adapters.queued_marker import QueuedMarker
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.jobs.backlog import BacklogEstimate
 from services.gateway.application.jobs.tracking import JobTracker
+from services.gateway.application.llm.core import LlmCore
 from services.gateway.domain import llm_jobs
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.job_options import JobOptions
@@ -73,11 +74,12 @@ class SubmittedJob:
 
 
 class JobSubmitter:
-    """Submit durable jobs. Times are in seconds."""
+    """Submit durable jobs. Times are in seconds. ``llm`` finds language models."""
 
     def __init__(
         self,
         core: InferenceCore,
+        llm: LlmCore,
         tracker: JobTracker,
         queue: JobQueue,
         claims: Claims,
@@ -87,6 +89,7 @@ class JobSubmitter:
         max_queued: int,
     ) -> None:
         self._core = core
+        self.llm = llm
         self._tracker = tracker
         self._store = tracker.store
         self._queue = queue
@@ -111,24 +114,11 @@ class JobSubmitter:
         idempotency: Idempotency | None = None,
         batch: str | None = None,
         line: int | None = None,
-        ask: dict[str, Any] | None = None,
         origin: Callable[[], Origin] | None = None,
     ) -> JobRequest:
-        """Check a request to ``model`` against the Deployment that will run it. Raises TidegateError.
-
-        ``ask``: the requested form of the answer; None: as the decoded request says.
-        """
-        if self._submitting >= MAX_SUBMITTING:
-            raise Overloaded(
-                f"{self._submitting} jobs are being accepted, which is the limit: send the job again",
-                retry_after_s=1.0,
-            )
+        """Check a request to ``model`` against the Deployment that will run it. Raises TidegateError."""
+        self._check_room()
         endpoint, route = self._core.pick(model, version, origin)
-        if ask is not None and llm_jobs.is_llm(ask) and route.format != "llm":
-            raise BadRequest(
-                f"model {model!r} is not a language model, so it does not answer {ask[llm_jobs.PATH]}: "
-                f"send its tensors to /v2/models/{model}/infer"
-            )
         if route.decoupled and route.format != "llm":
             raise BadRequest(
                 f"model {model!r} is decoupled (any number of answers to a request), but a job has "
@@ -142,7 +132,7 @@ class JobSubmitter:
             endpoint.name,
             route,
             request,
-            answer_form(request) if ask is None else ask,
+            answer_form(request),
             options,
             principal.id,
             trace[:255],
@@ -150,6 +140,47 @@ class JobSubmitter:
             batch,
             line,
         )
+
+    def check_llm(
+        self,
+        path: str,
+        body: dict[str, Any],
+        options: JobOptions,
+        principal: Principal,
+        *,
+        trace: bytes = b"",
+        idempotency: Idempotency | None = None,
+        batch: str | None = None,
+        line: int | None = None,
+        origin: Callable[[], Origin] | None = None,
+    ) -> JobRequest:
+        """Check a request to a language model, by the body of OpenAI's API at ``path``.
+
+        Raises TidegateError.
+        """
+        self._check_room()
+        model = llm_jobs.check_body(body)
+        endpoint, route = self.llm.pick(model, origin)
+        assert route.llm is not None
+        return JobRequest(
+            endpoint.name,
+            route,
+            llm_jobs.decoded(path, body, route.llm.context),
+            llm_jobs.ask_of(path, model),
+            options,
+            principal.id,
+            trace[:255],
+            idempotency,
+            batch,
+            line,
+        )
+
+    def _check_room(self) -> None:
+        if self._submitting >= MAX_SUBMITTING:
+            raise Overloaded(
+                f"{self._submitting} jobs are being accepted, which is the limit: send the job again",
+                retry_after_s=1.0,
+            )
 
     async def submit(self, request: JobRequest) -> SubmittedJob:
         """Accept a job. Return it when its record and its message are on disk.

@@ -7,9 +7,10 @@ Every API for language models (OpenAI's, TGI's, Ollama's) translates to an :clas
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from prometheus_client import Counter
@@ -125,12 +126,15 @@ class LlmCore:
         endpoint, route = self._core.find(model.partition(":")[0], "")
         return endpoint, _checked(model, route)
 
-    def _pick(self, call: LlmCall) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and the Deployment for a request; raise what :meth:`find` raises."""
-        endpoint, route = self._core.pick(
-            call.endpoint, "", lambda: Origin(call.headers, call.principal.id, lambda: call.body)
-        )
-        return endpoint, _checked(call.model, route)
+    def pick(
+        self, model: str, origin: Callable[[], Origin] | None = None
+    ) -> tuple[EndpointRoute, DeploymentRoute]:
+        """Return the endpoint and the Deployment for a request; raise what :meth:`find` raises.
+
+        Call it once for each request, because it counts towards the shares of the traffic.
+        """
+        endpoint, route = self._core.pick(model.partition(":")[0], "", origin)
+        return endpoint, _checked(model, route)
 
     def models(self, principal: Principal) -> list[tuple[str, DeploymentRoute]]:
         """Return the language models that a principal may use, by name: endpoints, and their adapters."""
@@ -164,7 +168,8 @@ class LlmCore:
         Raise a TidegateError if the request is refused or fails; :class:`EngineRefused` if the engine
         refuses it. Closing the generator cancels the request. The usage is counted in every case.
         """
-        endpoint, route = self._pick(call)
+        origin = partial(Origin, call.headers, call.principal.id, lambda: call.body)
+        endpoint, route = self.pick(call.model, origin)
         assert route.llm is not None
         call.grant = self._access.admit(call.principal, endpoint.name)
         call.estimate = estimate(call.path, call.body, route.llm.context)

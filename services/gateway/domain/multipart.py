@@ -1,0 +1,147 @@
+"""Parse multipart/form-data while it arrives, with bounded memory. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from email.message import Message
+from typing import NamedTuple
+
+from tidegate.kernel.errors import BadRequest
+
+# A head of a part above this size is refused. Real ones have some hundred bytes.
+HEAD_BYTES = 8 * 1024
+MAX_PARTS = 64
+# RFC 2046 allows 70 characters.
+MAX_BOUNDARY = 70
+
+
+class PartBegin(NamedTuple):
+    """The beginning of a part. ``filename`` is None for a plain field."""
+
+    name: str
+    filename: str | None
+
+
+class PartData(NamedTuple):
+    """Some bytes of the part that began last."""
+
+    data: bytes
+
+
+class PartEnd(NamedTuple):
+    """The end of the part that began last."""
+
+
+Event = PartBegin | PartData | PartEnd
+
+
+def boundary_of(content_type: str) -> bytes:
+    """Return the boundary in a Content-Type. Raises BadRequest if it is not multipart/form-data."""
+    message = Message()
+    message["content-type"] = content_type
+    boundary = message.get_boundary()
+    if message.get_content_type() != "multipart/form-data" or not boundary:
+        raise BadRequest(
+            f"expected a form (multipart/form-data with a boundary), got Content-Type {content_type[:80]!r}"
+        )
+    if len(boundary) > MAX_BOUNDARY or not boundary.isascii():
+        raise BadRequest(f"the form's boundary must have at most {MAX_BOUNDARY} ASCII characters")
+    return boundary.encode()
+
+
+class MultipartReader:
+    """A reader of one form. It holds at most one head, or the end of a piece that may begin a delimiter."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._delimiter = b"\r\n--" + boundary
+        # The first delimiter has no line break before it.
+        self._held = b"\r\n"
+        self._in = "preamble"
+        self._parts = 0
+
+    @property
+    def ended(self) -> bool:
+        """Return True after the last delimiter."""
+        return self._in == "end"
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Add bytes, and yield what they complete. Raises BadRequest."""
+        self._held += data
+        while True:
+            before = len(self._held), self._in
+            if self._in == "preamble":
+                self._skip_preamble()
+            elif self._in == "delimiter":
+                self._read_delimiter()
+            elif self._in == "head":
+                yield from self._read_head()
+            elif self._in == "body":
+                yield from self._read_body()
+            else:
+                self._held = b""  # bytes after the last delimiter mean nothing
+            if (len(self._held), self._in) == before:
+                return
+
+    def end(self) -> None:
+        """Raise BadRequest if the form is not complete."""
+        if not self.ended:
+            raise BadRequest("the form ends before its last boundary: the upload is not complete")
+
+    def _skip_preamble(self) -> None:
+        before, found, after = self._held.partition(self._delimiter)
+        if found:
+            self._held, self._in = after, "delimiter"
+        else:
+            self._held = before[-len(self._delimiter) :]
+
+    def _read_delimiter(self) -> None:
+        if self._held[:2] == b"--":
+            self._held, self._in = b"", "end"
+            return
+        blank, found, after = self._held.partition(b"\r\n")
+        if blank.strip(b" \t") or len(blank) > HEAD_BYTES:
+            if self._held == b"-" or blank.strip(b" \t") == b"\r":
+                return
+            raise BadRequest("the form has other bytes after a boundary")
+        if found:
+            self._held, self._in = after, "head"
+
+    def _read_head(self) -> Iterator[Event]:
+        # A head without lines is only a line break.
+        head, found, after = (b"\r\n" + self._held).partition(b"\r\n\r\n")
+        if len(head) > HEAD_BYTES:
+            raise BadRequest(f"a part of the form has a head of more than {HEAD_BYTES} bytes")
+        if not found:
+            return
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise BadRequest(f"the form has more than {MAX_PARTS} parts")
+        self._held, self._in = after, "body"
+        yield _begin(head)
+
+    def _read_body(self) -> Iterator[Event]:
+        before, found, after = self._held.partition(self._delimiter)
+        if found:
+            self._held, self._in = after, "delimiter"
+            if before:
+                yield PartData(before)
+            yield PartEnd()
+            return
+        # The last bytes may be the first part of a delimiter.
+        safe = len(self._held) - len(self._delimiter)
+        if safe > 0:
+            data, self._held = self._held[:safe], self._held[safe:]
+            yield PartData(data)
+
+
+def _begin(head: bytes) -> PartBegin:
+    """Return the beginning of a part from its head. Raises BadRequest."""
+    message = Message()
+    for line in head.split(b"\r\n"):
+        field, colon, value = line.partition(b":")
+        if colon and field.strip().lower() == b"content-disposition":
+            message["content-disposition"] = value.strip().decode("utf-8", "replace")
+    name = message.get_param("name", header="content-disposition")
+    if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
+        raise BadRequest("each part of the form needs a Content-Disposition form-data with a name")
+    return PartBegin(name, message.get_filename())

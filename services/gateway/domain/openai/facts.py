@@ -1,0 +1,38 @@
+"""The facts of a batch that only OpenAI's API has. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAiFacts:
+    """The caller's words about a batch, and the files that it writes. ``expires_ms``: its deadline."""
+
+    input_file: bytes
+    output_file: bytes
+    error_file: bytes
+    endpoint: str
+    window: str
+    expires_ms: int
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON, for the record."""
+        return {
+            "input_file": self.input_file.hex(),
+            "output_file": self.output_file.hex(),
+            "error_file": self.error_file.hex(),
+            "endpoint": self.endpoint,
+            "window": self.window,
+            "expires_ms": self.expires_ms,
+            "metadata": self.metadata,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> OpenAiFacts:
+        """Read the facts from the record."""
+        ids = {name: bytes.fromhex(document[name]) for name in ("input_file", "output_file", "error_file")}
+        return cls(**{**document, **ids})
