@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from calls import Call, Refused
 from llamacpp_events import StreamEvents, with_counts
 from llamacpp_resume import ResumedEvents, can_continue, continuation
 from llamacpp_settings import PATHS, settings
+from llamacpp_whole import WholeAnswer, can_join
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -33,8 +35,13 @@ class LlamaCpp:
 
         self._plan = plan
         params, key = settings(xllamacpp, plan, folder)
+        self._adapters = list(plan["adapters"])
         self._headers = {"Authorization": f"Bearer {key}"}
         self._server = xllamacpp.Server(params)
+        print(
+            f"llama.cpp (xllamacpp {xllamacpp.__version__}) has {plan['slots']} slots of up to "
+            f"{plan['context']} tokens, and a KV cache of {plan['kv_total']} tokens"
+        )
         self._direct = {
             CHAT: self._server.handle_chat_completions,
             COMPLETIONS: self._server.handle_completions,
@@ -48,12 +55,43 @@ class LlamaCpp:
                 f"The engine llamacpp has no path {path}. It has {', '.join(PATHS)}.",
                 code="unknown_path",
             )
+        body = self._with_adapter(body)
         if resume is not None:
             self._continue(body, resume, call)
         elif path in self._direct and body.get("stream"):
             self._begin(path, body, call)
+        elif path in self._direct and can_join(body):
+            self._join(path, body, call)
         else:
             relay.relay(self._server.listening_address, path, body, self._headers, call)
+
+    def _with_adapter(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the body with the LoRA adapter that its model names, as in ``model:adapter``."""
+        model, colon, adapter = str(body.get("model") or "").rpartition(":")
+        if not self._adapters:
+            return body
+        # llama.cpp reuses a prompt that it read with an adapter for a request without one.
+        body = {**body, "cache_prompt": False}
+        if not colon:
+            return body
+        if adapter not in self._adapters:
+            known = ", ".join(f"{model}:{each}" for each in self._adapters)
+            raise Refused(
+                404, f"The model has no adapter {adapter!r}. It has {known}.", code="model_not_found"
+            )
+        return {**body, "lora": [{"id": self._adapters.index(adapter), "scale": 1.0}]}
+
+    def _join(self, path: str, body: dict[str, Any], call: Call) -> None:
+        whole = WholeAnswer()
+
+        def on_event(text: str) -> bool:
+            """Add an event. Return True if the engine shall stop."""
+            whole.add(text)
+            return call.cancelled
+
+        self._run(path, with_counts({**body, "stream": True}), on_event)
+        if not call.cancelled:
+            call.emit(*whole.emission())
 
     def _begin(self, path: str, body: dict[str, Any], call: Call) -> None:
         if not can_continue(body):
@@ -83,6 +121,9 @@ class LlamaCpp:
                 call.emit(kept, meta)
             return call.cancelled
 
+        self._run(path, body, on_event)
+
+    def _run(self, path: str, body: dict[str, Any], on_event: Callable[[str], bool]) -> None:
         try:
             self._direct[path](json.dumps(body), on_event)
         except ValueError as problem:  # the engine's message about a bad body

@@ -26,7 +26,7 @@ def can_continue(body: dict[str, Any]) -> bool:
     if any(body.get(key) for key in _STATEFUL) or body.get("n") not in (None, 1):
         return False
     prompt = body.get("prompt")
-    return "messages" in body or isinstance(prompt, str) or _is_ids(prompt)
+    return "messages" in body or isinstance(prompt, str) or is_ids(prompt)
 
 
 def continuation(body: dict[str, Any], resume: dict[str, Any]) -> dict[str, Any]:
@@ -108,5 +108,6 @@ def _openai_usage(usage: list[int]) -> dict[str, Any]:
     }
 
 
-def _is_ids(prompt: Any) -> bool:
+def is_ids(prompt: Any) -> bool:
+    """Return True if a prompt is a list of ids of tokens."""
     return isinstance(prompt, list) and bool(prompt) and all(type(each) is int for each in prompt)

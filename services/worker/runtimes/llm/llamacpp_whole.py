@@ -1,0 +1,63 @@
+"""Join the events of a stream to the one answer of a request without ``stream``. Pure.
+
+llama.cpp can leave a stream between two tokens, but finds out only once a second that the caller of another
+request has left. So the engine streams, and the caller gets the whole.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llamacpp_events import Event, encoded, usage_of
+from llamacpp_resume import is_ids
+
+# With one of these, an answer has more than text. The engine makes it.
+_MORE_THAN_TEXT = (
+    "tools", "functions", "logprobs", "echo", "suffix", "best_of", "n_probs", "return_tokens", "verbose",
+    "timings_per_token", "return_progress",
+)  # fmt: skip
+
+
+def can_join(body: dict[str, Any]) -> bool:
+    """Return True if the answer to a request is one text."""
+    if any(body.get(key) for key in _MORE_THAN_TEXT) or body.get("n") not in (None, 1):
+        return False
+    prompt = body.get("prompt")
+    return "messages" in body or isinstance(prompt, str) or is_ids(prompt)
+
+
+class WholeAnswer:
+    """The answer that the events of a stream make together."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[str]] = {}
+        self._last: Event = {}
+        self._reason: str | None = None
+
+    def add(self, text: str) -> None:
+        """Add the next event of the stream."""
+        event = json.loads(text)
+        self._last |= event
+        for choice in event.get("choices", ()):
+            for key, text in (choice.get("delta") or {"text": choice.get("text")}).items():
+                if isinstance(text, str) and key != "role":
+                    self._parts.setdefault(key, []).append(text)
+            self._reason = choice.get("finish_reason") or self._reason
+
+    def emission(self) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the answer as the only event, and its facts. An error of the engine is the whole answer."""
+        if "error" in self._last:
+            error = {"error": self._last["error"]}
+            return [encoded(error)], {"status": int(error["error"].get("code") or 500)}
+        texts = {key: "".join(parts) for key, parts in self._parts.items()}
+        whole = {key: value for key, value in self._last.items() if key != "prompt_progress"}
+        if whole["object"] == "chat.completion.chunk":
+            whole["object"] = "chat.completion"
+            message = {"role": "assistant", "content": "", **texts}
+            choice = {"finish_reason": self._reason, "index": 0, "message": message}
+        else:
+            text = texts.get("text", "")
+            choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": self._reason}
+        whole["choices"] = [choice]
+        return [encoded(whole)], {"usage": usage_of(whole)}
