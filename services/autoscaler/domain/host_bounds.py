@@ -78,7 +78,9 @@ class HostBounds:
 
 def _claim(proposal: Proposal, policy: Policy) -> HostClaim:
     desired = proposal.target.replicas
-    size = size_of(proposal.round.deployment, proposal.memory.replica_mb, policy)
+    deployment = proposal.round.deployment
+    version = proposal.round.known.version_of(deployment)
+    size = size_of(deployment, proposal.memory.replica_mb, policy, version)
     return HostClaim(
         proposal.name,
         min(proposal.target.low, desired),

@@ -20,6 +20,7 @@ from services.autoscaler.domain.capacity import (
 from services.autoscaler.domain.explain import explain
 from services.autoscaler.domain.snapshot import Host, LocalOverride, Policy
 from tests.unit.autoscaler.conftest import a_deployment
+from tidegate.kernel.protocol.models import Version
 
 NAME = "digits-v1"
 SMALL = ReplicaSize(100, 1)
@@ -35,6 +36,22 @@ def test_a_replica_takes_what_is_declared_else_measured_else_assumed():
     assert size_of(declared, 900, policy) == ReplicaSize(512.0, 2.5, "declared")
     assert size_of(plain, 900, policy) == ReplicaSize(900.0, 1.0, "measured")
     assert size_of(plain, 0, policy) == ReplicaSize(256.0, 1.0, "assumed")
+
+
+def test_a_language_model_is_assumed_to_need_more_than_its_weights():
+    version = Version.model_validate({
+        "model": "m", "number": 1, "format": "llm", "artifact_sha256": "0" * 64, "artifact_size": 4 * 2**30,
+        "filename": "m.gguf", "created_at": "2026-01-01T00:00:00Z",
+    })  # fmt: skip
+    policy, estimate = Policy(replica_memory_mb=256), 1.25 * 4096 + 512
+    assert size_of(a_deployment(), 0, policy, version) == ReplicaSize(
+        estimate, 1.0, "estimated from its weights"
+    )
+    assert size_of(a_deployment(), 900, policy, version) == ReplicaSize(900.0, 1.0, "measured")
+    other = version.model_copy(update={"format": "onnx"})
+    assert size_of(a_deployment(), 0, policy, other) == ReplicaSize(256.0, 1.0, "assumed")
+    roomy = Policy(replica_memory_mb=8192)
+    assert size_of(a_deployment(), 0, roomy, version) == ReplicaSize(8192.0, 1.0, "assumed")
 
 
 def test_room_is_what_is_available_without_what_was_promised():
