@@ -81,7 +81,8 @@ class ResumedEvents:
             event["usage"] = _openai_usage(meta["usage"])
         if not self._chat:
             return [event]
-        last = {key: event.pop(key) for key in ("usage", "timings") if "usage" in event and key in event}
+        counted = ("usage", "timings") if "usage" in event else ()
+        last = {key: event.pop(key) for key in counted if key in event}
         event["object"] = "chat.completion.chunk"
         events = []
         for choice in event["choices"]:
