@@ -108,6 +108,7 @@ async def run(install: TritonInstall, tmp_path: Path) -> AsyncIterator[Run]:
             replica=f"{name}-v1-0-{len(started)}",
             env=spec.env,
             auto_complete=not config_is_complete(version),
+            start_timeout_s=spec.start_timeout_s,
             response_cache_mb=cache_mb(repository, models, spec, install),
         )
         folder.mkdir(exist_ok=True)
@@ -117,7 +118,7 @@ async def run(install: TritonInstall, tmp_path: Path) -> AsyncIterator[Run]:
         started.append((process, client))
         for model in models:
             try:
-                await client.load(model, 60)
+                await client.load(model, spec.start_timeout_s)
             except ModelFailed as failure:
                 raise ModelFailed(f"{failure.message}\n{process.tail()}") from None
         return Running(process, client, model)
