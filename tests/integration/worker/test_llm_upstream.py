@@ -35,7 +35,10 @@ server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
 """
-LIMITED = b'{"error": {"message": "Rate limit reached.", "type": "tokens", "code": "rate_limit_exceeded"}}'
+LIMITED = (
+    b'{"error": {"message": "Rate limit reached.", "type": "tokens", "param": null, '
+    b'"code": "rate_limit_exceeded"}}'
+)
 
 
 @pytest.fixture(scope="module")
