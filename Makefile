@@ -97,9 +97,9 @@ test-torch: bootstrap-dev ## test TorchScript models; first install torch into t
 test-vllm-clients: bootstrap-dev vllm ## test the clients of language models against vLLM in a stack
 	TIDEGATE_TEST_LLM_ENGINE=vllm $(PY) -m pytest $(PYTEST_FLAGS) -rs tests/e2e/llm/test_clients.py
 
-# Not part of `make test`, because vLLM is a download of 1 GB, and starts three times for a minute or more.
+# Not part of `make test`, because vLLM is a download of 1 GB, and starts five times for a minute or more.
 test-vllm: bootstrap-dev vllm ## test language models with vLLM, alone and in Triton (ten minutes)
-	TIDEGATE_TEST_VLLM=1 $(PY) -m pytest -s $(PYTEST_FLAGS) tests/integration/worker/test_vllm.py
+	TIDEGATE_TEST_VLLM=1 $(PY) -m pytest -s $(PYTEST_FLAGS) tests/integration/worker/test_vllm.py tests/e2e/test_vllm.py
 
 # Needs an NVIDIA GPU with its driver, and `make torch onnx-gpu`. Tests without their part are skipped and say why.
 test-gpu: bootstrap-dev ## test models on this machine's GPU (ONNX, TorchScript, the device in the status)

@@ -16,7 +16,7 @@ from benchmarks import places, smollm2
 from deploy.bootstrap.step import StepFailed
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
-from tests.integration.worker.fault_proxy import FaultProxy, answered
+from tests.integration.worker.fault_proxy import FaultProxy, answered, closed
 from tests.integration.worker.test_llm_upstream import LIMITED, SECRET, SERVER
 
 pytestmark = pytest.mark.e2e
@@ -115,3 +115,10 @@ def test_an_upstream_shares_the_traffic_of_an_endpoint(
         sent = provider.connections
         assert chat(stack, "own").status_code == 200
         assert time.monotonic() < until
+    provider.faults.extend([closed()] * 20)
+    stack.cli("split", "own", "own-v1=50", f"{upstream}-v1=50")
+    before = provider.connections
+    while provider.connections == before:  # it fails, and the own model answers instead
+        assert (answer := chat(stack, "own")).status_code == 200, answer.text
+        assert time.monotonic() < until
+    provider.faults.clear()

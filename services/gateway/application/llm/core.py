@@ -20,6 +20,7 @@ from services.gateway.application.inference.core import InferenceCore, Inference
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.llm.band import FRAME_PRIORITY
 from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate
+from services.gateway.domain.llm.failover import other_target
 from services.gateway.domain.llm.queue_place import QueuePlace, place
 from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.llm.resumption import StreamProgress
@@ -176,7 +177,7 @@ class LlmCore:
         load, others = self._core.load(route), self._core.fleet(route.name).elsewhere
         call.queued = QueuedAt(route, time.monotonic(), load.outstanding + others, load.completed)
         try:
-            async with aclosing(self._continued(call, route, _timeout_ms(call, endpoint))) as answers:
+            async with aclosing(self._continued(call, endpoint, route)) as answers:
                 async for answer in answers:
                     yield answer
         finally:
@@ -184,16 +185,23 @@ class LlmCore:
                 call.grant.streamed(call.cost, call.received)
 
     async def _continued(
-        self, call: LlmCall, route: DeploymentRoute, timeout_ms: float
+        self, call: LlmCall, endpoint: EndpointRoute, route: DeploymentRoute
     ) -> AsyncGenerator[LlmEvents]:
-        """Yield the events of a request. If its worker is lost, continue on another one where possible."""
+        """Yield the events of a request. If its worker is lost, continue on another one where possible.
+
+        If its engine or upstream cannot work now, send it to another target of the endpoint.
+        """
+        timeout_ms = _timeout_ms(call, endpoint)
+        failed: list[str] = []
         progress = StreamProgress(call.path, call.body)
         losses = 0
         last: LlmEvents | None = None
         while True:
             resume = progress.resume() if losses else None
             try:
-                async with aclosing(self._run(call, route, timeout_ms, resume, again=losses > 0)) as answers:
+                async with aclosing(
+                    self._run(call, route, timeout_ms, resume, again=bool(losses or failed))
+                ) as answers:
                     async for answer in answers:
                         if resume is not None:
                             answer.events = [e for each in answer.events if (e := progress.aligned(each))]
@@ -201,6 +209,16 @@ class LlmCore:
                         progress.add(answer.events, answer.meta)
                         yield answer
                 return
+            except EngineRefused as error:
+                failed.append(route.name)
+                other = None if last else other_target(endpoint, failed, error.status, call.adapter)
+                if other is None:
+                    raise
+                log.warning(
+                    "a request goes to another target",
+                    extra={"deployment": route.name, "other": other.name, "problem": error.message},
+                )
+                route = other
             except WorkerLost as error:
                 losses += 1
                 if not _continues(progress, losses, error):

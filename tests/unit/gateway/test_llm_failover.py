@@ -1,0 +1,51 @@
+"""Another target for a request whose engine cannot work now."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.gateway.domain.llm.failover import other_target
+from services.gateway.domain.routing import EndpointRoute, parse_table
+
+pytestmark = pytest.mark.unit
+
+
+def endpoint(**ready: int) -> EndpointRoute:
+    def deployment(count: int) -> dict[str, object]:
+        llm = {"context": None, "adapters": ["legal"], "slots": 4, "created": 0}
+        return {
+            "model": "m", "version": 1, "format": "llm", "signature": None, "max_queue": 10, "retry": "safe",
+            "wakeable": True, "ready": count, "llm": llm,
+        }  # fmt: skip
+
+    targets = [{"deployment": name, "weight": 50} for name in ready]
+    one = {
+        "targets": targets, "versions": {}, "default_timeout_ms": 1000, "withheld": {}, "rules": [],
+        "sticky": None,
+    }  # fmt: skip
+    table = {
+        "epoch": "1", "n": 1, "endpoints": {"chat": one},
+        "deployments": {name: deployment(count) for name, count in ready.items()},
+    }  # fmt: skip
+    return parse_table(table).endpoints["chat"]
+
+
+def other(found: EndpointRoute, failed: list[str], status: int = 503, adapter: str = "") -> str | None:
+    route = other_target(found, failed, status, adapter)
+    return route.name if route else None
+
+
+def test_a_ready_target_that_has_not_failed_gets_the_request():
+    assert other(endpoint(far=1, asleep=0, own=1), ["far"]) == "own"
+    assert other(endpoint(far=1, own=1), ["far", "own"]) is None
+    assert other(endpoint(far=1, asleep=0), ["far"]) is None
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
+def test_other_refusals_are_the_answer(status: int):
+    assert other(endpoint(far=1, own=1), ["far"], status) is None
+
+
+def test_the_other_target_has_the_adapter():
+    assert other(endpoint(far=1, own=1), ["far"], adapter="legal") == "own"
+    assert other(endpoint(far=1, own=1), ["far"], adapter="medical") is None
