@@ -125,6 +125,9 @@ test-clients: bootstrap-dev ## test clients that need a separate environment, ag
 	$(PY) -m benchmarks.install --only kserve
 	$(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/test_grpc.py -k kserve
 
+test-llm-losses: bootstrap-dev ## kill workers, engines and connections under the streams of a language model
+	LLM_LOSSES=1 $(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/llm/test_losses.py
+
 check: ## check lint, format, types, import rules and sizes
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
-import os
 import shutil
 import signal
 import socket
@@ -13,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -21,10 +16,10 @@ import pytest
 
 from tests.conftest import Figure
 from tests.e2e.conftest import Digits, Stack
+from tests.e2e.sockets import break_all, connections_of
 from tidegate import Client
 
 PATIENCE_S = 120.0
-PIDFD_GETFD = 438  # the number of the system call, on every architecture
 
 
 class Flow(threading.Thread):
@@ -118,24 +113,8 @@ def test_triton_killed(stack: Stack, served: str, digits: Digits, figure: Figure
     assert worker.is_running()
 
 
-def connections_to_triton(worker: psutil.Process) -> list[socket.socket]:
-    """Those of a worker, as sockets of this process too: what is done to them is done to the worker's."""
-    call, pidfd = ctypes.CDLL(None, use_errno=True).syscall, os.pidfd_open(worker.pid)
-    found = []
-    for entry in Path(f"/proc/{worker.pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # it was closed meanwhile, or is not connected
-            if not str(entry.readlink()).startswith("socket:"):
-                continue
-            fd = call(PIDFD_GETFD, pidfd, int(entry.name), 0)
-            if fd < 0 and ctypes.get_errno() == errno.EPERM:
-                pytest.skip("this user may not reach into the processes of its own (ptrace)")
-            if fd < 0:
-                continue
-            each = socket.socket(fileno=fd)
-            if each.family == socket.AF_UNIX and str(each.getpeername()).endswith(("grpc:1", "http")):
-                found.append(each)
-    os.close(pidfd)
-    return found
+def to_triton(each: socket.socket) -> bool:
+    return each.family == socket.AF_UNIX and str(each.getpeername()).endswith(("grpc:1", "http"))
 
 
 def test_connection_to_triton_broken(stack: Stack, served: str, digits: Digits, figure: Figure):
@@ -144,11 +123,9 @@ def test_connection_to_triton_broken(stack: Stack, served: str, digits: Digits, 
         worker = stack.worker("digits-v1")
         (triton,) = [p for p in worker.children() if p.name() == "tritonserver"]
         for _ in range(10):
-            broken = connections_to_triton(worker)
+            broken = connections_of(worker, to_triton)
             assert broken
-            for each in broken:
-                each.shutdown(socket.SHUT_RDWR)
-                each.close()
+            break_all(broken)
             flow.wait_for(5)
     figure(f"connection to Triton broken ten times: longest request {flow.longest_s:.1f} s")
     assert [p for p in worker.children() if p.name() == "tritonserver"] == [triton]

@@ -150,14 +150,15 @@ class GatewayMetrics:
 
     async def watch(self, model: str, started: float, answers: AsyncGenerator[A]) -> AsyncGenerator[A]:
         """Yield a stream's answers unchanged, and count them. ``started``: a ``time.perf_counter`` time."""
-        first = True
+        chunks = None
         try:
             async with aclosing(answers):
                 async for answer in answers:
-                    if first:
-                        FIRST_CHUNK.labels(answer.route.name).observe(time.perf_counter() - started)
-                    first = False
-                    CHUNKS.labels(answer.route.name).inc()
+                    if chunks is None:
+                        name = answer.route.name
+                        FIRST_CHUNK.labels(name).observe(time.perf_counter() - started)
+                        chunks = CHUNKS.labels(name)
+                    chunks.inc()
                     yield answer
         except TidegateError as error:
             self.refused(model, error.reason)

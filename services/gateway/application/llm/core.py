@@ -205,9 +205,10 @@ class LlmCore:
                     async for answer in answers:
                         if resume is not None:
                             answer.events = [e for each in answer.events if (e := progress.aligned(each))]
-                        last = answer
                         progress.add(answer.events, answer.meta)
-                        yield answer
+                        if answer.events:
+                            last = answer
+                            yield answer
                 return
             except EngineRefused as error:
                 failed.append(route.name)
@@ -287,15 +288,15 @@ def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
     meta = Meta()
     for tensor, raw in zip(answer.outputs, answer.reply.data, strict=True):
         if tensor.name == EVENTS:
-            events = unpack_strings(raw)
+            events = [bytes(raw[4:])] if tensor.dims == (1,) else unpack_strings(raw)
         elif tensor.name == META:
-            meta = Meta.from_bytes(unpack_strings(raw)[0])
+            meta = Meta.from_bytes(raw[4:])  # its only element, after the length
     if meta.status != 200:
         error = EngineRefused(meta.status, events[0] if events else b"", meta.retry_after_s)
         error.deployment = answer.route.name
         raise error
     cost = call.cost
-    cost.answers += 1
+    cost.answers += bool(events)
     cost.compute_us += compute_us(answer.reply)
     if meta.usage is not None:
         call.usage = meta.usage

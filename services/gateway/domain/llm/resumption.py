@@ -10,8 +10,8 @@ import orjson
 
 from tidegate.kernel.protocol.llm import Meta, Resume
 
-# Events are kept unparsed up to this size, so a short stream is never parsed.
-KEPT_BYTES = 16 * 1024
+# Events are kept unparsed up to this size, so most streams are never parsed.
+KEPT_BYTES = 64 * 1024
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 _GUIDED = (
