@@ -42,7 +42,7 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
     if name is not None:
         deployments, endpoints = _named(name, deployments, endpoints)
     return {
-        "deployments": [_stated(each, _deployment_defaults()) for each in deployments],
+        "deployments": [_stated(each, _defaults_for(each)) for each in deployments],
         "endpoints": [_stated(each, _endpoint_defaults()) for each in endpoints],
     }
 
@@ -98,6 +98,18 @@ def _without_defaults(value: dict[str, Any], defaults: Any) -> dict[str, Any]:
     if not isinstance(defaults, dict):
         return value
     return {key: each for key, each in value.items() if key not in defaults or each != defaults[key]}
+
+
+def _defaults_for(deployment: Fields) -> dict[str, Any]:
+    """Return the defaults of a Deployment's fields, and of its part for language models if it has one."""
+    return _deployment_defaults() | (_llm_defaults() if deployment.get("llm") else {})
+
+
+@cache
+def _llm_defaults() -> dict[str, Any]:
+    from tidegate.kernel.protocol.models import LlmSpec
+
+    return {"llm": LlmSpec().model_dump(mode="json")}
 
 
 @cache

@@ -13,7 +13,7 @@ from tidegate.cli.manage import documents
 from tidegate.cli.rollout import chosen, percent, rolled, weights
 from tidegate.cli.smoke import Sample, back_to, close, differences, read_samples
 from tidegate.kernel.errors import BadRequest, NotFound
-from tidegate.kernel.protocol.models import Deployment, Endpoint
+from tidegate.kernel.protocol.models import Deployment, Endpoint, LlmSpec
 
 HELD = [
     {"name": "digits-v1", "model": "digits", "version": 1},
@@ -192,6 +192,13 @@ def test_an_export_states_what_differs_from_the_defaults() -> None:
     ]
     targets = [{"deployment": "digits-v1", "weight": 100}]
     assert stated["endpoints"] == [{"name": "digits", "targets": targets, "default_timeout_ms": 5}]
+
+
+def test_an_export_of_a_language_model_states_what_differs_from_the_defaults() -> None:
+    deployment = INTENTION["deployments"][0] | {"llm": LlmSpec(slots=8).model_dump(mode="json")}
+    stated = selected({"deployments": [deployment], "endpoints": []}, None)
+    assert stated["deployments"][0]["llm"] == {"slots": 8}
+    assert "llm" not in selected(INTENTION, None)["deployments"][0]
 
 
 def test_an_export_is_what_apply_reads() -> None:
