@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.triton_process import TritonProcess
 from services.worker.api.jobs import JobConsumer
+from services.worker.api.llm_requests import LlmRequestConsumer
 from services.worker.api.requests import RequestConsumer
 from services.worker.application.batch_scheduler import BatchScheduler, OnLost
 from services.worker.application.job_leases import JobLeases
 from services.worker.application.job_records import JobRecords
 from services.worker.application.job_scheduler import JobScheduler
 from services.worker.application.lifecycle import ReplicaLifecycle
+from services.worker.application.llm_scheduler import LlmScheduler
 from services.worker.application.serving import JobServing, ReplicaServing
 from services.worker.domain.concurrency import CallLimits
+from services.worker.domain.llm_bands import LlmRoom
 from services.worker.settings import WorkerSettings
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.broker.topology import Queue, requests_queue
-from tidegate.kernel.protocol.models import Assignment
+from tidegate.kernel.protocol.models import Assignment, Deployment, LlmSpec
 from tidegate.kernel.store import JobStore, Store
 
 
@@ -50,6 +54,35 @@ def build_serving(
     )
     requests.deliver_to(scheduler)
     return ReplicaServing(publisher, requests, scheduler, jobs)
+
+
+def build_llm_serving(
+    amqp_url: str,
+    deployment: str,
+    replica: str,
+    publisher: ReplyPublisher,
+    claims: Claims,
+    room: LlmRoom,
+    *,
+    fetch_bytes: int,
+    on_lost: OnLost,
+    jobs: JobServing | None = None,
+) -> ReplicaServing:
+    """Return the parts that run the requests to a language model, and with ``jobs`` also jobs."""
+    requests = LlmRequestConsumer(
+        amqp_url, deployment, replica, publisher, claims=claims, fetch_bytes=fetch_bytes
+    )
+    scheduler = LlmScheduler(
+        publisher, requests.settle, room, replica, on_lost=on_lost, jobs=jobs.scheduler if jobs else None
+    )
+    requests.deliver_to(scheduler)
+    return ReplicaServing(publisher, requests, scheduler, jobs)
+
+
+def llm_room(deployment: Deployment) -> LlmRoom:
+    """Return the room for requests that a language model's Deployment sets."""
+    spec = deployment.llm or LlmSpec()
+    return LlmRoom(min(spec.slots, deployment.max_concurrency or spec.slots), spec.kv_tokens)
 
 
 def build_job_serving(
@@ -88,7 +121,11 @@ def build_replica(
     queue, claims = requests_queue(deployment), Claims(blobs, settings.claim_above_bytes)
     publisher = ReplyPublisher(settings.amqp_url, queue, claims)
 
+    room = llm_room(assignment.deployment) if assignment.version.format == "llm" else None
+
     def build(limits: CallLimits, on_lost: OnLost) -> ReplicaServing:
+        if room is not None:
+            limits = replace(limits, streams=room.slots)
         jobs = build_job_serving(
             settings.amqp_url,
             deployment,
@@ -100,6 +137,18 @@ def build_replica(
             keep_s=settings.job_retention_s,
             ack_timeout_s=settings.ack_timeout_s,
         )
+        if room is not None:
+            return build_llm_serving(
+                settings.amqp_url,
+                deployment,
+                replica,
+                publisher,
+                claims,
+                room,
+                fetch_bytes=settings.max_fetched_bytes,
+                on_lost=on_lost,
+                jobs=jobs,
+            )
         return build_serving(
             settings.amqp_url,
             queue,

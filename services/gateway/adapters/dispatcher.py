@@ -12,6 +12,7 @@ from services.gateway.adapters.claim_fetcher import ReplyClaimFetcher
 from services.gateway.adapters.event_publisher import EventPublisher
 from services.gateway.adapters.pending_requests import (
     DeploymentQueue,
+    Lane,
     OnReply,
     PendingRequest,
     message_of,
@@ -26,10 +27,18 @@ from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery, Refused, Unroutable
-from tidegate.kernel.broker.topology import CANCELS, EVENTS, Queue, replies_queue
+from tidegate.kernel.broker.topology import (
+    CANCELS,
+    EVENTS,
+    Queue,
+    replica_queue,
+    replies_queue,
+    requests_queue,
+)
 from tidegate.kernel.errors import DeadlinePassed, TidegateError, Unavailable, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
+from tidegate.kernel.protocol.llm import KEPT_MS, band_of
 from tidegate.kernel.protocol.presence import GatewayLoad
 from tidegate.kernel.tasks import TaskSet
 
@@ -116,8 +125,12 @@ class Dispatcher:
         *,
         priority: int = 0,
         stream: bool = False,
+        replica: str = "",
+        wait_ms: float = 0.0,
     ) -> bytes:
         """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
+
+        A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
 
         With ``stream``, ``done`` is called with each chunk, and last with END or an error. Requests that
         are queued for a Deployment in one event-loop turn are published together, at the end of the turn.
@@ -142,6 +155,10 @@ class Dispatcher:
             id_, done, route, frame, size, loop.time() + timeout_s, timer, timeout_s, order
         )
         self._pending[id_] = pending
+        if stream and route.format == "llm":
+            band = band_of(flags)
+            own = replica_queue(route.name, replica, band) if replica else None
+            pending.lane = Lane(requests_queue(route.name, band), own, wait_ms)
         queue = self.queue_of(route)
         queue.load.outstanding += 1
         queue.load.arrived += 1
@@ -152,6 +169,9 @@ class Dispatcher:
         return id_
 
     def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
+        if pending.lane is not None:
+            self._publish_alone(pending, pending.lane)
+            return
         queue.waiting.append(pending)
         if not self._flush_due:
             self._flush_due = True
@@ -188,6 +208,43 @@ class Dispatcher:
         if self._settle(id_) is not None:
             self._events.cancel(id_)
 
+    def _publish_alone(self, pending: PendingRequest, lane: Lane) -> None:
+        """Publish a request as the only one of its message, which is acked when the answer has ended."""
+        channel = self.out.channel
+        if channel is None or pending.id not in self._pending:
+            return  # it is sent after the reconnect, or its deadline passes
+        if self._fleet(pending.route.name).ready == 0:
+            self._events.demand(channel, pending.route.name)
+        if lane.own is not None:
+            self._publish_to_replica(channel, pending, lane, lane.own)
+        elif lane.shared.name in self._declared:
+            self._publish(channel, lane.shared, [pending])
+        else:
+            self._tasks.start(self._declare(channel, lane.shared, [pending]))
+
+    def _publish_to_replica(
+        self, channel: Channel, pending: PendingRequest, lane: Lane, queue: Queue
+    ) -> None:
+        """Publish a request to the queue of its replica. If that is impossible, use the shared queue."""
+
+        def on_failure(error: Unavailable) -> None:
+            if isinstance(error, Unroutable | Refused):  # else it is sent again after the reconnect
+                self._publish_alone(pending, lane)
+
+        assert pending.frame is not None
+        pending.sent, lane.own = True, None
+        try:
+            channel.send(
+                message_of([pending.frame]),
+                routing_key=queue.name,
+                expiration_ms=lane.wait_ms,
+                reply_to=self._reply_to.name,
+                mandatory=True,
+                on_failure=on_failure,
+            )
+        except Unavailable as error:
+            on_failure(error)
+
     def _flush(self) -> None:
         self._flush_due = False
         channel = self.out.channel
@@ -222,6 +279,8 @@ class Dispatcher:
             return
         now = self._loop.time()
         expiration_ms = int((max(pending.deadline for pending in live) - now) * 1e3)
+        if live[0].lane is not None:
+            expiration_ms += KEPT_MS
         for pending in live:
             pending.sent = True
         on_failure = partial(self._on_publish_failure, queue, live)
@@ -289,7 +348,10 @@ class Dispatcher:
                 pending.order.attempt += 1
                 pending.frame = renumbered(pending.frame, pending.order.attempt)
             pending.resent = pending.sent
-            again[pending.route.name].append(pending)
+            if pending.lane is not None:
+                self._publish_alone(pending, pending.lane)
+            else:
+                again[pending.route.name].append(pending)
         for name, waiting in again.items():
             self._queues[name].waiting = waiting
         self._flush()

@@ -19,6 +19,18 @@ OnReply = Callable[[ReplyOrError], None]
 
 
 @dataclass(slots=True)
+class Lane:
+    """The queues of a request to a language model: its band's shared one, and that of a preferred replica.
+
+    In the queue of the replica (``own``) it waits for up to ``wait_ms``. None: it prefers no replica.
+    """
+
+    shared: Queue
+    own: Queue | None = None
+    wait_ms: float = 0.0
+
+
+@dataclass(slots=True)
 class PendingRequest:
     """A request that waits for its reply. ``done`` is called once, with the reply or an error.
 
@@ -27,6 +39,8 @@ class PendingRequest:
 
     ``frame`` is a list of pieces if it is large. It is None while the data is uploaded to the blob store,
     and after a stream's first chunk. ``size`` includes uploaded data, because the worker will hold it.
+
+    A request to a language model has a ``lane``, and a message of its own.
     """
 
     id: bytes
@@ -39,6 +53,7 @@ class PendingRequest:
     timeout_s: float
     order: ChunkOrder | None = None
     claim: bytes | None = None
+    lane: Lane | None = None
     sent: bool = False
     resent: bool = False
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from services.gateway.domain.replica_choice import ReplicaSlots
 from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
 
 LOAD_FAILED = "LoadFailed"
@@ -20,7 +21,7 @@ class ReplicaFleet:
     requests as it may. ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time
     until the next replica is ready. ``fault``: why no replica can start. ``load_failed``: the model cannot
     be loaded, and no replica can answer. ``reloading``: the message of a replica that was ready before and
-    starts again, if no replica is ready.
+    starts again, if no replica is ready. ``replicas``: the ready ones of a decoupled model.
     """
 
     ready: int = 0
@@ -31,6 +32,7 @@ class ReplicaFleet:
     fault: str = ""
     load_failed: bool = False
     reloading: str = ""
+    replicas: tuple[ReplicaSlots, ...] = ()
 
 
 UNKNOWN_FLEET = ReplicaFleet()
@@ -71,8 +73,13 @@ def fleets(
             elsewhere.get(name, 0),
             start_ms,
             *fault,
+            tuple(ReplicaSlots(r.replica, r.inflight, int(r.parallel)) for r in ready[name] if _decoupled(r)),
         )
     return result
+
+
+def _decoupled(report: ReplicaReport) -> bool:
+    return report.signature is not None and bool(report.signature.get("decoupled"))
 
 
 def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -> ReplicaFault:

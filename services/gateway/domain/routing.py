@@ -18,13 +18,15 @@ class LlmRoute:
     """Facts about a language model. ``context``: the most tokens of a prompt and its answer, if known.
 
     ``adapters``: names of LoRA adapters. ``slots``: the sequences that a replica works on together.
-    ``created``: the time of the version in seconds since the epoch.
+    ``created``: the time of the version in seconds since the epoch. ``affinity_wait_ms``: how long a request
+    waits for the replica that it prefers; 0: it prefers none.
     """
 
     context: int | None = None
     adapters: tuple[str, ...] = ()
     slots: int = 4
     created: int = 0
+    affinity_wait_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ class RouteController:
         ready = compiler.ready_counts(self._reports)
         self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
         table = compiler.build_table(desired, ready, self._learned, compiler.failing(self._reports))
-        await self._queues.declare(set(table["deployments"]), self.connection)
+        await self._queues.declare(compiler.queues(table), self.connection)
         await self._publish(table, epoch)
         for endpoint in compiler.settled(desired, ready):
             await self._registry.settle(endpoint)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Connection
-from tidegate.kernel.broker.topology import requests_queue, suspects_queue
+from tidegate.kernel.broker.topology import Queue
 from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
@@ -36,8 +37,9 @@ class QueueDeclarer:
         """Declare all queues again: the broker may have lost them. Failed ones keep their retry times."""
         self._declared.clear()
 
-    async def declare(self, deployments: set[str], connection: Connection) -> None:
-        """Declare the missing queues. Those that failed before are declared last."""
+    async def declare(self, queues: Mapping[str, Sequence[Queue]], connection: Connection) -> None:
+        """Declare the missing queues of Deployments. Those that failed before are declared last."""
+        deployments = set(queues)
         # Forget deleted Deployments: one that is created again under the same name needs its queues again.
         self._declared &= deployments
         self._failed = {name: each for name, each in self._failed.items() if name in deployments}
@@ -49,8 +51,8 @@ class QueueDeclarer:
             if failed is not None and now < failed.not_before:
                 continue
             try:
-                await channel.declare(requests_queue(name))
-                await channel.declare(suspects_queue(requests_queue(name)))
+                for queue in queues[name]:
+                    await channel.declare(queue)
             except Unavailable as error:
                 self._postpone(name, error.message, now)
                 return  # the channel is closed: the rest is declared on the next one

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from tidegate.kernel.broker.topology import requests_queue
-from tidegate.kernel.protocol.models import Deployment, DesiredState, Endpoint, LlmSpec, Target, Version
+from tidegate.kernel.broker.topology import Queue, requests_queue, suspects_queue
+from tidegate.kernel.protocol.llm import BAND_WEIGHTS
+from tidegate.kernel.protocol.models import (
+    Deployment,
+    DesiredState,
+    Endpoint,
+    Format,
+    LlmSpec,
+    Target,
+    Version,
+)
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 Table = dict[str, Any]
@@ -48,6 +57,17 @@ def build_table(
     }
 
 
+def queues(table: Table) -> dict[str, list[Queue]]:
+    """Return the queues of each Deployment in a table. A language model has one for each band of requests."""
+    return {name: _queues(name, entry["format"]) for name, entry in table["deployments"].items()}
+
+
+def _queues(deployment: str, format: Format) -> list[Queue]:
+    shared = requests_queue(deployment)
+    bands = [requests_queue(deployment, band) for band in BAND_WEIGHTS] if format == "llm" else [shared]
+    return [*bands, suspects_queue(shared)]
+
+
 def _deployment(deployment: Deployment, version: Version, ready: int, learned: Any) -> dict[str, Any]:
     signature = version.signature.model_dump() if version.signature else learned
     if version.signature and learned and learned.get("decoupled"):
@@ -76,6 +96,7 @@ def _llm(deployment: Deployment, version: Version) -> dict[str, Any]:
         "llm": {
             "context": spec.context,
             "adapters": sorted(spec.adapters),
+            "affinity_wait_ms": spec.affinity_wait_ms,
             "slots": spec.slots,
             "created": int(version.created_at.timestamp()),
         }

@@ -43,3 +43,18 @@ MODEL_DEATHS = Counter(
     "tidegate_worker_model_deaths_total",
     "Times that the model's process or Triton ended, or was killed because it did not answer.",
 )
+LLM_SLOTS = Gauge("tidegate_worker_llm_slots", "Requests that a language model works on at the same time.")
+LLM_TAKEN = Counter(
+    "tidegate_worker_llm_taken_total",
+    "Requests to a language model that this worker took, by band and queue (shared, or the replica's own).",
+    ["band", "queue"],
+)
+LLM_RETURNED = Counter(
+    "tidegate_worker_llm_returned_total",
+    "Requests to a language model that arrived while no slot was free. They went back to the shared queue.",
+)
+LLM_LOST = Counter(
+    "tidegate_worker_llm_lost_total",
+    "Requests that were answered with worker_lost, because their worker or their engine was lost.",
+    ["what"],
+)

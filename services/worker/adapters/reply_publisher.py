@@ -104,13 +104,20 @@ class ReplyPublisher:
             frame = envelope.failure_frame(request.id, request.attempt, WorkerLost.reason, message)
             await self.reply(reply_to, [frame])
 
-    async def requeue(self, request: Request, reply_to: str) -> None:
-        """Publish an unchanged request again, for any replica. Use this if it was in no call."""
-        await self._publish_request(self._queue, request, request.attempt, reply_to)
+    async def requeue(
+        self, request: Request, reply_to: str, queue: Queue | None = None, *, kept_ms: int = 0
+    ) -> None:
+        """Publish an unchanged request again, for any replica. Use this if it was in no call.
 
-    async def _publish_request(self, queue: Queue, request: Request, attempt: int, reply_to: str) -> bool:
+        ``queue``: another one than that of the requests. The message expires ``kept_ms`` after the deadline.
+        """
+        await self._publish_request(queue or self._queue, request, request.attempt, reply_to, kept_ms)
+
+    async def _publish_request(
+        self, queue: Queue, request: Request, attempt: int, reply_to: str, kept_ms: int = 0
+    ) -> bool:
         """Publish a request as this attempt. Return False, without publishing, if its deadline has passed."""
-        left_ms = int(request.deadline_ms - time.time() * 1e3)
+        left_ms = int(request.deadline_ms - time.time() * 1e3) + kept_ms
         if left_ms <= 0:
             return False
         await self._publish(

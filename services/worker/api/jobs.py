@@ -12,8 +12,8 @@ from typing import Any
 
 from services.worker.adapters.metrics import JOBS, REDELIVERED
 from services.worker.adapters.reply_publisher import ReplyPublisher
-from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.application.job_scheduler import JobScheduler
+from services.worker.application.serving import Scheduler
 from services.worker.domain.ack_tracker import AckTracker
 from services.worker.domain.concurrency import job_calls
 from services.worker.domain.job_backlog import QueuedJob
@@ -43,7 +43,7 @@ class JobConsumer:
         self._queues = {level: jobs_queue(deployment, level) for level in LEVELS}
         self._publisher = publisher
         self._jobs = jobs
-        self._scheduler: BatchScheduler | None = None
+        self._scheduler: Scheduler | None = None
         self._acks = AckTracker()
         self._channel: Channel | None = None
         self._consumers: list[str] = []
@@ -59,7 +59,7 @@ class JobConsumer:
         """Return how many messages are not settled yet."""
         return len(self._acks) if self._channel is not None else 0
 
-    def start(self, scheduler: BatchScheduler) -> None:
+    def start(self, scheduler: Scheduler) -> None:
         """Connect; no job is consumed before :meth:`open`. The prefetch depends on ``scheduler``."""
         self._scheduler = scheduler
         self.connection.start()

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.worker.adapters.model import Model
 from services.worker.adapters.reply_publisher import ReplyPublisher
-from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.application.job_leases import JobLeases
 from services.worker.application.job_scheduler import JobScheduler
+from services.worker.domain.statistics import WorkStats
 from tidegate.kernel.broker.connection import Connection
 
 
@@ -42,10 +43,48 @@ class Requests(Consumer, Protocol):
         """Publish the waiting requests to the queue again, if other replicas consume it."""
 
 
+class Scheduler(Protocol):
+    """The scheduler of the requests and jobs of a model. A language model has one of its own."""
+
+    stats: WorkStats
+    suspect_died: bool
+
+    @property
+    def in_hand(self) -> int:
+        """Return how many requests and jobs wait here or are in a call."""
+
+    @property
+    def max_calls(self) -> int:
+        """Return how many calls may be open at the same time."""
+
+    @property
+    def max_batch(self) -> int:
+        """Return how many requests fit into one call; 0: the model has no batch axis."""
+
+    @property
+    def effective_concurrency(self) -> float:
+        """Return how many requests share the duration of one call when the model is fully loaded."""
+
+    def start(self) -> None:
+        """Start to run requests."""
+
+    async def stop(self) -> None:
+        """Stop immediately; the requests here stay unsettled and go back to the queue."""
+
+    def use(self, model: Model | None) -> None:
+        """Call this model from now on; with None, start no calls."""
+
+    def lose_model(self) -> None:
+        """Start no more calls, because the model server has ended."""
+
+    def caller_timeouts_s(self) -> list[float]:
+        """Return the longest timeout of the callers of each open call, in seconds."""
+
+
 class JobMessages(Consumer, Protocol):
     """The consumer of jobs."""
 
-    def start(self, scheduler: BatchScheduler) -> None:
+    def start(self, scheduler: Scheduler) -> None:
         """Connect; no job is consumed before :meth:`open`."""
 
 
@@ -64,7 +103,7 @@ class ReplicaServing:
 
     publisher: ReplyPublisher
     requests: Requests
-    scheduler: BatchScheduler
+    scheduler: Scheduler
     jobs: JobServing | None = None
 
     @property

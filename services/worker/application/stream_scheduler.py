@@ -10,33 +10,20 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import aclosing
 
-from services.worker.adapters.metrics import ANSWERED, CHUNKS, FIRST_CHUNK_SECONDS
+from services.worker.adapters.metrics import ANSWERED
 from services.worker.adapters.model import Model
-from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.request_log import log_failure
-from services.worker.application.model_calls import (
-    MAX_US,
-    CallFailure,
-    check_key_length,
-    count_failure,
-    count_slot_success,
-    decide_failure,
-)
+from services.worker.application.model_calls import CallFailure, count_failure, count_slot_success
+from services.worker.application.stream_answers import send_answers
 from services.worker.domain.backlog import QueuedRequest
-from services.worker.domain.split import describe
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import WorkerLost
 from tidegate.kernel.protocol import envelope
-from tidegate.kernel.protocol.envelope import Buffer, Reply
 
 log = telemetry.logger(__name__)
-
-# A stream ends if it has no answer for this long. Usually the gateway cancels it sooner.
-SILENCE_S = 600.0
 
 
 class StreamScheduler:
@@ -161,7 +148,7 @@ class StreamScheduler:
 
     async def _run(self, model: Model, item: QueuedRequest) -> None:
         began = time.monotonic()
-        chunks, outcome = await self._send_answers(model, item, began)
+        chunks, outcome = await send_answers(self._publisher, model, item, began)
         if isinstance(outcome, CallFailure):
             await self._on_failure(model, item, chunks, outcome)
             return
@@ -188,31 +175,6 @@ class StreamScheduler:
         await self._reply(item, frame)
         self._finish(item, error.reason)
 
-    async def _send_answers(
-        self, model: Model, item: QueuedRequest, began: float
-    ) -> tuple[int, str | CallFailure[QueuedRequest]]:
-        """Send each answer as soon as it is made. Return their number, and "ok", "expired" or the failure."""
-        loop = asyncio.get_running_loop()
-        left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)
-        silence_s = max(left_s, SILENCE_S)
-        chunks, last = 0, began
-        try:
-            async with asyncio.timeout(left_s) as limit, aclosing(model.stream(item.request)) as answers:
-                async for answer in answers:
-                    now = time.monotonic()
-                    limit.reschedule(loop.time() + silence_s)
-                    chunk = _chunk(item, answer, chunks, began - item.received, now - last)
-                    await self._publisher.reply(item.delivery.reply_to, [chunk], left_s=silence_s)
-                    if chunks == 0:
-                        FIRST_CHUNK_SECONDS.observe(now - began)
-                    chunks, last = chunks + 1, now
-                    CHUNKS.inc()
-        except TimeoutError:
-            return chunks, "expired"
-        except Exception as error:
-            return chunks, decide_failure([item], error, "the stream failed")
-        return chunks, "ok"
-
     async def _reply(self, item: QueuedRequest, frame: bytes) -> None:
         await self._publisher.reply(item.delivery.reply_to, [frame])
 
@@ -222,19 +184,3 @@ class StreamScheduler:
     def _finish(self, item: QueuedRequest, outcome: str) -> None:
         ANSWERED.labels(outcome).inc()
         self._settle([item])
-
-
-def _chunk(
-    item: QueuedRequest, answer: ModelAnswer, seq: int, waited_s: float, made_s: float
-) -> Buffer | Reply:
-    """Return an answer as a CHUNK: a frame, or a Reply if it is large. Raise ModelFailed for a long key."""
-    request = item.request
-    rows, tensors = describe(answer.outputs, request.rows)
-    data: list[Buffer] = [output.raw for output in answer.outputs]
-    wait_us, compute_us = (min(int(s * 1e6), MAX_US) for s in (waited_s, made_s))
-    key = envelope.result_key(tensors, answer.parameters)
-    check_key_length(len(key))
-    reply = Reply(request.id, envelope.CHUNK, request.attempt, seq, rows, wait_us, compute_us, 1, key, data)
-    if sum(map(len, data)) > envelope.LARGE:
-        return reply
-    return b"".join(envelope.reply_pieces(reply))

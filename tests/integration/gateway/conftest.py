@@ -39,6 +39,7 @@ from tidegate.kernel.broker.topology import (
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, Request
+from tidegate.kernel.protocol.llm import BAND_WEIGHTS
 from tidegate.kernel.store.live import GATEWAY, ROUTES, ROUTES_CHANGED
 from tidegate.stack.ports import free_ports
 
@@ -76,6 +77,7 @@ class Peer:
     """A worker that answers each request with ``answer`` and keeps everything that it received."""
 
     def __init__(self, url: str, deployment: str) -> None:
+        self._deployment = deployment
         self.queue: Queue = requests_queue(deployment)
         self.answer: Callable[[Request], bytes | None] = echo
         self.envelopes: list[list[Request]] = []
@@ -94,7 +96,8 @@ class Peer:
         async def on_requests(delivery: Delivery) -> None:
             await self._on_requests(channel, delivery)
 
-        for queue in (self.queue, self._cancels, self._events):
+        bands = [requests_queue(self._deployment, band) for band in BAND_WEIGHTS]  # normal: self.queue
+        for queue in (*bands, self._cancels, self._events):
             await channel.declare(queue)
         for exchange in (CANCELS, EVENTS):
             await channel.declare(exchange)
@@ -102,7 +105,8 @@ class Peer:
         await channel.bind(self._events, EVENTS, "demand.#")
         await channel.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
         await channel.consume(self._events, self._on_demand, prefetch=100, no_ack=True)
-        await channel.consume(self.queue, on_requests, prefetch=1000)
+        for queue in bands:
+            await channel.consume(queue, on_requests, prefetch=1000)
 
     async def _on_requests(self, channel: Channel, delivery: Delivery) -> None:
         found = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]

@@ -13,10 +13,12 @@ from tidegate.kernel.broker.topology import (
     Queue,
     cancels_queue,
     events_queue,
+    replica_queue,
     replies_queue,
     requests_queue,
 )
 from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol.llm import BAND_WEIGHTS
 
 pytestmark = pytest.mark.integration
 
@@ -262,6 +264,73 @@ async def test_a_cancelled_consumer_keeps_what_it_holds(connect, queue, until):
     await channel.consume(queue, keep, prefetch=10)
     await until(lambda: [d.body for d in got] == [b"one", b"two"])
     assert not got[1].redelivered
+
+
+async def test_messages_are_taken_one_by_one(connect, queue):
+    channel = channel_of(await connect())
+    await channel.declare(queue)
+    assert await channel.get(queue) is None
+    large = bytes(range(256)) * 2000
+    for body in (b"", b"small", large):
+        await channel.publish(body, routing_key=queue.name, reply_to="r", headers={"x": 1})
+    found = [await channel.get(queue) for _ in range(4)]
+    assert [each and each.body for each in found] == [b"", b"small", large, None]
+    assert found[1] is not None
+    assert (found[1].reply_to, found[1].headers, found[1].routing_key) == ("r", {"x": 1}, queue.name)
+    assert not found[1].redelivered
+
+
+async def test_a_taken_message_is_delivered_again_after_its_channel_ended(connect, queue, until):
+    taker = await connect()
+    channel = channel_of(taker)
+    await channel.declare(queue)
+    for body in (b"kept", b"settled"):
+        await channel.publish(body, routing_key=queue.name)
+    first, second = await channel.get(queue), await channel.get(queue)
+    assert first is not None
+    assert second is not None
+    channel.ack(second.tag)
+    await channel.depth(queue)  # the broker has read the ack
+    await taker.stop()
+    other = channel_of(await connect())
+    await until(lambda: _depth_is(other, queue, 1))
+    again = await other.get(queue)
+    assert again is not None
+    assert (again.body, again.redelivered) == (b"kept", True)
+
+
+async def test_taking_beside_a_consumer(connect, queue, fresh, until):
+    other = requests_queue(fresh("other"))
+    inbox = Inbox(queue)
+    channel = channel_of(await connect(inbox.setup))
+    await channel.declare(other)
+    for number in range(50):
+        await channel.publish(b"%d" % number, routing_key=other.name)
+        await channel.publish(b"%d" % number, routing_key=queue.name)
+    found = await asyncio.gather(*(channel.get(other) for _ in range(51)))
+    assert [each.body for each in found if each] == [b"%d" % number for number in range(50)]
+    await until(lambda: inbox.bodies == [b"%d" % number for number in range(50)])
+
+
+async def test_taking_from_a_missing_queue_ends_the_channel(connect, queue):
+    with pytest.raises(Unavailable, match="NOT_FOUND"):
+        await channel_of(await connect()).get(queue)
+
+
+async def test_an_expired_message_moves_to_the_shared_queue(connect, fresh):
+    """A request waits in its replica's queue for a limited time. Then any worker may take it."""
+    deployment = fresh("d")
+    for band in BAND_WEIGHTS:
+        shared, own = requests_queue(deployment, band), replica_queue(deployment, "d-0-1", band)
+        channel = channel_of(await connect())
+        await channel.declare(shared)
+        await channel.declare(own)
+        await channel.publish(b"x", routing_key=own.name, expiration_ms=20, reply_to="r", mandatory=True)
+        while (moved := await channel.get(shared)) is None:
+            await asyncio.sleep(0.01)
+        assert (moved.body, moved.reply_to, moved.redelivered) == (b"x", "r", False)
+        assert moved.headers["x-death"][0]["reason"] == "expired"
+        await channel.delete(own)
 
 
 async def test_events_reach_everybody_who_listens(connect, fresh, until):

@@ -86,6 +86,7 @@ class Worker:
 
     @property
     def scheduler(self) -> BatchScheduler:
+        assert isinstance(self.serving.scheduler, BatchScheduler)
         return self.serving.scheduler
 
     async def die(self) -> None:

@@ -163,6 +163,7 @@ class Worker:
 
     @property
     def scheduler(self) -> BatchScheduler:
+        assert isinstance(self.serving.scheduler, BatchScheduler)
         return self.serving.scheduler
 
     @property

@@ -158,6 +158,13 @@ def test_fleets_count_ready_replicas():
     }
 
 
+def test_a_fleet_has_the_slots_of_a_language_models_replicas():
+    decoupled = {"signature": {"decoupled": True}, "parallel": 4.0, "inflight": 3}
+    found = fleets([report("a", **decoupled), report("a", "draining", **decoupled), report("b")])
+    assert [(each.inflight, each.slots) for each in found["a"].replicas] == [(3, 4)]
+    assert found["b"].replicas == ()
+
+
 def test_a_fleet_has_the_start_time_from_the_autoscaler():
     failed = {"conditions": [{"type": "Loaded", "ok": False, "message": "no such file"}]}
     starts = {

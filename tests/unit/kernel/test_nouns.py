@@ -117,12 +117,19 @@ def test_queues_are_apart():
     names = {
         topology.requests_queue("a").name,
         topology.requests_queue("b").name,
+        topology.requests_queue("a", "high").name,
+        topology.requests_queue("a.high").name,
+        topology.replica_queue("a", "a-0-1", "normal").name,
+        topology.replica_queue("a", "a-0-1", "high").name,
+        topology.suspects_queue(topology.requests_queue("a")).name,
         topology.replies_queue("a").name,
         topology.events_queue("router", "a").name,
         topology.cancels_queue("a-0-1", "a").name,
         topology.EXCEPTIONS.name,
     }
-    assert len(names) == 6
+    assert len(names) == 11
+    of_a_b = (topology.requests_queue("a.b", "low"), topology.replica_queue("a.b", "a.b-0-1", "low"))
+    assert [topology.deployment_of(queue.name) for queue in of_a_b] == ["a.b", "a.b"]
     assert topology.demand_key("digits-v1") == "demand.digits-v1"
 
 

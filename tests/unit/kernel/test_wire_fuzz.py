@@ -39,6 +39,8 @@ VALID = [
     message(bytes(2 * wire.LARGE)),
     wire.HEARTBEAT_FRAME,
     wire.ack(1, 3, True),
+    frame.marshal(commands.Basic.GetOk(7, True, "", "q", 3), 1) + message(b"x")[-60:],
+    frame.marshal(commands.Basic.GetEmpty(), 1),
     frame.marshal(commands.Basic.Nack(3, True, True), 1),
     frame.marshal(commands.Basic.Return(312, "NO_ROUTE", "", "q"), 1) + message(b"x")[-60:],
     frame.marshal(commands.Connection.Tune(1, 131_072, 60), 0),

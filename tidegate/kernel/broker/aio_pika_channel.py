@@ -165,6 +165,12 @@ class AioPikaChannel:
         await self._call(source.consume(on_message, no_ack, exclusive, consumer_tag=tag))
         return tag
 
+    async def get(self, queue: Queue) -> Delivery | None:
+        source = await self._channel.get_queue(queue.name, ensure=False)
+        # aio-pika's own timeout would leave the answer of a late message unread.
+        message = await self._call(source.get(no_ack=False, fail=False, timeout=None))
+        return None if message is None else _delivery(message)
+
     async def cancel(self, consumer_tag: str) -> None:
         await self._call(self._driver.basic_cancel(consumer_tag))
 

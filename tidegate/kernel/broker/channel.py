@@ -95,6 +95,9 @@ class Channel(Protocol):
         ``on_delivery`` is called in the order of arrival. If it returns an awaitable, that runs as a task.
         """
 
+    async def get(self, queue: Queue) -> Delivery | None:
+        """Take the next message of ``queue``; return None if no message waits. No prefetch counts it."""
+
     async def cancel(self, consumer_tag: str) -> None:
         """Stop a consumer. Its unacked messages stay with it until they are acked or the channel ends."""
 

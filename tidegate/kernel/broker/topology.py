@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tidegate.kernel.protocol.jobs import Level
+from tidegate.kernel.protocol.llm import Band
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ REQUESTS_PREFIX = "requests.v1."
 # has a colon, and AMQP libraries accept it in a queue's name.
 _DOT = ":"
 REPLIES_PREFIX = "replies.v1."
+# The broker deletes a replica's own queue when no worker has used it for this time.
+REPLICA_QUEUE_EXPIRES_MS = 60_000
 
 
 def word_of(deployment: str) -> str:
@@ -82,9 +85,28 @@ def deployment_of(queue: str) -> str:
     return ""
 
 
-def requests_queue(deployment: str) -> Queue:
-    """Return the queue of interactive requests: gateway -> the Deployment's workers. Transient messages."""
-    return Queue(f"{REQUESTS_PREFIX}{word_of(deployment)}", exchange=WORKERS)
+def requests_queue(deployment: str, band: Band = "normal") -> Queue:
+    """Return the queue of interactive requests: gateway -> the Deployment's workers. Transient messages.
+
+    Only language models have bands other than ``normal``, and one request per envelope.
+    """
+    suffix = "" if band == "normal" else f".{band}"
+    return Queue(f"{REQUESTS_PREFIX}{word_of(deployment)}{suffix}", exchange=WORKERS)
+
+
+def replica_queue(deployment: str, replica: str, band: Band) -> Queue:
+    """Return the queue of a band's requests that prefer a replica: gateway -> its worker, which declares it.
+
+    The gateway lets a message expire after the Deployment's ``affinity_wait_ms``. Then the broker moves the
+    message to the band's shared queue, where any worker takes it.
+    """
+    shared = requests_queue(deployment, band)
+    arguments = {
+        "x-expires": REPLICA_QUEUE_EXPIRES_MS,
+        "x-dead-letter-exchange": WORKERS.name,
+        "x-dead-letter-routing-key": shared.name,
+    }
+    return Queue(f"{REQUESTS_PREFIX}{word_of(deployment)}.r.{word_of(replica)}.{band}", arguments)
 
 
 def suspects_queue(requests: Queue) -> Queue:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import orjson
 
+from tidegate.kernel.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 REQUEST, EVENTS, META = "request", "events", "meta"
@@ -31,9 +32,23 @@ SIGNATURE = Signature(
 Band = Literal["high", "normal", "low"]
 BAND_WEIGHTS: dict[Band, int] = {"high": 16, "normal": 4, "low": 1}
 
+# The priority in the flags of a band's request frames.
+BAND_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": LAST_PRIORITY}
+# A message stays in its queue for this time after the deadline of the first part of the answer.
+# So a longer stream is delivered again too, and its gateway hears at once that its worker was lost.
+KEPT_MS = 3_600_000
+
 # A parameter of the call key: the tokens that the request may occupy in the engine's KV cache (prompt and
 # answer), as the gateway estimates them. The worker adds them up against the Deployment's ``kv_tokens``.
 KV_TOKENS = "kv_tokens"
+# A parameter of the first answer to a request: the name of the replica that runs the request.
+REPLICA = "tidegate_replica"
+
+
+def band_of(flags: int) -> Band:
+    """Return the band that the flags of a request frame contain."""
+    priority = flags >> PRIORITY_SHIFT & LAST_PRIORITY
+    return next((band for band, known in BAND_PRIORITY.items() if known == priority), "normal")
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,10 +212,13 @@ class InferenceCore:
         queued: Callable[[], None] = _nothing,
         *,
         admitted: bool = False,
+        replica: str | None = None,
+        wait_ms: float = 0.0,
     ) -> AsyncGenerator[InferenceResult]:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
         ``decode_s``: the seconds that decoding took. ``admitted``: it continues a request that was admitted.
+        A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
         """
         if not admitted:
             self._admit(route, timeout_ms)
@@ -231,6 +234,8 @@ class InferenceCore:
             chunks.put,
             priority=request.priority,
             stream=True,
+            replica=replica or "",
+            wait_ms=wait_ms,
         )
         del request
         queued()

@@ -17,6 +17,7 @@ from prometheus_client import Counter
 
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, Timing
+from services.gateway.application.prefix_affinity import PrefixAffinity
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.llm.band import FRAME_PRIORITY
 from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate
@@ -31,7 +32,17 @@ from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.access import ANONYMOUS, INFER, Principal
-from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, REQUEST, Band, LlmRequest, Meta, Resume
+from tidegate.kernel.protocol.llm import (
+    EVENTS,
+    KV_TOKENS,
+    META,
+    REPLICA,
+    REQUEST,
+    Band,
+    LlmRequest,
+    Meta,
+    Resume,
+)
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 log = telemetry.logger(__name__)
@@ -118,6 +129,7 @@ class LlmCore:
     def __init__(self, core: InferenceCore, access: Access) -> None:
         self._core = core
         self._access = access
+        self._affinity = PrefixAffinity(lambda deployment: core.fleet(deployment).replicas)
 
     def find(self, model: str) -> tuple[EndpointRoute, DeploymentRoute]:
         """Return the endpoint and the Deployment for a model's name.
@@ -244,13 +256,25 @@ class LlmCore:
         began = time.perf_counter()
         request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began
-        answers = self._core.stream_from(
-            route, request, timeout_ms, decode_s, call.trace, call.cost.begin, admitted=again
-        )
-        del request
-        async with aclosing(answers):
-            async for answer in answers:
-                yield _events(call, answer)
+        wait_ms = route.llm.affinity_wait_ms if route.llm is not None else 0.0
+        salt = f"{call.principal.id}\0{call.adapter}".encode()
+        with self._affinity.place(route.name, wait_ms, call.path, call.body, salt) as placement:
+            answers = self._core.stream_from(
+                route,
+                request,
+                timeout_ms,
+                decode_s,
+                call.trace,
+                call.cost.begin,
+                admitted=again,
+                replica=placement.replica,
+                wait_ms=wait_ms,
+            )
+            del request
+            async with aclosing(answers):
+                async for answer in answers:
+                    placement.taken_by(answer.parameters.get(REPLICA))
+                    yield _events(call, answer)
 
 
 def _continues(progress: StreamProgress, losses: int, error: WorkerLost) -> bool:

@@ -101,6 +101,10 @@ class AmqpChannel:
         except ConnectionLost as error:
             raise _unavailable(error) from error
 
+    async def get(self, queue: Queue) -> Delivery | None:
+        found = await self._call(commands.Basic.Get(queue=queue.name))
+        return _delivery(found) if isinstance(found, Delivered) else None
+
     async def cancel(self, consumer_tag: str) -> None:
         try:
             await self._connection.cancel(consumer_tag)

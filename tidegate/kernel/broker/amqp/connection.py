@@ -220,6 +220,8 @@ class AmqpConnection(asyncio.BufferedProtocol):
                 consumer = self._consumers.get(event.consumer_tag)
                 if consumer is not None:
                     consumer(event)
+                elif not event.consumer_tag:
+                    self._on_answer(event)
             case Confirmed():
                 self._on_confirmed(event)
             case Returned():
@@ -261,9 +263,12 @@ class AmqpConnection(asyncio.BufferedProtocol):
             case commands.Connection.Unblocked():
                 self.blocked = False
             case _:
-                answer, self._answer = self._answer, None
-                if answer is not None and not answer.done():
-                    answer.set_result(method)
+                self._on_answer(method)
+
+    def _on_answer(self, found: Any) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_result(found)
 
     # --- methods that answer ---------------------------------------------------------------------------
 

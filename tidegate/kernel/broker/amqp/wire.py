@@ -24,8 +24,8 @@ _ACK = struct.Struct(">BHIHHQBB")
 _INDEX = struct.Struct(">HH")
 _TAG = struct.Struct(">Q")
 
-_DELIVER, _RETURN, _ACKED, _NACKED = (60, 60), (60, 50), (60, 80), (60, 120)
-_WITH_CONTENT = (_DELIVER, _RETURN)
+_DELIVER, _GOT, _RETURN, _ACKED, _NACKED = (60, 60), (60, 71), (60, 50), (60, 80), (60, 120)
+_WITH_CONTENT = (_DELIVER, _GOT, _RETURN)
 _PUBLISH = b"\x00\x3c\x00\x28\x00\x00"
 
 # Content property flags, in the order in which the properties stand in the frame.
@@ -61,7 +61,7 @@ class Properties(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """``basic.deliver`` with its content."""
+    """``basic.deliver`` with its content; with an empty ``consumer_tag``, ``basic.get-ok``."""
 
     consumer_tag: str
     tag: int
@@ -305,6 +305,9 @@ class FrameReader:
             _check_end(start, end)
             self._method = Delivered(consumer_tag, tag, redelivered, exchange, routing_key, Properties(), b"")
             return None
+        if index == _GOT:
+            self._method = _got(data, start, end)
+            return None
         if index in (_ACKED, _NACKED):
             (tag,) = _TAG.unpack_from(data, start)
             _check_end(start + 9, end)
@@ -343,6 +346,14 @@ class FrameReader:
         method, self._method = self._method, None
         assert method is not None
         return method._replace(body=body) if isinstance(method, Delivered) else method
+
+
+def _got(data: bytes, start: int, end: int) -> Delivered:
+    (tag,) = _TAG.unpack_from(data, start)
+    exchange, at = _short(data, start + 9)
+    routing_key, at = _short(data, at)
+    _check_end(at + 4, end)  # the number of messages that still wait is not used
+    return Delivered("", tag, data[start + 8] != 0, exchange, routing_key, Properties(), b"")
 
 
 def _check_end(at: int, end: int) -> None:

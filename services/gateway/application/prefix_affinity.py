@@ -1,0 +1,93 @@
+"""Remembers which replicas have read which prompts, and chooses a replica for each request.
+
+Each gateway process knows only its own requests. For new prompts all of them choose the same replica.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from prometheus_client import Counter
+
+from services.gateway.domain.prompt_blocks import prompt_blocks
+from services.gateway.domain.replica_choice import Choice, Outcome, PrefixMemory, ReplicaSlots, choose
+
+PREFIXES = Counter(
+    "tidegate_gateway_llm_prefix_total",
+    "Requests to language models. hit: its replica has read its prompt's beginning; first: a new beginning; "
+    "stolen: another replica was free sooner; loaded: its replica had too much load; none: no choice.",
+    ["outcome"],
+)
+
+
+class DeploymentMemory:
+    """A Deployment's prompts and load, as this gateway knows them. ``inflight``: requests on each replica."""
+
+    def __init__(self) -> None:
+        self.prefixes = PrefixMemory()
+        self.inflight = collections.Counter[str]()
+
+
+class Placement:
+    """A request and the replica that it prefers (None: any). It counts until its context ends."""
+
+    def __init__(self, memory: DeploymentMemory, blocks: list[bytes], choice: Choice) -> None:
+        self._memory = memory
+        self._blocks = blocks
+        self._outcome: Outcome = choice.outcome
+        self._counted: str | None = None
+        self._taken = False
+        self.replica = choice.replica
+        self._count(choice.replica)
+
+    def taken_by(self, replica: str | None) -> None:
+        """Note the replica that runs the request. The first answer names it; later ones are ignored."""
+        if self._taken or not replica:
+            return
+        self._taken = True
+        if self.replica is not None and replica != self.replica:
+            self._outcome = "stolen"
+        PREFIXES.labels(self._outcome).inc()
+        self._count(replica)
+        self._memory.prefixes.read_by(self._blocks, replica)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop counting the request."""
+        self._count(None)
+        self._taken = True
+
+    def _count(self, replica: str | None) -> None:
+        inflight = self._memory.inflight
+        if self._counted is not None:
+            inflight[self._counted] -= 1
+            if not inflight[self._counted]:
+                del inflight[self._counted]
+        self._counted = replica
+        if replica is not None:
+            inflight[replica] += 1
+
+
+class PrefixAffinity:
+    """Chooses replicas. ``replicas`` returns the ready ones of a Deployment."""
+
+    def __init__(self, replicas: Callable[[str], Sequence[ReplicaSlots]]) -> None:
+        self._replicas = replicas
+        self._memories: dict[str, DeploymentMemory] = {}
+
+    def place(
+        self, deployment: str, wait_ms: float, path: str, body: dict[str, Any], salt: bytes
+    ) -> Placement:
+        """Return the placement of a request. ``wait_ms`` 0: the Deployment does not want a preference."""
+        memory = self._memories.get(deployment)
+        if memory is None:
+            memory = self._memories[deployment] = DeploymentMemory()
+        ready = self._replicas(deployment)
+        if not wait_ms or len(ready) < 2:
+            return Placement(memory, [], Choice(None, "none"))
+        blocks = prompt_blocks(path, body, salt)
+        return Placement(memory, blocks, choose(blocks, memory.prefixes, ready, memory.inflight))

@@ -1,0 +1,61 @@
+"""The blocks of a prompt, hashed in a chain, so that prompts with a common beginning have common hashes.
+
+An engine keeps the state of prompts that it has read. A prompt with the same beginning is cheaper on the
+replica that has read the beginning. The hashes contain the caller, so that a caller learns nothing about the
+prompts of others from the times of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+# About 32 tokens of English text. An engine reuses whole blocks of 16 to 32 tokens.
+BLOCK = 128
+# A longer common beginning makes no difference to the choice of a replica.
+MAX_BLOCKS = 256
+HASH_SIZE = 8
+
+
+def prompt_blocks(path: str, body: dict[str, Any], salt: bytes) -> list[bytes]:
+    """Return the hash of each whole block of a prompt together with all blocks before it.
+
+    ``salt``: the caller, and all else that keeps two requests from sharing an engine's state. Empty for a
+    request without a prompt, or with a short one.
+    """
+    prompt = b"\0".join(_parts(path, body))[: BLOCK * MAX_BLOCKS]
+    chain, last = [], blake2b(salt, digest_size=HASH_SIZE).digest()
+    for at in range(0, len(prompt) - BLOCK + 1, BLOCK):
+        last = blake2b(last + prompt[at : at + BLOCK], digest_size=HASH_SIZE).digest()
+        chain.append(last)
+    return chain
+
+
+def _parts(path: str, body: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the parts of a prompt in the order in which a chat template has them: tools, then messages."""
+    for name in ("tools", "instructions"):
+        if body.get(name):
+            yield orjson.dumps(body[name])
+    if path.endswith(("/completions", "/responses")):
+        for name in ("messages", "prompt", "input"):
+            yield from _texts(body.get(name))
+
+
+def _texts(value: Any) -> Iterator[bytes]:
+    """Yield the texts of messages, of their parts, or of a prompt. Prompts of tokens are their numbers."""
+    if isinstance(value, str):
+        yield value.encode(errors="replace")
+    elif isinstance(value, dict):
+        for name in ("role", "text", "content"):
+            yield from _texts(value.get(name))
+        if "text" not in value and "content" not in value:
+            yield orjson.dumps(value)  # an image, or a call of a tool
+    elif isinstance(value, list):
+        if value and all(isinstance(token, int) for token in value):
+            yield b",".join(b"%d" % token for token in value)
+        else:
+            for each in value:
+                yield from _texts(each)

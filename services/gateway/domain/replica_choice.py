@@ -1,0 +1,97 @@
+"""Choose the replica that a request to a language model prefers: filter, score, pick. Pure.
+
+The replica that has read the longest part of the prompt gets the request, unless it is loaded. The other
+replicas take what a loaded one would delay, from the queue that all of them share.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal, NamedTuple
+
+# A prompt that no replica has read goes to the replica that its first blocks choose. So several gateways
+# choose the same one, and prompts that differ only after these blocks share a replica.
+FIRST_BLOCKS = 4
+# A replica is loaded if it has more than this share of the mean load, and one request more.
+LOAD_CAP = 1.25
+# Blocks that a gateway remembers for each Deployment.
+MAX_BLOCKS = 100_000
+
+Outcome = Literal["hit", "first", "stolen", "loaded", "none"]
+
+
+class ReplicaSlots(NamedTuple):
+    """A ready replica: how many requests it had by its last report, and how many it runs together."""
+
+    name: str
+    inflight: int
+    slots: int
+
+
+@dataclass(slots=True)
+class PrefixMemory:
+    """The replicas that have read blocks of prompts, as far as this gateway knows."""
+
+    limit: int = MAX_BLOCKS
+    _replicas: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
+
+    def read_by(self, blocks: Sequence[bytes], replica: str) -> None:
+        """Remember that a replica has read these blocks."""
+        for block in blocks:
+            self._replicas[block] = replica
+            self._replicas.move_to_end(block)
+        while len(self._replicas) > self.limit:
+            self._replicas.popitem(last=False)
+
+    def depths(self, blocks: Sequence[bytes]) -> dict[str, int]:
+        """Return how many of the first blocks each replica has read."""
+        found: dict[str, int] = {}
+        for depth, block in enumerate(blocks, 1):
+            replica = self._replicas.get(block)
+            if replica is None:
+                break
+            found[replica] = depth
+        return found
+
+
+class Choice(NamedTuple):
+    """The replica that a request prefers; None: any. ``outcome``: the reason if that replica runs it."""
+
+    replica: str | None
+    outcome: Outcome
+
+
+def choose(
+    blocks: Sequence[bytes],
+    memory: PrefixMemory,
+    ready: Sequence[ReplicaSlots],
+    inflight: Mapping[str, int],
+) -> Choice:
+    """Return the preferred replica of a prompt. ``inflight``: this gateway's requests on each replica."""
+    if len(ready) < 2 or not blocks:
+        return Choice(None, "none")
+    depths = memory.depths(blocks)
+    known = [replica for replica in ready if replica.name in depths]
+    outcome: Outcome = "hit" if known else "first"
+    if known:
+        best = max(known, key=lambda replica: depths[replica.name])
+    else:
+        best = _rendezvous(blocks[:FIRST_BLOCKS][-1], ready)
+    if is_loaded(best, ready, inflight):
+        return Choice(None, "loaded")
+    return Choice(best.name, outcome)
+
+
+def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Mapping[str, int]) -> bool:
+    """Return True if a replica has no free slot, or more than its share of this gateway's requests."""
+    own = inflight.get(replica.name, 0)
+    mean = sum(inflight.get(each.name, 0) for each in ready) / len(ready)
+    return max(own, replica.inflight) >= replica.slots or own > LOAD_CAP * mean + 1
+
+
+def _rendezvous(block: bytes, ready: Sequence[ReplicaSlots]) -> ReplicaSlots:
+    """Return the replica with the highest hash. If one is lost, only its own prompts move to others."""
+    return max(ready, key=lambda each: blake2b(block + each.name.encode(), digest_size=8).digest())

@@ -1,0 +1,340 @@
+"""Takes requests to a language model from the queues of its bands, never more than the engine has slots.
+
+While a slot is free and the queues are empty, consumers wait for requests, so a request starts without delay.
+While all slots are in use, there is no consumer, and requests wait in the broker. When a slot is free again,
+the next request is taken by the weights of the bands (``domain/llm_bands.py``).
+
+A delivery is acked when its answer is complete. So the requests of a dead worker are delivered again, and the
+worker that gets one answers its gateway that it was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from services.worker.adapters.claim_fetcher import ClaimFetcher
+from services.worker.adapters.metrics import LLM_RETURNED, LLM_TAKEN, REDELIVERED
+from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.application.llm_scheduler import LlmScheduler
+from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
+from services.worker.domain.llm_bands import BandTurns, Source
+from services.worker.domain.retry_after_loss import UNDECODABLE
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.blobs.claims import Claims
+from tidegate.kernel.broker.connection import Channel, Connection, Delivery
+from tidegate.kernel.broker.topology import (
+    CANCELS,
+    WORKERS,
+    cancels_queue,
+    replica_queue,
+    requests_queue,
+)
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.llm import BAND_WEIGHTS, KEPT_MS, band_of
+from tidegate.kernel.tasks import TaskSet
+
+log = telemetry.logger(__name__)
+
+# The broker deletes the replica's own queues when they were not used for a minute.
+RENEW_S = 15.0
+RETRY_S = 0.2
+BLOCKED_POLL_S = 1.0
+# A header of messages that the broker moved to another queue, because they waited too long for a replica.
+MOVED = "x-death"
+
+
+@dataclass(slots=True)
+class Window:
+    """A consumer, and how many of its messages are not acked. The broker sends no more than ``prefetch``."""
+
+    tag: str
+    prefetch: int
+    unacked: int = 0
+
+
+class LlmRequestConsumer:
+    """Takes the requests of a Deployment while it is open, and settles their deliveries."""
+
+    def __init__(
+        self,
+        amqp_url: str,
+        deployment: str,
+        replica: str,
+        publisher: ReplyPublisher,
+        *,
+        claims: Claims,
+        fetch_bytes: int,
+    ) -> None:
+        self._queues = {Source(band, False): requests_queue(deployment, band) for band in BAND_WEIGHTS}
+        self._queues |= {
+            Source(band, True): replica_queue(deployment, replica, band) for band in BAND_WEIGHTS
+        }
+        self._cancels = cancels_queue(replica, os.urandom(4).hex())
+        self._publisher = publisher
+        self._turns = BandTurns()
+        self._channel: Channel | None = None
+        self._windows: list[Window] = []
+        self._unacked: dict[int, Window | None] = {}
+        self._fetches = TaskSet()
+        self._open = False
+        self._scheduler: LlmScheduler
+        self._wake = asyncio.Event()
+        self._stepping = asyncio.Lock()
+        self._renewed_at = 0.0
+        self._tasks = TaskSet()
+        self._task: asyncio.Task[None] | None = None
+        self._claim_fetcher = ClaimFetcher(claims, publisher, fetch_bytes, lambda _: None, self.settle)
+        # No confirms are needed, because nothing is published here.
+        self.connection = Connection(
+            amqp_url, "worker-llm", self._on_setup, self._on_down, confirms=False, fast=True
+        )
+
+    def deliver_to(self, scheduler: LlmScheduler) -> None:
+        """Pass requests to this scheduler."""
+        self._scheduler = scheduler
+        scheduler.on_change = self._wake.set
+
+    def start(self) -> None:
+        """Connect; no request is taken before :meth:`open`."""
+        self.connection.start()
+        self._task = asyncio.create_task(self._run(), name="take requests")
+
+    async def stop(self) -> None:
+        """Disconnect; unsettled requests go back to their queues."""
+        await tasks.end(self._task)
+        await self._fetches.end()
+        await self.connection.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def open(self) -> None:
+        """Take requests from now on."""
+        self._open = True
+        await self._step_now()
+
+    async def close(self) -> None:
+        """Take no more requests; those that were taken still run and are settled."""
+        self._open = False
+        await self._step_now()
+
+    def requeue_waiting(self) -> None:
+        """Publish the requests that have not started to the shared queues."""
+        for item in self._scheduler.take_waiting():
+            self._tasks.start(self._return(item), "return")
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many deliveries are not acked yet."""
+        return len(self._unacked)
+
+    def settle(self, group: list[QueuedRequest]) -> None:
+        """Settle requests, and ack the deliveries that have no open request left."""
+        self._claim_fetcher.release(group)
+        for item in group:
+            if item.settled:
+                continue
+            item.settled = True
+            delivery = item.delivery
+            delivery.open -= 1
+            if delivery.open == 0 and delivery.channel is self._channel:
+                self._ack(delivery.tag)
+
+    def _ack(self, tag: int) -> None:
+        window = self._unacked.pop(tag, None)
+        if window is not None:
+            window.unacked -= 1
+        if self._channel is not None:
+            with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
+                self._channel.ack(tag)
+
+    # --- channel ---------------------------------------------------------------------------------------
+
+    async def _on_setup(self, channel: Channel) -> None:
+        for source, queue in self._queues.items():
+            # A worker may not bind queues. The owners of the shared ones do that.
+            await channel.declare(queue, bind=source.own)
+        # Only its owner declares an exchange: the right to declare it includes the right to delete it.
+        await channel.find(WORKERS)
+        await channel.find(CANCELS)
+        await channel.declare(self._cancels)
+        await channel.bind(self._cancels, CANCELS)
+        await channel.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
+        self._channel, self._windows, self._unacked = channel, [], {}
+        self._renewed_at = time.monotonic()
+        self._wake.set()
+
+    def _on_down(self) -> None:
+        self._channel, self._windows, self._unacked = None, [], {}
+        self._fetches.cancel()
+        self._scheduler.requests_wait = True
+        self._scheduler.discard_waiting()
+
+    # --- take ------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), RENEW_S)
+            self._wake.clear()
+            try:
+                await self._step()
+            except Unavailable as error:
+                log.info("requests wait until the broker is available", extra={"problem": error.message})
+            except Exception:
+                log.exception("requests could not be taken; this is tried again")
+                await asyncio.sleep(RETRY_S)
+                self._wake.set()
+
+    async def _step_now(self) -> None:
+        """Take a step. If the broker is short of memory and reads nothing, return before its end."""
+        step = self._tasks.start(self._step(), "open or close")
+        while not (await asyncio.wait({step}, timeout=BLOCKED_POLL_S))[0]:
+            if self._channel is not None and self._channel.blocked:
+                return
+
+    async def _step(self) -> None:
+        """Take requests until no slot is free or no request waits. In the second case, consume."""
+        async with self._stepping:
+            channel = self._channel
+            if channel is None:
+                return
+            with contextlib.suppress(Unavailable):
+                await self._take_turns(channel)
+
+    async def _take_turns(self, channel: Channel) -> None:
+        await self._renew(channel)
+        if self._windows and (not self._open or not self._free or self._window_is_used_up):
+            self._scheduler.requests_wait = True
+            await self._cancel_consumers(channel)
+        if not self._open or self._windows:
+            return
+        while self._open and self._free and channel is self._channel:
+            if not await self._take_next(channel):
+                await self._consume(channel)
+                break
+        else:
+            return
+        self._scheduler.requests_wait = False
+        self._scheduler.start_jobs()
+
+    async def _take_next(self, channel: Channel) -> bool:
+        """Take the next request by the weights of the bands; return False if all queues are empty."""
+        for source in self._turns.order():
+            delivery = await channel.get(self._queues[source])
+            if delivery is not None:
+                self._turns.served(source)
+                self._on_message(source, None, delivery)
+                return True
+        return False
+
+    async def _consume(self, channel: Channel) -> None:
+        for source, queue in self._queues.items():
+            window = Window("", max(1, self._free))
+            self._windows.append(window)
+            take = partial(self._on_message, source, window)
+            window.tag = await channel.consume(queue, take, prefetch=window.prefetch)
+
+    async def _cancel_consumers(self, channel: Channel) -> None:
+        windows, self._windows = self._windows, []
+        for window in windows:
+            await channel.cancel(window.tag)
+
+    async def _renew(self, channel: Channel) -> None:
+        """Keep the broker from deleting the replica's own queues while no consumer uses them."""
+        if time.monotonic() - self._renewed_at < RENEW_S or self._windows:
+            return
+        self._renewed_at = time.monotonic()
+        for source, queue in self._queues.items():
+            if source.own:
+                await channel.declare(queue)
+
+    @property
+    def _free(self) -> int:
+        return max(0, self._scheduler.free - len(self._fetches))
+
+    @property
+    def _window_is_used_up(self) -> bool:
+        return any(window.unacked >= window.prefetch for window in self._windows)
+
+    # --- messages --------------------------------------------------------------------------------------
+
+    def _on_message(self, source: Source, window: Window | None, delivery: Delivery) -> None:
+        channel = self._channel
+        if channel is None:
+            return  # the channel is ending; the broker delivers the unsettled message again
+        self._unacked[delivery.tag] = window
+        if window is not None:
+            window.unacked += 1
+        free = self._free
+        try:
+            requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
+        except envelope.Undecodable as error:
+            log.error("undecodable request envelope", extra={"problem": str(error)})
+            self._tasks.start(self._reject(delivery), "reject")
+            return
+        unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", len(requests))
+        received = time.monotonic()
+        for request in requests:
+            if MOVED in delivery.headers:
+                # The replica may have started it before it died. A gateway that has a part of that answer
+                # sees from the attempt that this is another one.
+                request = request._replace(attempt=min(request.attempt + 1, 255))
+            item = QueuedRequest(request, unacked, received)
+            if delivery.redelivered:
+                self._on_lost(item)
+            elif free <= 0:
+                self._tasks.start(self._return(item), "return")
+            else:
+                free -= 1
+                LLM_TAKEN.labels(source.band, "own" if source.own else "shared").inc()
+                self._add(item)
+        if not self._free:
+            self._wake.set()  # cancel the consumers
+
+    def _add(self, item: QueuedRequest) -> None:
+        if item.request.flags & envelope.CLAIM:
+            self._fetches.start(self._fetch(item), "fetch")
+        else:
+            self._scheduler.add(item)
+
+    async def _fetch(self, item: QueuedRequest) -> None:
+        """Fetch a large request from the blob store, and run it."""
+        if await self._claim_fetcher.fetch(item) and item.delivery.channel is self._channel:
+            self._scheduler.add(item)
+        self._wake.set()
+
+    def _on_lost(self, item: QueuedRequest) -> None:
+        """Answer that a request was lost. If it still runs here, only the connection was lost."""
+        REDELIVERED.inc()
+        known = self._scheduler.running(item.request.id)
+        if known is None:
+            self._tasks.start(self._scheduler.answer_lost(item), "answer lost")
+        elif known.delivery.channel is self._channel:
+            self.settle([item])  # a copy, which its gateway sent again
+        else:
+            known.delivery = item.delivery
+
+    async def _return(self, item: QueuedRequest) -> None:
+        """Publish a request to its band's shared queue, because no slot is free here.
+
+        A nack would mark it as redelivered, which means that its worker was lost.
+        """
+        LLM_RETURNED.inc()
+        await self._step()  # cancel the consumers, or this worker could get the request at once
+        queue = self._queues[Source(band_of(item.request.flags), False)]
+        await self._publisher.requeue(item.request, item.delivery.reply_to, queue, kept_ms=KEPT_MS)
+        self.settle([item])
+
+    async def _reject(self, delivery: Delivery) -> None:
+        await self._publisher.publish_exception(delivery.body, UNDECODABLE, delivery.reply_to)
+        self._ack(delivery.tag)
+
+    async def _on_cancels(self, delivery: Delivery) -> None:
+        with contextlib.suppress(envelope.Undecodable):
+            ids = [bytes(frame) for frame in envelope.unpack(envelope.CANCELS, delivery.body)]
+            self._scheduler.cancel(ids)

@@ -1,0 +1,308 @@
+"""Runs requests to a language model, never more than the engine has slots: the engine never queues.
+
+The other requests stay in the broker. A free slot is for a request; jobs get it only if no request waits. A
+request that is lost with its engine is not run again here: the gateway decides, because only the gateway
+knows which part of the answer its caller has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from services.worker.adapters.metrics import ANSWERED, LLM_LOST, LLM_SLOTS
+from services.worker.adapters.model import Model
+from services.worker.adapters.reply_publisher import ReplyPublisher
+from services.worker.adapters.request_log import log_failure
+from services.worker.application.job_scheduler import JobScheduler
+from services.worker.application.model_calls import CallFailure, count_failure, count_slot_success
+from services.worker.application.stream_answers import send_answers
+from services.worker.domain.backlog import QueuedRequest
+from services.worker.domain.llm_bands import LlmRoom, job_slots
+from services.worker.domain.statistics import WorkStats
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.errors import BadRequest, TidegateError, WorkerLost
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.llm import KV_TOKENS, REPLICA
+
+log = telemetry.logger(__name__)
+
+# The cancel of a request that still waits in the broker is remembered for this time.
+CANCELLED_KEPT_S = 600.0
+SLOT_POLL_S = 0.01
+
+
+class LlmScheduler:
+    """Runs requests in the slots of ``room``, and jobs in the slots that no request needs.
+
+    ``replica`` is this worker's name. The first part of each answer has it. ``on_lost`` is called with a
+    model whose server ended during a call. ``on_change`` is called when :attr:`free` may have changed.
+    While ``requests_wait`` is True, no job starts.
+    """
+
+    def __init__(
+        self,
+        publisher: ReplyPublisher,
+        settle: Callable[[list[QueuedRequest]], None],
+        room: LlmRoom,
+        replica: str,
+        *,
+        on_lost: Callable[[Model], None],
+        jobs: JobScheduler | None = None,
+    ) -> None:
+        self._publisher = publisher
+        self._settle = settle
+        self._room = room
+        self._facts = {REPLICA: replica}
+        self._on_lost = on_lost
+        self._jobs = jobs
+        self._model: Model | None = None
+        self._running = False
+        self._due = False
+        self._waiting: deque[QueuedRequest] = deque()
+        self._calls: dict[asyncio.Task[None], QueuedRequest] = {}
+        self._cancelled_calls: set[asyncio.Task[None]] = set()
+        self._cancelled: dict[bytes, float] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        self.requests_wait = True
+        self.stats = jobs.stats if jobs is not None else WorkStats()
+        if jobs is not None:
+            jobs.wake, jobs.on_lost, jobs.alone = self._wake, self._on_model_lost, self._job_slot
+        LLM_SLOTS.set(room.slots)
+
+    # A suspect never runs alone in a language model, so no loss is excused.
+    suspect_died = False
+    # A call has one request, and waits for no others.
+    max_batch = awaited_batch = 0
+
+    @property
+    def serving(self) -> bool:
+        """Return True if this worker runs requests now and has a model."""
+        return self._running and self._model is not None
+
+    @property
+    def free(self) -> int:
+        """Return how many more requests may be taken from the broker now."""
+        if not self.serving or self._waiting:
+            return 0
+        return max(0, self._room.slots - self._room.used - self._job_calls)
+
+    @property
+    def in_hand(self) -> int:
+        """Return how many requests and jobs wait here or run."""
+        jobs = len(self._jobs.by_id) if self._jobs else 0
+        return len(self._waiting) + len(self._calls) + jobs
+
+    @property
+    def max_calls(self) -> int:
+        """Return how many calls may be open at the same time."""
+        return self._room.slots
+
+    @property
+    def effective_concurrency(self) -> float:
+        """Return how many requests share the duration of one call when the engine is fully loaded."""
+        return float(self._room.slots)
+
+    @property
+    def _job_calls(self) -> int:
+        return self._jobs.open_calls if self._jobs else 0
+
+    def start(self) -> None:
+        """Start to run requests."""
+        self._running = True
+        self._wake()
+
+    async def stop(self) -> None:
+        """Stop immediately; the requests here stay unsettled and go back to their queues."""
+        self._running = False
+        await tasks.end(*self._calls)
+        if self._jobs is not None:
+            await self._jobs.stop()
+
+    def use(self, model: Model | None) -> None:
+        """Call this model from now on; with None, start no calls."""
+        self._model = model
+        if self._jobs is not None:
+            self._jobs.use(model)
+        self._wake()
+
+    def lose_model(self) -> None:
+        """Start no more calls, because the model server has ended."""
+        if self._model is not None:
+            self.use(None)
+
+    def caller_timeouts_s(self) -> list[float]:
+        """Return the longest timeout of the callers of each open call: streams and jobs have none."""
+        return [math.inf] * (len(self._calls) + self._job_calls)
+
+    def running(self, id_: bytes) -> QueuedRequest | None:
+        """Return the request with this id if it waits or runs here, or None."""
+        here = (*self._waiting, *self._calls.values())
+        return next((item for item in here if item.request.id == id_), None)
+
+    def add(self, item: QueuedRequest) -> None:
+        """Run a request, as soon as its tokens fit into the KV cache."""
+        if not item.request.flags & envelope.STREAM:
+            self._start(item, self._refuse(item))
+            return
+        self._waiting.append(item)
+        self._start_waiting()
+
+    def cancel(self, ids: list[bytes]) -> None:
+        """Never start these requests, and end those that run. This frees their slots."""
+        now = time.monotonic()
+        self._cancelled = {id_: at for id_, at in self._cancelled.items() if now - at < CANCELLED_KEPT_S}
+        self._cancelled |= dict.fromkeys(ids, now)
+        for task, item in self._calls.items():
+            if item.request.id in self._cancelled and task not in self._cancelled_calls:
+                self._cancelled_calls.add(task)
+                task.cancel()
+        if self._jobs is not None:
+            self._jobs.cancel(ids)
+        self._wake()
+
+    def take_waiting(self) -> list[QueuedRequest]:
+        """Remove and return the requests that have not started. The caller sends them to other replicas."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def discard_waiting(self) -> None:
+        """Discard the requests that have not started. The broker delivers them again."""
+        self._waiting.clear()
+
+    # --- start -----------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Start calls at the end of this turn of the event loop."""
+        if self._running and not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._start_calls)
+
+    def _start_calls(self) -> None:
+        self._due = False
+        if not self._running:
+            return
+        self._start_waiting()
+        self.start_jobs()
+        self.on_change()
+
+    def start_jobs(self) -> None:
+        """Start jobs in the free slots, unless a request waits."""
+        if self._jobs is None or self.requests_wait or not (free := self.free):
+            return
+        limit = min(job_slots(self._room.slots), self._job_calls + free)
+        self._jobs.start_calls(free, limit, free)
+
+    def _start_waiting(self) -> None:
+        while self._waiting and (model := self._model) is not None and self._running:
+            item = self._waiting[0]
+            tokens = _tokens(item)
+            if not self._room.fits(tokens, others=self._job_calls):
+                return
+            self._waiting.popleft()
+            if (reason := self._unwanted(item)) is None:
+                self._start(item, self._run(model, item), tokens)
+            elif reason == "expired" and item.request.attempt:
+                # It may have run elsewhere before, and its caller may have a part of the answer.
+                self._start(item, self.answer_lost(item))
+            else:
+                self._finish(item, reason)
+
+    def _start(self, item: QueuedRequest, work: Coroutine[Any, Any, None], tokens: int = 0) -> None:
+        release = self._room.take(tokens)
+        task = asyncio.create_task(work)
+        self._calls[task] = item
+        task.add_done_callback(lambda task: self._on_done(task, release))
+
+    def _unwanted(self, item: QueuedRequest) -> str | None:
+        """Return why the caller no longer waits for a request; None if it waits."""
+        if item.request.id in self._cancelled:
+            return "cancelled"
+        return "expired" if item.request.deadline_ms <= time.time() * 1e3 else None
+
+    # --- run -------------------------------------------------------------------------------------------
+
+    async def _run(self, model: Model, item: QueuedRequest) -> None:
+        began = time.monotonic()
+        chunks, outcome = await send_answers(self._publisher, model, item, began, first_facts=self._facts)
+        if isinstance(outcome, CallFailure):
+            await self._on_failure(model, item, chunks, outcome)
+            return
+        count_slot_success(self.stats, self._room.slots, item, began, time.monotonic() - began)
+        if outcome == "ok":
+            end = envelope.end_frame(item.request.id, item.request.attempt, chunks)
+            await self._publisher.reply(item.delivery.reply_to, [end])
+        self._finish(item, outcome)
+
+    async def _on_failure(
+        self, model: Model, item: QueuedRequest, chunks: int, failure: CallFailure[QueuedRequest]
+    ) -> None:
+        if failure.expired:
+            self._finish(item, "expired")
+            return
+        error = failure.error
+        if failure.lost:
+            self._on_model_lost(model)
+            error = WorkerLost(f"the model server was lost: {error.message}")
+            LLM_LOST.labels("engine").inc()
+        await self._fail(item, log_failure(item.request, error, chunks=chunks))
+
+    async def answer_lost(self, item: QueuedRequest) -> None:
+        """Answer a request that was lost with another worker."""
+        LLM_LOST.labels("worker").inc()
+        await self._fail(item, WorkerLost("the worker was lost while it ran this request"))
+
+    async def _refuse(self, item: QueuedRequest) -> None:
+        await self._fail(
+            item, BadRequest("a language model returns any number of answers: send the request as a stream")
+        )
+
+    async def _fail(self, item: QueuedRequest, error: TidegateError) -> None:
+        request = item.request
+        count_failure(self.stats, item)
+        frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
+        await self._publisher.reply(item.delivery.reply_to, [frame])
+        self._finish(item, error.reason)
+
+    def _on_done(self, task: asyncio.Task[None], release: Callable[[], None]) -> None:
+        item = self._calls.pop(task)
+        release()
+        if task.cancelled():
+            if task in self._cancelled_calls:  # else the worker stops, and it goes back to its queue
+                self._finish(item, "cancelled")
+        elif (error := task.exception()) is not None:
+            # Not settled. When this worker ends, another one answers that it is lost.
+            log.error("a request ended unexpectedly", exc_info=error)
+        self._cancelled_calls.discard(task)
+        self._wake()
+
+    def _finish(self, item: QueuedRequest, outcome: str) -> None:
+        ANSWERED.labels(outcome).inc()
+        self._settle([item])
+
+    def _on_model_lost(self, model: Model) -> None:
+        if self._model is model:
+            self.lose_model()
+            self._on_lost(model)
+
+    @asynccontextmanager
+    async def _job_slot(self) -> AsyncIterator[None]:
+        """Wait until a job may start. A job that was lost once runs beside others: slots are independent."""
+        while self.free <= 0 or self._job_calls >= job_slots(self._room.slots):
+            await asyncio.sleep(SLOT_POLL_S)
+        yield
+
+
+def _tokens(item: QueuedRequest) -> int:
+    """Return the estimated tokens of a request: its prompt and its answer; 0 if the gateway did not say."""
+    try:
+        tokens = envelope.read_call_key(item.request.key).parameters.get(KV_TOKENS, 0)
+    except envelope.Undecodable:
+        return 0  # the model call reports the error
+    return tokens if isinstance(tokens, int) else 0
