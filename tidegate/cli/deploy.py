@@ -96,6 +96,14 @@ def deploy(
         int | None,
         typer.Option(min=16, help="Most tokens of a prompt and its answer.", rich_help_panel=_LLM),
     ] = None,
+    affinity_wait_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How long a request waits for the replica that has read its prompt; 0: not at all.",
+            rich_help_panel=_LLM,
+        ),
+    ] = None,
     engine_arg: Annotated[
         list[str] | None,
         typer.Option(
@@ -245,6 +253,7 @@ def deploy(
             engine=engine or ("vllm" if path is not None and is_hugging_face(path) else None),
             slots=slots,
             context=context,
+            affinity_wait_ms=affinity_wait_ms,
             arguments=engine_arg,
             adapters=adapters,
             upstream={

@@ -29,6 +29,7 @@ def llm_fields(
     context: int | None,
     arguments: Sequence[str] | None,
     adapters: Mapping[str, Path],
+    affinity_wait_ms: float | None = None,
     upstream: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Return the given options as fields of ``LlmSpec``; None if none is given. Raise UsageError.
@@ -43,6 +44,7 @@ def llm_fields(
         "engine": engine,
         "slots": slots,
         "context": context,
+        "affinity_wait_ms": affinity_wait_ms,
         "arguments": {key: value_of(text) for key, text in pairs("--engine-arg", arguments).items()} or None,
         "adapters": {name: adapter_path(name, path) for name, path in adapters.items()} or None,
     }
