@@ -219,6 +219,9 @@ bench-jobs: bootstrap ## measure jobs accepted and done per second, beside FastA
 	$(PY) -m benchmarks.install --only celery
 	$(PY) -m benchmarks.jobs $(BENCH_FLAGS)
 
+bench-llm-queue: bootstrap ## measure the queues of language models (BENCH_FLAGS="bands cancel": only these)
+	$(PY) -m benchmarks.llm_queue $(BENCH_FLAGS)
+
 bench-long-job: bootstrap ## run a job of 150 s on a broker with an ack timeout of 5 s
 	$(PY) -m benchmarks.long_job $(BENCH_FLAGS)
 

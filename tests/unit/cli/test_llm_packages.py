@@ -68,7 +68,9 @@ def test_options_become_fields_of_the_deployment(tmp_path: Path):
         "engine": "llamacpp", "slots": 8, "adapters": {"tone": "adapters/tone.gguf"},
         "arguments": {"n_batch": 256, "warmup": False, "rope_freq_base": 1e4, "cache_type_k": "q8_0"},
     }  # fmt: skip
-    assert llm_fields(engine=None, slots=None, context=None, arguments=None, adapters={}) is None
+    none = {"engine": None, "slots": None, "context": None, "arguments": None}
+    assert llm_fields(**none, adapters={}) is None
+    assert llm_fields(**none, adapters={}, affinity_wait_ms=0.0) == {"affinity_wait_ms": 0.0}
     with pytest.raises(UsageError, match="choose one of auto"):
         llm_fields(engine="ollama", slots=None, context=None, arguments=None, adapters={})
 
