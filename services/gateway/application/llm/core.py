@@ -231,7 +231,7 @@ class LlmCore:
                     "a request goes to another target",
                     extra={"deployment": route.name, "other": other.name, "problem": error.message},
                 )
-                route = other
+                route, progress = other, StreamProgress(call.path, call.body)  # it may have other tokens
             except WorkerLost as error:
                 losses += 1
                 if not _continues(progress, losses, error):
