@@ -65,8 +65,11 @@ def smol(stack: Stack, smollm2_model: Path) -> str:
 def wait_for_vllm(stack: Stack, name: str) -> None:
     """Wait until vLLM serves. On a busy machine it starts for minutes."""
     headers = {"Authorization": f"Bearer {stack.settings.service_token}"}
-    url = f"{stack.settings.registry_url}/v1/deployments/{name}"
-    changed = httpx.patch(url, json={"start_timeout_s": START_S}, headers=headers, trust_env=False)
+    url = f"{stack.settings.registry_url}/v1/deployments"
+    found = httpx.get(url, headers=headers, trust_env=False).json()["items"]
+    (deployment,) = [each["name"] for each in found if each["model"] == name]
+    longer = {"start_timeout_s": START_S}
+    changed = httpx.patch(f"{url}/{deployment}", json=longer, headers=headers, trust_env=False)
     assert changed.status_code == 200, changed.text
     end = time.monotonic() + START_S
     ready = f"{stack.settings.gateway_url}/v2/models/{name}/ready"
