@@ -72,7 +72,6 @@ def wait_for_vllm(stack: Stack, name: str) -> None:
     changed = httpx.patch(f"{url}/{deployment}", json=longer, headers=headers, trust_env=False)
     assert changed.status_code == 200, changed.text
     end = time.monotonic() + START_S
-    ready = f"{stack.settings.gateway_url}/v2/models/{name}/ready"
-    while httpx.get(ready, trust_env=False).status_code != 200:
+    while not any(replica["state"] == "ready" for replica in stack.replicas(deployment)):
         assert time.monotonic() < end, stack.run("why", name).stdout
         time.sleep(1.0)
