@@ -148,23 +148,6 @@ async def test_an_upload_that_its_caller_ends_leaves_nothing(http, gateway, unti
     assert gateway.jobs.zcard("tidegate:file:uploads") == 0
 
 
-async def test_an_upload_of_a_killed_gateway_is_deleted_by_the_next(gateways, gateway, until):
-    before, doomed = blobs_of(gateway), gateways.start()
-    async with httpx.AsyncClient(base_url=doomed.url, timeout=PATIENCE_S) as http:
-        task = asyncio.create_task(unfinished_upload(http))
-        await until(lambda: len(blobs_of(gateway)) >= len(before) + 3)
-        doomed.process.kill()
-        await task
-    doomed.process.wait()
-    assert len(blobs_of(gateway)) > len(before)
-    ((upload_id, _),) = gateway.jobs.zrange("tidegate:file:uploads", 0, -1, withscores=True)
-    gateway.jobs.zadd("tidegate:file:uploads", {upload_id: 0})  # as after a long time
-    gateways.start()
-    await until(lambda: len(blobs_of(gateway)) == len(before))
-    assert gateway.jobs.zcard("tidegate:file:uploads") == 0
-    assert gateway.jobs.exists(b"tidegate:file:chunks:" + upload_id) == 0
-
-
 async def test_limits_of_a_caller(gateways):
     gateway = gateways.start(max_files="100000", max_files_bytes="3000000", max_batch_bytes="2000000")
     async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as http:
