@@ -61,6 +61,8 @@ class LlamaCpp:
             "kv_total": slots * CONTEXT,
             "threads": threads(),
             "arguments": {},
+            "adapters": {},
+            "gpus": [],
         }
         (work / "plan.json").write_text(json.dumps(plan))
         (port,) = free_ports(1)
