@@ -237,3 +237,19 @@ def busy_slots(server: str) -> int:
 def test_a_lost_stream_is_not_continued(engine: Callable[..., Engine]):
     [event], [meta] = engine().call(chat(stream=True), {"prompt": [1], "emitted": [2], "text": "x"})
     assert (meta["status"], event["error"]["code"]) == (500, "stream_not_continued")
+
+
+def test_cancelling_a_stream_of_the_engines_own_server_closes_its_connection(llm: Any, server: str):
+    relay, calls = importlib.import_module("relay"), importlib.import_module("calls")
+    call = calls.Call()
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    body = chat(stream=True, max_tokens=1500, ignore_eos=True)
+    thread = threading.Thread(target=relay.relay, args=(server, CHAT, body, headers, call))
+    thread.start()
+    assert call.take(PATIENCE_S)[0]
+    call.cancel()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    events, meta, _ = call.take(0)
+    assert len(events) < 500, "it went on to the end"
+    assert "status" not in meta

@@ -45,7 +45,9 @@ def relay(address: str, path: str, body: dict[str, Any], headers: dict[str, str]
     connection = http.client.HTTPConnection(target.hostname or "", target.port)
     try:
         connection.connect()
-        call.on_cancel(lambda: connection.sock.shutdown(socket.SHUT_RDWR))
+        # http.client forgets the socket of an answer that closes the connection.
+        sock = connection.sock
+        call.on_cancel(lambda: sock.shutdown(socket.SHUT_RDWR))
         connection.request(
             "POST", path, json.dumps(body).encode(),
             {"Content-Type": "application/json", "Connection": "close", **headers},
