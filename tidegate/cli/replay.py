@@ -79,6 +79,12 @@ def replay(
         float | None, typer.Option(help="Time of a model call; default: measured.", rich_help_panel=_REPLICAS)
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Requests in a call.", rich_help_panel=_REPLICAS)] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Calls at the same time.", rich_help_panel=_REPLICAS)
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt.", rich_help_panel=_REPLICAS)
+    ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="TIME", help="Time of a replica's start.", rich_help_panel=_REPLICAS)
     ] = None,
@@ -111,6 +117,8 @@ def replay(
         "service": {
             "call_ms": call_ms,
             "batch": batch,
+            "slots": slots,
+            "prompt_tokens": prompt_tokens,
             "start_s": None if start is None else seconds(start),
         },
         "picture": True,
@@ -169,10 +177,11 @@ def _tell(found: Mapping[str, Any]) -> None:
     from tidegate.cli import output
 
     service = found["service"]
+    slots = f" in {service['slots']} slots" if service.get("slots", 1) > 1 else ""
     output.line(
         f"{found['deployment']}: {found['requests']:,} requests in {found['seconds']:,.0f} s; a call of up "
-        f"to {service['batch']} takes {service['call_ms']:.3g} ms, a start {service['start_s']:.3g} s; "
-        f"late: a wait above {found['target_wait_ms']:g} ms"
+        f"to {service['batch']}{slots} takes {service['call_ms']:.3g} ms, "
+        f"a start {service['start_s']:.3g} s; late: a wait above {found['target_wait_ms']:g} ms"
     )
     output.table(rows_of(found["results"]), _HEADS)
     output.line(f"picture: {found['file']}")

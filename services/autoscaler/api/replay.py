@@ -67,6 +67,8 @@ class ReplicaOptions(_Body):
     spread: float | None = Field(None, ge=0, lt=1)
     start_s: float | None = Field(None, ge=0)
     deadline_s: float | None = Field(None, gt=0)
+    slots: int | None = Field(None, ge=1, le=4096)
+    prompt_tokens: int | None = Field(None, ge=0)
 
 
 class ReplayRequest(_Body):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,10 @@ class ReplayRunner:
         calls = [r["call_ms"] for r in status.replicas if r.get("call_ms")]
         batches = [r["batch_mean"] for r in status.replicas if r.get("batch_mean")]
         known: dict[str, Any] = {}
-        if calls:
+        engines = [r["llm"] for r in status.replicas if r.get("llm")]
+        if engines:
+            known |= _engine_timing(engines, sum(r["completed"] for r in status.replicas), calls)
+        elif calls:
             known["call_ms"] = sum(calls) / len(calls) / deployment.instances
             known["batch"] = max(1, round(sum(batches) / len(batches))) if batches else 1
         elif status.service_rate:
@@ -126,6 +130,18 @@ class ReplayRunner:
                     process.kill()
                     await process.wait()
         return _result(process.returncode, out, errors)
+
+
+def _engine_timing(
+    engines: Sequence[Mapping[str, Any]], completed: int, calls: Sequence[float]
+) -> dict[str, Any]:
+    """Return the measured timing of a language model's replicas, from the facts of their engines."""
+    known: dict[str, Any] = {"slots": max(max((e["slots"] or 1) for e in engines), 1)}
+    if calls:
+        known["call_ms"] = sum(calls) / len(calls)
+    if completed:
+        known["prompt_tokens"] = round(sum(e["prompt_tokens"] or 0 for e in engines) / completed)
+    return known
 
 
 def _result(code: int | None, out: bytes, errors: bytes) -> dict[str, Any]:

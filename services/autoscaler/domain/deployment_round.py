@@ -10,6 +10,7 @@ from services.autoscaler.domain import replica_health
 from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.desired_state import DesiredStateIndex
 from services.autoscaler.domain.launcher import fingerprint, parse_replica
+from services.autoscaler.domain.llm_load import is_llm, measure_llm, slots_of
 from services.autoscaler.domain.load import measure, with_guess
 from services.autoscaler.domain.memory import (
     DeploymentMemory,
@@ -61,6 +62,8 @@ class DeploymentRound:
         before = state.deployments.get(self.deployment.name) or self._first_memory(state)
         memory = self._with_configuration(before)
         memory = self._with_size(self._with_ends(memory, state))
+        version = self.known.version_of(self.deployment)
+        slots = slots_of(self.deployment, version, self.reports)
         load, measured = measure(
             self.deployment.name,
             self.snapshot.gateways,
@@ -69,11 +72,17 @@ class DeploymentRound:
             memory.load,
             self.policy,
             self.now,
-            self.deployment.instances,
+            slots,
             start_time(state, self.deployment.name) or 0.0,
         )
         load = replace(load, expected=self.snapshot.expected.get(self.deployment.name))
-        guessed = with_guess(load, self.known.version_of(self.deployment))
+        if is_llm(version):
+            gateways = self.snapshot.gateways
+            llm, measured = measure_llm(
+                self.deployment.name, gateways, self.reports, slots, measured, self.policy, self.now
+            )
+            load = replace(load, llm=llm)
+        guessed = with_guess(load, version)
         around = self._around(state)
         found, memory = target(
             self.deployment, guessed, replace(memory, load=measured), around, self.policy, self.now
@@ -227,6 +236,8 @@ class DeploymentRound:
             "cordoned": self.snapshot.host in self.snapshot.cordoned,
             "needs": {term.rule: term.replicas for term in target.terms},
         }
+        if load.llm is not None:
+            inputs["llm"] = asdict(load.llm)
         if target.asked is not None and self.snapshot.room is not None:
             inputs["asked"], inputs["host"] = target.asked, asdict(self.snapshot.room)
         ends = [f"{v.running.replica}: {v.ended}: {v.message}" for v in self.verdicts if v.ended]

@@ -42,6 +42,26 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class LlmLoad:
+    """The load of a language model.
+
+    ``waiting`` requests with ``waiting_tokens`` prompt tokens have no event yet. ``running`` requests are in
+    ``slots`` of all ready replicas, and ``engine_waiting`` in the engines' own queues. ``kv_used`` of
+    ``kv_total`` tokens of their KV caches are in use. ``tokens_per_s``: the prompt tokens that they read
+    together in a second; None: not known.
+    """
+
+    waiting: int = 0
+    waiting_tokens: int = 0
+    slots: int = 0
+    running: int = 0
+    engine_waiting: int = 0
+    kv_used: int = 0
+    kv_total: int = 0
+    tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """The load of one Deployment. None: not known. Rates are requests a second.
 
@@ -51,7 +71,8 @@ class Load:
     is the known part of the demand. ``burst_rate`` is the arrival rate over a shorter window, ``trend`` its
     steady growth per second, ``expected`` the forecast for the time when a replica that starts now is ready.
     ``utilization`` is the share of time that replicas were busy, ``gpu_utilization`` that of their GPUs.
-    ``measured``: replicas finished work within the window.
+    ``measured``: replicas finished work within the window. ``llm`` is for language models, whose ``slots``
+    are their engine's.
     """
 
     demand: int | None
@@ -68,6 +89,7 @@ class Load:
     utilization: float | None = None
     gpu_utilization: float | None = None
     measured: bool = False
+    llm: LlmLoad | None = None
 
     @property
     def service_rate(self) -> float | None:
@@ -96,7 +118,8 @@ class LoadMemory:
 
     A total that becomes smaller counts as no growth, so a restarted process does not give a negative rate.
     ``trail`` are samples of arrivals over a longer time than ``arrivals``, farther apart. ``trend`` is how
-    fast the arrival rate grows.
+    fast the arrival rate grows. ``prompts`` are the prompt tokens that each engine had read, and ``read`` are
+    samples of their sum.
     """
 
     arrived: Mapping[str, int] = field(default_factory=dict)
@@ -107,6 +130,8 @@ class LoadMemory:
     trend: float = 0.0
     ms_per_request: float | None = None
     batch: float = 1.0
+    prompts: Mapping[str, int] = field(default_factory=dict)
+    read: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,13 @@ from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.snapshot import Decision, Host, LocalOverride, Policy, Snapshot
 from tidegate.kernel.protocol.models import DesiredState
-from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.protocol.presence import (
+    EngineReport,
+    GatewayLoad,
+    GatewayReport,
+    GatewayView,
+    ReplicaReport,
+)
 
 Section = dict[str, Any]
 Document = dict[str, Any]
@@ -226,12 +232,13 @@ def _report(report: ReplicaReport) -> list[Any]:
         report.jobs,
         decoupled,
         report.gpu_utilization,
+        *([] if report.llm is None else [asdict(report.llm)]),
     ]
 
 
 def _read_report(plain: list[Any]) -> ReplicaReport:
     replica, deployment, generation, state, message, environment, inflight, completed = plain[:8]
-    failed, busy_ms, call_ms, batch_mean, jobs, decoupled, gpu_utilization = plain[8:]
+    failed, busy_ms, call_ms, batch_mean, jobs, decoupled, gpu_utilization, *llm = plain[8:]
     return ReplicaReport(
         replica=replica,
         deployment=deployment,
@@ -250,6 +257,7 @@ def _read_report(plain: list[Any]) -> ReplicaReport:
         jobs=jobs,
         signature={"decoupled": True} if decoupled else None,
         gpu_utilization=gpu_utilization,
+        llm=EngineReport.of(llm[0]) if llm else None,
     )
 
 
@@ -259,7 +267,8 @@ def _gateways(view: GatewayView) -> Section:
     for gateway in view.reports:
         plain[gateway.incarnation] = None
         for name, load in gateway.deployments.items():
-            plain[f"{gateway.incarnation} {name}"] = [load.outstanding, load.arrived]
+            waiting = [load.waiting, load.waiting_tokens] if load.waiting else []
+            plain[f"{gateway.incarnation} {name}"] = [load.outstanding, load.arrived, *waiting]
     return plain
 
 
@@ -271,5 +280,8 @@ def _read_gateways(plain: Section) -> GatewayView:
         incarnation, _, name = key.partition(" ")
         gateway = reports.setdefault(incarnation, GatewayReport(incarnation, 0.0))
         if name:
-            gateway.deployments[name] = GatewayLoad(outstanding=value[0], arrived=value[1])
+            outstanding, arrived, waiting, tokens = (*value, 0, 0)[:4]
+            gateway.deployments[name] = GatewayLoad(
+                outstanding=outstanding, arrived=arrived, waiting=waiting, waiting_tokens=tokens
+            )
     return GatewayView(list(reports.values()), list(plain[" missing"]))

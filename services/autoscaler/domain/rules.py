@@ -13,6 +13,8 @@ replicas do the work of R*U/u. This is the formula of the Kubernetes HPA, with i
 
 *backlog*. N / (number of requests per replica that the Deployment allows).
 
+*tokens* and *kv*, for language models: see ``llm_rules.py``. Their k is the number of the engine's slots.
+
 *trend* and *forecast*. The utilization rule at the rate that is expected when a replica that starts now is
 ready.
 
@@ -25,6 +27,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from services.autoscaler.domain.llm_rules import llm_needs, words
 from services.autoscaler.domain.memory import Load, RuleNeed
 from services.autoscaler.domain.tuning import Tuning
 
@@ -46,13 +49,15 @@ class ReplicaCounts:
 
 def rule_needs(load: Load, outstanding: int, tuning: Tuning, fleet: ReplicaCounts) -> list[RuleNeed]:
     """Return the need of every rule whose inputs are known. ``outstanding`` is the known demand."""
-    found = [_wait(load, outstanding, tuning, fleet), _backlog(outstanding, tuning)]
+    found: list[RuleNeed | None] = [_wait(load, outstanding, tuning, fleet), _backlog(outstanding, tuning)]
     if load.ms_per_request is not None:
         each = f"at {load.ms_per_request:.3g} ms each"
         found.append(_by_rate("utilization", load.arrival_rate, each, load, tuning))
         rising = _ahead(load, tuning, fleet)
         found.append(_by_rate("trend", rising, f"in {fleet.start_s:.0f} s {each}", load, tuning))
         found.append(_by_rate("forecast", load.expected, f"expected soon {each}", load, tuning))
+    if load.llm is not None:
+        found += llm_needs(load.llm, tuning, fleet.ready, fleet.start_s)
     if tuning.by_utilization:
         found.append(_measured(load, tuning, fleet))
     return [term for term in found if term is not None]
@@ -95,6 +100,8 @@ def _wait(load: Load, outstanding: int, tuning: Tuning, fleet: ReplicaCounts) ->
 
     by = f" ({load.guess})" if load.guess else ""
     why = f"{outstanding} outstanding at {each_ms:.3g} ms each{by}"
+    if load.llm is not None:
+        why = f"{words(load.llm)}; {each_ms / 1e3:.3g} s each{by}"
     now, there = needed(outstanding), fleet.ready + fleet.starting
     if now <= there or tuning.impatient or not load.measured:
         return RuleNeed("wait", now, why)

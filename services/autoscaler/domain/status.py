@@ -121,7 +121,8 @@ def replica_view(
     if running.image or running.gpus:
         known["gpus"] = list(running.gpus)
     reported = {name: getattr(report, name) for name in ReplicaReport.__dataclass_fields__}
-    reported["death"] = asdict(report.death) if report.death is not None else None
+    for name, part in (("death", report.death), ("llm", report.llm)):
+        reported[name] = asdict(part) if part is not None else None
     return {**reported, **known, "last_report": memory.last_report if memory else None}
 
 

@@ -107,9 +107,8 @@ def _controllers(comparison: Comparison) -> list[Controller]:
         for name, policy in policies.items()
     ]
     # The number of requests per replica at which their wait equals the target, as in the rule `wait`.
-    each = (
-        comparison.service.batch + own.target_wait_ms / comparison.service.call_ms * comparison.service.batch
-    )
+    at_once = comparison.service.batch * comparison.service.slots
+    each = at_once + own.target_wait_ms / comparison.service.call_ms * at_once
     for other in comparison.others:
         formula = Keda(max(1.0, math.floor(each))) if other == "keda" else Knative(each * KNATIVE_SHARE)
         found.append(FormulaController(other, own, formula))

@@ -10,12 +10,19 @@ from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.decide import decide
 from services.autoscaler.domain.forecast import MINUTE_S, expected
 from services.autoscaler.domain.launcher import Running, fingerprint, replica_name
+from services.autoscaler.domain.llm_load import is_llm
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.replay.fleet import SimulatedFleet, SimulatedReplica
 from services.autoscaler.domain.replay.formulas import FleetView, Formula
 from services.autoscaler.domain.snapshot import Decision, Drain, Kill, Launch, Policy, Snapshot
 from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
-from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
+from tidegate.kernel.protocol.presence import (
+    EngineReport,
+    GatewayLoad,
+    GatewayReport,
+    GatewayView,
+    ReplicaReport,
+)
 
 
 class Controller(Protocol):
@@ -76,14 +83,31 @@ class DecideController:
     def _snapshot(self, fleet: SimulatedFleet, now: float) -> Snapshot:
         name = self.deployment.name
         load = GatewayLoad(outstanding=fleet.outstanding(), arrived=fleet.arrived)
+        if is_llm(self.version):
+            load.waiting = len(fleet.queue)
+            load.waiting_tokens = load.waiting * fleet.service.prompt_tokens
         rate = self._forecast(now)
         return Snapshot(
             desired_state=DesiredState(revision=1, versions=[self.version], deployments=[self.deployment]),
             running=tuple(replace(s.running, alive=s.gone_at is None) for s in fleet.servers.values()),
-            reports={replica: _report(s, now) for replica, s in fleet.servers.items() if s.gone_at is None},
+            reports={
+                replica: self._report(s, fleet, now)
+                for replica, s in fleet.servers.items()
+                if s.gone_at is None
+            },
             gateways=GatewayView([GatewayReport("replay", now, {name: load})]),
             expected={} if rate is None else {name: rate},
         )
+
+    def _report(self, server: SimulatedReplica, fleet: SimulatedFleet, now: float) -> ReplicaReport:
+        report = _report(server, now)
+        if is_llm(self.version):
+            report.llm = EngineReport(
+                slots=fleet.service.slots,
+                running=server.under_way,
+                prompt_tokens=(server.completed + server.under_way) * fleet.service.prompt_tokens,
+            )
+        return report
 
     def _forecast(self, now: float) -> float | None:
         season = self.deployment.scaling.forecast

@@ -21,7 +21,8 @@ class ReplicaTiming:
     """The times of a replica. Requests that waited longer than ``deadline_s`` expire.
 
     A call takes ``call_ms``, plus ``row_ms`` for each request after the first, and varies by the share
-    ``spread``. At most ``batch`` requests share a call. A start takes ``start_s`` seconds.
+    ``spread``. At most ``batch`` requests share a call. A start takes ``start_s`` seconds. ``slots``
+    calls run at the same time, as in a language model's engine. A request has ``prompt_tokens``.
     """
 
     call_ms: float
@@ -30,30 +31,50 @@ class ReplicaTiming:
     spread: float = 0.0
     start_s: float = 5.0
     deadline_s: float = 30.0
+    slots: int = 1
+    prompt_tokens: int = 0
+
+
+@dataclass(slots=True)
+class SimulatedSlot:
+    """A place for one call, free again at ``free_at``. ``under_way`` are the requests of its last call."""
+
+    free_at: float
+    under_way: int = 0
+    call_ms: float = 0.0
 
 
 @dataclass(slots=True)
 class SimulatedReplica:
-    """A simulated replica, free again at ``free_at``. Its last call is counted when that call is over."""
+    """A simulated replica. The last call of a slot is counted when that call is over."""
 
     running: Running
     ready_at: float
-    free_at: float
+    slots: list[SimulatedSlot]
     completed: int = 0
     busy_ms: float = 0.0
     calls: int = 0
-    under_way: int = 0
-    call_ms: float = 0.0
     draining: bool = False
     gone_at: float | None = None
 
+    @property
+    def free_at(self) -> float:
+        """The time at which its last call is over."""
+        return max(slot.free_at for slot in self.slots)
+
+    @property
+    def under_way(self) -> int:
+        """The number of requests in its calls."""
+        return sum(slot.under_way for slot in self.slots)
+
     def settle(self, now: float) -> None:
-        """Count the last call if it is over at ``now``."""
-        if self.under_way and self.free_at <= now:
-            self.completed += self.under_way
-            self.busy_ms += self.call_ms
-            self.calls += 1
-            self.under_way = 0
+        """Count the calls that are over at ``now``."""
+        for slot in self.slots:
+            if slot.under_way and slot.free_at <= now:
+                self.completed += slot.under_way
+                self.busy_ms += slot.call_ms
+                self.calls += 1
+                slot.under_way = 0
 
 
 @dataclass(slots=True)
@@ -80,12 +101,12 @@ class SimulatedFleet:
 
     def launch(self, running: Running, now: float) -> None:
         """Start a replica, which serves after its start time."""
-        ready = now + self.service.start_s
-        self.servers[running.replica] = SimulatedReplica(running, ready, ready)
+        self.ready(running, now + self.service.start_s)
 
     def ready(self, running: Running, now: float) -> None:
-        """Add a replica that is ready."""
-        self.servers[running.replica] = SimulatedReplica(running, now, now)
+        """Add a replica that is ready at ``now``."""
+        slots = [SimulatedSlot(now) for _ in range(self.service.slots)]
+        self.servers[running.replica] = SimulatedReplica(running, now, slots)
 
     def drain(self, replica: str, now: float) -> None:
         """Drain a replica: it finishes its call and ends."""
@@ -93,7 +114,7 @@ class SimulatedFleet:
         server.draining = True
         server.running = replace(server.running, draining_since=now)
         if server.ready_at > now:
-            server.free_at = now  # it does not serve yet, so it ends now
+            server.slots = [SimulatedSlot(now)]  # it does not serve yet, so it ends now
 
     def kill(self, replica: str) -> None:
         """Remove a replica."""
@@ -104,13 +125,15 @@ class SimulatedFleet:
         before = len(self.queue)
         self.queue.extend(arrivals)
         self.arrived += len(self.queue) - before
-        serving = [(s.free_at, place, s) for place, s in enumerate(self.servers.values()) if not s.draining]
+        open_ = (server for server in self.servers.values() if not server.draining)
+        slots = [(slot, server) for server in open_ for slot in server.slots]
+        serving = [(slot.free_at, place, slot, server) for place, (slot, server) in enumerate(slots)]
         heapq.heapify(serving)
         while self.queue and serving:
-            _, place, server = serving[0]
-            if not self._serve(server, until):
+            _, place, slot, server = serving[0]
+            if not self._serve(slot, server, until):
                 break
-            heapq.heapreplace(serving, (server.free_at, place, server))
+            heapq.heapreplace(serving, (slot.free_at, place, slot, server))
         for server in self.servers.values():
             server.settle(until)
             end = until if not server.draining else min(until, max(now, server.free_at))
@@ -122,9 +145,9 @@ class SimulatedFleet:
         """Return the number of requests that wait or run."""
         return len(self.queue) + sum(server.under_way for server in self.servers.values())
 
-    def _serve(self, server: SimulatedReplica, until: float) -> bool:
-        """Run the next call of ``server``. Return False if it begins after ``until``."""
-        begin = max(server.free_at, self.queue[0])
+    def _serve(self, slot: SimulatedSlot, server: SimulatedReplica, until: float) -> bool:
+        """Run the next call of a slot of ``server``. Return False if it begins after ``until``."""
+        begin = max(slot.free_at, self.queue[0])
         if begin >= until:
             return False
         while self.queue and begin - self.queue[0] > self.service.deadline_s:
@@ -139,6 +162,6 @@ class SimulatedFleet:
             server.settle(begin)
             spread = self.service.spread
             varied = 1.0 + (self._draw.uniform(-spread, spread) if spread else 0.0)
-            server.call_ms = (self.service.call_ms + self.service.row_ms * (taken - 1)) * varied
-            server.under_way, server.free_at = taken, begin + server.call_ms / 1000.0
+            slot.call_ms = (self.service.call_ms + self.service.row_ms * (taken - 1)) * varied
+            slot.under_way, slot.free_at = taken, begin + slot.call_ms / 1000.0
         return True

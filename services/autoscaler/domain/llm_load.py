@@ -1,0 +1,90 @@
+"""Measure the load of a language model: waiting prompts, busy slots, and the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from services.autoscaler.domain.memory import LlmLoad, LoadMemory, Sample
+from services.autoscaler.domain.snapshot import Policy
+from tidegate.kernel.protocol.models import Deployment, LlmSpec, Version
+from tidegate.kernel.protocol.presence import EngineReport, GatewayView, ReplicaReport
+
+
+def slots_of(deployment: Deployment, version: Version | None, reports: Iterable[ReplicaReport]) -> int:
+    """Return how many calls run at the same time in one replica.
+
+    For a language model, this is the number of its engine's slots: as its replicas report, else as declared.
+    """
+    if not is_llm(version):
+        return deployment.instances
+    reported = [r.llm.slots for r in reports if r.llm is not None and r.llm.slots]
+    declared = deployment.llm or LlmSpec()
+    return max(1, max(reported, default=declared.slots))
+
+
+def is_llm(version: Version | None) -> bool:
+    """Return True if the version is a language model."""
+    return version is not None and version.format == "llm"
+
+
+def measure_llm(
+    deployment: str,
+    gateways: GatewayView | None,
+    reports: Sequence[ReplicaReport],
+    slots: int,
+    memory: LoadMemory,
+    policy: Policy,
+    now: float,
+) -> tuple[LlmLoad, LoadMemory]:
+    """Return the load of the language model ``deployment``; ``slots`` are those of one replica."""
+    loads = (
+        [g.deployments[deployment] for g in gateways.reports if deployment in g.deployments]
+        if gateways
+        else []
+    )
+    ready = [r for r in reports if r.state == "ready"]
+    engines = [r.llm or EngineReport() for r in ready]
+    # A replica that does not know its engine's number has at least the requests that it holds.
+    running = sum(r.inflight if e.running is None else e.running for r, e in zip(ready, engines, strict=True))
+    sized = [e for e in engines if e.kv_total]
+    memory = _with_reading(reports, memory, policy, now)
+    load = LlmLoad(
+        waiting=sum(load.waiting for load in loads),
+        waiting_tokens=sum(load.waiting_tokens for load in loads),
+        slots=slots * len(ready),
+        running=min(running, slots * len(ready)),
+        engine_waiting=sum(e.waiting or 0 for e in engines),
+        # The cache of an idle engine keeps old prompts, which new requests replace.
+        kv_used=sum((e.kv_used or 0) if e.running != 0 else 0 for e in sized),
+        kv_total=sum(e.kv_total or 0 for e in sized),
+        tokens_per_s=_rate(memory.read),
+    )
+    return load, memory
+
+
+def _with_reading(
+    reports: Iterable[ReplicaReport], memory: LoadMemory, policy: Policy, now: float
+) -> LoadMemory:
+    """Return the memory with a sample of the prompt tokens that the engines have read in all."""
+    more, prompts = 0, {}
+    for report in reports:
+        if report.llm is None or report.llm.prompt_tokens is None:
+            continue
+        # Tokens that were in the cache took no time.
+        total = max(0, report.llm.prompt_tokens - (report.llm.cached_tokens or 0))
+        more += max(0, total - memory.prompts.get(report.replica, total))
+        prompts[report.replica] = total
+    last = memory.read[-1].count if memory.read else 0.0
+    read = (*memory.read, Sample(now, last + more))
+    since = now - policy.service_window_s
+    start = 0
+    while start + 1 < len(read) and read[start + 1].at <= since:
+        start += 1
+    return replace(memory, prompts=prompts, read=read[start:])
+
+
+def _rate(samples: tuple[Sample, ...]) -> float | None:
+    if not samples or samples[-1].at <= samples[0].at or samples[-1].count <= samples[0].count:
+        return None
+    return (samples[-1].count - samples[0].count) / (samples[-1].at - samples[0].at)

@@ -1,0 +1,61 @@
+"""The scaling rules of language models, beside those in ``rules.py``.
+
+The rule *wait* counts a replica as its engine's slots: with k slots, k requests run at the same time. These
+rules count tokens, because one request may have a thousand times the tokens of another.
+
+*tokens*. Q prompt tokens wait, all slots are busy, and R replicas together read T prompt tokens per second.
+The queue is gone after Q/T seconds. This should not take longer than the target wait, or than a start, since
+a new replica cannot help before that: R * (Q/T) / limit.
+
+*kv*. The KV caches of R replicas have room for K tokens, hold U, and Q wait: R * (U + Q) / (u * K), where u
+is the utilization that the Deployment allows.
+"""
+
+from __future__ import annotations
+
+import math
+
+from services.autoscaler.domain.memory import LlmLoad, RuleNeed
+from services.autoscaler.domain.tuning import Tuning
+
+TINY = 1e-9
+
+
+def words(load: LlmLoad) -> str:
+    """Return the load as text: "12 requests with 9,600 tokens wait; 4 of 4 slots are busy"."""
+    if load.waiting == 1:
+        queue = f"1 request with {load.waiting_tokens:,} tokens waits"
+    else:
+        queue = f"{load.waiting:,} requests with {load.waiting_tokens:,} tokens wait"
+    engine = f", {load.engine_waiting:,} more in the engine's own queue" if load.engine_waiting else ""
+    return f"{queue}{engine}; {load.running:,} of {load.slots:,} slots are busy"
+
+
+def llm_needs(load: LlmLoad, tuning: Tuning, ready: int, start_s: float) -> list[RuleNeed]:
+    """Return the needs of the rules whose inputs are known. ``start_s``: until a new replica is ready."""
+    found = [_tokens(load, tuning, ready, start_s), _kv(load, tuning, ready)]
+    return [need for need in found if need is not None]
+
+
+def _tokens(load: LlmLoad, tuning: Tuning, ready: int, start_s: float) -> RuleNeed | None:
+    if not ready or not load.tokens_per_s or not load.waiting_tokens or load.running < load.slots:
+        return None
+    takes_s = load.waiting_tokens / load.tokens_per_s
+    limit_s = max(tuning.wait_ms / 1e3, 0.0 if tuning.impatient else start_s)
+    why = f"{words(load)}; at {load.tokens_per_s:,.0f} prompt tokens/s the queue takes {takes_s:.0f} s"
+    if takes_s <= limit_s:
+        return RuleNeed("tokens", ready, why)
+    return RuleNeed("tokens", math.ceil(ready * takes_s / limit_s - TINY), why)
+
+
+def _kv(load: LlmLoad, tuning: Tuning, ready: int) -> RuleNeed | None:
+    if not ready or not load.kv_total:
+        return None
+    wanted = load.kv_used + load.waiting_tokens
+    replicas = math.ceil(ready * wanted / (tuning.utilization * load.kv_total) - TINY)
+    why = (
+        f"{load.kv_used:,} of {load.kv_total:,} KV tokens are in use and {load.waiting_tokens:,} tokens "
+        f"wait, {tuning.utilization:.0%} full at most"
+    )
+    # A full cache alone is no reason for a replica: requests that run end by themselves.
+    return RuleNeed("kv", replicas if load.waiting else min(replicas, ready), why)
