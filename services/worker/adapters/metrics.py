@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from tidegate.kernel.protocol.presence import EngineReport
+
 ANSWERED = Counter("tidegate_worker_requests_total", "Requests by outcome.", ["outcome"])
 CALL_SECONDS = Histogram(
     "tidegate_worker_call_seconds",
@@ -58,3 +60,34 @@ LLM_LOST = Counter(
     "Requests that were answered with worker_lost, because their worker or their engine was lost.",
     ["what"],
 )
+
+LLM_GAUGES = {
+    "slots": Gauge("tidegate_llm_slots", "Sequences that the engine works on at the same time."),
+    "running": Gauge("tidegate_llm_requests_running", "Requests in a slot of the engine."),
+    "waiting": Gauge("tidegate_llm_requests_waiting", "Requests in the engine's own queue."),
+    "kv_used": Gauge("tidegate_llm_kv_cache_used_tokens", "Tokens of running requests in the KV cache."),
+    "kv_total": Gauge("tidegate_llm_kv_cache_tokens", "The most tokens in the KV cache."),
+}
+LLM_KV_USAGE = Histogram(
+    "tidegate_llm_kv_cache_usage_ratio",
+    "The used part of the KV cache, read every second.",
+    buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1),
+)
+LLM_COUNTERS = {
+    "prompt_tokens": Counter("tidegate_llm_engine_prompt_tokens_total", "Prompt tokens, by the engine."),
+    "answer_tokens": Counter("tidegate_llm_engine_answer_tokens_total", "Answer tokens, by the engine."),
+    "cached_tokens": Counter(
+        "tidegate_llm_prefix_cache_hit_tokens_total", "Prompt tokens that were in the engine's prefix cache."
+    ),
+}
+
+
+def count_engine(before: EngineReport, now: EngineReport) -> None:
+    """Publish the facts of an engine; ``before`` are those of the last reading."""
+    for name, gauge in LLM_GAUGES.items():
+        if (value := getattr(now, name)) is not None:
+            gauge.set(value)
+    for name, counter in LLM_COUNTERS.items():
+        counter.inc(max(0, (getattr(now, name) or 0) - (getattr(before, name) or 0)))
+    if now.kv_total:
+        LLM_KV_USAGE.observe((now.kv_used or 0) / now.kv_total)

@@ -122,9 +122,10 @@ class Model:
             self._on_contradiction()
         return ModelAnswer(self._sorted(found.outputs, key), found.parameters)
 
-    async def stream(self, request: Request) -> AsyncGenerator[ModelAnswer]:
+    async def stream(self, request: Request, *, counted: bool = True) -> AsyncGenerator[ModelAnswer]:
         """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
+        ``counted``: the answers are a sign that the model is alive.
         Raises the errors of :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
         """
         key = read_call_key(request.key)
@@ -134,14 +135,14 @@ class Model:
         try:
             async with aclosing(self._client.stream(message)) as responses:
                 async for response in responses:
-                    self.answers += 1
+                    self.answers += counted
                     found = grpc_messages.read_answer(response)
                     if self._check is not None and found.outputs and not self._check.agrees(found.outputs, 0):
                         self._on_contradiction()
                     yield ModelAnswer(self._sorted(found.outputs, key), found.parameters)
-            self.answers += 1
+            self.answers += counted
         except ModelFailed:
-            self.answers += 1
+            self.answers += counted
             raise
 
     async def _call_cached(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from services.worker.adapters.engine_facts import EngineFacts
 from services.worker.adapters.gpu_load import GpuLoad
 from services.worker.adapters.heartbeat import ReplicaHeartbeat
 from services.worker.adapters.metrics import IN_HAND
@@ -90,6 +91,7 @@ class ReplicaLifecycle:
             triton=triton,
         )
         self._gpus = GpuLoad(lambda: self._triton.metrics_port)
+        self._engine = EngineFacts()
         self._heartbeat = ReplicaHeartbeat(store, settings.heartbeat_interval_s, self._report)
         self.ended = asyncio.Event()
         IN_HAND.set_function(lambda: self._in_hand)
@@ -186,6 +188,7 @@ class ReplicaLifecycle:
         await tasks.end(self._task)
         await self._triton.stop_watching()
         await self._gpus.stop()
+        await self._engine.stop()
         if self._serving is not None:
             await self._serving.stop()
         await self._publisher.connection.stop()
@@ -207,6 +210,8 @@ class ReplicaLifecycle:
         """Call a model that was just loaded, and watch its processes."""
         self._triton.watch(model)
         serving.scheduler.use(model)
+        if self._assignment.version.format == "llm":
+            self._engine.use(model)
 
     def _on_lost(self, model: Model) -> None:
         """Find out if Triton still runs after a call was lost. The kernel may report its end only later."""
@@ -220,6 +225,7 @@ class ReplicaLifecycle:
         self._report_loss(death.description)
 
     def _report_loss(self, description: str) -> None:
+        self._engine.lose()
         self._publisher.loss = description
         self._status.set("starting", f"{description}; starting it again")
 
@@ -266,4 +272,5 @@ class ReplicaLifecycle:
             memory_limit=triton.memory_limit,
             ready_at=status.ready_at,
             death=triton.last_death,
+            llm=self._engine.report,
         )

@@ -57,6 +57,33 @@ def test_events_that_are_ready_together_are_taken_together(calls):
     assert call.take(0) == ([b"d"], {}, True)
 
 
+def test_a_tally_counts_slots_and_tokens(calls):
+    tally = importlib.import_module("tally").Tally({"slots": 1, "kv_total": 64})
+    slots, first, second = threading.BoundedSemaphore(1), calls.Call(), calls.Call()
+    inside, leave = threading.Event(), threading.Event()
+
+    def run(call: Any) -> None:
+        with tally.slot(call, slots):
+            call.emit([b"a"], {"usage": [5, 1, 4]})
+            call.emit([b"b"], {"usage": [5, 3, 4]})
+            inside.set()
+            assert leave.wait(60)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in (first, second)]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    while not tally.stats()["waiting"]:
+        threading.Event().wait(0.001)
+    known = {"slots": 1, "kv_total": 64, "running": 1, "waiting": 1, "kv_used": 8}
+    assert tally.stats() == known | {"prompt_tokens": 5, "answer_tokens": 3, "cached_tokens": 4}
+    leave.set()
+    for thread in threads:
+        thread.join()
+    known = {"slots": 1, "kv_total": 64, "running": 0, "waiting": 0, "kv_used": 0}
+    assert tally.stats() == known | {"prompt_tokens": 10, "answer_tokens": 6, "cached_tokens": 8}
+
+
 def test_a_taker_wakes_up_for_an_event(calls):
     call = calls.Call()
     threading.Timer(0.01, call.emit, [[b"a"], {}]).start()

@@ -46,6 +46,8 @@ class Call:
         self._meta: dict[str, Any] = {}
         self._ended = self._cancelled = False
         self._on_cancel: list[Callable[[], None]] = []
+        # Prompt tokens, answer tokens and cached prompt tokens so far.
+        self.usage = [0, 0, 0]
 
     def emit(self, events: list[bytes], meta: dict[str, Any]) -> None:
         """Add events, and facts about them: the members of ``tidegate.kernel.protocol.llm.Meta``."""
@@ -55,6 +57,8 @@ class Call:
                 if meta.get(key):
                     self._meta.setdefault(key, []).extend(meta[key])
             self._meta.update({k: v for k, v in meta.items() if k not in ("prompt_ids", "ids")})
+            if meta.get("usage"):
+                self.usage = list(meta["usage"])
             self._changed.notify()
 
     @property

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from calls import Call, Engine, Refused
+from tally import Tally
 
 FOLDER = Path(__file__).resolve().parent
 MODULES = {"llamacpp": "llamacpp", "vllm": "vllm", "openai-url": "upstream"}
@@ -43,6 +44,7 @@ class TritonPythonModel:
         self._engine: Engine = module.create(plan, FOLDER)
         # A call that was cancelled holds its slot until the engine has left it.
         self._slots = threading.BoundedSemaphore(plan["slots"])
+        self._tally = Tally(plan)
 
     def execute(self, requests: list[Any]) -> None:
         """Start a thread for each request. The thread sends the answers through the request's sender."""
@@ -61,7 +63,9 @@ class TritonPythonModel:
                 return  # a warm-up: an upstream would charge for it
             document = json.loads(raw) if raw else _warm_up()
             if document["path"] == STATS:
-                sender.send(_response([json.dumps(self._engine.stats()).encode()], {}))
+                # What the engine itself reports is better than what is counted here.
+                known = {k: v for k, v in self._engine.stats().items() if v is not None}
+                sender.send(_response([json.dumps(self._tally.stats() | known).encode()], {}))
             else:
                 self._relay(sender, document)
         except Exception as problem:
@@ -87,7 +91,7 @@ class TritonPythonModel:
 
     def _run(self, document: dict[str, Any], call: Call) -> None:
         try:
-            with self._slots:
+            with self._tally.slot(call, self._slots):
                 if not call.cancelled:
                     self._engine.call(document["path"], document["body"], document.get("resume"), call)
         except Refused as problem:
