@@ -197,6 +197,9 @@ bench-perf-analyzer: up ## run NVIDIA's unmodified perf_analyzer over HTTP and g
 bench-rate-limit: bootstrap ## measure a key's limit over four gateway processes, and the cost of access per request
 	$(PY) -m benchmarks.rate_limit $(BENCH_FLAGS)
 
+bench-llm-limits: bootstrap ## measure a limit of tokens over two gateway processes, with streams that are cut off (6 minutes)
+	$(PY) -m benchmarks.llm_limits $(BENCH_FLAGS)
+
 request-path: bootstrap ## print the files that a small request runs through, in order
 	@$(PY) -m benchmarks.request_path
 
