@@ -94,7 +94,9 @@ class ReplayRunner:
         known: dict[str, Any] = {}
         engines = [r["llm"] for r in status.replicas if r.get("llm")]
         if engines:
-            known |= _engine_timing(engines, sum(r["completed"] for r in status.replicas), calls)
+            known |= _engine_timing(
+                engines, sum(r["completed"] for r in status.replicas), status.service_rate
+            )
         elif calls:
             known["call_ms"] = sum(calls) / len(calls) / deployment.instances
             known["batch"] = max(1, round(sum(batches) / len(batches))) if batches else 1
@@ -133,12 +135,12 @@ class ReplayRunner:
 
 
 def _engine_timing(
-    engines: Sequence[Mapping[str, Any]], completed: int, calls: Sequence[float]
+    engines: Sequence[Mapping[str, Any]], completed: int, service_rate: float | None
 ) -> dict[str, Any]:
     """Return the measured timing of a language model's replicas, from the facts of their engines."""
     known: dict[str, Any] = {"slots": max(max((e["slots"] or 1) for e in engines), 1)}
-    if calls:
-        known["call_ms"] = sum(calls) / len(calls)
+    if service_rate:
+        known["call_ms"] = 1000.0 * known["slots"] / service_rate
     if completed:
         known["prompt_tokens"] = round(sum(e["prompt_tokens"] or 0 for e in engines) / completed)
     return known

@@ -10,7 +10,7 @@ from services.autoscaler.domain import replica_health
 from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.desired_state import DesiredStateIndex
 from services.autoscaler.domain.launcher import fingerprint, parse_replica
-from services.autoscaler.domain.llm_load import is_llm, measure_llm, slots_of
+from services.autoscaler.domain.llm_load import is_llm, measure_llm
 from services.autoscaler.domain.load import measure, with_guess
 from services.autoscaler.domain.memory import (
     DeploymentMemory,
@@ -63,7 +63,6 @@ class DeploymentRound:
         memory = self._with_configuration(before)
         memory = self._with_size(self._with_ends(memory, state))
         version = self.known.version_of(self.deployment)
-        slots = slots_of(self.deployment, version, self.reports)
         load, measured = measure(
             self.deployment.name,
             self.snapshot.gateways,
@@ -72,14 +71,13 @@ class DeploymentRound:
             memory.load,
             self.policy,
             self.now,
-            slots,
+            self.deployment.instances,
             start_time(state, self.deployment.name) or 0.0,
         )
         load = replace(load, expected=self.snapshot.expected.get(self.deployment.name))
         if is_llm(version):
-            gateways = self.snapshot.gateways
             llm, measured = measure_llm(
-                self.deployment.name, gateways, self.reports, slots, measured, self.policy, self.now
+                self.deployment, self.snapshot.gateways, self.reports, measured, self.policy, self.now
             )
             load = replace(load, llm=llm)
         guessed = with_guess(load, version)

@@ -11,13 +11,8 @@ from tidegate.kernel.protocol.models import Deployment, LlmSpec, Version
 from tidegate.kernel.protocol.presence import EngineReport, GatewayView, ReplicaReport
 
 
-def slots_of(deployment: Deployment, version: Version | None, reports: Iterable[ReplicaReport]) -> int:
-    """Return how many calls run at the same time in one replica.
-
-    For a language model, this is the number of its engine's slots: as its replicas report, else as declared.
-    """
-    if not is_llm(version):
-        return deployment.instances
+def slots_of(deployment: Deployment, reports: Iterable[ReplicaReport]) -> int:
+    """Return the number of slots of one replica's engine: as its replicas report, else as declared."""
     reported = [r.llm.slots for r in reports if r.llm is not None and r.llm.slots]
     declared = deployment.llm or LlmSpec()
     return max(1, max(reported, default=declared.slots))
@@ -29,20 +24,16 @@ def is_llm(version: Version | None) -> bool:
 
 
 def measure_llm(
-    deployment: str,
+    deployment: Deployment,
     gateways: GatewayView | None,
     reports: Sequence[ReplicaReport],
-    slots: int,
     memory: LoadMemory,
     policy: Policy,
     now: float,
 ) -> tuple[LlmLoad, LoadMemory]:
-    """Return the load of the language model ``deployment``; ``slots`` are those of one replica."""
-    loads = (
-        [g.deployments[deployment] for g in gateways.reports if deployment in g.deployments]
-        if gateways
-        else []
-    )
+    """Return the load of a language model. ``reports`` are those of its replicas."""
+    name, slots = deployment.name, slots_of(deployment, reports)
+    loads = [g.deployments[name] for g in gateways.reports if name in g.deployments] if gateways else []
     ready = [r for r in reports if r.state == "ready"]
     engines = [r.llm or EngineReport() for r in ready]
     # A replica that does not know its engine's number has at least the requests that it holds.

@@ -1,7 +1,7 @@
 """The scaling rules of language models, beside those in ``rules.py``.
 
-The rule *wait* counts a replica as its engine's slots: with k slots, k requests run at the same time. These
-rules count tokens, because one request may have a thousand times the tokens of another.
+The rule *wait* counts requests: as many as the engine has slots run at the same time. These rules count
+tokens, because one request may have a thousand times the tokens of another.
 
 *tokens*. Q prompt tokens wait, all slots are busy, and R replicas together read T prompt tokens per second.
 The queue is gone after Q/T seconds. This should not take longer than the target wait, or than a start, since

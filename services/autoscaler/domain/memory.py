@@ -71,8 +71,7 @@ class Load:
     is the known part of the demand. ``burst_rate`` is the arrival rate over a shorter window, ``trend`` its
     steady growth per second, ``expected`` the forecast for the time when a replica that starts now is ready.
     ``utilization`` is the share of time that replicas were busy, ``gpu_utilization`` that of their GPUs.
-    ``measured``: replicas finished work within the window. ``llm`` is for language models, whose ``slots``
-    are their engine's.
+    ``measured``: replicas finished work within the window. ``llm`` is for language models.
     """
 
     demand: int | None

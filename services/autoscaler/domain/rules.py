@@ -13,7 +13,8 @@ replicas do the work of R*U/u. This is the formula of the Kubernetes HPA, with i
 
 *backlog*. N / (number of requests per replica that the Deployment allows).
 
-*tokens* and *kv*, for language models: see ``llm_rules.py``. Their k is the number of the engine's slots.
+*tokens* and *kv*, for language models: see ``llm_rules.py``. Their requests in one engine share its slots, so
+their c is the number of slots, and s is the time of a request divided by c.
 
 *trend* and *forecast*. The utilization rule at the rate that is expected when a replica that starts now is
 ready.
@@ -101,7 +102,7 @@ def _wait(load: Load, outstanding: int, tuning: Tuning, fleet: ReplicaCounts) ->
     by = f" ({load.guess})" if load.guess else ""
     why = f"{outstanding} outstanding at {each_ms:.3g} ms each{by}"
     if load.llm is not None:
-        why = f"{words(load.llm)}; {each_ms / 1e3:.3g} s each{by}"
+        why = f"{words(load.llm)}; {each_ms * load.batch / 1e3:.3g} s each{by}"
     now, there = needed(outstanding), fleet.ready + fleet.starting
     if now <= there or tuning.impatient or not load.measured:
         return RuleNeed("wait", now, why)

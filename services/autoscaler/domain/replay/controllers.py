@@ -102,6 +102,9 @@ class DecideController:
     def _report(self, server: SimulatedReplica, fleet: SimulatedFleet, now: float) -> ReplicaReport:
         report = _report(server, now)
         if is_llm(self.version):
+            # A worker reports the time of a request divided by the slots, as if all of them shared a call.
+            report.busy_ms /= fleet.service.slots
+            report.batch_mean, report.call_ms = float(fleet.service.slots), None
             report.llm = EngineReport(
                 slots=fleet.service.slots,
                 running=server.under_way,
