@@ -114,8 +114,8 @@ def _rest_app(
 ) -> FastAPI:
     access = parts.access_wiring.access
     generate = GenerateRoutes(parts.core, access, parts.limits, parts.metrics, parts.log)
-    jobs = parts.job_wiring.llm
-    llm = LlmWiring(settings, parts.core, access, parts.limits, parts.metrics, parts.log, jobs)
+    tokens, jobs = parts.access_wiring.token_limits, parts.job_wiring.llm
+    llm = LlmWiring(settings, parts.core, access, tokens, parts.limits, parts.metrics, parts.log, jobs)
     app = create_app(
         name="gateway",
         settings=settings,

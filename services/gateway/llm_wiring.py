@@ -16,7 +16,9 @@ from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore
+from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.core import LlmCore
+from services.gateway.application.llm.token_limits import TokenLimits
 from services.gateway.settings import GatewaySettings
 
 # The paths whose routes limit their bodies, like STREAMED in app.py.
@@ -40,12 +42,13 @@ class LlmWiring:
         settings: GatewaySettings,
         core: InferenceCore,
         access: Access,
+        tokens: TokenLimits,
         limits: BodyLimits,
         metrics: GatewayMetrics,
         log: AccessLog,
         jobs: LlmJobs,
     ) -> None:
-        self.core = LlmCore(core, access)
+        self.core = LlmCore(core, LlmAccounting(access, tokens))
         self.door = LlmDoor(self.core, limits, metrics, log, queue_comments=settings.llm_queue_comments)
         openai = OpenAiRoutes(self.door, jobs)
         self.routers: list[APIRouter] = [

@@ -9,6 +9,7 @@ from prometheus_client import Counter
 
 from services.gateway.domain.key_limiter import KeyLimiter, LimitReached
 from services.gateway.domain.key_table import FOREVER, KeyTable
+from services.gateway.domain.llm.token_headers import openai, requests_left
 from services.gateway.domain.rate_limit_headers import seconds_left
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.errors import Forbidden, TooMany, Unauthorized, Unavailable
@@ -65,6 +66,11 @@ class Grant:
         self._endpoint = endpoint
         self._limiter = limiter
         self._open = True
+
+    @property
+    def limiter(self) -> KeyLimiter | None:
+        """The limits of the caller's requests; None: it has none."""
+        return self._limiter
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the response headers that show the caller's limits."""
@@ -276,5 +282,6 @@ def _too_many(reached: LimitReached, limiter: KeyLimiter) -> TooMany:
     headers = {
         "RateLimit-Policy": limiter.policy.decode(),
         "RateLimit": limiter.remaining_header(now).decode(),
+        **{name.decode(): value.decode() for name, value in openai(requests_left(limiter, now), ())},
     }
     return TooMany(message, reason=reason, retry_after_s=retry_after_s, headers=headers)

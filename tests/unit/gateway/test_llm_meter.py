@@ -26,7 +26,7 @@ def value(name: str, **labels: str) -> float:
 def test_a_stream(clock):
     meters = LlmMeters()
     labels = {"endpoint": "stream", "band": "high"}
-    call = meters.begin("stream", "high")
+    call = meters.begin("stream", "high", streamed=True)
     clock[0] += 2.0
     call.events((20, 1, 16), 1, 0.5)
     clock[0] += 0.09
@@ -52,14 +52,14 @@ def test_a_stream(clock):
 
 def test_a_request_that_the_engine_never_saw_adds_nothing(clock):
     meters = LlmMeters()
-    meters.begin("refused", "low").end()
+    meters.begin("refused", "low", streamed=True).end()
     labels = {"endpoint": "refused", "band": "low"}
     assert value("request_duration_seconds_count", **labels) == 0
     assert value("prompt_tokens_count", **labels) == 0
 
 
 def test_a_gap_above_all_buckets_counts_as_infinite(clock):
-    call = LlmMeters().begin("slow", "normal")
+    call = LlmMeters().begin("slow", "normal", streamed=True)
     call.events(None, 1, 0.0)
     clock[0] += 1000.0
     call.events(None, 1, 0.0)
@@ -67,3 +67,14 @@ def test_a_gap_above_all_buckets_counts_as_infinite(clock):
     labels = {"endpoint": "slow", "band": "normal"}
     assert value("inter_token_latency_seconds_count", **labels) == 1
     assert value("inter_token_latency_seconds_bucket", le="2.5", **labels) == 0
+
+
+def test_an_answer_in_one_piece_has_no_first_token(clock):
+    call = LlmMeters().begin("whole", "normal", streamed=False)
+    clock[0] += 2.0
+    call.events((5, 7, 0), 1, 0.5)
+    call.end()
+    labels = {"endpoint": "whole", "band": "normal"}
+    assert value("time_to_first_token_seconds_count", **labels) == 0
+    assert value("request_duration_seconds_sum", **labels) == pytest.approx(2.0)
+    assert value("answer_tokens_sum", **labels) == 7

@@ -14,7 +14,7 @@ from starlette.types import Send
 from services.gateway.api.cancellable_response import CancellableResponse
 from services.gateway.api.llm import openai_errors
 from services.gateway.api.llm.door import LlmDoor, ReceivedRequest, bound, principal
-from services.gateway.api.llm.event_stream import EventStream, RawHeaders
+from services.gateway.api.llm.event_stream import EventStream
 from services.gateway.api.llm.jobs import LlmJobs
 from services.gateway.api.llm.openai_errors import openai_response
 from services.gateway.api.server_timing import server_timing, stream_timing
@@ -114,7 +114,7 @@ class OpenAiRoutes:
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"server-timing", server_timing(answer, total)),
-            *_grants(call),
+            *call.limit_headers(),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -126,7 +126,7 @@ class OpenAiRoutes:
         encode = named_sse if named else sse
         first: tuple[LlmEvents, float] | None = None
         async with (
-            EventStream(send, partial(_grants, call), partial(self._door.comment, received, call)) as stream,
+            EventStream(send, call.limit_headers, partial(self._door.comment, received, call)) as stream,
             aclosing(self._door.run(PROTOCOL, received, call)) as answers,
         ):
             try:
@@ -152,10 +152,6 @@ class OpenAiRoutes:
             total = time.perf_counter() - received.started
             timing = b": server-timing: %b\n\n" % stream_timing(first, total)
             await stream.end(timing if named else timing + DONE)
-
-
-def _grants(call: LlmCall) -> RawHeaders:
-    return [] if call.grant is None else call.grant.headers()
 
 
 def _model(name: str, route: DeploymentRoute) -> dict[str, Any]:

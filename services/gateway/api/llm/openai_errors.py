@@ -77,8 +77,10 @@ def openai_error(error: TidegateError) -> OpenAiError:
     if isinstance(error, EngineRefused):
         return _engines(error)
     kind, code = next((_WORDS[cls] for cls in type(error).__mro__ if cls in _WORDS), (_SERVER, None))
-    if error.reason == "quota_exhausted":
+    if error.reason in ("quota_exhausted", "token_quota_exhausted"):
         kind = code = "insufficient_quota"
+    if error.reason == "token_rate_limited":
+        kind = "tokens"
     param = "model" if isinstance(error, errors.NotFound) else None
     if isinstance(error, errors.NotFound) and error.reason != errors.NotFound.reason:
         param, code = None, error.reason  # it names something else than a model

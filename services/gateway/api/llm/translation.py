@@ -123,7 +123,7 @@ def code_of(error: TidegateError) -> int:
 
 def grants(call: LlmCall) -> list[tuple[bytes, bytes]]:
     """Return the headers that tell a caller its limits."""
-    return [] if call.grant is None else call.grant.headers()
+    return call.limit_headers()
 
 
 async def send_json(send: Send, document: Any, headers: Sequence[tuple[bytes, bytes]] = ()) -> int:

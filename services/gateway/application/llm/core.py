@@ -6,6 +6,7 @@ Every API for language models (OpenAI's, TGI's, Ollama's) translates to an :clas
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 
 from prometheus_client import Counter
 
-from services.gateway.application.access import Access, Grant
+from services.gateway.application.access import Grant
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, Timing
+from services.gateway.application.llm.accounting import CallAccount, LlmAccounting
 from services.gateway.application.prefix_affinity import PrefixAffinity
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.llm.band import FRAME_PRIORITY
-from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate
+from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate, states_answer
 from services.gateway.domain.llm.failover import other_target
 from services.gateway.domain.llm.queue_place import QueuePlace, place
 from services.gateway.domain.llm.refusal import EngineRefused
@@ -76,9 +78,8 @@ class LlmCall:
     ``path`` and ``body``: those of OpenAI's API. ``timeout_ms`` limits the time to the first event and
     between two events; None: the endpoint's. ``received``: the bytes of the caller's body. ``headers``: its
     headers, for the endpoint's traffic rules.
-    The core sets ``grant``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens) and
-    ``queued``.
-    The API adds the bytes that it sends to ``cost.sent``.
+    The core sets ``account``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens)
+    and ``queued``. The API adds the bytes that it sends to ``cost.sent``.
     """
 
     model: str
@@ -91,7 +92,7 @@ class LlmCall:
     received: int = 0
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
     cost: UsageCost = field(default_factory=UsageCost)
-    grant: Grant | None = None
+    account: CallAccount | None = None
     estimate: TokenEstimate = NO_TOKENS
     usage: tuple[int, int, int] = (0, 0, 0)
     queued: QueuedAt | None = None
@@ -111,6 +112,20 @@ class LlmCall:
         """Return True if the caller wants the answer as a stream of events."""
         return self.body.get("stream") is True
 
+    @property
+    def stated(self) -> bool:
+        """Return True if the request itself limits its answer."""
+        return states_answer(self.body)
+
+    @property
+    def grant(self) -> Grant | None:
+        """The admission of the request; None before it, and for callers that are not counted."""
+        return None if self.account is None else self.account.grant
+
+    def limit_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the response headers that show the caller's limits."""
+        return [] if self.account is None else self.account.headers()
+
 
 @dataclass(slots=True)
 class LlmEvents:
@@ -126,9 +141,9 @@ class LlmEvents:
 class LlmCore:
     """Run requests to language models; every API for them shares it."""
 
-    def __init__(self, core: InferenceCore, access: Access) -> None:
+    def __init__(self, core: InferenceCore, accounting: LlmAccounting) -> None:
         self._core = core
-        self._access = access
+        self._accounting = accounting
         self._affinity = PrefixAffinity(lambda deployment: core.fleet(deployment).replicas)
 
     def find(self, model: str) -> tuple[EndpointRoute, DeploymentRoute]:
@@ -184,17 +199,19 @@ class LlmCore:
         origin = partial(Origin, call.headers, call.principal.id, lambda: call.body)
         endpoint, route = self.pick(call.model, origin)
         assert route.llm is not None
-        call.grant = self._access.admit(call.principal, endpoint.name)
         call.estimate = estimate(call.path, call.body, route.llm.context)
+        account = call.account = await self._accounting.open(call, endpoint.name, self._core.load(route))
         load, others = self._core.load(route), self._core.fleet(route.name).elsewhere
         call.queued = QueuedAt(route, time.monotonic(), load.outstanding + others, load.completed)
         try:
             async with aclosing(self._continued(call, endpoint, route)) as answers:
                 async for answer in answers:
                     yield answer
+        except (GeneratorExit, asyncio.CancelledError):
+            account.left = True
+            raise
         finally:
-            if call.grant is not None:
-                call.grant.streamed(call.cost, call.received)
+            account.close()
 
     async def _continued(
         self, call: LlmCall, endpoint: EndpointRoute, route: DeploymentRoute
@@ -325,6 +342,8 @@ def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
     if meta.usage is not None:
         call.usage = meta.usage
         cost.tokens_in, cost.tokens_out = meta.usage[0], meta.usage[1]
+    if call.account is not None:
+        call.account.answered(meta.usage, len(events), answer.timing.compute)
     return LlmEvents(events, meta, answer.timing, answer.route, answer.request)
 
 

@@ -16,43 +16,47 @@ _SHORT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _LONG = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 300, 900)
 _COUNTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
-_LABELS = ("endpoint", "band")
+
 
 FIRST_TOKEN = Histogram(
     "tidegate_llm_time_to_first_token_seconds",
     "Time from a request to its first event.",
-    _LABELS,
+    ["endpoint", "band"],
     buckets=_SHORT,
 )
 INTER_TOKEN = Histogram(
     "tidegate_llm_inter_token_latency_seconds",
     "Time between two tokens of an answer.",
-    _LABELS,
+    ["endpoint", "band"],
     buckets=_PER_TOKEN,
 )
 DURATION = Histogram(
     "tidegate_llm_request_duration_seconds",
     "Time from a request to the end of its answer.",
-    _LABELS,
+    ["endpoint", "band"],
     buckets=_LONG,
 )
 QUEUED = Histogram(
     "tidegate_llm_queue_time_seconds",
     "Time from a request to its start in an engine.",
-    _LABELS,
+    ["endpoint", "band"],
     buckets=_LONG,
 )
-PROMPT = Histogram("tidegate_llm_prompt_tokens", "Tokens of a request's prompt.", _LABELS, buckets=_COUNTS)
-ANSWER = Histogram("tidegate_llm_answer_tokens", "Tokens of a request's answer.", _LABELS, buckets=_COUNTS)
+PROMPT = Histogram(
+    "tidegate_llm_prompt_tokens", "Tokens of a request's prompt.", ["endpoint", "band"], buckets=_COUNTS
+)
+ANSWER = Histogram(
+    "tidegate_llm_answer_tokens", "Tokens of a request's answer.", ["endpoint", "band"], buckets=_COUNTS
+)
 CACHED = Counter(
     "tidegate_llm_cached_prompt_tokens_total",
     "Prompt tokens that an engine had in its prefix cache.",
-    _LABELS,
+    ["endpoint", "band"],
 )
 TOKENS = Counter(
     "tidegate_llm_tokens_total",
     "Tokens of all requests, by kind: prompt or answer. They are counted as they arrive.",
-    [*_LABELS, "kind"],
+    ["endpoint", "band", "kind"],
 )
 _ALL = (FIRST_TOKEN, INTER_TOKEN, DURATION, QUEUED, PROMPT, ANSWER, CACHED, TOKENS)
 
@@ -74,10 +78,11 @@ class _Series:
 class CallMeter:
     """The measurement of one request."""
 
-    __slots__ = ("_gaps", "_last", "_series", "_started", "_usage")
+    __slots__ = ("_gaps", "_last", "_series", "_started", "_streamed", "_usage")
 
-    def __init__(self, series: _Series) -> None:
+    def __init__(self, series: _Series, *, streamed: bool) -> None:
         self._series = series
+        self._streamed = streamed
         self._started = self._last = perf_counter()
         self._usage = (0, 0, 0)
         self._gaps: dict[int, tuple[int, float]] | None = None
@@ -91,7 +96,8 @@ class CallMeter:
         now = perf_counter()
         if self._gaps is None:
             self._gaps = {}
-            self._series.first.observe(now - self._started)
+            if self._streamed:
+                self._series.first.observe(now - self._started)
             self._series.queued.observe(max(0.0, now - self._started - compute_s))
         else:
             count = max(1, usage[1] - self._usage[1] if usage is not None else tokens)
@@ -126,12 +132,12 @@ class LlmMeters:
     def __init__(self) -> None:
         self._series: dict[tuple[str, Band], _Series] = {}
 
-    def begin(self, endpoint: str, band: Band) -> CallMeter:
-        """Begin to measure a request."""
+    def begin(self, endpoint: str, band: Band, *, streamed: bool) -> CallMeter:
+        """Begin to measure a request. An answer in one piece has no first token."""
         series = self._series.get((endpoint, band))
         if series is None:
             series = self._series[endpoint, band] = _Series(endpoint, band)
-        return CallMeter(series)
+        return CallMeter(series, streamed=streamed)
 
     def forget(self, endpoint: str) -> None:
         """Remove the labels of an endpoint that was deleted."""

@@ -49,6 +49,11 @@ def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEs
     return TokenEstimate(prompt, answer * _choices(body))
 
 
+def states_answer(body: Mapping[str, Any]) -> bool:
+    """Return True if a request limits its own answer."""
+    return any(_is_count(body.get(name)) for name in _LIMITS)
+
+
 def _choices(body: Mapping[str, Any]) -> int:
     """Return the number of answers that the engine writes for one prompt."""
     return max((body[name] for name in ("n", "best_of") if _is_count(body.get(name))), default=1)

@@ -1,0 +1,128 @@
+"""Admit requests to language models, and account for their tokens: limits, usage, metrics, waiting work."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from services.gateway.application.access import Access, Grant
+from services.gateway.application.llm.meter import CallMeter, LlmMeters
+from services.gateway.application.llm.token_limits import Reservation, TokenLimits
+from services.gateway.domain.llm.estimate import TokenEstimate
+from services.gateway.domain.llm.token_headers import Header, joined, openai, rate_limit, requests_left
+from services.gateway.domain.usage_cost import UsageCost
+from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.protocol.llm import Band
+from tidegate.kernel.protocol.presence import GatewayLoad
+
+
+class Accounted(Protocol):
+    """The part of a call that is accounted for."""
+
+    principal: Principal
+    band: Band
+    received: int
+    cost: UsageCost
+    estimate: TokenEstimate
+    usage: tuple[int, int, int]
+
+    @property
+    def stated(self) -> bool:
+        """True if the request itself limits its answer."""
+
+    @property
+    def streamed(self) -> bool:
+        """True if the caller wants the answer as a stream of events."""
+
+
+class CallAccount:
+    """One admitted request. :meth:`close` must be called at its end."""
+
+    __slots__ = ("_call", "_endpoint", "_limits", "_load", "_meter", "_reservation", "grant", "left")
+
+    def __init__(
+        self,
+        call: Accounted,
+        endpoint: str,
+        grant: Grant | None,
+        reservation: Reservation | None,
+        limits: TokenLimits,
+        meter: CallMeter,
+        load: GatewayLoad,
+    ) -> None:
+        self._call = call
+        self._endpoint = endpoint
+        self.grant = grant
+        self._reservation = reservation
+        self._limits = limits
+        self._meter = meter
+        self._load: GatewayLoad | None = load
+        # True if the caller left before the end of its answer.
+        self.left = False
+        load.waiting += 1
+        load.waiting_tokens += call.estimate.prompt
+
+    def headers(self) -> list[Header]:
+        """Return the response headers that show the caller's limits."""
+        found = [] if self.grant is None else self.grant.headers()
+        states = [] if self._reservation is None else self._reservation.states()
+        limiter = None if self.grant is None else self.grant.limiter
+        if states:
+            found = joined([*found, *rate_limit(states)])
+        return found + openai(requests_left(limiter, time.time()), states)
+
+    def answered(self, usage: tuple[int, int, int] | None, events: int, compute_s: float) -> None:
+        """Account for the next events; ``usage`` is that of the whole request so far, if it is known."""
+        self._started()
+        self._meter.events(usage, events, compute_s)
+        if usage is not None and self._reservation is not None:
+            self._reservation.used(usage[0] + usage[1])
+
+    def close(self) -> None:
+        """Account for the whole request. Only the first call counts."""
+        self._started()
+        call, (prompt, answer, _) = self._call, self._call.usage
+        if self._reservation is not None:
+            tokens = prompt + answer
+            if self.left and call.cost.queued and not tokens:
+                # An engine may have read the prompt of a caller that left before the first event.
+                tokens = min(call.estimate.prompt, self._reservation.charged)
+            self._reservation.settle(tokens)
+        if prompt:
+            self._limits.ratio.learn(self._endpoint, call.estimate.prompt, prompt)
+        self._meter.end()
+        if self.grant is not None:
+            self.grant.streamed(call.cost, call.received)
+
+    def _started(self) -> None:
+        """Note that the request no longer waits."""
+        if self._load is not None:
+            self._load.waiting -= 1
+            self._load.waiting_tokens -= self._call.estimate.prompt
+            self._load = None
+
+
+class LlmAccounting:
+    """The admission of requests to language models."""
+
+    def __init__(self, access: Access, limits: TokenLimits) -> None:
+        self._access = access
+        self._limits = limits
+        self._meters = LlmMeters()
+
+    async def open(self, call: Accounted, endpoint: str, load: GatewayLoad) -> CallAccount:
+        """Admit a request. Raise Forbidden, TooMany at a limit, BadRequest if no limit has room for it.
+
+        ``load`` is the gateway's load of the Deployment that runs the request.
+        """
+        grant = self._access.admit(call.principal, endpoint)
+        try:
+            reservation = await self._limits.reserve(
+                call.principal, endpoint, call.estimate.prompt, call.estimate.answer, stated=call.stated
+            )
+        except BaseException:
+            if grant is not None:
+                grant.cancel()
+            raise
+        meter = self._meters.begin(endpoint, call.band, streamed=call.streamed)
+        return CallAccount(call, endpoint, grant, reservation, self._limits, meter, load)
