@@ -48,7 +48,9 @@ class LlmWiring:
         log: AccessLog,
         jobs: LlmJobs,
     ) -> None:
-        self.core = LlmCore(core, LlmAccounting(access, tokens))
+        accounting = LlmAccounting(access, tokens)
+        metrics.on_forget.append(accounting.meters.forget)
+        self.core = LlmCore(core, accounting)
         self.door = LlmDoor(self.core, limits, metrics, log, queue_comments=settings.llm_queue_comments)
         openai = OpenAiRoutes(self.door, jobs)
         self.routers: list[APIRouter] = [

@@ -108,6 +108,8 @@ class GatewayMetrics:
         self._table = table
         self._seen: RouteTable | None = None
         self._times: dict[tuple[str, str], _Times] = {}
+        # Called with the name of each endpoint that left the table, for metrics that are made elsewhere.
+        self.on_forget: list[Callable[[str], None]] = []
 
     def answered(self, model: str, deployment: str, timing: Timing, total: float) -> None:
         """Count a request that was answered in ``total`` seconds."""
@@ -139,6 +141,8 @@ class GatewayMetrics:
                 del self._times[model, deployment]
         for model in endpoints:
             ANSWERED.remove_by_labels({"model": model})
+            for forget in self.on_forget:
+                forget(model)
         for deployment in deployments:
             for metric in (TOTAL, PART, OUTSTANDING, FIRST_CHUNK, CHUNKS):
                 metric.remove_by_labels({"deployment": deployment})

@@ -108,7 +108,7 @@ class LlmAccounting:
     def __init__(self, access: Access, limits: TokenLimits) -> None:
         self._access = access
         self._limits = limits
-        self._meters = LlmMeters()
+        self.meters = LlmMeters()
 
     async def open(self, call: Accounted, endpoint: str, load: GatewayLoad) -> CallAccount:
         """Admit a request. Raise Forbidden, TooMany at a limit, BadRequest if no limit has room for it.
@@ -124,5 +124,5 @@ class LlmAccounting:
             if grant is not None:
                 grant.cancel()
             raise
-        meter = self._meters.begin(endpoint, call.band, streamed=call.streamed)
+        meter = self.meters.begin(endpoint, call.band, streamed=call.streamed)
         return CallAccount(call, endpoint, grant, reservation, self._limits, meter, load)
