@@ -16,6 +16,7 @@ from services.gateway.adapters.usage_reporter import UsageReporter
 from services.gateway.api import proxy
 from services.gateway.api.proxy import ControlPlaneProxy
 from services.gateway.application.access import Access
+from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.token_limits import TokenLimits
 from services.gateway.domain.key_table import KeyTable
 from services.gateway.settings import GatewaySettings
@@ -56,6 +57,7 @@ class AccessWiring:
             verify=self._jwks.verify if self._jwks is not None else None,
         )
         urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}
+        self.llm_accounting = LlmAccounting(self.access, self.token_limits)
         self._proxy = ControlPlaneProxy(urls, settings.service_token)
         self.router = APIRouter(tags=["Control plane"])
         for method in proxy.METHODS:

@@ -114,8 +114,8 @@ def _rest_app(
 ) -> FastAPI:
     access = parts.access_wiring.access
     generate = GenerateRoutes(parts.core, access, parts.limits, parts.metrics, parts.log)
-    tokens, jobs = parts.access_wiring.token_limits, parts.job_wiring.llm
-    llm = LlmWiring(settings, parts.core, access, tokens, parts.limits, parts.metrics, parts.log, jobs)
+    accounting, jobs = parts.access_wiring.llm_accounting, parts.job_wiring.llm
+    llm = LlmWiring(settings, parts.core, accounting, parts.limits, parts.metrics, parts.log, jobs)
     app = create_app(
         name="gateway",
         settings=settings,
@@ -190,7 +190,15 @@ def _parts(settings: GatewaySettings) -> Parts:
     log = access_log_of(settings)
     access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways)
     job_wiring = JobWiring(
-        settings, incarnation.hex(), core, access_wiring.access, blobs, metadata.labels, limits, log
+        settings,
+        incarnation.hex(),
+        core,
+        access_wiring.access,
+        access_wiring.llm_accounting,
+        blobs,
+        metadata.labels,
+        limits,
+        log,
     )
     return Parts(
         store=store,

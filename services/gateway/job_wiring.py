@@ -27,6 +27,7 @@ from services.gateway.application.jobs.batches import BatchService
 from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import JobSubmitter
 from services.gateway.application.jobs.tracking import JobTracker
+from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.core import LlmCore
 from services.gateway.application.openai.batches import OpenAiBatches
 from services.gateway.application.openai.files import FileLimits, FileService
@@ -48,6 +49,7 @@ class JobWiring:
         incarnation: str,
         core: InferenceCore,
         access: Access,
+        accounting: LlmAccounting,
         blobs: Blobs,
         labels: Callable[[str], Labels],
         limits: BodyLimits,
@@ -60,7 +62,7 @@ class JobWiring:
         tracker = JobTracker(self._store, self._queue)
         self._submitter = JobSubmitter(
             core,
-            LlmCore(core, access),
+            LlmCore(core, accounting),
             tracker,
             self._queue,
             claims,

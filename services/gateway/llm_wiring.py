@@ -13,12 +13,10 @@ from services.gateway.api.llm.ollama import OllamaRoutes
 from services.gateway.api.llm.openai import OpenAiRoutes
 from services.gateway.api.llm.tgi import TgiRoutes
 from services.gateway.api.metrics import GatewayMetrics
-from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.core import LlmCore
-from services.gateway.application.llm.token_limits import TokenLimits
 from services.gateway.settings import GatewaySettings
 
 # The paths whose routes limit their bodies, like STREAMED in app.py.
@@ -41,14 +39,12 @@ class LlmWiring:
         self,
         settings: GatewaySettings,
         core: InferenceCore,
-        access: Access,
-        tokens: TokenLimits,
+        accounting: LlmAccounting,
         limits: BodyLimits,
         metrics: GatewayMetrics,
         log: AccessLog,
         jobs: LlmJobs,
     ) -> None:
-        accounting = LlmAccounting(access, tokens)
         metrics.on_forget.append(accounting.meters.forget)
         self.core = LlmCore(core, accounting)
         self.door = LlmDoor(self.core, limits, metrics, log, queue_comments=settings.llm_queue_comments)
