@@ -14,7 +14,7 @@ from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import EXCEPTIONS, WORKERS, Queue, suspects_queue
-from tidegate.kernel.errors import Unavailable, WorkerLost
+from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply, Request
 
@@ -101,7 +101,7 @@ class ReplyPublisher:
             # The deadline has passed. Only a stream that has sent an answer can run on after it, and such a
             # stream is not retried.
             message = "the worker was lost in the middle of the stream"
-            frame = envelope.failure_frame(request.id, request.attempt, WorkerLost.reason, message)
+            frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
             await self.reply(reply_to, [frame])
 
     async def requeue(

@@ -20,7 +20,7 @@ from services.worker.application.stream_answers import send_answers
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.errors import WorkerLost
+from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 
 log = telemetry.logger(__name__)
@@ -168,7 +168,7 @@ class StreamScheduler:
                 await self._publisher.publish_lost([item], alone=self._died_alone())
                 self._settle([item])
                 return
-            error = WorkerLost("the model server was lost in the middle of the stream")
+            error = Unavailable("the model server was lost in the middle of the stream")
         error = log_failure(request, error, chunks=chunks)
         count_failure(self._stats, item)
         frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
