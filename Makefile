@@ -240,6 +240,9 @@ bench-hostile: bootstrap ## measure a valid caller beside 8,000 hostile connecti
 bench-deaths: bootstrap ## kill the model's process every 5 s under 16 callers; os._exit in 1 of 50 requests
 	$(PY) -m benchmarks.deaths $(BENCH_FLAGS)
 
+bench-canaries: bootstrap ## roll out three canaries: an equal one, one with 3 % errors, one that is 30 % slower
+	$(PY) -m benchmarks.canaries $(BENCH_FLAGS)
+
 bench-killer: bootstrap ## send 64 requests, one of which kills the model, Triton or the worker
 	$(PY) -m benchmarks.killer $(BENCH_FLAGS)
 

@@ -184,6 +184,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         dispatcher.loads,
         metrics.report,
         dispatcher.on_fleets,
+        metrics.variants.report,
     )
     core = InferenceCore(routes, dispatcher, heartbeat)
     metadata = ModelMetadataCache(store, routes.deployments)

@@ -22,6 +22,7 @@ from services.registry.api import (
     keys,
     models,
     replicas,
+    rollouts,
     traffic,
 )
 from services.registry.application.artifacts import Artifacts
@@ -64,7 +65,18 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             yield
 
     closed_to_replicas = APIRouter(dependencies=[Depends(replicas.refuse_replicas)])
-    for each in (artifacts, models, deployments, endpoints, desired_state, keys, history, replicas, traffic):
+    for each in (
+        artifacts,
+        models,
+        deployments,
+        endpoints,
+        desired_state,
+        keys,
+        history,
+        replicas,
+        rollouts,
+        traffic,
+    ):
         closed_to_replicas.include_router(each.router)
     app = create_app(
         name="registry",

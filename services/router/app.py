@@ -12,7 +12,7 @@ from services.router.adapters import process_identity, webhook_secret
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_sender import WebhookSender
-from services.router.api import dead_letters, jobs, routes
+from services.router.api import dead_letters, jobs, rollouts, routes
 from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.blob_sweeper import BlobSweeper
 from services.router.application.controller import RouteController
@@ -21,6 +21,7 @@ from services.router.application.job_sweeper import JobSweeper
 from services.router.application.leadership import Leadership
 from services.router.application.ledger import Ledger
 from services.router.application.replays import Replays
+from services.router.application.rollout_runner import RolloutRunner
 from services.router.application.webhook_dispatcher import WebhookDispatcher
 from services.router.settings import RouterSettings
 from tidegate.kernel.blobs.claims import Claims
@@ -46,7 +47,11 @@ def build(settings: RouterSettings) -> FastAPI:
         def leads() -> bool:
             return leadership.leads
 
-        controller = _controller(settings, store, revision, leadership, incarnation)
+        registry = RegistryCache(
+            settings.registry_url, settings.service_token, data / "router-intention.json"
+        )
+        controller = _controller(settings, store, registry, revision, leadership, incarnation)
+        runner = RolloutRunner(store, registry, leadership, data / "rollouts.json", controller.relist)
         blobs = Blobs(settings.blob_url)
         claims = Claims(blobs, settings.claim_above_bytes)
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())
@@ -57,14 +62,15 @@ def build(settings: RouterSettings) -> FastAPI:
         job_sweeper = _job_sweeper(settings, job_store, ledger, letters, leads)
         master = webhook_secret.load(settings.state_path / "webhook-secret")
         dispatcher = _webhook_dispatcher(settings, schedule, job_store, master, leads)
-        app.state.controller, app.state.dead_letters = controller, letters
+        app.state.controller, app.state.dead_letters, app.state.rollouts = controller, letters, runner
         app.state.replays = _replays(settings, letters, job_store, claims, exceptions, controller)
         app.state.ledger, app.state.webhook_master = ledger, master
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.connection.problem)
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
-        loops = (leadership, controller, letters, exceptions, sweeper, job_sweeper, dispatcher, ledger)
+        consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger)
+        loops = (leadership, controller, runner, *consumers)
         for loop in loops:
             loop.start()
         yield
@@ -78,7 +84,7 @@ def build(settings: RouterSettings) -> FastAPI:
         name="router",
         settings=settings,
         lifespan=lifespan,
-        routers=[routes.router, jobs.router, dead_letters.router],
+        routers=[routes.router, rollouts.router, jobs.router, dead_letters.router],
     )
 
 
@@ -95,14 +101,14 @@ def _leadership(settings: RouterSettings, leases: LeaderStore, incarnation: str,
 def _controller(
     settings: RouterSettings,
     store: Store,
+    registry: RegistryCache,
     revision: TableRevision,
     leadership: Leadership,
     incarnation: str,
 ) -> RouteController:
-    disk = settings.state_path / "data" / "router-intention.json"
     return RouteController(
         store,
-        RegistryCache(settings.registry_url, settings.service_token, disk),
+        registry,
         revision,
         leadership,
         settings.amqp_url,

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 from tests.e2e.test_rollover import IDENTITY, variant
-from tidegate import Client
+from tidegate import Client, ModelFailed
 
 ONE = np.ones((1, 16), np.float32)
 SIGNATURE = ("--signature", f"{IDENTITY}/signature.json")
@@ -141,3 +141,52 @@ def test_the_state_as_a_file_is_what_apply_takes(stack: Stack, two: str, tmp_pat
     applied = stack.cli("apply", "-f", str(file))
     assert ("endpoint", two, "created") in [(i["kind"], i["name"], i["action"]) for i in applied["items"]]
     assert stack.run("export", two).stdout == file.read_text()
+
+
+FLAKY = """
+import itertools
+
+import triton_python_backend_utils as pb_utils
+
+CALLS = itertools.count()
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        if next(CALLS) % 2:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("every other call fails"))
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
+"""
+
+
+def test_a_canary_that_fails_is_rolled_back_by_itself(stack: Stack, two: str, tmp_path: Path):
+    stack.cli("split", two, "v3=1")
+    (tmp_path / "model.py").write_text(FLAKY)
+    stack.deploy(tmp_path / "model.py", "flaky", *SIGNATURE)
+    stack.cli("rollout", two, "--to", "flaky-v1", "--steps", "50,100", "--hold", "0s")
+    end, failed = time.monotonic() + PATIENCE_S, 0
+    with Client(stack.settings.gateway_url, timeout_s=30) as client:
+        while (found := stack.cli("rollout", two))["rollout"]["phase"] == "running":
+            assert time.monotonic() < end, found
+            for _ in range(20):
+                try:
+                    client.infer(two, {"x": ONE})
+                except ModelFailed:
+                    failed += 1
+        assert found["rollout"]["phase"] == "rolled_back"
+        assert found["rollout"]["reason"].startswith("errors: ")
+        assert failed
+        assert found["evidence"]["errors"]["base_bad"] == 0
+        targets = stack.cli("traffic", two)["targets"]
+        assert [(each["deployment"], each["share"]) for each in targets] == [("careful-v3", 100)]
+        client.infer(two, {"x": ONE})
+    stack.cli("rollout", two, "--to", "v1", "--steps", "1,100")
+    promoted = stack.cli("promote", two)
+    assert (promoted["rollout"]["phase"], promoted["rollout"]["deployment"]) == ("promoted", "careful-v1")
+    stack.cli("rollout", two, "--to", "flaky-v1", "--steps", "1,100")
+    back = stack.cli("rollback", two)
+    assert (back["deployment"]["name"], back["replaced"]) == ("careful-v1", ["flaky-v1"])

@@ -15,7 +15,7 @@ from services.gateway.domain.replica_fleet import (
     outstanding_elsewhere,
 )
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, VariantCounts
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -34,14 +34,19 @@ class Heartbeat:
         loads: Callable[[], dict[str, GatewayLoad]],
         publish_metrics: Callable[[dict[str, GatewayLoad]], None],
         on_fleets: Callable[[dict[str, ReplicaFleet]], None] = lambda _: None,
+        traffic: Callable[[], dict[str, dict[str, VariantCounts]]] = dict,
     ) -> None:
-        """``on_fleets`` is called with all fleets after each successful round."""
+        """``on_fleets`` is called with all fleets after each successful round.
+
+        ``traffic`` returns the counts of endpoints whose traffic is compared.
+        """
         self._store = store
         self._incarnation = incarnation
         self._interval_s = interval_s
         self._loads = loads
         self._publish_metrics = publish_metrics
         self._on_fleets = on_fleets
+        self._traffic = traffic
         self._fleets: dict[str, ReplicaFleet] = {}
         self._statuses: dict[str, dict[str, Any]] = {}
         self._statuses_at = float("-inf")
@@ -73,7 +78,9 @@ class Heartbeat:
         loads = self._loads()
         self._publish_metrics(loads)
         try:
-            await self._store.report_gateway(GatewayReport(self._incarnation, time.time(), loads))
+            await self._store.report_gateway(
+                GatewayReport(self._incarnation, time.time(), loads, self._traffic())
+            )
             if time.monotonic() - self._statuses_at > STATUS_EVERY_S or self._waits_for_replica(loads):
                 self._statuses, self._statuses_at = await self._store.statuses(), time.monotonic()
             view = await self._store.gateways()

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -15,8 +16,10 @@ from prometheus_client import Counter, Gauge, Histogram
 from services.gateway.application.access_log import LoggedAnswer
 from services.gateway.application.inference.core import Timing
 from services.gateway.domain.routing import RouteTable
+from services.gateway.domain.variant_counts import VariantCounter
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.presence import GatewayLoad
+from tidegate.kernel.service.error_answers import status_of
 
 A = TypeVar("A", bound=LoggedAnswer)
 
@@ -56,6 +59,7 @@ CHUNKS = Counter("tidegate_gateway_chunks_total", "Answers of streams.", ["deplo
 CALLER_GONE = "caller_gone"
 # The label for names that are not in the route table, so that callers cannot create labels.
 UNKNOWN = "unknown"
+SERVER_ERROR = 500
 _FLUSH_AT = 4096
 Row = tuple[float, float, float, float, float, float]
 
@@ -71,6 +75,7 @@ class _Times:
         self._count = ANSWERED.labels(model, "ok")
         self._histograms = [TOTAL.labels(deployment), *(PART.labels(deployment, part) for part in _PARTS)]
         self._rows: list[Row] = []
+        self.compare: Callable[[np.ndarray], None] | None = None
 
     def add(self, row: Row) -> None:
         """Add a request's times in seconds: the total, then the parts in the order of ``_PARTS``."""
@@ -86,6 +91,8 @@ class _Times:
         self._count.inc(len(rows))
         for histogram, values in zip(self._histograms, rows.T, strict=True):
             observe_all(histogram, values)
+        if self.compare is not None:
+            self.compare(rows[:, 0])
 
 
 def observe_all(histogram: Histogram, values: np.ndarray) -> None:
@@ -110,12 +117,14 @@ class GatewayMetrics:
         self._times: dict[tuple[str, str], _Times] = {}
         # Called with the name of each endpoint that left the table, for metrics that are made elsewhere.
         self.on_forget: list[Callable[[str], None]] = []
+        self.variants = VariantCounter()
 
     def answered(self, model: str, deployment: str, timing: Timing, total: float) -> None:
         """Count a request that was answered in ``total`` seconds."""
         times = self._times.get((model, deployment))
         if times is None:
             times = self._times[(model, deployment)] = _Times(model, deployment)
+            times.compare = partial(self._compare, model, deployment)
         t = timing
         times.add((total, t.decode, t.transit(total), t.wait, t.compute, t.encode))
 
@@ -127,6 +136,8 @@ class GatewayMetrics:
         if table is not self._seen:
             self._forget(self._seen, table)
             self._seen = table
+            if table is not None:
+                self.variants.keep({name for name, each in table.endpoints.items() if each.compared})
         for name, load in loads.items():
             OUTSTANDING.labels(name).set(load.outstanding)
 
@@ -159,18 +170,34 @@ class GatewayMetrics:
             async with aclosing(answers):
                 async for answer in answers:
                     if chunks is None:
-                        name = answer.route.name
-                        FIRST_CHUNK.labels(name).observe(time.perf_counter() - started)
+                        name, took = answer.route.name, time.perf_counter() - started
+                        FIRST_CHUNK.labels(name).observe(took)
+                        if self._is_compared(model):
+                            self.variants.add_time(model, name, took)
                         chunks = CHUNKS.labels(name)
                     chunks.inc()
                     yield answer
         except TidegateError as error:
-            self.refused(model, error.reason)
+            self.failed(model, error)
             raise
         except (GeneratorExit, asyncio.CancelledError):
             self.refused(model, CALLER_GONE)
             raise
         ANSWERED.labels(self._label(model), "ok").inc()
+
+    def _is_compared(self, model: str) -> bool:
+        endpoint = self._seen.endpoints.get(model) if self._seen is not None else None
+        return endpoint is not None and endpoint.compared
+
+    def _compare(self, model: str, deployment: str, seconds: np.ndarray) -> None:
+        if self._is_compared(model):
+            self.variants.add_times(model, deployment, seconds)
+
+    def failed(self, model: str, error: TidegateError) -> None:
+        """Count a request that ended with an error."""
+        self.refused(model, error.reason)
+        if error.deployment and self._is_compared(model) and status_of(error) >= SERVER_ERROR:
+            self.variants.add_failure(model, error.deployment)
 
     def refused(self, model: str, reason: str) -> None:
         """Count a request without an answer of the model. ``reason`` is the label of its outcome."""

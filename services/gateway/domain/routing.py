@@ -56,6 +56,7 @@ class EndpointRoute:
     """The Deployments of an endpoint. ``targets`` are those with a traffic share, with their ``weights``.
 
     ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
+    ``compared``: answers, failures and latencies are counted by Deployment, for a canary.
     """
 
     name: str
@@ -65,6 +66,7 @@ class EndpointRoute:
     timeout_ms: int
     rules: tuple[tuple[TrafficRule, DeploymentRoute], ...] = ()
     sticky: Sticky | None = None
+    compared: bool = False
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -203,6 +205,7 @@ def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, Deploymen
         entry["default_timeout_ms"],
         tuple(rules),
         Sticky(sticky["by"], sticky.get("name") or "") if sticky else None,
+        bool(entry.get("compared")),
     )
 
 

@@ -48,7 +48,7 @@ async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody
     async with transactions.change() as writer:
         snapshot = await writer.snapshot()
         history = await audit.history_of(writer.connection, name, snapshot.deployments)
-        plan = rollback.rollback(snapshot, name, version, history)
+        plan = rollback.rollback(snapshot, name, version, history, transactions.now().timestamp())
         await writer.apply(plan.changes)
         deployment = (await writer.deployments(plan.deployment))[0]
         endpoint = (await writer.endpoints(name))[0]

@@ -20,7 +20,7 @@ from services.registry.domain.desired_state import (
     expect_revision,
 )
 from tidegate.kernel.errors import BadRequest, Conflict
-from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Rollout
 
 Fields = Mapping[str, Any]
 # The fields of a Deployment that control how it scales.
@@ -110,9 +110,24 @@ def put_endpoint(
     _check_targets(snapshot, spec)
     if stored is None:
         return [PutEndpoint(spec, created=True)]
+    if "rollout" not in fields:
+        spec = spec.model_copy(update={"rollout": _kept_rollout(stored.spec, spec)})
     if "previous" not in fields:
         spec = rollover.with_previous(stored.spec, spec)
     return rollover.replace_endpoint(snapshot, stored.spec, spec)
+
+
+def ended_by_hand(rollout: Rollout | None, reason: str) -> Rollout | None:
+    """Return an Endpoint's rollout after an operator has set its targets: an active one is aborted."""
+    if rollout is None or not rollout.active:
+        return rollout
+    return rollout.model_copy(update={"phase": "aborted", "reason": reason})
+
+
+def _kept_rollout(stored: EndpointSpec, spec: EndpointSpec) -> Rollout | None:
+    if spec.targets == stored.targets:
+        return stored.rollout
+    return ended_by_hand(stored.rollout, "an operator set the targets")
 
 
 def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.registry.domain import names, rollover
+from services.registry.domain import names, rollouts, rollover
 from services.registry.domain.desired_state import (
     Change,
     PutDeployment,
@@ -18,7 +18,7 @@ from services.registry.domain.desired_state import (
     StoredEndpoint,
 )
 from tidegate.kernel.errors import Conflict
-from tidegate.kernel.protocol.models import DeploymentSpec
+from tidegate.kernel.protocol.models import DeploymentSpec, Rollout
 
 Fields = Mapping[str, Any]
 
@@ -51,16 +51,24 @@ class _Choice:
 
 
 def rollback(
-    snapshot: RegistrySnapshot, name: str, version: int | None, history: EndpointHistory
+    snapshot: RegistrySnapshot,
+    name: str,
+    version: int | None,
+    history: EndpointHistory,
+    now: float = 0.0,
 ) -> RollbackPlan:
     """Plan the rollback of an Endpoint to ``version``; None: the version that served before this one.
 
-    A roll-out in progress is abandoned. A rollback in progress continues. Raise NotFound if the version is
-    not registered, Conflict if there is no earlier version.
+    A roll-out in progress is abandoned, and a canary is rolled back at ``now`` (seconds). A rollback in
+    progress continues. Raise NotFound if the version is not registered, Conflict if there is no earlier
+    version.
     """
     endpoint = snapshot.endpoint(name)
     if version is None and endpoint.spec.previous:
         return _abandon_rollout(snapshot, endpoint)
+    rollout = endpoint.spec.rollout
+    if version is None and rollout is not None and rollout.active:
+        return _end_canary(snapshot, endpoint, rollout, now)
     choice = (
         _of_request(snapshot, endpoint, version, history)
         if version
@@ -95,6 +103,16 @@ def _abandon_rollout(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> Ro
     kept = {each.deployment for each in spec.targets}
     replaced = [t.deployment for t in endpoint.spec.targets if t.deployment not in kept]
     return RollbackPlan(changes, serving.name, serving.model, serving.version, replaced, remade=False)
+
+
+def _end_canary(
+    snapshot: RegistrySnapshot, endpoint: StoredEndpoint, rollout: Rollout, now: float
+) -> RollbackPlan:
+    """Plan to roll a canary back: the baseline has all traffic again, at once."""
+    progress = rollouts.Progress("rolled_back", "an operator rolled back")
+    changes = rollouts.advance(snapshot, endpoint.spec.name, rollout.id, progress, now)
+    base = snapshot.heaviest(rollout.base)
+    return RollbackPlan(changes, base.name, base.model, base.version, [rollout.deployment], remade=False)
 
 
 def _before_current(

@@ -183,5 +183,8 @@ def _endpoint(
         return [PutEndpoint(EndpointSpec(name=name, targets=[Target(deployment=deployment)]), created=True)]
     if [target.deployment for target in endpoint.spec.targets] == [deployment]:
         return []
-    spec = endpoint.spec.model_copy(update={"targets": [Target(deployment=deployment)]})
+    rollout = endpoint.spec.rollout
+    if rollout is not None and rollout.active:
+        rollout = rollout.model_copy(update={"phase": "aborted", "reason": f"{deployment} was deployed"})
+    spec = endpoint.spec.model_copy(update={"targets": [Target(deployment=deployment)], "rollout": rollout})
     return replace_endpoint(snapshot, endpoint.spec, with_previous(endpoint.spec, spec))

@@ -24,11 +24,13 @@ def split(snapshot: RegistrySnapshot, name: str, targets: Sequence[Target]) -> l
     fields: dict[str, Any] = spec.model_dump() | {
         "targets": [target.model_dump() for target in targets],
         "previous": [target.model_dump() for target in serving] if new else [],
+        "rollout": edits.ended_by_hand(spec.rollout, "an operator split the traffic"),
     }
-    return [*_wake(snapshot, name, new), *edits.put_endpoint(snapshot, name, fields)]
+    return [*wake(snapshot, name, new), *edits.put_endpoint(snapshot, name, fields)]
 
 
-def _wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
+def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
+    """Return the changes that give sleeping Deployments the scale of the one that serves now."""
     scale = rollover.scale_of(snapshot, snapshot.endpoint(name))
     changes: list[Change] = []
     for each in deployments:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from services.router.adapters import shared_file
 from tidegate.kernel import telemetry
 from tidegate.kernel.http.certificates import trusted
-from tidegate.kernel.protocol.models import DesiredState, Endpoint
+from tidegate.kernel.protocol.models import DesiredState, Endpoint, RolloutPhase
 
 log = telemetry.logger(__name__)
 
@@ -63,3 +63,17 @@ class RegistryCache:
             response.raise_for_status()
         except httpx.HTTPError as error:
             log.info("settling failed; tried again", extra={"endpoint": endpoint.name, "problem": str(error)})
+
+    async def progress(self, endpoint: str, id: str, phase: RolloutPhase, step: int, reason: str) -> bool:
+        """Write a decision about a canary. Return False if it was not stored: then it is decided again."""
+        body = {"id": id, "phase": phase, "step": step, "reason": reason[:2000]}
+        try:
+            response = await self._client.post(f"/v1/endpoints/{endpoint}/rollout/progress", json=body)
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            log.info(
+                "a decision about a canary was not stored; it is made again",
+                extra={"endpoint": endpoint, "problem": str(error)},
+            )
+            return False
+        return True

@@ -19,6 +19,7 @@ from services.router.domain import table as compiler
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import EVENTS, REGISTRY_CHANGED, events_queue
+from tidegate.kernel.protocol.models import DesiredState
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import Store, StoreUnavailable
@@ -75,6 +76,16 @@ class RouteController:
         await self.connection.stop()
         await self._registry.close()
 
+    @property
+    def desired(self) -> DesiredState | None:
+        """Return the desired state as last read; None before the first read."""
+        return self._registry.desired
+
+    def relist(self) -> None:
+        """Read the registry at once."""
+        self._relist = True
+        self._loop.wake()
+
     def problem(self) -> str | None:
         """Return why there is no table, or None."""
         if self.table is None:
@@ -90,8 +101,7 @@ class RouteController:
         await channel.consume(self._events, self._on_event, prefetch=100, no_ack=True)
 
     async def _on_event(self, _: Delivery) -> None:
-        self._relist = True
-        self._loop.wake()
+        self.relist()
 
     async def _step(self) -> float:
         now = asyncio.get_running_loop().time()

@@ -124,6 +124,7 @@ def _endpoint(
         "withheld": without,
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
+        "compared": endpoint.rollout is not None and endpoint.rollout.active,
         # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
         # same version, a target of the Endpoint has priority, else the Deployment with the last name.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
@@ -154,6 +155,8 @@ def withheld(
             continue
         if _is_paused(deployment):
             found[name] = "it is paused"
+        elif endpoint.rollout is not None and endpoint.rollout.active and endpoint.rollout.deployment == name:
+            found[name] = "the canary is not ready yet"
         elif name in failed:
             found[name] = "its model fails to load"
         elif endpoint.when_unready == "others":

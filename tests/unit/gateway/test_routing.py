@@ -79,7 +79,7 @@ def test_weights_are_shares(weights, expected):
 def test_shares_follow_any_weights(weights):
     draws = 500
     for got, weight in zip(shares(weights, draws), weights, strict=True):
-        assert abs(got - draws * weight / sum(weights)) <= 1
+        assert abs(got - draws * weight / sum(weights)) < 2
 
 
 @given(

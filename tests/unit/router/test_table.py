@@ -185,6 +185,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "default_timeout_ms": 500,
         "rules": [],
         "sticky": None,
+        "compared": False,
         "withheld": {},
     }
 

@@ -300,6 +300,65 @@ class StickyTraffic(Noun):
         return self
 
 
+class CanaryOptions(Written):
+    """The rules of a canary. ``steps``: percent of the traffic, rising; the last one is the promotion.
+
+    A step lasts at least ``hold_s`` seconds and ``min_samples`` requests of the canary. ``alpha``: the
+    accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: a rate of
+    errors (or slow requests) that may be added to the baseline's. After ``patience_s`` in a step without
+    enough evidence the canary pauses.
+    """
+
+    steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
+        default_factory=lambda: [1, 5, 25, 50, 100], min_length=1, max_length=20
+    )
+    hold_s: float = Field(60.0, ge=0, le=LARGEST)
+    min_samples: int = Field(500, ge=1, le=LARGEST)
+    alpha: float = Field(0.05, gt=0, le=0.5)
+    tolerance: float = Field(0.01, ge=0, le=1)
+    patience_s: float = Field(3600.0, gt=0, le=LARGEST)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if sorted(set(self.steps)) != self.steps:
+            raise ValueError(f"steps must rise, got {self.steps}")
+        return self
+
+
+RolloutPhase = Literal["running", "paused", "promoted", "rolled_back", "aborted"]
+
+
+class RolloutEvent(Noun):
+    """A step of a rollout: when (seconds since the epoch), the canary's share in percent, and why."""
+
+    at: float
+    phase: RolloutPhase
+    share: int
+    reason: str = ""
+
+
+class Rollout(Noun):
+    """A canary of ``deployment`` against the ``base`` targets of an endpoint.
+
+    ``step`` is the index of the present step. ``history`` has the last events, oldest first.
+    """
+
+    deployment: Name
+    base: list[Target] = Field(min_length=1)
+    options: CanaryOptions = CanaryOptions()
+    id: str = ""
+    phase: RolloutPhase = "running"
+    step: int = 0
+    since: float = 0.0
+    reason: str = ""
+    history: list[RolloutEvent] = Field(default_factory=list)
+
+    @property
+    def active(self) -> bool:
+        """Return True if the rollout has not ended."""
+        return self.phase in ("running", "paused")
+
+
 class EndpointSpec(Noun):
     """The stable public name of a model. ``previous`` serves until a target has a ready replica.
 
@@ -320,6 +379,7 @@ class EndpointSpec(Noun):
     rules: list[TrafficRule] = Field(default_factory=list, max_length=100)
     sticky: StickyTraffic | None = None
     when_unready: Literal["wake", "others", "fail"] = "wake"
+    rollout: Rollout | None = None
 
     def may_use(self, deployment: DeploymentSpec) -> bool:
         """Return True if its requests may be processed where the Deployment processes them."""

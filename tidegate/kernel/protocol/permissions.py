@@ -151,6 +151,11 @@ REGISTRY = RoutePermissions(
         "POST /v1/endpoints/{name}/settle": (OPERATE,),
         "POST /v1/endpoints/{name}/rollback": (PUBLISH,),
         "POST /v1/endpoints/{name}/split": (PUBLISH,),
+        "POST /v1/endpoints/{name}/rollout": (PUBLISH,),
+        "POST /v1/endpoints/{name}/rollout/promote": (PUBLISH,),
+        "POST /v1/endpoints/{name}/rollout/pause": (PUBLISH,),
+        "POST /v1/endpoints/{name}/rollout/resume": (PUBLISH,),
+        "POST /v1/endpoints/{name}/rollout/progress": (OPERATE,),
         "GET /v1/desired-state": LOOK,
         "GET /v1/intention": LOOK,  # the older name of the same route
         "POST /v1/deploy": (PUBLISH,),
@@ -173,6 +178,7 @@ ROUTER = RoutePermissions(
     _OWN
     | {
         "GET /v1/routes": (OPERATE,),
+        "GET /v1/rollouts/{name}": LOOK,
         "GET /v1/exceptions": (OPERATE,),
         "GET /v1/dead": (OPERATE,),
         "GET /v1/dead/{id}": (OPERATE,),

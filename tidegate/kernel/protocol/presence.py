@@ -144,12 +144,28 @@ class GatewayLoad:
 
 
 @dataclass(slots=True)
+class VariantCounts:
+    """One gateway's totals of one Deployment of an endpoint since its start.
+
+    ``failed``: requests that failed because of the Deployment. ``times``: the answered ones by their time, in
+    the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`.
+    """
+
+    failed: int = 0
+    times: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class GatewayReport:
-    """A gateway's heartbeat. ``at`` is seconds since the epoch on the gateway's clock."""
+    """A gateway's heartbeat. ``at`` is seconds since the epoch on the gateway's clock.
+
+    ``traffic`` has the counts by endpoint and Deployment, of endpoints whose traffic is compared.
+    """
 
     incarnation: str
     at: float
     deployments: dict[str, GatewayLoad] = field(default_factory=dict)
+    traffic: dict[str, dict[str, VariantCounts]] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """Return the report as JSON."""
@@ -164,7 +180,11 @@ class GatewayReport:
             name: GatewayLoad(**{k: v for k, v in load.items() if k in known})
             for name, load in data["deployments"].items()
         }
-        return cls(incarnation=data["incarnation"], at=data["at"], deployments=loads)
+        traffic = {
+            endpoint: {name: VariantCounts(each["failed"], each["times"]) for name, each in counts.items()}
+            for endpoint, counts in data.get("traffic", {}).items()
+        }
+        return cls(incarnation=data["incarnation"], at=data["at"], deployments=loads, traffic=traffic)
 
 
 @dataclass(slots=True)

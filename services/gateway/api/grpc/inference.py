@@ -174,7 +174,7 @@ class GrpcInference:
         self, request: Any, error: TidegateError, rid: str, principal: Principal | None, started: float
     ) -> TidegateError:
         """Count and log a failed request; return the error."""
-        self.metrics.refused(request.model_name, error.reason)
+        self.metrics.failed(request.model_name, error)
         more = {"client_id": request.id} if request.id else {}
         status = "CANCELLED" if error.reason == CALLER_GONE else code_of(error).name
         self.log.refused(

@@ -313,7 +313,7 @@ class InferenceHandler:
         request_headers: Headers | None = None,
         protocol: str = "rest",
     ) -> HttpResponse:
-        self._metrics.refused(model, error.reason)
+        self._metrics.failed(model, error)
         self._log.refused(
             protocol,
             model,

@@ -1,0 +1,106 @@
+"""Routes of canaries: start one, promote, pause or resume it, and the router's decisions about it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from services.registry.adapters.sql.reading import DesiredStateReader
+from services.registry.api.dependencies import TransactionsDep, with_etag
+from services.registry.application.transactions import Transactions
+from services.registry.domain import rollouts, rollover
+from services.registry.domain.desired_state import Change, RegistrySnapshot
+from services.registry.domain.rollouts import Progress
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import CanaryOptions, Endpoint, Name, Noun, RolloutPhase
+from tidegate.kernel.service.api import JsonRoute
+
+router = APIRouter(prefix="/v1/endpoints", tags=["rollouts"], route_class=JsonRoute)
+
+
+class RolloutBody(Noun):
+    """The version, or the Deployment, that becomes the canary."""
+
+    version: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="A version of the model; its Deployment is created if needed."
+    )
+    deployment: Name | None = Field(None, description="An existing Deployment, instead of a version.")
+    options: CanaryOptions = CanaryOptions()
+
+
+class ProgressBody(Noun):
+    """The router's decision about a canary. ``id`` is the rollout's."""
+
+    id: str
+    phase: RolloutPhase
+    step: Annotated[int, Field(ge=0, le=100)]
+    reason: str = Field("", max_length=2000)
+
+
+@router.post("/{name}/rollout", status_code=201)
+async def start(transactions: TransactionsDep, name: str, body: RolloutBody, response: Response) -> Endpoint:
+    """Start a canary. It gets the first step's share when it has a ready replica.
+
+    Return 409 while another rollout is in progress.
+    """
+    if (body.version is None) == (body.deployment is None):
+        raise BadRequest("Name the canary by version or by deployment: give exactly one of them.")
+    now = transactions.now().timestamp()
+
+    def decision(snapshot: RegistrySnapshot) -> list[Change]:
+        changes: list[Change] = []
+        deployment = body.deployment
+        if body.version is not None:
+            model = snapshot.heaviest(snapshot.endpoint(name).spec.targets).model
+            request = rollover.DeployRequest(model, body.version, endpoint=name, traffic=False)
+            plan = rollover.deploy(snapshot, request)
+            changes, deployment = plan.changes, plan.deployment
+        assert deployment is not None
+        id_ = secrets.token_hex(4)
+        return changes + rollouts.start(snapshot.after(changes), name, deployment, body.options, id_, now)
+
+    return with_etag(await transactions.decide(decision, lambda reader: _read(reader, name)), response)
+
+
+@router.post("/{name}/rollout/promote")
+async def promote(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
+    """Give a canary all traffic now, whatever its evidence."""
+    return await _advance(transactions, name, None, Progress("promoted", "an operator promoted it"), response)
+
+
+@router.post("/{name}/rollout/pause")
+async def pause(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
+    """Keep a canary's share. The router still rolls it back if it does harm."""
+    return await _advance(transactions, name, None, Progress("paused", "an operator paused it"), response)
+
+
+@router.post("/{name}/rollout/resume")
+async def resume(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
+    """Let a paused canary go on with its steps."""
+    return await _advance(transactions, name, None, Progress("running", "an operator resumed it"), response)
+
+
+@router.post("/{name}/rollout/progress")
+async def progress(
+    transactions: TransactionsDep, name: str, body: ProgressBody, response: Response
+) -> Endpoint:
+    """Apply the router's decision about a canary. Return 409 if the rollout is another one by now."""
+    return await _advance(transactions, name, body.id, Progress(body.phase, body.reason, body.step), response)
+
+
+async def _advance(
+    transactions: Transactions, name: str, id: str | None, decided: Progress, response: Response
+) -> Endpoint:
+    now = transactions.now().timestamp()
+    endpoint = await transactions.decide(
+        lambda snapshot: rollouts.advance(snapshot, name, id, decided, now),
+        lambda reader: _read(reader, name),
+    )
+    return with_etag(endpoint, response)
+
+
+async def _read(reader: DesiredStateReader, name: str) -> Endpoint:
+    return (await reader.endpoints(name))[0]

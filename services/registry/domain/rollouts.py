@@ -1,0 +1,139 @@
+"""Start, advance and end a canary: the changes of an Endpoint's targets. Pure.
+
+The registry has the state of a rollout, and the router judges it. A rollout never changes the replicas of its
+baseline before it ends, so going back needs one write and no cold start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.registry.domain import names, rollover, traffic_split
+from services.registry.domain.desired_state import Change, PutEndpoint, RegistrySnapshot
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound
+from tidegate.kernel.protocol.models import (
+    CanaryOptions,
+    Rollout,
+    RolloutEvent,
+    RolloutPhase,
+    Target,
+)
+
+# Weights of the baseline are scaled, so that a share of one percent is a whole number.
+_SCALE = 1000
+_EVENTS_KEPT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A decision of the router or an operator. ``step``: the step after it; None: the same."""
+
+    phase: RolloutPhase
+    reason: str
+    step: int | None = None
+
+
+def start(
+    snapshot: RegistrySnapshot, name: str, deployment: str, options: CanaryOptions, id: str, now: float
+) -> list[Change]:
+    """Start a canary of an existing Deployment with the first step's share.
+
+    Raise Conflict while another rollout or a roll-over is in progress, BadRequest if the Deployment has
+    traffic already.
+    """
+    spec = snapshot.endpoint(name).spec
+    if deployment not in snapshot.deployments:
+        raise names.unknown("Deployment", deployment)
+    if spec.rollout is not None and spec.rollout.active:
+        raise Conflict(
+            f"Endpoint {name!r} has a rollout of {spec.rollout.deployment} already ({spec.rollout.phase}). "
+            f"End it first: `tidegate promote {name}` or `tidegate rollback {name}`."
+        )
+    if spec.previous:
+        raise Conflict(
+            f"Endpoint {name!r} is rolling over to {spec.targets[0].deployment}. Wait until it is settled."
+        )
+    base = [target for target in spec.targets if target.weight]
+    if deployment in {target.deployment for target in base}:
+        raise BadRequest(f"{deployment} gets traffic of Endpoint {name!r} already, so it cannot be a canary.")
+    rollout = Rollout(
+        deployment=deployment, base=base, options=options, id=id, since=now, reason="the canary starts"
+    )
+    rollout = _noted(rollout, now)
+    changed = spec.model_copy(update={"rollout": rollout, "targets": targets_of(rollout)})
+    return [*traffic_split.wake(snapshot, name, [deployment]), PutEndpoint(changed, created=False)]
+
+
+def advance(
+    snapshot: RegistrySnapshot, name: str, id: str | None, progress: Progress, now: float
+) -> list[Change]:
+    """Apply a decision about an Endpoint's rollout. A repeated decision has no changes.
+
+    Raise NotFound without a rollout, Conflict if it has ended or if another rollout (``id``) runs.
+    """
+    spec = snapshot.endpoint(name).spec
+    rollout = spec.rollout
+    if rollout is None:
+        raise NotFound(
+            f"Endpoint {name!r} has no rollout. Start one: `tidegate rollout {name} --to VERSION`."
+        )
+    if id is not None and rollout.id != id:
+        raise Conflict(f"Endpoint {name!r} has another rollout by now.")
+    step = rollout.step if progress.step is None else progress.step
+    if (rollout.phase, rollout.step, rollout.reason) == (progress.phase, step, progress.reason):
+        return []
+    if not rollout.active:
+        raise Conflict(f"The rollout of Endpoint {name!r} has ended: {rollout.phase}.")
+    if not 0 <= step < len(rollout.options.steps):
+        raise BadRequest(f"The rollout has {len(rollout.options.steps)} steps, so there is no step {step}.")
+    moved = step != rollout.step or progress.phase != rollout.phase
+    rollout = rollout.model_copy(
+        update={
+            "phase": progress.phase,
+            "step": step,
+            "reason": progress.reason,
+            "since": now if step != rollout.step else rollout.since,
+        }
+    )
+    if moved:
+        rollout = _noted(rollout, now)
+    changed = spec.model_copy(update={"rollout": rollout, "targets": targets_of(rollout), "previous": []})
+    return rollover.replace_endpoint(snapshot, spec, changed)
+
+
+def share_of(rollout: Rollout) -> int:
+    """Return the canary's share in percent."""
+    if rollout.phase == "promoted":
+        return 100
+    return rollout.options.steps[rollout.step] if rollout.active else 0
+
+
+def targets_of(rollout: Rollout) -> list[Target]:
+    """Return an Endpoint's targets in the present step: the baseline's weights, and the canary's share."""
+    share = share_of(rollout)
+    canary = Target(deployment=rollout.deployment, weight=share * _SCALE)
+    if share >= 100:
+        return [Target(deployment=rollout.deployment)]
+    if share == 0:
+        return list(rollout.base)
+    total = sum(target.weight for target in rollout.base)
+    rest = (100 - share) * _SCALE
+    return [*_scaled(rollout.base, rest, total), canary]
+
+
+def _scaled(base: Sequence[Target], weight: int, total: int) -> list[Target]:
+    """Return the baseline with this sum of weights. Rounding changes a share by less than 0.01 percent."""
+    scaled = [
+        Target(deployment=each.deployment, weight=max(1, round(each.weight * weight / total)))
+        for each in base
+    ]
+    excess = sum(target.weight for target in scaled) - weight
+    largest = max(range(len(scaled)), key=lambda index: scaled[index].weight)
+    scaled[largest] = Target(deployment=scaled[largest].deployment, weight=scaled[largest].weight - excess)
+    return scaled
+
+
+def _noted(rollout: Rollout, now: float) -> Rollout:
+    event = RolloutEvent(at=now, phase=rollout.phase, share=share_of(rollout), reason=rollout.reason)
+    return rollout.model_copy(update={"history": [*rollout.history, event][-_EVENTS_KEPT:]})

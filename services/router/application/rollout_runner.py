@@ -1,0 +1,159 @@
+"""Judge every running canary once a second, and write the verdicts to the registry.
+
+Only the leader judges. The memory of each rollout is in a file of the state folder, so that another router
+goes on with it. The gateways' totals go on while no router runs, so nothing that happens is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from services.router.adapters import shared_file
+from services.router.adapters.registry_cache import RegistryCache
+from services.router.application.leadership import Leadership
+from services.router.domain import canary
+from services.router.domain.canary import CanaryDecision
+from services.router.domain.rollout_watch import RolloutWatch, policy_of
+from tidegate.kernel import telemetry
+from tidegate.kernel.protocol.models import Endpoint, RolloutPhase
+from tidegate.kernel.repeating_task import RepeatingTask
+from tidegate.kernel.store import Store, StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+TICK_S = 1.0
+_PHASES: dict[canary.Verdict, RolloutPhase] = {
+    "advance": "running",
+    "promote": "promoted",
+    "pause": "paused",
+    "roll_back": "rolled_back",
+}
+
+
+class RolloutRunner:
+    """One of the router's loops. :attr:`watches` has the memory of each endpoint's last rollout."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: RegistryCache,
+        leadership: Leadership,
+        disk: Path,
+        wake: Callable[[], None],
+    ) -> None:
+        """``wake`` makes the controller read the registry at once."""
+        self._store = store
+        self._registry = registry
+        self._leadership = leadership
+        self._disk = disk
+        self._wake = wake
+        self._loop = RepeatingTask("rollouts", self._step, retry_s=TICK_S)
+        self._led = False
+        self.watches: dict[str, RolloutWatch] = {}
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Stop the loop."""
+        await self._loop.stop()
+
+    def shown(self, endpoint: Endpoint) -> dict[str, Any]:
+        """Return an endpoint's rollout with its evidence, for JSON."""
+        rollout = endpoint.rollout
+        if rollout is None:
+            return {"endpoint": endpoint.name, "rollout": None}
+        found: dict[str, Any] = {"endpoint": endpoint.name, "rollout": rollout.model_dump(mode="json")}
+        watch = self._watch(endpoint.name, rollout.id, create=False)
+        if watch is None:
+            return found
+        state = watch.state
+        policy = policy_of(rollout)
+        following = policy.steps[state.step + 1 :]
+        last = not following or following[0] >= 100
+        return found | {
+            "share": canary.share(policy, state),
+            "samples": state.samples,
+            "missing": canary.missing(policy, state, time.time(), last=last) if rollout.active else [],
+            "evidence": watch.evidence(rollout),
+            "slow_ms": watch.slow_ms(),
+            "points": [asdict(point) for point in watch.points],
+        }
+
+    async def _step(self) -> float:
+        if not self._leadership.leads:
+            self._led = False
+            return TICK_S
+        if not self._led:
+            self._load()
+            self._led = True
+        active = [e for e in self._endpoints() if e.rollout is not None and e.rollout.active]
+        if active:
+            with contextlib.suppress(StoreUnavailable):
+                view = await self._store.gateways()
+                for endpoint in active:
+                    await self._judge(endpoint, view.reports)
+                self._save()
+        return TICK_S
+
+    def _endpoints(self) -> list[Endpoint]:
+        return self._registry.desired.endpoints if self._registry.desired is not None else []
+
+    async def _judge(self, endpoint: Endpoint, reports: Any) -> None:
+        rollout = endpoint.rollout
+        assert rollout is not None
+        watch = self._watch(endpoint.name, rollout.id, create=True)
+        assert watch is not None
+        decision = watch.observe(endpoint.name, rollout, reports, time.time())
+        if decision.verdict == "hold":
+            return
+        phase = _PHASES[decision.verdict]
+        step = decision.state.step
+        if await self._registry.progress(endpoint.name, rollout.id, phase, step, decision.reason):
+            self._log(endpoint, decision)
+            self._wake()
+        else:
+            watch.undo(rollout)
+
+    def _log(self, endpoint: Endpoint, decision: CanaryDecision) -> None:
+        assert endpoint.rollout is not None
+        log.info(
+            "canary decided",
+            extra={
+                "endpoint": endpoint.name,
+                "deployment": endpoint.rollout.deployment,
+                "verdict": decision.verdict,
+                "why": decision.reason,
+            },
+        )
+
+    def _watch(self, endpoint: str, id: str, *, create: bool) -> RolloutWatch | None:
+        watch = self.watches.get(endpoint)
+        if watch is not None and watch.id == id:
+            return watch
+        if not create:
+            return None
+        watch = self.watches[endpoint] = RolloutWatch(id)
+        return watch
+
+    def _load(self) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            document = orjson.loads(self._disk.read_bytes())
+            self.watches = {name: RolloutWatch.from_json(each) for name, each in document.items()}
+
+    def _save(self) -> None:
+        existing = {endpoint.name for endpoint in self._endpoints()}
+        self.watches = {name: watch for name, watch in self.watches.items() if name in existing}
+        document = {name: watch.to_json() for name, watch in self.watches.items()}
+        try:
+            shared_file.replace(self._disk, orjson.dumps(document))
+        except OSError as error:  # a full disk must not stop the judgement
+            log.warning("the memory of rollouts was not written", extra={"problem": str(error)})

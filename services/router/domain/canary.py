@@ -1,0 +1,175 @@
+"""Decide about a canary at each tick: hold, advance, promote, pause or roll back. Pure.
+
+The canary's share grows in steps. A step ends when its hold time is over, it has enough requests, and no
+metric shows harm. The step of 100 percent is the promotion, because no baseline is left to compare with. It
+needs every metric to show that the canary is fine. If evidence is missing for too long, the canary pauses and
+says what is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Literal
+
+from services.router.domain.evidence import Evidence, Tick, upper_bound
+
+Verdict = Literal["hold", "advance", "promote", "pause", "roll_back"]
+Phase = Literal["running", "paused", "promoted", "rolled_back"]
+
+STEPS = (1, 5, 25, 50, 100)
+# For each metric: as many times as bad is still equal, as many times as bad is harmful, and the factor by
+# which one block may multiply the evidence. Slow requests come together when a replica stalls; errors do not.
+MARGINS = {
+    "errors": (1.25, 2.0, inf),
+    "slow": (1.15, 1.6, 12.0),
+    "very_slow": (1.15, 2.0, 12.0),
+    "quality": (1.15, 1.5, inf),
+}
+OTHER_MARGINS = (1.15, 1.6, 12.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryPolicy:
+    """The rules by which a canary is judged. ``steps``: percent of the traffic.
+
+    ``hold_s``: the least time of a step. ``min_samples``: the least requests of the canary in a step.
+    ``alpha``: the accepted probability that a canary is rolled back although it is as good as its baseline.
+    ``tolerance``: a rate of bad events that may be added to the baseline's. It decides where the baseline has
+    too few bad events to compare. ``patience_s``: after this time in a step without enough evidence, the
+    canary pauses.
+    """
+
+    steps: tuple[int, ...] = STEPS
+    hold_s: float = 60.0
+    min_samples: int = 500
+    alpha: float = 0.05
+    tolerance: float = 0.01
+    patience_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryState:
+    """A canary so far. ``step``: its index. ``since``: when the step began, in seconds since the epoch.
+
+    ``samples``: the canary's requests in this step. ``evidence``: by metric, over all steps.
+    """
+
+    step: int = 0
+    since: float = 0.0
+    samples: int = 0
+    phase: Phase = "running"
+    reason: str = ""
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryDecision:
+    """A verdict with its reason, and the state after it."""
+
+    verdict: Verdict
+    reason: str
+    state: CanaryState
+
+
+def share(policy: CanaryPolicy, state: CanaryState) -> int:
+    """Return the percentage of the traffic that the canary gets."""
+    if state.phase == "promoted":
+        return 100
+    return 0 if state.phase == "rolled_back" else policy.steps[state.step]
+
+
+def judge(
+    policy: CanaryPolicy, state: CanaryState, ticks: dict[str, Tick], requests: int, now: float
+) -> CanaryDecision:
+    """Decide about a canary after one tick.
+
+    ``ticks``: by metric, the counts since the last tick. ``requests``: the canary's requests since then. A
+    canary that has ended keeps its state. A paused one is judged as well, so that it can be rolled back.
+    """
+    if state.phase in ("promoted", "rolled_back"):
+        return CanaryDecision("hold", state.reason, state)
+    evidence = dict(state.evidence)
+    for metric, tick in ticks.items():
+        evidence[metric] = evidence.get(metric, no_evidence(metric)).add(tick, now)
+    state = replace(state, evidence=evidence, samples=state.samples + requests)
+    harm = _harm(policy, evidence)
+    if harm:
+        return CanaryDecision("roll_back", harm, replace(state, phase="rolled_back", reason=harm))
+    if state.phase == "paused":
+        return CanaryDecision("hold", state.reason, state)
+    return _progress(policy, state, now)
+
+
+def _progress(policy: CanaryPolicy, state: CanaryState, now: float) -> CanaryDecision:
+    """Return the decision about a canary without harm."""
+    following = policy.steps[state.step + 1 :]
+    last = not following or following[0] >= 100
+    lacking = missing(policy, state, now, last=last)
+    if not lacking:
+        if last:
+            reason = f"promoted: {_summary(state.evidence)}"
+            return CanaryDecision("promote", reason, replace(state, phase="promoted", reason=reason))
+        reason = f"step {state.step + 1} of {len(policy.steps)} is over without harm"
+        after = replace(state, step=state.step + 1, since=now, samples=0, reason=reason)
+        return CanaryDecision("advance", reason, after)
+    reason = "; ".join(lacking)
+    if now - state.since >= policy.patience_s:
+        reason = f"paused after {policy.patience_s:g} s in a step: {reason}"
+        return CanaryDecision("pause", reason, replace(state, phase="paused", reason=reason))
+    return CanaryDecision("hold", reason, replace(state, reason=reason))
+
+
+def missing(policy: CanaryPolicy, state: CanaryState, now: float, *, last: bool) -> list[str]:
+    """Return what a step lacks before it can end; empty if nothing. The last step needs all metrics."""
+    lacking = []
+    left = policy.hold_s - (now - state.since)
+    if left > 0:
+        lacking.append(f"{left:.0f} s of the hold time are left")
+    if state.samples < policy.min_samples:
+        lacking.append(f"{policy.min_samples - state.samples} more requests of the canary are needed")
+    if last:
+        lacking += [_unproven(policy, name, e) for name, e in state.evidence.items() if not _fine(policy, e)]
+    return lacking
+
+
+def no_evidence(metric: str) -> Evidence:
+    """Return the evidence about a metric before its first tick."""
+    return Evidence(*MARGINS.get(metric, OTHER_MARGINS))
+
+
+def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:
+    """Return why a canary must be rolled back; empty if it need not. With m metrics, each needs m/alpha."""
+    limit = len(evidence) / policy.alpha
+    for metric, each in evidence.items():
+        if each.e_worse >= limit:
+            canary, base = each.rates
+            return (
+                f"{metric}: {canary:.2%} of {each.canary} canary requests, against {base:.2%} of {each.base} "
+                f"baseline requests (e-value {each.e_worse:.3g}, limit {limit:.3g})"
+            )
+    return ""
+
+
+def _fine(policy: CanaryPolicy, each: Evidence) -> bool:
+    """Return True if a metric shows that the canary does no harm."""
+    if each.e_fine >= 1 / policy.alpha:
+        return True
+    return upper_bound(each.canary_bad, each.canary, policy.alpha) <= each.rates[1] + policy.tolerance
+
+
+def _unproven(policy: CanaryPolicy, metric: str, each: Evidence) -> str:
+    bound = upper_bound(each.canary_bad, each.canary, policy.alpha)
+    return (
+        f"{metric}: it is not shown that the canary is less than {each.harmful:g} times as bad (e-value "
+        f"{each.e_fine:.3g} of {1 / policy.alpha:.3g}), or that its rate is at most "
+        f"{each.rates[1] + policy.tolerance:.2%} (bound {bound:.2%})"
+    )
+
+
+def _summary(evidence: dict[str, Evidence]) -> str:
+    parts = []
+    for metric, each in evidence.items():
+        canary, base = each.rates
+        parts.append(f"{metric} {canary:.2%} against {base:.2%}")
+    return ", ".join(parts) or "no metric was reported"

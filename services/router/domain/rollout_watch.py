@@ -1,0 +1,217 @@
+"""Watch one canary: turn the gateways' totals into ticks, judge them, and keep the evidence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from services.router.domain import canary
+from services.router.domain.canary import CanaryDecision, CanaryPolicy, CanaryState
+from services.router.domain.evidence import Evidence, Tick
+from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
+from tidegate.kernel.protocol.models import Rollout
+from tidegate.kernel.protocol.presence import GatewayReport, VariantCounts
+
+# The baseline's latencies are frozen after this many of its answers. Later ones are compared with them.
+FREEZE_AT = 500
+# One point of the history is kept for this many seconds, up to this many points.
+POINT_S = 5.0
+POINTS_KEPT = 720
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The buckets that hold the baseline's 90th and 99th percentile. Later buckets are slow."""
+
+    p90: int
+    p99: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A moment of a rollout, for pictures: time, the canary's share, rates in this time, and evidence."""
+
+    at: float
+    share: int
+    canary: int
+    base: int
+    canary_errors: int
+    base_errors: int
+    e_worse: float
+
+
+@dataclass(slots=True)
+class RolloutWatch:
+    """The memory of one rollout. ``seen``: the last totals, by gateway process and Deployment."""
+
+    id: str
+    state: CanaryState = field(default_factory=CanaryState)
+    seen: dict[str, VariantCounts] = field(default_factory=dict)
+    base_times: list[int] = field(default_factory=lambda: [0] * COUNT)
+    thresholds: Thresholds | None = None
+    points: list[Point] = field(default_factory=list)
+    fresh: bool = True
+
+    def observe(
+        self, endpoint: str, rollout: Rollout, reports: Iterable[GatewayReport], now: float
+    ) -> CanaryDecision:
+        """Take the gateways' present totals, and decide. ``now``: seconds since the epoch."""
+        canary_new, base_new = self._new_counts(endpoint, rollout.deployment, reports)
+        self._learn(base_new)
+        ticks = self._ticks(canary_new, base_new)
+        requests = sum(canary_new.times) + canary_new.failed
+        state = replace(self.state, step=rollout.step, since=rollout.since, phase=_phase(rollout))
+        if state.step != self.state.step:
+            state = replace(state, samples=0)
+        decision = canary.judge(policy_of(rollout), state, ticks, requests, now)
+        self._note(rollout, decision, canary_new, base_new, now)
+        self.state = decision.state
+        return decision
+
+    def undo(self, rollout: Rollout) -> None:
+        """Forget the last verdict, because the registry did not take it. The evidence stays."""
+        self.state = replace(self.state, step=rollout.step, phase=_phase(rollout), since=rollout.since)
+
+    def _new_counts(
+        self, endpoint: str, deployment: str, reports: Iterable[GatewayReport]
+    ) -> tuple[VariantCounts, VariantCounts]:
+        """Return what is new since the last call, of the canary and of all other Deployments."""
+        canary_new, base_new = _nothing(), _nothing()
+        for report in reports:
+            for name, total in report.traffic.get(endpoint, {}).items():
+                key = f"{report.incarnation} {name}"
+                before = self.seen.get(key, total if self.fresh else _nothing())
+                self.seen[key] = total
+                into = canary_new if name == deployment else base_new
+                into.failed += max(0, total.failed - before.failed)
+                for bucket, (new, old) in enumerate(zip(total.times, before.times, strict=False)):
+                    into.times[bucket] += max(0, new - old)
+        self.fresh = False
+        return canary_new, base_new
+
+    def _learn(self, base: VariantCounts) -> None:
+        """Add the baseline's latencies until there are enough to freeze them."""
+        if self.thresholds is not None:
+            return
+        self.base_times = [a + b for a, b in zip(self.base_times, base.times, strict=True)]
+        if sum(self.base_times) >= FREEZE_AT:
+            self.thresholds = Thresholds(_quantile(self.base_times, 0.9), _quantile(self.base_times, 0.99))
+
+    def _ticks(self, canary_new: VariantCounts, base_new: VariantCounts) -> dict[str, Tick]:
+        answered = sum(canary_new.times), sum(base_new.times)
+        ticks = {
+            "errors": Tick(
+                answered[0] + canary_new.failed, canary_new.failed,
+                answered[1] + base_new.failed, base_new.failed,
+            )
+        }  # fmt: skip
+        if self.thresholds is not None:
+            for metric, bucket in (("slow", self.thresholds.p90), ("very_slow", self.thresholds.p99)):
+                slow = sum(canary_new.times[bucket + 1 :]), sum(base_new.times[bucket + 1 :])
+                ticks[metric] = Tick(answered[0], slow[0], answered[1], slow[1])
+        return ticks
+
+    def _note(
+        self,
+        rollout: Rollout,
+        decision: CanaryDecision,
+        canary_new: VariantCounts,
+        base_new: VariantCounts,
+        now: float,
+    ) -> None:
+        worst = max((each.e_worse for each in decision.state.evidence.values()), default=0.0)
+        point = Point(
+            now,
+            canary.share(policy_of(rollout), self.state),
+            sum(canary_new.times) + canary_new.failed,
+            sum(base_new.times) + base_new.failed,
+            canary_new.failed,
+            base_new.failed,
+            min(worst, 1e9),
+        )
+        last = self.points[-1] if self.points else None
+        if last is not None and now - last.at < POINT_S and last.share == point.share:
+            self.points[-1] = Point(
+                last.at, point.share, last.canary + point.canary, last.base + point.base,
+                last.canary_errors + point.canary_errors, last.base_errors + point.base_errors, point.e_worse,
+            )  # fmt: skip
+        else:
+            self.points = [*self.points, point][-POINTS_KEPT:]
+
+    def evidence(self, rollout: Rollout) -> dict[str, Any]:
+        """Return the evidence for JSON, by metric: counts, rates, and e-values with their limits."""
+        policy = policy_of(rollout)
+        limit = max(1, len(self.state.evidence)) / policy.alpha
+        found = {}
+        for metric, each in self.state.evidence.items():
+            rates = each.rates
+            found[metric] = {
+                "canary": each.canary, "canary_bad": each.canary_bad, "canary_rate": rates[0],
+                "base": each.base, "base_bad": each.base_bad, "base_rate": rates[1],
+                "e_worse": min(each.e_worse, 1e9), "roll_back_at": limit,
+                "e_fine": min(each.e_fine, 1e9), "fine_at": 1 / policy.alpha,
+            }  # fmt: skip
+        return found
+
+    def slow_ms(self) -> tuple[float, float] | None:
+        """Return the times in ms above which answers are slow and very slow; None: not known yet."""
+        if self.thresholds is None:
+            return None
+        return upper_s(self.thresholds.p90) * 1e3, upper_s(self.thresholds.p99) * 1e3
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the memory as a document."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> RolloutWatch:
+        """Return the memory of a document; raise KeyError or TypeError if it is not one."""
+        state = document["state"]
+        evidence = {metric: _restored(metric, each) for metric, each in state["evidence"].items()}
+        thresholds = document["thresholds"]
+        return cls(
+            document["id"],
+            CanaryState(**{**state, "evidence": evidence}),
+            {key: VariantCounts(**each) for key, each in document["seen"].items()},
+            document["base_times"],
+            Thresholds(**thresholds) if thresholds else None,
+            [Point(**each) for each in document["points"]],
+            document["fresh"],
+        )
+
+
+def _restored(metric: str, document: dict[str, Any]) -> Evidence:
+    """Return the evidence of a document. Its margins are those of this release."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
+    for margin in ("margin", "harmful", "block_factor"):  # JSON has no infinite number
+        values.pop(margin)
+    return replace(canary.no_evidence(metric), **values)
+
+
+def policy_of(rollout: Rollout) -> CanaryPolicy:
+    """Return the policy that a rollout's options state."""
+    given = rollout.options
+    return CanaryPolicy(
+        tuple(given.steps), given.hold_s, given.min_samples, given.alpha, given.tolerance, given.patience_s
+    )
+
+
+def _phase(rollout: Rollout) -> canary.Phase:
+    return "rolled_back" if rollout.phase == "aborted" else rollout.phase
+
+
+def _nothing() -> VariantCounts:
+    return VariantCounts(0, [0] * COUNT)
+
+
+def _quantile(counts: list[int], part: float) -> int:
+    """Return the bucket in which the quantile lies."""
+    wanted, seen = part * sum(counts), 0
+    for bucket, count in enumerate(counts):
+        seen += count
+        if seen >= wanted:
+            return bucket
+    return len(counts) - 1

@@ -1,0 +1,185 @@
+"""Roll a version out as a canary that is judged by itself: ``rollout`` and ``promote``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.options import Json, seconds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tidegate.cli.api import Control, Doc
+
+Endpoint = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
+ENDED = ("promoted", "rolled_back", "aborted")
+_POLL_S = 1.0
+
+
+def rollout(
+    name: Endpoint,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="VERSION", help="v2, 2 or a deployment's name: the canary.")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Percent of the traffic. [1,5,25,50,100]")
+    ] = None,
+    hold: Annotated[str | None, typer.Option(metavar="TIME", help="The least time of a step. [60s]")] = None,
+    min_samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The canary's least requests in a step. [500]")
+    ] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Keep the present share.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after a pause.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the rollout has ended.")] = False,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE.svg", help="Draw share, errors and evidence over time.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Roll out a version as a canary, or show a rollout and its evidence.
+
+    The canary's share grows in steps. It is promoted if it is as good as the present versions, and rolled
+    back if it makes more errors or is slower. `tidegate promote NAME` and `tidegate rollback NAME` end it at
+    once. Example: tidegate rollout digits --to v2 --steps 5,50,100 --hold 2m --wait
+    """
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    plane = control()
+    if to is not None:
+        _start(plane, name, to, options_of(steps, hold, min_samples))
+    elif steps or hold or min_samples:
+        raise UsageError("--steps, --hold and --min-samples are for a new rollout: add --to VERSION.")
+    elif pause or resume:
+        _change(plane, name, "pause" if pause else "resume")
+    found = _waited(plane, name) if wait else _read(plane, name)
+    if plot is not None:
+        _draw(found, plot)
+    output.show(found, json, lambda: show(found))
+    if wait and found["rollout"]["phase"] != "promoted":
+        raise typer.Exit(4)
+
+
+def promote(name: Endpoint, json: Json = False) -> None:
+    """Give a canary all traffic now, whatever its evidence. Example: tidegate promote digits"""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    plane = control()
+    _change(plane, name, "promote")
+    found = _read(plane, name)
+    output.show(found, json, lambda: show(found))
+
+
+def options_of(steps: str | None, hold: str | None, min_samples: int | None) -> dict[str, Any]:
+    """Return a rollout's options; raise UsageError."""
+    options: dict[str, Any] = {}
+    if steps is not None:
+        try:
+            options["steps"] = [int(part.strip().removesuffix("%")) for part in steps.split(",")]
+        except ValueError:
+            raise UsageError(f"--steps {steps!r}: write whole percentages, as in 1,5,25,50,100.") from None
+    if hold is not None:
+        options["hold_s"] = seconds(hold)
+    if min_samples is not None:
+        options["min_samples"] = min_samples
+    return options
+
+
+def _start(plane: Control, name: str, to: str, options: Doc) -> None:
+    from tidegate.cli.api import part
+
+    number = to.removeprefix("v")
+    canary = {"version": int(number)} if number.isdecimal() else {"deployment": to}
+    plane.registry.post(f"/v1/endpoints/{part(name)}/rollout", {**canary, "options": options})
+
+
+def _change(plane: Control, name: str, what: str) -> None:
+    from tidegate.cli.api import part
+
+    plane.registry.post(f"/v1/endpoints/{part(name)}/rollout/{what}", {})
+
+
+def _read(plane: Control, name: str) -> Doc:
+    """Return the rollout with its evidence. The router may know an older state than the registry."""
+    from tidegate.cli.api import part
+
+    rollout = plane.registry.get(f"/v1/endpoints/{part(name)}")["rollout"]
+    shown: Doc = plane.router.get(f"/v1/rollouts/{part(name)}")
+    known = shown.get("rollout")
+    if rollout is not None and (known is None or known["id"] != rollout["id"]):
+        shown = {"endpoint": name}
+    return {**shown, "rollout": rollout}
+
+
+def _waited(plane: Control, name: str) -> Doc:
+    from tidegate.cli.progress import Steps
+
+    with Steps().shown() as steps:
+        while True:
+            found = _read(plane, name)
+            rollout = found["rollout"]
+            if rollout is None:
+                return found
+            ended = rollout["phase"] in ENDED
+            steps.change(name, "done" if ended else "waiting", line_of(found))
+            if ended:
+                return found
+            time.sleep(_POLL_S)
+
+
+def line_of(found: Mapping[str, Any]) -> str:
+    """Return a rollout's state in one line."""
+    rollout = found["rollout"]
+    if rollout["phase"] in ENDED:
+        return f"{rollout['deployment']} {rollout['phase'].replace('_', ' ')}: {rollout['reason']}"
+    steps = rollout["options"]["steps"]
+    missing = "; ".join(found.get("missing", ()))
+    at = f"{rollout['deployment']} at {steps[rollout['step']]}%, step {rollout['step'] + 1} of {len(steps)}"
+    return f"{at} ({rollout['phase']}){': ' + missing if missing else ''}"
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print a rollout, its evidence and its history."""
+    from tidegate.cli import output
+
+    rollout = found["rollout"]
+    if rollout is None:
+        output.line(f"{found['endpoint']} has no rollout. Start one: tidegate rollout NAME --to VERSION")
+        return
+    output.line(line_of(found), style="bold")
+    rows = [
+        (
+            metric,
+            f"{each['canary_rate']:.2%} of {each['canary']}",
+            f"{each['base_rate']:.2%} of {each['base']}",
+            f"{each['e_worse']:.3g} of {each['roll_back_at']:.3g}",
+            f"{each['e_fine']:.3g} of {each['fine_at']:.3g}",
+        )
+        for metric, each in found.get("evidence", {}).items()
+    ]
+    if rows:
+        output.table(rows, ("bad events", "canary", "baseline", "evidence of harm", "evidence of none"))
+    if found.get("slow_ms"):
+        slow, very_slow = found["slow_ms"]
+        output.line(f"slow: above {slow:.3g} ms, very slow: above {very_slow:.3g} ms", style="dim")
+    for event in rollout["history"]:
+        output.line(
+            f"{output.moment(event['at'])}  {event['share']:>3}%  {event['phase']}: {event['reason']}"
+        )
+
+
+def _draw(found: Mapping[str, Any], plot: str) -> None:
+    from pathlib import Path
+
+    from tidegate.cli.canary_picture import svg
+
+    if not found.get("points"):
+        raise UsageError("This rollout has no measurements yet, so there is nothing to draw.")
+    target: Path = Path(plot)
+    target.write_text(svg(found))
