@@ -10,9 +10,13 @@ from tidegate.kernel.errors import BadRequest
 
 # A head of a part above this size is refused. Real ones have some hundred bytes.
 HEAD_BYTES = 8 * 1024
+# A Content-Disposition has a name and a filename. Python's parser is slow with many parameters.
+MAX_SEMICOLONS = 100
 MAX_PARTS = 64
 # RFC 2046 allows 70 characters.
 MAX_BOUNDARY = 70
+# Python's parser takes seconds for parameters of a longer Content-Type.
+MAX_CONTENT_TYPE = 1024
 
 
 class PartBegin(NamedTuple):
@@ -37,6 +41,8 @@ Event = PartBegin | PartData | PartEnd
 
 def boundary_of(content_type: str) -> bytes:
     """Return the boundary in a Content-Type. Raises BadRequest if it is not multipart/form-data."""
+    if len(content_type) > MAX_CONTENT_TYPE:
+        raise BadRequest(f"the Content-Type must have at most {MAX_CONTENT_TYPE} characters")
     message = Message()
     message["content-type"] = content_type
     boundary = message.get_boundary()
@@ -140,8 +146,13 @@ def _begin(head: bytes) -> PartBegin:
     for line in head.split(b"\r\n"):
         field, colon, value = line.partition(b":")
         if colon and field.strip().lower() == b"content-disposition":
+            if value.count(b";") > MAX_SEMICOLONS:
+                raise BadRequest(f"a Content-Disposition has more than {MAX_SEMICOLONS} parameters")
             message["content-disposition"] = value.strip().decode("utf-8", "replace")
-    name = message.get_param("name", header="content-disposition")
+    try:
+        name, filename = message.get_param("name", header="content-disposition"), message.get_filename()
+    except ValueError:  # the number of a continued parameter is too long
+        name = filename = None
     if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
         raise BadRequest("each part of the form needs a Content-Disposition form-data with a name")
-    return PartBegin(name, message.get_filename())
+    return PartBegin(name, filename)

@@ -6,7 +6,9 @@ import pytest
 
 from services.gateway.domain.multipart import (
     HEAD_BYTES,
+    MAX_CONTENT_TYPE,
     MAX_PARTS,
+    MAX_SEMICOLONS,
     MultipartReader,
     PartBegin,
     PartData,
@@ -116,3 +118,20 @@ def test_boundaries(content_type, boundary):
 def test_other_content_types(content_type):
     with pytest.raises(BadRequest):
         boundary_of(content_type)
+
+
+def test_a_content_type_that_is_slow_to_parse():
+    with pytest.raises(BadRequest, match=f"at most {MAX_CONTENT_TYPE}"):
+        boundary_of('multipart/form-data; boundary="' + ";" * 60_000 + '"')
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ('form-data; name="' + ";" * (MAX_SEMICOLONS + 1) + '"', "parameters"),
+        ("form-data; name*" + "1" * 5000 + "=x", "with a name"),
+    ],
+)
+def test_a_content_disposition_that_misuses_the_parser(value, problem):
+    with pytest.raises(BadRequest, match=problem):
+        parts(b"--xx\r\nContent-Disposition: " + value.encode() + b"\r\n\r\nx\r\n--xx--", 10_000)

@@ -141,6 +141,7 @@ def test_how_long_a_file_is_kept():
         ("created_at", None),
         (None, "5"),
         (None, "9" * 40),
+        (None, "0000000036009999999"),
         (None, "x"),
     ):
         with pytest.raises(BadRequest):

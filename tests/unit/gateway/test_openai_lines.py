@@ -10,6 +10,7 @@ import pytest
 from services.gateway.domain.llm_jobs import LlmJobAnswer
 from services.gateway.domain.openai.lines import (
     MAX_ERRORS,
+    MOST_MODELS,
     FileCheck,
     LineError,
     custom_id,
@@ -41,6 +42,7 @@ def test_a_request():
         (line(method="post"), "invalid_method", "method"),
         (line(url="/v1/embeddings"), "invalid_url", "url"),
         (line(body="x"), "missing_required_parameter", "body"),
+        (line(body=BODY | {"model": "x" * 513}), "missing_required_parameter", "body.model"),
         (line(body={}), "missing_required_parameter", "body.model"),
         (line(body=BODY | {"stream": True}), "invalid_request", "body.stream"),
     ],
@@ -70,6 +72,12 @@ def test_a_good_file():
 def test_a_file_of_several_models_names_none():
     found = checked([line(), line(custom_id="b", body={"model": "other"})])
     assert (found.errors, found.model) == ([], "")
+
+
+def test_a_file_that_names_many_models_does_not_fill_the_memory():
+    models = [f"m{n}" for n in range(MOST_MODELS + 1)]
+    found = checked([line(custom_id=each, body={"model": each}) for each in models])
+    assert (found.errors, found.model, len(found._models)) == ([], "", 1)
 
 
 def test_numbers_of_bad_lines_count_blank_lines():

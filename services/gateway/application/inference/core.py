@@ -121,6 +121,7 @@ class InferenceCore:
         default. ``done`` is called later, exactly once, with the result or an error.
         """
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode, origin)
+        _refuse_llm(model, route)
         if route.decoupled:
             raise BadRequest(
                 f"model {model!r} is decoupled (any number of answers to a request): "
@@ -198,6 +199,7 @@ class InferenceCore:
         queue. Closing the generator cancels the request.
         """
         prepared = self._prepare(model, version, timeout_ms, decode, origin)
+        _refuse_llm(model, prepared[0])
         async with aclosing(self.stream_from(*prepared, trace, queued)) as answers:
             async for answer in answers:
                 yield answer
@@ -314,6 +316,20 @@ def _result(
         return Unavailable(f"the gateway cannot read the worker's answer: {error}")
     timing = Timing(decode_s, reply.wait_us / 1e6, reply.compute_us / 1e6)
     return InferenceResult(route, request, reply.rows, outputs, parameters, reply, timing)
+
+
+def _refuse_llm(model: str, route: DeploymentRoute) -> None:
+    """Raise BadRequest for a language model. Its tensor has a path, so a caller could choose any path."""
+    if route.llm is not None:
+        raise not_tensors(model)
+
+
+def not_tensors(model: str) -> BadRequest:
+    """Return the error for tensors to a language model, which only the APIs with token limits serve."""
+    return BadRequest(
+        f"model {model!r} is a language model, which takes no tensors: use /v1/chat/completions",
+        reason="language_model",
+    )
 
 
 def failure(reply: Reply) -> TidegateError:

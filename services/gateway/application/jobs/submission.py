@@ -16,7 +16,7 @@ from typing import Any
 
 from services.gateway.adapters.job_queue import JobQueue
 from services.gateway.adapters.queued_marker import QueuedMarker
-from services.gateway.application.inference.core import InferenceCore
+from services.gateway.application.inference.core import InferenceCore, not_tensors
 from services.gateway.application.jobs.backlog import BacklogEstimate
 from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.application.llm.core import LlmCore
@@ -119,7 +119,9 @@ class JobSubmitter:
         """Check a request to ``model`` against the Deployment that will run it. Raises TidegateError."""
         self._check_room()
         endpoint, route = self._core.pick(model, version, origin)
-        if route.decoupled and route.format != "llm":
+        if route.llm is not None:
+            raise not_tensors(model)
+        if route.decoupled:
             raise BadRequest(
                 f"model {model!r} is decoupled (any number of answers to a request), but a job has "
                 "one answer: use /generate_stream"

@@ -81,6 +81,10 @@ class FileUpload:
         await self._put(self._lines.end())
         if not self._lines.lines:
             raise BadRequest("the file has no lines: a batch needs one JSON request on each line")
+        # Other uploads of this caller may have ended since this one began.
+        used = await used_bytes(self._store, self._principal, self._limits)
+        if used + self._lines.size > self._limits.callers_bytes:
+            raise _full(f"{self._limits.callers_bytes} bytes")
         file = StoredFile(
             self._id,
             self._principal.id,
@@ -133,11 +137,7 @@ class FileService:
 
     async def begin(self, principal: Principal, hold: Callable[[int], None]) -> FileUpload:
         """Begin an upload. Raises TooMany if the caller has too many files or bytes."""
-        most = self.limits.callers_files
-        files = await self._store.latest(principal.id, None, most)
-        if len(files) >= most:
-            raise _full(f"{most} files")
-        used = sum(file.size for file in files)
+        used = await used_bytes(self._store, principal, self.limits)
         return FileUpload(self._store, self._blobs, self.limits, principal, used, hold)
 
     async def find(self, id_: bytes, principal: Principal) -> StoredFile:
@@ -187,6 +187,14 @@ class FileService:
             except Unavailable:
                 pass  # the chunks expire in the blob store
             await asyncio.sleep(SWEEP_S)
+
+
+async def used_bytes(store: FileStore, principal: Principal, limits: FileLimits) -> int:
+    """Return the bytes of a caller's files. Raises TooMany if it has as many files as it may have."""
+    files = await store.latest(principal.id, None, limits.callers_files)
+    if len(files) >= limits.callers_files:
+        raise _full(f"{limits.callers_files} files")
+    return sum(file.size for file in files)
 
 
 async def _drop(store: FileStore, blobs: Blobs, id_: bytes) -> None:

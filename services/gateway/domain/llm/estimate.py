@@ -42,7 +42,8 @@ def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEs
     if path.endswith(("/embeddings", "/pooling", "/score", "/rerank", "/tokenize", "/detokenize")):
         return TokenEstimate(prompt, 0)
     room = max(1, context - prompt) if context is not None else None
-    limit = next((body[name] for name in _LIMITS if _is_count(body.get(name))), None)
+    # Engines differ in the limit that they read, so the largest one counts. The end settles the difference.
+    limit = max((body[name] for name in _LIMITS if _is_count(body.get(name))), default=None)
     if limit is None:
         limit = room if room is not None else USUAL_ANSWER
     answer = limit if room is None else min(limit, room)
@@ -55,8 +56,12 @@ def states_answer(body: Mapping[str, Any]) -> bool:
 
 
 def _choices(body: Mapping[str, Any]) -> int:
-    """Return the number of answers that the engine writes for one prompt."""
-    return max((body[name] for name in ("n", "best_of") if _is_count(body.get(name))), default=1)
+    """Return the number of answers that the engine writes: some for each prompt."""
+    each = max((body[name] for name in ("n", "best_of") if _is_count(body.get(name))), default=1)
+    prompt = body.get("prompt")
+    if not isinstance(prompt, list) or not prompt or type(prompt[0]) is int:
+        return each
+    return each * len(prompt)
 
 
 def _is_count(value: Any) -> bool:

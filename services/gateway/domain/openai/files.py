@@ -83,7 +83,8 @@ def kept_s(anchor: str | None, seconds: str | None, default_s: float) -> float:
         return default_s
     if anchor not in (None, "created_at"):
         raise BadRequest(f"expires_after[anchor] must be 'created_at', got {anchor[:40]!r}")
-    if seconds is None or not seconds.isdecimal() or not LEAST_KEPT_S <= int(seconds[:12]) <= MOST_KEPT_S:
+    usable = seconds is not None and seconds.isdecimal() and len(seconds) <= 12
+    if seconds is None or not usable or not LEAST_KEPT_S <= int(seconds) <= MOST_KEPT_S:
         raise BadRequest(
             f"expires_after[seconds] must be {LEAST_KEPT_S}..{MOST_KEPT_S}, got {(seconds or '')[:40]!r}"
         )

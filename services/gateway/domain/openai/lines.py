@@ -12,6 +12,10 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol import bounded_json
 
 MAX_CUSTOM_ID = 512
+# More than the longest name of an endpoint with an adapter.
+MAX_MODEL = 512
+# A file that names more models than this has them checked more than once.
+MOST_MODELS = 1000
 # A file with more bad lines than this has its first ones listed.
 MAX_ERRORS = 100
 
@@ -66,7 +70,7 @@ def read_line(raw: bytes, endpoint: str) -> RequestLine:
     if not isinstance(body, dict):
         raise LineError("missing_required_parameter", "'body' must be the JSON of the request", "body")
     model = body.get("model")
-    if not isinstance(model, str) or not model:
+    if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL:
         raise LineError("missing_required_parameter", "'body.model' must name a model", "body.model")
     if body.get("stream"):
         raise LineError(
@@ -87,6 +91,7 @@ class FileCheck:
         self._check_model = check_model
         self._seen: set[int] = set()
         self._models: dict[str, TidegateError | None] = {}
+        self._model: str | None = None
         self._line = 0
         self.requests = 0
         self.errors: list[BadLine] = []
@@ -94,7 +99,7 @@ class FileCheck:
     @property
     def model(self) -> str:
         """Return the model that all lines name; empty if they differ."""
-        return next(iter(self._models)) if len(self._models) == 1 else ""
+        return self._model or ""
 
     def add(self, lines: Iterable[bytes]) -> None:
         """Check the next lines of the file. Blank lines are ignored."""
@@ -116,7 +121,10 @@ class FileCheck:
             message = f"an earlier line has the custom_id {line.custom_id[:60]!r} too"
             raise LineError("duplicate_custom_id", message, "custom_id")
         self._seen.add(key)
+        self._model = line.model if self._model in (None, line.model) else ""
         if line.model not in self._models:
+            if len(self._models) >= MOST_MODELS:
+                self._models.clear()
             try:
                 self._check_model(line.model)
             except TidegateError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
 import ssl
 from collections.abc import Callable
@@ -21,6 +22,11 @@ from calls import Call, Refused
 MAX_EVENT, MAX_BODY = 16 * 2**20, 64 * 2**20
 BLOCK = 64 * 1024
 LAST = b"[DONE]"
+# The paths of requests. Servers have others, for their operators, and this process may call all of them.
+PATHS = frozenset({
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize",
+    "/apply-template", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
+})  # fmt: skip
 # Paths whose streams end with LAST.
 _ENDED = frozenset({"/v1/chat/completions", "/v1/completions"})
 
@@ -59,6 +65,12 @@ class Server:
         base = urlsplit(self.url).path.rstrip("/")
         # An address usually ends in /v1, like a client's base_url.
         return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
+
+
+def check_path(path: str) -> None:
+    """Raise Refused for a path that is not for requests."""
+    if path not in PATHS:
+        raise Refused(404, f"There is no path {path[:80]!r} for requests.", code="unknown_path")
 
 
 class Reader(Protocol):
@@ -112,7 +124,7 @@ def relay(
     try:
         sock, answer = _send(server, path, body, call)
         with answer:
-            if answer.status >= 400:
+            if not 200 <= answer.status < 300:
                 raise _failure(answer)
             sock.settimeout(server.silence_s)
             on_head()
@@ -200,9 +212,11 @@ def retry_after_s(headers: Any) -> float | None:
     """Return the seconds of ``retry-after-ms`` or ``Retry-After``; None if neither is a number."""
     for name, factor in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
         try:
-            return max(float(headers[name]) * factor, 0.0)
+            seconds = float(headers[name]) * factor
         except (KeyError, TypeError, ValueError):
             continue
+        if math.isfinite(seconds):
+            return max(seconds, 0.0)
     return None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from breaker import CLOSED, Breaker, MinuteLimit
-from bridge import Failure, Server, error_status, relay, usage_of
+from bridge import Failure, Server, check_path, error_status, relay, usage_of
 from calls import Call, Refused
 
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
@@ -53,13 +53,15 @@ class Upstream:
 
     def call(self, path: str, body: dict[str, Any], resume: dict[str, Any] | None, call: Call) -> None:
         """Send a request, and emit the upstream's events until the last one."""
+        check_path(path)
         if resume:
             raise Refused(
                 500, "The stream was lost, and an upstream cannot continue it. Send the request again.",
                 "server_error", "stream_not_continued",
             )  # fmt: skip
         body = _prepared(path, body, self._plan.get("upstream_model") or self._plan["name"])
-        estimate = estimated_tokens(body)
+        # No request takes more than the whole limit, or one could close the limit for days.
+        estimate = min(estimated_tokens(body), self._plan.get("tokens_per_minute") or sys.maxsize)
         self._await_limits(estimate, call)
         reader = _UpstreamEvents(self._credential)
         with self._lock:
@@ -94,6 +96,8 @@ class Upstream:
                 self._count(failure)
                 pause_s = pause_before_retry(failure.status, failure.retry_after_s, attempt)
                 if pause_s is None or call.cancelled:
+                    if 400 <= failure.status < 500:
+                        reader.usage = [0, 0, 0]  # the upstream did not work on it
                     self._emit_failure(failure, call)
                     return
                 _say(f"upstream {self._host}: {failure}; trying again in {pause_s:.1f} s")
@@ -218,8 +222,10 @@ class _UpstreamEvents:
 
 def estimated_tokens(body: dict[str, Any]) -> int:
     """Return how many tokens a request may use: its prompt's, by the bytes, and its answer's."""
-    answer = body.get("max_completion_tokens") or body.get("max_output_tokens") or body.get("max_tokens")
-    return len(json.dumps(body)) // BYTES_PER_TOKEN + int(answer or DEFAULT_ANSWER)
+    stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
+    # The upstream answers other values itself. A negative number would add to the limit.
+    answer = max((each for each in stated if type(each) is int and each > 0), default=DEFAULT_ANSWER)
+    return len(json.dumps(body)) // BYTES_PER_TOKEN + answer
 
 
 def pause_before_retry(status: int, retry_after_s: float | None, attempt: int) -> float | None:
@@ -238,6 +244,10 @@ def error_answer(status: int, body: bytes, host: str, reason: str) -> tuple[int,
             502, f"The upstream {host} did not answer: {reason}.", "server_error", "upstream_unavailable"
         )
         return 502, refused.body()
+    if 300 <= status < 400:
+        # To follow it would send the credential to an address that nobody named.
+        text = f"The upstream {host} redirects (status {status}). Deploy with its new address."
+        return 502, Refused(502, text, "server_error", "upstream_redirects").body()
     if status in (401, 403):
         # It is the operator's credential, not the caller's. The upstream's text may quote a part of it.
         text = f"The upstream {host} refused the credential of this Deployment (status {status})."

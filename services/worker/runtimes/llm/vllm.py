@@ -22,7 +22,7 @@ from typing import Any
 
 import vllm_command
 import vllm_resume
-from bridge import Failure, Server, get, post, relay
+from bridge import Failure, Server, check_path, get, post, relay
 from calls import Call, Refused
 from vllm_events import VllmEvents, prepared
 from vllm_metrics import read_metrics
@@ -69,6 +69,7 @@ class Vllm:
 
     def call(self, path: str, body: dict[str, Any], resume: dict[str, Any] | None, call: Call) -> None:
         """Run a request, and emit its events until the last one."""
+        check_path(path)
         model = self._model(body)
         try:
             if resume:

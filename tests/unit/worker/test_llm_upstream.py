@@ -1,0 +1,72 @@
+"""Limits, paths and redirects of an upstream, against hostile callers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+FOLDER = Path(__file__).parents[3] / "services" / "worker" / "runtimes" / "llm"
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[Any]:
+    """Import the modules as Triton's Python does: by their plain names."""
+    sys.path.insert(0, str(FOLDER))
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("bridge", "calls", "upstream")})
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture
+def engine(llm: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return an engine whose upstream answers with a status."""
+
+    def made(status: int, body: bytes = b"{}") -> Any:
+        def relay(*_: object, **__: object) -> None:
+            raise llm.bridge.Failure(status, body)
+
+        monkeypatch.setattr(llm.upstream, "relay", relay)
+        plan = {
+            "upstream": "http://u/v1", "name": "m", "slots": 1, "tokens_per_minute": 1000,
+            "requests_per_minute": None,
+        }  # fmt: skip
+        return llm.upstream.Upstream(plan, "secret")
+
+    return made
+
+
+@pytest.mark.parametrize("tokens", [10**15, -(10**15), "many", True, 1.5, None])
+def test_no_request_closes_or_opens_the_limit_of_tokens(llm, engine, tokens):
+    upstream, call = engine(400), llm.calls.Call()
+    for _ in range(3):
+        upstream.call(CHAT, {"max_tokens": tokens}, None, call)
+    assert call.take(0)[1]["status"] == 400
+    left = upstream._tokens._left
+    assert 990 <= left <= 1000
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/../admin", "/v1/chat/completions?a=b", "/tidegate/stats"])
+def test_only_paths_of_requests_reach_an_upstream(llm, engine, path):
+    with pytest.raises(llm.calls.Refused, match="no path"):
+        engine(200).call(path, {}, None, llm.calls.Call())
+
+
+def test_a_redirect_is_not_followed_and_is_no_answer(llm, engine):
+    call = llm.calls.Call()
+    engine(302, b'{"moved": 1}').call(CHAT, {}, None, call)
+    (event,), meta, _ = call.take(0)
+    assert (meta["status"], json.loads(event)["error"]["code"]) == (502, "upstream_redirects")
+
+
+def test_a_retry_after_is_a_number_that_json_has(llm):
+    for text, expected in (("3", 3.0), ("-1", 0.0), ("inf", None), ("nan", None), ("soon", None)):
+        assert llm.bridge.retry_after_s({"Retry-After": text}) == expected
