@@ -344,8 +344,9 @@ class Dispatcher:
                     )
                 continue
             if pending.sent and pending.order is not None:
-                # A worker may also run the first copy. The chunks of the two copies must not mix.
-                pending.order.attempt += 1
+                # A worker may also run the first copy. The chunks of the two copies must not mix. The attempt
+                # after the first copy's is taken if the copy moves on from its replica's own queue.
+                pending.order.attempt += 1 if pending.lane is None else 2
                 pending.frame = renumbered(pending.frame, pending.order.attempt)
             pending.resent = pending.sent
             if pending.lane is not None:
@@ -398,14 +399,15 @@ class Dispatcher:
                     self._settle(reply.id)
                 pending.done(reply)
             case ChunkPlace.RESTARTED:
-                self._events.cancel(reply.id)
-                self._fail(
-                    reply.id,
-                    WorkerLost("the worker was lost in the middle of the stream: start the stream again"),
-                )
+                self._fail_broken(pending, "the worker was lost in the middle of the stream")
             case ChunkPlace.GAP:
-                self._events.cancel(reply.id)
-                self._fail(reply.id, WorkerLost("a part of the stream was lost: start the stream again"))
+                self._fail_broken(pending, "a part of the stream was lost")
+
+    def _fail_broken(self, pending: PendingRequest, problem: str) -> None:
+        """Cancel and fail a stream whose next chunk is missing. That of a language model may continue."""
+        self._events.cancel(pending.id)
+        failure = Unavailable if pending.lane is None else WorkerLost
+        self._fail(pending.id, failure(f"{problem}: start the stream again"))
 
     def _expire(self, id_: bytes) -> None:
         pending = self._pending[id_]

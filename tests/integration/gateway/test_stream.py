@@ -147,8 +147,9 @@ async def test_a_gap_is_an_error_and_cancels(stream, model, until):
     task = asyncio.create_task(collect(stream()))
     request = await model.asked()
     await model.send(chunk(request, 0), chunk(request, 2))
-    with pytest.raises(Unavailable, match="a part of the stream was lost"):
+    with pytest.raises(Unavailable, match="a part of the stream was lost") as caught:
         await task
+    assert (type(caught.value), caught.value.reason) == (Unavailable, "unavailable")
     await until(lambda: request.id in model.cancelled)
 
 
