@@ -223,3 +223,34 @@ def test_arguments_get_the_type_of_the_parameter(settings):
 def test_other_arguments_are_refused(settings, name: str, value: Any, says: str):
     with pytest.raises(ValueError, match=says):
         settings.assign(Params(), name, value)
+
+
+# --- the model ---------------------------------------------------------------------------------------------
+
+
+def test_a_sender_that_fails_ends_the_engines_call_and_frees_its_slot(calls, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("pb_utils"))
+    model = importlib.import_module("model")
+    cancelled = threading.Event()
+
+    class Sender:
+        def is_cancelled(self) -> bool:
+            return False
+
+        def send(self, response: Any) -> None:
+            raise ValueError("Triton takes no answer")
+
+    class Engine:
+        def call(self, path: str, body: dict, resume: None, call: Any) -> None:
+            call.on_cancel(cancelled.set)
+            call.emit([b"a"], {})
+            assert cancelled.wait(60)
+
+    served = model.TritonPythonModel()
+    served._engine, served._slots = Engine(), threading.BoundedSemaphore(1)
+    served._tally = importlib.import_module("tally").Tally({"slots": 1})
+    monkeypatch.setattr(model, "_response", lambda events, meta: events)
+    with pytest.raises(ValueError, match="takes no answer"):
+        served._relay(Sender(), {"path": "/v1/completions", "body": {}})
+    assert cancelled.is_set()
+    assert served._slots.acquire(timeout=60)

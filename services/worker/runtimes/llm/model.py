@@ -81,12 +81,16 @@ class TritonPythonModel:
         worker = threading.Thread(target=self._run, args=(document, call), daemon=True)
         worker.start()
         ended = False
-        while not ended:
-            events, meta, ended = call.take(WATCH_S)
-            if sender.is_cancelled():
-                call.cancel()
-            elif events or meta:
-                sender.send(_response(events, meta))
+        try:
+            while not ended:
+                events, meta, ended = call.take(WATCH_S)
+                if sender.is_cancelled():
+                    call.cancel()
+                elif events or meta:
+                    sender.send(_response(events, meta))
+        except BaseException:
+            call.cancel()  # or the engine would run to its end, and hold a slot for nobody
+            raise
         worker.join()
 
     def _run(self, document: dict[str, Any], call: Call) -> None:
