@@ -41,7 +41,7 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-# The broker deletes the replica's own queues when they were not used for a minute.
+# The broker deletes the replica's own queues when they were not used for a few minutes.
 RENEW_S = 15.0
 RETRY_S = 0.2
 BLOCKED_POLL_S = 1.0
@@ -99,6 +99,7 @@ class LlmRequestConsumer:
         """Pass requests to this scheduler."""
         self._scheduler = scheduler
         scheduler.on_change = self._wake.set
+        scheduler.fetching = lambda: len(self._fetches)
 
     def start(self) -> None:
         """Connect; no request is taken before :meth:`open`."""
@@ -141,16 +142,17 @@ class LlmRequestConsumer:
             item.settled = True
             delivery = item.delivery
             delivery.open -= 1
-            if delivery.open == 0 and delivery.channel is self._channel:
-                self._ack(delivery.tag)
+            if delivery.open == 0:
+                self._ack(delivery.channel, delivery.tag)
 
-    def _ack(self, tag: int) -> None:
+    def _ack(self, channel: object, tag: int) -> None:
+        if self._channel is None or channel is not self._channel:
+            return  # the broker delivers it again; on the new channel this tag means another delivery
         window = self._unacked.pop(tag, None)
         if window is not None:
             window.unacked -= 1
-        if self._channel is not None:
-            with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
-                self._channel.ack(tag)
+        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
+            self._channel.ack(tag)
 
     # --- channel ---------------------------------------------------------------------------------------
 
@@ -255,7 +257,7 @@ class LlmRequestConsumer:
 
     @property
     def _free(self) -> int:
-        return max(0, self._scheduler.free - len(self._fetches))
+        return self._scheduler.free
 
     @property
     def _window_is_used_up(self) -> bool:
@@ -275,7 +277,7 @@ class LlmRequestConsumer:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         except envelope.Undecodable as error:
             log.error("undecodable request envelope", extra={"problem": str(error)})
-            self._tasks.start(self._reject(delivery), "reject")
+            self._tasks.start(self._reject(channel, delivery), "reject")
             return
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", len(requests))
         received = time.monotonic()
@@ -298,7 +300,9 @@ class LlmRequestConsumer:
 
     def _add(self, item: QueuedRequest) -> None:
         if item.request.flags & envelope.CLAIM:
-            self._fetches.start(self._fetch(item), "fetch")
+            fetch = self._fetches.start(self._fetch(item), "fetch")
+            # Added last, so it is called when the fetch no longer counts.
+            fetch.add_done_callback(lambda _: self._wake.set())
         else:
             self._scheduler.add(item)
 
@@ -306,7 +310,6 @@ class LlmRequestConsumer:
         """Fetch a large request from the blob store, and run it."""
         if await self._claim_fetcher.fetch(item) and item.delivery.channel is self._channel:
             self._scheduler.add(item)
-        self._wake.set()
 
     def _on_lost(self, item: QueuedRequest) -> None:
         """Answer that a request was lost. If it still runs here, only the connection was lost."""
@@ -330,9 +333,9 @@ class LlmRequestConsumer:
         await self._publisher.requeue(item.request, item.delivery.reply_to, queue, kept_ms=KEPT_MS)
         self.settle([item])
 
-    async def _reject(self, delivery: Delivery) -> None:
+    async def _reject(self, channel: Channel, delivery: Delivery) -> None:
         await self._publisher.publish_exception(delivery.body, UNDECODABLE, delivery.reply_to)
-        self._ack(delivery.tag)
+        self._ack(channel, delivery.tag)
 
     async def _on_cancels(self, delivery: Delivery) -> None:
         with contextlib.suppress(envelope.Undecodable):

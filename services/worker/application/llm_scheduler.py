@@ -42,6 +42,7 @@ class LlmScheduler:
 
     ``replica`` is this worker's name. The first part of each answer has it. ``on_lost`` is called with a
     model whose server ended during a call. ``on_change`` is called when :attr:`free` may have changed.
+    ``fetching`` returns how many requests will need a slot when their tensors have been fetched.
     While ``requests_wait`` is True, no job starts.
     """
 
@@ -69,6 +70,7 @@ class LlmScheduler:
         self._cancelled_calls: set[asyncio.Task[None]] = set()
         self._cancelled: dict[bytes, float] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.fetching: Callable[[], int] = lambda: 0
         self.requests_wait = True
         self.stats = jobs.stats if jobs is not None else WorkStats()
         if jobs is not None:
@@ -90,7 +92,7 @@ class LlmScheduler:
         """Return how many more requests may be taken from the broker now."""
         if not self.serving or self._waiting:
             return 0
-        return max(0, self._room.slots - self._room.used - self._job_calls)
+        return max(0, self._room.slots - self._room.used - self._job_calls - self.fetching())
 
     @property
     def in_hand(self) -> int:
@@ -202,11 +204,12 @@ class LlmScheduler:
     def _start_waiting(self) -> None:
         while self._waiting and (model := self._model) is not None and self._running:
             item = self._waiting[0]
-            tokens = _tokens(item)
-            if not self._room.fits(tokens, others=self._job_calls):
+            tokens, reason = _tokens(item), self._unwanted(item)
+            # A request that nobody waits for needs no room, and must not keep others from starting.
+            if reason is None and not self._room.fits(tokens, others=self._job_calls):
                 return
             self._waiting.popleft()
-            if (reason := self._unwanted(item)) is None:
+            if reason is None:
                 self._start(item, self._run(model, item), tokens)
             elif reason == "expired" and item.request.attempt:
                 # It may have run elsewhere before, and its caller may have a part of the answer.

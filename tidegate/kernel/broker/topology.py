@@ -68,8 +68,9 @@ REQUESTS_PREFIX = "requests.v1."
 # has a colon, and AMQP libraries accept it in a queue's name.
 _DOT = ":"
 REPLIES_PREFIX = "replies.v1."
-# The broker deletes a replica's own queue when no worker has used it for this time.
-REPLICA_QUEUE_EXPIRES_MS = 60_000
+# The broker deletes a replica's own queue, with its messages, when no worker has used it for this time.
+# The longest ``affinity_wait_ms`` is shorter, so the messages have moved to the shared queue before.
+REPLICA_QUEUE_EXPIRES_MS = 180_000
 
 
 def word_of(deployment: str) -> str:
