@@ -80,6 +80,7 @@ async def test_only_a_language_models_stream_can_continue(dispatcher, format, ki
     chunk(dispatcher, id_, 0, 0)
     chunk(dispatcher, id_, attempt, seq)
     error = replies[-1]
+    assert isinstance(error, TidegateError)
     assert type(error) is kind
     assert (error.reason, error.message) == (kind.reason, f"{problem}: start the stream again")
 
