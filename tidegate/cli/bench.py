@@ -1,4 +1,4 @@
-"""``tidegate bench``: load an endpoint, and print the times and rates that its callers see."""
+"""``tidegate bench``: send load to an endpoint, and print the times and rates that its callers see."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def bench(
         int, typer.Option(min=1, help="Length of each prompt, in tokens.", rich_help_panel=_REQUEST)
     ] = 128,
     shared_tokens: Annotated[
-        int, typer.Option(min=0, help="Tokens at their start that all share.", rich_help_panel=_REQUEST)
+        int,
+        typer.Option(
+            min=0, help="Tokens at the beginning that are the same in all prompts.", rich_help_panel=_REQUEST
+        ),
     ] = 0,
     answer_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=_REQUEST)
@@ -50,12 +53,14 @@ def bench(
     ignore_eos: Annotated[
         bool,
         typer.Option(
-            "--ignore-eos", help="Make each answer that long (llama.cpp, vLLM).", rich_help_panel=_REQUEST
+            "--ignore-eos",
+            help="Let each answer reach --answer-tokens (llama.cpp, vLLM).",
+            rich_help_panel=_REQUEST,
         ),
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Prompts, one in each line, in turn.", rich_help_panel=_REQUEST),
+        typer.Option(metavar="FILE", help="Your own prompts, one in each line.", rich_help_panel=_REQUEST),
     ] = None,
     more: Annotated[
         list[str] | None,
@@ -74,14 +79,14 @@ def bench(
     ] = None,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="Longest time for a whole answer.")] = "10m",
     seed: Annotated[
-        int | None, typer.Option(help="Makes words and times the same as in an earlier run.")
+        int | None, typer.Option(help="Repeat an earlier run: the same words and arrival times.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Load a language model with chats, or another endpoint with --data. Print its times and rates.
+    """Send load to a language model, or with --data to another endpoint. Print times and rates.
 
-    A closed loop (--callers) shows what so many callers get. An open loop (--rate) also shows what happens
-    when requests arrive faster than answers leave. Ctrl-C prints what was measured until then.
+    In a closed loop (--callers), each caller waits for its answer before its next request. In an open loop
+    (--rate), requests may arrive faster than they are answered. Ctrl-C ends the measurement and prints it.
     Example: tidegate bench smollm2 --callers 4 --for 30s --prompt-tokens 200 --answer-tokens 100
     """
     from tidegate.cli import load_display, output
@@ -145,7 +150,7 @@ def _lines(file: Path | None) -> list[str]:
 def _first_call(
     found: Settings, name: str, prompts: Any, options: dict[str, Any], wanted: int, limit_s: float
 ) -> Any:
-    """Start the model and learn the length of a prompt. Return the prompts with the wanted length."""
+    """Start the model, and return prompts of the requested length, by the token count of a first request."""
     from dataclasses import replace
 
     from tidegate.cli.api import Control, token_of, unreachable

@@ -1,4 +1,4 @@
-"""Roll a version out as a canary that is judged by itself: ``rollout`` and ``promote``."""
+"""Roll a version out as a canary that Tidegate judges: ``rollout`` and ``promote``."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _POLL_S = 1.0
 def rollout(
     name: Endpoint,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="VERSION", help="v2, 2 or a deployment's name: the canary.")
+        str | None, typer.Option("--to", metavar="VERSION", help="The canary: v2, 2 or a deployment's name.")
     ] = None,
     steps: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Percent of the traffic. [1,5,25,50,100]")
+        str | None, typer.Option(metavar="LIST", help="The canary's shares in percent. [1,5,25,50,100]")
     ] = None,
-    hold: Annotated[str | None, typer.Option(metavar="TIME", help="The least time of a step. [60s]")] = None,
+    hold: Annotated[str | None, typer.Option(metavar="TIME", help="Shortest time of a step. [60s]")] = None,
     min_samples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="The canary's least requests in a step. [500]")
+        int | None, typer.Option(metavar="N", min=1, help="Fewest requests to the canary in a step. [500]")
     ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Keep the present share.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after a pause.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a paused rollout.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the rollout has ended.")] = False,
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.svg", help="Draw share, errors and evidence over time.")
@@ -44,8 +44,8 @@ def rollout(
     """Roll out a version as a canary, or show a rollout and its evidence.
 
     The canary's share grows in steps. It is promoted if it is as good as the present versions, and rolled
-    back if it makes more errors or is slower. `tidegate promote NAME` and `tidegate rollback NAME` end it at
-    once. Example: tidegate rollout digits --to v2 --steps 5,50,100 --hold 2m --wait
+    back if it makes more errors or is slower. `tidegate promote NAME` and `tidegate rollback NAME` end the
+    rollout immediately. Example: tidegate rollout digits --to v2 --steps 5,50,100 --hold 2m --wait
     """
     from tidegate.cli import output
     from tidegate.cli.api import control
@@ -66,7 +66,7 @@ def rollout(
 
 
 def promote(name: Endpoint, json: Json = False) -> None:
-    """Give a canary all traffic now, whatever its evidence. Example: tidegate promote digits"""
+    """Send all traffic to a canary now, whatever its evidence. Example: tidegate promote digits"""
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -164,7 +164,7 @@ def show(found: Mapping[str, Any]) -> None:
         for metric, each in found.get("evidence", {}).items()
     ]
     if rows:
-        output.table(rows, ("bad events", "canary", "baseline", "evidence of harm", "evidence of none"))
+        output.table(rows, ("bad events", "canary", "baseline", "evidence of harm", "evidence of no harm"))
     if found.get("slow_ms"):
         slow, very_slow = found["slow_ms"]
         output.line(f"slow: above {slow:.3g} ms, very slow: above {very_slow:.3g} ms", style="dim")
@@ -180,6 +180,8 @@ def _draw(found: Mapping[str, Any], plot: str) -> None:
     from tidegate.cli.canary_picture import svg
 
     if not found.get("points"):
-        raise UsageError("This rollout has no measurements yet, so there is nothing to draw.")
+        raise UsageError(
+            "This rollout has no measurements yet, so there is nothing to draw. Leave out --plot for now."
+        )
     target: Path = Path(plot)
     target.write_text(svg(found))

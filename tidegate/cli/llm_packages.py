@@ -14,12 +14,12 @@ from tidegate.cli.exit_codes import UsageError
 MAGIC = b"GGUF"
 ADAPTERS = "adapters"
 _SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
-# Other copies of the weights, which no engine of Tidegate reads if there are safetensors.
+# Other copies of the weights. If there are safetensors, no engine of Tidegate reads these copies.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".tflite")
 
 
 def is_gguf(path: Path) -> bool:
-    """Return True if a file begins like a GGUF file."""
+    """Return True if a file begins with the magic bytes of a GGUF file."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -52,14 +52,15 @@ def adapter_path(name: str, source: Path) -> str:
 def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO, str]]:
     """Yield a tar of a model and its adapters, and the tar's name. Equal files make equal tars.
 
-    The tar is not compressed: weights hardly get smaller, and gigabytes would take minutes. Raise UsageError.
+    The tar is not compressed: weights hardly become smaller, and gigabytes would take minutes. Raise
+    UsageError.
     """
     files = _folder(path) if path.is_dir() else {path.name: path}
     if not files:
-        raise UsageError(f"{path} has no files.")
+        raise UsageError(f"{path} has no files: name a GGUF file or a Hugging Face folder.")
     for name, source in adapters.items():
         if not source.exists():
-            raise UsageError(f"--adapter {name}={source}: no such file or folder.")
+            raise UsageError(f"--adapter {name}={source}: there is no such file or folder.")
         inside = adapter_path(name, source)
         found = _folder(source) if source.is_dir() else {"": source}
         files |= {f"{inside}/{each}".rstrip("/"): where for each, where in found.items()}

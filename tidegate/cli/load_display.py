@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 REFRESH_S = 0.5
-# Without a terminal, one line for each of these periods.
+# Without a terminal, a line is printed every so many seconds.
 QUIET_S = 5.0
 
 

@@ -80,10 +80,11 @@ def replay(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Requests in a call.", rich_help_panel=_REPLICAS)] = None,
     slots: Annotated[
-        int | None, typer.Option(help="Calls at the same time.", rich_help_panel=_REPLICAS)
+        int | None,
+        typer.Option(help="Calls that a replica runs at the same time.", rich_help_panel=_REPLICAS),
     ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of a prompt.", rich_help_panel=_REPLICAS)
+        int | None, typer.Option(help="Tokens of each prompt (language models).", rich_help_panel=_REPLICAS)
     ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="TIME", help="Time of a replica's start.", rich_help_panel=_REPLICAS)

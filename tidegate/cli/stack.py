@@ -29,7 +29,10 @@ def up(
         bool, typer.Option("--example", help="Also train, deploy and call the digits example.")
     ] = False,
     llm: Annotated[
-        bool, typer.Option("--llm", help="Also fetch, deploy and ask a small language model, SmolLM2.")
+        bool,
+        typer.Option(
+            "--llm", help="Also fetch and deploy SmolLM2, a small language model, and send it a question."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:

@@ -35,14 +35,16 @@ def traffic(
     ] = None,
     when_unready: Annotated[
         str | None,
-        typer.Option(metavar="POLICY", help="For a target without a ready replica: wake, others or fail."),
+        typer.Option(
+            metavar="POLICY", help="The share of a target without a ready replica: wake, others or fail."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Show how an endpoint's traffic is divided now, or set its rules and sticky keys.
 
-    Rules come first, then sticky keys, then the shares of `tidegate split`. A version in the request comes
-    before all. Example: tidegate traffic digits --rule header:X-Beta=1:v2 --sticky header:X-User
+    A version in the request decides first, then rules, then sticky keys, then the shares of
+    `tidegate split`. Example: tidegate traffic digits --rule header:X-Beta=1:v2 --sticky header:X-User
     """
     from tidegate.cli import output
     from tidegate.cli.api import control, part
@@ -70,7 +72,7 @@ def _changes(
 
     changes: Doc = {}
     if rules and no_rules:
-        raise UsageError("Give --rule or --no-rules, not both.")
+        raise UsageError("Use --rule or --no-rules, not both.")
     if rules:
         parsed = [parse_rule(text) for text in rules]
         held = plane.registry.items("/v1/deployments")
@@ -91,7 +93,7 @@ def _changes(
 def parse_rule(text: str) -> dict[str, Any]:
     """Return a rule; its ``deployment`` is a version or a name. Raise UsageError.
 
-    A value of a header may contain colons: the last part is the version.
+    A header's value may contain colons: the version is the part after the last one.
     """
     condition, colon, target = text.rpartition(":")
     kind, _, subject = condition.partition(":")
@@ -112,7 +114,7 @@ def parse_sticky(text: str) -> dict[str, Any] | None:
         return None
     by, _, name = text.partition(":")
     if by not in _STICKY or (by == "key") != (not name):
-        raise UsageError(f"{text!r}: write header:NAME, parameter:NAME, key or none.")
+        raise UsageError(f"--sticky {text!r}: write header:NAME, parameter:NAME, key or none.")
     return {"by": by, "name": name or None}
 
 
@@ -135,9 +137,9 @@ def rows(
     deployments: Mapping[str, Mapping[str, Any]],
     loads: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return every target with its share, the share that it gets now, and why these differ.
+    """Return every target with its share, the share that it gets now, and why the two differ.
 
-    ``entry`` is the endpoint in the route table; empty: the router has not compiled it yet.
+    ``entry`` is the endpoint in the route table; empty if the router has not compiled the endpoint yet.
     """
     wanted = {target["deployment"]: target["weight"] for target in endpoint["targets"]}
     now = {target["deployment"]: target["weight"] for target in entry.get("targets", ())}

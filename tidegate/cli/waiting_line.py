@@ -1,4 +1,4 @@
-"""Show on stderr what a request waits for, until its first output."""
+"""Show on stderr why a request waits, until its first output."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from tidegate.cli.api import Control, Doc
 
-# A model that is ready answers sooner.
+# A ready model usually answers sooner, so no line appears.
 AFTER_S = 1.5
 POLL_S = 1.0
 
 
 class WaitingLine:
-    """A line with the state of a model, while a request waits. It appears after a moment only.
+    """A line with the state of a model, while a request waits longer than ``AFTER_S`` seconds.
 
     ``look`` returns the state in words. On a terminal the line disappears with the first output. Elsewhere
-    each new state is a line of its own.
+    each new state is a new line.
     """
 
     def __init__(self, name: str, look: Callable[[], str]) -> None:
@@ -74,7 +74,7 @@ class WaitingLine:
 
 
 def state_of(control: Control, name: str) -> str:
-    """Return in words what a request to an endpoint waits for. A key may not have the right to see it."""
+    """Return in words why a request to an endpoint waits; "no token yet" if the state cannot be read."""
     from tidegate.cli.publish import status_of
 
     try:
