@@ -31,6 +31,7 @@ from services.gateway.api.inference import openapi
 from services.gateway.api.inference.asgi_fallback import AsgiFallback
 from services.gateway.api.inference.handler import InferenceHandler
 from services.gateway.api.inference.hot_path import HotPathProtocol
+from services.gateway.api.llm.error_forms import ERROR_FORMS
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access_log import AccessLog, access_log_of
 from services.gateway.application.catalogue import Catalogue
@@ -135,6 +136,7 @@ def _rest_app(
         larger_bodies=STREAMED,
         origins=origins,
         answer_error=llm.answer_error,
+        error_forms=ERROR_FORMS,
     )
     if origins:
         cors.allow(app, origins)

@@ -13,16 +13,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
-from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.permissions import SERVICES, RoutePermissions
 from tidegate.kernel.service import api_page
-from tidegate.kernel.service.app import DOCS, METRICS, OWN_PATHS, Lifespan, furnish
+from tidegate.kernel.service.app import DOCS, METRICS, OWN_PATHS, Lifespan, answered, furnish
 from tidegate.kernel.service.body_limit import BodyLimit
-from tidegate.kernel.service.error_answers import error_response
 from tidegate.kernel.service.guard import AnswerError, Identify
-from tidegate.kernel.service.openapi import document
+from tidegate.kernel.service.openapi import ErrorForm, document
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.settings.report import report
 from tidegate.version import VERSION
@@ -64,6 +62,7 @@ def create_app(
     larger_bodies: Mapping[str, int | None] = MappingProxyType({}),
     origins: Container[object] = frozenset(),
     answer_error: AnswerError | None = None,
+    error_forms: Mapping[str, ErrorForm] = MappingProxyType({}),
 ) -> FastAPI:
     """Return an app with these routes, and with health, metrics, guard and error answers.
 
@@ -71,7 +70,8 @@ def create_app(
     ``permissions`` None: the table of the service ``name``. ``front`` has the OpenAPI paths of routes in
     front of the app. ``body_bytes`` is the largest body; None: that of the settings. ``larger_bodies`` has
     the paths with other limits, see :class:`BodyLimit`. Browser pages of ``origins`` may call the app.
-    ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format.
+    ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format. ``error_forms``: by
+    tag, the form of the errors of routes that follow another API.
     """
     permissions = permissions or SERVICES[name]
     app = FastAPI(
@@ -101,7 +101,7 @@ def create_app(
     for router in (_settings_router(settings), *routers):
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    _describe(app, permissions, front or {})
+    _describe(app, permissions, front or {}, error_forms)
     return app
 
 
@@ -116,10 +116,15 @@ def _settings_router(settings: Settings) -> APIRouter:
     return router
 
 
-def _describe(app: FastAPI, permissions: RoutePermissions, front: Mapping[str, Any]) -> None:
+def _describe(
+    app: FastAPI,
+    permissions: RoutePermissions,
+    front: Mapping[str, Any],
+    error_forms: Mapping[str, ErrorForm],
+) -> None:
     @lru_cache(maxsize=1)
     def openapi() -> dict[str, Any]:
-        return document(app, permissions, front)
+        return document(app, permissions, front, error_forms)
 
     app.openapi = openapi  # type: ignore[method-assign]
 
@@ -129,9 +134,9 @@ async def _page(request: Request) -> Response:
     return HTMLResponse(api_page.page(request.app.openapi()), headers=api_page.HEADERS)
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(BadRequest(explain_validation(error.errors())), telemetry.request_id.get())
+    return answered(request, BadRequest(explain_validation(error.errors())))
 
 
 def _no_object(finding: Any) -> str:

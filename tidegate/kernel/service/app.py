@@ -85,7 +85,7 @@ def furnish(
 
     ``identify`` returns the principal of a request's headers; None: only the service token is accepted.
     ``permissions`` None: the table of the service ``name``. Browser pages of ``origins`` may call the app.
-    ``answer_error`` answers requests that the guard refuses; None: in Tidegate's format.
+    ``answer_error`` answers errors that no route has answered; None: in Tidegate's format.
     """
     if settings.holds_service_token and not settings.service_token:
         raise SystemExit(
@@ -93,6 +93,7 @@ def furnish(
             f"{settings.state_path / 'token'} (`tidegate up` does)."
         )
     app.state.health = Health()
+    app.state.answer_error = answer_error
     app.add_exception_handler(TidegateError, _on_tidegate_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_middleware(
@@ -135,9 +136,18 @@ def _registry() -> CollectorRegistry:
     return together
 
 
-async def _on_tidegate_error(_: Request, error: Exception) -> Response:
+async def _on_tidegate_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TidegateError)
-    return error_response(error, telemetry.request_id.get())
+    return answered(request, error)
+
+
+def answered(request: Request, error: TidegateError) -> Response:
+    """Return an error as an answer, in the format of the request's path."""
+    rid, answer_error = telemetry.request_id.get(), request.app.state.answer_error
+    if answer_error is None:
+        return error_response(error, rid)
+    answer: Response = answer_error(request.url.path, error, rid)
+    return answer
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 
 from tidegate.kernel.protocol.permissions import ANY, INTERNAL, OPEN, RoutePermissions, Scopes
 
-_ERROR = "#/components/schemas/Error"
+_COMPONENT = "#/components/schemas/"
 _WRITES = {"post", "put", "patch", "delete"}
 _METHODS = _WRITES | {"get", "head"}
 _SCHEMAS: dict[str, Any] = {
@@ -37,11 +38,28 @@ _TEXTS = {
 }
 
 
-def document(app: FastAPI, permissions: RoutePermissions, front: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """The form of the errors of routes that follow another API than Tidegate's.
+
+    ``name`` and ``schema``: of the error's body. ``statuses``: further statuses, each with its meaning.
+    """
+
+    name: str
+    schema: Mapping[str, Any]
+    statuses: Mapping[str, str] = field(default_factory=dict)
+
+
+def document(
+    app: FastAPI,
+    permissions: RoutePermissions,
+    front: Mapping[str, Any],
+    error_forms: Mapping[str, ErrorForm],
+) -> dict[str, Any]:
     """Return the whole document.
 
-    ``front`` has the paths of routes in front of the app. An app with such routes calls models, so its routes
-    get the errors of models.
+    ``error_forms`` has the forms of errors by the tag of a route. ``front`` has the paths of routes in front
+    of the app. An app with such routes calls models, so its routes get the errors of models.
     """
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     models = bool(front)
@@ -51,10 +69,14 @@ def document(app: FastAPI, permissions: RoutePermissions, front: Mapping[str, An
         for method, operation in item.items():
             if method in _METHODS:
                 route = permissions.find(method.upper(), path.replace("{rest}", "{rest:path}"))
-                _complete(operation, method, path, route.scopes if route else (), models)
+                form = next(
+                    (error_forms[tag] for tag in operation.get("tags", ()) if tag in error_forms), None
+                )
+                _complete(operation, method, path, route.scopes if route else (), models, form)
     components = made.setdefault("components", {})
     kept = components.get("schemas", {})
     components["schemas"] = {k: v for k, v in kept.items() if k not in _FRAMEWORK} | _SCHEMAS
+    components["schemas"] |= {form.name: dict(form.schema) for form in error_forms.values()}
     components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     return made
 
@@ -63,11 +85,20 @@ def document(app: FastAPI, permissions: RoutePermissions, front: Mapping[str, An
 _FRAMEWORK = {"HTTPValidationError", "ValidationError"}
 
 
-def _complete(operation: dict[str, Any], method: str, path: str, scopes: Scopes, models: bool) -> None:
+def _complete(
+    operation: dict[str, Any],
+    method: str,
+    path: str,
+    scopes: Scopes,
+    models: bool,
+    form: ErrorForm | None,
+) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
-    for status in _statuses(method, path, scopes, models):
-        shown = {"description": _TEXTS[status], "content": {"application/json": {"schema": {"$ref": _ERROR}}}}
+    reference = {"$ref": _COMPONENT + (form.name if form else "Error")}
+    texts = {status: _TEXTS[status] for status in _statuses(method, path, scopes, models)}
+    for status, text in (texts | dict(form.statuses if form else {})).items():
+        shown = {"description": text, "content": {"application/json": {"schema": reference}}}
         if method == "head":
             del shown["content"]
         responses.setdefault(status, shown)

@@ -47,7 +47,9 @@ class TgiRoutes:
             self._post(f"{prefix}/generate_stream", bound(self.generate, stream=True), "generate_stream")
             self._post(prefix or "/", self.compatible, "compatible")
             self.router.add_api_route(f"{prefix}/info", self.info, methods=["GET"])
-            self.router.add_api_route(f"{prefix}/health", self.health, methods=["GET"])
+            self.router.add_api_route(
+                f"{prefix}/health", self.health, methods=["GET"], response_class=Response
+            )
         for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
             self._post(f"{OF_MODEL}{path}", bound(self.openai, path=path), f"tgi{path.replace('/', '_')}")
 

@@ -1,0 +1,47 @@
+"""The forms of the errors of other systems' APIs, for the OpenAPI document.
+
+A request that is refused before its route is known gets an error in Tidegate's form at the paths of TGI,
+Ollama and vLLM. Its member ``error`` is a text there, too.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from tidegate.kernel.service.openapi import ErrorForm
+
+_TEXT = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_OBJECT = {
+    "type": "object",
+    "required": ["message", "type", "param", "code"],
+    "properties": {
+        "message": {"type": "string"},
+        "type": {"type": "string"},
+        "param": {"type": ["string", "null"]},
+        "code": {"type": ["string", "null"]},
+    },
+}
+_EITHER = {"oneOf": [{"type": "string"}, _OBJECT]}
+_ENGINE = {
+    "422": "The engine refuses the request.",
+    "501": "The engine cannot do this with its model.",
+    "502": "The engine or the upstream failed.",
+}
+
+ERROR_FORMS = MappingProxyType({
+    "OpenAI": ErrorForm(
+        "OpenAiError", {"type": "object", "required": ["error"], "properties": {"error": _OBJECT}}, _ENGINE
+    ),
+    # Below /tgi/{model} are some paths of OpenAI's API, with OpenAI's errors.
+    "TGI": ErrorForm(
+        "TgiError",
+        {"type": "object", "required": ["error"], "properties": {"error": _EITHER}},
+        _ENGINE | {"404": "There is no such model.", "422": "The request is wrong."},
+    ),
+    "Ollama": ErrorForm("OllamaError", _TEXT, _ENGINE),
+    "Engines": ErrorForm(
+        "EngineError",
+        {"type": "object", "required": ["error"], "properties": {"error": _EITHER}},
+        _ENGINE,
+    ),
+})  # fmt: skip
