@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import deque
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from services.gateway.application.jobs.submission import JobRequest, JobSubmitter, SubmittedJob
+from services.gateway.application.llm.accounting import LlmAccounting
+from services.gateway.application.llm.core import LlmCore
 from services.gateway.application.llm.token_limits import TokenLimits
+from services.gateway.domain.job_options import JobOptions
 from services.gateway.domain.llm import token_headers
 from services.gateway.domain.llm.token_charge import ASSUMED_ANSWER, PromptRatio, charge
 from services.gateway.domain.llm.token_headers import TokenAccount
 from services.gateway.domain.llm.token_window import DAY_S, WINDOW_S, TokenBalance, TokenWindow
 from tests.conftest import PATIENCE_S
-from tidegate.kernel.errors import BadRequest, TooMany
+from tidegate.kernel.errors import BadRequest, Overloaded, TooMany
 from tidegate.kernel.protocol.access import ANONYMOUS, Key, Principal, TokenAllowance
 from tidegate.kernel.store import StoreUnavailable
 
@@ -87,6 +94,35 @@ async def test_an_estimate_is_charged_and_the_rest_is_returned(limits, store):
     made.settle(7)
     await settled(limits)
     assert store.windows["ab12"].charges == {int(NOW): 120}, "only the first end counts"
+
+
+async def test_a_job_is_charged_when_it_is_accepted(limits, store, monkeypatch):
+    limits.replace(key(1000))
+    entry: Any = SimpleNamespace(name="chat", llm=SimpleNamespace(context=None))
+    llm = LlmCore(SimpleNamespace(), LlmAccounting(SimpleNamespace(), limits))  # type: ignore[arg-type]
+    monkeypatch.setattr(llm, "pick", lambda model, origin: (entry, entry))
+    other: Any = SimpleNamespace(store=None)
+    submitter = JobSubmitter(other, llm, other, other, other, ttl_s=1, retention_s=1, max_queued=1)
+    outcomes: list[Any] = [SubmittedJob(other, True, 0), SubmittedJob(other, False, 0), Overloaded("full")]
+
+    async def submit(request: JobRequest) -> SubmittedJob:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(submitter, "_submit", submit)
+    body = {"model": "chat", "prompt": "a" * 400, "max_tokens": 300}
+    request = submitter.check_llm("/v1/completions", body, JobOptions(), ROBOT)
+    for again in range(3):
+        with contextlib.suppress(Overloaded):
+            await submitter.submit(request)
+        await settled(limits)
+        assert store.windows["ab12"].charges == {int(NOW): 400}, f"submission {again} counts once"
+    body["max_tokens"] = 600
+    request = submitter.check_llm("/v1/completions", body, JobOptions(), ROBOT)
+    with pytest.raises(TooMany):
+        await submitter.submit(request)
 
 
 async def test_an_answer_that_grows_beyond_its_charge_is_charged_while_it_grows(limits, store):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from services.gateway.application.inference.core import InferenceCore, not_tenso
 from services.gateway.application.jobs.backlog import BacklogEstimate
 from services.gateway.application.jobs.tracking import JobTracker
 from services.gateway.application.llm.core import LlmCore
+from services.gateway.application.llm.token_limits import Reservation
 from services.gateway.domain import llm_jobs
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.job_options import JobOptions
@@ -46,7 +47,10 @@ RETRY_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A checked request that may become a job. ``ask``: the requested form of its answer."""
+    """A checked request that may become a job. ``ask``: the requested form of its answer.
+
+    ``charge`` charges the tokens of a request to a language model. It raises TooMany or BadRequest.
+    """
 
     endpoint: str
     route: DeploymentRoute
@@ -58,6 +62,7 @@ class JobRequest:
     idempotency: Idempotency | None = None
     batch: str | None = None
     line: int | None = None
+    charge: Callable[[], Awaitable[Reservation | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,7 @@ class JobSubmitter:
             idempotency,
             batch,
             line,
+            self.llm.job_charge(principal, endpoint.name, path, body, route.llm.context),
         )
 
     def _check_room(self) -> None:
@@ -187,8 +193,19 @@ class JobSubmitter:
     async def submit(self, request: JobRequest) -> SubmittedJob:
         """Accept a job. Return it when its record and its message are on disk.
 
-        Raises Conflict, Overloaded, Unavailable.
+        Raises Conflict, Overloaded, Unavailable; TooMany or BadRequest at a limit of tokens.
         """
+        charged = None if request.charge is None else await request.charge()
+        fresh = False
+        try:
+            submitted = await self._submit(request)
+            fresh = submitted.fresh
+        finally:
+            if charged is not None and not fresh:
+                charged.settle(0)
+        return submitted
+
+    async def _submit(self, request: JobRequest) -> SubmittedJob:
         self._submitting += 1
         try:
             await self._queue.ready()

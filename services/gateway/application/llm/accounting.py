@@ -126,3 +126,13 @@ class LlmAccounting:
             raise
         meter = self.meters.begin(endpoint, call.band, streamed=call.streamed)
         return CallAccount(call, endpoint, grant, reservation, self._limits, meter, load)
+
+    async def charge_job(
+        self, principal: Principal, endpoint: str, tokens: TokenEstimate, *, stated: bool
+    ) -> Reservation | None:
+        """Charge a job when it is accepted. Another process learns its real tokens, so the charge stays.
+
+        Return None if the caller has no limit of tokens. Raise TooMany at a limit, BadRequest if no limit has
+        room for it.
+        """
+        return await self._limits.reserve(principal, endpoint, tokens.prompt, tokens.answer, stated=stated)

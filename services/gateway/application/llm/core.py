@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +19,7 @@ from prometheus_client import Counter
 from services.gateway.application.access import Grant
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, Timing
 from services.gateway.application.llm.accounting import CallAccount, LlmAccounting
+from services.gateway.application.llm.token_limits import Reservation
 from services.gateway.application.prefix_affinity import PrefixAffinity
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.llm.band import FRAME_PRIORITY
@@ -174,6 +175,13 @@ class LlmCore:
             names = [endpoint.name, *(f"{endpoint.name}:{adapter}" for adapter in route.llm.adapters)]
             found += [(name, route) for name in names]
         return sorted(found, key=lambda each: each[0])
+
+    def job_charge(
+        self, principal: Principal, endpoint: str, path: str, body: Mapping[str, Any], context: int | None
+    ) -> Callable[[], Awaitable[Reservation | None]]:
+        """Return a function that charges the estimated tokens of a job, without keeping its body."""
+        tokens = estimate(path, body, context)
+        return partial(self._accounting.charge_job, principal, endpoint, tokens, stated=states_answer(body))
 
     def place(self, call: LlmCall) -> QueuePlace | None:
         """Return the estimated place of a request that waits; None before it is queued."""
