@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from services.worker.adapters.chunk_sender import ChunkSender
 from services.worker.adapters.metrics import ANSWERED, LLM_LOST, LLM_SLOTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.reply_publisher import ReplyPublisher
@@ -56,7 +57,7 @@ class LlmScheduler:
         on_lost: Callable[[Model], None],
         jobs: JobScheduler | None = None,
     ) -> None:
-        self._publisher = publisher
+        self._replies = ChunkSender(publisher)
         self._settle = settle
         self._room = room
         self._facts = {REPLICA: replica}
@@ -123,6 +124,7 @@ class LlmScheduler:
         """Stop immediately; the requests here stay unsettled and go back to their queues."""
         self._running = False
         await tasks.end(*self._calls)
+        await self._replies.stop()
         if self._jobs is not None:
             await self._jobs.stop()
 
@@ -233,14 +235,14 @@ class LlmScheduler:
 
     async def _run(self, model: Model, item: QueuedRequest) -> None:
         began = time.monotonic()
-        chunks, outcome = await send_answers(self._publisher, model, item, began, first_facts=self._facts)
+        chunks, outcome = await send_answers(self._replies, model, item, began, first_facts=self._facts)
         if isinstance(outcome, CallFailure):
             await self._on_failure(model, item, chunks, outcome)
             return
         count_slot_success(self.stats, self._room.slots, item, began, time.monotonic() - began)
         if outcome == "ok":
             end = envelope.end_frame(item.request.id, item.request.attempt, chunks)
-            await self._publisher.reply(item.delivery.reply_to, [end])
+            await self._replies.reply_last(item.delivery.reply_to, end)
         self._finish(item, outcome)
 
     async def _on_failure(
@@ -270,7 +272,7 @@ class LlmScheduler:
         request = item.request
         count_failure(self.stats, item)
         frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
-        await self._publisher.reply(item.delivery.reply_to, [frame])
+        await self._replies.reply_last(item.delivery.reply_to, frame)
         self._finish(item, error.reason)
 
     def _on_done(self, task: asyncio.Task[None], release: Callable[[], None]) -> None:

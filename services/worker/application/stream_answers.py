@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from services.worker.adapters.metrics import CHUNKS, FIRST_CHUNK_SECONDS
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_call import ModelAnswer
-from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.application.model_calls import MAX_US, CallFailure, check_key_length, decide_failure
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.split import describe
@@ -23,8 +22,15 @@ SILENCE_S = 600.0
 _NO_FACTS: Mapping[str, Any] = {}
 
 
+class Replies(Protocol):
+    """Sends replies to gateway processes, in the order of the calls."""
+
+    async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
+        """Send replies to one gateway process. Return when the next reply may follow."""
+
+
 async def send_answers(
-    publisher: ReplyPublisher,
+    replies: Replies,
     model: Model,
     item: QueuedRequest,
     began: float,
@@ -47,7 +53,7 @@ async def send_answers(
                 if chunks == 0 and first_facts:
                     answer = ModelAnswer(answer.outputs, {**answer.parameters, **first_facts})
                 chunk = _chunk(item, answer, chunks, began - item.received, now - last)
-                await publisher.reply(item.delivery.reply_to, [chunk], left_s=silence_s)
+                await replies.reply(item.delivery.reply_to, [chunk], left_s=silence_s)
                 if chunks == 0:
                     FIRST_CHUNK_SECONDS.observe(now - began)
                 chunks, last = chunks + 1, now
