@@ -88,6 +88,10 @@ class EndpointRoute:
             )
         return targets[splitter.draw(self.name, self.names, self.weights)]
 
+    def has_rule_for(self, origin: Origin) -> bool:
+        """Return True if a rule says where a request goes. Then it goes nowhere else."""
+        return any(rule.matches(origin) for rule, _ in self.rules)
+
     def _by_origin(self, origin: Origin) -> DeploymentRoute | None:
         for rule, route in self.rules:
             if rule.matches(origin):

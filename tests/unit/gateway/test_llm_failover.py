@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
 import pytest
 
+from services.gateway.application.llm.core import LlmCall, LlmCore, LlmEvents
 from services.gateway.domain.llm.failover import other_target
-from services.gateway.domain.routing import EndpointRoute, parse_table
+from services.gateway.domain.llm.refusal import EngineRefused
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, parse_table
+from services.gateway.domain.traffic_split import Origin, TrafficRule
 
 pytestmark = pytest.mark.unit
 
@@ -44,6 +52,29 @@ def test_a_ready_target_that_has_not_failed_gets_the_request():
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
 def test_other_refusals_are_the_answer(status: int):
     assert other(endpoint(far=1, own=1), ["far"], status) is None
+
+
+async def test_a_request_that_a_rule_sent_stays_at_its_target(monkeypatch):
+    """The rule may keep a caller's data away from the other targets."""
+    targets = endpoint(own=1, far=1)
+    chat = replace(targets, rules=((TrafficRule(b"x-private", None, None), targets.targets[0]),))
+    core = LlmCore(cast(Any, None), cast(Any, None))
+    tried: list[str] = []
+
+    async def run(
+        _: LlmCall, route: DeploymentRoute, *args: Any, **options: Any
+    ) -> AsyncGenerator[LlmEvents]:
+        tried.append(route.name)
+        raise EngineRefused(503, b"")
+        yield
+
+    monkeypatch.setattr(core, "_run", run)
+    for headers, expected in (({b"x-private": b"1"}, ["own"]), ({}, ["own", "far"])):
+        tried.clear()
+        call, origin = LlmCall("chat", "/v1/completions", {}), partial(Origin, headers, "", dict)
+        with pytest.raises(EngineRefused):
+            await anext(core._continued(call, chat, chat.targets[0], origin))
+        assert tried == expected
 
 
 def test_the_other_target_has_the_adapter():

@@ -155,7 +155,7 @@ REGISTRY = RoutePermissions(
         "POST /v1/endpoints/{name}/rollout/promote": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/pause": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/resume": (PUBLISH,),
-        "POST /v1/endpoints/{name}/rollout/progress": (OPERATE,),
+        "POST /v1/endpoints/{name}/rollout/progress": (INTERNAL,),  # it can promote a canary
         "GET /v1/desired-state": LOOK,
         "GET /v1/intention": LOOK,  # the older name of the same route
         "POST /v1/deploy": (PUBLISH,),

@@ -212,7 +212,7 @@ class LlmCore:
         load, others = self._core.load(route), self._core.fleet(route.name).elsewhere
         call.queued = QueuedAt(route, time.monotonic(), load.outstanding + others, load.completed)
         try:
-            async with aclosing(self._continued(call, endpoint, route)) as answers:
+            async with aclosing(self._continued(call, endpoint, route, origin)) as answers:
                 async for answer in answers:
                     yield answer
         except (GeneratorExit, asyncio.CancelledError):
@@ -222,11 +222,12 @@ class LlmCore:
             account.close()
 
     async def _continued(
-        self, call: LlmCall, endpoint: EndpointRoute, route: DeploymentRoute
+        self, call: LlmCall, endpoint: EndpointRoute, route: DeploymentRoute, origin: Callable[[], Origin]
     ) -> AsyncGenerator[LlmEvents]:
         """Yield the events of a request. If its worker is lost, continue on another one where possible.
 
-        If its engine or upstream cannot work now, send it to another target of the endpoint.
+        If its engine or upstream cannot work now, send it to another target of the endpoint, unless a rule
+        of the endpoint chose its target.
         """
         timeout_ms = _timeout_ms(call, endpoint)
         failed: list[str] = []
@@ -249,7 +250,8 @@ class LlmCore:
                 return
             except EngineRefused as error:
                 failed.append(route.name)
-                other = None if last else other_target(endpoint, failed, error.status, call.adapter)
+                stays = last is not None or endpoint.has_rule_for(origin())
+                other = None if stays else other_target(endpoint, failed, error.status, call.adapter)
                 if other is None:
                     raise
                 log.warning(
