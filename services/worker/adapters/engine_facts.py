@@ -35,7 +35,7 @@ class EngineFacts:
         self.report: EngineReport | None = None
 
     def use(self, model: Model) -> None:
-        """Read from a model that was just loaded."""
+        """Start to read from a model that was just loaded."""
         self._model = model
         # A new engine counts from zero.
         self._before = EngineReport()
@@ -43,7 +43,7 @@ class EngineFacts:
             self._task = asyncio.create_task(self._run(), name="engine facts")
 
     def lose(self) -> None:
-        """Stop reading from a model that was lost."""
+        """Stop reading, because the model was lost."""
         self._model = self.report = None
 
     async def stop(self) -> None:

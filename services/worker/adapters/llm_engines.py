@@ -1,4 +1,4 @@
-"""Find what an engine of language models needs on this host: vLLM's environment, an upstream's credential."""
+"""Find vLLM's environment, and the credential of an upstream, on this host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
 # The name in `services/worker/runtimes/llm/upstream.py`.
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# Other variables of the worker are not for models.
+# A model must not read other variables of the worker.
 USABLE = re.compile(r"(?!TIDEGATE_)(\w+_API_KEY|UPSTREAM_\w+)")
 MAX_BYTES = 16 * 1024
 
@@ -36,7 +36,7 @@ def vllm_python(runtime: Path) -> Path:
 def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
     """Return the variables with the credential of the Deployment's upstream; empty if it has none.
 
-    ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed. No message has a secret.
+    ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed, without the secret.
     """
     place = deployment.llm.credential if deployment.llm else None
     if place is None:
@@ -56,8 +56,8 @@ def _variable(name: str) -> str:
         )
     if name not in os.environ:
         raise ModelFailed(
-            f"The worker has no variable {name} for the upstream's credential. Set it where the stack is "
-            "started, and restart the stack: `tidegate down`, `tidegate up`."
+            f"The worker has no variable {name} for the upstream's credential. Set the variable where "
+            "the stack is started, and restart the stack: `tidegate down`, `tidegate up`."
         )
     return os.environ[name].strip()
 

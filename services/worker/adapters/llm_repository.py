@@ -32,8 +32,8 @@ def prepare(
 ) -> str:
     """Write the version's folder of the model ``folder/1``. Return the model's configuration.
 
-    ``place`` puts a file of the cache at another path. ``engine_python``: the Python of an engine in an
-    environment of its own. Blocking. Raises ModelFailed.
+    ``place`` puts a file of the cache at another path. ``engine_python``: the Python of an engine that has a
+    separate environment. Blocking. Raise ModelFailed.
     """
     inner = folder / "1"
     inner.mkdir(parents=True)
@@ -45,14 +45,14 @@ def prepare(
     (inner / PLAN).write_text(json.dumps(plan))
     for source in RUNTIME.glob("*.py"):
         shutil.copyfile(source, inner / source.name)
-    # The engine has the slots. A second instance would load the weights a second time.
+    # One instance serves all slots. A second one would load the weights a second time.
     single = deployment.model_copy(update={"instances": 1})
-    # One instance has all GPUs of the replica; Triton would make one for each.
+    # One instance uses all GPUs of the replica. By default, Triton would make an instance for each GPU.
     return model_config.build(version, single, model=version.model, backend="python", gpus=gpus[:1])
 
 
 def _put_weights(artifact: Path, inner: Path, place: Callable[[Path, Path], None]) -> str:
-    """Put the weights into the folder; return the path in it that the engine loads."""
+    """Put the weights into the folder. Return the path in the folder that the engine loads."""
     if is_archive(artifact):
         unpack(artifact, inner / WEIGHTS)
         files = [path.name for path in (inner / WEIGHTS).iterdir() if path.is_file()]

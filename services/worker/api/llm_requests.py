@@ -4,8 +4,8 @@ While a slot is free and the queues are empty, consumers wait for requests, so a
 While all slots are in use, there is no consumer, and requests wait in the broker. When a slot is free again,
 the next request is taken by the weights of the bands (``domain/llm_bands.py``).
 
-A delivery is acked when its answer is complete. So the requests of a dead worker are delivered again, and the
-worker that gets one answers its gateway that it was lost.
+A delivery is acked when its answer is complete. So the broker delivers the requests of a dead worker to other
+workers. The worker that gets such a request answers the gateway that the request was lost.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-# The broker deletes the replica's own queues when they were not used for a few minutes.
+# The broker deletes a replica's own queues after a few minutes without use.
 RENEW_S = 15.0
 RETRY_S = 0.2
 BLOCKED_POLL_S = 1.0
-# A header of messages that the broker moved to another queue, because they waited too long for a replica.
+# The broker adds this header if a message waited too long for a replica and was moved to another queue.
 MOVED = "x-death"
 
 
 @dataclass(slots=True)
 class Window:
-    """A consumer, and how many of its messages are not acked. The broker sends no more than ``prefetch``."""
+    """A consumer, with the number of its unacked messages. The broker sends at most ``prefetch``."""
 
     tag: str
     prefetch: int
@@ -158,9 +158,9 @@ class LlmRequestConsumer:
 
     async def _on_setup(self, channel: Channel) -> None:
         for source, queue in self._queues.items():
-            # A worker may not bind queues. The owners of the shared ones do that.
+            # A worker has no right to bind queues. The owners of the shared queues bind them.
             await channel.declare(queue, bind=source.own)
-        # Only its owner declares an exchange: the right to declare it includes the right to delete it.
+        # The right to declare an exchange includes the right to delete it, so only its owner declares it.
         await channel.find(WORKERS)
         await channel.find(CANCELS)
         await channel.declare(self._cancels)
@@ -193,7 +193,7 @@ class LlmRequestConsumer:
                 self._wake.set()
 
     async def _step_now(self) -> None:
-        """Take a step. If the broker is short of memory and reads nothing, return before its end."""
+        """Take a step. Return before its end if the broker is short of memory and reads nothing."""
         step = self._tasks.start(self._step(), "open or close")
         while not (await asyncio.wait({step}, timeout=BLOCKED_POLL_S))[0]:
             if self._channel is not None and self._channel.blocked:
@@ -283,8 +283,8 @@ class LlmRequestConsumer:
         received = time.monotonic()
         for request in requests:
             if MOVED in delivery.headers:
-                # The replica may have started it before it died. A gateway that has a part of that answer
-                # sees from the attempt that this is another one.
+                # The replica may have started the request before it died. If the gateway has a part of
+                # that answer, it sees from the attempt's number that this is another attempt.
                 request = request._replace(attempt=min(request.attempt + 1, 255))
             item = QueuedRequest(request, unacked, received)
             if delivery.redelivered:
@@ -312,7 +312,7 @@ class LlmRequestConsumer:
             self._scheduler.add(item)
 
     def _on_lost(self, item: QueuedRequest) -> None:
-        """Answer that a request was lost. If it still runs here, only the connection was lost."""
+        """Answer that a request was lost, unless it still runs here: then only the connection was lost."""
         REDELIVERED.inc()
         known = self._scheduler.running(item.request.id)
         if known is None:
@@ -325,10 +325,10 @@ class LlmRequestConsumer:
     async def _return(self, item: QueuedRequest) -> None:
         """Publish a request to its band's shared queue, because no slot is free here.
 
-        A nack would mark it as redelivered, which means that its worker was lost.
+        A nack would mark the message as redelivered, which means that its worker was lost.
         """
         LLM_RETURNED.inc()
-        await self._step()  # cancel the consumers, or this worker could get the request at once
+        await self._step()  # cancel the consumers, or this worker could get the same request immediately
         queue = self._queues[Source(band_of(item.request.flags), False)]
         await self._publisher.requeue(item.request, item.delivery.reply_to, queue, kept_ms=KEPT_MS)
         self.settle([item])

@@ -1,4 +1,4 @@
-"""Runs a job's request on a language model: collects its one answer, and waits while the engine is busy."""
+"""Runs the request of a job on a language model, and waits while the engine is busy."""
 
 from __future__ import annotations
 

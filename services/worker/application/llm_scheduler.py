@@ -1,8 +1,8 @@
 """Runs requests to a language model, never more than the engine has slots: the engine never queues.
 
-The other requests stay in the broker. A free slot is for a request; jobs get it only if no request waits. A
-request that is lost with its engine is not run again here: the gateway decides, because only the gateway
-knows which part of the answer its caller has.
+Other requests stay in the broker. Jobs get a free slot only if no request waits. If an engine is lost, its
+requests are not run again here. The gateway decides about them, because only the gateway knows which part of
+an answer its caller has.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tidegate.kernel.protocol.llm import KV_TOKENS, REPLICA
 
 log = telemetry.logger(__name__)
 
-# The cancel of a request that still waits in the broker is remembered for this time.
+# If a cancel arrives before its request, which still waits in the broker, it is kept for this time.
 CANCELLED_KEPT_S = 600.0
 SLOT_POLL_S = 0.01
 
@@ -41,7 +41,7 @@ SLOT_POLL_S = 0.01
 class LlmScheduler:
     """Runs requests in the slots of ``room``, and jobs in the slots that no request needs.
 
-    ``replica`` is this worker's name. The first part of each answer has it. ``on_lost`` is called with a
+    ``replica`` is this worker's name, which the first part of each answer has. ``on_lost`` is called with a
     model whose server ended during a call. ``on_change`` is called when :attr:`free` may have changed.
     ``fetching`` returns how many requests will need a slot when their tensors have been fetched.
     While ``requests_wait`` is True, no job starts.
@@ -78,9 +78,9 @@ class LlmScheduler:
             jobs.wake, jobs.on_lost, jobs.alone = self._wake, self._on_model_lost, self._job_slot
         LLM_SLOTS.set(room.slots)
 
-    # A suspect never runs alone in a language model, so no loss is excused.
+    # A suspect never runs alone in a language model, so every loss counts.
     suspect_died = False
-    # A call has one request, and waits for no others.
+    # A call has one request, so it does not wait for others.
     max_batch = awaited_batch = 0
 
     @property
@@ -214,7 +214,7 @@ class LlmScheduler:
             if reason is None:
                 self._start(item, self._run(model, item), tokens)
             elif reason == "expired" and item.request.attempt:
-                # It may have run elsewhere before, and its caller may have a part of the answer.
+                # It may have run on another worker before, so its caller may have a part of the answer.
                 self._start(item, self.answer_lost(item))
             else:
                 self._finish(item, reason)
@@ -226,7 +226,7 @@ class LlmScheduler:
         task.add_done_callback(lambda task: self._on_done(task, release))
 
     def _unwanted(self, item: QueuedRequest) -> str | None:
-        """Return why the caller no longer waits for a request; None if it waits."""
+        """Return why the caller no longer waits for a request; None if it still waits."""
         if item.request.id in self._cancelled:
             return "cancelled"
         return "expired" if item.request.deadline_ms <= time.time() * 1e3 else None
@@ -259,7 +259,7 @@ class LlmScheduler:
         await self._fail(item, log_failure(item.request, error, chunks=chunks))
 
     async def answer_lost(self, item: QueuedRequest) -> None:
-        """Answer a request that was lost with another worker."""
+        """Answer that a request was lost with the worker that ran it before."""
         LLM_LOST.labels("worker").inc()
         await self._fail(item, WorkerLost("the worker was lost while it ran this request"))
 
@@ -279,10 +279,12 @@ class LlmScheduler:
         item = self._calls.pop(task)
         release()
         if task.cancelled():
-            if task in self._cancelled_calls:  # else the worker stops, and it goes back to its queue
+            if (
+                task in self._cancelled_calls
+            ):  # otherwise the worker stops, and the request goes back to its queue
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
-            # Not settled. When this worker ends, another one answers that it is lost.
+            # Not settled: after this worker's end, another worker answers that the request was lost.
             log.error("a request ended unexpectedly", exc_info=error)
         self._cancelled_calls.discard(task)
         self._wake()
@@ -298,7 +300,7 @@ class LlmScheduler:
 
     @asynccontextmanager
     async def _job_slot(self) -> AsyncIterator[None]:
-        """Wait until a job may start. A job that was lost once runs beside others: slots are independent."""
+        """Wait until a job may start. A job that was lost once need not run alone: slots are independent."""
         while self.free <= 0 or self._job_calls >= job_slots(self._room.slots):
             await asyncio.sleep(SLOT_POLL_S)
         yield

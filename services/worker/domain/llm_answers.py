@@ -13,9 +13,9 @@ from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.llm import EVENTS, META, Meta
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
-# The engine or its provider is busy, and says so: the same request may succeed later.
+# The engine or its provider is busy: the same request may succeed later.
 BUSY = frozenset({429, 503})
-# The first and the longest pause before the next try, if the engine names none. In seconds.
+# The first and the longest pause before a retry, in seconds, if the engine names no time.
 PAUSES_S = (1.0, 30.0)
 LONGEST_PAUSE_S = 600.0
 _BY_STATUS: dict[int, type[TidegateError]] = {404: NotFound, 413: PayloadTooLarge}
@@ -54,9 +54,9 @@ def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
         raise NotOneEvent(f"{len(events)} events instead of one")
     metas = [unpack_strings(raw)[0] for _, raw in answers]
     facts: dict[str, Any] = {}
-    for meta in metas:  # the last word on each fact counts
+    for meta in metas:  # of each fact, the last value counts
         facts |= {name: value for name, value in orjson.loads(meta).items() if value not in (None, [])}
-    # The ids of tokens are for streams that continue elsewhere.
+    # Ids of tokens are only for streams that continue on another replica.
     raw = orjson.dumps({name: value for name, value in facts.items() if name not in ("prompt_ids", "ids")})
     return Collected(events[0], Meta.from_bytes(raw), raw)
 

@@ -9,7 +9,7 @@ from tidegate.kernel.protocol.llm import BAND_WEIGHTS, Band
 
 
 class Source(NamedTuple):
-    """A queue of requests: that of a band, which all replicas share, or the replica's own one of the band."""
+    """A queue of a band: the one that all replicas share, or the replica's own."""
 
     band: Band
     own: bool
@@ -40,7 +40,7 @@ class BandTurns:
         clock = self._served[source.band]
         self._own_next[source.band] = not source.own
         for band, served in self._served.items():
-            if served < clock:  # it was empty, so it has no claim to earlier turns
+            if served < clock:  # the band had no request, so it does not get its earlier turns
                 self._served[band] = max(served, clock - 1 / self._weights[band])
         self._served[source.band] += 1 / self._weights[source.band]
 
@@ -57,14 +57,14 @@ class LlmRoom:
     def fits(self, tokens: int, *, others: int = 0) -> bool:
         """Return True if a request of ``tokens`` may start. ``others`` are slots that jobs use.
 
-        A request that is larger than the whole cache runs alone. The engine decides about it.
+        A request that is larger than the whole cache may start alone: the engine accepts or refuses it.
         """
         if self.used + others >= self.slots:
             return False
         return self.kv_tokens is None or self.used == 0 or self.used_tokens + tokens <= self.kv_tokens
 
     def take(self, tokens: int) -> Callable[[], None]:
-        """Take a slot and ``tokens``; return a function that gives both back."""
+        """Take a slot and ``tokens``. Return a function that frees both."""
         self.used += 1
         self.used_tokens += tokens
 
@@ -76,5 +76,5 @@ class LlmRoom:
 
 
 def job_slots(slots: int) -> int:
-    """Return how many slots jobs may use. Of two or more, one is kept for requests."""
+    """Return how many slots jobs may use. If there are two or more, one is reserved for requests."""
     return max(1, slots - 1)

@@ -22,7 +22,7 @@ _GGUF_ARCHIVE = re.compile(r"\.gguf\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
 
 
 def spec_of(deployment: DeploymentSpec) -> LlmSpec:
-    """Return how the Deployment runs a language model, with the defaults if it does not say."""
+    """Return how the Deployment runs a language model; the defaults if it does not say."""
     return deployment.llm or LlmSpec()
 
 
@@ -97,7 +97,7 @@ def plan(
 
 
 def main_weights(files: Sequence[str]) -> str:
-    """Return the GGUF file to load, of the names at the root of an archive; of a split one, the first part.
+    """Return the GGUF file to load, of the names at an archive's root; of a split file, the first part.
 
     Raise ModelFailed unless there is exactly one.
     """

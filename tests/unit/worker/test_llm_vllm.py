@@ -249,7 +249,7 @@ def test_a_continuation_looks_like_the_rest_of_the_stream(llm: Any):
 def test_another_text_than_the_one_that_was_sent_is_an_error(llm: Any):
     resume = {"prompt": [8], "emitted": [1], "text": "Th"}
     events = llm.vllm_resume.ContinuedEvents(CHAT, {}, resume, 0, "Th")
-    with pytest.raises(llm.calls.Refused, match="another text"):
+    with pytest.raises(llm.calls.Refused, match="a different text"):
         events.read(part("An", [2], 1))
 
 

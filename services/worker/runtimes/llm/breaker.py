@@ -24,7 +24,7 @@ class Breaker:
         return OPEN if now < self._until else HALF_OPEN
 
     def admit(self, now: float) -> float:
-        """Return 0 if a request may be sent now, else the seconds until the next try.
+        """Return 0 if a request may be sent now, else the seconds until the next attempt.
 
         After 0, call :meth:`succeed`, :meth:`fail` or :meth:`abandon` exactly once.
         """
@@ -58,13 +58,13 @@ class Breaker:
 
 
 class MinuteLimit:
-    """A limit of so many units per minute. Unused ones are kept for up to a minute. None: no limit."""
+    """A limit of units per minute; None: no limit. Unused units are kept for up to a minute."""
 
     def __init__(self, per_minute: int | None, now: float) -> None:
         self._size, self._left, self._at = per_minute, float(per_minute or 0), now
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Return the seconds until ``amount`` may be taken. More than the limit needs a full one."""
+        """Return the seconds until ``amount`` may be taken. A larger amount waits for all units."""
         if self._size is None:
             return 0.0
         self._refill(now)
@@ -72,7 +72,7 @@ class MinuteLimit:
         return max(missing * 60.0 / self._size, 0.0)
 
     def take(self, amount: float, now: float) -> None:
-        """Take units; a negative amount returns some. The rest may become negative."""
+        """Take units; a negative amount puts units back. What is left may become negative."""
         self._refill(now)
         self._left = min(self._left - amount, float(self._size or 0))
 

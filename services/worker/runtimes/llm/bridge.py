@@ -1,7 +1,7 @@
 """Relay a request to an HTTP server with OpenAI's API, and emit its events.
 
-Each request has a connection of its own: over TCP, TLS or a Unix socket. Closing it is how an engine learns
-that nobody waits any more, and it frees the engine's slot.
+Each request has its own connection, over TCP, TLS or a Unix socket. If the caller no longer waits, the
+connection is closed. The engine sees that, and frees the slot.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Server:
     silence_s: float = 300.0
 
     def open(self) -> http.client.HTTPConnection:
-        """Return a connection that is open. Raise OSError."""
+        """Return an open connection. Raise OSError."""
         parts = urlsplit(self.url)
         if self.socket:
             connection: http.client.HTTPConnection = _UnixConnection(self.socket, self.connect_s)
@@ -117,8 +117,8 @@ def relay(
 ) -> None:
     """Send a request and emit its answer until the end, or until the call is cancelled.
 
-    ``on_head`` is called when a good answer begins. Raises :class:`Failure` if nothing was emitted, and
-    :class:`Refused` if the answer broke off.
+    ``on_head`` is called when an answer without an error begins. Raise :class:`Failure` if no event was
+    emitted, and :class:`Refused` if the answer broke off.
     """
     emitted = False
     try:
@@ -250,7 +250,7 @@ def _emit(events: list[bytes], reader: Reader, call: Call) -> None:
 
 
 def usage_of(document: dict[str, Any]) -> list[int] | None:
-    """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None: it has none.
+    """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
 
     Reads the shapes of chats and completions, and of responses.
     """
@@ -264,7 +264,7 @@ def usage_of(document: dict[str, Any]) -> list[int] | None:
 
 
 def error_status(document: dict[str, Any]) -> int | None:
-    """Return the status of an error event in a stream; None if the event is no error."""
+    """Return the status of an error event in a stream; None if the event is not an error."""
     error = document.get("error")
     if error is None:
         return None

@@ -63,11 +63,11 @@ class Call:
 
     @property
     def cancelled(self) -> bool:
-        """Return True if nobody waits for the events any more."""
+        """Return True if the caller no longer waits for the events."""
         return self._cancelled
 
     def on_cancel(self, action: Callable[[], None]) -> None:
-        """Run ``action`` in another thread when the call is cancelled; now, if it is already cancelled."""
+        """Run ``action`` in another thread when the call is cancelled, or now if it is already cancelled."""
         with self._changed:
             if not self._cancelled:
                 self._on_cancel.append(action)
@@ -75,7 +75,7 @@ class Call:
         action()
 
     def cancel(self) -> None:
-        """Tell the engine that nobody waits any more."""
+        """Cancel the call in the engine, because the caller no longer waits."""
         with self._changed:
             if self._cancelled:
                 return
@@ -117,7 +117,7 @@ class Engine(Protocol):
         """
 
     def stats(self) -> dict[str, Any]:
-        """Return what is known of slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return the known ones of slots, running, waiting, kv_used, kv_total and totals of tokens."""
 
     def close(self) -> None:
         """End the engine."""

@@ -1,8 +1,8 @@
-"""Run a server and end it, with all its processes, when the process that started this one ends.
+"""Run a server, and end it with all its processes when the process that started this one ends.
 
-``python -I -S keeper.py FOLDER COMMAND...``. Only that process has the other end of standard input, a pipe.
-A signal could not do this: the server's own processes are not children of that process. ``FOLDER``, with the
-server's socket, is removed at the end. The exit code is the server's.
+``python -I -S keeper.py FOLDER COMMAND...``. Only the starting process has the other end of standard input, a
+pipe. A signal could not do this: the server's own processes are not children of the starting process.
+``FOLDER``, with the server's socket, is removed at the end. The exit code is the server's.
 """
 
 # pathlib is not used, because its import takes longer than everything else here.
@@ -62,7 +62,7 @@ def _reap(server: int) -> None:
 
 
 def _end_all() -> None:
-    """Kill all descendants, until there are none."""
+    """Kill descendants until none is left."""
     until = time.monotonic() + 30
     while (found := _children(os.getpid())) and time.monotonic() < until:
         for pid in found:

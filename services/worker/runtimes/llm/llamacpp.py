@@ -1,7 +1,7 @@
 """Run llama.cpp in this process, with the package ``xllamacpp``.
 
 Streams of chats and completions call the engine directly. All other requests go through the engine's own HTTP
-server on the loopback interface, which only this process can use: it has a key of its own.
+server on the loopback interface. Only this process can use that server, because it needs a secret key.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LlamaCpp:
         model, colon, adapter = str(body.get("model") or "").rpartition(":")
         if not self._adapters:
             return body
-        # llama.cpp reuses a prompt that it read with an adapter for a request without one.
+        # llama.cpp would reuse a prompt that it read with an adapter for a request without that adapter.
         body = {**body, "cache_prompt": False}
         if not colon:
             return body
@@ -97,7 +97,7 @@ class LlamaCpp:
         if not can_continue(body):
             self._stream(path, with_counts(body), StreamEvents(body), call)
             return
-        # The engine needs no help meanwhile: it works on the prompt.
+        # In a separate thread, while the engine works on the prompt.
         threading.Thread(target=self._emit_prompt_ids, args=(body, call), daemon=True).start()
         self._stream(path, with_counts(body, ids=True), StreamEvents(body, self._tokenize), call)
 
@@ -130,7 +130,7 @@ class LlamaCpp:
             raise Refused(400, str(problem)) from None
 
     def _emit_prompt_ids(self, body: dict[str, Any], call: Call) -> None:
-        """Emit the ids of the prompt's tokens. Without them the stream cannot be continued elsewhere."""
+        """Emit the ids of the prompt's tokens. Without them, no other replica can continue the stream."""
         prompt = body.get("prompt")
         try:
             if "messages" in body:
@@ -153,7 +153,7 @@ class LlamaCpp:
         return relay.ask(self._server.listening_address, path, body, self._headers)
 
     def stats(self) -> dict[str, Any]:
-        """Return what is known of slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return the known ones of slots, running, waiting, kv_used, kv_total and totals of tokens."""
         return {"slots": self._plan["slots"]}
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
 
 
 class StreamEvents:
-    """The events of one stream, without what :func:`with_counts` added and the caller did not ask for.
+    """The events of one stream, without what only :func:`with_counts` requested.
 
     ``tokenize`` returns the ids of a text; None: the events have no ids.
     """
@@ -49,7 +49,7 @@ class StreamEvents:
         return [encoded(event) if changed else text.encode()], meta
 
     def take(self, event: Event) -> tuple[Event | None, dict[str, Any]]:
-        """Return the same as :meth:`read`, for an event that is decoded already and has no error."""
+        """Do the same as :meth:`read`, for an event that is decoded already and has no error."""
         meta, _ = self._facts(event)
         return (None if "prompt_progress" in event and not self._keep_progress else event), meta
 
@@ -83,11 +83,11 @@ class StreamEvents:
         return changed
 
     def _add_ids(self, choice: Event, entry: Event, meta: dict[str, Any]) -> None:
-        """Add the ids of an event's tokens. Stop with all ids if those of one event are not known.
+        """Add the ids of an event's tokens. If the ids of one event are unknown, report no ids from there on.
 
         The engine reports one id for an event. An event has several tokens if they make one character, or if
-        they could have been the begin of a stop text. If a stop text follows, an event has only a part of its
-        last token.
+        they could have been the beginning of a stop text. If a stop text follows, an event has only a part of
+        its last token.
         """
         wanted, text = meta["usage"][1] - self._count, bytes(entry["bytes"]).decode(errors="replace")
         ids = [entry["id"]]
@@ -103,7 +103,7 @@ class StreamEvents:
         meta["ids"] = ids
 
     def _ids_of(self, text: str, wanted: int) -> list[int]:
-        """Return the ids of a text. Some tokenizers add a token for a space before it, which is left out."""
+        """Return the ids of a text. Some tokenizers add a token for a space before it, which is removed."""
         assert self._tokenize is not None
         ids = self._tokenize(text)
         return ids[1:] if len(ids) == wanted + 1 else ids
@@ -123,7 +123,7 @@ def encoded(event: Event) -> bytes:
 
 
 def usage_of(document: dict[str, Any]) -> list[int] | None:
-    """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None: it has none.
+    """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
 
     Reads both of OpenAI's shapes: that of chats and completions, and that of responses.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 from llamacpp_events import Event, StreamEvents, Tokenize, encoded
 
-# With one of these, the engine's state at the cut is more than its tokens, or the events are more than text.
+# With one of these members, tokens do not describe the engine's whole state, or events have more than text.
 _STATEFUL = (
     "tools", "functions", "response_format", "grammar", "json_schema", "logprobs", "echo", "suffix",
     "best_of", "use_beam_search", "n_probs", "return_tokens", "t_max_predict_ms",
@@ -32,7 +32,7 @@ def can_continue(body: dict[str, Any]) -> bool:
 def continuation(body: dict[str, Any], resume: dict[str, Any]) -> dict[str, Any]:
     """Return the body for the engine's completions that continues a stream after its emitted tokens.
 
-    ``max_tokens`` is what is left; it may be 0, and then there is nothing to run.
+    ``max_tokens`` becomes the number of tokens that are left. If it is 0, there is nothing to run.
     """
     rest = {key: value for key, value in body.items() if key not in _OF_CHATS}
     limit = next((body[key] for key in _LIMITS if body.get(key) is not None), None)
@@ -42,7 +42,7 @@ def continuation(body: dict[str, Any], resume: dict[str, Any]) -> dict[str, Any]
 
 
 class ResumedEvents:
-    """The events of a continued stream, in the form of the first part: a chat's, or a completion's."""
+    """The events of a continued stream, in the form of its first part: of a chat, or of a completion."""
 
     def __init__(self, body: dict[str, Any], resume: dict[str, Any], tokenize: Tokenize, model: str) -> None:
         self._chat = "messages" in body
@@ -72,7 +72,7 @@ class ResumedEvents:
         return [encoded(each) for each in self._events(event, {"usage": usage})], {"usage": usage}
 
     def _usage(self, usage: list[int]) -> list[int]:
-        """Return the usage of the whole stream, of which the engine saw only the second part."""
+        """Return the usage of the whole stream. The engine counted only the second part."""
         return [self._prompt, self._before + usage[1], min(usage[2], self._prompt)]
 
     def _events(self, event: Event, meta: dict[str, Any]) -> list[Event]:

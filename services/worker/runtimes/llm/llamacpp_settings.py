@@ -19,10 +19,11 @@ _OURS = {
     "hostnames": "the runtime", "port": "the runtime", "api_keys": "the runtime", "api_prefix": "the runtime",
     "model_alias": "the runtime", "n_threads_http": "the runtime",
 }  # fmt: skip
-# The engine's own cache of prompts in main memory. Its default is 8 GiB, which nobody would expect.
+# The engine's own cache of prompts in main memory. Its default of 8 GiB is more than operators expect.
 PROMPT_CACHE_MB = 256
-# Tokens of a prompt that a CPU works on at once. Between two batches a request can be cancelled, and other
-# streams get their next token. 64 cost 3.1 s of CPU for 610 tokens, the default of 512 3.0 s.
+# Tokens of a prompt in one batch on a CPU. Between two batches a request can be cancelled, and other
+# streams get their next token. A prompt of 610 tokens cost 3.1 s of CPU time with 64, and 3.0 s with the
+# default of 512.
 CPU_BATCH = 64
 # Warnings and errors. With 3, llama.cpp prints seven lines for each request.
 VERBOSITY = 2
@@ -62,7 +63,7 @@ def adapters(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> list[Any]:
         file = folder / "weights" / path
         if not file.is_file():
             raise ValueError(
-                f"the adapter {name!r} is no file {path} in the artifact: deploy the model again with "
+                f"the artifact has no file {path} for the adapter {name!r}: deploy the model again with "
                 f"--adapter {name}=FILE.gguf"
             )
         found.append(xllamacpp.CommonAdapterLoraInfo(str(file), 0.0))
@@ -70,7 +71,7 @@ def adapters(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> list[Any]:
 
 
 def assign(params: Any, name: str, value: str | float | bool) -> None:
-    """Set one of llama.cpp's parameters; ``sampling.temp`` is one of a group. Raise ValueError."""
+    """Set one of llama.cpp's parameters. ``sampling.temp`` names a parameter in a group. Raise ValueError."""
     if name in _OURS:
         raise ValueError(f"the engine argument {name!r} is set by {_OURS[name]}: remove it")
     *groups, last = name.split(".")
@@ -105,7 +106,7 @@ def _converted(current: Any, value: Any) -> Any:
 
 
 def _member(kind: type[enum.Enum], value: Any) -> Any:
-    """Return the member of an enumeration, by its number or the end of its name, such as ``q8_0``."""
+    """Return the member of an enumeration by its number, or by the end of its name, such as ``q8_0``."""
     if isinstance(value, str):
         wanted = value.upper()
         for member in kind:

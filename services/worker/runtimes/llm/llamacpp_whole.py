@@ -1,7 +1,7 @@
-"""Join the events of a stream to the one answer of a request without ``stream``. Pure.
+"""Join the events of a stream to the answer of a request without ``stream``. Pure.
 
-llama.cpp can leave a stream between two tokens, but finds out only once a second that the caller of another
-request has left. So the engine streams, and the caller gets the whole.
+llama.cpp can end a stream between any two tokens. For a request that does not stream, it checks only once a
+second if the caller still waits. So the engine streams, and the caller gets the whole answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from llamacpp_events import Event, encoded, usage_of
 from llamacpp_resume import is_ids
 
-# With one of these, an answer has more than text. The engine makes it.
+# With one of these members, an answer has more than text, so the engine must make the whole answer.
 _MORE_THAN_TEXT = (
     "tools", "functions", "logprobs", "echo", "suffix", "best_of", "n_probs", "return_tokens", "verbose",
     "timings_per_token", "return_progress",
@@ -28,7 +28,7 @@ def can_join(body: dict[str, Any]) -> bool:
 
 
 class WholeAnswer:
-    """The answer that the events of a stream make together."""
+    """The whole answer, made from the events of a stream."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[str]] = {}

@@ -24,7 +24,7 @@ from tally import Tally
 FOLDER = Path(__file__).resolve().parent
 MODULES = {"llamacpp": "llamacpp", "vllm": "vllm", "openai-url": "upstream"}
 STATS = "/tidegate/stats"
-# While an engine is silent, this often it is checked if the caller still waits.
+# Seconds between two checks if the caller still waits, while an engine is silent.
 WATCH_S = 0.05
 
 
@@ -42,7 +42,7 @@ class TritonPythonModel:
         self._engine_name = plan["engine"]
         module = importlib.import_module(MODULES[plan["engine"]])
         self._engine: Engine = module.create(plan, FOLDER)
-        # A call that was cancelled holds its slot until the engine has left it.
+        # A cancelled call holds its slot until the engine has ended it.
         self._slots = threading.BoundedSemaphore(plan["slots"])
         self._tally = Tally(plan)
 
@@ -63,7 +63,7 @@ class TritonPythonModel:
                 return  # a warm-up: an upstream would charge for it
             document = json.loads(raw) if raw else _warm_up()
             if document["path"] == STATS:
-                # What the engine itself reports is better than what is counted here.
+                # The engine's own figures replace those that are counted here.
                 known = {k: v for k, v in self._engine.stats().items() if v is not None}
                 sender.send(_response([json.dumps(self._tally.stats() | known).encode()], {}))
             else:
@@ -76,7 +76,7 @@ class TritonPythonModel:
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _relay(self, sender: Any, document: dict[str, Any]) -> None:
-        """Run a request in a thread of its own, and send what it emits until its end."""
+        """Run a request in a separate thread, and send its events until the last one."""
         call = Call()
         worker = threading.Thread(target=self._run, args=(document, call), daemon=True)
         worker.start()

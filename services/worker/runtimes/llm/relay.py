@@ -13,7 +13,7 @@ from llamacpp_events import usage_of
 
 
 class NoAnswer(Exception):
-    """A server gave no answer, or an error."""
+    """A server did not answer, or answered with an error."""
 
 
 def ask(address: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
@@ -38,8 +38,8 @@ def ask(address: str, path: str, body: dict[str, Any] | None, headers: dict[str,
 def relay(address: str, path: str, body: dict[str, Any], headers: dict[str, str], call: Call) -> None:
     """Send a request to the server at ``address`` and emit its answer until the end.
 
-    A cancelled call closes the connection, by which the server learns it. Each request has a connection of
-    its own, because llama.cpp's server closes kept ones without notice.
+    If the call is cancelled, the connection is closed, and so the server ends the request. Each request has
+    its own connection, because llama.cpp's server closes idle connections without notice.
     """
     target = urlsplit(address)
     connection = http.client.HTTPConnection(target.hostname or "", target.port)

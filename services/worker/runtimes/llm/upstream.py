@@ -21,16 +21,16 @@ from bridge import Failure, Server, check_path, error_status, relay, usage_of
 from calls import Call, Refused
 
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# Nothing was emitted and the upstream did not work on the request: it may be sent again.
+# After these statuses, before any event, the upstream has not worked on the request: it may be sent again.
 RETRIED = frozenset({0, 502, 503, 504})
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 3, 0.2, 3.0
-# A request that exceeds the upstream's limits waits here for so long. A longer wait is a 429.
+# A request over the upstream's limits waits up to this time. If it would have to wait longer, it gets 429.
 PATIENCE_S = 2.0
 BYTES_PER_TOKEN, DEFAULT_ANSWER = 4, 256
 
 
 def create(plan: dict[str, Any], folder: Path) -> Upstream:
-    """Return the engine. It sends nothing before the first request."""
+    """Return the engine. It sends nothing to the upstream before the first request."""
     return Upstream(plan, os.environ.pop(CREDENTIAL, ""))
 
 
@@ -82,7 +82,7 @@ class Upstream:
         }  # fmt: skip
 
     def close(self) -> None:
-        """Do nothing: each request has a connection of its own."""
+        """Do nothing: each request closes its own connection."""
 
     def _try(self, path: str, body: dict[str, Any], reader: _UpstreamEvents, call: Call) -> None:
         for attempt in range(1, TRIES + 1):
@@ -100,14 +100,14 @@ class Upstream:
                         reader.usage = [0, 0, 0]  # the upstream did not work on it
                     self._emit_failure(failure, call)
                     return
-                _say(f"upstream {self._host}: {failure}; trying again in {pause_s:.1f} s")
+                _say(f"upstream {self._host}: {failure}; the next attempt is in {pause_s:.1f} s")
                 _sleep(pause_s, call)
             except Refused:
                 self._fail()
                 raise
 
     def _await_limits(self, tokens: int, call: Call) -> None:
-        """Wait until the Deployment's own limits allow a request. Raise Refused if that takes long."""
+        """Wait until the Deployment's own limits allow a request. Raise Refused if this takes too long."""
         until = time.monotonic() + PATIENCE_S
         while not call.cancelled:
             with self._lock:
@@ -154,7 +154,7 @@ class Upstream:
             wait_s = self._breaker.admit(time.monotonic())
         if wait_s > 0:
             refused = Refused(
-                503, f"The upstream {self._host} has failed repeatedly. The next try is in {wait_s:.0f} s.",
+                503, f"The upstream {self._host} fails repeatedly. The next attempt is in {wait_s:.0f} s.",
                 "server_error", "upstream_unavailable",
             )  # fmt: skip
             refused.retry_after_s = wait_s
@@ -171,7 +171,7 @@ class Upstream:
             was = self._breaker.state(time.monotonic())
             self._breaker.succeed()
         if was != CLOSED:
-            _say(f"upstream {self._host}: it answers again, the circuit is closed")
+            _say(f"upstream {self._host} answers again: the circuit breaker is closed")
 
     def _abandon(self) -> None:
         with self._lock:
@@ -184,7 +184,7 @@ class Upstream:
             self._breaker.fail(now)
             state = self._breaker.state(now)
         if state != was:
-            _say(f"upstream {self._host}: it fails, the circuit is {state}")
+            _say(f"upstream {self._host} fails: the circuit breaker is {state}")
 
 
 class _UpstreamEvents:
@@ -221,7 +221,7 @@ class _UpstreamEvents:
 
 
 def estimated_tokens(body: dict[str, Any]) -> int:
-    """Return how many tokens a request may use: its prompt's, by the bytes, and its answer's."""
+    """Estimate the tokens of a request: of its prompt, by the bytes, and of its longest answer."""
     stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
     # The upstream answers other values itself. A negative number would add to the limit.
     answer = max((each for each in stated if type(each) is int and each > 0), default=DEFAULT_ANSWER)
@@ -229,7 +229,7 @@ def estimated_tokens(body: dict[str, Any]) -> int:
 
 
 def pause_before_retry(status: int, retry_after_s: float | None, attempt: int) -> float | None:
-    """Return the seconds before the next try; None: there is none. ``status`` 0: no answer came."""
+    """Return the seconds before a retry; None: do not retry. ``status`` 0: no answer came."""
     if status not in RETRIED or attempt >= TRIES:
         return None
     if retry_after_s is not None:
@@ -249,7 +249,7 @@ def error_answer(status: int, body: bytes, host: str, reason: str) -> tuple[int,
         text = f"The upstream {host} redirects (status {status}). Deploy with its new address."
         return 502, Refused(502, text, "server_error", "upstream_redirects").body()
     if status in (401, 403):
-        # It is the operator's credential, not the caller's. The upstream's text may quote a part of it.
+        # The credential is the operator's, not the caller's. The upstream's text may quote a part of it.
         text = f"The upstream {host} refused the credential of this Deployment (status {status})."
         return 502, Refused(502, text, "server_error", "upstream_credential_refused").body()
     try:

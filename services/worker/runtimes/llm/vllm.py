@@ -1,7 +1,7 @@
-"""Run vLLM: its own server, in an environment of its own, on a Unix socket that only this process uses.
+"""Run vLLM's server in a separate environment, on a Unix socket that only this process uses.
 
-If the server ends, this process ends as well. Then the worker gives its requests back and starts the model
-again, with a pause that grows after each quick end.
+If the server ends, this process ends as well. Then the worker answers that its requests are lost, and starts
+the model again. The pause before a start grows after each quick end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vllm_metrics import read_metrics
 
 KEEPER = Path(__file__).with_name("keeper.py")
 POLL_S, REPORT_EVERY_S = 0.25, 10.0
-# After a failure of the server, it may take this long to end, or to say that it is well.
+# After a failed request, wait up to this time for the server to end, or to report that it is healthy.
 VERDICT_S = 30.0
 _ROOT_CAUSE = re.compile(r"\b\w*(Error|Exception)\b: (?!Engine core initialization failed)")
 
@@ -89,7 +89,7 @@ class Vllm:
             raise
 
     def stats(self) -> dict[str, Any]:
-        """Return what is known of slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return the known ones of slots, running, waiting, kv_used, kv_total and totals of tokens."""
         return {"slots": self._plan["slots"], **read_metrics(get(self._server, "/metrics")[1].decode())}
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class Vllm:
             if now - reported >= REPORT_EVERY_S:
                 reported = now
                 last = self._lines[-1] if self._lines else "loading its code"
-                _say(f"vLLM is starting, since {now - began:.0f} s: {last}"[:300])
+                _say(f"vLLM has been starting for {now - began:.0f} s: {last}"[:300])
             time.sleep(POLL_S)
         _say(f"vLLM is ready after {time.monotonic() - began:.1f} s")
 
@@ -160,7 +160,7 @@ class Vllm:
             return False
 
     def _verdict(self) -> None:
-        """Return after a failure if the server is well. If the server is ending, this process ends, too."""
+        """Return after a failure if the server is healthy. If the server is ending, end this process too."""
         until = time.monotonic() + VERDICT_S
         while not self._closing and time.monotonic() < until:
             if self._process.poll() is None and self._healthy():
@@ -181,14 +181,14 @@ class Vllm:
             self._on_end(f"vLLM ended with exit code {code}: {self._reason()}")
 
     def _kill(self) -> None:
-        """Kill what is left, should the keeper have been killed."""
+        """Kill the processes that are left if the keeper was killed."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
 
     def _reason(self) -> str:
-        """Return the first error in the log's end, or else its last line."""
+        """Return the first error in the end of the log, or else the last line."""
         lines = list(self._lines)
         found = next(
             (line for line in lines if _ROOT_CAUSE.search(line)), lines[-1] if lines else "no output"
@@ -210,7 +210,7 @@ def _config(weights: Path) -> dict[str, Any]:
         found = json.loads((weights / "config.json").read_text())
     except OSError:
         return {}
-    # A model of text and images has the sizes of its text model in a part of their own.
+    # The configuration of a model of text and images has the sizes of its text model in a separate part.
     return {**found, **(found.get("text_config") or {})}
 
 

@@ -16,7 +16,7 @@ _OURS = {
     "ssl-keyfile": "the runtime", "ssl-certfile": "the runtime", "root-path": "the runtime",
 }  # fmt: skip
 _PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
-# The variables of the stub's Python and of Triton that would mislead another Python.
+# Variables of Triton and its Python that would break vLLM's Python.
 _MISLEADING = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD", "TIDEGATE_UPSTREAM_CREDENTIAL")
 _BYTES = 4  # of a float32, the type of the KV cache on CPUs
 
@@ -65,7 +65,7 @@ def environment(
     """Return the environment. ``libraries``: the folder of libraries of vLLM's own environment."""
     found = {key: value for key, value in inherited.items() if key not in _MISLEADING}
     found["LD_LIBRARY_PATH"] = ":".join([str(libraries), *filter(None, [found.get("LD_LIBRARY_PATH")])])
-    # The model is on this host. Nothing is looked up, and nothing is reported.
+    # The model is on this host: vLLM must not look for it elsewhere, and must not report usage.
     found |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
     found.setdefault("VLLM_LOG_STATS_INTERVAL", "60")
     found.setdefault("LC_ALL", "C.UTF-8")
@@ -77,7 +77,7 @@ def environment(
         found["LD_PRELOAD"] = str(openmp)
     found.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_gib(plan, config)))
     if _parallel(plan) == 1:
-        # Replicas share the cores. vLLM would bind each to the same ones.
+        # Replicas share the cores. By default, vLLM would bind all replicas to the same cores.
         found.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     return found
 

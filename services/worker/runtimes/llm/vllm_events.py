@@ -1,4 +1,4 @@
-"""Ask vLLM for counts and ids of tokens, and take them out of its events. Pure."""
+"""Request counts and ids of tokens from vLLM, and remove them from its events. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return the body for the engine: with its name of the model, and with what Tidegate needs."""
+    """Return the body for the engine: with its name of the model and Tidegate's options."""
     body = {**body, "model": model}
     if path in (CHAT, COMPLETIONS):
         body["return_token_ids"] = True
@@ -23,7 +23,7 @@ def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 class VllmEvents:
-    """The events of one answer, without what :func:`prepared` added and the caller did not ask for.
+    """The events of one answer, without what only :func:`prepared` requested.
 
     ``on_failure`` is called before an event about a failure of the engine is returned.
     """

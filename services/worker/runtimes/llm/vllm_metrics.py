@@ -43,7 +43,7 @@ def read_metrics(text: str) -> dict[str, Any]:
 
 
 def _tokens(labels: str) -> int:
-    """Return the tokens that an engine's KV cache has room for; 0: the labels do not say."""
+    """Return how many tokens fit into an engine's KV cache; 0: the labels do not say."""
     values = dict(re.findall(r'(\w+)="([^"]*)"', labels))
     try:
         return int(

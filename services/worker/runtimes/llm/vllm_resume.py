@@ -1,4 +1,4 @@
-"""Continue a chat or a completion that another vLLM has begun, from the ids of its tokens. Pure."""
+"""Continue a chat or a completion that another vLLM began, from the ids of its tokens. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bridge import error_status, usage_of
 from calls import Refused
 from vllm_events import CHAT, COMPLETIONS
 
-# What a continuation has in common with the whole. All other members are of the chat's template, or refused.
+# Members of the request that the continuation keeps. Others belong to the chat's template, or are refused.
 _COPIED = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids",
     "ignore_eos", "logit_bias", "skip_special_tokens", "spaces_between_special_tokens",
@@ -22,7 +22,7 @@ _REFUSED = (
     "guided_choice", "guided_grammar", "logprobs", "top_logprobs", "prompt_logprobs", "frequency_penalty",
     "presence_penalty", "echo", "use_beam_search", "suffix",
 )  # fmt: skip
-# An id may have no text yet: its character is not complete, or it may belong to a stop word.
+# An id has no text yet if its character is not complete, or if it may belong to a stop word.
 MAX_HELD_BACK = 32
 
 
@@ -47,7 +47,11 @@ def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> t
         decoded = decode(emitted[:count]) if count else ""
         if text.startswith(decoded):
             return count, text[len(decoded) :]
-    raise Refused(500, "The stream cannot be continued: its text does not fit its tokens.", "server_error")
+    raise Refused(
+        500,
+        "The stream cannot be continued: its text does not fit its tokens. Send the request again.",
+        "server_error",
+    )
 
 
 def request(body: dict[str, Any], ids: list[int], done: int, context: int, model: str) -> dict[str, Any]:
@@ -73,7 +77,7 @@ class ContinuedEvents:
     """The events of a continuation, in the shape of the first part's events.
 
     ``skip``: text that the caller already has; the continuation begins with it. ``done`` and ``known``: the
-    numbers of the answer's ids that the continuation began with, and that the gateway already has.
+    numbers of the answer's ids with which the continuation began, and which the gateway already has.
     """
 
     def __init__(self, path: str, body: dict[str, Any], resume: dict[str, Any], done: int, skip: str) -> None:
@@ -84,7 +88,7 @@ class ContinuedEvents:
         self._known = len(resume["emitted"]) - done
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the event for the caller that an event of the continuation becomes."""
+        """Return an event of the continuation as the event for the caller."""
         document = json.loads(event)
         if (status := error_status(document)) is not None:
             return [event], {"status": status}
@@ -134,7 +138,9 @@ class ContinuedEvents:
         common = min(len(text), len(self._skip))
         if text[:common] != self._skip[:common]:
             raise Refused(
-                500, "The stream cannot be continued: the engine wrote another text.", "server_error",
+                500,
+                "The stream cannot be continued: the engine wrote a different text. Send the request again.",
+                "server_error",
                 "stream_not_continued",
             )  # fmt: skip
         self._skip = self._skip[common:]
@@ -146,7 +152,7 @@ class ContinuedEvents:
 
 
 def finished(path: str, body: dict[str, Any], resume: dict[str, Any]) -> list[bytes] | None:
-    """Return the last events of a stream that had all its tokens when it was lost; None if it had not."""
+    """Return the last events of a stream that was lost after its last token; None if tokens are missing."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     if not limit or len(resume["emitted"]) < limit:
         return None
