@@ -223,6 +223,70 @@ async def test_a_settlement_waits_for_the_store(limits, store):
     assert store.windows["ab12"].day_used == 100
 
 
+class SlowAccounts(SharedAccounts):
+    """A store that does what it is told at once, and answers after ``go``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.settlements = 0
+
+    async def charge(self, accounts, tokens):
+        found = await super().charge(accounts, tokens)
+        await self.go.wait()
+        return found
+
+    async def settle(self, ids, at, difference, *, late):
+        self.settlements += 1
+        await super().settle(ids, at, difference, late=late)
+        await self.go.wait()
+
+    def charged(self) -> int:
+        return sum(sum(window.charges.values()) for window in self.windows.values())
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_a_caller_that_leaves_during_its_charge_gets_its_tokens_back():
+    store = SlowAccounts()
+    limits = TokenLimits(store, lambda: 1)
+    limits.start()
+    limits.replace(key(1000))
+    reserving = asyncio.create_task(limits.reserve(ROBOT, "chat", 100, 200, stated=True))
+    await until(store.charged)
+    reserving.cancel()
+    await asyncio.wait({reserving})
+    store.go.set()
+    await until(lambda: store.charged() == 0)
+    assert reserving.cancelled()
+    await limits.stop()
+
+
+async def test_a_slow_store_settles_each_difference_once(monkeypatch):
+    store = SlowAccounts()
+    limits = TokenLimits(store, lambda: 1)
+    limits.start()
+    limits.replace(key(1000))
+    store.go.set()
+    reservation = await limits.reserve(ROBOT, "chat", 100, 200, stated=True)
+    assert reservation is not None
+    store.go.clear()
+    for name in ("SLOW_S", "RETRY_S"):
+        monkeypatch.setattr(f"services.gateway.application.llm.token_limits.{name}", 0.001)
+    waits: list[str] = []
+    monkeypatch.setattr(limits, "_note_away", waits.append)
+    reservation.settle(120)
+    await until(lambda: len(waits) > 3)
+    store.go.set()
+    await settled(limits)
+    assert (store.settlements, store.charged()) == (1, 120)
+    await limits.stop()
+
+
 def test_a_window_slides():
     window, limit = TokenWindow(), TokenAllowance(minute=100)
     window.charge(60, NOW)

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from services.gateway.application.access import LIMITED
 from services.gateway.domain.llm.token_charge import STEP, PromptRatio, charge
@@ -50,6 +50,14 @@ class Charge:
     ids: tuple[str, ...]
     at: int
     late: bool
+
+
+class Settlement(NamedTuple):
+    """A difference on its way to the store."""
+
+    made: Charge
+    difference: int
+    task: asyncio.Task[None]
 
 
 class Reservation:
@@ -101,6 +109,8 @@ class TokenLimits:
         self._keys: Mapping[str, Key] = {}
         self._windows: dict[str, TokenWindow] = {}
         self._pending: dict[Charge, int] = {}
+        self._settling: Settlement | None = None
+        self._late: set[asyncio.Task[tuple[int, tuple[TokenBalance, ...]]]] = set()
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._retry_at = 0.0
@@ -120,9 +130,12 @@ class TokenLimits:
     async def stop(self) -> None:
         """Stop, and settle what is left."""
         await tasks.end(self._task)
+        if self._late:
+            await asyncio.wait(self._late, timeout=SLOW_S)
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(SLOW_S):
                 await self._flush()
+        await tasks.end(*self._late, self._settling.task if self._settling else None)
 
     def accounts(self, principal: Principal, endpoint: str) -> list[TokenAccount]:
         """Return a caller's accounts for an endpoint; empty if it has no limit of tokens."""
@@ -169,15 +182,40 @@ class TokenLimits:
     ) -> tuple[Charge, tuple[TokenBalance, ...]]:
         ids = tuple(each.id for each in accounts)
         if time.monotonic() >= self._retry_at:
+            charging = asyncio.create_task(self._charge_store(accounts, tokens))
             try:
                 async with asyncio.timeout(SLOW_S):
-                    at, balances = await self._store.charge(accounts, tokens)
-            except (StoreUnavailable, TimeoutError) as error:
+                    at, balances = await asyncio.shield(charging)
+            except BaseException as error:
+                self._take_back(charging, ids, tokens)
+                if not isinstance(error, StoreUnavailable | TimeoutError):
+                    raise
                 self._note_away(str(error) or f"no answer within {SLOW_S} s")
             else:
                 self._note_back()
                 return Charge(ids, at, late=True), balances
         return self._charge_own_share(accounts, ids, tokens)
+
+    async def _charge_store(
+        self, accounts: Sequence[TokenAccount], tokens: int
+    ) -> tuple[int, tuple[TokenBalance, ...]]:
+        return await self._store.charge(accounts, tokens)
+
+    def _take_back(
+        self, charging: asyncio.Task[tuple[int, tuple[TokenBalance, ...]]], ids: tuple[str, ...], tokens: int
+    ) -> None:
+        """Return the tokens of a charge that nobody waits for any more, if the store makes it after all."""
+
+        def on_done(_: object) -> None:
+            self._late.discard(charging)
+            if charging.cancelled() or charging.exception() is not None:
+                return
+            at, balances = charging.result()
+            if not any(each.refused for each in balances):
+                self.correct(Charge(ids, at, late=True), -tokens)
+
+        self._late.add(charging)
+        charging.add_done_callback(on_done)
 
     def _charge_own_share(
         self, accounts: Sequence[TokenAccount], ids: tuple[str, ...], tokens: int
@@ -230,14 +268,27 @@ class TokenLimits:
                 await asyncio.sleep(RETRY_S)
 
     async def _flush(self) -> None:
-        """Settle all differences. Those that the store did not confirm stay for the next time."""
+        """Settle all differences. Those that the store did not confirm stay for the next time.
+
+        A slow settlement is waited for the next time. If it were sent again, it would count twice.
+        """
         while self._pending:
-            made, difference = next(iter(self._pending.items()))
-            async with asyncio.timeout(SLOW_S):
-                await self._store.settle(made.ids, made.at, difference, late=made.late)
+            if self._settling is None:
+                made, difference = next(iter(self._pending.items()))
+                task = asyncio.create_task(self._settle(made, difference))
+                self._settling = Settlement(made, difference, task)
+            made, difference, task = self._settling
+            await asyncio.wait({task}, timeout=SLOW_S)
+            if not task.done():
+                raise TimeoutError
+            self._settling = None
+            task.result()
             left = self._pending.pop(made) - difference
             if left:
                 self._pending[made] = left
+
+    async def _settle(self, made: Charge, difference: int) -> None:
+        await self._store.settle(made.ids, made.at, difference, late=made.late)
 
 
 def _shared(limit: TokenAllowance, share: float) -> TokenAllowance:
