@@ -70,3 +70,11 @@ def test_a_redirect_is_not_followed_and_is_no_answer(llm, engine):
 def test_a_retry_after_is_a_number_that_json_has(llm):
     for text, expected in (("3", 3.0), ("-1", 0.0), ("inf", None), ("nan", None), ("soon", None)):
         assert llm.bridge.retry_after_s({"Retry-After": text}) == expected
+
+
+def test_an_answer_that_is_not_json_is_a_failure(llm):
+    """It would break the file of a batch's results, in which each line has an answer."""
+    events = llm.upstream._UpstreamEvents(b"secret", "u")
+    with pytest.raises(llm.calls.Refused, match="other than JSON"):
+        events.whole(b"<html>secret</html>")
+    assert events.whole(b'{"a": "secret"}') == (b'{"a": "[hidden]"}', {})

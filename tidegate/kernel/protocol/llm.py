@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import orjson
 
+from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
@@ -51,6 +52,14 @@ def band_of(flags: int) -> Band:
     return next((band for band, known in BAND_PRIORITY.items() if known == priority), "normal")
 
 
+def encoded(value: Any) -> bytes:
+    """Return a part of a request as JSON. Raise BadRequest if it is nested too deeply to be written."""
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise BadRequest(f"the request cannot be passed on: {error}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Resume:
     """The part of a stream that the caller already has: the stream continues after it.
@@ -75,8 +84,8 @@ class LlmRequest:
     resume: Resume | None = None
 
     def to_bytes(self) -> bytes:
-        """Return the request as the only element of the input :data:`REQUEST`."""
-        return orjson.dumps({"path": self.path, "body": self.body, "resume": self.resume})
+        """Return the request as the only element of the input :data:`REQUEST`. Raise BadRequest."""
+        return encoded({"path": self.path, "body": self.body, "resume": self.resume})
 
     @classmethod
     def from_bytes(cls, raw: bytes | memoryview) -> LlmRequest:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tidegate.kernel.protocol.llm import encoded
+
 # English text has about four characters per token.
 CHARACTERS_PER_TOKEN = 4
 # The roles and separators that a chat template adds to each message.
@@ -38,7 +40,7 @@ def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEs
     """Estimate a request's tokens. ``context``: the most tokens of a prompt and its answer, if known."""
     prompt = max(1, sum(_tokens(body[name]) for name in _PROMPT if name in body))
     if (tools := body.get("tools")) is not None:
-        prompt += len(str(tools)) // CHARACTERS_PER_TOKEN
+        prompt += len(encoded(tools)) // CHARACTERS_PER_TOKEN
     if path.endswith(("/embeddings", "/pooling", "/score", "/rerank", "/tokenize", "/detokenize")):
         return TokenEstimate(prompt, 0)
     room = max(1, context - prompt) if context is not None else None

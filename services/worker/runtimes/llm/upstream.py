@@ -63,7 +63,7 @@ class Upstream:
         # No request takes more than the whole limit, or one could close the limit for days.
         estimate = min(estimated_tokens(body), self._plan.get("tokens_per_minute") or sys.maxsize)
         self._await_limits(estimate, call)
-        reader = _UpstreamEvents(self._credential)
+        reader = _UpstreamEvents(self._credential, self._host)
         with self._lock:
             self._running += 1
         try:
@@ -190,8 +190,8 @@ class Upstream:
 class _UpstreamEvents:
     """The events of an upstream: unchanged, but without its credential."""
 
-    def __init__(self, credential: bytes) -> None:
-        self._credential = credential
+    def __init__(self, credential: bytes, host: str) -> None:
+        self._credential, self._host = credential, host
         self.usage: list[int] | None = None
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
@@ -199,7 +199,12 @@ class _UpstreamEvents:
         return [self._hidden(event)], self._facts(event)
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Return a body for the caller, and the facts in it."""
+        """Return a body for the caller, and the facts in it. Raise Refused if it is not JSON."""
+        try:
+            json.loads(body)
+        except ValueError:
+            text = f"The upstream {self._host} answered with something other than JSON. Check its address."
+            raise Refused(502, text, "server_error", "upstream_answer_unknown") from None
         return self._hidden(body), self._facts(body)
 
     def _facts(self, text: bytes) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from services.gateway.domain.llm.estimate import USUAL_ANSWER, estimate
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.llm import LlmRequest
 
 pytestmark = pytest.mark.unit
 
@@ -49,3 +51,7 @@ def test_a_body_that_is_nested_deeply():
     for _ in range(1000):
         nested = [nested]
     assert estimate(TEXT, {"prompt": nested}, None).prompt == 1
+    with pytest.raises(BadRequest, match="cannot be passed on"):
+        estimate(CHAT, {"tools": nested}, None)
+    with pytest.raises(BadRequest, match="cannot be passed on"):
+        LlmRequest(CHAT, {"messages": nested}).to_bytes()
