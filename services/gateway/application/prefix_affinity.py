@@ -1,6 +1,6 @@
 """Remembers which replicas have read which prompts, and chooses a replica for each request.
 
-Each gateway process knows only its own requests. For new prompts all of them choose the same replica.
+Each gateway process knows only its own requests. For a new prompt, all processes choose the same replica.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from services.gateway.domain.replica_choice import Choice, Outcome, PrefixMemory
 
 PREFIXES = Counter(
     "tidegate_gateway_llm_prefix_total",
-    "Requests to language models. hit: its replica has read its prompt's beginning; first: a new beginning; "
-    "stolen: another replica was free sooner; loaded: its replica had too much load; none: no choice.",
+    "Requests to language models. hit: ran on the replica that had read the prompt's beginning; first: a new "
+    "beginning; stolen: another replica was free sooner; loaded: that replica had too much load; "
+    "none: no choice.",
     ["outcome"],
 )
 
@@ -43,7 +44,7 @@ class Placement:
         self._count(choice.replica)
 
     def taken_by(self, replica: str | None) -> None:
-        """Note the replica that runs the request. The first answer names it; later ones are ignored."""
+        """Note the replica that runs the request, which the first answer names. Later answers are ignored."""
         if self._taken or not replica:
             return
         self._taken = True
@@ -82,7 +83,7 @@ class PrefixAffinity:
     def place(
         self, deployment: str, wait_ms: float, path: str, body: dict[str, Any], salt: bytes
     ) -> Placement:
-        """Return the placement of a request. ``wait_ms`` 0: the Deployment does not want a preference."""
+        """Return the placement of a request. ``wait_ms`` 0: the Deployment has turned prefix affinity off."""
         memory = self._memories.get(deployment)
         if memory is None:
             memory = self._memories[deployment] = DeploymentMemory()

@@ -13,8 +13,8 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor, call_key
 from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, REQUEST, LlmRequest, Meta
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
-# Members of a job's ``ask``: the path of its request, which only jobs for language models have, and the name
-# of the model as the caller knows it.
+# Members of a job's ``ask``: the path of its request, which only jobs for language models have, and the
+# model's name as the caller sent it.
 PATH, MODEL = "llm", "llm_model"
 _INPUTS = (Tensor(REQUEST, DATATYPES["BYTES"], (1,)),)
 
@@ -35,7 +35,7 @@ def check_body(body: Mapping[str, Any]) -> str:
         )
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        raise BadRequest("'model' must be the name of a model: GET /v1/models lists all")
+        raise BadRequest("'model' must be the name of a model: GET /v1/models lists all models")
     return model
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tidegate.kernel.errors import BadRequest
 
-# A head of a part above this size is refused. Real ones have some hundred bytes.
+# A part with a larger head is refused. Usual heads have some hundred bytes.
 HEAD_BYTES = 8 * 1024
 # A Content-Disposition has a name and a filename. Python's parser is slow with many parameters.
 MAX_SEMICOLONS = 100
@@ -84,7 +84,7 @@ class MultipartReader:
             elif self._in == "body":
                 yield from self._read_body()
             else:
-                self._held = b""  # bytes after the last delimiter mean nothing
+                self._held = b""  # bytes after the last delimiter are ignored
             if (len(self._held), self._in) == before:
                 return
 

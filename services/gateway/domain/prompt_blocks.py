@@ -1,8 +1,8 @@
 """The blocks of a prompt, hashed in a chain, so that prompts with a common beginning have common hashes.
 
-An engine keeps the state of prompts that it has read. A prompt with the same beginning is cheaper on the
-replica that has read the beginning. The hashes contain the caller, so that a caller learns nothing about the
-prompts of others from the times of answers.
+An engine keeps the state of prompts that it has read. So a prompt is cheaper on a replica that has read its
+beginning. The hashes contain the caller. So the times of answers show a caller nothing about the prompts of
+other callers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ HASH_SIZE = 8
 def prompt_blocks(path: str, body: dict[str, Any], salt: bytes) -> list[bytes]:
     """Return the hash of each whole block of a prompt together with all blocks before it.
 
-    ``salt``: the caller, and all else that keeps two requests from sharing an engine's state. Empty for a
-    request without a prompt, or with a short one.
+    ``salt``: the caller, and everything else that prevents two requests from sharing an engine's state. The
+    result is empty for a request without a prompt, or with a short one.
     """
     prompt = b"\0".join(_parts(path, body))[: BLOCK * MAX_BLOCKS]
     chain, last = [], blake2b(salt, digest_size=HASH_SIZE).digest()

@@ -1,7 +1,7 @@
 """Choose the replica that a request to a language model prefers: filter, score, pick. Pure.
 
-The replica that has read the longest part of the prompt gets the request, unless it is loaded. The other
-replicas take what a loaded one would delay, from the queue that all of them share.
+The replica that has read the longest part of the prompt gets the request, unless that replica is loaded. Then
+the request goes to the queue that all replicas share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Outcome = Literal["hit", "first", "stolen", "loaded", "none"]
 
 
 class ReplicaSlots(NamedTuple):
-    """A ready replica: how many requests it had by its last report, and how many it runs together."""
+    """A ready replica: its requests by its last report, and how many it runs at the same time."""
 
     name: str
     inflight: int
@@ -58,7 +58,7 @@ class PrefixMemory:
 
 
 class Choice(NamedTuple):
-    """The replica that a request prefers; None: any. ``outcome``: the reason if that replica runs it."""
+    """The replica that a request prefers; None: any. ``outcome``: the reason, if that replica runs it."""
 
     replica: str | None
     outcome: Outcome
@@ -93,5 +93,5 @@ def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Ma
 
 
 def _rendezvous(block: bytes, ready: Sequence[ReplicaSlots]) -> ReplicaSlots:
-    """Return the replica with the highest hash. If one is lost, only its own prompts move to others."""
+    """Return the replica with the highest hash. If a replica is lost, only its own prompts move to others."""
     return max(ready, key=lambda each: blake2b(block + each.name.encode(), digest_size=8).digest())

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 BLOCK = 100
-# Endpoints whose blocks are kept. More than any table has; it bounds memory if names change all the time.
+# The most endpoints whose blocks are kept. It limits memory if endpoints' names change all the time.
 _KEPT = 10_000
 
 
@@ -29,9 +29,9 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrafficRule:
-    """A rule: it applies to requests with this header (and value), of this caller; None: any.
+    """A rule for requests with this header, this value and this caller; None: any.
 
-    A rule with a header and a caller needs both.
+    A rule with a header and a caller applies only if both match.
     """
 
     header: bytes | None
@@ -60,7 +60,7 @@ class Sticky:
         object.__setattr__(self, "header", self.name.lower().encode("latin-1", "replace"))
 
     def key(self, origin: Origin) -> bytes | None:
-        """Return the key of a request; None if it has none, so that weights decide."""
+        """Return the sticky key of a request; None without one: then weights decide."""
         if self.by == "header":
             return origin.headers.get(self.header)
         if self.by == "key":
@@ -70,7 +70,7 @@ class Sticky:
 
 
 def stay(key: bytes, names: Sequence[str], weights: Sequence[int]) -> int:
-    """Return the index of the target for a sticky key. The same key, names and weights give the same one."""
+    """Return the index of the target for a sticky key: always the same for the same names and weights."""
     best, found = -math.inf, 0
     for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
         if weight <= 0:
@@ -84,7 +84,7 @@ def stay(key: bytes, names: Sequence[str], weights: Sequence[int]) -> int:
 
 
 class TrafficSplitter:
-    """The draws of each endpoint's targets. One process has one, with its own seed."""
+    """The draws of each endpoint's targets. Each process has its own, with its own seed."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -103,7 +103,7 @@ class TrafficSplitter:
 
 
 class _Blocks:
-    """The drawn targets of one endpoint. Fractions that do not fit into a block go to the next one."""
+    """The drawn targets of one endpoint. Fractions that do not fit into a block go to the next block."""
 
     __slots__ = ("carry", "left", "names", "weights")
 

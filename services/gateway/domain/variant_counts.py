@@ -1,4 +1,4 @@
-"""Count the answers, failures and latencies of each Deployment of an endpoint whose traffic is compared."""
+"""Count answers, failures and latencies by Deployment, for endpoints with a running rollout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class VariantCounter:
         self._of(endpoint, deployment)
 
     def keep(self, endpoints: set[str]) -> None:
-        """Forget all other endpoints."""
+        """Remove the counts of all other endpoints."""
         for counts in (self._times, self._failed):
             for key in [key for key in counts if key[0] not in endpoints]:
                 del counts[key]

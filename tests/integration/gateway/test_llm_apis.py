@@ -174,7 +174,7 @@ async def test_ollama_errors(client, engine):
     await engine.send(request, {"error": {"message": "image input is not supported"}}, status=500)
     await engine.end(request)
     refused = await asking
-    assert (refused.status_code, "takes no images" in refused.json()["error"]) == (400, True)
+    assert (refused.status_code, "does not accept images" in refused.json()["error"]) == (400, True)
 
 
 async def test_an_ollama_stream_that_breaks_ends_with_an_error(client, engine):

@@ -1,4 +1,4 @@
-"""The part that all APIs for language models share: read a request, run it, count it, end it."""
+"""The part that all APIs for language models share: read a request, run it, and count it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReceivedRequest(NamedTuple):
 
 
 class LlmDoor:
-    """The reading and running of requests. An API has only its own codec beside it."""
+    """Reads and runs requests. Each API adds only its own codec."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class LlmDoor:
         *,
         queue_comments: bool = False,
     ) -> None:
-        """``queue_comments``: streams say where they stand, also if their callers do not request it."""
+        """``queue_comments``: streams show their place in the queue, also without a request for it."""
         self.core = core
         self._queue_comments = queue_comments
         self._limits = limits
@@ -78,7 +78,7 @@ class LlmDoor:
     def call(self, received: ReceivedRequest, model: str, path: str, body: dict[str, Any]) -> LlmCall:
         """Return a call of ``path`` of OpenAI's API; raise BadRequest for headers that cannot be read.
 
-        ``body`` is in OpenAI's format. It is changed: its model is set, and a stream asks for its usage.
+        ``body`` is in OpenAI's format. It is changed: its model is set, and a stream requests its usage.
         """
         body["model"] = model
         if body.get("stream") is True and path.endswith("completions"):

@@ -22,13 +22,13 @@ from services.gateway.domain.llm.refusal import EngineRefused
 from tidegate.kernel.errors import TidegateError
 from tidegate.version import VERSION
 
-# The statuses with which engines answer paths that they do not have, or that their model cannot serve.
+# The statuses of engines for paths that they do not have, or that their model cannot serve.
 _NOT_THERE = (404, 405, 501)
 _HOW = f"the member 'model', the header {MODEL_HEADER} or ?model=NAME"
 
 
 class ExtraRoutes:
-    """The routes of engines beside OpenAI's API. An engine without a route answers 404 with its name."""
+    """The routes of engines beside OpenAI's API. The answer is 404 if an engine does not have a route."""
 
     def __init__(self, door: LlmDoor) -> None:
         self._api = Translation(door, "extras", _error_body)
@@ -74,7 +74,7 @@ class ExtraRoutes:
         return await self._api.respond(request, make)
 
     async def passed(self, request: Request, *, path: str) -> Response:
-        """Pass a request to the engine, and its answer back."""
+        """Send a request to the engine, and its answer to the caller."""
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             model = self._model(request, received)

@@ -1,4 +1,4 @@
-"""Write a response of server-sent events that never looks dead."""
+"""Write a response of server-sent events, with comments so that its client does not time out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import Send
 from services.gateway.api.cancellable_response import EVENT_STREAM
 from tidegate.kernel import tasks
 
-# An error in this time still has its own status code, because the headers are not sent yet.
+# An error before this time has its own status code, because the headers are not sent yet.
 FIRST_WAIT_S = 2.0
 KEEP_ALIVE_S = 5.0
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -22,7 +22,7 @@ class EventStream:
     """A response of server-sent events, with comments while no event comes.
 
     The headers are sent with the first event, or with the first comment after ``FIRST_WAIT_S``.
-    ``headers`` returns those of this response. ``comment`` returns what to send while nothing comes.
+    ``headers`` returns the response's headers. ``comment`` returns the comment to send while no event comes.
     ``content``: the headers that describe the body, if it is another kind of stream.
     """
 

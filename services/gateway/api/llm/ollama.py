@@ -26,7 +26,7 @@ from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError
 from tidegate.kernel.protocol.access import INFER, may_not_use
 
 NDJSON = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
-# The members of a request that changed nothing, each with the reason.
+# A header with the members of a request that have no effect, each with the reason.
 IGNORED = b"x-tidegate-ignored"
 _NS = 1_000_000_000
 
@@ -34,7 +34,7 @@ Translate = Callable[[Members], OllamaCall]
 
 
 class OllamaRoutes:
-    """The routes of Ollama. Management of models is answered with the command to run instead."""
+    """The routes of Ollama. The routes that manage models answer with the command to run instead."""
 
     def __init__(self, door: LlmDoor) -> None:
         self._door = door
@@ -171,7 +171,7 @@ class OllamaRoutes:
         return self._listed(ollama_models.tags)
 
     async def ps(self) -> Response:
-        """Return those of the models that have a ready replica."""
+        """Return the models that have a ready replica."""
         return self._listed(ollama_models.running)
 
     def _listed(self, form: Callable[[list[LlmModel]], Any]) -> Response:
@@ -202,9 +202,7 @@ class OllamaRoutes:
 
     async def manage(self, request: Request, *, what: str) -> Response:
         """Refuse to manage models, and return the command to run instead."""
-        return self._api.refusal(
-            BadRequest(f"this address does not manage models: {ollama_models.INSTEAD[what]}")
-        )
+        return self._api.refusal(BadRequest(f"this API cannot manage models: {ollama_models.INSTEAD[what]}"))
 
 
 def _model(name: str, route: DeploymentRoute) -> LlmModel:
@@ -214,9 +212,9 @@ def _model(name: str, route: DeploymentRoute) -> LlmModel:
 
 
 def _explain(error: EngineRefused, asked: OllamaCall) -> NoReturn:
-    """Raise an engine's refusal of images as a wrong request: engines answer it as a failure of their own."""
+    """Raise an engine's refusal of images as BadRequest. Engines answer it with the status of a failure."""
     if asked.images and "image" in error.message:
-        raise BadRequest(f"the model {asked.model!r} takes no images: {error.message}") from error
+        raise BadRequest(f"the model {asked.model!r} does not accept images: {error.message}") from error
     raise error
 
 
@@ -226,7 +224,7 @@ def _durations(received: ReceivedRequest, load: float, first: float) -> Duration
 
 
 def _ignored(members: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return a header that lists members of a request that changed nothing, each with the reason."""
+    """Return a header with the members of a request that have no effect, each with the reason."""
     shown = [f"{name}: {why}" for name, why in members.items() if name.isascii() and name.isprintable()]
     return [(IGNORED, "; ".join(shown)[:1000].encode())] if shown else []
 

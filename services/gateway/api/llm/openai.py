@@ -33,7 +33,7 @@ PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES)
 
 
 class OpenAiRoutes:
-    """The routes of OpenAI's API. Their bodies and answers are the engine's, uncut."""
+    """The routes of OpenAI's API. The engine gets the bodies as they are, and makes the answers."""
 
     def __init__(self, door: LlmDoor, jobs: LlmJobs) -> None:
         self._door = door
@@ -68,8 +68,7 @@ class OpenAiRoutes:
     async def answer(self, request: Request, *, path: str, model: str = "") -> Response:
         """Answer a request as the engine does: as one JSON body, or as server-sent events.
 
-        With ``Prefer``, run it as a job. ``model``: the model, whatever the body says; empty: the one in the
-        body.
+        With ``Prefer``, run it as a job. ``model`` replaces the body's model, unless it is empty.
         """
         try:
             received = await self._door.receive(request)
@@ -91,7 +90,7 @@ class OpenAiRoutes:
             body = received.body
             model = body.get("model")
             if not isinstance(model, str) or not model:
-                raise BadRequest("'model' must be the name of a model: GET /v1/models lists all")
+                raise BadRequest("'model' must be the name of a model: GET /v1/models lists all models")
             events = EventFilter(model, usage=path == RESPONSES or wants_usage(body))
             call = self._door.call(received, model, path, body)
             if call.streamed:

@@ -51,7 +51,7 @@ class OpenAiError(NamedTuple):
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
-# The type and the code of each class of error. A code of None is the error's own reason.
+# The type and the code of each class of error. None: the code is the error's own reason.
 _WORDS: dict[type[TidegateError], tuple[str, str | None]] = {
     errors.BadRequest: (_INVALID, None),
     errors.Unauthorized: ("authentication_error", "invalid_api_key"),
@@ -83,7 +83,7 @@ def openai_error(error: TidegateError) -> OpenAiError:
         kind = "tokens"
     param = "model" if isinstance(error, errors.NotFound) else None
     if isinstance(error, errors.NotFound) and error.reason != errors.NotFound.reason:
-        param, code = None, error.reason  # it names something else than a model
+        param, code = None, error.reason  # the error is about another thing than a model
     return OpenAiError(status_of(error), kind, code or error.reason, param, for_caller(error))
 
 
@@ -91,7 +91,11 @@ def _engines(error: EngineRefused) -> OpenAiError:
     """Return an engine's or provider's own error in OpenAI's words."""
     if error.status in (401, 403):
         return OpenAiError(
-            502, _SERVER, "upstream_refused", None, f"the upstream refuses this stack: {error.message}"
+            502,
+            _SERVER,
+            "upstream_refused",
+            None,
+            f"the upstream refuses this stack's credential: {error.message}",
         )
     detail = error.detail
     code, param = detail.get("code"), detail.get("param")

@@ -34,14 +34,14 @@ INTERNAL = TidegateError("internal error; see the log of the service")
 
 @dataclass(slots=True)
 class Answered:
-    """The next pieces of an answer. ``load``: seconds in which no engine had the request, so far."""
+    """The next pieces of an answer. ``load``: the seconds so far in which no engine had the request."""
 
     pieces: list[Piece]
     load: float
 
 
 class Translation:
-    """One API over the door.
+    """One API on top of the shared :class:`LlmDoor`.
 
     ``protocol`` names it in the log. ``error_body`` returns the body of an error with a message. ``wrong`` is
     the status of a wrong request.
@@ -115,14 +115,14 @@ class Translation:
 
 
 def code_of(error: TidegateError) -> int:
-    """Return the status code of an error. A provider that refuses this stack is no fault of the caller."""
+    """Return the status code of an error: 502 if a provider refuses this stack, not the caller."""
     if isinstance(error, EngineRefused):
         return 502 if error.status in (401, 403) else error.status
     return status_of(error)
 
 
 def grants(call: LlmCall) -> list[tuple[bytes, bytes]]:
-    """Return the headers that tell a caller its limits."""
+    """Return the headers that show the caller's limits."""
     return call.limit_headers()
 
 

@@ -1,4 +1,4 @@
-"""Serve OpenAI's batches. They share their path with Tidegate's own, which ``api/batches.py`` serves."""
+"""Serve OpenAI's batches. ``api/batches.py`` serves Tidegate's own batches at the same path."""
 
 from __future__ import annotations
 

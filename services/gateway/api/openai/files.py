@@ -110,7 +110,7 @@ class OpenAiFileRoutes:
         return json_response(listed([file.public() for file in found[:limit]], more=len(found) > limit))
 
     async def status(self, id: str) -> Response:
-        """Return a file's facts."""
+        """Return a file's size, times and purpose."""
         return json_response((await self._find(id)).public())
 
     async def content(self, id: str) -> Response:

@@ -16,7 +16,7 @@ from services.gateway.domain.openai.facts import OpenAiFacts
 from tidegate.kernel.errors import DeadlinePassed, TidegateError
 from tidegate.kernel.protocol.jobs import Job
 
-# A job must have some time, or it would not be accepted.
+# A job without any time left would not be accepted.
 LEAST_TTL_S = 1.0
 
 
@@ -47,10 +47,10 @@ class ResultLine(NamedTuple):
 
 
 class LineForm(Protocol):
-    """The reading of a batch's lines, and the writing of their results."""
+    """Reads the lines of a batch, and writes their results."""
 
     def id_of(self, raw: bytes) -> str | None:
-        """Return the id that the caller gave to a line, or None."""
+        """Return the caller's id of a line, or None."""
 
     @property
     def path(self) -> str:
@@ -60,7 +60,7 @@ class LineForm(Protocol):
         """Return the request of a line. Raises TidegateError."""
 
     def overdue(self) -> TidegateError | None:
-        """Return the error of lines that have not begun, if the time of the batch is over; else None."""
+        """Return the error for lines that have not begun when the time of the batch is over; else None."""
 
     async def answered(self, number: int, id_: str | None, job: Job, frame: bytes) -> ResultLine:
         """Return the result of a line whose job has an answer. Raises TidegateError."""
@@ -97,7 +97,7 @@ class TensorLines:
         )
 
     def overdue(self) -> TidegateError | None:
-        """Return None: each line has a time of its own."""
+        """Return None: each line has its own time."""
         return None
 
     async def answered(self, number: int, id_: str | None, job: Job, frame: bytes) -> ResultLine:
@@ -133,7 +133,7 @@ class OpenAiLines:
         return LineRequest(line.model, "", options, line.body, body=line.body)
 
     def overdue(self) -> TidegateError | None:
-        """Return the error of lines that have not begun when the completion window ends."""
+        """Return the error for lines that have not begun when the completion window ends."""
         if time.time() * 1e3 < self._facts.expires_ms:
             return None
         return DeadlinePassed(

@@ -57,7 +57,7 @@ class CallAccount:
         self._limits = limits
         self._meter = meter
         self._load: GatewayLoad | None = load
-        # True if the caller left before the end of its answer.
+        # True if the caller disconnected before the end of its answer.
         self.left = False
         load.waiting += 1
         load.waiting_tokens += call.estimate.prompt
@@ -85,7 +85,7 @@ class CallAccount:
         if self._reservation is not None:
             tokens = prompt + answer
             if self.left and call.cost.queued and not tokens:
-                # An engine may have read the prompt of a caller that left before the first event.
+                # The engine may have read the prompt, even if the caller disconnected before the first event.
                 tokens = min(call.estimate.prompt, self._reservation.charged)
             self._reservation.settle(tokens)
         if prompt:
@@ -111,7 +111,7 @@ class LlmAccounting:
         self.meters = LlmMeters()
 
     async def open(self, call: Accounted, endpoint: str, load: GatewayLoad) -> CallAccount:
-        """Admit a request. Raise Forbidden, TooMany at a limit, BadRequest if no limit has room for it.
+        """Admit a request. Raise Forbidden, TooMany at a limit, BadRequest if the request is above a limit.
 
         ``load`` is the gateway's load of the Deployment that runs the request.
         """

@@ -55,16 +55,16 @@ LOSSES = Counter(
     "Streams of language models whose worker was lost, by what followed: continue, end or fail.",
     ["action"],
 )
-# A request that has lost more workers may be the cause.
+# A request that loses more workers than this may be the cause.
 MAX_LOSSES = 2
 _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
-# An answer in one piece has no tokens in between that could move its deadline. So each token that it may
-# have adds this time. Engines on a CPU are about this fast with all slots in use.
+# The deadline of a stream moves with each token. The deadline of an answer in one piece cannot move, so it is
+# later by this time for each token. Engines on a CPU are about this fast with all slots in use.
 MS_PER_TOKEN = 200.0
 
 
 class QueuedAt(NamedTuple):
-    """The moment in which a request was queued: the time, and the requests before it."""
+    """The moment at which a request was queued: the time, and the requests before it."""
 
     route: DeploymentRoute
     at: float
@@ -130,7 +130,7 @@ class LlmCall:
 
 @dataclass(slots=True)
 class LlmEvents:
-    """The next events of a stream: JSON texts of the engine. Without ``stream``: one, the whole answer."""
+    """The next events of a stream: JSON texts of the engine. Without ``stream``, the whole answer."""
 
     events: list[bytes]
     meta: Meta
@@ -140,7 +140,7 @@ class LlmEvents:
 
 
 class LlmCore:
-    """Run requests to language models; every API for them shares it."""
+    """Runs requests to language models, for every API."""
 
     def __init__(self, core: InferenceCore, accounting: LlmAccounting) -> None:
         self._core = core
@@ -150,7 +150,7 @@ class LlmCore:
     def find(self, model: str) -> tuple[EndpointRoute, DeploymentRoute]:
         """Return the endpoint and the Deployment for a model's name.
 
-        Raise NotFound for an unknown model or adapter, BadRequest for a model that is no language model.
+        Raise NotFound for an unknown model or adapter, BadRequest for a model that is not a language model.
         """
         endpoint, route = self._core.find(model.partition(":")[0], "")
         return endpoint, _checked(model, route)
@@ -258,7 +258,10 @@ class LlmCore:
                     "a request goes to another target",
                     extra={"deployment": route.name, "other": other.name, "problem": error.message},
                 )
-                route, progress = other, StreamProgress(call.path, call.body)  # it may have other tokens
+                route, progress = (
+                    other,
+                    StreamProgress(call.path, call.body),
+                )  # the other model may have other tokens
             except WorkerLost as error:
                 losses += 1
                 if not _continues(progress, losses, error):
@@ -279,7 +282,7 @@ class LlmCore:
         *,
         again: bool,
     ) -> AsyncGenerator[LlmEvents]:
-        """Yield the events of one request to the engine. ``again``: an earlier one was admitted and lost."""
+        """Yield the events of one request to the engine. ``again``: it was admitted before, and was lost."""
         began = time.perf_counter()
         request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began

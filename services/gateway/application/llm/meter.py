@@ -1,4 +1,4 @@
-"""Metrics of language models by the names of the field: time to first token, inter-token latency, and so on.
+"""Metrics of language models with the field's names: time to first token, inter-token latency, and so on.
 
 Buckets follow the conventions of OpenTelemetry for GenAI (``gen_ai.server.time_to_first_token`` and others).
 """
@@ -110,7 +110,7 @@ class CallMeter:
             self._usage = usage
 
     def end(self) -> None:
-        """Count the request. Its tokens count even if its caller has left."""
+        """Count the request. Its tokens count even if its caller has disconnected."""
         series, (prompt, answer, cached) = self._series, self._usage
         if self._gaps is not None:
             series.duration.observe(perf_counter() - self._started)

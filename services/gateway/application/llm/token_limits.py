@@ -2,7 +2,7 @@
 
 A request to a language model takes seconds, so it can wait for the store: one call charges all accounts of
 the caller, over all gateway processes. The difference to the engine's count is settled in the background.
-While the store is away, this process applies its share of each limit.
+While the store is down, this process applies its share of each limit.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-SLOW_S = 0.5  # a store that takes longer counts as away
+SLOW_S = 0.5  # a store that takes longer counts as down
 RETRY_S = 0.5
-# A process that cannot reach the store forgets its own windows at this number of callers.
+# While the store is down, a process removes all of its windows at this number of callers.
 MOST_WINDOWS = 10_000
 
 
@@ -37,7 +37,7 @@ class Store(Protocol):
     async def charge(
         self, accounts: Sequence[TokenAccount], tokens: int
     ) -> tuple[int, tuple[TokenBalance, ...]]:
-        """Charge tokens to all accounts or to none; return the second, and the balances before it."""
+        """Charge all accounts or none. Return the second of the charge, and the balances before it."""
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct a charge."""
@@ -85,7 +85,7 @@ class Reservation:
         return _states(self._accounts, self._balances, self.charged)
 
     def used(self, tokens: int) -> None:
-        """Charge a growing answer whose ``tokens`` so far exceed the charge."""
+        """Charge more for a growing answer if its ``tokens`` so far exceed the charge."""
         if self._open and tokens > self.charged:
             self._settle(tokens + STEP)
 
@@ -230,7 +230,7 @@ class TokenLimits:
         if not any(each.refused for each in balances):
             for id_ in ids:
                 self._window(id_).charge(tokens, now)
-            # The account gets it when the store is back. It counts for the day even if the minute is over.
+            # Charged to the account when the store is back. It counts for the day even if the minute is over.
             self._pending[made] = self._pending.get(made, 0) + tokens
         return made, balances
 
@@ -242,7 +242,7 @@ class TokenLimits:
         if not self._away:
             self._away = True
             log.warning(
-                "the store is away; this process applies its share of every limit of tokens",
+                "the store does not answer; this process applies its share of every token limit",
                 extra={"problem": problem},
             )
 
@@ -251,7 +251,7 @@ class TokenLimits:
             self._away = False
             self._windows.clear()
             self._woken.set()
-            log.info("the store is back; limits of tokens are shared again")
+            log.info("the store answers again; token limits apply to all processes together")
 
     async def _run(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The batches of OpenAI's API: they are Tidegate's batches, with lines and results in OpenAI's form."""
+"""The batches of OpenAI's API: Tidegate's batches with lines and results in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class OpenAiBatches:
         return await self._store.latest(principal, after, limit, openai=True)
 
     async def cancel(self, batch: Batch) -> Batch:
-        """Cancel the lines of a batch that are not over. Raises BadRequest if the batch is over."""
+        """Cancel the lines of a batch that have not ended. Raises BadRequest if the batch has ended."""
         if (problem := check_cancel(batch)) is not None:
             raise problem
         return await self._batches.cancel(batch)

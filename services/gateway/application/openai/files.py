@@ -26,7 +26,7 @@ log = telemetry.logger(__name__)
 # A piece is in memory twice: as it arrived, and as it is written.
 COPIES = 2
 SWEEP_S = 60.0
-# An upload that has not grown for this long lost its gateway. HTTP servers end slower ones much earlier.
+# If an upload has not grown for this time, its gateway was lost. HTTP servers end slower uploads earlier.
 IDLE_S = 900.0
 
 
@@ -42,7 +42,7 @@ class FileLimits(NamedTuple):
 
 
 class FileUpload:
-    """An upload that arrives. Call :meth:`finish` or :meth:`abort` at its end.
+    """An upload while it arrives. Call :meth:`finish` or :meth:`abort` at its end.
 
     ``hold`` is called with the number of bytes in memory, and raises Overloaded if they do not fit.
     """
@@ -96,11 +96,11 @@ class FileUpload:
             self._created_ms + int(keep_s * 1e3),
         )
         if not await self._store.end_upload(file):
-            raise Unavailable("the upload took too long without progress: send the file again")
+            raise Unavailable("the upload made no progress for too long: send the file again")
         return file
 
     async def abort(self) -> None:
-        """Delete what was stored."""
+        """Delete the stored parts."""
         with suppress(Unavailable):  # then another gateway deletes it
             await _drop(self._store, self._blobs, self._id)
 
@@ -127,7 +127,7 @@ class FileService:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to delete what killed gateways left."""
+        """Begin to delete the unfinished uploads of killed gateways."""
         self._task = asyncio.create_task(self._sweep(), name="abandoned uploads")
 
     async def stop(self) -> None:
@@ -183,14 +183,14 @@ class FileService:
             try:
                 for id_ in await self._store.abandoned(IDLE_S):
                     await _drop(self._store, self._blobs, id_)
-                    log.info("an upload without an end was deleted", extra={"file": file_name(id_)})
+                    log.info("an unfinished upload was deleted", extra={"file": file_name(id_)})
             except Unavailable:
                 pass  # the chunks expire in the blob store
             await asyncio.sleep(SWEEP_S)
 
 
 async def used_bytes(store: FileStore, principal: Principal, limits: FileLimits) -> int:
-    """Return the bytes of a caller's files. Raises TooMany if it has as many files as it may have."""
+    """Return the bytes of a caller's files. Raises TooMany if the caller has reached its number of files."""
     files = await store.latest(principal.id, None, limits.callers_files)
     if len(files) >= limits.callers_files:
         raise _full(f"{limits.callers_files} files")

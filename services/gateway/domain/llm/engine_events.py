@@ -1,7 +1,7 @@
 """Read the events of an engine, for APIs other than OpenAI's.
 
 Engines differ in details of OpenAI's API: llama.cpp reports log probabilities of ``/v1/completions`` as for
-chats, with ids of tokens, and vLLM as OpenAI once did. A :class:`Piece` is the same for all of them.
+chats, with ids of tokens, and vLLM as OpenAI once did. A :class:`Piece` is the same for all engines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Routes of engines beside OpenAI's API: tokens of a text, and the scores of vLLM.
 
 vLLM, llama.cpp and TGI have ``/tokenize``, each with bodies of its own. Here one request and one answer have
-the members of all of them, so neither the engine nor the client must be known.
+the members of all three. So the gateway need not know the engine or the client.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def tokenize(request: Members) -> dict[str, Any]:
         return {name: value for name, value in request.items() if name != "model"} | {"messages": messages}
     named = [name for name in ("prompt", "content", "inputs") if name in request]
     if not named:
-        raise BadRequest("the request has no 'prompt' and no 'messages' to tokenize")
+        raise BadRequest("the request has nothing to tokenize: add 'prompt' or 'messages'")
     prompt = members.text(request, named[0])
-    default = named[0] != "content"  # llama.cpp adds no special tokens unless asked
+    default = named[0] != "content"  # llama.cpp adds special tokens only on request
     special = members.flag(request, "add_special_tokens", members.flag(request, "add_special", default))
     strings = of_tgi(request) or members.flag(request, "return_token_strs")
     return {
@@ -46,7 +46,7 @@ def tokenize(request: Members) -> dict[str, Any]:
 
 
 def lacks_template(answer: bytes) -> bool:
-    """Return True if an engine answered messages without tokens: its ``/tokenize`` takes only text."""
+    """Return True if an engine answered messages without tokens: its ``/tokenize`` accepts only text."""
     return "count" not in orjson.loads(answer)
 
 

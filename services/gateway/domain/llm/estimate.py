@@ -44,7 +44,7 @@ def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEs
     if path.endswith(("/embeddings", "/pooling", "/score", "/rerank", "/tokenize", "/detokenize")):
         return TokenEstimate(prompt, 0)
     room = max(1, context - prompt) if context is not None else None
-    # Engines differ in the limit that they read, so the largest one counts. The end settles the difference.
+    # Engines read different members, so the largest limit counts. At the end, the charge is corrected.
     limit = max((body[name] for name in _LIMITS if _is_count(body.get(name))), default=None)
     if limit is None:
         limit = room if room is not None else USUAL_ANSWER
@@ -58,7 +58,7 @@ def states_answer(body: Mapping[str, Any]) -> bool:
 
 
 def _choices(body: Mapping[str, Any]) -> int:
-    """Return the number of answers that the engine writes: some for each prompt."""
+    """Return the number of answers that the engine writes, over all prompts."""
     each = max((body[name] for name in ("n", "best_of") if _is_count(body.get(name))), default=1)
     prompt = body.get("prompt")
     if not isinstance(prompt, list) or not prompt or type(prompt[0]) is int:

@@ -6,16 +6,16 @@ from collections.abc import Collection
 
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 
-# An engine or an upstream that cannot work now. A 429 is the provider's honest answer, and passes.
+# The engine or upstream cannot work now. A 429 is not among these: the caller gets the provider's limit.
 FAILED = frozenset({502, 503, 504})
 
 
 def other_target(
     endpoint: EndpointRoute, failed: Collection[str], status: int, adapter: str
 ) -> DeploymentRoute | None:
-    """Return a ready target of the endpoint that has not failed; None: the failure is the answer.
+    """Return a ready target of the endpoint that has not failed; None: the caller gets the failure.
 
-    ``status``: that of the failure, before the first event. ``failed``: the Deployments that had one.
+    ``status``: the status of the failure, before the first event. ``failed``: the Deployments that failed.
     """
     if status not in FAILED:
         return None

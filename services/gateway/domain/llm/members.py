@@ -11,7 +11,7 @@ Members = Mapping[str, Any]
 
 
 def text(members: Members, name: str, default: str | None = None) -> str:
-    """Return a member that is a string; without a default it must be there."""
+    """Return a member that is a string. Without a default, the member is required."""
     value = members.get(name)
     if value is None:
         value = default

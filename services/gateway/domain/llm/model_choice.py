@@ -1,4 +1,4 @@
-"""Choose the language model of a request that may name none."""
+"""Choose the language model of a request, also if the request does not name one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tidegate.kernel.errors import BadRequest, NotFound
 
 
 def chosen(named: Iterable[str | None], models: Sequence[str], how: str) -> str:
-    """Return the first name that is given, or else the only language model.
+    """Return the first name that is not empty, or else the only language model.
 
-    ``models``: those that the caller may use. ``how``: the way to name a model, for the message. Raises
-    NotFound if there is no model, BadRequest if there are several.
+    ``models``: the models that the caller may use. ``how``: the way to name a model, for the message. Raise
+    NotFound without a model, BadRequest if there are several.
     """
     for name in named:
         if name:
@@ -20,11 +20,11 @@ def chosen(named: Iterable[str | None], models: Sequence[str], how: str) -> str:
     if not endpoints:
         raise NotFound(
             "there is no language model that you may use: deploy one with "
-            "`tidegate deploy MODEL.gguf --name NAME`, or use a key that may use one"
+            "`tidegate deploy MODEL.gguf --name NAME`, or use a key with access to one"
         )
     if len(endpoints) > 1:
         raise BadRequest(
-            f"the request names no model, and there are several: {', '.join(endpoints)}; name one with {how}",
+            f"the request names no model, but there are several: {', '.join(endpoints)}; name one with {how}",
             reason="model_not_named",
         )
     return endpoints[0]

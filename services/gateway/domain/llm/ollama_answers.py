@@ -56,7 +56,7 @@ class OllamaAnswer:
         return [self._line(now, piece.text, piece.reasoning, logprobs)]
 
     def _add_call(self, delta: dict[str, Any]) -> None:
-        """Add a part of a tool call. Ollama sends calls whole, so they wait for the end."""
+        """Add a part of a tool call. Ollama sends whole calls, so calls wait for the end."""
         function = delta.get("function") or {}
         call = self._calls.setdefault(delta.get("index", len(self._calls)), {"name": "", "arguments": ""})
         call["name"] += function.get("name") or ""
@@ -114,7 +114,7 @@ class OllamaAnswer:
     def _counts(self, durations: Durations) -> dict[str, Any]:
         prompt = max(durations.first - durations.load, 0)
         answer = max(durations.total - durations.first, 0)
-        if self._timings:  # the engine knows better
+        if self._timings:  # the engine's own times are more exact
             prompt = int(self._timings.get("prompt_ms", 0) * _MS)
             answer = int(self._timings.get("predicted_ms", 0) * _MS)
         return {
@@ -166,7 +166,7 @@ def stamp(now: datetime) -> str:
 
 
 def _arguments(text: str) -> Any:
-    """Return a tool call's arguments as an object. If they are not valid JSON, it has their text."""
+    """Return a tool call's arguments as an object; if they are not valid JSON, an object with their text."""
     try:
         value = orjson.loads(text or b"{}")
     except orjson.JSONDecodeError:

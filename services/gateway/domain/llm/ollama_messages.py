@@ -18,8 +18,8 @@ _IMAGES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif
 def translated(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Translate the messages of a chat; raise BadRequest.
 
-    OpenAI's messages of tools name the call that they answer. Ollama's name at most the tool, so calls get
-    numbers here, and each answer belongs to the oldest open call of its tool.
+    In OpenAI's API, a message of a tool names the call that it answers. In Ollama's, it names at most the
+    tool. So calls get numbers here, and each answer belongs to the oldest open call of its tool.
     """
     waiting: deque[tuple[str, str]] = deque()
     result = []
@@ -42,7 +42,7 @@ def translated(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def user_content(prompt: str, images: Sequence[str]) -> str | list[dict[str, Any]]:
-    """Return the content of a message: text, or text and images."""
+    """Return the content of a message: text, or text with images."""
     if not images:
         return prompt
     parts: list[dict[str, Any]] = [{"type": "text", "text": prompt}] if prompt else []

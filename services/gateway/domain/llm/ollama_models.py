@@ -8,10 +8,10 @@ from typing import Any
 
 from services.gateway.domain.llm.ollama_requests import LATEST
 
-# The version of Ollama's API that these answers follow. Some clients require a least version.
+# The version of Ollama's API that these answers follow. Some clients require a minimum version.
 API_VERSION = "0.13.0"
 
-# Management of models is not the gateway's. By path: the command to run instead.
+# The gateway does not manage models. By path: the command to run instead.
 INSTEAD = {
     "pull": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
     "push": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
@@ -53,7 +53,7 @@ def tags(models: Sequence[LlmModel]) -> dict[str, Any]:
 def running(models: Sequence[LlmModel]) -> dict[str, Any]:
     """Return the answer of ``/api/ps``: the models with a replica that is ready.
 
-    Ollama has a time at which each expires. A Deployment's replicas have none, so it is the latest one.
+    Ollama states when each model expires. Replicas do not expire, so the latest possible time is stated.
     """
     shown = {"expires_at": "9999-12-31T23:59:59Z", "size_vram": 0}
     return {

@@ -13,7 +13,7 @@ from tidegate.kernel.errors import BadRequest
 CHAT, COMPLETION, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 LATEST = ":latest"
 
-# Options with the names that engines have for them. An engine ignores the names of other engines.
+# Ollama's options, with the engines' names for them. An engine ignores the names of other engines.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
     "top_p": ("top_p",),
@@ -30,7 +30,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "mirostat_eta": ("mirostat_eta",),
 }
 _OF_DEPLOYMENT = "the Deployment sets this"
-# Options and members that change nothing here, with the reason.
+# Options and members that have no effect, with the reason.
 _IGNORED = {
     "num_ctx": "the Deployment's llm.context sets this",
     "num_batch": _OF_DEPLOYMENT,
@@ -45,7 +45,7 @@ _UNKNOWN = "there is no such option here"
 
 @dataclass(frozen=True, slots=True)
 class OllamaCall:
-    """A request of Ollama. ``path``, ``body``: the same for an engine; without a path there is nothing to do.
+    """A request of Ollama. ``path``, ``body``: the request to the engine; an empty path: none is necessary.
 
     ``kind``: the form of the answer. ``model``: the name as the caller wrote it. ``ignored``: members that
     have no effect, with the reason.
@@ -84,7 +84,7 @@ def generate(request: Members) -> OllamaCall:
     the prompt goes to the engine as it is.
     """
     if members.text(request, "template", ""):
-        raise BadRequest("'template' is not supported: a model's template is the engine's")
+        raise BadRequest("'template' is not supported: the engine applies the model's own template")
     if request.get("context"):
         raise BadRequest("'context' is not supported: send the earlier messages to /api/chat")
     prompt, images = members.text(request, "prompt", ""), members.texts(request, "images")
@@ -103,9 +103,9 @@ def generate(request: Members) -> OllamaCall:
 
 
 def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the body for :data:`EMBEDDINGS` of a request of ``/api/embed``, and the ignored members."""
+    """Translate a request of ``/api/embed``. Return the body for :data:`EMBEDDINGS`, and ignored members."""
     if request.get("truncate") is False:
-        ignored = {}  # engines refuse an input that is too long, as this caller wants
+        ignored = {}  # engines refuse an input that is too long, which is what ``truncate: false`` requests
     else:
         ignored = (
             {"truncate": "the engine refuses an input that is too long"} if "truncate" in request else {}
@@ -119,7 +119,7 @@ def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def embed_one(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the body for :data:`EMBEDDINGS` of a request of the older ``/api/embeddings``."""
+    """Translate a request of the older ``/api/embeddings``, like :func:`embed`."""
     return {"input": [members.text(request, "prompt")]}, _ignored(request)
 
 
@@ -155,7 +155,7 @@ def _call(
 
 
 def _nothing(kind: Literal["chat", "generate"], request: Members) -> OllamaCall:
-    """Return the call of a request without a prompt: with it, clients of Ollama load or unload a model."""
+    """Return the call of a request without a prompt, with which clients of Ollama load or unload a model."""
     return OllamaCall(
         kind,
         model_of(request),
@@ -203,7 +203,7 @@ def _format(wanted: Any, *, completion: bool) -> dict[str, Any]:
         }
     else:
         raise BadRequest("'format' must be \"json\" or a JSON schema")
-    # llama.cpp has no response_format in completions, but this member.
+    # In completions, llama.cpp has this member instead of response_format.
     return body | ({"json_schema": schema} if completion else {})
 
 

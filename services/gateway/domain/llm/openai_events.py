@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-# Inside of a JSON string both quotes would be escaped, so these match names of members only.
+# Inside a JSON string, quotes are escaped, so these patterns match only names of members.
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _USAGE = b'"usage"'
 
@@ -15,7 +15,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventFilter:
-    """The changes to one answer: the model has the endpoint's name, and usage is only sent if wanted."""
+    """The changes to one answer: the model gets the endpoint's name, and unrequested usage is removed."""
 
     def __init__(self, model: str, *, usage: bool) -> None:
         self._model = orjson.dumps(model)
@@ -23,7 +23,7 @@ class EventFilter:
         self._usage = usage
 
     def chunk(self, event: bytes) -> bytes:
-        """Return an event for the caller; empty if it has nothing but a usage that was not wanted."""
+        """Return an event for the caller; empty if it has only usage that the caller did not request."""
         if not self._usage and _USAGE in event and not (event := _without_usage(event)):
             return b""
         return self.named(event)
@@ -49,7 +49,7 @@ def _without_usage(event: bytes) -> bytes:
 
 
 def wants_usage(body: dict[str, Any]) -> bool:
-    """Return True if the caller of a stream wants its usage in the last event."""
+    """Return True if the caller of a stream requests its usage in the last event."""
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 

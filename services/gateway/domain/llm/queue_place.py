@@ -1,4 +1,4 @@
-"""Estimate where a request stands while it waits."""
+"""Estimate the place of a waiting request in its queue."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def place(
     """Estimate a place in a queue that is mostly first in, first out.
 
     ``before``: the requests in flight when this one came. ``left``: the requests that have ended since, in
-    ``waited_s`` seconds. ``room``: the requests that one replica runs together. ``ready``: ready replicas.
-    ``start_ms``: the time until the first replica is ready, if known.
+    ``waited_s`` seconds. ``room``: the requests that one replica runs at the same time. ``ready``: the
+    ready replicas. ``start_ms``: the time until the first replica is ready, if known.
     """
     position = max(0, before - left - room * ready)
     if ready == 0:

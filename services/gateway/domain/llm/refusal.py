@@ -10,9 +10,9 @@ from tidegate.kernel.errors import TidegateError
 
 
 class EngineRefused(TidegateError):
-    """The engine refused a request, or failed, with an HTTP status and an error body of its own.
+    """The engine refused a request, or failed, with the engine's HTTP status and error body.
 
-    ``status``: the engine's status, 400 to 599. ``detail``: the members of its error, as far as known.
+    ``status``: the engine's status, 400 to 599. ``detail``: the members of that error, as far as known.
     """
 
     reason = "engine_refused"

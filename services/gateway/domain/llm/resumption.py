@@ -26,8 +26,8 @@ _ELSEWHERE = ("reasoning_content", "reasoning", "tool_calls", "function_call")
 def obstacle(path: str, body: Mapping[str, Any]) -> str:
     """Return why a stream cannot continue on another worker, in words after "it has"; empty if it can.
 
-    The engine continues with the prompt and the tokens that the caller has. So it must write one answer, and
-    nothing that it keeps beside the tokens may matter, such as the state of a grammar.
+    The engine continues with the prompt and the tokens that the caller has. So the request must have one
+    answer, and the engine may keep no state beside the tokens, such as the state of a grammar.
     """
     if path not in (CHAT, TEXT):
         return f"events of {path}"
@@ -85,7 +85,7 @@ class StreamProgress:
         return len(self._ids)
 
     def add(self, events: Sequence[bytes], meta: Meta) -> None:
-        """Add events that the caller has got, with the facts about them."""
+        """Add events that the caller has, with the facts about them."""
         if meta.usage is not None:
             self._usage = meta.usage
         if meta.prompt_ids and not self._prompt:
@@ -129,7 +129,7 @@ class StreamProgress:
         )
 
     def aligned(self, event: bytes) -> bytes | None:
-        """Return an event of a continuation as one of the first part; None if the caller has it already."""
+        """Return an event of a continuation in the first part's form; None if the caller has it already."""
         document = orjson.loads(event)
         if not self._head or not isinstance(document, dict):
             return event

@@ -12,7 +12,7 @@ from services.gateway.domain.llm.tgi_requests import Generation
 from tidegate.kernel import errors
 from tidegate.kernel.errors import TidegateError
 
-# TGI's words for kinds of errors, by our errors. Clients raise a class of their own for each.
+# TGI's error types, by Tidegate's errors. Clients raise a separate class for each type.
 _TYPES: dict[type[TidegateError], str] = {
     errors.BadRequest: "validation",
     errors.PayloadTooLarge: "validation",
@@ -27,9 +27,9 @@ _TYPES: dict[type[TidegateError], str] = {
 class TgiAnswer:
     """The answer to one request, as it grows. ``add`` returns the events that a stream sends now.
 
-    TGI sends the text of the whole answer with the last token. An engine says only after that token that it
-    was the last one. So the text has an event of its own, with an empty special token. The exception is the
-    token that reaches ``max_new_tokens``: it is held back, because it must be the last one.
+    TGI sends the text of the whole answer with the last token. An engine reports only after a token that it
+    was the last one. So the text has a separate event, with an empty special token. The exception is the
+    token that reaches ``max_new_tokens``: it must be the last one, so it is sent with the text.
     """
 
     def __init__(self, request: Generation) -> None:
@@ -111,7 +111,7 @@ def _finish(piece: Piece) -> str:
 
 
 def error_type(error: TidegateError) -> str:
-    """Return TGI's word for the kind of an error."""
+    """Return TGI's type of an error."""
     if isinstance(error, EngineRefused):
         return "overloaded" if error.status == 429 else "validation" if error.status < 500 else "generation"
     found = (_TYPES[cls] for cls in type(error).__mro__ if cls in _TYPES)

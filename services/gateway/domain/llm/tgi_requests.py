@@ -29,7 +29,7 @@ class Generation:
 
 
 def decode(request: Members, *, stream: bool) -> Generation:
-    """Translate a request; raise BadRequest if it is wrong or if no engine can do it."""
+    """Translate a request. Raise BadRequest if it is wrong, or if no engine can run it."""
     prompt = members.text(request, "inputs")
     if not prompt:
         raise BadRequest("'inputs' must not be empty")
@@ -59,16 +59,16 @@ def _check_supported(parameters: Members) -> None:
         raise BadRequest("'best_of' above 1 is not supported: send several requests and choose one answer")
     if members.flag(parameters, "decoder_input_details"):
         raise BadRequest(
-            "'decoder_input_details' is not supported: engines report no log probabilities of the prompt"
+            "'decoder_input_details' is not supported: engines do not report log probabilities of the prompt"
         )
     if members.flag(parameters, "watermark"):
-        raise BadRequest("'watermark' is not supported: no engine here has it")
+        raise BadRequest("'watermark' is not supported by the engines: leave it out")
     if members.whole(parameters, "truncate", 1) is not None:
         raise BadRequest("'truncate' is not supported: shorten the prompt before you send it")
 
 
 def _sampling(parameters: Members) -> dict[str, Any]:
-    """Return the sampling of a request. As in TGI, a request without any of it is greedy."""
+    """Return the sampling of a request. As in TGI, a request without such parameters is greedy."""
     temperature = members.real(parameters, "temperature")
     if temperature is not None and temperature <= 0:
         raise BadRequest("'temperature' must be above 0; for a greedy answer leave it out")

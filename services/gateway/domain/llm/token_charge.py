@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from tidegate.kernel.protocol.access import TokenAllowance
 
-# The answer of a request that does not limit it. A longer answer is charged while it grows.
+# The charge for an answer that the request does not limit. A longer answer is charged more while it grows.
 ASSUMED_ANSWER = 256
-# A growing answer is charged in steps of so many tokens.
+# The step, in tokens, in which a growing answer is charged.
 STEP = 64
-# A new ratio counts this much against the earlier ones.
+# The weight of a new ratio; the earlier ones have the rest.
 _WEIGHT = 0.2
 _RATIOS = (0.1, 10.0)
-# An estimate that is a little too high is returned at the end. One that is too low passes the limit.
+# If an estimate is too high, the rest is returned at the end. If it is too low, the limit is exceeded.
 _MARGIN = 1.1
 
 
@@ -36,15 +36,15 @@ class PromptRatio:
             return
         ratio = min(max(counted / estimated, _RATIOS[0]), _RATIOS[1])
         before = self.ratios.get(endpoint, ratio)
-        # A higher ratio counts at once, so that a change of the prompts does not pass the limit for long.
+        # A higher ratio counts immediately: otherwise, changed prompts could exceed the limit for long.
         self.ratios[endpoint] = max(ratio, before + _WEIGHT * (ratio - before))
 
 
 def charge(prompt: int, answer: int, *, stated: bool, limits: Mapping[str, TokenAllowance]) -> int:
     """Return the tokens to charge at admission: the prompt and the answer.
 
-    ``stated``: the request itself limits its answer. Otherwise a usual answer is assumed, and at most one
-    that the limits have room for.
+    ``stated``: the request itself limits its answer. Otherwise a usual answer is assumed, or a
+    shorter one if the limits have less room.
     """
     if stated:
         return prompt + answer

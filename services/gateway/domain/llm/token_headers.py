@@ -22,7 +22,7 @@ class TokenAccount(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The account's name in the store. A principal's name has no space before an endpoint."""
+        """The account's name in the store. The space is unambiguous, because a principal's name has none."""
         return f"{self.principal} {self.endpoint}" if self.endpoint else self.principal
 
 
@@ -40,7 +40,7 @@ def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> l
     end = f"-{account.endpoint}" if account.endpoint else ""
     limit, found = account.limit, []
     if limit.minute is not None:
-        # A new charge leaves the window at most a second later than after a full window.
+        # A new charge leaves the window at most one second after the window's length.
         reset_s = WINDOW_S + 1.0 if charged else balance.reset_ms / 1e3
         rest = max(0, limit.minute - balance.used - charged)
         found.append(Left(f"tokens-minute{end}", limit.minute, rest, reset_s))

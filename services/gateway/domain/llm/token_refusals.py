@@ -1,4 +1,4 @@
-"""The errors for callers at a limit of tokens, and for requests that no limit has room for."""
+"""The errors for callers at a token limit, and for requests that are larger than a limit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def too_many(account: TokenAccount, balance: TokenBalance, states: Sequence[Left
     headers = [*rate_limit(states), *openai(None, states)]
     return TooMany(
         f"{_whose(account)} has used {used:,} of {most:,} tokens per {period}, and this request does not "
-        "fit: send again after Retry-After",
+        "fit: send it again after the time in Retry-After",
         reason=f"token_{reason}",
         retry_after_s=wait_ms / 1e3,
         headers={name.decode(): value.decode() for name, value in headers},

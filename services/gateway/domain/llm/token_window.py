@@ -2,7 +2,7 @@
 
 The window slides: in any 60 seconds, at most the limit is charged. Charges are kept by the second. The same
 algorithm runs in the store (``tidegate/kernel/store/lua/tokens_charge.lua``) for all gateway processes. This
-one is for a process that cannot reach the store.
+module is for a process that cannot reach the store.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Refused = Literal["", "minute", "day"]
 
 @dataclass(frozen=True, slots=True)
 class TokenBalance:
-    """An account when a request wanted tokens, without that request.
+    """An account at the time of a request, without the request's own tokens.
 
     ``used`` and ``day_used`` are the tokens of the last minute and of this day. ``wait_ms`` is the time until
     the window has room for the request, ``reset_ms`` until it is empty, ``day_ms`` until the day ends.
@@ -72,7 +72,7 @@ class TokenWindow:
     def settle(self, at: int, difference: int, now: float) -> None:
         """Correct the charge of the second ``at``.
 
-        Tokens beyond a charge that has left the window count now. The rest of such a charge is dropped.
+        If the charge has left the window, more tokens than it count now, and tokens to return are dropped.
         """
         self._forget(now)
         second = at if at + 1 + WINDOW_S > now else int(now)

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class OpenAiFacts:
-    """The caller's words about a batch, and the files that it writes. ``expires_ms``: its deadline."""
+    """The caller's description of a batch, and the batch's files. ``expires_ms``: its deadline."""
 
     input_file: bytes
     output_file: bytes

@@ -14,9 +14,9 @@ from tidegate.kernel.protocol import bounded_json
 MAX_CUSTOM_ID = 512
 # More than the longest name of an endpoint with an adapter.
 MAX_MODEL = 512
-# A file that names more models than this has them checked more than once.
+# If a file names more models than this, some of them are checked more than once.
 MOST_MODELS = 1000
-# A file with more bad lines than this has its first ones listed.
+# At most this number of bad lines is listed: the first ones of the file.
 MAX_ERRORS = 100
 
 
@@ -136,7 +136,7 @@ class FileCheck:
 
 
 def custom_id(raw: bytes) -> str | None:
-    """Return the id that the caller gave to a line, or None."""
+    """Return the ``custom_id`` of a line, or None."""
     try:
         value = bounded_json.loads(raw, "the line")
     except TidegateError:

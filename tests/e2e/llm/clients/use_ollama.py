@@ -82,7 +82,7 @@ def check_errors():
     assert "tidegate deploy" in pulled.error
     image = [{"role": "user", "content": "What is it?", "images": ["iVBORw0KGgo="]}]
     blind = refused(ollama.ResponseError, lambda: client.chat(model=MODEL, messages=image))
-    assert (blind.status_code, "takes no images" in blind.error) == (400, True)
+    assert (blind.status_code, "does not accept images" in blind.error) == (400, True)
 
 
 async def check_the_async_client():
