@@ -159,9 +159,7 @@ class LlmScheduler:
 
     def cancel(self, ids: list[bytes]) -> None:
         """Never start these requests, and end those that run. This frees their slots."""
-        now = time.monotonic()
-        self._cancelled = {id_: at for id_, at in self._cancelled.items() if now - at < CANCELLED_KEPT_S}
-        self._cancelled |= dict.fromkeys(ids, now)
+        self._remember_cancelled(ids, time.monotonic())
         for task, item in self._calls.items():
             if item.request.id in self._cancelled and task not in self._cancelled_calls:
                 self._cancelled_calls.add(task)
@@ -169,6 +167,17 @@ class LlmScheduler:
         if self._jobs is not None:
             self._jobs.cancel(ids)
         self._wake()
+
+    def _remember_cancelled(self, ids: list[bytes], now: float) -> None:
+        """Remember ids, and forget the oldest. Every worker gets all cancels, so this must cost little."""
+        for id_ in ids:
+            self._cancelled.pop(id_, None)  # the last one comes last
+            self._cancelled[id_] = now
+        while self._cancelled:
+            oldest = next(iter(self._cancelled))
+            if now - self._cancelled[oldest] < CANCELLED_KEPT_S:
+                return
+            del self._cancelled[oldest]
 
     def take_waiting(self) -> list[QueuedRequest]:
         """Remove and return the requests that have not started. The caller sends them to other replicas."""

@@ -15,7 +15,7 @@ from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.api.llm_requests import LlmRequestConsumer
 from services.worker.application.job_scheduler import JobScheduler
-from services.worker.application.llm_scheduler import LlmScheduler
+from services.worker.application.llm_scheduler import CANCELLED_KEPT_S, LlmScheduler
 from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
 from services.worker.domain.llm_bands import LlmRoom
 from services.worker.domain.statistics import WorkStats
@@ -116,6 +116,17 @@ async def test_a_job_gets_no_slot_that_a_request_with_a_claim_will_need():
     scheduler.fetching = lambda: 4
     scheduler.start_jobs()
     assert jobs.allowed == [1]
+    await scheduler.stop()
+
+
+async def test_cancels_are_forgotten_in_the_order_of_their_last_arrival():
+    scheduler = scheduler_of([])
+    now = 1000.0
+    scheduler._remember_cancelled([b"a", b"b"], now)
+    scheduler._remember_cancelled([b"a", b"c"], now + 1)
+    assert list(scheduler._cancelled) == [b"b", b"a", b"c"]
+    scheduler._remember_cancelled([b"d"], now + CANCELLED_KEPT_S)
+    assert list(scheduler._cancelled) == [b"a", b"c", b"d"]
     await scheduler.stop()
 
 

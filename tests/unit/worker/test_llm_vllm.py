@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import json
 import os
@@ -21,7 +22,7 @@ from tests.conftest import PATIENCE_S
 pytestmark = pytest.mark.unit
 
 FOLDER = Path(__file__).parents[3] / "services" / "worker" / "runtimes" / "llm"
-NAMES = ("calls", "keeper", "vllm_command", "vllm_events", "vllm_metrics", "vllm_resume")
+NAMES = ("calls", "keeper", "vllm", "vllm_command", "vllm_events", "vllm_metrics", "vllm_resume")
 CHAT = "/v1/chat/completions"
 CONFIG = {
     "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
@@ -303,3 +304,14 @@ def test_nothing_is_left_of_a_server_that_was_killed(tmp_path: Path):
     os.kill(pids[0], signal.SIGKILL)
     assert keeper.wait(PATIENCE_S) == 128 + signal.SIGKILL
     wait_gone(pids)
+
+
+@pytest.mark.parametrize("problem", [ConnectionRefusedError(), http.client.BadStatusLine("x")])
+def test_a_server_that_breaks_off_its_answer_is_not_healthy(llm: Any, monkeypatch, problem: Exception):
+    def get(*_: Any) -> Any:
+        raise problem
+
+    monkeypatch.setattr(llm.vllm, "get", get)
+    server = object.__new__(llm.vllm.Vllm)
+    server._server = None
+    assert not server._healthy()

@@ -6,6 +6,7 @@ the model again. The pause before a start grows after each quick end.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -156,7 +157,7 @@ class Vllm:
     def _healthy(self) -> bool:
         try:
             return get(self._server, "/health")[0] == 200
-        except OSError:
+        except (OSError, http.client.HTTPException):  # a server that ends may break off its answer
             return False
 
     def _verdict(self) -> None:
