@@ -15,6 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from services.gateway.application.access_log import LoggedAnswer
 from services.gateway.application.inference.core import Timing
+from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.routing import RouteTable
 from services.gateway.domain.variant_counts import VariantCounter
 from tidegate.kernel.errors import TidegateError
@@ -93,6 +94,11 @@ class _Times:
             observe_all(histogram, values)
         if self.compare is not None:
             self.compare(rows[:, 0])
+
+
+def http_status(error: TidegateError) -> int:
+    """Return the HTTP status of an error. An engine that refuses a request says its own."""
+    return error.status if isinstance(error, EngineRefused) else status_of(error)
 
 
 def observe_all(histogram: Histogram, values: np.ndarray) -> None:
@@ -196,7 +202,7 @@ class GatewayMetrics:
     def failed(self, model: str, error: TidegateError) -> None:
         """Count a request that ended with an error."""
         self.refused(model, error.reason)
-        if error.deployment and self._is_compared(model) and status_of(error) >= SERVER_ERROR:
+        if error.deployment and self._is_compared(model) and http_status(error) >= SERVER_ERROR:
             self.variants.add_failure(model, error.deployment)
 
     def refused(self, model: str, reason: str) -> None:

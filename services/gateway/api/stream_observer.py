@@ -9,14 +9,12 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from services.gateway.api.inference.handler import CLIENT_CLOSED
-from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
+from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics, http_status
 from services.gateway.application.access_log import AccessLog, LoggedAnswer
-from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.service import caller
-from tidegate.kernel.service.error_answers import status_of
 
 A = TypeVar("A", bound=LoggedAnswer)
 
@@ -68,4 +66,4 @@ class StreamObserver:
 def _status(error: TidegateError) -> int:
     if error.reason == CALLER_GONE:
         return CLIENT_CLOSED
-    return error.status if isinstance(error, EngineRefused) else status_of(error)
+    return http_status(error)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from services.gateway.api.metrics import ANSWERED, OUTSTANDING, TOTAL, GatewayMetrics, observe_all
 from services.gateway.application.inference.core import Timing
+from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.routing import parse_table
 from tests.integration.gateway.process import make_table
 
@@ -83,3 +84,17 @@ def test_labels_that_leave_the_table_are_removed():
     metrics.report({})
     assert "gone" not in labels_of(ANSWERED, "model")
     assert "gone-1" not in labels_of(TOTAL, "deployment") | labels_of(OUTSTANDING, "deployment")
+
+
+def test_a_request_that_the_engine_refuses_is_no_failure_of_a_canary():
+    raw = make_table("canary-a")
+    endpoints = {"chat": raw["endpoints"]["digits"] | {"compared": True}}
+    table = parse_table(raw | {"endpoints": endpoints})
+    metrics = GatewayMetrics(lambda: table)
+    metrics.report({})
+    for status, failures in ((400, 0), (429, 0), (502, 1)):
+        error = EngineRefused(status, b"{}")
+        error.deployment = "canary-a"
+        metrics.failed("chat", error)
+        counted = metrics.variants.report().get("chat", {})
+        assert sum(each.failed for each in counted.values()) == failures

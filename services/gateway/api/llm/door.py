@@ -16,10 +16,11 @@ from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import parse_timeout
 from services.gateway.application.llm.core import LlmCall, LlmCore, LlmEvents
 from services.gateway.domain.llm.band import band_of
+from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
-from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.errors import BadRequest, Forbidden
 from tidegate.kernel.protocol import bounded_json
-from tidegate.kernel.protocol.access import Principal
+from tidegate.kernel.protocol.access import INFER, Principal, may_not_use
 from tidegate.kernel.service import caller
 
 Headers = dict[bytes, bytes]
@@ -74,6 +75,13 @@ class LlmDoor:
             raise
         headers: Headers = dict(request.scope["headers"])
         return ReceivedRequest(body, headers, received.held, len(received.body), received.started)
+
+    def find(self, model: str) -> DeploymentRoute:
+        """Return the Deployment of a model that the caller may use; raise NotFound, BadRequest, Forbidden."""
+        endpoint, route = self.core.find(model)
+        if not principal().may(INFER, endpoint.name):
+            raise Forbidden(may_not_use(principal(), endpoint.name))
+        return route
 
     def call(self, received: ReceivedRequest, model: str, path: str, body: dict[str, Any]) -> LlmCall:
         """Return a call of ``path`` of OpenAI's API; raise BadRequest for headers that cannot be read.

@@ -52,7 +52,7 @@ class ExtraRoutes:
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             model = self._model(request, received)
-            _, route = self._api.door.core.find(model)
+            route = self._api.door.find(model)
             body = received.body
             raw = await self._call(received, model, TOKENIZE, engine_extras.tokenize(body))
             if body.get("messages") and engine_extras.lacks_template(raw):

@@ -22,8 +22,7 @@ from services.gateway.domain.llm.ollama_models import LlmModel
 from services.gateway.domain.llm.ollama_requests import EMBEDDINGS, OllamaCall, endpoint
 from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.routing import DeploymentRoute
-from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError
-from tidegate.kernel.protocol.access import INFER, may_not_use
+from tidegate.kernel.errors import BadRequest, TidegateError
 
 NDJSON = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
 # A header with the members of a request that have no effect, each with the reason.
@@ -65,7 +64,7 @@ class OllamaRoutes:
             name = endpoint(asked.model)
             ignored = _ignored(asked.ignored)
             if not asked.path:
-                self._find(name)
+                self._door.find(name)
                 await send_json(send, ollama_answers.loaded(asked, _now()), ignored)
                 return
             call = self._door.call(received, name, asked.path, asked.body)
@@ -189,16 +188,9 @@ class OllamaRoutes:
 
         async def make(received: ReceivedRequest, send: Send) -> None:
             name = endpoint(ollama_requests.model_of(received.body))
-            await send_json(send, ollama_models.show(_model(name, self._find(name))))
+            await send_json(send, ollama_models.show(_model(name, self._door.find(name))))
 
         return await self._api.respond(request, make)
-
-    def _find(self, name: str) -> DeploymentRoute:
-        """Return the Deployment of a model that the caller may use."""
-        found, route = self._door.core.find(name)
-        if not principal().may(INFER, found.name):
-            raise Forbidden(may_not_use(principal(), found.name))
-        return route
 
     async def manage(self, request: Request, *, what: str) -> Response:
         """Refuse to manage models, and return the command to run instead."""

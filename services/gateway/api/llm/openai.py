@@ -22,8 +22,7 @@ from services.gateway.application.llm.core import LlmCall, LlmEvents, only_answe
 from services.gateway.domain.llm.openai_events import DONE, EventFilter, named_sse, sse, wants_usage
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
-from tidegate.kernel.errors import BadRequest, Forbidden, TidegateError
-from tidegate.kernel.protocol.access import INFER, may_not_use
+from tidegate.kernel.errors import BadRequest, TidegateError
 
 log = telemetry.logger(__name__)
 
@@ -58,9 +57,7 @@ class OpenAiRoutes:
     async def model(self, model: str) -> Response:
         """Return one language model."""
         try:
-            endpoint, route = self._door.core.find(model)
-            if not principal().may(INFER, endpoint.name):
-                raise Forbidden(may_not_use(principal(), endpoint.name))
+            route = self._door.find(model)
         except TidegateError as error:
             return openai_response(error)
         return _json(_model(model, route))

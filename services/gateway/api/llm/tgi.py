@@ -72,7 +72,7 @@ class TgiRoutes:
         """Return the facts about a model that TGI's clients read."""
         try:
             model = self._api.model(request, None, _HOW)
-            _, route = self._api.door.core.find(model)
+            route = self._api.door.find(model)
         except TidegateError as error:
             return self._api.refusal(error)
         assert route.llm is not None
