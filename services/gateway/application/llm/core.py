@@ -264,7 +264,7 @@ class LlmCore:
                 )  # the other model may have other tokens
             except WorkerLost as error:
                 losses += 1
-                if not _continues(progress, losses, error):
+                if not _continues(progress, losses, error, route.retry_safe):
                     break
                 log.warning(
                     "a stream continues on another worker",
@@ -307,9 +307,9 @@ class LlmCore:
                     yield _events(call, answer)
 
 
-def _continues(progress: StreamProgress, losses: int, error: WorkerLost) -> bool:
+def _continues(progress: StreamProgress, losses: int, error: WorkerLost, retry_safe: bool) -> bool:
     """Return True if a stream continues after a loss, False if it has ended; raise WorkerLost if it fails."""
-    action, problem = progress.after_loss()
+    action, problem = progress.after_loss(retry_safe=retry_safe)
     if action == "continue" and losses > MAX_LOSSES:
         action, problem = "fail", f"{losses} workers were lost in it. The last one: {error.message}"
     LOSSES.labels(action).inc()

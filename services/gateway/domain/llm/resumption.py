@@ -99,15 +99,20 @@ class StreamProgress:
             if self._bytes > KEPT_BYTES:
                 self._read()
 
-    def after_loss(self) -> AfterLoss:
-        """Decide if the stream continues, fails, or has ended because only its end was lost."""
-        if not self._emitted:
-            return AfterLoss("continue")
-        if not self._streamed:
+    def after_loss(self, *, retry_safe: bool = True) -> AfterLoss:
+        """Decide if the stream continues, fails, or has ended because only its end was lost.
+
+        ``retry_safe``: the Deployment's requests may run twice.
+        """
+        if self._emitted and not self._streamed:
             return AfterLoss("end")
         self._read()
         if self._finished:
             return AfterLoss("end")
+        if not retry_safe:
+            return AfterLoss("fail", "its Deployment has `retry: never`")
+        if not self._emitted:
+            return AfterLoss("continue")
         if self._obstacle:
             return AfterLoss("fail", f"it has {self._obstacle}")
         if not self._prompt or (any(self._text) and not self._ids):
