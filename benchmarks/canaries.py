@@ -2,7 +2,7 @@
 
 Each endpoint serves a model whose calls take a random time. Its canary is an equal version, one that fails
 3 % of its requests, or one that takes 30 % longer. Requests arrive at a fixed rate (a Poisson process). The
-equal one must be promoted, the others must be rolled back. Each rollout is drawn.
+equal version must be promoted; the others must be rolled back. A picture of each rollout is drawn.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ async def rollout(running: stack.Stack, case: Case, rate: float, limit_s: float,
     """Run one rollout under load, draw it, and return its outcome."""
     name = f"canary-{case.name}"
     running.deploy(MODEL, name, *SAME_TIME, "--instances", "4")
-    with tempfile.TemporaryDirectory() as folder:  # another file, or it would be the same version
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # a different file, because the same file would be the same version
         other = Path(folder) / "model.py"
         other.write_text(f"{MODEL.read_text()}# {case.name}\n")
         signature = str(MODEL.with_name("signature.json"))
@@ -155,7 +157,7 @@ def _arguments() -> argparse.Namespace:
     parser = options.parser(__doc__)
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second (default: 100)")
     parser.add_argument(
-        "--limit", type=float, default=300.0, help="seconds until a rollout is given up (default: 300)"
+        "--limit", type=float, default=300.0, help="longest time of a rollout in seconds (default: 300)"
     )
     return parser.parse_args()
 

@@ -1,9 +1,9 @@
 """``python -m benchmarks.llm``: measure a language model's engine called directly and through Tidegate.
 
-Both run with the same arguments and are loaded alternately; the one that is not loaded is idle. The results
+Both run with the same arguments and get load alternately; the other one is idle meanwhile. The results
 are tokens per second, the time to the first token and between tokens, and the CPU time per token of each
 process of Tidegate. The numbers of callers are 1, the engine's slots, and four times as many. Each run
-sends a fixed number of requests: none may be refused or lost, however many wait.
+sends a fixed number of requests: none may be refused or lost, whatever the number of waiting requests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tidegate.tune.prompts import ChatBodies, Prompts
 
 PROMPT_WORDS, ANSWER_TOKENS = 8, 24
 OPTIONS = {"max_tokens": ANSWER_TOKENS, "ignore_eos": True, "temperature": 0}
-FEWEST = 2  # requests of a run, also with fewer callers
+FEWEST = 2  # requests of a run; more if there are more callers
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def measure(engine: Engine, chosen: argparse.Namespace) -> dict[str, Any]:
             llm_engines.NAME,
             lambda: processes.marked(running.state),
         )
-        for side in (direct, ours):  # the first requests load weights into the page cache
+        for side in (direct, ours):  # the first requests load the weights into the page cache
             side.run(1)
             side.runs.clear()
         for number in range(chosen.repeats):
@@ -157,7 +157,7 @@ def document(direct: Side, ours: Side, chosen: argparse.Namespace) -> dict[str, 
     sides = {"direct": direct, "tidegate": ours}
 
     def paired(callers: int, figure: str, compare: Callable[[float, float], float]) -> float:
-        """Return the median over the rounds, of which each compares two runs of the same minute."""
+        """Return the median over the rounds. Each round compares two runs of the same minute."""
         pick = FIGURES[figure]
         runs = zip(ours.runs[callers], direct.runs[callers], strict=True)
         values = ((pick(a.figures), pick(b.figures)) for a, b in runs)
@@ -189,12 +189,14 @@ def document(direct: Side, ours: Side, chosen: argparse.Namespace) -> dict[str, 
 def _arguments() -> argparse.Namespace:
     parser = options.parser(__doc__, repeats=8)
     parser.add_argument("--callers", type=options.numbers, help="default: 1, slots, 4 x slots")
-    parser.add_argument("--slots", type=int, default=8, help="sequences of the engine at a time (default: 8)")
+    parser.add_argument(
+        "--slots", type=int, default=8, help="requests that the engine runs at the same time (default: 8)"
+    )
     parser.add_argument(
         "--engines",
         type=options.names(llm_engines.NAMES),
         default=list(llm_engines.NAMES),
-        help="llamacpp, vllm; default: those that are installed",
+        help="llamacpp or vllm; default: the installed ones",
     )
     return parser.parse_args()
 

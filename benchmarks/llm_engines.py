@@ -44,7 +44,7 @@ class Engine(Protocol):
 
 
 class LlamaCpp:
-    """llama.cpp, by the package xllamacpp."""
+    """llama.cpp, from the package xllamacpp."""
 
     name, title, model = "llamacpp", "llama.cpp", NAME
 
@@ -137,7 +137,7 @@ def vllm_python() -> Path:
 
 
 def _worker_module(name: str) -> Any:
-    """Import a module of the worker's runtime for language models, which is no package."""
+    """Import a module of the worker's runtime for language models, which is not a package."""
     path = places.ROOT / "services" / "worker" / "runtimes" / "llm" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -148,7 +148,7 @@ def _worker_module(name: str) -> Any:
 
 
 def available(names: Sequence[str]) -> list[Engine]:
-    """Return the engines that can run here; install llama.cpp. Raise BenchmarkFailed if there is none."""
+    """Return the engines that can run here; install llama.cpp. Raise BenchmarkFailed without an engine."""
     found: list[Engine] = []
     if "llamacpp" in names:
         try:
@@ -173,7 +173,7 @@ def threads() -> int:
 
 
 def target(url: str) -> Target:
-    """Return the chats of a server. Its callers wait as long as those of an engine, which has no deadline."""
+    """Return the address for chats, with a long timeout for requests that wait for a slot."""
     return Target(GatewayAddress.of(url), "/v1/chat/completions", "", {"X-Request-Timeout-Ms": "600000"})
 
 

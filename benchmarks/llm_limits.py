@@ -1,9 +1,9 @@
 """``python -m benchmarks.llm_limits``: check a limit of tokens over two gateway processes.
 
-A key has 1,000 tokens per minute at a language model. For five minutes, callers send more than that, with
-random lengths. They leave a third of their streams in the middle. The tokens of the admitted requests must be
-within 2 % of five times the limit. The usage that the registry keeps must equal the sum of the streams'
-own counts, and the engine's own sum, for the requests that were not cut off.
+A key may use 1,000 tokens per minute at a language model. For five minutes, callers send more than that, with
+random lengths. They disconnect in the middle of a third of their streams. The tokens of the admitted
+requests must be within 2 % of five times the limit. The usage that the registry keeps must equal the sum of
+the streams' own counts, and the engine's own sum, for the requests that were not cut off.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CUT = 1 / 3
 CHATS = 0.5
 TOLERANCE = 0.02
 ENDPOINT = "chat"
-# The registry has the usage of a request after this time at most.
+# The registry has the usage of a request within this time.
 USAGE_S = 30.0
 PROMPTS = ("Hi", "Name a colour.", "Count to ten.", "What is the capital of France?", "Tell me a story.")
 
@@ -91,7 +91,7 @@ def _run(
 
 
 async def offer(url: str, key: str, cut: float, seconds: float, seed: int) -> Outcome:
-    """Keep all callers busy for ``seconds``; a share ``cut`` of the streams is left in the middle."""
+    """Keep all callers busy for ``seconds``; a share ``cut`` of the streams is cut off in the middle."""
     outcome, began = Outcome(), time.monotonic()
     headers = {"Authorization": f"Bearer {key}"}
 
@@ -113,7 +113,7 @@ async def _ask(http: httpx.AsyncClient, draw: random.Random, cut: float, outcome
     """Send one request. Return True if it was refused."""
     body: dict[str, Any] = {"model": ENDPOINT, "stream": True, "stream_options": {"include_usage": True}}
     prompt = draw.choice(PROMPTS)
-    # A chat has about 35 tokens more, of its template. Short completions use what is left of a minute.
+    # A chat has about 35 more tokens, from its template. Short completions use the rest of a minute's limit.
     if draw.random() < CHATS:
         path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": prompt}]
         body["max_tokens"] = draw.randint(4, 32)

@@ -1,12 +1,12 @@
 """``python -m benchmarks.llm_queue [NAME ...]``: measure the queues of language models on a real stack.
 
     bands      under overload, the bands high, normal and low get slots 16 : 4 : 1
-    overload   3 times more callers than slots: nobody is refused, no request is lost, goodput stays
+    overload   3 times more callers than slots: no request is refused or lost, goodput stays the same
     cancel     the time from a caller's disconnect until the next request has the slot
     affinity   two replicas, 20 shared prompts: hit rate and time to first token, with affinity and without
-    hot        two replicas and one hot prompt: the load of the replicas stays even
-    slack      a batch of 500 prompts beside interactive load
-    loss       kill -9 of a worker with 16 streams: none is lost
+    hot        two replicas and one frequent prompt: both replicas get the same load
+    slack      a batch of 500 prompts in the slots that interactive requests leave free
+    loss       kill -9 of a worker with 16 streams: no stream is lost
 
 All run on one stack with llama.cpp and SmolLM2. The script prints numbers, and writes nothing.
 """
@@ -40,7 +40,7 @@ WORDS = (
 
 @dataclass(slots=True)
 class Answer:
-    """One answer. ``first_s``: the time to the first token; None: there was none."""
+    """One answer. ``first_s``: the seconds to the first token; None without a token."""
 
     status: int = 0
     first_s: float | None = None
@@ -66,7 +66,7 @@ class Load:
     answers: list[Answer] = field(default_factory=list)
 
     async def ask(self, prompt: str, tokens: int, *, band: str = "", system: str = "") -> Answer:
-        """Ask once, as a stream, and return the answer."""
+        """Send a request as a stream, and return the answer."""
         messages = [{"role": "system", "content": system}] if system else []
         body = {
             "model": self.model,
@@ -154,7 +154,7 @@ async def metric(port: int, name: str) -> Counter[str]:
 
 
 async def bands(stack: Stack, load: Load) -> None:
-    """Ask in all bands at once, far more than the slots, and count the first 84 answers by band."""
+    """Send far more requests than slots in all bands together, and count the first 84 answers by band."""
     order: list[str] = []
 
     async def ask(band: str, number: int) -> None:
@@ -172,7 +172,7 @@ async def bands(stack: Stack, load: Load) -> None:
 
 
 async def closed(load: Load, callers: int, seconds: float, tokens: int, *, band: str = "") -> list[Answer]:
-    """Let callers ask one request after another, and return the answers that ended in time."""
+    """Let callers send one request after another, and return the answers that ended in time."""
     stop_at = time.monotonic() + seconds
     answers: list[Answer] = []
 
@@ -187,7 +187,7 @@ async def closed(load: Load, callers: int, seconds: float, tokens: int, *, band:
 
 
 async def overload(stack: Stack, load: Load, *, seconds: float = 25.0, tokens: int = 16) -> None:
-    """Compare the goodput of as many callers as slots with that of 3 times more, in turns."""
+    """Compare the goodput with a caller for each slot, and with 3 times more callers, in turns."""
     slots = sum(int(replica["parallel"]) for replica in replicas(stack, load.model))
     rates: dict[int, list[float]] = {slots: [], 3 * slots: []}
     for _ in range(2):
@@ -244,17 +244,17 @@ async def _until(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
     end = time.monotonic() + limit_s
     while not await asyncio.to_thread(condition):
         if time.monotonic() > end:
-            raise BenchmarkFailed("a condition did not come true")
+            raise BenchmarkFailed("a condition was not fulfilled in time")
         await asyncio.sleep(0.1)
 
 
 def shared_prompt(number: int) -> str:
-    """Return one of the long prompts that many requests begin with: about 400 tokens."""
+    """Return one of the long beginnings that many prompts share: about 400 tokens."""
     return f"Topic {number}. " + a_prompt(number * 7919, 250)
 
 
 async def affinity(stack: Stack, load: Load, *, rounds: int = 6, prompts: int = 20) -> None:
-    """Ask about 20 shared prompts in random order, with affinity and without, on two replicas each."""
+    """Send 20 shared prompts in random order to two replicas, with affinity and without."""
     for wait_ms, what in ((100.0, "with affinity"), (0.0, "random routing")):
         set_affinity(stack, load.model, wait_ms)
         await _until(lambda: len(replicas(stack, load.model)) == 2)
@@ -286,7 +286,7 @@ def set_affinity(stack: Stack, model: str, wait_ms: float) -> None:
 
 
 async def hot(stack: Stack, load: Load) -> None:
-    """Ask about one hot prompt only, on two replicas, and compare how many requests each has run."""
+    """Send one frequent prompt only, to two replicas, and compare how many requests each has run."""
     await _until(lambda: len(replicas(stack, load.model)) == 2)
     before = {r["replica"]: r["completed"] for r in replicas(stack, load.model)}
     prompt, answers = shared_prompt(424242), list[Answer]()
@@ -310,7 +310,7 @@ async def slack(stack: Stack, load: Load, *, prompts: int = 500, seconds: float 
     """Measure interactive load alone, and beside a batch of jobs."""
 
     async def interactive() -> list[Answer]:
-        """Ask in an open loop, one request each 1.5 s."""
+        """Send requests in an open loop, one every 1.5 s."""
         asked = []
         for number in range(int(seconds / 1.5)):
             asked.append(asyncio.create_task(load.ask(a_prompt(number), 8)))

@@ -1,14 +1,14 @@
 """The scaling rules of language models, beside those in ``rules.py``.
 
-The rule *wait* counts requests: as many as the engine has slots run at the same time. These rules count
-tokens, because one request may have a thousand times the tokens of another.
+The rule *wait* counts requests, of which one runs in each slot. The rules here count tokens, because one
+request may have a thousand times the tokens of another.
 
 *tokens*. Q prompt tokens wait, all slots are busy, and R replicas together read T prompt tokens per second.
-The queue is gone after Q/T seconds. This should not take longer than the target wait, or than a start, since
-a new replica cannot help before that: R * (Q/T) / limit.
+These prompts are read after Q/T seconds. ``limit`` is the longer of the target wait and the time of a start,
+because a new replica cannot help before it has started. The need is R * (Q/T) / limit.
 
-*kv*. The KV caches of R replicas have room for K tokens, hold U, and Q wait: R * (U + Q) / (u * K), where u
-is the utilization that the Deployment allows.
+*kv*. The KV caches of R replicas have room for K tokens and hold U; Q prompt tokens wait. The need is
+R * (U + Q) / (u * K), where u is the utilization that the Deployment allows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def words(load: LlmLoad) -> str:
 
 
 def llm_needs(load: LlmLoad, tuning: Tuning, ready: int, start_s: float) -> list[RuleNeed]:
-    """Return the needs of the rules whose inputs are known. ``start_s``: until a new replica is ready."""
+    """Return the needs of the rules whose inputs are known. ``start_s``: the seconds of a replica's start."""
     found = [_tokens(load, tuning, ready, start_s), _kv(load, tuning, ready)]
     return [need for need in found if need is not None]
 
@@ -57,5 +57,5 @@ def _kv(load: LlmLoad, tuning: Tuning, ready: int) -> RuleNeed | None:
         f"{load.kv_used:,} of {load.kv_total:,} KV tokens are in use and {load.waiting_tokens:,} tokens "
         f"wait, {tuning.utilization:.0%} full at most"
     )
-    # A full cache alone is no reason for a replica: requests that run end by themselves.
+    # A full cache alone needs no new replica: running requests end and free their part.
     return RuleNeed("kv", replicas if load.waiting else min(replicas, ready), why)

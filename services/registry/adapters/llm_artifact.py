@@ -27,7 +27,7 @@ def is_llm(path: Path, limits: ArchiveLimits) -> bool:
 
 
 def is_gguf(path: Path) -> bool:
-    """Return True if a file begins like a GGUF file."""
+    """Return True if a file begins with the magic bytes of a GGUF file."""
     with path.open("rb") as file:
         return file.read(len(gguf.MAGIC)) == gguf.MAGIC
 
@@ -55,7 +55,7 @@ def check(path: Path, limits: ArchiveLimits, *, allow_pickle: bool) -> None:
     if not is_gguf(path):
         raise BadRequest(
             "The file is not a language model: it is neither GGUF nor an archive of a Hugging Face folder. "
-            "If it should be GGUF, download it again."
+            "If it should be a GGUF file, download it again."
         )
     _check_gguf(path)
 
@@ -71,6 +71,5 @@ def _check_gguf(path: Path) -> None:
             view.release()
     if size < header.size:
         raise BadRequest(
-            f"The GGUF file is cut off: it has {size} bytes, but its header needs {header.size}. Download it "
-            "again."
+            f"The GGUF file is not complete: it has {size} of {header.size} bytes. Download it again."
         )

@@ -25,14 +25,17 @@ class RolloutBody(Noun):
     """The version, or the Deployment, that becomes the canary."""
 
     version: int | None = Field(
-        None, ge=1, le=2**31 - 1, description="A version of the model; its Deployment is created if needed."
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="A version of the model. Its Deployment is created if it does not exist.",
     )
     deployment: Name | None = Field(None, description="An existing Deployment, instead of a version.")
     options: CanaryOptions = CanaryOptions()
 
 
 class ProgressBody(Noun):
-    """The router's decision about a canary. ``id`` is the rollout's."""
+    """The router's decision about a canary. ``id`` is the id of the rollout."""
 
     id: str
     phase: RolloutPhase
@@ -47,7 +50,7 @@ async def start(transactions: TransactionsDep, name: str, body: RolloutBody, res
     Return 409 while another rollout is in progress.
     """
     if (body.version is None) == (body.deployment is None):
-        raise BadRequest("Name the canary by version or by deployment: give exactly one of them.")
+        raise BadRequest("Name the canary by version or by deployment, not by both.")
     now = transactions.now().timestamp()
 
     def decision(snapshot: RegistrySnapshot) -> list[Change]:
@@ -67,7 +70,7 @@ async def start(transactions: TransactionsDep, name: str, body: RolloutBody, res
 
 @router.post("/{name}/rollout/promote")
 async def promote(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
-    """Give a canary all traffic now, whatever its evidence."""
+    """Send all traffic to a canary now, whatever its evidence."""
     return await _advance(transactions, name, None, Progress("promoted", "an operator promoted it"), response)
 
 
@@ -79,7 +82,7 @@ async def pause(transactions: TransactionsDep, name: str, response: Response) ->
 
 @router.post("/{name}/rollout/resume")
 async def resume(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
-    """Let a paused canary go on with its steps."""
+    """Continue the steps of a paused canary."""
     return await _advance(transactions, name, None, Progress("running", "an operator resumed it"), response)
 
 
@@ -87,7 +90,7 @@ async def resume(transactions: TransactionsDep, name: str, response: Response) -
 async def progress(
     transactions: TransactionsDep, name: str, body: ProgressBody, response: Response
 ) -> Endpoint:
-    """Apply the router's decision about a canary. Return 409 if the rollout is another one by now."""
+    """Apply the router's decision about a canary. Return 409 if another rollout has begun."""
     return await _advance(transactions, name, body.id, Progress(body.phase, body.reason, body.step), response)
 
 

@@ -81,7 +81,7 @@ def _check_gguf(names: list[str]) -> None:
     if len(whole) + len(firsts) != 1:
         raise BadRequest(
             f"The archive has several GGUF files at its root ({', '.join(names[:4])}), and it is unclear "
-            "which is the model. Leave one there, and put adapters into a folder."
+            "which one is the model. Keep one at the root, and put adapters into a folder."
         )
     for part in parts.values():
         if len(parts) != int(part[3]):

@@ -108,7 +108,7 @@ def _abandon_rollout(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> Ro
 def _end_canary(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, rollout: Rollout, now: float
 ) -> RollbackPlan:
-    """Plan to roll a canary back: the baseline has all traffic again, at once."""
+    """Plan to roll a canary back: the baseline gets all traffic immediately."""
     progress = rollouts.Progress("rolled_back", "an operator rolled back")
     changes = rollouts.advance(snapshot, endpoint.spec.name, rollout.id, progress, now)
     base = snapshot.heaviest(rollout.base)

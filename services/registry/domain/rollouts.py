@@ -1,7 +1,7 @@
 """Start, advance and end a canary: the changes of an Endpoint's targets. Pure.
 
 The registry has the state of a rollout, and the router judges it. A rollout never changes the replicas of its
-baseline before it ends, so going back needs one write and no cold start.
+baseline before it ends, so a rollback needs one write and no cold start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _EVENTS_KEPT = 50
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A decision of the router or an operator. ``step``: the step after it; None: the same."""
+    """A decision of the router or an operator. ``step``: the step after the decision; None: the same step."""
 
     phase: RolloutPhase
     reason: str
@@ -68,7 +68,7 @@ def start(
 def advance(
     snapshot: RegistrySnapshot, name: str, id: str | None, progress: Progress, now: float
 ) -> list[Change]:
-    """Apply a decision about an Endpoint's rollout. A repeated decision has no changes.
+    """Apply a decision about an Endpoint's rollout. A repeated decision changes nothing.
 
     Raise NotFound without a rollout, Conflict if it has ended or if another rollout (``id``) runs.
     """
@@ -79,7 +79,7 @@ def advance(
             f"Endpoint {name!r} has no rollout. Start one: `tidegate rollout {name} --to VERSION`."
         )
     if id is not None and rollout.id != id:
-        raise Conflict(f"Endpoint {name!r} has another rollout by now.")
+        raise Conflict(f"Endpoint {name!r} has another rollout now: `tidegate rollout {name}` shows it.")
     step = rollout.step if progress.step is None else progress.step
     if (rollout.phase, rollout.step, rollout.reason) == (progress.phase, step, progress.reason):
         return []
@@ -123,7 +123,7 @@ def targets_of(rollout: Rollout) -> list[Target]:
 
 
 def _scaled(base: Sequence[Target], weight: int, total: int) -> list[Target]:
-    """Return the baseline with this sum of weights. Rounding changes a share by less than 0.01 percent."""
+    """Return the baseline scaled to a sum of ``weight``. Rounding changes shares by less than 0.01 %."""
     scaled = [
         Target(deployment=each.deployment, weight=max(1, round(each.weight * weight / total)))
         for each in base

@@ -1,7 +1,7 @@
 """Judge every running canary once a second, and write the verdicts to the registry.
 
-Only the leader judges. The memory of each rollout is in a file of the state folder, so that another router
-goes on with it. The gateways' totals go on while no router runs, so nothing that happens is lost.
+Only the leader judges. The memory of each rollout is in a file of the state folder, so another router can
+continue it. The gateways also count while no router runs, so no request is missed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RolloutRunner:
         disk: Path,
         wake: Callable[[], None],
     ) -> None:
-        """``wake`` makes the controller read the registry at once."""
+        """``wake`` makes the controller read the registry immediately."""
         self._store = store
         self._registry = registry
         self._leadership = leadership
@@ -155,5 +155,7 @@ class RolloutRunner:
         document = {name: watch.to_json() for name, watch in self.watches.items()}
         try:
             shared_file.replace(self._disk, orjson.dumps(document))
-        except OSError as error:  # a full disk must not stop the judgement
-            log.warning("the memory of rollouts was not written", extra={"problem": str(error)})
+        except OSError as error:  # a full disk must not stop the judging
+            log.warning(
+                "the evidence of rollouts could not be written to its file", extra={"problem": str(error)}
+            )

@@ -18,8 +18,9 @@ Verdict = Literal["hold", "advance", "promote", "pause", "roll_back"]
 Phase = Literal["running", "paused", "promoted", "rolled_back"]
 
 STEPS = (1, 5, 25, 50, 100)
-# For each metric: as many times as bad is still equal, as many times as bad is harmful, and the factor by
-# which one block may multiply the evidence. Slow requests come together when a replica stalls; errors do not.
+# For each metric: the ratio of bad events to the baseline's that still counts as equal, the ratio that counts
+# as harmful, and the factor by which one block may multiply the evidence. If a replica stalls, many requests
+# are slow together; errors do not come together.
 MARGINS = {
     "errors": (1.25, 2.0, inf),
     "slow": (1.15, 1.6, 12.0),
@@ -33,7 +34,7 @@ OTHER_MARGINS = (1.15, 1.6, 12.0)
 class CanaryPolicy:
     """The rules by which a canary is judged. ``steps``: percent of the traffic.
 
-    ``hold_s``: the least time of a step. ``min_samples``: the least requests of the canary in a step.
+    ``hold_s``: the shortest time of a step. ``min_samples``: the fewest requests of the canary in a step.
     ``alpha``: the accepted probability that a canary is rolled back although it is as good as its baseline.
     ``tolerance``: a rate of bad events that may be added to the baseline's. It decides where the baseline has
     too few bad events to compare. ``patience_s``: after this time in a step without enough evidence, the
@@ -121,11 +122,11 @@ def _progress(policy: CanaryPolicy, state: CanaryState, now: float) -> CanaryDec
 
 
 def missing(policy: CanaryPolicy, state: CanaryState, now: float, *, last: bool) -> list[str]:
-    """Return what a step lacks before it can end; empty if nothing. The last step needs all metrics."""
+    """Return what a step lacks before it can end; empty if nothing. For the last step, all metrics count."""
     lacking = []
     left = policy.hold_s - (now - state.since)
     if left > 0:
-        lacking.append(f"{left:.0f} s of the hold time are left")
+        lacking.append(f"the step lasts at least {left:.0f} s more")
     if state.samples < policy.min_samples:
         lacking.append(f"{policy.min_samples - state.samples} more requests of the canary are needed")
     if last:
@@ -139,7 +140,7 @@ def no_evidence(metric: str) -> Evidence:
 
 
 def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:
-    """Return why a canary must be rolled back; empty if it need not. With m metrics, each needs m/alpha."""
+    """Return why a canary must be rolled back; empty if it need not. The limit is m/alpha for m metrics."""
     limit = len(evidence) / policy.alpha
     for metric, each in evidence.items():
         if each.e_worse >= limit:
@@ -161,7 +162,7 @@ def _fine(policy: CanaryPolicy, each: Evidence) -> bool:
 def _unproven(policy: CanaryPolicy, metric: str, each: Evidence) -> str:
     bound = upper_bound(each.canary_bad, each.canary, policy.alpha)
     return (
-        f"{metric}: it is not shown that the canary is less than {each.harmful:g} times as bad (e-value "
+        f"{metric}: no evidence yet that the canary is less than {each.harmful:g} times as bad (e-value "
         f"{each.e_fine:.3g} of {1 / policy.alpha:.3g}), or that its rate is at most "
         f"{each.rates[1] + policy.tolerance:.2%} (bound {bound:.2%})"
     )

@@ -13,9 +13,9 @@ from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
 from tidegate.kernel.protocol.models import Rollout
 from tidegate.kernel.protocol.presence import GatewayReport, VariantCounts
 
-# The baseline's latencies are frozen after this many of its answers. Later ones are compared with them.
+# The baseline's percentiles are frozen after this number of answers. Later answers are compared with them.
 FREEZE_AT = 500
-# One point of the history is kept for this many seconds, up to this many points.
+# Seconds between two points of the history, and the most points.
 POINT_S = 5.0
 POINTS_KEPT = 720
 
@@ -70,13 +70,13 @@ class RolloutWatch:
         return decision
 
     def undo(self, rollout: Rollout) -> None:
-        """Forget the last verdict, because the registry did not take it. The evidence stays."""
+        """Discard the last verdict, because the registry did not accept it. The evidence stays."""
         self.state = replace(self.state, step=rollout.step, phase=_phase(rollout), since=rollout.since)
 
     def _new_counts(
         self, endpoint: str, deployment: str, reports: Iterable[GatewayReport]
     ) -> tuple[VariantCounts, VariantCounts]:
-        """Return what is new since the last call, of the canary and of all other Deployments."""
+        """Return the counts since the last call, of the canary and of all other Deployments."""
         canary_new, base_new = _nothing(), _nothing()
         for report in reports:
             for name, total in report.traffic.get(endpoint, {}).items():
@@ -91,7 +91,7 @@ class RolloutWatch:
         return canary_new, base_new
 
     def _learn(self, base: VariantCounts) -> None:
-        """Add the baseline's latencies until there are enough to freeze them."""
+        """Add the baseline's latencies until enough are known to freeze the percentiles."""
         if self.thresholds is not None:
             return
         self.base_times = [a + b for a, b in zip(self.base_times, base.times, strict=True)]
@@ -166,7 +166,7 @@ class RolloutWatch:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> RolloutWatch:
-        """Return the memory of a document; raise KeyError or TypeError if it is not one."""
+        """Return the memory from a document. Raise KeyError or TypeError for any other document."""
         state = document["state"]
         evidence = {metric: _restored(metric, each) for metric, each in state["evidence"].items()}
         thresholds = document["thresholds"]
@@ -182,7 +182,7 @@ class RolloutWatch:
 
 
 def _restored(metric: str, document: dict[str, Any]) -> Evidence:
-    """Return the evidence of a document. Its margins are those of this release."""
+    """Return the evidence from a document, with the margins of this release."""
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }

@@ -87,7 +87,7 @@ def test_thirty_percent_more_latency_at_a_share_of_five_percent() -> None:
 def test_steps_need_time_and_requests() -> None:
     state = CanaryState(since=100.0)
     assert missing(POLICY, state, 110.0, last=False) == [
-        "20 s of the hold time are left",
+        "the step lasts at least 20 s more",
         "200 more requests of the canary are needed",
     ]
     decision = judge(POLICY, replace(state, samples=150), {}, 50, 130.0)
@@ -98,7 +98,7 @@ def test_without_evidence_a_canary_pauses_and_says_what_is_missing() -> None:
     policy = replace(POLICY, steps=(50, 100), patience_s=60.0, tolerance=0.0)
     decision = judge(policy, CanaryState(samples=1000), {"errors": Tick(500, 0, 500, 0)}, 500, 61.0)
     assert decision.verdict == "pause"
-    assert "errors: it is not shown that the canary is less than 2 times as bad" in decision.reason
+    assert "errors: no evidence yet that the canary is less than 2 times as bad" in decision.reason
     harm = judge(policy, decision.state, {"errors": Tick(500, 400, 500, 0)}, 500, 62.0)
     assert harm.verdict == "roll_back", "a paused canary is still judged"
     assert share(policy, harm.state) == 0

@@ -24,7 +24,7 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
-# Values of arrays are kept only up to this length: vocabularies have hundreds of thousands.
+# Arrays are kept only up to this length: vocabularies have hundreds of thousands of values.
 _KEPT_ARRAY = 64
 _MAX_COUNT, _MAX_DIMS = 2**24, 8
 # Elements of a block and bytes of a block, by ggml's number of the type.
@@ -43,7 +43,7 @@ class NotGguf(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The metadata of a GGUF file, and ``size``: the bytes that the file must at least have."""
+    """The metadata of a GGUF file. ``size``: the least number of bytes of a complete file."""
 
     metadata: dict[str, Any]
     size: int
@@ -54,7 +54,7 @@ class GgufHeader:
         return str(self.metadata.get("general.architecture", ""))
 
     def number(self, key: str, default: int = 0) -> int:
-        """Return a number of the architecture's own, such as ``context_length``."""
+        """Return a number of the architecture, such as ``context_length``."""
         value = self.metadata.get(f"{self.architecture}.{key}", default)
         if isinstance(value, list):  # one value for each layer
             value = max(value, default=default)
@@ -62,7 +62,7 @@ class GgufHeader:
 
 
 def kv_bytes_per_token(header: GgufHeader) -> int:
-    """Return the bytes of one token in the KV cache with 16 bits per value; 0: not known."""
+    """Return the bytes of one token in the KV cache with 16 bits per value; 0 if they are not known."""
     heads = header.number("attention.head_count")
     width = header.number("embedding_length") // heads if heads else 0
     kv_heads = header.number("attention.head_count_kv", heads)
@@ -102,7 +102,7 @@ def _read(reader: _Reader) -> GgufHeader:
 
 
 def _tensor_end(reader: _Reader) -> int:
-    """Return where the data of a tensor end, relative to the start of all data."""
+    """Return the offset at which a tensor's data end, relative to the start of all data."""
     reader.text()
     dims = reader.scalar("<I")
     if dims > _MAX_DIMS:

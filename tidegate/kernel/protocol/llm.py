@@ -29,14 +29,14 @@ SIGNATURE = Signature(
     decoupled=True,
 )
 
-# The band of a request: a queue of its own in the broker. Weights: BAND_WEIGHTS.
+# The band of a request. Each band has its own queue in the broker. Weights: BAND_WEIGHTS.
 Band = Literal["high", "normal", "low"]
 BAND_WEIGHTS: dict[Band, int] = {"high": 16, "normal": 4, "low": 1}
 
 # The priority in the flags of a band's request frames.
 BAND_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": LAST_PRIORITY}
 # A message stays in its queue for this time after the deadline of the first part of the answer.
-# So a longer stream is delivered again too, and its gateway hears at once that its worker was lost.
+# So the message of a longer stream is delivered again too, and the gateway learns immediately of the loss.
 KEPT_MS = 3_600_000
 
 # A parameter of the call key: the tokens that the request may occupy in the engine's KV cache (prompt and
@@ -57,15 +57,15 @@ def encoded(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError as error:
-        raise BadRequest(f"the request cannot be passed on: {error}") from None
+        raise BadRequest(f"the request cannot be sent to the engine: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
     """The part of a stream that the caller already has: the stream continues after it.
 
-    ``prompt`` and ``emitted`` are ids of tokens, as the engine that was lost reported them. ``text`` is the
-    text of the emitted ones. ``id`` and ``created`` are those of the first part's events.
+    ``prompt`` and ``emitted`` are ids of tokens, as the lost engine reported them. ``text`` is the text of
+    the emitted tokens. ``id`` and ``created`` are members of the first part's events.
     """
 
     prompt: list[int]
@@ -77,7 +77,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class LlmRequest:
-    """A request to an engine. ``path``: that of the engine's API, for example ``/v1/chat/completions``."""
+    """A request to an engine. ``path``: a path of the engine's API, such as ``/v1/chat/completions``."""
 
     path: str
     body: dict[str, Any]
@@ -89,7 +89,7 @@ class LlmRequest:
 
     @classmethod
     def from_bytes(cls, raw: bytes | memoryview) -> LlmRequest:
-        """Read a request; raise ValueError, KeyError or TypeError if it is not one."""
+        """Read a request. Raise ValueError, KeyError or TypeError for any other text."""
         document = orjson.loads(raw)
         resume = document.get("resume")
         return cls(document["path"], document["body"], Resume(**resume) if resume else None)
@@ -100,7 +100,7 @@ class Meta:
     """Facts about the events of one answer.
 
     ``status``: the engine's HTTP status if it refused the request; then the only event is its error body.
-    ``retry_after_s``: when to try again, if the engine or the provider said so.
+    ``retry_after_s``: the seconds until a retry, if the engine or the provider states them.
     ``usage``: prompt tokens, answer tokens and cached prompt tokens of the stream up to this answer; None:
     the engine has not reported any yet. It is cumulative, so a stream that is cut off has its count too.
     ``prompt_ids``: the prompt's tokens, in one of the first answers, if a lost stream can be continued.

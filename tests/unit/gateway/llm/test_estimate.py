@@ -51,7 +51,7 @@ def test_a_body_that_is_nested_deeply():
     for _ in range(1000):
         nested = [nested]
     assert estimate(TEXT, {"prompt": nested}, None).prompt == 1
-    with pytest.raises(BadRequest, match="cannot be passed on"):
+    with pytest.raises(BadRequest, match="cannot be sent to the engine"):
         estimate(CHAT, {"tools": nested}, None)
-    with pytest.raises(BadRequest, match="cannot be passed on"):
+    with pytest.raises(BadRequest, match="cannot be sent to the engine"):
         LlmRequest(CHAT, {"messages": nested}).to_bytes()
