@@ -353,6 +353,16 @@ def test_the_ratio_of_real_to_estimated_prompts():
     assert ratio.prompt("tags", 7) == 7
 
 
+def test_unusual_prompts_of_one_caller_do_not_refuse_those_of_others():
+    ratio = PromptRatio()
+    ratio.learn("chat", 100, 100, "victim")
+    for _ in range(3):
+        ratio.learn("chat", 1, 1000, "attacker")
+    assert ratio.prompt("chat", 100, "attacker") == pytest.approx(1100, abs=1)
+    assert ratio.prompt("chat", 100, "victim") == pytest.approx(110, abs=1)
+    assert ratio.prompt("chat", 100, "newcomer") == pytest.approx(220, abs=1)
+
+
 def test_headers():
     account = TokenAccount("ab12", "chat", TokenAllowance(100, 1000))
     states = token_headers.tokens_left(account, TokenBalance(30, 400, 0, 4200, 7_200_000), 20)

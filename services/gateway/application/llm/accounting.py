@@ -89,7 +89,9 @@ class CallAccount:
                 tokens = min(call.estimate.prompt, self._reservation.charged)
             self._reservation.settle(tokens)
         if prompt:
-            self._limits.ratio.learn(self._endpoint, call.estimate.prompt, prompt)
+            # Only keys with limits have a ratio of their own, so there are not too many.
+            caller = call.principal.id if self._reservation is not None else ""
+            self._limits.ratio.learn(self._endpoint, call.estimate.prompt, prompt, caller)
         self._meter.end()
         if self.grant is not None:
             self.grant.streamed(call.cost, call.received)

@@ -156,7 +156,7 @@ class TokenLimits:
         accounts = self.accounts(principal, endpoint)
         if not accounts:
             return None
-        prompt = self.ratio.prompt(endpoint, prompt)
+        prompt = self.ratio.prompt(endpoint, prompt, principal.id)
         limits = {each.id: each.limit for each in accounts}
         tokens = charge(prompt, answer, stated=stated, limits=limits)
         check_fits(accounts, prompt, tokens)

@@ -15,29 +15,38 @@ STEP = 64
 # The weight of a new ratio; the earlier ones have the rest.
 _WEIGHT = 0.2
 _RATIOS = (0.1, 10.0)
+# The most that the prompts of other callers add to a caller's charge. One of them could send unusual prompts.
+_MOST_OF_OTHERS = 2.0
 # If an estimate is too high, the rest is returned at the end. If it is too low, the limit is exceeded.
 _MARGIN = 1.1
 
 
 @dataclass(slots=True)
 class PromptRatio:
-    """The ratio of real to estimated prompt tokens of each endpoint, learned from requests that ended."""
+    """The ratio of real to estimated prompt tokens, learned from requests that ended.
 
-    ratios: dict[str, float] = field(default_factory=dict)
+    Each caller with limits has its own ratio at each endpoint. Before its first request, that of all callers
+    counts (caller "").
+    """
 
-    def prompt(self, endpoint: str, estimated: int) -> int:
+    ratios: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def prompt(self, endpoint: str, estimated: int, caller: str = "") -> int:
         """Return a better estimate of a prompt's tokens."""
-        ratio = self.ratios.get(endpoint)
+        ratio = self.ratios.get((endpoint, caller)) if caller else None
+        if ratio is None and (others := self.ratios.get((endpoint, ""))) is not None:
+            ratio = min(others, _MOST_OF_OTHERS)
         return estimated if ratio is None else math.ceil(estimated * ratio * _MARGIN)
 
-    def learn(self, endpoint: str, estimated: int, counted: int) -> None:
+    def learn(self, endpoint: str, estimated: int, counted: int, caller: str = "") -> None:
         """Add a request whose prompt had ``counted`` tokens."""
         if estimated <= 0 or counted <= 0:
             return
         ratio = min(max(counted / estimated, _RATIOS[0]), _RATIOS[1])
-        before = self.ratios.get(endpoint, ratio)
-        # A higher ratio counts immediately: otherwise, changed prompts could exceed the limit for long.
-        self.ratios[endpoint] = max(ratio, before + _WEIGHT * (ratio - before))
+        for key in {(endpoint, ""), (endpoint, caller)}:
+            before = self.ratios.get(key, ratio)
+            # A higher ratio counts at once, so that a change of the prompts does not pass the limit for long.
+            self.ratios[key] = max(ratio, before + _WEIGHT * (ratio - before))
 
 
 def charge(prompt: int, answer: int, *, stated: bool, limits: Mapping[str, TokenAllowance]) -> int:
