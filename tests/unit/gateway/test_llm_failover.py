@@ -12,6 +12,8 @@ import pytest
 from services.gateway.application.llm.core import LlmCall, LlmCore, LlmEvents
 from services.gateway.domain.llm.failover import other_target
 from services.gateway.domain.llm.refusal import EngineRefused
+from services.gateway.domain.replica_choice import ReplicaSlots
+from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, parse_table
 from services.gateway.domain.traffic_split import Origin, TrafficRule
 
@@ -80,3 +82,27 @@ async def test_a_request_that_a_rule_sent_stays_at_its_target(monkeypatch):
 def test_the_other_target_has_the_adapter():
     assert other(endpoint(far=1, own=1), ["far"], adapter="legal") == "own"
     assert other(endpoint(far=1, own=1), ["far"], adapter="medical") is None
+
+
+@pytest.mark.parametrize("retry_safe", [True, False])
+async def test_only_a_request_that_may_run_twice_waits_in_the_queue_of_a_replica(retry_safe: bool):
+    """If the replica dies, the broker moves its message to the shared queue, and another replica runs it."""
+    placed: list[tuple[str | None, float]] = []
+
+    class Inference:
+        def fleet(self, name: str) -> ReplicaFleet:
+            return ReplicaFleet(ready=2, replicas=(ReplicaSlots("a", 0, 4), ReplicaSlots("b", 0, 4)))
+
+        async def stream_from(self, *_: Any, replica: str | None, wait_ms: float, **__: Any) -> Any:
+            placed.append((replica, wait_ms))
+            return
+            yield
+
+    core = LlmCore(cast(Any, Inference()), cast(Any, None))
+    target = endpoint(own=2).targets[0]
+    assert target.llm is not None
+    route = replace(target, retry_safe=retry_safe, llm=replace(target.llm, affinity_wait_ms=100.0))
+    call = LlmCall("chat", "/v1/completions", {"prompt": "x" * 10_000})
+    assert [each async for each in core._run(call, route, 1000.0, None, again=False)] == []
+    ((replica, wait_ms),) = placed
+    assert ((replica in ("a", "b")), wait_ms > 0) == (retry_safe, retry_safe)

@@ -286,7 +286,10 @@ class LlmCore:
         began = time.perf_counter()
         request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began
-        wait_ms = route.llm.affinity_wait_ms if route.llm is not None else 0.0
+        wait_ms = 0.0
+        # A message that moves on from a replica's own queue runs elsewhere, even if the replica had begun it.
+        if route.llm is not None and route.retry_safe:
+            wait_ms = route.llm.affinity_wait_ms
         salt = f"{call.principal.id}\0{call.adapter}".encode()
         with self._affinity.place(route.name, wait_ms, call.path, call.body, salt) as placement:
             answers = self._core.stream_from(
