@@ -308,8 +308,12 @@ class LlmRequestConsumer:
 
     async def _fetch(self, item: QueuedRequest) -> None:
         """Fetch a large request from the blob store, and run it."""
-        if await self._claim_fetcher.fetch(item) and item.delivery.channel is self._channel:
+        if not await self._claim_fetcher.fetch(item) or item.delivery.channel is not self._channel:
+            return
+        if self._scheduler.serving:
             self._scheduler.add(item)
+        else:  # the model was lost meanwhile, and the requests that wait have been returned
+            await self._return(item)
 
     def _on_lost(self, item: QueuedRequest) -> None:
         """Answer that a request was lost, unless it still runs here: then only the connection was lost."""

@@ -162,3 +162,30 @@ async def test_an_ack_never_goes_to_a_later_channel():
     consumer._on_message(source, None, Delivery(b"garbage", 2, False, "", "", "", {}))
     await asyncio.gather(*consumer._tasks)
     assert second.acked == [2]
+
+
+@pytest.mark.parametrize("serving", [True, False])
+async def test_a_request_whose_tensors_come_after_the_model_was_lost_goes_to_another_replica(serving: bool):
+    returned: list[Request] = []
+
+    class Publisher(Replies):
+        async def requeue(self, request: Request, *_: Any, **__: Any) -> None:
+            returned.append(request)
+
+    async def fetch(_: QueuedRequest) -> bool:
+        return True
+
+    publisher = cast(ReplyPublisher, Publisher())
+    consumer = LlmRequestConsumer("amqp://x", "d", "r", publisher, claims=cast(Any, None), fetch_bytes=1)
+    engine, scheduler = Engine(), scheduler_of([])
+    consumer.deliver_to(scheduler)
+    scheduler.use(cast(Model, engine) if serving else None)
+    consumer._channel, consumer._renewed_at = cast(Channel, Acks()), time.monotonic()
+    consumer._claim_fetcher.fetch = fetch  # type: ignore[assignment, method-assign]
+    asked = item(10)
+    asked.delivery.channel = consumer._channel
+    await consumer._fetch(asked)
+    await turns()
+    assert (engine.begun, returned) == (([asked.request.id], []) if serving else ([], [asked.request]))
+    assert asked.settled is not serving
+    await scheduler.stop()
