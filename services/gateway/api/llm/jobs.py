@@ -23,7 +23,7 @@ from services.gateway.domain.job_options import JobOptions, Preference
 from services.gateway.domain.llm.band import band_of
 from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
-from tidegate.kernel.errors import Forbidden, Unavailable
+from tidegate.kernel.errors import BadRequest, Forbidden, Unavailable
 from tidegate.kernel.protocol.access import INFER, Principal, lacks
 from tidegate.kernel.protocol.jobs import Idempotency
 
@@ -126,4 +126,7 @@ def _options(received: ReceivedRequest) -> JobOptions:
 def _digest(path: str, body: dict[str, Any], options: JobOptions) -> bytes:
     """Return the hash of a request and its options. A call that repeats a key must have the same hash."""
     parts = [path, options.level, options.ttl_s, options.webhook, body]
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).digest()
+    try:
+        return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).digest()
+    except TypeError as error:  # it is nested too deeply
+        raise BadRequest(f"the request cannot be a job: {error}") from None

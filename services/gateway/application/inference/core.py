@@ -121,8 +121,9 @@ class InferenceCore:
         default. ``done`` is called later, exactly once, with the result or an error.
         """
         route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode, origin)
-        _refuse_llm(model, route)
         if route.decoupled:
+            if route.llm is not None:
+                raise not_tensors(model)
             raise BadRequest(
                 f"model {model!r} is decoupled (any number of answers to a request): "
                 "use /generate_stream, or ModelStreamInfer over gRPC"
@@ -199,7 +200,8 @@ class InferenceCore:
         queue. Closing the generator cancels the request.
         """
         prepared = self._prepare(model, version, timeout_ms, decode, origin)
-        _refuse_llm(model, prepared[0])
+        if prepared[0].llm is not None:
+            raise not_tensors(model)
         async with aclosing(self.stream_from(*prepared, trace, queued)) as answers:
             async for answer in answers:
                 yield answer
@@ -318,14 +320,8 @@ def _result(
     return InferenceResult(route, request, reply.rows, outputs, parameters, reply, timing)
 
 
-def _refuse_llm(model: str, route: DeploymentRoute) -> None:
-    """Raise BadRequest for a language model. Its tensor has a path, so a caller could choose any path."""
-    if route.llm is not None:
-        raise not_tensors(model)
-
-
 def not_tensors(model: str) -> BadRequest:
-    """Return the error for tensors to a language model, which only the APIs with token limits serve."""
+    """Return the error for tensors to a language model: with them a caller could choose any path."""
     return BadRequest(
         f"model {model!r} is a language model, which takes no tensors: use /v1/chat/completions",
         reason="language_model",

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from services.gateway.api.llm.door import LlmDoor
-from tidegate.kernel.errors import Forbidden
+from services.gateway.api.llm.jobs import _digest
+from services.gateway.domain.job_options import JobOptions
+from tidegate.kernel.errors import BadRequest, Forbidden
 from tidegate.kernel.protocol.access import INFER, Principal
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.caller import Caller
@@ -27,3 +29,11 @@ def test_a_key_sees_only_the_models_that_it_may_use():
             door.find("secret")
     finally:
         caller.current.reset(token)
+
+
+def test_a_job_whose_body_is_nested_too_deeply_is_refused():
+    nested: list[Any] = []
+    for _ in range(500):
+        nested = [nested]
+    with pytest.raises(BadRequest, match="cannot be a job"):
+        _digest("/v1/completions", {"prompt": nested}, JobOptions())
