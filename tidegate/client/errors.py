@@ -111,7 +111,7 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
     message, reason, rid = _read(body)
     kind = BY_REASON.get(reason) or _BY_STATUS.get(status, TidegateError)
     error = kind(
-        message or f"The answer was {status} and gives no reason: is this the URL of a Tidegate service?",
+        message or f"The answer was {status} without a reason: is this the URL of a Tidegate service?",
         reason=reason or None,
         retry_after_s=_seconds(headers.get("retry-after")),
     )
@@ -140,7 +140,7 @@ def from_openai(document: Mapping[str, object]) -> TidegateError:
     if kind is None and isinstance(code, int):
         kind = _BY_STATUS.get(code)
     found = kind or _BY_TYPE.get(str(code)) or _BY_TYPE.get(str(told.get("type")), ModelFailed)
-    error = found(message or "The model ended the answer and gave no reason.", reason=reason or None)
+    error = found(message or "The answer ended with an error without a reason.", reason=reason or None)
     error.request_id = rid or None
     return error
 

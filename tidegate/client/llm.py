@@ -21,7 +21,7 @@ CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens of a request, as the engine counted them. ``cached_tokens`` are part of the prompt's."""
+    """The tokens of a request, by the engine's count. ``cached_tokens`` are a part of the prompt's tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -87,12 +87,12 @@ class ChatResult:
 
     @property
     def tool_calls(self) -> list[Document]:
-        """Return the calls of tools that the model wants."""
+        """Return the model's calls of tools."""
         return list(self.message.get("tool_calls") or [])
 
     @property
     def finish_reason(self) -> str | None:
-        """Return why the first choice ended: ``stop``, ``length``, ``tool_calls`` or the engine's word."""
+        """Return why the first choice ended: ``stop``, ``length``, ``tool_calls`` or another reason."""
         return self.choices[0].finish_reason if self.choices else None
 
 

@@ -17,8 +17,8 @@ from tidegate.client.llm_flows import CallOptions, LlmFlows
 class AsyncChatStream(AsyncIterator[ChatChunk]):
     """A streamed answer, for ``async for``. See :class:`tidegate.client.llm_sync.ChatStream`.
 
-    The request is sent when the first chunk is read. Close a stream that you leave early, with ``async with``
-    or :meth:`close`; that cancels the request.
+    The request is sent when the first chunk is read. If you do not read a stream to its end, close it, with
+    ``async with`` or :meth:`close`: this cancels the request.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ class ChatStream(Iterator[ChatChunk]):
     """A streamed answer: iterate over its chunks. Closing it cancels the request.
 
     ``so_far`` is the answer up to now, also after an error or after :meth:`close`. ``note`` is the last
-    comment of the gateway: it says where a waiting request stands.
+    comment of the gateway, such as the place of a waiting request in the queue.
     """
 
     def __init__(self, answer: Answer, lines: Generator[str, None, None]) -> None:

@@ -20,7 +20,7 @@ _LONGEST_LINE = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server, the path and the credential of a POST. ``headers``: others to send."""
+    """The server, the path and the credential of a POST. ``headers``: more headers to send."""
 
     address: GatewayAddress
     path: str

@@ -13,7 +13,7 @@ from typing import Any
 from tidegate.tune.http_call import HttpAnswer, Target, posted
 from tidegate.tune.llm_figures import CallRecord, LlmFigures, figures_of
 
-# Without a keep-alive of the server for this long, the answer counts as lost.
+# If the server sends nothing for this time, not even a keep-alive, the answer counts as lost.
 SILENCE_S = 600.0
 
 
@@ -52,7 +52,7 @@ class LlmLoad:
         return sum(each.ended is None for each in self.records)
 
     def stop(self) -> None:
-        """End the load now. Requests without an answer are cancelled."""
+        """End the load now, and cancel requests without an answer."""
         self._stopped.set()
 
     def figures(self, after_s: float = 0.0) -> LlmFigures:
@@ -60,7 +60,7 @@ class LlmLoad:
         return figures_of(self.records, after_s, self.duration or self._now())
 
     async def run(self) -> None:
-        """Run the load to its end. A closed loop that has a time cancels what is unanswered then."""
+        """Run the load to its end. At the end of its time, a closed loop cancels open requests."""
         plan, self.began = self.plan, time.perf_counter()
         work = asyncio.create_task(self._closed() if plan.rate is None else self._open(plan.rate))
         stop = asyncio.create_task(self._stopped.wait())
@@ -118,7 +118,7 @@ class LlmLoad:
             record.ended = self._now()
             record.tokens = record.tokens or len(record.token_times)
         if record.problem:
-            await asyncio.sleep(0.1)  # a server that refuses at once is not called in a tight loop
+            await asyncio.sleep(0.1)  # do not call a server that refuses immediately in a tight loop
 
     async def _answered(self, record: CallRecord, body: bytes) -> None:
         async with posted(self.plan.target, body) as answer:

@@ -17,9 +17,9 @@ from tidegate.kernel.protocol.models import Signature
 class LlmRoute:
     """Facts about a language model. ``context``: the most tokens of a prompt and its answer, if known.
 
-    ``adapters``: names of LoRA adapters. ``slots``: the sequences that a replica works on together.
-    ``created``: the time of the version in seconds since the epoch. ``affinity_wait_ms``: how long a request
-    waits for the replica that it prefers; 0: it prefers none.
+    ``adapters``: names of LoRA adapters. ``slots``: the requests that a replica works on at the same time.
+    ``created``: the time of the version in seconds since the epoch. ``affinity_wait_ms``: the
+    longest wait for the preferred replica; 0: no preference.
     """
 
     context: int | None = None
@@ -89,7 +89,7 @@ class EndpointRoute:
         return targets[splitter.draw(self.name, self.names, self.weights)]
 
     def has_rule_for(self, origin: Origin) -> bool:
-        """Return True if a rule says where a request goes. Then it goes nowhere else."""
+        """Return True if a rule decides the Deployment of a request, so that no other one may run it."""
         return any(rule.matches(origin) for rule, _ in self.rules)
 
     def _by_origin(self, origin: Origin) -> DeploymentRoute | None:

@@ -88,7 +88,7 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
 
 
 def _llm(deployment: Deployment, version: Version) -> dict[str, Any]:
-    """Return what the gateways must know about a language model, and nothing for other models."""
+    """Return the facts about a language model for the gateways; nothing for other models."""
     if version.format != "llm":
         return {}
     spec = deployment.llm or LlmSpec()
@@ -141,7 +141,7 @@ def withheld(
 ) -> dict[str, str]:
     """Return the targets whose share goes to the others now, each with the reason.
 
-    A target keeps its share if no other one is ready: then its requests wait, or fail with its reason.
+    A target keeps its share if no other target is ready: then its requests wait, or fail with its reason.
     """
     if endpoint.when_unready == "fail":
         return {}

@@ -132,18 +132,18 @@ class Resources(Written):
 class LlmSpec(Written):
     """The options with which a replica runs a version of format ``llm``.
 
-    ``engine``: ``auto`` is vLLM for a Hugging Face folder if its environment is installed, else llama.cpp.
-    ``slots``: sequences that the engine works on at the same time; a worker never holds more requests.
-    ``context``: the most tokens of a prompt and its answer; None: the model's.
+    ``engine``: ``auto`` is llama.cpp for a GGUF file, and vLLM for a Hugging Face folder.
+    ``slots``: requests that the engine works on at the same time; a worker never holds more.
+    ``context``: the most tokens of a prompt and its answer together; None: the engine's default.
     ``kv_tokens``: the most tokens in the engine's KV cache that a worker fills; None: the engine's size.
     ``arguments``: arguments of the engine, by its own names, passed as they are.
     ``adapters``: LoRA adapters by name, as paths in the artifact; requests name them ``model:adapter``.
-    ``affinity_wait_ms``: a request waits this long for the replica that has its prefix; 0: never.
+    ``affinity_wait_ms``: the longest wait for the replica that has the prompt's beginning; 0: none.
     ``upstream``: the address of an OpenAI-compatible server, for the engine ``openai-url``.
-    ``upstream_model``: the model's name there. ``credential``: ``env:NAME`` or ``file:PATH`` on the worker's
-    host, never the credential itself. ``region``: where the upstream processes data.
+    ``upstream_model``: the model's name at the upstream. ``credential``: ``env:NAME`` or ``file:PATH`` on the
+    worker's host, never the credential itself. ``region``: where the upstream processes data.
     ``requests_per_minute``, ``tokens_per_minute``: the most that a replica sends to the upstream.
-    ``upstream_timeout_s``: the longest wait for the beginning of its answer.
+    ``upstream_timeout_s``: the longest wait for the upstream's answer to begin.
     """
 
     engine: Engine = "auto"
@@ -164,7 +164,7 @@ class LlmSpec(Written):
     @model_validator(mode="after")
     def _upstream_fits(self) -> Self:
         if (self.engine == "openai-url") != (self.upstream is not None):
-            raise ValueError("the engine openai-url needs upstream, and only this engine takes it")
+            raise ValueError("the engine openai-url needs `upstream`, and other engines must not have it")
         names = (
             "upstream_model",
             "credential",
@@ -175,7 +175,7 @@ class LlmSpec(Written):
         if self.upstream is None and (extra := [name for name in names if getattr(self, name) is not None]):
             raise ValueError(f"{extra[0]} is only for the engine openai-url")
         if self.upstream is not None and "@" in self.upstream.partition("://")[2].partition("/")[0]:
-            raise ValueError("upstream has a password in it: remove it, and name a credential instead")
+            raise ValueError("upstream contains a password: remove it, and set `credential` instead")
         return self
 
     @property
@@ -268,8 +268,8 @@ class Target(Noun):
 class TrafficRule(Noun):
     """A rule that sends requests to a Deployment before weights count.
 
-    It applies to requests with ``header``, and with ``value`` in it unless that is None, and from the caller
-    ``tenant`` (the id of a key) unless that is None.
+    It applies to requests that have ``header`` with ``value``, and that come from the caller ``tenant`` (the
+    id of a key). A member that is None applies to all requests.
     """
 
     deployment: Name
@@ -287,7 +287,7 @@ class TrafficRule(Noun):
 class StickyTraffic(Noun):
     """The key that keeps requests at one target: a header, a request parameter, or the caller's key.
 
-    Requests without it are split by the weights.
+    Requests without this key are split by the weights.
     """
 
     by: Literal["header", "parameter", "key"]
@@ -296,12 +296,12 @@ class StickyTraffic(Noun):
     @model_validator(mode="after")
     def _has_a_name(self) -> Self:
         if (self.by == "key") != (self.name is None):
-            raise ValueError("a header or a parameter needs its name, and the key needs none")
+            raise ValueError("sticky by header or parameter needs a name; by key must not have one")
         return self
 
 
 class CanaryOptions(Written):
-    """The rules of a canary. ``steps``: percent of the traffic, rising; the last one is the promotion.
+    """The rules of a canary. ``steps``: percent of the traffic, rising; the last step is the promotion.
 
     A step lasts at least ``hold_s`` seconds and ``min_samples`` requests of the canary. ``alpha``: the
     accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: a rate of
@@ -362,12 +362,12 @@ class Rollout(Noun):
 class EndpointSpec(Noun):
     """The stable public name of a model. ``previous`` serves until a target has a ready replica.
 
-    ``allowed_regions``, ``forbidden_regions``: where its requests may be processed. They bind upstreams, and
-    Deployments with a region. An upstream without a region could be anywhere.
+    ``allowed_regions``, ``forbidden_regions``: where requests may be processed. They apply to upstreams, and
+    to Deployments with a region. An upstream without a region may be in any region.
 
     ``rules`` come before ``sticky``, and both before the weights. ``when_unready`` is for a target without a
-    ready replica beside others that have one: ``wake`` lets its requests wait for a replica, unless none can
-    start; ``others`` gives its share to the others; ``fail`` keeps its share in any case.
+    ready replica, while other targets have one. ``wake``: its requests wait for a replica, unless none can
+    start. ``others``: its share goes to the others. ``fail``: it always keeps its share.
     """
 
     name: Name
@@ -382,7 +382,7 @@ class EndpointSpec(Noun):
     rollout: Rollout | None = None
 
     def may_use(self, deployment: DeploymentSpec) -> bool:
-        """Return True if its requests may be processed where the Deployment processes them."""
+        """Return True if requests may be processed in the region of the Deployment."""
         if not self.allowed_regions and not self.forbidden_regions:
             return True
         spec = deployment.llm

@@ -34,7 +34,7 @@ class ModelDeath:
 class EngineReport:
     """Facts about the engine of a language model. None: the engine does not report it.
 
-    ``slots``: sequences that it works on at the same time. ``running`` and ``waiting``: its requests.
+    ``slots``: requests that it works on at the same time. ``running`` and ``waiting``: its requests.
     ``kv_used`` and ``kv_total``: tokens in its KV cache, and the most that fit. The other members count
     tokens since the engine's start: of prompts, of answers, and of prompts that were already in its cache.
     """
