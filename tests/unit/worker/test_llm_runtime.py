@@ -84,6 +84,14 @@ def test_a_tally_counts_slots_and_tokens(calls):
     assert tally.stats() == known | {"prompt_tokens": 10, "answer_tokens": 6, "cached_tokens": 8}
 
 
+def test_a_call_with_counts_that_are_no_numbers_frees_its_slot(calls):
+    tally = importlib.import_module("tally").Tally({"slots": 1})
+    slots, call = threading.BoundedSemaphore(1), calls.Call()
+    with pytest.raises(TypeError), tally.slot(call, slots):
+        call.emit([b"a"], {"usage": [None, 1, 0]})
+    assert slots.acquire(blocking=False)
+
+
 def test_a_taker_wakes_up_for_an_event(calls):
     call = calls.Call()
     threading.Timer(0.01, call.emit, [[b"a"], {}]).start()

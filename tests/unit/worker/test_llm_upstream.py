@@ -78,3 +78,30 @@ def test_an_answer_that_is_not_json_is_a_failure(llm):
     with pytest.raises(llm.calls.Refused, match="other than JSON"):
         events.whole(b"<html>secret</html>")
     assert events.whole(b'{"a": "secret"}') == (b'{"a": "[hidden]"}', {})
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"usage": {"prompt_tokens": 5, "completion_tokens": 2}}, [5, 2, 0]),
+        (
+            {"usage": {"prompt_tokens": None, "completion_tokens": "2", "prompt_tokens_details": []}},
+            [0, 0, 0],
+        ),
+        (
+            {"usage": {"prompt_tokens": 5.5, "completion_tokens": -2, "prompt_tokens_details": None}},
+            [0, 0, 0],
+        ),
+        (
+            {"response": {"usage": {"input_tokens": 5, "input_tokens_details": {"cached_tokens": 3}}}},
+            [5, 0, 3],
+        ),
+        ({"usage": [1], "response": "x"}, None),
+        ({"response": "x"}, None),
+    ],
+)
+def test_whatever_a_provider_reports_its_counts_are_numbers(
+    llm: Any, document: dict[str, Any], expected: Any
+):
+    """A count of another kind would break the slot's accounting, and every limit of tokens."""
+    assert llm.bridge.usage_of(document) == expected

@@ -252,15 +252,18 @@ def _emit(events: list[bytes], reader: Reader, call: Call) -> None:
 def usage_of(document: dict[str, Any]) -> list[int] | None:
     """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
 
-    Reads the shapes of chats and completions, and of responses.
+    Reads the shapes of chats and completions, and of responses. A provider may send anything: what is no
+    number of tokens counts as 0.
     """
-    usage = document.get("usage") or (document.get("response") or {}).get("usage")
-    if not usage:
+    response = document.get("response")
+    usage = document.get("usage") or (response.get("usage") if isinstance(response, dict) else None)
+    if not usage or not isinstance(usage, dict):
         return None
-    prompt = usage.get("prompt_tokens", usage.get("input_tokens", 0))
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    answer = usage.get("completion_tokens", usage.get("output_tokens", 0))
-    return [prompt, answer or 0, details.get("cached_tokens") or 0]
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    answer = usage.get("completion_tokens", usage.get("output_tokens"))
+    return [each if type(each) is int and each > 0 else 0 for each in (prompt, answer, cached)]
 
 
 def error_status(document: dict[str, Any]) -> int | None:

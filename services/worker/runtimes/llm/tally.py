@@ -32,10 +32,12 @@ class Tally:
         try:
             yield
         finally:
-            with self._lock:
-                del self._running[id(call)]
-                self._ended = _added(self._ended, call.usage)
-            slots.release()
+            try:
+                with self._lock:
+                    del self._running[id(call)]
+                    self._ended = _added(self._ended, call.usage)
+            finally:
+                slots.release()
 
     def stats(self) -> dict[str, Any]:
         """Return the members of ``tidegate.kernel.protocol.presence.EngineReport``."""
