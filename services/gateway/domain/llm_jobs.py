@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.llm.estimate import estimate
 from services.gateway.domain.llm.openai_events import EventFilter
+from services.gateway.domain.llm.refusal import check_waits
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor, call_key
 from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, REQUEST, LlmRequest, Meta
@@ -33,6 +34,7 @@ def check_body(body: Mapping[str, Any]) -> str:
             "a job has one answer, so it cannot stream: leave out 'stream', or leave out the header "
             "Prefer and read the stream"
         )
+    check_waits(body)
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("'model' must be the name of a model: GET /v1/models lists all models")

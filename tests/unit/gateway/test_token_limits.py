@@ -8,22 +8,25 @@ import random
 import time
 from collections import deque
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from services.gateway.application.jobs.submission import JobRequest, JobSubmitter, SubmittedJob
 from services.gateway.application.llm.accounting import LlmAccounting
-from services.gateway.application.llm.core import LlmCore
+from services.gateway.application.llm.core import LlmCall, LlmCore
 from services.gateway.application.llm.token_limits import TokenLimits
 from services.gateway.domain.job_options import JobOptions
 from services.gateway.domain.llm import token_headers
+from services.gateway.domain.llm.estimate import TokenEstimate
 from services.gateway.domain.llm.token_charge import ASSUMED_ANSWER, PromptRatio, charge
 from services.gateway.domain.llm.token_headers import TokenAccount
 from services.gateway.domain.llm.token_window import DAY_S, WINDOW_S, TokenBalance, TokenWindow
+from services.gateway.domain.llm_jobs import check_body
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.errors import BadRequest, Overloaded, TooMany
 from tidegate.kernel.protocol.access import ANONYMOUS, Key, Principal, TokenAllowance
+from tidegate.kernel.protocol.presence import GatewayLoad
 from tidegate.kernel.store import StoreUnavailable
 
 pytestmark = pytest.mark.unit
@@ -94,6 +97,33 @@ async def test_an_estimate_is_charged_and_the_rest_is_returned(limits, store):
     made.settle(7)
     await settled(limits)
     assert store.windows["ab12"].charges == {int(NOW): 120}, "only the first end counts"
+
+
+@pytest.mark.parametrize(
+    ("answers", "usage", "left", "expected"),
+    [
+        (1, (90, 20, 0), False, 110),
+        (1, (0, 0, 0), False, 300),  # no usage, but an answer
+        (1, (0, 0, 0), True, 100),
+        (0, (0, 0, 0), False, 0),  # refused
+    ],
+)
+async def test_an_answer_without_usage_keeps_its_charge(limits, store, answers, usage, left, expected):
+    limits.replace(key(1000))
+    accounting = LlmAccounting(cast(Any, SimpleNamespace(admit=lambda *_: None)), limits)
+    call = LlmCall("chat", "/v1/completions", {"max_tokens": 200}, principal=ROBOT)
+    call.estimate = TokenEstimate(100, 200)
+    account = await accounting.open(call, "chat", GatewayLoad())
+    call.usage, call.cost.answers, account.left = usage, answers, left
+    call.cost.begin()
+    account.close()
+    await settled(limits)
+    assert sum(store.windows["ab12"].charges.values()) == expected
+
+
+def test_no_request_runs_in_the_background_of_a_provider():
+    with pytest.raises(BadRequest, match="respond-async"):
+        check_body({"model": "chat", "input": "x", "background": True})
 
 
 async def test_a_job_is_charged_when_it_is_accepted(limits, store, monkeypatch):

@@ -87,6 +87,9 @@ class CallAccount:
             if self.left and call.cost.queued and not tokens:
                 # The engine may have read the prompt, even if the caller disconnected before the first event.
                 tokens = min(call.estimate.prompt, self._reservation.charged)
+            elif call.cost.answers and call.estimate.answer and not tokens:
+                # An upstream that answers without its usage. Else its callers would have no limit.
+                tokens = self._reservation.charged
             self._reservation.settle(tokens)
         if prompt:
             # Only keys with limits have a ratio of their own, so there are not too many.

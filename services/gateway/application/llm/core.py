@@ -26,7 +26,7 @@ from services.gateway.domain.llm.band import FRAME_PRIORITY
 from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate, states_answer
 from services.gateway.domain.llm.failover import other_target
 from services.gateway.domain.llm.queue_place import QueuePlace, place
-from services.gateway.domain.llm.refusal import EngineRefused
+from services.gateway.domain.llm.refusal import EngineRefused, check_waits
 from services.gateway.domain.llm.resumption import StreamProgress
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from services.gateway.domain.traffic_split import Origin
@@ -204,6 +204,7 @@ class LlmCore:
         Raise a TidegateError if the request is refused or fails; :class:`EngineRefused` if the engine
         refuses it. Closing the generator cancels the request. The usage is counted in every case.
         """
+        check_waits(call.body)
         origin = partial(Origin, call.headers, call.principal.id, lambda: call.body)
         endpoint, route = self.pick(call.model, origin)
         assert route.llm is not None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.errors import BadRequest, TidegateError
 
 
 class EngineRefused(TidegateError):
@@ -36,3 +37,11 @@ def _detail(body: bytes) -> dict[str, Any]:
     if isinstance(error, dict):
         return error
     return {"message": str(error)}
+
+
+def check_waits(body: Mapping[str, Any]) -> None:
+    """Raise BadRequest if a provider shall answer in the background: its tokens would never be known here."""
+    if body.get("background"):
+        raise BadRequest(
+            "'background' is not supported: leave it out, and send 'Prefer: respond-async' to get a job"
+        )
