@@ -75,7 +75,7 @@ def bench(
         ),
     ] = None,
     priority: Annotated[
-        str | None, typer.Option(help="high, normal or low. [normal]", rich_help_panel=_REQUEST)
+        str | None, typer.Option(help="high, normal or low; default: normal.", rich_help_panel=_REQUEST)
     ] = None,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="Longest time for a whole answer.")] = "10m",
     seed: Annotated[

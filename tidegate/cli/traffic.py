@@ -25,7 +25,7 @@ def traffic(
         typer.Option(
             "--rule",
             metavar="RULE",
-            help="header:NAME[=VALUE]:VERSION or tenant:KEY:VERSION; replaces all rules. Repeatable.",
+            help="header:NAME[=VALUE]:VERSION or tenant:KEY_ID:VERSION; replaces all rules. Repeatable.",
         ),
     ] = None,
     no_rules: Annotated[bool, typer.Option("--no-rules", help="Remove all rules.")] = False,
@@ -100,7 +100,7 @@ def parse_rule(text: str) -> dict[str, Any]:
     if not colon or not target or not subject or kind not in ("header", "tenant"):
         raise UsageError(
             f"{text!r} is not a rule: write header:NAME:VERSION, header:NAME=VALUE:VERSION or "
-            "tenant:KEY:VERSION, as in header:X-Beta=1:v2."
+            "tenant:KEY_ID:VERSION, as in header:X-Beta=1:v2."
         )
     if kind == "tenant":
         return {"tenant": subject, "deployment": target}
