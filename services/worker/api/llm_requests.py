@@ -1,8 +1,8 @@
 """Takes requests to a language model from the queues of its bands, never more than the engine has slots.
 
-While a slot is free and the queues are empty, consumers wait for requests, so a request starts without delay.
-While all slots are in use, there is no consumer, and requests wait in the broker. When a slot is free again,
-the next request is taken by the weights of the bands (``domain/llm_bands.py``).
+While the queues are empty, consumers wait for requests, so a request starts without delay. When a request
+comes while all slots are in use, it is returned, and the consumers are cancelled. Then requests wait in the
+broker. When a slot is free, the next one is taken by the weights of the bands (``domain/llm_bands.py``).
 
 A delivery is acked when its answer is complete. So the broker delivers the requests of a dead worker to other
 workers. The worker that gets such a request answers the gateway that the request was lost.
@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import os
 import time
-from dataclasses import dataclass
 from functools import partial
 
 from services.worker.adapters.claim_fetcher import ClaimFetcher
@@ -44,18 +43,12 @@ log = telemetry.logger(__name__)
 # The broker deletes a replica's own queues after a few minutes without use.
 RENEW_S = 15.0
 RETRY_S = 0.2
+# A queue that was empty is not asked again for this time, while another one has requests. On a busy machine a
+# round trip to the broker takes longer than the engine needs for a token.
+EMPTY_S = 0.1
 BLOCKED_POLL_S = 1.0
 # The broker adds this header if a message waited too long for a replica and was moved to another queue.
 MOVED = "x-death"
-
-
-@dataclass(slots=True)
-class Window:
-    """A consumer, with the number of its unacked messages. The broker sends at most ``prefetch``."""
-
-    tag: str
-    prefetch: int
-    unacked: int = 0
 
 
 class LlmRequestConsumer:
@@ -79,8 +72,10 @@ class LlmRequestConsumer:
         self._publisher = publisher
         self._turns = BandTurns()
         self._channel: Channel | None = None
-        self._windows: list[Window] = []
-        self._unacked: dict[int, Window | None] = {}
+        self._consumers: list[str] = []
+        self._overflowed = False
+        self._empty_since: dict[Source, float] = {}
+        self._unacked: set[int] = set()
         self._fetches = TaskSet()
         self._open = False
         self._scheduler: LlmScheduler
@@ -148,9 +143,7 @@ class LlmRequestConsumer:
     def _ack(self, channel: object, tag: int) -> None:
         if self._channel is None or channel is not self._channel:
             return  # the broker delivers it again; on the new channel this tag means another delivery
-        window = self._unacked.pop(tag, None)
-        if window is not None:
-            window.unacked -= 1
+        self._unacked.discard(tag)
         with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
             self._channel.ack(tag)
 
@@ -166,12 +159,13 @@ class LlmRequestConsumer:
         await channel.declare(self._cancels)
         await channel.bind(self._cancels, CANCELS)
         await channel.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
-        self._channel, self._windows, self._unacked = channel, [], {}
+        self._channel, self._consumers, self._unacked = channel, [], set()
+        self._overflowed = False
         self._renewed_at = time.monotonic()
         self._wake.set()
 
     def _on_down(self) -> None:
-        self._channel, self._windows, self._unacked = None, [], {}
+        self._channel, self._consumers, self._unacked = None, [], set()
         self._fetches.cancel()
         self._scheduler.requests_wait = True
         self._scheduler.discard_waiting()
@@ -210,10 +204,10 @@ class LlmRequestConsumer:
 
     async def _take_turns(self, channel: Channel) -> None:
         await self._renew(channel)
-        if self._windows and (not self._open or not self._free or self._window_is_used_up):
+        if self._consumers and (not self._open or self._overflowed):
             self._scheduler.requests_wait = True
             await self._cancel_consumers(channel)
-        if not self._open or self._windows:
+        if not self._open or self._consumers:
             return
         while self._open and self._free and channel is self._channel:
             if not await self._take_next(channel):
@@ -227,28 +221,38 @@ class LlmRequestConsumer:
     async def _take_next(self, channel: Channel) -> bool:
         """Take the next request by the weights of the bands; return False if all queues are empty."""
         for source in self._turns.order():
+            if time.monotonic() - self._empty_since.get(source, -EMPTY_S) < EMPTY_S:
+                continue
             delivery = await channel.get(self._queues[source])
             if delivery is not None:
                 self._turns.served(source)
-                self._on_message(source, None, delivery)
+                self._on_message(source, delivery)
                 return True
+            self._empty_since[source] = time.monotonic()
         return False
 
     async def _consume(self, channel: Channel) -> None:
-        for source, queue in self._queues.items():
-            window = Window("", max(1, self._free))
-            self._windows.append(window)
-            take = partial(self._on_message, source, window)
-            window.tag = await channel.consume(queue, take, prefetch=window.prefetch)
+        """Consume all queues. They are consumed together, because each round trip would delay a request."""
+        self._overflowed = False
+        # The same prefetch for all, as many as the engine has slots. So the broker sends no more messages of
+        # a queue that alone fills them.
+        prefetch = self._scheduler.max_calls
+        self._consumers = await asyncio.gather(
+            *(
+                channel.consume(queue, partial(self._on_message, source), prefetch=prefetch)
+                for source, queue in self._queues.items()
+            )
+        )
 
     async def _cancel_consumers(self, channel: Channel) -> None:
-        windows, self._windows = self._windows, []
-        for window in windows:
-            await channel.cancel(window.tag)
+        consumers, self._consumers = self._consumers, []
+        await asyncio.gather(*map(channel.cancel, consumers))
+        self._overflowed = False
+        self._empty_since.clear()
 
     async def _renew(self, channel: Channel) -> None:
         """Keep the broker from deleting the replica's own queues while no consumer uses them."""
-        if time.monotonic() - self._renewed_at < RENEW_S or self._windows:
+        if time.monotonic() - self._renewed_at < RENEW_S or self._consumers:
             return
         self._renewed_at = time.monotonic()
         for source, queue in self._queues.items():
@@ -259,19 +263,13 @@ class LlmRequestConsumer:
     def _free(self) -> int:
         return self._scheduler.free
 
-    @property
-    def _window_is_used_up(self) -> bool:
-        return any(window.unacked >= window.prefetch for window in self._windows)
-
     # --- messages --------------------------------------------------------------------------------------
 
-    def _on_message(self, source: Source, window: Window | None, delivery: Delivery) -> None:
+    def _on_message(self, source: Source, delivery: Delivery) -> None:
         channel = self._channel
         if channel is None:
             return  # the channel is ending; the broker delivers the unsettled message again
-        self._unacked[delivery.tag] = window
-        if window is not None:
-            window.unacked += 1
+        self._unacked.add(delivery.tag)
         free = self._free
         try:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
@@ -290,12 +288,13 @@ class LlmRequestConsumer:
             if delivery.redelivered:
                 self._on_lost(item)
             elif free <= 0:
+                self._overflowed = True
                 self._tasks.start(self._return(item), "return")
             else:
                 free -= 1
                 LLM_TAKEN.labels(source.band, "own" if source.own else "shared").inc()
                 self._add(item)
-        if not self._free:
+        if self._overflowed:
             self._wake.set()  # cancel the consumers
 
     def _add(self, item: QueuedRequest) -> None:

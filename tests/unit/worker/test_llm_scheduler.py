@@ -156,10 +156,10 @@ async def test_an_ack_never_goes_to_a_later_channel():
     consumer.deliver_to(scheduler_of([]))
     consumer._channel = cast(Channel, first)
     source = next(iter(consumer._queues))
-    consumer._on_message(source, None, Delivery(b"garbage", 1, False, "", "", "", {}))
+    consumer._on_message(source, Delivery(b"garbage", 1, False, "", "", "", {}))
     await asyncio.gather(*consumer._tasks)
     assert (first.acked, second.acked) == ([], [])
-    consumer._on_message(source, None, Delivery(b"garbage", 2, False, "", "", "", {}))
+    consumer._on_message(source, Delivery(b"garbage", 2, False, "", "", "", {}))
     await asyncio.gather(*consumer._tasks)
     assert second.acked == [2]
 
