@@ -29,7 +29,7 @@ SLOTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExampleAnswer:
     """The answer of the example, and the address to call."""
 
     turn: Turn
@@ -105,7 +105,7 @@ class LlmExample:
         self.steps.change("model", "done", f"SmolLM2, 135 million parameters, in {folder}")
         return found
 
-    def ask(self, *, quiet: bool) -> Asked:
+    def ask(self, *, quiet: bool) -> ExampleAnswer:
         """Send the question, and print the answer as it arrives unless ``quiet``."""
         from tidegate.cli.chat import writer
         from tidegate.cli.conversation import Conversation
@@ -127,7 +127,7 @@ class LlmExample:
             raise KeyboardInterrupt
         if not turn.result.text:
             raise ExampleFailed(f"{NAME} returned an empty answer. See: tidegate logs {NAME}")
-        return Asked(turn, url, _needs_key(self.settings))
+        return ExampleAnswer(turn, url, _needs_key(self.settings))
 
 
 def _options() -> Doc:

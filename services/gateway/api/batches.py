@@ -25,7 +25,7 @@ from services.gateway.application.jobs.batches import BatchService
 from services.gateway.domain import job_options
 from services.gateway.domain.batches import Batch
 from services.gateway.domain.job_options import JobOptions
-from services.gateway.domain.openai.batches import PREFIX, is_wish
+from services.gateway.domain.openai.batches import PREFIX, is_batch_request
 from tidegate.kernel.errors import BadRequest, NotFound, TidegateError
 from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
@@ -84,7 +84,7 @@ class BatchHandlers:
         body: AsyncIterator[bytes] = request.stream()
         if _may_be_wish(request):
             begun, document = await _begin(body)
-            if is_wish(document):
+            if is_batch_request(document):
                 return await self._openai.create(document)
             body = _continued(begun, body)
         options = job_options.from_fields({"priority": priority, "ttl_s": ttl_s}, JobOptions(level="low"))

@@ -216,7 +216,7 @@ class LlmScheduler:
         while self._waiting and (model := self._model) is not None and self._running:
             item = self._waiting[0]
             tokens, reason = _tokens(item), self._unwanted(item)
-            # A request that nobody waits for needs no room, and must not keep others from starting.
+            # A request whose caller no longer waits needs no room, and must not delay others.
             if reason is None and not self._room.fits(tokens, others=self._job_calls):
                 return
             self._waiting.popleft()

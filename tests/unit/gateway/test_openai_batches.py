@@ -13,10 +13,10 @@ from services.gateway.domain.batches import Batch
 from services.gateway.domain.openai.batches import (
     batch_name,
     check_cancel,
-    is_wish,
+    is_batch_request,
     public,
     read_batch_id,
-    read_wish,
+    read_batch_request,
 )
 from services.gateway.domain.openai.facts import OpenAiFacts
 from services.gateway.domain.openai.files import (
@@ -85,19 +85,21 @@ def test_facts_survive_their_record():
 )
 def test_windows(window, seconds):
     wish = {"input_file_id": file_name(FILE), "endpoint": "/v1/embeddings", "completion_window": window}
-    assert read_wish(wish) == (FILE, "/v1/embeddings", window, seconds, {})
+    assert read_batch_request(wish) == (FILE, "/v1/embeddings", window, seconds, {})
 
 
 @pytest.mark.parametrize("window", [None, 24, "", "0h", "31d", "1w", "1.5h", "99999999s", "24 h"])
 def test_other_windows(window):
     wish = {"input_file_id": file_name(FILE), "endpoint": "/v1/embeddings", "completion_window": window}
     with pytest.raises(BadRequest, match="completion_window"):
-        read_wish(wish)
+        read_batch_request(wish)
 
 
 def test_which_body_is_a_batch_of_openais_api():
-    assert is_wish({"input_file_id": None})
-    assert not any(map(is_wish, [{}, {"inputs": []}, {"inputs": [], "input_file_id": "x"}, [], None, "x"]))
+    assert is_batch_request({"input_file_id": None})
+    assert not any(
+        map(is_batch_request, [{}, {"inputs": []}, {"inputs": [], "input_file_id": "x"}, [], None, "x"])
+    )
 
 
 def test_which_batches_can_be_cancelled():

@@ -10,7 +10,7 @@ from services.gateway.api.job_http import json_response, request_principal
 from services.gateway.api.openai.files import in_openais_words, listed
 from services.gateway.application.openai.batches import OpenAiBatches
 from services.gateway.domain.batches import Batch
-from services.gateway.domain.openai.batches import public, read_batch_id, read_wish
+from services.gateway.domain.openai.batches import public, read_batch_id, read_batch_request
 from tidegate.kernel.protocol.access import ADMIN
 
 
@@ -32,7 +32,9 @@ class OpenAiBatchHandlers:
         return listed([_public(batch) for batch in found[:limit]], more=len(found) > limit)
 
     async def _create(self, document: dict[str, Any]) -> Response:
-        return json_response(_public(await self._batches.create(read_wish(document), request_principal())))
+        return json_response(
+            _public(await self._batches.create(read_batch_request(document), request_principal()))
+        )
 
     async def _status(self, id: str) -> Response:
         return json_response(_public(await self._find(id)))

@@ -204,7 +204,7 @@ class TokenLimits:
     def _take_back(
         self, charging: asyncio.Task[tuple[int, tuple[TokenBalance, ...]]], ids: tuple[str, ...], tokens: int
     ) -> None:
-        """Return the tokens of a charge that nobody waits for any more, if the store makes it after all."""
+        """Return the tokens of a charge whose caller no longer waits, if the store makes the charge later."""
 
         def on_done(_: object) -> None:
             self._late.discard(charging)

@@ -9,7 +9,7 @@ from services.gateway.adapters.store.batches import BatchStore
 from services.gateway.application.jobs.batches import BatchService
 from services.gateway.application.openai.files import FileService
 from services.gateway.domain.batches import Batch
-from services.gateway.domain.openai.batches import BatchWish, batch_name, check_cancel, no_batch
+from services.gateway.domain.openai.batches import BatchRequest, batch_name, check_cancel, no_batch
 from services.gateway.domain.openai.facts import OpenAiFacts
 from services.gateway.domain.openai.files import file_name
 from tidegate.kernel.errors import BadRequest
@@ -25,9 +25,9 @@ class OpenAiBatches:
         self._batches = batches
         self._files = files
 
-    async def create(self, wish: BatchWish, principal: Principal) -> Batch:
+    async def create(self, request: BatchRequest, principal: Principal) -> Batch:
         """Store a batch, and wake the process that runs it. Raises BadRequest or NotFound."""
-        file = await self._files.find(wish.input_file, principal)
+        file = await self._files.find(request.input_file, principal)
         if file.purpose != "batch":
             raise BadRequest(
                 f"file {file_name(file.id)} has the purpose {file.purpose!r}: upload the requests with the "
@@ -38,10 +38,10 @@ class OpenAiBatches:
             input_file=file.id,
             output_file=new_id(now_ms, os.urandom(10)),
             error_file=new_id(now_ms, os.urandom(10)),
-            endpoint=wish.endpoint,
-            window=wish.window,
-            expires_ms=now_ms + wish.window_s * 1000,
-            metadata=wish.metadata,
+            endpoint=request.endpoint,
+            window=request.window,
+            expires_ms=now_ms + request.window_s * 1000,
+            metadata=request.metadata,
         )
         batch = Batch(
             id=new_id(now_ms, os.urandom(10)),

@@ -26,7 +26,7 @@ _WINDOW = re.compile(r"([1-9]\d{0,6})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class BatchWish(NamedTuple):
+class BatchRequest(NamedTuple):
     """A checked ``POST /v1/batches``."""
 
     input_file: bytes
@@ -36,7 +36,7 @@ class BatchWish(NamedTuple):
     metadata: dict[str, str]
 
 
-def read_wish(document: Mapping[str, Any]) -> BatchWish:
+def read_batch_request(document: Mapping[str, Any]) -> BatchRequest:
     """Read the body of ``POST /v1/batches``. Raises BadRequest or NotFound."""
     file_id, endpoint = document.get("input_file_id"), document.get("endpoint")
     window = document.get("completion_window")
@@ -51,12 +51,12 @@ def read_wish(document: Mapping[str, Any]) -> BatchWish:
             f"'completion_window' must be a number with s, m, h or d, up to 30d, such as '24h', "
             f"got {str(window)[:40]!r}"
         )
-    return BatchWish(
+    return BatchRequest(
         read_file_id(file_id), endpoint, str(window), seconds, _check_metadata(document.get("metadata"))
     )
 
 
-def is_wish(document: Any) -> bool:
+def is_batch_request(document: Any) -> bool:
     """Return True if a JSON body is a ``POST /v1/batches`` of OpenAI's API, not a request with tensors."""
     return isinstance(document, dict) and "input_file_id" in document and "inputs" not in document
 

@@ -89,7 +89,7 @@ class TritonPythonModel:
                 elif events or meta:
                     sender.send(_response(events, meta))
         except BaseException:
-            call.cancel()  # or the engine would run to its end, and hold a slot for nobody
+            call.cancel()  # or the request would hold a slot until its end, although no caller waits
             raise
         worker.join()
 

@@ -250,7 +250,7 @@ def error_answer(status: int, body: bytes, host: str, reason: str) -> tuple[int,
         )
         return 502, refused.body()
     if 300 <= status < 400:
-        # To follow it would send the credential to an address that nobody named.
+        # A redirect is not followed, because it would send the credential to another address.
         text = f"The upstream {host} redirects (status {status}). Deploy with its new address."
         return 502, Refused(502, text, "server_error", "upstream_redirects").body()
     if status in (401, 403):
