@@ -1,7 +1,7 @@
 """The forms of the errors of other systems' APIs, for the OpenAPI document.
 
-A request that is refused before its route is known gets an error in Tidegate's form at the paths of TGI,
-Ollama and vLLM. Its member ``error`` is a text there, too.
+If a request at a path of TGI, Ollama or vLLM is refused before its route is known, the error has Tidegate's
+form. The member ``error`` of that form is a text, too.
 """
 
 from __future__ import annotations
