@@ -75,10 +75,10 @@ def test_the_gpus_of_a_replica_are_those_that_the_model_is_divided_among():
 @pytest.mark.parametrize(
     ("llm", "message"),
     [
-        ({"engine": "openai-url"}, "needs upstream"),
+        ({"engine": "openai-url"}, "needs `upstream`"),
         ({"credential": "env:OPENAI_API_KEY"}, "only for the engine openai-url"),
         ({**UPSTREAM, "credential": "sk-secret"}, "credential"),
-        ({**UPSTREAM, "upstream": "https://user:secret@models.example"}, "has a password"),
+        ({**UPSTREAM, "upstream": "https://user:secret@models.example"}, "contains a password"),
     ],
 )
 def test_the_options_of_an_upstream_are_checked(llm: dict[str, Any], message: str):
