@@ -43,8 +43,8 @@ log = telemetry.logger(__name__)
 # The broker deletes a replica's own queues after a few minutes without use.
 RENEW_S = 15.0
 RETRY_S = 0.2
-# A queue that was empty is not asked again for this time, while another one has requests. On a busy machine a
-# round trip to the broker takes longer than the engine needs for a token.
+# A queue that was empty is not read again for this time, because each read is a round trip to the broker. The
+# free slot stays empty until the read has ended.
 EMPTY_S = 0.1
 BLOCKED_POLL_S = 1.0
 # The broker adds this header if a message waited too long for a replica and was moved to another queue.

@@ -25,7 +25,7 @@ from tidegate.model import DEFAULT_MAX_SIZE
 
 PREDICT, LOAD = "predict", "load"
 FACTS = ("device", "folder", "threads")
-"""What ``load`` may take, by name: where the model runs ("cpu", "cuda:0"), its folder, its CPU threads."""
+"""The arguments that ``load`` may take: the model's device ("cpu", "cuda:0"), its folder, its CPU threads."""
 
 _STREAMS = {"Iterator", "Iterable", "Generator", "AsyncIterator", "AsyncIterable", "AsyncGenerator"}
 _MAX_ROWS = 1_000_000
