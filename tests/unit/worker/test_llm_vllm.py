@@ -110,12 +110,13 @@ def test_the_environment_has_no_secret_and_room_for_the_tokens(llm: Any):
         "LD_LIBRARY_PATH": "/triton",
         "HOME": "/h",
     }
-    found = llm.vllm_command.environment(plan(kv_total=60_000), CONFIG, seen, Path("/e/lib"))
+    found = llm.vllm_command.environment(plan(kv_total=60_000), CONFIG, seen, Path("/e/lib"), "/p")
     assert found.keys() & {"TIDEGATE_UPSTREAM_CREDENTIAL", "PYTHONPATH"} == set()
     assert (found["LD_LIBRARY_PATH"], found["HOME"]) == ("/e/lib:/triton", "/h")
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "3"  # 60,000 tokens of 45 KiB
+    assert (found["TMPDIR"], found["TORCHINDUCTOR_CACHE_DIR"]) == ("/p", "/h/.cache/torchinductor")
     assert "VLLM_TARGET_DEVICE" not in llm.vllm_command.environment(
-        plan(gpus=[0]), CONFIG, {}, Path("/e/lib")
+        plan(gpus=[0]), CONFIG, {}, Path("/e/lib"), "/p"
     )
 
 

@@ -12,6 +12,7 @@ import json
 import locale
 import os
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from tally import Tally
 FOLDER = Path(__file__).resolve().parent
 MODULES = {"llamacpp": "llamacpp", "vllm": "vllm", "openai-url": "upstream"}
 STATS = "/tidegate/stats"
-# Seconds between two checks if the caller still waits, while an engine is silent.
+# Seconds between two checks if the caller still waits. A check asks Triton's process and waits for its
+# answer, which costs too much for each token.
 WATCH_S = 0.05
 
 
@@ -80,13 +82,16 @@ class TritonPythonModel:
         call = Call()
         worker = threading.Thread(target=self._run, args=(document, call), daemon=True)
         worker.start()
-        ended = False
+        ended, check_at = False, 0.0
         try:
             while not ended:
                 events, meta, ended = call.take(WATCH_S)
-                if sender.is_cancelled():
-                    call.cancel()
-                elif events or meta:
+                now = time.monotonic()
+                if now >= check_at:
+                    check_at = now + WATCH_S
+                    if sender.is_cancelled():
+                        call.cancel()
+                if (events or meta) and not call.cancelled:
                     sender.send(_response(events, meta))
         except BaseException:
             call.cancel()  # or the request would hold a slot until its end, although no caller waits

@@ -57,7 +57,7 @@ class Vllm:
         self._server = Server(socket=f"{place}/s", connect_s=30.0)
         python = Path(plan["engine_python"])
         command = vllm_command.command(plan, config, folder, self._server.socket, bf16=_cpu_has_bf16())
-        variables = vllm_command.environment(plan, config, os.environ, python.parent.parent / "lib")
+        variables = vllm_command.environment(plan, config, os.environ, python.parent.parent / "lib", place)
         self._process = subprocess.Popen(
             [str(python), "-I", "-S", str(KEEPER), place, *command],
             env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -60,10 +60,23 @@ def _words(name: str, value: str | float | bool) -> list[str]:
 
 
 def environment(
-    plan: Mapping[str, Any], config: Mapping[str, Any], inherited: Mapping[str, str], libraries: Path
+    plan: Mapping[str, Any],
+    config: Mapping[str, Any],
+    inherited: Mapping[str, str],
+    libraries: Path,
+    place: str,
 ) -> dict[str, str]:
-    """Return the environment. ``libraries``: the folder of libraries of vLLM's own environment."""
+    """Return the environment.
+
+    ``libraries``: the folder of libraries of vLLM's own environment. ``place``: an empty folder that only the
+    server's user can open.
+    """
     found = {key: value for key, value in inherited.items() if key not in _MISLEADING}
+    # PyTorch caches compiled code in the folder of temporary files, by the user's name. Models of different
+    # users have the same name, so they would read each other's code, or fail because they may not.
+    found["TMPDIR"] = place
+    if "HOME" in found:
+        found.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{found['HOME']}/.cache/torchinductor")
     found["LD_LIBRARY_PATH"] = ":".join([str(libraries), *filter(None, [found.get("LD_LIBRARY_PATH")])])
     # The model is on this host: vLLM must not look for it elsewhere, and must not report usage.
     found |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
@@ -72,6 +85,8 @@ def environment(
     if plan["gpus"]:
         return found
     found |= {"VLLM_TARGET_DEVICE": "cpu", "KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": str(plan["threads"])}
+    # Else the first request of a kind waits half a minute for a C++ compiler to build parts of the sampler.
+    found.setdefault("TORCH_COMPILE_DISABLE", "1")
     openmp = libraries / "libiomp5.so"
     if openmp.exists():
         found["LD_PRELOAD"] = str(openmp)
