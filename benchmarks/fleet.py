@@ -29,14 +29,8 @@ from services.autoscaler.domain.launcher import Running, fingerprint, replica_na
 from services.autoscaler.domain.memory import State
 from services.autoscaler.domain.snapshot import Launch, Plan, Policy, Snapshot
 from services.autoscaler.domain.status import statuses
-from tidegate.kernel.protocol.models import (
-    Deployment,
-    DeploymentStatus,
-    DesiredState,
-    Endpoint,
-    Target,
-    Version,
-)
+from tidegate.kernel.protocol.deployment_status import DeploymentStatus
+from tidegate.kernel.protocol.models import Deployment, DesiredState, Endpoint, Target, Version
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 START, PERIOD_S = 1_700_000_000.0, 0.5

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from services.autoscaler.domain.log_retention import LogLimits
 from services.autoscaler.domain.snapshot import Policy
-from tidegate.kernel.protocol.models import WarmPoolSpec
+from tidegate.kernel.protocol.warm_pool import WarmPoolSpec
 from tidegate.kernel.settings.base import Settings
 
 # The folder that contains ``services`` and ``tidegate``. Child processes import both from there.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
@@ -68,6 +68,10 @@ class AccessWiring:
                 name="pass_on",
                 response_model=None,
             )
+
+    def watch_callers(self, seen: Callable[[Iterable[tuple[str, str]]], None]) -> None:
+        """Call ``seen`` with the active callers and their endpoints, at most every few seconds."""
+        self._usage.on_callers = seen
 
     async def start(self, app: FastAPI) -> None:
         """Read the API keys and the JWT issuer's keys, then keep them up to date in the background."""

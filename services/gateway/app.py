@@ -19,6 +19,7 @@ from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.heartbeat import Heartbeat
 from services.gateway.adapters.model_metadata import ModelMetadataCache
 from services.gateway.adapters.route_table import RouteTableCache
+from services.gateway.adapters.traffic_publisher import TrafficPublisher
 from services.gateway.api import cors, home, models
 from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.cors import CrossOriginHandler
@@ -86,6 +87,7 @@ class Parts(NamedTuple):
     routes: RouteTableCache
     dispatcher: Dispatcher
     heartbeat: Heartbeat
+    traffic: TrafficPublisher
     core: InferenceCore
     metadata: ModelMetadataCache
     catalogue: Catalogue
@@ -192,6 +194,8 @@ def _parts(settings: GatewaySettings) -> Parts:
     metadata = ModelMetadataCache(store, routes.deployments)
     log = access_log_of(settings)
     access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways)
+    traffic = TrafficPublisher(store, incarnation.hex(), metrics.traffic.report)
+    access_wiring.watch_callers(traffic.seen)
     job_wiring = JobWiring(
         settings,
         incarnation.hex(),
@@ -211,6 +215,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         routes=routes,
         dispatcher=dispatcher,
         heartbeat=heartbeat,
+        traffic=traffic,
         core=core,
         metadata=metadata,
         catalogue=Catalogue(core, metadata, store),
@@ -234,6 +239,7 @@ async def _running(
     parts.dispatcher.start()
     parts.job_wiring.start()
     await parts.heartbeat.start()
+    parts.traffic.start()
     parts.metadata.start()
     app.state.grpc = grpc = _grpc_server(settings, parts, app.state.health, certificate)
     await grpc.start()
@@ -246,6 +252,7 @@ async def _running(
     await parts.job_wiring.stop()
     await parts.dispatcher.stop()
     await parts.heartbeat.stop()
+    await parts.traffic.stop()
     await parts.access_wiring.stop()
     await parts.routes.stop()
     await parts.log.stop()

@@ -12,7 +12,7 @@ from services.router.adapters import process_identity, webhook_secret
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_sender import WebhookSender
-from services.router.api import dead_letters, jobs, rollouts, routes
+from services.router.api import dead_letters, jobs, monitoring, rollouts, routes
 from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.blob_sweeper import BlobSweeper
 from services.router.application.controller import RouteController
@@ -24,6 +24,7 @@ from services.router.application.replays import Replays
 from services.router.application.rollout_runner import RolloutRunner
 from services.router.application.webhook_dispatcher import WebhookDispatcher
 from services.router.settings import RouterSettings
+from services.router.watch_wiring import watch_of
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.service.api import create_app
@@ -57,6 +58,8 @@ def build(settings: RouterSettings) -> FastAPI:
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())
         exceptions = ExceptionConsumer(settings.amqp_url, job_store, letters, leads)
         leadership.on_change(exceptions.on_change)
+        watcher = watch_of(settings, store, registry, leads, letters)
+        app.state.watch = watcher
         sweeper = BlobSweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s, leads=leads)
         ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s, leads=leads)
         job_sweeper = _job_sweeper(settings, job_store, ledger, letters, leads)
@@ -70,7 +73,7 @@ def build(settings: RouterSettings) -> FastAPI:
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
         consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger)
-        loops = (leadership, controller, runner, *consumers)
+        loops = (leadership, controller, runner, *consumers, watcher)
         for loop in loops:
             loop.start()
         yield
@@ -84,7 +87,7 @@ def build(settings: RouterSettings) -> FastAPI:
         name="router",
         settings=settings,
         lifespan=lifespan,
-        routers=[routes.router, rollouts.router, jobs.router, dead_letters.router],
+        routers=[routes.router, rollouts.router, monitoring.router, jobs.router, dead_letters.router],
     )
 
 

@@ -58,6 +58,15 @@ class RouterSettings(Settings):
     ledger_interval_s: float = Field(
         1.0, gt=0, description="Pause between two readings of the ledger of jobs, in seconds."
     )
+    watch_interval_s: float = Field(
+        5.0, gt=0, le=60, description="How often the router reads the endpoints' traffic, in seconds."
+    )
+    watch_day_s: float = Field(
+        86_400.0,
+        ge=10,
+        description="Length of the days in which the callers of an endpoint are counted, in seconds. "
+        "Only tests need shorter days.",
+    )
     webhook_timeout_s: float = Field(
         10.0, gt=0, le=50, description="How long a webhook's receiver may take to answer, in seconds."
     )

@@ -19,7 +19,8 @@ from services.worker.replica_wiring import build_replica
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks
 from tidegate.kernel.blobs.store import Blobs
-from tidegate.kernel.protocol.models import Assignment, WarmAssignment
+from tidegate.kernel.protocol.models import Assignment
+from tidegate.kernel.protocol.warm_pool import WarmAssignment
 from tidegate.kernel.service.app import bare_app
 from tidegate.kernel.store import JobStore, Store
 

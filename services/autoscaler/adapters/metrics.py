@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.autoscaler.domain.snapshot import Action, Decision, Kill
-from tidegate.kernel.protocol.models import DeploymentStatus
+from tidegate.kernel.protocol.deployment_status import DeploymentStatus
 
 REPLICAS = Gauge(
     "tidegate_autoscaler_replicas",

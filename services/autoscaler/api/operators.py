@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.autoscaler.application.operations import Operations
-from tidegate.kernel.protocol.models import DeploymentStatus
+from tidegate.kernel.protocol.deployment_status import DeploymentStatus
 from tidegate.kernel.protocol.scaling import Scaling
 from tidegate.kernel.service.api import JsonRoute
 from tidegate.kernel.service.openapi import inlined

@@ -35,7 +35,8 @@ from services.autoscaler.domain.snapshot import (
 from services.autoscaler.domain.status import statuses
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
-from tidegate.kernel.protocol.models import Assignment, DeploymentStatus
+from tidegate.kernel.protocol.deployment_status import DeploymentStatus
+from tidegate.kernel.protocol.models import Assignment
 from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
 from tidegate.kernel.store import JobStore, Store, StoreUnavailable
 

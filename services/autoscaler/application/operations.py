@@ -19,7 +19,8 @@ from services.autoscaler.domain.explain import explain, policy_of
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.status import replica_view
 from tidegate.kernel.errors import NotFound, Unavailable
-from tidegate.kernel.protocol.models import Deployment, DeploymentStatus
+from tidegate.kernel.protocol.deployment_status import DeploymentStatus
+from tidegate.kernel.protocol.models import Deployment
 
 SHOWN_DECISIONS = 5
 

@@ -43,8 +43,9 @@ from services.autoscaler.domain.warm_pool import (
 )
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError, Unavailable
-from tidegate.kernel.protocol.models import Assignment, WarmAssignment, WarmPoolSpec
+from tidegate.kernel.protocol.models import Assignment
 from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.warm_pool import WarmAssignment, WarmPoolSpec
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)

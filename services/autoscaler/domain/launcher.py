@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.kernel.errors import Conflict, Unavailable
-from tidegate.kernel.protocol.models import Assignment, Deployment, Resources, WarmAssignment, WarmPoolSpec
+from tidegate.kernel.protocol.models import Assignment, Deployment, Resources
+from tidegate.kernel.protocol.warm_pool import WarmAssignment, WarmPoolSpec
 
 # Seconds that an engine's own `stop` waits for a worker of a warm pool. A container keeps this value when its
 # worker gets a Deployment. Before that, the worker ends immediately.

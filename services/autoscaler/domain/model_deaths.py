@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.autoscaler.domain.memory import EndedReplica
-from tidegate.kernel.protocol.models import Condition
+from tidegate.kernel.protocol.deployment_status import Condition
 from tidegate.kernel.protocol.presence import ModelDeath, ReplicaReport
 
 MODEL_DIED = "model died"

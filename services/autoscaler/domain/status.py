@@ -15,7 +15,8 @@ from services.autoscaler.domain.plural import counted
 from services.autoscaler.domain.replica_health import phase_of
 from services.autoscaler.domain.rules import ReplicaCounts, predicted_wait_ms
 from services.autoscaler.domain.snapshot import Snapshot
-from tidegate.kernel.protocol.models import Condition, Deployment, DeploymentStatus
+from tidegate.kernel.protocol.deployment_status import Condition, DeploymentStatus
+from tidegate.kernel.protocol.models import Deployment
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 ColdStarts = Mapping[str, Sequence[dict[str, Any]]]

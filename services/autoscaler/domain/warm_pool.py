@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.autoscaler.domain.launcher import Running, pool_fingerprint, pool_of
-from tidegate.kernel.protocol.models import Deployment, WarmPoolSpec
+from tidegate.kernel.protocol.models import Deployment
 from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.warm_pool import WarmPoolSpec
 
 START_GRACE_S = 5.0
 SILENT_S = 15.0  # without a heartbeat for this long, a worker is replaced

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable, Iterable
 
 from prometheus_client import Counter
 
@@ -30,7 +31,11 @@ class UsageReporter:
     """
 
     def __init__(self, amqp_url: str, incarnation: str, every_s: float, jobs: JobUsageStore) -> None:
-        """``jobs``: the store's usage counts of jobs, which this process reports too."""
+        """``jobs``: the store's usage counts of jobs, which this process reports too.
+
+        :attr:`on_callers` is called with the callers and endpoints of each report.
+        """
+        self.on_callers: Callable[[Iterable[tuple[str, str]]], None] | None = None
         self.connection = Connection(amqp_url, "gateway usage", _declare)
         self._incarnation = incarnation
         self._every_s = every_s
@@ -88,6 +93,8 @@ class UsageReporter:
             if not self._counts:
                 return
             counts, self._counts = self._counts, {}
+            if self.on_callers is not None:
+                self.on_callers(counts)
             day = day_of(time.time())
             self._seq += 1
             subjects = {Subject(day, *subject): tuple(numbers) for subject, numbers in counts.items()}

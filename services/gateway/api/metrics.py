@@ -17,6 +17,7 @@ from services.gateway.application.access_log import LoggedAnswer
 from services.gateway.application.inference.core import Timing
 from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.routing import RouteTable
+from services.gateway.domain.traffic_counts import TrafficCounter
 from services.gateway.domain.variant_counts import VariantCounter
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.presence import GatewayLoad
@@ -76,7 +77,7 @@ class _Times:
         self._count = ANSWERED.labels(model, "ok")
         self._histograms = [TOTAL.labels(deployment), *(PART.labels(deployment, part) for part in _PARTS)]
         self._rows: list[Row] = []
-        self.compare: Callable[[np.ndarray], None] | None = None
+        self.collected: Callable[[np.ndarray], None] | None = None
 
     def add(self, row: Row) -> None:
         """Add a request's times in seconds: the total, then the parts in the order of ``_PARTS``."""
@@ -92,8 +93,8 @@ class _Times:
         self._count.inc(len(rows))
         for histogram, values in zip(self._histograms, rows.T, strict=True):
             observe_all(histogram, values)
-        if self.compare is not None:
-            self.compare(rows[:, 0])
+        if self.collected is not None:
+            self.collected(rows)
 
 
 def http_status(error: TidegateError) -> int:
@@ -124,13 +125,14 @@ class GatewayMetrics:
         # Called with the name of each endpoint that left the table, for metrics that are made elsewhere.
         self.on_forget: list[Callable[[str], None]] = []
         self.variants = VariantCounter()
+        self.traffic = TrafficCounter()
 
     def answered(self, model: str, deployment: str, timing: Timing, total: float) -> None:
         """Count a request that was answered in ``total`` seconds."""
         times = self._times.get((model, deployment))
         if times is None:
             times = self._times[(model, deployment)] = _Times(model, deployment)
-            times.compare = partial(self._compare, model, deployment)
+            times.collected = partial(self._collected, model, deployment)
         t = timing
         times.add((total, t.decode, t.transit(total), t.wait, t.compute, t.encode))
 
@@ -144,6 +146,7 @@ class GatewayMetrics:
             self._seen = table
             if table is not None:
                 self.variants.keep({name for name, each in table.endpoints.items() if each.compared})
+                self.traffic.keep(table.endpoints.keys(), set(table.deployments()))
         for name, load in loads.items():
             OUTSTANDING.labels(name).set(load.outstanding)
 
@@ -178,6 +181,7 @@ class GatewayMetrics:
                     if chunks is None:
                         name, took = answer.route.name, time.perf_counter() - started
                         FIRST_CHUNK.labels(name).observe(took)
+                        self.traffic.add_first(model, name, took)
                         if self._is_compared(model):
                             self.variants.add_time(model, name, took)
                         chunks = CHUNKS.labels(name)
@@ -190,21 +194,27 @@ class GatewayMetrics:
             self.refused(model, CALLER_GONE)
             raise
         ANSWERED.labels(self._label(model), "ok").inc()
+        self.traffic.add_outcome(model, "ok")
 
     def _is_compared(self, model: str) -> bool:
         endpoint = self._seen.endpoints.get(model) if self._seen is not None else None
         return endpoint is not None and endpoint.compared
 
-    def _compare(self, model: str, deployment: str, seconds: np.ndarray) -> None:
+    def _collected(self, model: str, deployment: str, rows: np.ndarray) -> None:
+        self.traffic.add(model, deployment, rows)
         if self._is_compared(model):
-            self.variants.add_times(model, deployment, seconds)
+            self.variants.add_times(model, deployment, rows[:, 0])
 
     def failed(self, model: str, error: TidegateError) -> None:
         """Count a request that ended with an error."""
-        self.refused(model, error.reason)
-        if error.deployment and self._is_compared(model) and http_status(error) >= SERVER_ERROR:
+        served = http_status(error) < SERVER_ERROR
+        self.refused(model, error.reason, failed=not served)
+        if error.deployment and not served and self._is_compared(model):
             self.variants.add_failure(model, error.deployment)
 
-    def refused(self, model: str, reason: str) -> None:
+    def refused(self, model: str, reason: str, *, failed: bool = False) -> None:
         """Count a request without an answer of the model. ``reason`` is the label of its outcome."""
-        ANSWERED.labels(self._label(model), reason).inc()
+        label = self._label(model)
+        ANSWERED.labels(label, reason).inc()
+        if label and label != UNKNOWN:
+            self.traffic.add_outcome(label, reason, failed=failed)

@@ -22,8 +22,9 @@ from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import warm_queue
 from tidegate.kernel.errors import TidegateError, Unavailable
-from tidegate.kernel.protocol.models import Assignment, WarmAssignment
+from tidegate.kernel.protocol.models import Assignment
 from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.warm_pool import WarmAssignment
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)

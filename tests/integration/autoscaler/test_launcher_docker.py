@@ -18,7 +18,7 @@ from tests.integration.autoscaler.container_harness import HOME, api, image
 from tests.integration.autoscaler.test_launchers import gone
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import replica_token
-from tidegate.kernel.protocol.models import WarmAssignment, WarmPoolSpec
+from tidegate.kernel.protocol.warm_pool import WarmAssignment, WarmPoolSpec
 
 ONE, TWO, THREE = "digits-v1-0-1", "digits-v1-1-1", "digits-v1-2-1"
 WAITS = "warm-cpu--0-1"

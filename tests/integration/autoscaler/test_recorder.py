@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from services.autoscaler.adapters.history.database import Database, Row
 from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.domain.recording import decide_again
@@ -18,6 +17,7 @@ from services.autoscaler.domain.snapshot import Policy
 from tests.conftest import PATIENCE_S
 from tests.unit.autoscaler.conftest import World, a_deployment
 from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.sqlite_file import Database, Row
 
 NAME = "digits-v1"
 FOREVER = 1e12

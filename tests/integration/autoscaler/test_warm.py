@@ -31,8 +31,9 @@ from tests.conftest import PATIENCE_S, Line
 from tests.integration.autoscaler.process_harness import ProcessHarness
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import warm_queue
-from tidegate.kernel.protocol.models import Assignment, WarmAssignment, WarmPoolSpec
+from tidegate.kernel.protocol.models import Assignment
 from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.warm_pool import WarmAssignment, WarmPoolSpec
 from tidegate.kernel.store import Store, StoreUnavailable
 
 REPLICA = "digits-v1-0-1"

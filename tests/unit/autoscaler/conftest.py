@@ -22,14 +22,8 @@ from services.autoscaler.domain.snapshot import (
     Snapshot,
 )
 from services.autoscaler.domain.status import statuses
-from tidegate.kernel.protocol.models import (
-    Deployment,
-    DeploymentStatus,
-    DesiredState,
-    Endpoint,
-    Version,
-    VersionMetadata,
-)
+from tidegate.kernel.protocol.deployment_status import DeploymentStatus
+from tidegate.kernel.protocol.models import Deployment, DesiredState, Endpoint, Version, VersionMetadata
 from tidegate.kernel.protocol.presence import (
     GatewayLoad,
     GatewayReport,

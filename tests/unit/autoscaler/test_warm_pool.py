@@ -25,8 +25,9 @@ from services.autoscaler.domain.warm_pool import (
 )
 from services.autoscaler.settings import AutoscalerSettings
 from tests.unit.autoscaler.conftest import START, a_deployment
-from tidegate.kernel.protocol.models import Resources, WarmPoolSpec
+from tidegate.kernel.protocol.models import Resources
 from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.warm_pool import WarmPoolSpec
 
 CPU = WarmPoolSpec(workers=2)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from tidegate.kernel.protocol import names
 from tidegate.kernel.protocol.scaling import Scaling
+from tidegate.kernel.protocol.service_level import AlertLimits, ServiceLevel
 
 NAME_PATTERN = names.PATTERN
 VLLM_START_TIMEOUT_S = 900.0
@@ -368,6 +369,8 @@ class EndpointSpec(Noun):
     ``rules`` come before ``sticky``, and both before the weights. ``when_unready`` is for a target without a
     ready replica, while other targets have one. ``wake``: its requests wait for a replica, unless none can
     start. ``others``: its share goes to the others. ``fail``: it always keeps its share.
+
+    ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults.
     """
 
     name: Name
@@ -380,6 +383,8 @@ class EndpointSpec(Noun):
     sticky: StickyTraffic | None = None
     when_unready: Literal["wake", "others", "fail"] = "wake"
     rollout: Rollout | None = None
+    slo: ServiceLevel | None = None
+    alerts: AlertLimits | None = None
 
     def may_use(self, deployment: DeploymentSpec) -> bool:
         """Return True if requests may be processed in the region of the Deployment."""
@@ -420,77 +425,3 @@ class Assignment(Noun):
     deployment: Deployment
     version: Version
     launched_at: float
-
-
-class WarmPoolSpec(Noun):
-    """A warm pool: how many workers wait without a model, with which image, resources and threads.
-
-    A Deployment with the same ``image`` and ``resources`` can use one of them. If its ``threads`` differ or
-    it has an ``env``, the worker restarts its Triton.
-    """
-
-    workers: int = Field(1, ge=0, le=1000)
-    image: str | None = Field(None, min_length=1, max_length=512)
-    resources: Resources = Resources(gpus=0)
-    threads: int = Field(1, ge=1, le=1024)
-    start_timeout_s: float = Field(120.0, gt=0)
-
-
-class WarmAssignment(Noun):
-    """Everything that a worker of a warm pool needs to start. It gets its :class:`Assignment` later.
-
-    In JSON the name of the pool is ``flavour``, which workers of earlier versions read.
-    """
-
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
-
-    replica: str
-    generation: int
-    pool_name: Name = Field(alias="flavour")
-    pool: WarmPoolSpec
-    launched_at: float
-
-
-class Condition(Noun):
-    """The result of a check, with the reason, at the time ``at`` (seconds since the epoch)."""
-
-    type: str
-    ok: bool
-    reason: str = ""
-    message: str = ""
-    at: float = 0.0
-
-
-class DeploymentStatus(Noun):
-    """The autoscaler's view of a Deployment, and the replicas that it wants. None: not known.
-
-    ``revision`` is the Deployment's revision that the autoscaler has read; this status ignores later changes.
-    ``rule`` and ``reason`` explain ``desired``. ``limits`` are the bounds in force. ``start_s`` is the time
-    in which a replica becomes ready. ``devices`` are the devices that its models run on. ``ended`` are the
-    last replicas that did not end as expected.
-    """
-
-    deployment: str
-    revision: int | None = None
-    desired: int = 0
-    ready: int = 0
-    starting: int = 0
-    draining: int = 0
-    queue: int | None = None
-    demand: int | None = None
-    arrival_rate: float | None = None
-    service_rate: float | None = None
-    utilization: float | None = None
-    gpu_utilization: float | None = None
-    gpu_memory_bytes: int | None = None
-    devices: list[str] = Field(default_factory=list)
-    predicted_wait_ms: float | None = None
-    start_s: float | None = None
-    cost_per_hour: float | None = None
-    rule: str = ""
-    reason: str = ""
-    limits: tuple[int, int] | None = None
-    conditions: list[Condition] = Field(default_factory=list)
-    cold_starts: list[dict[str, Any]] = Field(default_factory=list)
-    replicas: list[dict[str, Any]] = Field(default_factory=list)
-    ended: list[dict[str, Any]] = Field(default_factory=list)

@@ -179,6 +179,8 @@ ROUTER = RoutePermissions(
     | {
         "GET /v1/routes": (OPERATE,),
         "GET /v1/rollouts/{name}": LOOK,
+        "GET /v1/top": LOOK,
+        "GET /v1/history/{name}": LOOK,
         "GET /v1/exceptions": (OPERATE,),
         "GET /v1/dead": (OPERATE,),
         "GET /v1/dead/{id}": (OPERATE,),

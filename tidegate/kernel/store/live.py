@@ -7,7 +7,8 @@ a reader must not read a missing fact as zero.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ from redis.exceptions import RedisError
 
 from tidegate.kernel.protocol.presence import GatewayReport, GatewayView, ModelMetadata, ReplicaReport
 from tidegate.kernel.protocol.statistics import LAST_INFERENCE
+from tidegate.kernel.protocol.traffic import TrafficReport
 from tidegate.kernel.store.connection import Connected, answer
 
 ROUTES = "tidegate:routes"  # the route table; router
@@ -25,6 +27,9 @@ GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its las
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
 MODEL = "tidegate:model:"  # + deployment: ModelMetadata, again every 10 s; its workers
 CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
+TRAFFIC = "tidegate:traffic:"  # + incarnation: the totals of its endpoints (TrafficReport); gateway
+CALLERS = "tidegate:callers:"  # + ten seconds + endpoint: their callers (HyperLogLog); gateways
+CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the same of a day; router
 STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker adds to it; its workers
 
 REPLICA_TTL_MS = 6_000
@@ -33,6 +38,11 @@ GATEWAY_TTL_MS = 3_000
 # Metadata and counts. A Deployment without replicas needs both. Those of a removed Deployment expire.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
+# A gateway that stops normally leaves its last totals, and the router has this long to read them.
+TRAFFIC_TTL_S = 60
+CALLERS_SLOT_S = 10
+CALLERS_TTL_S = 120
+CALLERS_DAY_TTL_S = 3 * 86_400
 # A gateway that was silent for this long counts as gone, no longer as missing.
 GATEWAY_GONE_S = 30.0
 
@@ -131,6 +141,41 @@ class Store(Connected):
         known = {name.decode() for name in await answer(self._redis.zrange(GATEWAYS, 0, -1))}
         reports = [GatewayReport.from_json(raw) for raw in await self._scan(GATEWAY)]
         return GatewayView(reports, sorted(known - {report.incarnation for report in reports}))
+
+    async def report_traffic(self, report: TrafficReport, callers: Mapping[str, Iterable[str]]) -> None:
+        """Write a gateway's totals, and add its recent callers by endpoint."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.set(TRAFFIC + report.incarnation, report.to_json(), ex=TRAFFIC_TTL_S)
+        slot = int(report.at // CALLERS_SLOT_S)
+        for endpoint, names in callers.items():
+            key = f"{CALLERS}{slot}:{endpoint}"
+            pipe.pfadd(key, *names)
+            pipe.expire(key, CALLERS_TTL_S)
+        await answer(pipe.execute())
+
+    async def traffic(self) -> list[TrafficReport]:
+        """Return the totals of all gateways, also of those that stopped in the last minute."""
+        return [TrafficReport.from_json(raw) for raw in await self._scan(TRAFFIC)]
+
+    async def count_callers(self, endpoints: Sequence[str], day_s: float, now: float) -> dict[str, int]:
+        """Add the callers of the last minute to those of this day. Return the distinct callers of the day.
+
+        ``day_s``: the seconds of a day.
+        """
+        if not endpoints:
+            return {}
+        day = int(now // day_s)
+        last = int(now // CALLERS_SLOT_S)
+        first = max(last - 6, math.ceil(day * day_s / CALLERS_SLOT_S))
+        pipe = self._redis.pipeline(transaction=False)
+        for endpoint in endpoints:
+            key = f"{CALLERS_OF_DAY}{day}:{endpoint}"
+            slots = [f"{CALLERS}{slot}:{endpoint}" for slot in range(first, last + 1)]
+            pipe.pfmerge(key, *slots)
+            pipe.expire(key, CALLERS_DAY_TTL_S)
+            pipe.pfcount(key)
+        found = await answer(pipe.execute())
+        return dict(zip(endpoints, map(int, found[2::3]), strict=True))
 
     async def publish_statuses(self, statuses: dict[str, dict[str, Any]]) -> None:
         """Replace the statuses of all Deployments."""

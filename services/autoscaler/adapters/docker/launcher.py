@@ -42,7 +42,8 @@ from services.autoscaler.domain.launcher import (
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import replica_token
-from tidegate.kernel.protocol.models import Assignment, WarmAssignment
+from tidegate.kernel.protocol.models import Assignment
+from tidegate.kernel.protocol.warm_pool import WarmAssignment
 
 log = telemetry.logger(__name__)
 

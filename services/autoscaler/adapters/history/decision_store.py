@@ -13,9 +13,9 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from services.autoscaler.adapters.history.database import Database
 from services.autoscaler.domain.snapshot import Decision, LocalOverride
 from services.autoscaler.domain.warm_pool import WarmClaim
+from tidegate.kernel.sqlite_file import Database
 
 COLD_STARTS_KEPT = 20
 

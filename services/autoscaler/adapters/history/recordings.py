@@ -14,8 +14,8 @@ from pathlib import Path
 
 import orjson
 
-from services.autoscaler.adapters.history.database import Database, Row
 from services.autoscaler.domain.recording import Document
+from tidegate.kernel.sqlite_file import Database, Row
 
 MINUTE_S, HOUR_S = 60, 3600
 SECONDS_KEPT_S = 24 * HOUR_S

@@ -28,7 +28,8 @@ from services.autoscaler.domain.log_retention import LogLimits
 from tidegate.kernel import model_users
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import replica_token
-from tidegate.kernel.protocol.models import Assignment, WarmAssignment
+from tidegate.kernel.protocol.models import Assignment
+from tidegate.kernel.protocol.warm_pool import WarmAssignment
 
 # Inside a class with a method `list`, the name `list` means that method and not the builtin type.
 Replicas = list[Running]

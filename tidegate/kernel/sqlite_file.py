@@ -14,9 +14,13 @@ Row = tuple[Any, ...]
 
 
 class Database:
-    """The database at ``path`` with ``schema``. A failed call raises ``Unavailable``."""
+    """The database at ``path`` with ``schema``. A failed call raises ``Unavailable``.
 
-    def __init__(self, path: Path, schema: str, *, timeout_s: float = 5.0) -> None:
+    ``owner``: the service that it belongs to, for messages.
+    """
+
+    def __init__(self, path: Path, schema: str, *, owner: str = "autoscaler", timeout_s: float = 5.0) -> None:
+        self._owner = owner
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)  # a Deployment's environment may hold secrets
         self._lock = threading.Lock()
@@ -36,7 +40,7 @@ class Database:
             with self._lock:
                 return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise Unavailable(f"The autoscaler's database cannot be read: {error}.") from error
+            raise Unavailable(f"The {self._owner}'s database cannot be read: {error}.") from error
 
     def write(self, *statements: tuple[str, Sequence[Row]]) -> None:
         """Run each statement for each of its rows, in one transaction."""
@@ -45,4 +49,4 @@ class Database:
                 for statement, rows in statements:
                     self._db.executemany(statement, rows)
         except sqlite3.Error as error:
-            raise Unavailable(f"The autoscaler's database cannot be written: {error}.") from error
+            raise Unavailable(f"The {self._owner}'s database cannot be written: {error}.") from error

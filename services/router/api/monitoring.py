@@ -1,0 +1,58 @@
+"""Routes of the endpoints' live numbers and history."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+
+from services.router.application.endpoint_watch import EndpointWatch
+from services.router.domain.watch import shown
+from tidegate.kernel.errors import NotFound, Unavailable
+
+router = APIRouter(prefix="/v1", tags=["monitoring"])
+
+
+@router.get("/top")
+async def top(request: Request) -> dict[str, Any]:
+    """Return the live numbers of every endpoint, of the last 30 s."""
+    watch = leading(request)
+    now = watch.last.at
+    items = [
+        shown.live(endpoint, watch.history.of(endpoint.name), watch.statuses_of(endpoint), now)
+        for endpoint in watch.endpoints()
+    ]
+    return {"at": now, "items": items}
+
+
+@router.get("/history/{name}")
+async def history(
+    request: Request,
+    name: str,
+    level: Literal["minute", "hour"] = "minute",
+    last_s: Annotated[float, Query(gt=0, le=35 * 86_400)] = 3600.0,
+) -> dict[str, Any]:
+    """Return an endpoint's past: minutes (with the last half hour in shorter spans), or hours."""
+    watch = leading(request)
+    if watch.endpoint(name) is None:
+        raise NotFound(f"There is no endpoint {name!r}. `tidegate models` lists the models.")
+    found, now = watch.history.of(name), time.time()
+    windows = (
+        found.hours(now - last_s)
+        if level == "hour"
+        else await asyncio.to_thread(found.pieces, now - last_s, now + 60.0)
+    )
+    return {"endpoint": name, "level": level, "items": [shown.point(each) for each in windows]}
+
+
+def leading(request: Request) -> EndpointWatch:
+    """Return the watch; raise Unavailable on a router that has not read the traffic."""
+    watch: EndpointWatch = request.app.state.watch
+    if not watch.last.at:
+        raise Unavailable(
+            "this router has not read the traffic yet; if that does not change, another router leads",
+            retry_after_s=5.0,
+        )
+    return watch

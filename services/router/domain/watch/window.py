@@ -1,0 +1,186 @@
+"""The traffic and the replicas of one endpoint in a span of time. Windows add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from tidegate.kernel.protocol.latency_buckets import COUNT, FIRST_S, RATIO, upper_s
+from tidegate.kernel.protocol.traffic import LEDGER, ROWS, dense, no_times, sparse
+
+# The middle of each bucket in seconds.
+_MIDDLES = FIRST_S * RATIO ** (np.arange(COUNT) + 0.5)
+
+
+@dataclass(slots=True)
+class ReplicaWork:
+    """The work of one replica. ``call_ms`` and ``batch``: sums, weighted by the requests.
+
+    ``stuck_s``: seconds in which it had requests and finished none.
+    """
+
+    requests: int = 0
+    busy_s: float = 0.0
+    call_ms: float = 0.0
+    batch: float = 0.0
+    stuck_s: float = 0.0
+
+    def add(self, other: ReplicaWork) -> None:
+        """Add the work of another span."""
+        self.requests += other.requests
+        self.busy_s += other.busy_s
+        self.call_ms += other.call_ms
+        self.batch += other.batch
+        self.stuck_s += other.stuck_s
+
+    @property
+    def mean_call_ms(self) -> float | None:
+        """Return the mean duration of its calls; None: no request."""
+        return self.call_ms / self.requests if self.requests else None
+
+    @property
+    def mean_batch(self) -> float | None:
+        """Return the mean number of requests in a call; None: no request."""
+        return self.batch / self.requests if self.requests else None
+
+
+@dataclass(slots=True)
+class Window:
+    """One endpoint from ``start`` to ``end``, in seconds since the epoch.
+
+    ``times``: histograms (``ROWS`` x buckets) of the answered requests. ``failed``: requests that failed
+    because of the service. ``slow``: answers slower than the endpoint's objective. ``answered_by``: answers
+    by Deployment. ``callers``: the distinct callers of the day so far. ``replica_s``: seconds of running
+    replicas. ``used_s``: the same, multiplied by their utilisation. ``cold_s``: seconds with requests but no
+    ready replica. ``queue`` and ``queue_age_s``: the largest values. ``restarts``: replicas and models that
+    ended unexpectedly. ``dead``: dead letters.
+    """
+
+    start: float
+    end: float
+    times: np.ndarray = field(default_factory=no_times)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    failed: int = 0
+    slow: int = 0
+    answered_by: dict[str, int] = field(default_factory=dict)
+    callers: int = 0
+    replica_s: float = 0.0
+    used_s: float = 0.0
+    cold_s: float = 0.0
+    queue: int = 0
+    queue_age_s: float = 0.0
+    restarts: int = 0
+    dead: int = 0
+    replicas: dict[str, ReplicaWork] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Return the length in seconds."""
+        return max(0.0, self.end - self.start)
+
+    @property
+    def answered(self) -> int:
+        """Return the number of answered requests."""
+        return self.outcomes.get("ok", 0)
+
+    @property
+    def requests(self) -> int:
+        """Return the requests that were answered or failed because of the service."""
+        return self.answered + self.failed
+
+    @property
+    def error_rate(self) -> float:
+        """Return the failed part of the requests."""
+        return self.failed / self.requests if self.requests else 0.0
+
+    @property
+    def rate(self) -> float:
+        """Return the requests per second."""
+        return self.requests / self.seconds if self.seconds else 0.0
+
+    @property
+    def utilization(self) -> float | None:
+        """Return the used part of the replicas' time; None: there was no replica."""
+        return min(1.0, self.used_s / self.replica_s) if self.replica_s else None
+
+    def timed(self, row: str = ROWS[0]) -> int:
+        """Return how many requests have a time of this part."""
+        return int(self.times[ROWS.index(row)].sum())
+
+    def quantile_s(self, part: float, row: str = ROWS[0]) -> float | None:
+        """Return a quantile in seconds, as the upper bound of its bucket; None: no times."""
+        return quantile_s(self.times[ROWS.index(row)], part)
+
+    def mean_s(self, row: str = ROWS[0]) -> float:
+        """Return the mean time in seconds, within the width of a bucket; 0: no times."""
+        counts = self.times[ROWS.index(row)]
+        total = counts.sum()
+        return float(counts @ _MIDDLES / total) if total else 0.0
+
+    def ledger_ms(self) -> dict[str, float]:
+        """Return the mean of each part of the time ledger in ms."""
+        return {row: self.mean_s(row) * 1e3 for row in LEDGER}
+
+    def slower_than(self, seconds: float) -> int:
+        """Return the answers in buckets that lie above ``seconds``."""
+        above = np.searchsorted(_MIDDLES, seconds)
+        return int(self.times[0, above:].sum())
+
+    def add(self, other: Window) -> None:
+        """Add another span, which extends this one."""
+        self.start, self.end = min(self.start, other.start), max(self.end, other.end)
+        self.times = self.times + other.times
+        for mine, more in ((self.outcomes, other.outcomes), (self.answered_by, other.answered_by)):
+            for name, count in more.items():
+                mine[name] = mine.get(name, 0) + count
+        self.failed += other.failed
+        self.slow += other.slow
+        self.replica_s += other.replica_s
+        self.used_s += other.used_s
+        self.cold_s += other.cold_s
+        self.restarts += other.restarts
+        self.dead += other.dead
+        self.callers = max(self.callers, other.callers)
+        self.queue = max(self.queue, other.queue)
+        self.queue_age_s = max(self.queue_age_s, other.queue_age_s)
+        for name, work in other.replicas.items():
+            self.replicas.setdefault(name, ReplicaWork()).add(work)
+
+    def to_json(self) -> bytes:
+        """Return the window as short JSON."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields["times"] = sparse(self.times)
+        fields["replicas"] = {name: asdict(work) for name, work in self.replicas.items()}
+        return orjson.dumps(
+            {name: value for name, value in fields.items() if value or name in ("start", "end")}
+        )
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Window:
+        """Read a window. Unknown fields of a newer writer are ignored."""
+        fields: dict[str, Any] = {k: v for k, v in orjson.loads(raw).items() if k in cls.__dataclass_fields__}
+        fields["times"] = dense(fields.get("times", []))
+        fields["replicas"] = {name: ReplicaWork(**each) for name, each in fields.get("replicas", {}).items()}
+        return cls(**fields)
+
+
+def merged(windows: Iterable[Window], start: float, end: float) -> Window:
+    """Return the sum of windows. ``start`` and ``end`` are used if there is none."""
+    found: Window | None = None
+    for each in windows:
+        if found is None:
+            found = Window(each.start, each.end)
+        found.add(each)
+    return found or Window(start, end)
+
+
+def quantile_s(counts: np.ndarray, part: float) -> float | None:
+    """Return the upper bound in seconds of the bucket with this quantile; None: no counts."""
+    total = counts.sum()
+    if not total:
+        return None
+    return upper_s(int(np.searchsorted(np.cumsum(counts), part * total)))

@@ -1,0 +1,54 @@
+"""The autoscaler's view of Deployments, as other services and users read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from tidegate.kernel.protocol.models import Noun
+
+
+class Condition(Noun):
+    """The result of a check, with the reason, at the time ``at`` (seconds since the epoch)."""
+
+    type: str
+    ok: bool
+    reason: str = ""
+    message: str = ""
+    at: float = 0.0
+
+
+class DeploymentStatus(Noun):
+    """The autoscaler's view of a Deployment, and the replicas that it wants. None: not known.
+
+    ``revision`` is the Deployment's revision that the autoscaler has read; this status ignores later changes.
+    ``rule`` and ``reason`` explain ``desired``. ``limits`` are the bounds in force. ``start_s`` is the time
+    in which a replica becomes ready. ``devices`` are the devices that its models run on. ``ended`` are the
+    last replicas that did not end as expected.
+    """
+
+    deployment: str
+    revision: int | None = None
+    desired: int = 0
+    ready: int = 0
+    starting: int = 0
+    draining: int = 0
+    queue: int | None = None
+    demand: int | None = None
+    arrival_rate: float | None = None
+    service_rate: float | None = None
+    utilization: float | None = None
+    gpu_utilization: float | None = None
+    gpu_memory_bytes: int | None = None
+    devices: list[str] = Field(default_factory=list)
+    predicted_wait_ms: float | None = None
+    start_s: float | None = None
+    cost_per_hour: float | None = None
+    rule: str = ""
+    reason: str = ""
+    limits: tuple[int, int] | None = None
+    conditions: list[Condition] = Field(default_factory=list)
+    cold_starts: list[dict[str, Any]] = Field(default_factory=list)
+    replicas: list[dict[str, Any]] = Field(default_factory=list)
+    ended: list[dict[str, Any]] = Field(default_factory=list)

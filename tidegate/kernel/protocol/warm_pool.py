@@ -1,0 +1,36 @@
+"""The warm pools of workers without a model."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from tidegate.kernel.protocol.models import Name, Noun, Resources
+
+
+class WarmPoolSpec(Noun):
+    """A warm pool: how many workers wait without a model, with which image, resources and threads.
+
+    A Deployment with the same ``image`` and ``resources`` can use one of them. If its ``threads`` differ or
+    it has an ``env``, the worker restarts its Triton.
+    """
+
+    workers: int = Field(1, ge=0, le=1000)
+    image: str | None = Field(None, min_length=1, max_length=512)
+    resources: Resources = Resources(gpus=0)
+    threads: int = Field(1, ge=1, le=1024)
+    start_timeout_s: float = Field(120.0, gt=0)
+
+
+class WarmAssignment(Noun):
+    """Everything that a worker of a warm pool needs to start. It gets its :class:`Assignment` later.
+
+    In JSON the name of the pool is ``flavour``, which workers of earlier versions read.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    replica: str
+    generation: int
+    pool_name: Name = Field(alias="flavour")
+    pool: WarmPoolSpec
+    launched_at: float
