@@ -57,6 +57,46 @@ def test_events_that_are_ready_together_are_taken_together(calls):
     assert call.take(0) == ([b"d"], {}, True)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}},
+        {"type": "input_image", "image_url": "HTTPS://intranet/secret.png"},
+        {"type": "video_url", "video_url": {"url": "file:///etc/passwd"}},
+    ],
+)
+@pytest.mark.parametrize("place", ["messages", "input"])
+def test_an_address_of_an_image_is_refused(calls, part: dict[str, Any], place: str):
+    media = importlib.import_module("media")
+    with pytest.raises(calls.Refused, match="send the data itself") as refused:
+        media.check_media({place: [{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]})
+    assert refused.value.status == 400
+
+
+def test_data_and_words_about_addresses_are_accepted():
+    media = importlib.import_module("media")
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aaaa"}}
+    words = {"type": "text", "text": "image_url: http://example.com"}
+    media.check_media({"messages": [{"role": "user", "content": [image, words]}], "tools": [{"url": "x"}]})
+    media.check_media({"prompt": "http://example.com", "input": None})
+
+
+@pytest.mark.parametrize(
+    ("engine", "arguments", "expected"),
+    [
+        ("llamacpp", {}, False),
+        ("vllm", {}, False),
+        ("vllm", {"allowed_media_domains": "images.example.com"}, True),
+        ("openai-url", {}, True),
+    ],
+)
+def test_only_upstreams_and_engines_with_a_list_of_domains_fetch(
+    engine: str, arguments: dict[str, Any], expected: bool
+):
+    media = importlib.import_module("media")
+    assert media.may_fetch({"engine": engine, "arguments": arguments}) is expected
+
+
 def test_a_tally_counts_slots_and_tokens(calls):
     tally = importlib.import_module("tally").Tally({"slots": 1, "kv_total": 64})
     slots, first, second = threading.BoundedSemaphore(1), calls.Call(), calls.Call()
@@ -255,7 +295,7 @@ def test_a_sender_that_fails_ends_the_engines_call_and_frees_its_slot(calls, mon
             assert cancelled.wait(60)
 
     served = model.TritonPythonModel()
-    served._engine, served._slots = Engine(), threading.BoundedSemaphore(1)
+    served._engine, served._slots, served._may_fetch = Engine(), threading.BoundedSemaphore(1), False
     served._tally = importlib.import_module("tally").Tally({"slots": 1})
     monkeypatch.setattr(model, "_response", lambda events, meta: events)
     with pytest.raises(ValueError, match="takes no answer"):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from calls import Call, Engine, Refused
+from media import check_media, may_fetch
 from tally import Tally
 
 FOLDER = Path(__file__).resolve().parent
@@ -41,7 +42,7 @@ class TritonPythonModel:
         # Threads of the engine that wait must not use the CPU. Its library reads this when it is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         plan = json.loads((FOLDER / "tidegate_llm.json").read_text())
-        self._engine_name = plan["engine"]
+        self._engine_name, self._may_fetch = plan["engine"], may_fetch(plan)
         module = importlib.import_module(MODULES[plan["engine"]])
         self._engine: Engine = module.create(plan, FOLDER)
         # A cancelled call holds its slot until the engine has ended it.
@@ -100,6 +101,8 @@ class TritonPythonModel:
 
     def _run(self, document: dict[str, Any], call: Call) -> None:
         try:
+            if not self._may_fetch:
+                check_media(document["body"])
             with self._tally.slot(call, self._slots):
                 if not call.cancelled:
                     self._engine.call(document["path"], document["body"], document.get("resume"), call)
