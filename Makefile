@@ -243,6 +243,9 @@ bench-deaths: bootstrap ## kill the model's process every 5 s under 16 callers; 
 bench-canaries: bootstrap ## roll out three canaries: an equal one, one with 3 % errors, one that is 30 % slower
 	$(PY) -m benchmarks.canaries $(BENCH_FLAGS)
 
+bench-canary-sims: bootstrap ## simulate 1,000 rollouts of each kind and count the judge's verdicts (3 minutes)
+	$(PY) -m benchmarks.canary_simulation $(BENCH_FLAGS)
+
 bench-killer: bootstrap ## send 64 requests, one of which kills the model, Triton or the worker
 	$(PY) -m benchmarks.killer $(BENCH_FLAGS)
 

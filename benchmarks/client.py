@@ -56,6 +56,10 @@ class Client:
                 writer.close()
         return answer
 
+    def local_ports(self) -> list[int]:
+        """Return this end's ports of the idle connections."""
+        return [writer.get_extra_info("sockname")[1] for _, _, writer in self._idle]
+
     def close(self) -> None:
         """Close the idle connections."""
         for _, _, writer in self._idle:

@@ -159,7 +159,9 @@ def show(found: Mapping[str, Any]) -> None:
             f"{each['canary_rate']:.2%} of {each['canary']}",
             f"{each['base_rate']:.2%} of {each['base']}",
             f"{each['e_worse']:.3g} of {each['roll_back_at']:.3g}",
-            f"{each['e_fine']:.3g} of {each['fine_at']:.3g}",
+            f"{each['e_fine']:.3g} of {each['fine_at']:.3g}"
+            if each.get("decides_promotion", True)
+            else "not needed",
         )
         for metric, each in found.get("evidence", {}).items()
     ]

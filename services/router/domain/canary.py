@@ -8,6 +8,7 @@ says what is missing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
@@ -18,16 +19,21 @@ Verdict = Literal["hold", "advance", "promote", "pause", "roll_back"]
 Phase = Literal["running", "paused", "promoted", "rolled_back"]
 
 STEPS = (1, 5, 25, 50, 100)
+# The name of a metric that counts seconds is that of the metric that counts requests, with this ending.
+SECONDS = "_seconds"
+# The part of alpha that all metrics of seconds share. It is small, because they are slower than the others.
+_ALPHA_OF_SECONDS = 0.05
 # For each metric: the ratio of bad events to the baseline's that still counts as equal, the ratio that counts
-# as harmful, and the factor by which one block may multiply the evidence. If a replica stalls, many requests
-# are slow together; errors do not come together.
+# as harmful, and the factors by which one block and one tick may multiply the evidence. If a replica stalls,
+# many requests are slow together; errors do not come together.
 MARGINS = {
-    "errors": (1.25, 2.0, inf),
-    "slow": (1.15, 1.6, 12.0),
-    "very_slow": (1.15, 2.0, 12.0),
-    "quality": (1.15, 1.5, inf),
+    "errors": (1.25, 2.0, inf, inf),
+    "slow": (1.15, 1.6, 12.0, 3.0),
+    "very_slow": (1.15, 2.0, 12.0, 3.0),
+    "slow_seconds": (1.15, 1.6, 12.0, inf),
+    "very_slow_seconds": (1.15, 2.0, 12.0, inf),
 }
-OTHER_MARGINS = (1.15, 1.6, 12.0)
+OTHER_MARGINS = (1.15, 1.6, 12.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,9 @@ def missing(policy: CanaryPolicy, state: CanaryState, now: float, *, last: bool)
     if state.samples < policy.min_samples:
         lacking.append(f"{policy.min_samples - state.samples} more requests of the canary are needed")
     if last:
-        lacking += [_unproven(policy, name, e) for name, e in state.evidence.items() if not _fine(policy, e)]
+        for name, each in state.evidence.items():
+            if decides_promotion(name) and (lack := _unproven(policy, name, each)):
+                lacking.append(lack)
     return lacking
 
 
@@ -139,38 +147,61 @@ def no_evidence(metric: str) -> Evidence:
     return Evidence(*MARGINS.get(metric, OTHER_MARGINS))
 
 
+def decides_promotion(metric: str) -> bool:
+    """Return True if a promotion needs evidence about a metric. Seconds are too few for that."""
+    return not metric.endswith(SECONDS)
+
+
+def roll_back_at(policy: CanaryPolicy, evidence: Iterable[str], metric: str) -> float:
+    """Return the e-value at which a metric rolls a canary back: m / alpha for m metrics of the same kind."""
+    seconds = metric.endswith(SECONDS)
+    same = sum(name.endswith(SECONDS) == seconds for name in evidence)
+    part = _ALPHA_OF_SECONDS if seconds else 1 - _ALPHA_OF_SECONDS
+    return same / (policy.alpha * part)
+
+
 def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:
-    """Return why a canary must be rolled back; empty if it need not. The limit is m/alpha for m metrics."""
-    limit = len(evidence) / policy.alpha
+    """Return why a canary must be rolled back; empty if it need not.
+
+    Slow requests count only if their seconds point the same way. Otherwise, two stalls of a replica would be
+    enough, because a stall makes many requests slow together.
+    """
     for metric, each in evidence.items():
-        if each.e_worse >= limit:
+        limit = roll_back_at(policy, evidence, metric)
+        if not each.reaches(limit):
+            continue
+        seconds = evidence.get(metric + SECONDS)
+        if seconds is None or seconds.reaches(1.0):
             canary, base = each.rates
+            what = "seconds" if metric.endswith(SECONDS) else "requests"
             return (
-                f"{metric}: {canary:.2%} of {each.canary} canary requests, against {base:.2%} of {each.base} "
-                f"baseline requests (e-value {each.e_worse:.3g}, limit {limit:.3g})"
+                f"{metric}: {canary:.2%} of {each.canary} canary {what}, against {base:.2%} of {each.base} "
+                f"baseline {what} (e-value {each.e_worse:.3g}, limit {limit:.3g})"
             )
     return ""
 
 
-def _fine(policy: CanaryPolicy, each: Evidence) -> bool:
-    """Return True if a metric shows that the canary does no harm."""
-    if each.e_fine >= 1 / policy.alpha:
-        return True
-    return upper_bound(each.canary_bad, each.canary, policy.alpha) <= each.rates[1] + policy.tolerance
-
-
 def _unproven(policy: CanaryPolicy, metric: str, each: Evidence) -> str:
+    """Return what is missing to show that a metric does no harm; empty if nothing."""
+    e_fine = each.e_fine
+    if e_fine >= 1 / policy.alpha:
+        return ""
     bound = upper_bound(each.canary_bad, each.canary, policy.alpha)
+    accepted = each.rates[1] + policy.tolerance
+    if bound <= accepted:
+        return ""
     return (
         f"{metric}: no evidence yet that the canary is less than {each.harmful:g} times as bad (e-value "
-        f"{each.e_fine:.3g} of {1 / policy.alpha:.3g}), or that its rate is at most "
-        f"{each.rates[1] + policy.tolerance:.2%} (bound {bound:.2%})"
+        f"{e_fine:.3g} of {1 / policy.alpha:.3g}), or that its rate is at most {accepted:.2%} (bound "
+        f"{bound:.2%})"
     )
 
 
 def _summary(evidence: dict[str, Evidence]) -> str:
     parts = []
     for metric, each in evidence.items():
+        if not decides_promotion(metric):
+            continue
         canary, base = each.rates
         parts.append(f"{metric} {canary:.2%} against {base:.2%}")
     return ", ".join(parts) or "no metric was reported"

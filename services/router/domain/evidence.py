@@ -9,13 +9,19 @@ Deployments through Sequential Testing", KDD 2022, arXiv 2205.14762; here one-si
 
 The share is the one of each tick's requests, so the steps of a canary may change it.
 
-Bad events are not independent: a replica that stalls for a second makes all its requests slow. So the gain of
-one block of ``BLOCK_S`` seconds is limited. This only makes the evidence smaller, so its guarantee holds.
+Bad events are not independent: a replica that stalls for a second makes all its requests slow. So the gain
+of one tick and that of one block of ``BLOCK_S`` seconds are limited. This only makes the evidence smaller, so
+its guarantee holds.
+
+The same formula judges seconds instead of requests. Then each second counts once for the canary and once for
+the baseline, and its bad part is the part of its requests that were bad. Requests of one second may depend on
+each other in any way: for x in [0, 1], a**x <= 1 + x * (a - 1), so the expected factor is at most 1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from math import exp, inf, lgamma, log, log1p
 
 # The hypotheses, as multiples of the margin.
@@ -23,18 +29,22 @@ WORSE = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 BETTER = (0.8, 0.67, 0.5, 0.33, 0.2, 0.1, 0.03)
 # Seconds of a block.
 BLOCK_S = 10.0
+_NONE_WORSE, _NONE_FINE = (0.0,) * len(WORSE), (0.0,) * len(BETTER)
 # Above this, e-values are not computed: exp would overflow.
 _MAX_LOG = 700.0
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The requests of one tick, and those of them with a bad event, of canary and baseline."""
+    """The requests of one tick, and those of them with a bad event, of canary and baseline.
+
+    If seconds are judged, the numbers are 1, and the bad ones are parts of it.
+    """
 
     canary: int
-    canary_bad: int
+    canary_bad: float
     base: int
-    base_bad: int
+    base_bad: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +54,22 @@ class Evidence:
     ``worse`` rejects "at most ``margin`` times as bad as the baseline". ``fine`` rejects "at least
     ``harmful`` times as bad". Both are logarithms of likelihood ratios, up to the last complete block. The
     ``open`` ones are those of the current ``block``. One block multiplies the evidence by up to
-    ``block_factor``.
+    ``block_factor``, and one tick by up to ``tick_factor``.
     """
 
     margin: float
     harmful: float
     block_factor: float = inf
-    worse: tuple[float, ...] = (0.0,) * len(WORSE)
-    fine: tuple[float, ...] = (0.0,) * len(BETTER)
+    tick_factor: float = inf
+    worse: tuple[float, ...] = _NONE_WORSE
+    fine: tuple[float, ...] = _NONE_FINE
     block: int = 0
-    open_worse: tuple[float, ...] = (0.0,) * len(WORSE)
-    open_fine: tuple[float, ...] = (0.0,) * len(BETTER)
+    open_worse: tuple[float, ...] = _NONE_WORSE
+    open_fine: tuple[float, ...] = _NONE_FINE
     canary: int = 0
-    canary_bad: int = 0
+    canary_bad: float = 0
     base: int = 0
-    base_bad: int = 0
+    base_bad: float = 0
 
     def add(self, tick: Tick, now: float) -> Evidence:
         """Return the evidence with one more tick. A tick in which one side has no request adds none.
@@ -68,39 +79,35 @@ class Evidence:
         if tick.canary <= 0 or tick.base <= 0:
             return self
         share = tick.canary / (tick.canary + tick.base)
-        closed = self._closed(int(now // BLOCK_S))
-        return replace(
-            closed,
-            open_worse=_added(closed.open_worse, WORSE, self.margin, share, tick),
-            open_fine=_added(closed.open_fine, BETTER, self.harmful, share, tick),
-            canary=self.canary + tick.canary,
-            canary_bad=self.canary_bad + tick.canary_bad,
-            base=self.base + tick.base,
-            base_bad=self.base_bad + tick.base_bad,
-        )
+        block = int(now // BLOCK_S)
+        worse, fine, open_worse, open_fine = self.worse, self.fine, self.open_worse, self.open_fine
+        if block != self.block:
+            worse, fine = self._limited(worse, open_worse), self._limited(fine, open_fine)
+            open_worse, open_fine = _NONE_WORSE, _NONE_FINE
+        if tick.canary_bad or tick.base_bad:
+            most = log(self.tick_factor)
+            open_worse = _added(open_worse, _steps(WORSE, self.margin, share), tick, most)
+            open_fine = _added(open_fine, _steps(BETTER, self.harmful, share), tick, most)
+        return Evidence(
+            self.margin, self.harmful, self.block_factor, self.tick_factor,
+            worse, fine, block, open_worse, open_fine,
+            self.canary + tick.canary, self.canary_bad + tick.canary_bad,
+            self.base + tick.base, self.base_bad + tick.base_bad,
+        )  # fmt: skip
 
     def _limited(self, sums: tuple[float, ...], gains: tuple[float, ...]) -> tuple[float, ...]:
         most = log(self.block_factor)
-        return tuple(total + min(gain, most) for total, gain in zip(sums, gains, strict=True))
-
-    def _closed(self, block: int) -> Evidence:
-        """Return the evidence with the current block added, if ``block`` is another one."""
-        if block == self.block:
-            return self
-        nothing = Evidence(self.margin, self.harmful)
-        return replace(
-            self,
-            worse=self._limited(self.worse, self.open_worse),
-            fine=self._limited(self.fine, self.open_fine),
-            block=block,
-            open_worse=nothing.open_worse,
-            open_fine=nothing.open_fine,
-        )
+        return tuple(total + (gain if gain < most else most) for total, gain in zip(sums, gains, strict=True))
 
     @property
     def e_worse(self) -> float:
         """Return the e-value for "the canary is worse than the margin allows"."""
         return _mean_exp(self._limited(self.worse, self.open_worse))
+
+    def reaches(self, limit: float) -> bool:
+        """Return True if :attr:`e_worse` is at least ``limit``. This is faster than computing it."""
+        logs = self._limited(self.worse, self.open_worse)
+        return max(logs) >= log(limit) and _mean_exp(logs) >= limit
 
     @property
     def e_fine(self) -> float:
@@ -114,17 +121,23 @@ class Evidence:
 
 
 def _added(
-    sums: tuple[float, ...], alternatives: tuple[float, ...], null: float, share: float, tick: Tick
+    sums: tuple[float, ...], steps: tuple[tuple[float, float], ...], tick: Tick, most: float
 ) -> tuple[float, ...]:
-    if not tick.canary_bad and not tick.base_bad:
-        return sums
-    p0 = _into_canary(null, share)
+    """Return the sums with the gain of one tick for each hypothesis, at most ``most``."""
+    bad, base_bad = tick.canary_bad, tick.base_bad
     found = []
-    for total, factor in zip(sums, alternatives, strict=True):
-        p = _into_canary(null * factor, share)
-        gain = tick.canary_bad * log(p / p0) + tick.base_bad * log((1 - p) / (1 - p0))
-        found.append(total + gain)
+    for total, (ours, theirs) in zip(sums, steps, strict=True):
+        gain = bad * ours + base_bad * theirs
+        found.append(total + (gain if gain < most else most))
     return tuple(found)
+
+
+@lru_cache(1024)  # the shares of ticks repeat, and those of seconds are all the same
+def _steps(alternatives: tuple[float, ...], null: float, share: float) -> tuple[tuple[float, float], ...]:
+    """Return the gains for one bad event of the canary and one of the baseline, for each hypothesis."""
+    p0 = _into_canary(null, share)
+    into = [_into_canary(null * factor, share) for factor in alternatives]
+    return tuple((log(p / p0), log((1 - p) / (1 - p0))) for p in into)
 
 
 def _into_canary(ratio: float, share: float) -> float:
@@ -139,7 +152,7 @@ def _mean_exp(logs: tuple[float, ...]) -> float:
     return sum(exp(each) for each in logs) / len(logs)
 
 
-def upper_bound(bad: int, total: int, alpha: float) -> float:
+def upper_bound(bad: float, total: int, alpha: float) -> float:
     """Return an upper bound of a rate of bad events that holds at all times with probability 1 - ``alpha``.
 
     The bound is the largest rate that the mixture of all binomial likelihoods under a uniform prior does not
@@ -147,12 +160,11 @@ def upper_bound(bad: int, total: int, alpha: float) -> float:
     """
     if total <= 0:
         return 1.0
-    mixture = lgamma(bad + 1) + lgamma(total - bad + 1) - lgamma(total + 2)
+    mixture = lgamma(bad + 1) + lgamma(total - bad + 1) - lgamma(total + 2) + log(alpha)
     low, high = bad / total, 1.0
-    for _ in range(50):
+    for _ in range(20):
         rate = (low + high) / 2
-        likelihood = (bad * log(rate) if bad else 0.0) + (total - bad) * (log1p(-rate) if rate < 1 else -inf)
-        if mixture - likelihood >= -log(alpha):
+        if (bad and bad * log(rate)) + (total - bad) * log1p(-rate) <= mixture:
             high = rate
         else:
             low = rate

@@ -110,6 +110,9 @@ class RolloutWatch:
             for metric, bucket in (("slow", self.thresholds.p90), ("very_slow", self.thresholds.p99)):
                 slow = sum(canary_new.times[bucket + 1 :]), sum(base_new.times[bucket + 1 :])
                 ticks[metric] = Tick(answered[0], slow[0], answered[1], slow[1])
+                if all(answered):
+                    parts = slow[0] / answered[0], slow[1] / answered[1]
+                    ticks[metric + canary.SECONDS] = Tick(1, parts[0], 1, parts[1])
         return ticks
 
     def _note(
@@ -142,15 +145,16 @@ class RolloutWatch:
     def evidence(self, rollout: Rollout) -> dict[str, Any]:
         """Return the evidence for JSON, by metric: counts, rates, and e-values with their limits."""
         policy = policy_of(rollout)
-        limit = max(1, len(self.state.evidence)) / policy.alpha
         found = {}
         for metric, each in self.state.evidence.items():
             rates = each.rates
+            limit = canary.roll_back_at(policy, self.state.evidence, metric)
             found[metric] = {
                 "canary": each.canary, "canary_bad": each.canary_bad, "canary_rate": rates[0],
                 "base": each.base, "base_bad": each.base_bad, "base_rate": rates[1],
                 "e_worse": min(each.e_worse, 1e9), "roll_back_at": limit,
                 "e_fine": min(each.e_fine, 1e9), "fine_at": 1 / policy.alpha,
+                "decides_promotion": canary.decides_promotion(metric),
             }  # fmt: skip
         return found
 
@@ -186,8 +190,8 @@ def _restored(metric: str, document: dict[str, Any]) -> Evidence:
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
-    for margin in ("margin", "harmful", "block_factor"):  # JSON has no infinite number
-        values.pop(margin)
+    for margin in ("margin", "harmful", "block_factor", "tick_factor"):  # JSON has no infinite number
+        values.pop(margin, None)
     return replace(canary.no_evidence(metric), **values)
 
 
