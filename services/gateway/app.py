@@ -23,6 +23,7 @@ from services.gateway.adapters.traffic_publisher import TrafficPublisher
 from services.gateway.api import cors, home, models
 from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.cors import CrossOriginHandler
+from services.gateway.api.feedback import BODY_BYTES as FEEDBACK_BYTES
 from services.gateway.api.generate import GenerateRoutes
 from services.gateway.api.grpc.health import HealthService
 from services.gateway.api.grpc.inference import GrpcInference
@@ -39,6 +40,7 @@ from services.gateway.application.catalogue import Catalogue
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain.cors import Origins
 from services.gateway.domain.memory_budget import MemoryBudget
+from services.gateway.feedback_wiring import FeedbackWiring
 from services.gateway.job_wiring import JobWiring
 from services.gateway.llm_wiring import LLM_BODIES, LlmWiring
 from services.gateway.settings import GatewaySettings
@@ -60,6 +62,7 @@ STREAMED = {
     r"/v2/models/.*/generate(_stream)?": None,
     r"/v1/batches": None,
     r"/v1/files": None,
+    r"/v1/feedback": FEEDBACK_BYTES,
     r"/api/.*": None,
 } | LLM_BODIES
 
@@ -94,6 +97,7 @@ class Parts(NamedTuple):
     access_wiring: AccessWiring
     job_wiring: JobWiring
     log: AccessLog
+    feedback: FeedbackWiring
 
 
 def build(settings: GatewaySettings) -> Gateway:
@@ -130,6 +134,7 @@ def _rest_app(
             generate.router,
             *llm.routers,
             *parts.job_wiring.routers,
+            parts.feedback.router,
             parts.access_wiring.router,
         ],
         identify=access.authenticate,
@@ -190,7 +195,8 @@ def _parts(settings: GatewaySettings) -> Parts:
         dispatcher.on_fleets,
         metrics.variants.report,
     )
-    core = InferenceCore(routes, dispatcher, heartbeat)
+    feedback = FeedbackWiring(settings, routes)
+    core = InferenceCore(routes, dispatcher, heartbeat, feedback.tags)
     metadata = ModelMetadataCache(store, routes.deployments)
     log = access_log_of(settings)
     access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways)
@@ -222,6 +228,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         access_wiring=access_wiring,
         job_wiring=job_wiring,
         log=log,
+        feedback=feedback,
     )
 
 
@@ -256,6 +263,7 @@ async def _running(
     await parts.access_wiring.stop()
     await parts.routes.stop()
     await parts.log.stop()
+    await parts.feedback.stop()
     await parts.store.close()
     parts.blobs.close()
 

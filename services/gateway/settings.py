@@ -61,6 +61,12 @@ class GatewaySettings(Settings):
         description="How long an uploaded file of OpenAI's API is kept, in seconds, if the upload has no "
         "`expires_after`.",
     )
+    feedback_window_s: float = Field(
+        7 * 86_400.0,
+        ge=60,
+        le=90 * 86_400,
+        description="How long after an answer `POST /v1/feedback` accepts outcomes of it, in seconds.",
+    )
     access_log: Literal["file", "stdout", "off"] = Field(
         "file",
         description="Where the access log goes: `log/access.log` in the state folder, the gateway's output, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -27,6 +28,8 @@ class RouteTableCache:
         self._disk = disk
         self._task: asyncio.Task[None] | None = None
         self.table: RouteTable | None = None
+        # Called with each new table.
+        self.on_table: list[Callable[[RouteTable], None]] = []
 
     async def start(self) -> None:
         """Load the table from disk and then from the store, and start watching the store."""
@@ -84,5 +87,7 @@ class RouteTableCache:
             log.error("cannot read a route table; keeping the last valid one", extra={"problem": repr(error)})
             return False
         self.table = table
+        for take in self.on_table:
+            take(table)
         log.info("route table", extra={"revision": list(table.revision), "source": source})
         return True

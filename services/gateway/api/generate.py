@@ -19,6 +19,8 @@ from services.gateway.api.server_timing import server_timing
 from services.gateway.api.stream_observer import StreamObserver
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
+from services.gateway.application.feedback import HEADER as FEEDBACK_ID
+from services.gateway.application.feedback import PendingId
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import generate
 from services.gateway.domain.traffic_split import Origin
@@ -26,6 +28,7 @@ from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, ModelFailed, TidegateError
 from tidegate.kernel.http.answers import error_body
+from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.redaction import for_caller
 from tidegate.kernel.service import caller
@@ -45,7 +48,11 @@ class GenerateCall(NamedTuple):
     grant: Grant | None
     cost: UsageCost
     headers: Headers
-    principal: str
+    principal: Principal
+
+    def origin(self) -> Origin:
+        """Return the facts that the endpoint's rules and sticky keys read."""
+        return Origin(self.headers, self.principal.id, lambda: generate.request_parameters(self.body))
 
     def end(self) -> None:
         """Record the usage and free the body, after success or failure."""
@@ -95,7 +102,7 @@ class GenerateRoutes:
             received.held.release()
             raise
         body, held, started = received
-        principal = caller.current.get().principal.id
+        principal = caller.current.get().principal
         return GenerateCall(
             model, version, timeout_ms, body, held, started, grant, UsageCost(), headers, principal
         )
@@ -108,11 +115,16 @@ class GenerateRoutes:
             lambda contract: generate.decode(call.body, contract),
             telemetry.request_id.get().encode("latin-1", "replace"),
             call.cost.begin,
-            lambda: Origin(call.headers, call.principal, lambda: generate.request_parameters(call.body)),
+            call.origin,
         )
         return self._observer.watch(call.model, call.started, len(call.body), call.cost, stream)
 
+    def _feedback_of(self, call: GenerateCall) -> PendingId | None:
+        rid = telemetry.request_id.get().encode("latin-1", "replace")
+        return self._core.feedback.begin(call.model, call.version, call.origin, rid, call.principal)
+
     async def _one(self, call: GenerateCall, send: Send) -> None:
+        pending = self._feedback_of(call)
         async with aclosing(self._answers(call)) as answers:
             answer = await anext(answers, None)
             if answer is None:
@@ -129,15 +141,18 @@ class GenerateRoutes:
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"server-timing", server_timing(answer, now - call.started)),
+            *_feedback_header(pending, answer),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _many(self, call: GenerateCall, send: Send) -> None:
+        pending = self._feedback_of(call)
         async with aclosing(self._answers(call)) as answers:
             # The headers are sent after the first answer, so that an earlier error can set the status code.
             answer = await anext(answers, None)
-            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+            headers = [*EVENT_STREAM, *_feedback_header(pending, answer)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 while answer is not None:
                     await _event(send, _encoded(call, answer))
@@ -152,6 +167,10 @@ class GenerateRoutes:
 
 async def _event(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})
+
+
+def _feedback_header(pending: PendingId | None, answer: InferenceResult | None) -> list[tuple[bytes, bytes]]:
+    return [] if pending is None or answer is None else [(FEEDBACK_ID, pending.id(answer.route))]
 
 
 def _encoded(call: GenerateCall, answer: InferenceResult) -> bytes:

@@ -11,6 +11,8 @@ import orjson
 from services.gateway.api.body_limits import Headers
 from services.gateway.api.compression import HttpResponse
 from services.gateway.api.llm.openai_errors import openai_error
+from services.gateway.application.feedback import ASK
+from services.gateway.application.feedback import HEADER as FEEDBACK_ID
 from services.gateway.application.jobs.backlog import estimated_start_ms
 from services.gateway.application.jobs.results import JobResults
 from services.gateway.application.jobs.submission import SubmittedJob
@@ -43,6 +45,7 @@ class JobResponses:
             (b"location", b"/v1/jobs/" + job.id.hex().encode()),
             (b"preference-applied", prefer.applied),
             (b"x-request-id", rid),
+            *_feedback_header(job),
         ]
         if not submitted.fresh:
             headers.append((b"idempotency-replayed", b"true"))
@@ -57,6 +60,7 @@ class JobResponses:
             start_ms = estimated_start_ms(position, self._fleet(job.deployment))
         return document | {
             "retry_of": job.ask.get("retry_of"),
+            "feedback_id": job.ask.get(ASK),
             "position": position,
             "estimated_start": None if start_ms is None else iso(int(time.time() * 1e3 + start_ms)),
             "urls": {
@@ -83,6 +87,7 @@ class JobResponses:
             (b"content-length", b"%d" % (len(body) + sum(map(len, tail)))),
             (b"content-location", b"/v1/jobs/%b/result" % job.id.hex().encode()),
             (b"x-request-id", rid),
+            *_feedback_header(job),
         ]
         if tail:
             answer.append((_HEADER_LENGTH, b"%d" % len(body)))
@@ -99,5 +104,11 @@ class JobResponses:
             (b"content-length", b"%d" % len(answer.body)),
             (b"content-location", b"/v1/jobs/%b/result" % job.id.hex().encode()),
             (b"x-request-id", rid),
+            *_feedback_header(job),
         ]
         return HttpResponse(answer.status, headers, answer.body)
+
+
+def _feedback_header(job: Job) -> list[tuple[bytes, bytes]]:
+    id_ = job.ask.get(ASK)
+    return [(FEEDBACK_ID, id_.encode())] if id_ else []

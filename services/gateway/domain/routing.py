@@ -56,7 +56,8 @@ class EndpointRoute:
     """The Deployments of an endpoint. ``targets`` are those with a traffic share, with their ``weights``.
 
     ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
-    ``compared``: answers, failures and latencies are counted by Deployment, for a canary.
+    ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
+    ``feedback``: answers get an id, with which callers report outcomes.
     """
 
     name: str
@@ -67,6 +68,7 @@ class EndpointRoute:
     rules: tuple[tuple[TrafficRule, DeploymentRoute], ...] = ()
     sticky: Sticky | None = None
     compared: bool = False
+    feedback: bool = False
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -210,6 +212,7 @@ def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, Deploymen
         tuple(rules),
         Sticky(sticky["by"], sticky.get("name") or "") if sticky else None,
         bool(entry.get("compared")),
+        bool(entry.get("feedback")),
     )
 
 

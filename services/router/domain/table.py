@@ -125,6 +125,7 @@ def _endpoint(
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
         "compared": endpoint.rollout is not None and endpoint.rollout.active,
+        "feedback": endpoint.collects_feedback,
         # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
         # same version, a target of the Endpoint has priority, else the Deployment with the last name.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},

@@ -14,7 +14,9 @@ from services.gateway.api.inference.handler import InferenceHandler, parse_heade
 from services.gateway.api.inference.request_target import Infer
 from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access import Access
+from services.gateway.application.feedback import FeedbackTags
 from services.gateway.application.inference.core import Timing, failure, parse_timeout
+from services.gateway.domain.feedback_ids import FeedbackIds
 from services.gateway.domain.memory_budget import MemoryBudget
 from tidegate.kernel.errors import (
     BY_REASON,
@@ -98,6 +100,7 @@ class Refuses:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.feedback = FeedbackTags(FeedbackIds(""))
         self.error: Exception = DeadlinePassed("late", retry_after_s=0.2)
         self.later = False
         self.abandoned: list[bytes] = []

@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import pytest
 
+from services.gateway.application.feedback import FeedbackTags
 from services.gateway.application.jobs.submission import JobRequest, JobSubmitter, SubmittedJob
 from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.core import LlmCall, LlmCore
 from services.gateway.application.llm.token_limits import TokenLimits
+from services.gateway.domain.feedback_ids import FeedbackIds
 from services.gateway.domain.job_options import JobOptions
 from services.gateway.domain.llm import token_headers
 from services.gateway.domain.llm.estimate import TokenEstimate
@@ -131,7 +133,7 @@ async def test_a_job_is_charged_when_it_is_accepted(limits, store, monkeypatch):
     entry: Any = SimpleNamespace(name="chat", llm=SimpleNamespace(context=None))
     llm = LlmCore(SimpleNamespace(), LlmAccounting(SimpleNamespace(), limits))  # type: ignore[arg-type]
     monkeypatch.setattr(llm, "pick", lambda model, origin: (entry, entry))
-    other: Any = SimpleNamespace(store=None)
+    other: Any = SimpleNamespace(store=None, feedback=FeedbackTags(FeedbackIds("")))
     submitter = JobSubmitter(other, llm, other, other, other, ttl_s=1, retention_s=1, max_queued=1)
     outcomes: list[Any] = [SubmittedJob(other, True, 0), SubmittedJob(other, False, 0), Overloaded("full")]
 

@@ -367,7 +367,8 @@ class EndpointSpec(Noun):
     to Deployments with a region. An upstream without a region may be in any region.
 
     ``rules`` come before ``sticky``, and both before the weights. ``when_unready`` is for a target without a
-    ready replica, while other targets have one. ``wake``: its requests wait for a replica, unless none can
+    ready replica, while other targets have one. ``feedback``: answers get an id for feedback, also without a
+    rollout or an experiment. ``wake``: its requests wait for a replica, unless none can
     start. ``others``: its share goes to the others. ``fail``: it always keeps its share.
 
     ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults.
@@ -385,6 +386,12 @@ class EndpointSpec(Noun):
     rollout: Rollout | None = None
     slo: ServiceLevel | None = None
     alerts: AlertLimits | None = None
+    feedback: bool = False
+
+    @property
+    def collects_feedback(self) -> bool:
+        """Return True if answers get an id, with which callers report outcomes."""
+        return self.feedback or (self.rollout is not None and self.rollout.active)
 
     def may_use(self, deployment: DeploymentSpec) -> bool:
         """Return True if requests may be processed in the region of the Deployment."""

@@ -315,6 +315,8 @@ GATEWAY = RoutePermissions(
         "DELETE /v1/files/{id}": (INFER,),
         "GET /v1/files/{id}/content": (INFER,),
         "GET /v1/webhooks/secret": (INFER,),
+        # A key reports about its own answers, and one with the scope operate about all.
+        "POST /v1/feedback": (INFER, OPERATE),
     }
     | {
         # The table of the service behind the proxy decides.

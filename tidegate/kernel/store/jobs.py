@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.jobs import (
+    ID_SIZE,
     LEVELS,
     STATES,
     Accepted,
@@ -38,6 +39,7 @@ from tidegate.kernel.store.watch import JobWatch
 PREFIX = "tidegate:job:"
 RECORD, REQUEST, REPLY = f"{PREFIX}r:", f"{PREFIX}request:", f"{PREFIX}reply:"
 LOG, CHANGED, ACKNOWLEDGED = f"{PREFIX}log:", f"{PREFIX}changed:", f"{PREFIX}acknowledged"
+IDEMPOTENCY = f"{PREFIX}idem:"
 WAITING = f"{PREFIX}waiting:"
 
 # In the class, `list` means its method.
@@ -126,6 +128,12 @@ class JobStore:
             pipe.hgetall(RECORD.encode() + id_)
         found = await answer(pipe.execute())
         return [records.job(id_, fields) for id_, fields in zip(ids, found, strict=True)]
+
+    async def of_key(self, principal: str, key: str) -> Job | None:
+        """Return the job that a principal submitted with this idempotency key, or None."""
+        digest = records.key_digest(principal, key)
+        found: bytes | None = await answer(self._redis.get(IDEMPOTENCY.encode() + digest))
+        return None if found is None else await self.get(found[:ID_SIZE])
 
     async def result(self, id: bytes) -> bytes | None:
         """Return a job's reply frame, or None if it has none."""

@@ -28,7 +28,7 @@ def to_accept(new: NewJob) -> Arguments:
     }
     key, body = b"", b""
     if new.idempotency is not None:
-        key = hashlib.sha256(f"{new.principal}\0{new.idempotency.key}".encode()).digest()
+        key = key_digest(new.principal, new.idempotency.key)
         body = new.idempotency.body
     return (
         new.id,
@@ -46,6 +46,11 @@ def to_accept(new: NewJob) -> Arguments:
         body,
         new.created_ms,
     )
+
+
+def key_digest(principal: str, key: str) -> bytes:
+    """Return the hash of a principal's idempotency key, by which the store knows it."""
+    return hashlib.sha256(f"{principal}\0{key}".encode()).digest()
 
 
 def to_finish(end: Finish) -> Arguments:

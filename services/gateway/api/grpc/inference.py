@@ -15,6 +15,8 @@ from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
 from services.gateway.api.server_timing import failure_timing, server_timing
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
+from services.gateway.application.feedback import HEADER as FEEDBACK_ID
+from services.gateway.application.feedback import PendingId
 from services.gateway.application.inference.core import (
     MAX_TIMEOUT_MS,
     InferenceCore,
@@ -45,6 +47,7 @@ class GrpcInference:
         self.core = core
         self.access = access
         self.metrics = metrics
+        self._feedback = core.feedback
         self.log = log or AccessLog.off()
         self._metadata = metadata
         self._groupers: dict[str, CallGrouper] = {}
@@ -84,9 +87,13 @@ class GrpcInference:
         """Return the response to a request and its trailers; raise TidegateError."""
         size, cost = request.ByteSize(), UsageCost()
         grant = self.admit(principal, request)
+        origin = origin_of(request, headers, principal)
+        pending = self.feedback_of(request, origin, rid, principal)
         try:
-            answer = await self._run(request, rid, timeout_ms, cost, origin_of(request, headers, principal))
+            answer = await self._run(request, rid, timeout_ms, cost, origin)
             response, trailers = self.encode(request.model_name, answer, rid, started)
+            if pending is not None:
+                trailers += add_feedback_id(response, pending, answer)
             if grant is not None:
                 cost.add(answer.reply, answer.parameters, response.ByteSize())
                 trailers += _limit_trailers(grant)
@@ -141,6 +148,15 @@ class GrpcInference:
         total = now - started
         self.metrics.answered(model, answer.route.name, answer.timing, total)
         return response, (("x-request-id", rid), ("server-timing", server_timing(answer, total).decode()))
+
+    def feedback_of(
+        self, request: Any, origin: Callable[[], Origin], rid: str, principal: Principal
+    ) -> PendingId | None:
+        """Return the id for feedback of an answer to come; None if its endpoint collects none."""
+        model: str = request.model_name
+        if model not in self._feedback.endpoints:
+            return None
+        return self._feedback.begin(model, request.model_version, origin, rid.encode("latin-1"), principal)
 
     def response(self, model: str, answer: InferenceResult) -> Any:
         """Return an answer as a response."""
@@ -213,6 +229,13 @@ def timeout_of(context: Any) -> float | None:
         left_ms = min(max(left_s * 1e3, 0.001), MAX_TIMEOUT_MS)
         timeout_ms = left_ms if timeout_ms is None else min(timeout_ms, left_ms)
     return timeout_ms
+
+
+def add_feedback_id(response: Any, pending: PendingId, answer: InferenceResult) -> Metadata:
+    """Add the id for feedback to the parameters of a response, and return it as a trailer."""
+    id_ = pending.id(answer.route).decode()
+    response.parameters["feedback_id"].string_param = id_
+    return ((FEEDBACK_ID.decode(), id_),)
 
 
 def _failed_after(started: float) -> Metadata:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from services.gateway.api.grpc import codec
-from services.gateway.api.grpc.inference import GrpcInference, origin_of, timeout_of
+from services.gateway.api.grpc.inference import GrpcInference, add_feedback_id, origin_of, timeout_of
 from services.gateway.api.grpc.status import details_of
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.errors import TidegateError
@@ -101,6 +101,8 @@ class InferenceStream:
             principal = self._calls.access.authenticate(self._credential)
             grant = self._calls.admit(principal, request)
             empty_final = codec.wants_empty_final(request)
+            origin = origin_of(request, self._context.headers.fields, principal)
+            pending = self._calls.feedback_of(request, origin, rid, principal)
             answers = self._calls.core.stream(
                 request.model_name,
                 request.model_version,
@@ -108,7 +110,7 @@ class InferenceStream:
                 lambda contract: codec.decode(request, contract),
                 rid.encode("latin-1"),
                 cost.begin,
-                origin_of(request, self._context.headers.fields, principal),
+                origin,
             )
             async with aclosing(answers):
                 async for answer in answers:
@@ -117,6 +119,8 @@ class InferenceStream:
                     else:  # the metrics count the request once, with the time to its first answer
                         response, _ = self._calls.encode(request.model_name, answer, rid, started)
                         first = answer
+                        if pending is not None:
+                            add_feedback_id(response, pending, answer)
                     cost.add(answer.reply, answer.parameters, response.ByteSize())
                     response.parameters[codec.FINAL].bool_param = False
                     await self._write(pb.ModelStreamInferResponse(infer_response=response))

@@ -20,6 +20,8 @@ from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics
 from services.gateway.api.server_timing import failure_timing, server_timing
 from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
+from services.gateway.application.feedback import HEADER as FEEDBACK_ID
+from services.gateway.application.feedback import PendingId
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import oip, usage_cost
 from services.gateway.domain.classification import Labels
@@ -72,6 +74,7 @@ class InferenceHandler:
         self._jobs = jobs
         self._local_only = local_only
         self._metrics = metrics
+        self._feedback = core.feedback
         self._log = log or AccessLog.off()
         self._inflated: dict[bytes, Body] = {}
         self._grants: dict[bytes, Grant] = {}
@@ -114,7 +117,7 @@ class InferenceHandler:
         """
         started = started or time.perf_counter()
         rid = headers.get(b"x-request-id") or new_request_id().encode()
-        model, version = target
+        model = target.model
         principal = None
         try:
             principal = self._caller(headers)
@@ -137,7 +140,7 @@ class InferenceHandler:
                     ),
                 )
                 return None
-            return self._infer(model, version, headers, body, length, principal, rid, done, started)
+            return self._infer(target, headers, body, length, principal, rid, done, started)
         except TidegateError as error:
             protocol = "job" if target is SUBMIT_JOB else "rest"
             done(self._error_response(model, error, rid, started, principal, len(body), headers, protocol))
@@ -147,8 +150,7 @@ class InferenceHandler:
 
     def _infer(
         self,
-        model: str,
-        version: str,
+        target: Target,
         headers: Headers,
         body: Buffer,
         length: int | None,
@@ -157,15 +159,21 @@ class InferenceHandler:
         done: Callable[[HttpResponse], None],
         started: float,
     ) -> bytes:
+        model, version = target
         timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
         grant = self._access.admit(principal, model)
         received = len(body)
+        pending = (
+            self._pending_id(target, headers, body, length, principal, rid)
+            if model in self._feedback.endpoints
+            else None
+        )
 
         def on_outcome(outcome: InferenceResult | TidegateError) -> None:
             try:
                 if isinstance(outcome, TidegateError):
                     raise outcome
-                response = self._respond(model, outcome, rid, started)
+                response = self._respond(model, outcome, rid, started, pending)
                 if self._log.take():
                     self._answered(model, outcome, principal, rid, received, response, started, headers)
             except TidegateError as error:
@@ -197,6 +205,22 @@ class InferenceHandler:
         if grant is not None:
             self._grants[id_] = grant
         return id_
+
+    def _pending_id(
+        self,
+        target: Target,
+        headers: Headers,
+        body: Buffer,
+        length: int | None,
+        principal: Principal,
+        rid: bytes,
+    ) -> PendingId | None:
+        """Return the id for feedback of an answer to come, without keeping the body."""
+
+        def origin() -> Origin:
+            return Origin(headers, principal.id, lambda: oip.request_parameters(body, length))
+
+        return self._feedback.begin(target.model, target.version, origin, rid, principal)
 
     def _begin_compressed(
         self,
@@ -252,7 +276,9 @@ class InferenceHandler:
         error = TidegateError(refusal.message, reason=refusal.reason)
         self._log.refused("rest", "", error, None, rid, status=refusal.status)
 
-    def _respond(self, model: str, answer: InferenceResult, rid: bytes, started: float) -> HttpResponse:
+    def _respond(
+        self, model: str, answer: InferenceResult, rid: bytes, started: float, pending: PendingId | None
+    ) -> HttpResponse:
         encoding = time.perf_counter()
         body, tail = oip.encode(
             model,
@@ -276,6 +302,8 @@ class InferenceHandler:
         ]
         if tail:
             headers.append((_HEADER_LENGTH, b"%d" % len(body)))
+        if pending is not None:
+            headers.append((FEEDBACK_ID, pending.id(answer.route)))
         return HttpResponse(200, headers, body, tail)
 
     def _answered(

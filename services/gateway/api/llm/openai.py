@@ -110,7 +110,7 @@ class OpenAiRoutes:
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"server-timing", server_timing(answer, total)),
-            *call.limit_headers(),
+            *call.answer_headers(),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -122,7 +122,7 @@ class OpenAiRoutes:
         encode = named_sse if named else sse
         first: tuple[LlmEvents, float] | None = None
         async with (
-            EventStream(send, call.limit_headers, partial(self._door.comment, received, call)) as stream,
+            EventStream(send, call.answer_headers, partial(self._door.comment, received, call)) as stream,
             aclosing(self._door.run(PROTOCOL, received, call)) as answers,
         ):
             try:

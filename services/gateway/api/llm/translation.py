@@ -123,7 +123,7 @@ def code_of(error: TidegateError) -> int:
 
 def grants(call: LlmCall) -> list[tuple[bytes, bytes]]:
     """Return the headers that show the caller's limits."""
-    return call.limit_headers()
+    return call.answer_headers()
 
 
 async def send_json(send: Send, document: Any, headers: Sequence[tuple[bytes, bytes]] = ()) -> int:

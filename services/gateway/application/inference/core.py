@@ -16,9 +16,11 @@ from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.heartbeat import Heartbeat
 from services.gateway.adapters.pending_requests import ReplyOrError
 from services.gateway.adapters.route_table import RouteTableCache
+from services.gateway.application.feedback import FeedbackTags
 from services.gateway.application.inference.chunk_buffer import ChunkBuffer
 from services.gateway.domain import admission
 from services.gateway.domain.contract import Contract, Decoded
+from services.gateway.domain.feedback_ids import FeedbackIds
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable, require
 from services.gateway.domain.traffic_split import Origin, TrafficSplitter
@@ -62,9 +64,16 @@ def _nothing() -> None:
 
 
 class InferenceCore:
-    """Run inference requests; HTTP and gRPC share it."""
+    """Run inference requests; HTTP and gRPC share it. ``feedback`` makes the ids for callers' feedback."""
 
-    def __init__(self, routes: RouteTableCache, dispatcher: Dispatcher, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        routes: RouteTableCache,
+        dispatcher: Dispatcher,
+        heartbeat: Heartbeat,
+        feedback: FeedbackTags | None = None,
+    ) -> None:
+        self.feedback = feedback or FeedbackTags(FeedbackIds(""))
         self._routes = routes
         self._dispatcher = dispatcher
         self._heartbeat = heartbeat

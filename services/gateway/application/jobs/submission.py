@@ -16,6 +16,7 @@ from typing import Any
 
 from services.gateway.adapters.job_queue import JobQueue
 from services.gateway.adapters.queued_marker import QueuedMarker
+from services.gateway.application.feedback import ASK
 from services.gateway.application.inference.core import InferenceCore, not_tensors
 from services.gateway.application.jobs.backlog import BacklogEstimate
 from services.gateway.application.jobs.tracking import JobTracker
@@ -139,7 +140,7 @@ class JobSubmitter:
             endpoint.name,
             route,
             request,
-            answer_form(request),
+            answer_form(request) | self._feedback(endpoint.name, version, route, origin, trace, principal),
             options,
             principal.id,
             trace[:255],
@@ -173,7 +174,7 @@ class JobSubmitter:
             endpoint.name,
             route,
             llm_jobs.decoded(path, body, route.llm.context),
-            llm_jobs.ask_of(path, model),
+            llm_jobs.ask_of(path, model) | self._feedback(endpoint.name, "", route, origin, trace, principal),
             options,
             principal.id,
             trace[:255],
@@ -182,6 +183,20 @@ class JobSubmitter:
             line,
             self.llm.job_charge(principal, endpoint.name, path, body, route.llm.context),
         )
+
+    def _feedback(
+        self,
+        endpoint: str,
+        version: str,
+        route: DeploymentRoute,
+        origin: Callable[[], Origin] | None,
+        trace: bytes,
+        principal: Principal,
+    ) -> dict[str, Any]:
+        """Return the id for feedback as a part of the job's record; nothing if the endpoint collects none."""
+        facts = origin or (lambda: Origin({}, principal.id, dict))
+        pending = self._core.feedback.begin(endpoint, version, facts, trace, principal)
+        return {} if pending is None else {ASK: pending.id(route).decode()}
 
     def _check_room(self) -> None:
         if self._submitting >= MAX_SUBMITTING:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from prometheus_client import Counter
 
 from services.gateway.application.access import Grant
+from services.gateway.application.feedback import HEADER as FEEDBACK_ID
+from services.gateway.application.feedback import PendingId
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, Timing
 from services.gateway.application.llm.accounting import CallAccount, LlmAccounting
 from services.gateway.application.llm.token_limits import Reservation
@@ -80,7 +82,7 @@ class LlmCall:
     between two events; None: the endpoint's. ``received``: the bytes of the caller's body. ``headers``: its
     headers, for the endpoint's traffic rules.
     The core sets ``account``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens)
-    and ``queued``. The API adds the bytes that it sends to ``cost.sent``.
+    ``queued`` and ``feedback_id``. The API adds the bytes that it sends to ``cost.sent``.
     """
 
     model: str
@@ -97,6 +99,7 @@ class LlmCall:
     estimate: TokenEstimate = NO_TOKENS
     usage: tuple[int, int, int] = (0, 0, 0)
     queued: QueuedAt | None = None
+    feedback_id: bytes = b""
 
     @property
     def endpoint(self) -> str:
@@ -123,9 +126,10 @@ class LlmCall:
         """The admission of the request; None before it, and for callers that are not counted."""
         return None if self.account is None else self.account.grant
 
-    def limit_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the response headers that show the caller's limits."""
-        return [] if self.account is None else self.account.headers()
+    def answer_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the response headers that show the caller's limits, and the id for feedback."""
+        limits = [] if self.account is None else self.account.headers()
+        return [*limits, (FEEDBACK_ID, self.feedback_id)] if self.feedback_id else limits
 
 
 @dataclass(slots=True)
@@ -208,12 +212,15 @@ class LlmCore:
         origin = partial(Origin, call.headers, call.principal.id, lambda: call.body)
         endpoint, route = self.pick(call.model, origin)
         assert route.llm is not None
+        pending = self._core.feedback.begin(endpoint.name, "", origin, call.trace, call.principal)
+        if pending is not None:
+            call.feedback_id = pending.id(route)
         call.estimate = estimate(call.path, call.body, route.llm.context)
         account = call.account = await self._accounting.open(call, endpoint.name, self._core.load(route))
         load, others = self._core.load(route), self._core.fleet(route.name).elsewhere
         call.queued = QueuedAt(route, time.monotonic(), load.outstanding + others, load.completed)
         try:
-            async with aclosing(self._continued(call, endpoint, route, origin)) as answers:
+            async with aclosing(self._continued(call, endpoint, route, origin, pending)) as answers:
                 async for answer in answers:
                     yield answer
         except (GeneratorExit, asyncio.CancelledError):
@@ -223,7 +230,12 @@ class LlmCore:
             account.close()
 
     async def _continued(
-        self, call: LlmCall, endpoint: EndpointRoute, route: DeploymentRoute, origin: Callable[[], Origin]
+        self,
+        call: LlmCall,
+        endpoint: EndpointRoute,
+        route: DeploymentRoute,
+        origin: Callable[[], Origin],
+        pending: PendingId | None = None,
     ) -> AsyncGenerator[LlmEvents]:
         """Yield the events of a request. If its worker is lost, continue on another one where possible.
 
@@ -263,6 +275,8 @@ class LlmCore:
                     other,
                     StreamProgress(call.path, call.body),
                 )  # the other model may have other tokens
+                if pending is not None:
+                    call.feedback_id = pending.id(route, moved=True)
             except WorkerLost as error:
                 losses += 1
                 if not _continues(progress, losses, error, route.retry_safe):

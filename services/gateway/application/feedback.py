@@ -1,0 +1,210 @@
+"""Give answers an id for feedback, and accept feedback for them.
+
+Only endpoints that collect feedback get ids: with a rollout, an experiment, or the setting ``feedback``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prometheus_client import Counter
+
+from services.gateway.domain.feedback_ids import AnswerFacts, FeedbackIds
+from services.gateway.domain.feedback_items import FeedbackItem, read_item
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable
+from services.gateway.domain.traffic_split import Origin
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.access import INFER, OPERATE, Principal
+from tidegate.kernel.protocol.feedback import FeedbackRecord
+from tidegate.kernel.protocol.jobs import Job, read_id
+from tidegate.kernel.protocol.request_ids import LONGEST_ID
+from tidegate.kernel.store import JobStore
+from tidegate.kernel.store.feedback import FeedbackStore
+
+RECEIVED = Counter("tidegate_gateway_feedback_total", "Feedback from callers, by its outcome.", ["outcome"])
+
+HEADER = b"x-feedback-id"
+# The member of a job's record that has the id.
+ASK = "feedback"
+_AT_A_TIME = 100
+
+Status = Literal["accepted", "duplicate", "invalid", "unknown", "expired", "forbidden"]
+
+
+class PendingId:
+    """The id of an answer that is still to come. Its Deployment is the last fact to be known."""
+
+    __slots__ = ("_facts", "_ids")
+
+    def __init__(self, ids: FeedbackIds, facts: tuple[str, str, bool, str, str]) -> None:
+        self._ids = ids
+        self._facts = facts
+
+    def id(self, route: DeploymentRoute, *, moved: bool = False) -> bytes:
+        """Return the id of the answer of a Deployment. ``moved``: it replaced the chosen one."""
+        endpoint, request_id, assigned, unit, owner = self._facts
+        return self._ids.make(
+            AnswerFacts(
+                endpoint,
+                route.name,
+                route.version,
+                request_id,
+                int(time.time() * 1e6),
+                assigned and not moved,
+                unit,
+                owner,
+            )
+        )
+
+
+class FeedbackTags:
+    """Ids for answers. ``endpoints`` has the endpoints that collect feedback; usually it is empty."""
+
+    def __init__(self, ids: FeedbackIds) -> None:
+        self._ids = ids
+        self._routes: dict[str, EndpointRoute] = {}
+        self.endpoints: frozenset[str] = frozenset()
+
+    def take(self, table: RouteTable) -> None:
+        """Use a new route table."""
+        self._routes = {name: route for name, route in table.endpoints.items() if route.feedback}
+        self.endpoints = frozenset(self._routes)
+
+    def begin(
+        self, endpoint: str, version: str, origin: Callable[[], Origin], rid: bytes, principal: Principal
+    ) -> PendingId | None:
+        """Return the id of an answer to come; None if its endpoint collects no feedback."""
+        route = self._routes.get(endpoint)
+        if route is None:
+            return None
+        assigned, unit = not version, ""
+        if assigned and (route.rules or route.sticky is not None):
+            facts = origin()
+            assigned = not route.has_rule_for(facts)
+            key = route.sticky.key(facts) if route.sticky is not None else None
+            unit = self._ids.unit(key) if key is not None else ""
+        request_id = rid.decode("latin-1")[:LONGEST_ID]
+        return PendingId(self._ids, (endpoint, request_id, assigned, unit, self._ids.owner(principal.id)))
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAnswer:
+    """What became of one item, and for a refused one, why."""
+
+    status: Status
+    message: str = ""
+
+
+class FeedbackIntake:
+    """Accepts feedback. ``window_s``: how long after an answer its feedback is accepted."""
+
+    def __init__(self, ids: FeedbackIds, store: FeedbackStore, jobs: JobStore, window_s: float) -> None:
+        self._ids = ids
+        self._store = store
+        self._jobs = jobs
+        self._window_ms = int(window_s * 1e3)
+
+    async def accept(self, raw: Sequence[Any], principal: Principal) -> list[ItemAnswer]:
+        """Return what became of each item. The accepted ones are on disk. Raise StoreUnavailable."""
+        answers: list[ItemAnswer] = []
+        for at in range(0, len(raw), _AT_A_TIME):
+            answers += await self._accept(raw[at : at + _AT_A_TIME], principal)
+            await asyncio.sleep(0)  # requests of other callers come first
+        for each in answers:
+            RECEIVED.labels(each.status).inc()
+        return answers
+
+    async def _accept(self, raw: Sequence[Any], principal: Principal) -> list[ItemAnswer]:
+        now = int(time.time() * 1e3)
+        answers: list[ItemAnswer | None] = []
+        records: list[tuple[int, str, FeedbackRecord]] = []
+        for at, each in enumerate(raw):
+            try:
+                item = read_item(each, now)
+            except BadRequest as error:
+                answers.append(ItemAnswer("invalid", error.message))
+                continue
+            found = await self._facts(item, principal)
+            if isinstance(found, AnswerFacts):
+                found = self._refusal(found, principal, now) or found
+            if isinstance(found, ItemAnswer):
+                answers.append(found)
+                continue
+            answers.append(None)
+            records += [(at, _key(found), record) for record in _records(item, found)]
+        added = await self._store.add([(key, record) for _, key, record in records], self._window_ms)
+        new = {at for (at, _, _), fresh in zip(records, added, strict=True) if fresh}
+        return [each or _answer(at in new) for at, each in enumerate(answers)]
+
+    async def _facts(self, item: FeedbackItem, principal: Principal) -> AnswerFacts | ItemAnswer:
+        if item.request_id and (facts := self._ids.read(item.request_id)) is not None:
+            return facts
+        job: Job | None = None
+        if item.idempotency_key:
+            job = await self._jobs.of_key(principal.id, item.idempotency_key)
+        elif (id_ := read_id(item.request_id)) is not None:
+            job = await self._jobs.get(id_)
+        if job is None:
+            return ItemAnswer("unknown", _UNKNOWN_KEY if item.idempotency_key else _UNKNOWN_ID)
+        facts = self._ids.read(str(job.ask.get(ASK, "")))
+        return facts or ItemAnswer("unknown", _NOT_COLLECTED)
+
+    def _refusal(self, facts: AnswerFacts, principal: Principal, now: int) -> ItemAnswer | None:
+        if facts.owner != self._ids.owner(principal.id) and not principal.may(OPERATE):
+            return ItemAnswer("forbidden", _FOREIGN)
+        if not principal.may(INFER, facts.endpoint) and not principal.may(OPERATE):
+            return ItemAnswer("forbidden", f"this key may not use the model {facts.endpoint!r}")
+        if now - facts.at // 1000 > self._window_ms:
+            return ItemAnswer(
+                "expired",
+                f"the answer is older than {self._window_ms / 86_400_000:g} days: later feedback is not "
+                "counted (TIDEGATE_FEEDBACK_WINDOW_S)",
+            )
+        return None
+
+
+_UNKNOWN_ID = (
+    "no answer of this stack has this id: send the header X-Feedback-Id of the answer, or the id of a job"
+)
+_UNKNOWN_KEY = (
+    "none of your jobs has this idempotency key, or the job was deleted: send X-Feedback-Id instead"
+)
+_NOT_COLLECTED = (
+    "the endpoint collected no feedback when this job was submitted: start an experiment, or switch it on "
+    "with `tidegate traffic NAME --feedback`"
+)
+_FOREIGN = "another key got this answer: use that key, or one with the scope operate"
+
+
+def _key(facts: AnswerFacts) -> str:
+    """Return the identity of an answer: all its facts but those that hide the caller."""
+    return f"{facts.endpoint}\0{facts.deployment}\0{facts.request_id}\0{facts.at}\0{facts.owner}"
+
+
+def _records(item: FeedbackItem, facts: AnswerFacts) -> list[FeedbackRecord]:
+    return [
+        FeedbackRecord(
+            facts.endpoint,
+            facts.deployment,
+            facts.version,
+            facts.request_id,
+            outcome.metric,
+            outcome.value,
+            outcome.label,
+            item.at,
+            facts.at // 1000,
+            facts.assigned,
+            facts.unit,
+        )
+        for outcome in item.outcomes
+    ]
+
+
+def _answer(new: bool) -> ItemAnswer:
+    if new:
+        return ItemAnswer("accepted")
+    return ItemAnswer("duplicate", "this answer has a value for this metric already: the first one counts")

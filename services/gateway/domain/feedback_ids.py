@@ -1,0 +1,79 @@
+"""Ids of answers that say which Deployment answered, so that feedback needs no record of the request. Pure.
+
+An id is ``fb1.`` and the base64 of a JSON list and a part of its HMAC-SHA256. So only a gateway can make one.
+The key is derived from the service token, so all gateways of a stack have the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import orjson
+
+PREFIX = "fb1."
+# Longer texts cannot be ids, so they are refused before they are decoded.
+LONGEST = 2048
+_MAC_BYTES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFacts:
+    """The facts that an id states about an answer. ``at``: microseconds since the epoch.
+
+    ``assigned``: weights or a sticky key chose the Deployment, not a version or a rule. ``unit``: the hash of
+    the sticky key, or empty. ``owner``: the hash of the caller.
+    """
+
+    endpoint: str
+    deployment: str
+    version: str
+    request_id: str
+    at: int
+    assigned: bool
+    unit: str
+    owner: str
+
+
+class FeedbackIds:
+    """Make and read ids."""
+
+    def __init__(self, service_token: str) -> None:
+        self._key = hmac.digest(service_token.encode(), b"tidegate feedback", "sha256")
+
+    def make(self, facts: AnswerFacts) -> bytes:
+        """Return the id of an answer, in ASCII."""
+        content = orjson.dumps(astuple(facts))
+        return PREFIX.encode() + urlsafe_b64encode(content + self._mac(content)).rstrip(b"=")
+
+    def read(self, id_: str) -> AnswerFacts | None:
+        """Return the facts of an id; None if this stack did not make it."""
+        if not id_.startswith(PREFIX) or len(id_) > LONGEST:
+            return None
+        text = id_[len(PREFIX) :]
+        try:
+            raw = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        except ValueError:
+            return None
+        content, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(content)):
+            return None
+        members: list[Any] = orjson.loads(content)
+        return AnswerFacts(*members)
+
+    def owner(self, principal: str) -> str:
+        """Return the hash of a caller. Ids have it instead of the caller's name."""
+        return self._hash(b"owner", principal.encode())
+
+    def unit(self, key: bytes) -> str:
+        """Return the hash of a sticky key."""
+        return self._hash(b"unit", key)
+
+    def _mac(self, content: bytes) -> bytes:
+        return hmac.digest(self._key, content, "sha256")[:_MAC_BYTES]
+
+    def _hash(self, kind: bytes, value: bytes) -> str:
+        return hashlib.blake2b(value, digest_size=8, key=self._key, person=kind).hexdigest()

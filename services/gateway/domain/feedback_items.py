@@ -1,0 +1,124 @@
+"""Read feedback from a caller's JSON: which answer, which outcomes. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import bounded_json
+
+LONGEST_LABEL = 256
+# A clock may be ahead of the gateway's by this much.
+AHEAD_MS = 300_000
+_METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_MEMBERS = {"request_id", "idempotency_key", "score", "label", "reward", "metric", "value", "at"}
+_EXAMPLE = '{"request_id": "...", "score": 0.9}'
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One value of a metric: a number or a label."""
+
+    metric: str
+    value: float | None
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackItem:
+    """Outcomes of one answer. ``at``: milliseconds since the epoch. One of the two ids is empty."""
+
+    request_id: str
+    idempotency_key: str
+    outcomes: tuple[Outcome, ...]
+    at: int
+
+
+def read_item(raw: Any, now_ms: int) -> FeedbackItem:
+    """Return one item of feedback; raise BadRequest."""
+    if not isinstance(raw, Mapping):
+        raise BadRequest(f"feedback must be a JSON object, as in {_EXAMPLE}")
+    if unknown := sorted(str(name) for name in raw.keys() - _MEMBERS):
+        raise BadRequest(
+            f"feedback has no member {unknown[0][:40]!r}; its members are {', '.join(sorted(_MEMBERS))}"
+        )
+    id_, key = _text(raw, "request_id"), _text(raw, "idempotency_key")
+    if bool(id_) == bool(key):
+        raise BadRequest(
+            "feedback needs request_id (the X-Feedback-Id of an answer, or a job's id) or idempotency_key "
+            "(of a job), and not both"
+        )
+    outcomes = _outcomes(raw)
+    if not outcomes:
+        raise BadRequest(f"feedback needs score, label, reward, or metric and value, as in {_EXAMPLE}")
+    return FeedbackItem(id_, key, outcomes, _moment(raw.get("at"), now_ms))
+
+
+def _outcomes(raw: Mapping[str, Any]) -> tuple[Outcome, ...]:
+    found = [_number(name, raw[name]) for name in ("score", "reward") if raw.get(name) is not None]
+    if raw.get("label") is not None:
+        found.append(Outcome("label", None, _label("label", raw["label"])))
+    metric, value = raw.get("metric"), raw.get("value")
+    if metric is None and value is None:
+        return tuple(found)
+    if not isinstance(metric, str) or _METRIC.fullmatch(metric) is None or value is None:
+        raise BadRequest(
+            "metric and value belong together; a metric's name has letters, digits and _.- and begins with "
+            "a letter, at most 64 characters"
+        )
+    if metric in {outcome.metric for outcome in found}:
+        raise BadRequest(f"feedback has the metric {metric!r} twice: remove one")
+    found.append(
+        Outcome(metric, None, _label("value", value)) if isinstance(value, str) else _number(metric, value)
+    )
+    return tuple(found)
+
+
+def _number(name: str, value: Any) -> Outcome:
+    if not isinstance(value, int | float) or not math.isfinite(number := float(value)):
+        raise BadRequest(f"{name} must be a finite number, got {bounded_json.shown(value)}")
+    return Outcome(name, number, None)
+
+
+def _label(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value) if isinstance(value, int | float) else value
+    if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_LABEL:
+        raise BadRequest(f"{name} must be a text of 1..{LONGEST_LABEL} characters, a number or a boolean")
+    return text
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str:
+    value = raw.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRequest(f"{name} must be a text, got {bounded_json.shown(value)}")
+    return value
+
+
+def _moment(value: Any, now_ms: int) -> int:
+    """Return a time in ISO 8601 or in seconds since the epoch as milliseconds; without one, now."""
+    if value is None:
+        return now_ms
+    try:
+        if isinstance(value, str):
+            parsed = datetime.fromisoformat(value)
+            seconds = parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp()
+        else:
+            seconds = float(value) if not isinstance(value, bool) else math.nan
+        at = int(seconds * 1e3)
+    except (ValueError, TypeError, OverflowError):
+        at = -1
+    if not 0 <= at <= now_ms + AHEAD_MS:
+        raise BadRequest(
+            f"at must be a time in ISO 8601 or in seconds since 1970, not in the future, got "
+            f"{bounded_json.shown(value)}"
+        )
+    return at

@@ -1,0 +1,40 @@
+"""Accepted feedback: outcomes of answers, as the gateways write them and other services read them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackRecord:
+    """One outcome of one answer. Times are milliseconds since the epoch.
+
+    ``request_id`` is the ``X-Request-Id`` of the request. ``value`` is a number, ``label`` a text; one of
+    them is None. ``at`` is the time of the outcome, ``answered_at`` the time of the answer.
+    ``assigned``: weights or a sticky key chose the Deployment. False: a version in the request or a rule did.
+    ``unit`` is the hash of the sticky key; empty: the request had none.
+    """
+
+    endpoint: str
+    deployment: str
+    version: str
+    request_id: str
+    metric: str
+    value: float | None
+    label: str | None
+    at: int
+    answered_at: int
+    assigned: bool = True
+    unit: str = ""
+
+    def to_json(self) -> bytes:
+        """Return the record as a message."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> FeedbackRecord:
+        """Read a record; raise ValueError or TypeError. Unknown fields of a newer writer are ignored."""
+        known = cls.__dataclass_fields__
+        return cls(**{key: value for key, value in orjson.loads(raw).items() if key in known})
