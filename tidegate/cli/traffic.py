@@ -39,6 +39,10 @@ def traffic(
             metavar="POLICY", help="The share of a target without a ready replica: wake, others or fail."
         ),
     ] = None,
+    feedback: Annotated[
+        bool | None,
+        typer.Option("--feedback/--no-feedback", help="Give each answer an id for `POST /v1/feedback`."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show how an endpoint's traffic is divided now, or set its rules and sticky keys.
@@ -53,6 +57,8 @@ def traffic(
     path = f"/v1/endpoints/{part(name)}"
     endpoint = plane.registry.get(path)
     changes = _changes(plane, endpoint, rule, no_rules, sticky, when_unready)
+    if feedback is not None:
+        changes["feedback"] = feedback
     if changes:
         spec = {key: value for key, value in endpoint.items() if key not in ("name", "revision")}
         endpoint = plane.registry.put(path, spec | changes)
@@ -128,6 +134,7 @@ def _document(plane: Control, endpoint: Doc) -> Doc:
         "rules": endpoint["rules"],
         "sticky": endpoint["sticky"],
         "when_unready": endpoint["when_unready"],
+        "feedback": endpoint["feedback"],
     }
 
 
@@ -191,6 +198,8 @@ def _print(document: Mapping[str, Any]) -> None:
     sticky = document["sticky"]
     if sticky:
         output.line(f"sticky: by {sticky['by']}{' ' + sticky['name'] if sticky['name'] else ''}")
+    if document["feedback"]:
+        output.line("answers get an id for feedback: X-Feedback-Id")
     output.line(f"a target without a ready replica: {document['when_unready']}", style="dim")
 
 

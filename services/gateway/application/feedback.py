@@ -93,7 +93,7 @@ class FeedbackTags:
 
 @dataclass(frozen=True, slots=True)
 class ItemAnswer:
-    """What became of one item, and for a refused one, why."""
+    """The status of one item, and the reason if it was refused."""
 
     status: Status
     message: str = ""

@@ -186,6 +186,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "rules": [],
         "sticky": None,
         "compared": False,
+        "feedback": False,
         "withheld": {},
     }
 

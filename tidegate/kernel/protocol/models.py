@@ -6,43 +6,38 @@ import math
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
-from tidegate.kernel.protocol import names
+from tidegate.kernel.protocol.nouns import LARGEST as LARGEST
+from tidegate.kernel.protocol.nouns import NAME_PATTERN as NAME_PATTERN
+from tidegate.kernel.protocol.nouns import Name as Name
+from tidegate.kernel.protocol.nouns import Noun as Noun
+from tidegate.kernel.protocol.nouns import Written as Written
 from tidegate.kernel.protocol.scaling import Scaling
 from tidegate.kernel.protocol.service_level import AlertLimits, ServiceLevel
+from tidegate.kernel.protocol.splitting import CanaryOptions as CanaryOptions
+from tidegate.kernel.protocol.splitting import Rollout as Rollout
+from tidegate.kernel.protocol.splitting import RolloutEvent as RolloutEvent
+from tidegate.kernel.protocol.splitting import RolloutPhase as RolloutPhase
+from tidegate.kernel.protocol.splitting import StickyTraffic as StickyTraffic
+from tidegate.kernel.protocol.splitting import Target as Target
+from tidegate.kernel.protocol.splitting import TrafficRule as TrafficRule
 
-NAME_PATTERN = names.PATTERN
 VLLM_START_TIMEOUT_S = 900.0
 REGION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Region = Annotated[str, StringConstraints(pattern=REGION_PATTERN)]
 # The arguments of vLLM that divide one model among devices.
 PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Format = Literal["onnx", "sklearn", "torchscript", "python", "triton", "llm"]
 Engine = Literal["auto", "llamacpp", "vllm", "openai-url"]
-# The largest numbers that users may set. Databases and other programs cannot store larger ones.
-LARGEST = 2**31 - 1
 LARGEST_AXIS = 2**63 - 1
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "FP32", "FP64", "BF16", "BYTES",
 ]  # fmt: skip
-
-
-class Noun(BaseModel):
-    """The base of all objects. Unknown fields are refused, so that a misspelt option is not ignored."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Written(Noun):
-    """The base of user input. Numbers must be finite, because JSON has no others."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class TensorSpec(Noun):
@@ -257,107 +252,6 @@ class Deployment(DeploymentSpec):
     revision: int
     created_at: datetime
     override: Override | None = None
-
-
-class Target(Noun):
-    """A share of an endpoint's traffic."""
-
-    deployment: Name
-    weight: int = Field(100, ge=0, le=1_000_000)
-
-
-class TrafficRule(Noun):
-    """A rule that sends requests to a Deployment before weights count.
-
-    It applies to requests that have ``header`` with ``value``, and that come from the caller ``tenant`` (the
-    id of a key). A member that is None applies to all requests.
-    """
-
-    deployment: Name
-    header: str | None = Field(None, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)
-    value: str | None = Field(None, max_length=1024)
-    tenant: str | None = Field(None, min_length=1, max_length=255)
-
-    @model_validator(mode="after")
-    def _has_a_condition(self) -> Self:
-        if self.header is None and (self.tenant is None or self.value is not None):
-            raise ValueError("a rule needs a header, or a tenant without a value")
-        return self
-
-
-class StickyTraffic(Noun):
-    """The key that keeps requests at one target: a header, a request parameter, or the caller's key.
-
-    Requests without this key are split by the weights.
-    """
-
-    by: Literal["header", "parameter", "key"]
-    name: str | None = Field(None, min_length=1, max_length=128)
-
-    @model_validator(mode="after")
-    def _has_a_name(self) -> Self:
-        if (self.by == "key") != (self.name is None):
-            raise ValueError("sticky by header or parameter needs a name; by key must not have one")
-        return self
-
-
-class CanaryOptions(Written):
-    """The rules of a canary. ``steps``: percent of the traffic, rising; the last step is the promotion.
-
-    A step lasts at least ``hold_s`` seconds and ``min_samples`` requests of the canary. ``alpha``: the
-    accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: a rate of
-    errors (or slow requests) that may be added to the baseline's. After ``patience_s`` in a step without
-    enough evidence the canary pauses.
-    """
-
-    steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
-        default_factory=lambda: [1, 5, 25, 50, 100], min_length=1, max_length=20
-    )
-    hold_s: float = Field(60.0, ge=0, le=LARGEST)
-    min_samples: int = Field(500, ge=1, le=LARGEST)
-    alpha: float = Field(0.05, gt=0, le=0.5)
-    tolerance: float = Field(0.01, ge=0, le=1)
-    patience_s: float = Field(3600.0, gt=0, le=LARGEST)
-
-    @model_validator(mode="after")
-    def _rises(self) -> Self:
-        if sorted(set(self.steps)) != self.steps:
-            raise ValueError(f"steps must rise, got {self.steps}")
-        return self
-
-
-RolloutPhase = Literal["running", "paused", "promoted", "rolled_back", "aborted"]
-
-
-class RolloutEvent(Noun):
-    """A step of a rollout: when (seconds since the epoch), the canary's share in percent, and why."""
-
-    at: float
-    phase: RolloutPhase
-    share: int
-    reason: str = ""
-
-
-class Rollout(Noun):
-    """A canary of ``deployment`` against the ``base`` targets of an endpoint.
-
-    ``step`` is the index of the present step. ``history`` has the last events, oldest first.
-    """
-
-    deployment: Name
-    base: list[Target] = Field(min_length=1)
-    options: CanaryOptions = CanaryOptions()
-    id: str = ""
-    phase: RolloutPhase = "running"
-    step: int = 0
-    since: float = 0.0
-    reason: str = ""
-    history: list[RolloutEvent] = Field(default_factory=list)
-
-    @property
-    def active(self) -> bool:
-        """Return True if the rollout has not ended."""
-        return self.phase in ("running", "paused")
 
 
 class EndpointSpec(Noun):

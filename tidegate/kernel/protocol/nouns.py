@@ -1,0 +1,26 @@
+"""The bases of Tidegate's objects, and the types that several of them share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from tidegate.kernel.protocol import names
+
+NAME_PATTERN = names.PATTERN
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+# The largest number that users may set. Databases and other programs cannot store larger ones.
+LARGEST = 2**31 - 1
+
+
+class Noun(BaseModel):
+    """The base of all objects. Unknown fields are refused, so that a misspelt option is not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Written(Noun):
+    """The base of user input. Numbers must be finite, because JSON has no others."""
+
+    model_config = ConfigDict(allow_inf_nan=False)

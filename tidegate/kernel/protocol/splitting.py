@@ -1,0 +1,111 @@
+"""How an endpoint divides its traffic: targets, rules, sticky keys and canaries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from tidegate.kernel.protocol.nouns import LARGEST, Name, Noun, Written
+
+
+class Target(Noun):
+    """A share of an endpoint's traffic."""
+
+    deployment: Name
+    weight: int = Field(100, ge=0, le=1_000_000)
+
+
+class TrafficRule(Noun):
+    """A rule that sends requests to a Deployment before weights count.
+
+    It applies to requests that have ``header`` with ``value``, and that come from the caller ``tenant`` (the
+    id of a key). A member that is None applies to all requests.
+    """
+
+    deployment: Name
+    header: str | None = Field(None, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)
+    value: str | None = Field(None, max_length=1024)
+    tenant: str | None = Field(None, min_length=1, max_length=255)
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Self:
+        if self.header is None and (self.tenant is None or self.value is not None):
+            raise ValueError("a rule needs a header, or a tenant without a value")
+        return self
+
+
+class StickyTraffic(Noun):
+    """The key that keeps requests at one target: a header, a request parameter, or the caller's key.
+
+    Requests without this key are split by the weights.
+    """
+
+    by: Literal["header", "parameter", "key"]
+    name: str | None = Field(None, min_length=1, max_length=128)
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if (self.by == "key") != (self.name is None):
+            raise ValueError("sticky by header or parameter needs a name; by key must not have one")
+        return self
+
+
+class CanaryOptions(Written):
+    """The rules of a canary. ``steps``: percent of the traffic, rising; the last step is the promotion.
+
+    A step lasts at least ``hold_s`` seconds and ``min_samples`` requests of the canary. ``alpha``: the
+    accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: a rate of
+    errors (or slow requests) that may be added to the baseline's. After ``patience_s`` in a step without
+    enough evidence the canary pauses.
+    """
+
+    steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
+        default_factory=lambda: [1, 5, 25, 50, 100], min_length=1, max_length=20
+    )
+    hold_s: float = Field(60.0, ge=0, le=LARGEST)
+    min_samples: int = Field(500, ge=1, le=LARGEST)
+    alpha: float = Field(0.05, gt=0, le=0.5)
+    tolerance: float = Field(0.01, ge=0, le=1)
+    patience_s: float = Field(3600.0, gt=0, le=LARGEST)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if sorted(set(self.steps)) != self.steps:
+            raise ValueError(f"steps must rise, got {self.steps}")
+        return self
+
+
+RolloutPhase = Literal["running", "paused", "promoted", "rolled_back", "aborted"]
+
+
+class RolloutEvent(Noun):
+    """A step of a rollout: when (seconds since the epoch), the canary's share in percent, and why."""
+
+    at: float
+    phase: RolloutPhase
+    share: int
+    reason: str = ""
+
+
+class Rollout(Noun):
+    """A canary of ``deployment`` against the ``base`` targets of an endpoint.
+
+    ``step`` is the index of the present step. ``history`` has the last events, oldest first.
+    """
+
+    deployment: Name
+    base: list[Target] = Field(min_length=1)
+    options: CanaryOptions = CanaryOptions()
+    id: str = ""
+    phase: RolloutPhase = "running"
+    step: int = 0
+    since: float = 0.0
+    reason: str = ""
+    history: list[RolloutEvent] = Field(default_factory=list)
+
+    @property
+    def active(self) -> bool:
+        """Return True if the rollout has not ended."""
+        return self.phase in ("running", "paused")
