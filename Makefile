@@ -246,6 +246,12 @@ bench-canaries: bootstrap ## roll out three canaries: an equal one, one with 3 %
 bench-canary-sims: bootstrap ## simulate 1,000 rollouts of each kind and count the judge's verdicts (3 minutes)
 	$(PY) -m benchmarks.canary_simulation $(BENCH_FLAGS)
 
+bench-weights: bootstrap ## count 100,000 answers of weighted targets through two gateway processes, and sticky keys (3 minutes)
+	$(PY) -m benchmarks.weights $(BENCH_FLAGS)
+
+bench-flips: bootstrap ## flip weights 100 times under load, while a version is added and removed (3 minutes)
+	$(PY) -m benchmarks.flips $(BENCH_FLAGS)
+
 bench-killer: bootstrap ## send 64 requests, one of which kills the model, Triton or the worker
 	$(PY) -m benchmarks.killer $(BENCH_FLAGS)
 

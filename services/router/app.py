@@ -51,8 +51,12 @@ def build(settings: RouterSettings) -> FastAPI:
         registry = RegistryCache(
             settings.registry_url, settings.service_token, data / "router-intention.json"
         )
+        condemned: set[str] = set()
         controller = _controller(settings, store, registry, revision, leadership, incarnation)
-        runner = RolloutRunner(store, registry, leadership, data / "rollouts.json", controller.relist)
+        controller.condemned = condemned
+        runner = RolloutRunner(
+            store, registry, leadership, data / "rollouts.json", controller.relist, condemned
+        )
         blobs = Blobs(settings.blob_url)
         claims = Claims(blobs, settings.claim_above_bytes)
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())

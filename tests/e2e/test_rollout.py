@@ -91,6 +91,31 @@ def test_a_version_that_answers_serves_and_goes_back(stack: Stack, two: str, tmp
     assert [value for at, value in enumerate(seen) if not at or seen[at - 1] != value] == [2.0, 3.0, 2.0, 1.0]
 
 
+def test_weights_flip_while_a_version_comes_and_goes(stack: Stack, two: str):
+    flips = [["v1=1", "v2=99"], ["v1=99", "v2=1"], ["v1=100"], ["v2=100"], ["v1=50", "v2=50"]]
+    with calls(stack, two) as seen:
+        for shares in flips:
+            stack.cli("split", two, *shares)
+        stack.cli("deploy", two, "--version", "3", "--no-traffic")
+        stack.cli("split", two, "v1=40", "v2=30", "v3=30")
+        before = len(seen)
+        while len(set(seen[before:])) < 3:
+            assert len(seen) < before + 3000
+            time.sleep(0.01)
+        for shares in flips:
+            stack.cli("split", two, *shares)
+        stack.cli("delete", f"{two}-v3", "--deployment", "--yes")
+        gone = len(seen)
+        while len(seen) < gone + 100:
+            time.sleep(0.01)
+        assert set(seen[gone:]) == {1.0, 2.0}
+        stack.cli("split", two, "v1=1")
+        end = time.monotonic() + PATIENCE_S
+        while set(seen[-20:]) != {1.0}:
+            assert time.monotonic() < end, seen[-20:]
+            time.sleep(0.01)
+
+
 def test_a_canary(stack: Stack, two: str):
     stack.cli("deploy", two, "--version", "3", "--no-traffic")
     with calls(stack, two) as seen:

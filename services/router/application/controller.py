@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Set
 
 import orjson
 from prometheus_client import Counter, Gauge
@@ -45,6 +46,8 @@ class RouteController:
         interval_s: float,
         relist_s: float,
     ) -> None:
+        # Ids of rollouts that were rolled back, while the registry cannot store it yet.
+        self.condemned: Set[str] = frozenset()
         self._store = store
         self._registry = registry
         self._revision = revision
@@ -126,7 +129,9 @@ class RouteController:
             self.store_problem = error.message  # continue with the last reports
         ready = compiler.ready_counts(self._reports)
         self._learned |= {r.deployment: r.signature for r in self._reports if r.signature}
-        table = compiler.build_table(desired, ready, self._learned, compiler.failing(self._reports))
+        table = compiler.build_table(
+            desired, ready, self._learned, compiler.failing(self._reports), frozenset(self.condemned)
+        )
         await self._queues.declare(compiler.queues(table), self.connection)
         await self._publish(table, epoch)
         for endpoint in compiler.settled(desired, ready):

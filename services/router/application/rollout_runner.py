@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from services.router.adapters.registry_cache import RegistryCache
 from services.router.application.leadership import Leadership
 from services.router.domain import canary
 from services.router.domain.canary import CanaryDecision
+from services.router.domain.canary_health import CanaryHealth, health_of
 from services.router.domain.rollout_watch import RolloutWatch, policy_of
+from services.router.domain.table import ready_counts
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.models import Endpoint, RolloutPhase
+from tidegate.kernel.protocol.presence import GatewayReport
 from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import Store, StoreUnavailable
 
@@ -47,8 +50,13 @@ class RolloutRunner:
         leadership: Leadership,
         disk: Path,
         wake: Callable[[], None],
+        condemned: set[str],
     ) -> None:
-        """``wake`` makes the controller read the registry immediately."""
+        """``wake`` makes the controller read the registry immediately.
+
+        ``condemned`` gets the ids of rollouts that were rolled back while the registry could not store it.
+        """
+        self._condemned = condemned
         self._store = store
         self._registry = registry
         self._leadership = leadership
@@ -82,7 +90,14 @@ class RolloutRunner:
         return found | {
             "share": canary.share(policy, state),
             "samples": state.samples,
-            "missing": canary.missing(policy, state, time.time(), last=last) if rollout.active else [],
+            "missing": (
+                [
+                    *([watch.health.waits] if watch.health.waits else ()),
+                    *canary.missing(policy, state, time.time(), last=last),
+                ]
+                if rollout.active
+                else []
+            ),
             "evidence": watch.evidence(rollout),
             "slow_ms": watch.slow_ms(),
             "points": [asdict(point) for point in watch.points],
@@ -99,29 +114,39 @@ class RolloutRunner:
         if active:
             with contextlib.suppress(StoreUnavailable):
                 view = await self._store.gateways()
+                ready, statuses = ready_counts(await self._store.replicas()), await self._store.statuses()
                 for endpoint in active:
-                    await self._judge(endpoint, view.reports)
+                    assert endpoint.rollout is not None
+                    name = endpoint.rollout.deployment
+                    health = health_of(name, ready.get(name, 0), statuses.get(name), time.time())
+                    await self._judge(endpoint, view.reports, health)
                 self._save()
         return TICK_S
 
     def _endpoints(self) -> list[Endpoint]:
         return self._registry.desired.endpoints if self._registry.desired is not None else []
 
-    async def _judge(self, endpoint: Endpoint, reports: Any) -> None:
+    async def _judge(
+        self, endpoint: Endpoint, reports: Iterable[GatewayReport], health: CanaryHealth
+    ) -> None:
         rollout = endpoint.rollout
         assert rollout is not None
         watch = self._watch(endpoint.name, rollout.id, create=True)
         assert watch is not None
-        decision = watch.observe(endpoint.name, rollout, reports, time.time())
+        decision = watch.observe(endpoint.name, rollout, reports, time.time(), health)
         if decision.verdict == "hold":
             return
         phase = _PHASES[decision.verdict]
         step = decision.state.step
         if await self._registry.progress(endpoint.name, rollout.id, phase, step, decision.reason):
+            self._condemned.discard(rollout.id)
             self._log(endpoint, decision)
             self._wake()
         else:
             watch.undo(rollout)
+            if decision.verdict == "roll_back" and rollout.id not in self._condemned:
+                self._condemned.add(rollout.id)
+                self._wake()
 
     def _log(self, endpoint: Endpoint, decision: CanaryDecision) -> None:
         assert endpoint.rollout is not None

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
 
+from services.router.domain.canary_health import CanaryHealth
 from services.router.domain.evidence import Evidence, Tick, upper_bound
 
 Verdict = Literal["hold", "advance", "promote", "pause", "roll_back"]
 Phase = Literal["running", "paused", "promoted", "rolled_back"]
 
 STEPS = (1, 5, 25, 50, 100)
+HEALTHY = CanaryHealth()
 # The name of a metric that counts seconds is that of the metric that counts requests, with this ending.
 SECONDS = "_seconds"
 # The part of alpha that all metrics of seconds share. It is small, because they are slower than the others.
@@ -87,7 +89,12 @@ def share(policy: CanaryPolicy, state: CanaryState) -> int:
 
 
 def judge(
-    policy: CanaryPolicy, state: CanaryState, ticks: dict[str, Tick], requests: int, now: float
+    policy: CanaryPolicy,
+    state: CanaryState,
+    ticks: dict[str, Tick],
+    requests: int,
+    now: float,
+    health: CanaryHealth = HEALTHY,
 ) -> CanaryDecision:
     """Decide about a canary after one tick.
 
@@ -100,19 +107,19 @@ def judge(
     for metric, tick in ticks.items():
         evidence[metric] = evidence.get(metric, no_evidence(metric)).add(tick, now)
     state = replace(state, evidence=evidence, samples=state.samples + requests)
-    harm = _harm(policy, evidence)
+    harm = health.broken or _harm(policy, evidence)
     if harm:
         return CanaryDecision("roll_back", harm, replace(state, phase="rolled_back", reason=harm))
     if state.phase == "paused":
         return CanaryDecision("hold", state.reason, state)
-    return _progress(policy, state, now)
+    return _progress(policy, state, now, health.waits)
 
 
-def _progress(policy: CanaryPolicy, state: CanaryState, now: float) -> CanaryDecision:
-    """Return the decision about a canary without harm."""
+def _progress(policy: CanaryPolicy, state: CanaryState, now: float, waits: str) -> CanaryDecision:
+    """Return the decision about a canary without harm. ``waits``: why it gets no requests now."""
     following = policy.steps[state.step + 1 :]
     last = not following or following[0] >= 100
-    lacking = missing(policy, state, now, last=last)
+    lacking = [*([waits] if waits else ()), *missing(policy, state, now, last=last)]
     if not lacking:
         if last:
             reason = f"promoted: {_summary(state.evidence)}"

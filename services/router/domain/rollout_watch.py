@@ -8,6 +8,7 @@ from typing import Any
 
 from services.router.domain import canary
 from services.router.domain.canary import CanaryDecision, CanaryPolicy, CanaryState
+from services.router.domain.canary_health import CanaryHealth
 from services.router.domain.evidence import Evidence, Tick
 from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
 from tidegate.kernel.protocol.models import Rollout
@@ -52,11 +53,20 @@ class RolloutWatch:
     thresholds: Thresholds | None = None
     points: list[Point] = field(default_factory=list)
     fresh: bool = True
+    # Of the last decision, and therefore not a part of the memory.
+    health: CanaryHealth = canary.HEALTHY
+    samples: int = 0
 
     def observe(
-        self, endpoint: str, rollout: Rollout, reports: Iterable[GatewayReport], now: float
+        self,
+        endpoint: str,
+        rollout: Rollout,
+        reports: Iterable[GatewayReport],
+        now: float,
+        health: CanaryHealth = canary.HEALTHY,
     ) -> CanaryDecision:
         """Take the gateways' present totals, and decide. ``now``: seconds since the epoch."""
+        self.health = health
         canary_new, base_new = self._new_counts(endpoint, rollout.deployment, reports)
         self._learn(base_new)
         ticks = self._ticks(canary_new, base_new)
@@ -64,14 +74,17 @@ class RolloutWatch:
         state = replace(self.state, step=rollout.step, since=rollout.since, phase=_phase(rollout))
         if state.step != self.state.step:
             state = replace(state, samples=0)
-        decision = canary.judge(policy_of(rollout), state, ticks, requests, now)
+        self.samples = state.samples + requests
+        decision = canary.judge(policy_of(rollout), state, ticks, requests, now, health)
         self._note(rollout, decision, canary_new, base_new, now)
         self.state = decision.state
         return decision
 
     def undo(self, rollout: Rollout) -> None:
         """Discard the last verdict, because the registry did not accept it. The evidence stays."""
-        self.state = replace(self.state, step=rollout.step, phase=_phase(rollout), since=rollout.since)
+        self.state = replace(
+            self.state, step=rollout.step, phase=_phase(rollout), since=rollout.since, samples=self.samples
+        )
 
     def _new_counts(
         self, endpoint: str, deployment: str, reports: Iterable[GatewayReport]
@@ -166,7 +179,9 @@ class RolloutWatch:
 
     def to_json(self) -> dict[str, Any]:
         """Return the memory as a document."""
-        return asdict(self)
+        document = asdict(self)
+        del document["health"], document["samples"]
+        return document
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> RolloutWatch:

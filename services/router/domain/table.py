@@ -39,17 +39,19 @@ def build_table(
     ready: dict[str, int],
     learned: dict[str, Any],
     failed: frozenset[str] = frozenset(),
+    condemned: frozenset[str] = frozenset(),
 ) -> Table:
     """Return the table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
 
     ``learned``: by Deployment, the signature that a worker has read from its Triton. It is used for
     versions that were registered without one. ``failed`` are Deployments whose model fails to load.
+    ``condemned`` are ids of rollouts that were rolled back, while the registry cannot store it yet.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
     # A Deployment whose version is missing cannot serve, so the table does not have it.
     deployments = {d.name: d for d in desired.deployments if (d.model, d.version) in versions}
     return {
-        "endpoints": {e.name: _endpoint(e, deployments, ready, failed) for e in desired.endpoints},
+        "endpoints": {e.name: _endpoint(e, deployments, ready, failed, condemned) for e in desired.endpoints},
         "deployments": {
             name: _deployment(d, versions[(d.model, d.version)], ready.get(name, 0), learned.get(name))
             for name, d in deployments.items()
@@ -109,11 +111,15 @@ def _is_paused(deployment: Deployment) -> bool:
 
 
 def _endpoint(
-    endpoint: Endpoint, deployments: dict[str, Deployment], ready: dict[str, int], failed: frozenset[str]
+    endpoint: Endpoint,
+    deployments: dict[str, Deployment],
+    ready: dict[str, int],
+    failed: frozenset[str],
+    condemned: frozenset[str],
 ) -> dict[str, Any]:
     deployments = {name: d for name, d in deployments.items() if endpoint.may_use(d)}
     serving = serving_targets(endpoint, ready)
-    without = withheld(endpoint, serving, deployments, ready, failed)
+    without = withheld(endpoint, serving, deployments, ready, failed, condemned)
     own = [deployments[t.deployment] for t in serving if t.deployment in deployments]
     models = {d.model for d in own}
     others = [d for d in deployments.values() if d.model in models]
@@ -139,11 +145,15 @@ def withheld(
     deployments: dict[str, Deployment],
     ready: dict[str, int],
     failed: frozenset[str],
+    condemned: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
     """Return the targets whose share goes to the others now, each with the reason.
 
     A target keeps its share if no other target is ready: then its requests wait, or fail with its reason.
     """
+    rollout = endpoint.rollout if endpoint.rollout is not None and endpoint.rollout.active else None
+    if rollout is not None and rollout.id in condemned:
+        return {rollout.deployment: "it was rolled back, and the registry does not answer yet"}
     if endpoint.when_unready == "fail":
         return {}
     weighted = [target.deployment for target in serving if target.weight]
@@ -156,7 +166,7 @@ def withheld(
             continue
         if _is_paused(deployment):
             found[name] = "it is paused"
-        elif endpoint.rollout is not None and endpoint.rollout.active and endpoint.rollout.deployment == name:
+        elif rollout is not None and rollout.deployment == name:
             found[name] = "the canary is not ready yet"
         elif name in failed:
             found[name] = "its model fails to load"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from services.router.domain.canary_health import CanaryHealth
 from services.router.domain.rollout_watch import FREEZE_AT, RolloutWatch
 from tidegate.kernel.protocol.latency_buckets import COUNT, bucket_of, upper_s
 from tidegate.kernel.protocol.models import CanaryOptions, Rollout, Target
@@ -69,6 +70,26 @@ def test_a_verdict_that_was_not_stored_is_made_again():
     assert watch.observe("m", ROLLOUT, harm, 2.0).verdict == "roll_back"
     watch.undo(ROLLOUT)
     assert watch.observe("m", ROLLOUT, harm, 3.0).verdict == "roll_back"
+
+
+def test_a_step_that_was_not_stored_keeps_its_samples():
+    watch = RolloutWatch("r")
+    long = ROLLOUT.model_copy(update={"options": ROLLOUT.options.model_copy(update={"steps": [10, 50, 100]})})
+    watch.observe("m", long, [report("g", v1=counts(0), v2=counts(0))], 1.0)
+    some = [report("g", v1=counts(90), v2=counts(10))]
+    assert watch.observe("m", long, some, 2.0).verdict == "advance"
+    watch.undo(long)
+    assert watch.observe("m", long, some, 3.0).verdict == "advance"
+
+
+def test_a_canary_without_replicas_says_why_and_one_that_never_loads_is_rolled_back():
+    watch = RolloutWatch("r")
+    quiet = [report("g", v1=counts(0), v2=counts(0))]
+    held = watch.observe("m", ROLLOUT, quiet, 1.0, CanaryHealth("v2 has no ready replica yet"))
+    assert (held.verdict, held.reason.split(";")[0]) == ("hold", "v2 has no ready replica yet")
+    broken = watch.observe("m", ROLLOUT, quiet, 2.0, CanaryHealth(broken="v2 does not start: no weights"))
+    assert (broken.verdict, broken.reason) == ("roll_back", "v2 does not start: no weights")
+    assert "health" not in watch.to_json()
 
 
 def test_the_memory_survives_a_router():

@@ -17,6 +17,7 @@ from tidegate.kernel.protocol.models import (
     DesiredState,
     Endpoint,
     Override,
+    Rollout,
     Signature,
     StickyTraffic,
     Target,
@@ -271,6 +272,18 @@ def test_a_paused_target_gives_its_share_to_the_others():
     state.deployments[1] = deployment(2, override=Override(replicas=0))
     entry = build_table(state, {"digits-v1": 1}, {})["endpoints"]["digits"]
     assert entry["withheld"] == {"digits-v2": "it is paused"}
+
+
+def test_a_condemned_canary_gets_no_traffic_while_the_registry_is_away():
+    rollout = Rollout(deployment="digits-v2", base=targets("digits-v1"), id="r")
+    one = endpoint(SPLIT).model_copy(update={"rollout": rollout, "when_unready": "fail"})
+    ready = {"digits-v1": 1, "digits-v2": 1}
+    entry = build_table(world(one), ready, {}, condemned=frozenset({"r"}))["endpoints"]["digits"]
+    assert [t["deployment"] for t in entry["targets"]] == ["digits-v1"]
+    assert "rolled back" in entry["withheld"]["digits-v2"]
+    assert not build_table(world(one), ready, {}, condemned=frozenset({"other"}))["endpoints"]["digits"][
+        "withheld"
+    ]
 
 
 def test_rules_and_sticky_keys_are_in_the_table():

@@ -1,0 +1,39 @@
+"""Decide if a canary can answer requests at all, from the autoscaler's status of its Deployment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# A canary without ready replicas is rolled back if its model has failed to load for this time.
+LOAD_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryHealth:
+    """A canary's obstacles. Both are empty if it has a ready replica, or if its status is unknown.
+
+    ``waits``: why it gets no requests now. ``broken``: why it never will, so that it must be rolled back.
+    """
+
+    waits: str = ""
+    broken: str = ""
+
+
+def health_of(name: str, ready: int, status: Mapping[str, Any] | None, now: float) -> CanaryHealth:
+    """Return the health of a canary. ``status``: from the autoscaler; None: it has not published one."""
+    if ready or status is None:
+        return CanaryHealth()
+    conditions = {each["type"]: each for each in status.get("conditions", ())}
+    loaded, place, state = (conditions.get(kind) for kind in ("Loaded", "Placeable", "Ready"))
+    more = f"`tidegate why {name}` says more"
+    if loaded is not None and not loaded["ok"]:
+        if now - loaded["at"] >= LOAD_PATIENCE_S:
+            return CanaryHealth(broken=f"{name} does not start: {loaded['message']}")
+        return CanaryHealth(f"{name} does not start: {loaded['message']}")
+    if place is not None and not place["ok"]:
+        return CanaryHealth(f"{name} has no ready replica: {place['message']}")
+    if state is not None and state["reason"] == "Paused":
+        return CanaryHealth(f"{name} is held at 0 replicas: `tidegate scale {name} --auto` ends that")
+    return CanaryHealth(f"{name} has no ready replica yet; {more}")
