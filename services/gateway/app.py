@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from services.gateway import processes
 from services.gateway.access_wiring import AccessWiring
+from services.gateway.adapters.copy_publisher import CopyPublisher
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.heartbeat import Heartbeat
 from services.gateway.adapters.model_metadata import ModelMetadataCache
@@ -38,6 +39,7 @@ from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.application.access_log import AccessLog, access_log_of
 from services.gateway.application.catalogue import Catalogue
 from services.gateway.application.inference.core import InferenceCore
+from services.gateway.application.inference.shadow_traffic import ShadowTraffic
 from services.gateway.domain.cors import Origins
 from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.feedback_wiring import FeedbackWiring
@@ -92,6 +94,7 @@ class Parts(NamedTuple):
     heartbeat: Heartbeat
     traffic: TrafficPublisher
     core: InferenceCore
+    shadows: ShadowTraffic
     metadata: ModelMetadataCache
     catalogue: Catalogue
     access_wiring: AccessWiring
@@ -186,6 +189,16 @@ def _parts(settings: GatewaySettings) -> Parts:
         answers=limits.answers,
         max_frames=settings.envelope_max_frames,
     )
+    shadows = ShadowTraffic(
+        CopyPublisher(dispatcher, incarnation),
+        fleet=lambda name: heartbeat.fleet(name),
+        outstanding=dispatcher.outstanding,
+        gateways=lambda: heartbeat.gateways,
+        wake=dispatcher.demand,
+        table=lambda: routes.table,
+        count=metrics.copied,
+        largest=settings.claim_above_bytes,
+    )
     heartbeat = Heartbeat(
         store,
         incarnation.hex(),
@@ -194,9 +207,10 @@ def _parts(settings: GatewaySettings) -> Parts:
         metrics.report,
         dispatcher.on_fleets,
         metrics.variants.report,
+        shadows.report,
     )
     feedback = FeedbackWiring(settings, routes)
-    core = InferenceCore(routes, dispatcher, heartbeat, feedback.tags)
+    core = InferenceCore(routes, dispatcher, heartbeat, feedback.tags, shadows)
     metadata = ModelMetadataCache(store, routes.deployments)
     log = access_log_of(settings)
     access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways)
@@ -223,6 +237,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         heartbeat=heartbeat,
         traffic=traffic,
         core=core,
+        shadows=shadows,
         metadata=metadata,
         catalogue=Catalogue(core, metadata, store),
         access_wiring=access_wiring,
@@ -244,6 +259,7 @@ async def _running(
     await parts.routes.start()
     await parts.access_wiring.start(app)
     parts.dispatcher.start()
+    parts.shadows.start()
     parts.job_wiring.start()
     await parts.heartbeat.start()
     parts.traffic.start()
@@ -257,6 +273,7 @@ async def _running(
     await grpc.stop()
     await parts.metadata.stop()
     await parts.job_wiring.stop()
+    await parts.shadows.stop()
     await parts.dispatcher.stop()
     await parts.heartbeat.stop()
     await parts.traffic.stop()

@@ -23,6 +23,7 @@ from services.registry.api import (
     models,
     replicas,
     rollouts,
+    shadows,
     traffic,
 )
 from services.registry.application.artifacts import Artifacts
@@ -75,6 +76,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         history,
         replicas,
         rollouts,
+        shadows,
         traffic,
     ):
         closed_to_replicas.include_router(each.router)

@@ -12,7 +12,7 @@ from services.router.adapters import process_identity, webhook_secret
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_sender import WebhookSender
-from services.router.api import dead_letters, jobs, monitoring, rollouts, routes
+from services.router.api import dead_letters, jobs, monitoring, rollouts, routes, shadows
 from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.blob_sweeper import BlobSweeper
 from services.router.application.controller import RouteController
@@ -22,6 +22,7 @@ from services.router.application.leadership import Leadership
 from services.router.application.ledger import Ledger
 from services.router.application.replays import Replays
 from services.router.application.rollout_runner import RolloutRunner
+from services.router.application.shadow_reader import ShadowReader
 from services.router.application.webhook_dispatcher import WebhookDispatcher
 from services.router.settings import RouterSettings
 from services.router.watch_wiring import watch_of
@@ -57,6 +58,7 @@ def build(settings: RouterSettings) -> FastAPI:
         runner = RolloutRunner(
             store, registry, leadership, data / "rollouts.json", controller.relist, condemned
         )
+        reader = ShadowReader(store, registry, leadership, data / "shadows.json", lambda: controller.table)
         blobs = Blobs(settings.blob_url)
         claims = Claims(blobs, settings.claim_above_bytes)
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())
@@ -70,6 +72,7 @@ def build(settings: RouterSettings) -> FastAPI:
         master = webhook_secret.load(settings.state_path / "webhook-secret")
         dispatcher = _webhook_dispatcher(settings, schedule, job_store, master, leads)
         app.state.controller, app.state.dead_letters, app.state.rollouts = controller, letters, runner
+        app.state.shadows = reader
         app.state.replays = _replays(settings, letters, job_store, claims, exceptions, controller)
         app.state.ledger, app.state.webhook_master = ledger, master
         app.state.health.add("table", controller.problem)
@@ -77,7 +80,7 @@ def build(settings: RouterSettings) -> FastAPI:
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
         consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger)
-        loops = (leadership, controller, runner, *consumers, watcher)
+        loops = (leadership, controller, runner, reader, *consumers, watcher)
         for loop in loops:
             loop.start()
         yield
@@ -91,7 +94,14 @@ def build(settings: RouterSettings) -> FastAPI:
         name="router",
         settings=settings,
         lifespan=lifespan,
-        routers=[routes.router, rollouts.router, monitoring.router, jobs.router, dead_letters.router],
+        routers=[
+            routes.router,
+            rollouts.router,
+            shadows.router,
+            monitoring.router,
+            jobs.router,
+            dead_letters.router,
+        ],
     )
 
 

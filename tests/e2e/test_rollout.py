@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -215,3 +216,88 @@ def test_a_canary_that_fails_is_rolled_back_by_itself(stack: Stack, two: str, tm
     stack.cli("rollout", two, "--to", "flaky-v1", "--steps", "1,100")
     back = stack.cli("rollback", two)
     assert (back["deployment"]["name"], back["replaced"]) == ("careful-v1", ["flaky-v1"])
+
+
+def shadowed(stack: Stack, name: str, enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The report of shadow traffic, once it satisfies a condition and no copy is in flight."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        found = stack.cli("shadow", name)
+        report = found["report"]
+        if report and not report["in_flight"] and enough(report):
+            return dict(report)
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+
+
+def counted(stack: Stack, name: str) -> float:
+    """The answered requests of an endpoint, by the gateway's metrics. Nothing else has failed."""
+    page = httpx.get(f"{stack.settings.gateway_url}/metrics").raise_for_status().text
+    found = [line for line in page.splitlines() if line.startswith("tidegate_gateway_requests_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in found if f'model="{name}",outcome="ok"' in line)
+
+
+ASLEEP = """
+kind: Deployment
+name: careful-asleep
+model: careful
+version: 3
+min_replicas: 0
+scale_to_zero_after_s: 1
+"""
+
+
+def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: str, tmp_path: Path):
+    """Version 1 returns its input. Version 3 returns three times its input, which is equal only for 0."""
+    (tmp_path / "asleep.yaml").write_text(ASLEEP)
+    stack.cli("apply", "-f", str(tmp_path / "asleep.yaml"))
+    end = time.monotonic() + PATIENCE_S
+    while stack.replicas("careful-asleep") or not any(
+        each["deployment"] == "careful-asleep" and each["desired"] == 0
+        for each in stack.autoscaler("/v1/deployments")["items"]
+    ):
+        assert time.monotonic() < end, "it does not go to sleep"
+        time.sleep(0.2)
+    assert stack.cli("traffic", two)["targets"][0]["deployment"] == "careful-v1"
+    letters, before, sent = stack.cli("dead"), counted(stack, two), 0
+
+    def send(client: Client, value: float, count: int = 30) -> bool:
+        nonlocal sent
+        for _ in range(count):
+            assert client.infer(two, {"x": ONE * value})["y"][0, 0] == value
+        sent += count
+        return True
+
+    with Client(stack.settings.gateway_url, timeout_s=30) as client:
+        stack.cli("rollout", two, "--to", "careful-asleep", "--shadow")
+        asleep = shadowed(stack, two, lambda report: send(client, 0.0, 1) and report["offered"] > 1)
+        assert set(asleep["refused"]) == {"no ready replica"}
+        assert (asleep["copied"], stack.replicas("careful-asleep")) == (0, [])
+
+        stack.cli("rollout", two, "--to", "careful-asleep", "--shadow", "--wake")
+        shadowed(stack, two, lambda report: send(client, 0.0, 1) and report["answered"])
+        send(client, 0.0)
+        zeros = shadowed(stack, two, lambda report: report["compared"] > 20)
+        assert zeros["agreed"] == zeros["compared"] == zeros["answered"] == zeros["copied"]
+        send(client, 2.0)
+        both = shadowed(stack, two, lambda report: report["compared"] > zeros["compared"] + 20)
+        assert both["agreed"] == zeros["agreed"]
+        assert both["outputs"]["y"]["max_abs"] == 4.0
+        assert both["outputs"]["y"]["top1"] == 1.0
+        assert both["differing"][-1]["difference"] == "16 of 16 values differ, element 0 by 4"
+        assert both["latency_ms"]["shadow_call"]["p50"] > 0
+
+        stack.worker("careful-asleep").kill()
+        send(client, 1.0)
+        stack.cli("rollout", two, "--to", "flaky-v1", "--shadow", "--tolerance", "1e-3")
+        failing = shadowed(stack, two, lambda report: send(client, 1.0) and report["answered"] > 20)
+        assert failing["failed"]["model_failed"] > 0
+        assert failing["agreed"] == failing["compared"]
+        assert "every other call fails" in failing["last_failure"]
+        assert failing["verdict"] == "fails"
+    assert stack.cli("dead") == letters
+    assert counted(stack, two) == before + sent, "copies are no requests"
+    shown = stack.run("traffic", two)
+    assert "shadow: flaky-v1 gets 100% copies: fails" in shown.stdout
+    stack.cli("shadow", two, "--stop")
+    assert stack.cli("export", two)["endpoints"][0].get("shadow") is None

@@ -1,4 +1,4 @@
-"""Roll a version out as a canary that Tidegate judges: ``rollout`` and ``promote``."""
+"""Roll a version out as a canary that Tidegate judges, or as a shadow: ``rollout`` and ``promote``."""
 
 from __future__ import annotations
 
@@ -35,23 +35,52 @@ def rollout(
     ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Keep the present share.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a paused rollout.")] = False,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Copy requests to the version and compare, instead of a canary.")
+    ] = False,
+    rate: Annotated[
+        float | None, typer.Option(metavar="PERCENT", min=0, max=100, help="Shadow: requests copied. [100]")
+    ] = None,
+    max_per_s: Annotated[
+        float | None, typer.Option(metavar="N", help="Shadow: most copies/s of each gateway process.")
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(metavar="RTOL[,ATOL]", help="Shadow: numbers may differ by this. [1e-4,1e-6]"),
+    ] = None,
+    lasts: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="Shadow: time until the last copy.")
+    ] = None,
+    wake: Annotated[bool, typer.Option("--wake", help="Shadow: copies may start a replica.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the rollout has ended.")] = False,
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.svg", help="Draw share, errors and evidence over time.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Roll out a version as a canary, or show a rollout and its evidence.
+    """Roll out a version as a canary or a shadow, or show a rollout and its evidence.
 
     The canary's share grows in steps. It is promoted if it is as good as the present versions, and rolled
     back if it makes more errors or is slower. `tidegate promote NAME` and `tidegate rollback NAME` end the
-    rollout immediately. Example: tidegate rollout digits --to v2 --steps 5,50,100 --hold 2m --wait
+    rollout immediately. With --shadow, the version gets copies of the requests, and its answers are only
+    compared. Examples: tidegate rollout digits --to v2 --steps 5,50,100 --hold 2m --wait
+    and tidegate rollout digits --to v2 --shadow --rate 20 --tolerance 1e-3
     """
     from tidegate.cli import output
+    from tidegate.cli import shadow as shadows
     from tidegate.cli.api import control
 
     plane = control()
-    if to is not None:
+    of_shadow = rate is not None or max_per_s is not None or tolerance or lasts or wake
+    if shadow or of_shadow:
+        if to is None or not shadow:
+            raise UsageError("--rate, --max-per-s, --tolerance, --for and --wake need --to VERSION --shadow.")
+        if steps or hold or min_samples or wait or plot:
+            raise UsageError(
+                "--shadow has no steps: leave out --steps, --hold, --min-samples, --wait, --plot."
+            )
+        shadows.start(plane, name, to, shadows.options_of(rate, max_per_s, tolerance, lasts, wake=wake))
+    elif to is not None:
         _start(plane, name, to, options_of(steps, hold, min_samples))
     elif steps or hold or min_samples:
         raise UsageError("--steps, --hold and --min-samples are for a new rollout: add --to VERSION.")
@@ -66,7 +95,10 @@ def rollout(
 
 
 def promote(name: Endpoint, json: Json = False) -> None:
-    """Send all traffic to a canary now, whatever its evidence. Example: tidegate promote digits"""
+    """Send all traffic to a canary or a shadow now, whatever its evidence.
+
+    Example: tidegate promote digits
+    """
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -106,15 +138,21 @@ def _change(plane: Control, name: str, what: str) -> None:
 
 
 def _read(plane: Control, name: str) -> Doc:
-    """Return the rollout with its evidence. The router may know an older state than the registry."""
+    """Return the rollout with its evidence, and the shadow if there is one.
+
+    The router may know an older state than the registry.
+    """
+    from tidegate.cli import shadow
     from tidegate.cli.api import part
 
-    rollout = plane.registry.get(f"/v1/endpoints/{part(name)}")["rollout"]
+    endpoint = plane.registry.get(f"/v1/endpoints/{part(name)}")
+    rollout = endpoint["rollout"]
     shown: Doc = plane.router.get(f"/v1/rollouts/{part(name)}")
     known = shown.get("rollout")
     if rollout is not None and (known is None or known["id"] != rollout["id"]):
         shown = {"endpoint": name}
-    return {**shown, "rollout": rollout}
+    shadowed = shadow.read(plane, name) if endpoint.get("shadow") is not None else None
+    return {**shown, "rollout": rollout, "shadow": shadowed}
 
 
 def _waited(plane: Control, name: str) -> Doc:
@@ -145,12 +183,15 @@ def line_of(found: Mapping[str, Any]) -> str:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """Print a rollout, its evidence and its history."""
-    from tidegate.cli import output
+    """Print a rollout, its evidence and its history, and the shadow if there is one."""
+    from tidegate.cli import output, shadow
 
-    rollout = found["rollout"]
+    rollout, shadowed = found["rollout"], found.get("shadow")
+    if shadowed is not None:
+        shadow.show(shadowed)
     if rollout is None:
-        output.line(f"{found['endpoint']} has no rollout. Start one: tidegate rollout NAME --to VERSION")
+        if shadowed is None:
+            output.line(f"{found['endpoint']} has no rollout. Start one: tidegate rollout NAME --to VERSION")
         return
     output.line(line_of(found), style="bold")
     rows = [

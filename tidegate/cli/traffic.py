@@ -125,6 +125,8 @@ def parse_sticky(text: str) -> dict[str, Any] | None:
 
 
 def _document(plane: Control, endpoint: Doc) -> Doc:
+    from tidegate.cli import shadow
+
     table = plane.router.get("/v1/routes")
     entry = table["endpoints"].get(endpoint["name"], {})
     loads = {each["deployment"]: each for each in plane.autoscaler.items("/v1/deployments")}
@@ -135,6 +137,7 @@ def _document(plane: Control, endpoint: Doc) -> Doc:
         "sticky": endpoint["sticky"],
         "when_unready": endpoint["when_unready"],
         "feedback": endpoint["feedback"],
+        "shadow": shadow.read(plane, endpoint["name"]) if endpoint.get("shadow") is not None else None,
     }
 
 
@@ -176,7 +179,7 @@ def _note(name: str, wanted: Mapping[str, int], now: Mapping[str, int], withheld
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
+    from tidegate.cli import output, shadow
 
     output.table(
         [
@@ -200,6 +203,8 @@ def _print(document: Mapping[str, Any]) -> None:
         output.line(f"sticky: by {sticky['by']}{' ' + sticky['name'] if sticky['name'] else ''}")
     if document["feedback"]:
         output.line("answers get an id for feedback: X-Feedback-Id")
+    if document["shadow"] is not None:
+        output.line(f"shadow: {shadow.line_of(document['shadow'])}")
     output.line(f"a target without a ready replica: {document['when_unready']}", style="dim")
 
 

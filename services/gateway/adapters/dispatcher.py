@@ -72,6 +72,8 @@ class Dispatcher:
         self._declared: set[str] = set()
         self._flush_due = False
         self._tasks = TaskSet()
+        # Called with replies whose request this dispatcher did not send: those of copies for shadow traffic.
+        self.on_other_reply: Callable[[Reply], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop
         self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend, fast=True)
         self.back = Connection(amqp_url, "gateway-in", self._on_back_setup, fast=True)
@@ -98,6 +100,11 @@ class Dispatcher:
         await self.out.stop()
         await self.back.stop()
 
+    @property
+    def reply_to(self) -> str:
+        """Return the name of the queue of this process's replies."""
+        return self._reply_to.name
+
     def problem(self) -> str | None:
         """Return why no request can be published or answered, or None."""
         return self.out.problem or self.back.problem
@@ -108,6 +115,11 @@ class Dispatcher:
         if queue is None:
             queue = self._queues[route.name] = DeploymentQueue(route.queue)
         return queue
+
+    def outstanding(self, deployment: str) -> int:
+        """Return how many requests to a Deployment wait for their answer."""
+        queue = self._queues.get(deployment)
+        return 0 if queue is None else queue.load.outstanding
 
     def loads(self) -> dict[str, GatewayLoad]:
         """Return the counters of every Deployment for which this process has had requests."""
@@ -383,6 +395,8 @@ class Dispatcher:
         pending = self._settle(reply.id)
         if pending is not None:
             pending.done(reply)
+        else:
+            self.on_other_reply(reply)
 
     def _on_streamed(self, reply: Reply) -> None:
         """Pass a chunk or the end of a stream on to its request."""

@@ -16,6 +16,7 @@ from services.gateway.domain.replica_fleet import (
 )
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, VariantCounts
+from tidegate.kernel.protocol.shadow import ShadowCounts
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -35,10 +36,11 @@ class Heartbeat:
         publish_metrics: Callable[[dict[str, GatewayLoad]], None],
         on_fleets: Callable[[dict[str, ReplicaFleet]], None] = lambda _: None,
         traffic: Callable[[], dict[str, dict[str, VariantCounts]]] = dict,
+        shadows: Callable[[], dict[str, ShadowCounts]] = dict,
     ) -> None:
         """``on_fleets`` is called with all fleets after each successful round.
 
-        ``traffic`` returns the counts of endpoints whose traffic is compared.
+        ``traffic`` returns the counts of endpoints whose traffic is compared, ``shadows`` those of copies.
         """
         self._store = store
         self._incarnation = incarnation
@@ -47,6 +49,7 @@ class Heartbeat:
         self._publish_metrics = publish_metrics
         self._on_fleets = on_fleets
         self._traffic = traffic
+        self._shadows = shadows
         self._fleets: dict[str, ReplicaFleet] = {}
         self._statuses: dict[str, dict[str, Any]] = {}
         self._statuses_at = float("-inf")
@@ -79,7 +82,7 @@ class Heartbeat:
         self._publish_metrics(loads)
         try:
             await self._store.report_gateway(
-                GatewayReport(self._incarnation, time.time(), loads, self._traffic())
+                GatewayReport(self._incarnation, time.time(), loads, self._traffic(), self._shadows())
             )
             if time.monotonic() - self._statuses_at > STATUS_EVERY_S or self._waits_for_replica(loads):
                 self._statuses, self._statuses_at = await self._store.statuses(), time.monotonic()

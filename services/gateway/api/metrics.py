@@ -56,6 +56,11 @@ FIRST_CHUNK = Histogram(
     buckets=_BUCKETS,
 )
 CHUNKS = Counter("tidegate_gateway_chunks_total", "Answers of streams.", ["deployment"])
+COPIES = Counter(
+    "tidegate_gateway_shadow_copies_total",
+    "Copies for shadow traffic by outcome: answered, failed, or the reason why there was no copy.",
+    ["model", "outcome"],
+)
 
 # The outcome of a request whose caller closed the connection before the answer.
 CALLER_GONE = "caller_gone"
@@ -136,6 +141,10 @@ class GatewayMetrics:
         t = timing
         times.add((total, t.decode, t.transit(total), t.wait, t.compute, t.encode))
 
+    def copied(self, model: str, outcome: str) -> None:
+        """Count the outcome of a copy for shadow traffic."""
+        COPIES.labels(model, outcome).inc()
+
     def report(self, loads: dict[str, GatewayLoad]) -> None:
         """Publish the collected times and the requests in flight. It is called a few times a second."""
         for times in self._times.values():
@@ -161,6 +170,7 @@ class GatewayMetrics:
                 del self._times[model, deployment]
         for model in endpoints:
             ANSWERED.remove_by_labels({"model": model})
+            COPIES.remove_by_labels({"model": model})
             for forget in self.on_forget:
                 forget(model)
         for deployment in deployments:

@@ -21,7 +21,8 @@ class ReplicaFleet:
     requests as it may. ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time
     until the next replica is ready. ``fault``: why no replica can start. ``load_failed``: the model cannot
     be loaded, and no replica can answer. ``reloading``: the message of a replica that was ready before and
-    starts again, if no replica is ready. ``replicas``: the ready ones of a decoupled model.
+    starts again, if no replica is ready. ``replicas``: the ready ones of a decoupled model. ``parallel``:
+    how many requests share the duration of one call of a fully loaded replica.
     """
 
     ready: int = 0
@@ -33,6 +34,7 @@ class ReplicaFleet:
     load_failed: bool = False
     reloading: str = ""
     replicas: tuple[ReplicaSlots, ...] = ()
+    parallel: float = 1.0
 
 
 UNKNOWN_FLEET = ReplicaFleet()
@@ -74,6 +76,7 @@ def fleets(
             start_ms,
             *fault,
             tuple(ReplicaSlots(r.replica, r.inflight, int(r.parallel)) for r in ready[name] if _decoupled(r)),
+            _mean([r.parallel for r in ready[name]]) or 1.0,
         )
     return result
 

@@ -52,12 +52,30 @@ class DeploymentRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowRoute:
+    """The Deployment that gets copies of an endpoint's requests. ``key`` identifies the counts.
+
+    ``rate``: percent of the requests. ``max_per_s``: the most copies in a second; None: no limit. ``until``:
+    seconds since the epoch. ``wake``: copies may start a replica.
+    """
+
+    deployment: DeploymentRoute
+    key: str
+    rate: float = 100.0
+    max_per_s: float | None = None
+    atol: float = 1e-6
+    rtol: float = 1e-4
+    wake: bool = False
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointRoute:
     """The Deployments of an endpoint. ``targets`` are those with a traffic share, with their ``weights``.
 
     ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
     ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
-    ``feedback``: answers get an id, with which callers report outcomes.
+    ``feedback``: answers get an id, with which callers report outcomes. ``shadow``: gets copies of requests.
     """
 
     name: str
@@ -69,6 +87,7 @@ class EndpointRoute:
     sticky: Sticky | None = None
     compared: bool = False
     feedback: bool = False
+    shadow: ShadowRoute | None = None
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -213,7 +232,15 @@ def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, Deploymen
         Sticky(sticky["by"], sticky.get("name") or "") if sticky else None,
         bool(entry.get("compared")),
         bool(entry.get("feedback")),
+        _shadow(entry.get("shadow"), deployments),
     )
+
+
+def _shadow(raw: dict[str, Any] | None, deployments: dict[str, DeploymentRoute]) -> ShadowRoute | None:
+    if raw is None or raw["deployment"] not in deployments:
+        return None
+    known = {name: raw[name] for name in ShadowRoute.__dataclass_fields__ if name in raw}
+    return ShadowRoute(**{**known, "deployment": deployments[raw["deployment"]]})
 
 
 def _rule(raw: dict[str, Any]) -> TrafficRule:

@@ -11,7 +11,7 @@ from pydantic import Field
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.dependencies import TransactionsDep, with_etag
 from services.registry.application.transactions import Transactions
-from services.registry.domain import rollouts, rollover
+from services.registry.domain import rollouts, rollover, shadows
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from services.registry.domain.rollouts import Progress
 from tidegate.kernel.errors import BadRequest
@@ -70,8 +70,19 @@ async def start(transactions: TransactionsDep, name: str, body: RolloutBody, res
 
 @router.post("/{name}/rollout/promote")
 async def promote(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
-    """Send all traffic to a canary now, whatever its evidence."""
-    return await _advance(transactions, name, None, Progress("promoted", "an operator promoted it"), response)
+    """Send all traffic to a canary now, whatever its evidence. Without a canary, send it to the shadow.
+
+    After a shadow, the present Deployments serve until the new one is ready.
+    """
+
+    def decision(snapshot: RegistrySnapshot) -> list[Change]:
+        spec = snapshot.endpoint(name).spec
+        if spec.shadow is not None and (spec.rollout is None or not spec.rollout.active):
+            return shadows.promote(snapshot, name)
+        return rollouts.advance(snapshot, name, None, progress, now)
+
+    now, progress = transactions.now().timestamp(), Progress("promoted", "an operator promoted it")
+    return with_etag(await transactions.decide(decision, lambda reader: _read(reader, name)), response)
 
 
 @router.post("/{name}/rollout/pause")

@@ -132,8 +132,12 @@ class RegistrySnapshot:
         return replace(self, versions=self.versions | {(model, number)})
 
     def in_use(self) -> set[str]:
-        """Return the Deployments that an Endpoint names, as target, as previous or in a rule."""
+        """Return the Deployments that an Endpoint names, as target, as previous, in a rule or as shadow."""
         return {name for stored in self.endpoints.values() for name in deployments_in(stored.spec)}
+
+    def with_traffic(self) -> set[str]:
+        """Return the Deployments that an Endpoint names as target, as previous or in a rule."""
+        return {name for stored in self.endpoints.values() for name in targets_in(stored.spec)}
 
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
         """Return the snapshot after these changes."""
@@ -155,7 +159,12 @@ class RegistrySnapshot:
 
 
 def deployments_in(spec: EndpointSpec) -> list[str]:
-    """Return the Deployments that an Endpoint names, as target, as previous or in a rule."""
+    """Return the Deployments that an Endpoint names, as target, as previous, in a rule or as shadow."""
+    return targets_in(spec) + ([spec.shadow.deployment] if spec.shadow is not None else [])
+
+
+def targets_in(spec: EndpointSpec) -> list[str]:
+    """Return the Deployments that an Endpoint names as target, as previous or in a rule."""
     targets = [target.deployment for target in [*spec.targets, *spec.previous]]
     return targets + [rule.deployment for rule in spec.rules]
 

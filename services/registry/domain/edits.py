@@ -20,7 +20,7 @@ from services.registry.domain.desired_state import (
     expect_revision,
 )
 from tidegate.kernel.errors import BadRequest, Conflict
-from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Rollout
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Rollout, Shadow
 
 Fields = Mapping[str, Any]
 # The fields of a Deployment that control how it scales.
@@ -112,9 +112,18 @@ def put_endpoint(
         return [PutEndpoint(spec, created=True)]
     if "rollout" not in fields:
         spec = spec.model_copy(update={"rollout": _kept_rollout(stored.spec, spec)})
+    spec = spec.model_copy(update={"shadow": _identified(stored.spec.shadow, spec.shadow)})
     if "previous" not in fields:
         spec = rollover.with_previous(stored.spec, spec)
     return rollover.replace_endpoint(snapshot, stored.spec, spec)
+
+
+def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
+    """Return the stated shadow with the id of the stored one, if nothing else differs."""
+    if stored is None or stated is None or stated.id:
+        return stated
+    same = stated.model_copy(update={"id": stored.id})
+    return same if same == stored else stated
 
 
 def ended_by_hand(rollout: Rollout | None, reason: str) -> Rollout | None:
@@ -205,9 +214,26 @@ def _check_targets(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
             raise BadRequest(
                 f"Endpoint {spec.name!r}: a rule names Deployment {rule.deployment!r}, which does not exist."
             )
+    _check_shadow(snapshot, spec)
     if not sum(target.weight for target in spec.targets):
         raise BadRequest(
             f"Endpoint {spec.name!r}: all weights are 0, so no target would get a request. Set one above 0."
+        )
+
+
+def _check_shadow(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
+    if spec.shadow is None:
+        return
+    name = spec.shadow.deployment
+    if name not in snapshot.deployments:
+        raise BadRequest(
+            f"Endpoint {spec.name!r}: its shadow is Deployment {name!r}, which does not exist. Create one "
+            "without traffic: `tidegate deploy MODEL --version N --no-traffic`."
+        )
+    if name in {target.deployment for target in spec.targets if target.weight}:
+        raise BadRequest(
+            f"Endpoint {spec.name!r}: {name} gets traffic, so it cannot be the shadow as well. Name a "
+            "Deployment without a share, or set its weight to 0."
         )
 
 

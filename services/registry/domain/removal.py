@@ -66,6 +66,6 @@ def _without(spec: EndpointSpec, gone: set[str]) -> Change:
         return DropEndpoint(spec.name)
     rest = [target for target in previous if left is targets]
     rules = [rule for rule in spec.rules if rule.deployment not in gone]
-    return PutEndpoint(
-        spec.model_copy(update={"targets": left, "previous": rest, "rules": rules}), created=False
-    )
+    shadow = None if spec.shadow is not None and spec.shadow.deployment in gone else spec.shadow
+    kept = {"targets": left, "previous": rest, "rules": rules, "shadow": shadow}
+    return PutEndpoint(spec.model_copy(update=kept), created=False)

@@ -61,7 +61,9 @@ def start(
         deployment=deployment, base=base, options=options, id=id, since=now, reason="the canary starts"
     )
     rollout = _noted(rollout, now)
-    changed = spec.model_copy(update={"rollout": rollout, "targets": targets_of(rollout)})
+    changed = rollover.without_own_shadow(
+        spec.model_copy(update={"rollout": rollout, "targets": targets_of(rollout)})
+    )
     return [*traffic_split.wake(snapshot, name, [deployment]), PutEndpoint(changed, created=False)]
 
 

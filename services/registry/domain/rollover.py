@@ -103,8 +103,9 @@ def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
 def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: EndpointSpec) -> list[Change]:
     """Replace an Endpoint's spec. Deployments that no longer get traffic go to sleep.
 
-    Deployments that a user declared keep their scale.
+    Deployments that a user declared keep their scale. A shadow that gets traffic is no shadow any more.
     """
+    spec = without_own_shadow(spec)
     if spec == stored:
         return []
     changes: list[Change] = [PutEndpoint(spec, created=False)]
@@ -118,6 +119,14 @@ def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: End
         if asleep != deployment.spec or deployment.override:
             changes.append(PutDeployment(replace(deployment, spec=asleep, override=None), created=False))
     return changes
+
+
+def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
+    """Return the spec without its shadow, if the shadow's Deployment gets a share of the traffic."""
+    weighted = {target.deployment for target in spec.targets if target.weight}
+    if spec.shadow is None or spec.shadow.deployment not in weighted:
+        return spec
+    return spec.model_copy(update={"shadow": None})
 
 
 def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
@@ -168,7 +177,7 @@ def _deployment(
             "Delete it, or set another name in the options of the Deployment."
         )
     base = stored.spec.model_dump()
-    if current is not None and name not in snapshot.in_use():
+    if current is not None and name not in snapshot.with_traffic():
         # The Deployment was asleep, so it gets the scale of the one that serves now.
         needed = current.model_dump()
         base |= {key: needed[key] for key in _SCALE}

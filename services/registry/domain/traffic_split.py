@@ -21,7 +21,8 @@ def split(snapshot: RegistrySnapshot, name: str, targets: Sequence[Target]) -> l
     serving = spec.previous or spec.targets
     current = {target.deployment for target in serving if target.weight}
     new = [target.deployment for target in targets if target.weight and target.deployment not in current]
-    fields: dict[str, Any] = spec.model_dump() | {
+    changed = rollover.without_own_shadow(spec.model_copy(update={"targets": list(targets)}))
+    fields: dict[str, Any] = changed.model_dump() | {
         "targets": [target.model_dump() for target in targets],
         "previous": [target.model_dump() for target in serving] if new else [],
         "rollout": edits.ended_by_hand(spec.rollout, "an operator split the traffic"),
@@ -35,7 +36,7 @@ def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> l
     changes: list[Change] = []
     for each in deployments:
         stored = snapshot.deployments.get(each)
-        if stored is None or stored.declared or each in snapshot.in_use():
+        if stored is None or stored.declared or each in snapshot.with_traffic():
             continue
         spec = stored.spec.model_copy(update=scale)
         if spec != stored.spec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 from tidegate.kernel.broker.topology import Queue, requests_queue, suspects_queue
@@ -12,6 +13,7 @@ from tidegate.kernel.protocol.models import (
     Endpoint,
     Format,
     LlmSpec,
+    Shadow,
     Target,
     Version,
 )
@@ -130,6 +132,7 @@ def _endpoint(
         "withheld": without,
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
+        "shadow": _shadow(endpoint, deployments),
         "compared": endpoint.rollout is not None and endpoint.rollout.active,
         "feedback": endpoint.collects_feedback,
         # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
@@ -137,6 +140,28 @@ def _endpoint(
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         "default_timeout_ms": endpoint.default_timeout_ms,
     }
+
+
+def _shadow(endpoint: Endpoint, deployments: dict[str, Deployment]) -> dict[str, Any] | None:
+    """Return the shadow for the gateways; None without one, or if requests may not go to its region."""
+    shadow = endpoint.shadow
+    if shadow is None or shadow.deployment not in deployments:
+        return None
+    return {
+        "deployment": shadow.deployment,
+        "key": shadow_key(shadow),
+        "rate": shadow.rate,
+        "max_per_s": shadow.max_per_s,
+        "atol": shadow.tolerance.atol,
+        "rtol": shadow.tolerance.rtol,
+        "wake": shadow.wake,
+        "until": shadow.until.timestamp() if shadow.until else None,
+    }
+
+
+def shadow_key(shadow: Shadow) -> str:
+    """Return the key of a shadow's counts. Shadows of `tidegate apply` have no id, so their fields count."""
+    return shadow.id or sha256(shadow.model_dump_json().encode()).hexdigest()[:8]
 
 
 def withheld(

@@ -80,8 +80,12 @@ class ReplyPublisher:
     async def retry_or_give_up(self, request: Request, reply_to: str, *, alone: bool) -> None:
         """Publish a lost request as a suspect, or as an exception if it may not run again.
 
-        ``alone``: it ran alone in the model, so the loss counts against it.
+        ``alone``: it ran alone in the model, so the loss counts against it. A copy for shadow traffic is
+        dropped, because no caller waits for it.
         """
+        if request.flags & envelope.COPY:
+            log_request(logging.INFO, "a copy for shadow traffic is dropped", request, was_alone=alone)
+            return
         safe = bool(request.flags & envelope.RETRY_SAFE)
         step, attempt = after_loss(request.attempt, alone=alone, safe=safe)
         given_up = step in GIVE_UP

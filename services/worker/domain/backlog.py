@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from tidegate.kernel.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT, Request
+from tidegate.kernel.protocol.envelope import PRIORITY_SHIFT, Request
 
 # The priority of a request that states none. It is between the urgent requests and those that can wait.
 DEFAULT_PRIORITY = 4
+# The priority of copies for shadow traffic. Their flag COPY is the bit above those of the priority.
+COPIES = 8
 
 
 class HasRequest(Protocol):
@@ -43,7 +45,10 @@ class QueuedRequest:
 
 
 class Backlog:
-    """A queue for each priority. The lowest number goes first; other priorities fill its calls up."""
+    """A queue for each priority. The lowest number goes first; other priorities fill its calls up.
+
+    Copies for shadow traffic go last, and share no call with requests, because they might kill the model.
+    """
 
     def __init__(self) -> None:
         self._queues: dict[int, CallKeyQueue[QueuedRequest]] = {}
@@ -54,7 +59,7 @@ class Backlog:
 
     def add(self, item: QueuedRequest) -> None:
         """Queue a request at its priority."""
-        priority = item.request.flags >> PRIORITY_SHIFT & LAST_PRIORITY or DEFAULT_PRIORITY
+        priority = item.request.flags >> PRIORITY_SHIFT or DEFAULT_PRIORITY
         queue = self._queues.get(priority)
         if queue is None:
             queue = CallKeyQueue(key_of)
@@ -79,8 +84,8 @@ class Backlog:
         group = queue.take(max_rows)
         if group and len(self._queues) > 1:
             rows = sum(item.request.rows for item in group)
-            for other in self._queues.values():
-                if other is not queue:
+            for priority, other in self._queues.items():
+                if other is not queue and priority < COPIES:
                     more = other.take_more(key_of(group[0]), max_rows - rows)
                     rows += sum(item.request.rows for item in more)
                     group += more

@@ -186,6 +186,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "default_timeout_ms": 500,
         "rules": [],
         "sticky": None,
+        "shadow": None,
         "compared": False,
         "feedback": False,
         "withheld": {},

@@ -145,3 +145,9 @@ def test_clear():
     assert (len(backlog), backlog.take(8), backlog.oldest()) == (0, [], None)
     backlog.add(late := item())
     assert backlog.take(8) == [late]
+
+
+def test_copies_for_shadow_traffic_go_last_and_share_no_call_with_requests():
+    copies = [item(priority=envelope.COPY >> envelope.PRIORITY_SHIFT) for _ in range(2)]
+    last, usual = item(priority=envelope.LAST_PRIORITY), item()
+    assert calls(filled(*copies, last, usual), 8) == [[usual, last], copies]

@@ -45,6 +45,8 @@ REQUESTS, REPLIES, CANCELS = 1, 2, 3
 RETRY_SAFE, STREAM, CLAIM = 0x01, 0x02, 0x04
 # Three bits of the flags: 1 goes first, LAST_PRIORITY last, 0 means no priority.
 PRIORITY_SHIFT, LAST_PRIORITY = 4, 7
+# A copy for shadow traffic. It runs after all requests with a priority, and is dropped if its worker is lost.
+COPY = 0x80
 OK, FAILED, CHUNK, END = 0, 1, 2, 3
 CLAIMED = 0x80
 

@@ -20,8 +20,10 @@ from tidegate.kernel.protocol.splitting import CanaryOptions as CanaryOptions
 from tidegate.kernel.protocol.splitting import Rollout as Rollout
 from tidegate.kernel.protocol.splitting import RolloutEvent as RolloutEvent
 from tidegate.kernel.protocol.splitting import RolloutPhase as RolloutPhase
+from tidegate.kernel.protocol.splitting import Shadow as Shadow
 from tidegate.kernel.protocol.splitting import StickyTraffic as StickyTraffic
 from tidegate.kernel.protocol.splitting import Target as Target
+from tidegate.kernel.protocol.splitting import Tolerance as Tolerance
 from tidegate.kernel.protocol.splitting import TrafficRule as TrafficRule
 
 VLLM_START_TIMEOUT_S = 900.0
@@ -266,6 +268,7 @@ class EndpointSpec(Noun):
     start. ``others``: its share goes to the others. ``fail``: it always keeps its share.
 
     ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults.
+    ``shadow``: copies of its requests go to a Deployment without a share, for a comparison.
     """
 
     name: Name
@@ -280,6 +283,7 @@ class EndpointSpec(Noun):
     rollout: Rollout | None = None
     slo: ServiceLevel | None = None
     alerts: AlertLimits | None = None
+    shadow: Shadow | None = None
     feedback: bool = False
 
     @property

@@ -156,6 +156,8 @@ REGISTRY = RoutePermissions(
         "POST /v1/endpoints/{name}/rollout/pause": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/resume": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/progress": (INTERNAL,),  # it can promote a canary
+        "PUT /v1/endpoints/{name}/shadow": (PUBLISH,),
+        "DELETE /v1/endpoints/{name}/shadow": (PUBLISH,),
         "GET /v1/desired-state": LOOK,
         "GET /v1/intention": LOOK,  # the older name of the same route
         "POST /v1/deploy": (PUBLISH,),
@@ -181,6 +183,7 @@ ROUTER = RoutePermissions(
         "GET /v1/rollouts/{name}": LOOK,
         "GET /v1/top": LOOK,
         "GET /v1/history/{name}": LOOK,
+        "GET /v1/shadows/{name}": LOOK,
         "GET /v1/exceptions": (OPERATE,),
         "GET /v1/dead": (OPERATE,),
         "GET /v1/dead/{id}": (OPERATE,),

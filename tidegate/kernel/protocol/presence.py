@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeGuard
 import orjson
 from typing_extensions import Self
 
+from tidegate.kernel.protocol.shadow import ShadowCounts
+
 ReplicaState = Literal["warm", "starting", "ready", "draining", "failed"]
 
 
@@ -160,12 +162,14 @@ class GatewayReport:
     """A gateway's heartbeat. ``at`` is seconds since the epoch on the gateway's clock.
 
     ``traffic`` has the counts by endpoint and Deployment, of endpoints whose traffic is compared.
+    ``shadows`` has the counts of shadow traffic by endpoint.
     """
 
     incarnation: str
     at: float
     deployments: dict[str, GatewayLoad] = field(default_factory=dict)
     traffic: dict[str, dict[str, VariantCounts]] = field(default_factory=dict)
+    shadows: dict[str, ShadowCounts] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """Return the report as JSON."""
@@ -184,7 +188,8 @@ class GatewayReport:
             endpoint: {name: VariantCounts(each["failed"], each["times"]) for name, each in counts.items()}
             for endpoint, counts in data.get("traffic", {}).items()
         }
-        return cls(incarnation=data["incarnation"], at=data["at"], deployments=loads, traffic=traffic)
+        shadows = {name: ShadowCounts.of(each) for name, each in data.get("shadows", {}).items()}
+        return cls(data["incarnation"], data["at"], loads, traffic, shadows)
 
 
 @dataclass(slots=True)

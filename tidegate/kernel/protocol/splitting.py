@@ -1,10 +1,10 @@
-"""How an endpoint divides its traffic: targets, rules, sticky keys and canaries."""
+"""How an endpoint divides its traffic: targets, rules, sticky keys, canaries and shadows."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 from typing_extensions import Self
 
 from tidegate.kernel.protocol.nouns import LARGEST, Name, Noun, Written
@@ -109,3 +109,27 @@ class Rollout(Noun):
     def active(self) -> bool:
         """Return True if the rollout has not ended."""
         return self.phase in ("running", "paused")
+
+
+class Tolerance(Written):
+    """The difference that two numbers may have: ``atol`` + ``rtol`` x the primary's absolute value."""
+
+    atol: float = Field(1e-6, ge=0)
+    rtol: float = Field(1e-4, ge=0)
+
+
+class Shadow(Written):
+    """Shadow traffic: copies of an endpoint's answered requests go to ``deployment``, which is compared.
+
+    ``rate``: percent of the requests. ``max_per_s``: the most copies in a second of each gateway process;
+    None: no limit. Copies go only to idle replicas. ``wake``: copies may also start a replica, and keep it.
+    ``until``: the time of the last copy; None: until somebody stops it. ``id`` is new for each shadow.
+    """
+
+    deployment: Name
+    rate: float = Field(100.0, gt=0, le=100)
+    max_per_s: float | None = Field(None, gt=0, le=LARGEST)
+    tolerance: Tolerance = Tolerance(atol=1e-6, rtol=1e-4)
+    wake: bool = False
+    until: AwareDatetime | None = None
+    id: str = Field("", max_length=64)

@@ -18,6 +18,7 @@ from services.gateway.adapters.pending_requests import ReplyOrError
 from services.gateway.adapters.route_table import RouteTableCache
 from services.gateway.application.feedback import FeedbackTags
 from services.gateway.application.inference.chunk_buffer import ChunkBuffer
+from services.gateway.application.inference.shadow_traffic import ShadowTraffic
 from services.gateway.domain import admission
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.feedback_ids import FeedbackIds
@@ -72,8 +73,10 @@ class InferenceCore:
         dispatcher: Dispatcher,
         heartbeat: Heartbeat,
         feedback: FeedbackTags | None = None,
+        shadows: ShadowTraffic | None = None,
     ) -> None:
         self.feedback = feedback or FeedbackTags(FeedbackIds(""))
+        self._shadows = shadows
         self._routes = routes
         self._dispatcher = dispatcher
         self._heartbeat = heartbeat
@@ -129,7 +132,9 @@ class InferenceCore:
         ``decode`` turns its body into tensors and checks them. ``timeout_ms``: None means the endpoint's
         default. ``done`` is called later, exactly once, with the result or an error.
         """
-        route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode, origin)
+        endpoint, route, request, timeout_ms, decode_s = self._prepare(
+            model, version, timeout_ms, decode, origin
+        )
         if route.decoupled:
             if route.llm is not None:
                 raise not_tensors(model)
@@ -138,6 +143,8 @@ class InferenceCore:
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         self._admit(route, timeout_ms)
+        if endpoint.shadow is not None and self._shadows is not None and not version:
+            done = self._shadows.watch(endpoint, route, request, trace, timeout_ms, done)
 
         # The callback exists until the reply arrives, so it must not keep the request's tensors in memory.
         kept = request._replace(data=[])
@@ -208,10 +215,12 @@ class InferenceCore:
         TidegateError if the request is refused or fails. ``queued`` is called when the request is in the
         queue. Closing the generator cancels the request.
         """
-        prepared = self._prepare(model, version, timeout_ms, decode, origin)
-        if prepared[0].llm is not None:
+        _, route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode, origin)
+        if route.llm is not None:
             raise not_tensors(model)
-        async with aclosing(self.stream_from(*prepared, trace, queued)) as answers:
+        answers = self.stream_from(route, request, timeout_ms, decode_s, trace, queued)
+        del request
+        async with aclosing(answers):
             async for answer in answers:
                 yield answer
 
@@ -271,8 +280,8 @@ class InferenceCore:
         timeout_ms: float | None,
         decode: Callable[[Contract], Decoded],
         origin: Callable[[], Origin] | None,
-    ) -> tuple[DeploymentRoute, Decoded, float, float]:
-        """Return the Deployment, the decoded request, its timeout in ms, and the seconds that this took."""
+    ) -> tuple[EndpointRoute, DeploymentRoute, Decoded, float, float]:
+        """Return endpoint, Deployment, decoded request, its timeout in ms, and the seconds that this took."""
         started = time.perf_counter()
         endpoint, route = self.pick(model, version, origin)
         if timeout_ms is None:
@@ -286,7 +295,7 @@ class InferenceCore:
             raise self.needs_replica(route, error) from None
         if request.timeout_ms is not None:
             timeout_ms = min(timeout_ms, request.timeout_ms)
-        return route, request, timeout_ms, time.perf_counter() - started
+        return endpoint, route, request, timeout_ms, time.perf_counter() - started
 
     def needs_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
         """Request a replica, because a call needs data that only a replica has. Return the error to raise.

@@ -1,0 +1,135 @@
+"""Compare the answers of two models to one request, output by output. Pure.
+
+Numbers agree within a tolerance. Rows of scores also agree or not about the class with the largest score.
+Strings agree if they are equal. For strings that differ, the edit distance says by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from services.gateway.domain.edit_distance import edit_distance
+from tidegate.kernel.protocol.envelope import Buffer, Tensor
+from tidegate.kernel.protocol.shadow import OutputCounts
+from tidegate.kernel.protocol.tensors import to_json, unpack_strings
+
+# The edit distance is computed for this many differing strings of an output, up to this many characters each.
+EDITED = 4
+EDITED_CHARS = 2000
+_FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
+
+
+class Output(NamedTuple):
+    """An output of an answer: its tensor without the batch axis, the rows (0: no such axis), and bytes."""
+
+    tensor: Tensor
+    rows: int
+    raw: Buffer
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape with the batch axis."""
+        return (self.rows, *self.tensor.dims) if self.rows else self.tensor.dims
+
+
+class Comparison(NamedTuple):
+    """The counts of one output in one answer, and the difference in words; empty if it agrees."""
+
+    name: str
+    counts: OutputCounts
+    difference: str
+
+
+def compare(
+    primary: Sequence[Output],
+    shadow: Sequence[Output],
+    atol: float,
+    rtol: float,
+    pause: Callable[[], None] = lambda: None,
+) -> list[Comparison]:
+    """Compare the outputs of two answers by name.
+
+    Numbers a (primary) and b agree if abs(a - b) <= atol + rtol * abs(a). NaN agrees with NaN. ``pause`` is
+    called often, so that a thread can let others run.
+    """
+    theirs = {each.tensor.name: each for each in shadow}
+    mine = {each.tensor.name: each for each in primary}
+    found = []
+    for name in dict.fromkeys([*mine, *theirs]):
+        pause()
+        a, b = mine.get(name), theirs.get(name)
+        if a is None or b is None:
+            missing = "the shadow lacks it" if b is None else "only the shadow has it"
+            found.append(_unlike(name, missing))
+        elif (a.tensor.datatype, a.shape) != (b.tensor.datatype, b.shape):
+            found.append(_unlike(name, f"{_kind(b)} instead of {_kind(a)}"))
+        elif a.tensor.datatype.name == "BYTES":
+            found.append(_texts(name, unpack_strings(a.raw), unpack_strings(b.raw), pause))
+        else:
+            found.append(_numbers(name, a, b, atol, rtol))
+    return found
+
+
+def _unlike(name: str, difference: str) -> Comparison:
+    return Comparison(name, OutputCounts(compared=1, unlike=1), difference)
+
+
+def _kind(output: Output) -> str:
+    return f"{output.tensor.datatype.name} {list(output.shape)}"
+
+
+def _numbers(name: str, a: Output, b: Output, atol: float, rtol: float) -> Comparison:
+    counts = OutputCounts(compared=1)
+    first, second = _values(a), _values(b)
+    if a.tensor.datatype.name in _FLOATS and first.ndim and first.shape[-1] > 1 and first.ndim <= 2:
+        same = np.argmax(first, -1) == np.argmax(second, -1)
+        counts.rows, counts.top1 = int(same.size), int(same.sum())
+    if bytes(a.raw) == bytes(b.raw):
+        counts.agreed = 1
+        return Comparison(name, counts, "")
+    with np.errstate(all="ignore"):
+        # Unsigned and 64-bit integers are compared as floating-point numbers, exact up to 2**53.
+        one, other = first.astype(np.float64).ravel(), second.astype(np.float64).ravel()
+        distance = np.abs(one - other)
+        distance[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0
+        distance[np.isnan(distance)] = np.inf
+        bad = (distance > 0) & ~((distance <= atol + rtol * np.abs(one)) & np.isfinite(distance))
+        relative = distance / np.maximum(np.abs(one), np.finfo(np.float32).tiny)
+    counts.max_abs, counts.max_rel = _finite(distance.max()), _finite(relative.max())
+    if not bad.any():
+        counts.agreed = 1
+        return Comparison(name, counts, "")
+    at = int(np.argmax(np.where(bad, distance, -1.0)))
+    words = f"{int(bad.sum())} of {bad.size} values differ, element {at} by {distance[at]:.3g}"
+    return Comparison(name, counts, words)
+
+
+def _values(output: Output) -> np.ndarray:
+    values: np.ndarray = to_json(output.tensor.datatype, bytes(output.raw))
+    return values.reshape(output.shape)
+
+
+def _finite(value: float) -> float:
+    """Return a number that JSON can carry."""
+    return float(min(value, 1e300))
+
+
+def _texts(name: str, a: Sequence[bytes], b: Sequence[bytes], pause: Callable[[], None]) -> Comparison:
+    counts = OutputCounts(compared=1, texts=len(a))
+    differ = [(one, other) for one, other in zip(a, b, strict=True) if one != other]
+    counts.exact = len(a) - len(differ)
+    if not differ:
+        counts.agreed = 1
+        return Comparison(name, counts, "")
+    for one, other in differ[:EDITED]:
+        first, second = one.decode("utf-8", "replace"), other.decode("utf-8", "replace")
+        if max(len(first), len(second)) <= EDITED_CHARS:
+            counts.edited += 1
+            counts.edits += edit_distance(first, second, pause) / max(len(first), len(second), 1)
+    words = f"{len(differ)} of {len(a)} strings differ"
+    if counts.edited:
+        words += f", edit distance {counts.edits / counts.edited:.0%}"
+    return Comparison(name, counts, words)

@@ -1,0 +1,68 @@
+"""Routes of shadow traffic: start it, and stop it. ``promote`` is the route of rollouts."""
+
+from __future__ import annotations
+
+import secrets
+
+from fastapi import APIRouter, Response
+from pydantic import AwareDatetime, Field
+
+from services.registry.api.dependencies import TransactionsDep, with_etag
+from services.registry.domain import shadows
+from services.registry.domain.desired_state import Change, RegistrySnapshot
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import LARGEST, Endpoint, Name, Shadow, Tolerance, Written
+from tidegate.kernel.service.api import JsonRoute
+
+router = APIRouter(prefix="/v1/endpoints", tags=["shadows"], route_class=JsonRoute)
+
+
+class ShadowBody(Written):
+    """The version, or the Deployment, that gets copies of the endpoint's requests."""
+
+    version: int | None = Field(
+        None,
+        ge=1,
+        le=LARGEST,
+        description="A version of the model. Its Deployment is created if it does not exist.",
+    )
+    deployment: Name | None = Field(None, description="An existing Deployment, instead of a version.")
+    rate: float = Field(100.0, gt=0, le=100, description="Percent of the requests that are copied.")
+    max_per_s: float | None = Field(
+        None, gt=0, le=LARGEST, description="The most copies in a second of each gateway process."
+    )
+    tolerance: Tolerance = Tolerance(atol=1e-6, rtol=1e-4)
+    wake: bool = Field(False, description="Copies may start a replica. Otherwise they use only idle ones.")
+    until: AwareDatetime | None = Field(None, description="The time of the last copy.")
+
+
+@router.put("/{name}/shadow")
+async def start(transactions: TransactionsDep, name: str, body: ShadowBody, response: Response) -> Endpoint:
+    """Send copies of an endpoint's answered requests to another Deployment, and compare the answers.
+
+    Another shadow of the endpoint is replaced. Callers never see an answer of the shadow.
+    """
+    if (body.version is None) == (body.deployment is None):
+        raise BadRequest("Name the shadow by version or by deployment, not by both.")
+    id_ = secrets.token_hex(4)
+
+    def decision(snapshot: RegistrySnapshot) -> list[Change]:
+        changes: list[Change] = []
+        deployment = body.deployment
+        if body.version is not None:
+            changes, deployment = shadows.version_changes(snapshot, name, body.version, wake=body.wake)
+        options = body.model_dump(exclude={"version", "deployment"})
+        shadow = Shadow.model_validate({**options, "deployment": deployment, "id": id_})
+        return changes + shadows.start(snapshot.after(changes), name, shadow)
+
+    endpoints = await transactions.decide(decision, lambda reader: reader.endpoints(name))
+    return with_etag(endpoints[0], response)
+
+
+@router.delete("/{name}/shadow")
+async def stop(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
+    """End an endpoint's shadow traffic. A Deployment that nothing else uses goes to sleep."""
+    endpoints = await transactions.decide(
+        lambda snapshot: shadows.stop(snapshot, name), lambda reader: reader.endpoints(name)
+    )
+    return with_etag(endpoints[0], response)

@@ -1,0 +1,88 @@
+"""Start, stop and promote shadow traffic: an Endpoint's copies to a Deployment without a share. Pure.
+
+A shadow never changes the Endpoint's targets. A Deployment that sleeps stays asleep unless the shadow says
+``wake``. When the shadow ends, a Deployment that nothing else uses goes to sleep.
+"""
+
+from __future__ import annotations
+
+from services.registry.domain import edits, names, rollover, traffic_split
+from services.registry.domain.desired_state import Change, RegistrySnapshot
+from tidegate.kernel.errors import BadRequest, NotFound
+from tidegate.kernel.protocol.models import Shadow, Target
+
+
+def version_changes(
+    snapshot: RegistrySnapshot, name: str, version: int, *, wake: bool
+) -> tuple[list[Change], str]:
+    """Return the changes that create the Deployment of a version, and its name.
+
+    An existing Deployment stays as it is, so that a shadow does not wake it. With ``wake`` it gets the scale
+    of the one that serves now. Raise NotFound for an unknown Endpoint or version.
+    """
+    spec = snapshot.endpoint(name).spec
+    model = snapshot.heaviest(spec.targets).model
+    deployment = names.of_deployment(model, version)
+    found = _existing(snapshot, model, version, deployment)
+    if found is not None and not wake:
+        return [], found
+    plan = rollover.deploy(
+        snapshot,
+        rollover.DeployRequest(model, version, {"name": found or deployment}, endpoint=name, traffic=False),
+    )
+    return plan.changes, plan.deployment
+
+
+def start(snapshot: RegistrySnapshot, name: str, shadow: Shadow) -> list[Change]:
+    """Start shadow traffic, or replace the present one.
+
+    Raise NotFound for an unknown Endpoint or Deployment, BadRequest if the Deployment has a share.
+    """
+    stored = snapshot.endpoint(name)
+    if shadow.deployment not in snapshot.deployments:
+        raise names.unknown("Deployment", shadow.deployment)
+    if shadow.deployment in {target.deployment for target in stored.spec.targets if target.weight}:
+        raise BadRequest(
+            f"{shadow.deployment} gets traffic of Endpoint {name!r} already, so it cannot be its shadow. "
+            f"`tidegate traffic {name}` shows the shares."
+        )
+    changed = stored.spec.model_copy(update={"shadow": shadow})
+    woken = traffic_split.wake(snapshot, name, [shadow.deployment]) if shadow.wake else []
+    return [*woken, *rollover.replace_endpoint(snapshot.after(woken), stored.spec, changed)]
+
+
+def stop(snapshot: RegistrySnapshot, name: str) -> list[Change]:
+    """End the shadow traffic of an Endpoint; without one, change nothing. Raise NotFound."""
+    spec = snapshot.endpoint(name).spec
+    return rollover.replace_endpoint(snapshot, spec, spec.model_copy(update={"shadow": None}))
+
+
+def promote(snapshot: RegistrySnapshot, name: str) -> list[Change]:
+    """Make the shadow's Deployment the only target; the present ones serve until it is ready.
+
+    Raise NotFound without shadow traffic.
+    """
+    spec = snapshot.endpoint(name).spec
+    if spec.shadow is None:
+        raise NotFound(
+            f"Endpoint {name!r} has no rollout and no shadow. Start one: "
+            f"`tidegate rollout {name} --to VERSION`."
+        )
+    deployment = spec.shadow.deployment
+    woken = traffic_split.wake(snapshot, name, [deployment])
+    fields = spec.model_dump() | {
+        "targets": [Target(deployment=deployment).model_dump()],
+        "previous": [target.model_dump() for target in spec.previous or spec.targets],
+        "shadow": None,
+    }
+    return [*woken, *edits.put_endpoint(snapshot.after(woken), name, fields)]
+
+
+def _existing(snapshot: RegistrySnapshot, model: str, version: int, preferred: str) -> str | None:
+    """Return the Deployment that runs a version: the one with the usual name, else the first; or None."""
+    those = sorted(
+        name
+        for name, stored in snapshot.deployments.items()
+        if (stored.spec.model, stored.spec.version) == (model, version)
+    )
+    return preferred if preferred in those else next(iter(those), None)

@@ -1,0 +1,118 @@
+"""Read the counts of shadow traffic from the gateways once a second, and keep the sums.
+
+Every router reads, and the leader writes the sums to a file of the state folder. The counts of a shadow that
+has ended stay until the endpoint gets another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from services.router.adapters import shared_file
+from services.router.adapters.registry_cache import RegistryCache
+from services.router.application.leadership import Leadership
+from services.router.domain import shadow_report
+from services.router.domain.shadow_watch import ShadowWatch
+from services.router.domain.table import Table, shadow_key
+from tidegate.kernel import telemetry
+from tidegate.kernel.protocol.models import Endpoint
+from tidegate.kernel.repeating_task import RepeatingTask
+from tidegate.kernel.store import Store, StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+TICK_S = 1.0
+
+
+class ShadowReader:
+    """One of the router's loops."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: RegistryCache,
+        leadership: Leadership,
+        disk: Path,
+        table: Callable[[], Table | None],
+    ) -> None:
+        """``table`` returns the published route table."""
+        self._store = store
+        self._registry = registry
+        self._leadership = leadership
+        self._disk = disk
+        self._table = table
+        self._loop = RepeatingTask("shadows", self._step, retry_s=TICK_S)
+        self._watches: dict[str, ShadowWatch] = {}
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._load()
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Stop the loop."""
+        await self._loop.stop()
+
+    def shown(self, endpoint: Endpoint) -> dict[str, Any]:
+        """Return an endpoint's shadow and its report, for JSON; without a shadow, the last one's report."""
+        shadow = endpoint.shadow
+        found: dict[str, Any] = {
+            "endpoint": endpoint.name,
+            "shadow": shadow.model_dump(mode="json") if shadow is not None else None,
+            "problem": self._problem(endpoint),
+            "report": None,
+        }
+        watch = self._watches.get(endpoint.name)
+        if watch is not None and (shadow is None or watch.key == shadow_key(shadow)):
+            found["report"] = shadow_report.report(watch.total())
+        return found
+
+    def _problem(self, endpoint: Endpoint) -> str:
+        """Return why the gateways get no shadow, in words; empty if they do, or if there is none."""
+        table = self._table()
+        entry = table["endpoints"].get(endpoint.name) if table is not None else None
+        if endpoint.shadow is None or entry is None or entry["shadow"] is not None:
+            return ""
+        return (
+            f"{endpoint.shadow.deployment} gets no copies: the endpoint may not use its region, or its "
+            "version is missing"
+        )
+
+    async def _step(self) -> float:
+        endpoints = self._registry.desired.endpoints if self._registry.desired is not None else []
+        with_shadow = [each for each in endpoints if each.shadow is not None]
+        if not with_shadow:
+            return TICK_S
+        with contextlib.suppress(StoreUnavailable):
+            view = await self._store.gateways()
+            for endpoint in with_shadow:
+                assert endpoint.shadow is not None
+                key = shadow_key(endpoint.shadow)
+                watch = self._watches.get(endpoint.name)
+                if watch is None or watch.key != key:
+                    watch = self._watches[endpoint.name] = ShadowWatch(key)
+                watch.observe(endpoint.name, view.reports)
+            if self._leadership.leads:
+                self._save({each.name for each in endpoints})
+        return TICK_S
+
+    def _load(self) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            document = orjson.loads(self._disk.read_bytes())
+            self._watches = {name: ShadowWatch.from_json(each) for name, each in document.items()}
+
+    def _save(self, existing: set[str]) -> None:
+        self._watches = {name: watch for name, watch in self._watches.items() if name in existing}
+        document = {name: watch.to_json() for name, watch in self._watches.items()}
+        try:
+            shared_file.replace(self._disk, orjson.dumps(document))
+        except OSError as error:  # a full disk must not stop the reading
+            log.warning(
+                "the counts of shadow traffic could not be written to their file",
+                extra={"problem": str(error)},
+            )

@@ -1,0 +1,55 @@
+"""Add up what the gateways count of an endpoint's shadow traffic, also of gateways that have ended. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tidegate.kernel.protocol.presence import GatewayReport
+from tidegate.kernel.protocol.shadow import ShadowCounts
+
+# Counts of more gateway processes than this are added up.
+GATEWAYS_KEPT = 64
+
+
+@dataclass(slots=True)
+class ShadowWatch:
+    """The memory of one shadow. ``seen``: the last totals by gateway process; ``past``: of ended ones."""
+
+    key: str
+    seen: dict[str, ShadowCounts] = field(default_factory=dict)
+    past: ShadowCounts = field(default_factory=ShadowCounts)
+
+    def observe(self, endpoint: str, reports: Iterable[GatewayReport]) -> None:
+        """Take the gateways' present totals."""
+        present = set()
+        for report in reports:
+            present.add(report.incarnation)
+            counts = report.shadows.get(endpoint)
+            if counts is None or counts.key != self.key:
+                continue
+            before = self.seen.get(report.incarnation)
+            if before is not None and before.offered > counts.offered:
+                self.past.add(before)  # the shadow was stopped and started with the same key
+            self.seen[report.incarnation] = counts
+        if len(self.seen) > GATEWAYS_KEPT:
+            for incarnation in self.seen.keys() - present:
+                self.past.add(self.seen.pop(incarnation))
+
+    def total(self) -> ShadowCounts:
+        """Return the counts of all gateways."""
+        total = ShadowCounts(self.key)
+        for counts in (self.past, *self.seen.values()):
+            total.add(counts)
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the memory as a document."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> ShadowWatch:
+        """Return the memory from a document. Raise KeyError or TypeError for any other document."""
+        seen = {name: ShadowCounts.of(each) for name, each in document["seen"].items()}
+        return cls(document["key"], seen, ShadowCounts.of(document["past"]))

@@ -1,0 +1,113 @@
+"""The counts of shadow traffic: copies of an endpoint's requests to another Deployment, and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from tidegate.kernel.protocol.latency_buckets import COUNT
+
+# The most differing answers that are kept. They are ids and numbers, never the data of a request.
+DIFFERING_KEPT = 10
+
+
+@dataclass(slots=True)
+class OutputCounts:
+    """The comparisons of one output.
+
+    ``agreed``: all values were within the tolerance. ``unlike``: the shapes or datatypes differed, or one
+    answer lacked the output. ``rows``: rows of scores, of which ``top1`` had the largest score at the same
+    place. ``max_abs`` and ``max_rel``: the largest differences of numbers. ``texts``: strings, of which
+    ``exact`` were equal. ``edits``: the sum of the edit distances of ``edited`` strings, each divided by the
+    length.
+    """
+
+    compared: int = 0
+    agreed: int = 0
+    unlike: int = 0
+    rows: int = 0
+    top1: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    texts: int = 0
+    exact: int = 0
+    edited: int = 0
+    edits: float = 0.0
+
+    def add(self, other: OutputCounts) -> None:
+        """Add the counts of another gateway or comparison."""
+        for name in self.__dataclass_fields__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, max(mine, theirs) if name.startswith("max_") else mine + theirs)
+
+
+@dataclass(slots=True)
+class DifferingAnswer:
+    """A differing answer: the request's id, the output, the size of the difference, and the time."""
+
+    request: str
+    output: str
+    difference: str
+    at: float
+
+
+def _no_times() -> list[int]:
+    return [0] * COUNT
+
+
+@dataclass(slots=True)
+class ShadowCounts:
+    """One gateway's counts of an endpoint's shadow traffic since it began.
+
+    ``key`` identifies the shadow: another one starts with new counts. ``offered``: answered requests that the
+    rate chose. Each of them was ``copied`` or ``refused`` (by reason). Each copy was ``answered``, ``failed``
+    (by reason), or is in flight. ``compared``: answers that were compared; in ``agreed`` all outputs agreed.
+    The times are in the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`, for the copied requests
+    and their answered copies: from the gateway to the answer, and of the model call.
+    """
+
+    key: str = ""
+    offered: int = 0
+    copied: int = 0
+    answered: int = 0
+    compared: int = 0
+    agreed: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, OutputCounts] = field(default_factory=dict)
+    primary: list[int] = field(default_factory=_no_times)
+    shadow: list[int] = field(default_factory=_no_times)
+    primary_call: list[int] = field(default_factory=_no_times)
+    shadow_call: list[int] = field(default_factory=_no_times)
+    last_failure: str = ""
+    differing: list[DifferingAnswer] = field(default_factory=list)
+
+    def add(self, other: ShadowCounts) -> None:
+        """Add the counts of another gateway."""
+        for name in ("offered", "copied", "answered", "compared", "agreed"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for mine, theirs in ((self.refused, other.refused), (self.failed, other.failed)):
+            for reason, count in theirs.items():
+                mine[reason] = mine.get(reason, 0) + count
+        for output, counts in other.outputs.items():
+            self.outputs.setdefault(output, OutputCounts()).add(counts)
+        for name in ("primary", "shadow", "primary_call", "shadow_call"):
+            setattr(
+                self, name, [a + b for a, b in zip(getattr(self, name), getattr(other, name), strict=True)]
+            )
+        self.last_failure = other.last_failure or self.last_failure
+        newest = sorted([*self.differing, *other.differing], key=lambda each: each.at)
+        self.differing = newest[-DIFFERING_KEPT:]
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> ShadowCounts:
+        """Return the counts from a document. Unknown members of a newer writer are ignored."""
+        known = {each.name for each in fields(cls)}
+        found = {name: value for name, value in document.items() if name in known}
+        outputs = {
+            name: OutputCounts(**{k: v for k, v in each.items() if k in OutputCounts.__dataclass_fields__})
+            for name, each in found.pop("outputs", {}).items()
+        }
+        differing = [DifferingAnswer(**each) for each in found.pop("differing", ())]
+        return cls(**found, outputs=outputs, differing=differing)
