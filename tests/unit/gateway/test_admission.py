@@ -151,7 +151,7 @@ def test_fleets_count_ready_replicas():
         ]
     )
     assert found == {
-        "a": ReplicaFleet(3, 7.5, 2.5),
+        "a": ReplicaFleet(3, 7.5, 2.5, parallel=13 / 3),
         "b": ReplicaFleet(),
         "c": ReplicaFleet(1, None),
         "d": ReplicaFleet(1, 8.0, 8.0),

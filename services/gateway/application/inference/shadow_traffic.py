@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 import orjson
 
@@ -30,12 +30,9 @@ from services.gateway.domain.shadow_counts import ShadowCounter, answer, compare
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol import envelope
-from tidegate.kernel.protocol.envelope import Reply
+from tidegate.kernel.protocol.envelope import Reply, Tensor
 from tidegate.kernel.protocol.shadow import ShadowCounts
 from tidegate.kernel.token_bucket import TokenBucket
-
-if TYPE_CHECKING:
-    from services.gateway.application.inference.core import InferenceResult
 
 log = telemetry.logger(__name__)
 
@@ -43,6 +40,21 @@ log = telemetry.logger(__name__)
 COLLECT_S = 0.002
 # How often copies that waited too long are dropped, and answers are compared.
 ROUND_S = 0.1
+
+
+class Answered(Protocol):
+    """A model's answer to a request, as far as a comparison needs it."""
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The outputs, in the order of the reply's data."""
+
+    @property
+    def reply(self) -> Reply:
+        """The reply of the worker."""
+
+
+A = TypeVar("A", bound=Answered)
 
 
 @dataclass(slots=True)
@@ -128,8 +140,8 @@ class ShadowTraffic:
         request: Decoded,
         trace: bytes,
         timeout_ms: float,
-        done: Callable[[InferenceResult | TidegateError], None],
-    ) -> Callable[[InferenceResult | TidegateError], None]:
+        done: Callable[[A | TidegateError], None],
+    ) -> Callable[[A | TidegateError], None]:
         """Return the callback for a request's outcome. It calls ``done``, and may copy the request later."""
         shadow = endpoint.shadow
         if shadow is None or shadow.deployment.name == route.name:
@@ -143,7 +155,7 @@ class ShadowTraffic:
             request = request._replace(data=[])  # no copy is sent, so the tensors need not stay in memory
         started = time.perf_counter()
 
-        def answered(outcome: InferenceResult | TidegateError) -> None:
+        def answered(outcome: A | TidegateError) -> None:
             seconds = time.perf_counter() - started
             done(outcome)
             if not isinstance(outcome, TidegateError):
@@ -159,7 +171,7 @@ class ShadowTraffic:
         asked: int,
         trace: bytes,
         timeout_ms: float,
-        result: InferenceResult,
+        result: Answered,
         seconds: float,
     ) -> None:
         """Queue a copy of an answered request, or count why there is none."""
