@@ -9,14 +9,16 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from services.router.adapters import process_identity, webhook_secret
+from services.router.adapters.drift_files import DriftFiles
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_sender import WebhookSender
-from services.router.api import dead_letters, jobs, monitoring, rollouts, routes, shadows
+from services.router.api import dead_letters, drift, jobs, monitoring, rollouts, routes, shadows
 from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.blob_sweeper import BlobSweeper
 from services.router.application.controller import RouteController
 from services.router.application.dead_letters import DeadLetters
+from services.router.application.drift_judge import DriftJudge
 from services.router.application.job_sweeper import JobSweeper
 from services.router.application.leadership import Leadership
 from services.router.application.ledger import Ledger
@@ -31,6 +33,7 @@ from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.service.api import create_app
 from tidegate.kernel.store import JobStore, Store
 from tidegate.kernel.store.leader import LeaderStore
+from tidegate.kernel.store.profiles import ProfileStore
 from tidegate.kernel.store.webhooks import WebhookStore
 
 
@@ -75,11 +78,12 @@ def build(settings: RouterSettings) -> FastAPI:
         app.state.shadows = reader
         app.state.replays = _replays(settings, letters, job_store, claims, exceptions, controller)
         app.state.ledger, app.state.webhook_master = ledger, master
+        judge = app.state.drift = _drift_judge(settings, registry, leads)
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.connection.problem)
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
-        consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger)
+        consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger, judge)
         loops = (leadership, controller, runner, reader, *consumers, watcher)
         for loop in loops:
             loop.start()
@@ -101,6 +105,7 @@ def build(settings: RouterSettings) -> FastAPI:
             monitoring.router,
             jobs.router,
             dead_letters.router,
+            drift.router,
         ],
     )
 
@@ -132,6 +137,17 @@ def _controller(
         incarnation,
         interval_s=settings.route_interval_s,
         relist_s=settings.relist_interval_s,
+    )
+
+
+def _drift_judge(settings: RouterSettings, registry: RegistryCache, leads: Callable[[], bool]) -> DriftJudge:
+    return DriftJudge(
+        ProfileStore.connect(settings.redis_url),
+        registry,
+        DriftFiles(settings.state_path / "data" / "drift"),
+        leads,
+        settings.drift_windows(),
+        settings.drift_policy(),
     )
 
 

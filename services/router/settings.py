@@ -7,6 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from services.router.domain.dead_letters import DeadLetterLimits
+from services.router.domain.drift import DriftPolicy
+from services.router.domain.drift_history import WindowLimits
 from services.router.domain.job_retention import Retention
 from services.router.domain.webhooks import RetryPolicy, WebhookLimits
 from tidegate.kernel.settings.base import Settings
@@ -83,6 +85,21 @@ class RouterSettings(Settings):
     )
     webhooks_at_once: int = Field(64, ge=1, le=1024, description="Webhooks in flight at a time.")
     webhooks_per_host: int = Field(4, ge=1, le=1024, description="Webhooks in flight at a time to one host.")
+
+    drift_window_rows: int = Field(
+        3000, ge=100, description="Sampled rows of a window in which drift is judged. Fewer are not judged."
+    )
+    drift_window_s: float = Field(
+        86_400.0, gt=0, description="Longest time of a window in which drift is judged, in seconds."
+    )
+
+    def drift_windows(self) -> WindowLimits:
+        """Return the limits of windows of sampled rows."""
+        return WindowLimits(self.drift_window_rows, self.drift_window_s)
+
+    def drift_policy(self) -> DriftPolicy:
+        """Return the rules of a verdict about drift."""
+        return DriftPolicy(min_rows=self.drift_window_rows)
 
     def dead_letter_limits(self) -> DeadLetterLimits:
         """Return the limits of dead letters."""

@@ -16,6 +16,7 @@ from services.worker.application.job_records import JobRecords
 from services.worker.application.job_scheduler import JobScheduler
 from services.worker.application.lifecycle import ReplicaLifecycle
 from services.worker.application.llm_scheduler import LlmScheduler
+from services.worker.application.sampler import Counter, Sampler
 from services.worker.application.serving import JobServing, ReplicaServing
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.llm_bands import LlmRoom
@@ -25,6 +26,7 @@ from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.broker.topology import Queue, requests_queue
 from tidegate.kernel.protocol.models import Assignment, Deployment, LlmSpec
 from tidegate.kernel.store import JobStore, Store
+from tidegate.kernel.store.profiles import ProfileStore
 
 
 def build_serving(
@@ -38,6 +40,7 @@ def build_serving(
     fetch_bytes: int,
     on_lost: OnLost,
     jobs: JobServing | None = None,
+    sampler: Sampler | None = None,
 ) -> ReplicaServing:
     """Return the parts that run the requests of ``queue``, and with ``jobs`` also jobs.
 
@@ -51,9 +54,10 @@ def build_serving(
         limits,
         on_lost=on_lost,
         jobs=jobs.scheduler if jobs else None,
+        sampler=sampler,
     )
     requests.deliver_to(scheduler)
-    return ReplicaServing(publisher, requests, scheduler, jobs)
+    return ReplicaServing(publisher, requests, scheduler, jobs, sampler)
 
 
 def build_llm_serving(
@@ -67,16 +71,23 @@ def build_llm_serving(
     fetch_bytes: int,
     on_lost: OnLost,
     jobs: JobServing | None = None,
+    sampler: Sampler | None = None,
 ) -> ReplicaServing:
     """Return the parts that run the requests to a language model, and with ``jobs`` also jobs."""
     requests = LlmRequestConsumer(
         amqp_url, deployment, replica, publisher, claims=claims, fetch_bytes=fetch_bytes
     )
     scheduler = LlmScheduler(
-        publisher, requests.settle, room, replica, on_lost=on_lost, jobs=jobs.scheduler if jobs else None
+        publisher,
+        requests.settle,
+        room,
+        replica,
+        on_lost=on_lost,
+        jobs=jobs.scheduler if jobs else None,
+        sampler=sampler,
     )
     requests.deliver_to(scheduler)
-    return ReplicaServing(publisher, requests, scheduler, jobs)
+    return ReplicaServing(publisher, requests, scheduler, jobs, sampler)
 
 
 def llm_room(deployment: Deployment) -> LlmRoom:
@@ -104,6 +115,19 @@ def build_job_serving(
     scheduler.settle_through(consumer)
     leases = JobLeases(store, scheduler, consumer, replica, ack_timeout_s=ack_timeout_s)
     return JobServing(scheduler, consumer, leases)
+
+
+def build_sampler(redis_url: str, deployment: Deployment, replica: str) -> Sampler | None:
+    """Return the sampler of a replica; None if its Deployment samples no rows."""
+    if not deployment.sampling:
+        return None
+
+    def counter() -> Counter:
+        from services.worker.application.profile_counter import ProfileCounter  # imports numpy
+
+        return ProfileCounter(replica, deployment.redact)
+
+    return Sampler(ProfileStore.connect(redis_url), deployment.name, counter, deployment.sampling)
 
 
 def build_replica(
@@ -148,6 +172,7 @@ def build_replica(
                 fetch_bytes=settings.max_fetched_bytes,
                 on_lost=on_lost,
                 jobs=jobs,
+                sampler=build_sampler(settings.redis_url, assignment.deployment, replica),
             )
         return build_serving(
             settings.amqp_url,
@@ -159,6 +184,7 @@ def build_replica(
             fetch_bytes=settings.max_fetched_bytes,
             on_lost=on_lost,
             jobs=jobs,
+            sampler=build_sampler(settings.redis_url, assignment.deployment, replica),
         )
 
     token = read_token(folder)

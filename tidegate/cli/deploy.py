@@ -76,6 +76,20 @@ def deploy(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    sampling: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Rows per second that a replica samples for drift; 0: none.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    redact: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD",
+            help="An input or output of strings whose values are not sampled; repeatable.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     image: Annotated[
         str | None,
         typer.Option(help="Image of the workers, if they run in containers.", rich_help_panel=_RUN),
@@ -257,6 +271,8 @@ def deploy(
         "batching": _given({"max_batch": max_batch, "window_ms": batch_window_ms}) or None,
         "env": pairs("--env", env) or None,
         "resources": numbers("--resource", resource) or None,
+        "sampling": sampling,
+        "redact": redact or None,
         "image": image,
         "llm": llm_fields(
             engine=engine or ("vllm" if path is not None and is_hugging_face(path) else None),

@@ -137,6 +137,11 @@ def fingerprint(deployment: Deployment) -> str:
     # A Deployment without these fields keeps the digest that it had before the fields existed.
     if deployment.progress_timeout_s is not None:
         read.add("progress_timeout_s")
+    for name in ("sampling", "redact"):
+        if getattr(deployment, name) != type(deployment).model_fields[name].get_default(
+            call_default_factory=True
+        ):
+            read.add(name)
     if deployment.llm is not None:
         read.add("llm")
     # Only gateways read this field.

@@ -6,11 +6,13 @@ import contextlib
 from pathlib import Path
 
 import httpx
+import orjson
 from pydantic import ValidationError
 
 from services.router.adapters import shared_file
 from tidegate.kernel import telemetry
 from tidegate.kernel.http.certificates import trusted
+from tidegate.kernel.profiles.baseline import Baseline
 from tidegate.kernel.protocol.models import DesiredState, Endpoint, RolloutPhase
 
 log = telemetry.logger(__name__)
@@ -53,6 +55,19 @@ class RegistryCache:
         if self.desired is None or desired.revision != self.desired.revision:
             shared_file.replace(self._disk, response.content)
         self.desired = desired
+
+    async def baseline(self, model: str, version: int) -> Baseline | None:
+        """Return a version's training baseline; None if it has none, or if the registry does not answer."""
+        try:
+            response = await self._client.get(f"/v1/models/{model}/versions/{version}/baseline")
+            if response.status_code == 404:
+                return None
+            response.raise_for_status()
+            return Baseline.from_json(orjson.loads(response.content))
+        except (httpx.HTTPError, ValueError) as error:
+            extra = {"model": model, "version": version, "problem": str(error)}
+            log.info("a training baseline was not read; tried again", extra=extra)
+            return None
 
     async def settle(self, endpoint: Endpoint) -> None:
         """Report that an Endpoint's traffic has moved to its targets. On an error, log it."""

@@ -45,6 +45,10 @@ MODEL_DEATHS = Counter(
     "tidegate_worker_model_deaths_total",
     "Times that the model's process or Triton ended, or was killed because it did not answer.",
 )
+SAMPLED = Counter("tidegate_worker_sampled_rows_total", "Rows that were sampled into profiles.")
+SAMPLES_DROPPED = Counter(
+    "tidegate_worker_sampled_rows_dropped_total", "Rows that found no room in the buffer of the sampler."
+)
 LLM_SLOTS = Gauge("tidegate_worker_llm_slots", "Requests that a language model works on at the same time.")
 LLM_TAKEN = Counter(
     "tidegate_worker_llm_taken_total",

@@ -28,6 +28,7 @@ from services.worker.application.model_calls import (
     decide_failure,
     replies_to,
 )
+from services.worker.application.sampler import Sampler
 from services.worker.application.stream_scheduler import StreamScheduler
 from services.worker.domain.backlog import Backlog, QueuedRequest
 from services.worker.domain.concurrency import CallLimits, calls_in_flight, effective_concurrency, job_calls
@@ -67,6 +68,7 @@ class BatchScheduler:
         *,
         on_lost: OnLost,
         jobs: JobScheduler | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self._publisher = publisher
         self._settle = settle
@@ -86,6 +88,7 @@ class BatchScheduler:
         self._isolating = asyncio.Lock()
         self._paused = self._died_alone = False
         self._jobs = jobs
+        self._sampler = sampler
         # True if the model server was lost while a suspect ran alone in it.
         self.suspect_died = False
         self.backlog = Backlog()
@@ -360,6 +363,8 @@ class BatchScheduler:
         self._count("ok", group)
         if unsent:
             await self._publish_replies(group, unsent)
+        if (sampler := self._sampler) is not None and sampler.wants:
+            sampler.add(group, answer)
 
     async def _on_failure(self, model: Model, failure: CallFailure[QueuedRequest]) -> None:
         if failure.expired:

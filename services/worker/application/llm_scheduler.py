@@ -22,6 +22,7 @@ from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.request_log import log_failure
 from services.worker.application.job_scheduler import JobScheduler
 from services.worker.application.model_calls import CallFailure, count_failure, count_slot_success
+from services.worker.application.sampler import Sampler
 from services.worker.application.stream_answers import send_answers
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.llm_bands import LlmRoom, job_slots
@@ -56,7 +57,9 @@ class LlmScheduler:
         *,
         on_lost: Callable[[Model], None],
         jobs: JobScheduler | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
+        self._sampler = sampler
         self._replies = ChunkSender(publisher)
         self._settle = settle
         self._room = room
@@ -244,12 +247,18 @@ class LlmScheduler:
 
     async def _run(self, model: Model, item: QueuedRequest) -> None:
         began = time.monotonic()
-        chunks, outcome = await send_answers(self._replies, model, item, began, first_facts=self._facts)
+        sample = self._sampler.stream(item.request.trace) if self._sampler is not None else None
+        see = sample.see if sample is not None else None
+        chunks, outcome = await send_answers(
+            self._replies, model, item, began, first_facts=self._facts, see=see
+        )
         if isinstance(outcome, CallFailure):
             await self._on_failure(model, item, chunks, outcome)
             return
         count_slot_success(self.stats, self._room.slots, item, began, time.monotonic() - began)
         if outcome == "ok":
+            if sample is not None:
+                sample.end()
             end = envelope.end_frame(item.request.id, item.request.attempt, chunks)
             await self._replies.reply_last(item.delivery.reply_to, end)
         self._finish(item, outcome)

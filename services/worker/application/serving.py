@@ -1,4 +1,4 @@
-"""The parts of a replica that take requests and jobs from the broker, run them, and reply."""
+"""The parts of a replica that take requests and jobs from the broker, run them, reply, and sample them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from services.worker.adapters.model import Model
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.application.job_leases import JobLeases
 from services.worker.application.job_scheduler import JobScheduler
+from services.worker.application.sampler import Sampler
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel.broker.connection import Connection
 
@@ -99,12 +100,16 @@ class JobServing:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaServing:
-    """The parts that run requests, and those that run jobs. ``jobs`` is None if this worker runs no jobs."""
+    """The parts that run requests, and those that run jobs.
+
+    ``jobs`` is None if this worker runs no jobs, ``sampler`` if it samples no rows.
+    """
 
     publisher: ReplyPublisher
     requests: Requests
     scheduler: Scheduler
     jobs: JobServing | None = None
+    sampler: Sampler | None = None
 
     @property
     def unsettled(self) -> int:
@@ -125,6 +130,8 @@ class ReplicaServing:
         """Connect, and start the schedulers; nothing is consumed before :meth:`open`."""
         self.scheduler.start()
         self.requests.start()
+        if self.sampler is not None:
+            self.sampler.start()
         if self.jobs is not None:
             self.jobs.leases.start()
             self.jobs.messages.start(self.scheduler)
@@ -158,3 +165,5 @@ class ReplicaServing:
             await self.jobs.leases.stop()
             await self.jobs.messages.stop()
         await self.requests.stop()
+        if self.sampler is not None:
+            await self.sampler.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -36,10 +36,12 @@ async def send_answers(
     began: float,
     *,
     first_facts: Mapping[str, Any] = _NO_FACTS,
+    see: Callable[[ModelAnswer], None] | None = None,
 ) -> tuple[int, str | CallFailure[QueuedRequest]]:
     """Send each answer as soon as it is made. Return their number, and "ok", "expired" or the failure.
 
     ``began`` is on the worker's monotonic clock. ``first_facts`` are parameters to add to the first answer.
+    ``see`` is called with each answer.
     """
     loop = asyncio.get_running_loop()
     left_s = max(item.request.deadline_ms / 1e3 - time.time(), 0.001)
@@ -56,6 +58,8 @@ async def send_answers(
                 await replies.reply(item.delivery.reply_to, [chunk], left_s=silence_s)
                 if chunks == 0:
                     FIRST_CHUNK_SECONDS.observe(now - began)
+                if see is not None:
+                    see(answer)
                 chunks, last = chunks + 1, now
                 CHUNKS.inc()
     except TimeoutError:

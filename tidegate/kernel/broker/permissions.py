@@ -74,7 +74,9 @@ BROKER: dict[str, BrokerPermissions] = {
 
 # Only the server's owner administers it, from its command line.
 _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
-_WORKERS_FACTS = " ".join(f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics"))
+_WORKERS_FACTS = " ".join(
+    f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins")
+)
 _NOT_FOR_WORKERS = "-scan -randomkey -function -move"
 _WORKERS_COMMANDS = (
     f"resetchannels -@all +@read +@write +@connection +@transaction -@dangerous {_NOT_FOR_WORKERS}"

@@ -191,6 +191,8 @@ class DeploymentSpec(Written):
     ``progress_timeout_s``: the process of a model that answers no call for this time is ended. None: a
     minute, or the longest timeout of the callers that wait, if that is longer.
     ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
+    ``sampling``: rows per second that a replica samples into the version's profile; 0: none. ``redact``:
+    strings whose values are not kept, by the name of their input or output.
     ``start_timeout_s`` is longer by default if the engine is vLLM: it compiles and measures at each start.
     """
 
@@ -215,6 +217,10 @@ class DeploymentSpec(Written):
     resources: Resources = Resources(gpus=0)
     image: str | None = Field(None, min_length=1, max_length=512)
     llm: LlmSpec | None = None
+    sampling: int = Field(200, ge=0, le=10_000)
+    redact: list[Annotated[str, Field(min_length=1, max_length=255)]] = Field(
+        default_factory=list, max_length=256
+    )
 
     @model_validator(mode="after")
     def _vllm_starts_slowly(self) -> Self:

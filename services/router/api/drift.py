@@ -1,0 +1,30 @@
+"""Routes of drift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+router = APIRouter(prefix="/v1/drift", tags=["drift"])
+
+
+@router.get("")
+async def all_drift(request: Request) -> dict[str, Any]:
+    """Return the drift of every deployed version, with its worst columns."""
+    found: dict[str, Any] = request.app.state.drift.snapshot()
+    return found
+
+
+@router.get("/{name}")
+async def drift(request: Request, name: str) -> dict[str, Any]:
+    """Return the drift of the versions behind an endpoint, a Deployment or a model, with all columns."""
+    found: dict[str, Any] = request.app.state.drift.shown(name)
+    return found
+
+
+@router.post("/{name}/rebase")
+async def rebase(request: Request, name: str) -> dict[str, Any]:
+    """Freeze new baselines from the next rows. Versions with a training baseline keep it."""
+    found: dict[str, Any] = await request.app.state.drift.rebase(name)
+    return found

@@ -1,0 +1,264 @@
+"""Add up the replicas' profiles, judge each closed window, and publish the bins. Only the leader does it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from services.router.adapters.drift_files import DriftFiles, VersionKey
+from services.router.adapters.drift_metrics import DriftMetrics
+from services.router.adapters.registry_cache import RegistryCache
+from services.router.domain import drift_report
+from services.router.domain.drift import Comparison, DriftPolicy
+from services.router.domain.drift_history import DriftHistory, WindowLimits
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import NotFound, Unavailable
+from tidegate.kernel.profiles.piece import ProfilePiece, PublishedBins, Unreadable
+from tidegate.kernel.protocol.models import DesiredState
+from tidegate.kernel.repeating_task import RepeatingTask
+from tidegate.kernel.store import StoreUnavailable
+from tidegate.kernel.store.profiles import ProfileStore
+
+log = telemetry.logger(__name__)
+
+TICK_S = 2.0
+# Bins are written again after this time, because the store may lose them; and training baselines are read.
+REPEAT_S = 30.0
+
+
+class DriftJudge:
+    """One of the router's loops."""
+
+    def __init__(
+        self,
+        store: ProfileStore,
+        registry: RegistryCache,
+        files: DriftFiles,
+        leads: Callable[[], bool],
+        limits: WindowLimits,
+        policy: DriftPolicy,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._files = files
+        self._leads = leads
+        self._limits = limits
+        self._policy = policy
+        self._versions: dict[VersionKey, DriftHistory] = {}
+        self._repeated_at = float("-inf")
+        self._published: dict[str, str] = {}
+        self._metrics = DriftMetrics()
+        self._loop = RepeatingTask("drift", self._step, retry_s=TICK_S)
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Write the histories and stop."""
+        await self._loop.stop()
+        if self._leads():
+            await asyncio.to_thread(self._save, list(self._versions))
+        await self._store.close()
+
+    # --- what others read -------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state of all deployed versions. Raise Unavailable if another router leads."""
+        desired = self._desired()
+        items = []
+        for key in sorted(_deployed(desired)):
+            against = self._against(key)
+            line = drift_report.summary(*key, self._of(key), self._limits, against[1] if against else None)
+            items.append(line | _places(desired, key))
+        return {"items": items}
+
+    def shown(self, name: str) -> dict[str, Any]:
+        """Return the drift of the versions behind a name, in detail. Raise NotFound or Unavailable."""
+        desired = self._desired()
+        items = []
+        for key in self._keys(desired, name):
+            against = self._against(key)
+            line = drift_report.detail(*key, self._of(key), self._limits, against)
+            items.append(line | _places(desired, key))
+        return {"name": name, "items": items}
+
+    async def rebase(self, name: str) -> dict[str, Any]:
+        """Freeze new baselines from the next rows. Versions with a training baseline keep it."""
+        changed = []
+        for key in self._keys(self._desired(), name):
+            history = self._of(key)
+            if history.baseline is None or history.baseline.source == "first_rows":
+                history.reset()
+                changed.append(key)
+        await asyncio.to_thread(self._save, changed)
+        return {"name": name, "versions": [{"model": model, "version": number} for model, number in changed]}
+
+    def _desired(self) -> DesiredState:
+        if not self._leads():
+            raise Unavailable("another router leads and judges drift: try again", retry_after_s=1.0)
+        if self._registry.desired is None:
+            raise Unavailable(self._registry.problem or "the registry was not read yet", retry_after_s=1.0)
+        return self._registry.desired
+
+    def _keys(self, desired: DesiredState, name: str) -> list[VersionKey]:
+        found = drift_report.versions_of(desired, name)
+        if not found:
+            raise NotFound(
+                f"There is no endpoint, Deployment or deployed model {name!r}. `tidegate models` lists them."
+            )
+        return found
+
+    # --- the loop ---------------------------------------------------------------------------------------
+
+    async def _step(self) -> float:
+        desired = self._registry.desired
+        if not self._leads() or desired is None:
+            self._versions.clear()
+            self._published.clear()
+            return TICK_S
+        places = {each.name: (each.model, each.version) for each in desired.deployments if each.sampling}
+        await self._read_baselines(desired, places.values())
+        try:
+            taken = await self._store.take(list(places))
+        except StoreUnavailable:
+            return TICK_S
+        for deployment, raws in taken.items():
+            pieces = await asyncio.to_thread(_decoded, raws)
+            await self._add(deployment, places[deployment], pieces)
+        await self._close(set(places.values()))
+        await self._publish(places)
+        return TICK_S
+
+    async def _add(self, deployment: str, key: VersionKey, pieces: list[ProfilePiece]) -> None:
+        history = self._of(key)
+        if history.bins is None:
+            before = self._predecessor(key)
+            if before is not None and before[1].bins is not None:
+                history.use_bins(before[1].bins)
+            elif any(piece.bins_id for piece in pieces):
+                await self._adopt_bins(deployment, history)
+        for piece in pieces:
+            history.add(piece)
+
+    async def _adopt_bins(self, deployment: str, history: DriftHistory) -> None:
+        """Use the bins that the replicas have already. The file with them was lost."""
+        with contextlib.suppress(StoreUnavailable, Unreadable):
+            if (raw := await self._store.bins(deployment)) is not None:
+                history.use_bins(PublishedBins.from_bytes(raw).bins)
+
+    async def _close(self, keys: Iterable[VersionKey]) -> None:
+        """Close the windows that are full, and judge them in a thread, because a bootstrap takes long."""
+        closed = []
+        for key in keys:
+            history = self._of(key)
+            if await asyncio.to_thread(history.close, time.time(), self._limits, self._policy):
+                closed.append(key)
+                self._log(key, history)
+        if closed:
+            await asyncio.to_thread(self._save, closed)
+            self._metrics.show({key: self._of(key).comparison for key in keys})
+
+    def _log(self, key: VersionKey, history: DriftHistory) -> None:
+        found = history.comparison
+        if found is not None and found.drifted:
+            log.warning(
+                "a version has drifted",
+                extra={"model": key[0], "version": key[1], "columns": found.drifted[: drift_report.WORST]},
+            )
+
+    async def _publish(self, places: dict[str, VersionKey]) -> None:
+        """Publish the bins that changed, and all of them from time to time."""
+        due: dict[str, PublishedBins] = {}
+        for deployment, key in places.items():
+            history = self._of(key)
+            if history.bins is not None and self._published.get(deployment) != history.bins_id:
+                due[deployment] = PublishedBins(history.bins_id, history.bins)
+        try:
+            await self._store.publish_bins({name: bins.to_bytes() for name, bins in due.items()})
+        except StoreUnavailable:
+            return
+        self._published |= {name: bins.id for name, bins in due.items()}
+        if due:
+            await asyncio.to_thread(self._save, {places[name] for name in due})
+
+    async def _read_baselines(self, desired: DesiredState, keys: Iterable[VersionKey]) -> None:
+        """Read training baselines from the registry, and forget what no longer exists, from time to time."""
+        if time.monotonic() - self._repeated_at < REPEAT_S:
+            return
+        self._repeated_at = time.monotonic()
+        self._published.clear()
+        for key in set(keys):
+            if (baseline := await self._registry.baseline(*key)) is not None:
+                self._of(key).use_training(baseline)
+        existing = {(each.model, each.number) for each in desired.versions}
+        self._versions = {key: each for key, each in self._versions.items() if key in existing}
+        await asyncio.to_thread(self._files.keep_only, existing)
+
+    # --- versions ---------------------------------------------------------------------------------------
+
+    def _of(self, key: VersionKey) -> DriftHistory:
+        history = self._versions.get(key)
+        if history is None:
+            history = self._versions[key] = self._loaded(key)
+        return history
+
+    def _loaded(self, key: VersionKey) -> DriftHistory:
+        document = self._files.read(key)
+        if document is not None:
+            try:
+                return DriftHistory.from_json(document, self._policy)
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("a drift history cannot be read", extra={"version": key, "problem": str(error)})
+        return DriftHistory()
+
+    def _save(self, keys: Iterable[VersionKey]) -> None:
+        for key in keys:
+            if (history := self._versions.get(key)) is not None:
+                self._files.write(key, history.to_json())
+
+    def _predecessor(self, key: VersionKey) -> tuple[int, DriftHistory] | None:
+        """Return the newest earlier version of the model that has a history."""
+        desired = self._registry.desired
+        if desired is None:
+            return None
+        earlier = sorted(
+            (each.number for each in desired.versions if each.model == key[0] and each.number < key[1]),
+            reverse=True,
+        )
+        for number in earlier:
+            history = self._of((key[0], number))
+            if history.bins is not None:
+                return number, history
+        return None
+
+    def _against(self, key: VersionKey) -> tuple[int, Comparison] | None:
+        found = self._predecessor(key)
+        comparison = self._of(key).against(found[1], self._policy) if found else None
+        return (found[0], comparison) if found and comparison is not None else None
+
+
+def _deployed(desired: DesiredState) -> set[VersionKey]:
+    return {(each.model, each.version) for each in desired.deployments}
+
+
+def _places(desired: DesiredState, key: VersionKey) -> dict[str, list[str]]:
+    """Return the Deployments of a version, and the endpoints that send traffic there."""
+    deployments = [each.name for each in desired.deployments if (each.model, each.version) == key]
+    endpoints = [
+        each.name for each in desired.endpoints if set(drift_report.deployments_of(each)) & set(deployments)
+    ]
+    return {"deployments": deployments, "endpoints": endpoints}
+
+
+def _decoded(raws: Iterable[bytes]) -> list[ProfilePiece]:
+    found = []
+    for raw in raws:
+        try:
+            found.append(ProfilePiece.from_bytes(raw))
+        except Unreadable as error:
+            log.warning("a profile cannot be read", extra={"problem": str(error)})
+    return found

@@ -1,0 +1,161 @@
+"""Count sampled calls into a profile. Runs in the sampler's thread, and imports numpy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from services.worker.domain.sample_tensors import alike, counted_rows, joined_inputs, joined_outputs
+from services.worker.domain.samples import SampledCall, SampledStream
+from services.worker.domain.text_answers import text_answer
+from tidegate.kernel import telemetry
+from tidegate.kernel.profiles.bins import FIXED, Bins, summarize
+from tidegate.kernel.profiles.columns import Columns, add_tensor
+from tidegate.kernel.profiles.piece import ProfilePiece, PublishedBins, SampledPrediction, Unreadable
+from tidegate.kernel.profiles.predictions import Predictions, add_outputs
+from tidegate.kernel.profiles.profile import Profile
+from tidegate.kernel.profiles.texts import TextAnswer, add_texts
+
+log = telemetry.logger(__name__)
+
+# Rows that wait for bins. More rows are dropped.
+HELD_ROWS = 4096
+# The most predictions in one piece that can be joined with feedback.
+MAX_PREDICTIONS = 2500
+_ID_LENGTH = 128
+
+
+class ProfileCounter:
+    """Counts calls by column. Rows that were sampled before the bins are known are held, and counted then."""
+
+    def __init__(self, replica: str, redact: Collection[str] = ()) -> None:
+        self._replica = replica
+        self._redact = frozenset(redact)
+        self._raw_bins = b""
+        self._bins: dict[str, Bins] | None = None
+        self._bins_id = ""
+        self._held: list[Columns] = []
+        self._held_rows = self._summarized = 0
+        self._profile = Profile()
+        self._predictions: list[SampledPrediction] = []
+        self._begin = time.time()
+        self._unreadable = 0
+        self._dropped = 0
+
+    @property
+    def learning(self) -> bool:
+        """Return True while there are no bins."""
+        return self._bins is None
+
+    def count(self, samples: Sequence[SampledCall | SampledStream]) -> None:
+        """Count samples. Those that cannot be read are dropped."""
+        for calls in alike(each for each in samples if isinstance(each, SampledCall)):
+            self._count_calls(calls)
+        self._count_streams([each for each in samples if isinstance(each, SampledStream)])
+
+    def use(self, bins: bytes) -> None:
+        """Use these bins from now on, and count the rows that were held."""
+        if bins == self._raw_bins:
+            return
+        self._raw_bins = bins
+        try:
+            found = PublishedBins.from_bytes(bins)
+        except Unreadable as error:
+            log.warning("the bins of a profile cannot be read", extra={"problem": str(error)})
+            return
+        if found.id == self._bins_id:
+            return
+        self._bins, self._bins_id = found.bins, found.id
+        self._profile = Profile()
+        for columns in self._held:
+            self._profile.count(columns, found.bins)
+        self._held.clear()
+        self._held_rows = 0
+
+    def take(self) -> bytes | None:
+        """Return what was counted since the last call, as a message; None if there is nothing."""
+        piece = ProfilePiece(self._replica, self._begin, time.time(), self._bins_id)
+        if self._bins is None:
+            self._summarize(piece)
+        else:
+            piece.profile, self._profile = self._profile, Profile()
+        piece.predictions, self._predictions = self._predictions, []
+        piece.dropped, self._dropped = self._dropped, 0
+        if not piece.profile.rows and not piece.learned_rows and not piece.predictions:
+            return None
+        self._begin = time.time()
+        return piece.to_bytes()
+
+    def _count_calls(self, calls: Sequence[SampledCall]) -> None:
+        """Count calls with the same key together, because numpy is slow with few rows."""
+        try:
+            rows = [counted_rows(call) for call in calls]
+            columns = Columns(sum(rows))
+            for tensor in joined_inputs(calls):
+                add_tensor(columns, tensor, self._redact)
+            predictions = add_outputs(columns, joined_outputs(calls))
+        except (ValueError, KeyError, IndexError) as error:
+            self._on_unreadable(error)
+            return
+        self._count(columns)
+        self._remember(calls, rows, predictions)
+
+    def _count_streams(self, streams: Sequence[SampledStream]) -> None:
+        answers: list[TextAnswer] = []
+        for each in streams:
+            try:
+                answers.append(text_answer(each))
+            except (ValueError, KeyError, TypeError) as error:
+                self._on_unreadable(error)
+        if answers:
+            columns = Columns(len(answers))
+            add_texts(columns, answers)
+            self._count(columns)
+
+    def _count(self, columns: Columns) -> None:
+        if self._bins is not None:
+            self._profile.count(columns, self._bins)
+        elif self._held_rows + columns.rows > HELD_ROWS:
+            self._dropped += columns.rows
+        else:
+            self._held.append(columns)
+            self._held_rows += columns.rows
+
+    def _summarize(self, piece: ProfilePiece) -> None:
+        """Add summaries of the rows that were not summarized yet."""
+        new, self._summarized = self._held[self._summarized :], len(self._held)
+        piece.learned_rows = sum(each.rows for each in new)
+        names = {name for each in new for name in each.numbers if name not in FIXED}
+        for name in sorted(names):
+            held = [each.numbers[name] for each in new if name in each.numbers]
+            piece.summaries[name] = summarize(np.concatenate(held))
+
+    def _remember(self, calls: Sequence[SampledCall], rows: Sequence[int], found: Predictions) -> None:
+        """Keep the prediction of each request with one row. Feedback names a request, not a row."""
+        at = 0
+        for call, taken in zip(calls, rows, strict=True):
+            row = at
+            at += taken
+            for trace, request_rows in call.requests:
+                if row >= at:
+                    break
+                if request_rows <= 1 and trace and len(self._predictions) < MAX_PREDICTIONS:
+                    self._predictions.append(_prediction(trace, call.at, found, row))
+                row += request_rows or 1
+
+    def _on_unreadable(self, error: Exception) -> None:
+        self._unreadable += 1
+        if self._unreadable == 1:
+            log.warning("sampled calls cannot be counted", extra={"problem": str(error)})
+
+
+def _prediction(trace: bytes, at: float, found: Predictions, row: int) -> SampledPrediction:
+    return SampledPrediction(
+        telemetry.shown_id(trace)[:_ID_LENGTH],
+        found.labels[row] if found.labels is not None else None,
+        float(found.scores[row]) if found.scores is not None else None,
+        float(found.confidence[row]) if found.confidence is not None else None,
+        round(at, 3),
+    )

@@ -1,0 +1,43 @@
+"""Sampled calls and streams, as the scheduler hands them to the sampler. Pure, and without numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from services.worker.domain.split import Output
+from tidegate.kernel.protocol.envelope import Buffer
+
+# The most rows of one call that are counted.
+CALL_ROWS = 256
+
+
+class SampledCall(NamedTuple):
+    """A call of the model. ``requests``: trace and rows of each. ``inputs``: the pieces of each input.
+
+    ``at``: seconds since the epoch.
+    """
+
+    key: bytes
+    requests: list[tuple[bytes, int]]
+    inputs: list[list[Buffer]]
+    outputs: list[Output]
+    at: float
+
+    @property
+    def rows(self) -> int:
+        """Return the rows of the call; a request without a batch axis is one row."""
+        return sum(rows or 1 for _, rows in self.requests)
+
+    @property
+    def batched(self) -> bool:
+        """Return True if the tensors have an axis of rows."""
+        return self.requests[0][1] > 0
+
+
+class SampledStream(NamedTuple):
+    """The outputs of the last answers of a language model to one request. ``at``: as above."""
+
+    trace: bytes
+    answers: Sequence[Sequence[Output]]
+    at: float

@@ -1,0 +1,1 @@
+"""Profiles of sampled requests: columns, bins, and counts that can be added up. Pure."""

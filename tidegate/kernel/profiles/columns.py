@@ -1,0 +1,121 @@
+"""Turn tensors into named columns: numbers to count in bins, and short values to count by name. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.kernel.protocol.tensors import DATATYPES, unpack_strings
+
+Numbers = npt.NDArray[np.float64]
+
+# A tensor with more elements in a row is described by its mean, sd, minimum and maximum.
+MAX_WIDTH = 256
+# The most columns of one request. The others are left out.
+MAX_COLUMNS = 512
+# A longer string is text: its length and words are counted, and its value is not kept.
+VALUE_BYTES = 64
+MAX_STRINGS = 16
+CHANNELS = (1, 3, 4)
+
+
+@dataclass(slots=True)
+class Columns:
+    """The columns of some rows. ``numbers``: NaN is a missing value. ``values``: None is a missing value."""
+
+    rows: int
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    values: dict[str, list[str | None]] = field(default_factory=dict)
+
+    def put(self, name: str, numbers: Numbers) -> None:
+        """Add a column of numbers, unless there are too many columns."""
+        if len(self.numbers) < MAX_COLUMNS:
+            self.numbers[name] = numbers
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTensor:
+    """A tensor of some rows. ``shape`` is without the axis of rows; ``raw`` has all rows."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: bytes
+
+
+def add_tensor(columns: Columns, tensor: SampledTensor, redact: Collection[str] = ()) -> None:
+    """Add the columns of a tensor. The values of strings in ``redact`` are not kept, only their lengths.
+
+    Raise ValueError if the tensor's bytes do not fit its shape.
+    """
+    if tensor.datatype == "BYTES":
+        _add_strings(columns, tensor, redact)
+        return
+    table = as_table(tensor, columns.rows)
+    if table.shape[1] > MAX_WIDTH:
+        _add_statistics(columns, tensor, table)
+        return
+    for name, at in zip(element_names(tensor.name, tensor.shape), range(table.shape[1]), strict=True):
+        columns.put(name, table[:, at])
+
+
+def as_table(tensor: SampledTensor, rows: int) -> Numbers:
+    """Return a numeric tensor as a table of ``rows`` rows. Raise ValueError if its size does not fit."""
+    datatype = DATATYPES[tensor.datatype]
+    if tensor.datatype == "BF16":
+        found = np.frombuffer(tensor.raw, "<u2").astype("<u4").__lshift__(16).view("<f4")
+    else:
+        found = np.frombuffer(tensor.raw, datatype.numpy)
+    return found.reshape(rows, -1).astype(np.float64)
+
+
+def element_names(name: str, shape: Sequence[int]) -> list[str]:
+    """Return the names of a row's elements: the tensor's name if there is one, else ``name[0]``, ..."""
+    width = prod(shape)
+    return [name] if width == 1 else [f"{name}[{at}]" for at in range(width)]
+
+
+def _add_statistics(columns: Columns, tensor: SampledTensor, table: Numbers) -> None:
+    """Add mean, sd, minimum and maximum, for each channel if the tensor is an image with channels."""
+    with np.errstate(invalid="ignore"):
+        for suffix, part in _channels(tensor, table):
+            columns.put(f"{tensor.name}.mean{suffix}", part.mean(axis=1))
+            columns.put(f"{tensor.name}.sd{suffix}", part.std(axis=1))
+            columns.put(f"{tensor.name}.min{suffix}", part.min(axis=1))
+            columns.put(f"{tensor.name}.max{suffix}", part.max(axis=1))
+
+
+def _channels(tensor: SampledTensor, table: Numbers) -> list[tuple[str, Numbers]]:
+    shape = tensor.shape
+    if len(shape) != 3:
+        return [("", table)]
+    image = table.reshape(len(table), *shape)
+    if shape[0] in CHANNELS:
+        return [(f"[{at}]", image[:, at].reshape(len(table), -1)) for at in range(shape[0])]
+    if shape[2] in CHANNELS:
+        return [(f"[{at}]", image[..., at].reshape(len(table), -1)) for at in range(shape[2])]
+    return [("", table)]
+
+
+def _add_strings(columns: Columns, tensor: SampledTensor, redact: Collection[str]) -> None:
+    strings = unpack_strings(tensor.raw)
+    width = max(1, len(strings) // max(1, columns.rows))
+    if len(strings) != width * columns.rows:
+        raise ValueError(f"{tensor.name} has {len(strings)} strings for {columns.rows} rows")
+    for at, name in zip(range(min(width, MAX_STRINGS)), _string_names(tensor.name, width), strict=False):
+        those = strings[at::width]
+        columns.put(f"{name}.length", np.array([len(each) for each in those], float))
+        if tensor.name in redact:
+            continue
+        if any(len(each) > VALUE_BYTES for each in those):
+            columns.put(f"{name}.words", np.array([each.count(b" ") + 1 for each in those], float))
+        else:
+            columns.values[name] = [each.decode(errors="replace") for each in those]
+
+
+def _string_names(name: str, width: int) -> list[str]:
+    return element_names(name, (width,))

@@ -1,0 +1,124 @@
+"""A piece of a profile: what one replica has sampled since its last piece. Pure."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from tidegate.kernel.profiles.bins import Bins, Summary, bins_from_json
+from tidegate.kernel.profiles.profile import Profile
+
+# A reader refuses a piece that is larger when it is unpacked, so that a bad one cannot fill its memory.
+MAX_BYTES = 32 * 2**20
+
+
+class Unreadable(ValueError):
+    """The bytes are no piece of a profile."""
+
+
+class SampledPrediction(NamedTuple):
+    """The prediction of one row, to be joined with feedback.
+
+    ``request_id``: the answer's ``X-Request-Id``. ``label``, ``score``: None if the model has none. ``at``:
+    seconds since the epoch.
+    """
+
+    request_id: str
+    label: str | None
+    score: float | None
+    confidence: float | None
+    at: float
+
+
+@dataclass(slots=True)
+class ProfilePiece:
+    """The rows that a replica has sampled from ``begin`` to ``end``, in seconds since the epoch.
+
+    ``bins_id`` names the bins of ``profile``. It is empty while the replica has none. Then ``summaries`` has
+    the quantiles of its newest rows, and ``learned_rows`` their number.
+    """
+
+    replica: str
+    begin: float
+    end: float
+    bins_id: str = ""
+    profile: Profile = field(default_factory=Profile)
+    summaries: dict[str, Summary] = field(default_factory=dict)
+    learned_rows: int = 0
+    predictions: list[SampledPrediction] = field(default_factory=list)
+    dropped: int = 0
+
+    def to_bytes(self) -> bytes:
+        """Return the piece as a message."""
+        document = {
+            "v": 1,
+            "replica": self.replica,
+            "begin": self.begin,
+            "end": self.end,
+            "bins": self.bins_id,
+            "profile": self.profile.to_json(),
+            "summaries": {name: [each.rows, each.points] for name, each in self.summaries.items()},
+            "learned_rows": self.learned_rows,
+            "predictions": [tuple(each) for each in self.predictions],
+            "dropped": self.dropped,
+        }
+        return zlib.compress(orjson.dumps(document), 1)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> ProfilePiece:
+        """Read a piece from a message. Raise Unreadable."""
+        try:
+            found: dict[str, Any] = orjson.loads(_unpacked(raw))
+            if found["v"] != 1:
+                raise ValueError(f"version {found['v']} is not known")
+            return cls(
+                str(found["replica"]),
+                float(found["begin"]),
+                float(found["end"]),
+                str(found["bins"]),
+                Profile.from_json(found["profile"]),
+                {
+                    str(name): Summary(int(rows), tuple(map(float, points)))
+                    for name, (rows, points) in found["summaries"].items()
+                },
+                int(found["learned_rows"]),
+                [SampledPrediction(*each) for each in found["predictions"]],
+                int(found["dropped"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+            raise Unreadable(f"not a piece of a profile: {error!r}") from None
+
+
+def _unpacked(raw: bytes) -> bytes:
+    reader = zlib.decompressobj()
+    found = reader.decompress(raw, MAX_BYTES)
+    if reader.unconsumed_tail:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    if not reader.eof:
+        raise ValueError("it is cut off")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedBins:
+    """The bins that all replicas of a Deployment use. ``id`` changes with them."""
+
+    id: str
+    bins: dict[str, Bins]
+
+    def to_bytes(self) -> bytes:
+        """Return the bins as a message."""
+        document = {"id": self.id, "bins": {name: each.to_json() for name, each in self.bins.items()}}
+        return zlib.compress(orjson.dumps(document), 1)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> PublishedBins:
+        """Read bins from a message. Raise Unreadable."""
+        try:
+            found = orjson.loads(_unpacked(raw))
+            return cls(str(found["id"]), bins_from_json(found["bins"]))
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+            raise Unreadable(f"not the bins of a profile: {error!r}") from None

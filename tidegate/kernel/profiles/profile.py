@@ -1,0 +1,198 @@
+"""Counts of sampled rows by column. Profiles with the same bins are added up. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.kernel.profiles.bins import Bins, count
+from tidegate.kernel.profiles.columns import Columns, Numbers
+
+# The most different values of a string column that are counted by name.
+VALUES_KEPT = 256
+
+
+@dataclass(slots=True)
+class NumberCounts:
+    """A column of numbers: counts by bin, missing values, and values outside the baseline's range."""
+
+    counts: npt.NDArray[np.int64]
+    missing: int = 0
+    below: int = 0
+    above: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
+
+    @property
+    def n(self) -> int:
+        """Return the number of finite values."""
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> float | None:
+        """Return the mean of the finite values; None if there are none."""
+        return self.total / self.n if self.n else None
+
+    @property
+    def sd(self) -> float | None:
+        """Return the standard deviation of the finite values; None if there are none."""
+        if not self.n:
+            return None
+        return math.sqrt(max(0.0, self.squares / self.n - (self.total / self.n) ** 2))
+
+    def add(self, other: NumberCounts) -> None:
+        """Add counts of the same bins. Raise ValueError for others."""
+        if len(other.counts) != len(self.counts):
+            raise ValueError("profiles with different bins cannot be added up")
+        self.counts = self.counts + other.counts
+        self.missing += other.missing
+        self.below += other.below
+        self.above += other.above
+        self.total += other.total
+        self.squares += other.squares
+        self.least = min(self.least, other.least)
+        self.most = max(self.most, other.most)
+
+    def to_json(self) -> list[Any]:
+        """Return the counts for JSON."""
+        ends = [self.least, self.most] if self.n else [None, None]
+        return [
+            self.counts.tolist(),
+            self.missing,
+            self.below,
+            self.above,
+            _finite(self.total),
+            _finite(self.squares),
+            *ends,
+        ]
+
+    @classmethod
+    def from_json(cls, found: list[Any]) -> NumberCounts:
+        """Return the counts that :meth:`to_json` returned. Raise ValueError or TypeError."""
+        counts, missing, below, above, total, squares, least, most = found
+        return cls(
+            np.asarray(counts, np.int64),
+            int(missing),
+            int(below),
+            int(above),
+            float(total),
+            float(squares),
+            math.inf if least is None else float(least),
+            -math.inf if most is None else float(most),
+        )
+
+
+@dataclass(slots=True)
+class ValueCounts:
+    """A column of short strings: counts of the most frequent values, of the others, and of missing ones."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    other: int = 0
+    missing: int = 0
+
+    @property
+    def n(self) -> int:
+        """Return the number of values."""
+        return sum(self.counts.values()) + self.other
+
+    def add(self, other: ValueCounts) -> None:
+        """Add counts. The rarest values above ``VALUES_KEPT`` become ``other``."""
+        found = Counter(self.counts)
+        found.update(other.counts)
+        kept = dict(found.most_common(VALUES_KEPT))
+        self.other += other.other + found.total() - sum(kept.values())
+        self.counts = kept
+        self.missing += other.missing
+
+    def to_json(self) -> list[Any]:
+        """Return the counts for JSON."""
+        return [self.counts, self.other, self.missing]
+
+    @classmethod
+    def from_json(cls, found: list[Any]) -> ValueCounts:
+        """Return the counts that :meth:`to_json` returned. Raise ValueError or TypeError."""
+        counts, other, missing = found
+        return cls({str(k): int(v) for k, v in counts.items()}, int(other), int(missing))
+
+
+@dataclass(slots=True)
+class Profile:
+    """The counts of some rows by column."""
+
+    rows: int = 0
+    numbers: dict[str, NumberCounts] = field(default_factory=dict)
+    values: dict[str, ValueCounts] = field(default_factory=dict)
+
+    def count(self, columns: Columns, bins: Mapping[str, Bins]) -> None:
+        """Count some rows. Columns of numbers without bins are left out."""
+        self.rows += columns.rows
+        for name, numbers in columns.numbers.items():
+            if name in bins:
+                _merge(self.numbers, name, count_numbers(numbers, bins[name]))
+        for name, values in columns.values.items():
+            found = Counter(each for each in values if each is not None)
+            kept = dict(found.most_common(VALUES_KEPT))
+            rest = found.total() - sum(kept.values())
+            _merge(self.values, name, ValueCounts(kept, rest, len(values) - found.total()))
+
+    def add(self, other: Profile) -> None:
+        """Add another profile. Raise ValueError if its bins differ."""
+        for name, numbers in other.numbers.items():
+            _merge(self.numbers, name, numbers)
+        for name, values in other.values.items():
+            _merge(self.values, name, values)
+        self.rows += other.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile for JSON."""
+        return {
+            "rows": self.rows,
+            "numbers": {name: each.to_json() for name, each in self.numbers.items()},
+            "values": {name: each.to_json() for name, each in self.values.items()},
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Profile:
+        """Return the profile that :meth:`to_json` returned. Raise KeyError, ValueError or TypeError."""
+        return cls(
+            int(found["rows"]),
+            {str(name): NumberCounts.from_json(each) for name, each in found["numbers"].items()},
+            {str(name): ValueCounts.from_json(each) for name, each in found["values"].items()},
+        )
+
+
+def count_numbers(numbers: Numbers, bins: Bins) -> NumberCounts:
+    """Return the counts of a column of numbers. NaN and infinite values are missing."""
+    finite = numbers[np.isfinite(numbers)]
+    missing = len(numbers) - len(finite)
+    if not len(finite):
+        return NumberCounts(np.zeros(len(bins.cuts) + 1, np.int64), missing)
+    return NumberCounts(
+        count(finite, bins),
+        missing,
+        int((finite < bins.low).sum()),
+        int((finite > bins.high).sum()),
+        float(finite.sum()),
+        float((finite * finite).sum()),
+        float(finite.min()),
+        float(finite.max()),
+    )
+
+
+def _merge(into: dict[str, Any], name: str, found: Any) -> None:
+    if name in into:
+        into[name].add(found)
+    else:
+        into[name] = found
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
