@@ -34,7 +34,8 @@ def launcher_of(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
 def worker_environment(settings: AutoscalerSettings) -> dict[str, str]:
     """Return the environment of a worker that is started now."""
     if settings.launcher == "docker":
-        return {"PATH": os.environ.get("PATH", ""), **_shared(settings), **settings.docker_environment}
+        path = {"PATH": os.environ.get("PATH", "")}
+        return {**path, **_traces(), **_shared(settings), **settings.docker_environment}
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",
@@ -75,7 +76,7 @@ def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
         logs=settings.log_limits(),
         token=settings.service_token,
         secrets=worker_secrets(settings.secrets_path),
-        environment={**_shared(settings), **settings.docker_environment},
+        environment={**_traces(), **_shared(settings), **settings.docker_environment},
         volumes=settings.docker_volumes,
         pull=settings.docker_pull,
         memory_mb=settings.docker_memory_mb,
@@ -92,6 +93,11 @@ def docker_launcher(settings: AutoscalerSettings) -> tuple[Launcher, HostProbe]:
     token = engine_token(settings.service_token) if behind_proxy else ""
     engine = Engine(settings.docker_host, token)
     return DockerLauncher(plan, engine), EngineProbe(engine)
+
+
+def _traces() -> dict[str, str]:
+    """Return the variables of OpenTelemetry, so that workers export traces like the gateway."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_") and value}
 
 
 def _shared(settings: AutoscalerSettings) -> dict[str, str]:

@@ -40,6 +40,7 @@ from services.gateway.application.access_log import AccessLog, access_log_of
 from services.gateway.application.catalogue import Catalogue
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.inference.shadow_traffic import ShadowTraffic
+from services.gateway.application.request_traces import request_traces_of
 from services.gateway.domain.cors import Origins
 from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.feedback_wiring import FeedbackWiring
@@ -53,6 +54,7 @@ from tidegate.kernel.http.tls import ServerCertificate, certificate_of
 from tidegate.kernel.service.api import create_app
 from tidegate.kernel.service.app import Health
 from tidegate.kernel.store import Store
+from tidegate.kernel.tracing import SpanExport
 
 # A gRPC message may be larger than the limit for bodies by this much.
 HEAD_BYTES = 64 * 1024
@@ -100,6 +102,7 @@ class Parts(NamedTuple):
     access_wiring: AccessWiring
     job_wiring: JobWiring
     log: AccessLog
+    traces: SpanExport | None
     feedback: FeedbackWiring
 
 
@@ -212,7 +215,8 @@ def _parts(settings: GatewaySettings) -> Parts:
     feedback = FeedbackWiring(settings, routes)
     core = InferenceCore(routes, dispatcher, heartbeat, feedback.tags, shadows)
     metadata = ModelMetadataCache(store, routes.deployments)
-    log = access_log_of(settings)
+    traces, export = request_traces_of(settings.trace_slow_ms)
+    log = access_log_of(settings, traces)
     access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways)
     traffic = TrafficPublisher(store, incarnation.hex(), metrics.traffic.report)
     access_wiring.watch_callers(traffic.seen)
@@ -243,6 +247,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         access_wiring=access_wiring,
         job_wiring=job_wiring,
         log=log,
+        traces=export,
         feedback=feedback,
     )
 
@@ -280,6 +285,8 @@ async def _running(
     await parts.access_wiring.stop()
     await parts.routes.stop()
     await parts.log.stop()
+    if parts.traces is not None:
+        await asyncio.to_thread(parts.traces.close)
     await parts.feedback.stop()
     await parts.store.close()
     parts.blobs.close()

@@ -94,6 +94,12 @@ class GatewaySettings(Settings):
     access_log_days: float = Field(
         7.0, gt=0, description="How long a rotated part of the access log is kept, in days."
     )
+    trace_slow_ms: float = Field(
+        1000.0,
+        ge=0,
+        description="A request that takes longer is always exported as a trace, as is a failed one, in "
+        "milliseconds.",
+    )
     llm_queue_comments: bool = Field(
         False,
         description="Streams of language models say in comments (`: x-tidegate-queue`) how many requests are "

@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 from starlette.applications import Starlette
 
+from services.worker.adapters.call_traces import TRACES
 from services.worker.adapters.triton_process import TritonProcess
 from services.worker.application.lifecycle import ReplicaLifecycle
 from services.worker.application.warm_standby import WarmStandby
@@ -65,6 +66,7 @@ class Worker:
         for each in (self._replica, self._standby):
             if each is not None:
                 await each.stop()
+        await asyncio.to_thread(TRACES.stop)
         if self._blobs is not None:
             self._blobs.close()
         await store.close()
@@ -95,6 +97,7 @@ class Worker:
             self._http_port,
             triton,
         )
+        TRACES.start(assignment.deployment.name, assignment.replica)
         self._replica.start()
 
     def _problem(self) -> str | None:

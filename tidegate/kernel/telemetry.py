@@ -10,13 +10,14 @@ from datetime import datetime, timezone
 from pythonjsonlogger.json import JsonFormatter
 
 from tidegate.kernel.protocol.request_ids import LONGEST_ID as LONGEST_ID
+from tidegate.kernel.protocol.trace_context import SEPARATOR
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def shown_id(raw: bytes) -> str:
-    """Return the id of a request as it appears in logs."""
-    return raw.decode("latin-1")[:LONGEST_ID]
+    """Return the id of a request as it appears in logs. ``raw``: the id, or a frame's field ``trace``."""
+    return raw.partition(SEPARATOR)[0].decode("latin-1")[:LONGEST_ID]
 
 
 def logger(name: str) -> logging.Logger:

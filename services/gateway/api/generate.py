@@ -75,7 +75,8 @@ class GenerateRoutes:
         self._core = core
         self._access = access
         self._limits = limits
-        self._observer = StreamObserver("rest", metrics, log or AccessLog.off())
+        self._log = log or AccessLog.off()
+        self._observer = StreamObserver("rest", metrics, self._log)
         self.router = APIRouter(prefix="/v2", tags=["Generate extension"])
         for path in ("/models/{model}", "/models/{model}/versions/{version}"):
             self.router.add_api_route(f"{path}/generate", self.generate, methods=["POST"])
@@ -108,16 +109,19 @@ class GenerateRoutes:
         )
 
     def _answers(self, call: GenerateCall) -> AsyncGenerator[InferenceResult]:
+        trace = self._log.begin(telemetry.request_id.get().encode("latin-1", "replace"), call.headers)
         stream = self._core.stream(
             call.model,
             call.version,
             call.timeout_ms,
             lambda contract: generate.decode(call.body, contract),
-            telemetry.request_id.get().encode("latin-1", "replace"),
+            trace,
             call.cost.begin,
             call.origin,
         )
-        return self._observer.watch(call.model, call.started, len(call.body), call.cost, stream)
+        return self._observer.watch(
+            call.model, call.started, len(call.body), call.cost, stream, trace=trace, headers=call.headers
+        )
 
     def _feedback_of(self, call: GenerateCall) -> PendingId | None:
         rid = telemetry.request_id.get().encode("latin-1", "replace")

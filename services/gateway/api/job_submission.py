@@ -78,7 +78,8 @@ class JobSubmissionHandler:
         ``length``: bytes of the body's JSON part. Raises a TidegateError if the request is not valid or not
         admitted.
         """
-        request, grant = self._read(target, headers, body, length, principal, rid)
+        trace = self._log.begin(rid, headers)
+        request, grant = self._read(target, headers, body, length, principal, trace)
         began, received, endpoint, route = time.perf_counter(), len(body), request.endpoint, request.route
 
         def accepted(response: HttpResponse, job: Job) -> None:
@@ -88,6 +89,10 @@ class JobSubmissionHandler:
                     status=response.status, received=received, sent=len(response.body), headers=headers,
                     total=time.perf_counter() - began,
                 )  # fmt: skip
+            spent = time.perf_counter() - began
+            self._log.trace_job(
+                trace, headers, endpoint, route.name, job.id.hex(), status=response.status, total=spent
+            )
             done(response)
 
         self._tasks.start(self._accept(request, grant, received, prefer, headers, rid, accepted, failed))
@@ -99,7 +104,7 @@ class JobSubmissionHandler:
         body: Buffer,
         length: int | None,
         principal: Principal,
-        rid: bytes,
+        trace: bytes,
     ) -> tuple[JobRequest, Grant | None]:
         if not principal.may(INFER):
             raise Forbidden(lacks(principal, (INFER,)))
@@ -119,7 +124,7 @@ class JobSubmissionHandler:
                 lambda contract: oip.decode_head(head, tail, contract),
                 options,
                 principal,
-                trace=rid,
+                trace=trace,
                 idempotency=idempotency,
                 origin=lambda: Origin(headers, principal.id, lambda: oip.request_parameters(body, length)),
             )

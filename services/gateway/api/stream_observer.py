@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from services.gateway.api.inference.handler import CLIENT_CLOSED
 from services.gateway.api.metrics import CALLER_GONE, GatewayMetrics, http_status
-from services.gateway.application.access_log import AccessLog, LoggedAnswer
+from services.gateway.application.access_log import AccessLog, Headers, LoggedAnswer
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
@@ -28,12 +28,20 @@ class StreamObserver:
         self._log = log
 
     async def watch(
-        self, model: str, started: float, received: int, cost: UsageCost, answers: AsyncGenerator[A]
+        self,
+        model: str,
+        started: float,
+        received: int,
+        cost: UsageCost,
+        answers: AsyncGenerator[A],
+        *,
+        trace: bytes = b"",
+        headers: Headers | None = None,
     ) -> AsyncGenerator[A]:
         """Yield a request's answers unchanged, count them, and log the request at its end.
 
         ``started``: a ``time.perf_counter`` time. ``received``: the bytes of the body. ``cost`` is read at
-        the end.
+        the end. ``trace``: the field of the request's frame.
         """
         first: A | None = None
         principal, rid = caller.current.get().principal, telemetry.request_id.get()
@@ -55,11 +63,18 @@ class StreamObserver:
                 self._log.refused(
                     self._protocol, model, error, principal, rid,
                     status=_status(error), received=received, total=total, chunks=cost.answers,
+                    headers=headers, trace=trace,
                 )  # fmt: skip
             elif first is not None and self._log.take():
                 self._log.answered(
                     self._protocol, model, first, principal, rid,
                     status=200, received=received, total=total, chunks=cost.answers, sent=cost.sent,
+                    headers=headers,
+                )  # fmt: skip
+            if error is None and first is not None and self._log.traces is not None:
+                self._log.trace_answer(
+                    trace, headers, self._protocol, model, first,
+                    status=200, total=total, chunks=cost.answers,
                 )  # fmt: skip
 
 

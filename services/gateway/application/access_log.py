@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import orjson
 
 from services.gateway.application.inference.core import Timing
+from services.gateway.application.request_traces import RequestTraces
 from services.gateway.domain.contract import Decoded
 from services.gateway.domain.log_sampling import LogSampler, trace_id
 from services.gateway.domain.routing import DeploymentRoute
@@ -56,10 +57,22 @@ class LoggedAnswer(Protocol):
 
 
 class AccessLog:
-    """A log of requests. ``write`` is called with whole lines, in a thread; None: nothing is logged."""
+    """A log of requests. ``write`` is called with whole lines, in a thread; None: nothing is logged.
 
-    def __init__(self, write: Write | None, *, first: int, fraction: float, errors_per_s: int) -> None:
+    ``traces``: the traces of the same requests, or None.
+    """
+
+    def __init__(
+        self,
+        write: Write | None,
+        *,
+        first: int,
+        fraction: float,
+        errors_per_s: int,
+        traces: RequestTraces | None = None,
+    ) -> None:
         self._write = write
+        self.traces = traces
         self._sampler = LogSampler(first, fraction) if write is not None else LogSampler(0, 0)
         self._errors = TokenBucket(errors_per_s, errors_per_s * 10)
         self._lines: list[dict[str, Any]] = []
@@ -70,6 +83,10 @@ class AccessLog:
     def off(cls) -> AccessLog:
         """Return an access log that logs nothing."""
         return cls(None, first=0, fraction=0, errors_per_s=1)
+
+    def begin(self, rid: bytes, headers: Headers) -> bytes:
+        """Return the field ``trace`` of a request's frame: its id, and its context if it is traced."""
+        return rid if self.traces is None else self.traces.begin(rid, headers)
 
     def start(self) -> None:
         """Begin to write lines in the background."""
@@ -122,6 +139,50 @@ class AccessLog:
             extra,
         )
 
+    def trace_answer(
+        self,
+        trace: bytes,
+        headers: Headers | None,
+        protocol: str,
+        model: str,
+        answer: LoggedAnswer,
+        *,
+        status: int | str,
+        total: float,
+        **extra: Any,
+    ) -> None:
+        """Export an answered request, if it is traced or slow. Call this only if there are :attr:`traces`."""
+        assert self.traces is not None
+        route = answer.route
+        about = {
+            **_about(trace, protocol, model, status),
+            "tidegate.deployment": route.name,
+            "tidegate.version": route.version,
+            "tidegate.rows": answer.request.rows,
+            **{f"tidegate.{name}": value for name, value in extra.items()},
+        }
+        name = f"{protocol} {model}"
+        self.traces.ended(trace, headers, name, total, about, deployment=route.name, timing=answer.timing)
+
+    def trace_job(
+        self,
+        trace: bytes,
+        headers: Headers,
+        model: str,
+        deployment: str,
+        job: str,
+        *,
+        status: int,
+        total: float,
+    ) -> None:
+        """Export an accepted job, if it is traced or slow."""
+        if self.traces is not None:
+            about = _about(trace, "job", model, status) | {
+                "tidegate.deployment": deployment,
+                "tidegate.job": job,
+            }
+            self.traces.ended(trace, headers, f"job {model}", total, about, deployment=deployment)
+
     def accepted(
         self, model: str, deployment: str, version: str, job: str, principal: Principal, rid: str,
         *, status: int, received: int, sent: int, total: float, headers: Headers | None = None,
@@ -159,9 +220,14 @@ class AccessLog:
         received: int = 0,
         total: float = 0.0,
         headers: Headers | None = None,
+        trace: bytes = b"",
         **extra: Any,
     ) -> None:
-        """Log a failed or refused request. Above the limit per second, only count it."""
+        """Log a failed or refused request, and export it. Above the limit per second, only count it."""
+        if self.traces is not None:
+            about = _about(trace or rid.encode("latin-1", "replace"), protocol, model, status)
+            name = f"{protocol} {model[:200]}"
+            self.traces.ended(trace, headers, name, total, about, deployment=error.deployment, error=error)
         now = time.monotonic()
         if self._write is None or not self._errors.take(now):
             return
@@ -235,6 +301,15 @@ class AccessLog:
         self._write(b"".join(map(_encoded, lines)))
 
 
+def _about(trace: bytes, protocol: str, model: str, status: int | str) -> dict[str, str | int]:
+    return {
+        "tidegate.protocol": protocol,
+        "tidegate.model": model[:200],
+        "tidegate.request_id": telemetry.shown_id(trace),
+        "http.response.status_code" if isinstance(status, int) else "rpc.response.status_code": status,
+    }
+
+
 def _encoded(line: dict[str, Any]) -> bytes:
     when = datetime.fromtimestamp(line.pop("at"), UTC).isoformat(timespec="milliseconds")
     head = {"time": when, "level": line.pop("level"), "service": "gateway", "logger": "access"}
@@ -245,7 +320,7 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 3)
 
 
-def access_log_of(settings: GatewaySettings) -> AccessLog:
+def access_log_of(settings: GatewaySettings, traces: RequestTraces | None = None) -> AccessLog:
     """Return the access log for these settings."""
     write: Write | None = None
     if settings.access_log == "file":
@@ -259,6 +334,7 @@ def access_log_of(settings: GatewaySettings) -> AccessLog:
         first=settings.access_log_first_per_s,
         fraction=settings.access_log_sample,
         errors_per_s=settings.access_log_errors_per_s,
+        traces=traces,
     )
 
 

@@ -124,7 +124,7 @@ class ExceptionConsumer:
         error = caller_error(cause, str(delivery.headers.get("loss", "")))
         replies: list[envelope.Buffer] = []
         for request in requests:
-            trace = request.trace.decode("latin-1")  # the request id that the caller knows
+            trace = telemetry.shown_id(request.trace)  # the request id that the caller knows
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
@@ -156,7 +156,7 @@ class ExceptionConsumer:
                 (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
                 request = envelope.read_request(frame)
         if request is not None:
-            tenant, trace = request.tenant.decode("utf-8", "replace"), request.trace.decode("latin-1")
+            tenant, trace = request.tenant.decode("utf-8", "replace"), telemetry.shown_id(request.trace)
             letter = replace(letter, attempt=request.attempt, tenant=tenant, trace=trace)
         await self._letters.add(letter, request, delivery.body)
 

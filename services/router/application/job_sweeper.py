@@ -173,7 +173,7 @@ class JobSweeper:
             request = envelope.read_request(frame)
             queue = jobs_queue(job.deployment, job.level).name
             letter = DeadLetter(time.time(), cause, queue, job.id.hex(), job.attempt, len(frame), "")
-            letter = replace(letter, trace=request.trace.decode("latin-1"))
+            letter = replace(letter, trace=telemetry.shown_id(request.trace))
             await self._letters.add(replace(letter, tenant=job.principal), request)
 
     async def _retire(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from services.worker.adapters.call_traces import TRACES
 from services.worker.adapters.metrics import CALL_SECONDS, CALL_SIZE
 from services.worker.adapters.model_call import ModelAnswer
 from services.worker.domain.split import RowMismatch, describe, split, split_parameters
@@ -160,6 +161,8 @@ def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spe
     stats.rows.add(rows)
     CALL_SECONDS.observe(spent)
     CALL_SIZE.observe(requests)
+    if TRACES.on:
+        TRACES.called(group, started, spent)
 
 
 def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: float, spent: float) -> None:
@@ -172,9 +175,14 @@ def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: floa
     stats.busy_s += spent / slots
     stats.batch.add(slots)
     stats.counts.add_success(1, item.request.rows or 1, started - item.received, spent)
+    if TRACES.on:
+        TRACES.called([item], started, spent)
 
 
 def count_failure(stats: WorkStats, item: Queued) -> None:
     """Add a request whose caller gets an error to the statistics."""
     stats.failed += 1
-    stats.counts.add_failure(1, time.monotonic() - item.received)
+    spent = time.monotonic() - item.received
+    stats.counts.add_failure(1, spent)
+    if TRACES.on:
+        TRACES.called([item], item.received, spent, "failed")

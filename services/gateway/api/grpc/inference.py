@@ -56,17 +56,18 @@ class GrpcInference:
         """Handle ``ModelInfer``."""
         started = time.perf_counter()
         rid = context.rid or new_request_id()
+        trace = self.log.begin(rid.encode("latin-1"), context.headers.fields)
         try:
             timeout_ms = timeout_of(context)
             response, trailers = await self.answer(
-                request, context.principal, rid, timeout_ms, started, context.headers.fields
+                request, context.principal, rid, timeout_ms, started, context.headers.fields, trace
             )
         except asyncio.CancelledError:
             cancelled = TidegateError("the caller cancelled the call", reason=CALLER_GONE)
-            self.refused(request, cancelled, rid, context.principal, started)
+            self.refused(request, cancelled, rid, context.principal, started, trace)
             raise
         except TidegateError as error:
-            failure = self.refused(request, error, rid, context.principal, started)
+            failure = self.refused(request, error, rid, context.principal, started, trace)
             await refuse(context, failure, rid, _failed_after(started))
         except Exception:
             failure = self.internal_error(request, rid, context.principal, started)
@@ -83,14 +84,18 @@ class GrpcInference:
         timeout_ms: float | None,
         started: float,
         headers: dict[bytes, bytes],
+        trace: bytes,
     ) -> tuple[Any, Metadata]:
-        """Return the response to a request and its trailers; raise TidegateError."""
+        """Return the response to a request and its trailers; raise TidegateError.
+
+        ``trace``: the field of the request's frame.
+        """
         size, cost = request.ByteSize(), UsageCost()
         grant = self.admit(principal, request)
         origin = origin_of(request, headers, principal)
         pending = self.feedback_of(request, origin, rid, principal)
         try:
-            answer = await self._run(request, rid, timeout_ms, cost, origin)
+            answer = await self._run(request, trace, timeout_ms, cost, origin)
             response, trailers = self.encode(request.model_name, answer, rid, started)
             if pending is not None:
                 trailers += add_feedback_id(response, pending, answer)
@@ -99,6 +104,7 @@ class GrpcInference:
                 trailers += _limit_trailers(grant)
             if self.log.take():
                 self.answered(request, answer, principal, rid, response.ByteSize(), started)
+            self.trace_answer(trace, headers, request, answer, started)
         finally:
             if grant is not None:
                 grant.streamed(cost, size)
@@ -112,7 +118,7 @@ class GrpcInference:
     async def _run(
         self,
         request: Any,
-        rid: str,
+        trace: bytes,
         timeout_ms: float | None,
         cost: UsageCost,
         origin: Callable[[], Origin],
@@ -127,7 +133,7 @@ class GrpcInference:
                 request.model_version,
                 timeout_ms,
                 lambda contract: codec.decode(request, contract),
-                rid.encode("latin-1"),
+                trace,
                 cost.begin,
                 origin,
             )
@@ -186,8 +192,29 @@ class GrpcInference:
             **more,
         )
 
+    def trace_answer(
+        self,
+        trace: bytes,
+        headers: dict[bytes, bytes],
+        request: Any,
+        answer: InferenceResult,
+        started: float,
+        **more: Any,
+    ) -> None:
+        """Export an answered request, if it is traced or slow."""
+        if self.log.traces is not None:
+            total = time.perf_counter() - started
+            name = request.model_name
+            self.log.trace_answer(trace, headers, "grpc", name, answer, status="OK", total=total, **more)
+
     def refused(
-        self, request: Any, error: TidegateError, rid: str, principal: Principal | None, started: float
+        self,
+        request: Any,
+        error: TidegateError,
+        rid: str,
+        principal: Principal | None,
+        started: float,
+        trace: bytes = b"",
     ) -> TidegateError:
         """Count and log a failed request; return the error."""
         self.metrics.failed(request.model_name, error)
@@ -202,6 +229,7 @@ class GrpcInference:
             status=status,
             received=request.ByteSize(),
             total=time.perf_counter() - started,
+            trace=trace,
             **more,
         )
         return error

@@ -76,16 +76,18 @@ class InferenceStream:
     ) -> None:
         """Answer a request with one response. Send it after the response to the previous request."""
         started, principal = time.perf_counter(), None
+        headers = self._context.headers.fields
+        trace = self._calls.log.begin(rid.encode("latin-1"), headers)
         try:
             # Each request is authenticated, because the key may expire during the stream.
             principal = self._calls.access.authenticate(self._credential)
             response, _ = await self._calls.answer(
-                request, principal, rid, timeout_ms, started, self._context.headers.fields
+                request, principal, rid, timeout_ms, started, headers, trace
             )
             response.parameters[codec.FINAL].bool_param = True
             message = pb.ModelStreamInferResponse(infer_response=response)
         except TidegateError as error:
-            failure = self._calls.refused(request, error, rid, principal, started)
+            failure = self._calls.refused(request, error, rid, principal, started, trace)
             message = self._failure(request, failure)
         except Exception:
             message = self._failure(request, self._calls.internal_error(request, rid, principal, started))
@@ -97,18 +99,20 @@ class InferenceStream:
         """Answer a request with any number of responses. Send each one as soon as the model makes it."""
         started, principal, first = time.perf_counter(), None, None
         grant, cost = None, UsageCost()
+        headers = self._context.headers.fields
+        trace = self._calls.log.begin(rid.encode("latin-1"), headers)
         try:
             principal = self._calls.access.authenticate(self._credential)
             grant = self._calls.admit(principal, request)
             empty_final = codec.wants_empty_final(request)
-            origin = origin_of(request, self._context.headers.fields, principal)
+            origin = origin_of(request, headers, principal)
             pending = self._calls.feedback_of(request, origin, rid, principal)
             answers = self._calls.core.stream(
                 request.model_name,
                 request.model_version,
                 timeout_ms,
                 lambda contract: codec.decode(request, contract),
-                rid.encode("latin-1"),
+                trace,
                 cost.begin,
                 origin,
             )
@@ -131,8 +135,10 @@ class InferenceStream:
             if first is not None and self._calls.log.take():
                 parts = {"chunks": cost.answers}
                 self._calls.answered(request, first, principal, rid, cost.sent, started, **parts)
+            if first is not None:
+                self._calls.trace_answer(trace, headers, request, first, started, chunks=cost.answers)
         except TidegateError as error:
-            failure = self._calls.refused(request, error, rid, principal, started)
+            failure = self._calls.refused(request, error, rid, principal, started, trace)
             await self._write(self._failure(request, failure))
         except Exception:
             failure = self._calls.internal_error(request, rid, principal, started)

@@ -163,6 +163,7 @@ class InferenceHandler:
         timeout_ms = parse_timeout(headers.get(b"x-request-timeout-ms"))
         grant = self._access.admit(principal, model)
         received = len(body)
+        trace = self._log.begin(rid, headers)
         pending = (
             self._pending_id(target, headers, body, length, principal, rid)
             if model in self._feedback.endpoints
@@ -176,8 +177,13 @@ class InferenceHandler:
                 response = self._respond(model, outcome, rid, started, pending)
                 if self._log.take():
                     self._answered(model, outcome, principal, rid, received, response, started, headers)
+                if self._log.traces is not None:
+                    spent = time.perf_counter() - started
+                    self._log.trace_answer(trace, headers, "rest", model, outcome, status=200, total=spent)
             except TidegateError as error:
-                response = self._error_response(model, error, rid, started, principal, received, headers)
+                response = self._error_response(
+                    model, error, rid, started, principal, received, headers, trace=trace
+                )
             except Exception:
                 response = self._internal_error(model, rid, started, principal)
             if grant is not None:
@@ -194,7 +200,7 @@ class InferenceHandler:
                 version,
                 timeout_ms,
                 lambda contract: oip.decode(body, length, contract),
-                rid,
+                trace,
                 on_outcome,
                 lambda: Origin(headers, principal.id, lambda: oip.request_parameters(body, length)),
             )
@@ -340,6 +346,7 @@ class InferenceHandler:
         received: int = 0,
         request_headers: Headers | None = None,
         protocol: str = "rest",
+        trace: bytes = b"",
     ) -> HttpResponse:
         self._metrics.failed(model, error)
         self._log.refused(
@@ -352,6 +359,7 @@ class InferenceHandler:
             received=received,
             total=time.perf_counter() - started,
             headers=request_headers,
+            trace=trace,
         )
         body = orjson.dumps(error_body(for_caller(error), error.reason, rid.decode("latin-1")))
         headers = [

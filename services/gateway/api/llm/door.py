@@ -99,7 +99,7 @@ class LlmDoor:
             band=band_of(received.headers, body),
             timeout_ms=parse_timeout(received.headers.get(b"x-request-timeout-ms")),
             principal=principal(),
-            trace=telemetry.request_id.get().encode("latin-1", "replace"),
+            trace=self._log.begin(telemetry.request_id.get().encode("latin-1", "replace"), received.headers),
             received=received.size,
             headers=received.headers,
         )
@@ -117,7 +117,13 @@ class LlmDoor:
         if observer is None:
             observer = self._observers[protocol] = StreamObserver(protocol, self._metrics, self._log)
         return observer.watch(
-            call.endpoint, received.started, received.size, call.cost, self.core.stream(call)
+            call.endpoint,
+            received.started,
+            received.size,
+            call.cost,
+            self.core.stream(call),
+            trace=call.trace,
+            headers=call.headers,
         )
 
 

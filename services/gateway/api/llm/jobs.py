@@ -78,7 +78,7 @@ class LlmJobs:
             received.body,
             options,
             caller,
-            trace=rid,
+            trace=self._log.begin(rid, received.headers),
             idempotency=idempotency,
             origin=lambda: Origin(received.headers, caller.id, lambda: received.body),
         )
@@ -91,7 +91,7 @@ class LlmJobs:
         prefer: Preference,
         rid: bytes,
     ) -> Response:
-        route = request.route
+        route, trace = request.route, request.trace
         submitted = await self._submitter.submit(request)
         del request  # so that its body is freed while the caller waits
         job = submitted.job
@@ -114,6 +114,10 @@ class LlmJobs:
                 status=answer.status, received=received.size, sent=len(answer.body), headers=received.headers,
                 total=time.perf_counter() - received.started,
             )  # fmt: skip
+        self._log.trace_job(
+            trace, received.headers, job.endpoint, route.name, job.id.hex(),
+            status=answer.status, total=time.perf_counter() - received.started,
+        )  # fmt: skip
         return await as_response(answer, received.headers)
 
 

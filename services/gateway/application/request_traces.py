@@ -1,0 +1,113 @@
+"""Traces of requests: the spans of a gateway, built at the end of a request from its measured times.
+
+A request is traced from its beginning if the sampler takes it. Then its frame carries the context of the
+span ``send`` to the worker, whose spans follow it. A slow or failed request that the sampler did not take
+has only the span of the gateway, with the times of its parts as attributes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from services.gateway.application.inference.core import Timing
+from services.gateway.domain.trace_sampling import TraceSampler, sampler_of
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.protocol import trace_context
+from tidegate.kernel.token_bucket import TokenBucket
+from tidegate.kernel.tracing import Attributes, Span, SpanExport, export_of, new_context
+
+log = telemetry.logger(__name__)
+
+Headers = Mapping[bytes, bytes]
+# Slow and failed requests that the sampler did not take. When everything fails, a few traces tell why.
+UNSAMPLED_PER_S = 20
+
+
+class Export(Protocol):
+    """Receives the spans."""
+
+    def add(self, span: Span) -> None:
+        """Export a span soon."""
+
+
+class RequestTraces:
+    """The traces of one gateway process. Requests slower than ``slow_s`` seconds are always exported."""
+
+    def __init__(self, export: Export, sampler: TraceSampler, slow_s: float) -> None:
+        self._export = export
+        self._sampler = sampler
+        self._slow_s = slow_s
+        self._unsampled = TokenBucket(UNSAMPLED_PER_S, UNSAMPLED_PER_S * 5)
+
+    def begin(self, rid: bytes, headers: Headers) -> bytes:
+        """Return the field ``trace`` of a request's frame, with a context if the request is traced."""
+        parent = trace_context.parse(headers.get(b"traceparent"))
+        if not self._sampler.take(parent, random.random):
+            return rid
+        return trace_context.attached(rid, new_context(parent.trace_id if parent else 0))
+
+    def ended(
+        self,
+        trace: bytes,
+        headers: Headers | None,
+        name: str,
+        total: float,
+        attributes: Attributes,
+        *,
+        deployment: str = "",
+        timing: Timing | None = None,
+        error: TidegateError | None = None,
+    ) -> None:
+        """Export a request that has ended now, after ``total`` seconds, if it is to be exported."""
+        sent = trace_context.detached(trace)[1]
+        if sent is None and not self._worth_it(total, error):
+            return
+        parent = trace_context.parse(headers.get(b"traceparent")) if headers else None
+        trace_id = sent.trace_id if sent else parent.trace_id if parent else 0
+        own, end = new_context(trace_id), time.time()
+        problem = f"{error.reason}: {error.message[:500]}" if error else ""
+        parts = timing_attributes(timing, total) if timing else {}
+        self._export.add(
+            Span(name, "server", own, parent, end - total, end, {**attributes, **parts}, error=problem)
+        )
+        if sent is not None and deployment:
+            start = end - total + (timing.decode if timing else 0.0)
+            about = {
+                "messaging.system": "rabbitmq",
+                "messaging.operation.type": "send",
+                "messaging.destination.name": deployment,
+            }
+            self._export.add(Span(f"send {deployment}", "producer", sent, own, start, end, about))
+
+    def _worth_it(self, total: float, error: TidegateError | None) -> bool:
+        return (error is not None or total >= self._slow_s) and self._unsampled.take(time.monotonic())
+
+
+def timing_attributes(timing: Timing, total: float) -> dict[str, Any]:
+    """Return the parts of a request's time as attributes, in milliseconds."""
+    parts = {
+        "decode": timing.decode,
+        "transit": timing.transit(total),
+        "wait": timing.wait,
+        "compute": timing.compute,
+        "encode": timing.encode,
+    }
+    return {f"tidegate.{name}_ms": round(seconds * 1e3, 3) for name, seconds in parts.items()}
+
+
+def request_traces_of(slow_ms: float) -> tuple[RequestTraces, SpanExport] | tuple[None, None]:
+    """Return the traces that the variables ``OTEL_*`` choose, and their export; None without a receiver."""
+    export = export_of("gateway")
+    if export is None:
+        return None, None
+    try:
+        sampler = sampler_of(os.environ)
+    except ValueError as problem:
+        log.error("requests are traced by the default", extra={"problem": str(problem)})
+        sampler = sampler_of({})
+    return RequestTraces(export, sampler, slow_ms / 1e3), export

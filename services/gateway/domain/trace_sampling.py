@@ -1,0 +1,54 @@
+"""Decide which requests are traced. Pure.
+
+The words are those of OpenTelemetry's variable ``OTEL_TRACES_SAMPLER``. OpenTelemetry's default is to trace
+everything. That is too much for a server of models, so the default here is one request in 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tidegate.kernel.protocol.trace_context import TraceContext
+
+SAMPLER, ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
+DEFAULT_RATIO = 0.01
+_PARENT = "parentbased_"
+_FIXED = {"always_on": 1.0, "always_off": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSampler:
+    """Takes a ``ratio`` of the requests, and with ``by_parent`` those whose caller traces them."""
+
+    ratio: float
+    by_parent: bool = True
+
+    def take(self, parent: TraceContext | None, uniform: Callable[[], float]) -> bool:
+        """Return True if a request is traced. ``uniform`` returns a random number from [0, 1).
+
+        The decision on a request with a ``parent`` depends only on its trace, so that all services agree.
+        """
+        if parent is None:
+            return uniform() < self.ratio
+        if self.by_parent:
+            return parent.sampled
+        return (parent.trace_id & (2**64 - 1)) < self.ratio * 2**64
+
+
+def sampler_of(environment: Mapping[str, str]) -> TraceSampler:
+    """Return the sampler that the variables name. Raise ValueError."""
+    name = environment.get(SAMPLER) or f"{_PARENT}traceidratio"
+    by_parent, kind = name.startswith(_PARENT), name.removeprefix(_PARENT)
+    if kind in _FIXED:
+        return TraceSampler(_FIXED[kind], by_parent)
+    if kind != "traceidratio":
+        raise ValueError(f"{SAMPLER}={name}: expected always_on, always_off, traceidratio or parentbased_...")
+    text = environment.get(ARGUMENT) or str(DEFAULT_RATIO)
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{ARGUMENT}={text}: expected a number from 0 to 1")
+    return TraceSampler(ratio, by_parent)
