@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 from tests.e2e.test_rollover import IDENTITY, variant
-from tidegate import Client, ModelFailed
+from tidegate import Client, ModelFailed, NoCapacity
 
 ONE = np.ones((1, 16), np.float32)
 SIGNATURE = ("--signature", f"{IDENTITY}/signature.json")
@@ -169,6 +170,36 @@ def test_the_state_as_a_file_is_what_apply_takes(stack: Stack, two: str, tmp_pat
     assert stack.run("export", two).stdout == file.read_text()
 
 
+def test_the_share_of_a_target_without_replicas_is_never_lost_silently(stack: Stack, two: str):
+    stack.cli("split", two, "v1=1", "v3=1")
+    stack.cli("scale", f"{two}-v3", "0")
+
+    def shown() -> dict[str, str]:
+        return {each["deployment"]: each["note"] for each in stack.cli("traffic", two)["targets"]}
+
+    end = time.monotonic() + PATIENCE_S
+    while "it is paused" not in shown()[f"{two}-v3"]:
+        assert time.monotonic() < end, shown()
+    with Client(stack.settings.gateway_url, timeout_s=30) as client:
+        assert {float(client.infer(two, {"x": ONE})["y"][0, 0]) for _ in range(40)} == {1.0}
+        stack.cli("traffic", two, "--when-unready", "fail")
+        while "its requests fail" not in shown()[f"{two}-v3"]:
+            assert time.monotonic() < end, shown()
+
+        def outcome() -> str:
+            try:
+                return str(client.infer(two, {"x": ONE})["y"][0, 0])
+            except NoCapacity as error:
+                return error.message
+
+        outcomes = Counter(outcome() for _ in range(200))
+    failed = next(message for message in outcomes if message != "1.0")
+    assert f"{two}-v3 has no replica" in failed
+    assert outcomes == {"1.0": 100, failed: 100}
+    stack.cli("traffic", two, "--when-unready", "wake")
+    stack.cli("scale", f"{two}-v3", "--auto")
+
+
 FLAKY = """
 import itertools
 
@@ -301,3 +332,14 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
     assert "shadow: flaky-v1 gets 100% copies: fails" in shown.stdout
     stack.cli("shadow", two, "--stop")
     assert stack.cli("export", two)["endpoints"][0].get("shadow") is None
+
+
+def test_requests_wait_in_the_queue_while_versions_are_swapped(stack: Stack, two: str):
+    with calls(stack, two) as seen:
+        swapped = stack.cli("rollout", two, "--to", "v2", "--swap")
+        assert swapped["rollout"]["phase"] == "promoted"
+        end = time.monotonic() + PATIENCE_S
+        while not (seen and seen[-1] == 2.0):
+            assert time.monotonic() < end, seen[-5:]
+            time.sleep(0.05)
+    assert [value for at, value in enumerate(seen) if not at or seen[at - 1] != value] == [1.0, 2.0]

@@ -33,6 +33,17 @@ def rollout(
     min_samples: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Fewest requests to the canary in a step. [500]")
     ] = None,
+    full_capacity: Annotated[
+        bool,
+        typer.Option("--full-capacity", help="Start all of the canary's replicas, not only its share."),
+    ] = False,
+    swap: Annotated[
+        bool,
+        typer.Option(
+            "--swap",
+            help="No canary: stop the present version, then start this one. Requests wait meanwhile.",
+        ),
+    ] = False,
     pause: Annotated[bool, typer.Option("--pause", help="Keep the present share.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a paused rollout.")] = False,
     shadow: Annotated[
@@ -75,15 +86,25 @@ def rollout(
     if shadow or of_shadow:
         if to is None or not shadow:
             raise UsageError("--rate, --max-per-s, --tolerance, --for and --wake need --to VERSION --shadow.")
-        if steps or hold or min_samples or wait or plot:
+        if steps or hold or min_samples or full_capacity or swap or wait or plot:
             raise UsageError(
-                "--shadow has no steps: leave out --steps, --hold, --min-samples, --wait, --plot."
+                "--shadow has no steps: leave out --steps, --hold, --min-samples, --full-capacity, --swap, "
+                "--wait, --plot."
             )
         shadows.start(plane, name, to, shadows.options_of(rate, max_per_s, tolerance, lasts, wake=wake))
     elif to is not None:
-        _start(plane, name, to, options_of(steps, hold, min_samples))
-    elif steps or hold or min_samples:
-        raise UsageError("--steps, --hold and --min-samples are for a new rollout: add --to VERSION.")
+        options = options_of(steps, hold, min_samples)
+        if swap and (options or full_capacity):
+            raise UsageError(
+                "--swap has no steps: leave out --steps, --hold, --min-samples, --full-capacity."
+            )
+        if full_capacity:
+            options["full_capacity"] = True
+        _start(plane, name, to, options, swap=swap)
+    elif steps or hold or min_samples or full_capacity or swap:
+        raise UsageError(
+            "--steps, --hold, --min-samples, --full-capacity and --swap start a rollout: add --to VERSION."
+        )
     elif pause or resume:
         _change(plane, name, "pause" if pause else "resume")
     found = _waited(plane, name) if wait else _read(plane, name)
@@ -123,12 +144,15 @@ def options_of(steps: str | None, hold: str | None, min_samples: int | None) -> 
     return options
 
 
-def _start(plane: Control, name: str, to: str, options: Doc) -> None:
+def _start(plane: Control, name: str, to: str, options: Doc, *, swap: bool = False) -> None:
     from tidegate.cli.api import part
 
     number = to.removeprefix("v")
     canary = {"version": int(number)} if number.isdecimal() else {"deployment": to}
-    plane.registry.post(f"/v1/endpoints/{part(name)}/rollout", {**canary, "options": options})
+    plane.registry.post(
+        f"/v1/endpoints/{part(name)}/rollout",
+        {**canary, "options": options, **({"swap": True} if swap else {})},
+    )
 
 
 def _change(plane: Control, name: str, what: str) -> None:

@@ -164,7 +164,8 @@ def rows(
             "now": 100 * now.get(name, 0) / part_now,
             "ready": deployments.get(name, {}).get("ready"),
             "arrival_rate": loads.get(name, {}).get("arrival_rate"),
-            "note": _note(name, wanted, now, withheld),
+            "note": _note(name, wanted, now, withheld)
+            or (_unready(deployments.get(name, {}), loads.get(name, {})) if now.get(name) else ""),
         }
         for name in names
     ]
@@ -176,6 +177,18 @@ def _note(name: str, wanted: Mapping[str, int], now: Mapping[str, int], withheld
     if name not in wanted:
         return "serves until the new targets are ready" if name in now else "by rules only"
     return "waits until every new target is ready" if wanted[name] and name not in now else ""
+
+
+def _unready(deployment: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """Return what becomes of the requests of a target without a ready replica; empty if it has one."""
+    if deployment.get("ready", 1):
+        return ""
+    if not deployment.get("wakeable", True):
+        return "its requests fail: it is held at 0 replicas"
+    loaded = next((c for c in status.get("conditions", ()) if c["type"] == "Loaded" and not c["ok"]), None)
+    if loaded is not None:
+        return f"its requests fail: {loaded['message']}"
+    return "its requests wait for a replica"
 
 
 def _print(document: Mapping[str, Any]) -> None:

@@ -195,6 +195,7 @@ class DeploymentRound:
             ),
             hint_at=self.now if name in self.known.awaited else self.snapshot.hints.get(name),
             override=effective_override(self.deployment, self.snapshot.overrides.get(name)),
+            kept=name in self.known.kept,
         )
 
     def _kills(self) -> list[Action]:

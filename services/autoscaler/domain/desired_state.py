@@ -23,11 +23,13 @@ def acceptable(current: DesiredState | None, fresh: DesiredState) -> bool:
 class DesiredStateIndex:
     """An index of the desired state, made once a round so that look-ups are fast.
 
-    ``awaited`` are the Deployments for which a roll-over waits. Traffic moves once each has a ready replica.
+    ``awaited`` are the Deployments for which a roll-over or a canary waits: they need a ready replica to get
+    traffic. ``kept`` are the baselines of canaries. They keep their replicas, so that a rollback is quick.
     """
 
     versions: Mapping[tuple[str, int], Version] = field(default_factory=dict)
     awaited: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
 
     def version_of(self, deployment: Deployment) -> Version | None:
         """Return the Version that a Deployment runs; None if the registry does not list it."""
@@ -39,7 +41,10 @@ def index_of(desired_state: DesiredState | None) -> DesiredStateIndex:
     if desired_state is None:
         return DesiredStateIndex()
     rolling = [endpoint for endpoint in desired_state.endpoints if endpoint.previous]
+    canaries = [e.rollout for e in desired_state.endpoints if e.rollout is not None and e.rollout.active]
     return DesiredStateIndex(
         {(version.model, version.number): version for version in desired_state.versions},
-        frozenset(t.deployment for endpoint in rolling for t in endpoint.targets if t.weight),
+        frozenset(t.deployment for endpoint in rolling for t in endpoint.targets if t.weight)
+        | frozenset(canary.deployment for canary in canaries),
+        frozenset(t.deployment for canary in canaries for t in canary.base if t.weight),
     )

@@ -20,11 +20,15 @@ from tidegate.kernel.protocol.models import Deployment
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """The inputs of the target besides the load: the replicas, a demand event, an override."""
+    """The inputs of the target besides the load: the replicas, a demand event, an override.
+
+    ``kept``: a canary is compared with this Deployment, so its replicas stay.
+    """
 
     fleet: ReplicaCounts
     hint_at: float | None
     override: LocalOverride | None
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ def target(
             limits,
         )
     )
+    if around.kept:
+        found = _kept(found, memory, limits)
     found = replace(found, terms=need.terms, low=limits.low, high=limits.high)
     return found, moved(memory, found.replicas, now)
 
@@ -178,6 +184,16 @@ def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
     if found > need.replicas:
         return Target(found, limits.low_rule, f"{need.why}; {found} stay")
     return Target(found, need.rule, need.why)
+
+
+def _kept(found: Target, memory: DeploymentMemory, limits: ReplicaBounds) -> Target:
+    """Return the target of a canary's baseline: not fewer replicas than now, unless an operator says so."""
+    held = min(memory.target, limits.high)
+    if found.replicas >= held or found.rule == "override":
+        return found
+    return replace(
+        found, replicas=held, rule="rollout", reason=f"{found.reason}; {held} stay until the canary has ended"
+    )
 
 
 def effective_override(deployment: Deployment, local: LocalOverride | None) -> LocalOverride | None:

@@ -32,6 +32,11 @@ class RolloutBody(Noun):
     )
     deployment: Name | None = Field(None, description="An existing Deployment, instead of a version.")
     options: CanaryOptions = CanaryOptions()
+    swap: bool = Field(
+        False,
+        description="Replace the present version at once, without a canary and without room for both. "
+        "Requests wait until the new version is ready.",
+    )
 
 
 class ProgressBody(Noun):
@@ -63,7 +68,10 @@ async def start(transactions: TransactionsDep, name: str, body: RolloutBody, res
             changes, deployment = plan.changes, plan.deployment
         assert deployment is not None
         id_ = secrets.token_hex(4)
-        return changes + rollouts.start(snapshot.after(changes), name, deployment, body.options, id_, now)
+        snapshot = snapshot.after(changes)
+        if body.swap:
+            return changes + rollouts.swap(snapshot, name, deployment, id_, now)
+        return changes + rollouts.start(snapshot, name, deployment, body.options, id_, now)
 
     return with_etag(await transactions.decide(decision, lambda reader: _read(reader, name)), response)
 

@@ -14,6 +14,7 @@ from services.registry.domain.desired_state import Change, PutEndpoint, Registry
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 from tidegate.kernel.protocol.models import (
     CanaryOptions,
+    EndpointSpec,
     Rollout,
     RolloutEvent,
     RolloutPhase,
@@ -42,6 +43,56 @@ def start(
     Raise Conflict while another rollout or a roll-over is in progress, BadRequest if the Deployment has
     traffic already.
     """
+    if options.steps[0] >= 100:
+        raise BadRequest(
+            "The first step is 100 %, so no traffic is left to compare the canary with. Begin with fewer, or "
+            f"replace the version without a canary: `tidegate rollout {name} --to {deployment} --swap`."
+        )
+    spec, base = _checked(snapshot, name, deployment)
+    woken = traffic_split.wake(snapshot, name, [deployment])
+    snapshot = snapshot.after(woken)
+    rollout = Rollout(
+        deployment=deployment,
+        base=base,
+        options=options,
+        id=id,
+        since=now,
+        reason="the canary starts",
+        min_replicas=_minimum(snapshot, deployment, options),
+    )
+    rollout = _noted(rollout, now)
+    changed = rollover.without_own_shadow(
+        spec.model_copy(update={"rollout": rollout, "targets": targets_of(rollout)})
+    )
+    scaled = rollover.with_minimum(snapshot, rollout, share_of(rollout))
+    return [*woken, *scaled, PutEndpoint(changed, created=False)]
+
+
+def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: float) -> list[Change]:
+    """Replace an Endpoint's targets by a Deployment at once, without waiting until it is ready.
+
+    The present targets go to sleep first, so both need no room at the same time. Requests wait in the queue
+    of the new one. Raise what :func:`start` raises.
+    """
+    spec, base = _checked(snapshot, name, deployment)
+    woken = traffic_split.wake(snapshot, name, [deployment])
+    rollout = Rollout(
+        deployment=deployment,
+        base=base,
+        options=CanaryOptions(steps=[100]),
+        id=id,
+        since=now,
+        phase="promoted",
+        reason="swapped without a canary, as an operator asked",
+    )
+    rollout = _noted(rollout, now)
+    update = {"rollout": rollout, "targets": targets_of(rollout), "previous": []}
+    changed = spec.model_copy(update=update)
+    return [*woken, *rollover.replace_endpoint(snapshot.after(woken), spec, changed)]
+
+
+def _checked(snapshot: RegistrySnapshot, name: str, deployment: str) -> tuple[EndpointSpec, list[Target]]:
+    """Return an Endpoint and its present targets. Raise what :func:`start` raises."""
     spec = snapshot.endpoint(name).spec
     if deployment not in snapshot.deployments:
         raise names.unknown("Deployment", deployment)
@@ -57,14 +108,15 @@ def start(
     base = [target for target in spec.targets if target.weight]
     if deployment in {target.deployment for target in base}:
         raise BadRequest(f"{deployment} gets traffic of Endpoint {name!r} already, so it cannot be a canary.")
-    rollout = Rollout(
-        deployment=deployment, base=base, options=options, id=id, since=now, reason="the canary starts"
-    )
-    rollout = _noted(rollout, now)
-    changed = rollover.without_own_shadow(
-        spec.model_copy(update={"rollout": rollout, "targets": targets_of(rollout)})
-    )
-    return [*traffic_split.wake(snapshot, name, [deployment]), PutEndpoint(changed, created=False)]
+    return spec, base
+
+
+def _minimum(snapshot: RegistrySnapshot, deployment: str, options: CanaryOptions) -> int | None:
+    """Return a canary's minimum of replicas if the rollout may change it, else None."""
+    stored = snapshot.deployment(deployment)
+    if stored.declared or options.full_capacity or stored.spec.min_replicas <= 1:
+        return None
+    return stored.spec.min_replicas
 
 
 def advance(
@@ -101,7 +153,8 @@ def advance(
     if moved:
         rollout = _noted(rollout, now)
     changed = spec.model_copy(update={"rollout": rollout, "targets": targets_of(rollout), "previous": []})
-    return rollover.replace_endpoint(snapshot, spec, changed)
+    scaled = rollover.with_minimum(snapshot, rollout, share_of(rollout)) if rollout.active else []
+    return [*scaled, *rollover.replace_endpoint(snapshot.after(scaled), spec, changed)]
 
 
 def share_of(rollout: Rollout) -> int:

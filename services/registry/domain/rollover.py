@@ -7,6 +7,7 @@ scales the old Deployment to zero; a request for its version still wakes it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,7 @@ from services.registry.domain.desired_state import (
     expect_revision,
 )
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
-from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Target
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Rollout, Target
 
 REPLACED_SLEEPS_AFTER_S = 30.0
 _SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")
@@ -109,6 +110,9 @@ def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: End
     if spec == stored:
         return []
     changes: list[Change] = [PutEndpoint(spec, created=False)]
+    ended = spec.rollout is None or not spec.rollout.active
+    if stored.rollout is not None and stored.rollout.active and ended:
+        changes += with_minimum(snapshot, stored.rollout, 100)
     after = snapshot.after(changes)
     in_use = after.in_use()
     for name in dict.fromkeys(deployments_in(stored)):
@@ -127,6 +131,18 @@ def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
     if spec.shadow is None or spec.shadow.deployment not in weighted:
         return spec
     return spec.model_copy(update={"shadow": None})
+
+
+def with_minimum(snapshot: RegistrySnapshot, rollout: Rollout, share: int) -> list[Change]:
+    """Return the change that gives a canary ``share`` percent of its minimum of replicas, rounded up.
+
+    So a rollout never needs twice the replicas, unless its options ask for that.
+    """
+    stored = snapshot.deployments.get(rollout.deployment)
+    if stored is None or rollout.min_replicas is None:
+        return []
+    spec = stored.spec.model_copy(update={"min_replicas": math.ceil(rollout.min_replicas * share / 100)})
+    return [] if spec == stored.spec else [PutDeployment(replace(stored, spec=spec), created=False)]
 
 
 def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:

@@ -33,7 +33,10 @@ def health_of(name: str, ready: int, status: Mapping[str, Any] | None, now: floa
             return CanaryHealth(broken=f"{name} does not start: {loaded['message']}")
         return CanaryHealth(f"{name} does not start: {loaded['message']}")
     if place is not None and not place["ok"]:
-        return CanaryHealth(f"{name} has no ready replica: {place['message']}")
+        return CanaryHealth(
+            f"{name} has no ready replica: {place['message']}. Or replace the present version without a "
+            "canary: `tidegate rollout ENDPOINT --to VERSION --swap`"
+        )
     if state is not None and state["reason"] == "Paused":
         return CanaryHealth(f"{name} is held at 0 replicas: `tidegate scale {name} --auto` ends that")
     return CanaryHealth(f"{name} has no ready replica yet; {more}")

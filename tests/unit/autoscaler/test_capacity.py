@@ -20,7 +20,7 @@ from services.autoscaler.domain.capacity import (
 from services.autoscaler.domain.explain import explain
 from services.autoscaler.domain.snapshot import Host, LocalOverride, Policy
 from tests.unit.autoscaler.conftest import a_deployment
-from tidegate.kernel.protocol.models import Version
+from tidegate.kernel.protocol.models import Endpoint, Rollout, RolloutPhase, Target, Version
 
 NAME = "digits-v1"
 SMALL = ReplicaSize(100, 1)
@@ -185,6 +185,43 @@ def test_a_full_host_lets_go_of_demand_for_the_minimum_of_another(make_world, de
     world.run(30)
     assert len(world.names("other")) == 2
     assert len(world.names()) == 6
+
+
+def rolling(phase: RolloutPhase = "running") -> Endpoint:
+    rollout = Rollout(deployment="digits-v2", base=[Target(deployment=NAME)], id="r", phase=phase)
+    return Endpoint(name="digits", targets=[Target(deployment=NAME)], rollout=rollout, revision=1)
+
+
+def test_on_a_full_host_a_canary_takes_the_places_of_its_baseline_one_by_one(
+    make_world, deployment, small_host
+):
+    world = make_world(deployment(min_replicas=4, max_replicas=4), policy=Policy(replicas_per_core=2))
+    world.room = small_host
+    world.run(10)
+    assert len(world.names()) == 4
+    world.endpoints = [rolling()]
+    for places in (1, 2):  # of the canary: its share of the replicas grows with its share of the traffic
+        canary = deployment(name="digits-v2", min_replicas=places, max_replicas=4)
+        world.deployments = [world.deployments[0], canary]
+        world.run(30)
+        assert (len(world.names()), len(world.names("digits-v2"))) == (4 - places, places)
+
+
+def test_a_canary_for_which_there_is_no_place_waits_and_says_so(make_world, deployment, small_host):
+    world = make_world(deployment(max_replicas=1, min_replicas=1), policy=Policy(replicas_per_core=0.5))
+    world.room = small_host
+    world.run(10)
+    world.deployments.append(deployment(name="digits-v2", min_replicas=1, max_replicas=1))
+    world.endpoints = [rolling()]
+    world.run(60)
+    assert (len(world.names()), len(world.names("digits-v2"))) == (1, 0)
+    full = world.condition("Placeable", "digits-v2")
+    assert (full.ok, full.reason) == (False, "HostFull")
+    # A swap puts the present version to sleep, so that its place is free before it has been idle for long.
+    world.deployments[0] = deployment(max_replicas=1, min_replicas=0, scale_to_zero_after_s=30)
+    world.endpoints = [rolling("promoted")]
+    world.run(10)
+    assert (len(world.names()), len(world.names("digits-v2"))) == (0, 1)
 
 
 def test_a_new_configuration_rolls_on_a_full_host(make_world, deployment, small_host):

@@ -15,7 +15,7 @@ from services.autoscaler.domain.rules import ReplicaCounts, largest, rule_needs
 from services.autoscaler.domain.snapshot import LocalOverride, Policy
 from services.autoscaler.domain.tuning import tuning
 from tests.unit.autoscaler.conftest import a_deployment
-from tidegate.kernel.protocol.models import Endpoint, Override, Target
+from tidegate.kernel.protocol.models import Endpoint, Override, Rollout, RolloutPhase, Target
 
 NAME = "digits-v1"
 
@@ -51,6 +51,29 @@ def test_queue_and_rate_terms(demand, rate, expected):
     """At 20 ms a request and a wait of 200 ms, a replica serves 11 outstanding or 40 arrivals a second."""
     load = Load(demand=demand, new=0, arrival_rate=rate, ms_per_request=20.0, batch=1.0)
     assert recommend(load) == expected
+
+
+def a_rollout(phase: RolloutPhase) -> Endpoint:
+    rollout = Rollout(deployment="digits-v2", base=[Target(deployment=NAME)], id="r", phase=phase)
+    targets = [Target(deployment=NAME), Target(deployment="digits-v2")]
+    return Endpoint(name="digits", targets=targets, rollout=rollout, revision=1)
+
+
+def test_the_baseline_of_a_canary_keeps_its_replicas(make_world, deployment):
+    world = make_world(deployment(max_replicas=8))
+    world.endpoints = [a_rollout("running")]
+    world.call_ms = 20.0
+    world.run(5)
+    world.outstanding[NAME] = 40
+    world.run(30)
+    high = world.statuses[NAME].desired
+    assert high > 1
+    world.outstanding[NAME] = 0
+    world.run(600)
+    assert world.statuses[NAME].desired == high
+    world.endpoints = [a_rollout("promoted")]
+    world.run(600)
+    assert world.statuses[NAME].desired < high
 
 
 def test_up_at_once_and_down_after_the_window(make_world, deployment):

@@ -50,6 +50,55 @@ def test_the_first_step(canary):
     assert (rollout(canary).step, rollout(canary).since) == (0, 100.0)
 
 
+@pytest.fixture
+def three(book):
+    """An endpoint whose version 1 has at least three replicas, and a sleeping version 2."""
+    book.deploy(version=1, min_replicas=3, max_replicas=6)
+    book.settle()
+    idle(book, 2)
+    return book
+
+
+def minimum(book, name="digits-v2"):
+    return book.now.deployment(name).spec.min_replicas
+
+
+def test_a_canary_has_its_share_of_the_replicas(three):
+    three.carry_out(rollouts.start(three.now, "digits", "digits-v2", OPTIONS, "r1", 100.0))
+    assert minimum(three) == 1
+    advance(three, "running", 1)
+    assert minimum(three) == 2
+    assert minimum(three, "digits-v1") == 3, "the present version keeps its capacity"
+    advance(three, "promoted", 1)
+    assert (minimum(three), minimum(three, "digits-v1")) == (3, 0)
+
+
+def test_a_canary_that_gets_all_traffic_by_hand_has_all_replicas(three):
+    three.carry_out(rollouts.start(three.now, "digits", "digits-v2", OPTIONS, "r1", 100.0))
+    three.carry_out(traffic_split.split(three.now, "digits", [Target(deployment="digits-v2")]))
+    assert minimum(three) == 3
+
+
+def test_full_capacity_and_declared_canaries_keep_their_minimum(three):
+    full = OPTIONS.model_copy(update={"full_capacity": True})
+    three.carry_out(rollouts.start(three.now, "digits", "digits-v2", full, "r1", 100.0))
+    assert minimum(three) == 3
+
+
+def test_a_first_step_of_all_traffic_is_refused(three):
+    everything = CanaryOptions(steps=[100])
+    with pytest.raises(BadRequest, match="--swap"):
+        rollouts.start(three.now, "digits", "digits-v2", everything, "r1", 100.0)
+
+
+def test_a_swap_sends_all_requests_to_the_new_version_and_puts_the_old_one_to_sleep(three):
+    three.carry_out(rollouts.swap(three.now, "digits", "digits-v2", "r1", 100.0))
+    assert weights(three) == {"digits-v2": 100}
+    assert (minimum(three), minimum(three, "digits-v1")) == (3, 0)
+    assert not three.now.endpoint("digits").spec.previous, "nothing waits for the new version"
+    assert (rollout(three).phase, rollout(three).reason[:7]) == ("promoted", "swapped")
+
+
 def test_steps_and_promotion(canary):
     advance(canary, "running", 1)
     assert weights(canary) == {"digits-v1": 50_000, "digits-v2": 50_000}

@@ -30,7 +30,10 @@ def test_a_model_that_fails_to_load_is_broken_after_a_while() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (status("Placeable", "HostFull", "the host is full"), "v2 has no ready replica: the host is full"),
+        (
+            status("Placeable", "HostFull", "the host is full"),
+            "v2 has no ready replica: the host is full. Or replace",
+        ),
         (status("Ready", "Paused", ok=True), "held at 0 replicas"),
         (status("Ready", "Starting"), "no ready replica yet; `tidegate why v2`"),
     ],

@@ -58,7 +58,8 @@ class CanaryOptions(Written):
     A step lasts at least ``hold_s`` seconds and ``min_samples`` requests of the canary. ``alpha``: the
     accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: a rate of
     errors (or slow requests) that may be added to the baseline's. After ``patience_s`` in a step without
-    enough evidence the canary pauses.
+    enough evidence the canary pauses. ``full_capacity``: the canary has its whole minimum of replicas from
+    the start; otherwise it has its share of them.
     """
 
     steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
@@ -69,6 +70,7 @@ class CanaryOptions(Written):
     alpha: float = Field(0.05, gt=0, le=0.5)
     tolerance: float = Field(0.01, ge=0, le=1)
     patience_s: float = Field(3600.0, gt=0, le=LARGEST)
+    full_capacity: bool = False
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -92,7 +94,8 @@ class RolloutEvent(Noun):
 class Rollout(Noun):
     """A canary of ``deployment`` against the ``base`` targets of an endpoint.
 
-    ``step`` is the index of the present step. ``history`` has the last events, oldest first.
+    ``step`` is the index of the present step. ``history`` has the last events, oldest first. ``min_replicas``
+    is the canary's minimum after a promotion; None: the rollout does not change it.
     """
 
     deployment: Name
@@ -104,6 +107,7 @@ class Rollout(Noun):
     since: float = 0.0
     reason: str = ""
     history: list[RolloutEvent] = Field(default_factory=list)
+    min_replicas: int | None = None
 
     @property
     def active(self) -> bool:
