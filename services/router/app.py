@@ -13,7 +13,7 @@ from services.router.adapters.drift_files import DriftFiles
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_sender import WebhookSender
-from services.router.api import dead_letters, drift, jobs, monitoring, rollouts, routes, shadows
+from services.router.api import alerts, dead_letters, drift, jobs, monitoring, rollouts, routes, shadows
 from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.blob_sweeper import BlobSweeper
 from services.router.application.controller import RouteController
@@ -27,7 +27,7 @@ from services.router.application.rollout_runner import RolloutRunner
 from services.router.application.shadow_reader import ShadowReader
 from services.router.application.webhook_dispatcher import WebhookDispatcher
 from services.router.settings import RouterSettings
-from services.router.watch_wiring import watch_of
+from services.router.watch_wiring import drift_of, watch_of
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.service.api import create_app
@@ -67,24 +67,25 @@ def build(settings: RouterSettings) -> FastAPI:
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())
         exceptions = ExceptionConsumer(settings.amqp_url, job_store, letters, leads)
         leadership.on_change(exceptions.on_change)
-        watcher = watch_of(settings, store, registry, leads, letters)
-        app.state.watch = watcher
         sweeper = BlobSweeper(Blobs(settings.blob_url), settings.blob_sweep_interval_s, leads=leads)
         ledger = Ledger(job_store, store, settings.amqp_url, settings.ledger_interval_s, leads=leads)
         job_sweeper = _job_sweeper(settings, job_store, ledger, letters, leads)
         master = webhook_secret.load(settings.state_path / "webhook-secret")
+        watching = watch_of(settings, store, registry, leads, letters, master)
+        watching.attach(app)
         dispatcher = _webhook_dispatcher(settings, schedule, job_store, master, leads)
         app.state.controller, app.state.dead_letters, app.state.rollouts = controller, letters, runner
         app.state.shadows = reader
         app.state.replays = _replays(settings, letters, job_store, claims, exceptions, controller)
         app.state.ledger, app.state.webhook_master = ledger, master
         judge = app.state.drift = _drift_judge(settings, registry, leads)
+        watching.alerts.findings.append(drift_of(judge))
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.connection.problem)
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
         consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger, judge)
-        loops = (leadership, controller, runner, reader, *consumers, watcher)
+        loops = (leadership, controller, runner, reader, *consumers, watching.sender, watching.watch)
         for loop in loops:
             loop.start()
         yield
@@ -103,6 +104,7 @@ def build(settings: RouterSettings) -> FastAPI:
             rollouts.router,
             shadows.router,
             monitoring.router,
+            alerts.router,
             jobs.router,
             dead_letters.router,
             drift.router,

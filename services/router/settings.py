@@ -69,6 +69,17 @@ class RouterSettings(Settings):
         description="Length of the days in which the callers of an endpoint are counted, in seconds. "
         "Only tests need shorter days.",
     )
+    alert_group_s: float = Field(
+        10.0, ge=0, le=3600, description="How long alerts of one endpoint are collected, in seconds."
+    )
+    alert_repeat_s: float = Field(
+        14_400.0, gt=0, description="After this time a firing alert is sent again, in seconds."
+    )
+    smtp_url: str = Field(
+        "",
+        description="SMTP server for alerts: `smtp://USER:PASSWORD@HOST:587`, or `smtps://`. Empty: none.",
+    )
+    smtp_from: str = Field("tidegate@localhost", description="Address that e-mails about alerts are from.")
     webhook_timeout_s: float = Field(
         10.0, gt=0, le=50, description="How long a webhook's receiver may take to answer, in seconds."
     )

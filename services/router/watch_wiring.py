@@ -1,15 +1,66 @@
-"""Build the parts that watch the endpoints."""
+"""Build the parts that watch the endpoints: the watch, the alerts, and the sender of their messages."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+from fastapi import FastAPI
+
+from services.router.adapters.alert_file import AlertFile
+from services.router.adapters.endpoint_metrics import EndpointMetrics
+from services.router.adapters.mail_sender import MailSender
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.watch_file import WatchFile
+from services.router.adapters.webhook_sender import WebhookSender
+from services.router.application.alert_runner import AlertRunner, Findings
+from services.router.application.alert_sender import AlertSender
 from services.router.application.dead_letters import DeadLetters
+from services.router.application.drift_judge import DriftJudge
 from services.router.application.endpoint_watch import EndpointWatch
+from services.router.domain.alerts.drift_findings import drift_findings
+from services.router.domain.alerts.facts import Finding
+from services.router.domain.alerts.notifications import Pace
 from services.router.settings import RouterSettings
+from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.store import Store
+
+# Attempts in flight to receivers of alerts.
+AT_ONCE = 8
+# Seconds between two readings of the drift.
+DRIFT_S = 30.0
+
+
+class WatchWiring(NamedTuple):
+    """The parts. Both loops start and stop with the router."""
+
+    watch: EndpointWatch
+    alerts: AlertRunner
+    sender: AlertSender
+    mail: MailSender
+
+    def attach(self, app: FastAPI) -> None:
+        """Let the routes find the parts."""
+        app.state.watch, app.state.alerts, app.state.alert_sender = self.watch, self.alerts, self.sender
+        app.state.mail, app.state.smtp_from = self.mail, self.mail.sender
+
+
+def drift_of(judge: DriftJudge) -> Findings:
+    """Return the provider of the findings about drift. The drift changes once in a window of rows."""
+    read_at = float("-inf")
+    found: list[Finding] = []
+
+    def findings() -> list[Finding]:
+        nonlocal read_at, found
+        if time.monotonic() - read_at >= DRIFT_S:
+            read_at = time.monotonic()
+            with contextlib.suppress(Unavailable):
+                found = drift_findings(judge.snapshot()["items"])
+        return found
+
+    return findings
 
 
 def watch_of(
@@ -18,18 +69,32 @@ def watch_of(
     registry: RegistryCache,
     leads: Callable[[], bool],
     letters: DeadLetters,
-) -> EndpointWatch:
-    """Return the watch, not started."""
+    master: bytes,
+) -> WatchWiring:
+    """Return the parts, not started. ``master``: the secret of webhooks."""
 
     def dead() -> Iterator[tuple[float, str]]:
         return ((letter.at, letter.deployment) for letter in letters.all)
 
-    return EndpointWatch(
+    data = settings.state_path / "data"
+    watch = EndpointWatch(
         store,
         registry,
         leads,
-        WatchFile(settings.state_path / "data" / "watch.db"),
+        WatchFile(data / "watch.db"),
         dead,
         every_s=settings.watch_interval_s,
         day_s=settings.watch_day_s,
     )
+    file = AlertFile(data / "alerts.db")
+    pace = Pace(settings.alert_group_s, settings.alert_repeat_s)
+    runner = AlertRunner(watch, file, EndpointMetrics(), pace, settings.smtp_from)
+    watch.after.append(runner.evaluate)
+    watch.when_not_leading.append(runner.forget)
+    limits = settings.webhook_limits()
+    # Operators set the receivers of alerts, so private addresses are allowed.
+    http = WebhookSender(allow_private=True, timeout_s=limits.timeout_s, max_in_flight=AT_ONCE)
+    mail = MailSender(settings.smtp_url, settings.smtp_from, limits.timeout_s)
+    sender = AlertSender(file, http, mail, master, settings.webhook_retry_policy(), leads)
+    runner.on_messages = sender.wake
+    return WatchWiring(watch, runner, sender, mail)

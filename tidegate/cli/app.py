@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tidegate.cli import (
+    alerts,
     api,
     backup,
     batch,
@@ -124,6 +125,7 @@ app.add_typer(settings.settings, rich_help_panel=_STACK)
 app.add_typer(service.service, rich_help_panel=_STACK)
 app.add_typer(keys.keys, rich_help_panel=_ACCESS)
 app.add_typer(dead.dead, rich_help_panel=_JOBS)
+app.add_typer(alerts.alerts, rich_help_panel=_WATCH)
 
 
 def main(arguments: list[str] | None = None) -> None:

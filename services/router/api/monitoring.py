@@ -50,7 +50,7 @@ async def history(
 def leading(request: Request) -> EndpointWatch:
     """Return the watch; raise Unavailable on a router that has not read the traffic."""
     watch: EndpointWatch = request.app.state.watch
-    if not watch.last.at:
+    if not watch.reads:
         raise Unavailable(
             "this router has not read the traffic yet; if that does not change, another router leads",
             retry_after_s=5.0,

@@ -55,6 +55,8 @@ class EndpointWatch:
         self.last = Reading(0.0)
         # Called after each reading, with its time.
         self.after: list[Callable[[float], Awaitable[None]]] = []
+        # Called when this router no longer leads.
+        self.when_not_leading: list[Callable[[], None]] = []
 
     def start(self) -> None:
         """Start the loop."""
@@ -64,6 +66,11 @@ class EndpointWatch:
         """Stop the loop, and close the file."""
         await self._loop.stop()
         self._file.close()
+
+    @property
+    def reads(self) -> bool:
+        """Return True if this router leads and has read the traffic."""
+        return self._led and self.last.at > 0
 
     def endpoint(self, name: str) -> Endpoint | None:
         """Return an endpoint of the desired state."""
@@ -80,7 +87,10 @@ class EndpointWatch:
 
     async def _step(self) -> float:
         if not self._leads():
-            self._led = False
+            if self._led:
+                self._led = False
+                for end in self.when_not_leading:
+                    end()
             return self._every_s
         if not self._led:
             await self._begin()

@@ -30,6 +30,11 @@ class ServiceLevel(_Part):
             raise ValueError("set availability, latency_ms, or both")
         return self
 
+    @property
+    def window_s(self) -> float:
+        """Return the window in seconds."""
+        return float(self.window[:-1]) * 86_400
+
 
 class AlertLimits(_Part):
     """The limits of an endpoint's alerts. None: the default of the rule. ``off``: rules that are not used."""

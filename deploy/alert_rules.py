@@ -1,0 +1,12 @@
+"""Write ``deploy/alert-rules.yml``, the rules of alerts for Prometheus: ``python -m deploy.alert_rules``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.router.domain.alerts.prometheus import rule_file
+
+FILE = Path(__file__).with_name("alert-rules.yml")
+
+if __name__ == "__main__":
+    FILE.write_text(rule_file())

@@ -1,0 +1,176 @@
+"""Alerts, silences, receivers and unsent messages on disk: ``<state>/data/alerts.db`` (SQLite)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from services.router.domain.alerts.notifications import Receiver
+from services.router.domain.alerts.silences import Silence
+from services.router.domain.alerts.states import Alert
+from tidegate.kernel.sqlite_file import Database
+
+EVENTS_KEPT = 10_000
+MESSAGES_KEPT = 1_000
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS alerts (
+    endpoint TEXT NOT NULL, rule TEXT NOT NULL, subject TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (endpoint, rule, subject)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, endpoint TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS silences (
+    id TEXT PRIMARY KEY, until REAL NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS receivers (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS messages (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, receiver TEXT NOT NULL, endpoint TEXT NOT NULL,
+    title TEXT NOT NULL, made REAL NOT NULL, next REAL NOT NULL, attempt INTEGER NOT NULL,
+    state TEXT NOT NULL, detail TEXT NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS messages_by_state ON messages (state, next);
+"""
+
+MessageState = Literal["waiting", "delivered", "given_up"]
+
+
+@dataclass(frozen=True, slots=True)
+class AlertMessage:
+    """A message to one receiver. ``next_at``: when it is sent; ``attempt``: the attempts so far."""
+
+    id: str
+    receiver: str
+    endpoint: str
+    title: str
+    made_at: float
+    next_at: float
+    body: bytes
+    attempt: int = 0
+    state: MessageState = "waiting"
+    detail: str = ""
+
+    def public(self) -> dict[str, Any]:
+        """Return the message without its body."""
+        names = ("id", "receiver", "endpoint", "title", "made_at", "next_at", "attempt", "state", "detail")
+        return {name: getattr(self, name) for name in names}
+
+
+_MESSAGE = "id, receiver, endpoint, title, made, next, body, attempt, state, detail"
+
+
+class AlertFile:
+    """The durable state of alerts. Several threads may call it; only the leading router writes."""
+
+    def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
+        self._db = Database(path, SCHEMA, owner="router", timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def alerts(self) -> list[Alert]:
+        """Return all alerts."""
+        return [Alert.from_json(orjson.loads(body)) for (body,) in self._db.read("SELECT body FROM alerts")]
+
+    def commit(
+        self, alerts: Iterable[Alert], events: Sequence[Alert], messages: Sequence[AlertMessage], now: float
+    ) -> None:
+        """Replace all alerts, and add events and messages, in one transaction.
+
+        So no state is stored without its messages, and no message without its state.
+        """
+        self._db.write(
+            ("DELETE FROM alerts", [()]),
+            ("INSERT INTO alerts VALUES (?, ?, ?, ?)", [(*each.key, _body(each)) for each in alerts]),
+            (
+                "INSERT INTO events (at, endpoint, body) VALUES (?, ?, ?)",
+                [(now, each.endpoint, _body(each)) for each in events],
+            ),
+            ("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", [(EVENTS_KEPT,)]),
+            (
+                f"INSERT INTO messages ({_MESSAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        m.id,
+                        m.receiver,
+                        m.endpoint,
+                        m.title,
+                        m.made_at,
+                        m.next_at,
+                        m.body,
+                        m.attempt,
+                        m.state,
+                        m.detail,
+                    )
+                    for m in messages
+                ],
+            ),
+            (
+                "DELETE FROM messages WHERE state <> 'waiting' "
+                "AND number <= (SELECT max(number) FROM messages) - ?",
+                [(MESSAGES_KEPT,)],
+            ),
+        )
+
+    def events(self, endpoint: str | None, limit: int) -> list[Alert]:
+        """Return the last firings and ends of alerts, newest first."""
+        where, values = ("WHERE endpoint = ?", (endpoint, limit)) if endpoint else ("", (limit,))
+        rows = self._db.read(f"SELECT body FROM events {where} ORDER BY id DESC LIMIT ?", values)
+        return [Alert.from_json(orjson.loads(body)) for (body,) in rows]
+
+    def silences(self, now: float) -> list[Silence]:
+        """Return the silences that have not ended."""
+        rows = self._db.read("SELECT body FROM silences WHERE until > ? ORDER BY until", (now,))
+        return [Silence.from_json(orjson.loads(body)) for (body,) in rows]
+
+    def save_silence(self, silence: Silence, now: float) -> None:
+        """Store a silence, and delete those that ended a day ago."""
+        row = (silence.id, silence.until, orjson.dumps(silence.to_json()))
+        self._db.write(
+            ("INSERT OR REPLACE INTO silences VALUES (?, ?, ?)", [row]),
+            ("DELETE FROM silences WHERE until < ?", [(now - 86_400.0,)]),
+        )
+
+    def drop_silence(self, id_: str) -> None:
+        """Delete a silence."""
+        self._db.write(("DELETE FROM silences WHERE id = ?", [(id_,)]))
+
+    def receivers(self) -> list[Receiver]:
+        """Return the receivers by name."""
+        rows = self._db.read("SELECT body FROM receivers ORDER BY name")
+        return [Receiver.from_json(orjson.loads(body)) for (body,) in rows]
+
+    def save_receiver(self, receiver: Receiver) -> None:
+        """Create or replace a receiver."""
+        row = (receiver.name, orjson.dumps(receiver.to_json()))
+        self._db.write(("INSERT OR REPLACE INTO receivers VALUES (?, ?)", [row]))
+
+    def drop_receiver(self, name: str) -> None:
+        """Delete a receiver, and the messages that wait for it."""
+        self._db.write(
+            ("DELETE FROM receivers WHERE name = ?", [(name,)]),
+            ("DELETE FROM messages WHERE receiver = ? AND state = 'waiting'", [(name,)]),
+        )
+
+    def due(self, now: float, limit: int) -> list[AlertMessage]:
+        """Return the messages to send now, oldest first."""
+        query = f"SELECT {_MESSAGE} FROM messages WHERE state = 'waiting' AND next <= ? ORDER BY next LIMIT ?"
+        return [AlertMessage(*row) for row in self._db.read(query, (now, limit))]
+
+    def messages(self, limit: int) -> list[AlertMessage]:
+        """Return the last messages, newest first."""
+        rows = self._db.read(f"SELECT {_MESSAGE} FROM messages ORDER BY number DESC LIMIT ?", (limit,))
+        return [AlertMessage(*row) for row in rows]
+
+    def settle(self, id_: str, state: MessageState, attempt: int, next_at: float, detail: str) -> None:
+        """Store the result of an attempt to send a message."""
+        row = (state, attempt, next_at, detail, id_)
+        self._db.write(
+            ("UPDATE messages SET state = ?, attempt = ?, next = ?, detail = ? WHERE id = ?", [row])
+        )
+
+
+def _body(alert: Alert) -> bytes:
+    return orjson.dumps(alert.to_json())

@@ -1,0 +1,216 @@
+"""Routes of alerts: their states and history, silences, receivers, and the rules for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.router.adapters.alert_file import AlertMessage
+from services.router.api.monitoring import leading
+from services.router.application.alert_runner import AlertRunner, message_of
+from services.router.application.alert_sender import AlertSender, told
+from services.router.domain.alerts import formats
+from services.router.domain.alerts.alert_rules import RULES
+from services.router.domain.alerts.notifications import Notification, Receiver
+from services.router.domain.alerts.prometheus import rule_file
+from services.router.domain.alerts.silences import Silence
+from services.router.domain.alerts.states import Alert
+from tidegate.kernel.errors import BadRequest, NotFound
+from tidegate.kernel.protocol.access import OPERATE, Principal
+from tidegate.kernel.protocol.models import Name
+from tidegate.kernel.protocol.webhooks import read_url
+from tidegate.kernel.service.api import JsonRoute
+from tidegate.kernel.service.caller import needs
+
+router = APIRouter(prefix="/v1/alerts", tags=["alerts"], route_class=JsonRoute)
+Operator = Annotated[Principal, Depends(needs(OPERATE))]
+Pattern = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._*?-]+$")]
+
+
+class NewSilence(BaseModel):
+    """A silence. ``for_s``: its length in seconds. ``endpoint``, ``rule``: names with ``*`` and ``?``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    endpoint: Pattern = "*"
+    rule: Pattern = "*"
+    severity: Literal["*", "warning", "critical"] = "*"
+    for_s: float = Field(gt=0, le=366 * 86_400, allow_inf_nan=False)
+    why: str = Field(min_length=1, max_length=500)
+
+
+class ReceiverBody(BaseModel):
+    """A receiver. ``to``: a URL, or an e-mail address. ``severity``: the least severe alerts that it gets."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["webhook", "slack", "email"]
+    to: str = Field(min_length=3, max_length=2048)
+    endpoint: Pattern = "*"
+    severity: Literal["warning", "critical"] = "warning"
+
+
+def _runner(request: Request) -> AlertRunner:
+    leading(request)
+    runner: AlertRunner = request.app.state.alerts
+    return runner
+
+
+@router.get("")
+async def list_all(
+    request: Request, state: Literal["pending", "firing", "resolved"] | None = None
+) -> dict[str, Any]:
+    """List the alerts, the worst first, each with its silence."""
+    runner = _runner(request)
+    silenced = runner.silenced(time.time())
+    alerts = [each for each in runner.alerts.values() if state in (None, each.state)]
+    alerts.sort(key=lambda each: (each.state != "firing", each.severity, each.endpoint, each.rule))
+    items = [
+        formats.public(each) | {"silence": silenced[each.key].to_json() if each.key in silenced else None}
+        for each in alerts
+    ]
+    return {"items": items}
+
+
+@router.get("/history")
+async def history(
+    request: Request, endpoint: str | None = None, limit: int = Query(100, ge=1, le=10_000)
+) -> dict[str, Any]:
+    """List the last firings and ends of alerts, newest first."""
+    events = await asyncio.to_thread(_runner(request).file.events, endpoint, limit)
+    return {"items": [formats.public(each) for each in events]}
+
+
+@router.get("/rules")
+async def rules() -> dict[str, Any]:
+    """List the rules."""
+    return {
+        "items": [
+            {
+                "rule": each.name,
+                "severity": each.severity,
+                "for_s": each.for_s,
+                "description": each.description,
+                "expression": each.expression,
+                "remedy": each.remedy,
+            }
+            for each in RULES
+        ]
+    }
+
+
+@router.get("/prometheus", response_class=PlainTextResponse)
+async def prometheus() -> str:
+    """Return the rules as a file for Prometheus."""
+    return rule_file()
+
+
+@router.get("/messages")
+async def messages(request: Request, _: Operator, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
+    """List the last messages to receivers, with the result of each, newest first."""
+    found = await asyncio.to_thread(_runner(request).file.messages, limit)
+    return {"items": [each.public() for each in found]}
+
+
+@router.get("/silences")
+async def silences(request: Request, _: Operator) -> dict[str, Any]:
+    """List the silences that have not ended."""
+    return {"items": [each.to_json() for each in _runner(request).file.silences(time.time())]}
+
+
+@router.post("/silences")
+async def silence(request: Request, operator: Operator, body: NewSilence) -> dict[str, Any]:
+    """Silence the alerts that match all of the matchers, until a time."""
+    now = time.time()
+    made = Silence(
+        os.urandom(4).hex(), body.endpoint, body.rule, body.severity, now, now + body.for_s, body.why,
+        operator.name or operator.id,
+    )  # fmt: skip
+    _runner(request).file.save_silence(made, now)
+    return made.to_json()
+
+
+@router.delete("/silences/{id}", status_code=204)
+async def unsilence(request: Request, _: Operator, id: str) -> Response:
+    """End a silence."""
+    file = _runner(request).file
+    if id not in {each.id for each in file.silences(time.time())}:
+        raise NotFound(f"There is no silence {id!r}. `tidegate alerts silences` lists them.")
+    file.drop_silence(id)
+    return Response(status_code=204)
+
+
+@router.get("/receivers")
+async def receivers(request: Request, _: Operator) -> dict[str, Any]:
+    """List the receivers. Their addresses are shortened, because some contain a secret."""
+    return {"items": [each.public() for each in _runner(request).file.receivers()]}
+
+
+@router.put("/receivers/{name}")
+async def put_receiver(request: Request, _: Operator, name: Name, body: ReceiverBody) -> dict[str, Any]:
+    """Create or replace a receiver. It gets every alert that matches, from now on."""
+    _check_address(request, body)
+    receiver = Receiver(name, body.kind, body.to, body.endpoint, body.severity)
+    _runner(request).file.save_receiver(receiver)
+    return receiver.public()
+
+
+@router.delete("/receivers/{name}", status_code=204)
+async def delete_receiver(request: Request, _: Operator, name: str) -> Response:
+    """Delete a receiver, and its waiting messages."""
+    file = _runner(request).file
+    _named(file.receivers(), name)
+    file.drop_receiver(name)
+    return Response(status_code=204)
+
+
+@router.post("/test")
+async def send_test(request: Request, _: Operator, receiver: str | None = None) -> dict[str, Any]:
+    """Send a test message to each receiver, or to one, and return what each of them answered."""
+    found = _runner(request).file.receivers()
+    if receiver is not None:
+        found = [_named(found, receiver)]
+    sender: AlertSender = request.app.state.alert_sender
+    results = await asyncio.gather(*(_try(request, sender, each) for each in found))
+    return {"items": list(results)}
+
+
+async def _try(request: Request, sender: AlertSender, receiver: Receiver) -> dict[str, Any]:
+    now = time.time()
+    alert = Alert(
+        "test", "Test", "", "warning", "firing", now, now, 1.0, 1.0,
+        "This is a test of Tidegate's alerts. Nothing is wrong.", "tidegate alerts", id="test", fired_at=now,
+    )  # fmt: skip
+    notification = Notification("test", (alert,))
+    message: AlertMessage = message_of(notification, receiver, request.app.state.smtp_from, now)
+    result = await sender.send(message, receiver)
+    delivered = result.status is not None and 200 <= result.status < 300
+    return receiver.public() | {
+        "delivered": delivered, "status": result.status, "took_ms": result.took_ms, "told": told(result),
+    }  # fmt: skip
+
+
+def _check_address(request: Request, body: ReceiverBody) -> None:
+    if body.kind == "email":
+        local, at, domain = body.to.partition("@")
+        if not (at and local and domain) or any(each.isspace() for each in body.to) or "\0" in body.to:
+            raise BadRequest("`to` is no e-mail address: write NAME@DOMAIN")
+        if not request.app.state.mail.configured:
+            raise BadRequest(
+                "there is no SMTP server: run `tidegate settings set TIDEGATE_SMTP_URL=smtp://...`"
+            )
+    elif read_url(body.to) is None:
+        raise BadRequest("`to` must be a URL that begins with http:// or https://, without a user in it")
+
+
+def _named(found: list[Receiver], name: str) -> Receiver:
+    for each in found:
+        if each.name == name:
+            return each
+    raise NotFound(f"There is no receiver {name!r}. `tidegate alerts receivers` lists them.")

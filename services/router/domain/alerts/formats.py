@@ -1,0 +1,99 @@
+"""The messages about alerts: a signed webhook's body, Slack's JSON, and an e-mail. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from email.utils import format_datetime
+from typing import Any
+
+import orjson
+
+from services.router.domain.alerts.notifications import Notification
+from services.router.domain.alerts.states import Alert
+
+_COLOURS = {"critical": "#d40e0d", "warning": "#daa038", "resolved": "#2eb886"}
+
+
+def title(notification: Notification) -> str:
+    """Return one line: ``FIRING digits: ErrorRate, QueueAge``."""
+    names = list(dict.fromkeys(each.rule for each in notification.alerts))
+    return f"{notification.state.upper()} {notification.endpoint}: {', '.join(names)}"
+
+
+def webhook_body(notification: Notification, at: float) -> bytes:
+    """Return the body of a Standard Webhook; ``type`` is ``alert.firing`` or ``alert.resolved``."""
+    data = {
+        "endpoint": notification.endpoint,
+        "title": title(notification),
+        "alerts": [public(each) for each in notification.alerts],
+    }
+    return orjson.dumps({"type": f"alert.{notification.state}", "timestamp": _iso(at), "data": data})
+
+
+def slack_body(notification: Notification) -> bytes:
+    """Return the JSON of Slack's incoming webhooks, which Mattermost and others accept too."""
+    attachments = [
+        {
+            "color": _COLOURS["resolved" if alert.state == "resolved" else alert.severity],
+            "title": f"{alert.rule} ({alert.state})",
+            "text": f"{escaped(alert.summary)}\n`{escaped(alert.remedy)}`",
+            "fallback": f"{alert.rule}: {escaped(alert.summary)}",
+            "ts": int(alert.changed_at),
+        }
+        for alert in notification.alerts
+    ]
+    return orjson.dumps({"text": escaped(title(notification)), "attachments": attachments})
+
+
+def email_of(notification: Notification, id_: str, sender: str, to: str, at: float) -> EmailMessage:
+    """Return an e-mail. Its id is the same at each attempt, so mail servers detect duplicates."""
+    message = EmailMessage()
+    message["From"], message["To"] = sender, to
+    message["Subject"] = f"[Tidegate] {title(notification)}"
+    message["Date"] = format_datetime(datetime.fromtimestamp(at, UTC))
+    message["Message-ID"] = f"<{id_}@tidegate>"
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content("\n\n".join(map(_paragraph, notification.alerts)) + "\n")
+    return message
+
+
+def public(alert: Alert) -> dict[str, Any]:
+    """Return an alert as users see it."""
+    return {
+        "id": alert.id,
+        "endpoint": alert.endpoint,
+        "rule": alert.rule,
+        "subject": alert.subject,
+        "severity": alert.severity,
+        "state": alert.state,
+        "summary": alert.summary,
+        "value": alert.value,
+        "limit": alert.limit,
+        "since": alert.since,
+        "fired_at": alert.fired_at or None,
+        "resolved_at": alert.resolved_at or None,
+        "remedy": alert.remedy,
+    }
+
+
+def escaped(text: str) -> str:
+    """Return text for Slack, where three characters have a meaning."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _paragraph(alert: Alert) -> str:
+    lines = [
+        f"{alert.rule} ({alert.severity}) of {alert.endpoint}: {alert.state}",
+        alert.summary,
+        f"Since {_iso(alert.since)}",
+    ]
+    if alert.state == "resolved":
+        lines.append(f"Resolved {_iso(alert.resolved_at)}")
+    else:
+        lines.append(f"Next: {alert.remedy}")
+    return "\n".join(lines)
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,121 @@
+"""Decide which alerts are sent now, grouped by endpoint, and to which receivers. Pure.
+
+The decision compares each alert with what its receivers know. So a restart neither loses a message nor sends
+it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from services.router.domain.alerts.silences import Silence, silence_of
+from services.router.domain.alerts.states import Alert, Key
+
+Kind = Literal["webhook", "slack", "email"]
+_RANK = {"critical": 0, "warning": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """A receiver of alerts. ``to``: a URL or an e-mail address. ``endpoint``: names with ``*`` and ``?``.
+
+    ``severity``: the least severe alerts that it gets.
+    """
+
+    name: str
+    kind: Kind
+    to: str
+    endpoint: str = "*"
+    severity: Literal["warning", "critical"] = "warning"
+
+    def wants(self, alert: Alert) -> bool:
+        """Return True if the receiver gets this alert."""
+        return fnmatchcase(alert.endpoint, self.endpoint) and _RANK[alert.severity] <= _RANK[self.severity]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the receiver as a document."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Receiver:
+        """Return the receiver from a document."""
+        return cls(**{k: v for k, v in document.items() if k in cls.__dataclass_fields__})
+
+    def public(self) -> dict[str, Any]:
+        """Return the receiver without the secret part of its address."""
+        shown = self.to if self.kind == "email" else "/".join(self.to.split("/")[:3]) + "/..."
+        return asdict(self) | {"to": shown}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """``group_s``: how long alerts of an endpoint are collected. ``repeat_s``: when they are repeated."""
+
+    group_s: float = 10.0
+    repeat_s: float = 4 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """The alerts of one endpoint that are sent together."""
+
+    endpoint: str
+    alerts: tuple[Alert, ...]
+
+    @property
+    def firing(self) -> list[Alert]:
+        """Return the alerts that fire."""
+        return [each for each in self.alerts if each.state == "firing"]
+
+    @property
+    def state(self) -> Literal["firing", "resolved"]:
+        """Return ``resolved`` if no alert of it fires."""
+        return "firing" if self.firing else "resolved"
+
+
+def due(
+    alerts: Mapping[Key, Alert], silences: Iterable[Silence], now: float, pace: Pace
+) -> tuple[list[Notification], dict[Key, Alert]]:
+    """Return what is sent now, and the alerts with what their receivers know after it."""
+    silences = list(silences)
+    after = dict(alerts)
+    waiting: dict[str, list[Alert]] = {}
+    for key, alert in alerts.items():
+        if not _news(alert, now, pace):
+            continue
+        if silence_of(alert, silences, now) is not None:
+            if alert.state == "resolved":  # nothing is sent later about a silent alert that is over
+                after[key] = replace(alert, notified="", notified_at=now)
+            continue
+        waiting.setdefault(alert.endpoint, []).append(alert)
+    found = []
+    for endpoint, group in waiting.items():
+        if now - min(_since(each) for each in group) < pace.group_s:
+            continue
+        group.sort(key=lambda alert: (alert.state != "firing", _RANK[alert.severity], alert.rule))
+        found.append(Notification(endpoint, tuple(group)))
+        for alert in group:
+            told: Literal["firing", "resolved"] = "firing" if alert.state == "firing" else "resolved"
+            after[alert.key] = replace(alert, notified=told, notified_at=now)
+    return found, after
+
+
+def _since(alert: Alert) -> float:
+    return alert.changed_at
+
+
+def _news(alert: Alert, now: float, pace: Pace) -> bool:
+    """Return True if the receivers do not know the alert's state, or should hear it again."""
+    if alert.state == "firing":
+        new = alert.notified != "firing" or alert.notified_at < alert.fired_at
+        return new or now - alert.notified_at >= pace.repeat_s
+    return alert.state == "resolved" and alert.notified == "firing"
+
+
+def for_receiver(notification: Notification, receiver: Receiver) -> Notification | None:
+    """Return the part of a notification for one receiver; None: no part."""
+    alerts = tuple(each for each in notification.alerts if receiver.wants(each))
+    return Notification(notification.endpoint, alerts) if alerts else None

@@ -1,0 +1,127 @@
+"""The states of alerts: pending, firing, resolved. Pure.
+
+A condition that holds makes its alert pending. After the rule's time the alert fires. It is resolved when the
+condition has not held for the rule's ``keep_s``, so that a value near its limit does not send many messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from services.router.domain.alerts.alert_rules import BY_NAME, Breach, Rule, Severity
+
+AlertState = Literal["pending", "firing", "resolved"]
+Key = tuple[str, str, str]
+# A resolved alert is kept for this long, so that its end is sent.
+RESOLVED_KEPT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alert of an endpoint. Times are seconds since the epoch; 0: not yet.
+
+    ``id`` names one time of firing. ``notified``: the state that the receivers know, and when they were told.
+    """
+
+    endpoint: str
+    rule: str
+    subject: str
+    severity: Severity
+    state: AlertState
+    since: float
+    held_at: float
+    value: float
+    limit: float
+    summary: str
+    remedy: str = ""
+    id: str = ""
+    fired_at: float = 0.0
+    resolved_at: float = 0.0
+    notified: Literal["", "firing", "resolved"] = ""
+    notified_at: float = 0.0
+
+    @property
+    def key(self) -> Key:
+        """Return endpoint, rule and subject, which name the alert."""
+        return self.endpoint, self.rule, self.subject
+
+    @property
+    def changed_at(self) -> float:
+        """Return when the alert got its present state."""
+        return {"pending": self.since, "firing": self.fired_at, "resolved": self.resolved_at}[self.state]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the alert as a document."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Alert:
+        """Return the alert from a document. Unknown fields of a newer writer are ignored."""
+        return cls(**{k: v for k, v in document.items() if k in cls.__dataclass_fields__})
+
+
+def step(
+    alerts: Mapping[Key, Alert],
+    held: Mapping[Key, Breach],
+    now: float,
+    new_id: Callable[[], str],
+    rules: Mapping[str, Rule] = BY_NAME,
+) -> dict[Key, Alert]:
+    """Return all alerts after an evaluation. ``held``: the conditions that hold now."""
+    found: dict[Key, Alert] = {}
+    for key, breach in held.items():
+        rule = rules[key[1]]
+        found[key] = _held(alerts.get(key), key, rule, breach, now, new_id)
+    for key, alert in alerts.items():
+        if key not in held:
+            after = _not_held(alert, rules.get(alert.rule), now)
+            if after is not None:
+                found[key] = after
+    return found
+
+
+def _held(
+    alert: Alert | None, key: Key, rule: Rule, breach: Breach, now: float, new_id: Callable[[], str]
+) -> Alert:
+    endpoint, name, subject = key
+    if alert is None or alert.state == "resolved":
+        new = Alert(
+            endpoint, name, subject, rule.severity, "pending", now, now, breach.value, breach.limit,
+            breach.summary, rule.remedy.format(endpoint=endpoint),
+        )  # fmt: skip
+        if alert is not None and alert.notified == "firing":  # the receivers still wait for its end
+            new = replace(
+                new, id=alert.id, fired_at=alert.fired_at, notified="firing", notified_at=alert.notified_at
+            )
+        alert = new
+    alert = replace(alert, held_at=now, value=breach.value, limit=breach.limit, summary=breach.summary)
+    if alert.state == "pending" and now - alert.since >= rule.for_s:
+        alert = replace(alert, state="firing", fired_at=now, id=new_id())
+    return alert
+
+
+def _not_held(alert: Alert, rule: Rule | None, now: float) -> Alert | None:
+    if alert.state == "pending":
+        # The receivers do not know yet that an earlier firing is over.
+        return replace(alert, state="resolved", resolved_at=now) if alert.notified == "firing" else None
+    if alert.state == "firing":
+        if rule is not None and now - alert.held_at < rule.keep_s:
+            return alert
+        return replace(alert, state="resolved", resolved_at=now)
+    return alert if now - alert.resolved_at < RESOLVED_KEPT_S else None
+
+
+def changes(before: Mapping[Key, Alert], after: Mapping[Key, Alert]) -> list[Alert]:
+    """Return the alerts that fire or are resolved since ``before``, for the history."""
+    found = []
+    for key, alert in after.items():
+        old = before.get(key)
+        if (
+            alert.state != "pending"
+            and (old is None or (old.state, old.id) != (alert.state, alert.id))
+            and alert.id
+        ):
+            found.append(alert)
+    return found

@@ -1,0 +1,257 @@
+"""Alerts: when they fire and end, and which messages are sent, also over a restart."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from services.router.domain.alerts import formats
+from services.router.domain.alerts.alert_rules import (
+    BY_NAME,
+    FAST,
+    RULES,
+    SLOW,
+    Breach,
+    breaches,
+    factor,
+    limits_of,
+)
+from services.router.domain.alerts.drift_findings import drift_findings
+from services.router.domain.alerts.facts import DAY, HOUR, Counts, Facts, Finding, baseline, totals
+from services.router.domain.alerts.notifications import Notification, Pace, Receiver, due, for_receiver
+from services.router.domain.alerts.silences import Silence
+from services.router.domain.alerts.states import Alert, Key, changes, step
+from services.router.domain.watch.history import Brief, History
+from services.router.domain.watch.window import Window
+from tidegate.kernel.protocol.latency_buckets import bucket_of
+from tidegate.kernel.protocol.service_level import AlertLimits, ServiceLevel
+
+pytestmark = pytest.mark.unit
+
+T0 = 1_700_000_000.0
+KEY = ("m", "ErrorRate", "")
+BREACH = Breach(10.0, 5.0, "10 % failed")
+PACE = Pace(group_s=10.0, repeat_s=3600.0)
+
+
+def window(answers: int = 100, failed: int = 0, ms: float = 10.0, **more) -> Window:
+    outcomes = {"ok": answers} | ({"overloaded": failed} if failed else {})
+    found = Window(T0 - 300, T0, outcomes=outcomes, failed=failed, **more)
+    found.times[0, bucket_of(ms / 1e3)] = answers
+    return found
+
+
+def facts(recent: Window | None = None, **more) -> Facts:
+    recent = recent or window()
+    return Facts("m", recent, more.pop("quarter", recent), **more)
+
+
+def firing(given: Facts) -> set[str]:
+    return {rule for _, rule, _ in breaches(given)}
+
+
+class Clock:
+    """Alerts that are evaluated and sent, as the router does it."""
+
+    def __init__(self) -> None:
+        self.alerts: dict[Key, Alert] = {}
+        self.silences: list[Silence] = []
+        self.sent: list[Notification] = []
+        self.events: list[Alert] = []
+        self._ids = map(str, itertools.count(1))
+
+    def at(self, seconds: float, *keys: Key) -> list[str]:
+        """Evaluate with these conditions; return the titles of the messages."""
+        now = T0 + seconds
+        after = step(self.alerts, dict.fromkeys(keys, BREACH), now, lambda: next(self._ids))
+        self.events += changes(self.alerts, after)
+        found, self.alerts = due(after, self.silences, now, PACE)
+        # What a restart would read from the disk.
+        self.alerts = {
+            k: Alert.from_json(orjson.loads(orjson.dumps(a.to_json()))) for k, a in self.alerts.items()
+        }
+        self.sent += found
+        return [formats.title(each) for each in found]
+
+
+def test_a_quiet_endpoint_has_no_alert():
+    assert firing(facts()) == set()
+    assert firing(facts(Window(T0, T0))) == set()
+
+
+def test_errors():
+    assert firing(facts(window(90, 10))) == {"ErrorRate"}
+    assert firing(facts(window(96, 4))) == set()
+    assert firing(facts(window(0, 10))) == set()  # too few requests
+    assert firing(facts(window(96, 4), limits=AlertLimits(error_rate=1))) == {"ErrorRate"}
+    assert firing(facts(window(90, 10), limits=AlertLimits(off=["ErrorRate"]))) == set()
+    (breach,) = breaches(facts(window(90, 10))).values()
+    assert breach.summary == "10.0 % of 100 requests failed in 5 minutes, mostly overloaded (limit 5 %)"
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ({HOUR: 20, 300.0: 20}, {"ErrorBudgetBurn"}),
+        ({HOUR: 20, 300.0: 0}, set()),  # it is over
+        ({HOUR: 14, 300.0: 20}, set()),
+        ({6 * HOUR: 7, 1800.0: 7}, {"ErrorBudgetBurn"}),
+        ({3 * DAY: 2, 6 * HOUR: 2}, {"ErrorBudgetBurnSlow"}),
+    ],
+)
+def test_burn_rates_of_an_availability_of_99_9(bad, expected):
+    counts = {seconds: Counts(1000, failed, 0) for seconds, failed in bad.items()}
+    slo = ServiceLevel(availability=99.9)
+    assert [factor(burn, slo) for burn in (*FAST, *SLOW)] == pytest.approx([14.4, 6, 1])
+    assert firing(facts(totals=counts, slo=slo)) == expected
+
+
+def test_slow_answers_burn_the_budget_of_the_latency():
+    slo = ServiceLevel(latency_ms=200, latency_target=99)
+    counts = {HOUR: Counts(1000, 0, 200), 300.0: Counts(1000, 100, 100)}
+    assert firing(facts(totals=counts, slo=slo)) == {"LatencyBudgetBurn"}
+
+
+def test_the_other_rules():
+    usual = baseline(Brief(T0 - 60 * n, 100, 0, 0, 0.005, 0.01) for n in range(40))
+    assert baseline(Brief(T0, 100, 0, 0, 0.005, 0.01) for _ in range(5)) is None
+    assert firing(facts(window(ms=15), baseline=usual)) == set()
+    assert firing(facts(window(ms=30), baseline=usual)) == {"LatencyAboveBaseline"}
+    assert firing(facts(queue_age_s=11)) == {"QueueAge"}
+    assert firing(facts(quarter=window(dead=1, restarts=3))) == {"DeadLetters", "ReplicaFlapping"}
+    found = [Finding("Drift", "m", name, 0.3, 0.1, "x") for name in ("age", "size")]
+    assert set(breaches(facts(findings=found))) == {("m", "Drift", "age"), ("m", "Drift", "size")}
+    assert limits_of(facts(baseline=usual))["LatencyAboveBaseline"] == pytest.approx(0.02)
+
+
+def test_counts_of_long_windows_come_from_ticks_minutes_and_hours():
+    history, start = History(), T0 // 3600 * 3600
+    for minute in range(60 * 80):
+        at = start + minute * 60
+        history.add({"m": Window(at, at + 60, outcomes={"ok": 9}, failed=1)})
+    found = totals(history.of("m"), start + 80 * HOUR)
+    assert found[HOUR] == Counts(600, 60, 0)
+    assert found[6 * HOUR].requests == pytest.approx(3600, rel=0.02)
+    assert found[3 * DAY].requests == pytest.approx(43_200, rel=0.02)
+
+
+def test_an_alert_waits_fires_once_and_recovers():
+    clock = Clock()
+    assert clock.at(0, KEY) == []
+    assert clock.alerts[KEY].state == "pending"
+    assert clock.at(59, KEY) == []
+    assert clock.at(60, KEY) == []
+    assert clock.alerts[KEY].state == "firing"
+    assert clock.at(70, KEY) == ["FIRING m: ErrorRate"]
+    assert clock.at(75, KEY) == []
+    assert clock.at(100) == []  # it is kept for a minute
+    assert clock.at(130, KEY) == []
+    assert clock.at(191) == []
+    assert clock.alerts[KEY].state == "resolved"
+    assert clock.at(202) == ["RESOLVED m: ErrorRate"]
+    assert clock.at(300) == []
+    assert [each.state for each in clock.events] == ["firing", "resolved"]
+    assert clock.at(5000) == []
+    assert clock.alerts == {}
+
+
+def test_a_short_breach_sends_nothing():
+    clock = Clock()
+    clock.at(0, KEY)
+    assert clock.at(30) == []
+    assert clock.alerts == {}
+    assert clock.sent == []
+
+
+def test_alerts_of_an_endpoint_are_sent_together_and_repeated():
+    clock = Clock()
+    other = ("m", "QueueAge", "")
+    clock.at(0, KEY)
+    clock.at(5, KEY, other)
+    clock.at(60, KEY, other)
+    assert clock.at(70, KEY, other) == ["FIRING m: ErrorRate, QueueAge"]
+    assert clock.at(3000, KEY, other) == []
+    assert clock.at(3700, KEY, other) == ["FIRING m: ErrorRate, QueueAge"]
+
+
+def test_an_alert_that_fires_again_before_its_end_was_sent_is_news():
+    clock = Clock()
+    clock.at(0, KEY)
+    clock.at(60, KEY)
+    clock.at(70, KEY)
+    clock.at(140)
+    assert clock.alerts[KEY].state == "resolved"
+    clock.at(141, KEY)
+    assert clock.at(150) == []  # a pending alert that ended: its receivers still wait for the end
+    assert clock.at(160) == ["RESOLVED m: ErrorRate"]
+
+
+def test_a_silent_alert_is_sent_when_the_silence_ends():
+    clock = Clock()
+    clock.silences = [Silence("s", "m*", "Error*", "*", T0, T0 + 1000, "test", "me")]
+    clock.at(0, KEY)
+    clock.at(60, KEY)
+    assert clock.at(500, KEY) == []
+    assert clock.at(1001, KEY) == ["FIRING m: ErrorRate"]
+    clock.silences = [Silence("s", "*", "*", "critical", T0, T0 + 9000, "test", "me")]
+    clock.at(1100)
+    assert clock.at(1200) == []
+    assert clock.at(9001) == []  # nothing is sent about an alert that ended while it was silent
+    assert Silence("s", "*", "*", "warning", T0, T0 + 9, "", "").matches(clock.sent[0].alerts[0]) is False
+
+
+def test_receivers_get_what_they_want():
+    alert = step({KEY: fired()}, {KEY: BREACH}, T0 + 60, lambda: "1")[KEY]
+    mild = replace(alert, rule="QueueAge", severity="warning")
+    both = Notification("m", (alert, mild))
+    page = Receiver("page", "webhook", "https://example.com/secret", severity="critical")
+    assert for_receiver(both, page) == Notification("m", (alert,))
+    assert for_receiver(both, replace(page, endpoint="other*")) is None
+    assert for_receiver(Notification("m", (mild,)), page) is None
+    assert page.public()["to"] == "https://example.com/..."
+
+
+def fired() -> Alert:
+    return Alert(
+        *KEY, "critical", "firing", T0, T0, 10, 5, "10 % <failed>", "tidegate diagnose m", "id", T0 + 60
+    )
+
+
+def test_formats():
+    both = Notification(
+        "m", (fired(), replace(fired(), rule="QueueAge", state="resolved", resolved_at=T0 + 90))
+    )
+    body = orjson.loads(formats.webhook_body(both, T0))
+    assert (body["type"], body["timestamp"]) == ("alert.firing", "2023-11-14T22:13:20Z")
+    assert [each["state"] for each in body["data"]["alerts"]] == ["firing", "resolved"]
+    slack = orjson.loads(formats.slack_body(both))
+    assert slack["text"] == "FIRING m: ErrorRate, QueueAge"
+    assert "10 % &lt;failed&gt;" in slack["attachments"][0]["text"]
+    mail = formats.email_of(both, "msg_1", "from@x", "to@x", T0)
+    assert (mail["Subject"], mail["Message-ID"]) == (
+        "[Tidegate] FIRING m: ErrorRate, QueueAge",
+        "<msg_1@tidegate>",
+    )
+    assert "Next: tidegate diagnose m" in mail.get_content()
+
+
+def test_every_rule_has_its_own_name_and_a_remedy():
+    assert len(BY_NAME) == len(RULES) == 12
+    assert all(rule.remedy.startswith("tidegate ") for rule in RULES)
+
+
+def test_drift_becomes_one_alert_for_each_version_and_endpoint():
+    line = {
+        "model": "m",
+        "version": 2,
+        "endpoints": ["m", "n"],
+        "score": 0.3,
+        "drifted": [f"c{n}" for n in range(7)],
+    }
+    calm = line | {"drifted": [], "version": 1}
+    found = drift_findings([line, calm])
+    assert [(each.endpoint, each.subject) for each in found] == [("m", "m v2"), ("n", "m v2")]
+    assert found[0].summary == "7 columns of m v2 differ from the baseline: c0, c1, c2, c3, c4, ..."

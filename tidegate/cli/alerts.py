@@ -1,0 +1,232 @@
+"""``tidegate alerts``: alerts, their history, silences, receivers and rules."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.options import Json, Limit, seconds
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Doc, Service
+
+alerts = typer.Typer(
+    name="alerts",
+    help="Alerts of endpoints: list, silence and test them, and set who receives them.",
+    invoke_without_command=True,
+)
+
+
+class Export(str, Enum):
+    """Formats of exported rules."""
+
+    PROMETHEUS = "prometheus"
+
+
+class Severity(str, Enum):
+    """The least severe alerts of a receiver."""
+
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@alerts.callback()
+def listed(
+    context: typer.Context,
+    firing: Annotated[bool, typer.Option("--firing", help="Only alerts that fire.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="Past firings, newest first.")] = False,
+    export: Annotated[
+        Export | None, typer.Option("--export", help="Print the rules for Prometheus and Alertmanager.")
+    ] = None,
+    limit: Limit = 50,
+    json: Json = False,
+) -> None:
+    """List the alerts that fire or are pending. Example: tidegate alerts --firing"""
+    if context.invoked_subcommand is not None:
+        return
+    from tidegate.cli import output
+
+    if export is not None:
+        _export(json)
+    elif history:
+        items = _router().items("/v1/alerts/history", limit=limit)
+        output.show({"items": items}, json, lambda: _print(items, "No alert has fired yet."))
+    else:
+        items = _router().items("/v1/alerts", state="firing" if firing else None)
+        items = [each for each in items if firing or each["state"] != "resolved"]
+        output.show({"items": items}, json, lambda: _print(items, "No alert."))
+
+
+@alerts.command()
+def silence(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An endpoint; * and ? match any characters.")],
+    length: Annotated[str, typer.Option("--for", metavar="TIME", help="Duration, such as 2h.")],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for other operators.")],
+    rule: Annotated[str, typer.Option("--rule", metavar="RULE", help="Only this rule.")] = "*",
+    json: Json = False,
+) -> None:
+    """Silence an endpoint's alerts for a time. They still fire, but are not sent.
+
+    Example: tidegate alerts silence digits --for 2h --why "load test" --rule QueueAge
+    """
+    from tidegate.cli import output
+
+    body = {"endpoint": name, "rule": rule, "for_s": seconds(length), "why": why}
+    made = _router().post("/v1/alerts/silences", body)
+    until = output.moment(made["until"])
+    text = f"Silence {made['id']}: {made['rule']} of {made['endpoint']} is not sent until {until}."
+    output.show(made, json, lambda: output.line(text))
+
+
+@alerts.command()
+def silences(json: Json = False) -> None:
+    """List the silences that have not ended."""
+    from tidegate.cli import output
+
+    items = _router().items("/v1/alerts/silences")
+    rows = [(s["id"], s["endpoint"], s["rule"], output.moment(s["until"]), s["by"], s["why"]) for s in items]
+    heads = ("id", "endpoint", "rule", "until", "by", "why")
+    output.show({"items": items}, json, lambda: output.table(rows, heads, "No silence."))
+
+
+@alerts.command()
+def unsilence(
+    id: Annotated[str, typer.Argument(metavar="ID", help="An id of `tidegate alerts silences`.")],
+    json: Json = False,
+) -> None:
+    """End a silence. Its firing alerts are sent now."""
+    from tidegate.cli import output
+    from tidegate.cli.api import part
+
+    _router().delete(f"/v1/alerts/silences/{part(id)}")
+    output.show({"ended": id}, json, lambda: output.line(f"Silence {id} ended."))
+
+
+@alerts.command("test")
+def try_receivers(
+    receiver: Annotated[
+        str | None, typer.Argument(metavar="[RECEIVER]", help="One receiver; default: all of them.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Send a test message, and print what each receiver answered. Exit code 1: one did not accept it."""
+    from urllib.parse import urlencode
+
+    from tidegate.cli import output
+
+    query = "" if receiver is None else f"?{urlencode({'receiver': receiver})}"
+    items = _router().post(f"/v1/alerts/test{query}", {}, timeout=90.0)["items"]
+    rows = [
+        (i["name"], i["kind"], i["to"], "delivered" if i["delivered"] else "failed", i["told"]) for i in items
+    ]
+    heads = ("receiver", "kind", "to", "result", "answer")
+    hint = "There is no receiver. Add one: tidegate alerts add-receiver NAME --webhook URL"
+    output.show({"items": items}, json, lambda: output.table(rows, heads, hint))
+    if not items or not all(each["delivered"] for each in items):
+        raise typer.Exit(1)
+
+
+@alerts.command()
+def messages(limit: Limit = 20, json: Json = False) -> None:
+    """List the last messages to receivers, with the result of each."""
+    from tidegate.cli import output
+
+    items = _router().items("/v1/alerts/messages", limit=limit)
+    rows = [
+        (output.moment(i["made_at"]), i["receiver"], i["title"], i["state"], i["attempt"], i["detail"])
+        for i in items
+    ]
+    heads = ("at", "receiver", "message", "state", "attempts", "answer")
+    output.show({"items": items}, json, lambda: output.table(rows, heads, "No message yet."))
+
+
+@alerts.command()
+def receivers(json: Json = False) -> None:
+    """List the receivers of alerts. Addresses are shortened, because some contain a secret."""
+    from tidegate.cli import output
+
+    items = _router().items("/v1/alerts/receivers")
+    rows = [(i["name"], i["kind"], i["to"], i["endpoint"], i["severity"]) for i in items]
+    heads = ("receiver", "kind", "to", "endpoints", "at least")
+    hint = "No receiver. Add one: tidegate alerts add-receiver NAME --webhook URL"
+    output.show({"items": items}, json, lambda: output.table(rows, heads, hint))
+
+
+@alerts.command()
+def add_receiver(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name for the receiver.")],
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Signed by the Standard Webhooks specification.")
+    ] = None,
+    slack: Annotated[
+        str | None, typer.Option(metavar="URL", help="An incoming webhook of Slack, Mattermost and others.")
+    ] = None,
+    email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Needs TIDEGATE_SMTP_URL.")] = None,
+    endpoint: Annotated[
+        str, typer.Option(metavar="NAMES", help="Only these endpoints; * and ? match.")
+    ] = "*",
+    severity: Annotated[Severity, typer.Option(help="The least severe alerts.")] = Severity.WARNING,
+    json: Json = False,
+) -> None:
+    """Add or replace a receiver. Example: tidegate alerts add-receiver ops --webhook https://example.com/hook"""
+    from tidegate.cli import output
+    from tidegate.cli.api import part
+
+    given = [(kind, to) for kind, to in (("webhook", webhook), ("slack", slack), ("email", email)) if to]
+    if len(given) != 1:
+        raise UsageError("Give one of --webhook URL, --slack URL and --email ADDRESS.")
+    ((kind, to),) = given
+    body = {"kind": kind, "to": to, "endpoint": endpoint, "severity": severity.value}
+    made: Doc = _router().put(f"/v1/alerts/receivers/{part(name)}", body)
+    text = f"{name} receives alerts. Try it: tidegate alerts test {name}"
+    output.show(made, json, lambda: output.line(text))
+
+
+@alerts.command()
+def remove_receiver(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The receiver's name.")], json: Json = False
+) -> None:
+    """Remove a receiver, and the messages that wait for it."""
+    from tidegate.cli import output
+    from tidegate.cli.api import part
+
+    _router().delete(f"/v1/alerts/receivers/{part(name)}")
+    output.show({"removed": name}, json, lambda: output.line(f"{name} gets no more alerts."))
+
+
+def _print(items: list[Any], empty: str) -> None:
+    from tidegate.cli import output
+
+    rows = [
+        (
+            item["endpoint"],
+            item["rule"],
+            item["subject"],
+            "silenced" if item.get("silence") else item["state"],
+            item["severity"],
+            output.moment(item["resolved_at"] if item["state"] == "resolved" else item["since"]),
+            item["summary"],
+            item["remedy"],
+        )
+        for item in items
+    ]
+    heads = ("endpoint", "rule", "of", "state", "severity", "since", "why", "next")
+    output.table(rows, heads, empty)
+
+
+def _export(json: bool) -> None:
+    from tidegate.cli import output
+
+    if json:
+        output.dump({"items": _router().items("/v1/alerts/rules")})
+    else:
+        _router().download("/v1/alerts/prometheus", lambda piece: print(piece.decode(), end=""))
+
+
+def _router() -> Service:
+    from tidegate.cli.api import control
+
+    return control().router
