@@ -1,0 +1,177 @@
+"""Measure requests with and without shadow traffic: ``python -m benchmarks.shadow``.
+
+A model that sleeps serves an endpoint. Another version of it is the shadow, on a replica of its own. Its
+capacity is measured in a closed loop. Then requests arrive as a Poisson process at 70 % of the capacity, in
+pairs of rounds: one without a shadow and one with a shadow that gets a copy of every request. All rounds have
+the same times of arrival, so that a queue forms at the same requests. The medians of the rounds count.
+
+The model sleeps, as on an accelerator, so copies and requests share the cores of gateway, broker and worker,
+but not those of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import options, report, session, sleeper, stack
+from benchmarks.client import Client
+from benchmarks.open_loop import failures, offer, percentile
+
+NAME, SHADOW = "sleep", "sleep-v2"
+MODEL = stack.EXAMPLES / "sleep" / "model.py"
+SEED = 17
+LOAD = 0.7
+BAR = 1.05
+CALLERS = 16
+# Gateways get a changed shadow within this time.
+SETTLE_S = 3.0
+READY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round: the callers' times in ms, failed requests by reason, and copies (0 without a shadow)."""
+
+    shadow: bool
+    requests: int
+    p50_ms: float
+    p99_ms: float
+    failed: dict[str, int]
+    copied: int = 0
+    answered: int = 0
+    agreed: int = 0
+    compared: int = 0
+
+    def line(self) -> str:
+        """Return the round for the screen."""
+        copies = f", {self.copied} copied, {self.answered} of them answered" if self.shadow else ""
+        return (
+            f"  {'shadow' if self.shadow else 'alone':<6} {self.requests} requests: "
+            f"p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms, {sum(self.failed.values())} failed{copies}"
+        )
+
+
+def deploy(running: stack.Stack, instances: int) -> None:
+    """Serve version 1, and start version 2 without traffic, each on one replica."""
+    options_ = ("--max-batch", "1", "--instances", str(instances))
+    running.deploy(MODEL, NAME, *options_)
+    with tempfile.TemporaryDirectory() as folder:
+        # A different file, because the same file would be the same version.
+        other = Path(folder) / "model.py"
+        other.write_text(f"{MODEL.read_text()}# the shadow\n")
+        signature = str(MODEL.with_name("signature.json"))
+        running.command(
+            "deploy", str(other), "--name", NAME, "--signature", signature, "--no-traffic", *options_
+        )
+    end = time.monotonic() + READY_S
+    while not any(
+        each["deployment"] == SHADOW and each["state"] == "ready"
+        for each in json.loads(running.command("replicas", "--json"))["items"]
+    ):
+        if time.monotonic() > end:
+            raise stack.StackFailed(f"{SHADOW} has no ready replica after {READY_S:g} s")
+        time.sleep(0.5)
+
+
+async def capacity(port: int, seconds: float, model_ms: float) -> float:
+    """Return the requests per second of callers that each wait for their answer."""
+    exchange, done = sleeper.exchange(model_ms=model_ms), 0
+    client, end = Client(port), time.monotonic() + seconds
+
+    async def caller() -> None:
+        nonlocal done
+        while time.monotonic() < end:
+            answer = await client.post(exchange.path, exchange.body, exchange.headers)
+            exchange.check(answer.headers, answer.body)
+            done += 1
+
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    client.close()
+    return done / seconds
+
+
+def arrivals(rate: float, seconds: float) -> list[float]:
+    """Return the times of a Poisson process in seconds, always the same for the same rate."""
+    drawn, at, times = random.Random(SEED), 0.0, []
+    while (at := at + drawn.expovariate(rate)) < seconds:
+        times.append(at)
+    return times
+
+
+def measure(running: stack.Stack, times: list[float], model_ms: float, rate: float, *, shadow: bool) -> Round:
+    """Run one round. With ``shadow``, wait for the report of its copies."""
+    if shadow:
+        running.command("rollout", NAME, "--to", "v2", "--shadow", "--rate", f"{rate:g}")
+    else:
+        running.command("shadow", NAME, "--stop")
+    time.sleep(SETTLE_S)
+    asked = asyncio.run(offer(running.gateway_port, sleeper.exchange(model_ms=model_ms), times))
+    took = [each.took_ms for each in asked if each.good]
+    found: dict[str, Any] = {}
+    if shadow:
+        time.sleep(SETTLE_S)
+        found = json.loads(running.command("shadow", NAME, "--json"))["report"] or {}
+    counts = {each: found.get(each, 0) for each in ("copied", "answered", "agreed", "compared")}
+    return Round(shadow, len(asked), percentile(took, 50), percentile(took, 99), failures(asked), **counts)
+
+
+def main() -> int:
+    """Run, print, write shadow.json. Return 1 if the primary's p99 with a shadow is above the bar."""
+    chosen = _arguments()
+    machine = report.machine()
+    rounds: list[Round] = []
+    with session.session(), stack.tidegate("shadow") as running:
+        deploy(running, chosen.instances)
+        asyncio.run(capacity(running.gateway_port, 2.0, chosen.model_ms))
+        most = asyncio.run(capacity(running.gateway_port, min(chosen.seconds, 10), chosen.model_ms))
+        times = arrivals(LOAD * most, chosen.seconds)
+        print(f"capacity {most:.0f} requests/s; {LOAD:.0%} of it: {LOAD * most:.0f}/s", flush=True)
+        for turn in range(2 * chosen.repeats):
+            # without, with, with, without, ...: a drift of the machine affects both alike
+            shadow = turn % 4 in (1, 2)
+            rounds.append(measure(running, times, chosen.model_ms, chosen.rate, shadow=shadow))
+            print(rounds[-1].line(), flush=True)
+    return _judge(rounds, chosen, most, machine)
+
+
+def _judge(rounds: list[Round], chosen: argparse.Namespace, most: float, machine: dict[str, Any]) -> int:
+    alone, beside = ([each for each in rounds if each.shadow is on] for on in (False, True))
+    p50 = median(each.p50_ms for each in beside) / median(each.p50_ms for each in alone)
+    ours, theirs = (median(each.p99_ms for each in some) for some in (alone, beside))
+    ratio = theirs / ours
+    share = sum(each.copied for each in beside) / max(1, sum(each.requests for each in beside))
+    failed = sum(sum(each.failed.values()) for each in rounds)
+    right = ratio <= BAR and not failed
+    print(
+        f"{'PASS' if right else 'MISS'}  p99 {ours:.2f} ms alone, {theirs:.2f} ms with a shadow: "
+        f"{ratio:.3f} times (at most {BAR:g}); p50 {p50:.3f} times; {share:.1%} of the requests were copied; "
+        f"{failed} failed requests"
+    )
+    print(report.machine_line(machine))
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    told = {"capacity": most, "load": LOAD, "ratio": ratio, "copied": share, "failed": failed}
+    report.write_json(
+        chosen.out / "shadow.json", {"machine": machine, **told, "rounds": [asdict(each) for each in rounds]}
+    )
+    return 0 if right else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = options.parser(__doc__, seconds=20, repeats=6)
+    parser.add_argument("--rate", type=float, default=100.0, help="percent of copies (default: 100)")
+    parser.add_argument("--model-ms", type=float, default=20.0, help="time of a call (default: 20)")
+    parser.add_argument("--instances", type=int, default=4, help="of each version (default: 4)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    session.run(main)
