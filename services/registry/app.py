@@ -15,6 +15,7 @@ from services.registry.adapters.sql.database import Clock, RegistryDatabase, utc
 from services.registry.adapters.usage_intake import UsageIntake
 from services.registry.api import (
     artifacts,
+    baselines,
     deployments,
     desired_state,
     endpoints,
@@ -27,6 +28,7 @@ from services.registry.api import (
     traffic,
 )
 from services.registry.application.artifacts import Artifacts
+from services.registry.application.baselines import Baselines
 from services.registry.application.keyring import Keyring
 from services.registry.application.maintenance import Maintenance
 from services.registry.application.transactions import Transactions
@@ -58,6 +60,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             stack.push_async_callback(intake.stop)
             app.state.transactions, app.state.artifacts = transactions, uploads
             app.state.versions = Versions(transactions, uploads, _inspection_settings(settings))
+            app.state.baselines = Baselines(transactions)
             app.state.keyring = Keyring(transactions)
             app.state.health.add("database", lambda: database.problem)
             app.state.health.add("artifacts", lambda: store.problem)
@@ -69,6 +72,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
     for each in (
         artifacts,
         models,
+        baselines,
         deployments,
         endpoints,
         desired_state,

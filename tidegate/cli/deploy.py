@@ -222,6 +222,15 @@ def deploy(
         list[str] | None, typer.Option(metavar="K=V", help="team=vision; repeatable.", rich_help_panel=_ABOUT)
     ] = None,
     note: Annotated[str | None, typer.Option(help="Free text.", rich_help_panel=_ABOUT)] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Training data (.csv, .npz, .parquet) to compare requests with: docs/drift.md. Only its "
+            "profile is sent.",
+            rich_help_panel=_ABOUT,
+        ),
+    ] = None,
     version: Annotated[
         int | None,
         typer.Option(
@@ -299,7 +308,16 @@ def deploy(
         "notes": note,
     }
     way = Way(seconds(timeout), wait, traffic, check)
-    said = _given(about) or metadata or signature or requirements or model_format or allow_pickle or adapters
+    said = (
+        _given(about)
+        or metadata
+        or signature
+        or requirements
+        or model_format
+        or allow_pickle
+        or adapters
+        or baseline
+    )
     if version is not None:
         serve_version(registered_name(path, name, said=bool(said)), version, _given(options), way, json)
         return
@@ -325,6 +343,7 @@ def deploy(
         allow_pickle=allow_pickle,
         breaking=breaking,
         adapters=adapters,
+        baseline=baseline,
     )
     publish_and_serve(request, way, json)
 

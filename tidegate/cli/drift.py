@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Control
 
 Name = Annotated[
     str | None,
@@ -26,6 +30,12 @@ def drift(
             "--rebase", help="Freeze a new baseline from the next rows, after a change that is wanted."
         ),
     ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Compare with this training data (.csv, .npz, .parquet) from now on."
+        ),
+    ] = None,
     plot: Annotated[
         str | None,
         typer.Option(metavar="FILE.svg", help="Draw the scores over time, and the columns that moved most."),
@@ -42,11 +52,15 @@ def drift(
 
     plane = control()
     if name is None:
-        if rebase or plot:
-            raise UsageError("--rebase and --plot need a name: tidegate drift NAME --plot drift.svg")
+        if rebase or plot or baseline:
+            raise UsageError(
+                "--rebase, --baseline and --plot need a name: tidegate drift NAME --plot drift.svg"
+            )
         found = plane.router.get("/v1/drift")
         output.show(found, json, lambda: show_all(found))
         return
+    if baseline is not None:
+        _set_baseline(plane, name, baseline)
     if rebase:
         changed = plane.router.post(f"/v1/drift/{part(name)}/rebase", {})
         output.show(changed, json, lambda: output.line(rebased(changed)))
@@ -55,6 +69,18 @@ def drift(
     if plot is not None:
         _draw(found, plot)
     output.show(found, json, lambda: show(found, every=every))
+
+
+def _set_baseline(plane: Control, name: str, path: Path) -> None:
+    """Set the baseline of the newest version behind a name."""
+    from tidegate.cli.api import part
+    from tidegate.cli.progress import Steps
+    from tidegate.cli.publish import set_baseline
+
+    with Steps().shown() as steps:
+        newest = max(plane.router.get(f"/v1/drift/{part(name)}")["items"], key=lambda each: each["version"])
+        address = f"/v1/models/{part(newest['model'])}/versions/{newest['version']}"
+        set_baseline(plane, plane.registry.get(address), path, steps)
 
 
 def rebased(changed: Mapping[str, Any]) -> str:
@@ -149,8 +175,6 @@ def _against(predecessor: Mapping[str, Any]) -> str:
 
 
 def _draw(found: Mapping[str, Any], plot: str) -> None:
-    from pathlib import Path
-
     from tidegate.cli.drift_picture import svg
 
     drawn = next((each for each in found["items"] if each["points"]), None)

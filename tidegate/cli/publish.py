@@ -37,7 +37,19 @@ def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
         version = register(control, package, request)
     precheck.warn([*warnings, *version.get("warnings", ())])
     steps.change("register", "done", f"{request.name} version {version['number']} ({version['format']})")
+    if request.baseline is not None:
+        set_baseline(control, version, request.baseline, steps)
     return version
+
+
+def set_baseline(control: Control, version: Doc, path: Path, steps: Steps) -> None:
+    """Compare a version with this training data. Only its profile is sent. Raise UsageError."""
+    from tidegate.cli.training_data import baseline_of
+
+    document = baseline_of(path, version["signature"])
+    address = f"/v1/models/{part(version['model'])}/versions/{version['number']}/baseline"
+    control.registry.put(address, document)
+    steps.change("baseline", "done", f"{document['profile']['rows']:,} rows of {path.name}")
 
 
 def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic: bool = True) -> Doc:

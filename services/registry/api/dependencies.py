@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Header, Request, Response
 
 from services.registry.application.artifacts import Artifacts
+from services.registry.application.baselines import Baselines
 from services.registry.application.keyring import Keyring
 from services.registry.application.transactions import Transactions
 from services.registry.application.versions import Versions
@@ -30,6 +31,11 @@ def _artifacts(request: Request) -> Artifacts:
 
 def _versions(request: Request) -> Versions:
     value: Versions = request.app.state.versions
+    return value
+
+
+def _baselines(request: Request) -> Baselines:
+    value: Baselines = request.app.state.baselines
     return value
 
 
@@ -64,5 +70,6 @@ def with_etag(stored: T, response: Response) -> T:
 TransactionsDep = Annotated[Transactions, Depends(_transactions)]
 ArtifactsDep = Annotated[Artifacts, Depends(_artifacts)]
 VersionsDep = Annotated[Versions, Depends(_versions)]
+BaselinesDep = Annotated[Baselines, Depends(_baselines)]
 KeyringDep = Annotated[Keyring, Depends(_keyring)]
 IfMatch = Annotated[int | None, Depends(_if_match)]

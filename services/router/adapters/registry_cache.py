@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from services.router.adapters import shared_file
 from tidegate.kernel import telemetry
+from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.http.certificates import trusted
 from tidegate.kernel.profiles.baseline import Baseline
 from tidegate.kernel.protocol.models import DesiredState, Endpoint, RolloutPhase
@@ -57,7 +58,7 @@ class RegistryCache:
         self.desired = desired
 
     async def baseline(self, model: str, version: int) -> Baseline | None:
-        """Return a version's training baseline; None if it has none, or if the registry does not answer."""
+        """Return a version's training baseline; None if it has none. Raise Unavailable."""
         try:
             response = await self._client.get(f"/v1/models/{model}/versions/{version}/baseline")
             if response.status_code == 404:
@@ -65,9 +66,7 @@ class RegistryCache:
             response.raise_for_status()
             return Baseline.from_json(orjson.loads(response.content))
         except (httpx.HTTPError, ValueError) as error:
-            extra = {"model": model, "version": version, "problem": str(error)}
-            log.info("a training baseline was not read; tried again", extra=extra)
-            return None
+            raise Unavailable(f"the training baseline of {model} {version} was not read: {error}") from None
 
     async def settle(self, endpoint: Endpoint) -> None:
         """Report that an Endpoint's traffic has moved to its targets. On an error, log it."""

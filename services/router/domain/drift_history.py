@@ -90,8 +90,12 @@ class DriftHistory:
         """Return the id of the bins; empty while there are none."""
         return "" if self.bins is None else bins_id(self.bins)
 
-    def use_training(self, baseline: Baseline) -> None:
-        """Compare with training data from now on. Windows of other bins are dropped."""
+    def use_training(self, baseline: Baseline | None) -> None:
+        """Compare with this training data from now on. None: there is none (any more)."""
+        if baseline is None:
+            if self.baseline is not None and self.baseline.source == "training":
+                self.reset()
+            return
         if self.baseline is not None and self.baseline.to_json() == baseline.to_json():
             return
         self.baseline, self.bins = baseline, dict(baseline.bins)

@@ -7,7 +7,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.integration.registry.onnx_files import model, onnx_bytes, value
+from tidegate.kernel.profiles.baseline import training_baseline
+from tidegate.kernel.profiles.columns import Columns
 
 SIGNATURE: dict[str, Any] = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [4]}],
@@ -125,3 +129,24 @@ async def test_concurrent_registrations_of_other_bytes_have_a_version_each_and_o
         *(call("POST", "/v1/deploy", {"model": "m", "version": each["number"]}) for each in made)
     )
     assert [each["deployment"]["version"] for each in placed] == [each["number"] for each in made]
+
+
+async def test_a_training_baseline_is_kept_until_its_version_is_deleted(call):
+    baseline = training_baseline(Columns(100, {"x": np.arange(100.0)})).to_json()
+    path = "/v1/models/m/versions/1/baseline"
+    await call("PUT", path, baseline, status=404)
+    await call.register("m", onnx_bytes(1))
+    assert "--baseline" in (await call("GET", path, status=404))["error"]
+    assert "not a baseline" in (await call("PUT", path, {"v": 2}, status=400))["error"]
+    await call("PUT", path, baseline)
+    assert await call("GET", path) == baseline
+    other = training_baseline(Columns(50, {"x": np.arange(50.0)})).to_json()
+    await call("PUT", path, other)
+    assert await call("GET", path) == other
+    entries = (await call("GET", "/v1/audit"))["items"]
+    assert any("baseline_sha256" in (each["after"] or {}) for each in entries)
+    await call("DELETE", path, status=204)
+    await call("DELETE", path, status=404)
+    await call("PUT", path, baseline)
+    await call("DELETE", "/v1/models/m/versions/1", status=204)
+    await call("GET", path, status=404)

@@ -80,6 +80,18 @@ versions = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
 )
 
+# The profiles of training data that versions are compared with.
+baselines = sa.Table(
+    "baselines",
+    metadata,
+    sa.Column("model", NAME, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("document", sa.JSON, nullable=False),
+    sa.Column("sha256", DIGEST, nullable=False),
+    sa.Column("created_at", Moment, nullable=False),
+    sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
+)
+
 # ``declared``: a user made it with PUT or apply, so a roll-over does not change its scale.
 deployments = sa.Table(
     "deployments",

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.adapters.sql import audit
+from services.registry.adapters.sql import audit, baselines
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.tables import (
     artifacts,
@@ -80,6 +80,7 @@ class DesiredStateWriter(DesiredStateReader):
                     await self._drop_targets(name)
                     await self._connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
                 case DropVersion(model, number):
+                    await baselines.drop(self._connection, model, number)
                     await self._connection.execute(sa.delete(versions).where(_is(model, number)))
             await self.note(notification, before, await self._current(notification))
 

@@ -1,0 +1,147 @@
+"""Read training data (CSV, npz or parquet) into the profile that a version is compared with."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tidegate.cli.exit_codes import UsageError
+from tidegate.kernel.profiles.baseline import training_baseline
+from tidegate.kernel.profiles.columns import (
+    VALUE_BYTES,
+    Columns,
+    SampledTensor,
+    add_tensor,
+    element_names,
+)
+from tidegate.kernel.profiles.predictions import CONFIDENCE, PREDICTION, SCORE
+from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Doc
+
+# The columns that a version's outputs have, whatever their names.
+_OUTPUTS = (PREDICTION, CONFIDENCE, SCORE)
+MAX_ROWS = 1_000_000
+
+
+def baseline_of(path: Path, signature: Doc | None) -> Doc:
+    """Return the baseline of a file of training data, as the registry takes it. Raise UsageError.
+
+    ``signature``: that of the version; None: the file's names are the columns.
+    """
+    reader = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(f"{path}: a baseline is a file with the ending .csv, .npz or .parquet.")
+    try:
+        columns = reader(path, signature)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    if not columns.rows or not (columns.numbers or columns.values):
+        raise UsageError(f"{path} has no rows with a column of the version.")
+    return training_baseline(columns).to_json()
+
+
+def input_columns(signature: Doc | None) -> list[str]:
+    """Return the names of the columns of a version's inputs, in their order."""
+    names: list[str] = []
+    for each in (signature or {}).get("inputs", ()):
+        if all(dim > 0 for dim in each["shape"]):
+            names += element_names(each["name"], each["shape"])
+    return names
+
+
+def _csv(path: Path, signature: Doc | None) -> Columns:
+    with path.open(newline="") as file:
+        rows = csv.reader(file)
+        heads = next(rows, [])
+        table = [row for _, row in zip(range(MAX_ROWS), rows)]  # noqa: B905 - the shorter one ends it
+    if wrong := next((at for at, row in enumerate(table, 2) if len(row) != len(heads)), None):
+        raise ValueError(
+            f"line {wrong} has {len(table[wrong - 2])} cells, and the first line has {len(heads)}"
+        )
+    return named({head: [row[at] for row in table] for at, head in enumerate(heads)}, len(table), signature)
+
+
+def _parquet(path: Path, signature: Doc | None) -> Columns:
+    try:
+        from pyarrow import parquet  # type: ignore[import-not-found]
+    except ImportError:
+        raise UsageError(
+            "Reading parquet needs the package pyarrow: run `pip install pyarrow`, or give a CSV or npz file."
+        ) from None
+    found = parquet.read_table(path).slice(0, MAX_ROWS)
+    return named({name: found[name].to_pylist() for name in found.column_names}, found.num_rows, signature)
+
+
+def _npz(path: Path, signature: Doc | None) -> Columns:
+    """Read arrays by the names of inputs. The first axis is that of the rows."""
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {name: arrays[name][:MAX_ROWS] for name in arrays.files}
+    known = {each["name"] for each in (signature or {}).get("inputs", ())} | set(_OUTPUTS)
+    chosen = {name: each for name, each in found.items() if not known or name in known}
+    if not chosen:
+        raise UsageError(f"{path} has the arrays {', '.join(found)}. Expected: {', '.join(sorted(known))}.")
+    rows = {len(each) for each in chosen.values()}
+    if len(rows) != 1:
+        raise ValueError("its arrays have different numbers of rows")
+    columns = Columns(rows.pop())
+    for name, array in chosen.items():
+        _add_array(columns, name, array)
+    return columns
+
+
+def _add_array(columns: Columns, name: str, array: np.ndarray[Any, Any]) -> None:
+    if name == PREDICTION and array.dtype.kind in "iuSUb":
+        columns.values[name] = [str(each) for each in array.reshape(-1).tolist()]
+    elif array.dtype.kind in "SUO":
+        raw = pack_strings([str(each) for each in array.reshape(-1).tolist()])
+        add_tensor(columns, SampledTensor(name, "BYTES", array.shape[1:], raw))
+    else:
+        code = array.dtype.newbyteorder("<").str
+        datatype = next((each.name for each in DATATYPES.values() if each.numpy in (code, code[1:])), None)
+        values = array if datatype else array.astype("<f8")
+        add_tensor(columns, SampledTensor(name, datatype or "FP64", array.shape[1:], values.tobytes()))
+
+
+def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) -> Columns:
+    """Return columns of cells by the names of the version's columns. Raise UsageError.
+
+    If no name fits, and there are as many columns as the inputs have elements, their order counts.
+    """
+    expected = input_columns(signature)
+    chosen = {name: each for name, each in cells.items() if not expected or name in (*expected, *_OUTPUTS)}
+    if expected and not set(chosen) & set(expected):
+        if len(cells) != len(expected):
+            raise UsageError(
+                f"The file has the columns {_some(list(cells))}. Expected those of the version's inputs: "
+                f"{_some(expected)}, or as many columns in that order ({len(expected)})."
+            )
+        chosen = dict(zip(expected, cells.values(), strict=True))
+    columns = Columns(rows)
+    for name, each in chosen.items():
+        _add_cells(columns, name, each)
+    return columns
+
+
+def _add_cells(columns: Columns, name: str, cells: Sequence[Any]) -> None:
+    try:
+        if name == PREDICTION and all(isinstance(each, str) and each.isdecimal() for each in cells):
+            raise ValueError  # class numbers are labels
+        numbers = [float("nan") if each in (None, "") else float(each) for each in cells]
+    except (TypeError, ValueError):
+        texts = [None if each is None else str(each) for each in cells]
+        if name not in _OUTPUTS:
+            columns.put(f"{name}.length", np.array([len((each or "").encode()) for each in texts], float))
+        if all(len((each or "").encode()) <= VALUE_BYTES for each in texts):
+            columns.values[name] = texts
+        return
+    columns.put(name, np.asarray(numbers))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
