@@ -32,6 +32,7 @@ from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.service.api import create_app
 from tidegate.kernel.store import JobStore, Store
+from tidegate.kernel.store.feedback import FeedbackStore
 from tidegate.kernel.store.leader import LeaderStore
 from tidegate.kernel.store.profiles import ProfileStore
 from tidegate.kernel.store.webhooks import WebhookStore
@@ -42,6 +43,7 @@ def build(settings: RouterSettings) -> FastAPI:
     data = settings.state_path / "data"
     store, job_store = Store.connect(settings.redis_url), JobStore.connect(settings.jobs_url)
     schedule, leases = WebhookStore.connect(settings.jobs_url), LeaderStore.connect(settings.jobs_url)
+    feedback = FeedbackStore.connect(settings.jobs_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -59,7 +61,7 @@ def build(settings: RouterSettings) -> FastAPI:
         controller = _controller(settings, store, registry, revision, leadership, incarnation)
         controller.condemned = condemned
         runner = RolloutRunner(
-            store, registry, leadership, data / "rollouts.json", controller.relist, condemned
+            store, registry, leadership, data / "rollouts.json", controller.relist, condemned, feedback
         )
         reader = ShadowReader(store, registry, leadership, data / "shadows.json", lambda: controller.table)
         blobs = Blobs(settings.blob_url)
@@ -92,6 +94,7 @@ def build(settings: RouterSettings) -> FastAPI:
         for loop in reversed(loops):
             await loop.stop()
         await schedule.close()
+        await feedback.close()
         await job_store.close()
         await store.close()
 

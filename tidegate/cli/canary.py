@@ -33,6 +33,12 @@ def rollout(
     min_samples: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Fewest requests to the canary in a step. [500]")
     ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Also judge this metric of feedback, such as score.")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(metavar="up|down", help="Which values of --metric are better. [up]")
+    ] = None,
     full_capacity: Annotated[
         bool,
         typer.Option("--full-capacity", help="Start all of the canary's replicas, not only its share."),
@@ -86,24 +92,23 @@ def rollout(
     if shadow or of_shadow:
         if to is None or not shadow:
             raise UsageError("--rate, --max-per-s, --tolerance, --for and --wake need --to VERSION --shadow.")
-        if steps or hold or min_samples or full_capacity or swap or wait or plot:
+        if steps or hold or min_samples or metric or full_capacity or swap or wait or plot:
             raise UsageError(
-                "--shadow has no steps: leave out --steps, --hold, --min-samples, --full-capacity, --swap, "
-                "--wait, --plot."
+                "--shadow has no steps: leave out --steps, --hold, --min-samples, --metric, --full-capacity, "
+                "--swap, --wait, --plot."
             )
         shadows.start(plane, name, to, shadows.options_of(rate, max_per_s, tolerance, lasts, wake=wake))
     elif to is not None:
-        options = options_of(steps, hold, min_samples)
+        options = options_of(steps, hold, min_samples, metric, direction)
         if swap and (options or full_capacity):
-            raise UsageError(
-                "--swap has no steps: leave out --steps, --hold, --min-samples, --full-capacity."
-            )
+            raise UsageError("--swap has no canary: leave out all options of canaries.")
         if full_capacity:
             options["full_capacity"] = True
         _start(plane, name, to, options, swap=swap)
-    elif steps or hold or min_samples or full_capacity or swap:
+    elif steps or hold or min_samples or metric or direction or full_capacity or swap:
         raise UsageError(
-            "--steps, --hold, --min-samples, --full-capacity and --swap start a rollout: add --to VERSION."
+            "--steps, --hold, --min-samples, --metric, --direction, --full-capacity and --swap start a "
+            "rollout: add --to VERSION."
         )
     elif pause or resume:
         _change(plane, name, "pause" if pause else "resume")
@@ -129,7 +134,13 @@ def promote(name: Endpoint, json: Json = False) -> None:
     output.show(found, json, lambda: show(found))
 
 
-def options_of(steps: str | None, hold: str | None, min_samples: int | None) -> dict[str, Any]:
+def options_of(
+    steps: str | None,
+    hold: str | None,
+    min_samples: int | None,
+    metric: str | None = None,
+    direction: str | None = None,
+) -> dict[str, Any]:
     """Return a rollout's options; raise UsageError."""
     options: dict[str, Any] = {}
     if steps is not None:
@@ -141,6 +152,10 @@ def options_of(steps: str | None, hold: str | None, min_samples: int | None) -> 
         options["hold_s"] = seconds(hold)
     if min_samples is not None:
         options["min_samples"] = min_samples
+    if direction not in (None, "up", "down") or (direction is not None and metric is None):
+        raise UsageError("--direction is up or down, and needs --metric NAME.")
+    if metric is not None:
+        options |= {"metric": metric, "direction": direction or "up"}
     return options
 
 
@@ -232,6 +247,13 @@ def show(found: Mapping[str, Any]) -> None:
     ]
     if rows:
         output.table(rows, ("bad events", "canary", "baseline", "evidence of harm", "evidence of no harm"))
+    quality = found.get("evidence", {}).get("quality")
+    if quality:
+        metric = rollout["options"]["metric"]
+        output.line(
+            f"mean of {metric}: canary {quality['canary_mean']:.4g}, baseline {quality['base_mean']:.4g}",
+            style="dim",
+        )
     if found.get("slow_ms"):
         slow, very_slow = found["slow_ms"]
         output.line(f"slow: above {slow:.3g} ms, very slow: above {very_slow:.3g} ms", style="dim")

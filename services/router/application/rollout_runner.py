@@ -24,14 +24,17 @@ from services.router.domain.canary_health import CanaryHealth, health_of
 from services.router.domain.rollout_watch import RolloutWatch, policy_of
 from services.router.domain.table import ready_counts
 from tidegate.kernel import telemetry
-from tidegate.kernel.protocol.models import Endpoint, RolloutPhase
+from tidegate.kernel.protocol.feedback import FeedbackRecord
+from tidegate.kernel.protocol.models import Endpoint, Rollout, RolloutPhase
 from tidegate.kernel.protocol.presence import GatewayReport
 from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import Store, StoreUnavailable
+from tidegate.kernel.store.feedback import FeedbackStore
 
 log = telemetry.logger(__name__)
 
 TICK_S = 1.0
+FEEDBACK_AT_ONCE = 5000
 _PHASES: dict[canary.Verdict, RolloutPhase] = {
     "advance": "running",
     "promote": "promoted",
@@ -51,12 +54,14 @@ class RolloutRunner:
         disk: Path,
         wake: Callable[[], None],
         condemned: set[str],
+        feedback: FeedbackStore,
     ) -> None:
         """``wake`` makes the controller read the registry immediately.
 
         ``condemned`` gets the ids of rollouts that were rolled back while the registry could not store it.
         """
         self._condemned = condemned
+        self._feedback = feedback
         self._store = store
         self._registry = registry
         self._leadership = leadership
@@ -94,6 +99,7 @@ class RolloutRunner:
                 [
                     *([watch.health.waits] if watch.health.waits else ()),
                     *canary.missing(policy, state, time.time(), last=last),
+                    *([watch.unjudged(rollout)] if last and watch.unjudged(rollout) else ()),
                 ]
                 if rollout.active
                 else []
@@ -133,7 +139,8 @@ class RolloutRunner:
         assert rollout is not None
         watch = self._watch(endpoint.name, rollout.id, create=True)
         assert watch is not None
-        decision = watch.observe(endpoint.name, rollout, reports, time.time(), health)
+        feedback = await self._reported(watch, rollout)
+        decision = watch.observe(endpoint.name, rollout, reports, time.time(), health, feedback)
         if decision.verdict == "hold":
             return
         phase = _PHASES[decision.verdict]
@@ -147,6 +154,22 @@ class RolloutRunner:
             if decision.verdict == "roll_back" and rollout.id not in self._condemned:
                 self._condemned.add(rollout.id)
                 self._wake()
+
+    async def _reported(self, watch: RolloutWatch, rollout: Rollout) -> list[FeedbackRecord]:
+        """Return the feedback since the last call; nothing if the rollout judges none."""
+        if rollout.options.metric is None:
+            return []
+        quality = watch.quality
+        try:
+            if not quality.position:
+                quality.position, quality.since = await self._feedback.end(), int(rollout.since * 1000)
+            records = await self._feedback.read(quality.position, FEEDBACK_AT_ONCE)
+        except StoreUnavailable:  # errors and latencies are judged all the same
+            return []
+        if not records:
+            return []
+        quality.position = records[-1][0]
+        return [record for _, record in records]
 
     def _log(self, endpoint: Endpoint, decision: CanaryDecision) -> None:
         assert endpoint.rollout is not None

@@ -32,6 +32,7 @@ MARGINS = {
     "errors": (1.25, 2.0, inf, inf),
     "slow": (1.15, 1.6, 12.0, 3.0),
     "very_slow": (1.15, 2.0, 12.0, 3.0),
+    "quality": (1.15, 1.5, inf, inf),
     "slow_seconds": (1.15, 1.6, 12.0, inf),
     "very_slow_seconds": (1.15, 2.0, 12.0, inf),
 }
@@ -95,11 +96,13 @@ def judge(
     requests: int,
     now: float,
     health: CanaryHealth = HEALTHY,
+    unjudged: str = "",
 ) -> CanaryDecision:
     """Decide about a canary after one tick.
 
     ``ticks``: by metric, the counts since the last tick. ``requests``: the canary's requests since then. A
     canary that has ended keeps its state. A paused one is judged as well, so that it can be rolled back.
+    ``unjudged``: what a promotion needs before a metric can be judged.
     """
     if state.phase in ("promoted", "rolled_back"):
         return CanaryDecision("hold", state.reason, state)
@@ -112,14 +115,17 @@ def judge(
         return CanaryDecision("roll_back", harm, replace(state, phase="rolled_back", reason=harm))
     if state.phase == "paused":
         return CanaryDecision("hold", state.reason, state)
-    return _progress(policy, state, now, health.waits)
+    return _progress(policy, state, now, health.waits, unjudged)
 
 
-def _progress(policy: CanaryPolicy, state: CanaryState, now: float, waits: str) -> CanaryDecision:
+def _progress(
+    policy: CanaryPolicy, state: CanaryState, now: float, waits: str, unjudged: str
+) -> CanaryDecision:
     """Return the decision about a canary without harm. ``waits``: why it gets no requests now."""
     following = policy.steps[state.step + 1 :]
     last = not following or following[0] >= 100
     lacking = [*([waits] if waits else ()), *missing(policy, state, now, last=last)]
+    lacking += [unjudged] if unjudged and last else []
     if not lacking:
         if last:
             reason = f"promoted: {_summary(state.evidence)}"

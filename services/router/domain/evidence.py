@@ -158,7 +158,7 @@ def upper_bound(bad: float, total: int, alpha: float) -> float:
     The bound is the largest rate that the mixture of all binomial likelihoods under a uniform prior does not
     reject (Robbins, "Statistical methods related to the law of the iterated logarithm", 1970).
     """
-    if total <= 0:
+    if bad >= total:
         return 1.0
     mixture = lgamma(bad + 1) + lgamma(total - bad + 1) - lgamma(total + 2) + log(alpha)
     low, high = bad / total, 1.0

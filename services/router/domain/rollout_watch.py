@@ -10,6 +10,8 @@ from services.router.domain import canary
 from services.router.domain.canary import CanaryDecision, CanaryPolicy, CanaryState
 from services.router.domain.canary_health import CanaryHealth
 from services.router.domain.evidence import Evidence, Tick
+from services.router.domain.quality import Limit, Outcomes, QualityWatch
+from tidegate.kernel.protocol.feedback import FeedbackRecord
 from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
 from tidegate.kernel.protocol.models import Rollout
 from tidegate.kernel.protocol.presence import GatewayReport, VariantCounts
@@ -53,6 +55,7 @@ class RolloutWatch:
     thresholds: Thresholds | None = None
     points: list[Point] = field(default_factory=list)
     fresh: bool = True
+    quality: QualityWatch = field(default_factory=QualityWatch)
     # Of the last decision, and therefore not a part of the memory.
     health: CanaryHealth = canary.HEALTHY
     samples: int = 0
@@ -64,21 +67,34 @@ class RolloutWatch:
         reports: Iterable[GatewayReport],
         now: float,
         health: CanaryHealth = canary.HEALTHY,
+        feedback: Iterable[FeedbackRecord] = (),
     ) -> CanaryDecision:
-        """Take the gateways' present totals, and decide. ``now``: seconds since the epoch."""
+        """Take the gateways' present totals and new ``feedback``, and decide.
+
+        ``now``: seconds since the epoch.
+        """
         self.health = health
         canary_new, base_new = self._new_counts(endpoint, rollout.deployment, reports)
         self._learn(base_new)
         ticks = self._ticks(canary_new, base_new)
+        if rollout.options.metric is not None:
+            reported = self.quality.take(endpoint, rollout, feedback)
+            ticks |= {"quality": reported} if reported is not None else {}
         requests = sum(canary_new.times) + canary_new.failed
         state = replace(self.state, step=rollout.step, since=rollout.since, phase=_phase(rollout))
         if state.step != self.state.step:
             state = replace(state, samples=0)
         self.samples = state.samples + requests
-        decision = canary.judge(policy_of(rollout), state, ticks, requests, now, health)
+        decision = canary.judge(
+            policy_of(rollout), state, ticks, requests, now, health, self.unjudged(rollout)
+        )
         self._note(rollout, decision, canary_new, base_new, now)
         self.state = decision.state
         return decision
+
+    def unjudged(self, rollout: Rollout) -> str:
+        """Return what is missing before reported outcomes can be judged; empty if nothing."""
+        return self.quality.missing() if rollout.options.metric is not None else ""
 
     def undo(self, rollout: Rollout) -> None:
         """Discard the last verdict, because the registry did not accept it. The evidence stays."""
@@ -169,6 +185,11 @@ class RolloutWatch:
                 "e_fine": min(each.e_fine, 1e9), "fine_at": 1 / policy.alpha,
                 "decides_promotion": canary.decides_promotion(metric),
             }  # fmt: skip
+            if metric == "quality":
+                found[metric] |= {
+                    "canary_mean": self.quality.canary.mean,
+                    "base_mean": self.quality.base.mean,
+                }
         return found
 
     def slow_ms(self) -> tuple[float, float] | None:
@@ -197,7 +218,22 @@ class RolloutWatch:
             Thresholds(**thresholds) if thresholds else None,
             [Point(**each) for each in document["points"]],
             document["fresh"],
+            _quality(document.get("quality")),
         )
+
+
+def _quality(document: dict[str, Any] | None) -> QualityWatch:
+    """Return the outcomes from a document; none of a document of a release without them."""
+    if document is None:
+        return QualityWatch()
+    limit = document["limit"]
+    parts = {
+        "limit": Limit(**limit) if limit else None,
+        "canary": Outcomes(**document["canary"]),
+        "base": Outcomes(**document["base"]),
+        "waiting": tuple(document["waiting"]),
+    }
+    return QualityWatch(**{**document, **parts})
 
 
 def _restored(metric: str, document: dict[str, Any]) -> Evidence:

@@ -119,3 +119,4 @@ def test_the_upper_bound_holds_and_shrinks(bad: int, total: int) -> None:
     assert bad / total < bound < 1
     assert upper_bound(10 * bad, 10 * total, 0.05) < bound
     assert upper_bound(0, 0, 0.05) == 1.0
+    assert upper_bound(total, total, 0.05) == 1.0

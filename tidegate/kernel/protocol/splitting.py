@@ -59,7 +59,8 @@ class CanaryOptions(Written):
     accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: a rate of
     errors (or slow requests) that may be added to the baseline's. After ``patience_s`` in a step without
     enough evidence the canary pauses. ``full_capacity``: the canary has its whole minimum of replicas from
-    the start; otherwise it has its share of them.
+    the start; otherwise it has its share of them. ``metric``: reported outcomes are judged as well, and
+    ``direction`` says whether higher or lower ones are better.
     """
 
     steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
@@ -71,6 +72,8 @@ class CanaryOptions(Written):
     tolerance: float = Field(0.01, ge=0, le=1)
     patience_s: float = Field(3600.0, gt=0, le=LARGEST)
     full_capacity: bool = False
+    metric: str | None = Field(None, min_length=1, max_length=64)
+    direction: Literal["up", "down"] = "up"
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
