@@ -11,31 +11,29 @@ from functools import partial
 from services.gateway.adapters.claim_fetcher import ReplyClaimFetcher
 from services.gateway.adapters.event_publisher import EventPublisher
 from services.gateway.adapters.pending_requests import (
+    NOT_SENT_AGAIN,
     DeploymentQueue,
     Lane,
     OnReply,
     PendingRequest,
+    frame_of,
+    lane_of,
     message_of,
+    publish_failure,
     renumbered,
 )
-from services.gateway.domain.admission import no_replica
+from services.gateway.domain.admission import no_replica, too_late
 from services.gateway.domain.chunk_order import ChunkOrder, ChunkPlace
 from services.gateway.domain.envelope_size import MAX_FRAMES, frames_per_envelope, split
+from services.gateway.domain.fair_lane import NO_CALLER, FairLane, FlowKey
 from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery, Refused, Unroutable
-from tidegate.kernel.broker.topology import (
-    CANCELS,
-    EVENTS,
-    Queue,
-    replica_queue,
-    replies_queue,
-    requests_queue,
-)
-from tidegate.kernel.errors import DeadlinePassed, TidegateError, Unavailable, WorkerLost
+from tidegate.kernel.broker.topology import CANCELS, EVENTS, Queue, replies_queue
+from tidegate.kernel.errors import TidegateError, Unavailable, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 from tidegate.kernel.protocol.llm import KEPT_MS, band_of
@@ -114,6 +112,7 @@ class Dispatcher:
         queue = self._queues.get(route.name)
         if queue is None:
             queue = self._queues[route.name] = DeploymentQueue(route.queue)
+            queue.learn(self._fleet(route.name))
         return queue
 
     def outstanding(self, deployment: str) -> int:
@@ -123,7 +122,7 @@ class Dispatcher:
 
     def loads(self) -> dict[str, GatewayLoad]:
         """Return the counters of every Deployment for which this process has had requests."""
-        return {name: queue.load for name, queue in self._queues.items()}
+        return {name: queue.report() for name, queue in self._queues.items()}
 
     def send(
         self,
@@ -139,8 +138,12 @@ class Dispatcher:
         stream: bool = False,
         replica: str = "",
         wait_ms: float = 0.0,
+        caller: FlowKey = NO_CALLER,
+        cost: float = 0.0,
     ) -> bytes:
         """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
+
+        Callers share the Deployment by their weight. The request counts for ``cost``; 0: for its rows.
 
         A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
 
@@ -148,32 +151,44 @@ class Dispatcher:
         are queued for a Deployment in one event-loop turn are published together, at the end of the turn.
         """
         loop = self._loop
+        queue = self.queue_of(route)
         self._counter += 1
         id_ = self._incarnation + self._counter.to_bytes(8, "little")
         deadline_ms = int((time.time() + timeout_s) * 1e3)
         flags = (envelope.RETRY_SAFE if route.retry_safe else 0) | priority << envelope.PRIORITY_SHIFT
         if stream:
             flags |= envelope.STREAM
-        size = sum(map(len, data))
-        frame: bytes | list[Buffer] | None = None
-        if size <= envelope.LARGE:
-            frame = envelope.request_frame(id_, deadline_ms, rows, key, data, trace=trace, flags=flags)
-        elif not self._claims.needed(size):
-            head = envelope.request_head(id_, deadline_ms, rows, key, data, trace=trace, flags=flags)
-            frame = [head, *data]
-        timer = loop.call_later(timeout_s, self._expire, id_)
-        order = ChunkOrder() if stream else None
-        pending = PendingRequest(
-            id_, done, route, frame, size, loop.time() + timeout_s, timer, timeout_s, order
-        )
-        self._pending[id_] = pending
+        lane: Lane | None = None
+        fair = queue.lane
         if stream and route.format == "llm":
             band = band_of(flags)
-            own = replica_queue(route.name, replica, band) if replica else None
-            pending.lane = Lane(requests_queue(route.name, band), own, wait_ms)
-        queue = self.queue_of(route)
+            lane, fair = lane_of(route.name, band, replica, wait_ms), queue.band(band)
+        flow = fair.flow(caller)
+        size = sum(map(len, data))
+        frame: bytes | list[Buffer] | None = None
+        if size <= envelope.LARGE or not self._claims.needed(size):
+            frame = frame_of(id_, deadline_ms, rows, key, data, flow.tenant, trace, flags, size)
+        timer = loop.call_later(timeout_s, self._expire, id_)
+        pending = PendingRequest(
+            id_,
+            done,
+            route,
+            frame,
+            size,
+            loop.time() + timeout_s,
+            timer,
+            timeout_s,
+            fair,
+            flow,
+            cost or rows or 1,
+        )
+        if stream:
+            pending.order, pending.lane = ChunkOrder(), lane
+        pending.priority = priority
+        self._pending[id_] = pending
         queue.load.outstanding += 1
         queue.load.arrived += 1
+        fair.arrive(flow)
         if frame is None:
             self._tasks.start(self._upload(queue, pending, data, deadline_ms, rows, key, trace, flags))
         else:
@@ -181,6 +196,23 @@ class Dispatcher:
         return id_
 
     def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
+        """Publish a request in this turn of the event loop, or let it wait for its turn."""
+        if pending.fair.take(pending.flow, pending.cost):
+            pending.published = True
+            self._add(queue, pending)
+        else:
+            pending.fair.hold(pending.flow, pending, pending.priority, pending.cost)
+
+    def _release(self, queue: DeploymentQueue, fair: FairLane[PendingRequest]) -> None:
+        """Publish the requests whose turn has come."""
+        for pending in fair.release():
+            if pending.id in self._pending:
+                pending.published = True
+                self._add(queue, pending)
+            else:
+                fair.skip(pending.flow, pending.cost)
+
+    def _add(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
         if pending.lane is not None:
             self._publish_alone(pending, pending.lane)
             return
@@ -210,8 +242,9 @@ class Dispatcher:
             await self._claims.drop(claim)
         else:
             pending.claim = claim
-            pending.frame = envelope.request_frame(
-                pending.id, deadline_ms, rows, key, [claim], trace=trace, flags=flags | envelope.CLAIM
+            tenant, claimed = pending.flow.tenant, flags | envelope.CLAIM
+            pending.frame = frame_of(
+                pending.id, deadline_ms, rows, key, [claim], tenant, trace, claimed, len(claim)
             )
             self._enqueue(queue, pending)
 
@@ -316,20 +349,15 @@ class Dispatcher:
         if isinstance(error, Unroutable):
             # The queue was deleted. These requests fail; the next one declares the queue again.
             self._declared.discard(queue.name)
-            error = Unavailable(
-                f"the queue {queue.name} was deleted: send the request again to declare it again",
-                retry_after_s=1.0,
-            )
-        elif isinstance(error, Refused):
-            error = Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0)
-        else:
+        failure = publish_failure(queue, error)
+        if failure is None:
             log.info(
                 "the broker connection was lost; requests that may be retried are sent again later",
                 extra={"queue": queue.name},
             )
             return
         for pending in batch:
-            self._fail(pending.id, error)
+            self._fail(pending.id, failure)
 
     async def _on_out_setup(self, channel: Channel) -> None:
         self._declared.clear()
@@ -343,17 +371,11 @@ class Dispatcher:
         """
         again: dict[str, list[PendingRequest]] = defaultdict(list)
         for id_, pending in list(self._pending.items()):
-            if pending.frame is None:
+            if pending.frame is None or not pending.published:
                 continue
             if pending.sent and (pending.resent or not pending.route.retry_safe):
                 if not pending.route.retry_safe:
-                    self._fail(
-                        id_,
-                        Unavailable(
-                            "the connection to the broker was lost after this request was sent. It was not "
-                            "sent again, because its deployment has `retry: never`"
-                        ),
-                    )
+                    self._fail(id_, Unavailable(NOT_SENT_AGAIN))
                 continue
             if pending.sent and pending.order is not None:
                 # A worker may also run the first copy. The chunks of the two copies must not mix. The attempt
@@ -437,15 +459,21 @@ class Dispatcher:
 
     def _too_late(self, pending: PendingRequest, passed: str) -> TidegateError:
         """Return the error for a passed deadline. If no replica can start, the error says why."""
-        name = pending.route.name
-        fleet = self._fleet(name)
-        return no_replica(fleet, name) if fleet.fault and not fleet.ready else DeadlinePassed(passed)
+        fleet, waited_s = self._fleet(pending.route.name), pending.timeout_s
+        held = None if pending.published else pending.flow.outstanding
+        return too_late(pending.route.name, fleet, passed, waited_s=waited_s, held=held)
 
-    def on_fleets(self, fleets: Mapping[str, ReplicaFleet]) -> None:
-        """Fail the requests in flight to models that cannot be loaded. Admission refuses new requests."""
-        for name, fleet in fleets.items():
-            queue = self._queues.get(name) if fleet.load_failed else None
-            if queue is not None and queue.load.outstanding:
+    def on_fleets(self, _: Mapping[str, ReplicaFleet]) -> None:
+        """Publish as many requests as the replicas hold now. Fail those to models that cannot be loaded.
+
+        Admission refuses new requests to such models.
+        """
+        for name, queue in list(self._queues.items()):
+            fleet = self._fleet(name)
+            queue.learn(fleet)
+            for lane in list(queue.lanes.values()):
+                self._release(queue, lane)
+            if fleet.load_failed and queue.load.outstanding:
                 error = no_replica(fleet, name)
                 for id_ in [id_ for id_, each in self._pending.items() if each.route.name == name]:
                     self._fail(id_, error)
@@ -465,9 +493,9 @@ class Dispatcher:
             pending.timer.cancel()
             if pending.claim is not None:
                 self._tasks.start(self._claims.drop(pending.claim))
-            load = self._queues[pending.route.name].load
-            load.outstanding -= 1
-            load.completed += 1
+            queue = self._queues[pending.route.name]
+            if (lane := queue.settle(pending)).held:
+                self._release(queue, lane)
         return pending
 
     def demand(self, route: DeploymentRoute) -> None:

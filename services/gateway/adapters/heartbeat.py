@@ -12,7 +12,7 @@ from services.gateway.domain.replica_fleet import (
     UNKNOWN_FLEET,
     ReplicaFleet,
     fleets,
-    outstanding_elsewhere,
+    loads_elsewhere,
 )
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, VariantCounts
@@ -88,7 +88,7 @@ class Heartbeat:
                 self._statuses, self._statuses_at = await self._store.statuses(), time.monotonic()
             view = await self._store.gateways()
             self.gateways = max(1, len(view.reports))
-            elsewhere = outstanding_elsewhere(view, self._incarnation)
+            elsewhere = loads_elsewhere(view, self._incarnation)
             self._fleets = fleets(await self._store.replicas(), elsewhere, self._statuses, time.time())
             self.store_down = False
             self._on_fleets(self._fleets)

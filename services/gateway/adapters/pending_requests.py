@@ -7,15 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.gateway.domain.chunk_order import ChunkOrder
+from services.gateway.domain.fair_lane import FairLane, Flow, FlowKey, Standing
+from services.gateway.domain.replica_fleet import ReplicaFleet, window_of
 from services.gateway.domain.routing import DeploymentRoute
-from tidegate.kernel.broker.topology import Queue
-from tidegate.kernel.errors import TidegateError
+from tidegate.kernel.broker.connection import Refused, Unroutable
+from tidegate.kernel.broker.topology import Queue, replica_queue, requests_queue
+from tidegate.kernel.errors import TidegateError, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
+from tidegate.kernel.protocol.llm import Band
 from tidegate.kernel.protocol.presence import GatewayLoad
 
 ReplyOrError = Reply | TidegateError
 OnReply = Callable[[ReplyOrError], None]
+
+NOT_SENT_AGAIN = (
+    "the connection to the broker was lost after this request was sent. It was not sent again, because its "
+    "deployment has `retry: never`"
+)
+# A heartbeat reports at most this many flows of a lane: those with the most requests.
+MOST_FLOWS = 64
 
 
 @dataclass(slots=True)
@@ -30,6 +41,12 @@ class Lane:
     wait_ms: float = 0.0
 
 
+def lane_of(deployment: str, band: Band, replica: str, wait_ms: float) -> Lane:
+    """Return the queues of a request to a language model. ``replica``: the preferred one; empty: none."""
+    own = replica_queue(deployment, replica, band) if replica else None
+    return Lane(requests_queue(deployment, band), own, wait_ms)
+
+
 @dataclass(slots=True)
 class PendingRequest:
     """A request that waits for its reply. ``done`` is called once, with the reply or an error.
@@ -41,6 +58,9 @@ class PendingRequest:
     and after a stream's first chunk. ``size`` includes uploaded data, because the worker will hold it.
 
     A request to a language model has a ``lane``, and a message of its own.
+
+    ``flow`` is its caller's share of ``fair``, the lane that it is in. ``published``: it is in the lane's
+    window; else it waits for its turn. ``cost`` is what it counts for there.
     """
 
     id: bytes
@@ -51,20 +71,102 @@ class PendingRequest:
     deadline: float
     timer: asyncio.TimerHandle
     timeout_s: float
+    fair: FairLane[PendingRequest]
+    flow: Flow[PendingRequest]
+    cost: float = 1.0
+    priority: int = 0
     order: ChunkOrder | None = None
     claim: bytes | None = None
     lane: Lane | None = None
     sent: bool = False
     resent: bool = False
+    published: bool = False
 
 
 @dataclass(slots=True)
 class DeploymentQueue:
-    """The requests to one Deployment that are not published yet, and the Deployment's counters."""
+    """The requests to one Deployment that this turn of the event loop publishes, and the counters.
+
+    ``lane`` has the requests that wait for their turn. A language model has one for each band of ``lanes``.
+    """
 
     amqp_queue: Queue
     waiting: list[PendingRequest] = field(default_factory=list)
     load: GatewayLoad = field(default_factory=GatewayLoad)
+    lane: FairLane[PendingRequest] = field(default_factory=FairLane)
+    lanes: dict[Band, FairLane[PendingRequest]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lanes["normal"] = self.lane
+
+    def band(self, band: Band) -> FairLane[PendingRequest]:
+        """Return the lane of a band."""
+        lane = self.lanes.get(band)
+        if lane is None:
+            lane = self.lanes[band] = FairLane()
+            lane.window = self.lane.window
+        return lane
+
+    def standing(self, key: FlowKey) -> Standing | None:
+        """Return where a caller stands beside others; None if no other caller has requests."""
+        contended, mine, share = False, 0, 1.0
+        for lane in self.lanes.values():
+            flow = lane.flow(key)
+            if lane.contended(flow):
+                contended, share = True, min(share, lane.share(flow))
+            mine += flow.outstanding
+        return Standing(mine + self.lane.elsewhere(flow), share) if contended else None
+
+    def learn(self, fleet: ReplicaFleet) -> None:
+        """Learn how many requests the replicas hold now, and the loads of other gateways."""
+        for lane in self.lanes.values():
+            lane.window = window_of(fleet)
+            lane.learn(fleet.flows_elsewhere)
+
+    def settle(self, pending: PendingRequest) -> FairLane[PendingRequest]:
+        """Count a request as completed. Return its lane, from which others may be published now."""
+        self.load.outstanding -= 1
+        self.load.completed += 1
+        pending.fair.settle(pending.flow, published=pending.published)
+        return pending.fair
+
+    def report(self) -> GatewayLoad:
+        """Return the counters, with the requests of each flow."""
+        flows: dict[str, list[int]] = {}
+        for lane in self.lanes.values():
+            for name, (outstanding, weight) in lane.loads(MOST_FLOWS).items():
+                known = flows.get(name, (0, 0))[0]
+                flows[name] = [known + outstanding, weight]
+        self.load.flows = flows
+        return self.load
+
+
+def frame_of(
+    id_: bytes,
+    deadline_ms: int,
+    rows: int,
+    key: bytes,
+    data: list[Buffer],
+    tenant: bytes,
+    trace: bytes,
+    flags: int,
+    size: int,
+) -> bytes | list[Buffer]:
+    """Return a request's frame. If its ``size`` bytes of data are many, it is in pieces, to copy none."""
+    head = envelope.request_head(id_, deadline_ms, rows, key, data, tenant=tenant, trace=trace, flags=flags)
+    return b"".join((head, *data)) if size <= envelope.LARGE else [head, *data]
+
+
+def publish_failure(queue: Queue, error: Unavailable) -> Unavailable | None:
+    """Return the error for requests that were not published; None if they may be sent again later."""
+    if isinstance(error, Unroutable):
+        return Unavailable(
+            f"the queue {queue.name} was deleted: send the request again to declare it again",
+            retry_after_s=1.0,
+        )
+    if isinstance(error, Refused):
+        return Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0)
+    return None
 
 
 def renumbered(frame: bytes | list[Buffer], attempt: int) -> bytes | list[Buffer]:

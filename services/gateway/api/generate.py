@@ -118,6 +118,7 @@ class GenerateRoutes:
             trace,
             call.cost.begin,
             call.origin,
+            call.principal,
         )
         return self._observer.watch(
             call.model, call.started, len(call.body), call.cost, stream, trace=trace, headers=call.headers

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from services.gateway.domain.fair_lane import Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet
-from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
+from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
 
 # This share of a request's time is kept for the call itself, two hops and the reporting interval, because
 # the predicted wait does not contain them.
@@ -11,11 +12,20 @@ RESERVE = 0.2
 
 
 def refusal(
-    *, outstanding: int, max_queue: int, wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str
+    *,
+    outstanding: int,
+    max_queue: int,
+    wakeable: bool,
+    fleet: ReplicaFleet,
+    timeout_ms: float,
+    name: str,
+    standing: Standing | None = None,
 ) -> TidegateError | None:
     """Return the error for a request that may not wait, or None if it may.
 
     ``outstanding``: this gateway's requests in flight. ``timeout_ms``: the time that the request has left.
+    ``standing``: the caller's requests and its share, if other callers have requests too. Then the caller
+    is refused only if it has its share of the queue, and its wait depends on its own requests and share.
     The predicted wait is requests in flight x model time per request / ready replicas (Little's law).
     Without a measurement the request is admitted, because requests must wake a model at 0 replicas.
     """
@@ -23,7 +33,18 @@ def refusal(
         return error
     wait_ms = predicted_wait_ms(outstanding, fleet)
     waiting = outstanding + fleet.elsewhere
-    if waiting >= max_queue:
+    if standing is not None:
+        mine = standing.outstanding
+        if wait_ms is not None and waiting:
+            wait_ms = min(wait_ms, wait_ms * mine / (waiting * standing.share))
+        if waiting >= max_queue and mine >= (own_limit := max(1, int(max_queue * standing.share))):
+            return Overloaded(
+                f"{name}: {mine} requests of this caller wait already. Its share beside other callers is "
+                f"{own_limit} of {max_queue}: retry after the time in Retry-After, or ask the operator for a "
+                "greater weight",
+                retry_after_s=(wait_ms or 1_000.0) / 1e3,
+            )
+    elif waiting >= max_queue:
         return Overloaded(
             f"{name}: {waiting} requests wait already, and the limit is {max_queue}",
             retry_after_s=(wait_ms or 1_000.0) / 1e3,
@@ -60,6 +81,25 @@ def no_replica_in_time(
 def no_replica(fleet: ReplicaFleet, name: str) -> NoCapacity:
     """Return the error for a request to a Deployment whose replicas do not start."""
     return NoCapacity(f"{name} has no replica: {fleet.fault}", retry_after_s=30.0)
+
+
+def too_late(
+    name: str, fleet: ReplicaFleet, passed: str, *, waited_s: float, held: int | None
+) -> TidegateError:
+    """Return the error for a passed deadline. If no replica can start, the error says why.
+
+    ``passed`` says which deadline. ``held``: the request was not published, because its caller's requests
+    at this gateway, so many, use up its share. Then it is safe to send the request again.
+    """
+    if fleet.fault and not fleet.ready:
+        return no_replica(fleet, name)
+    if held is None or not fleet.ready:
+        return DeadlinePassed(passed)
+    return Overloaded(
+        f"{name}: the request waited {waited_s:g} s for its turn, and was not sent to a replica: more wait "
+        "than the replicas can answer in this time. Send fewer at a time, or set a longer timeout",
+        retry_after_s=(predicted_wait_ms(held, fleet) or 1_000.0) / 1e3,
+    )
 
 
 def not_ready(wakeable: bool, fleet: ReplicaFleet) -> str:

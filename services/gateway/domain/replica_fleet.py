@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from services.gateway.domain.fair_lane import UNLIMITED, FlowLoad
 from services.gateway.domain.replica_choice import ReplicaSlots
-from tidegate.kernel.protocol.presence import GatewayView, ReplicaReport
+from tidegate.kernel.protocol.presence import GatewayLoad, GatewayView, ReplicaReport
 
 LOAD_FAILED = "LoadFailed"
 
@@ -23,6 +25,9 @@ class ReplicaFleet:
     be loaded, and no replica can answer. ``reloading``: the message of a replica that was ready before and
     starts again, if no replica is ready. ``replicas``: the ready ones of a decoupled model. ``parallel``:
     how many requests share the duration of one call of a fully loaded replica.
+    ``holds``: the requests that the ready replicas hold together; 0: a replica does not report it.
+    ``flows_elsewhere``: the requests of each flow at other gateways. ``gateways``: how many gateways have
+    requests, with this one.
     """
 
     ready: int = 0
@@ -35,9 +40,37 @@ class ReplicaFleet:
     reloading: str = ""
     replicas: tuple[ReplicaSlots, ...] = ()
     parallel: float = 1.0
+    holds: int = 0
+    flows_elsewhere: Mapping[str, FlowLoad] = field(default_factory=dict)
+    gateways: int = 1
 
 
+class LoadElsewhere(NamedTuple):
+    """The requests to a Deployment that other gateways have in flight, and how many gateways have some."""
+
+    outstanding: int
+    flows: Mapping[str, FlowLoad]
+    gateways: int
+
+
+NONE_ELSEWHERE = LoadElsewhere(0, {}, 0)
 UNKNOWN_FLEET = ReplicaFleet()
+# The requests that are published while no replica is ready. They wake the model, and the first replica finds
+# enough of them.
+STARTING_WINDOW = 32
+
+
+def window_of(fleet: ReplicaFleet) -> int:
+    """Return how many requests a gateway may have published to a Deployment, so that its replicas are busy.
+
+    The others wait in the gateway for their turn. There is no limit while nothing is known about the
+    replicas, and none for workers of an earlier version.
+    """
+    if fleet is UNKNOWN_FLEET:
+        return UNLIMITED
+    if not fleet.ready:
+        return STARTING_WINDOW
+    return max(1, math.ceil(fleet.holds / max(fleet.gateways, 1))) if fleet.holds else UNLIMITED
 
 
 class ReplicaFault(NamedTuple):
@@ -50,7 +83,7 @@ class ReplicaFault(NamedTuple):
 
 def fleets(
     reports: list[ReplicaReport],
-    elsewhere: dict[str, int] | None = None,
+    elsewhere: Mapping[str, LoadElsewhere] | None = None,
     statuses: dict[str, dict[str, Any]] | None = None,
     now: float = 0.0,
 ) -> dict[str, ReplicaFleet]:
@@ -72,11 +105,14 @@ def fleets(
             len(ready[name]),
             _mean([(r.call_ms or 0.0) / max(r.batch_mean or 1.0, 1.0) for r in measured]),
             _mean([(r.call_ms or 0.0) / r.parallel for r in measured]),
-            elsewhere.get(name, 0),
+            (load := elsewhere.get(name, NONE_ELSEWHERE)).outstanding,
             start_ms,
             *fault,
             tuple(ReplicaSlots(r.replica, r.inflight, int(r.parallel)) for r in ready[name] if _decoupled(r)),
             _mean([r.parallel for r in ready[name]]) or 1.0,
+            sum(r.holds for r in ready[name]) if all(r.holds for r in ready[name]) else 0,
+            load.flows,
+            1 + load.gateways,
         )
     return result
 
@@ -102,14 +138,24 @@ def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -
     return ReplicaFault(failed["message"], by_model and not serving and not reloads, reloading)
 
 
-def outstanding_elsewhere(view: GatewayView, incarnation: str) -> dict[str, int]:
-    """Return how many requests the other gateways have in flight, by Deployment."""
-    counts: dict[str, int] = defaultdict(int)
+def loads_elsewhere(view: GatewayView, incarnation: str) -> dict[str, LoadElsewhere]:
+    """Return the requests that the other gateways have in flight, by Deployment."""
+    loads: dict[str, list[GatewayLoad]] = defaultdict(list)
     for report in view.reports:
         if report.incarnation != incarnation:
             for name, load in report.deployments.items():
-                counts[name] += load.outstanding
-    return dict(counts)
+                loads[name].append(load)
+    return {name: _sum(each) for name, each in loads.items()}
+
+
+def _sum(loads: Sequence[GatewayLoad]) -> LoadElsewhere:
+    flows: dict[str, FlowLoad] = {}
+    for load in loads:
+        for name, (outstanding, weight) in load.flows.items():
+            known = flows.get(name)
+            flows[name] = FlowLoad(outstanding + (known.outstanding if known else 0), weight)
+    outstanding = sum(load.outstanding for load in loads)
+    return LoadElsewhere(outstanding, flows, sum(load.outstanding > 0 for load in loads))
 
 
 def _mean(values: list[float]) -> float | None:

@@ -76,6 +76,7 @@ class EndpointRoute:
     ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
     ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
     ``feedback``: answers get an id, with which callers report outcomes. ``shadow``: gets copies of requests.
+    ``weight``: its share of a Deployment beside other endpoints.
     """
 
     name: str
@@ -88,6 +89,7 @@ class EndpointRoute:
     compared: bool = False
     feedback: bool = False
     shadow: ShadowRoute | None = None
+    weight: int = 1
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -233,6 +235,7 @@ def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, Deploymen
         bool(entry.get("compared")),
         bool(entry.get("feedback")),
         _shadow(entry.get("shadow"), deployments),
+        entry.get("weight", 1),
     )
 
 

@@ -55,6 +55,9 @@ class KeySpec(TokenLimits):
     concurrency: int | None = Field(None, ge=1, le=10**6, description="Requests in flight at the same time.")
     day: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar day (UTC).")
     month: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar month (UTC).")
+    weight: int = Field(
+        1, ge=1, le=100, description="Share of a busy Deployment, in proportion to other callers' weights."
+    )
     endpoint_tokens: dict[Name, TokenLimits] = Field(
         default_factory=dict,
         max_length=1_000,
@@ -105,7 +108,7 @@ class StoredKey:
         spec = self.spec
         endpoints = None if spec.endpoints is None else frozenset(spec.endpoints)
         return access.Key(
-            principal=access.Principal(self.id, spec.name, frozenset(spec.scopes), endpoints),
+            principal=access.Principal(self.id, spec.name, frozenset(spec.scopes), endpoints, spec.weight),
             digest=self.digest,
             expires_ms=_ms(spec.expires_at),
             allowance=spec.allowance(),

@@ -20,6 +20,7 @@ from tidegate.kernel.broker.topology import EXCEPTIONS, JOBS_PREFIX, REPLIES_PRE
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.jobs import Finish, Take
+from tidegate.kernel.protocol.tenant import caller_of
 from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import JobStore, StoreUnavailable
 
@@ -129,9 +130,7 @@ class ExceptionConsumer:
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
             # Must precede the reply: after the reply, the gateway deletes the tensors that a claim refers to.
-            await self._letters.add(
-                replace(letter, tenant=request.tenant.decode("utf-8", "replace")), request
-            )
+            await self._letters.add(replace(letter, tenant=caller_of(request.tenant)), request)
             if error is not None:
                 replies.append(
                     envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
@@ -156,7 +155,7 @@ class ExceptionConsumer:
                 (frame,) = envelope.unpack(envelope.REQUESTS, delivery.body)
                 request = envelope.read_request(frame)
         if request is not None:
-            tenant, trace = request.tenant.decode("utf-8", "replace"), telemetry.shown_id(request.trace)
+            tenant, trace = caller_of(request.tenant), telemetry.shown_id(request.trace)
             letter = replace(letter, attempt=request.attempt, tenant=tenant, trace=trace)
         await self._letters.add(letter, request, delivery.body)
 

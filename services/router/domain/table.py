@@ -139,6 +139,7 @@ def _endpoint(
         # same version, a target of the Endpoint has priority, else the Deployment with the last name.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         "default_timeout_ms": endpoint.default_timeout_ms,
+        "weight": endpoint.weight,
     }
 
 

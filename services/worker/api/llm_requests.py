@@ -128,6 +128,11 @@ class LlmRequestConsumer:
         """Return how many deliveries are not acked yet."""
         return len(self._unacked)
 
+    @property
+    def holds(self) -> int:
+        """Return how many requests are enough to keep all slots in use: one more waits in the broker."""
+        return self._scheduler.max_calls + 1
+
     def settle(self, group: list[QueuedRequest]) -> None:
         """Settle requests, and ack the deliveries that have no open request left."""
         self._claim_fetcher.release(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -17,7 +18,7 @@ from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.domain.ack_tracker import AckTracker
 from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
 from services.worker.domain.call_duration import Mean
-from services.worker.domain.prefetch import prefetch, worth_changing
+from services.worker.domain.prefetch import consumer_prefetch, prefetch, worth_changing
 from services.worker.domain.retry_after_loss import UNDECODABLE
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.claims import Claims
@@ -216,8 +217,23 @@ class RequestConsumer:
                     await self._consume(channel)
 
     async def _consume(self, channel: Channel) -> None:
-        self._prefetch = self._desired_prefetch()
+        self._prefetch = self._with_margin(self._desired_prefetch())
         self._consumer = await channel.consume(self._queue, self._on_requests, prefetch=self._prefetch)
+
+    @property
+    def holds(self) -> int:
+        """Return how many requests to publish for this worker, so that it is busy; 0: not known yet."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return 0
+        if scheduler.decoupled:
+            return scheduler.max_calls
+        return math.ceil(self._desired_prefetch() * max(self._frames.value or 1.0, 1.0))
+
+    def _with_margin(self, messages: int) -> int:
+        # A stream that waits here cannot go to another replica, so there is no margin for streams.
+        decoupled = self._scheduler is not None and self._scheduler.decoupled
+        return messages if decoupled else consumer_prefetch(messages)
 
     def _desired_prefetch(self) -> int:
         assert self._scheduler is not None
@@ -234,7 +250,9 @@ class RequestConsumer:
     async def _retune(self) -> None:
         while True:
             await asyncio.sleep(RETUNE_S)
-            if self._consumer is not None and worth_changing(self._prefetch, self._desired_prefetch()):
+            if self._consumer is not None and worth_changing(
+                self._prefetch, self._with_margin(self._desired_prefetch())
+            ):
                 await self._update_consumer()
 
     # --- deliveries ------------------------------------------------------------------------------------

@@ -128,6 +128,11 @@ class BatchScheduler:
         )
 
     @property
+    def decoupled(self) -> bool:
+        """Return True if the requests are streams, each in a slot of its own."""
+        return self._limits.streams > 0
+
+    @property
     def awaited_batch(self) -> int:
         """Return how many requests a call waits for before it starts; 0: it does not wait."""
         return self._max_rows if self._window_s else 0

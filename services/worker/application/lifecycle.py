@@ -273,4 +273,5 @@ class ReplicaLifecycle:
             ready_at=status.ready_at,
             death=triton.last_death,
             llm=self._engine.report,
+            holds=serving.requests.holds if serving else 0,
         )

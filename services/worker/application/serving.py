@@ -40,6 +40,10 @@ class Requests(Consumer, Protocol):
     def start(self) -> None:
         """Connect; no request is consumed before :meth:`open`."""
 
+    @property
+    def holds(self) -> int:
+        """Return how many requests to publish for this worker, so that it is busy; 0: not known yet."""
+
     def requeue_waiting(self) -> None:
         """Publish the waiting requests to the queue again, if other replicas consume it."""
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from tidegate.kernel.protocol.envelope import PRIORITY_SHIFT, Request
+from tidegate.kernel.fair_order import BURST, FairOrder
+from tidegate.kernel.protocol.envelope import COPY, LAST_PRIORITY, PRIORITY_SHIFT, Request
+from tidegate.kernel.protocol.tenant import weight_of
 
 # The priority of a request that states none. It is between the urgent requests and those that can wait.
 DEFAULT_PRIORITY = 4
-# The priority of copies for shadow traffic. Their flag COPY is the bit above those of the priority.
-COPIES = 8
 
 
 class HasRequest(Protocol):
@@ -45,66 +45,146 @@ class QueuedRequest:
 
 
 class Backlog:
-    """A queue for each priority. The lowest number goes first; other priorities fill its calls up.
+    """A queue for each tenant. They share the calls by weight; see :class:`FairOrder` for the order.
 
+    Within a tenant the lowest priority goes first. Requests of other priorities and tenants fill a call up.
     Copies for shadow traffic go last, and share no call with requests, because they might kill the model.
     """
 
     def __init__(self) -> None:
-        self._queues: dict[int, CallKeyQueue[QueuedRequest]] = {}
+        self._tenants: dict[bytes, _TenantQueue] = {}
+        self._order: FairOrder[bytes] = FairOrder(BURST)
+        self._copies: CallKeyQueue[QueuedRequest] = CallKeyQueue(key_of)
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, item: QueuedRequest) -> None:
-        """Queue a request at its priority."""
-        priority = item.request.flags >> PRIORITY_SHIFT or DEFAULT_PRIORITY
-        queue = self._queues.get(priority)
+        """Queue a request of its tenant at its priority."""
+        if item.request.flags & COPY:
+            self._copies.add(item)
+            self._count += 1
+            return
+        tenant = item.request.tenant
+        queue = self._tenants.get(tenant)
         if queue is None:
-            queue = CallKeyQueue(key_of)
-            self._queues = dict(sorted([*self._queues.items(), (priority, queue)]))
+            queue = self._tenants[tenant] = _TenantQueue(weight_of(tenant))
+            self._order.enter(tenant)
         queue.add(item)
         self._count += 1
 
     def oldest(self) -> QueuedRequest | None:
-        """Return the request at the head of the next queue."""
-        return self._next().oldest()
+        """Return the request that has waited longest at the head of a queue."""
+        heads = [head for queue in self._tenants.values() if (head := queue.next().oldest()) is not None]
+        if not heads:
+            return self._copies.oldest()
+        return min(heads, key=lambda item: item.received) if len(heads) > 1 else heads[0]
 
     def rows_at_head(self) -> int:
-        """Return how many rows in the next queue have the key of its first request."""
-        return self._next().rows_at_head()
+        """Return how many rows wait with the key of the next request."""
+        tenant = self._order.first()
+        if tenant is None:
+            return self._copies.rows_at_head()
+        queue = self._tenants[tenant].next()
+        head = queue.oldest()
+        if head is None or len(self._tenants) == 1:
+            return queue.rows_at_head()
+        return sum(other.next().rows_of(key_of(head)) for other in self._tenants.values())
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
         """Remove and return the requests of the next call. They have one key, and at most ``max_rows`` rows.
 
         A first request with more rows is returned alone.
         """
-        queue = self._next()
-        group = queue.take(max_rows)
-        if group and len(self._queues) > 1:
-            rows = sum(item.request.rows for item in group)
-            for priority, other in self._queues.items():
-                if other is not queue and priority < COPIES:
-                    more = other.take_more(key_of(group[0]), max_rows - rows)
-                    rows += sum(item.request.rows for item in more)
-                    group += more
+        tenant = self._order.first()
+        if tenant is None:
+            copies = self._copies.take(max_rows)
+            self._count -= len(copies)
+            return copies
+        group = self._tenants[tenant].take(max_rows)
+        rows = self._served(tenant, group)
+        if self._tenants and (len(self._tenants) > 1 or tenant not in self._tenants):
+            key = key_of(group[0])
+            for other in self._order.ranked():
+                if rows >= max_rows:
+                    break
+                more = self._tenants[other].take_more(key, max_rows - rows)
+                rows += self._served(other, more)
+                group += more
         self._count -= len(group)
         return group
 
+    def _served(self, tenant: bytes, group: list[QueuedRequest]) -> int:
+        """Charge a tenant for its requests in a call. Return their rows."""
+        queue = self._tenants[tenant]
+        rows = sum(item.request.rows for item in group)
+        if group:
+            self._order.charge(tenant, max(rows, len(group)) / queue.weight)
+        if not queue.next():
+            del self._tenants[tenant]
+            self._order.leave(tenant)
+        return rows
+
     def take_all(self) -> list[QueuedRequest]:
-        """Remove and return all requests, the urgent ones first."""
-        items = [item for queue in self._queues.values() for item in queue.remove(lambda _: True)]
+        """Remove and return all requests, the urgent ones of each tenant first."""
+        items = [item for queue in self._tenants.values() for item in queue.take_all()]
+        items += self._copies.remove(lambda _: True)
         self.clear()
         return items
 
     def clear(self) -> None:
         """Discard all requests. Their channel has ended, so the broker delivers them again."""
-        self._queues.clear()
+        self._tenants.clear()
+        self._order.clear()
+        self._copies = CallKeyQueue(key_of)
         self._count = 0
 
-    def _next(self) -> CallKeyQueue[QueuedRequest]:
+
+class _TenantQueue:
+    """The requests of one tenant: a queue for each priority."""
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+        self._queues: dict[int, CallKeyQueue[QueuedRequest]] = {}
+
+    def add(self, item: QueuedRequest) -> None:
+        """Queue a request at its priority."""
+        priority = item.request.flags >> PRIORITY_SHIFT & LAST_PRIORITY or DEFAULT_PRIORITY
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = CallKeyQueue(key_of)
+            self._queues = dict(sorted([*self._queues.items(), (priority, queue)]))
+        queue.add(item)
+
+    def next(self) -> CallKeyQueue[QueuedRequest]:
+        """Return the queue of the most urgent requests; an empty one if none waits."""
         return next((queue for queue in self._queues.values() if queue), _EMPTY)
+
+    def take(self, max_rows: int) -> list[QueuedRequest]:
+        """Remove and return the requests of the next call; urgent ones first, others fill it up."""
+        queue = self.next()
+        group = queue.take(max_rows)
+        if len(self._queues) > 1:
+            rows = sum(item.request.rows for item in group)
+            group += self.take_more(key_of(group[0]), max_rows - rows, but=queue)
+        return group
+
+    def take_more(
+        self, key: bytes, max_rows: int, *, but: CallKeyQueue[QueuedRequest] | None = None
+    ) -> list[QueuedRequest]:
+        """Remove and return requests of a key while their rows fit. ``but``: a queue to leave out."""
+        group: list[QueuedRequest] = []
+        for queue in self._queues.values():
+            if queue is not but:
+                more = queue.take_more(key, max_rows)
+                max_rows -= sum(item.request.rows for item in more)
+                group += more
+        return group
+
+    def take_all(self) -> list[QueuedRequest]:
+        """Remove and return all requests, the urgent ones first."""
+        return [item for queue in self._queues.values() for item in queue.remove(lambda _: True)]
 
 
 def key_of(item: HasRequest) -> bytes:
@@ -153,6 +233,10 @@ class CallKeyQueue(Generic[T]):
         """Return how many rows in the queue have the key at its head."""
         items = next(iter(self._by_key.values()), ())
         return sum(item.request.rows for item in items)
+
+    def rows_of(self, key: bytes) -> int:
+        """Return how many rows in the queue have a key."""
+        return sum(item.request.rows for item in self._by_key.get(key, ()))
 
     def take(self, max_rows: int) -> list[T]:
         """Remove and return the first requests of the key at the head, with at most ``max_rows`` rows.

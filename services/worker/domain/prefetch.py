@@ -35,6 +35,15 @@ def prefetch(
     return min(max(messages, least), MAX_PREFETCH)
 
 
+def consumer_prefetch(messages: int) -> int:
+    """Return the prefetch of a consumer that is to hold ``messages``: a quarter more, and at least one.
+
+    Gateways publish as many requests as the workers hold. A caller within its fair share may publish more.
+    With this margin, such a request is delivered immediately, and its worker can let it go first.
+    """
+    return messages + max(1, messages // 4)
+
+
 def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, max_batch: int) -> int:
     """Return how many jobs of a level to hold: enough for the open calls, and for one more.
 

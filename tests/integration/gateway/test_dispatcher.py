@@ -14,6 +14,7 @@ import pytest
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.application.inference.core import failure
 from services.gateway.domain.envelope_size import MAX_BYTES
+from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.memory_budget import MemoryBudget
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tests.conftest import PATIENCE_S
@@ -23,6 +24,7 @@ from tidegate.kernel.broker.topology import Queue, replies_queue
 from tidegate.kernel.errors import DeadlinePassed, ModelFailed, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Tensor
+from tidegate.kernel.protocol.tenant import caller_of
 from tidegate.kernel.protocol.tensors import DATATYPES
 
 pytestmark = pytest.mark.integration
@@ -180,6 +182,34 @@ async def test_envelopes_fill_under_load(dispatch, peer, route, deployment, flee
     await asyncio.gather(*futures)
     assert [len(e) for e in peer.envelopes] == [30, 30]
     assert [int(struct.unpack("<2f", r.data[0])[0]) for r in peer.requests] == list(range(60))
+
+
+async def test_a_callers_flood_waits_in_the_gateway_and_the_others_go_first(
+    dispatch, peer, route, deployment, fleets, until
+):
+    """The replica holds four requests. Those of the second caller overtake the first one's."""
+    fleets[deployment] = ReplicaFleet(1, 20.0, holds=4)
+    peer.answer = lambda _: None
+    dispatcher = await dispatch()
+    flood, light = FlowKey("m", "flood"), FlowKey("m", "light")
+
+    def send(caller: FlowKey) -> bytes:
+        return dispatcher.send(route(), 1, b"k", [b""], PATIENCE_S, b"", lambda _: None, caller=caller)
+
+    ids = [send(flood) for _ in range(12)]
+    await until(lambda: len(peer.requests) == 4)
+    light_ids = [send(light) for _ in range(4)]
+    await until(lambda: len(peer.requests) == 6)  # its share of the window is two
+    for id_ in (*ids[:4], *light_ids[:2]):
+        dispatcher.abandon(id_)
+    await until(lambda: len(peer.requests) == 10)
+    order = [caller_of(request.tenant) for request in peer.requests]
+    assert order[:6] == ["flood"] * 4 + ["light"] * 2
+    assert "light" in order[6:]
+    assert dispatcher.loads()[deployment].flows == {"m/flood": [8, 1], "m/light": [2, 1]}
+    for id_ in (*ids[4:], *light_ids[2:]):
+        dispatcher.abandon(id_)
+    assert dispatcher.loads()[deployment].outstanding == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,16 +14,19 @@ from services.gateway.domain.admission import (
     not_ready,
     predicted_wait_ms,
     refusal,
+    too_late,
 )
+from services.gateway.domain.fair_lane import FlowLoad, Standing
 from services.gateway.domain.replica_fleet import (
     UNKNOWN_FLEET,
+    LoadElsewhere,
     ReplicaFault,
     ReplicaFleet,
     fleets,
-    outstanding_elsewhere,
+    loads_elsewhere,
     replica_fault,
 )
-from tidegate.kernel.errors import ColdStart, NoCapacity, Overloaded, TidegateError
+from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayReport, GatewayView, ReplicaReport
 
 pytestmark = pytest.mark.unit
@@ -184,12 +188,51 @@ def test_requests_in_flight_at_other_gateways():
     view = GatewayView(
         [
             GatewayReport("me", 1.0, {"a": GatewayLoad(outstanding=5)}),
-            GatewayReport("g2", 1.0, {"a": GatewayLoad(outstanding=2), "b": GatewayLoad(outstanding=1)}),
-            GatewayReport("g3", 1.0, {"a": GatewayLoad(outstanding=4)}),
+            GatewayReport("g2", 1.0, {"a": GatewayLoad(2, flows={"m/x": [2, 3]}), "b": GatewayLoad(1)}),
+            GatewayReport("g3", 1.0, {"a": GatewayLoad(4, flows={"m/x": [1, 3], "m/y": [3, 1]})}),
+            GatewayReport("idle", 1.0, {"a": GatewayLoad()}),
         ]
     )
-    assert outstanding_elsewhere(view, "me") == {"a": 6, "b": 1}
-    assert fleets([], {"a": 6}) == {"a": ReplicaFleet(elsewhere=6)}
+    flows = {"m/x": FlowLoad(3, 3), "m/y": FlowLoad(3, 1)}
+    found = loads_elsewhere(view, "me")
+    assert found == {"a": LoadElsewhere(6, flows, 2), "b": LoadElsewhere(1, {}, 1)}
+    assert fleets([], found)["a"] == ReplicaFleet(elsewhere=6, flows_elsewhere=flows, gateways=3)
+
+
+def test_replicas_report_how_many_requests_they_hold():
+    old, new = report("a"), report("a", holds=7)
+    assert fleets([new, new])["a"].holds == 14
+    assert fleets([new, old])["a"].holds == 0  # a worker of an earlier version: unknown
+
+
+def test_a_caller_within_its_share_is_admitted_beside_a_flood():
+    """The flood fills the queue: 100 of 100 wait, 20 ms each on two replicas."""
+    fleet = ReplicaFleet(2, 20.0)
+    flood = {"outstanding": 100, "fleet": fleet, "timeout_ms": 500}
+    assert isinstance(decide(**flood), Overloaded)
+    assert isinstance(decide(**flood, standing=Standing(95, 0.5)), Overloaded)
+    assert decide(**flood, standing=Standing(5, 0.5)) is None
+    kind, message, retry_after_s = told(**flood, standing=Standing(50, 0.5))
+    assert kind is Overloaded
+    assert "50 requests of this caller wait already. Its share beside other callers is 50 of 100" in message
+    assert retry_after_s == 1.0
+
+
+def test_the_wait_of_a_caller_depends_on_its_own_requests_and_share():
+    """30 requests of a caller with half of two replicas need 600 ms, whatever the others send."""
+    crowded = {"outstanding": 90, "fleet": ReplicaFleet(2, 20.0), "standing": Standing(30, 0.5)}
+    assert decide(**crowded, timeout_ms=800) is None
+    assert isinstance(decide(**crowded, timeout_ms=700), Overloaded)
+
+
+def test_a_request_that_was_never_published_may_be_sent_again():
+    fleet = ReplicaFleet(2, 20.0)
+    late = partial(too_late, "d", passed="the deadline passed", waited_s=0.5)
+    assert isinstance(late(fleet, held=None), DeadlinePassed)
+    assert isinstance(late(ReplicaFleet(0), held=8), DeadlinePassed)
+    assert isinstance(late(ReplicaFleet(0, fault="no file"), held=8), NoCapacity)
+    error = late(fleet, held=50)
+    assert (type(error), error.retry_after_s) == (Overloaded, 0.5)
 
 
 AGAIN = report("a", "starting", message="Triton crashed; starting it again", ready_at=5.0)

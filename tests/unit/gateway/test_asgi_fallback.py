@@ -106,7 +106,7 @@ class Refuses:
         self.abandoned: list[bytes] = []
         self.done = None
 
-    def begin(self, model, version, timeout_ms, decode, trace, done, origin=None):
+    def begin(self, model, version, timeout_ms, decode, trace, done, origin=None, caller=None):
         self.asked.append((model, version))
         self.done = done
         if self.later:

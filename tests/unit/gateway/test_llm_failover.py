@@ -64,7 +64,7 @@ async def test_a_request_that_a_rule_sent_stays_at_its_target(monkeypatch):
     tried: list[str] = []
 
     async def run(
-        _: LlmCall, route: DeploymentRoute, *args: Any, **options: Any
+        _: LlmCall, __: EndpointRoute, route: DeploymentRoute, *args: Any, **options: Any
     ) -> AsyncGenerator[LlmEvents]:
         tried.append(route.name)
         raise EngineRefused(503, b"")
@@ -99,10 +99,11 @@ async def test_only_a_request_that_may_run_twice_waits_in_the_queue_of_a_replica
             yield
 
     core = LlmCore(cast(Any, Inference()), cast(Any, None))
-    target = endpoint(own=2).targets[0]
+    chat = endpoint(own=2)
+    target = chat.targets[0]
     assert target.llm is not None
     route = replace(target, retry_safe=retry_safe, llm=replace(target.llm, affinity_wait_ms=100.0))
     call = LlmCall("chat", "/v1/completions", {"prompt": "x" * 10_000})
-    assert [each async for each in core._run(call, route, 1000.0, None, again=False)] == []
+    assert [each async for each in core._run(call, chat, route, 1000.0, None, again=False)] == []
     ((replica, wait_ms),) = placed
     assert ((replica in ("a", "b")), wait_ms > 0) == (retry_safe, retry_safe)

@@ -184,6 +184,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "targets": [{"deployment": "digits-v2", "weight": 100}],
         "versions": {"1": "digits-v1", "2": "digits-v2", "3": "digits-v3"},
         "default_timeout_ms": 500,
+        "weight": 1,
         "rules": [],
         "sticky": None,
         "shadow": None,

@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 
 from services.worker.domain.backlog import Backlog, QueuedRequest, UnackedDelivery
 from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.tenant import tenant_of
 
 pytestmark = pytest.mark.unit
 
 NUMBERS = count()
 
 
-def item(key: bytes = b"k", rows: int = 1, attempt: int = 0, priority: int = 0) -> QueuedRequest:
+def item(
+    key: bytes = b"k", rows: int = 1, attempt: int = 0, priority: int = 0, tenant: bytes = b""
+) -> QueuedRequest:
     id_ = next(NUMBERS).to_bytes(16, "big")
     flags = priority << envelope.PRIORITY_SHIFT
-    frame = envelope.request_frame(id_, 0, rows, key, [], attempt=attempt, flags=flags)
+    frame = envelope.request_frame(id_, 0, rows, key, [], tenant=tenant, attempt=attempt, flags=flags)
     return QueuedRequest(envelope.read_request(frame), UnackedDelivery(None, 0, "", 1), 0.0)
 
 
@@ -84,7 +87,8 @@ def test_calls_are_full(items, max_rows):
         following = next(
             (
                 queue[0]
-                for line in backlog._queues.values()
+                for tenant in backlog._tenants.values()
+                for line in tenant._queues.values()
                 for key, queue in line._by_key.items()
                 if key == group[0].request.key and group[0].request.attempt == 0 and group[0].request.rows
             ),
@@ -151,3 +155,38 @@ def test_copies_for_shadow_traffic_go_last_and_share_no_call_with_requests():
     copies = [item(priority=envelope.COPY >> envelope.PRIORITY_SHIFT) for _ in range(2)]
     last, usual = item(priority=envelope.LAST_PRIORITY), item()
     assert calls(filled(*copies, last, usual), 8) == [[usual, last], copies]
+
+
+def test_tenants_take_turns_and_fill_each_others_calls():
+    flood = [item(tenant=b"a") for _ in range(8)]
+    backlog = filled(*flood)
+    first = backlog.take(2)
+    light = item(tenant=b"b")
+    backlog.add(light)
+    assert first == flood[:2]
+    assert backlog.take(2) == [light, flood[2]]
+    assert backlog.take(2) == flood[3:5]
+
+
+def test_a_priority_orders_only_the_requests_of_its_own_tenant():
+    pushy = [item(bytes([n]), tenant=b"a", priority=1) for n in range(4)]
+    light = [item(b"x", tenant=b"b", priority=7), item(b"y", tenant=b"b", priority=1)]
+    order = [group[0] for group in calls(filled(*pushy, *light), 8)]
+    assert order.index(light[1]) < order.index(light[0]) < 4
+
+
+def test_the_weight_in_a_frame_decides_how_many_calls_a_tenant_gets():
+    heavy, usual = tenant_of("a", "m", 3), tenant_of("b", "m", 1)
+    backlog = filled(*(item(tenant=tenant) for tenant in (heavy, usual) for _ in range(400)))
+    served = [backlog.take(1)[0].request.tenant for _ in range(400)]
+    assert abs(served.count(heavy) - 300) <= 3
+
+
+def test_a_tenant_that_always_has_only_one_request_here_gets_no_more_than_its_share():
+    backlog = filled(*(item(tenant=b"a") for _ in range(300)), item(tenant=b"b"))
+    served = []
+    for _ in range(200):
+        served += backlog.take(1)
+        if served[-1].request.tenant == b"b":
+            backlog.add(item(tenant=b"b"))
+    assert abs(sum(each.request.tenant == b"b" for each in served) - 100) <= 2

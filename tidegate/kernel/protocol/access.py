@@ -29,12 +29,16 @@ ORIGIN_HEADER = b"x-tidegate-origin"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated caller. ``endpoints`` are the only ones that it may use; None: all."""
+    """An authenticated caller. ``endpoints`` are the only ones that it may use; None: all.
+
+    ``weight``: its share of a busy Deployment, in proportion to the weights of the other callers.
+    """
 
     id: str
     name: str
     scopes: frozenset[str]
     endpoints: frozenset[str] | None = None
+    weight: int = 1
 
     def may(self, scope: str, endpoint: str | None = None) -> bool:
         """Return True if the principal has the scope, and may use ``endpoint`` if one is given.
@@ -242,6 +246,7 @@ class Key:
             "name": mine.name,
             "scopes": sorted(mine.scopes),
             "endpoints": None if mine.endpoints is None else sorted(mine.endpoints),
+            "weight": mine.weight,
             "digest": self.digest,
             "expires_ms": self.expires_ms,
             "previous": self.previous,
@@ -265,6 +270,7 @@ class Key:
                 values["name"],
                 frozenset(values["scopes"]),
                 None if endpoints is None else frozenset(endpoints),
+                values.get("weight", 1),
             ),
             digest=values["digest"],
             expires_ms=values["expires_ms"],

@@ -275,6 +275,8 @@ class EndpointSpec(Noun):
 
     ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults.
     ``shadow``: copies of its requests go to a Deployment without a share, for a comparison.
+    ``weight``: while several endpoints share a Deployment that is busy, one with weight 3 gets three times as
+    much of it as one with weight 1. The weight of the caller's key is multiplied with it.
     """
 
     name: Name
@@ -286,6 +288,7 @@ class EndpointSpec(Noun):
     rules: list[TrafficRule] = Field(default_factory=list, max_length=100)
     sticky: StickyTraffic | None = None
     when_unready: Literal["wake", "others", "fail"] = "wake"
+    weight: int = Field(1, ge=1, le=100)
     rollout: Rollout | None = None
     slo: ServiceLevel | None = None
     alerts: AlertLimits | None = None

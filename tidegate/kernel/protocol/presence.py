@@ -82,6 +82,7 @@ class ReplicaReport:
     ready before and is ``starting`` now is loading its model again.
     ``death`` is the last death of the model's process; None: it has not died.
     ``llm`` has the facts of a language model's engine; None: no engine, or no facts yet.
+    ``holds`` is the number of requests that it holds at a time, running and waiting; 0: not known.
     """
 
     replica: str
@@ -111,6 +112,7 @@ class ReplicaReport:
     ready_at: float = 0.0
     death: ModelDeath | None = None
     llm: EngineReport | None = None
+    holds: int = 0
 
     def to_json(self) -> bytes:
         """Return the report as JSON."""
@@ -134,7 +136,8 @@ class GatewayLoad:
     """One gateway's load of one Deployment: its unanswered requests now, and totals since its start.
 
     ``waiting`` are the requests of a language model that have no event yet, and ``waiting_tokens`` the
-    estimated tokens of their prompts. They are a part of ``outstanding``.
+    estimated tokens of their prompts. They are a part of ``outstanding``. ``flows`` has, for those with the
+    most requests, [unanswered requests, weight] by ``endpoint/caller``.
     """
 
     outstanding: int = 0
@@ -143,6 +146,7 @@ class GatewayLoad:
     refused: int = 0
     waiting: int = 0
     waiting_tokens: int = 0
+    flows: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

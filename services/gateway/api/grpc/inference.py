@@ -95,7 +95,7 @@ class GrpcInference:
         origin = origin_of(request, headers, principal)
         pending = self.feedback_of(request, origin, rid, principal)
         try:
-            answer = await self._run(request, trace, timeout_ms, cost, origin)
+            answer = await self._run(request, trace, timeout_ms, cost, origin, principal)
             response, trailers = self.encode(request.model_name, answer, rid, started)
             if pending is not None:
                 trailers += add_feedback_id(response, pending, answer)
@@ -122,6 +122,7 @@ class GrpcInference:
         timeout_ms: float | None,
         cost: UsageCost,
         origin: Callable[[], Origin],
+        principal: Principal,
     ) -> InferenceResult:
         model: str = request.model_name
         grouper = self._groupers.get(model)
@@ -136,6 +137,7 @@ class GrpcInference:
                 trace,
                 cost.begin,
                 origin,
+                principal,
             )
         finally:
             if grouper is not None:

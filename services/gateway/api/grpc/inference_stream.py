@@ -115,6 +115,7 @@ class InferenceStream:
                 trace,
                 cost.begin,
                 origin,
+                principal,
             )
             async with aclosing(answers):
                 async for answer in answers:

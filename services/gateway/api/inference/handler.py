@@ -203,6 +203,7 @@ class InferenceHandler:
                 trace,
                 on_outcome,
                 lambda: Origin(headers, principal.id, lambda: oip.request_parameters(body, length)),
+                principal,
             )
         except BaseException:
             if grant is not None:

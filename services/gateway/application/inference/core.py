@@ -21,12 +21,14 @@ from services.gateway.application.inference.chunk_buffer import ChunkBuffer
 from services.gateway.application.inference.shadow_traffic import ShadowTraffic
 from services.gateway.domain import admission
 from services.gateway.domain.contract import Contract, Decoded
+from services.gateway.domain.fair_lane import NO_CALLER, FlowKey
 from services.gateway.domain.feedback_ids import FeedbackIds
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable, require
 from services.gateway.domain.traffic_split import Origin, TrafficSplitter
 from tidegate.kernel.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable, WorkerLost
 from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 from tidegate.kernel.protocol.envelope import Reply, Tensor
 from tidegate.kernel.protocol.presence import GatewayLoad
 
@@ -126,14 +128,15 @@ class InferenceCore:
         trace: bytes,
         done: Callable[[InferenceResult | TidegateError], None],
         origin: Callable[[], Origin] | None = None,
+        caller: Principal = ANONYMOUS,
     ) -> bytes:
         """Queue one request and return its id. Raise a TidegateError if it is refused.
 
         ``decode`` turns its body into tensors and checks them. ``timeout_ms``: None means the endpoint's
         default. ``done`` is called later, exactly once, with the result or an error.
         """
-        endpoint, route, request, timeout_ms, decode_s = self._prepare(
-            model, version, timeout_ms, decode, origin
+        endpoint, route, request, timeout_ms, decode_s, flow = self._prepare(
+            model, version, timeout_ms, decode, origin, caller
         )
         if route.decoupled:
             if route.llm is not None:
@@ -142,7 +145,7 @@ class InferenceCore:
                 f"model {model!r} is decoupled (any number of answers to a request): "
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
-        self._admit(route, timeout_ms)
+        self._admit(route, timeout_ms, flow)
         if endpoint.shadow is not None and self._shadows is not None and not version:
             done = self._shadows.watch(endpoint, route, request, trace, timeout_ms, done)
 
@@ -166,6 +169,7 @@ class InferenceCore:
             trace[:255],
             on_outcome,
             priority=request.priority,
+            caller=flow,
         )
 
     async def infer(
@@ -177,6 +181,7 @@ class InferenceCore:
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
         origin: Callable[[], Origin] | None = None,
+        caller: Principal = ANONYMOUS,
     ) -> InferenceResult:
         """Run one request and return its result; raise a TidegateError if it is refused or fails.
 
@@ -188,7 +193,7 @@ class InferenceCore:
             if not future.done():
                 future.set_result(outcome)
 
-        id_ = self.begin(model, version, timeout_ms, decode, trace, done, origin)
+        id_ = self.begin(model, version, timeout_ms, decode, trace, done, origin, caller)
         queued()
         try:
             outcome = await future
@@ -208,6 +213,7 @@ class InferenceCore:
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
         origin: Callable[[], Origin] | None = None,
+        caller: Principal = ANONYMOUS,
     ) -> AsyncGenerator[InferenceResult]:
         """Yield the answers to one request as the model makes them.
 
@@ -215,10 +221,12 @@ class InferenceCore:
         TidegateError if the request is refused or fails. ``queued`` is called when the request is in the
         queue. Closing the generator cancels the request.
         """
-        _, route, request, timeout_ms, decode_s = self._prepare(model, version, timeout_ms, decode, origin)
+        _, route, request, timeout_ms, decode_s, flow = self._prepare(
+            model, version, timeout_ms, decode, origin, caller
+        )
         if route.llm is not None:
             raise not_tensors(model)
-        answers = self.stream_from(route, request, timeout_ms, decode_s, trace, queued)
+        answers = self.stream_from(route, request, timeout_ms, decode_s, trace, queued, flow=flow)
         del request
         async with aclosing(answers):
             async for answer in answers:
@@ -233,6 +241,8 @@ class InferenceCore:
         trace: bytes = b"",
         queued: Callable[[], None] = _nothing,
         *,
+        flow: FlowKey = NO_CALLER,
+        cost: float = 0.0,
         admitted: bool = False,
         replica: str | None = None,
         wait_ms: float = 0.0,
@@ -240,10 +250,11 @@ class InferenceCore:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
         ``decode_s``: the seconds that decoding took. ``admitted``: it continues a request that was admitted.
+        ``flow``: its caller at its endpoint. ``cost``: what it counts for beside other callers; 0: its rows.
         A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
         """
         if not admitted:
-            self._admit(route, timeout_ms)
+            self._admit(route, timeout_ms, flow)
         kept = request._replace(data=[])
         chunks = ChunkBuffer(lambda: self._dispatcher.abandon(id_))
         id_ = self._dispatcher.send(
@@ -258,6 +269,8 @@ class InferenceCore:
             stream=True,
             replica=replica or "",
             wait_ms=wait_ms,
+            caller=flow,
+            cost=cost,
         )
         del request
         queued()
@@ -280,8 +293,9 @@ class InferenceCore:
         timeout_ms: float | None,
         decode: Callable[[Contract], Decoded],
         origin: Callable[[], Origin] | None,
-    ) -> tuple[EndpointRoute, DeploymentRoute, Decoded, float, float]:
-        """Return endpoint, Deployment, decoded request, its timeout in ms, and the seconds that this took."""
+        caller: Principal,
+    ) -> tuple[EndpointRoute, DeploymentRoute, Decoded, float, float, FlowKey]:
+        """Return endpoint, Deployment, decoded request, timeout in ms, the seconds of this, and the flow."""
         started = time.perf_counter()
         endpoint, route = self.pick(model, version, origin)
         if timeout_ms is None:
@@ -295,7 +309,8 @@ class InferenceCore:
             raise self.needs_replica(route, error) from None
         if request.timeout_ms is not None:
             timeout_ms = min(timeout_ms, request.timeout_ms)
-        return endpoint, route, request, timeout_ms, time.perf_counter() - started
+        flow = FlowKey(model, caller.id, endpoint.weight * caller.weight)
+        return endpoint, route, request, timeout_ms, time.perf_counter() - started, flow
 
     def needs_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
         """Request a replica, because a call needs data that only a replica has. Return the error to raise.
@@ -308,8 +323,9 @@ class InferenceCore:
             return error
         return admission.no_replica_in_time(route.wakeable, fleet, math.inf, route.name) or error
 
-    def _admit(self, route: DeploymentRoute, timeout_ms: float) -> None:
-        load = self._dispatcher.queue_of(route).load
+    def _admit(self, route: DeploymentRoute, timeout_ms: float, flow: FlowKey) -> None:
+        queue = self._dispatcher.queue_of(route)
+        load = queue.load
         refusal = admission.refusal(
             outstanding=load.outstanding,
             max_queue=route.max_queue,
@@ -317,6 +333,7 @@ class InferenceCore:
             fleet=self._heartbeat.fleet(route.name),
             timeout_ms=timeout_ms,
             name=route.name,
+            standing=queue.standing(flow),
         )
         if refusal is not None:
             load.refused += 1

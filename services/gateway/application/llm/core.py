@@ -24,6 +24,7 @@ from services.gateway.application.llm.accounting import CallAccount, LlmAccounti
 from services.gateway.application.llm.token_limits import Reservation
 from services.gateway.application.prefix_affinity import PrefixAffinity
 from services.gateway.domain.contract import Decoded
+from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.llm.band import FRAME_PRIORITY
 from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate, states_answer
 from services.gateway.domain.llm.failover import other_target
@@ -63,6 +64,9 @@ _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
 # The deadline of a stream moves with each token. The deadline of an answer in one piece cannot move, so it is
 # later by this time for each token. Engines on a CPU are about this fast with all slots in use.
 MS_PER_TOKEN = 200.0
+# Beside other callers, a request counts for its estimated tokens, because they take the engine's time: Sheng
+# et al., "Fairness in Serving Large Language Models", OSDI 2024. So many tokens count like one more request.
+TOKENS_OF_A_REQUEST = 256
 
 
 class QueuedAt(NamedTuple):
@@ -251,7 +255,7 @@ class LlmCore:
             resume = progress.resume() if losses else None
             try:
                 async with aclosing(
-                    self._run(call, route, timeout_ms, resume, again=bool(losses or failed))
+                    self._run(call, endpoint, route, timeout_ms, resume, again=bool(losses or failed))
                 ) as answers:
                     async for answer in answers:
                         if resume is not None:
@@ -291,6 +295,7 @@ class LlmCore:
     async def _run(
         self,
         call: LlmCall,
+        endpoint: EndpointRoute,
         route: DeploymentRoute,
         timeout_ms: float,
         resume: Resume | None,
@@ -314,6 +319,8 @@ class LlmCore:
                 decode_s,
                 call.trace,
                 call.cost.begin,
+                flow=FlowKey(endpoint.name, call.principal.id, endpoint.weight * call.principal.weight),
+                cost=1 + call.estimate.total / TOKENS_OF_A_REQUEST,
                 admitted=again,
                 replica=placement.replica,
                 wait_ms=wait_ms,

@@ -1,0 +1,192 @@
+"""Share a queue of a Deployment among its callers, before their requests are published.
+
+The broker's queue is first come, first served. A request in it cannot be overtaken, so only as many requests
+are published as keep the replicas busy: the window. The others wait here, and the next one is chosen fairly
+by weight. A caller within its share of the window does not wait. One caller alone may use the whole window.
+
+The idea is that of byte queue limits in Linux: keep the queue that cannot be scheduled short, and schedule
+the one before it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Generic, NamedTuple, TypeVar
+
+from tidegate.kernel.fair_order import BURST, FairOrder
+from tidegate.kernel.protocol.tenant import tenant_of
+
+T = TypeVar("T")
+
+UNLIMITED = sys.maxsize
+# The priority of a request that states none, as in the worker's backlog.
+DEFAULT_PRIORITY = 4
+# Flows without requests are forgotten when there are more than this many.
+IDLE_KEPT = 1024
+
+
+class FlowKey(NamedTuple):
+    """One caller at one endpoint, and the weight of both."""
+
+    endpoint: str
+    caller: str
+    weight: int = 1
+
+    def __str__(self) -> str:
+        """Return the key as text, for a report."""
+        return f"{self.endpoint}/{self.caller}"
+
+
+NO_CALLER = FlowKey("", "")
+
+
+class FlowLoad(NamedTuple):
+    """The unanswered requests of a flow at other gateways, and its weight."""
+
+    outstanding: int
+    weight: int
+
+
+class Standing(NamedTuple):
+    """A caller's unanswered requests at all gateways, and its share of the Deployment beside the others."""
+
+    outstanding: int
+    share: float
+
+
+@dataclass(slots=True, eq=False)
+class Flow(Generic[T]):
+    """A flow in one lane. ``outstanding``: its unanswered requests. ``published``: those in the window.
+
+    ``tenant``: for its request frames. ``name``: the key as text. ``held`` is a heap of the requests that
+    wait here, by (priority, order of arrival).
+    """
+
+    key: FlowKey
+    weight: int
+    tenant: bytes
+    name: str
+    outstanding: int = 0
+    published: int = 0
+    held: list[tuple[int, int, float, T]] = field(default_factory=list)
+
+
+class FairLane(Generic[T]):
+    """The requests of one queue: how many are published, and those that wait for their turn."""
+
+    def __init__(self) -> None:
+        self.window = UNLIMITED
+        self.published = 0
+        self.held = 0
+        self._flows: dict[FlowKey, Flow[T]] = {}
+        self._order: FairOrder[FlowKey] = FairOrder(BURST)
+        self._elsewhere: Mapping[str, FlowLoad] = {}
+        # Those of them that had no request here when they were learned, and the sum of their weights.
+        self._only_elsewhere: Mapping[str, FlowLoad] = {}
+        self._other_weight = 0
+        self._active_weight = 0
+        self._count = 0
+
+    def flow(self, key: FlowKey) -> Flow[T]:
+        """Return the flow of a caller at an endpoint. The first call creates it."""
+        flow = self._flows.get(key)
+        if flow is None:
+            if len(self._flows) >= IDLE_KEPT:
+                self._flows = {
+                    known: flow for known, flow in self._flows.items() if flow.outstanding or flow.held
+                }
+            endpoint, caller, weight = key
+            flow = self._flows[key] = Flow(key, weight, tenant_of(caller, endpoint, weight), str(key))
+        return flow
+
+    def arrive(self, flow: Flow[T]) -> None:
+        """Count a new request of a flow."""
+        flow.outstanding += 1
+        if flow.outstanding == 1:
+            self._active_weight += flow.weight
+
+    def settle(self, flow: Flow[T], *, published: bool) -> None:
+        """Count a request of a flow as answered. Call :meth:`release` after this."""
+        flow.outstanding -= 1
+        if flow.outstanding == 0:
+            self._active_weight -= flow.weight
+        if published:
+            flow.published -= 1
+            self.published -= 1
+
+    def take(self, flow: Flow[T], cost: float = 1.0) -> bool:
+        """Publish a request now if there is room in the window; return False if it must be held."""
+        if self.published < self.window and not self.held:
+            flow.published += 1
+            self.published += 1
+            return True
+        if flow.held or flow.published + 1 > self.share(flow) * self.window:
+            return False
+        self._order.charge(flow.key, cost / flow.weight)
+        flow.published += 1
+        self.published += 1
+        return True
+
+    def hold(self, flow: Flow[T], item: T, priority: int = 0, cost: float = 1.0) -> None:
+        """Let a request wait for its turn. Among requests of one flow the lowest priority goes first."""
+        self._count += 1
+        heappush(flow.held, (priority or DEFAULT_PRIORITY, self._count, cost, item))
+        self.held += 1
+        self._order.enter(flow.key)
+
+    def release(self) -> Iterator[T]:
+        """Yield the requests that are published now. Skip those that ended meanwhile with :meth:`skip`."""
+        while self.held and self.published < self.window and (key := self._order.first()) is not None:
+            flow = self._flows[key]
+            _, _, cost, item = heappop(flow.held)
+            self.held -= 1
+            if not flow.held:
+                self._order.leave(key)
+            flow.published += 1
+            self.published += 1
+            self._order.charge(key, cost / flow.weight)
+            yield item
+
+    def skip(self, flow: Flow[T], cost: float = 1.0) -> None:
+        """Take back a released request that has ended while it was held."""
+        flow.published -= 1
+        self.published -= 1
+        self._order.charge(flow.key, -cost / flow.weight)
+
+    # --- shares ----------------------------------------------------------------------------------------
+
+    def learn(self, elsewhere: Mapping[str, FlowLoad]) -> None:
+        """Learn the flows that have requests at other gateways, by the text of their key."""
+        here = {flow.name for flow in self._flows.values() if flow.outstanding}
+        self._elsewhere = elsewhere
+        self._only_elsewhere = {name: load for name, load in elsewhere.items() if name not in here}
+        self._other_weight = sum(load.weight for load in self._only_elsewhere.values())
+
+    def contended(self, flow: Flow[T]) -> bool:
+        """Return True if another flow has unanswered requests, here or at another gateway."""
+        if self._active_weight != (flow.weight if flow.outstanding else 0):
+            return True
+        return bool(self._elsewhere) and (len(self._elsewhere) > 1 or flow.name not in self._elsewhere)
+
+    def share(self, flow: Flow[T]) -> float:
+        """Return the share of the Deployment that a flow is entitled to now: from above 0 to 1."""
+        total = self._active_weight if flow.outstanding else self._active_weight + flow.weight
+        if self._only_elsewhere:
+            total += self._other_weight
+            if flow.name in self._only_elsewhere:
+                total -= self._only_elsewhere[flow.name].weight
+        return flow.weight / total
+
+    def elsewhere(self, flow: Flow[T]) -> int:
+        """Return the unanswered requests of a flow at other gateways."""
+        load = self._elsewhere.get(flow.name) if self._elsewhere else None
+        return load.outstanding if load is not None else 0
+
+    def loads(self, most: int) -> dict[str, list[int]]:
+        """Return [unanswered requests, weight] of the flows with the most requests, by the key as text."""
+        active = [flow for flow in self._flows.values() if flow.outstanding]
+        active.sort(key=lambda flow: flow.outstanding, reverse=True)
+        return {flow.name: [flow.outstanding, flow.weight] for flow in active[:most]}
