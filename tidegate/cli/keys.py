@@ -20,6 +20,7 @@ keys = typer.Typer(
 )
 
 _LIMITS = ("rate", "burst", "concurrency", "day", "month")
+_USUAL_WEIGHT = 1
 _TOKENS = ("tokens_per_minute", "tokens_per_day")
 _LIFTED = (*_LIMITS, *(name.replace("_", "-") for name in _TOKENS), "endpoint-tokens", "endpoints", "expires")
 Which = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, or its name if no other has it.")]
@@ -41,6 +42,12 @@ Burst = Annotated[
 Concurrency = Annotated[int | None, typer.Option(metavar="N", help="Maximum requests in flight.")]
 Day = Annotated[int | None, typer.Option("--day", metavar="N", help="Maximum requests in a day (UTC).")]
 Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Maximum requests in a month (UTC).")]
+Weight = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Share of a busy Deployment beside other keys, 1 to 100; a key without it has 1."
+    ),
+]
 PerMinute = Annotated[
     list[str] | None,
     typer.Option(
@@ -102,13 +109,14 @@ def create(
     month: Month = None,
     tokens_per_minute: PerMinute = None,
     tokens_per_day: PerDay = None,
+    weight: Weight = None,
     json: Json = False,
 ) -> None:
     """Create a key. It is shown only once, because the stack stores only its digest.
 
     Example: tidegate keys create robot --scope infer --endpoint digits --rate 50
     """
-    body = _fields(name, scope, endpoint, expires, (rate, burst, concurrency, day, month))
+    body = _fields(name, scope, endpoint, expires, weight, (rate, burst, concurrency, day, month))
     body |= _token_fields(tokens_per_minute, tokens_per_day)
     from tidegate.cli.api import control
 
@@ -130,6 +138,7 @@ def change(
     month: Month = None,
     tokens_per_minute: PerMinute = None,
     tokens_per_day: PerDay = None,
+    weight: Weight = None,
     lift: Annotated[
         list[str] | None,
         typer.Option(metavar="WHAT", help=f"Remove a limit: {', '.join(_LIFTED[:-1])} or {_LIFTED[-1]}."),
@@ -137,7 +146,7 @@ def change(
     json: Json = False,
 ) -> None:
     """Change a key's scopes, endpoints, limits or expiry. Its secret stays the same."""
-    body = _fields(name, scope, endpoint, expires, (rate, burst, concurrency, day, month))
+    body = _fields(name, scope, endpoint, expires, weight, (rate, burst, concurrency, day, month))
     body |= _token_fields(tokens_per_minute, tokens_per_day)
     for what in lift or ():
         if what not in _LIFTED:
@@ -191,6 +200,7 @@ def _fields(
     scopes: list[str] | None,
     endpoints: list[str] | None,
     expires: str | None,
+    weight: int | None,
     limits: tuple[float | None, ...],
 ) -> Doc:
     """Return the fields of a key that have a value. ``limits`` are in the order of ``_LIMITS``."""
@@ -199,6 +209,7 @@ def _fields(
         "scopes": scopes,
         "endpoints": endpoints,
         "ttl_s": None if expires is None else seconds(expires),
+        "weight": weight,
         **dict(zip(_LIMITS, limits, strict=True)),
     }
     return {name: value for name, value in fields.items() if value is not None}
@@ -225,6 +236,8 @@ def _token_fields(per_minute: list[str] | None, per_day: list[str] | None) -> Do
 def _shown_limits(key: Doc) -> Doc:
     """Return the limits of a key that are set, for the table."""
     shown = {name: key[name] for name in (*_LIMITS, *_TOKENS) if key.get(name) is not None}
+    if key.get("weight", _USUAL_WEIGHT) != _USUAL_WEIGHT:
+        shown["weight"] = key["weight"]
     for endpoint, limits in (key.get("endpoint_tokens") or {}).items():
         shown |= {f"{name}[{endpoint}]": limits[name] for name in _TOKENS if limits.get(name) is not None}
     return shown

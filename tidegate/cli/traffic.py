@@ -43,6 +43,12 @@ def traffic(
         bool | None,
         typer.Option("--feedback/--no-feedback", help="Give each answer an id for `POST /v1/feedback`."),
     ] = None,
+    weight: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Its share of a busy Deployment, beside other endpoints: 1 to 100; usually 1."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show how an endpoint's traffic is divided now, or set its rules and sticky keys.
@@ -59,6 +65,8 @@ def traffic(
     changes = _changes(plane, endpoint, rule, no_rules, sticky, when_unready)
     if feedback is not None:
         changes["feedback"] = feedback
+    if weight is not None:
+        changes["weight"] = weight
     if changes:
         spec = {key: value for key, value in endpoint.items() if key not in ("name", "revision")}
         endpoint = plane.registry.put(path, spec | changes)
@@ -138,6 +146,7 @@ def _document(plane: Control, endpoint: Doc) -> Doc:
         "when_unready": endpoint["when_unready"],
         "feedback": endpoint["feedback"],
         "shadow": shadow.read(plane, endpoint["name"]) if endpoint.get("shadow") is not None else None,
+        "weight": endpoint["weight"],
     }
 
 
@@ -218,6 +227,8 @@ def _print(document: Mapping[str, Any]) -> None:
         output.line("answers get an id for feedback: X-Feedback-Id")
     if document["shadow"] is not None:
         output.line(f"shadow: {shadow.line_of(document['shadow'])}")
+    if document["weight"] != 1:
+        output.line(f"weight beside other endpoints on the same Deployment: {document['weight']}")
     output.line(f"a target without a ready replica: {document['when_unready']}", style="dim")
 
 
