@@ -255,6 +255,9 @@ bench-flips: bootstrap ## flip weights 100 times under load, while a version is 
 bench-shadow: bootstrap ## measure requests at 70 % load, alone and with a shadow that gets every request, alternating (6 minutes)
 	$(PY) -m benchmarks.shadow $(BENCH_FLAGS)
 
+bench-fair: bootstrap ## measure a light caller alone and beside a flood of another caller
+	$(PY) -m benchmarks.fair $(BENCH_FLAGS)
+
 bench-killer: bootstrap ## send 64 requests, one of which kills the model, Triton or the worker
 	$(PY) -m benchmarks.killer $(BENCH_FLAGS)
 

@@ -124,7 +124,10 @@ class BatchScheduler:
         """Return how many calls may be open at the same time."""
         limits = self._limits
         return limits.streams or calls_in_flight(
-            instances=limits.instances, batches=self._max_rows > 0, call_ms=self.stats.call_ms.value
+            instances=limits.instances,
+            batches=self._max_rows > 0,
+            call_ms=self.stats.call_ms.value,
+            shared=not self._max_rows and self.backlog.shared(time.monotonic()),
         )
 
     @property

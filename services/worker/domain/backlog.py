@@ -13,6 +13,8 @@ from tidegate.kernel.protocol.tenant import weight_of
 
 # The priority of a request that states none. It is between the urgent requests and those that can wait.
 DEFAULT_PRIORITY = 4
+# A model counts as shared for this long after a request of another tenant.
+SHARED_S = 10.0
 
 
 class HasRequest(Protocol):
@@ -56,6 +58,8 @@ class Backlog:
         self._order: FairOrder[bytes] = FairOrder(BURST)
         self._copies: CallKeyQueue[QueuedRequest] = CallKeyQueue(key_of)
         self._count = 0
+        self._last = b""
+        self._shared_at = float("-inf")
 
     def __len__(self) -> int:
         return self._count
@@ -71,8 +75,15 @@ class Backlog:
         if queue is None:
             queue = self._tenants[tenant] = _TenantQueue(weight_of(tenant))
             self._order.enter(tenant)
+            if len(self._tenants) > 1 or tenant != self._last:
+                self._shared_at = item.received if self._last else self._shared_at
+                self._last = tenant
         queue.add(item)
         self._count += 1
+
+    def shared(self, now: float) -> bool:
+        """Return True if several tenants have sent requests recently."""
+        return now - self._shared_at < SHARED_S
 
     def oldest(self) -> QueuedRequest | None:
         """Return the request that has waited longest at the head of a queue."""

@@ -10,6 +10,8 @@ from tidegate.kernel.protocol.models import LARGEST, Deployment, LlmSpec, Signat
 # If calls are shorter than this and have no batch axis, LIGHT_CALLS more calls than instances may be open.
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
+# While several callers share the model, so short calls still overlap. They delay no caller for long.
+SHORTEST_CALL_MS = 1.0
 # Jobs for the next calls are prepared only while calls are shorter than this.
 AHEAD_CALL_MS = 100.0
 # How many streams of a decoupled model run at the same time if its Deployment sets no ``max_concurrency``.
@@ -49,15 +51,20 @@ def call_limits(deployment: Deployment, signature: Signature, instances: int) ->
     )
 
 
-def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None) -> int:
+def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None, shared: bool = False) -> int:
     """Return how many model calls to have open at the same time.
 
     A model that batches gets one call per instance, because more calls would only make the batches smaller.
     Without batching, short calls overlap, so that the time to reach Triton does not delay them. Of long
     calls, only one more than the instances is open: another replica cannot run requests inside Triton.
+
+    ``shared``: several callers send requests. Then fewer calls are open, because a caller whose turn it is
+    would wait for them.
     """
     if batches:
         return instances
+    if shared and (call_ms is None or call_ms >= SHORTEST_CALL_MS):
+        return instances + (call_ms is not None and call_ms < LIGHT_CALL_MS)
     if call_ms is not None and call_ms < LIGHT_CALL_MS:
         return instances + LIGHT_CALLS
     return instances + 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.domain.backlog import Backlog, QueuedRequest, UnackedDelivery
+from services.worker.domain.backlog import SHARED_S, Backlog, QueuedRequest, UnackedDelivery
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.tenant import tenant_of
 
@@ -166,6 +166,14 @@ def test_tenants_take_turns_and_fill_each_others_calls():
     assert first == flood[:2]
     assert backlog.take(2) == [light, flood[2]]
     assert backlog.take(2) == flood[3:5]
+
+
+def test_a_model_is_shared_for_a_while_after_a_request_of_another_tenant():
+    backlog = filled(item(tenant=b"a"), item(tenant=b"a"))
+    assert not backlog.shared(0.0)
+    backlog.add(item(tenant=b"b"))
+    assert backlog.shared(SHARED_S - 0.1)
+    assert not backlog.shared(SHARED_S)
 
 
 def test_a_priority_orders_only_the_requests_of_its_own_tenant():

@@ -30,6 +30,14 @@ def test_calls_in_flight(instances, batches, call_ms, expected):
 
 
 @pytest.mark.parametrize(
+    ("batches", "call_ms", "expected"),
+    [(True, 20.0, 1), (False, 20.0, 1), (False, None, 1), (False, 3.0, 2), (False, 0.3, 9)],
+)
+def test_fewer_calls_are_open_while_several_callers_share_a_model(batches, call_ms, expected):
+    assert calls_in_flight(instances=1, batches=batches, call_ms=call_ms, shared=True) == expected
+
+
+@pytest.mark.parametrize(
     ("call_ms", "batch_mean", "frames", "in_flight", "expected"),
     [
         (None, None, 1, 1, 2),
