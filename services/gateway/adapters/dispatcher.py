@@ -168,27 +168,14 @@ class Dispatcher:
         frame: bytes | list[Buffer] | None = None
         if size <= envelope.LARGE or not self._claims.needed(size):
             frame = frame_of(id_, deadline_ms, rows, key, data, flow.tenant, trace, flags, size)
-        timer = loop.call_later(timeout_s, self._expire, id_)
+        end, timer = loop.time() + timeout_s, loop.call_later(timeout_s, self._expire, id_)
         pending = PendingRequest(
-            id_,
-            done,
-            route,
-            frame,
-            size,
-            loop.time() + timeout_s,
-            timer,
-            timeout_s,
-            fair,
-            flow,
-            cost or rows or 1,
+            id_, done, route, frame, size, end, timer, timeout_s, fair, flow, cost or rows or 1, priority
         )
         if stream:
             pending.order, pending.lane = ChunkOrder(), lane
-        pending.priority = priority
         self._pending[id_] = pending
-        queue.load.outstanding += 1
-        queue.load.arrived += 1
-        fair.arrive(flow)
+        queue.begin(pending)
         if frame is None:
             self._tasks.start(self._upload(queue, pending, data, deadline_ms, rows, key, trace, flags))
         else:

@@ -123,6 +123,12 @@ class DeploymentQueue:
             lane.window = window_of(fleet)
             lane.learn(fleet.flows_elsewhere)
 
+    def begin(self, pending: PendingRequest) -> None:
+        """Count a new request."""
+        self.load.outstanding += 1
+        self.load.arrived += 1
+        pending.fair.arrive(pending.flow)
+
     def settle(self, pending: PendingRequest) -> FairLane[PendingRequest]:
         """Count a request as completed. Return its lane, from which others may be published now."""
         self.load.outstanding -= 1
