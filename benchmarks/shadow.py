@@ -17,7 +17,7 @@ import json
 import random
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,10 +50,12 @@ class Round:
     answered: int = 0
     agreed: int = 0
     compared: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
 
     def line(self) -> str:
         """Return the round for the screen."""
         copies = f", {self.copied} copied, {self.answered} of them answered" if self.shadow else ""
+        copies += "".join(f", {count} {reason}" for reason, count in self.refused.items())
         return (
             f"  {'shadow' if self.shadow else 'alone':<6} {self.requests} requests: "
             f"p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms, {sum(self.failed.values())} failed{copies}"

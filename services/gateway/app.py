@@ -201,6 +201,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         table=lambda: routes.table,
         count=metrics.copied,
         largest=settings.claim_above_bytes,
+        host_busy=settings.shadow_host_busy,
     )
     heartbeat = Heartbeat(
         store,

@@ -21,6 +21,12 @@ class GatewaySettings(Settings):
     envelope_max_frames: int = Field(
         256, ge=1, le=4096, description="Largest number of requests in one envelope."
     )
+    shadow_host_busy: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="A share of cores: no shadow copy is sent while more of a worker host's cores are busy.",
+    )
     max_body_bytes: int = Field(
         256 * 2**20, description="Largest request body that the gateway accepts, in bytes."
     )

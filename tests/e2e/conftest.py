@@ -175,6 +175,7 @@ def running_stack(state: Path, **fields: float | str) -> Iterator[Stack]:
     env |= {f"TIDEGATE_{name}": str(port) for name, port in ports.items()}
     env |= {f"TIDEGATE_{name.upper()}": str(value) for name, value in fields.items()}
     env |= {"TIDEGATE_STATE_DIR": str(state), "TIDEGATE_RUNTIME_DIR": str(runtime), "NO_COLOR": "1"}
+    env["TIDEGATE_SHADOW_HOST_BUSY"] = "1"  # other tests run on this host
     started = Stack(Settings(**given), env)
     # A run that is interrupted with -n has ten seconds before its processes are killed: too few for `down`.
     guard = Guard([sys.executable, "-m", "tidegate.cli", "down"], env, REPO)

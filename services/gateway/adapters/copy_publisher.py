@@ -79,8 +79,10 @@ class CopyPublisher:
             self._in_flight[id_] = copy
             self._by_deployment[copy.route.name] = self.in_flight(copy.route.name) + 1
             deadline_ms = int((time.time() + copy.timeout_s) * 1e3)
+            # A call that fails is repeated for each of its requests alone, if the model allows it.
+            flags = envelope.COPY | (envelope.RETRY_SAFE if copy.route.retry_safe else 0)
             head = envelope.request_head(
-                id_, deadline_ms, copy.rows, copy.key, copy.data, trace=copy.trace, flags=envelope.COPY
+                id_, deadline_ms, copy.rows, copy.key, copy.data, trace=copy.trace, flags=flags
             )
             frames.append((id_, [head, *copy.data]))
         most = frames_per_envelope(len(frames), fleet)

@@ -27,7 +27,7 @@ class ReplicaFleet:
     how many requests share the duration of one call of a fully loaded replica.
     ``holds``: the requests that the ready replicas hold together; 0: a replica does not report it.
     ``flows_elsewhere``: the requests of each flow at other gateways. ``gateways``: how many gateways have
-    requests, with this one.
+    requests, with this one. ``host_busy``: the share of time that the cores of the busiest host were busy.
     """
 
     ready: int = 0
@@ -43,6 +43,7 @@ class ReplicaFleet:
     holds: int = 0
     flows_elsewhere: Mapping[str, FlowLoad] = field(default_factory=dict)
     gateways: int = 1
+    host_busy: float | None = None
 
 
 class LoadElsewhere(NamedTuple):
@@ -113,6 +114,7 @@ def fleets(
             sum(r.holds for r in ready[name]) if all(r.holds for r in ready[name]) else 0,
             load.flows,
             1 + load.gateways,
+            max((r.host_busy for r in ready[name] if r.host_busy is not None), default=None),
         )
     return result
 

@@ -22,7 +22,7 @@ COMPARED_BYTES_PER_S = 32 * 2**20
 # Why a request was not copied.
 OVER_RATE, TOO_LARGE, NO_MEMORY = "over max_per_s", "too large", "no memory"
 NO_REPLICA, NO_IDLE_REPLICA, UNFIT = "no ready replica", "no idle replica", "unfit model"
-NO_BROKER = "no broker"
+NO_BROKER, BUSY_HOST = "no broker", "busy host"
 # Why a copy was not answered.
 NO_ANSWER, NOT_SENT = "no answer", "not sent"
 
@@ -30,6 +30,11 @@ NO_ANSWER, NOT_SENT = "no answer", "not sent"
 def is_unfit(route: DeploymentRoute) -> bool:
     """Return True for a model whose answers cannot be compared: it may return many answers to a request."""
     return route.decoupled or route.llm is not None
+
+
+def is_host_busy(fleet: ReplicaFleet, most: float) -> bool:
+    """Return True if a replica's host has no spare cores: more than the share ``most`` is busy."""
+    return fleet.host_busy is not None and fleet.host_busy > most
 
 
 def spare(fleet: ReplicaFleet, outstanding: int, gateways: int) -> int:

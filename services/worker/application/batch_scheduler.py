@@ -120,6 +120,12 @@ class BatchScheduler:
         return len(self.backlog) + calls + self.streams.in_hand + jobs
 
     @property
+    def copies(self) -> int:
+        """Return how many of ``in_hand`` are copies for shadow traffic."""
+        calls = sum(len(group) for group in self._calls.values() if group[0].request.flags & envelope.COPY)
+        return self.backlog.copies + calls
+
+    @property
     def max_calls(self) -> int:
         """Return how many calls may be open at the same time."""
         limits = self._limits

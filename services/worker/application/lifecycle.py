@@ -13,6 +13,7 @@ from pathlib import Path
 from services.worker.adapters.engine_facts import EngineFacts
 from services.worker.adapters.gpu_load import GpuLoad
 from services.worker.adapters.heartbeat import ReplicaHeartbeat
+from services.worker.adapters.host_load import HostLoad
 from services.worker.adapters.metrics import IN_HAND
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_report import ModelReport
@@ -91,6 +92,7 @@ class ReplicaLifecycle:
             triton=triton,
         )
         self._gpus = GpuLoad(lambda: self._triton.metrics_port)
+        self._host_load = HostLoad()
         self._engine = EngineFacts()
         self._heartbeat = ReplicaHeartbeat(store, settings.heartbeat_interval_s, self._report)
         self.ended = asyncio.Event()
@@ -254,7 +256,7 @@ class ReplicaLifecycle:
             state=status.state,
             message=status.message or triton.contradiction,
             phases_ms=dict(self._phases.ms),
-            inflight=self._in_hand,
+            inflight=self._in_hand - (serving.scheduler.copies if serving else 0),
             completed=stats.completed if stats else 0,
             failed=stats.failed if stats else 0,
             busy_ms=stats.busy_s * 1e3 if stats else 0.0,
@@ -274,4 +276,5 @@ class ReplicaLifecycle:
             death=triton.last_death,
             llm=self._engine.report,
             holds=serving.requests.holds if serving else 0,
+            host_busy=self._host_load.read(),
         )

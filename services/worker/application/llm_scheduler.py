@@ -105,6 +105,11 @@ class LlmScheduler:
         return len(self._waiting) + len(self._calls) + jobs
 
     @property
+    def copies(self) -> int:
+        """Return how many of ``in_hand`` are copies for shadow traffic: none, because they need tensors."""
+        return 0
+
+    @property
     def max_calls(self) -> int:
         """Return how many calls may be open at the same time."""
         return self._room.slots

@@ -148,20 +148,26 @@ def check_key_length(length: int) -> None:
 
 
 def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spent: float) -> None:
-    """Add a call that succeeded to the statistics. :func:`replies_to` explains ``started`` and ``spent``."""
+    """Add a call that succeeded to the statistics. :func:`replies_to` explains ``started`` and ``spent``.
+
+    Copies for shadow traffic share no call with requests. They are not work for which replicas are needed,
+    so they count only in the means.
+    """
     requests, rows, waited = len(group), 0, 0.0
     for item in group:
         rows += item.request.rows or 1
         waited += started - item.received
-    stats.counts.add_success(requests, rows, waited, spent)
-    stats.completed += requests
-    stats.busy_s += spent
+    copies = group[0].request.flags & envelope.COPY
+    if not copies:
+        stats.counts.add_success(requests, rows, waited, spent)
+        stats.completed += requests
+        stats.busy_s += spent
     stats.call_ms.add(spent * 1e3)
     stats.batch.add(requests)
     stats.rows.add(rows)
     CALL_SECONDS.observe(spent)
     CALL_SIZE.observe(requests)
-    if TRACES.on:
+    if TRACES.on and not copies:
         TRACES.called(group, started, spent)
 
 
@@ -180,7 +186,9 @@ def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: floa
 
 
 def count_failure(stats: WorkStats, item: Queued) -> None:
-    """Add a request whose caller gets an error to the statistics."""
+    """Add a request whose caller gets an error to the statistics; copies for shadow traffic do not count."""
+    if item.request.flags & envelope.COPY:
+        return
     stats.failed += 1
     spent = time.monotonic() - item.received
     stats.counts.add_failure(1, spent)

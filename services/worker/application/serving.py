@@ -59,6 +59,10 @@ class Scheduler(Protocol):
         """Return how many requests and jobs wait here or are in a call."""
 
     @property
+    def copies(self) -> int:
+        """Return how many of ``in_hand`` are copies for shadow traffic."""
+
+    @property
     def max_calls(self) -> int:
         """Return how many calls may be open at the same time."""
 

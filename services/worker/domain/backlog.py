@@ -64,6 +64,11 @@ class Backlog:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def copies(self) -> int:
+        """Return how many of the requests are copies for shadow traffic."""
+        return len(self._copies)
+
     def add(self, item: QueuedRequest) -> None:
         """Queue a request of its tenant at its priority."""
         if item.request.flags & COPY:
@@ -218,6 +223,9 @@ class CallKeyQueue(Generic[T]):
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_key.values()))
 
     def add(self, item: T) -> None:
         """Queue a request behind the others of its key."""

@@ -218,3 +218,22 @@ async def test_calls_that_were_open_together_are_not_charged(
     assert [caller.reply(id_).attempt for id_ in ids] == [1, 1]
     assert exceptions.got == []
     await nothing_is_left(worker)
+
+
+async def test_a_copy_for_shadow_traffic_is_dropped_with_its_worker(
+    start, caller, exceptions, make, until, suspects, nothing_is_left
+):
+    """It is no suspect and no dead letter, and counts neither as load nor as work of the replica."""
+    first = await start()
+    first.model.open.clear()
+    (copy,) = await caller.send(make([1, 1], flags=envelope.COPY | envelope.RETRY_SAFE))
+    await until(lambda: first.model.calls == [[copy]])
+    assert (first.scheduler.in_hand, first.scheduler.copies) == (1, 1)
+    await first.die()
+    second = await start()
+    (fresh,) = await caller.send(make([2, 2]))
+    (other,) = await caller.send(make([3, 3], flags=envelope.COPY | envelope.RETRY_SAFE))
+    await until(lambda: caller.reply(fresh) and caller.reply(other))
+    assert (caller.reply(copy), exceptions.got, await suspects()) == (None, [], 0)
+    assert (second.scheduler.stats.completed, second.model.calls) == (1, [[fresh], [other]])
+    await nothing_is_left(second)

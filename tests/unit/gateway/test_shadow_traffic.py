@@ -80,6 +80,7 @@ class Rig:
             table=lambda: self.table,
             count=lambda *outcome: self.metrics.append(outcome),
             largest=2**20,
+            host_busy=0.9,
         )
 
     @property
@@ -115,7 +116,12 @@ async def test_a_copy_is_sent_after_the_answer_and_compared():
     assert len(rig.ask()) == 1
     assert not rig.broker.copies, "the answer leaves first"
     (copy,) = await rig.copies(1)
-    assert (copy.flags, copy.key, copy.rows, copy.trace) == (envelope.COPY, b"key", 1, b"r1")
+    assert (copy.flags, copy.key, copy.rows, copy.trace) == (
+        envelope.COPY | envelope.RETRY_SAFE,
+        b"key",
+        1,
+        b"r1",
+    )
     rig.broker.answer(copy, 1.0, 3.0)
     await rig.round()
     counts = rig.counts
@@ -180,6 +186,20 @@ async def test_copies_wait_for_an_idle_replica_and_are_dropped_late(monkeypatch:
     monkeypatch.setattr(policy, "WAIT_S", 0.0)
     await rig.round()
     assert (rig.counts.refused, len(rig.broker.copies)) == ({policy.NO_IDLE_REPLICA: 1}, 1)
+
+
+async def test_no_copy_goes_to_a_busy_host(monkeypatch: pytest.MonkeyPatch):
+    rig = Rig()
+    rig.fleet = ReplicaFleet(ready=1, host_busy=0.95)
+    rig.ask()
+    await rig.round()
+    assert (rig.broker.copies, rig.counts.refused) == ([], {})
+    monkeypatch.setattr(policy, "WAIT_S", 0.0)
+    await rig.round()
+    assert (rig.broker.copies, rig.counts.refused) == ([], {policy.BUSY_HOST: 1})
+    rig.fleet = ReplicaFleet(ready=1, host_busy=0.85)
+    rig.ask()
+    await rig.copies(1)
 
 
 async def test_copies_in_flight_and_waiting_are_limited():

@@ -154,6 +154,7 @@ def test_clear():
 def test_copies_for_shadow_traffic_go_last_and_share_no_call_with_requests():
     copies = [item(priority=envelope.COPY >> envelope.PRIORITY_SHIFT) for _ in range(2)]
     last, usual = item(priority=envelope.LAST_PRIORITY), item()
+    assert filled(*copies, last, usual).copies == 2
     assert calls(filled(*copies, last, usual), 8) == [[usual, last], copies]
 
 

@@ -83,6 +83,7 @@ class ReplicaReport:
     ``death`` is the last death of the model's process; None: it has not died.
     ``llm`` has the facts of a language model's engine; None: no engine, or no facts yet.
     ``holds`` is the number of requests that it holds at a time, running and waiting; 0: not known.
+    ``host_busy`` is the share of time that the host's cores were busy (0 to 1); None: not known.
     """
 
     replica: str
@@ -113,6 +114,7 @@ class ReplicaReport:
     death: ModelDeath | None = None
     llm: EngineReport | None = None
     holds: int = 0
+    host_busy: float | None = None
 
     def to_json(self) -> bytes:
         """Return the report as JSON."""

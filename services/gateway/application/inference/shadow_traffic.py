@@ -89,11 +89,13 @@ class ShadowTraffic:
         table: Callable[[], RouteTable | None],
         count: Callable[[str, str], None],
         largest: int,
+        host_busy: float = 1.0,
     ) -> None:
         """``outstanding`` returns this gateway's requests to a Deployment. ``wake`` requests a replica.
 
         ``count`` is called with the endpoint and the outcome of each copy, for the metrics. ``largest``: the
-        most bytes of a request or an answer that travels in a message.
+        most bytes of a request or an answer that travels in a message. ``host_busy``: no copy is sent while
+        a larger share of a host's cores is busy.
         """
         self._publisher = publisher
         self._fleet = fleet
@@ -104,6 +106,7 @@ class ShadowTraffic:
         self._seen: RouteTable | None = None
         self._count = count
         self._largest = min(largest, policy.LARGEST)
+        self._host_busy = host_busy
         self._counter = ShadowCounter()
         self._buckets: dict[str, tuple[float, TokenBucket]] = {}
         self._memory = MemoryBudget(policy.MEMORY)
@@ -248,7 +251,7 @@ class ShadowTraffic:
             fleet = self._fleet(name)
             room = policy.spare(fleet, self._outstanding(name), self._gateways())
             free = min(room - self._publisher.in_flight(name), len(waiting))
-            if free <= 0:
+            if free <= 0 or policy.is_host_busy(fleet, self._host_busy):
                 continue
             pairs, now = [waiting.popleft() for _ in range(free)], time.perf_counter()
             for pair in pairs:
@@ -337,10 +340,12 @@ class ShadowTraffic:
         late = time.monotonic() - policy.WAIT_S
         for name in list(self._waiting):
             waiting = self._waiting[name]
+            busy = policy.is_host_busy(self._fleet(name), self._host_busy)
             while waiting and waiting[0].since <= late:
                 pair = waiting.popleft()
                 self._memory.release(pair.size)
-                self._refused(pair.endpoint, pair.counts, policy.NO_IDLE_REPLICA)
+                reason = policy.BUSY_HOST if busy else policy.NO_IDLE_REPLICA
+                self._refused(pair.endpoint, pair.counts, reason)
             if not waiting:
                 del self._waiting[name]
 

@@ -1,0 +1,38 @@
+"""Read how busy the cores of this host are. In a container these are all cores of the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+STAT = Path("/proc/stat")
+# A shorter interval has too few ticks of the kernel (10 ms) for a share.
+SHORTEST_S = 0.4
+_IDLE, _WAITING, _GUESTS = 3, 4, 8
+
+
+class HostLoad:
+    """The share of time that the host's cores were busy, between two readings."""
+
+    def __init__(self, stat: Path = STAT, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stat = stat
+        self._clock = clock
+        self._last: tuple[float, int, int] | None = None
+        self._busy: float | None = None
+
+    def read(self) -> float | None:
+        """Return the share, 0 to 1; None at first, and on a system without ``/proc/stat``."""
+        now = self._clock()
+        if self._last is not None and now - self._last[0] < SHORTEST_S:
+            return self._busy
+        try:
+            first = self._stat.read_text().partition("\n")[0]
+            ticks = [int(word) for word in first.split()[1:]][:_GUESTS]  # guests are a part of user
+            idle, total = ticks[_IDLE] + ticks[_WAITING], sum(ticks)
+        except (OSError, ValueError, IndexError):
+            return None
+        if self._last is not None and total > self._last[2]:
+            self._busy = min(1.0, max(0.0, 1.0 - (idle - self._last[1]) / (total - self._last[2])))
+        self._last = (now, idle, total)
+        return self._busy
