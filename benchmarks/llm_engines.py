@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -115,7 +116,7 @@ class VLlm:
         at = command.index("--uds")
         command[at : at + 2] = ["--host", "127.0.0.1", "--port", str(port)]
         libraries = vllm_python().parent.parent / "lib"
-        environment = rules.environment(plan, config, os.environ, libraries)
+        environment = rules.environment(plan, config, os.environ, libraries, tempfile.gettempdir())
         with started(command, environment, work / "server.log") as process:
             url = f"http://127.0.0.1:{port}"
             wait_for(f"{url}/health", process, work / "server.log")
