@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Endpoint = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
 ENDED = ("promoted", "rolled_back", "aborted")
 _POLL_S = 1.0
+# The time for which `promote` waits until the traffic has moved.
+_SETTLE_S = 5.0
 
 
 def rollout(
@@ -37,7 +39,7 @@ def rollout(
         str | None, typer.Option(metavar="NAME", help="Also judge this metric of feedback, such as score.")
     ] = None,
     direction: Annotated[
-        str | None, typer.Option(metavar="up|down", help="Which values of --metric are better. [up]")
+        str | None, typer.Option(metavar="up|down", help="Which values of --metric are better (default: up).")
     ] = None,
     full_capacity: Annotated[
         bool,
@@ -130,8 +132,26 @@ def promote(name: Endpoint, json: Json = False) -> None:
 
     plane = control()
     _change(plane, name, "promote")
+    settled = _settled(plane, name)
     found = _read(plane, name)
     output.show(found, json, lambda: show(found))
+    if not settled:
+        output.say(
+            f"The present version serves until {found['rollout']['deployment']} has a ready replica: "
+            f"`tidegate traffic {name}`"
+        )
+
+
+def _settled(plane: Control, name: str) -> bool:
+    """Return True when the traffic has moved to the endpoint's targets, False if it takes longer."""
+    from tidegate.cli.api import part
+
+    end = time.monotonic() + _SETTLE_S
+    while plane.registry.get(f"/v1/endpoints/{part(name)}")["previous"]:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def options_of(

@@ -142,17 +142,21 @@ def advance(
     if not 0 <= step < len(rollout.options.steps):
         raise BadRequest(f"The rollout has {len(rollout.options.steps)} steps, so there is no step {step}.")
     moved = step != rollout.step or progress.phase != rollout.phase
+    resumed = rollout.phase == "paused" and progress.phase == "running"
     rollout = rollout.model_copy(
         update={
             "phase": progress.phase,
             "step": step,
             "reason": progress.reason,
-            "since": now if step != rollout.step else rollout.since,
+            "since": now if step != rollout.step or resumed else rollout.since,
         }
     )
     if moved:
         rollout = _noted(rollout, now)
-    changed = spec.model_copy(update={"rollout": rollout, "targets": targets_of(rollout), "previous": []})
+    # The present versions serve until a promoted canary is ready. The router settles this, usually at once.
+    previous = rollout.base if rollout.phase == "promoted" else []
+    update = {"rollout": rollout, "targets": targets_of(rollout), "previous": previous}
+    changed = spec.model_copy(update=update)
     scaled = rollover.with_minimum(snapshot, rollout, share_of(rollout)) if rollout.active else []
     return [*scaled, *rollover.replace_endpoint(snapshot.after(scaled), spec, changed)]
 

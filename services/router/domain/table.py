@@ -180,9 +180,10 @@ def withheld(
     rollout = endpoint.rollout if endpoint.rollout is not None and endpoint.rollout.active else None
     if rollout is not None and rollout.id in condemned:
         return {rollout.deployment: "it was rolled back, and the registry does not answer yet"}
-    if endpoint.when_unready == "fail":
-        return {}
     weighted = [target.deployment for target in serving if target.weight]
+    if endpoint.when_unready == "fail":  # a canary gets no traffic before it is ready
+        weighted = [name for name in weighted if rollout is not None and name == rollout.deployment]
+        return {name: "the canary is not ready yet" for name in weighted if not ready.get(name, 0)}
     if not any(ready.get(name, 0) for name in weighted):
         return {}
     found = {}

@@ -70,6 +70,8 @@ def test_a_canary_has_its_share_of_the_replicas(three):
     assert minimum(three) == 2
     assert minimum(three, "digits-v1") == 3, "the present version keeps its capacity"
     advance(three, "promoted", 1)
+    assert minimum(three, "digits-v1") == 3, "it serves until the promoted version is ready"
+    three.settle()
     assert (minimum(three), minimum(three, "digits-v1")) == (3, 0)
 
 
@@ -83,6 +85,14 @@ def test_full_capacity_and_declared_canaries_keep_their_minimum(three):
     full = OPTIONS.model_copy(update={"full_capacity": True})
     three.carry_out(rollouts.start(three.now, "digits", "digits-v2", full, "r1", 100.0))
     assert minimum(three) == 3
+
+
+def test_a_resumed_step_begins_anew(three):
+    three.carry_out(rollouts.start(three.now, "digits", "digits-v2", OPTIONS, "r1", 100.0))
+    advance(three, "paused", now=4000.0)
+    assert rollout(three).since == 100.0
+    advance(three, "running", now=9000.0)
+    assert rollout(three).since == 9000.0, "else it would pause again at once"
 
 
 def test_a_first_step_of_all_traffic_is_refused(three):
@@ -106,6 +116,8 @@ def test_steps_and_promotion(canary):
     assert advance(canary, "running", 1) == [], "a repeated decision changes nothing"
     advance(canary, "promoted", 1, "promoted: no harm")
     assert weights(canary) == {"digits-v2": 100}
+    assert [t.deployment for t in canary.now.endpoint("digits").spec.previous] == ["digits-v1"]
+    canary.settle()
     assert canary.now.deployment("digits-v1").spec.min_replicas == 0, "the old version goes to sleep"
     assert [(e.share, e.phase) for e in rollout(canary).history] == [
         (5, "running"), (50, "running"), (100, "promoted"),

@@ -276,6 +276,14 @@ def test_a_paused_target_gives_its_share_to_the_others():
     assert entry["withheld"] == {"digits-v2": "it is paused"}
 
 
+def test_a_canary_gets_no_traffic_before_it_is_ready_whatever_the_policy():
+    rollout = Rollout(deployment="digits-v2", base=targets("digits-v1"), id="r")
+    for policy in ("wake", "others", "fail"):
+        one = endpoint(SPLIT).model_copy(update={"rollout": rollout, "when_unready": policy})
+        entry = build_table(world(one), {"digits-v1": 1}, {})["endpoints"]["digits"]
+        assert entry["withheld"] == {"digits-v2": "the canary is not ready yet"}
+
+
 def test_a_condemned_canary_gets_no_traffic_while_the_registry_is_away():
     rollout = Rollout(deployment="digits-v2", base=targets("digits-v1"), id="r")
     one = endpoint(SPLIT).model_copy(update={"rollout": rollout, "when_unready": "fail"})
