@@ -63,7 +63,9 @@ def build(settings: RouterSettings) -> FastAPI:
         runner = RolloutRunner(
             store, registry, leadership, data / "rollouts.json", controller.relist, condemned, feedback
         )
-        reader = ShadowReader(store, registry, leadership, data / "shadows.json", lambda: controller.table)
+        reader = ShadowReader(
+            store, registry, leadership, data / "shadows.json", lambda: controller.table, controller.relist
+        )
         blobs = Blobs(settings.blob_url)
         claims = Claims(blobs, settings.claim_above_bytes)
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())

@@ -349,7 +349,11 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
     assert counted(stack, two) == before + sent, "copies are no requests"
     shown = stack.run("traffic", two)
     assert "shadow: flaky-v1 gets 100% copies: fails" in shown.stdout
-    stack.cli("shadow", two, "--stop")
+    stack.cli("rollout", two, "--to", "flaky-v1", "--shadow", "--for", "1s")
+    end = time.monotonic() + PATIENCE_S
+    while stack.cli("shadow", two)["shadow"] is not None:
+        assert time.monotonic() < end, "the shadow does not end at its time"
+        time.sleep(0.2)
     assert stack.cli("export", two)["endpoints"][0].get("shadow") is None
 
 

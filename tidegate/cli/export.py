@@ -43,7 +43,7 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
         deployments, endpoints = _named(name, deployments, endpoints)
     return {
         "deployments": [_stated(each, _defaults_for(each)) for each in deployments],
-        "endpoints": [_stated(each, _endpoint_defaults()) for each in endpoints],
+        "endpoints": [_without_id(_stated(each, _endpoint_defaults())) for each in endpoints],
     }
 
 
@@ -72,7 +72,9 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
     by_name = {each["name"]: each for each in deployments}
     for endpoint in endpoints:
         if endpoint["name"] == name:
-            used = dict.fromkeys(t["deployment"] for t in [*endpoint["targets"], *endpoint["previous"]])
+            shadows = [endpoint["shadow"]] if endpoint.get("shadow") else []
+            named = [*endpoint["targets"], *endpoint["previous"], *shadows]
+            used = dict.fromkeys(each["deployment"] for each in named)
             return [by_name[each] for each in used if each in by_name], [endpoint]
     if name in by_name:
         return [by_name[name]], []
@@ -92,6 +94,14 @@ def _stated(held: Fields, defaults: Fields) -> dict[str, Any]:
         for key, value in held.items()
         if key not in _STORED and (key in _ALWAYS or key not in defaults or value != defaults[key])
     }
+
+
+def _without_id(endpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return an endpoint without the id of its shadow, which the registry adds."""
+    shadow = endpoint.get("shadow")
+    if shadow is None:
+        return endpoint
+    return {**endpoint, "shadow": {key: value for key, value in shadow.items() if key != "id"}}
 
 
 def _without_defaults(value: dict[str, Any], defaults: Any) -> dict[str, Any]:

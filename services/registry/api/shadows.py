@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime, Field
 
 from services.registry.api.dependencies import TransactionsDep, with_etag
@@ -60,9 +61,14 @@ async def start(transactions: TransactionsDep, name: str, body: ShadowBody, resp
 
 
 @router.delete("/{name}/shadow")
-async def stop(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
+async def stop(
+    transactions: TransactionsDep,
+    name: str,
+    response: Response,
+    id: Annotated[str | None, Query(description="End only the shadow with this id.")] = None,
+) -> Endpoint:
     """End an endpoint's shadow traffic. A Deployment that nothing else uses goes to sleep."""
     endpoints = await transactions.decide(
-        lambda snapshot: shadows.stop(snapshot, name), lambda reader: reader.endpoints(name)
+        lambda snapshot: shadows.stop(snapshot, name, id), lambda reader: reader.endpoints(name)
     )
     return with_etag(endpoints[0], response)

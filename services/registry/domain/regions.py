@@ -10,7 +10,7 @@ from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec
 
 
 def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
-    """Raise Conflict if a change gives an Endpoint a target outside its regions.
+    """Raise Conflict if a change gives an Endpoint a target or a shadow outside its regions.
 
     ``after``: the snapshot with the changes. Endpoints and Deployments that did not change are not checked.
     """
@@ -18,7 +18,10 @@ def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
     deployments = {change.stored.spec.name for change in changes if isinstance(change, PutDeployment)}
     for name, stored in after.endpoints.items():
         used = [target.deployment for target in stored.spec.targets]
-        for each in [*used, *(rule.deployment for rule in stored.spec.rules)]:
+        used += [rule.deployment for rule in stored.spec.rules]
+        if stored.spec.shadow is not None:
+            used.append(stored.spec.shadow.deployment)
+        for each in used:
             found = after.deployments.get(each)
             if found is None or not (name in endpoints or each in deployments):
                 continue

@@ -51,9 +51,14 @@ def start(snapshot: RegistrySnapshot, name: str, shadow: Shadow) -> list[Change]
     return [*woken, *rollover.replace_endpoint(snapshot.after(woken), stored.spec, changed)]
 
 
-def stop(snapshot: RegistrySnapshot, name: str) -> list[Change]:
-    """End the shadow traffic of an Endpoint; without one, change nothing. Raise NotFound."""
+def stop(snapshot: RegistrySnapshot, name: str, id: str | None = None) -> list[Change]:
+    """End the shadow traffic of an Endpoint; without one, change nothing. Raise NotFound.
+
+    ``id``: end only the shadow with this id; None: any shadow.
+    """
     spec = snapshot.endpoint(name).spec
+    if spec.shadow is not None and id is not None and spec.shadow.id != id:
+        return []
     return rollover.replace_endpoint(snapshot, spec, spec.model_copy(update={"shadow": None}))
 
 

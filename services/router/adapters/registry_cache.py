@@ -78,6 +78,20 @@ class RegistryCache:
         except httpx.HTTPError as error:
             log.info("settling failed; tried again", extra={"endpoint": endpoint.name, "problem": str(error)})
 
+    async def end_shadow(self, endpoint: Endpoint) -> None:
+        """End an endpoint's shadow, because its time is over. On an error, log it: then it is ended later."""
+        assert endpoint.shadow is not None
+        try:
+            response = await self._client.delete(
+                f"/v1/endpoints/{endpoint.name}/shadow", params={"id": endpoint.shadow.id}
+            )
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            log.info(
+                "a shadow was not ended; tried again",
+                extra={"endpoint": endpoint.name, "problem": str(error)},
+            )
+
     async def progress(self, endpoint: str, id: str, phase: RolloutPhase, step: int, reason: str) -> bool:
         """Write a decision about a canary. Return False if it was not stored: then it is decided again."""
         body = {"id": id, "phase": phase, "step": step, "reason": reason[:2000]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ class ShadowReader:
         leadership: Leadership,
         disk: Path,
         table: Callable[[], Table | None],
+        relist: Callable[[], None],
     ) -> None:
-        """``table`` returns the published route table."""
+        """``table`` returns the published route table. ``relist`` makes the router read the registry now."""
         self._store = store
         self._registry = registry
         self._leadership = leadership
         self._disk = disk
         self._table = table
+        self._relist = relist
         self._loop = RepeatingTask("shadows", self._step, retry_s=TICK_S)
         self._watches: dict[str, ShadowWatch] = {}
 
@@ -99,7 +102,21 @@ class ShadowReader:
                 watch.observe(endpoint.name, view.reports)
             if self._leadership.leads:
                 self._save({each.name for each in endpoints})
+                await self._end_late(with_shadow)
         return TICK_S
+
+    async def _end_late(self, endpoints: list[Endpoint]) -> None:
+        """End the shadows whose time is over. The gateways stop copying by themselves."""
+        now = datetime.now(UTC)
+        late = [
+            each
+            for each in endpoints
+            if each.shadow is not None and each.shadow.until is not None and each.shadow.until <= now
+        ]
+        for endpoint in late:
+            await self._registry.end_shadow(endpoint)
+        if late:
+            self._relist()
 
     def _load(self) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

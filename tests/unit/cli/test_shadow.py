@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 
 from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.export import selected
 from tidegate.cli.shadow import line_of, options_of, show
+from tidegate.kernel.protocol.models import Deployment, Endpoint, EndpointSpec
+
+MADE = "2024-05-31T10:00:00Z"
 
 SHADOW = {"deployment": "digits-v2", "rate": 20.0, "max_per_s": None, "until": None}
 REPORT: dict[str, Any] = {
@@ -73,3 +77,25 @@ def test_the_page_names_what_to_do_next(capsys):
         assert words in printed, printed
     show(found(shadow=None, report=None))
     assert "digits has no shadow. Start one: tidegate rollout digits" in capsys.readouterr().out
+
+
+def test_an_export_has_the_shadow_with_its_deployment_but_not_the_id():
+    shadow = {"deployment": "digits-v2", "rate": 20, "id": "s1"}
+    endpoint = Endpoint.model_validate(
+        {"name": "digits", "targets": [{"deployment": "digits-v1"}], "revision": 4, "shadow": shadow}
+    )
+    held = [
+        Deployment.model_validate(
+            {"name": f"digits-v{n}", "model": "digits", "version": n, "revision": 1, "created_at": MADE}
+        ).model_dump(mode="json")
+        for n in (1, 2)
+    ]
+    stated = selected({"deployments": held, "endpoints": [endpoint.model_dump(mode="json")]}, "digits")
+    assert [each["name"] for each in stated["deployments"]] == ["digits-v1", "digits-v2"]
+    (found,) = stated["endpoints"]
+    assert (found["shadow"]["deployment"], found["shadow"]["rate"], "id" in found["shadow"]) == (
+        "digits-v2",
+        20,
+        False,
+    )
+    EndpointSpec.model_validate(found)

@@ -44,6 +44,13 @@ def test_an_endpoint_has_targets_in_its_regions_only(
         put_endpoint(book, "far", **rules)
 
 
+def test_a_shadow_is_in_its_regions_too(book: Any):
+    book.deploy(version=1)
+    put_upstream(book, "far", region="us")
+    with pytest.raises(Conflict, match="Deployment 'far' processes requests in the region 'us'"):
+        put_endpoint(book, "digits-v1", allowed_regions=["eu"], shadow={"deployment": "far"})
+
+
 def test_own_models_are_in_every_region(book: Any):
     book.deploy(version=1)
     put_endpoint(book, "digits-v1", allowed_regions=["eu"])

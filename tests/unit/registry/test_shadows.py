@@ -59,7 +59,8 @@ def test_stopping_puts_it_to_sleep(served):
     changes, name = shadows.version_changes(served.now, "digits", 3, wake=False)
     served.carry_out(changes)
     start(served, name)
-    served.carry_out(shadows.stop(served.now, "digits"))
+    assert shadows.stop(served.now, "digits", "another") == []
+    served.carry_out(shadows.stop(served.now, "digits", "s1"))
     assert (shadow(served), served.scale(name)[0]) == (None, 0)
     assert shadows.stop(served.now, "digits") == []
 
