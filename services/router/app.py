@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from services.router.adapters import process_identity, webhook_secret
-from services.router.adapters.drift_files import DriftFiles
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_sender import WebhookSender
@@ -18,7 +17,6 @@ from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.blob_sweeper import BlobSweeper
 from services.router.application.controller import RouteController
 from services.router.application.dead_letters import DeadLetters
-from services.router.application.drift_judge import DriftJudge
 from services.router.application.job_sweeper import JobSweeper
 from services.router.application.leadership import Leadership
 from services.router.application.ledger import Ledger
@@ -26,6 +24,7 @@ from services.router.application.replays import Replays
 from services.router.application.rollout_runner import RolloutRunner
 from services.router.application.shadow_reader import ShadowReader
 from services.router.application.webhook_dispatcher import WebhookDispatcher
+from services.router.drift_wiring import judges_of
 from services.router.settings import RouterSettings
 from services.router.watch_wiring import drift_of, watch_of
 from tidegate.kernel.blobs.claims import Claims
@@ -34,7 +33,6 @@ from tidegate.kernel.service.api import create_app
 from tidegate.kernel.store import JobStore, Store
 from tidegate.kernel.store.feedback import FeedbackStore
 from tidegate.kernel.store.leader import LeaderStore
-from tidegate.kernel.store.profiles import ProfileStore
 from tidegate.kernel.store.webhooks import WebhookStore
 
 
@@ -82,13 +80,14 @@ def build(settings: RouterSettings) -> FastAPI:
         app.state.shadows = reader
         app.state.replays = _replays(settings, letters, job_store, claims, exceptions, controller)
         app.state.ledger, app.state.webhook_master = ledger, master
-        judge = app.state.drift = _drift_judge(settings, registry, leads)
+        judge, quality = judges_of(settings, registry, leads)
+        app.state.drift, app.state.quality = judge, quality
         watching.alerts.findings.append(drift_of(judge))
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.connection.problem)
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
-        consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger, judge)
+        consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger, judge, quality)
         loops = (leadership, controller, runner, reader, *consumers, watching.sender, watching.watch)
         for loop in loops:
             loop.start()
@@ -113,6 +112,7 @@ def build(settings: RouterSettings) -> FastAPI:
             jobs.router,
             dead_letters.router,
             drift.router,
+            drift.quality_router,
         ],
     )
 
@@ -144,17 +144,6 @@ def _controller(
         incarnation,
         interval_s=settings.route_interval_s,
         relist_s=settings.relist_interval_s,
-    )
-
-
-def _drift_judge(settings: RouterSettings, registry: RegistryCache, leads: Callable[[], bool]) -> DriftJudge:
-    return DriftJudge(
-        ProfileStore.connect(settings.redis_url),
-        registry,
-        DriftFiles(settings.state_path / "data" / "drift"),
-        leads,
-        settings.drift_windows(),
-        settings.drift_policy(),
     )
 
 

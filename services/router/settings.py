@@ -10,6 +10,7 @@ from services.router.domain.dead_letters import DeadLetterLimits
 from services.router.domain.drift import DriftPolicy
 from services.router.domain.drift_history import WindowLimits
 from services.router.domain.job_retention import Retention
+from services.router.domain.quality_history import QualityLimits
 from services.router.domain.webhooks import RetryPolicy, WebhookLimits
 from tidegate.kernel.settings.base import Settings
 
@@ -103,6 +104,22 @@ class RouterSettings(Settings):
     drift_window_s: float = Field(
         86_400.0, gt=0, description="Longest time of a window in which drift is judged, in seconds."
     )
+
+    quality_window_rows: int = Field(
+        500, ge=50, description="Labels of a window in which the quality of a version is measured."
+    )
+    quality_window_s: float = Field(
+        86_400.0, gt=0, description="Longest time of a window of labels, in seconds."
+    )
+    quality_predictions: int = Field(
+        50_000,
+        ge=0,
+        description="Sampled predictions of a version that wait for their labels; the oldest are dropped.",
+    )
+
+    def quality_limits(self) -> QualityLimits:
+        """Return the limits of windows of labels, and of predictions that wait for labels."""
+        return QualityLimits(self.quality_window_rows, self.quality_window_s, self.quality_predictions)
 
     def drift_windows(self) -> WindowLimits:
         """Return the limits of windows of sampled rows."""

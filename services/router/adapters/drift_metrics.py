@@ -1,4 +1,4 @@
-"""Prometheus metrics of drift: a few series for each version."""
+"""Prometheus metrics of drift and quality: a few series for each version."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from prometheus_client import Gauge
 
 from services.router.domain.drift import Comparison
+from services.router.domain.quality_history import QualityHistory
 
 SCORE = Gauge(
     "tidegate_drift_score",
@@ -19,7 +20,32 @@ COLUMN = Gauge(
     "Distances of the three columns that are furthest from the baseline, in parts of their limits.",
     ["model", "version", "column"],
 )
+QUALITY = Gauge(
+    "tidegate_quality",
+    "A measure of the last window with labels: accuracy, auc, ece, mae or rmse.",
+    ["model", "version", "measure"],
+)
+ESTIMATED = Gauge(
+    "tidegate_estimated_accuracy",
+    "Accuracy of the last window, estimated from the model's own probabilities, without labels.",
+    ["model", "version"],
+)
 TOP = 3
+
+
+class QualityMetrics:
+    """Shows the last window of each version with labels, and the last estimate."""
+
+    def show(self, histories: Mapping[tuple[str, int], QualityHistory]) -> None:
+        """Show these versions, and no others."""
+        QUALITY.clear()
+        ESTIMATED.clear()
+        for (model, number), history in histories.items():
+            version = str(number)
+            for measure, value in (history.points[-1].measures if history.points else {}).items():
+                QUALITY.labels(model, version, measure).set(value)
+            if history.estimates:
+                ESTIMATED.labels(model, version).set(history.estimates[-1]["accuracy"])
 
 
 class DriftMetrics:

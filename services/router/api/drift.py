@@ -1,4 +1,4 @@
-"""Routes of drift."""
+"""Routes of drift and quality."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 router = APIRouter(prefix="/v1/drift", tags=["drift"])
+quality_router = APIRouter(prefix="/v1/quality", tags=["quality"])
 
 
 @router.get("")
@@ -27,4 +28,18 @@ async def drift(request: Request, name: str) -> dict[str, Any]:
 async def rebase(request: Request, name: str) -> dict[str, Any]:
     """Freeze new baselines from the next rows. Versions with a training baseline keep it."""
     found: dict[str, Any] = await request.app.state.drift.rebase(name)
+    return found
+
+
+@quality_router.get("")
+async def all_quality(request: Request) -> dict[str, Any]:
+    """Return the quality of every deployed version: its last window with labels, and the last estimate."""
+    found: dict[str, Any] = request.app.state.quality.snapshot()
+    return found
+
+
+@quality_router.get("/{name}")
+async def quality(request: Request, name: str) -> dict[str, Any]:
+    """Return the quality of the versions behind an endpoint, a Deployment or a model, with all windows."""
+    found: dict[str, Any] = request.app.state.quality.shown(name)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 from services.router.adapters.drift_files import DriftFiles, VersionKey
 from services.router.adapters.drift_metrics import DriftMetrics
 from services.router.adapters.registry_cache import RegistryCache
+from services.router.application.quality_judge import QualityJudge
 from services.router.domain import drift_report
 from services.router.domain.drift import Comparison, DriftPolicy
 from services.router.domain.drift_history import DriftHistory, WindowLimits
@@ -40,6 +41,7 @@ class DriftJudge:
         leads: Callable[[], bool],
         limits: WindowLimits,
         policy: DriftPolicy,
+        quality: QualityJudge,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -47,9 +49,10 @@ class DriftJudge:
         self._leads = leads
         self._limits = limits
         self._policy = policy
+        self._quality = quality
         self._versions: dict[VersionKey, DriftHistory] = {}
         self._repeated_at = float("-inf")
-        self._published: dict[str, str] = {}
+        self._published: dict[str, tuple[str, bool]] = {}
         self._metrics = DriftMetrics()
         self._loop = RepeatingTask("drift", self._step, retry_s=TICK_S)
 
@@ -130,7 +133,7 @@ class DriftJudge:
             pieces = await asyncio.to_thread(_decoded, raws)
             await self._add(deployment, places[deployment], pieces)
         await self._close(set(places.values()))
-        await self._publish(places)
+        await self._publish(places, _labelled(desired))
         return TICK_S
 
     async def _add(self, deployment: str, key: VersionKey, pieces: list[ProfilePiece]) -> None:
@@ -143,12 +146,15 @@ class DriftJudge:
                 await self._adopt_bins(deployment, history)
         for piece in pieces:
             history.add(piece)
+            if piece.predictions:
+                self._quality.add_predictions(key, piece.predictions)
 
     async def _adopt_bins(self, deployment: str, history: DriftHistory) -> None:
         """Use the bins that the replicas have already. The file with them was lost."""
         with contextlib.suppress(StoreUnavailable, Unreadable):
-            if (raw := await self._store.bins(deployment)) is not None:
-                history.use_bins(PublishedBins.from_bytes(raw).bins)
+            raw = await self._store.bins(deployment)
+            if raw is not None and (found := PublishedBins.from_bytes(raw)).id:
+                history.use_bins(found.bins)
 
     async def _close(self, keys: Iterable[VersionKey]) -> None:
         """Close the windows that are full, and judge them in a thread, because a bootstrap takes long."""
@@ -158,6 +164,8 @@ class DriftJudge:
             if await asyncio.to_thread(history.close, time.time(), self._limits, self._policy):
                 closed.append(key)
                 self._log(key, history)
+                if history.last is not None:
+                    self._quality.add_window(key, history.last.profile, history.last.end)
         if closed:
             await asyncio.to_thread(self._save, closed)
             self._metrics.show({key: self._of(key).comparison for key in keys})
@@ -170,18 +178,22 @@ class DriftJudge:
                 extra={"model": key[0], "version": key[1], "columns": found.drifted[: drift_report.WORST]},
             )
 
-    async def _publish(self, places: dict[str, VersionKey]) -> None:
-        """Publish the bins that changed, and all of them from time to time."""
+    async def _publish(self, places: dict[str, VersionKey], labelled: set[str]) -> None:
+        """Publish the bins that changed, and all of them from time to time.
+
+        Replicas send predictions only for Deployments in ``labelled``, whose endpoints collect feedback.
+        """
         due: dict[str, PublishedBins] = {}
         for deployment, key in places.items():
-            history = self._of(key)
-            if history.bins is not None and self._published.get(deployment) != history.bins_id:
-                due[deployment] = PublishedBins(history.bins_id, history.bins)
+            history, predictions = self._of(key), deployment in labelled
+            known = self._published.get(deployment)
+            if (history.bins is not None or predictions) and known != (history.bins_id, predictions):
+                due[deployment] = PublishedBins(history.bins_id, history.bins or {}, predictions)
         try:
             await self._store.publish_bins({name: bins.to_bytes() for name, bins in due.items()})
         except StoreUnavailable:
             return
-        self._published |= {name: bins.id for name, bins in due.items()}
+        self._published |= {name: (bins.id, bins.predictions) for name, bins in due.items()}
         if due:
             await asyncio.to_thread(self._save, {places[name] for name in due})
 
@@ -241,6 +253,16 @@ class DriftJudge:
         found = self._predecessor(key)
         comparison = self._of(key).against(found[1], self._policy) if found else None
         return (found[0], comparison) if found and comparison is not None else None
+
+
+def _labelled(desired: DesiredState) -> set[str]:
+    """Return the Deployments whose answers get ids for feedback."""
+    return {
+        name
+        for endpoint in desired.endpoints
+        if endpoint.collects_feedback
+        for name in drift_report.deployments_of(endpoint)
+    }
 
 
 def _deployed(desired: DesiredState) -> set[VersionKey]:

@@ -24,7 +24,6 @@ log = telemetry.logger(__name__)
 HELD_ROWS = 4096
 # The most predictions in one piece that can be joined with feedback.
 MAX_PREDICTIONS = 2500
-_ID_LENGTH = 128
 
 
 class ProfileCounter:
@@ -39,6 +38,7 @@ class ProfileCounter:
         self._held: list[Columns] = []
         self._held_rows = self._summarized = 0
         self._profile = Profile()
+        self._keeps_predictions = False
         self._predictions: list[SampledPrediction] = []
         self._begin = time.time()
         self._unreadable = 0
@@ -65,6 +65,7 @@ class ProfileCounter:
         except Unreadable as error:
             log.warning("the bins of a profile cannot be read", extra={"problem": str(error)})
             return
+        self._keeps_predictions = found.predictions
         if found.id == self._bins_id:
             return
         self._bins, self._bins_id = found.bins, found.id
@@ -100,7 +101,8 @@ class ProfileCounter:
             self._on_unreadable(error)
             return
         self._count(columns)
-        self._remember(calls, rows, predictions)
+        if self._keeps_predictions:
+            self._remember(calls, rows, predictions)
 
     def _count_streams(self, streams: Sequence[SampledStream]) -> None:
         answers: list[TextAnswer] = []
@@ -153,7 +155,7 @@ class ProfileCounter:
 
 def _prediction(trace: bytes, at: float, found: Predictions, row: int) -> SampledPrediction:
     return SampledPrediction(
-        telemetry.shown_id(trace)[:_ID_LENGTH],
+        telemetry.shown_id(trace),
         found.labels[row] if found.labels is not None else None,
         float(found.scores[row]) if found.scores is not None else None,
         float(found.confidence[row]) if found.confidence is not None else None,

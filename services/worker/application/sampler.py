@@ -26,7 +26,8 @@ log = telemetry.logger(__name__)
 
 # The thread counts when this many rows wait, or after this time.
 BATCH_ROWS, BATCH_S = 256, 5.0
-PUBLISH_S = 10.0
+# The counts are published after this time, or after this many rows.
+PUBLISH_S, PUBLISH_ROWS = 10.0, 1000
 # While there are no bins, the router needs the summaries sooner.
 LEARN_S = 2.0
 MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
@@ -91,7 +92,7 @@ class Sampler:
         self._left = self._refill = max(1.0, rows_per_s * REFILL_S)
         self._refilled_at = 0.0
         self._samples: list[SampledCall | SampledStream] = []
-        self._rows = self._bytes = 0
+        self._rows = self._bytes = self._unpublished = 0
         self._full = asyncio.Event()
         self._unsent: deque[bytes] = deque(maxlen=UNSENT_KEPT)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
@@ -185,8 +186,9 @@ class Sampler:
             except TimeoutError:
                 pass
             await self._count()
-            if time.monotonic() - published_at >= (LEARN_S if self._learning else PUBLISH_S):
-                published_at = time.monotonic()
+            pause_s = LEARN_S if self._learning else PUBLISH_S
+            if self._unpublished >= PUBLISH_ROWS or time.monotonic() - published_at >= pause_s:
+                published_at, self._unpublished = time.monotonic(), 0
                 await self._publish()
 
     @property
@@ -203,6 +205,7 @@ class Sampler:
         if not samples:
             return
         self._samples, self._rows, self._bytes = [], 0, 0
+        self._unpublished += rows
         SAMPLED.inc(rows)
         await self._in_thread(self._count_now, samples)
 

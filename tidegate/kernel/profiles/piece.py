@@ -104,14 +104,19 @@ def _unpacked(raw: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PublishedBins:
-    """The bins that all replicas of a Deployment use. ``id`` changes with them."""
+    """The bins that all replicas of a Deployment use. ``id`` changes with them; empty: there are none yet.
+
+    ``predictions``: replicas send the predictions of sampled requests, because labels may arrive for them.
+    """
 
     id: str
     bins: dict[str, Bins]
+    predictions: bool = False
 
     def to_bytes(self) -> bytes:
         """Return the bins as a message."""
-        document = {"id": self.id, "bins": {name: each.to_json() for name, each in self.bins.items()}}
+        bins = {name: each.to_json() for name, each in self.bins.items()}
+        document = {"id": self.id, "bins": bins, "predictions": self.predictions}
         return zlib.compress(orjson.dumps(document), 1)
 
     @classmethod
@@ -119,6 +124,6 @@ class PublishedBins:
         """Read bins from a message. Raise Unreadable."""
         try:
             found = orjson.loads(_unpacked(raw))
-            return cls(str(found["id"]), bins_from_json(found["bins"]))
+            return cls(str(found["id"]), bins_from_json(found["bins"]), bool(found["predictions"]))
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise Unreadable(f"not the bins of a profile: {error!r}") from None

@@ -187,6 +187,8 @@ ROUTER = RoutePermissions(
         "GET /v1/top": LOOK,
         "GET /v1/history/{name}": LOOK,
         "GET /v1/shadows/{name}": LOOK,
+        "GET /v1/quality": LOOK,
+        "GET /v1/quality/{name}": LOOK,
         "GET /v1/drift": LOOK,
         "GET /v1/drift/{name}": LOOK,
         "POST /v1/drift/{name}/rebase": (PUBLISH,),

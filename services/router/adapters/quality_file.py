@@ -1,0 +1,58 @@
+"""The file of quality histories, with the position in the stream of feedback.
+
+Both are in one file that is replaced at once. So a label is counted once, also after a crash. The predictions
+that wait for labels are in a second file, which is written less often.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from services.router.adapters import shared_file
+from tidegate.kernel import telemetry
+
+log = telemetry.logger(__name__)
+
+
+class QualityFile:
+    """Reads and writes both files. A file that cannot be read counts as missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._histories = folder / "histories.json.z"
+        self._predictions = folder / "predictions.json.z"
+
+    def read(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Return the document of the histories, None if there is none, and that of the predictions."""
+        return _read(self._histories), _read(self._predictions) or {}
+
+    def write(self, document: dict[str, Any]) -> bool:
+        """Write the histories and the position. Return False if that failed."""
+        return _write(self._histories, document)
+
+    def write_predictions(self, document: dict[str, Any]) -> None:
+        """Write the predictions that wait for labels."""
+        _write(self._predictions, document)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = orjson.loads(zlib.decompress(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, zlib.error, ValueError) as error:
+        log.warning("a file of quality cannot be read", extra={"file": str(path), "problem": str(error)})
+        return None
+    return found
+
+
+def _write(path: Path, document: dict[str, Any]) -> bool:
+    try:
+        shared_file.replace(path, zlib.compress(orjson.dumps(document), 1))
+    except OSError as error:
+        log.warning("a file of quality could not be written", extra={"problem": str(error)})
+        return False
+    return True

@@ -1,0 +1,175 @@
+"""The quality of predictions whose labels are known: accuracy, AUC, error and calibration. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Bins of probabilities. Ties of the AUC within a bin count half.
+BINS = 100
+# The calibration error is the mean over these bins (Guo et al., ICML 2017, use 15).
+CALIBRATION_BINS = 15
+
+Counts = npt.NDArray[np.int64]
+
+
+def _counts(bins: int) -> Counts:
+    return np.zeros(bins, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A prediction and its truth. ``score``, ``confidence``: as in ``SampledPrediction``; None: not known."""
+
+    truth: str
+    label: str | None
+    score: float | None
+    confidence: float | None
+
+
+@dataclass(slots=True)
+class LabelledRows:
+    """Counts of predictions whose labels are known. They can be added up.
+
+    ``hits`` and ``misses`` are by bin of the confidence, ``positives`` and ``negatives`` by bin of the score.
+    """
+
+    n: int = 0
+    correct: int = 0
+    labelled: int = 0
+    hits: Counts = field(default_factory=lambda: _counts(BINS))
+    misses: Counts = field(default_factory=lambda: _counts(BINS))
+    positives: Counts = field(default_factory=lambda: _counts(BINS))
+    negatives: Counts = field(default_factory=lambda: _counts(BINS))
+    numbers: int = 0
+    absolute: float = 0.0
+    squares: float = 0.0
+
+    def add(self, pair: Labelled) -> None:
+        """Count a prediction."""
+        label, confidence = pair.label, pair.confidence
+        truth = _number(pair.truth)
+        if label is None and _is_probability(pair.score) and truth in (0.0, 1.0):
+            assert pair.score is not None
+            label = "1" if pair.score >= 0.5 else "0"
+            confidence = max(pair.score, 1 - pair.score)
+            self._add_class(str(int(truth)) == label, confidence, pair.score)
+        elif label is not None:
+            self._add_class(same(label, pair.truth), confidence, pair.score)
+        elif pair.score is not None and truth is not None:
+            self._add_number(pair.score, truth)
+        else:
+            return
+        self.n += 1
+
+    def _add_class(self, hit: bool, confidence: float | None, score: float | None) -> None:
+        self.labelled += 1
+        self.correct += hit
+        if confidence is not None:
+            (self.hits if hit else self.misses)[bin_of(confidence)] += 1
+        if score is not None and _is_probability(score):
+            # The score is the probability of the second class, so a hit above 0.5 has that class.
+            positive = hit == (score >= 0.5)
+            (self.positives if positive else self.negatives)[bin_of(score)] += 1
+
+    def _add_number(self, predicted: float, truth: float) -> None:
+        self.numbers += 1
+        self.absolute += abs(predicted - truth)
+        self.squares += (predicted - truth) ** 2
+
+    def merge(self, other: LabelledRows) -> None:
+        """Add other counts."""
+        for name in _FIELDS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def measures(self) -> dict[str, float]:
+        """Return the measures that these predictions have: accuracy, auc, ece, mae, rmse."""
+        found: dict[str, float] = {}
+        if self.labelled:
+            found["accuracy"] = self.correct / self.labelled
+        if (area := auc(self.positives, self.negatives)) is not None:
+            found["auc"] = area
+        if (error := calibration_error(self.hits, self.misses)) is not None:
+            found["ece"] = error
+        if self.numbers:
+            found["mae"] = self.absolute / self.numbers
+            found["rmse"] = math.sqrt(self.squares / self.numbers)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts for JSON."""
+        found = {name: getattr(self, name) for name in _FIELDS}
+        return {name: each.tolist() if isinstance(each, np.ndarray) else each for name, each in found.items()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> LabelledRows:
+        """Return the counts that :meth:`to_json` returned. Raise KeyError or ValueError."""
+        values: dict[str, Any] = {
+            name: np.asarray(found[name], np.int64) if isinstance(found[name], list) else found[name]
+            for name in _FIELDS
+        }
+        return cls(**values)
+
+
+_FIELDS = (
+    *("n", "correct", "labelled", "hits", "misses", "positives", "negatives"),
+    *("numbers", "absolute", "squares"),
+)
+
+
+def bin_of(probability: float) -> int:
+    """Return the bin of a probability."""
+    return min(BINS - 1, max(0, int(probability * BINS)))
+
+
+def auc(positives: Counts, negatives: Counts) -> float | None:
+    """Return the area under the ROC curve from counts by score; None without both classes.
+
+    It is the probability that a positive has a higher score than a negative (Hanley and McNeil, 1982).
+    """
+    p, n = positives.sum(), negatives.sum()
+    if not p or not n:
+        return None
+    below = np.cumsum(negatives) - negatives
+    return float((positives * (below + negatives / 2)).sum() / (p * n))
+
+
+def calibration_error(hits: Counts, misses: Counts) -> float | None:
+    """Return the expected calibration error; None without confidences."""
+    total = hits + misses
+    if not total.sum():
+        return None
+    middles = (np.arange(BINS) + 0.5) / BINS
+    groups = np.minimum((middles * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    n = np.bincount(groups, total, CALIBRATION_BINS)
+    right = np.bincount(groups, hits, CALIBRATION_BINS)
+    believed = np.bincount(groups, total * middles, CALIBRATION_BINS)
+    return float(np.abs(right - believed).sum() / n.sum())
+
+
+def same(label: str, truth: str) -> bool:
+    """Return True if a label is the truth. ``1``, ``1.0`` and ``true`` are the same."""
+    if label == truth:
+        return True
+    a, b = _number(label), _number(truth)
+    return a is not None and a == b
+
+
+def _number(text: str) -> float | None:
+    lowered = text.lower()
+    if lowered in ("true", "false"):
+        return float(lowered == "true")
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _is_probability(score: float | None) -> bool:
+    return score is not None and 0.0 <= score <= 1.0

@@ -1,0 +1,38 @@
+"""Build the judges of drift and of quality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.router.adapters.drift_files import DriftFiles
+from services.router.adapters.quality_file import QualityFile
+from services.router.adapters.registry_cache import RegistryCache
+from services.router.application.drift_judge import DriftJudge
+from services.router.application.quality_judge import QualityJudge
+from services.router.settings import RouterSettings
+from tidegate.kernel.store.feedback import FeedbackStore
+from tidegate.kernel.store.profiles import ProfileStore
+
+
+def judges_of(
+    settings: RouterSettings, registry: RegistryCache, leads: Callable[[], bool]
+) -> tuple[DriftJudge, QualityJudge]:
+    """Return the judges, not started. The judge of drift passes sampled predictions to that of quality."""
+    data = settings.state_path / "data"
+    quality = QualityJudge(
+        FeedbackStore.connect(settings.jobs_url),
+        registry,
+        QualityFile(data / "quality"),
+        leads,
+        settings.quality_limits(),
+    )
+    drift = DriftJudge(
+        ProfileStore.connect(settings.redis_url),
+        registry,
+        DriftFiles(data / "drift"),
+        leads,
+        settings.drift_windows(),
+        settings.drift_policy(),
+        quality,
+    )
+    return drift, quality
