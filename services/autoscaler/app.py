@@ -12,6 +12,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from services.autoscaler.adapters.event_consumer import EventConsumer
+from services.autoscaler.adapters.history.cost_store import CostStore
 from services.autoscaler.adapters.history.decision_store import DecisionStore
 from services.autoscaler.adapters.history.recordings import Recordings
 from services.autoscaler.adapters.leader_lock import LeaderLock
@@ -22,8 +23,9 @@ from services.autoscaler.adapters.registry.overrides import Overrides
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.adapters.warm_offers import WarmOffers
-from services.autoscaler.api import logs, operators, prometheus, replay, worker_settings
+from services.autoscaler.api import costs, logs, operators, prometheus, replay, worker_settings
 from services.autoscaler.application.control_loop import ControlLoop, LoopParts
+from services.autoscaler.application.cost_ledger import CostLedger
 from services.autoscaler.application.log_reader import LogReader
 from services.autoscaler.application.operations import Operations
 from services.autoscaler.application.recorder import Recorder
@@ -34,6 +36,7 @@ from services.autoscaler.domain.snapshot import HostProbe
 from services.autoscaler.launcher_wiring import launcher_of, worker_environment
 from services.autoscaler.settings import AutoscalerSettings
 from tidegate.kernel.log_files import LogFolder
+from tidegate.kernel.price_file import PriceFile
 from tidegate.kernel.service.api import create_app
 from tidegate.kernel.store import JobStore, Store
 from tidegate.kernel.tasks import TaskSet
@@ -60,6 +63,7 @@ def build(
         lifespan=lifespan,
         routers=[
             operators.router,
+            costs.router,
             logs.router,
             replay.router,
             prometheus.router,
@@ -97,7 +101,11 @@ async def _start(
     offers = await stack.enter_async_context(WarmOffers(settings.amqp_url, settings.autoscaler_warm))
     grants = ReplicaGrants(registry)
     pool = WarmPool(launcher, store, decisions, offers, grants, settings.autoscaler_warm, state / "log")
-    parts = LoopParts(pool, store, jobs, source, overrides, decisions, recorder, grants, probe)
+    amounts = CostStore(state / "data" / "costs.db", settings.autoscaler_costs_days)
+    stack.callback(amounts.close)
+    ledger = CostLedger(store, amounts, PriceFile(settings.prices), lambda: pool.waiting)
+    app.state.costs = ledger
+    parts = LoopParts(pool, store, jobs, source, overrides, decisions, recorder, grants, probe, ledger)
     host = settings.autoscaler_host_name or socket.gethostname()
     loop = ControlLoop(parts, settings.policy(), settings.autoscaler_period_s, host)
     events = EventConsumer(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
@@ -108,7 +116,8 @@ async def _start(
     tasks, leads = TaskSet(), asyncio.Event()
     stack.push_async_callback(tasks.end)
     tasks.start(source.run(settings.autoscaler_relist_s), "read the registry")
-    tasks.start(_lead(leader, loop, pool, leads), "control loop")
+    tasks.start(_lead(leader, loop, pool, ledger, leads), "control loop")
+    tasks.start(_book(ledger, leads), "book costs")
     tasks.start(_hold(pool, loop, leads), "warm pool")
     tasks.start(_grant(grants, leads), "report replicas")
     tasks.start(
@@ -157,11 +166,14 @@ def _add_checks(
     app.state.health.add("events", lambda: events.problem)
 
 
-async def _lead(leader: LeaderLock, loop: ControlLoop, pool: WarmPool, leads: asyncio.Event) -> None:
+async def _lead(
+    leader: LeaderLock, loop: ControlLoop, pool: WarmPool, ledger: CostLedger, leads: asyncio.Event
+) -> None:
     """Wait for the lock, read the state of the former leader, and run the loop."""
     await leader.take()
     loop.take_over()
     pool.take_over()
+    ledger.take_over()
     leads.set()
     await loop.run()
 
@@ -177,6 +189,12 @@ async def _prune_logs(kept: ReplicaLogs, replicas: Path) -> None:
     while True:
         await asyncio.sleep(PRUNE_S)
         await asyncio.to_thread(kept.prune, lambda each: (replicas / each).is_dir())
+
+
+async def _book(ledger: CostLedger, leads: asyncio.Event) -> None:
+    """Book the costs of replicas once this process leads."""
+    await leads.wait()
+    await ledger.run()
 
 
 async def _grant(grants: ReplicaGrants, leads: asyncio.Event) -> None:

@@ -68,6 +68,9 @@ class AutoscalerSettings(Settings):
         ge=0,
         description="Disk space in MiB for recorded observations, which `replay` uses. 0: none are kept.",
     )
+    autoscaler_costs_days: int = Field(
+        400, ge=1, description="How many days the costs of replicas are kept: by hour, after 35 days by day."
+    )
     worker_log_days: float = Field(
         7.0, gt=0, description="How many days the log of an ended replica is kept."
     )

@@ -15,6 +15,7 @@ from services.autoscaler.adapters.history.decision_store import COLD_STARTS_KEPT
 from services.autoscaler.adapters.registry.desired_state import DesiredStateSource
 from services.autoscaler.adapters.registry.overrides import Overrides
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
+from services.autoscaler.application.cost_ledger import CostLedger
 from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.domain.cold_start import ColdStart, cold_starts, start_times
 from services.autoscaler.domain.decide import decide
@@ -60,6 +61,7 @@ class LoopParts:
     recorder: Recorder
     grants: ReplicaGrants
     host_probe: HostProbe
+    costs: CostLedger
 
 
 class ControlLoop:
@@ -130,6 +132,7 @@ class ControlLoop:
         """Observe, decide, publish and act once."""
         snapshot = await self.observe()
         now = self._clock()
+        self._parts.costs.note(snapshot, now)
         if snapshot.running is not None:
             self._parts.grants.running(artifacts_of(snapshot.running, snapshot.desired_state))
         before = self.state

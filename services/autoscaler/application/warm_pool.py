@@ -122,6 +122,11 @@ class WarmPool:
         """Return the last lines of a replica's output."""
         return await self._launcher.output(self._claims.worker_of(replica), lines)
 
+    @property
+    def waiting(self) -> Replicas:
+        """Return the workers that waited for a model when the replicas were last listed."""
+        return self._waiting
+
     async def list(self) -> Replicas:
         """Return every replica that exists. Waiting workers are not replicas."""
         rows = await self._launcher.list()

@@ -361,7 +361,8 @@ class BatchScheduler:
         return wanted
 
     async def _call(self, model: Model, group: list[QueuedRequest]) -> None:
-        started = time.monotonic()
+        started, ledger = time.monotonic(), self.stats.time
+        mark = ledger.begin()
         self.stats.open_calls.add(len(self._calls) + (self._jobs.open_calls if self._jobs else 0))
         timeout_s = max(max(item.request.deadline_ms for item in group) / 1e3 - time.time(), 0.001)
         try:
@@ -369,8 +370,14 @@ class BatchScheduler:
             spent = time.monotonic() - started
             replies = replies_to(group, answer, started, spent)
         except Exception as error:
-            await self._on_failure(model, decide_failure(group, error, "the request could not be run"))
+            failure = decide_failure(group, error, "the request could not be run")
+            ledger.waste(mark, failure.waste, len(group))
+            await self._on_failure(model, failure)
             return
+        except BaseException:
+            ledger.waste(mark, "cancelled", len(group))
+            raise
+        ledger.answered(mark, group, time.time() * 1e3, self._cancelled)
         # Replies go out first. The call is counted before `_publish_replies`, which waits for the broker.
         unsent = self._reply(group, replies)
         count_success(self.stats, group, started, spent)

@@ -34,6 +34,7 @@ from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
 from tidegate.kernel.protocol.jobs import Terminal
+from tidegate.kernel.protocol.usage import tokens
 
 log = telemetry.logger(__name__)
 
@@ -303,18 +304,25 @@ class JobScheduler:
         return task
 
     async def _call(self, model: Model, group: list[QueuedJob]) -> None:
-        started = time.monotonic()
+        started, ledger = time.monotonic(), self.stats.time
         timeout_s = max(max(job.request.deadline_ms for job in group) / 1e3 - time.time(), 0.001)
         if model.decoupled:
             await self._call_llm(model, group[0], started, timeout_s)
             return
+        mark = ledger.begin()
         try:
             answer = await model.call([job.request for job in group], timeout_s, _call_parameters(group))
             spent = time.monotonic() - started
             replies = replies_to(group, answer, started, spent)
         except Exception as error:
-            await self._on_failure(model, decide_failure(group, error, "the job could not be run"))
+            failure = decide_failure(group, error, "the job could not be run")
+            ledger.waste(mark, failure.waste, len(group))
+            await self._on_failure(model, failure)
             return
+        except BaseException:
+            ledger.waste(mark, "cancelled", len(group))
+            raise
+        ledger.answered(mark, group)
         count_success(self.stats, group, started, spent)
         shared = len(group)
         self._record(
@@ -326,14 +334,25 @@ class JobScheduler:
 
     async def _call_llm(self, model: Model, job: QueuedJob, started: float, timeout_s: float) -> None:
         """Run a job on a language model, in one of its slots. A refused job keeps the engine's answer."""
+        ledger = self.stats.time
+        mark = ledger.begin()
         try:
             found = await llm_answer(model, job.request, timeout_s)
             spent = time.monotonic() - started
             (reply,) = replies_to([job], found.answer, started, spent)
         except Exception as error:
-            await self._on_failure(model, decide_failure([job], error, "the job could not be run"))
+            failure = decide_failure([job], error, "the job could not be run")
+            ledger.waste(mark, failure.waste)
+            await self._on_failure(model, failure)
             return
-        refused = found.refusal
+        except BaseException:
+            ledger.waste(mark, "cancelled")
+            raise
+        if (refused := found.refusal) is None:
+            ledger.answered(mark, [job])
+            ledger.add_tokens(job.request.tenant, *tokens(found.answer.parameters))
+        else:
+            ledger.waste(mark, "failed")
         if refused is None:
             count_slot_success(self.stats, self._slots, job, started, spent)
         else:

@@ -19,6 +19,7 @@ from services.worker.adapters.model import Model
 from services.worker.adapters.model_report import ModelReport
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.sandbox import sandbox_of
+from services.worker.adapters.time_report import TimeReport
 from services.worker.adapters.triton_process import TritonProcess
 from services.worker.application.batch_scheduler import OnLost
 from services.worker.application.preparation import Preparation
@@ -28,6 +29,7 @@ from services.worker.application.triton_supervisor import TritonSupervisor
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.deaths import Death
 from services.worker.domain.phases import Phases
+from services.worker.domain.time_ledger import TimeLedger
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import TidegateError
@@ -94,6 +96,8 @@ class ReplicaLifecycle:
         self._gpus = GpuLoad(lambda: self._triton.metrics_port)
         self._host_load = HostLoad()
         self._engine = EngineFacts()
+        self._time = TimeLedger(max(0, int((time.time() - assignment.launched_at) * 1e9)))
+        self._time_report = TimeReport(store, assignment.replica, self._deployment.name)
         self._heartbeat = ReplicaHeartbeat(store, settings.heartbeat_interval_s, self._report)
         self.ended = asyncio.Event()
         IN_HAND.set_function(lambda: self._in_hand)
@@ -116,6 +120,7 @@ class ReplicaLifecycle:
         """Start the replica in the background."""
         self._phases.record("launch", time.time() - self._assignment.launched_at)
         self._heartbeat.start()
+        self._time_report.start(self._time)
         self._publisher.connection.start()
         self._task = asyncio.create_task(self._run(), name="life")
 
@@ -143,12 +148,14 @@ class ReplicaLifecycle:
         """Connect to the broker and start the schedulers. Nothing is consumed yet."""
         serving = self._serving = self._build(self._triton.limits, self._on_lost)
         self._model_report.tally = serving.scheduler.stats.counts
+        serving.scheduler.stats.time = self._time
         self._gpus.start()
         self._use(serving, model)
         serving.start()
         self._status.step("waiting for RabbitMQ")
         await serving.wait_up(self._deployment.start_timeout_s)
         self._status.set("ready", self._triton.caveat)
+        self._time.serve(True)
         log.info("ready", extra={"phases_ms": self._phases.ms})
         return serving
 
@@ -164,6 +171,7 @@ class ReplicaLifecycle:
             model = await self._triton.restart(pause_s, self._draining)
             self._use(serving, model)
             self._status.set("ready", self._triton.caveat)
+            self._time.serve(True)
             await serving.open(self._draining)
             self._publisher.suspected.set()  # run the suspects that this worker has published now
             await self._heartbeat.beat()
@@ -196,6 +204,7 @@ class ReplicaLifecycle:
         await self._publisher.connection.stop()
         await self._model_report.stop()
         await self._triton.stop()
+        await self._time_report.stop()
         await self._heartbeat.stop(forget=not self.failed)
 
     async def _fail(self, message: str) -> None:
@@ -228,6 +237,7 @@ class ReplicaLifecycle:
 
     def _report_loss(self, description: str) -> None:
         self._engine.lose()
+        self._time.serve(False)
         self._publisher.loss = description
         self._status.set("starting", f"{description}; starting it again")
 

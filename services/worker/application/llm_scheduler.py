@@ -18,13 +18,20 @@ from typing import Any
 from services.worker.adapters.chunk_sender import ChunkSender
 from services.worker.adapters.metrics import ANSWERED, LLM_LOST, LLM_SLOTS
 from services.worker.adapters.model import Model
+from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.request_log import log_failure
 from services.worker.application.job_scheduler import JobScheduler
-from services.worker.application.model_calls import CallFailure, count_failure, count_slot_success
+from services.worker.application.model_calls import (
+    CallFailure,
+    count_failure,
+    count_slot_success,
+    count_stream_time,
+)
 from services.worker.application.sampler import Sampler
 from services.worker.application.stream_answers import send_answers
 from services.worker.domain.backlog import QueuedRequest
+from services.worker.domain.llm_answers import TokenUsage
 from services.worker.domain.llm_bands import LlmRoom, job_slots
 from services.worker.domain.statistics import WorkStats
 from tidegate.kernel import tasks, telemetry
@@ -251,12 +258,25 @@ class LlmScheduler:
     # --- run -------------------------------------------------------------------------------------------
 
     async def _run(self, model: Model, item: QueuedRequest) -> None:
-        began = time.monotonic()
+        began, usage = time.monotonic(), TokenUsage()
         sample = self._sampler.stream(item.request.trace) if self._sampler is not None else None
-        see = sample.see if sample is not None else None
-        chunks, outcome = await send_answers(
-            self._replies, model, item, began, first_facts=self._facts, see=see
-        )
+        mark = self.stats.time.begin()
+
+        def see(answer: ModelAnswer) -> None:
+            usage.hear(answer.outputs)
+            if sample is not None:
+                sample.see(answer)
+
+        try:
+            chunks, outcome = await send_answers(
+                self._replies, model, item, began, first_facts=self._facts, see=see
+            )
+        except BaseException:
+            self.stats.time.waste(mark, "cancelled")
+            raise
+        finally:
+            self.stats.time.add_tokens(item.request.tenant, *usage.tokens())
+        count_stream_time(self.stats, mark, item, outcome)
         if isinstance(outcome, CallFailure):
             await self._on_failure(model, item, chunks, outcome)
             return

@@ -61,6 +61,15 @@ class CallFailure(Generic[Q]):
     failed: Sequence[Q] = ()
     retried: Sequence[Q] = ()
 
+    @property
+    def waste(self) -> str:
+        """Return why the time of the call was wasted."""
+        if self.retried:
+            return "retried"
+        if self.lost:
+            return "lost"
+        return "expired" if self.expired else "failed"
+
 
 def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFailure[Q]:
     """Decide what happens to the requests of a call that raised ``error``.
@@ -183,6 +192,17 @@ def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: floa
     stats.counts.add_success(1, item.request.rows or 1, started - item.received, spent)
     if TRACES.on:
         TRACES.called([item], started, spent)
+
+
+def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | CallFailure[Any]) -> None:
+    """Add the time of a stream, or of a request to a language model, that began at ``mark``.
+
+    ``outcome``: the result of ``send_answers``.
+    """
+    if outcome == "ok":
+        stats.time.answered(mark, [item])
+    else:
+        stats.time.waste(mark, outcome.waste if isinstance(outcome, CallFailure) else outcome)
 
 
 def count_failure(stats: WorkStats, item: Queued) -> None:

@@ -15,7 +15,12 @@ from services.worker.adapters.metrics import ANSWERED
 from services.worker.adapters.model import Model
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.adapters.request_log import log_failure
-from services.worker.application.model_calls import CallFailure, count_failure, count_slot_success
+from services.worker.application.model_calls import (
+    CallFailure,
+    count_failure,
+    count_slot_success,
+    count_stream_time,
+)
 from services.worker.application.stream_answers import send_answers
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.statistics import WorkStats
@@ -148,7 +153,13 @@ class StreamScheduler:
 
     async def _run(self, model: Model, item: QueuedRequest) -> None:
         began = time.monotonic()
-        chunks, outcome = await send_answers(self._publisher, model, item, began)
+        mark = self._stats.time.begin()
+        try:
+            chunks, outcome = await send_answers(self._publisher, model, item, began)
+        except BaseException:
+            self._stats.time.waste(mark, "cancelled")
+            raise
+        count_stream_time(self._stats, mark, item, outcome)
         if isinstance(outcome, CallFailure):
             await self._on_failure(model, item, chunks, outcome)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ BUSY = frozenset({429, 503})
 # The first and the longest pause before a retry, in seconds, if the engine names no time.
 PAUSES_S = (1.0, 30.0)
 LONGEST_PAUSE_S = 600.0
+_USAGE = re.compile(rb'"usage":\s*\[')
 _BY_STATUS: dict[int, type[TidegateError]] = {404: NotFound, 413: PayloadTooLarge}
 
 
@@ -45,6 +47,26 @@ class Collected(NamedTuple):
             return {}
         prompt, answer, _ = self.meta.usage
         return {"prompt_tokens": prompt, "completion_tokens": answer}
+
+
+class TokenUsage:
+    """The token counts of a stream, from the last answer that has them."""
+
+    def __init__(self) -> None:
+        self._meta: Buffer = b""
+
+    def hear(self, outputs: Sequence[Output]) -> None:
+        """Keep the facts of an answer if they have counts. They are parsed only once, at the end."""
+        for output in outputs:
+            if output.name == META and _USAGE.search(output.raw):
+                self._meta = output.raw
+
+    def tokens(self) -> tuple[int, int, int]:
+        """Return the tokens of the prompt, of the answer, and those of the prompt that were cached."""
+        try:
+            return Meta.from_bytes(unpack_strings(self._meta)[0]).usage or (0, 0, 0)
+        except (ValueError, LookupError, TypeError):
+            return 0, 0, 0  # no counts, or none that can be read
 
 
 def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from services.worker.domain.call_duration import Mean
+from services.worker.domain.time_ledger import TimeLedger
 from tidegate.kernel.protocol.statistics import (
     BATCH,
     CACHE,
@@ -64,7 +65,10 @@ class RequestCounts:
 
 
 class WorkStats:
-    """Totals since the start, and recent means. Times are in seconds, ``call_ms`` in milliseconds."""
+    """Totals since the start, and recent means. Times are in seconds, ``call_ms`` in milliseconds.
+
+    ``time`` accounts for the replica's whole time.
+    """
 
     def __init__(self) -> None:
         self.completed = 0
@@ -75,6 +79,7 @@ class WorkStats:
         self.rows = Mean()
         self.open_calls = Mean()
         self.counts = RequestCounts()
+        self.time = TimeLedger()
 
 
 def since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

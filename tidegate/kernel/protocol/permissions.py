@@ -245,6 +245,8 @@ AUTOSCALER = RoutePermissions(
         "GET /v1/warm": (OPERATE,),
         "GET /v1/decisions": (OPERATE,),
         "GET /v1/policy": (OPERATE,),
+        "GET /v1/costs": (OPERATE,),
+        "GET /v1/prices": (OPERATE,),
         "POST /v1/replay": (OPERATE,),
         "POST /v1/replay/verify": (OPERATE,),
     }

@@ -108,6 +108,10 @@ class Settings(BaseSettings):
         description="Folder with the services' passwords at RabbitMQ and the Valkeys, for URLs that name no "
         "user. Default: the state folder's `secrets`, for the embedded servers only.",
     )
+    prices: Path | None = Field(
+        None,
+        description="The price file (YAML) for costs and budgets. Default: prices of rented machines.",
+    )
     amqp_url: str = Field("", description="URL of RabbitMQ; the embedded one by default.")
     amqp_driver: Literal["auto", "aio-pika"] = Field(
         "auto",

@@ -15,6 +15,7 @@ import orjson
 from redis.exceptions import RedisError
 
 from tidegate.kernel.protocol.presence import GatewayReport, GatewayView, ModelMetadata, ReplicaReport
+from tidegate.kernel.protocol.replica_time import ReplicaTime
 from tidegate.kernel.protocol.statistics import LAST_INFERENCE
 from tidegate.kernel.protocol.traffic import TrafficReport
 from tidegate.kernel.store.connection import Connected, answer
@@ -24,6 +25,7 @@ ROUTES_CHANGED = "tidegate:routes:changed"  # channel; router -> gateways
 REPLICA = "tidegate:replica:"  # + replica: its report; worker
 GATEWAY = "tidegate:gateway:"  # + incarnation: its report; gateway
 GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its last report; gateway
+TIME = "tidegate:time:"  # + replica: how it has spent its time (ReplicaTime); worker
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
 MODEL = "tidegate:model:"  # + deployment: ModelMetadata, again every 10 s; its workers
 CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
@@ -38,6 +40,8 @@ GATEWAY_TTL_MS = 3_000
 # Metadata and counts. A Deployment without replicas needs both. Those of a removed Deployment expire.
 MODEL_TTL_S = STATISTICS_TTL_S = 30 * 86_400
 CLAIM_TTL_S = 3600
+# The last report of a replica stays for this long, so that an autoscaler that starts again can read it.
+TIME_TTL_S = 6 * 3600
 # A gateway that stops normally leaves its last totals, and the router has this long to read them.
 TRAFFIC_TTL_S = 60
 CALLERS_SLOT_S = 10
@@ -103,6 +107,20 @@ class Store(Connected):
     async def forget_replica(self, replica: str) -> None:
         """Remove a worker's heartbeat when the worker stops normally."""
         await answer(self._redis.delete(REPLICA + replica))
+
+    async def report_time(self, report: ReplicaTime) -> None:
+        """Write how a replica has spent its time."""
+        await answer(self._redis.set(TIME + report.replica, report.to_json(), ex=TIME_TTL_S))
+
+    async def times(self) -> dict[str, ReplicaTime]:
+        """Return the last report of each replica about its time, also of replicas that have ended."""
+        reports = [ReplicaTime.from_json(raw) for raw in await self._scan(TIME)]
+        return {report.replica: report for report in reports}
+
+    async def forget_times(self, replicas: Sequence[str]) -> None:
+        """Delete the reports of replicas whose time has been accounted for."""
+        if replicas:
+            await answer(self._redis.delete(*(TIME + replica for replica in replicas)))
 
     async def claim_replica(self, replica: str, by: str) -> str:
         """Claim to run ``replica`` as ``by``. Return the first claimant, which may be another one."""

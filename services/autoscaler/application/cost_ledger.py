@@ -1,0 +1,127 @@
+"""Collect how replicas spend their time, book it by hour, and report what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from services.autoscaler.adapters.history.cost_store import CostStore
+from services.autoscaler.domain.costs.lives import LifeBook
+from services.autoscaler.domain.costs.report import By, pending_rows, report
+from services.autoscaler.domain.launcher import Running
+from services.autoscaler.domain.snapshot import Snapshot
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.price_file import PriceFile
+from tidegate.kernel.protocol.models import Deployment
+from tidegate.kernel.protocol.prices import rate_of
+from tidegate.kernel.store import Store, StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+BOOK_EVERY_S = 10.0
+RETRY_S = 1.0
+RETIRE_EVERY_S = 3600.0
+
+
+class CostLedger:
+    """The ledger of the leader. The control loop calls :meth:`note`; :meth:`run` books in the background.
+
+    ``waiting`` returns the waiting workers of warm pools, which cost as much as replicas.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        costs: CostStore,
+        prices: PriceFile,
+        waiting: Callable[[], Sequence[Running]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._costs = costs
+        self._waiting = waiting
+        self._clock = clock
+        self._book = LifeBook()
+        self._deployments: Mapping[str, Deployment] = {}
+        self._due = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self.prices = prices
+
+    def take_over(self) -> None:
+        """Read the lives that the former leader had not booked completely."""
+        self._book = LifeBook(self._costs.lives())
+
+    def note(self, snapshot: Snapshot, now: float) -> None:
+        """Note the replicas of a round. If the launcher did not answer, nothing has ended."""
+        if snapshot.running is None:
+            return
+        if snapshot.desired_state is not None:
+            self._deployments = {each.name: each for each in snapshot.desired_state.deployments}
+        devices = {name: each.device for name, each in (snapshot.reports or {}).items() if each.device}
+        running = [*snapshot.running, *self._waiting()]
+        if self._book.note(running, self._deployments, devices, self.prices.current(), now):
+            self._due.set()
+
+    async def run(self) -> None:
+        """Book for ever: every few seconds, and when a replica has ended."""
+        retired_at = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), BOOK_EVERY_S)
+            self._due.clear()
+            try:
+                await self.collect()
+                if self._clock() - retired_at >= RETIRE_EVERY_S:
+                    retired_at = self._clock()
+                    await asyncio.to_thread(self._costs.retire, retired_at)
+            except Unavailable as error:
+                log.warning("costs were not booked; they are booked later", extra={"problem": error.message})
+            await asyncio.sleep(RETRY_S)
+
+    async def collect(self) -> None:
+        """Book what has been reported since the last booking. Raise Unavailable."""
+        async with self._turn:
+            try:
+                reports = await self._store.times()
+            except StoreUnavailable as error:
+                raise Unavailable(f"The replicas' times cannot be read: {error.message}") from None
+            before = self._book.copy()
+            bookings, closed = self._book.book(reports, self.prices.current(), self._clock())
+            lives = list(self._book.lives.values())
+            try:
+                await asyncio.to_thread(self._costs.book, bookings, lives, closed)
+            except BaseException:
+                self._book.restore(before)
+                raise
+            # A report that cannot be deleted expires.
+            with contextlib.suppress(StoreUnavailable):
+                await self._store.forget_times(closed)
+
+    async def report(self, since: float, until: float, by: By, deployment: str | None) -> dict[str, Any]:
+        """Return what replicas cost in the hours that begin in a period; up to now, if it ends now."""
+        with contextlib.suppress(Unavailable):
+            await self.collect()
+        rows = await asyncio.to_thread(self._costs.amounts, since, until)
+        if until >= self._clock():
+            rows += pending_rows(self._book.lives.values())
+        chosen = [row for row in rows if deployment in (None, row[0].deployment)]
+        return {"since": since, "until": until, **report(chosen, by, self.prices.current())}
+
+    def rates(self) -> dict[str, Any]:
+        """Return the price list, and the rate of each Deployment."""
+        prices = self.prices.current()
+        return {
+            "file": str(self.prices.path) if self.prices.path else None,
+            "problem": self.prices.problem,
+            "prices": prices.model_dump(by_alias=True),
+            "deployments": {name: self._rate(each) for name, each in sorted(self._deployments.items())},
+        }
+
+    def _rate(self, deployment: Deployment) -> dict[str, Any]:
+        known = (life.rate for life in self._book.lives.values() if life.deployment == deployment.name)
+        rate = next(known, None) or rate_of(deployment, self.prices.current())
+        return rate.model_dump()

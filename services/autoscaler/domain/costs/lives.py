@@ -1,0 +1,248 @@
+"""Book the time of every replica: turn the totals that workers report into amounts by hour.
+
+A life is a replica from its launch to its end, as the launcher shows it. Each collection books the growth of
+the worker's totals. At the end of a life, its last open calls are booked as lost, and the time that no report
+covers as ``stopping`` (after the worker's last report) or ``unreported`` (it crashed). So the booked parts of
+an ended life sum to its duration exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from services.autoscaler.domain.launcher import Running, pool_of
+from tidegate.kernel.protocol.models import Deployment
+from tidegate.kernel.protocol.prices import PriceList, Rate, rate_of
+from tidegate.kernel.protocol.replica_time import IDLE, WASTED, Part, ReplicaTime, Spent
+
+NS = 1_000_000_000
+HOUR_S = 3600
+# The duration of a life as the launcher shows it, for comparison with the parts. It is no part.
+OBSERVED = "observed"
+STOPPING, UNREPORTED = "stopping", "unreported"
+# A replica that ended while no autoscaler ran has lived at most this long after its last sign of life.
+SILENT_S = 1.0
+
+
+class Place(NamedTuple):
+    """The account of an amount: an hour (seconds since the epoch), a version's Deployment, and a part."""
+
+    hour: int
+    deployment: str
+    model: str
+    version: int
+    part: Part
+
+
+class Amount(NamedTuple):
+    """Time and counts, their cost, and the cost of a provider's tokens."""
+
+    spent: Spent
+    cost: float = 0.0
+    token_cost: float = 0.0
+
+    def plus(self, other: Amount) -> Amount:
+        """Return the sum of both."""
+        cost, token_cost = self.cost + other.cost, self.token_cost + other.token_cost
+        return Amount(self.spent.plus(other.spent), cost, token_cost)
+
+
+@dataclass(slots=True)
+class Life:
+    """A replica's life. Times are seconds since the epoch.
+
+    ``seen_at``: it was last alive. ``gone_at``: it was first missing; None: it lives. ``booked_at``: the time
+    of the last booking. ``observed_ns``: the duration that was booked as observed. ``counted``: the totals
+    that were booked.
+    """
+
+    replica: str
+    deployment: str
+    model: str
+    version: int
+    launched_at: float
+    seen_at: float
+    booked_at: float
+    rate: Rate
+    gone_at: float | None = None
+    observed_ns: int = 0
+    counted: dict[Part, Spent] = field(default_factory=dict)
+
+    @property
+    def counted_ns(self) -> int:
+        """Return the booked time."""
+        return sum(spent.ns for spent in self.counted.values())
+
+    @property
+    def pending_ns(self) -> int:
+        """Return the time that is not booked yet."""
+        return max(0, _ns(self.seen_at - self.launched_at) - self.counted_ns)
+
+    @property
+    def unobserved_ns(self) -> int:
+        """Return the time in which the launcher showed it, and that is not booked as observed yet."""
+        return max(0, _ns(self.seen_at - self.launched_at) - self.observed_ns)
+
+
+Bookings = dict[Place, Amount]
+
+
+class LifeBook:
+    """All lives that are not completely booked."""
+
+    def __init__(self, lives: Iterable[Life] = ()) -> None:
+        self.lives = {life.replica: life for life in lives}
+
+    def copy(self) -> dict[str, Life]:
+        """Return the lives as they are now, for :meth:`restore`."""
+        return {name: replace(life, counted=dict(life.counted)) for name, life in self.lives.items()}
+
+    def restore(self, lives: Mapping[str, Life]) -> None:
+        """Undo a booking that could not be stored. Replicas that were seen meanwhile stay known."""
+        for name, life in lives.items():
+            newer = self.lives.get(name)
+            if newer is not None:
+                life.seen_at, life.gone_at = newer.seen_at, newer.gone_at
+            self.lives[name] = life
+
+    def note(
+        self,
+        running: Sequence[Running],
+        deployments: Mapping[str, Deployment],
+        devices: Mapping[str, str],
+        prices: PriceList,
+        now: float,
+    ) -> bool:
+        """Note the replicas that exist at ``now``. Return True if one has ended.
+
+        ``devices`` has the devices that the replicas report.
+        """
+        alive: set[str] = set()
+        for each in running:
+            if not each.alive:
+                continue
+            alive.add(each.replica)
+            life = self.lives.get(each.replica)
+            if life is None:
+                life = self.lives[each.replica] = _begun(each, deployments, prices)
+            life.seen_at, life.gone_at = max(now, life.launched_at), None
+            if (deployment := deployments.get(each.deployment)) is not None:
+                life.rate = rate_of(deployment, prices, devices.get(each.replica, life.rate.gpu))
+        ended = False
+        for life in self.lives.values():
+            if life.replica not in alive and life.gone_at is None:
+                life.gone_at, ended = now, True
+        return ended
+
+    def book(
+        self, reports: Mapping[str, ReplicaTime], prices: PriceList, now: float
+    ) -> tuple[Bookings, list[str]]:
+        """Return the amounts to book now, and the replicas whose lives are booked completely."""
+        found: Bookings = {}
+        closed: list[str] = []
+        for life in list(self.lives.values()):
+            report = reports.get(life.replica) or _of_pool(life)
+            grown = _growth(life, report)
+            if life.gone_at is not None:
+                until, rest = _rest(life, report)
+                _add_all(life.counted, rest)
+                _add_all(grown, rest)
+                closed.append(life.replica)
+                del self.lives[life.replica]
+            else:
+                until = life.seen_at
+            _observe(life, grown, until)
+            _spread(found, life, grown, prices, until)
+            life.booked_at = until
+        return found, closed
+
+
+def _begun(running: Running, deployments: Mapping[str, Deployment], prices: PriceList) -> Life:
+    deployment, at = deployments.get(running.deployment), running.launched_at
+    cost = prices.cores * prices.core_hour + prices.memory_gib * prices.gib_hour
+    rate = Rate(per_hour=cost, cores=prices.cores, memory_gib=prices.memory_gib)
+    model, version = (deployment.model, deployment.version) if deployment else ("", 0)
+    return Life(running.replica, running.deployment, model, version, at, at, at, rate)
+
+
+def _of_pool(life: Life) -> ReplicaTime | None:
+    """Return the time of a waiting worker of a warm pool: it is idle, and reports no time."""
+    if pool_of(life.deployment) is None:
+        return None
+    idle = Spent(max(0, _ns(life.seen_at - life.launched_at)))
+    return ReplicaTime(life.replica, life.deployment, parts={Part(IDLE): idle})
+
+
+def _growth(life: Life, report: ReplicaTime | None) -> dict[Part, Spent]:
+    """Return the growth of the totals since the last booking, and remember the new totals."""
+    grown: dict[Part, Spent] = {}
+    for part, spent in report.parts.items() if report is not None else ():
+        more = spent.minus(life.counted.get(part, Spent()))
+        if any(more) and min(more) >= 0:
+            grown[part] = more
+            life.counted[part] = spent
+    return grown
+
+
+def _rest(life: Life, report: ReplicaTime | None) -> tuple[float, dict[Part, Spent]]:
+    """Return the end of a life that is over, and the parts that its reports lack."""
+    assert life.gone_at is not None
+    open_ns = report.open_ns if report is not None else 0
+    rest = {Part(WASTED, "lost"): Spent(open_ns)} if open_ns else {}
+    reported_ns = life.counted_ns + open_ns
+    sign = max(life.seen_at, life.launched_at + reported_ns / NS)
+    # The replica ended between its last sign of life and the first round without it.
+    end = max(sign, min((sign + life.gone_at) / 2, sign + SILENT_S))
+    left = max(0, _ns(end - life.launched_at) - reported_ns)
+    if left:
+        ended = report is not None and report.ended
+        rest[Part(STOPPING if ended else UNREPORTED)] = Spent(left)
+    return end, rest
+
+
+def _observe(life: Life, grown: dict[Part, Spent], until: float) -> None:
+    observed = _ns(until - life.launched_at)
+    if observed > life.observed_ns:
+        grown[Part(OBSERVED)] = Spent(observed - life.observed_ns)
+        life.observed_ns = observed
+
+
+def _spread(
+    found: Bookings, life: Life, grown: Mapping[Part, Spent], prices: PriceList, until: float
+) -> None:
+    """Add amounts to the hours since the last booking, in proportion to their time."""
+    hours = list(_hours(life.booked_at, until))
+    token_price = prices.tokens.get(life.model)
+    for part, spent in grown.items():
+        left, left_s = spent, sum(seconds for _, seconds in hours)
+        for hour, seconds in hours:
+            share = seconds / left_s if left_s else 1.0
+            piece = left if share >= 1.0 else Spent(*(int(count * share) for count in left))
+            left, left_s = left.minus(piece), left_s - seconds
+            if not any(piece):
+                continue
+            tokens = piece.tokens_in, piece.tokens_out, piece.tokens_cached
+            cost = 0.0 if part.kind == OBSERVED else life.rate.cost(piece.ns)
+            amount = Amount(piece, cost, token_price.cost(*tokens) if token_price and any(tokens) else 0.0)
+            place = Place(hour, life.deployment, life.model, life.version, part)
+            found[place] = found[place].plus(amount) if place in found else amount
+
+
+def _hours(since: float, until: float) -> Iterator[tuple[int, float]]:
+    """Yield the hours between two times, each with the seconds in it. The last one is never left out."""
+    hour = int(since // HOUR_S) * HOUR_S
+    while hour + HOUR_S < until:
+        yield hour, hour + HOUR_S - max(since, hour)
+        hour += HOUR_S
+    yield hour, max(0.0, until - max(since, hour))
+
+
+def _add_all(to: dict[Part, Spent], more: Mapping[Part, Spent]) -> None:
+    for part, spent in more.items():
+        to[part] = to.get(part, Spent()).plus(spent)
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * NS)

@@ -1,0 +1,45 @@
+"""Writes how a replica has spent its time to the store. The autoscaler reads it there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from services.worker.domain.time_ledger import TimeLedger
+from tidegate.kernel import tasks
+from tidegate.kernel.protocol.replica_time import ReplicaTime
+from tidegate.kernel.store import Store, StoreUnavailable
+
+EVERY_S = 1.0
+
+
+class TimeReport:
+    """Writes totals every second. If the store does not answer, the next report has the time as well."""
+
+    def __init__(self, store: Store, replica: str, deployment: str) -> None:
+        self._store = store
+        self._replica = replica
+        self._deployment = deployment
+        self._ledger: TimeLedger | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, ledger: TimeLedger) -> None:
+        """Start writing the time of ``ledger``."""
+        self._ledger = ledger
+        self._task = asyncio.create_task(self._run(ledger), name="time report")
+
+    async def stop(self) -> None:
+        """Write the last report, and stop."""
+        await tasks.end(self._task)
+        if self._ledger is not None:
+            await self._write(self._ledger, ended=True)
+
+    async def _run(self, ledger: TimeLedger) -> None:
+        while True:
+            await self._write(ledger)
+            await asyncio.sleep(EVERY_S)
+
+    async def _write(self, ledger: TimeLedger, *, ended: bool = False) -> None:
+        parts, open_ns = ledger.parts()
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.report_time(ReplicaTime(self._replica, self._deployment, open_ns, ended, parts))

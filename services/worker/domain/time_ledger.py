@@ -1,0 +1,161 @@
+"""Account for every nanosecond of a replica: start-up, idle time, shares of model calls, wasted calls.
+
+Calls that run at the same time share the replica's time equally (processor sharing). One clock counts the
+time of a single call: it advances by the passed time divided by the number of open calls. So the start and
+the end of a call cost the same, however many calls are open. Numbers are integers, and the rest of a division
+is carried on. So the parts sum to the passed time exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container, Sequence
+from typing import Protocol
+
+from tidegate.kernel.protocol.envelope import Request
+from tidegate.kernel.protocol.replica_time import BUSY, IDLE, STARTING, WASTED, Part, Spent
+
+# A replica counts this many tenants (a caller at an endpoint) apart. The others are counted together.
+MOST_TENANTS = 1000
+OTHERS = b"(others)"
+_SEPARATOR = "\x1f"
+
+
+class HasRequest(Protocol):
+    """An entry of a model call."""
+
+    request: Request
+
+
+class TimeLedger:
+    """The time of one replica since its launch. ``clock`` returns ns of a monotonic clock.
+
+    ``before_ns``: the time between the launch and this object, which counts as start-up.
+    """
+
+    __slots__ = (
+        "_at", "_begun", "_carry", "_clock", "_now", "_open", "_serving", "_shares", "_wasted", "idle",
+        "starting",
+    )  # fmt: skip
+
+    def __init__(self, before_ns: int = 0, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._now = clock
+        self._at = clock()
+        self._serving = False
+        self._open = 0  # calls
+        self._clock = 0  # the time of a single call that was open always
+        self._begun = 0  # the sum of the open calls' starts on that clock
+        self._carry = 0  # ns that could not be divided among the open calls yet
+        self._shares: dict[bytes, list[int]] = {}
+        self._wasted: dict[str, list[int]] = {}
+        self.starting = before_ns
+        self.idle = 0
+
+    def serve(self, serving: bool) -> None:
+        """Count time without calls as idle from now on, or as start-up if ``serving`` is False."""
+        self._advance()
+        self._serving = serving
+
+    def begin(self) -> int:
+        """Begin a call, and return its mark. Pass the mark to :meth:`answered` or :meth:`waste` once."""
+        self._advance()
+        self._open += 1
+        self._begun += self._clock
+        return self._clock
+
+    def answered(
+        self, mark: int, group: Sequence[HasRequest], now_ms: float = 0.0, cancelled: Container[bytes] = ()
+    ) -> None:
+        """End a call, and share its time among its requests by rows.
+
+        The shares of requests whose deadline passed before ``now_ms``, or that were ``cancelled``, are
+        wasted: no caller waited for their answers.
+        """
+        spent = self._end(mark)
+        useful: dict[bytes, list[int]] = {}
+        unwanted: dict[str, list[int]] = {}
+        total = 0
+        for item in group:
+            request = item.request
+            rows = request.rows or 1
+            total += rows
+            if request.deadline_ms <= now_ms:
+                found = unwanted.setdefault("expired", [0, 0])
+            elif cancelled and request.id in cancelled:
+                found = unwanted.setdefault("cancelled", [0, 0])
+            else:
+                found = useful.setdefault(request.tenant, [0, 0])
+            found[0] += 1
+            found[1] += rows
+        for tenant, (requests, rows) in useful.items():
+            share = spent * rows // total
+            spent, total = spent - share, total - rows
+            self._add(self._place(tenant), share, requests, rows)
+        for reason, (requests, rows) in unwanted.items():
+            share = spent * rows // total
+            spent, total = spent - share, total - rows
+            self._add(self._wasted.setdefault(reason, [0] * len(Spent._fields)), share, requests, rows)
+
+    def waste(self, mark: int, reason: str, requests: int = 1, rows: int = 0) -> None:
+        """End a call whose time was wasted."""
+        place = self._wasted.setdefault(reason, [0] * len(Spent._fields))
+        self._add(place, self._end(mark), requests, rows)
+
+    def add_tokens(self, tenant: bytes, read: int, written: int, cached: int = 0) -> None:
+        """Count the tokens of a tenant's request."""
+        place = self._place(tenant)
+        place[3] += read
+        place[4] += written
+        place[5] += cached
+
+    def parts(self) -> tuple[dict[Part, Spent], int]:
+        """Return the parts of the time up to now, and the time of the open calls. All sum to the time."""
+        self._advance()
+        found = {Part(STARTING): Spent(self.starting), Part(IDLE): Spent(self.idle)}
+        for reason, counts in self._wasted.items():
+            found[Part(WASTED, reason)] = Spent(*counts)
+        for tenant, counts in self._shares.items():
+            caller, endpoint = caller_and_endpoint(tenant)
+            part = Part(BUSY, "", caller, endpoint)
+            found[part] = found.get(part, Spent()).plus(Spent(*counts))
+        return found, self._open * self._clock - self._begun + self._carry
+
+    def _place(self, tenant: bytes) -> list[int]:
+        place = self._shares.get(tenant)
+        if place is None:
+            if len(self._shares) >= MOST_TENANTS:
+                tenant = OTHERS
+            place = self._shares.setdefault(tenant, [0] * len(Spent._fields))
+        return place
+
+    @staticmethod
+    def _add(place: list[int], ns: int, requests: int, rows: int) -> None:
+        place[0] += ns
+        place[1] += requests
+        place[2] += rows
+
+    def _advance(self) -> None:
+        now = self._now()
+        passed, self._at = now - self._at, now
+        if self._open:
+            each, self._carry = divmod(passed + self._carry, self._open)
+            self._clock += each
+        elif self._serving:
+            self.idle += passed
+        else:
+            self.starting += passed
+
+    def _end(self, mark: int) -> int:
+        self._advance()
+        self._open -= 1
+        self._begun -= mark
+        spent = self._clock - mark
+        if not self._open:
+            spent, self._carry = spent + self._carry, 0
+        return spent
+
+
+def caller_and_endpoint(tenant: bytes) -> tuple[str, str]:
+    """Return the caller and the endpoint in the tenant of a frame; empty if it does not have them."""
+    caller, _, rest = tenant.decode("utf-8", "replace").partition(_SEPARATOR)
+    return caller, rest.partition(_SEPARATOR)[0]

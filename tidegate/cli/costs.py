@@ -1,0 +1,147 @@
+"""``costs``: what replicas cost, by Deployment, version, endpoint or key, and the prices that apply."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.options import Json, parsed, seconds
+
+BY = ("deployment", "version", "endpoint", "key")
+_SUMS = ("cost", "direct", "overhead", "token_cost")
+_COUNTS = (
+    "requests", "rows", "tokens_in", "tokens_out", "tokens_cached", "per_1000_requests", "per_1000_tokens",
+)  # fmt: skip
+_PARTS = ("busy", "idle", "starting", "wasted", "stopping", "unreported", "pending")
+
+
+def costs(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this deployment, or the one of an endpoint.")
+    ] = None,
+    by: Annotated[str, typer.Option(metavar="WHAT", help=f"Sum by one of {', '.join(BY)}.")] = "deployment",
+    since: Annotated[
+        str, typer.Option(metavar="WHEN", help="Begin: 24h, 30d, month, or a time such as 2026-01-31.")
+    ] = "24h",
+    until: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="End; the same forms. Default: now.")
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    prices: Annotated[
+        bool, typer.Option("--prices", help="Show the prices, and what a replica of each deployment costs.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what replicas cost: useful calls, idle time, starts and waste.
+
+    Example: tidegate costs --by key --since month
+    """
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    plane = control()
+    if prices:
+        found = plane.autoscaler.get("/v1/prices")
+        output.show(found, json, lambda: _show_prices(found))
+        return
+    if by not in BY:
+        raise UsageError(f"--by {by!r}: write one of {', '.join(BY)}.")
+    now = time.time()
+    query: dict[str, Any] = {"since": _moment(since, now), "by": by}
+    if until is not None:
+        query["until"] = _moment(until, now)
+    if name is not None:
+        query["deployment"] = plane.deployment_of(name)
+    found = plane.autoscaler.get("/v1/costs", **query)
+    if csv:
+        _write_csv(found)
+    else:
+        output.show(found, json, lambda: _show(found))
+
+
+def _moment(text: str, now: float) -> float:
+    """Parse a time: an age such as 24h, ``month`` (its first day, UTC), or an ISO time. Raise UsageError."""
+    from datetime import UTC, datetime
+
+    if text == "month":
+        return datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+    try:
+        return parsed(text).timestamp()
+    except ValueError:
+        pass
+    try:
+        return now - seconds(text)
+    except UsageError:
+        raise UsageError(f"{text!r} is not a time: write 24h, 30d, month or 2026-01-31.") from None
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    from tidegate.cli import output
+
+    total, by = found["total"], found["by"]
+    period = f"{output.moment(found['since'])} to {output.moment(found['until'])}"
+    money = f"{total['cost']:.4f} {found['currency']}"
+    hours = found["replica_seconds"] / 3600
+    output.line(f"{money} for {hours:.2f} replica-hours, {period}", style="bold")
+    for part in found["parts"]:
+        share = part["seconds"] / found["replica_seconds"] if found["replica_seconds"] else 0.0
+        output.line(f"  {part['part']:<18} {share:>6.1%}  {part['cost']:.4f}  {part['seconds']:.0f} s")
+    if total["token_cost"]:
+        output.line(f"  {'tokens':<18} {'':>6}  {total['token_cost']:.4f}")
+    output.line()
+    heads = (by, "cost", "direct", "overhead", "tokens", "requests", "per 1000", "per 1000 tokens")
+    rows = [
+        (
+            item[by],
+            *(f"{item[key]:.4f}" for key in _SUMS),
+            item["requests"],
+            *(None if item[key] is None else f"{item[key]:.5f}" for key in _COUNTS[-2:]),
+        )
+        for item in found["items"]
+    ]
+    output.table(rows, heads, "No replica ran in this period.")
+    for each in found["managed"]:
+        output.line(f"At {each['service']}, the same would cost {each['cost']:.4f} {found['currency']}.")
+
+
+def _write_csv(found: Mapping[str, Any]) -> None:
+    by = found["by"]
+    writer = csv_module.writer(sys.stdout)
+    parts = [f"{part}_seconds" for part in _PARTS]
+    writer.writerow(("since", "until", by, "currency", *_SUMS, *_COUNTS, *parts))
+    for item in found["items"]:
+        head: Sequence[Any] = (found["since"], found["until"], item[by], found["currency"])
+        spent = [item["seconds"].get(part, 0) for part in _PARTS]
+        writer.writerow((*head, *(item[key] for key in (*_SUMS, *_COUNTS)), *spent))
+    sys.stdout.flush()
+
+
+def _show_prices(found: Mapping[str, Any]) -> None:
+    from tidegate.cli import output
+
+    prices = found["prices"]
+    source = found["file"] or "the defaults; TIDEGATE_PRICES names a file with your own"
+    output.line(f"Prices in {prices['currency']}: {source}", style="bold")
+    if found["problem"]:
+        output.say(found["problem"], style="red")
+    rows: list[tuple[Any, ...]] = [
+        ("core-hour", prices["core_hour"]),
+        ("GiB-hour", prices["gib_hour"]),
+    ]
+    rows += [(f"GPU-hour {name}", each["per_hour"]) for name, each in prices["gpu_hour"].items()]
+    for name, each in prices["tokens"].items():
+        rows += [(f"million tokens {kind}, {name}", price) for kind, price in each.items()]
+    output.table(rows, ("resource", "price"))
+    output.line()
+    replicas = [
+        (name, f"{rate['per_hour']:.4f}", rate["cores"], rate["memory_gib"], rate["gpus"], rate["source"])
+        for name, rate in found["deployments"].items()
+    ]
+    heads = ("deployment", "per replica-hour", "cores", "GiB", "GPUs", "from")
+    output.table(replicas, heads, "Nothing is deployed.")

@@ -1,0 +1,68 @@
+"""Read the price file that the setting ``TIDEGATE_PRICES`` names: YAML or JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.prices import PriceList
+
+
+def read_prices(path: Path | None) -> PriceList:
+    """Return the price list of a file; the defaults without one. Raise BadRequest if it cannot be used."""
+    if path is None:
+        return PriceList()
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadRequest(f"The price file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadRequest(f"The price file {path} is not YAML: {error}") from None
+    try:
+        return PriceList.model_validate(document if document is not None else {})
+    except ValidationError as error:
+        found = error.errors()[0]
+        place = ".".join(map(str, found["loc"])) or "the file"
+        raise BadRequest(
+            f"The price file {path} is wrong at {place}: {found['msg']}. docs/costs.md shows an example."
+        ) from None
+
+
+class PriceFile:
+    """The prices of a file, read again after the file has changed."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the file. Raise BadRequest if it cannot be used."""
+        self._path = path
+        self._version = self._version_now()
+        self._prices = read_prices(path)
+        self.problem: str | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """Return the path of the file; None: there is none, and the defaults count."""
+        return self._path
+
+    def current(self) -> PriceList:
+        """Return the prices. While a changed file cannot be used, the former prices count."""
+        version = self._version_now()
+        if version != self._version:
+            self._version = version
+            try:
+                self._prices, self.problem = read_prices(self._path), None
+            except BadRequest as error:
+                self.problem = f"{error.message} The former prices count."
+        return self._prices
+
+    def _version_now(self) -> tuple[int, int] | None:
+        if self._path is None:
+            return None
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size

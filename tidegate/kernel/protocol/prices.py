@@ -1,0 +1,132 @@
+"""The price list: what a replica costs per hour, and what tokens of a provider cost."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from tidegate.kernel.protocol.models import Deployment
+
+# A GPU that the list does not name has this entry.
+ANY = "*"
+MIB_PER_GIB = 1024.0
+# Strict: YAML reads `no` as False, which is not a price.
+_Price = Annotated[float, Field(ge=0, le=1e9, strict=True)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, populate_by_name=True)
+
+
+class GpuPrice(_Entry):
+    """The price of one GPU for an hour. A replica that shares it pays for its part of ``memory_gib``."""
+
+    per_hour: _Price
+    memory_gib: float = Field(80.0, gt=0, le=100_000)
+
+
+class TokenPrice(_Entry):
+    """The prices of one million tokens of a provider. ``cached``: prompt tokens that it had cached."""
+
+    input: _Price = Field(0.0, alias="in")
+    output: _Price = Field(0.0, alias="out")
+    cached: _Price | None = None
+
+    def cost(self, read: int, written: int, cached: int) -> float:
+        """Return the cost of a request's tokens; ``cached`` are a part of those that were read."""
+        price = self.input if self.cached is None else self.cached
+        return ((read - cached) * self.input + cached * price + written * self.output) / 1e6
+
+
+class ManagedPrice(_Entry):
+    """The prices of a managed service, for comparison. Each part is 0 if the service does not charge it."""
+
+    per_replica_hour: _Price = 0.0
+    per_million_requests: _Price = 0.0
+    per_million_tokens_in: _Price = 0.0
+    per_million_tokens_out: _Price = 0.0
+
+
+class PriceList(_Entry):
+    """The prices of one installation.
+
+    ``gpu_hour`` has prices by a part of the GPU's name, ``tokens`` by the name of a model, and ``managed`` by
+    a name of your choice. A replica is charged for ``cores`` and ``memory_gib`` if its Deployment declares
+    none. The defaults are typical prices of rented machines.
+    """
+
+    currency: str = Field("USD", min_length=1, max_length=8)
+    core_hour: _Price = 0.04
+    gib_hour: _Price = 0.005
+    gpu_hour: dict[str, GpuPrice] = Field(default_factory=lambda: {ANY: GpuPrice(per_hour=2.5)})
+    cores: float = Field(1.0, gt=0, le=4096)
+    memory_gib: float = Field(0.25, gt=0, le=100_000)
+    tokens: dict[str, TokenPrice] = Field(default_factory=dict)
+    managed: dict[str, ManagedPrice] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_numbers(cls, value: object) -> object:
+        """Read ``gpu_hour: {H100: 3.9}`` as ``{H100: {per_hour: 3.9}}``."""
+        if not isinstance(value, dict) or not isinstance(gpus := value.get("gpu_hour"), dict):
+            return value
+        priced = {
+            name: {"per_hour": each} if isinstance(each, int | float) else each for name, each in gpus.items()
+        }
+        return value | {"gpu_hour": priced}
+
+    @model_validator(mode="after")
+    def _has_any(self) -> Self:
+        if self.gpu_hour and ANY not in self.gpu_hour:
+            raise ValueError(f'gpu_hour needs an entry "{ANY}" for GPUs that it does not name')
+        return self
+
+    def gpu(self, device: str) -> GpuPrice:
+        """Return the price of a GPU. The longest name that its name contains counts."""
+        named = [name for name in self.gpu_hour if name != ANY and name.lower() in device.lower()]
+        found = self.gpu_hour.get(max(named, key=len) if named else ANY)
+        return found or GpuPrice(per_hour=0.0)
+
+
+class Rate(_Entry):
+    """The price of a replica per hour, and the resources that it is charged for.
+
+    ``source``: ``prices``, or ``deployment`` if the Deployment's own ``scaling.price_per_hour`` counts.
+    """
+
+    per_hour: float
+    cores: float
+    memory_gib: float
+    gpus: float = 0.0
+    gpu: str = ""
+    source: str = "prices"
+
+    def cost(self, ns: int) -> float:
+        """Return the cost of ``ns`` nanoseconds."""
+        return self.per_hour * ns / 3.6e12
+
+
+def rate_of(deployment: Deployment, prices: PriceList, device: str = "") -> Rate:
+    """Return the rate of a Deployment's replica on ``device`` (as its worker reports it).
+
+    It is charged for the resources that the Deployment reserves, used or not.
+    """
+    resources = deployment.resources
+    cores = resources.cpus if resources.cpus is not None else prices.cores
+    memory = prices.memory_gib if resources.memory_mb is None else resources.memory_mb / MIB_PER_GIB
+    gpu = prices.gpu(device)
+    gpus = float(resources.gpus)
+    if resources.gpu_memory_mb is not None:
+        gpus = min(1.0, resources.gpu_memory_mb / MIB_PER_GIB / gpu.memory_gib)
+    own = deployment.scaling.price_per_hour
+    listed = cores * prices.core_hour + memory * prices.gib_hour + gpus * gpu.per_hour
+    return Rate(
+        per_hour=listed if own is None else own,
+        cores=cores,
+        memory_gib=memory,
+        gpus=gpus,
+        gpu=device if gpus else "",
+        source="prices" if own is None else "deployment",
+    )

@@ -1,0 +1,83 @@
+"""How a replica has spent its time, in whole nanoseconds, so that the parts sum exactly.
+
+    time of a replica = calls' shares by caller and endpoint + start-up + idle + wasted + open calls
+
+A worker writes this report every second. All numbers are totals since the replica's launch, so a lost report
+loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+import orjson
+from typing_extensions import Self
+
+BUSY, STARTING, IDLE, WASTED = "busy", "starting", "idle", "wasted"
+
+# Why the time of a call was wasted. ``retried``: the call failed, and its requests are called again.
+# ``expired`` and ``cancelled``: no caller waited any more. ``failed``: the caller got an error.
+# ``lost``: the model or the worker died during the call.
+WASTES = ("retried", "expired", "cancelled", "failed", "lost")
+
+
+class Spent(NamedTuple):
+    """Time in ns, and the requests, rows and tokens that shared it."""
+
+    ns: int = 0
+    requests: int = 0
+    rows: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+
+    def plus(self, other: Spent) -> Spent:
+        """Return the sum of both, count by count."""
+        return Spent(*(mine + more for mine, more in zip(self, other, strict=True)))
+
+    def minus(self, other: Spent) -> Spent:
+        """Return the difference of both, count by count."""
+        return Spent(*(mine - less for mine, less in zip(self, other, strict=True)))
+
+
+class Part(NamedTuple):
+    """A part of a replica's time. ``detail``: why time was wasted. Only busy time has a caller."""
+
+    kind: str
+    detail: str = ""
+    caller: str = ""
+    endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaTime:
+    """The report of a replica. ``open_ns``: its calls that have not ended. ``ended``: it is the last one."""
+
+    replica: str
+    deployment: str
+    open_ns: int = 0
+    ended: bool = False
+    parts: Mapping[Part, Spent] = field(default_factory=dict)
+
+    @property
+    def total_ns(self) -> int:
+        """Return the whole time of the replica, up to this report."""
+        return self.open_ns + sum(spent.ns for spent in self.parts.values())
+
+    def to_json(self) -> bytes:
+        """Return the report as JSON."""
+        document = asdict(self) | {"parts": [[*part, *spent] for part, spent in self.parts.items()]}
+        return orjson.dumps(document)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Self:
+        """Read a report. Unknown members and counts of a newer writer are ignored."""
+        document = orjson.loads(raw)
+        known = {name: value for name, value in document.items() if name in cls.__dataclass_fields__}
+        places, counts = len(Part._fields), len(Spent._fields)
+        parts = {
+            Part(*row[:places]): Spent(*map(int, row[places : places + counts])) for row in known["parts"]
+        }
+        return cls(**(known | {"parts": parts}))
