@@ -93,18 +93,7 @@ def main() -> int:
     extra = {"TIDEGATE_AUTOSCALER_DOWN_WINDOW_S": "5"}
     with session.session(), stack.tidegate("costs", extra) as running:
         path = stack.EXAMPLES / "sleep" / "model.py"
-        running.command(
-            "deploy",
-            str(path),
-            "--name",
-            ENDPOINT,
-            "--max-batch",
-            "1",
-            "--min",
-            "1",
-            "--max",
-            str(MAX_REPLICAS),
-        )
+        running.deploy(path, ENDPOINT, "--max-batch", "1", "--max", str(MAX_REPLICAS))
         figures = asyncio.run(measure(running, chosen.seconds))
     bar = BAR if chosen.seconds >= 3600 else SHORT_BAR
     off = abs(figures["ledger_s"] / figures["observed_s"] - 1)
