@@ -41,6 +41,7 @@ class Seen:
 
     process: psutil.Process
     began: float
+    alive_at: float
     ended: float | None = None
 
 
@@ -63,10 +64,14 @@ class Observer:
             if path.parent.name not in self.seen:
                 with contextlib.suppress(OSError, ValueError, psutil.Error):
                     process = psutil.Process(int(path.read_text().split()[0]))
-                    self.seen[path.parent.name] = Seen(process, process.create_time())
+                    self.seen[path.parent.name] = Seen(process, _began(process.pid), time.time())
         for each in self.seen.values():
-            if each.ended is None and not _runs(each.process):
-                each.ended = time.time()
+            if each.ended is not None:
+                continue
+            if _runs(each.process):
+                each.alive_at = time.time()
+            else:
+                each.ended = (each.alive_at + time.time()) / 2
 
     @property
     def alive(self) -> list[str]:
@@ -78,6 +83,13 @@ class Observer:
         """Return the time of all processes up to now."""
         now = time.time()
         return sum((each.ended or now) - each.began for each in self.seen.values())
+
+
+def _began(pid: int) -> float:
+    """Return the start of a process. The kernel's time of boot is in whole seconds, so it is not used."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -75,7 +75,7 @@ BROKER: dict[str, BrokerPermissions] = {
 # Only the server's owner administers it, from its command line.
 _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(
-    f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins")
+    f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins", "time")
 )
 _NOT_FOR_WORKERS = "-scan -randomkey -function -move"
 _WORKERS_COMMANDS = (
