@@ -14,11 +14,11 @@ from typing import Protocol
 
 from tidegate.kernel.protocol.envelope import Request
 from tidegate.kernel.protocol.replica_time import BUSY, IDLE, STARTING, WASTED, Part, Spent
+from tidegate.kernel.protocol.tenant import caller_of, endpoint_of
 
 # A replica counts this many tenants (a caller at an endpoint) apart. The others are counted together.
 MOST_TENANTS = 1000
 OTHERS = b"(others)"
-_SEPARATOR = "\x1f"
 
 
 class HasRequest(Protocol):
@@ -115,8 +115,7 @@ class TimeLedger:
         for reason, counts in self._wasted.items():
             found[Part(WASTED, reason)] = Spent(*counts)
         for tenant, counts in self._shares.items():
-            caller, endpoint = caller_and_endpoint(tenant)
-            part = Part(BUSY, "", caller, endpoint)
+            part = Part(BUSY, "", caller_of(tenant), endpoint_of(tenant))
             found[part] = found.get(part, Spent()).plus(Spent(*counts))
         return found, self._open * self._clock - self._begun + self._carry
 
@@ -153,9 +152,3 @@ class TimeLedger:
         if not self._open:
             spent, self._carry = spent + self._carry, 0
         return spent
-
-
-def caller_and_endpoint(tenant: bytes) -> tuple[str, str]:
-    """Return the caller and the endpoint in the tenant of a frame; empty if it does not have them."""
-    caller, _, rest = tenant.decode("utf-8", "replace").partition(_SEPARATOR)
-    return caller, rest.partition(_SEPARATOR)[0]

@@ -25,6 +25,11 @@ def caller_of(tenant: bytes) -> str:
     return tenant.partition(_PART)[0].decode("utf-8", "replace")
 
 
+def endpoint_of(tenant: bytes) -> str:
+    """Return the endpoint in a tenant; empty if the frame has none."""
+    return tenant.partition(_PART)[2].partition(_PART)[0].decode("utf-8", "replace")
+
+
 def weight_of(tenant: bytes) -> int:
     """Return the weight in a tenant. It is 1 if there is none, or if it cannot be read."""
     digits = tenant.rpartition(_PART)[2]

@@ -35,6 +35,7 @@ from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.protocol.jobs import Accepted, Idempotency, Job, JobLoad, NewJob, new_id
+from tidegate.kernel.protocol.tenant import tenant_of
 from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -294,7 +295,7 @@ class JobSubmitter:
         if self._claims.needed(sum(map(len, data))):
             data = [await self._claims.give(data, ttl_s + self._retention_s, durable=True)]
             flags |= envelope.CLAIM
-        tenant = checked.principal.encode()[:255]
+        tenant = tenant_of(checked.principal, checked.endpoint)
         frame = envelope.request_frame(
             id_, expires_ms, request.rows, request.key, data, tenant=tenant, trace=checked.trace, flags=flags
         )
