@@ -23,7 +23,7 @@ HOUR_S = 3600
 OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
 # A replica that ended while no autoscaler ran has lived at most this long after its last sign of life.
-SILENT_S = 5.0
+SILENT_S = 1.0
 
 
 class Place(NamedTuple):

@@ -93,7 +93,7 @@ def test_an_outage_of_the_autoscaler_is_no_life():
     book = LifeBook([life])
     note(book, START + 5000)
     found, _ = book.book({"d-0-1": a_report("d-0-1", ended=True, idle=100 * NS)}, PRICES, START + 5000)
-    assert by_kind(found)[OBSERVED] == pytest.approx(105 * NS, abs=1000)
+    assert by_kind(found)[OBSERVED] == pytest.approx(101 * NS, abs=1000)
 
 
 def test_time_over_several_hours_is_booked_in_each():
