@@ -37,7 +37,7 @@ BAR, SHORT_BAR = 0.001, 0.005
 
 @dataclass(slots=True)
 class Seen:
-    """A worker's process: its start and its end, in seconds since the epoch."""
+    """A worker's process: its launch and its end, in seconds since the epoch."""
 
     process: psutil.Process
     began: float
@@ -64,7 +64,8 @@ class Observer:
             if path.parent.name not in self.seen:
                 with contextlib.suppress(OSError, ValueError, psutil.Error):
                     process = psutil.Process(int(path.read_text().split()[0]))
-                    self.seen[path.parent.name] = Seen(process, _began(process.pid), time.time())
+                    began = (path.parent / "assignment.json").stat().st_mtime  # just before its start
+                    self.seen[path.parent.name] = Seen(process, began, time.time())
         for each in self.seen.values():
             if each.ended is not None:
                 continue
@@ -83,13 +84,6 @@ class Observer:
         """Return the time of all processes up to now."""
         now = time.time()
         return sum((each.ended or now) - each.began for each in self.seen.values())
-
-
-def _began(pid: int) -> float:
-    """Return the start of a process. The kernel's time of boot is in whole seconds, so it is not used."""
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
-    return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _runs(process: psutil.Process) -> bool:
