@@ -268,6 +268,30 @@ def test_a_canary_that_fails_is_rolled_back_by_itself(stack: Stack, two: str, tm
     assert (back["deployment"]["name"], back["replaced"]) == ("careful-v1", ["flaky-v1"])
 
 
+def test_a_canary_with_worse_scores_is_rolled_back(stack: Stack, two: str):
+    stack.cli("deploy", two, "--version", "3", "--no-traffic")
+    options = ("--steps", "50,100", "--hold", "0s", "--metric", "score")
+    stack.cli("rollout", two, "--to", "v3", *options)
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
+    end, found = time.monotonic() + PATIENCE_S, stack.cli("rollout", two)
+    with httpx.Client(base_url=stack.settings.gateway_url) as http:
+        while found["rollout"]["phase"] == "running":
+            assert time.monotonic() < end, found
+            outcomes = []
+            for _ in range(60):
+                answer = http.post(f"/v2/models/{two}/infer", json=body)
+                if (id_ := answer.headers.get("x-feedback-id")) is not None:
+                    good = answer.json()["model_version"] == "1"
+                    outcomes.append({"request_id": id_, "score": 1.0 if good else 0.2})
+            if outcomes:
+                assert http.post("/v1/feedback", json=outcomes).status_code == 202
+            found = stack.cli("rollout", two)
+    assert found["rollout"]["phase"] == "rolled_back", found
+    assert found["rollout"]["reason"].startswith("quality: "), found
+    quality = found["evidence"]["quality"]
+    assert (quality["base_mean"], quality["canary_mean"]) == (1.0, pytest.approx(0.2))
+
+
 def shadowed(stack: Stack, name: str, enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The report of shadow traffic, once it satisfies a condition and no copy is in flight."""
     end = time.monotonic() + PATIENCE_S

@@ -166,9 +166,13 @@ def decides_promotion(metric: str) -> bool:
 
 
 def roll_back_at(policy: CanaryPolicy, evidence: Iterable[str], metric: str) -> float:
-    """Return the e-value at which a metric rolls a canary back: m / alpha for m metrics of the same kind."""
+    """Return the e-value at which a metric rolls a canary back: m / alpha for m metrics of the same kind.
+
+    Metrics of latency count from the start, although they have no evidence before the quantiles are frozen.
+    """
     seconds = metric.endswith(SECONDS)
-    same = sum(name.endswith(SECONDS) == seconds for name in evidence)
+    always = (name for name in MARGINS if name != "quality")
+    same = sum(name.endswith(SECONDS) == seconds for name in {*evidence, *always})
     part = _ALPHA_OF_SECONDS if seconds else 1 - _ALPHA_OF_SECONDS
     return same / (policy.alpha * part)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, inf, lgamma, log, log1p
+from operator import add
 
 # The hypotheses, as multiples of the margin.
 WORSE = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
@@ -97,6 +98,8 @@ class Evidence:
 
     def _limited(self, sums: tuple[float, ...], gains: tuple[float, ...]) -> tuple[float, ...]:
         most = log(self.block_factor)
+        if max(gains) <= most:
+            return tuple(map(add, sums, gains))
         return tuple(total + (gain if gain < most else most) for total, gain in zip(sums, gains, strict=True))
 
     @property

@@ -111,4 +111,5 @@ def limit_of(values: list[float], sign: int) -> Limit:
     signed = sorted(sign * value for value in values)
     quartile = signed[len(signed) // 4]
     worse = sum(value < quartile for value in signed)
-    return Limit(sign, quartile, worse < FEWEST_BAD * len(signed))
+    better = signed[-1] > quartile  # else all outcomes of the baseline would be bad
+    return Limit(sign, quartile, better and worse < FEWEST_BAD * len(signed))

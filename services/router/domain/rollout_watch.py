@@ -114,8 +114,9 @@ class RolloutWatch:
                 self.seen[key] = total
                 into = canary_new if name == deployment else base_new
                 into.failed += max(0, total.failed - before.failed)
-                for bucket, (new, old) in enumerate(zip(total.times, before.times, strict=False)):
-                    into.times[bucket] += max(0, new - old)
+                if total.times != before.times and len(total.times) == COUNT:
+                    rows = zip(into.times, total.times, before.times, strict=True)
+                    into.times = [sum_ + new - old if new > old else sum_ for sum_, new, old in rows]
         self.fresh = False
         return canary_new, base_new
 

@@ -62,6 +62,7 @@ def test_a_tick_waits_for_outcomes_of_both_sides() -> None:
     [
         ([1.0] * 90 + [0.0] * 10, 1, 0.0, 1.0),
         ([0.0] * 80 + [1.0] * 20, 1, 0.0, 1.0),  # mostly bad: the quartile itself is bad
+        ([1.0] * 100, 1, 0.0, 1.0),
         ([float(n) for n in range(100)], 1, 24.0, 25.0),
         ([float(n) for n in range(100)], -1, 80.0, 70.0),
     ],
