@@ -43,7 +43,9 @@ def selected(intention: Fields, name: str | None) -> dict[str, list[dict[str, An
         deployments, endpoints = _named(name, deployments, endpoints)
     return {
         "deployments": [_stated(each, _defaults_for(each)) for each in deployments],
-        "endpoints": [_without_id(_stated(each, _endpoint_defaults())) for each in endpoints],
+        "endpoints": [
+            _without_id(_stated(_before_rollout(each), _endpoint_defaults())) for each in endpoints
+        ],
     }
 
 
@@ -85,6 +87,25 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
         )
     using = [e for e in endpoints if all(target["deployment"] in of_model for target in e["targets"])]
     return list(of_model.values()), using
+
+
+def _before_rollout(endpoint: Fields) -> Fields:
+    """Return an endpoint as a file states it: the baseline and its canary. One that has ended is left out."""
+    rollout = endpoint.get("rollout")
+    if rollout is None:
+        return endpoint
+    if rollout["phase"] not in ("running", "paused"):
+        return {**endpoint, "rollout": None}
+    options = _without_defaults(rollout["options"], _canary_defaults())
+    canary = {"deployment": rollout["deployment"], **({"options": options} if options else {})}
+    return {**endpoint, "targets": rollout["base"], "rollout": canary}
+
+
+@cache
+def _canary_defaults() -> dict[str, Any]:
+    from tidegate.kernel.protocol.models import CanaryOptions
+
+    return CanaryOptions().model_dump(mode="json")
 
 
 def _stated(held: Fields, defaults: Fields) -> dict[str, Any]:

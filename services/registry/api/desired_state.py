@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
+
 from fastapi import APIRouter
 
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import Applied, ApplyBody, DeployBody, Deployed
 from services.registry.api.dependencies import TransactionsDep
-from services.registry.domain import edits, rollover
+from services.registry.domain import edits, rollover, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
+from services.registry.domain.stated_rollouts import RolloutStart
 from tidegate.kernel.protocol.models import DesiredState
 from tidegate.kernel.service.api import JsonRoute
 
@@ -50,9 +53,14 @@ async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
 async def apply(transactions: TransactionsDep, body: ApplyBody) -> Applied:
     """Create or replace many Deployments and Endpoints. If any of them has an error, change nothing."""
     outcomes: list[edits.ApplyOutcome] = []
+    started_at = transactions.now().timestamp()
 
     def decision(now: RegistrySnapshot) -> list[Change]:
-        changes, outcomes[:] = edits.apply(now, body.deployments, body.endpoints)
+        def put(snapshot: RegistrySnapshot, name: str, fields: edits.Fields) -> list[Change]:
+            start = RolloutStart(secrets.token_hex(4), started_at)
+            return stated_rollouts.put_endpoint(snapshot, name, fields, start=start)
+
+        changes, outcomes[:] = edits.apply(now, body.deployments, body.endpoints, put)
         return changes
 
     async def result(reader: DesiredStateReader) -> Applied:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
+
 from fastapi import APIRouter, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import EndpointFields, Items, SettleBody
 from services.registry.api.dependencies import IfMatch, TransactionsDep, with_etag
-from services.registry.domain import edits, names, rollover
+from services.registry.domain import edits, names, rollover, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
+from services.registry.domain.stated_rollouts import RolloutStart
 from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.service.api import JsonRoute
 
@@ -21,14 +24,16 @@ async def put(
 ) -> Endpoint:
     """Create or replace an Endpoint. Return 201 if it is new.
 
-    Unless ``previous`` is given, the current Deployments serve until the targets are ready.
+    Unless ``previous`` is given, the current Deployments serve until the targets are ready. A ``rollout``
+    with only ``deployment`` and ``options`` starts a canary.
     """
     created = False
+    start = RolloutStart(secrets.token_hex(4), transactions.now().timestamp())
 
     def decision(now: RegistrySnapshot) -> list[Change]:
         nonlocal created
         created = name not in now.endpoints
-        return edits.put_endpoint(now, name, body, expected)
+        return stated_rollouts.put_endpoint(now, name, body, expected, start=start)
 
     endpoint = await transactions.decide(decision, lambda reader: _read(reader, name))
     response.status_code = 201 if created else 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -146,11 +146,14 @@ def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:
 
 
 def apply(
-    snapshot: RegistrySnapshot, deployments: Sequence[Fields], endpoints: Sequence[Fields]
+    snapshot: RegistrySnapshot,
+    deployments: Sequence[Fields],
+    endpoints: Sequence[Fields],
+    put: Callable[[RegistrySnapshot, str, Fields], list[Change]] = put_endpoint,
 ) -> tuple[list[Change], list[ApplyOutcome]]:
     """Create or replace all objects of a file, in one plan. If one has an error, nothing changes.
 
-    Return the changes, and the outcome for each object in the file's order.
+    Return the changes, and the outcome for each object in the file's order. ``put`` plans an Endpoint.
     """
     stated = [("deployment", each) for each in deployments] + [("endpoint", each) for each in endpoints]
     _check_unique(stated)
@@ -162,7 +165,7 @@ def apply(
             step, exists = put_deployment(snapshot, name, fields), name in snapshot.deployments
             outcomes.append(ApplyOutcome("deployment", name, _action(step, exists)))
         else:
-            step, exists = put_endpoint(snapshot, name, fields), name in snapshot.endpoints
+            step, exists = put(snapshot, name, fields), name in snapshot.endpoints
             outcomes.append(ApplyOutcome("endpoint", name, _action(step, exists)))
         snapshot = snapshot.after(step)
         changes += step

@@ -13,7 +13,7 @@ from tidegate.cli.manage import documents
 from tidegate.cli.rollout import chosen, percent, rolled, weights
 from tidegate.cli.smoke import Sample, back_to, close, differences, read_samples
 from tidegate.kernel.errors import BadRequest, NotFound
-from tidegate.kernel.protocol.models import Deployment, Endpoint, LlmSpec
+from tidegate.kernel.protocol.models import CanaryOptions, Deployment, Endpoint, LlmSpec, Rollout, Target
 
 HELD = [
     {"name": "digits-v1", "model": "digits", "version": 1},
@@ -54,6 +54,25 @@ def test_shares_are_parts_of_their_sum(shares: list[str], whole: dict[str, int],
 def test_shares_that_are_none(shares: list[str], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         weights(shares)
+
+
+def test_an_exported_canary_is_stated_as_it_began() -> None:
+    rollout = Rollout(
+        deployment="digits-v2", base=[Target(deployment="digits-v1")], options=CanaryOptions(steps=[5, 100])
+    )
+    held = Endpoint(
+        name="digits",
+        targets=[Target(deployment="digits-v1", weight=95), Target(deployment="digits-v2", weight=5)],
+        rollout=rollout,
+        revision=1,
+    ).model_dump(mode="json")
+    (stated,) = selected({"deployments": [], "endpoints": [held]}, None)["endpoints"]
+    assert stated["targets"] == [{"deployment": "digits-v1", "weight": 100}]
+    assert stated["rollout"] == {"deployment": "digits-v2", "options": {"steps": [5, 100]}}
+    ended = {**held, "rollout": {**held["rollout"], "phase": "promoted"}}
+    (stated,) = selected({"deployments": [], "endpoints": [ended]}, None)["endpoints"]
+    assert "rollout" not in stated
+    assert len(stated["targets"]) == 2
 
 
 def test_versions_become_deployments() -> None:

@@ -1,0 +1,77 @@
+"""Start a canary that a file states: `tidegate apply` and ``PUT`` of an Endpoint. Pure.
+
+A file states the present targets and the canary. It may be applied again at any time: the canary that it
+states goes on, and one that has ended is not started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.registry.domain import edits, merge, rollouts
+from services.registry.domain.desired_state import Change, RegistrySnapshot
+from tidegate.kernel.protocol.models import CanaryOptions, EndpointSpec, Name, Noun, Target
+
+
+class StatedRollout(Noun):
+    """A canary in a file: its Deployment, and its options."""
+
+    deployment: Name
+    options: CanaryOptions = CanaryOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutStart:
+    """The id and the time (seconds since the epoch) of a rollout that may start."""
+
+    id: str
+    now: float
+
+
+def put_endpoint(
+    snapshot: RegistrySnapshot,
+    name: str,
+    fields: edits.Fields,
+    expected: int | None = None,
+    *,
+    start: RolloutStart,
+) -> list[Change]:
+    """Create or replace an Endpoint, as :func:`edits.put_endpoint` does, and start the canary that it states.
+
+    A stated ``rollout`` with an ``id`` is a stored one, with its state, and is kept as it is.
+    """
+    stated, stored = fields.get("rollout"), snapshot.endpoints.get(name)
+    if not isinstance(stated, Mapping) or stated.get("id"):
+        if stored is not None and "rollout" not in fields and _is_baseline(stored.spec, fields):
+            fields = _kept(stored.spec, fields)
+        return edits.put_endpoint(snapshot, name, fields, expected)
+    wanted = merge.checked(StatedRollout, stated, f"Endpoint {name!r}: rollout")
+    if stored is not None and _is_known(stored.spec, wanted):
+        return edits.put_endpoint(snapshot, name, _kept(stored.spec, fields), expected)
+    others = {key: value for key, value in fields.items() if key != "rollout"}
+    changes = edits.put_endpoint(snapshot, name, others, expected)
+    after = snapshot.after(changes)
+    started = rollouts.start(after, name, wanted.deployment, wanted.options, start.id, start.now)
+    return [*changes, *started]
+
+
+def _kept(stored: EndpointSpec, fields: edits.Fields) -> dict[str, Any]:
+    """Return the fields with the targets and the rollout that are stored."""
+    kept = stored.model_dump(include={"targets", "previous", "rollout"})
+    return {**fields, **kept}
+
+
+def _is_known(stored: EndpointSpec, wanted: StatedRollout) -> bool:
+    """Return True if the Endpoint's last canary is the stated one."""
+    held = stored.rollout
+    return held is not None and (held.deployment, held.options) == (wanted.deployment, wanted.options)
+
+
+def _is_baseline(stored: EndpointSpec, fields: edits.Fields) -> bool:
+    """Return True if the stated targets are the baseline of the Endpoint's canary: then it goes on."""
+    if stored.rollout is None or not stored.rollout.active or not isinstance(fields.get("targets"), list):
+        return False
+    targets = [merge.checked(Target, each, "targets") for each in fields["targets"]]
+    return [target for target in targets if target.weight] == stored.rollout.base
