@@ -8,11 +8,20 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime, Field
 
+from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.dependencies import TransactionsDep, with_etag
 from services.registry.domain import shadows
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import BadRequest
-from tidegate.kernel.protocol.models import LARGEST, Endpoint, Name, Shadow, Tolerance, Written
+from tidegate.kernel.protocol.models import (
+    LARGEST,
+    Endpoint,
+    Name,
+    Shadow,
+    Tolerance,
+    Written,
+    unfit_for_shadow,
+)
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["shadows"], route_class=JsonRoute)
@@ -56,8 +65,7 @@ async def start(transactions: TransactionsDep, name: str, body: ShadowBody, resp
         shadow = Shadow.model_validate({**options, "deployment": deployment, "id": id_})
         return changes + shadows.start(snapshot.after(changes), name, shadow)
 
-    endpoints = await transactions.decide(decision, lambda reader: reader.endpoints(name))
-    return with_etag(endpoints[0], response)
+    return with_etag(await transactions.decide(decision, lambda reader: _checked(reader, name)), response)
 
 
 @router.delete("/{name}/shadow")
@@ -72,3 +80,14 @@ async def stop(
         lambda snapshot: shadows.stop(snapshot, name, id), lambda reader: reader.endpoints(name)
     )
     return with_etag(endpoints[0], response)
+
+
+async def _checked(reader: DesiredStateReader, name: str) -> Endpoint:
+    """Return the endpoint. Raise BadRequest, which undoes the change, if its shadow cannot be compared."""
+    (endpoint,) = await reader.endpoints(name)
+    assert endpoint.shadow is not None
+    (deployment,) = await reader.deployments(endpoint.shadow.deployment)
+    (version,) = await reader.versions(deployment.model, deployment.version)
+    if (problem := unfit_for_shadow(version)) is not None:
+        raise BadRequest(f"{deployment.name} {problem}. Compare it with a canary: leave out --shadow.")
+    return endpoint

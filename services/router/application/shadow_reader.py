@@ -21,7 +21,7 @@ from services.router.domain import shadow_report
 from services.router.domain.shadow_watch import ShadowWatch
 from services.router.domain.table import Table, shadow_key
 from tidegate.kernel import telemetry
-from tidegate.kernel.protocol.models import Endpoint
+from tidegate.kernel.protocol.models import Endpoint, unfit_for_shadow
 from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import Store, StoreUnavailable
 
@@ -77,6 +77,8 @@ class ShadowReader:
 
     def _problem(self, endpoint: Endpoint) -> str:
         """Return why the gateways get no shadow, in words; empty if they do, or if there is none."""
+        if endpoint.shadow is not None and (unfit := self._unfit(endpoint.shadow.deployment)):
+            return f"{endpoint.shadow.deployment} {unfit}"
         table = self._table()
         entry = table["endpoints"].get(endpoint.name) if table is not None else None
         if endpoint.shadow is None or entry is None or entry["shadow"] is not None:
@@ -85,6 +87,14 @@ class ShadowReader:
             f"{endpoint.shadow.deployment} gets no copies: the endpoint may not use its region, or its "
             "version is missing"
         )
+
+    def _unfit(self, name: str) -> str | None:
+        """Return why a Deployment cannot be a shadow, as the end of a sentence; None if it can."""
+        desired = self._registry.desired
+        assert desired is not None
+        runs = next(((d.model, d.version) for d in desired.deployments if d.name == name), None)
+        version = next((each for each in desired.versions if (each.model, each.number) == runs), None)
+        return None if version is None else unfit_for_shadow(version)
 
     async def _step(self) -> float:
         endpoints = self._registry.desired.endpoints if self._registry.desired is not None else []

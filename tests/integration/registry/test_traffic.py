@@ -60,3 +60,38 @@ async def test_rules_and_sticky_keys_are_stored(call):
     for rule in ({"deployment": "digits-v1"}, {"deployment": "digits-v1", "tenant": "k", "value": "x"}):
         refused = await call("PUT", "/v1/endpoints/digits", {**spec, "rules": [rule]}, status=400)
         assert "a rule needs a header, or a tenant without a value" in refused["error"]
+
+
+async def test_a_shadow_is_started_stopped_and_promoted(call):
+    for number in (1, 2):
+        await call.register("digits", onnx_bytes(number))
+    await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
+    path = "/v1/endpoints/digits/shadow"
+    body = {"version": 2, "rate": 20, "tolerance": {"rtol": 0.01}, "until": "2100-01-01T00:00:00Z"}
+    started = (await call("PUT", path, body))["shadow"]
+    assert (started["deployment"], started["rate"], started["wake"]) == ("digits-v2", 20, False)
+    assert (started["tolerance"], len(started["id"])) == ({"atol": 1e-6, "rtol": 0.01}, 8)
+    assert (await call("GET", "/v1/endpoints/digits"))["shadow"] == started
+    for wrong in ({}, {"version": 2, "deployment": "digits-v2"}, {"version": 1}, {"version": 2, "rate": 0}):
+        await call("PUT", path, wrong, status=400)
+    await call("PUT", path, {"version": 9}, status=404)
+    assert (await call("DELETE", f"{path}?id=another"))["shadow"] == started
+    assert (await call("DELETE", path))["shadow"] is None
+    await call("POST", "/v1/endpoints/digits/rollout/promote", {}, status=404)
+    await call("PUT", path, {"deployment": "digits-v2"})
+    promoted = await call("POST", "/v1/endpoints/digits/rollout/promote", {})
+    assert [each["deployment"] for each in promoted["targets"]] == ["digits-v2"]
+    assert (promoted["shadow"], promoted["previous"][0]["deployment"]) == (None, "digits-v1")
+
+
+async def test_a_model_with_many_answers_is_no_shadow(call):
+    await call.register("digits", onnx_bytes(1))
+    await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
+    side = [{"name": "x", "datatype": "FP32", "shape": [1]}]
+    signature = {"inputs": side, "outputs": [{**side[0], "name": "y"}], "decoupled": True}
+    content = b"class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
+    await call.register("many", content, "model.py", signature=signature)
+    await call("PUT", "/v1/deployments/many-v1", {"model": "many", "version": 1})
+    refused = await call("PUT", "/v1/endpoints/digits/shadow", {"deployment": "many-v1"}, status=400)
+    assert "returns any number of answers to a request" in refused["error"]
+    assert (await call("GET", "/v1/endpoints/digits"))["shadow"] is None, "nothing was stored"

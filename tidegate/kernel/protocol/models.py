@@ -319,6 +319,15 @@ class Endpoint(EndpointSpec):
     revision: int
 
 
+def unfit_for_shadow(version: Version) -> str | None:
+    """Return why a version cannot be a shadow, as the end of a sentence; None if it can."""
+    if version.format == "llm":
+        return "is a language model, and its answers cannot be compared"
+    if version.signature is not None and version.signature.decoupled:
+        return "returns any number of answers to a request (decoupled), which cannot be compared"
+    return None
+
+
 class DesiredState(Noun):
     """All versions, Deployments and Endpoints that should exist, read at one moment."""
 
