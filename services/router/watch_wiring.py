@@ -18,6 +18,7 @@ from services.router.adapters.webhook_sender import WebhookSender
 from services.router.application.alert_runner import AlertRunner, Findings
 from services.router.application.alert_sender import AlertSender
 from services.router.application.dead_letters import DeadLetters
+from services.router.application.diagnosis import Diagnosis
 from services.router.application.drift_judge import DriftJudge
 from services.router.application.endpoint_watch import EndpointWatch
 from services.router.domain.alerts.drift_findings import drift_findings
@@ -40,11 +41,13 @@ class WatchWiring(NamedTuple):
     alerts: AlertRunner
     sender: AlertSender
     mail: MailSender
+    diagnosis: Diagnosis
 
     def attach(self, app: FastAPI) -> None:
         """Let the routes find the parts."""
         app.state.watch, app.state.alerts, app.state.alert_sender = self.watch, self.alerts, self.sender
         app.state.mail, app.state.smtp_from = self.mail, self.mail.sender
+        app.state.diagnosis = self.diagnosis
 
 
 def drift_of(judge: DriftJudge) -> Findings:
@@ -97,4 +100,4 @@ def watch_of(
     mail = MailSender(settings.smtp_url, settings.smtp_from, limits.timeout_s)
     sender = AlertSender(file, http, mail, master, settings.webhook_retry_policy(), leads)
     runner.on_messages = sender.wake
-    return WatchWiring(watch, runner, sender, mail)
+    return WatchWiring(watch, runner, sender, mail, Diagnosis(watch, registry))

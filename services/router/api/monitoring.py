@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 
 from services.router.application.endpoint_watch import EndpointWatch
+from services.router.domain.diagnosis.case import Spans
 from services.router.domain.watch import shown
 from tidegate.kernel.errors import NotFound, Unavailable
 
@@ -45,6 +46,30 @@ async def history(
         else await asyncio.to_thread(found.pieces, now - last_s, now + 60.0)
     )
     return {"endpoint": name, "level": level, "items": [shown.point(each) for each in windows]}
+
+
+@router.get("/diagnosis")
+async def diagnosis(
+    request: Request,
+    name: str | None = None,
+    window_s: Annotated[float, Query(ge=10, le=86_400)] = 900.0,
+    past_s: Annotated[float, Query(ge=30, le=2 * 86_400)] = 86_400.0,
+    recent_days: Annotated[int, Query(ge=1, le=14)] = 7,
+) -> dict[str, Any]:
+    """Return the symptoms of every endpoint, or of one, each with its evidence and a remedy.
+
+    The last ``window_s`` are compared with spans of the same length in the ``past_s`` before them, and the
+    last ``recent_days`` full days with the days before.
+    """
+    watch = leading(request)
+    endpoints = watch.endpoints()
+    if name is not None:
+        endpoints = [each for each in endpoints if each.name == name]
+        if not endpoints:
+            raise NotFound(f"There is no endpoint {name!r}. `tidegate models` lists the models.")
+    spans = Spans(window_s, past_s, watch.day_s, recent_days)
+    found: dict[str, Any] = await request.app.state.diagnosis.of(endpoints, spans)
+    return found
 
 
 def leading(request: Request) -> EndpointWatch:

@@ -180,6 +180,9 @@ async def test_the_routes(registry, store, rabbitmq_url, valkey_url, jobs_url, t
 
         await until(ready)
         assert (await client.get("/v1/alerts")).json() == {"items": []}
+        (state,) = (await client.get("/v1/diagnosis?window_s=10&past_s=60")).json()["endpoints"]
+        assert (state["endpoint"], state["state"]) == (registry.name, "learning")
+        assert (await client.get("/v1/diagnosis?name=none")).status_code == 404
         url = "/v1/alerts/receivers/ops"
         wrong = await client.put(url, json={"kind": "webhook", "to": "ftp://x"})
         assert (wrong.status_code, "must be a URL" in wrong.json()["error"]) == (400, True)

@@ -73,7 +73,7 @@ def totals(
 ) -> dict[float, Counts]:
     """Return the counts of each window, from ticks, then minutes, then hours."""
     found = dict.fromkeys(windows, Counts())
-    for each in _pieces(history, now - max(windows)):
+    for each in pieces(history, now - max(windows)):
         age = now - each.start
         for seconds, counts in found.items():
             if age <= seconds:
@@ -83,7 +83,7 @@ def totals(
     return found
 
 
-def _pieces(history: EndpointHistory, since: float) -> Iterable[Brief]:
+def pieces(history: EndpointHistory, since: float) -> Iterable[Brief]:
     """Return the spans of the past without an overlap, in any order."""
     ticks = [_tick(each) for each in history.ticks]
     oldest = min((each.start for each in ticks), default=float("inf"))
@@ -94,7 +94,7 @@ def _pieces(history: EndpointHistory, since: float) -> Iterable[Brief]:
 
 
 def _tick(window: Window) -> Brief:
-    return Brief(window.start, window.requests, window.failed, window.slow, None, None)
+    return Brief(window.start, window.requests, window.failed, window.slow, None, None, window.callers)
 
 
 def baseline(minutes: Iterable[Brief]) -> Baseline | None:

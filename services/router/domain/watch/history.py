@@ -29,6 +29,7 @@ class Brief(NamedTuple):
     slow: int
     p50: float | None
     p99: float | None
+    callers: int = 0
 
 
 class Stored(NamedTuple):
@@ -166,6 +167,7 @@ def brief(window: Window) -> Brief:
         window.slow,
         window.quantile_s(0.5),
         window.quantile_s(0.99),
+        window.callers,
     )
 
 

@@ -1,0 +1,132 @@
+"""The case of one endpoint: its last minutes, its past in spans of the same length, its days. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from services.router.domain.alerts.facts import pieces
+from services.router.domain.watch.history import EndpointHistory
+from services.router.domain.watch.window import Window, merged
+
+# A span with fewer requests says nothing about latencies and rates.
+LEAST_REQUESTS = 30
+LEAST_BLOCKS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The spans of a diagnosis in seconds. ``recent_days``: full days that are compared with earlier ones."""
+
+    window_s: float = 900.0
+    past_s: float = 86_400.0
+    day_s: float = 86_400.0
+    recent_days: int = 7
+
+
+class Day(NamedTuple):
+    """One full day: distinct callers, requests, and failed requests."""
+
+    start: float
+    callers: int
+    requests: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentFacts:
+    """A Deployment of the endpoint. ``override``: an operator's number of replicas. None: not known or none.
+
+    ``host_full``: no more replicas fit.
+    """
+
+    name: str
+    model: str = ""
+    version: int = 1
+    low: int = 1
+    high: int = 1
+    ready: int = 0
+    desired: int = 0
+    override: int | None = None
+    host_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that a diagnosis of one endpoint reads. ``blocks`` are oldest first."""
+
+    endpoint: str
+    recent: Window
+    blocks: Sequence[Window] = ()
+    days: Sequence[Day] = ()
+    deployments: Sequence[DeploymentFacts] = ()
+    spans: Spans = field(default_factory=Spans)
+
+    @property
+    def main(self) -> DeploymentFacts:
+        """Return the Deployment that answered most requests, or the first one."""
+        answered = self.recent.answered_by
+        found = max(self.deployments, key=lambda each: answered.get(each.name, 0), default=None)
+        return found or DeploymentFacts(self.endpoint)
+
+    @property
+    def past(self) -> list[Window]:
+        """Return the blocks of the past with enough requests."""
+        return [block for block in self.blocks if block.requests >= LEAST_REQUESTS]
+
+    @property
+    def before(self) -> Window:
+        """Return the sum of the past."""
+        return merged(self.past, self.recent.start, self.recent.start)
+
+    @property
+    def learning(self) -> str:
+        """Return what is missing for a comparison with the past; empty: nothing."""
+        if len(self.past) < LEAST_BLOCKS:
+            length = f"{self.spans.window_s / 60:g} min"
+            return (
+                f"its past has {len(self.past)} spans of {length} with {LEAST_REQUESTS} requests; "
+                f"{LEAST_BLOCKS} are needed"
+            )
+        return ""
+
+    @property
+    def comparable(self) -> bool:
+        """Return True if the last minutes can be compared with the past."""
+        return not self.learning and self.recent.requests >= LEAST_REQUESTS
+
+
+def case_of(
+    endpoint: str,
+    history: EndpointHistory,
+    deployments: Sequence[DeploymentFacts],
+    spans: Spans,
+    now: float,
+) -> Case:
+    """Return the case of an endpoint. ``now`` is the end of the last reading."""
+    begin = now - spans.window_s
+    recent = history.between(begin, now)
+    count = int(spans.past_s // spans.window_s)
+    groups: dict[int, list[Window]] = {}
+    for each in history.pieces(begin - count * spans.window_s, begin):
+        number = int((begin - (each.start + each.end) / 2) // spans.window_s)
+        groups.setdefault(number, []).append(each)
+    blocks = [merged(groups[number], begin, begin) for number in sorted(groups, reverse=True)]
+    return Case(endpoint, recent, blocks, days_of(history, spans, now), deployments, spans)
+
+
+def days_of(history: EndpointHistory, spans: Spans, now: float) -> list[Day]:
+    """Return the full days of the history, oldest first. The first and the present one are not full."""
+    found: dict[int, Day] = {}
+    for each in pieces(history, float("-inf")):
+        number = int(each.start // spans.day_s)
+        day = found.get(number, Day(number * spans.day_s, 0, 0, 0))
+        found[number] = Day(
+            day.start,
+            max(day.callers, each.callers),
+            day.requests + each.requests,
+            day.failed + each.failed,
+        )
+    today = int(now // spans.day_s)
+    return [found[number] for number in sorted(found)[1:] if number != today]

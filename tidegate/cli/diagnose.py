@@ -1,0 +1,52 @@
+"""``tidegate diagnose``: what is wrong with endpoints, why, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from tidegate.cli.options import Json, seconds
+
+
+def diagnose(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One endpoint; default: all of them.")
+    ] = None,
+    window: Annotated[str, typer.Option(metavar="TIME", help="The last minutes to look at.")] = "15m",
+    past: Annotated[str, typer.Option(metavar="TIME", help="The past to compare them with.")] = "1d",
+    days: Annotated[int, typer.Option(min=1, max=14, help="Full days whose callers are compared.")] = 7,
+    json: Json = False,
+) -> None:
+    """Find out what is wrong: slow, falling adoption, cost, inconsistent times, errors under load.
+
+    Each finding has evidence, and a command as its remedy. Example: tidegate diagnose digits --window 5m
+    """
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    found = control().router.get(
+        "/v1/diagnosis", name=name, window_s=seconds(window), past_s=seconds(past), recent_days=days
+    )
+    output.show(found, json, lambda: _tell(found))
+
+
+def _tell(found: Mapping[str, Any]) -> None:
+    from tidegate.cli import output
+
+    for item in found["items"]:
+        output.line(f"{item['endpoint']}: {item['title']} ({item['cause']})", style="bold red")
+        for sentence in item["evidence"]:
+            output.line(f"  {sentence}")
+        output.line(f"  {item['remedy']['why']}")
+        output.line(f"  next: {item['remedy']['command']}", style="bold")
+    for state in found["endpoints"]:
+        if state["state"] != "found":
+            reason = f": {state['reason']}" if state["reason"] else ""
+            output.line(f"{state['endpoint']}: {_WORDS[state['state']]}{reason}")
+    if not found["endpoints"]:
+        output.say("There is no endpoint.")
+
+
+_WORDS = {"healthy": "no symptom", "learning": "no verdict yet", "idle": "too quiet"}
