@@ -12,11 +12,22 @@ from services.router.adapters import process_identity, webhook_secret
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.table_revision import TableRevision
 from services.router.adapters.webhook_sender import WebhookSender
-from services.router.api import alerts, dead_letters, drift, jobs, monitoring, rollouts, routes, shadows
+from services.router.api import (
+    alerts,
+    dead_letters,
+    drift,
+    experiments,
+    jobs,
+    monitoring,
+    rollouts,
+    routes,
+    shadows,
+)
 from services.router.api.given_up_requests import ExceptionConsumer
 from services.router.application.blob_sweeper import BlobSweeper
 from services.router.application.controller import RouteController
 from services.router.application.dead_letters import DeadLetters
+from services.router.application.experiment_runner import ExperimentRunner
 from services.router.application.job_sweeper import JobSweeper
 from services.router.application.leadership import Leadership
 from services.router.application.ledger import Ledger
@@ -64,6 +75,9 @@ def build(settings: RouterSettings) -> FastAPI:
         reader = ShadowReader(
             store, registry, leadership, data / "shadows.json", lambda: controller.table, controller.relist
         )
+        counter = app.state.experiments = ExperimentRunner(
+            store, feedback, registry, leadership, data / "experiments.json", controller.relist
+        )
         blobs = Blobs(settings.blob_url)
         claims = Claims(blobs, settings.claim_above_bytes)
         letters = DeadLetters(data / "dead-letters.jsonl", blobs, claims, settings.dead_letter_limits())
@@ -88,7 +102,7 @@ def build(settings: RouterSettings) -> FastAPI:
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)
         app.state.health.add("jobs", lambda: job_sweeper.problem or dispatcher.problem)
         consumers = (letters, exceptions, sweeper, job_sweeper, dispatcher, ledger, judge, quality)
-        loops = (leadership, controller, runner, reader, *consumers, watching.sender, watching.watch)
+        loops = (leadership, controller, runner, reader, counter, *consumers, watching.sender, watching.watch)
         for loop in loops:
             loop.start()
         yield
@@ -113,6 +127,7 @@ def build(settings: RouterSettings) -> FastAPI:
             dead_letters.router,
             drift.router,
             drift.quality_router,
+            experiments.router,
         ],
     )
 

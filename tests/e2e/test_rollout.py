@@ -390,3 +390,75 @@ def test_requests_wait_in_the_queue_while_versions_are_swapped(stack: Stack, two
             assert time.monotonic() < end, seen[-5:]
             time.sleep(0.05)
     assert [value for at, value in enumerate(seen) if not at or seen[at - 1] != value] == [1.0, 2.0]
+
+
+def users(stack: Stack, name: str, begin: int, end: int) -> list[dict[str, object]]:
+    """Send a request for each user, and return feedback: the answer itself is the score."""
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
+    found: list[dict[str, object]] = []
+    with httpx.Client(base_url=stack.settings.gateway_url, timeout=30) as http:
+        for user in range(begin, end):
+            answer = http.post(f"/v2/models/{name}/infer", json=body, headers={"X-Unit-Id": f"user-{user}"})
+            if id_ := answer.raise_for_status().headers.get("x-feedback-id"):
+                score = answer.json()["outputs"][0]["data"][0]
+                found.append({"request_id": id_, "score": score + user % 7 / 10})
+    return found
+
+
+def test_an_experiment_counts_each_outcome_once(stack: Stack, two: str, tmp_path: Path):
+    """Version 1 answers with 1 and version 2 with 2. Feedback is accepted while the router is away."""
+    stack.cli("split", two, "v1=1")
+    while stack.cli("traffic", two)["targets"][0]["now"] != 100:
+        time.sleep(0.2)
+    stack.cli("rollout", two, "--to", "v2", "--ab", "--metric", "score:5%", "--metric", "errors")
+    assert "running experiment" in stack.run("rollout", two, "--to", "careful-v2").stderr
+    end = time.monotonic() + PATIENCE_S
+    while not users(stack, two, 0, 1):
+        assert time.monotonic() < end, "answers get no id for feedback"
+        time.sleep(0.2)
+
+    def report(outcomes: int) -> dict[str, Any]:
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            shown = stack.run("experiment", two, "--json")  # fails while the router is away
+            found = json.loads(shown.stdout) if shown.returncode == 0 else {"metrics": []}
+            score = found["metrics"][0]["variants"] if found["metrics"] else []
+            if sum(each["outcomes"] for each in score) >= outcomes:
+                return dict(found)
+            assert time.monotonic() < end, found
+            time.sleep(0.2)
+
+    first, second = users(stack, two, 1, 251), users(stack, two, 251, 451)
+    assert users(stack, two, 1, 20) != first[:19], "another request of a user has another id"
+    with Client(stack.settings.gateway_url, timeout_s=30) as client:
+        assert {each["status"] for each in client.feedback_many(first)} == {"accepted"}
+        before = report(250)
+        router = stack.child("router")
+        router.suspend()
+        assert {each["status"] for each in client.feedback_many(second)} == {"accepted"}
+        assert {each["status"] for each in client.feedback_many(first)} == {"duplicate"}
+        router.kill()
+        result = client.infer(two, {"x": ONE})
+        client.feedback(result, score=float(result["y"][0, 0]))
+    found = report(451)
+    control, treatment = found["metrics"][0]["variants"]
+    assert control["outcomes"] + treatment["outcomes"] == 451
+    assert min(control["outcomes"], treatment["outcomes"]) > 150
+    assert (control["mean"], treatment["mean"]) == (pytest.approx(1.3, abs=0.1), pytest.approx(2.3, abs=0.1))
+    assert treatment["comparison"]["verdict"] == "better"
+    assert treatment["comparison"]["low"] > 0.9
+    assert found["sample_ratio"]["over"] == "units"
+    assert not found["sample_ratio"]["mismatch"]
+    assert before["experiment"]["id"] == found["experiment"]["id"]
+
+    (tmp_path / "outcomes.jsonl").write_text(json.dumps({"request_id": "fb1.other", "score": 1}) + "\n")
+    refused = stack.run("feedback", "--file", str(tmp_path / "outcomes.jsonl"))
+    assert (refused.returncode, "item 1: unknown" in refused.stdout) == (1, True)
+    assert stack.cli("feedback", str(first[0]["request_id"]), "--reward", "1")["accepted"] == 1
+    assert stack.run("experiment", two, "--csv").stdout.startswith("metric,deployment,outcomes")
+    stack.run("experiment", two, "--plot", str(tmp_path / "experiment.svg"))
+    assert "careful-v2 against careful-v1" in (tmp_path / "experiment.svg").read_text()
+    decided = stack.cli("experiment", two, "--winner", "v2")
+    assert (decided["experiment"]["phase"], decided["experiment"]["winner"]) == ("decided", "careful-v2")
+    targets = stack.cli("traffic", two)["targets"]
+    assert [(each["deployment"], each["share"]) for each in targets] == [("careful-v2", 100)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +36,12 @@ def rollout(
         int | None, typer.Option(metavar="N", min=1, help="Fewest requests to the canary in a step. [500]")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Also judge this metric of feedback, such as score.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also judge this metric of feedback, such as score. --ab: repeatable; NAME, NAME=LABEL, "
+            "errors or latency, with :up, :down or a smallest lift. --ab without it: score, errors, latency.",
+        ),
     ] = None,
     direction: Annotated[
         str | None, typer.Option(metavar="up|down", help="Which values of --metric are better (default: up).")
@@ -75,21 +80,54 @@ def rollout(
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.svg", help="Draw share, errors and evidence over time.")
     ] = None,
+    ab: Annotated[
+        bool, typer.Option("--ab", help="Compare versions by callers' feedback, instead of a canary.")
+    ] = False,
+    share: Annotated[
+        int | None,
+        typer.Option(metavar="PERCENT", min=1, max=99, help="--ab: their traffic; default 50."),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="--ab: what stays at one version: header:NAME, parameter:NAME or key. "
+            "Default: header:X-Unit-Id.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="--ab: end at this many outcomes of each version.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="--ab: end after this time, or at it: 7d or ISO 8601.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Roll out a version as a canary or a shadow, or show a rollout and its evidence.
+    """Roll out a version as a canary, an A/B test or a shadow, or show a rollout and its evidence.
 
     The canary's share grows in steps. It is promoted if it is as good as the present versions, and rolled
     back if it makes more errors or is slower. `tidegate promote NAME` and `tidegate rollback NAME` end the
     rollout immediately. With --shadow, the version gets copies of the requests, and its answers are only
     compared. Examples: tidegate rollout digits --to v2 --steps 5,50,100 --hold 2m --wait
     and tidegate rollout digits --to v2 --shadow --rate 20 --tolerance 1e-3
+    and tidegate rollout digits --to v2 --ab --share 50 --metric score:5%
     """
+    from tidegate.cli import experiment as experiments
     from tidegate.cli import output
     from tidegate.cli import shadow as shadows
     from tidegate.cli.api import control
 
     plane = control()
+    if ab or share is not None or unit or samples or until:
+        others = (shadow, steps, hold, min_samples, direction, full_capacity, swap, wait, plot, pause, resume)
+        if to is None or not ab or any(others):
+            raise UsageError(
+                "--ab needs --to VERSION, and takes only --share, --metric, --unit, --samples and --until."
+            )
+        experiments.start(plane, name, to, experiments.options_of(share, metric, unit, samples, until))
+        compared = experiments.read(plane, name)
+        output.show(compared, json, lambda: experiments.show(compared))
+        return
     of_shadow = rate is not None or max_per_s is not None or tolerance or lasts or wake
     if shadow or of_shadow:
         if to is None or not shadow:
@@ -102,11 +140,7 @@ def rollout(
         shadows.start(plane, name, to, shadows.options_of(rate, max_per_s, tolerance, lasts, wake=wake))
     elif to is not None:
         options = options_of(steps, hold, min_samples, metric, direction)
-        if swap and (options or full_capacity):
-            raise UsageError("--swap has no canary: leave out all options of canaries.")
-        if full_capacity:
-            options["full_capacity"] = True
-        _start(plane, name, to, options, swap=swap)
+        _start(plane, name, to, options, full_capacity=full_capacity, swap=swap)
     elif steps or hold or min_samples or metric or direction or full_capacity or swap:
         raise UsageError(
             "--steps, --hold, --min-samples, --metric, --direction, --full-capacity and --swap start a "
@@ -158,7 +192,7 @@ def options_of(
     steps: str | None,
     hold: str | None,
     min_samples: int | None,
-    metric: str | None = None,
+    metrics: Sequence[str] | None = None,
     direction: str | None = None,
 ) -> dict[str, Any]:
     """Return a rollout's options; raise UsageError."""
@@ -172,15 +206,24 @@ def options_of(
         options["hold_s"] = seconds(hold)
     if min_samples is not None:
         options["min_samples"] = min_samples
-    if direction not in (None, "up", "down") or (direction is not None and metric is None):
+    if direction not in (None, "up", "down") or (direction is not None and not metrics):
         raise UsageError("--direction is up or down, and needs --metric NAME.")
-    if metric is not None:
-        options |= {"metric": metric, "direction": direction or "up"}
+    if metrics:
+        if len(metrics) > 1:
+            raise UsageError("A canary has one --metric. Compare several with --ab.")
+        options |= {"metric": metrics[0], "direction": direction or "up"}
     return options
 
 
-def _start(plane: Control, name: str, to: str, options: Doc, *, swap: bool = False) -> None:
+def _start(
+    plane: Control, name: str, to: str, options: Doc, *, full_capacity: bool = False, swap: bool = False
+) -> None:
     from tidegate.cli.api import part
+
+    if swap and (options or full_capacity):
+        raise UsageError("--swap has no canary: leave out all options of canaries.")
+    if full_capacity:
+        options["full_capacity"] = True
 
     number = to.removeprefix("v")
     canary = {"version": int(number)} if number.isdecimal() else {"deployment": to}

@@ -7,8 +7,8 @@ from html import escape
 from math import log10
 from typing import Any
 
-_WIDTH, _PANEL, _LEFT, _TOP, _GAP = 760, 110, 70, 40, 34
-_CANARY, _BASE, _INK, _FAINT = "#d1495b", "#30638e", "#222", "#ccc"
+WIDTH, PANEL, LEFT, TOP, GAP = 760, 110, 70, 40, 34
+CANARY, BASE, INK, FAINT = "#d1495b", "#30638e", "#222", "#ccc"
 
 
 def svg(found: Mapping[str, Any]) -> str:
@@ -19,37 +19,41 @@ def svg(found: Mapping[str, Any]) -> str:
     begin, end = points[0]["at"], max(points[-1]["at"], points[0]["at"] + 1)
 
     def x(at: float) -> float:
-        return float(_LEFT + (_WIDTH - _LEFT - 20) * (at - begin) / (end - begin))
+        return float(LEFT + (WIDTH - LEFT - 20) * (at - begin) / (end - begin))
 
     top_rate = max([0.01, *(_rate(p, "canary") for p in points), *(_rate(p, "base") for p in points)])
     top_log = max(2.0, log10(limit) * 1.3)
     panels = [
-        ("share of the canary, %", 100.0, [(lambda p: float(p["share"]), _CANARY)], None),
+        ("share of the canary, %", 100.0, [(lambda p: float(p["share"]), CANARY)], None),
         (
             "errors, %",
             100 * top_rate,
-            [(lambda p: 100 * _rate(p, "canary"), _CANARY), (lambda p: 100 * _rate(p, "base"), _BASE)],
+            [(lambda p: 100 * _rate(p, "canary"), CANARY), (lambda p: 100 * _rate(p, "base"), BASE)],
             None,
         ),
         (
             "evidence of harm, log10",
             top_log,
-            [(lambda p: max(0.0, min(log10(max(p["e_worse"], 1.0)), top_log)), _CANARY)],
+            [(lambda p: max(0.0, min(log10(max(p["e_worse"], 1.0)), top_log)), CANARY)],
             log10(limit),
         ),
     ]
-    parts = [
-        f'<text x="{_LEFT}" y="20" font-size="14" fill="{_INK}">{escape(found["endpoint"])}: '
-        f"{escape(rollout['deployment'])} {escape(rollout['phase'].replace('_', ' '))}</text>"
-    ]
+    parts: list[str] = []
     for index, (title, top, lines, limit_at) in enumerate(panels):
         parts += _panel(index, title, top, lines, limit_at, points, x)
-    height = _TOP + len(panels) * (_PANEL + _GAP) + 20
     foot = f"{end - begin:.0f} s; red: canary, blue: baseline, dashed: roll back"
-    parts.append(f'<text x="{_LEFT}" y="{height - 8}" font-size="11" fill="{_INK}">{foot}</text>')
+    title = f"{found['endpoint']}: {rollout['deployment']} {rollout['phase'].replace('_', ' ')}"
+    return page(title, foot, parts, len(panels))
+
+
+def page(title: str, foot: str, parts: Sequence[str], panels: int) -> str:
+    """Return a picture of some panels. ``foot`` may have elements of SVG."""
+    height = TOP + panels * (PANEL + GAP) + 20
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif">'
-        f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">'
+        f'<rect width="100%" height="100%" fill="white"/>'
+        f'<text x="{LEFT}" y="20" font-size="14" fill="{INK}">{escape(title)}</text>{"".join(parts)}'
+        f'<text x="{LEFT}" y="{height - 8}" font-size="11" fill="{INK}">{foot}</text></svg>\n'
     )
 
 
@@ -62,23 +66,23 @@ def _panel(
     points: Sequence[Mapping[str, Any]],
     x: Callable[[float], float],
 ) -> list[str]:
-    floor = _TOP + index * (_PANEL + _GAP) + _PANEL
+    floor = TOP + index * (PANEL + GAP) + PANEL
 
     def y(value: float) -> float:
-        return floor - _PANEL * min(value, top) / top
+        return floor - PANEL * min(value, top) / top
 
-    right = _WIDTH - 20
+    right = WIDTH - 20
     parts = [
-        f'<text x="{_LEFT}" y="{floor - _PANEL - 6}" font-size="12" fill="{_INK}">{escape(title)}</text>',
-        f'<path d="M{_LEFT} {floor}H{right}M{_LEFT} {floor - _PANEL}H{right}" stroke="{_FAINT}"/>',
-        f'<text x="{_LEFT - 8}" y="{floor}" font-size="11" text-anchor="end" fill="{_INK}">0</text>',
-        f'<text x="{_LEFT - 8}" y="{floor - _PANEL + 8}" font-size="11" text-anchor="end" fill="{_INK}">'
+        f'<text x="{LEFT}" y="{floor - PANEL - 6}" font-size="12" fill="{INK}">{escape(title)}</text>',
+        f'<path d="M{LEFT} {floor}H{right}M{LEFT} {floor - PANEL}H{right}" stroke="{FAINT}"/>',
+        f'<text x="{LEFT - 8}" y="{floor}" font-size="11" text-anchor="end" fill="{INK}">0</text>',
+        f'<text x="{LEFT - 8}" y="{floor - PANEL + 8}" font-size="11" text-anchor="end" fill="{INK}">'
         f"{top:.3g}</text>",
     ]
     if limit_at is not None:
         at = y(limit_at)
         parts.append(
-            f'<path d="M{_LEFT} {at:.1f}H{right}" stroke="{_INK}" stroke-dasharray="4 3" fill="none"/>'
+            f'<path d="M{LEFT} {at:.1f}H{right}" stroke="{INK}" stroke-dasharray="4 3" fill="none"/>'
         )
     for value, colour in lines:
         path = "L".join(f"{x(point['at']):.1f} {y(value(point)):.1f}" for point in points)

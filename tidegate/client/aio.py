@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from typing import Any, Literal
 
 import httpx
@@ -14,8 +15,10 @@ from typing_extensions import Self
 from tidegate.client import address, http
 from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
 from tidegate.client.core import Core, Metadata, Version
+from tidegate.client.feedback import FeedbackFlows, item_of
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
+from tidegate.client.llm import ChatResult
 from tidegate.client.llm_aio import AsyncLlmCalls
 from tidegate.client.llm_flows import LlmFlows
 from tidegate.client.result import InferResult
@@ -115,6 +118,7 @@ class AsyncClient(AsyncLlmCalls):
         self._jobs = JobFlows(self._core)
         self._batches = BatchFlows(self._core)
         self._llm = LlmFlows(self._core)
+        self._feedback = FeedbackFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**found.options(), transport=transport)
 
@@ -223,6 +227,29 @@ class AsyncClient(AsyncLlmCalls):
     async def job(self, id: str) -> AsyncJobHandle:
         """Return the handle of a job by its id. Raise NotFound."""
         return AsyncJobHandle(self, await self._run(self._jobs.status(id)))
+
+    async def feedback(
+        self,
+        answer: InferResult | ChatResult | Handle | str | None = None,
+        *,
+        score: float | None = None,
+        reward: float | None = None,
+        label: str | int | float | bool | None = None,
+        metric: str | None = None,
+        value: float | str | None = None,
+        at: datetime | float | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Document:
+        """Report how good an answer was; see :meth:`tidegate.Client.feedback`."""
+        outcomes = {"score": score, "reward": reward, "label": label, "metric": metric, "value": value}
+        return await self._run(self._feedback.one(item_of(answer, idempotency_key, outcomes, at), timeout_s))
+
+    async def feedback_many(
+        self, items: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> list[Document]:
+        """Report many outcomes; see :meth:`tidegate.Client.feedback_many`."""
+        return await self._run(self._feedback.many(items, timeout_s))
 
     async def metadata(
         self, model: str, *, version: Version = None, timeout_s: float | None = None

@@ -134,14 +134,14 @@ def read_item(line: str) -> BatchItem:
         return BatchItem(
             int(found["line"]),
             str(found["status"]),
-            None if response is None else _result(response),
+            None if response is None else _result(response, str(found.get("job") or "")),
             None if error is None else from_document(error),
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BadAnswer("A line of the batch's results is malformed.") from None
 
 
-def _result(head: Document) -> InferResult:
+def _result(head: Document, job: str) -> InferResult:
     return InferResult(
         {output["name"]: from_json_output(output) for output in head.get("outputs", [])},
         model_name=str(head.get("model_name", "")),
@@ -149,6 +149,7 @@ def _result(head: Document) -> InferResult:
         request_id=str(head.get("id", "")),
         timing={},
         parameters=head.get("parameters") or {},
+        feedback_id=job,
     )
 
 

@@ -66,7 +66,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ChatResult:
-    """The answer of a language model. ``document`` is the whole answer, as OpenAI's API defines it."""
+    """The answer of a language model. ``document`` is the whole answer, as OpenAI's API defines it.
+
+    ``feedback_id`` names the answer in feedback; empty if its endpoint collects none.
+    """
 
     choices: list[Choice]
     usage: Usage | None
@@ -74,6 +77,7 @@ class ChatResult:
     id: str
     request_id: str
     document: Document = field(default_factory=dict, repr=False)
+    feedback_id: str = ""
 
     @property
     def text(self) -> str:
@@ -161,6 +165,7 @@ def read_result(answer: Answer) -> ChatResult:
         str(document.get("id") or ""),
         answer.headers.get("x-request-id") or "",
         document,
+        answer.headers.get("x-feedback-id") or "",
     )
 
 
@@ -210,6 +215,7 @@ class Collected:
     """The chunks of a stream so far, as one result."""
 
     request_id: str = ""
+    feedback_id: str = ""
     usage: Usage | None = None
     model: str = ""
     id: str = ""
@@ -238,7 +244,9 @@ class Collected:
             if calls := self._calls.get(index):
                 message["tool_calls"] = [calls[at] for at in sorted(calls)]
             choices.append(Choice(index, text, self._ends.get(index), message))
-        return ChatResult(choices, self.usage, self.model, self.id, self.request_id)
+        return ChatResult(
+            choices, self.usage, self.model, self.id, self.request_id, feedback_id=self.feedback_id
+        )
 
 
 def _merge(calls: dict[int, Document], piece: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ class AsyncChatStream(AsyncIterator[ChatChunk]):
             open_, self._open = self._open, None
             self._answer = await open_()
             self._collected.request_id = self.request_id = self._answer.headers.get("x-request-id") or ""
+            self._collected.feedback_id = self._answer.headers.get("x-feedback-id") or ""
             self._lines = self._lines_of(self._answer)
         if self._lines is not None:
             async for line in self._lines:

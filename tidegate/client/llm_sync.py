@@ -25,7 +25,7 @@ class ChatStream(Iterator[ChatChunk]):
         self._answer = answer
         self._lines = lines
         self.request_id = answer.headers.get("x-request-id") or ""
-        self._collected = Collected(self.request_id)
+        self._collected = Collected(self.request_id, answer.headers.get("x-feedback-id") or "")
         self.note = ""
 
     def __next__(self) -> ChatChunk:

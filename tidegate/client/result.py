@@ -14,7 +14,8 @@ class InferResult(Mapping[str, Array]):
     """The outputs by name, and details of the call.
 
     ``timing`` has the milliseconds of each phase at the server (``Server-Timing``). With ``request_id`` you
-    find the request in the logs. ``parameters`` are those of the answer.
+    find the request in the logs. ``parameters`` are those of the answer. ``feedback_id`` names the answer in
+    feedback; empty if its endpoint collects none.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class InferResult(Mapping[str, Array]):
         request_id: str,
         timing: dict[str, float],
         parameters: dict[str, Any],
+        feedback_id: str = "",
     ) -> None:
         self._outputs = outputs
         self.model_name = model_name
@@ -33,6 +35,7 @@ class InferResult(Mapping[str, Array]):
         self.request_id = request_id
         self.timing = timing
         self.parameters = parameters
+        self.feedback_id = feedback_id
 
     def __getitem__(self, name: str) -> Array:
         try:
@@ -65,6 +68,7 @@ def read_result(answer: Answer) -> InferResult:
         request_id=answer.headers.get("x-request-id") or str(head.get("id", "")),
         timing=read_timing(answer.headers.get("server-timing", "")),
         parameters=head.get("parameters") or {},
+        feedback_id=answer.headers.get("x-feedback-id") or "",
     )
 
 

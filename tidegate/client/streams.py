@@ -76,6 +76,7 @@ def read_line(line: str, opened: Opened) -> InferResult | None:
         request_id=opened.answer.headers.get("x-request-id") or str(event.get("id", "")),
         timing={},
         parameters={name: event[name] for name in event if name not in outputs and name not in _KNOWN},
+        feedback_id=opened.answer.headers.get("x-feedback-id") or "",
     )
 
 

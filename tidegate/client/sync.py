@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import httpx
@@ -14,8 +15,10 @@ from typing_extensions import Self
 from tidegate.client import address, http
 from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
 from tidegate.client.core import Core, Metadata, Version
+from tidegate.client.feedback import FeedbackFlows, item_of
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
+from tidegate.client.llm import ChatResult
 from tidegate.client.llm_flows import LlmFlows
 from tidegate.client.llm_sync import LlmCalls
 from tidegate.client.result import InferResult
@@ -118,6 +121,7 @@ class Client(LlmCalls):
         self._jobs = JobFlows(self._core)
         self._batches = BatchFlows(self._core)
         self._llm = LlmFlows(self._core)
+        self._feedback = FeedbackFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**found.options(), transport=transport)
 
@@ -247,6 +251,37 @@ class Client(LlmCalls):
     def job(self, id: str) -> JobHandle:
         """Return the handle of a job by its id. Raise NotFound."""
         return JobHandle(self, self._run(self._jobs.status(id)))
+
+    def feedback(
+        self,
+        answer: InferResult | ChatResult | Handle | str | None = None,
+        *,
+        score: float | None = None,
+        reward: float | None = None,
+        label: str | int | float | bool | None = None,
+        metric: str | None = None,
+        value: float | str | None = None,
+        at: datetime | float | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Document:
+        """Report how good an answer was: a score, a reward, a label, or any ``metric`` with a ``value``.
+
+        ``answer``: a result, a job, or an id (``feedback_id``). ``idempotency_key`` names a job instead.
+        ``at``: the time of the outcome. The first value of each metric counts, so a repeated call is safe.
+        Raise NotFound for an unknown or old answer, Forbidden for the answer of another key.
+        """
+        outcomes = {"score": score, "reward": reward, "label": label, "metric": metric, "value": value}
+        return self._run(self._feedback.one(item_of(answer, idempotency_key, outcomes, at), timeout_s))
+
+    def feedback_many(
+        self, items: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> list[Document]:
+        """Report many outcomes: objects with the members of ``POST /v1/feedback``, in calls of 1,000.
+
+        Return for each item its ``index``, its ``status``, and for a refused one a ``message``.
+        """
+        return self._run(self._feedback.many(items, timeout_s))
 
     def metadata(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> Metadata:
         """Return a model's name, versions, platform, inputs and outputs. Raise NotFound."""

@@ -40,13 +40,13 @@ class PendingId:
 
     __slots__ = ("_facts", "_ids")
 
-    def __init__(self, ids: FeedbackIds, facts: tuple[str, str, bool, str, str]) -> None:
+    def __init__(self, ids: FeedbackIds, facts: tuple[str, str, bool, str, str, str]) -> None:
         self._ids = ids
         self._facts = facts
 
     def id(self, route: DeploymentRoute, *, moved: bool = False) -> bytes:
         """Return the id of the answer of a Deployment. ``moved``: it replaced the chosen one."""
-        endpoint, request_id, assigned, unit, owner = self._facts
+        endpoint, request_id, assigned, unit, owner, experiment = self._facts
         return self._ids.make(
             AnswerFacts(
                 endpoint,
@@ -57,6 +57,7 @@ class PendingId:
                 assigned and not moved,
                 unit,
                 owner,
+                "" if moved else experiment,
             )
         )
 
@@ -88,7 +89,9 @@ class FeedbackTags:
             key = route.sticky.key(facts) if route.sticky is not None else None
             unit = self._ids.unit(key) if key is not None else ""
         request_id = rid.decode("latin-1")[:LONGEST_ID]
-        return PendingId(self._ids, (endpoint, request_id, assigned, unit, self._ids.owner(principal.id)))
+        owner = self._ids.owner(principal.id)
+        experiment = route.experiment if assigned else ""
+        return PendingId(self._ids, (endpoint, request_id, assigned, unit, owner, experiment))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,7 @@ def _records(item: FeedbackItem, facts: AnswerFacts) -> list[FeedbackRecord]:
             facts.at // 1000,
             facts.assigned,
             facts.unit,
+            facts.experiment,
         )
         for outcome in item.outcomes
     ]

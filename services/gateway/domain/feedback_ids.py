@@ -25,7 +25,8 @@ class AnswerFacts:
     """The facts that an id states about an answer. ``at``: microseconds since the epoch.
 
     ``assigned``: weights or a sticky key chose the Deployment, not a version or a rule. ``unit``: the hash of
-    the sticky key, or empty. ``owner``: the hash of the caller.
+    the sticky key, or empty. ``owner``: the hash of the caller. ``experiment``: the id of the experiment in
+    which it was chosen, or empty.
     """
 
     endpoint: str
@@ -36,6 +37,7 @@ class AnswerFacts:
     assigned: bool
     unit: str
     owner: str
+    experiment: str = ""
 
 
 class FeedbackIds:

@@ -77,6 +77,7 @@ class EndpointRoute:
     ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
     ``feedback``: answers get an id, with which callers report outcomes. ``shadow``: gets copies of requests.
     ``weight``: its share of a Deployment beside other endpoints.
+    ``experiment``: the id of the running experiment, or empty.
     """
 
     name: str
@@ -90,6 +91,7 @@ class EndpointRoute:
     feedback: bool = False
     shadow: ShadowRoute | None = None
     weight: int = 1
+    experiment: str = ""
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -236,6 +238,7 @@ def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, Deploymen
         bool(entry.get("feedback")),
         _shadow(entry.get("shadow"), deployments),
         entry.get("weight", 1),
+        str(entry.get("experiment") or ""),
     )
 
 

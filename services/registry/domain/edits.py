@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from services.registry.domain import merge, names, rollover
+from services.registry.domain import experiments, merge, names, rollover
 from services.registry.domain.desired_state import (
     Change,
     DropDeployment,
@@ -96,12 +96,13 @@ def set_override(snapshot: RegistrySnapshot, name: str, override: Override | Non
 
 
 def put_endpoint(
-    snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
+    snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None, now: float = 0.0
 ) -> list[Change]:
     """Create or replace an Endpoint.
 
-    Unless ``previous`` is given, the current Deployments serve until the targets are ready. Raise BadRequest
-    for bad fields, Conflict if the revision is not ``expected``.
+    Unless ``previous`` is given, the current Deployments serve until the targets are ready. An experiment
+    without an id starts ``now``. Raise BadRequest for bad fields, Conflict if the revision is not
+    ``expected``.
     """
     names.check_new("Endpoint", name, snapshot.endpoints)
     stored = snapshot.endpoints.get(name)
@@ -109,13 +110,14 @@ def put_endpoint(
     spec = merge.checked(EndpointSpec, _named(name, fields), f"Endpoint {name!r}")
     _check_targets(snapshot, spec)
     if stored is None:
-        return [PutEndpoint(spec, created=True)]
+        return experiments.begun(snapshot, [PutEndpoint(spec, created=True)], spec, now)
+    spec = experiments.kept(stored.spec, spec, fields)
     if "rollout" not in fields:
         spec = spec.model_copy(update={"rollout": _kept_rollout(stored.spec, spec)})
     spec = spec.model_copy(update={"shadow": _identified(stored.spec.shadow, spec.shadow)})
     if "previous" not in fields:
         spec = rollover.with_previous(stored.spec, spec)
-    return rollover.replace_endpoint(snapshot, stored.spec, spec)
+    return experiments.begun(snapshot, rollover.replace_endpoint(snapshot, stored.spec, spec), spec, now)
 
 
 def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.registry.domain import names, rollouts, rollover
+from services.registry.domain import experiments, names, rollouts, rollover
 from services.registry.domain.desired_state import (
     Change,
     PutDeployment,
@@ -18,6 +18,7 @@ from services.registry.domain.desired_state import (
     StoredEndpoint,
 )
 from tidegate.kernel.errors import Conflict
+from tidegate.kernel.protocol.experiments import Experiment
 from tidegate.kernel.protocol.models import DeploymentSpec, Rollout
 
 Fields = Mapping[str, Any]
@@ -59,8 +60,8 @@ def rollback(
 ) -> RollbackPlan:
     """Plan the rollback of an Endpoint to ``version``; None: the version that served before this one.
 
-    A roll-out in progress is abandoned, and a canary is rolled back at ``now`` (seconds). A rollback in
-    progress continues. Raise NotFound if the version is not registered, Conflict if there is no earlier
+    A roll-out in progress is abandoned, and a canary or an experiment ends at ``now`` (seconds). A rollback
+    in progress continues. Raise NotFound if the version is not registered, Conflict if there is no earlier
     version.
     """
     endpoint = snapshot.endpoint(name)
@@ -69,6 +70,9 @@ def rollback(
     rollout = endpoint.spec.rollout
     if version is None and rollout is not None and rollout.active:
         return _end_canary(snapshot, endpoint, rollout, now)
+    experiment = endpoint.spec.experiment
+    if version is None and experiment is not None and experiment.active:
+        return _end_experiment(snapshot, endpoint, experiment, now)
     choice = (
         _of_request(snapshot, endpoint, version, history)
         if version
@@ -113,6 +117,18 @@ def _end_canary(
     changes = rollouts.advance(snapshot, endpoint.spec.name, rollout.id, progress, now)
     base = snapshot.heaviest(rollout.base)
     return RollbackPlan(changes, base.name, base.model, base.version, [rollout.deployment], remade=False)
+
+
+def _end_experiment(
+    snapshot: RegistrySnapshot, endpoint: StoredEndpoint, experiment: Experiment, now: float
+) -> RollbackPlan:
+    """Plan to stop an experiment: its control gets all traffic immediately."""
+    reason = "an operator rolled back"
+    changes = experiments.end(snapshot, endpoint.spec.name, experiment.id, "stopped", reason, now)
+    control = snapshot.deployment(experiment.control).spec
+    return RollbackPlan(
+        changes, control.name, control.model, control.version, experiment.treatments, remade=False
+    )
 
 
 def _before_current(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.registry.domain import names, rollover, traffic_split
+from services.registry.domain import experiments, names, rollover, waking
 from services.registry.domain.desired_state import Change, PutEndpoint, RegistrySnapshot
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 from tidegate.kernel.protocol.models import (
@@ -49,7 +49,7 @@ def start(
             f"replace the version without a canary: `tidegate rollout {name} --to {deployment} --swap`."
         )
     spec, base = _checked(snapshot, name, deployment)
-    woken = traffic_split.wake(snapshot, name, [deployment])
+    woken = waking.wake(snapshot, name, [deployment])
     snapshot = snapshot.after(woken)
     rollout = Rollout(
         deployment=deployment,
@@ -75,7 +75,7 @@ def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: f
     of the new one. Raise what :func:`start` raises.
     """
     spec, base = _checked(snapshot, name, deployment)
-    woken = traffic_split.wake(snapshot, name, [deployment])
+    woken = waking.wake(snapshot, name, [deployment])
     rollout = Rollout(
         deployment=deployment,
         base=base,
@@ -96,11 +96,7 @@ def _checked(snapshot: RegistrySnapshot, name: str, deployment: str) -> tuple[En
     spec = snapshot.endpoint(name).spec
     if deployment not in snapshot.deployments:
         raise names.unknown("Deployment", deployment)
-    if spec.rollout is not None and spec.rollout.active:
-        raise Conflict(
-            f"Endpoint {name!r} has a rollout of {spec.rollout.deployment} already ({spec.rollout.phase}). "
-            f"End it first: `tidegate promote {name}` or `tidegate rollback {name}`."
-        )
+    experiments.refuse_if_running(spec)
     if spec.previous:
         raise Conflict(
             f"Endpoint {name!r} is rolling over to {spec.targets[0].deployment}. Wait until it is settled."

@@ -211,5 +211,13 @@ def _endpoint(
     rollout = endpoint.spec.rollout
     if rollout is not None and rollout.active:
         rollout = rollout.model_copy(update={"phase": "aborted", "reason": f"{deployment} was deployed"})
-    spec = endpoint.spec.model_copy(update={"targets": [Target(deployment=deployment)], "rollout": rollout})
+    changes: dict[str, Any] = {"targets": [Target(deployment=deployment)], "rollout": rollout}
+    experiment = endpoint.spec.experiment
+    if experiment is not None and experiment.active:
+        aborted = {"phase": "aborted", "reason": f"{deployment} was deployed"}
+        changes |= {
+            "experiment": experiment.model_copy(update=aborted),
+            "sticky": experiment.sticky_before,
+        }
+    spec = endpoint.spec.model_copy(update=changes)
     return replace_endpoint(snapshot, endpoint.spec, with_previous(endpoint.spec, spec))

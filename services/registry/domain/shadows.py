@@ -6,7 +6,7 @@ A shadow never changes the Endpoint's targets. A Deployment that sleeps stays as
 
 from __future__ import annotations
 
-from services.registry.domain import edits, names, rollover, traffic_split
+from services.registry.domain import edits, names, rollover, waking
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import BadRequest, NotFound
 from tidegate.kernel.protocol.models import Shadow, Target
@@ -47,7 +47,7 @@ def start(snapshot: RegistrySnapshot, name: str, shadow: Shadow) -> list[Change]
             f"`tidegate traffic {name}` shows the shares."
         )
     changed = stored.spec.model_copy(update={"shadow": shadow})
-    woken = traffic_split.wake(snapshot, name, [shadow.deployment]) if shadow.wake else []
+    woken = waking.wake(snapshot, name, [shadow.deployment]) if shadow.wake else []
     return [*woken, *rollover.replace_endpoint(snapshot.after(woken), stored.spec, changed)]
 
 
@@ -74,7 +74,7 @@ def promote(snapshot: RegistrySnapshot, name: str) -> list[Change]:
             f"`tidegate rollout {name} --to VERSION`."
         )
     deployment = spec.shadow.deployment
-    woken = traffic_split.wake(snapshot, name, [deployment])
+    woken = waking.wake(snapshot, name, [deployment])
     fields = spec.model_dump() | {
         "targets": [Target(deployment=deployment).model_dump()],
         "previous": [target.model_dump() for target in spec.previous or spec.targets],

@@ -46,12 +46,12 @@ def put_endpoint(
     if not isinstance(stated, Mapping) or stated.get("id"):
         if stored is not None and "rollout" not in fields and _is_baseline(stored.spec, fields):
             fields = _kept(stored.spec, fields)
-        return edits.put_endpoint(snapshot, name, fields, expected)
+        return edits.put_endpoint(snapshot, name, fields, expected, start.now)
     wanted = merge.checked(StatedRollout, stated, f"Endpoint {name!r}: rollout")
     if stored is not None and _is_known(stored.spec, wanted):
-        return edits.put_endpoint(snapshot, name, _kept(stored.spec, fields), expected)
+        return edits.put_endpoint(snapshot, name, _kept(stored.spec, fields), expected, start.now)
     others = {key: value for key, value in fields.items() if key != "rollout"}
-    changes = edits.put_endpoint(snapshot, name, others, expected)
+    changes = edits.put_endpoint(snapshot, name, others, expected, start.now)
     after = snapshot.after(changes)
     started = rollouts.start(after, name, wanted.deployment, wanted.options, start.id, start.now)
     return [*changes, *started]

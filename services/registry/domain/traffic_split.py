@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from services.registry.domain import edits, rollover
-from services.registry.domain.desired_state import Change, PutDeployment, RegistrySnapshot
+from services.registry.domain import edits, experiments, rollover, waking
+from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.protocol.models import Target
 
 
@@ -26,19 +25,6 @@ def split(snapshot: RegistrySnapshot, name: str, targets: Sequence[Target]) -> l
         "targets": [target.model_dump() for target in targets],
         "previous": [target.model_dump() for target in serving] if new else [],
         "rollout": edits.ended_by_hand(spec.rollout, "an operator split the traffic"),
+        **experiments.ended_by_hand(spec, "an operator split the traffic"),
     }
-    return [*wake(snapshot, name, new), *edits.put_endpoint(snapshot, name, fields)]
-
-
-def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
-    """Return the changes that give sleeping Deployments the scale of the one that serves now."""
-    scale = rollover.scale_of(snapshot, snapshot.endpoint(name))
-    changes: list[Change] = []
-    for each in deployments:
-        stored = snapshot.deployments.get(each)
-        if stored is None or stored.declared or each in snapshot.with_traffic():
-            continue
-        spec = stored.spec.model_copy(update=scale)
-        if spec != stored.spec:
-            changes.append(PutDeployment(replace(stored, spec=spec), created=False))
-    return changes
+    return [*waking.wake(snapshot, name, new), *edits.put_endpoint(snapshot, name, fields)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -95,13 +96,20 @@ class RegistryCache:
     async def progress(self, endpoint: str, id: str, phase: RolloutPhase, step: int, reason: str) -> bool:
         """Write a decision about a canary. Return False if it was not stored: then it is decided again."""
         body = {"id": id, "phase": phase, "step": step, "reason": reason[:2000]}
+        return await self._decide(f"/v1/endpoints/{endpoint}/rollout/progress", body)
+
+    async def complete(self, endpoint: str, id: str, reason: str) -> bool:
+        """Write that an experiment is complete. Return False if it was not stored: then it is tried again."""
+        body = {"id": id, "reason": reason[:2000]}
+        return await self._decide(f"/v1/endpoints/{endpoint}/experiment/complete", body)
+
+    async def _decide(self, path: str, body: dict[str, Any]) -> bool:
         try:
-            response = await self._client.post(f"/v1/endpoints/{endpoint}/rollout/progress", json=body)
+            response = await self._client.post(path, json=body)
             response.raise_for_status()
         except httpx.HTTPError as error:
             log.info(
-                "a decision about a canary was not stored; it is made again",
-                extra={"endpoint": endpoint, "problem": str(error)},
+                "a decision was not stored; it is made again", extra={"path": path, "problem": str(error)}
             )
             return False
         return True

@@ -133,7 +133,9 @@ def _endpoint(
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
         "shadow": _shadow(endpoint, deployments),
-        "compared": endpoint.rollout is not None and endpoint.rollout.active,
+        # An experiment counts only while each variant gets its share, or the control would get more units.
+        "compared": _canary_of(endpoint) != "" or (_experiment_of(endpoint) != "" and not without),
+        "experiment": "" if without else _experiment_of(endpoint),
         "feedback": endpoint.collects_feedback,
         # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
         # same version, a target of the Endpoint has priority, else the Deployment with the last name.
@@ -163,6 +165,18 @@ def _shadow(endpoint: Endpoint, deployments: dict[str, Deployment]) -> dict[str,
 def shadow_key(shadow: Shadow) -> str:
     """Return the key of a shadow's counts. Shadows of `tidegate apply` have no id, so their fields count."""
     return shadow.id or sha256(shadow.model_dump_json().encode()).hexdigest()[:8]
+
+
+def _canary_of(endpoint: Endpoint) -> str:
+    """Return the Deployment of the active canary, or an empty text."""
+    rollout = endpoint.rollout
+    return rollout.deployment if rollout is not None and rollout.active else ""
+
+
+def _experiment_of(endpoint: Endpoint) -> str:
+    """Return the id of the running experiment, or an empty text."""
+    experiment = endpoint.experiment
+    return experiment.id if experiment is not None and experiment.active else ""
 
 
 def withheld(
@@ -197,6 +211,8 @@ def withheld(
             found[name] = "the canary is not ready yet"
         elif name in failed:
             found[name] = "its model fails to load"
+        elif _experiment_of(endpoint):
+            found[name] = "the variant is not ready yet"
         elif endpoint.when_unready == "others":
             found[name] = "it has no ready replica"
     return found

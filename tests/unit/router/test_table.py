@@ -189,6 +189,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "sticky": None,
         "shadow": None,
         "compared": False,
+        "experiment": "",
         "feedback": False,
         "withheld": {},
     }

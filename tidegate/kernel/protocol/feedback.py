@@ -14,7 +14,8 @@ class FeedbackRecord:
     ``request_id`` is the ``X-Request-Id`` of the request. ``value`` is a number, ``label`` a text; one of
     them is None. ``at`` is the time of the outcome, ``answered_at`` the time of the answer.
     ``assigned``: weights or a sticky key chose the Deployment. False: a version in the request or a rule did.
-    ``unit`` is the hash of the sticky key; empty: the request had none.
+    ``unit`` is the hash of the sticky key; empty: the request had none. ``experiment`` is the id of the
+    experiment in which the Deployment was chosen; empty: none.
     """
 
     endpoint: str
@@ -28,6 +29,7 @@ class FeedbackRecord:
     answered_at: int
     assigned: bool = True
     unit: str = ""
+    experiment: str = ""
 
     def to_json(self) -> bytes:
         """Return the record as a message."""

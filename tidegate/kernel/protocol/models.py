@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
+from tidegate.kernel.protocol.experiments import Experiment
 from tidegate.kernel.protocol.nouns import LARGEST as LARGEST
 from tidegate.kernel.protocol.nouns import NAME_PATTERN as NAME_PATTERN
 from tidegate.kernel.protocol.nouns import Name as Name
@@ -290,6 +291,7 @@ class EndpointSpec(Noun):
     when_unready: Literal["wake", "others", "fail"] = "wake"
     weight: int = Field(1, ge=1, le=100)
     rollout: Rollout | None = None
+    experiment: Experiment | None = None
     slo: ServiceLevel | None = None
     alerts: AlertLimits | None = None
     shadow: Shadow | None = None
@@ -298,7 +300,12 @@ class EndpointSpec(Noun):
     @property
     def collects_feedback(self) -> bool:
         """Return True if answers get an id, with which callers report outcomes."""
-        return self.feedback or (self.rollout is not None and self.rollout.active)
+        return self.feedback or self.compared
+
+    @property
+    def compared(self) -> bool:
+        """Return True if the gateways count answers, failures and times by Deployment."""
+        return any(each is not None and each.active for each in (self.rollout, self.experiment))
 
     def may_use(self, deployment: DeploymentSpec) -> bool:
         """Return True if requests may be processed in the region of the Deployment."""

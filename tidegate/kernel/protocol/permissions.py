@@ -161,6 +161,10 @@ REGISTRY = RoutePermissions(
         "POST /v1/endpoints/{name}/rollout/progress": (INTERNAL,),  # it can promote a canary
         "PUT /v1/endpoints/{name}/shadow": (PUBLISH,),
         "DELETE /v1/endpoints/{name}/shadow": (PUBLISH,),
+        "POST /v1/endpoints/{name}/experiment": (PUBLISH,),
+        "POST /v1/endpoints/{name}/experiment/stop": (PUBLISH,),
+        "POST /v1/endpoints/{name}/experiment/winner": (PUBLISH,),
+        "POST /v1/endpoints/{name}/experiment/complete": (INTERNAL,),
         "GET /v1/desired-state": LOOK,
         "GET /v1/intention": LOOK,  # the older name of the same route
         "POST /v1/deploy": (PUBLISH,),
@@ -184,6 +188,7 @@ ROUTER = RoutePermissions(
     | {
         "GET /v1/routes": (OPERATE,),
         "GET /v1/rollouts/{name}": LOOK,
+        "GET /v1/experiments/{name}": LOOK,
         "GET /v1/top": LOOK,
         "GET /v1/history/{name}": LOOK,
         "GET /v1/diagnosis": LOOK,

@@ -1,0 +1,116 @@
+"""Routes of experiments: start one, stop it, choose the winner, and the router's note that it is complete."""
+
+from __future__ import annotations
+
+import secrets
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from services.registry.adapters.sql.reading import DesiredStateReader
+from services.registry.api.dependencies import TransactionsDep, with_etag
+from services.registry.domain import experiments, rollover
+from services.registry.domain.desired_state import Change, RegistrySnapshot
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.experiments import ExperimentOptions
+from tidegate.kernel.protocol.models import Endpoint, Name, Noun
+from tidegate.kernel.service.api import JsonRoute
+
+router = APIRouter(prefix="/v1/endpoints", tags=["experiments"], route_class=JsonRoute)
+
+_MOST = 10
+
+
+class ExperimentBody(Noun):
+    """The versions, or the Deployments, that are compared with the present one."""
+
+    versions: list[int] = Field(
+        default_factory=list,
+        max_length=_MOST,
+        description="Versions of the model. Their Deployments are created if they do not exist.",
+    )
+    deployments: list[Name] = Field(
+        default_factory=list, max_length=_MOST, description="Existing Deployments, beside the versions."
+    )
+    options: ExperimentOptions = ExperimentOptions()
+
+
+class WinnerBody(Noun):
+    """The Deployment that gets all traffic."""
+
+    deployment: Name
+
+
+class CompleteBody(Noun):
+    """The router's note that an experiment is complete. ``id`` is the id of the experiment."""
+
+    id: str
+    reason: str = Field("", max_length=2000)
+
+
+@router.post("/{name}/experiment", status_code=201)
+async def start(
+    transactions: TransactionsDep, name: str, body: ExperimentBody, response: Response
+) -> Endpoint:
+    """Start an experiment. It counts from the moment at which each variant has a ready replica.
+
+    Return 409 while a rollout or another experiment is in progress.
+    """
+    if not body.versions and not body.deployments:
+        raise BadRequest("Name at least one treatment, by `versions` or by `deployments`.")
+    now = transactions.now().timestamp()
+
+    def decision(snapshot: RegistrySnapshot) -> list[Change]:
+        changes: list[Change] = []
+        treatments = list(body.deployments)
+        for version in body.versions:
+            after = snapshot.after(changes)
+            model = after.heaviest(after.endpoint(name).spec.targets).model
+            plan = rollover.deploy(
+                after, rollover.DeployRequest(model, version, endpoint=name, traffic=False)
+            )
+            changes += plan.changes
+            treatments.append(plan.deployment)
+        id_ = secrets.token_hex(4)
+        return changes + experiments.start(snapshot.after(changes), name, treatments, body.options, id_, now)
+
+    return with_etag(await transactions.decide(decision, lambda reader: _read(reader, name)), response)
+
+
+@router.post("/{name}/experiment/stop")
+async def stop(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
+    """Stop an experiment. The control gets all traffic."""
+    now = transactions.now().timestamp()
+    endpoint = await transactions.decide(
+        lambda snapshot: experiments.end(snapshot, name, None, "stopped", "an operator stopped it", now),
+        lambda reader: _read(reader, name),
+    )
+    return with_etag(endpoint, response)
+
+
+@router.post("/{name}/experiment/winner")
+async def winner(transactions: TransactionsDep, name: str, body: WinnerBody, response: Response) -> Endpoint:
+    """Send all traffic to a variant of an experiment that runs or has ended."""
+    now = transactions.now().timestamp()
+    endpoint = await transactions.decide(
+        lambda snapshot: experiments.choose(snapshot, name, body.deployment, now),
+        lambda reader: _read(reader, name),
+    )
+    return with_etag(endpoint, response)
+
+
+@router.post("/{name}/experiment/complete")
+async def complete(
+    transactions: TransactionsDep, name: str, body: CompleteBody, response: Response
+) -> Endpoint:
+    """End an experiment that has all its samples, or whose time is over. The control gets all traffic."""
+    now = transactions.now().timestamp()
+    endpoint = await transactions.decide(
+        lambda snapshot: experiments.end(snapshot, name, body.id, "complete", body.reason, now),
+        lambda reader: _read(reader, name),
+    )
+    return with_etag(endpoint, response)
+
+
+async def _read(reader: DesiredStateReader, name: str) -> Endpoint:
+    return (await reader.endpoints(name))[0]

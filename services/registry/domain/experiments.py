@@ -1,0 +1,270 @@
+"""Start and end an experiment: the changes of an Endpoint's targets. Pure.
+
+The registry has the state of an experiment. The router counts its outcomes and reports them. While it runs,
+its targets and sticky keys stay as they are, because a unit must stay at its variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+from services.registry.domain import names, rollover, waking
+from services.registry.domain.desired_state import Change, PutEndpoint, RegistrySnapshot
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound
+from tidegate.kernel.protocol.experiments import (
+    Experiment,
+    ExperimentEvent,
+    ExperimentOptions,
+    ExperimentPhase,
+)
+from tidegate.kernel.protocol.models import EndpointSpec, Target
+
+# Weights are scaled, so that each of several treatments gets a whole number.
+_SCALE = 1000
+_EVENTS_KEPT = 50
+
+
+def start(
+    snapshot: RegistrySnapshot,
+    name: str,
+    treatments: Sequence[str],
+    options: ExperimentOptions,
+    id: str,
+    now: float,
+) -> list[Change]:
+    """Start an experiment of existing Deployments. Treatments share ``options.share`` percent equally.
+
+    Raise Conflict while a canary, an experiment or a roll-over is in progress, BadRequest if a treatment
+    cannot be one.
+    """
+    spec = snapshot.endpoint(name).spec
+    for each in treatments:
+        if each not in snapshot.deployments:
+            raise names.unknown("Deployment", each)
+    refuse_if_running(spec)
+    if spec.previous:
+        raise Conflict(
+            f"Endpoint {name!r} is rolling over to {spec.targets[0].deployment}. Wait until it is settled."
+        )
+    base = [target.deployment for target in spec.targets if target.weight]
+    if len(base) > 1:
+        raise Conflict(
+            f"An experiment compares with one control, but {len(base)} Deployments share the traffic of "
+            f"Endpoint {name!r}: {', '.join(base)}. Choose one first: `tidegate split {name} v1=1`."
+        )
+    if base[0] in treatments or len(set(treatments)) < len(treatments):
+        raise BadRequest(
+            f"{base[0]} is the control, because it has the traffic of Endpoint {name!r} now. "
+            "Name each treatment once, and not the control."
+        )
+    experiment = _noted(
+        Experiment(
+            treatments=list(treatments),
+            control=base[0],
+            options=options,
+            id=id,
+            since=now,
+            reason="the experiment starts",
+            sticky_before=spec.sticky,
+        ),
+        now,
+    )
+    changed = _changed(
+        spec,
+        {
+            "experiment": experiment,
+            "targets": targets_of(experiment),
+            "sticky": spec.sticky or options.sticky,
+        },
+    )
+    return [*waking.wake(snapshot, name, treatments), PutEndpoint(changed, created=False)]
+
+
+def end(
+    snapshot: RegistrySnapshot,
+    name: str,
+    id: str | None,
+    phase: ExperimentPhase,
+    reason: str,
+    now: float,
+) -> list[Change]:
+    """End an experiment: the control gets all traffic. A repeated call changes nothing.
+
+    Raise NotFound without an experiment, Conflict if another one (``id``) runs.
+    """
+    spec = snapshot.endpoint(name).spec
+    experiment = _of(spec, id)
+    if not experiment.active:
+        if experiment.phase == phase:
+            return []
+        raise Conflict(f"The experiment of Endpoint {name!r} has ended already: {experiment.phase}.")
+    ended = _ended(experiment, phase, reason, now)
+    changed = spec.model_copy(
+        update={
+            "experiment": ended,
+            "targets": [Target(deployment=experiment.control)],
+            "sticky": experiment.sticky_before,
+        }
+    )
+    return rollover.replace_endpoint(snapshot, spec, changed)
+
+
+def choose(snapshot: RegistrySnapshot, name: str, winner: str, now: float) -> list[Change]:
+    """Send all traffic to a variant. This ends the experiment; one that has ended can still be decided.
+
+    Raise NotFound without an experiment, BadRequest for a Deployment that is no variant of it.
+    """
+    spec = snapshot.endpoint(name).spec
+    experiment = _of(spec, None)
+    if winner not in experiment.variants:
+        raise BadRequest(
+            f"{winner} is no variant of the experiment of Endpoint {name!r}. "
+            f"Choose one of {', '.join(experiment.variants)}."
+        )
+    if winner not in snapshot.deployments:
+        raise names.unknown("Deployment", winner)
+    if experiment.phase == "decided" and experiment.winner == winner:
+        return []
+    if not experiment.active:
+        refuse_if_running(spec)
+    decided = _ended(experiment, "decided", f"an operator chose {winner}", now)
+    changed = _changed(
+        spec,
+        {
+            "experiment": decided.model_copy(update={"winner": winner}),
+            "targets": [Target(deployment=winner)],
+            "sticky": experiment.sticky_before if experiment.active else spec.sticky,
+        },
+    )
+    if experiment.active:  # the winner has traffic already, so it is ready
+        return rollover.replace_endpoint(snapshot, spec, changed)
+    woken = waking.wake(snapshot, name, [winner])
+    changed = rollover.with_previous(spec, changed)
+    return [*woken, *rollover.replace_endpoint(snapshot.after(woken), spec, changed)]
+
+
+def refuse_if_running(spec: EndpointSpec) -> None:
+    """Raise Conflict while an Endpoint has a running canary or experiment: it can have only one of them."""
+    name = spec.name
+    if spec.rollout is not None and spec.rollout.active:
+        raise Conflict(
+            f"Endpoint {name!r} has a rollout of {spec.rollout.deployment} already ({spec.rollout.phase}). "
+            f"End it first: `tidegate promote {name}` or `tidegate rollback {name}`."
+        )
+    if spec.experiment is not None and spec.experiment.active:
+        raise Conflict(
+            f"Endpoint {name!r} has a running experiment with {', '.join(spec.experiment.treatments)}. "
+            f"End it first: `tidegate experiment {name} --stop` or `--winner VERSION`."
+        )
+
+
+def targets_of(experiment: Experiment) -> list[Target]:
+    """Return the targets of a running experiment. Their weights are exact percentages."""
+    share, number = experiment.options.share, len(experiment.treatments)
+    return [
+        Target(deployment=experiment.control, weight=(100 - share) * _SCALE * number),
+        *(Target(deployment=each, weight=share * _SCALE) for each in experiment.treatments),
+    ]
+
+
+def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
+    """Return the changes of an Endpoint after an operator has set its targets: an experiment is aborted."""
+    experiment = spec.experiment
+    if experiment is None or not experiment.active:
+        return {"experiment": experiment}
+    return {"experiment": _aborted(experiment, reason), "sticky": experiment.sticky_before}
+
+
+def kept(stored: EndpointSpec, spec: EndpointSpec, fields: Mapping[str, Any]) -> EndpointSpec:
+    """Return a new spec of an Endpoint with its experiment as it is stored, if the spec does not change it.
+
+    A file states treatments and options, without an id. The same statement starts only one experiment. Other
+    targets abort a running experiment. Raise Conflict for other sticky keys while it runs.
+    """
+    running = stored.experiment
+    if running is None:
+        return spec
+    given = spec.experiment
+    same = given is not None and not given.id and _statement(given) == _statement(running)
+    stays = same or "experiment" not in fields
+    if stays and running.active and spec.targets == [Target(deployment=running.control)]:
+        restored = spec.sticky in (None, running.sticky_before)
+        sticky = stored.sticky if restored else spec.sticky
+        spec = spec.model_copy(update={"targets": stored.targets, "sticky": sticky})
+    if stays:
+        spec = spec.model_copy(update={"experiment": running})
+    kept = spec.experiment
+    if not running.active or (kept is not None and kept.id == running.id and not kept.active):
+        return spec
+    if kept is None or kept.id != running.id or spec.targets == stored.targets:
+        _refuse_change(stored, spec)
+        return spec
+    update = {"experiment": _aborted(running, "an operator set the targets")}
+    return spec.model_copy(update=update)
+
+
+def _refuse_change(stored: EndpointSpec, spec: EndpointSpec) -> None:
+    """Raise Conflict if a spec removes or replaces the running experiment, or changes its sticky keys."""
+    assert stored.experiment is not None
+    replaced = spec.experiment is None or spec.experiment.id != stored.experiment.id
+    if replaced or spec.sticky != stored.sticky:
+        what = "The running experiment" if replaced else "The sticky keys of the running experiment"
+        raise Conflict(
+            f"{what} of Endpoint {spec.name!r} cannot be changed. End it first: "
+            f"`tidegate experiment {spec.name} --stop`."
+        )
+
+
+def begun(snapshot: RegistrySnapshot, changes: list[Change], spec: EndpointSpec, now: float) -> list[Change]:
+    """Return the changes that put ``spec``, and start its experiment if it has no id yet."""
+    wanted = spec.experiment
+    if wanted is None or wanted.id:
+        return changes
+    put = spec.model_copy(update={"experiment": None})
+    changes = [PutEndpoint(put, each.created) if _puts(each, spec) else each for each in changes]
+    id_ = hashlib.blake2b(f"{spec.name} {now}".encode(), digest_size=4).hexdigest()
+    after = snapshot.after(changes)
+    return changes + start(after, spec.name, wanted.treatments, wanted.options, id_, now)
+
+
+def _puts(change: Change, spec: EndpointSpec) -> TypeGuard[PutEndpoint]:
+    return isinstance(change, PutEndpoint) and change.spec.name == spec.name
+
+
+def _statement(experiment: Experiment) -> tuple[list[str], ExperimentOptions]:
+    return experiment.treatments, experiment.options
+
+
+def _aborted(experiment: Experiment, reason: str) -> Experiment:
+    return experiment.model_copy(update={"phase": "aborted", "reason": reason})
+
+
+def _changed(spec: EndpointSpec, update: Mapping[str, Any]) -> EndpointSpec:
+    """Return a spec with these changes. A shadow that gets traffic ends."""
+    return rollover.without_own_shadow(spec.model_copy(update=update))
+
+
+def _of(spec: EndpointSpec, id: str | None) -> Experiment:
+    if spec.experiment is None:
+        raise NotFound(
+            f"Endpoint {spec.name!r} has no experiment. "
+            f"Start one: `tidegate rollout {spec.name} --to VERSION --ab`."
+        )
+    if id is not None and spec.experiment.id != id:
+        raise Conflict(
+            f"Endpoint {spec.name!r} has another experiment now: `tidegate experiment {spec.name}` shows it."
+        )
+    return spec.experiment
+
+
+def _ended(experiment: Experiment, phase: ExperimentPhase, reason: str, now: float) -> Experiment:
+    ended = experiment.ended if experiment.ended is not None else now
+    changed = experiment.model_copy(update={"phase": phase, "reason": reason, "ended": ended})
+    return _noted(changed, now)
+
+
+def _noted(experiment: Experiment, now: float) -> Experiment:
+    event = ExperimentEvent(at=now, phase=experiment.phase, reason=experiment.reason)
+    return experiment.model_copy(update={"history": [*experiment.history, event][-_EVENTS_KEPT:]})

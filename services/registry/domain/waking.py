@@ -1,0 +1,23 @@
+"""Wake sleeping Deployments before they get traffic. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from services.registry.domain import rollover
+from services.registry.domain.desired_state import Change, PutDeployment, RegistrySnapshot
+
+
+def wake(snapshot: RegistrySnapshot, name: str, deployments: Sequence[str]) -> list[Change]:
+    """Return the changes that give sleeping Deployments the scale of the one that serves now."""
+    scale = rollover.scale_of(snapshot, snapshot.endpoint(name))
+    changes: list[Change] = []
+    for each in deployments:
+        stored = snapshot.deployments.get(each)
+        if stored is None or stored.declared or each in snapshot.with_traffic():
+            continue
+        spec = stored.spec.model_copy(update=scale)
+        if spec != stored.spec:
+            changes.append(PutDeployment(replace(stored, spec=spec), created=False))
+    return changes

@@ -1,0 +1,250 @@
+"""Count the outcomes of one experiment: feedback by metric, and the gateways' answers and failures. Pure.
+
+Outcomes of one unit, for example of one user, resemble each other. So they are added up in buckets of units,
+and the variance of a mean comes from the sums of the buckets (the delta method for a ratio of two sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+from services.router.domain.experiments import MIN_OUTCOMES, Moments
+from tidegate.kernel.protocol.experiments import Experiment, ExperimentMetric
+from tidegate.kernel.protocol.feedback import FeedbackRecord
+from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
+from tidegate.kernel.protocol.presence import GatewayReport, VariantCounts
+
+BUCKETS = 1024
+# Fewer buckets with outcomes say too little about the variance between units.
+MIN_UNITS = 50
+# Units are sampled for the check of the sample ratio: at most this many are kept, by their hash.
+UNITS_KEPT = 4096
+# The most points of the history. When it is full, every other point is dropped.
+POINTS_KEPT = 240
+POINT_S = 5.0
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """The outcomes of one metric and one variant. ``alone``: those without a unit, each counts by itself.
+
+    ``units``: those with a unit. ``buckets``: their number and their sum, by bucket of units.
+    """
+
+    alone: Moments = field(default_factory=Moments)
+    units: Moments = field(default_factory=Moments)
+    buckets: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, value: float, unit: str) -> None:
+        """Add one outcome."""
+        if not unit:
+            self.alone = self.alone.add(value)
+            return
+        self.units = self.units.add(value)
+        bucket = int(unit, 16) % BUCKETS
+        n, total = self.buckets.get(bucket, (0, 0.0))
+        self.buckets[bucket] = n + 1, total + value
+
+    def moments(self) -> Moments:
+        """Return count and mean, with the variance that the correlation within units gives the mean."""
+        found = self.alone.merge(self.units)
+        number = len(self.buckets)
+        if number < 2:
+            return found
+        between = sum((total - n * found.mean) ** 2 for n, total in self.buckets.values())
+        between *= number / (number - 1)
+        single = self.alone.squares + self.alone.n * (self.alone.mean - found.mean) ** 2
+        variance = max((between + single) / found.n, found.variance)
+        return Moments(found.n, found.mean, variance * (found.n - 1))
+
+    @property
+    def enough_units(self) -> bool:
+        """Return True if there are enough different units to compare."""
+        return not self.buckets or self.alone.n >= MIN_OUTCOMES or len(self.buckets) >= MIN_UNITS
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentPoint:
+    """A moment of an experiment, for pictures: by metric and treatment, the difference and its interval."""
+
+    at: float
+    differences: dict[str, dict[str, tuple[float | None, float | None, float | None]]]
+
+
+@dataclass(slots=True)
+class ExperimentWatch:
+    """The memory of one experiment. ``outcomes``: by variant and metric. ``answers``: by variant.
+
+    ``seen``: the gateways' last totals. ``units``: the sampled units with the index of their variant.
+    ``depth``: the sample has the units whose hash ends in this many zero bits.
+    """
+
+    id: str
+    outcomes: dict[str, dict[str, Outcomes]] = field(default_factory=dict)
+    answers: dict[str, VariantCounts] = field(default_factory=dict)
+    seen: dict[str, VariantCounts] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    depth: int = 0
+    late: bool = False
+    points: list[ExperimentPoint] = field(default_factory=list)
+    point_s: float = POINT_S
+
+    def take(self, experiment: Experiment, record: FeedbackRecord) -> bool:
+        """Count a record of feedback. Return False if it is not an outcome of this experiment."""
+        if record.experiment != self.id or record.deployment not in experiment.variants:
+            return False
+        used = False
+        for metric in experiment.options.metrics:
+            value = value_of(metric, record)
+            if value is not None:
+                by_metric = self.outcomes.setdefault(record.deployment, {})
+                by_metric.setdefault(metric.name, Outcomes()).add(value, record.unit)
+                used = True
+        if record.unit:
+            self._sample(record.unit, experiment.variants.index(record.deployment))
+        return used
+
+    def count(self, endpoint: str, reports: Iterable[GatewayReport]) -> bool:
+        """Add the gateways' answers and failures since the last call. Return True if there were any."""
+        changed = False
+        for report in reports:
+            for name, total in report.traffic.get(endpoint, {}).items():
+                key = f"{report.incarnation} {name}"
+                before = self.seen.get(key)
+                if before == total:
+                    continue
+                self.seen[key], changed = total, True
+                into = self.answers.setdefault(name, VariantCounts(0, [0] * COUNT))
+                _add_new(into, before, total)
+        return changed
+
+    def outcomes_of(self, variant: str, metric: ExperimentMetric) -> Moments:
+        """Return count, mean and variance of a variant's outcomes of a metric."""
+        if metric.measured:
+            counts = self.answers.get(variant)
+            if counts is None:
+                return Moments()
+            return errors_of(counts) if metric.kind == "errors" else latency_of(counts)
+        found = self.outcomes.get(variant, {}).get(metric.name)
+        return Moments() if found is None else found.moments()
+
+    def enough_units(self, variant: str, metric: ExperimentMetric) -> bool:
+        """Return True if the outcomes of a variant come from enough different units."""
+        found = self.outcomes.get(variant, {}).get(metric.name)
+        return found is None or found.enough_units
+
+    def requests_of(self, variant: str) -> int:
+        """Return the requests of a variant, as the gateways counted them."""
+        counts = self.answers.get(variant)
+        return 0 if counts is None else sum(counts.times) + counts.failed
+
+    def due(self, now: float) -> bool:
+        """Return True if it is time for the next point of the picture."""
+        return not self.points or now - self.points[-1].at >= self.point_s
+
+    def note(self, point: ExperimentPoint) -> None:
+        """Keep a point for the picture."""
+        self.points.append(point)
+        if len(self.points) > POINTS_KEPT:
+            self.points = self.points[::2]
+            self.point_s *= 2
+
+    def _sample(self, unit: str, variant: int) -> None:
+        number = int(unit, 16) >> 16  # other bits than those of the bucket
+        if number & ((1 << self.depth) - 1):
+            return
+        self.units.setdefault(unit, variant)
+        while len(self.units) > UNITS_KEPT:
+            self.depth += 1
+            mask = (1 << self.depth) - 1
+            self.units = {key: at for key, at in self.units.items() if not (int(key, 16) >> 16) & mask}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the memory as a document."""
+        return {
+            "id": self.id,
+            "outcomes": {
+                variant: {metric: _outcomes_json(each) for metric, each in metrics.items()}
+                for variant, metrics in self.outcomes.items()
+            },
+            "answers": {name: [each.failed, each.times] for name, each in self.answers.items()},
+            "seen": {name: [each.failed, each.times] for name, each in self.seen.items()},
+            "units": self.units,
+            "depth": self.depth,
+            "late": self.late,
+            "points": [[point.at, point.differences] for point in self.points],
+            "point_s": self.point_s,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> ExperimentWatch:
+        """Return the memory from a document. Raise KeyError, TypeError or ValueError for any other one."""
+        return cls(
+            document["id"],
+            {
+                variant: {metric: _outcomes_from(each) for metric, each in metrics.items()}
+                for variant, metrics in document["outcomes"].items()
+            },
+            {name: VariantCounts(*each) for name, each in document["answers"].items()},
+            {name: VariantCounts(*each) for name, each in document["seen"].items()},
+            document["units"],
+            document["depth"],
+            document["late"],
+            [ExperimentPoint(*each) for each in document["points"]],
+            document["point_s"],
+        )
+
+
+def value_of(metric: ExperimentMetric, record: FeedbackRecord) -> float | None:
+    """Return the value of a record for a metric; None if the record is about another metric."""
+    if metric.measured or record.metric != metric.source:
+        return None
+    if metric.kind == "rate":
+        return None if record.label is None else float(record.label == metric.label)
+    return record.value
+
+
+def errors_of(counts: VariantCounts) -> Moments:
+    """Return the moments of failures: 1 for a failed request, 0 for an answer."""
+    n = sum(counts.times) + counts.failed
+    if not n:
+        return Moments()
+    mean = counts.failed / n
+    return Moments(n, mean, n * mean * (1 - mean))
+
+
+def latency_of(counts: VariantCounts) -> Moments:
+    """Return the moments of the times in milliseconds, each in the middle of its bucket."""
+    n = sum(counts.times)
+    if not n:
+        return Moments()
+    middles = [1e3 * sqrt(upper_s(max(at - 1, 0)) * upper_s(at)) for at in range(len(counts.times))]
+    mean = sum(k * middle for k, middle in zip(counts.times, middles, strict=True)) / n
+    squares = sum(k * (middle - mean) ** 2 for k, middle in zip(counts.times, middles, strict=True))
+    return Moments(n, mean, squares)
+
+
+def _add_new(into: VariantCounts, before: VariantCounts | None, total: VariantCounts) -> None:
+    """Add what is new in a total. A smaller total began again at zero."""
+    if before is not None and (sum(total.times) < sum(before.times) or total.failed < before.failed):
+        before = None
+    old = before or VariantCounts(0, [0] * COUNT)
+    into.failed += total.failed - old.failed
+    into.times = [a + b - c for a, b, c in zip(into.times, total.times, old.times, strict=True)]
+
+
+def _outcomes_json(found: Outcomes) -> list[Any]:
+    alone, units = found.alone, found.units
+    return [
+        [alone.n, alone.mean, alone.squares],
+        [units.n, units.mean, units.squares],
+        [[bucket, *sums] for bucket, sums in found.buckets.items()],
+    ]
+
+
+def _outcomes_from(document: list[Any]) -> Outcomes:
+    alone, units, buckets = document
+    return Outcomes(Moments(*alone), Moments(*units), {at: (n, total) for at, n, total in buckets})

@@ -1,0 +1,124 @@
+"""Experiments: two or more Deployments of an endpoint, compared by outcomes that callers report."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+from typing_extensions import Self
+
+from tidegate.kernel.protocol.nouns import LARGEST, Name, Noun, Written
+from tidegate.kernel.protocol.splitting import StickyTraffic
+
+METRIC_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$"
+MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
+# The header whose value keeps a user at one variant, unless the endpoint has its own sticky keys.
+UNIT_HEADER = "X-Unit-Id"
+
+
+class ExperimentMetric(Written):
+    """A metric by which variants are compared.
+
+    ``kind`` ``mean``: the mean of the reported numbers. ``rate``: the share of reported labels that are
+    ``label``. ``latency``: the mean time of an answer in milliseconds, and ``errors``: the share of failed
+    requests; the gateways measure both. ``of``: the metric in the feedback; None: ``name``, and ``label`` for
+    a rate. ``goal`` is the better direction. ``min_lift``: the smallest difference worth finding, as a part
+    of the control's value.
+    """
+
+    name: MetricName
+    kind: Literal["mean", "rate", "latency", "errors"] = "mean"
+    label: str | None = Field(None, min_length=1, max_length=256)
+    of: MetricName | None = None
+    goal: Literal["up", "down"] = "up"
+    min_lift: float = Field(0.05, gt=0, le=100)
+
+    @model_validator(mode="after")
+    def _has_its_label(self) -> Self:
+        if (self.kind == "rate") != (self.label is not None):
+            raise ValueError("a metric of the kind rate needs a label, and other kinds must not have one")
+        return self
+
+    @property
+    def source(self) -> str:
+        """Return the name of the metric in the feedback."""
+        return self.of or ("label" if self.kind == "rate" else self.name)
+
+    @property
+    def measured(self) -> bool:
+        """Return True if the gateways measure it, without feedback."""
+        return self.kind in ("latency", "errors")
+
+
+def default_metrics() -> list[ExperimentMetric]:
+    """Return the metrics of an experiment that names none."""
+    return [
+        ExperimentMetric(name="score"),
+        ExperimentMetric(name="errors", kind="errors", goal="down"),
+        ExperimentMetric(name="latency", kind="latency", goal="down"),
+    ]
+
+
+class ExperimentOptions(Written):
+    """The rules of an experiment.
+
+    ``share``: percent of the traffic for all treatments together. ``sticky`` keeps a unit, for example a
+    user, at one variant. ``alpha``: the accepted probability of a false difference. The experiment is
+    complete at the time ``until``, or when each variant has ``samples`` outcomes of the first metric.
+    """
+
+    share: int = Field(50, ge=1, le=99)
+    metrics: list[ExperimentMetric] = Field(default_factory=default_metrics, min_length=1, max_length=20)
+    sticky: StickyTraffic = StickyTraffic(by="header", name=UNIT_HEADER)
+    alpha: float = Field(0.05, gt=0, le=0.5)
+    until: datetime | None = None
+    samples: int | None = Field(None, ge=1, le=LARGEST)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) < len(names):
+            raise ValueError("the experiment has a metric twice")
+        return self
+
+
+ExperimentPhase = Literal["running", "complete", "stopped", "decided", "aborted"]
+
+
+class ExperimentEvent(Noun):
+    """A step of an experiment: when (seconds since the epoch), and why."""
+
+    at: float
+    phase: ExperimentPhase
+    reason: str = ""
+
+
+class Experiment(Noun):
+    """A comparison of ``treatments`` with the Deployment ``control``. Times are seconds since the epoch.
+
+    ``control`` empty: the endpoint's only target. ``sticky_before`` are the endpoint's own sticky keys, which
+    it gets back at the end. ``id`` is set when the experiment starts.
+    """
+
+    treatments: list[Name] = Field(min_length=1, max_length=10)
+    control: str = ""
+    options: ExperimentOptions = ExperimentOptions()
+    id: str = ""
+    phase: ExperimentPhase = "running"
+    since: float = 0.0
+    ended: float | None = None
+    reason: str = ""
+    winner: str | None = None
+    sticky_before: StickyTraffic | None = None
+    history: list[ExperimentEvent] = Field(default_factory=list)
+
+    @property
+    def active(self) -> bool:
+        """Return True if the experiment has not ended."""
+        return self.phase == "running"
+
+    @property
+    def variants(self) -> list[str]:
+        """Return the Deployments, the control first."""
+        return [self.control, *self.treatments]
