@@ -18,7 +18,7 @@ from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.domain.ack_tracker import AckTracker
 from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
 from services.worker.domain.call_duration import Mean
-from services.worker.domain.prefetch import consumer_prefetch, prefetch, worth_changing
+from services.worker.domain.prefetch import consumer_prefetch, prefetch, without_margin, worth_changing
 from services.worker.domain.retry_after_loss import UNDECODABLE
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.blobs.claims import Claims
@@ -224,11 +224,11 @@ class RequestConsumer:
     def holds(self) -> int:
         """Return how many requests to publish for this worker, so that it is busy; 0: not known yet."""
         scheduler = self._scheduler
-        if scheduler is None:
+        if scheduler is None or not self._prefetch:
             return 0
         if scheduler.decoupled:
             return scheduler.max_calls
-        return math.ceil(self._desired_prefetch() * max(self._frames.value or 1.0, 1.0))
+        return math.ceil(without_margin(self._prefetch) * max(self._frames.value or 1.0, 1.0))
 
     def _with_margin(self, messages: int) -> int:
         # A stream that waits here cannot go to another replica, so there is no margin for streams.

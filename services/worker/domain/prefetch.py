@@ -44,6 +44,11 @@ def consumer_prefetch(messages: int) -> int:
     return messages + max(1, messages // 4)
 
 
+def without_margin(prefetch: int) -> int:
+    """Return how many messages a consumer with this prefetch is to hold: all but the margin."""
+    return max(1, prefetch - max(1, prefetch // 5))
+
+
 def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, max_batch: int) -> int:
     """Return how many jobs of a level to hold: enough for the open calls, and for one more.
 

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from services.worker.domain.call_duration import Mean
 from services.worker.domain.concurrency import calls_in_flight, effective_concurrency
-from services.worker.domain.prefetch import MAX_PREFETCH, prefetch, worth_changing
+from services.worker.domain.prefetch import (
+    MAX_PREFETCH,
+    consumer_prefetch,
+    prefetch,
+    without_margin,
+    worth_changing,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -146,3 +152,10 @@ def test_effective_concurrency(batch, call_rows, call_requests, open_calls, max_
         max_concurrency=max_concurrency,
     )
     assert found == expected
+
+
+@pytest.mark.parametrize("messages", [1, 2, 3, 5, 50, 256])
+def test_a_consumer_has_a_margin_for_callers_within_their_share(messages):
+    prefetch_ = consumer_prefetch(messages)
+    assert prefetch_ > messages
+    assert messages <= without_margin(prefetch_) < prefetch_
