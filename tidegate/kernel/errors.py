@@ -13,6 +13,8 @@ class TidegateError(Exception):
     reason = "internal"
     request_id: str | None = None  # set by clients
     deployment = ""  # the request's Deployment if it is known; for the log
+    # The caller's own timeout in seconds, if it ended the request before the endpoint's would have; else 0.
+    cut_after_s = 0.0
 
     def __init__(
         self, message: str, *, reason: str | None = None, retry_after_s: float | None = None

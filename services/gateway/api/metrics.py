@@ -220,7 +220,12 @@ class GatewayMetrics:
         served = http_status(error) < SERVER_ERROR
         self.refused(model, error.reason, failed=not served)
         if error.deployment and not served and self._is_compared(model):
-            self.variants.add_failure(model, error.deployment)
+            if error.cut_after_s:
+                # The caller chose a shorter time than the endpoint's. This is no failure of the Deployment:
+                # the answer would have taken at least this long.
+                self.variants.add_time(model, error.deployment, error.cut_after_s)
+            else:
+                self.variants.add_failure(model, error.deployment)
 
     def refused(self, model: str, reason: str, *, failed: bool = False) -> None:
         """Count a request without an answer of the model. ``reason`` is the label of its outcome."""

@@ -16,6 +16,7 @@ from services.gateway.domain.replica_choice import ReplicaSlots
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, parse_table
 from services.gateway.domain.traffic_split import Origin, TrafficRule
+from tidegate.kernel.errors import Overloaded
 
 pytestmark = pytest.mark.unit
 
@@ -77,6 +78,28 @@ async def test_a_request_that_a_rule_sent_stays_at_its_target(monkeypatch):
         with pytest.raises(EngineRefused):
             await anext(core._continued(call, chat, chat.targets[0], origin))
         assert tried == expected
+
+
+async def test_another_target_admits_the_request_in_its_own_band_or_the_first_failure_is_the_answer(
+    monkeypatch,
+):
+    chat, call = endpoint(own=1, far=1), LlmCall("chat", "/v1/completions", {})
+    core, origin = LlmCore(cast(Any, None), cast(Any, None)), partial(Origin, {}, "", dict)
+    tried: list[tuple[str, bool]] = []
+
+    async def run(
+        _: LlmCall, __: EndpointRoute, route: DeploymentRoute, *args: Any, again: bool
+    ) -> AsyncGenerator[LlmEvents]:
+        tried.append((route.name, again))
+        raise EngineRefused(503, b"") if route.name == "own" else Overloaded("far has no room")
+        yield
+
+    monkeypatch.setattr(core, "_run", run)
+    with pytest.raises(EngineRefused):
+        await anext(core._continued(call, chat, chat.targets[0], origin))
+    assert tried == [("own", False), ("far", False)]
+    with pytest.raises(Overloaded):
+        await anext(core._continued(call, chat, chat.targets[1], origin))
 
 
 def test_the_other_target_has_the_adapter():

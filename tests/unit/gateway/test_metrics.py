@@ -13,6 +13,7 @@ from services.gateway.application.inference.core import Timing
 from services.gateway.domain.llm.refusal import EngineRefused
 from services.gateway.domain.routing import parse_table
 from tests.integration.gateway.process import make_table
+from tidegate.kernel.errors import DeadlinePassed
 
 pytestmark = pytest.mark.unit
 
@@ -98,3 +99,17 @@ def test_a_request_that_the_engine_refuses_is_no_failure_of_a_canary():
         metrics.failed("chat", error)
         counted = metrics.variants.report().get("chat", {})
         assert sum(each.failed for each in counted.values()) == failures
+
+
+@pytest.mark.parametrize(("cut_after_s", "failures", "answers"), [(0.0, 1, 0), (0.05, 0, 1)])
+def test_a_deadline_that_the_caller_made_shorter_is_no_failure_of_a_canary(cut_after_s, failures, answers):
+    raw = make_table("canary-b")
+    endpoints = {"chat": raw["endpoints"]["digits"] | {"compared": True}}
+    table = parse_table(raw | {"endpoints": endpoints})
+    metrics = GatewayMetrics(lambda: table)
+    metrics.report({})
+    error = DeadlinePassed("the deadline passed")
+    error.deployment, error.cut_after_s = "canary-b", cut_after_s
+    metrics.failed("chat", error)
+    counts = metrics.variants.report()["chat"]["canary-b"]
+    assert (counts.failed, sum(counts.times)) == (failures, answers)

@@ -26,7 +26,15 @@ from services.gateway.domain.feedback_ids import FeedbackIds
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable, require
 from services.gateway.domain.traffic_split import Origin, TrafficSplitter
-from tidegate.kernel.errors import BY_REASON, BadRequest, ModelFailed, TidegateError, Unavailable, WorkerLost
+from tidegate.kernel.errors import (
+    BY_REASON,
+    BadRequest,
+    DeadlinePassed,
+    ModelFailed,
+    TidegateError,
+    Unavailable,
+    WorkerLost,
+)
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.access import ANONYMOUS, Principal
 from tidegate.kernel.protocol.envelope import Reply, Tensor
@@ -158,6 +166,8 @@ class InferenceCore:
             )
             if isinstance(result, TidegateError):
                 result.deployment = route.name
+                if timeout_ms < endpoint.timeout_ms and isinstance(result, DeadlinePassed):
+                    result.cut_after_s = timeout_ms / 1e3
             done(result)
 
         return self._dispatcher.send(

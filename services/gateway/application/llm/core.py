@@ -35,7 +35,16 @@ from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from services.gateway.domain.traffic_split import Origin
 from services.gateway.domain.usage_cost import UsageCost, compute_us
 from tidegate.kernel import telemetry
-from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, WorkerLost
+from tidegate.kernel.errors import (
+    BadRequest,
+    ColdStart,
+    ModelFailed,
+    NoCapacity,
+    NotFound,
+    Overloaded,
+    TidegateError,
+    WorkerLost,
+)
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.access import ANONYMOUS, INFER, Principal
 from tidegate.kernel.protocol.llm import (
@@ -250,12 +259,13 @@ class LlmCore:
         failed: list[str] = []
         progress = StreamProgress(call.path, call.body)
         losses = 0
+        refused: EngineRefused | None = None
         last: LlmEvents | None = None
         while True:
             resume = progress.resume() if losses else None
             try:
                 async with aclosing(
-                    self._run(call, endpoint, route, timeout_ms, resume, again=bool(losses or failed))
+                    self._run(call, endpoint, route, timeout_ms, resume, again=bool(losses))
                 ) as answers:
                     async for answer in answers:
                         if resume is not None:
@@ -265,12 +275,13 @@ class LlmCore:
                             last = answer
                             yield answer
                 return
-            except EngineRefused as error:
+            except (EngineRefused, Overloaded, NoCapacity, ColdStart) as error:
+                refused = _refusal(error, refused)
                 failed.append(route.name)
                 stays = last is not None or endpoint.has_rule_for(origin())
-                other = None if stays else other_target(endpoint, failed, error.status, call.adapter)
+                other = None if stays else other_target(endpoint, failed, refused.status, call.adapter)
                 if other is None:
-                    raise
+                    raise refused from None
                 log.warning(
                     "a request goes to another target",
                     extra={"deployment": route.name, "other": other.name, "problem": error.message},
@@ -330,6 +341,18 @@ class LlmCore:
                 async for answer in answers:
                     placement.taken_by(answer.parameters.get(REPLICA))
                     yield _events(call, answer)
+
+
+def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefused:
+    """Return the failure that the caller gets if no other target answers; raise ``error`` if it is the first.
+
+    Another target may have no room for the request. Then the caller gets the failure before that.
+    """
+    if isinstance(error, EngineRefused):
+        return error
+    if earlier is None:
+        raise error
+    return earlier
 
 
 def _continues(progress: StreamProgress, losses: int, error: WorkerLost, retry_safe: bool) -> bool:
