@@ -67,10 +67,12 @@ def costs(
 
 def _moment(text: str, now: float) -> float:
     """Parse a time: an age such as 24h, ``month`` (its first day, UTC), or an ISO time. Raise UsageError."""
-    from datetime import UTC, datetime
+    from datetime import datetime, timezone
 
     if text == "month":
-        return datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+        return (
+            datetime.now(timezone.utc).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+        )
     try:
         return parsed(text).timestamp()
     except ValueError:

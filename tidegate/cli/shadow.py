@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,7 +69,7 @@ def options_of(
     if tolerance is not None:
         options["tolerance"] = _tolerance(tolerance)
     if lasts is not None:
-        options["until"] = (datetime.now(UTC) + timedelta(seconds=seconds(lasts))).isoformat()
+        options["until"] = (datetime.now(timezone.utc) + timedelta(seconds=seconds(lasts))).isoformat()
     return options
 
 

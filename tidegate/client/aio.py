@@ -23,6 +23,7 @@ from tidegate.client.llm_aio import AsyncLlmCalls
 from tidegate.client.llm_flows import LlmFlows
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
+from tidegate.client.traffic import AsyncTrafficCalls, TrafficFlows
 from tidegate.kernel.errors import TidegateError
 
 
@@ -97,7 +98,7 @@ class AsyncBatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class AsyncClient(AsyncLlmCalls):
+class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls):
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
     Use it for many concurrent calls: ``await asyncio.gather(*(client.infer(...) for ...))``.
@@ -119,6 +120,7 @@ class AsyncClient(AsyncLlmCalls):
         self._batches = BatchFlows(self._core)
         self._llm = LlmFlows(self._core)
         self._feedback = FeedbackFlows(self._core)
+        self._traffic = TrafficFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**found.options(), transport=transport)
 

@@ -23,6 +23,7 @@ from tidegate.client.llm_flows import LlmFlows
 from tidegate.client.llm_sync import LlmCalls
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
+from tidegate.client.traffic import TrafficCalls, TrafficFlows
 from tidegate.kernel.errors import TidegateError
 
 
@@ -96,7 +97,7 @@ class BatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class Client(LlmCalls):
+class Client(LlmCalls, TrafficCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
@@ -122,6 +123,7 @@ class Client(LlmCalls):
         self._batches = BatchFlows(self._core)
         self._llm = LlmFlows(self._core)
         self._feedback = FeedbackFlows(self._core)
+        self._traffic = TrafficFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**found.options(), transport=transport)
 

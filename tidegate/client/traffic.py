@@ -1,0 +1,165 @@
+"""Roll versions out through a gateway: the logic that the blocking and the asyncio client share.
+
+The caller's key needs the scope that the registry's routes need (`docs/access.md`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from tidegate.client.core import Core
+from tidegate.client.flow import Flow, Sleep, T
+from tidegate.client.jobs import Document, document_of
+from tidegate.kernel.errors import DeadlinePassed
+
+ENDED = frozenset({"promoted", "rolled_back", "aborted"})
+POLL_S = 1.0
+To = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficFlows:
+    """The calls that change an endpoint's traffic. Each returns a document of the registry or the router."""
+
+    core: Core
+
+    def start(self, endpoint: str, to: To, swap: bool, options: Document) -> Flow[Document]:
+        """Start a canary, and return the endpoint."""
+        canary: Document = {"version": to} if isinstance(to, int) else {"deployment": to}
+        body = {**canary, "options": options, **({"swap": True} if swap else {})}
+        return (yield from self._change(endpoint, "rollout", body))
+
+    def change(self, endpoint: str, what: str) -> Flow[Document]:
+        """Promote, pause or resume a canary, and return the endpoint."""
+        return (yield from self._change(endpoint, f"rollout/{what}", {}))
+
+    def rollback(self, endpoint: str, version: int | None) -> Flow[Document]:
+        """Go back to an earlier version, or end the canary."""
+        body: Document = {} if version is None else {"version": version}
+        return (yield from self._change(endpoint, "rollback", body))
+
+    def rollout(self, endpoint: str) -> Flow[Document]:
+        """Return an endpoint's rollout, with the router's evidence if the router knows this rollout."""
+        stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
+        shown = yield from self._read(f"/api/router/v1/rollouts/{_part(endpoint)}")
+        rollout, known = stored["rollout"], shown.get("rollout")
+        if rollout is not None and (known is None or known["id"] != rollout["id"]):
+            shown = {"endpoint": endpoint}
+        return {**shown, "rollout": rollout}
+
+    def wait(self, endpoint: str, timeout_s: float | None) -> Flow[Document]:
+        """Return the rollout at its end. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
+        clock = self.core.caller.clock
+        deadline = None if timeout_s is None else clock() + timeout_s
+        while True:
+            found = yield from self.rollout(endpoint)
+            if found["rollout"] is None or found["rollout"]["phase"] in ENDED:
+                return found
+            if deadline is not None and clock() >= deadline:
+                reason = found["rollout"]["reason"]
+                raise DeadlinePassed(
+                    f"The rollout of {endpoint} has not ended after {timeout_s:g} s: {reason}",
+                    reason="not_over",
+                )
+            yield Sleep(POLL_S)
+
+    def _change(self, endpoint: str, what: str, body: Document) -> Flow[Document]:
+        path = f"/api/registry/v1/endpoints/{_part(endpoint)}/{what}"
+        headers = {"Content-Type": "application/json"}
+        timeout_s = self.core.timeout_s
+        content = orjson.dumps(body)
+        answer = yield from self.core.caller.call(
+            "POST", path, timeout_s=timeout_s, headers=headers, content=content, repeatable=False
+        )
+        return document_of(answer)
+
+    def _read(self, path: str) -> Flow[Document]:
+        return document_of((yield from self.core.call("GET", path, None)))
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+class TrafficCalls:
+    """The blocking calls. See `docs/canaries.md`."""
+
+    _traffic: TrafficFlows
+
+    @abstractmethod
+    def _run(self, flow: Flow[T]) -> T: ...
+
+    def start_rollout(self, endpoint: str, to: To, *, swap: bool = False, **options: Any) -> Document:
+        """Start a canary and return the endpoint. ``to``: a version's number, or a deployment's name.
+
+        ``options`` are those of ``CanaryOptions``, such as ``steps``, ``hold_s`` and ``min_samples``.
+        ``swap``: replace the present version at once, without a canary. Raise Conflict while another rollout
+        is in progress.
+        """
+        return self._run(self._traffic.start(endpoint, to, swap, options))
+
+    def rollout(self, endpoint: str) -> Document:
+        """Return an endpoint's ``rollout`` (None: never one), ``evidence``, ``missing`` and ``points``."""
+        return self._run(self._traffic.rollout(endpoint))
+
+    def wait_rollout(self, endpoint: str, timeout_s: float | None = None) -> Document:
+        """Return the rollout at its end. Raise DeadlinePassed after ``timeout_s`` seconds (None: never)."""
+        return self._run(self._traffic.wait(endpoint, timeout_s))
+
+    def promote(self, endpoint: str) -> Document:
+        """Send all traffic to the canary, whatever its evidence. Return the endpoint."""
+        return self._run(self._traffic.change(endpoint, "promote"))
+
+    def pause_rollout(self, endpoint: str) -> Document:
+        """Keep the canary's share. Return the endpoint."""
+        return self._run(self._traffic.change(endpoint, "pause"))
+
+    def resume_rollout(self, endpoint: str) -> Document:
+        """Continue a paused canary. Return the endpoint."""
+        return self._run(self._traffic.change(endpoint, "resume"))
+
+    def rollback(self, endpoint: str, version: int | None = None) -> Document:
+        """End a canary, or go back to an earlier version (None: the last one)."""
+        return self._run(self._traffic.rollback(endpoint, version))
+
+
+class AsyncTrafficCalls:
+    """The calls of :class:`TrafficCalls` for asyncio."""
+
+    _traffic: TrafficFlows
+
+    @abstractmethod
+    async def _run(self, flow: Flow[T]) -> T: ...
+
+    async def start_rollout(self, endpoint: str, to: To, *, swap: bool = False, **options: Any) -> Document:
+        """Start a canary; see :meth:`TrafficCalls.start_rollout`."""
+        return await self._run(self._traffic.start(endpoint, to, swap, options))
+
+    async def rollout(self, endpoint: str) -> Document:
+        """Return an endpoint's rollout; see :meth:`TrafficCalls.rollout`."""
+        return await self._run(self._traffic.rollout(endpoint))
+
+    async def wait_rollout(self, endpoint: str, timeout_s: float | None = None) -> Document:
+        """Return the rollout at its end; see :meth:`TrafficCalls.wait_rollout`."""
+        return await self._run(self._traffic.wait(endpoint, timeout_s))
+
+    async def promote(self, endpoint: str) -> Document:
+        """Send all traffic to the canary; see :meth:`TrafficCalls.promote`."""
+        return await self._run(self._traffic.change(endpoint, "promote"))
+
+    async def pause_rollout(self, endpoint: str) -> Document:
+        """Keep the canary's share. Return the endpoint."""
+        return await self._run(self._traffic.change(endpoint, "pause"))
+
+    async def resume_rollout(self, endpoint: str) -> Document:
+        """Continue a paused canary. Return the endpoint."""
+        return await self._run(self._traffic.change(endpoint, "resume"))
+
+    async def rollback(self, endpoint: str, version: int | None = None) -> Document:
+        """End a canary, or go back to an earlier version (None: the last one)."""
+        return await self._run(self._traffic.rollback(endpoint, version))
