@@ -42,8 +42,8 @@ bootstrap-dev:
 	@$(FIND_PYTHON); "$$p" -m deploy.bootstrap --dev
 	@$(COMPILE)
 
-up: bootstrap ## install what is missing, start all services, serve the example (LLM=1: also a language model)
-	@exec .venv/bin/tidegate up --example $(if $(filter-out 0,$(LLM)),--llm)
+up: bootstrap ## install what is missing, start all services, serve the example (LLM=1: also a language model; MONITORING=1: also Prometheus)
+	@exec .venv/bin/tidegate up --example $(if $(filter-out 0,$(LLM)),--llm) $(if $(filter-out 0,$(MONITORING)),--with-monitoring)
 
 up-llm: bootstrap ## install what is missing, start all services, serve a small language model and send it a question
 	@exec .venv/bin/tidegate up --llm
@@ -138,6 +138,7 @@ check: ## check lint, format, types, import rules and sizes
 	$(PY) -m deploy.docstring_check
 	$(PY) -m deploy.size_report
 	$(PY) -m deploy.settings_doc --check
+	$(PY) -m deploy.dashboards --check
 
 # Any Python with pip can build it.
 wheel: bootstrap ## build dist/tidegate-*.whl for `pip install`: the Python client and the command line
@@ -150,8 +151,9 @@ fmt: ## format the code and apply automatic fixes
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: ## generate pages from code (docs/settings.md)
+docs: ## generate files from code (docs/settings.md, deploy/grafana)
 	$(PY) -m deploy.settings_doc
+	$(PY) -m deploy.dashboards
 
 # If a peer cannot be installed, the table says so, and the others run.
 bench: bootstrap ## measure Tidegate beside its peers (about 45 minutes)

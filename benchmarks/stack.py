@@ -29,6 +29,7 @@ PORTS = (
     "epmd_port",
     "valkey_port",
     "jobs_port",
+    "prometheus_port",
 )
 LIMIT_S = 240
 EXAMPLES = places.ROOT / "examples" / "python-model"
@@ -136,5 +137,6 @@ def _environment(state: Path, extra: Mapping[str, str]) -> dict[str, str]:
         "TIDEGATE_STATE_DIR": str(state),
         "TIDEGATE_RUNTIME_DIR": runtime,
         "TIDEGATE_CONFIG_DIR": str(state / "config"),  # the user's contexts are not changed
+        "TIDEGATE_MONITORING": "off",  # else the numbers would depend on the machine's packages
     }
     return ours | ports | places_of_its_own | dict(extra)

@@ -68,8 +68,15 @@ def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
                 "PostgreSQL, for the tests",
                 # Without root, the step counts as done. Then the tests report what they skip.
                 done=lambda: not system.postgres_missing() or not system.can_install(),
-                work=packages.install_postgres,
+                work=partial(packages.install_for_tests, system.postgres_missing, "postgres-package"),
                 after=("rabbitmq",),
+            ),
+            Step(
+                "prometheus",
+                "Prometheus, for the tests",
+                done=lambda: not system.prometheus_missing() or not system.can_install(),
+                work=partial(packages.install_for_tests, system.prometheus_missing, "prometheus-package"),
+                after=("postgres",),
             ),
         ]
     return found

@@ -1,4 +1,4 @@
-"""Install system packages: RabbitMQ, Python's venv and libpython, and PostgreSQL for the tests."""
+"""Install system packages: RabbitMQ, Python's venv and libpython, Prometheus; PostgreSQL for the tests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from deploy.bootstrap.step import Report, StepFailed
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 POSTGRES = Path("/usr/lib/postgresql")
+# Packages whose server systemd would start.
+SERVERS = ("rabbitmq-server", "prometheus")
 
-# The script does not start or enable the RabbitMQ service of the package: the stack starts its own RabbitMQ,
-# and a second one would only take memory and the standard ports.
+# The script does not start or enable the services of RabbitMQ's and Prometheus's packages: the stack starts
+# its own, and a second one would only take memory and the standard ports.
 # PostgreSQL's package would make a database cluster that starts at each boot. The tests make their own.
 INSTALL = """
 set -e
@@ -42,9 +44,10 @@ if [ "$1" = postgresql ]; then
   sed -i 's/^create_main_cluster = false #tidegate/#create_main_cluster = true/' "$conf"
 fi
 [ "$done" = 0 ] || exit "$done"
-if [ "$1" = rabbitmq-server ] && [ -d /run/systemd/system ]; then
-  systemctl disable -q rabbitmq-server || true
-fi
+case "$1" in
+  rabbitmq-server | prometheus)
+    [ ! -d /run/systemd/system ] || systemctl disable -q "$1" || true ;;
+esac
 """
 UPDATE = "apt-get update -q"
 
@@ -60,6 +63,11 @@ def postgres_missing() -> list[str]:
     """Return the Debian package of PostgreSQL; empty if a server is installed."""
     there = any(POSTGRES.glob("*/bin/initdb")) or shutil.which("initdb") is not None
     return [] if there else ["postgresql"]
+
+
+def prometheus_missing() -> list[str]:
+    """Return the Debian package of Prometheus; empty if Prometheus is installed."""
+    return [] if shutil.which("prometheus") else ["prometheus"]
 
 
 def can_install() -> bool:
@@ -107,15 +115,16 @@ class Packages:
                 self._paths.log(log_name),
             )
 
-    def install_postgres(self, report: Report) -> None:
-        """Install PostgreSQL. Only report a failure: without PostgreSQL, some tests are skipped."""
+    def install_for_tests(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
+        """Install what only tests need. Only report a failure: those tests are then skipped."""
         try:
-            self._install(postgres_missing(), "postgres-package", report)
+            self._install(missing(), log_name, report)
         except StepFailed as failure:
             report(f"not installed; the tests that need it are skipped: {failure.what}")
 
     def _install(self, packages: list[str], log_name: str, report: Report) -> None:
-        as_root = _as_root([*python_missing(self._paths), *rabbitmq_missing()])
+        wanted = [*packages, *python_missing(self._paths), *rabbitmq_missing()]
+        as_root = _as_root(list(dict.fromkeys(wanted)))
         script = INSTALL if self._updated else INSTALL.replace("#UPDATE", UPDATE)
 
         def on_line(line: str) -> None:
@@ -137,8 +146,7 @@ def _as_root(packages: Sequence[str]) -> list[str]:
     if shutil.which("apt-get") is None:
         raise StepFailed(
             f"Missing Debian packages: {names}. This system has no apt-get.",
-            "Install RabbitMQ 3.10 or newer so that /usr/lib/rabbitmq/bin/rabbitmq-server exists, and "
-            f"{libpython()} for Python {python_version()}; then run the same command again.",
+            _without_apt(packages),
         )
     if os.geteuid() == 0:
         return []
@@ -148,7 +156,22 @@ def _as_root(packages: Sequence[str]) -> list[str]:
         f"Missing system packages: {names}. Installing them needs root.",
         "Type this, then run the same command again:\n"
         f"    sudo apt-get update && sudo apt-get install -y --no-install-recommends {names}\n"
-        "    sudo systemctl disable --now rabbitmq-server    # Tidegate runs a private one",
+        + "".join(
+            f"    sudo systemctl disable --now {name}    # Tidegate runs a private one\n"
+            for name in packages
+            if name in SERVERS
+        ).rstrip(),
+    )
+
+
+def _without_apt(packages: Sequence[str]) -> str:
+    if list(packages) == ["prometheus"]:
+        return (
+            "Install Prometheus 2.40 or newer so that PATH has `prometheus`; then run the same command again."
+        )
+    return (
+        "Install RabbitMQ 3.10 or newer so that /usr/lib/rabbitmq/bin/rabbitmq-server exists, and "
+        f"{libpython()} for Python {python_version()}; then run the same command again."
     )
 
 

@@ -193,7 +193,7 @@ def test_prometheus_finds_the_services_and_the_workers(world):
     def expected():
         replicas = (("workers", replica, "up") for replica in world.workers(""))
         ports = {"gateway": 8000, "registry": 8010, "router": 8020, "autoscaler": 8030}
-        return sorted([*replicas, *(("services", f"{name}:{port}", "up") for name, port in ports.items())])
+        return sorted([*replicas, *((name, f"{name}:{port}", "up") for name, port in ports.items())])
 
     deadline = time.monotonic() + PATIENCE_S
     while found() != expected():

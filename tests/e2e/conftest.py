@@ -37,6 +37,7 @@ PORTS = (
     "EPMD_PORT",
     "VALKEY_PORT",
     "JOBS_PORT",
+    "PROMETHEUS_PORT",
 )
 
 
@@ -165,6 +166,7 @@ def running_stack(state: Path, **fields: float | str) -> Iterator[Stack]:
     """A stack with these settings, with nothing deployed. At the end no process of it is left."""
     runtime = Settings().runtime_path
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    fields = {"monitoring": "off", **fields}
     given: dict[str, Any] = {
         "state_dir": state,
         "runtime_dir": runtime,

@@ -134,6 +134,7 @@ def environment(state: Path, ports: Mapping[str, int], runtime: Path) -> dict[st
     env = {key: value for key, value in os.environ.items() if not key.startswith("TIDEGATE_")}
     env |= {f"TIDEGATE_{name}": str(port) for name, port in ports.items()}
     # The user's own contexts are left alone.
+    env["TIDEGATE_MONITORING"] = "off"
     env["TIDEGATE_CONFIG_DIR"] = str(state.parent / "config")
     return env | {"TIDEGATE_STATE_DIR": str(state), "TIDEGATE_RUNTIME_DIR": str(runtime), "NO_COLOR": "1"}
 

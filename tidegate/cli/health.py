@@ -10,7 +10,7 @@ from typing import Any
 from tidegate.cli.api import Control, Doc, Service, settings
 from tidegate.kernel.errors import TidegateError
 
-STARTED_BY_STACK = ("rabbitmq", "valkey", "valkey-jobs")
+STARTED_BY_STACK = ("rabbitmq", "valkey", "valkey-jobs", "prometheus")
 NOT_ALLOWED = "not allowed with this key"
 
 

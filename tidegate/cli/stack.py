@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli import exit_codes, source_checkout
+from tidegate.cli import exit_codes, monitoring, source_checkout
 from tidegate.cli.options import Json
 from tidegate.cli.own_stack import StackFailed, own
 from tidegate.kernel.errors import TidegateError
@@ -34,9 +34,19 @@ def up(
             "--llm", help="Also fetch and deploy SmolLM2, a small language model, and send it a question."
         ),
     ] = False,
+    with_monitoring: Annotated[
+        bool,
+        typer.Option(
+            "--with-monitoring",
+            help="Also run Prometheus. If it is missing, install the system's package (332 MB).",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Start the stack on this machine and wait until it is ready. A running stack is left as it is."""
+    """Start the stack on this machine and wait until it is ready. A running stack is left as it is.
+
+    Prometheus is a part of the stack if it is installed (TIDEGATE_MONITORING=off: never).
+    """
     source_checkout.require("up")
     from tidegate import stack
     from tidegate.cli import output
@@ -45,6 +55,8 @@ def up(
 
     found, began = own(starting=True), time.monotonic()
     running = stack.state(found).supervisor is not None
+    if with_monitoring:
+        found = monitoring.enabled(found, stack.state(found))
     if running:  # use the addresses of the running stack, not those of a new one
         found = own(starting=False)
     else:
@@ -77,6 +89,7 @@ def up(
     document = {
         "urls": {name: getattr(found, f"{name}_url") for name in SERVICES},
         "grpc": found.gateway_grpc_target,
+        "prometheus": monitoring.url(record),
         "stack": record.as_dict(),
         "context": context,
         "example": shown.document() if shown else None,
@@ -89,7 +102,7 @@ def up(
             shown.show()
         if asked:
             asked.show()
-        _show_urls(found, time.monotonic() - began)
+        _show_urls(found, monitoring.url(record), time.monotonic() - began)
         if context:
             output.line(f"Commands in any folder use this stack now (context {context}).")
 
@@ -133,7 +146,7 @@ def _register(found: Settings) -> str | None:
         return None
 
 
-def _show_urls(found: Settings, took_s: float) -> None:
+def _show_urls(found: Settings, prometheus: str | None, took_s: float) -> None:
     from tidegate.cli import output
 
     output.line()
@@ -141,6 +154,10 @@ def _show_urls(found: Settings, took_s: float) -> None:
     for name in SERVICES:
         also = f", gRPC {found.gateway_grpc_target}" if name == "gateway" else ""
         output.line(f"  {name:<11} {getattr(found, f'{name}_url')}{also}")
+    if prometheus:
+        output.line(
+            f"  {'prometheus':<11} {prometheus} (user metrics, password in {found.state_path}/metrics/token)"
+        )
     command = _typed()
     output.line(f"Your own model: {command} deploy FILE.onnx --name my-model. Stop it all: {command} down.")
     output.line("Next:")

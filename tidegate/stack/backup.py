@@ -27,7 +27,7 @@ OnStep = Callable[[str, str], None]
 DATABASE = {databases.SQLITE: "database.sqlite", databases.POSTGRESQL: "database.dump"}
 STATE, ARTIFACTS, BLOBS, JOBS = "state", "artifacts", "blobs", "jobs"
 # Folders below `data` that are copied in another way, or are useless on another machine.
-_NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs")
+_NOT_AS_FILES = ("rabbitmq", "valkey", "jobs", "artifacts", "blobs", "prometheus")
 _TRIES = 3
 
 

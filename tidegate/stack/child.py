@@ -25,7 +25,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A readiness probe in the child's own protocol; ``http`` and ``https`` request /health/ready.
+    """A readiness probe in the child's own protocol; ``http`` and ``https`` request ``path``.
 
     ``login``: a user and the file with its password, for a server that requires one.
     """
@@ -34,6 +34,7 @@ class Probe:
     port: int
     host: str = "127.0.0.1"
     login: tuple[str, Path] | None = None
+    path: str = "/health/ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Child:
     Without a ``probe`` it is a step: it runs once and must exit with 0. ``after`` names the children that
     must be ready first. Children stop in ascending ``stop_order``. ``after_stop`` is a command that runs
     after the child has ended. Before each start, ``files`` are written
-    and ``links`` (link to target) are made.
+    and ``links`` (link to target) are made. The stack is up without an ``optional`` child, which is started
+    until it runs.
     """
 
     name: str
@@ -59,3 +61,4 @@ class Child:
     after_stop: tuple[str, ...] = ()
     start_limit_s: float = 60.0
     grace_s: float = 15.0
+    optional: bool = False

@@ -38,7 +38,10 @@ class ChildSupervisor:
     _deaths: int = field(default=0)
 
     async def run(self) -> None:
-        """Keep the child running until cancelled. Raise ChildFailed if it ends before it is first ready."""
+        """Keep the child running until cancelled.
+
+        Raise ChildFailed if it ends before it is first ready, unless it is optional.
+        """
         for name in self.child.after:
             self._report("waiting", detail=f"for {name}")
             await self.ready[name].wait()
@@ -49,7 +52,7 @@ class ChildSupervisor:
                 self._report("done", process=None)
                 self.ready[self.child.name].set()
                 return
-            if not self.ready[self.child.name].is_set():
+            if self._must_be_ready():
                 raise ChildFailed(self._failure(f"exited with {code} while starting", offset))
             await self._pause(code, time.monotonic() - began)
 
@@ -76,10 +79,14 @@ class ChildSupervisor:
             if missing != shown:
                 self._report("starting", detail=missing)
                 shown = missing
-            if time.monotonic() > end and not self.ready[self.child.name].is_set():
+            if time.monotonic() > end and self._must_be_ready():
                 text = f"was not ready after {self.child.start_limit_s:.0f} s ({missing})"
                 raise ChildFailed(self._failure(text, offset))
             await asyncio.sleep(POLL_S)
+
+    def _must_be_ready(self) -> bool:
+        """Return True if the stack's start waits for this child."""
+        return not self.child.optional and not self.ready[self.child.name].is_set()
 
     async def _pause(self, code: int, lived_s: float) -> None:
         self._deaths = 1 if lived_s > STEADY_S else self._deaths + 1

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tidegate.kernel import credentials
 from tidegate.kernel.broker.permissions import JOB_STORE, LIVE_STORE
 from tidegate.kernel.settings.base import ENVIRONMENT, FILE, SOURCES, Settings
-from tidegate.stack import accounts, rabbitmq, valkey
+from tidegate.stack import accounts, prometheus, rabbitmq, valkey
 from tidegate.stack.child import MARK, Child, Port, Probe
+from tidegate.stack.errors import MissingPart
 
 SERVICES = ("registry", "router", "autoscaler", "gateway")
 """In the order in which ``status`` shows them."""
@@ -72,7 +74,19 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
         folders=(state / "data",),
     )
     needed = tuple(server.name for server in servers)
-    return (*servers, migrate, *(_service(name, settings, env, needed) for name in SERVICES))
+    services = (_service(name, settings, env, needed) for name in SERVICES)
+    return (*servers, migrate, *services, *_monitoring(settings, env))
+
+
+def _monitoring(settings: Settings, env: Mapping[str, str]) -> tuple[Child, ...]:
+    """Return Prometheus if the settings want it. Raise MissingPart if they require it and it is missing."""
+    program = prometheus.installed() if settings.monitoring != "off" else None
+    if program is None:
+        if settings.monitoring == "on":
+            raise MissingPart(prometheus.MISSING)
+        return ()
+    required = settings.monitoring == "on"
+    return (replace(prometheus.child(program, prometheus.place(settings), env), optional=not required),)
 
 
 def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]) -> Child:

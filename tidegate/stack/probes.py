@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import socket
@@ -54,7 +55,7 @@ def _http(probe: Probe) -> str | None:
             probe.host, probe.port, timeout=TIMEOUT_S, context=unverified
         )
     try:
-        connection.request("GET", "/health/ready")
+        connection.request("GET", probe.path, headers=_basic(probe))
         response = connection.getresponse()
         body = response.read(4096)
     except http.client.HTTPException:
@@ -62,6 +63,13 @@ def _http(probe: Probe) -> str | None:
     finally:
         connection.close()
     return None if response.status == 200 else _reason(body)
+
+
+def _basic(probe: Probe) -> dict[str, str]:
+    if probe.login is None:
+        return {}
+    user, password = probe.login[0], probe.login[1].read_text().strip()
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
 def _reason(body: bytes) -> str:

@@ -20,7 +20,10 @@ StackPhase = Literal["starting", "running", "stopping", "stopped", "failed", "un
 
 @dataclass(frozen=True, slots=True)
 class ChildRecord:
-    """One child: its state, the time of the last change (epoch seconds), and a short reason."""
+    """One child: its state, the time of the last change (epoch seconds), and a short reason.
+
+    The stack is up without an ``optional`` child.
+    """
 
     name: str
     state: ChildPhase = "waiting"
@@ -30,6 +33,7 @@ class ChildRecord:
     since: float = 0.0
     detail: str = ""
     log: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,7 @@ def _wait(
 
 
 def _unready(record: StackRecord) -> str:
-    waiting = (c for c in record.children if c.state not in {"ready", "done"})
+    waiting = (c for c in record.children if not c.optional and c.state not in {"ready", "done"})
     return "; ".join(f"{c.name} is {c.state} ({c.detail or 'see ' + c.log})" for c in waiting)
 
 
@@ -226,4 +226,5 @@ def _checked(child: ChildRecord) -> ChildRecord:
         child.since,
         detail,
         child.log,
+        child.optional,
     )

@@ -37,7 +37,12 @@ class Supervisor:
         self._folder = RunFolder(state / "run")
         self._supervised: list[ChildSupervisor] = []
         records = tuple(
-            ChildRecord(c.name, ports=tuple(p.number for p in c.ports), log=str(log_file(state, c.name)))
+            ChildRecord(
+                c.name,
+                ports=tuple(p.number for p in c.ports),
+                log=str(log_file(state, c.name)),
+                optional=c.optional,
+            )
             for c in children
         )
         self._record = StackRecord("starting", processes.find(os.getpid()), records)
@@ -92,8 +97,9 @@ class Supervisor:
         return ChildSupervisor(child, log_file(self._state, child.name), report, ready)
 
     async def _announce(self, ready: Mapping[str, asyncio.Event]) -> None:
-        for event in ready.values():
-            await event.wait()
+        for child in self._children:
+            if not child.optional:
+                await ready[child.name].wait()
         self._record = replace(self._record, phase="running")
         self._write()
         self._notify(f"READY=1\nSTATUS=running, {len(self._children)} parts ready")

@@ -36,7 +36,7 @@ def settings_in(folder: Path, **fields: Any) -> Settings:
     ports: dict[str, Any] = {
         f"{name}_port": port for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)
     }
-    return Settings(state_dir=folder / "state", **(ports | fields))
+    return Settings(state_dir=folder / "state", **(ports | {"monitoring": "off"} | fields))
 
 
 def child(settings: Settings, name: str) -> ChildRecord:

@@ -163,11 +163,11 @@ def test_locks_have_hashes_and_name_no_index(lock: Path):
     assert "--index" not in text
 
 
-def test_postgres_is_only_installed_for_the_tests():
+def test_postgres_and_prometheus_are_only_installed_for_the_tests():
     here = paths.from_environment()
     names = {dev: [step.name for step in steps(here, Runner(), dev=dev)] for dev in (False, True)}
-    assert "postgres" not in names[False]
-    assert "postgres" in names[True]
+    assert {"postgres", "prometheus"}.isdisjoint(names[False])
+    assert {"postgres", "prometheus"} <= set(names[True])
 
 
 def test_without_root_the_step_of_postgres_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -180,6 +180,22 @@ def test_without_root_the_step_of_postgres_is_left_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/apt-get" if name == "apt-get" else None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert not step.done()
+
+
+def test_a_missing_prometheus_says_what_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(system, "rabbitmq_missing", list)
+    packages = system.Packages(paths.from_environment(), Runner())
+    monkeypatch.setattr(system, "python_missing", lambda _: [])
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(StepFailed) as failed:
+        packages.install(system.prometheus_missing, "prometheus-package", lambda _: None)
+    assert "PATH has `prometheus`" in failed.value.remedy
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/apt-get" if name == "apt-get" else None)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(StepFailed) as failed:
+        packages.install(system.prometheus_missing, "prometheus-package", lambda _: None)
+    assert "--no-install-recommends prometheus\n" in failed.value.remedy
+    assert "systemctl disable --now prometheus " in failed.value.remedy
 
 
 @pytest.mark.parametrize("status", [0, 100])

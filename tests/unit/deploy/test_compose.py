@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +11,8 @@ import yaml
 from deploy.compose.images import OFFICIAL, STAND_INS, absent, stand_ins
 from deploy.compose.stack import states
 from deploy.compose.tool import FILE, SERVICE
+from tidegate.stack import prometheus
+from tidegate.stack.plan import SERVICES
 
 
 def test_stand_ins_are_used_only_without_a_setting_and_an_official_image():
@@ -59,8 +62,43 @@ def test_prometheus_gets_the_metrics_token_and_no_other():
     scraped = yaml.safe_load((FILE.parent / "prometheus.yml").read_text())["scrape_configs"]
     jobs = {each["job_name"]: each for each in scraped}
     token = {"credentials_file": f"{mounted['metrics']}/token"}
-    assert jobs["services"]["authorization"] == token
+    assert {name: jobs[name]["authorization"] for name in SERVICES} == dict.fromkeys(SERVICES, token)
     assert jobs["workers"]["http_sd_configs"][0]["authorization"] == token
+
+
+def test_both_stacks_have_the_same_metrics_and_rules():
+    """The embedded stack's configuration is made by a function, that of compose is a file."""
+    mine = yaml.safe_load((FILE.parent / "prometheus.yml").read_text())
+    targets = {"gateway": "gateway:8000", "registry": "registry:8010"}
+    targets |= {"router": "router:8020", "autoscaler": "autoscaler:8030"}
+    place = prometheus.Place(
+        Path("/prometheus"),
+        9090,
+        targets,
+        frozenset(),
+        Path("/etc/prometheus/tidegate/token"),
+        5.0,
+        rules=Path("/etc/prometheus/rules/*.yml"),
+    )
+    made = yaml.safe_load(prometheus.config(place))
+    jobs = [each for each in mine["scrape_configs"] if each["job_name"] != "rabbitmq"]
+    (workers,) = made["scrape_configs"][-1]["http_sd_configs"]
+    workers["refresh_interval"] = "5s"
+    assert jobs == made["scrape_configs"]
+    assert mine["rule_files"] == made["rule_files"]
+
+
+def test_grafana_is_only_started_with_its_profile_and_gets_the_dashboards():
+    services = yaml.safe_load(FILE.read_text())["services"]
+    assert [name for name, each in services.items() if each.get("profiles")] == ["grafana"]
+    mounted = {line.split(":")[0]: line.split(":")[1] for line in services["grafana"]["volumes"]}
+    folder = FILE.parent / "grafana" / "provisioning"
+    (provider,) = yaml.safe_load((folder / "dashboards" / "tidegate.yaml").read_text())["providers"]
+    assert provider["options"]["path"] == mounted["./grafana"]
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (FILE.parent / "grafana" / home.rsplit("/", 1)[1]).is_file()
+    (source,) = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
 
 
 def test_every_long_running_service_has_a_healthcheck_and_few_rights():

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tidegate.kernel.settings.base import Settings
-from tidegate.stack import rabbitmq, valkey
+from tidegate.stack import prometheus, rabbitmq, valkey
 from tidegate.stack.child import MARK, Child, Probe
-from tidegate.stack.plan import plan
+from tidegate.stack.errors import MissingPart
+from tidegate.stack.plan import SERVICES, plan
 
 STATE = Path("/srv/state")
 
@@ -21,6 +23,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rabbitmq, "_server", lambda: Path("/rabbitmq-server"))
     monkeypatch.setattr(rabbitmq, "_epmd", lambda: "/epmd")
     monkeypatch.setattr(valkey, "_server", lambda: Path("/valkey-server"))
+    monkeypatch.setattr(prometheus, "installed", lambda: None)
 
 
 def children(environ: dict[str, str] | None = None, **fields: Any) -> dict[str, Child]:
@@ -174,3 +177,66 @@ def test_a_service_on_every_address_is_probed_on_loopback():
     assert gateway.probe is not None
     assert gateway.probe.host == "127.0.0.1"
     assert gateway.ports[0].host == "0.0.0.0"
+
+
+def with_prometheus(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Child:
+    monkeypatch.setattr(prometheus, "installed", lambda: "/prometheus")
+    found = children(**fields)
+    assert list(found)[-1] == "prometheus"
+    return found["prometheus"]
+
+
+def test_prometheus_is_a_part_if_it_is_installed_and_wanted(monkeypatch: pytest.MonkeyPatch):
+    assert "prometheus" not in children()
+    with pytest.raises(MissingPart, match="--with-monitoring"):
+        children(monitoring="on")
+    assert with_prometheus(monkeypatch).optional, "the stack is up without it"
+    assert not with_prometheus(monkeypatch, monitoring="on").optional
+    assert "prometheus" not in children(monitoring="off")
+
+
+def test_prometheus_listens_on_loopback_and_keeps_a_limited_history(monkeypatch: pytest.MonkeyPatch):
+    server = with_prometheus(
+        monkeypatch, host="0.0.0.0", prometheus_port=9999, prometheus_days=0.5, prometheus_max_mb=100
+    )
+    assert server.ports[0].host == "127.0.0.1"
+    assert {
+        "--web.listen-address=127.0.0.1:9999",
+        "--storage.tsdb.retention.time=43200s",
+        "--storage.tsdb.retention.size=100MB",
+        f"--storage.tsdb.path={STATE}/data/prometheus/data",
+    } <= set(server.argv)
+
+
+def test_prometheus_stops_before_the_services_and_delays_none(monkeypatch: pytest.MonkeyPatch):
+    server = with_prometheus(monkeypatch)
+    found = children(monitoring="off")
+    assert all(server.stop_order < each.stop_order for each in found.values() if each.probe)
+    assert all("prometheus" not in each.after for each in found.values())
+
+
+def test_prometheus_reads_every_service_with_the_metrics_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    server = with_prometheus(monkeypatch, tls_cert=tmp_path / "c.pem", tls_key=tmp_path / "k.pem")
+    (config,) = (yaml.safe_load(text) for path, text in server.files.items() if path.name == "prometheus.yml")
+    jobs = {each["job_name"]: each for each in config["scrape_configs"]}
+    token = {"credentials_file": f"{STATE}/metrics/token"}
+    assert {name: jobs[name]["authorization"] for name in SERVICES} == dict.fromkeys(SERVICES, token)
+    assert {name: jobs[name]["static_configs"][0]["targets"] for name in SERVICES} == {
+        "gateway": ["127.0.0.1:8000"],
+        "registry": ["127.0.0.1:8010"],
+        "router": ["127.0.0.1:8020"],
+        "autoscaler": ["127.0.0.1:8030"],
+    }
+    assert {name for name in SERVICES if jobs[name].get("scheme") == "https"} == {"gateway"}
+    (workers,) = jobs["workers"]["http_sd_configs"]
+    assert workers["url"] == "http://127.0.0.1:8030/prometheus/workers"
+    assert workers["authorization"] == token
+
+
+def test_prometheus_without_a_metrics_token_has_no_valid_password(tmp_path: Path):
+    assert yaml.safe_load(prometheus.web_config(tmp_path / "token")) == {"basic_auth_users": {"metrics": "!"}}
+    (tmp_path / "token").write_text("tgm_1\n")
+    users = yaml.safe_load(prometheus.web_config(tmp_path / "token"))["basic_auth_users"]
+    assert users["metrics"].startswith("$2b$04$")

@@ -103,6 +103,21 @@ class Settings(BaseSettings):
     rabbitmq_dist_port: int = Field(8075, description="Erlang distribution port of the embedded RabbitMQ.")
     valkey_port: int = Field(8079, description="Port of the embedded Valkey for the live facts.")
     jobs_port: int = Field(8078, description="Port of the embedded Valkey for the jobs.")
+    monitoring: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Prometheus as a part of the stack. `auto`: if it is installed. `on`: it must be. `off`: "
+        "never.",
+    )
+    prometheus_port: int = Field(8090, description="Port of the stack's Prometheus, on loopback.")
+    prometheus_days: float = Field(
+        15.0, gt=0, description="Days for which the stack's Prometheus keeps metrics."
+    )
+    prometheus_max_mb: int = Field(
+        1024, ge=64, description="Most megabytes of metrics that the stack's Prometheus keeps."
+    )
+    scrape_interval_s: float = Field(
+        10.0, ge=0.5, description="Seconds between two reads of every metric by the stack's Prometheus."
+    )
     secrets_dir: Path | None = Field(
         None,
         description="Folder with the services' passwords at RabbitMQ and the Valkeys, for URLs that name no "

@@ -1,0 +1,289 @@
+"""The dashboards of models: one endpoint, language models, drift."""
+
+from __future__ import annotations
+
+from deploy.dashboards.panels import DEPLOYMENT as DEPLOYMENTS
+from deploy.dashboards.panels import ENDPOINT as ENDPOINTS
+from deploy.dashboards.panels import Dashboard, Panel, Query, Row, Variable, lines, number
+
+_D = 'deployment=~"$deployment"'
+_E = 'endpoint=~"$endpoint"'
+_M = 'model=~"$endpoint"'
+_V = 'model=~"$model"'
+
+
+def _quantiles(metric: str, selector: str, by: str, *quantiles: float) -> tuple[tuple[str, str], ...]:
+    """Return queries for the quantiles of a histogram, for each value of the label ``by``."""
+    return tuple(
+        (
+            f"histogram_quantile({q}, sum by ({by}, le) "
+            f"(rate({metric}_bucket{{{selector}}}[$__rate_interval])))",
+            f"{{{{{by}}}}} p{q * 100:.0f}",
+        )
+        for q in quantiles
+    )
+
+
+ENDPOINT = Dashboard(
+    "endpoint",
+    "endpoint",
+    "One endpoint and its Deployments: requests, errors, latency and its parts, batches.",
+    (
+        number(
+            "Requests per second", f"sum(endpoint:tidegate_requests:rate1m{{{_E}}})", unit="reqps", width=6
+        ),
+        number(
+            "Failures in 5 minutes",
+            f"max(endpoint:tidegate_failure_ratio:5m{{{_E}}})",
+            unit="percentunit",
+            red_above=0.01,
+            width=6,
+        ),
+        number("p99", f"max(deployment:tidegate_request_seconds:p99_5m{{{_D}}} > 0)", unit="s", width=6),
+        number("In flight", f"sum(tidegate_gateway_outstanding{{{_D}}})", width=6),
+        Row("Requests"),
+        lines(
+            "Requests by outcome",
+            (
+                f"sum by (outcome) (rate(tidegate_gateway_requests_total{{{_M}}}[$__rate_interval]))",
+                "{{outcome}}",
+            ),
+            unit="reqps",
+            stacked=True,
+            description="`ok`, the reason of the error, or `caller_gone`.",
+        ),
+        lines(
+            "Failures",
+            (f"endpoint:tidegate_failure_ratio:5m{{{_E}}}", "{{endpoint}} 5 minutes"),
+            (f"endpoint:tidegate_failure_ratio:1h{{{_E}}}", "{{endpoint}} 1 hour"),
+            (f"endpoint:tidegate_failure_ratio:6h{{{_E}}}", "{{endpoint}} 6 hours"),
+            unit="percentunit",
+        ),
+        lines(
+            "Latency",
+            (f"deployment:tidegate_request_seconds:p50_5m{{{_D}}}", "{{deployment}} p50"),
+            (f"deployment:tidegate_request_seconds:p95_5m{{{_D}}}", "{{deployment}} p95"),
+            (f"deployment:tidegate_request_seconds:p99_5m{{{_D}}}", "{{deployment}} p99"),
+            unit="s",
+        ),
+        lines(
+            "Parts of the time",
+            (
+                f"sum by (part) (rate(tidegate_gateway_part_seconds_sum{{{_D}}}[$__rate_interval])) / on () "
+                f"group_left sum(rate(tidegate_gateway_request_seconds_count{{{_D}}}[$__rate_interval]))",
+                "{{part}}",
+            ),
+            unit="s",
+            stacked=True,
+            description="The mean request. `wait`: in the worker before the call; `compute`: the call.",
+        ),
+        Panel(
+            "Distribution of the latency",
+            (
+                Query(
+                    f"sum by (le) (increase(tidegate_gateway_request_seconds_bucket{{{_D}}}"
+                    "[$__rate_interval]))",
+                    "{{le}}",
+                ),
+            ),
+            kind="heatmap",
+        ),
+        lines(
+            "In flight, and the age of the queue",
+            (f"sum by (deployment) (tidegate_gateway_outstanding{{{_D}}})", "{{deployment}} in flight"),
+            (f"deployment:tidegate_queue_age_seconds:predicted{{{_D}}}", "{{deployment}} seconds"),
+        ),
+        Row("Workers"),
+        lines(
+            "Requests in a call",
+            (f"deployment:tidegate_call_requests:mean5m{{{_D}}}", "{{deployment}}"),
+            description="How many requests share a call of the model.",
+        ),
+        lines(
+            "Call of the model by replica",
+            *_quantiles("tidegate_worker_call_seconds", _D, "replica", 0.5, 0.99),
+            unit="s",
+            description="A replica that differs from the others is stalled, or its machine is busy.",
+        ),
+        lines(
+            "Requests by replica",
+            (
+                f"sum by (replica) (rate(tidegate_worker_requests_total{{{_D}}}[$__rate_interval]))",
+                "{{replica}}",
+            ),
+            unit="reqps",
+        ),
+        lines(
+            "Delivered again, alone, restarted",
+            (f"sum(increase(tidegate_worker_redelivered_total{{{_D}}}[15m]))", "delivered again"),
+            (f"sum(increase(tidegate_worker_suspects_total{{{_D}}}[15m]))", "ran alone"),
+            (f"sum(increase(tidegate_worker_triton_restarts_total{{{_D}}}[15m]))", "restarts of Triton"),
+            description="In 15 minutes. Each follows the death of a worker or a model.",
+        ),
+        Row("Streams, limits, roll-outs"),
+        lines(
+            "First chunk of a stream",
+            *_quantiles("tidegate_gateway_first_chunk_seconds", _D, "deployment", 0.5, 0.99),
+            unit="s",
+        ),
+        lines(
+            "Chunks",
+            (
+                f"sum by (deployment) (rate(tidegate_gateway_chunks_total{{{_D}}}[$__rate_interval]))",
+                "{{deployment}}",
+            ),
+        ),
+        lines(
+            "Requests over a limit",
+            (
+                "sum by (key, limit) (rate(tidegate_gateway_limited_total[$__rate_interval]))",
+                "{{key}} {{limit}}",
+            ),
+            description="Of all endpoints: limits belong to keys.",
+        ),
+        lines(
+            "Copies for shadow traffic",
+            (
+                f"sum by (outcome) (rate(tidegate_gateway_shadow_copies_total{{{_M}}}[$__rate_interval]))",
+                "{{outcome}}",
+            ),
+        ),
+    ),
+    (ENDPOINTS, DEPLOYMENTS),
+)
+
+LANGUAGE_MODELS = Dashboard(
+    "language-models",
+    "language models",
+    "Tokens, waits and the engines' slots and caches.",
+    (
+        lines(
+            "First token",
+            (f"endpoint:tidegate_llm_first_token_seconds:p50_5m{{{_E}}}", "{{endpoint}} p50"),
+            (f"endpoint:tidegate_llm_first_token_seconds:p99_5m{{{_E}}}", "{{endpoint}} p99"),
+            unit="s",
+        ),
+        lines(
+            "Between two tokens",
+            *_quantiles("tidegate_llm_inter_token_latency_seconds", _E, "endpoint", 0.5, 0.99),
+            unit="s",
+        ),
+        lines(
+            "Whole request",
+            *_quantiles("tidegate_llm_request_duration_seconds", _E, "endpoint", 0.5, 0.99),
+            unit="s",
+        ),
+        lines(
+            "Wait for a slot, by band",
+            *_quantiles("tidegate_llm_queue_time_seconds", _E, "band", 0.5, 0.99),
+            unit="s",
+        ),
+        lines(
+            "Tokens per second",
+            (f"endpoint:tidegate_llm_tokens:rate1m{{{_E}}}", "{{endpoint}} {{kind}}"),
+        ),
+        lines(
+            "Tokens of a request",
+            *_quantiles("tidegate_llm_prompt_tokens", _E, "endpoint", 0.5, 0.95),
+            *(
+                (expr, f"{legend} answer")
+                for expr, legend in _quantiles("tidegate_llm_answer_tokens", _E, "endpoint", 0.5, 0.95)
+            ),
+        ),
+        lines(
+            "Prompt tokens from the cache",
+            (f"endpoint:tidegate_llm_cached_prompt_ratio:5m{{{_E}}}", "{{endpoint}}"),
+            unit="percentunit",
+            highest=1,
+        ),
+        lines(
+            "Ways to the replica with the prompt",
+            ("sum by (outcome) (rate(tidegate_gateway_llm_prefix_total[$__rate_interval]))", "{{outcome}}"),
+            unit="reqps",
+            stacked=True,
+        ),
+        Row("Engines"),
+        lines(
+            "Slots",
+            (f"sum by (deployment) (tidegate_llm_slots{{{_D}}})", "{{deployment}} slots"),
+            (f"sum by (deployment) (tidegate_llm_requests_running{{{_D}}})", "{{deployment}} running"),
+            (f"sum by (deployment) (tidegate_llm_requests_waiting{{{_D}}})", "{{deployment}} waiting"),
+        ),
+        lines(
+            "KV cache",
+            (
+                f"sum by (deployment) (tidegate_llm_kv_cache_used_tokens{{{_D}}}) "
+                f"/ (sum by (deployment) (tidegate_llm_kv_cache_tokens{{{_D}}}) > 0)",
+                "{{deployment}}",
+            ),
+            unit="percentunit",
+            highest=1,
+        ),
+        lines(
+            "Tokens of the engine",
+            *(
+                (
+                    f"sum by (deployment) "
+                    f"(rate(tidegate_llm_engine_{kind}_tokens_total{{{_D}}}[$__rate_interval]))",
+                    f"{{{{deployment}}}} {kind}",
+                )
+                for kind in ("answer", "prompt")
+            ),
+        ),
+        lines(
+            "Lost streams",
+            ("sum by (action) (increase(tidegate_gateway_lost_streams_total[15m]))", "{{action}}"),
+            (
+                f"sum by (what) (increase(tidegate_worker_llm_lost_total{{{_D}}}[15m]))",
+                "lost {{what}}",
+            ),
+            description="In 15 minutes. `continue`: the answer went on in another replica.",
+        ),
+    ),
+    (
+        Variable("endpoint", "Endpoint", "endpoint:tidegate_llm_tokens:rate1m"),
+        Variable("deployment", "Deployment", "tidegate_llm_slots"),
+    ),
+)
+
+DRIFT = Dashboard(
+    "drift",
+    "drift",
+    "How far inputs and outputs of a version are from its baseline, and what was sampled.",
+    (
+        lines(
+            "Score by version",
+            (f"max by (model, version) (tidegate_drift_score{{{_V}}})", "{{model}} {{version}}"),
+            description="The column that is furthest from the baseline, in parts of its limit. 1: drift.",
+        ),
+        lines(
+            "Columns above their limits",
+            (f"max by (model, version) (tidegate_drifted_columns{{{_V}}})", "{{model}} {{version}}"),
+            description="In two windows after each other.",
+        ),
+        lines(
+            "Score by column",
+            (
+                f"max by (model, version, column) (tidegate_drift_column_score{{{_V}}})",
+                "{{model}} {{version}} {{column}}",
+            ),
+            description="The three columns that are furthest from the baseline.",
+        ),
+        lines(
+            "Sampled rows",
+            (
+                "sum by (deployment) (rate(tidegate_worker_sampled_rows_total[$__rate_interval]))",
+                "{{deployment}}",
+            ),
+            (
+                "sum by (deployment) (rate(tidegate_worker_sampled_rows_dropped_total[$__rate_interval]))",
+                "{{deployment}} dropped",
+            ),
+        ),
+        lines(
+            "Feedback",
+            ("sum by (outcome) (rate(tidegate_gateway_feedback_total[$__rate_interval]))", "{{outcome}}"),
+        ),
+    ),
+    (Variable("model", "Model", "tidegate_drift_score"),),
+)

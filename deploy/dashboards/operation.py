@@ -1,0 +1,226 @@
+"""The dashboards of the whole system: the overview, and queues with the autoscaler."""
+
+from __future__ import annotations
+
+from deploy.dashboards.panels import DEPLOYMENT, Dashboard, Row, lines, number
+
+_D = 'deployment=~"$deployment"'
+
+OVERVIEW = Dashboard(
+    "overview",
+    "overview",
+    "Traffic, failures and latency of all endpoints, and the state of the parts.",
+    (
+        number("Requests per second", "sum(endpoint:tidegate_requests:rate1m)", unit="reqps"),
+        number(
+            "Failures",
+            "sum(endpoint:tidegate_failures:rate1m) / (sum(endpoint:tidegate_requests:rate1m) > 0)",
+            unit="percentunit",
+            description="The part of requests that failed in the service, in the last minute.",
+            red_above=0.01,
+        ),
+        number("Slowest p99", "max(deployment:tidegate_request_seconds:p99_5m > 0)", unit="s"),
+        number("Ready replicas", 'sum(deployment:tidegate_replicas:count{state="ready"})'),
+        number(
+            "In no worker",
+            "sum(deployment:tidegate_queued:count)",
+            description="Requests and jobs in queues.",
+        ),
+        number(
+            "Targets that do not answer",
+            "count(up == 0) or vector(0)",
+            description="Parts whose metrics Prometheus cannot read.",
+            red_above=1,
+        ),
+        Row("Traffic"),
+        lines(
+            "Requests by endpoint",
+            ("endpoint:tidegate_requests:rate1m", "{{endpoint}}"),
+            unit="reqps",
+        ),
+        lines(
+            "Failures by endpoint",
+            ("endpoint:tidegate_failure_ratio:5m", "{{endpoint}}"),
+            unit="percentunit",
+            description="Five minutes. Errors of callers and limits of keys do not count.",
+        ),
+        lines(
+            "Requests by outcome",
+            ("sum by (outcome) (rate(tidegate_gateway_requests_total[$__rate_interval]))", "{{outcome}}"),
+            unit="reqps",
+            stacked=True,
+        ),
+        lines(
+            "p99 by Deployment",
+            ("deployment:tidegate_request_seconds:p99_5m > 0", "{{deployment}}"),
+            unit="s",
+        ),
+        Row("Work"),
+        lines("In flight", ("sum by (deployment) (tidegate_gateway_outstanding)", "{{deployment}}")),
+        lines(
+            "Replicas",
+            ('deployment:tidegate_replicas:count{state="ready"}', "{{deployment}} ready"),
+            ("deployment:tidegate_replicas_missing:count > 0", "{{deployment}} missing"),
+        ),
+        lines("Jobs by state", ("tidegate_jobs:by_state:count", "{{state}}")),
+        lines(
+            "Jobs that are lost, dead letters",
+            ("max(tidegate_jobs_unaccounted)", "jobs unaccounted for"),
+            ("sum(cause:tidegate_dead_letters:new15m) or vector(0)", "dead letters in 15 minutes"),
+            description="Both must be 0. docs/ledger.md and docs/dead-letters.md say what to do.",
+        ),
+        Row("Parts"),
+        lines(
+            "CPU",
+            ("sum by (job) (rate(process_cpu_seconds_total[$__rate_interval]))", "{{job}}"),
+            description="Cores. Several gateway processes on one port have no such metric.",
+        ),
+        lines("Memory", ("sum by (job) (process_resident_memory_bytes)", "{{job}}"), unit="bytes"),
+        lines(
+            "Calls of the registry",
+            (
+                "sum by (status) (rate(tidegate_registry_requests_total[$__rate_interval]))",
+                "{{status}}",
+            ),
+            unit="reqps",
+        ),
+        lines(
+            "Connections that a server closed early",
+            (
+                "sum by (job, reason) (rate(tidegate_http_closed_total[$__rate_interval]))",
+                "{{job}} {{reason}}",
+            ),
+        ),
+    ),
+)
+
+AUTOSCALER = Dashboard(
+    "autoscaler",
+    "queues and autoscaler",
+    "How much work waits, how many replicas there are, and why.",
+    (
+        lines(
+            "Replicas",
+            (f"sum by (state) (deployment:tidegate_replicas:count{{{_D}}})", "{{state}}"),
+        ),
+        lines(
+            "Demand",
+            (f"max by (deployment) (tidegate_autoscaler_demand{{{_D}}})", "{{deployment}}"),
+            description="Requests in flight, and jobs. Without a value: the autoscaler does not know it.",
+        ),
+        lines(
+            "In no worker",
+            (f"deployment:tidegate_queued:count{{{_D}}}", "{{deployment}}"),
+            description="Requests and jobs that no worker has received.",
+        ),
+        lines(
+            "Age of the queue",
+            (f"deployment:tidegate_queue_age_seconds:predicted{{{_D}}}", "{{deployment}}"),
+            unit="s",
+            description="How long a new request waits for its answer, at the present rate. Not for streams.",
+        ),
+        lines(
+            "Utilisation",
+            (f"deployment:tidegate_replica_utilisation:ratio5m{{{_D}}}", "{{deployment}}"),
+            unit="percentunit",
+            description="The part of the time in which replicas run their model. Without streams.",
+        ),
+        lines("Missing replicas", (f"deployment:tidegate_replicas_missing:count{{{_D}}}", "{{deployment}}")),
+        Row("Autoscaler"),
+        lines(
+            "Decisions by rule",
+            (
+                f"sum by (rule) (rate(tidegate_autoscaler_decisions_total{{{_D}}}[$__rate_interval]))",
+                "{{rule}}",
+            ),
+            stacked=True,
+            description="`tidegate decisions NAME` shows each with its reason.",
+        ),
+        lines(
+            "Ended replicas by cause",
+            (
+                f"deployment_cause:tidegate_replacements:new15m{{{_D}}}",
+                "{{deployment}} {{cause}}",
+            ),
+            description="In 15 minutes. Every cause but `drained` is a failure.",
+        ),
+        lines(
+            "From launch to ready",
+            *(
+                (
+                    f"histogram_quantile({q}, sum by (deployment, le) "
+                    f"(tidegate_autoscaler_launch_to_ready_seconds_bucket{{{_D}}}))",
+                    f"{{{{deployment}}}} p{q * 100:.0f}",
+                )
+                for q in (0.5, 0.95)
+            ),
+            unit="s",
+            description="All replicas since the start of the autoscaler.",
+        ),
+        lines(
+            "A round of the autoscaler",
+            (
+                "histogram_quantile(0.99, sum by (le) "
+                "(rate(tidegate_autoscaler_round_seconds_bucket[$__rate_interval])))",
+                "p99",
+            ),
+            unit="s",
+        ),
+        lines(
+            "Warm pool",
+            ("sum by (flavour) (tidegate_autoscaler_warm_workers)", "{{flavour}} waiting"),
+            (
+                "sum by (flavour, outcome) (increase(tidegate_autoscaler_warm_given_total[15m]))",
+                "{{flavour}} {{outcome}}",
+            ),
+        ),
+        lines(
+            "Restarts of Triton, deaths of models",
+            (
+                f"sum by (deployment) (increase(tidegate_worker_triton_restarts_total{{{_D}}}[15m]))",
+                "{{deployment}} restarts",
+            ),
+            (
+                f"sum by (deployment) (increase(tidegate_worker_model_deaths_total{{{_D}}}[15m]))",
+                "{{deployment}} deaths",
+            ),
+        ),
+        Row("Jobs"),
+        lines("Jobs by state", ("tidegate_jobs:by_state:count", "{{state}}")),
+        lines(
+            "Ended jobs",
+            (
+                f"sum by (outcome) (rate(tidegate_worker_jobs_total{{{_D}}}[$__rate_interval]))",
+                "{{outcome}}",
+            ),
+        ),
+        lines(
+            "Published again, expired",
+            ("sum by (state) (increase(tidegate_jobs_republished_total[15m]))", "published again: {{state}}"),
+            ("sum(increase(tidegate_jobs_expired_total[15m]))", "expired"),
+        ),
+        lines(
+            "Webhooks",
+            ("max(tidegate_webhooks_pending)", "waiting"),
+            (
+                "sum by (outcome) (rate(tidegate_webhook_tries_total[$__rate_interval]))",
+                "{{outcome}} per second",
+            ),
+        ),
+        lines("Memory of the jobs' store", ("max(tidegate_jobs_store_bytes)", "bytes"), unit="bytes"),
+        lines(
+            "Dead letters by cause",
+            ("cause:tidegate_dead_letters:new15m", "{{cause}}"),
+            description="In 15 minutes.",
+        ),
+        Row("RabbitMQ"),
+        lines(
+            "Messages in queues",
+            ("sum(rabbitmq_queue_messages_ready)", "ready"),
+            ("sum(rabbitmq_queue_messages_unacked)", "delivered, not acknowledged"),
+            description="Of RabbitMQ's own plugin: in the compose stack, or with your own RabbitMQ.",
+        ),
+        lines("Memory of RabbitMQ", ("sum(rabbitmq_process_resident_memory_bytes)", "bytes"), unit="bytes"),
+    ),
+    (DEPLOYMENT,),
+)

@@ -1,0 +1,155 @@
+"""A private Prometheus on loopback: it reads the metrics of every part and evaluates Tidegate's rules."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tidegate.kernel.settings.base import Settings
+from tidegate.stack.child import Child, Port, Probe
+from tidegate.stack.token import METRICS_TOKEN
+
+USER = "metrics"
+"""The name with which the metrics token is the password."""
+
+MISSING = (
+    "Prometheus is not installed: run `tidegate up --with-monitoring`, or `sudo apt-get install prometheus`. "
+    "TIDEGATE_MONITORING=auto starts without it."
+)
+# The rules of this source: recording rules and alerts. A file that is missing is no error.
+RULES = Path(__file__).parents[2] / "deploy" / "monitoring" / "*.yml"
+SERVICES = ("gateway", "registry", "router", "autoscaler")
+# No password fits this hash, so a Prometheus without a metrics token does not start.
+_NO_HASH = "!"
+# One query may read this many samples: 16 bytes each, and 50 million by default.
+MOST_SAMPLES = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where Prometheus listens, what it reads, and how much of that it keeps in ``home``."""
+
+    home: Path
+    port: int
+    targets: Mapping[str, str]
+    tls: frozenset[str]
+    token_file: Path
+    interval_s: float = 10.0
+    days: float = 15.0
+    max_mb: int = 1024
+    rules: Path = RULES
+
+
+def installed() -> str | None:
+    """Return the path of Prometheus's program; None if there is none."""
+    return shutil.which("prometheus")
+
+
+def place(settings: Settings) -> Place:
+    """Return the place of Prometheus in the stack of these settings."""
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
+    host = f"[{host}]" if ":" in host else host
+    return Place(
+        home=settings.state_path / "data" / "prometheus",
+        port=settings.prometheus_port,
+        targets={name: f"{host}:{getattr(settings, f'{name}_port')}" for name in SERVICES},
+        tls=frozenset({"gateway"} if settings.tls_cert else ()),
+        token_file=settings.state_path / METRICS_TOKEN,
+        interval_s=settings.scrape_interval_s,
+        days=settings.prometheus_days,
+        max_mb=settings.prometheus_max_mb,
+    )
+
+
+def child(program: str, place: Place, environ: Mapping[str, str]) -> Child:
+    """Return Prometheus. It starts after the gateway, so that it delays no service, and stops first."""
+    token_file = place.token_file
+    own = f"http://(127[.]0[.]0[.]1|localhost):{place.port}"
+    file, access = place.home / "prometheus.yml", place.home / "web.yml"
+    return Child(
+        name="prometheus",
+        argv=(
+            program,
+            f"--config.file={file}",
+            f"--storage.tsdb.path={place.home / 'data'}",
+            f"--storage.tsdb.retention.time={round(place.days * 86_400)}s",
+            f"--storage.tsdb.retention.size={place.max_mb}MB",
+            f"--web.config.file={access}",
+            f"--web.listen-address=127.0.0.1:{place.port}",
+            # By default, a page of any site in a browser on this machine could read the metrics.
+            f"--web.cors.origin={own}",
+            f"--query.max-samples={MOST_SAMPLES}",
+            "--query.timeout=30s",
+            "--log.level=warn",
+        ),
+        env=environ,
+        probe=Probe("http", place.port, login=(USER, token_file), path="/-/ready"),
+        stop_order=5,
+        ports=(Port(place.port, "TIDEGATE_PROMETHEUS_PORT"),),
+        after=("gateway",),
+        folders=(place.home,),
+        files={file: config(place), access: web_config(token_file)},
+        grace_s=10.0,
+    )
+
+
+def web_config(token_file: Path) -> str:
+    """Return the configuration of Prometheus's own pages: they need the metrics token as a password.
+
+    Else every user of this machine, and every model, could read what `/metrics` does not show to them.
+    """
+    hashed = _bcrypt(token_file.read_text().strip()) if token_file.is_file() else _NO_HASH
+    return yaml.safe_dump({"basic_auth_users": {USER: hashed}})
+
+
+def _bcrypt(password: str) -> str:
+    with warnings.catch_warnings():
+        # Python 3.13 has no `crypt`, but the services run on 3.11 and 3.12.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import crypt
+    # The password has 256 random bits, so the lowest cost is enough. The same password has the same hash.
+    salt = hashlib.sha256(password.encode()).hexdigest()[:22]
+    return crypt.crypt(password, f"$2b$04${salt}") or _NO_HASH
+
+
+def config(place: Place) -> str:
+    """Return the configuration of Prometheus as YAML."""
+    interval = f"{round(place.interval_s * 1e3)}ms"
+    token = {"credentials_file": str(place.token_file)}
+    workers = {
+        "url": f"http://{place.targets['autoscaler']}/prometheus/workers",
+        "authorization": token,
+        "refresh_interval": interval,
+    }
+    document: dict[str, Any] = {
+        "global": {
+            "scrape_interval": interval,
+            "scrape_timeout": f"{round(min(place.interval_s, 10.0) * 900)}ms",
+            "evaluation_interval": interval,
+        },
+        "rule_files": [str(place.rules)],
+        "scrape_configs": [
+            *(_service(name, place, token) for name in place.targets),
+            {"job_name": "workers", "http_sd_configs": [workers]},
+        ],
+    }
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def _service(name: str, place: Place, token: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "job_name": name,
+        "authorization": dict(token),
+        "static_configs": [{"targets": [place.targets[name]]}],
+    }
+    if name in place.tls:
+        # The certificate is for the gateway's public name. The request does not leave this machine.
+        found |= {"scheme": "https", "tls_config": {"insecure_skip_verify": True}}
+    return found
