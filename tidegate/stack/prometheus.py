@@ -34,7 +34,7 @@ MOST_SAMPLES = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where Prometheus listens, what it reads, and how much of that it keeps in ``home``."""
+    """The port, the sources and the limits of Prometheus, which writes only to ``home``."""
 
     home: Path
     port: int
