@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from services.router.domain.table import ready_counts
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.feedback import FeedbackRecord
 from tidegate.kernel.protocol.models import Endpoint, Rollout, RolloutPhase
-from tidegate.kernel.protocol.presence import GatewayReport
+from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport
 from tidegate.kernel.repeating_task import RepeatingTask
 from tidegate.kernel.store import Store, StoreUnavailable
 from tidegate.kernel.store.feedback import FeedbackStore
@@ -120,12 +120,13 @@ class RolloutRunner:
         if active:
             with contextlib.suppress(StoreUnavailable):
                 view = await self._store.gateways()
-                ready, statuses = ready_counts(await self._store.replicas()), await self._store.statuses()
+                replicas, statuses = await self._store.replicas(), await self._store.statuses()
+                ready = ready_counts(replicas)
                 for endpoint in active:
                     assert endpoint.rollout is not None
                     name = endpoint.rollout.deployment
                     health = health_of(name, ready.get(name, 0), statuses.get(name), time.time())
-                    await self._judge(endpoint, view.reports, health)
+                    await self._judge(endpoint, view.reports, health, replicas)
                 self._save()
         return TICK_S
 
@@ -133,14 +134,18 @@ class RolloutRunner:
         return self._registry.desired.endpoints if self._registry.desired is not None else []
 
     async def _judge(
-        self, endpoint: Endpoint, reports: Iterable[GatewayReport], health: CanaryHealth
+        self,
+        endpoint: Endpoint,
+        reports: Iterable[GatewayReport],
+        health: CanaryHealth,
+        replicas: Sequence[ReplicaReport],
     ) -> None:
         rollout = endpoint.rollout
         assert rollout is not None
         watch = self._watch(endpoint.name, rollout.id, create=True)
         assert watch is not None
         feedback = await self._reported(watch, rollout)
-        decision = watch.observe(endpoint.name, rollout, reports, time.time(), health, feedback)
+        decision = watch.observe(endpoint.name, rollout, reports, time.time(), health, feedback, replicas)
         if decision.verdict == "hold":
             return
         phase = _PHASES[decision.verdict]

@@ -35,6 +35,7 @@ MARGINS = {
     "quality": (1.15, 1.5, inf, inf),
     "slow_seconds": (1.15, 1.6, 12.0, inf),
     "very_slow_seconds": (1.15, 2.0, 12.0, inf),
+    "stalled_seconds": (1.25, 2.0, 12.0, inf),
 }
 OTHER_MARGINS = (1.15, 1.6, 12.0, 3.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ from services.router.domain.canary import CanaryDecision, CanaryPolicy, CanarySt
 from services.router.domain.canary_health import CanaryHealth
 from services.router.domain.evidence import Evidence, Tick
 from services.router.domain.quality import Limit, Outcomes, QualityWatch
+from services.router.domain.replica_seconds import Reading, readings, stalled, tick_of
 from tidegate.kernel.protocol.feedback import FeedbackRecord
 from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
 from tidegate.kernel.protocol.models import Rollout
-from tidegate.kernel.protocol.presence import GatewayReport, VariantCounts
+from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport, VariantCounts
 
 # The baseline's percentiles are frozen after this number of answers. Later answers are compared with them.
 FREEZE_AT = 500
@@ -56,6 +57,7 @@ class RolloutWatch:
     points: list[Point] = field(default_factory=list)
     fresh: bool = True
     quality: QualityWatch = field(default_factory=QualityWatch)
+    replicas: dict[str, Reading] = field(default_factory=dict)
     # Of the last decision, and therefore not a part of the memory.
     health: CanaryHealth = canary.HEALTHY
     samples: int = 0
@@ -68,8 +70,9 @@ class RolloutWatch:
         now: float,
         health: CanaryHealth = canary.HEALTHY,
         feedback: Iterable[FeedbackRecord] = (),
+        replicas: Sequence[ReplicaReport] = (),
     ) -> CanaryDecision:
-        """Take the gateways' present totals and new ``feedback``, and decide.
+        """Take the gateways' present totals, the ``replicas``' reports and new ``feedback``, and decide.
 
         ``now``: seconds since the epoch.
         """
@@ -77,6 +80,8 @@ class RolloutWatch:
         canary_new, base_new = self._new_counts(endpoint, rollout.deployment, reports)
         self._learn(base_new)
         ticks = self._ticks(canary_new, base_new)
+        if (stalls := self._stalls(rollout, replicas)) is not None:
+            ticks["stalled" + canary.SECONDS] = stalls
         if rollout.options.metric is not None:
             reported = self.quality.take(endpoint, rollout, feedback)
             ticks |= {"quality": reported} if reported is not None else {}
@@ -145,6 +150,13 @@ class RolloutWatch:
                     ticks[metric + canary.SECONDS] = Tick(1, parts[0], 1, parts[1])
         return ticks
 
+    def _stalls(self, rollout: Rollout, reports: Sequence[ReplicaReport]) -> Tick | None:
+        """Return the replicas with requests since the last call, and those of them that finished none."""
+        before, base = self.replicas, frozenset(target.deployment for target in rollout.base)
+        ours, theirs = readings(reports, frozenset({rollout.deployment})), readings(reports, base)
+        self.replicas = ours | theirs
+        return tick_of(stalled(before, ours), stalled(before, theirs))
+
     def _note(
         self,
         rollout: Rollout,
@@ -203,6 +215,7 @@ class RolloutWatch:
         """Return the memory as a document."""
         document = asdict(self)
         del document["health"], document["samples"]
+        document["replicas"] = {name: list(each) for name, each in self.replicas.items()}
         return document
 
     @classmethod
@@ -220,6 +233,7 @@ class RolloutWatch:
             [Point(**each) for each in document["points"]],
             document["fresh"],
             _quality(document.get("quality")),
+            {name: Reading(*each) for name, each in document.get("replicas", {}).items()},
         )
 
 

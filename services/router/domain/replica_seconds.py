@@ -1,0 +1,50 @@
+"""Count the seconds in which a replica had requests and answered none, from the workers' reports. Pure.
+
+Requests wait in a shared queue, so a replica that stalls delays only the few that it has. A count of requests
+hardly shows this; a count of the replicas' seconds does. Only models with quick calls are judged, because one
+call of a slow model may take seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from services.router.domain.evidence import Tick
+from tidegate.kernel.protocol.presence import ReplicaReport
+
+# The mean time of a call above which a model is not judged.
+QUICK_MS = 200.0
+
+
+class Reading(NamedTuple):
+    """A replica's requests in flight, and those that it had finished."""
+
+    inflight: int
+    done: int
+
+
+def readings(reports: Iterable[ReplicaReport], deployments: frozenset[str]) -> dict[str, Reading]:
+    """Return the readings of the ready replicas of these Deployments whose calls are quick, by replica."""
+    return {
+        report.replica: Reading(report.inflight, report.completed + report.failed)
+        for report in reports
+        if report.deployment in deployments
+        and report.state == "ready"
+        and report.call_ms is not None
+        and report.call_ms < QUICK_MS
+        and not (report.signature or {}).get("decoupled")
+    }
+
+
+def stalled(before: Mapping[str, Reading], now: Mapping[str, Reading]) -> tuple[int, int]:
+    """Return how many replicas had requests at both times, and how many of them finished none in between."""
+    busy = [(old, now[name]) for name, old in before.items() if name in now and old.inflight]
+    return len(busy), sum(new.inflight > 0 and new.done == old.done for old, new in busy)
+
+
+def tick_of(canary: tuple[int, int], base: tuple[int, int]) -> Tick | None:
+    """Return the tick of one second; None if one side had no busy replica."""
+    if not canary[0] or not base[0]:
+        return None
+    return Tick(canary[0], canary[1], base[0], base[1])
