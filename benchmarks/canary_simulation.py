@@ -164,9 +164,11 @@ def tick_us(ticks: int = 5000) -> float:
     """Return the mean CPU time of one call of the judge in microseconds, with all metrics."""
     rng = np.random.default_rng(1)
     policy = replace(HELD, steps=(5, 100))
-    seen = [
-        ticks_of(_latencies(rng, 5), _latencies(rng, 95), (0, int(rng.random() < 0.2))) for _ in range(200)
-    ]
+    others = {"stalled_seconds": Tick(1, 0, 3, 0), "quality": Tick(5, 1, 95, 20)}
+    seen = []
+    for _ in range(200):
+        failed = 0, int(rng.random() < 0.2)
+        seen.append(ticks_of(_latencies(rng, 5), _latencies(rng, 95), failed) | others)
     state, began = CanaryState(), time.process_time()
     for at in range(ticks):
         state = judge(policy, state, seen[at % len(seen)], 5, float(at)).state

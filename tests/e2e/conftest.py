@@ -46,6 +46,7 @@ LONG = (
     "test_clients",
     "test_scaling",
     "test_users_models",
+    "test_rollout",
     "test_job_worker",
     "test_stream",
     "test_warm",

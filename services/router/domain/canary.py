@@ -8,7 +8,7 @@ says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
@@ -37,6 +37,8 @@ MARGINS = {
     "very_slow_seconds": (1.15, 2.0, 12.0, inf),
     "stalled_seconds": (1.25, 2.0, 12.0, inf),
 }
+_OF_SECONDS = sum(metric.endswith(SECONDS) for metric in MARGINS)
+_OF_REQUESTS = len(MARGINS) - _OF_SECONDS - 1  # quality counts only if a rollout judges it
 OTHER_MARGINS = (1.15, 1.6, 12.0, 3.0)
 
 
@@ -166,16 +168,15 @@ def decides_promotion(metric: str) -> bool:
     return not metric.endswith(SECONDS)
 
 
-def roll_back_at(policy: CanaryPolicy, evidence: Iterable[str], metric: str) -> float:
+def roll_back_at(policy: CanaryPolicy, evidence: Container[str], metric: str) -> float:
     """Return the e-value at which a metric rolls a canary back: m / alpha for m metrics of the same kind.
 
     Metrics of latency count from the start, although they have no evidence before the quantiles are frozen.
     """
-    seconds = metric.endswith(SECONDS)
-    always = (name for name in MARGINS if name != "quality")
-    same = sum(name.endswith(SECONDS) == seconds for name in {*evidence, *always})
-    part = _ALPHA_OF_SECONDS if seconds else 1 - _ALPHA_OF_SECONDS
-    return same / (policy.alpha * part)
+    if metric.endswith(SECONDS):
+        return _OF_SECONDS / (policy.alpha * _ALPHA_OF_SECONDS)
+    same = _OF_REQUESTS + ("quality" in evidence)
+    return same / (policy.alpha * (1 - _ALPHA_OF_SECONDS))
 
 
 def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:

@@ -23,7 +23,8 @@ ROLLOUT = Rollout(
 
 
 def report(deployment: str, inflight: int, done: int, slot: int = 0, **given: Any) -> ReplicaReport:
-    fields: dict[str, Any] = {"state": "ready", "call_ms": 5.0, "inflight": inflight, "completed": done} | given
+    fields: dict[str, Any] = {"state": "ready", "call_ms": 5.0, "inflight": inflight, "completed": done}
+    fields |= given
     name = f"{deployment}-{slot}-1"
     return ReplicaReport(name, deployment, generation=1, host="h", pid=1, **fields)
 
