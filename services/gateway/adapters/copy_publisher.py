@@ -19,7 +19,10 @@ from services.gateway.domain.shadow_policy import NO_ANSWER, NOT_SENT, WAIT_S
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
+from tidegate.kernel.protocol.tenant import tenant_of
 
+# Replicas account for their time by caller. No key has this id.
+CALLER = "(shadow)"
 # Set in the counter of a copy's id. A request's counter never gets that far.
 _OF_COPIES = 1 << 63
 
@@ -32,6 +35,7 @@ class Copy:
     copy is sent.
     """
 
+    endpoint: str
     route: DeploymentRoute
     rows: int
     key: bytes
@@ -81,8 +85,16 @@ class CopyPublisher:
             deadline_ms = int((time.time() + copy.timeout_s) * 1e3)
             # A call that fails is repeated for each of its requests alone, if the model allows it.
             flags = envelope.COPY | (envelope.RETRY_SAFE if copy.route.retry_safe else 0)
+            tenant = tenant_of(CALLER, copy.endpoint)
             head = envelope.request_head(
-                id_, deadline_ms, copy.rows, copy.key, copy.data, trace=copy.trace, flags=flags
+                id_,
+                deadline_ms,
+                copy.rows,
+                copy.key,
+                copy.data,
+                tenant=tenant,
+                trace=copy.trace,
+                flags=flags,
             )
             frames.append((id_, [head, *copy.data]))
         most = frames_per_envelope(len(frames), fleet)

@@ -22,6 +22,7 @@ from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, tensor
 from tidegate.kernel.protocol.shadow import ShadowCounts
+from tidegate.kernel.protocol.tenant import caller_of, endpoint_of
 
 pytestmark = pytest.mark.unit
 
@@ -122,6 +123,7 @@ async def test_a_copy_is_sent_after_the_answer_and_compared():
         1,
         b"r1",
     )
+    assert (caller_of(copy.tenant), endpoint_of(copy.tenant)) == ("(shadow)", "digits"), "nobody is billed"
     rig.broker.answer(copy, 1.0, 3.0)
     await rig.round()
     counts = rig.counts

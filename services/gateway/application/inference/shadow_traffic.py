@@ -190,6 +190,7 @@ class ShadowTraffic:
             return
         now = time.monotonic()
         copy = Copy(
+            endpoint,
             shadow.deployment,
             request.rows,
             request.key,
