@@ -259,6 +259,7 @@ def test_a_canary_that_fails_is_rolled_back_by_itself(stack: Stack, two: str, tm
         assert found["evidence"]["errors"]["base_bad"] == 0
         targets = stack.cli("traffic", two)["targets"]
         assert [(each["deployment"], each["share"]) for each in targets] == [("careful-v3", 100)]
+        assert "rollout: flaky-v1 rolled back: errors: " in stack.run("traffic", two).stdout
         client.infer(two, {"x": ONE})
     stack.cli("rollout", two, "--to", "v1", "--steps", "1,100")
     promoted = stack.cli("promote", two)

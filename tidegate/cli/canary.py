@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli.canary_state import ENDED, event_line, line_of, read
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
 
 Endpoint = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
-ENDED = ("promoted", "rolled_back", "aborted")
 _POLL_S = 1.0
 # The time for which `promote` waits until the traffic has moved.
 _SETTLE_S = 5.0
@@ -148,7 +148,7 @@ def rollout(
         )
     elif pause or resume:
         _change(plane, name, "pause" if pause else "resume")
-    found = _waited(plane, name) if wait else _read(plane, name)
+    found = _waited(plane, name) if wait else read(plane, name)
     if plot is not None:
         _draw(found, plot)
     output.show(found, json, lambda: show(found))
@@ -167,7 +167,7 @@ def promote(name: Endpoint, json: Json = False) -> None:
     plane = control()
     _change(plane, name, "promote")
     settled = _settled(plane, name)
-    found = _read(plane, name)
+    found = read(plane, name)
     output.show(found, json, lambda: show(found))
     if not settled:
         output.say(
@@ -239,30 +239,12 @@ def _change(plane: Control, name: str, what: str) -> None:
     plane.registry.post(f"/v1/endpoints/{part(name)}/rollout/{what}", {})
 
 
-def _read(plane: Control, name: str) -> Doc:
-    """Return the rollout with its evidence, and the shadow if there is one.
-
-    The router may know an older state than the registry.
-    """
-    from tidegate.cli import shadow
-    from tidegate.cli.api import part
-
-    endpoint = plane.registry.get(f"/v1/endpoints/{part(name)}")
-    rollout = endpoint["rollout"]
-    shown: Doc = plane.router.get(f"/v1/rollouts/{part(name)}")
-    known = shown.get("rollout")
-    if rollout is not None and (known is None or known["id"] != rollout["id"]):
-        shown = {"endpoint": name}
-    shadowed = shadow.read(plane, name) if endpoint.get("shadow") is not None else None
-    return {**shown, "rollout": rollout, "shadow": shadowed}
-
-
 def _waited(plane: Control, name: str) -> Doc:
     from tidegate.cli.progress import Steps
 
     with Steps().shown() as steps:
         while True:
-            found = _read(plane, name)
+            found = read(plane, name)
             rollout = found["rollout"]
             if rollout is None:
                 return found
@@ -271,17 +253,6 @@ def _waited(plane: Control, name: str) -> Doc:
             if ended:
                 return found
             time.sleep(_POLL_S)
-
-
-def line_of(found: Mapping[str, Any]) -> str:
-    """Return a rollout's state in one line."""
-    rollout = found["rollout"]
-    if rollout["phase"] in ENDED:
-        return f"{rollout['deployment']} {rollout['phase'].replace('_', ' ')}: {rollout['reason']}"
-    steps = rollout["options"]["steps"]
-    missing = "; ".join(found.get("missing", ()))
-    at = f"{rollout['deployment']} at {steps[rollout['step']]}%, step {rollout['step'] + 1} of {len(steps)}"
-    return f"{at} ({rollout['phase']}){': ' + missing if missing else ''}"
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -321,9 +292,7 @@ def show(found: Mapping[str, Any]) -> None:
         slow, very_slow = found["slow_ms"]
         output.line(f"slow: above {slow:.3g} ms, very slow: above {very_slow:.3g} ms", style="dim")
     for event in rollout["history"]:
-        output.line(
-            f"{output.moment(event['at'])}  {event['share']:>3}%  {event['phase']}: {event['reason']}"
-        )
+        output.line(event_line(event))
 
 
 def _draw(found: Mapping[str, Any], plot: str) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
 
 _HEADS = ("deployment", "version", "share", "gets now", "ready", "arriving/s", "note")
+# The last events of a rollout that are printed.
+_EVENTS = 5
 _STICKY = ("header", "parameter", "key")
 UNREADY = ("wake", "others", "fail")
 
@@ -133,7 +135,7 @@ def parse_sticky(text: str) -> dict[str, Any] | None:
 
 
 def _document(plane: Control, endpoint: Doc) -> Doc:
-    from tidegate.cli import shadow
+    from tidegate.cli import canary_state, shadow
 
     table = plane.router.get("/v1/routes")
     entry = table["endpoints"].get(endpoint["name"], {})
@@ -147,6 +149,7 @@ def _document(plane: Control, endpoint: Doc) -> Doc:
         "feedback": endpoint["feedback"],
         "shadow": shadow.read(plane, endpoint["name"]) if endpoint.get("shadow") is not None else None,
         "weight": endpoint["weight"],
+        "rollout": canary_state.read(plane, endpoint["name"]) if endpoint["rollout"] is not None else None,
     }
 
 
@@ -201,7 +204,7 @@ def _unready(deployment: Mapping[str, Any], status: Mapping[str, Any]) -> str:
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    from tidegate.cli import output, shadow
+    from tidegate.cli import canary_state, output, shadow
 
     output.table(
         [
@@ -229,6 +232,10 @@ def _print(document: Mapping[str, Any]) -> None:
         output.line(f"shadow: {shadow.line_of(document['shadow'])}")
     if document["weight"] != 1:
         output.line(f"weight beside other endpoints on the same Deployment: {document['weight']}")
+    if document["rollout"] is not None:
+        output.line(f"rollout: {canary_state.line_of(document['rollout'])}")
+        for event in document["rollout"]["rollout"]["history"][-_EVENTS:]:
+            output.line(f"  {canary_state.event_line(event)}")
     output.line(f"a target without a ready replica: {document['when_unready']}", style="dim")
 
 

@@ -66,6 +66,21 @@ def test_a_sticky_key_moves_only_if_it_must():
     assert all(b == a for a, b in zip(before, gone, strict=True) if a != 2)
 
 
+@given(
+    st.lists(st.integers(0, 1000), min_size=3, max_size=3).filter(any),
+    st.integers(0, 2),
+    st.integers(0, 1000),
+    st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=20),
+)
+def test_a_changed_weight_moves_keys_only_to_or_from_its_own_target(weights, changed, weight, keys):
+    after = [weight if index == changed else each for index, each in enumerate(weights)]
+    if not any(after):
+        return
+    for key in keys:
+        old, new = stay(key, NAMES, weights), stay(key, NAMES, after)
+        assert old == new or (new == changed if weight > weights[changed] else old == changed)
+
+
 def test_a_sticky_header_decides_and_without_it_the_weights_do():
     compiled = table([50, 50], sticky={"by": "header", "name": "X-User"})
     splitter = TrafficSplitter(seed=1)
