@@ -248,6 +248,9 @@ bench-deaths: bootstrap ## kill the model's process every 5 s under 16 callers; 
 bench-canaries: bootstrap ## roll out three canaries: an equal one, one with 3 % errors, one that is 30 % slower
 	$(PY) -m benchmarks.canaries $(BENCH_FLAGS)
 
+bench-drift: bootstrap ## find a shift of one of 64 features on a real stack, and measure what sampling costs (10 minutes)
+	$(PY) -m benchmarks.drift $(BENCH_FLAGS)
+
 bench-canary-sims: bootstrap ## simulate 1,000 rollouts of each kind and count the judge's verdicts (3 minutes)
 	$(PY) -m benchmarks.canary_simulation $(BENCH_FLAGS)
 

@@ -10,6 +10,7 @@ from services.router.adapters.registry_cache import RegistryCache
 from services.router.application.drift_judge import DriftJudge
 from services.router.application.quality_judge import QualityJudge
 from services.router.settings import RouterSettings
+from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.store.feedback import FeedbackStore
 from tidegate.kernel.store.profiles import ProfileStore
 
@@ -34,5 +35,6 @@ def judges_of(
         settings.drift_windows(),
         settings.drift_policy(),
         quality,
+        Blobs(settings.blob_url),
     )
     return drift, quality

@@ -117,7 +117,7 @@ def build_job_serving(
     return JobServing(scheduler, consumer, leases)
 
 
-def build_sampler(redis_url: str, deployment: Deployment, replica: str) -> Sampler | None:
+def build_sampler(redis_url: str, blobs: Blobs, deployment: Deployment, replica: str) -> Sampler | None:
     """Return the sampler of a replica; None if its Deployment samples no rows."""
     if not deployment.sampling:
         return None
@@ -125,9 +125,10 @@ def build_sampler(redis_url: str, deployment: Deployment, replica: str) -> Sampl
     def counter() -> Counter:
         from services.worker.application.profile_counter import ProfileCounter  # imports numpy
 
-        return ProfileCounter(replica, deployment.redact)
+        return ProfileCounter(replica, deployment.redact, deployment.keep_rows)
 
-    return Sampler(ProfileStore.connect(redis_url), deployment.name, counter, deployment.sampling)
+    store = ProfileStore.connect(redis_url)
+    return Sampler(store, blobs, deployment.name, counter, deployment.sampling)
 
 
 def build_replica(
@@ -172,7 +173,7 @@ def build_replica(
                 fetch_bytes=settings.max_fetched_bytes,
                 on_lost=on_lost,
                 jobs=jobs,
-                sampler=build_sampler(settings.redis_url, assignment.deployment, replica),
+                sampler=build_sampler(settings.redis_url, blobs, assignment.deployment, replica),
             )
         return build_serving(
             settings.amqp_url,
@@ -184,7 +185,7 @@ def build_replica(
             fetch_bytes=settings.max_fetched_bytes,
             on_lost=on_lost,
             jobs=jobs,
-            sampler=build_sampler(settings.redis_url, assignment.deployment, replica),
+            sampler=build_sampler(settings.redis_url, blobs, assignment.deployment, replica),
         )
 
     token = read_token(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,8 @@ class Traffic:
 @pytest.fixture(scope="module")
 def drifting(stack: Stack) -> str:
     signature = str(MODEL.with_name("signature.json"))
-    stack.deploy(MODEL, NAME, "--signature", signature, "--sampling", "10000")
+    options = ("--sampling", "10000", "--keep-rows", "5", "--redact", "probabilities")
+    stack.deploy(MODEL, NAME, "--signature", signature, *options)
     stack.cli("traffic", NAME, "--feedback")
     return NAME
 
@@ -94,3 +96,17 @@ def test_labels_that_callers_send_measure_the_accuracy(stack: Stack, drifting: s
     assert measures["accuracy"] == pytest.approx(0.75, abs=0.12)
     assert 0 < measures["auc"] < 1
     assert "labels joined" in stack.run("quality", NAME).stdout
+
+
+def test_raw_rows_are_kept_without_their_redacted_fields(
+    stack: Stack, drifting: str, client: Client, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    end = time.monotonic() + PATIENCE_S
+    while stack.run("drift", NAME, "--rows", str(path)).returncode != 0:
+        assert time.monotonic() < end
+        client.infer(NAME, {"x": np.ones((2, FEATURES), np.float32)})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert 1 <= len(rows) <= 5
+    assert len(rows[0]["inputs"]["x"]) == FEATURES
+    assert rows[0]["outputs"]["probabilities"] is None

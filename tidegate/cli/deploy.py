@@ -82,11 +82,17 @@ def deploy(
             min=0, help="Rows per second that a replica samples for drift; 0: none.", rich_help_panel=_RUN
         ),
     ] = None,
+    keep_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Sampled rows whose values are kept in the blob store; 0: none.", rich_help_panel=_RUN
+        ),
+    ] = None,
     redact: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FIELD",
-            help="An input or output of strings whose values are not sampled; repeatable.",
+            help="An input or output whose values are never kept; repeatable.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -281,6 +287,7 @@ def deploy(
         "env": pairs("--env", env) or None,
         "resources": numbers("--resource", resource) or None,
         "sampling": sampling,
+        "keep_rows": keep_rows,
         "redact": redact or None,
         "image": image,
         "llm": llm_fields(

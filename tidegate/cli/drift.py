@@ -36,6 +36,10 @@ def drift(
             metavar="FILE", help="Compare with this training data (.csv, .npz, .parquet) from now on."
         ),
     ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Write the raw rows that are kept (`deploy --keep-rows`)."),
+    ] = None,
     plot: Annotated[
         str | None,
         typer.Option(metavar="FILE.svg", help="Draw the scores over time, and the columns that moved most."),
@@ -52,13 +56,15 @@ def drift(
 
     plane = control()
     if name is None:
-        if rebase or plot or baseline:
+        if rebase or plot or baseline or rows:
             raise UsageError(
-                "--rebase, --baseline and --plot need a name: tidegate drift NAME --plot drift.svg"
+                "--rebase, --baseline, --rows and --plot need a name: tidegate drift NAME --plot drift.svg"
             )
         found = plane.router.get("/v1/drift")
         output.show(found, json, lambda: show_all(found))
         return
+    if rows is not None:
+        _write_rows(plane, name, rows)
     if baseline is not None:
         _set_baseline(plane, name, baseline)
     if rebase:
@@ -69,6 +75,19 @@ def drift(
     if plot is not None:
         _draw(found, plot)
     output.show(found, json, lambda: show(found, every=every))
+
+
+def _write_rows(plane: Control, name: str, path: Path) -> None:
+    from tidegate.cli.api import part
+
+    # A new file, so that a failed download leaves an existing file as it is.
+    new = path.with_name(f"{path.name}.part")
+    try:
+        with new.open("wb") as file:
+            plane.router.download(f"/v1/drift/{part(name)}/rows", file.write)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _set_baseline(plane: Control, name: str, path: Path) -> None:

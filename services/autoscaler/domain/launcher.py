@@ -137,7 +137,7 @@ def fingerprint(deployment: Deployment) -> str:
     # A Deployment without these fields keeps the digest that it had before the fields existed.
     if deployment.progress_timeout_s is not None:
         read.add("progress_timeout_s")
-    for name in ("sampling", "redact"):
+    for name in ("sampling", "keep_rows", "redact"):
         if getattr(deployment, name) != type(deployment).model_fields[name].get_default(
             call_default_factory=True
         ):

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from tidegate.kernel import telemetry
+from tidegate.kernel.protocol.access import OPERATE
+from tidegate.kernel.service import caller
+
+log = telemetry.logger(__name__)
 
 router = APIRouter(prefix="/v1/drift", tags=["drift"])
 quality_router = APIRouter(prefix="/v1/quality", tags=["quality"])
@@ -22,6 +29,15 @@ async def drift(request: Request, name: str) -> dict[str, Any]:
     """Return the drift of the versions behind an endpoint, a Deployment or a model, with all columns."""
     found: dict[str, Any] = request.app.state.drift.shown(name)
     return found
+
+
+@router.get("/{name}/rows", response_class=StreamingResponse)
+async def rows(request: Request, name: str) -> StreamingResponse:
+    """Return the raw rows that are kept (the Deployment's `keep_rows`), as JSONL, oldest first."""
+    operator = caller.require(OPERATE)
+    found = request.app.state.drift.rows(name)
+    log.info("raw rows read", extra={"name_": name, "by": operator.id})
+    return StreamingResponse(found, media_type="application/jsonl")
 
 
 @router.post("/{name}/rebase")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from services.router.adapters.drift_files import DriftFiles, VersionKey
@@ -16,6 +16,7 @@ from services.router.domain import drift_report
 from services.router.domain.drift import Comparison, DriftPolicy
 from services.router.domain.drift_history import DriftHistory, WindowLimits
 from tidegate.kernel import telemetry
+from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.errors import NotFound, Unavailable
 from tidegate.kernel.profiles.piece import ProfilePiece, PublishedBins, Unreadable
 from tidegate.kernel.protocol.models import DesiredState
@@ -42,6 +43,7 @@ class DriftJudge:
         limits: WindowLimits,
         policy: DriftPolicy,
         quality: QualityJudge,
+        blobs: Blobs,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -50,6 +52,7 @@ class DriftJudge:
         self._limits = limits
         self._policy = policy
         self._quality = quality
+        self._blobs = blobs
         self._versions: dict[VersionKey, DriftHistory] = {}
         self._repeated_at = float("-inf")
         self._published: dict[str, tuple[str, bool]] = {}
@@ -66,6 +69,7 @@ class DriftJudge:
         if self._leads():
             await asyncio.to_thread(self._save, list(self._versions))
         await self._store.close()
+        self._blobs.close()
 
     # --- what others read -------------------------------------------------------------------------------
 
@@ -88,6 +92,21 @@ class DriftJudge:
             line = drift_report.detail(*key, self._of(key), self._limits, against)
             items.append(line | _places(desired, key))
         return {"name": name, "items": items}
+
+    def rows(self, name: str) -> AsyncIterator[bytes]:
+        """Return the kept raw rows of the versions behind a name, as JSONL. Raise NotFound or Unavailable."""
+        kept = [each.key for key in self._keys(self._desired(), name) for each in self._of(key).kept]
+        if not kept:
+            raise NotFound(
+                f"No raw rows of {name} are kept. To keep some: tidegate deploy {name} --version N "
+                "--keep-rows 1000"
+            )
+        return self._read_rows(kept)
+
+    async def _read_rows(self, keys: Iterable[str]) -> AsyncIterator[bytes]:
+        for key in keys:
+            with contextlib.suppress(Unavailable):  # it was deleted meanwhile
+                yield await self._blobs.get(key)
 
     async def rebase(self, name: str) -> dict[str, Any]:
         """Freeze new baselines from the next rows. Versions with a training baseline keep it."""
@@ -133,6 +152,7 @@ class DriftJudge:
             pieces = await asyncio.to_thread(_decoded, raws)
             await self._add(deployment, places[deployment], pieces)
         await self._close(set(places.values()))
+        await self._drop_rows(desired)
         await self._publish(places, _labelled(desired))
         return TICK_S
 
@@ -169,6 +189,16 @@ class DriftJudge:
         if closed:
             await asyncio.to_thread(self._save, closed)
             self._metrics.show({key: self._of(key).comparison for key in keys})
+
+    async def _drop_rows(self, desired: DesiredState) -> None:
+        """Delete raw rows above the Deployments' limits."""
+        limits: dict[VersionKey, int] = {}
+        for each in desired.deployments:
+            key = each.model, each.version
+            limits[key] = max(limits.get(key, 0), each.keep_rows)
+        for key, history in list(self._versions.items()):
+            for blob in history.drop_rows(limits.get(key, 0), time.time()) if history.kept else ():
+                await self._blobs.delete(blob)
 
     def _log(self, key: VersionKey, history: DriftHistory) -> None:
         found = history.comparison

@@ -25,6 +25,7 @@ LEARN_ROWS = 1000
 MAX_SUMMARIES = 1000
 POINTS_KEPT = 500
 TOP_COLUMNS = 10
+ROWS_KEPT_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,15 @@ class Point:
     drifted: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """A blob of raw rows: its key, the number of its rows, and its time in seconds since the epoch."""
+
+    key: str
+    rows: int
+    at: float
+
+
 @dataclass(slots=True)
 class DriftHistory:
     """The memory of one version's drift.
@@ -84,6 +94,7 @@ class DriftHistory:
     points: list[Point] = field(default_factory=list)
     rows: int = 0
     dropped: int = 0
+    kept: list[KeptRows] = field(default_factory=list)
 
     @property
     def bins_id(self) -> str:
@@ -125,6 +136,8 @@ class DriftHistory:
     def add(self, piece: ProfilePiece) -> None:
         """Add a replica's piece. A piece with other bins is ignored: its replica reads the new ones soon."""
         self.dropped += piece.dropped
+        if piece.rows_key:
+            self.kept.append(KeptRows(piece.rows_key, piece.rows, piece.end))
         if not piece.bins_id:
             self._learn(piece)
             return
@@ -135,6 +148,17 @@ class DriftHistory:
             self.open = Window(piece.begin, piece.end, Profile())
         self.open.end = max(self.open.end, piece.end)
         self.open.profile.add(piece.profile)
+
+    def drop_rows(self, limit: int, now: float) -> list[str]:
+        """Forget raw rows above the limit, oldest first, and those that have expired. Return their keys."""
+        total, kept = 0, list[KeptRows]()
+        for each in reversed(self.kept):
+            if total < limit and now - each.at < ROWS_KEPT_S:
+                kept.append(each)
+                total += each.rows
+        dropped = [each.key for each in self.kept if each not in kept]
+        self.kept = kept[::-1]
+        return dropped
 
     def _learn(self, piece: ProfilePiece) -> None:
         if self.bins is not None or not piece.learned_rows:
@@ -209,6 +233,7 @@ class DriftHistory:
             "points": [asdict(point) for point in self.points],
             "rows": self.rows,
             "dropped": self.dropped,
+            "kept": [asdict(each) for each in self.kept],
         }
 
     @classmethod
@@ -226,6 +251,7 @@ class DriftHistory:
             points=[Point(**point) for point in found["points"]],
             rows=int(found["rows"]),
             dropped=int(found["dropped"]),
+            kept=[KeptRows(**each) for each in found.get("kept", [])],
         )
         history._judge(policy)
         return history

@@ -7,12 +7,13 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from services.worker.domain.sample_tensors import alike, counted_rows, joined_inputs, joined_outputs
+from services.worker.domain.raw_rows import SampledRow, raw_lines, rows_of
+from services.worker.domain.sample_tensors import alike, joined_inputs, joined_outputs
 from services.worker.domain.samples import SampledCall, SampledStream
 from services.worker.domain.text_answers import text_answer
 from tidegate.kernel import telemetry
 from tidegate.kernel.profiles.bins import FIXED, Bins, summarize
-from tidegate.kernel.profiles.columns import Columns, add_tensor
+from tidegate.kernel.profiles.columns import Columns, SampledTensor, add_tensor
 from tidegate.kernel.profiles.piece import ProfilePiece, PublishedBins, SampledPrediction, Unreadable
 from tidegate.kernel.profiles.predictions import Predictions, add_outputs
 from tidegate.kernel.profiles.profile import Profile
@@ -29,9 +30,12 @@ MAX_PREDICTIONS = 2500
 class ProfileCounter:
     """Counts calls by column. Rows that were sampled before the bins are known are held, and counted then."""
 
-    def __init__(self, replica: str, redact: Collection[str] = ()) -> None:
+    def __init__(self, replica: str, redact: Collection[str] = (), keep_rows: int = 0) -> None:
         self._replica = replica
         self._redact = frozenset(redact)
+        self._keep_rows = keep_rows
+        self._kept: list[bytes] = []
+        self._kept_hour, self._kept_in_hour = 0, 0
         self._raw_bins = b""
         self._bins: dict[str, Bins] | None = None
         self._bins_id = ""
@@ -75,16 +79,25 @@ class ProfileCounter:
         self._held.clear()
         self._held_rows = 0
 
-    def take(self) -> bytes | None:
-        """Return what was counted since the last call, as a message; None if there is nothing."""
+    def take_rows(self) -> list[bytes]:
+        """Remove and return the raw rows to keep, as lines of JSON."""
+        kept, self._kept = self._kept, []
+        return kept
+
+    def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
+        """Return what was counted since the last call, as a message; None if there is nothing.
+
+        ``rows_key``: the blob with the last ``rows`` raw rows.
+        """
         piece = ProfilePiece(self._replica, self._begin, time.time(), self._bins_id)
+        piece.rows_key, piece.rows = rows_key, rows
         if self._bins is None:
             self._summarize(piece)
         else:
             piece.profile, self._profile = self._profile, Profile()
         piece.predictions, self._predictions = self._predictions, []
         piece.dropped, self._dropped = self._dropped, 0
-        if not piece.profile.rows and not piece.learned_rows and not piece.predictions:
+        if not (piece.profile.rows or piece.learned_rows or piece.predictions or rows_key):
             return None
         self._begin = time.time()
         return piece.to_bytes()
@@ -92,17 +105,20 @@ class ProfileCounter:
     def _count_calls(self, calls: Sequence[SampledCall]) -> None:
         """Count calls with the same key together, because numpy is slow with few rows."""
         try:
-            rows = [counted_rows(call) for call in calls]
-            columns = Columns(sum(rows))
-            for tensor in joined_inputs(calls):
+            rows = rows_of(calls)
+            columns = Columns(len(rows))
+            inputs, outputs = joined_inputs(calls), joined_outputs(calls)
+            for tensor in inputs:
                 add_tensor(columns, tensor, self._redact)
-            predictions = add_outputs(columns, joined_outputs(calls))
+            predictions = add_outputs(columns, outputs)
+            if self._keep_rows:
+                self._keep(rows, inputs, outputs)
         except (ValueError, KeyError, IndexError) as error:
             self._on_unreadable(error)
             return
         self._count(columns)
         if self._keeps_predictions:
-            self._remember(calls, rows, predictions)
+            self._remember(rows, predictions)
 
     def _count_streams(self, streams: Sequence[SampledStream]) -> None:
         answers: list[TextAnswer] = []
@@ -119,7 +135,7 @@ class ProfileCounter:
     def _count(self, columns: Columns) -> None:
         if self._bins is not None:
             self._profile.count(columns, self._bins)
-        elif self._held_rows + columns.rows > HELD_ROWS:
+        elif self._held_rows >= HELD_ROWS:
             self._dropped += columns.rows
         else:
             self._held.append(columns)
@@ -134,18 +150,25 @@ class ProfileCounter:
             held = [each.numbers[name] for each in new if name in each.numbers]
             piece.summaries[name] = summarize(np.concatenate(held))
 
-    def _remember(self, calls: Sequence[SampledCall], rows: Sequence[int], found: Predictions) -> None:
+    def _remember(self, rows: Sequence[SampledRow], found: Predictions) -> None:
         """Keep the prediction of each request with one row. Feedback names a request, not a row."""
-        at = 0
-        for call, taken in zip(calls, rows, strict=True):
-            row = at
-            at += taken
-            for trace, request_rows in call.requests:
-                if row >= at:
-                    break
-                if request_rows <= 1 and trace and len(self._predictions) < MAX_PREDICTIONS:
-                    self._predictions.append(_prediction(trace, call.at, found, row))
-                row += request_rows or 1
+        for at, row in enumerate(rows):
+            if row.request_rows <= 1 and row.trace and len(self._predictions) < MAX_PREDICTIONS:
+                self._predictions.append(_prediction(row, found, at))
+
+    def _keep(
+        self,
+        rows: Sequence[SampledRow],
+        inputs: Sequence[SampledTensor],
+        outputs: Sequence[SampledTensor],
+    ) -> None:
+        """Keep raw rows. The router keeps ``keep_rows``, so a replica writes no more than that in an hour."""
+        if (hour := int(time.time() // 3600)) != self._kept_hour:
+            self._kept_hour, self._kept_in_hour = hour, 0
+        if (left := self._keep_rows - self._kept_in_hour) > 0:
+            lines = raw_lines(rows, inputs, outputs, self._redact, left)
+            self._kept += lines
+            self._kept_in_hour += len(lines)
 
     def _on_unreadable(self, error: Exception) -> None:
         self._unreadable += 1
@@ -153,11 +176,11 @@ class ProfileCounter:
             log.warning("sampled calls cannot be counted", extra={"problem": str(error)})
 
 
-def _prediction(trace: bytes, at: float, found: Predictions, row: int) -> SampledPrediction:
+def _prediction(row: SampledRow, found: Predictions, at: int) -> SampledPrediction:
     return SampledPrediction(
-        telemetry.shown_id(trace),
-        found.labels[row] if found.labels is not None else None,
-        float(found.scores[row]) if found.scores is not None else None,
-        float(found.confidence[row]) if found.confidence is not None else None,
-        round(at, 3),
+        telemetry.shown_id(row.trace),
+        found.labels[at] if found.labels is not None else None,
+        float(found.scores[at]) if found.scores is not None else None,
+        float(found.confidence[at]) if found.confidence is not None else None,
+        round(row.at, 3),
     )

@@ -11,18 +11,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from services.worker.adapters.metrics import SAMPLED, SAMPLES_DROPPED
 from services.worker.adapters.model_call import ModelAnswer
 from services.worker.application.model_calls import Queued
 from services.worker.domain.samples import CALL_ROWS, SampledCall, SampledStream
 from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.blobs.store import Blobs
+from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.store import StoreUnavailable
 from tidegate.kernel.store.profiles import ProfileStore
 
 log = telemetry.logger(__name__)
+T = TypeVar("T")
 
 # The thread counts when this many rows wait, or after this time.
 BATCH_ROWS, BATCH_S = 256, 5.0
@@ -36,6 +39,8 @@ COPIED_BYTES = 64 * 1024
 # The shortest time between two refills of the limit.
 REFILL_S = 0.1
 UNSENT_KEPT = 20
+# Raw rows are deleted after this time, or when there are more than the Deployment keeps.
+ROWS_KEPT_S = 7 * 86_400.0
 # The last answers of a stream have the counts of tokens and the reason of its end.
 LAST_ANSWERS = 3
 
@@ -49,8 +54,14 @@ class Counter(Protocol):
     def use(self, bins: bytes) -> None:
         """Use these bins from now on; the same bins change nothing."""
 
-    def take(self) -> bytes | None:
-        """Return what was counted since the last call, as a message; None if there is nothing."""
+    def take_rows(self) -> list[bytes]:
+        """Remove and return the raw rows to keep, as lines of JSON."""
+
+    def take(self, rows_key: str = "", rows: int = 0) -> bytes | None:
+        """Return what was counted since the last call, as a message; None if there is nothing.
+
+        ``rows_key``: the blob with the last ``rows`` raw rows.
+        """
 
     @property
     def learning(self) -> bool:
@@ -82,9 +93,15 @@ class Sampler:
     """
 
     def __init__(
-        self, store: ProfileStore, deployment: str, counter_of: Callable[[], Counter], rows_per_s: int
+        self,
+        store: ProfileStore,
+        blobs: Blobs,
+        deployment: str,
+        counter_of: Callable[[], Counter],
+        rows_per_s: int,
     ) -> None:
         self._store = store
+        self._blobs = blobs
         self._deployment = deployment
         self._counter_of = counter_of
         self._counter: Counter | None = None
@@ -221,7 +238,8 @@ class Sampler:
         try:
             if (bins := await self._store.bins(self._deployment)) is not None:
                 await self._in_thread(self._counter.use, bins)
-            if (piece := await self._in_thread(self._counter.take)) is not None:
+            key, count = await self._store_rows(self._counter)
+            if (piece := await self._in_thread(self._counter.take, key, count)) is not None:
                 self._unsent.append(piece)
             while self._unsent:
                 await self._store.push(self._deployment, self._unsent[0])
@@ -229,7 +247,18 @@ class Sampler:
         except StoreUnavailable:
             return
 
-    async def _in_thread(self, work: Callable[..., bytes | None], *arguments: object) -> bytes | None:
+    async def _store_rows(self, counter: Counter) -> tuple[str, int]:
+        """Store the raw rows. Return their key and number; ("", 0) if there are none, or the store failed."""
+        lines = await self._in_thread(counter.take_rows)
+        if not lines:
+            return "", 0
+        try:
+            return await self._blobs.put(b"".join(lines), ROWS_KEPT_S), len(lines)
+        except Unavailable as error:
+            log.warning("raw rows could not be stored", extra={"problem": error.message})
+            return "", 0
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T | None:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
         except Exception:  # a sample must not end the sampler

@@ -38,7 +38,8 @@ class ProfilePiece:
     """The rows that a replica has sampled from ``begin`` to ``end``, in seconds since the epoch.
 
     ``bins_id`` names the bins of ``profile``. It is empty while the replica has none. Then ``summaries`` has
-    the quantiles of its newest rows, and ``learned_rows`` their number.
+    the quantiles of its newest rows, and ``learned_rows`` their number. ``rows_key`` is the blob with
+    ``rows`` raw rows, if the Deployment keeps them.
     """
 
     replica: str
@@ -50,6 +51,8 @@ class ProfilePiece:
     learned_rows: int = 0
     predictions: list[SampledPrediction] = field(default_factory=list)
     dropped: int = 0
+    rows_key: str = ""
+    rows: int = 0
 
     def to_bytes(self) -> bytes:
         """Return the piece as a message."""
@@ -64,6 +67,8 @@ class ProfilePiece:
             "learned_rows": self.learned_rows,
             "predictions": [tuple(each) for each in self.predictions],
             "dropped": self.dropped,
+            "rows_key": self.rows_key,
+            "rows": self.rows,
         }
         return zlib.compress(orjson.dumps(document), 1)
 
@@ -87,6 +92,8 @@ class ProfilePiece:
                 int(found["learned_rows"]),
                 [SampledPrediction(*each) for each in found["predictions"]],
                 int(found["dropped"]),
+                str(found["rows_key"]),
+                int(found["rows"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise Unreadable(f"not a piece of a profile: {error!r}") from None

@@ -192,8 +192,9 @@ class DeploymentSpec(Written):
     ``progress_timeout_s``: the process of a model that answers no call for this time is ended. None: a
     minute, or the longest timeout of the callers that wait, if that is longer.
     ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
-    ``sampling``: rows per second that a replica samples into the version's profile; 0: none. ``redact``:
-    strings whose values are not kept, by the name of their input or output.
+    ``sampling``: rows per second that a replica samples into the version's profile; 0: none.
+    ``keep_rows``: the most sampled rows of the version whose values are kept in the blob store; 0: none.
+    ``redact``: inputs and outputs whose values are not kept.
     ``start_timeout_s`` is longer by default if the engine is vLLM: it compiles and measures at each start.
     """
 
@@ -219,6 +220,7 @@ class DeploymentSpec(Written):
     image: str | None = Field(None, min_length=1, max_length=512)
     llm: LlmSpec | None = None
     sampling: int = Field(200, ge=0, le=10_000)
+    keep_rows: int = Field(0, ge=0, le=100_000)
     redact: list[Annotated[str, Field(min_length=1, max_length=255)]] = Field(
         default_factory=list, max_length=256
     )

@@ -197,6 +197,7 @@ ROUTER = RoutePermissions(
         "GET /v1/quality/{name}": LOOK,
         "GET /v1/drift": LOOK,
         "GET /v1/drift/{name}": LOOK,
+        "GET /v1/drift/{name}/rows": (OPERATE,),  # they have the callers' values
         "POST /v1/drift/{name}/rebase": (PUBLISH,),
         "GET /v1/alerts": LOOK,
         "GET /v1/alerts/history": LOOK,

@@ -1,0 +1,71 @@
+"""Write sampled rows as lines of JSON, for Deployments that keep raw rows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from services.worker.domain.sample_tensors import counted_rows
+from services.worker.domain.samples import SampledCall
+from tidegate.kernel.profiles.columns import SampledTensor, as_table
+from tidegate.kernel.protocol.tensors import unpack_strings
+
+# A tensor with more elements in a row is named without its values.
+MAX_ELEMENTS = 1024
+
+
+class SampledRow(NamedTuple):
+    """A counted row: the trace of its request, the rows of that request, and the time of the call."""
+
+    trace: bytes
+    request_rows: int
+    at: float
+
+
+def rows_of(calls: Sequence[SampledCall]) -> list[SampledRow]:
+    """Return the counted rows of calls, in their order."""
+    found: list[SampledRow] = []
+    for call in calls:
+        rows = [
+            SampledRow(trace, count, call.at) for trace, count in call.requests for _ in range(count or 1)
+        ]
+        found += rows[: counted_rows(call)]
+    return found
+
+
+def raw_lines(
+    rows: Sequence[SampledRow],
+    inputs: Sequence[SampledTensor],
+    outputs: Sequence[SampledTensor],
+    redact: Collection[str],
+    limit: int,
+) -> list[bytes]:
+    """Return up to ``limit`` rows as JSON. Tensors in ``redact`` have the value null."""
+    wanted = min(limit, len(rows))
+    sides = {
+        "inputs": {each.name: _values(each, len(rows), wanted, redact) for each in inputs},
+        "outputs": {each.name: _values(each, len(rows), wanted, redact) for each in outputs},
+    }
+    lines = []
+    for at, row in enumerate(rows[:wanted]):
+        document: dict[str, Any] = {"at": round(row.at, 3), "request_id": row.trace.decode("latin-1")}
+        for side, tensors in sides.items():
+            document[side] = {name: values[at] for name, values in tensors.items()}
+        lines.append(orjson.dumps(document) + b"\n")
+    return lines
+
+
+def _values(tensor: SampledTensor, rows: int, wanted: int, redact: Collection[str]) -> Sequence[Any]:
+    if tensor.name in redact:
+        return [None] * wanted
+    if tensor.datatype == "BYTES":
+        strings = [each.decode(errors="replace") for each in unpack_strings(tensor.raw)]
+        width = max(1, len(strings) // rows)
+        return [strings[at * width : (at + 1) * width] for at in range(wanted)]
+    table = as_table(tensor, rows)
+    if table.shape[1] > MAX_ELEMENTS:
+        return [{"shape": list(tensor.shape), "values": "omitted"}] * wanted
+    found: list[Any] = table[:wanted].tolist()
+    return found
