@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
 
+from services.gateway.adapters.cost_facts import CostFactsReader
 from services.gateway.adapters.key_cache import KeyCache
 from services.gateway.adapters.limit_leases import LimitLeases
 from services.gateway.adapters.store.job_usage import JobUsageStore
@@ -19,8 +20,10 @@ from services.gateway.application.access import Access
 from services.gateway.application.llm.accounting import LlmAccounting
 from services.gateway.application.llm.token_limits import TokenLimits
 from services.gateway.domain.key_table import KeyTable
+from services.gateway.domain.request_costs import RequestCosts
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.http.heads import LOOPBACK
+from tidegate.kernel.store import Store
 
 if TYPE_CHECKING:
     from services.gateway.adapters.jwks import Jwks
@@ -29,9 +32,17 @@ if TYPE_CHECKING:
 class AccessWiring:
     """The parts that control access. They start before the first request and stop after the last one."""
 
-    def __init__(self, settings: GatewaySettings, incarnation: str, processes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        incarnation: str,
+        processes: Callable[[], int],
+        costs: RequestCosts,
+    ) -> None:
         """``processes``: how many gateway processes share the limits."""
         self._store = LimitAccounts.connect(settings.redis_url)
+        self._live = Store.connect(settings.redis_url)
+        self._cost_facts = CostFactsReader(self._live, costs)
         self._keys = KeyCache(
             settings.registry_url,
             settings.service_token,
@@ -55,6 +66,7 @@ class AccessWiring:
             count=self._usage.counts,
             limiters=self._leases.limiters,
             verify=self._jwks.verify if self._jwks is not None else None,
+            costs=costs,
         )
         urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}
         self.llm_accounting = LlmAccounting(self.access, self.token_limits)
@@ -80,6 +92,7 @@ class AccessWiring:
             await self._jwks.start()
         await self._keys.start()
         self._leases.start()
+        self._cost_facts.start()
         self.token_limits.start()
         self._usage.start()
 
@@ -89,6 +102,8 @@ class AccessWiring:
         await self._job_usage.close()
         await self._leases.stop()
         await self.token_limits.stop()
+        await self._cost_facts.stop()
+        await self._live.close()
         await self._store.close()
         await self._token_accounts.close()
         await self._keys.stop()

@@ -43,6 +43,7 @@ from services.gateway.application.inference.shadow_traffic import ShadowTraffic
 from services.gateway.application.request_traces import request_traces_of
 from services.gateway.domain.cors import Origins
 from services.gateway.domain.memory_budget import MemoryBudget
+from services.gateway.domain.request_costs import RequestCosts
 from services.gateway.feedback_wiring import FeedbackWiring
 from services.gateway.job_wiring import JobWiring
 from services.gateway.llm_wiring import LLM_BODIES, LlmWiring
@@ -104,6 +105,7 @@ class Parts(NamedTuple):
     log: AccessLog
     traces: SpanExport | None
     feedback: FeedbackWiring
+    costs: RequestCosts | None
 
 
 def build(settings: GatewaySettings) -> Gateway:
@@ -167,6 +169,7 @@ def _inference_handler(settings: GatewaySettings, parts: Parts, origins: Origins
         labels=parts.metadata.labels,
         jobs=parts.job_wiring.submission,
         body_bytes_per_s=settings.http_body_bytes_per_s,
+        costs=parts.costs,
     )
 
 
@@ -214,11 +217,12 @@ def _parts(settings: GatewaySettings) -> Parts:
         shadows.report,
     )
     feedback = FeedbackWiring(settings, routes)
-    core = InferenceCore(routes, dispatcher, heartbeat, feedback.tags, shadows)
+    costs = RequestCosts()
+    core = InferenceCore(routes, dispatcher, heartbeat, feedback.tags, shadows, costs)
     metadata = ModelMetadataCache(store, routes.deployments)
     traces, export = request_traces_of(settings.trace_slow_ms)
     log = access_log_of(settings, traces)
-    access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways)
+    access_wiring = AccessWiring(settings, incarnation.hex(), lambda: heartbeat.gateways, costs)
     traffic = TrafficPublisher(store, incarnation.hex(), metrics.traffic.report)
     access_wiring.watch_callers(traffic.seen)
     job_wiring = JobWiring(
@@ -250,6 +254,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         log=log,
         traces=export,
         feedback=feedback,
+        costs=costs if settings.cost_header else None,
     )
 
 
@@ -297,7 +302,7 @@ def _grpc_server(
     settings: GatewaySettings, parts: Parts, health: Health, certificate: ServerCertificate | None
 ) -> GrpcServer:
     access = parts.access_wiring.access
-    calls = GrpcInference(parts.core, access, parts.metadata, parts.metrics, parts.log)
+    calls = GrpcInference(parts.core, access, parts.metadata, parts.metrics, parts.log, parts.costs)
     inference = InferenceService(
         calls, parts.catalogue, health, max_bytes=settings.max_body_bytes + HEAD_BYTES
     )

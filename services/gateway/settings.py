@@ -21,6 +21,9 @@ class GatewaySettings(Settings):
     envelope_max_frames: int = Field(
         256, ge=1, le=4096, description="Largest number of requests in one envelope."
     )
+    cost_header: bool = Field(
+        False, description="Send the cost of each answer to a tensor request as `X-Tidegate-Cost`."
+    )
     shadow_host_busy: float = Field(
         0.9,
         gt=0,

@@ -169,3 +169,37 @@ def test_no_log_of_the_stack_has_a_secret(stack: Stack, served: str):
     secrets.append(stack.run("webhook-secret").stdout.split()[-1])
     for path, text in logs.items():
         assert not any(secret in text for secret in secrets), path
+
+
+def test_costs_and_a_budget_of_a_key(stack: Stack, served: str, digits: Digits):
+    """A caller's requests show up in the report under its key. A budget of almost nothing refuses it."""
+    made = make_key(stack, "payer", "--endpoint", served)
+    with Client(stack.settings.gateway_url, api_key=made["key"], retries=0) as client:
+        for _ in range(20):
+            client.infer(served, {"image": digits.images[:4]})
+
+        def billed() -> dict[str, Any] | None:
+            items = stack.cli("costs", served, "--by", "key")["items"]
+            mine = [item for item in items if item["key"] == made["id"]]
+            return mine[0] if mine and mine[0]["requests"] == 20 else None
+
+        mine = eventually(billed)
+        assert mine["rows"] == 80
+        assert 0 < mine["direct"] < mine["cost"]
+        report = stack.cli("costs", "--by", "endpoint")
+        assert sum(item["cost"] for item in report["items"]) == pytest.approx(report["total"]["cost"])
+        assert report["replica_seconds"] == pytest.approx(report["observed_seconds"], rel=0.05, abs=5)
+
+        stack.cli("keys", "change", "payer", "--budget-per-day", "0.000000001")
+
+        def refused() -> TooMany | None:
+            try:
+                client.infer(served, {"image": digits.images[:1]})
+            except TooMany as error:
+                return error
+            return None
+
+        error = eventually(refused)
+        assert error.reason == "budget_exhausted"
+        assert "--budget-per-day" in error.message
+    stack.cli("keys", "revoke", "payer", "--yes")

@@ -6,14 +6,21 @@ import csv as csv_module
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, parsed, seconds
+from tidegate.cli.replay import TIME_LIMIT_S, variation
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Control
 
 BY = ("deployment", "version", "endpoint", "key")
+# The replay takes at most a week of recorded requests.
+REPLAYED_S = 7 * 86_400.0
 _SUMS = ("cost", "direct", "overhead", "token_cost")
 _COUNTS = (
     "requests", "rows", "tokens_in", "tokens_out", "tokens_cached", "per_1000_requests", "per_1000_tokens",
@@ -36,6 +43,14 @@ def costs(
     prices: Annotated[
         bool, typer.Option("--prices", help="Show the prices, and what a replica of each deployment costs.")
     ] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Write a picture.")] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE[;...]",
+            help="Replay the recorded requests with another policy, such as max_replicas=2. Repeatable.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what replicas cost: useful calls, idle time, starts and waste.
@@ -58,11 +73,42 @@ def costs(
         query["until"] = _moment(until, now)
     if name is not None:
         query["deployment"] = plane.deployment_of(name)
+    if what_if and name is None:
+        raise UsageError("--what-if needs a NAME: a policy belongs to one deployment.")
     found = plane.autoscaler.get("/v1/costs", **query)
+    if what_if:
+        found["what_if"] = _replayed(plane, query, what_if, now)
+    if plot is not None:
+        _draw(found, plot)
     if csv:
         _write_csv(found)
     else:
         output.show(found, json, lambda: _show(found))
+
+
+def _replayed(plane: Control, query: Mapping[str, Any], texts: list[str], now: float) -> list[dict[str, Any]]:
+    """Return what the recorded requests of the period would have cost under other policies."""
+    deployment, until = query["deployment"], query.get("until", now)
+    order = {
+        "deployment": deployment,
+        "arrivals": {"kind": "recorded", "since": max(query["since"], until - REPLAYED_S), "until": until},
+        "policies": [variation(text) for text in texts],
+    }
+    results = plane.autoscaler.post("/v1/replay", order, timeout=TIME_LIMIT_S)["results"]
+    price = plane.autoscaler.get("/v1/prices")["deployments"][deployment]["per_hour"]
+    kept = ("name", "replica_hours", "late", "late_share", "wait_p95_ms", "most_replicas")
+    return [{**{key: each[key] for key in kept}, "cost": each["replica_hours"] * price} for each in results]
+
+
+def _draw(found: Mapping[str, Any], path: Path) -> None:
+    from tidegate.cli import output
+    from tidegate.cli.cost_picture import svg
+
+    try:
+        path.write_text(svg(found))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
+    output.say(f"picture: {path}")
 
 
 def _moment(text: str, now: float) -> float:
@@ -98,7 +144,7 @@ def _show(found: Mapping[str, Any]) -> None:
         output.line(f"  {'tokens':<18} {'':>6}  {total['token_cost']:.4f}")
     output.line()
     heads = (by, "cost", "direct", "overhead", "tokens", "requests", "per 1000", "per 1000 tokens")
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (
             item[by],
             *(f"{item[key]:.4f}" for key in _SUMS),
@@ -108,8 +154,52 @@ def _show(found: Mapping[str, Any]) -> None:
         for item in found["items"]
     ]
     output.table(rows, heads, "No replica ran in this period.")
+    _show_outlook(found)
+    if "what_if" in found:
+        _show_replayed(found["what_if"])
     for each in found["managed"]:
         output.line(f"At {each['service']}, the same would cost {each['cost']:.4f} {found['currency']}.")
+
+
+def _show_replayed(results: Sequence[Mapping[str, Any]]) -> None:
+    from tidegate.cli import output
+
+    rows = [
+        (
+            each["name"],
+            f"{each['cost']:.4f}",
+            f"{each['replica_hours']:.2f}",
+            f"{each['late']} ({each['late_share']:.1%})",
+            each["wait_p95_ms"],
+            each["most_replicas"],
+        )
+        for each in results
+    ]
+    output.line()
+    output.table(rows, ("policy, by replay", "cost", "replica h", "late", "p95 ms", "most"))
+
+
+def _show_outlook(found: Mapping[str, Any]) -> None:
+    """Print the forecast, the cost of idle time, and the budgets."""
+    from tidegate.cli import output
+
+    currency, month = found["currency"], found["month"]
+    output.line()
+    if month is not None:
+        between = "" if month["low"] is None else f" (8 in 10: {month['low']:.2f} to {month['high']:.2f})"
+        output.line(
+            f"This month: {month['spent']:.4f} spent, {month['expected']:.4f} {currency} expected{between}; "
+            f"from {month['basis']}."
+        )
+    if found["idle_per_month"] is not None:
+        output.line(f"Idle time costs {found['idle_per_month']:.4f} {currency} in 30 days like these.")
+    for each in found["budgets"]:
+        for period in ("day", "month"):
+            if (limit := each[f"max_cost_per_{period}"]) is not None:
+                spent = f"{each[period]:.4f} of {limit:g} {currency} a {period}"
+                output.line(f"Budget of {each['deployment']}: {spent} ({each[period] / limit:.0%}).")
+        if each["used_up"]:
+            output.line(f"{each['deployment']}: {each['used_up']}.", style="red")
 
 
 def _write_csv(found: Mapping[str, Any]) -> None:

@@ -19,10 +19,15 @@ keys = typer.Typer(
     invoke_without_command=True,
 )
 
-_LIMITS = ("rate", "burst", "concurrency", "day", "month")
+_LIMITS = ("rate", "burst", "concurrency", "day", "month", "budget_per_day", "budget_per_month")
 _USUAL_WEIGHT = 1
 _TOKENS = ("tokens_per_minute", "tokens_per_day")
-_LIFTED = (*_LIMITS, *(name.replace("_", "-") for name in _TOKENS), "endpoint-tokens", "endpoints", "expires")
+_LIFTED = (
+    *(name.replace("_", "-") for name in (*_LIMITS, *_TOKENS)),
+    "endpoint-tokens",
+    "endpoints",
+    "expires",
+)
 Which = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, or its name if no other has it.")]
 Scopes = Annotated[
     list[str] | None,
@@ -42,6 +47,14 @@ Burst = Annotated[
 Concurrency = Annotated[int | None, typer.Option(metavar="N", help="Maximum requests in flight.")]
 Day = Annotated[int | None, typer.Option("--day", metavar="N", help="Maximum requests in a day (UTC).")]
 Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Maximum requests in a month (UTC).")]
+BudgetPerDay = Annotated[
+    float | None,
+    typer.Option("--budget-per-day", metavar="MONEY", help="Maximum cost of its requests in a day."),
+]
+BudgetPerMonth = Annotated[
+    float | None,
+    typer.Option("--budget-per-month", metavar="MONEY", help="Maximum cost of its requests in a month."),
+]
 Weight = Annotated[
     int | None,
     typer.Option(
@@ -109,6 +122,8 @@ def create(
     month: Month = None,
     tokens_per_minute: PerMinute = None,
     tokens_per_day: PerDay = None,
+    budget_per_day: BudgetPerDay = None,
+    budget_per_month: BudgetPerMonth = None,
     weight: Weight = None,
     json: Json = False,
 ) -> None:
@@ -116,7 +131,8 @@ def create(
 
     Example: tidegate keys create robot --scope infer --endpoint digits --rate 50
     """
-    body = _fields(name, scope, endpoint, expires, weight, (rate, burst, concurrency, day, month))
+    limits = (rate, burst, concurrency, day, month, budget_per_day, budget_per_month)
+    body = _fields(name, scope, endpoint, expires, weight, limits)
     body |= _token_fields(tokens_per_minute, tokens_per_day)
     from tidegate.cli.api import control
 
@@ -138,6 +154,8 @@ def change(
     month: Month = None,
     tokens_per_minute: PerMinute = None,
     tokens_per_day: PerDay = None,
+    budget_per_day: BudgetPerDay = None,
+    budget_per_month: BudgetPerMonth = None,
     weight: Weight = None,
     lift: Annotated[
         list[str] | None,
@@ -146,7 +164,8 @@ def change(
     json: Json = False,
 ) -> None:
     """Change a key's scopes, endpoints, limits or expiry. Its secret stays the same."""
-    body = _fields(name, scope, endpoint, expires, weight, (rate, burst, concurrency, day, month))
+    limits = (rate, burst, concurrency, day, month, budget_per_day, budget_per_month)
+    body = _fields(name, scope, endpoint, expires, weight, limits)
     body |= _token_fields(tokens_per_minute, tokens_per_day)
     for what in lift or ():
         if what not in _LIFTED:

@@ -263,6 +263,18 @@ class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls):
         """Return every model that can be called, each with ``name``, ``version`` and ``state``."""
         return await self._run(self._core.models(timeout_s=timeout_s))
 
+    async def costs(
+        self,
+        *,
+        by: str = "deployment",
+        since: float | None = None,
+        until: float | None = None,
+        deployment: str | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Return what replicas cost; see :meth:`tidegate.Client.costs`."""
+        return await self._run(self._core.costs(by, since, until, deployment, timeout_s))
+
     async def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
         """Return True if the model accepts requests, even if it must start first. Unknown name: False."""
         return await self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))

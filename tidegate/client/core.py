@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import orjson
 
@@ -129,6 +129,23 @@ class Core:
         found = _json(answer)
         if not isinstance(found, list):
             raise BadAnswer("The list of models is not a list.")
+        return found
+
+    def costs(
+        self,
+        by: str,
+        since: float | None,
+        until: float | None,
+        deployment: str | None,
+        timeout_s: float | None,
+    ) -> Flow[dict[str, Any]]:
+        """Fetch the report of costs."""
+        query = {"by": by, "since": since, "until": until, "deployment": deployment}
+        given = urlencode({name: value for name, value in query.items() if value is not None})
+        answer = yield from self.call("GET", f"/api/autoscaler/v1/costs?{given}", timeout_s)
+        found = _json(answer)
+        if not isinstance(found, dict):
+            raise BadAnswer("The report of costs is not a JSON object.")
         return found
 
     def is_ready(self, model: str, *, version: Version, timeout_s: float | None) -> Flow[bool]:

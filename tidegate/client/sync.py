@@ -293,6 +293,22 @@ class Client(LlmCalls, TrafficCalls):
         """Return every model that can be called, each with ``name``, ``version`` and ``state``."""
         return self._run(self._core.models(timeout_s=timeout_s))
 
+    def costs(
+        self,
+        *,
+        by: str = "deployment",
+        since: float | None = None,
+        until: float | None = None,
+        deployment: str | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Return what replicas cost, ``by`` deployment, version, endpoint or key. Needs the scope operate.
+
+        ``since`` and ``until`` are seconds since the epoch; default: the last day. docs/costs.md explains the
+        members.
+        """
+        return self._run(self._core.costs(by, since, until, deployment, timeout_s))
+
     def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
         """Return True if the model accepts requests, even if it must start first. Unknown name: False."""
         return self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))

@@ -173,6 +173,7 @@ class ControlLoop:
             hints=dict(self._hints),
             overrides=dict(self._parts.overrides.pending),
             launch_failures=dict(self._launch_failures),
+            over_budget=self._parts.costs.over_budget,
             expected=await self._parts.recorder.forecast(deployments, self.state, now),
             host=self.host,
             cordoned=frozenset(self.cordoned),

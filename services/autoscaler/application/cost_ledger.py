@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from services.autoscaler.adapters.history.cost_store import CostStore
+from services.autoscaler.domain.costs.budgets import BudgetUsed, Spending, periods, refusal, used_up
+from services.autoscaler.domain.costs.forecast import HISTORY_S, forecast
 from services.autoscaler.domain.costs.lives import LifeBook
-from services.autoscaler.domain.costs.report import By, pending_rows, report
+from services.autoscaler.domain.costs.report import By, idle_per_month, pending_rows, report
 from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.snapshot import Snapshot
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.price_file import PriceFile
+from tidegate.kernel.protocol.cost_facts import NANOS, CostFacts, DeploymentCosts
 from tidegate.kernel.protocol.models import Deployment
-from tidegate.kernel.protocol.prices import rate_of
+from tidegate.kernel.protocol.prices import Rate, rate_of
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -49,11 +52,16 @@ class CostLedger:
         self._deployments: Mapping[str, Deployment] = {}
         self._due = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._used: dict[str, BudgetUsed] = {}
         self.prices = prices
+        # The Deployments that have used up a budget, and which.
+        self.over_budget: dict[str, str] = {}
 
     def take_over(self) -> None:
         """Read the lives that the former leader had not booked completely."""
         self._book = LifeBook(self._costs.lives())
+        self._used = self._used_up()
+        self.over_budget = {name: used.words for name, used in self._used.items()}
 
     def note(self, snapshot: Snapshot, now: float) -> None:
         """Note the replicas of a round. If the launcher did not answer, nothing has ended."""
@@ -97,9 +105,12 @@ class CostLedger:
             except BaseException:
                 self._book.restore(before)
                 raise
-            # A report that cannot be deleted expires.
+            self._used = await asyncio.to_thread(self._used_up)
+            self.over_budget = {name: used.words for name, used in self._used.items()}
+            # A report that cannot be deleted expires, and the rates are written again.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_times(closed)
+                await self._store.publish_cost_facts(self._facts())
 
     async def report(self, since: float, until: float, by: By, deployment: str | None) -> dict[str, Any]:
         """Return what replicas cost in the hours that begin in a period; up to now, if it ends now."""
@@ -109,7 +120,61 @@ class CostLedger:
         if until >= self._clock():
             rows += pending_rows(self._book.lives.values())
         chosen = [row for row in rows if deployment in (None, row[0].deployment)]
-        return {"since": since, "until": until, **report(chosen, by, self.prices.current())}
+        found = {"since": since, "until": until, **report(chosen, by, self.prices.current())}
+        now = self._clock()
+        costs = await asyncio.to_thread(self._costs.by_hour, now - HISTORY_S, deployment)
+        month = forecast(costs, now)
+        first = await asyncio.to_thread(self._costs.first_hour)
+        covered_s = min(until, now) - max(since, first if first is not None else since)
+        return found | {
+            "month": month.view() if month is not None else None,
+            "idle_per_month": idle_per_month(found["parts"], covered_s),
+            "budgets": self._budgets(deployment),
+        }
+
+    def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:
+        names = sorted(self._limited()) if deployment is None else [deployment]
+        limited = {name: each for name, each in self._limited().items() if name in names}
+        spendings = self._spendings(limited)
+        return [
+            {
+                "deployment": name,
+                "day": spendings[name].day,
+                "max_cost_per_day": each.scaling.max_cost_per_day,
+                "month": spendings[name].month,
+                "max_cost_per_month": each.scaling.max_cost_per_month,
+                "used_up": self.over_budget.get(name, ""),
+            }
+            for name, each in sorted(limited.items())
+        ]
+
+    def _used_up(self) -> dict[str, BudgetUsed]:
+        limited = self._limited()
+        currency = self.prices.current().currency
+        return used_up(limited, self._spendings(limited), currency, self._clock()) if limited else {}
+
+    def _limited(self) -> dict[str, Deployment]:
+        """Return the Deployments that have a budget."""
+        return {
+            name: each
+            for name, each in self._deployments.items()
+            if each.scaling.max_cost_per_day is not None or each.scaling.max_cost_per_month is not None
+        }
+
+    def _spendings(self, limited: Iterable[str]) -> dict[str, Spending]:
+        days, months = (self._costs.spent(since) for since in periods(self._clock()))
+        return {name: Spending(days.get(name, 0.0), months.get(name, 0.0)) for name in limited}
+
+    def _facts(self) -> CostFacts:
+        """Return what gateways need to know about costs."""
+        prices = self.prices.current()
+        found = {}
+        for name, deployment in self._deployments.items():
+            used = self._used.get(name)
+            nanos = self._rate_of(deployment).per_hour * NANOS / 3.6e9 * self._book.sharing.get(name, 1.0)
+            refused = refusal(deployment, used) if used is not None else ""
+            found[name] = DeploymentCosts(nanos, refused, used.until if used is not None else 0.0)
+        return CostFacts(prices.currency, found, prices.tokens)
 
     def rates(self) -> dict[str, Any]:
         """Return the price list, and the rate of each Deployment."""
@@ -118,10 +183,11 @@ class CostLedger:
             "file": str(self.prices.path) if self.prices.path else None,
             "problem": self.prices.problem,
             "prices": prices.model_dump(by_alias=True),
-            "deployments": {name: self._rate(each) for name, each in sorted(self._deployments.items())},
+            "deployments": {
+                name: self._rate_of(each).model_dump() for name, each in sorted(self._deployments.items())
+            },
         }
 
-    def _rate(self, deployment: Deployment) -> dict[str, Any]:
+    def _rate_of(self, deployment: Deployment) -> Rate:
         known = (life.rate for life in self._book.lives.values() if life.deployment == deployment.name)
-        rate = next(known, None) or rate_of(deployment, self.prices.current())
-        return rate.model_dump()
+        return next(known, None) or rate_of(deployment, self.prices.current())

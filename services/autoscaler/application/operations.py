@@ -75,7 +75,8 @@ class Operations:
     def policy_of(self, name: str) -> dict[str, Any]:
         """Return how a Deployment scales: its options, and the resulting values."""
         start_s = start_time(self.loop.state, name) or 0.0
-        return policy_of(self.deployment(name), self.policy, start_s, time.time())
+        over = self.parts.costs.over_budget.get(name, "")
+        return policy_of(self.deployment(name), self.policy, start_s, time.time(), over)
 
     async def change_policy(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Change how a Deployment scales. Raise Unavailable if the registry does not answer."""
@@ -110,8 +111,9 @@ class Operations:
             return OverrideEffect(found.target, "host", found.wanted.reason)
         if found.target >= replicas:
             return OverrideEffect(found.target)
-        start_s = start_time(state, name) or 0.0
-        return OverrideEffect(found.target, bounds(deployment, now, start_s).high_rule, found.wanted.reason)
+        start_s, over = start_time(state, name) or 0.0, snapshot.over_budget.get(name, "")
+        rule = bounds(deployment, now, start_s, over).high_rule
+        return OverrideEffect(found.target, rule, found.wanted.reason)
 
     async def pause(self, name: str, ttl_s: float | None, *, hold: bool) -> tuple[int, str]:
         """Stop all replicas, or with ``hold`` keep those that run.

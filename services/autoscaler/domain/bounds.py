@@ -23,13 +23,16 @@ class ReplicaBounds:
         return max(self.low, min(self.high, replicas))
 
 
-def bounds(deployment: Deployment, now: float, start_s: float) -> ReplicaBounds:
-    """Return the bounds at ``now``.
+def bounds(deployment: Deployment, now: float, start_s: float, over_budget: str = "") -> ReplicaBounds:
+    """Return the bounds at ``now``. ``over_budget``: the budget that is used up; empty: none.
 
     If several windows of the schedule are open, the largest bounds count. The minimum of a window counts
     ``start_s`` seconds before it opens, so that its replicas are ready by then. A budget limits both bounds.
     """
     low, high = deployment.min_replicas, deployment.max_replicas
+    if over_budget:
+        least = 0 if deployment.scaling.over_budget == "stop" else min(low, high)
+        return ReplicaBounds(least, least, "budget", "budget", over_budget, over_budget)
     found = ReplicaBounds(low, high)
     windows = deployment.scaling.schedule
     if windows:

@@ -42,7 +42,7 @@ FORGET_SLOT_AFTER_S = 600.0
 ENDED_KEPT = 5
 # A change to or from these rules is recorded even if the number of replicas stays. "" is the first round.
 HOST_FULL = "host full"
-NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "limited", HOST_FULL}
+NOTABLE_RULES = {"", "override", "demand unknown", "panic", "cost cap", "budget", "limited", HOST_FULL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +195,7 @@ class DeploymentRound:
             ),
             hint_at=self.now if name in self.known.awaited else self.snapshot.hints.get(name),
             override=effective_override(self.deployment, self.snapshot.overrides.get(name)),
+            over_budget=self.snapshot.over_budget.get(name, ""),
             kept=name in self.known.kept,
         )
 

@@ -19,7 +19,9 @@ from services.autoscaler.domain.tuning import Tuning, tuning
 from tidegate.kernel.protocol.models import Deployment
 
 
-def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float) -> dict[str, Any]:
+def policy_of(
+    deployment: Deployment, policy: Policy, start_s: float, now: float, over_budget: str = ""
+) -> dict[str, Any]:
     """Return a Deployment's options, the resulting values, and the bounds now."""
     return {
         "deployment": deployment.name,
@@ -31,7 +33,7 @@ def policy_of(deployment: Deployment, policy: Policy, start_s: float, now: float
             "scaling": deployment.scaling.changes(),
         },
         "effective": asdict(tuning(deployment, policy, start_s)),
-        "bounds": asdict(bounds(deployment, now, start_s)),
+        "bounds": asdict(bounds(deployment, now, start_s, over_budget)),
     }
 
 
@@ -51,7 +53,9 @@ def explain(
         "signals": asdict(load) if load else None,
         "start_s": start_s,
         "needs": [asdict(term) for term in target.terms] if target else [],
-        "policy": policy_of(deployment, policy, start_s or 0.0, now),
+        "policy": policy_of(
+            deployment, policy, start_s or 0.0, now, snapshot.over_budget.get(deployment.name, "")
+        ),
         "holds": list(_holds(deployment, memory, snapshot, tuned, policy, now)),
     }
 

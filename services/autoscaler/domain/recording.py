@@ -40,6 +40,7 @@ _SECTIONS = (
     "overrides",
     "launch_failures",
     "expected",
+    "over_budget",
     "room",
 )
 
@@ -152,6 +153,7 @@ def _sections(snapshot: Snapshot) -> dict[str, Section | None]:
         "overrides": {name: _override(each) for name, each in snapshot.overrides.items()},
         "launch_failures": dict(snapshot.launch_failures),
         "expected": dict(snapshot.expected),
+        "over_budget": dict(snapshot.over_budget),
         "room": None if snapshot.room is None else asdict(snapshot.room),
     }
 
@@ -176,6 +178,8 @@ def _snapshot(document: Document, last: LastRound) -> Snapshot:
         overrides={name: LocalOverride(*fields) for name, fields in overrides.items()},
         launch_failures=found["launch_failures"] or {},
         expected=found["expected"] or {},
+        # A recording of an earlier version has no budgets.
+        over_budget=found.get("over_budget") or {},
         host=document["host"],
         cordoned=frozenset(document["cordoned"]),
         room=None if room is None else Host(**room),

@@ -45,8 +45,9 @@ class Snapshot:
 
     ``jobs`` has the number of unfinished jobs by Deployment. ``hints`` has the time of the last demand event
     by Deployment, ``launch_failures`` the message of a launch that failed in the last round, by replica.
-    ``expected`` are the forecasts of arrivals a second by Deployment. No replica is started on a ``cordoned``
-    ``host``. ``room`` are the resources of that host; None: not known, so they limit nothing.
+    ``expected`` are the forecasts of arrivals a second by Deployment. ``over_budget`` has used up budgets by
+    Deployment. No replica is started on a ``cordoned`` ``host``. ``room`` are the resources of
+    that host; None: not known, so they limit nothing.
     """
 
     desired_state: DesiredState | None
@@ -58,6 +59,7 @@ class Snapshot:
     overrides: Mapping[str, LocalOverride] = field(default_factory=dict)
     launch_failures: Mapping[str, str] = field(default_factory=dict)
     expected: Mapping[str, float] = field(default_factory=dict)
+    over_budget: Mapping[str, str] = field(default_factory=dict)
     host: str = ""
     cordoned: frozenset[str] = frozenset()
     room: Host | None = None

@@ -23,12 +23,14 @@ class Circumstances:
     """The inputs of the target besides the load: the replicas, a demand event, an override.
 
     ``kept``: a canary is compared with this Deployment, so its replicas stay.
+    ``over_budget``: the budget that is used up; empty: none.
     """
 
     fleet: ReplicaCounts
     hint_at: float | None
     override: LocalOverride | None
     kept: bool = False
+    over_budget: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ def target(
 ) -> tuple[Target, DeploymentMemory]:
     """Return the target of this round, and the new memory (last activity, windows, step, panic)."""
     start_s = around.fleet.start_s
-    tuned, limits = tuning(deployment, policy, start_s), bounds(deployment, now, start_s)
+    tuned = tuning(deployment, policy, start_s)
+    limits = bounds(deployment, now, start_s, around.over_budget)
     hinted = around.hint_at is not None and now - around.hint_at < policy.hint_hold_s
     busy = load.demand is None or load.demand > 0 or load.new > 0 or hinted
     memory = replace(memory, last_active=now) if busy else memory

@@ -187,7 +187,7 @@ def _encoded(call: GenerateCall, answer: InferenceResult) -> bytes:
         answer.parameters,
         answer.reply.data,
     )
-    call.cost.add(answer.reply, answer.parameters, len(body))
+    call.cost.add(answer.reply, answer.parameters, len(body), answer.route)
     return body
 
 

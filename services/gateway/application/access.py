@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter
 
+from services.gateway.domain.budget import NOTHING
 from services.gateway.domain.key_limiter import KeyLimiter, LimitReached
 from services.gateway.domain.key_table import FOREVER, KeyTable
 from services.gateway.domain.llm.token_headers import openai, requests_left
 from services.gateway.domain.rate_limit_headers import seconds_left
+from services.gateway.domain.request_costs import RequestCosts
+from services.gateway.domain.routing import DeploymentRoute
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from tidegate.kernel.protocol import access
@@ -52,19 +55,44 @@ _REFUSALS = {
         "quota_exhausted",
         "this key has used up its requests for the month (UTC): send again after Retry-After",
     ),
+    "day_budget": (
+        "budget_exhausted",
+        "this key has used up its budget for the day (UTC): send again after Retry-After, or let an admin "
+        "raise it with `tidegate keys change KEY --budget-per-day N`",
+    ),
+    "month_budget": (
+        "budget_exhausted",
+        "this key has used up its budget for the month (UTC): send again after Retry-After, or let an admin "
+        "raise it with `tidegate keys change KEY --budget-per-month N`",
+    ),
 }
+
+_LEASING = (
+    "budget_exhausted",
+    "the rest of this key's budget is with other requests or gateway processes: send again after Retry-After",
+)
 
 
 class Grant:
     """One admitted request. The first call of :meth:`done`, :meth:`accepted` or :meth:`cancel` ends it."""
 
-    __slots__ = ("_count", "_endpoint", "_limiter", "_open", "_principal")
+    __slots__ = ("_costs", "_count", "_endpoint", "_limiter", "_open", "_principal", "_reserved")
 
-    def __init__(self, count: Count, principal: Principal, endpoint: str, limiter: KeyLimiter | None) -> None:
+    def __init__(
+        self,
+        count: Count,
+        principal: Principal,
+        endpoint: str,
+        limiter: KeyLimiter | None,
+        costs: RequestCosts | None = None,
+    ) -> None:
         self._count = count
         self._principal = principal
         self._endpoint = endpoint
         self._limiter = limiter
+        self._costs = costs
+        # The limiter reserved the expected cost just now.
+        self._reserved = limiter.reserved if limiter is not None else NOTHING
         self._open = True
 
     @property
@@ -90,16 +118,22 @@ class Grant:
         tokens_in: int = 0,
         tokens_out: int = 0,
         failed: bool = False,
+        route: DeploymentRoute | None = None,
     ) -> None:
         """Count a request that has ended.
 
         ``compute_us``: its share of the model's time in us. ``received``, ``sent``: bytes of the bodies.
+        ``route``: the Deployment that answered; None: there is no answer, so the caller is not charged.
         """
         if not self._open:
             return
         self._open = False
         if self._limiter is not None:
-            self._limiter.finish()
+            nanos = 0
+            if self._limiter.budget is not None and route is not None and self._costs is not None:
+                nanos = self._costs.of(route, compute_us, tokens_in, tokens_out)
+                self._costs.learn(self._endpoint, nanos)
+            self._limiter.finish(self._reserved, nanos)
         counts = self._count(self._principal.id, self._endpoint)
         counts[0] += 1
         counts[2] += compute_us
@@ -112,9 +146,12 @@ class Grant:
             counts[6] += tokens_out
 
     def accepted(self, received: int) -> None:
-        """Count the body of a request that became a job. The rest is counted when the job ends."""
+        """Count the body of a request that became a job. The rest is counted when the job ends.
+
+        Another process learns the job's real cost, so the reserved one is charged.
+        """
         if self._open:
-            self.cancel()
+            self._end(self._reserved.nanos)
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, cost: UsageCost, received: int) -> None:
@@ -128,14 +165,18 @@ class Grant:
             tokens_in=cost.tokens_in,
             tokens_out=cost.tokens_out,
             failed=not cost.answers,
+            route=cost.route,
         )
 
     def cancel(self) -> None:
         """End the request without counting it, for example because the gateway refused it."""
         if self._open:
-            self._open = False
-            if self._limiter is not None:
-                self._limiter.finish()
+            self._end(0)
+
+    def _end(self, nanos: int) -> None:
+        self._open = False
+        if self._limiter is not None:
+            self._limiter.finish(self._reserved, nanos)
 
 
 class Access:
@@ -149,7 +190,9 @@ class Access:
         count: Count,
         limiters: Mapping[str, KeyLimiter],
         verify: Verify | None = None,
+        costs: RequestCosts | None = None,
     ) -> None:
+        self._costs = costs
         self.required = required
         self._token = ServiceToken(service_token)
         self._count = count
@@ -213,10 +256,13 @@ class Access:
             raise Forbidden(access.may_not_use(principal, endpoint))
         limiter = self._limiters.get(principal.id)
         if limiter is not None:
-            reached = limiter.take(time.monotonic())
+            nanos = 0
+            if limiter.budget is not None and self._costs is not None:
+                nanos = self._costs.expected(endpoint)
+            reached = limiter.take(time.monotonic(), nanos)
             if reached is not None:
                 raise _too_many(reached, limiter)
-        return Grant(self._count, principal, endpoint, limiter)
+        return Grant(self._count, principal, endpoint, limiter, self._costs)
 
     def recheck(self, principal: Principal) -> Principal:
         """Return a principal with the current permissions of its key.
@@ -275,10 +321,11 @@ def _keys_unknown() -> Unavailable:
 
 def _too_many(reached: LimitReached, limiter: KeyLimiter) -> TooMany:
     LIMITED.labels(limiter.principal, reached.limit).inc()
-    reason, message = _REFUSALS[reached.limit]
+    reason, message = _LEASING if reached.soon else _REFUSALS[reached.limit]
     now = time.time()
-    quota = reached.limit in ("day", "month")
-    retry_after_s = seconds_left(reached.limit, now) if quota else reached.retry_after_s
+    period = reached.limit.partition("_")[0]
+    whole = period in ("day", "month") and not reached.soon
+    retry_after_s = seconds_left(period, now) if whole else reached.retry_after_s
     headers = {
         "RateLimit-Policy": limiter.policy.decode(),
         "RateLimit": limiter.remaining_header(now).decode(),

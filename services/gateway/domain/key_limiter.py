@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.gateway.domain.budget import DAY, MONTH, NOTHING, Budget, Reserved, apply
 from services.gateway.domain.lease_messages import LeaseGrant, LeaseRequest, TokenHolding
 from services.gateway.domain.leased_tokens import LeasedTokens
 from services.gateway.domain.rate_limit_headers import policy, seconds_left
@@ -31,22 +32,44 @@ SLOTS_RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LimitReached:
-    """A refusal. ``limit``: ``rate``, ``day``, ``month`` or ``concurrency``.
+    """A refusal. ``limit``: ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget``, ``month_budget``.
 
-    For ``day`` and ``month``, use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
+    ``soon``: the budget has room, but this process has not leased it yet. For limits of a period, use
+    ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
     """
 
     limit: str
     retry_after_s: float = SLOTS_RETRY_S
+    soon: bool = False
 
 
 class KeyLimiter:
     """All limits of one key. ``now`` is in seconds, on a clock that never goes back."""
 
     __slots__ = (
-        "_activate", "_last_at", "_rate_refused", "_requests", "_settled_at", "_slots_known",
-        "_slots_refused", "_tight", "_tokens", "_unsettled", "_wait_until", "active", "allowance",
-        "day_quota", "in_flight", "month_quota", "policy", "principal", "rate", "share", "slots",
+        "_activate",
+        "_last_at",
+        "_rate_refused",
+        "_requests",
+        "_settled_at",
+        "_slots_known",
+        "_slots_refused",
+        "_tight",
+        "_tokens",
+        "_unsettled",
+        "_wait_until",
+        "active",
+        "allowance",
+        "budget",
+        "day_quota",
+        "in_flight",
+        "month_quota",
+        "policy",
+        "principal",
+        "rate",
+        "reserved",
+        "share",
+        "slots",
         "standalone",
     )  # fmt: skip
 
@@ -63,6 +86,8 @@ class KeyLimiter:
         self.rate: LeasedTokens | None = None
         self.day_quota: LeasedTokens | None = None
         self.month_quota: LeasedTokens | None = None
+        self.budget: Budget | None = None
+        self.reserved = NOTHING  # by the last admitted request
         self._set_allowance(allowance)
         self.in_flight = 0
         self.slots = 0
@@ -75,8 +100,11 @@ class KeyLimiter:
         self._rate_refused = 0
         self._last_at = self._settled_at = self._wait_until = float("-inf")
 
-    def take(self, now: float) -> LimitReached | None:
-        """Admit one request, or return the limit that refuses it. Call :meth:`finish` when it ends."""
+    def take(self, now: float, nanos: int = 0) -> LimitReached | None:
+        """Admit one request, or return the limit that refuses it. Call :meth:`finish` when it ends.
+
+        ``nanos``: its expected cost, which is reserved in the budgets.
+        """
         if not self.active:
             self._wake(now)
         self._requests += 1
@@ -87,14 +115,21 @@ class KeyLimiter:
         if limit is not None and self.in_flight >= self._slot_limit(limit):
             self._slots_refused += 1
             return LimitReached("concurrency")
+        if self.budget is not None:
+            reserved = self.budget.take(nanos)
+            if isinstance(reserved, LeasedTokens):
+                return LimitReached(reserved.kind, soon=self.budget.short)
+            self.reserved = reserved
         for tokens in self._tokens:
             tokens.held -= 1
         self.in_flight += 1
         return None
 
-    def finish(self) -> None:
-        """Record the end of an admitted request."""
+    def finish(self, reserved: Reserved = NOTHING, nanos: int = 0) -> None:
+        """Record the end of an admitted request. ``nanos``: its cost, in place of the ``reserved`` one."""
         self.in_flight -= 1
+        if self.budget is not None:
+            self.budget.settle(reserved, nanos)
 
     def remaining_header(self, epoch_s: float) -> bytes:
         """Return the value of ``RateLimit``: the rest of each limit, as far as this process knows.
@@ -136,6 +171,11 @@ class KeyLimiter:
         self.rate = self._with_limit(self.rate, "rate", burst)
         self.day_quota = self._with_limit(self.day_quota, "day", allowance.day)
         self.month_quota = self._with_limit(self.month_quota, "month", allowance.month)
+        if allowance.day_budget is allowance.month_budget is None:
+            self.budget = None
+        else:
+            self.budget = self.budget or Budget()
+            self.budget.set(allowance, self.share)
         self._tokens = tuple(
             tokens for tokens in (self.rate, self.day_quota, self.month_quota) if tokens is not None
         )
@@ -161,6 +201,8 @@ class KeyLimiter:
             if tokens is not None and begins:
                 tokens.reset()
                 tokens.borrow(self._share_of(tokens.available))
+        if self.budget is not None:
+            self.budget.new_day(self.share, new_month=new_month)
 
     def lease_request(self, now: float, day: str) -> LeaseRequest | None:
         """Return the settlement that is due now, or None. ``day``: today, such as ``2026-01-31``."""
@@ -191,7 +233,15 @@ class KeyLimiter:
             slots=slots,
             day_quota=self._holding(self.day_quota, pace, idle),
             month_quota=self._holding(self.month_quota, pace, idle),
+            **self._budget_holdings(pace, idle=idle),
         )
+
+    def _budget_holdings(self, pace: int, *, idle: bool) -> dict[str, TokenHolding]:
+        budget = self.budget
+        if budget is None:
+            return {}
+        pairs = ((DAY, budget.day), (MONTH, budget.month))
+        return {kind: budget.holding(tokens, pace, idle=idle) for kind, tokens in pairs}
 
     def apply(self, request: LeaseRequest, grant: LeaseGrant, now: float) -> None:
         """Apply the account's answer to ``request``."""
@@ -206,6 +256,12 @@ class KeyLimiter:
         if self.month_quota is not None and limits.month is not None:
             left = max(0, grant.month_left + self.month_quota.limit - limits.month)
             self.month_quota.apply(request.month_quota, grant.month_quota, left, int(left * self.share))
+        if self.budget is not None:
+            day, month = self.budget.day, self.budget.month
+            left, share = grant.day_budget_left, self.share
+            apply(day, request.day_budget, limits.day_budget, grant.day_budget, left, share)
+            left = grant.month_budget_left
+            apply(month, request.month_budget, limits.month_budget, grant.month_budget, left, share)
         self.slots, self._tight = grant.slots, grant.tight
         self._slots_known = limits.concurrency == self.allowance.concurrency
         self._wait_until = now + grant.wait_ms / 1e3
@@ -215,7 +271,8 @@ class KeyLimiter:
     def use_own_share(self, now: float) -> None:
         """Apply this process's share of each limit, because the store is away."""
         self._fill(now)
-        for tokens in (self.day_quota, self.month_quota):
+        budgets = self.budget.tokens if self.budget is not None else ()
+        for tokens in (self.day_quota, self.month_quota, *budgets):
             if tokens is not None:
                 more = self._share_of(tokens.available) if tokens.held < 1 <= tokens.available else 0
                 tokens.held, tokens.borrowed = tokens.held + more, tokens.borrowed + more
@@ -244,6 +301,8 @@ class KeyLimiter:
 
     def _end_round(self, now: float) -> None:
         self._requests = self._rate_refused = self._slots_refused = 0
+        if self.budget is not None:
+            self.budget.short = False
         self._settled_at = now
         if now - self._last_at >= IDLE_S and (not self.in_flight or self.allowance.concurrency is None):
             self.active = self._slots_known = False
@@ -257,6 +316,8 @@ class KeyLimiter:
                 # Borrow nothing from a bucket or a quota that is known to be empty.
                 empty = now < self._wait_until if tokens is self.rate else tokens.available < 1
                 tokens.borrow(0 if empty else self._share_of(tokens.available))
+            if self.budget is not None:
+                self.budget.wake(self.share)
         self.active = True
         self._unsettled = not self.standalone
         self._last_at = now
@@ -276,6 +337,8 @@ class KeyLimiter:
             2 * tokens.held < self._requests and (tokens.available >= 1 or tokens.held < 0)
             for tokens in self._tokens
         ):
+            return True
+        if self.budget is not None and self.budget.settlement_due(self._requests):
             return True
         spare = self._tight and self.slots > self.in_flight
         return since >= REFRESH_S and (self._requests > 0 or spare)

@@ -35,6 +35,8 @@ class LeaseRequest:
     slots: TokenHolding = TokenHolding()
     day_quota: TokenHolding = TokenHolding()
     month_quota: TokenHolding = TokenHolding()
+    day_budget: TokenHolding = TokenHolding()
+    month_budget: TokenHolding = TokenHolding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,10 @@ class LeaseGrant:
     day_left: int = 0
     month_quota: int = 0
     month_left: int = 0
+    day_budget: int = 0
+    day_budget_left: int = 0
+    month_budget: int = 0
+    month_budget_left: int = 0
     seeded: bool = True
 
 

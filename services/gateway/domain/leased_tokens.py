@@ -8,7 +8,7 @@ from services.gateway.domain.lease_messages import TokenHolding
 
 
 class LeasedTokens:
-    """Tokens of one limit (``kind``: ``rate``, ``day`` or ``month``), leased from the caller's account.
+    """Tokens of one limit (``kind``: that of the limit), leased from the caller's account.
 
     A request may take a token if ``held`` is at least ``minimum``. A minimum below 1 is credit: the process
     may borrow tokens that the account has not granted yet.

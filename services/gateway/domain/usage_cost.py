@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel.protocol.envelope import Reply
 from tidegate.kernel.protocol.usage import tokens
 
@@ -17,7 +18,10 @@ def compute_us(reply: Reply) -> int:
 
 @dataclass(slots=True)
 class UsageCost:
-    """The cost of a stream so far. ``queued``: the stream was queued, so its usage is reported."""
+    """The cost of a stream so far. ``queued``: the stream was queued, so its usage is reported.
+
+    ``route``: the Deployment of the last answer.
+    """
 
     answers: int = 0
     compute_us: int = 0
@@ -25,15 +29,19 @@ class UsageCost:
     tokens_in: int = 0
     tokens_out: int = 0
     queued: bool = False
+    route: DeploymentRoute | None = None
 
     def begin(self) -> None:
         """Record that the stream was queued for a model."""
         self.queued = True
 
-    def add(self, reply: Reply, parameters: Mapping[str, Any], sent: int) -> None:
+    def add(
+        self, reply: Reply, parameters: Mapping[str, Any], sent: int, route: DeploymentRoute | None = None
+    ) -> None:
         """Add an answer of ``sent`` bytes. Its token counts cover the stream up to this answer."""
         tokens_in, tokens_out = tokens(parameters)
         self.answers += 1
+        self.route = route
         self.compute_us += compute_us(reply)
         self.sent += sent
         self.tokens_in = max(self.tokens_in, tokens_in)

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 from services.registry.domain import merge
 from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol import access
+from tidegate.kernel.protocol.cost_facts import NANOS
 from tidegate.kernel.protocol.models import Name, Noun
 
 # A bucket must hold the tokens of at least this many seconds. A smaller one is full before the next refill.
@@ -26,6 +27,7 @@ Scope = Literal["infer", "publish", "operate", "admin"]
 
 
 MOST_TOKENS = 10**12
+MOST_MONEY = 10**6
 
 
 class TokenLimits(Noun):
@@ -58,6 +60,12 @@ class KeySpec(TokenLimits):
     weight: int = Field(
         1, ge=1, le=100, description="Share of a busy Deployment, in proportion to other callers' weights."
     )
+    budget_per_day: float | None = Field(
+        None, gt=0, le=MOST_MONEY, description="Money in a calendar day (UTC), in the price list's currency."
+    )
+    budget_per_month: float | None = Field(
+        None, gt=0, le=MOST_MONEY, description="Money in a calendar month (UTC), in that currency."
+    )
     endpoint_tokens: dict[Name, TokenLimits] = Field(
         default_factory=dict,
         max_length=1_000,
@@ -81,7 +89,8 @@ class KeySpec(TokenLimits):
     def allowance(self) -> access.Allowance:
         """Return the limits, with the default burst if none is given."""
         burst = self.burst or (1 if self.rate is None else max(1, math.ceil(self.rate)))
-        return access.Allowance(self.rate, burst, self.concurrency, self.day, self.month)
+        budgets = (_nanos(self.budget_per_day), _nanos(self.budget_per_month))
+        return access.Allowance(self.rate, burst, self.concurrency, self.day, self.month, *budgets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +126,10 @@ class StoredKey:
             tokens=spec.token_allowance(),
             endpoint_tokens={name: each.token_allowance() for name, each in spec.endpoint_tokens.items()},
         )
+
+
+def _nanos(money: float | None) -> int | None:
+    return None if money is None else max(1, round(money * NANOS))
 
 
 def _ms(moment: datetime | None) -> float | None:

@@ -42,4 +42,6 @@ class TimeReport:
     async def _write(self, ledger: TimeLedger, *, ended: bool = False) -> None:
         parts, open_ns = ledger.parts()
         with contextlib.suppress(StoreUnavailable):
-            await self._store.report_time(ReplicaTime(self._replica, self._deployment, open_ns, ended, parts))
+            await self._store.report_time(
+                ReplicaTime(self._replica, self._deployment, open_ns, ended, parts, ledger.calls_ns)
+            )

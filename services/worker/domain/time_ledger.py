@@ -34,7 +34,17 @@ class TimeLedger:
     """
 
     __slots__ = (
-        "_at", "_begun", "_carry", "_clock", "_now", "_open", "_serving", "_shares", "_wasted", "idle",
+        "_at",
+        "_begun",
+        "_carry",
+        "_clock",
+        "_now",
+        "_open",
+        "_serving",
+        "_shares",
+        "_wasted",
+        "calls_ns",
+        "idle",
         "starting",
     )  # fmt: skip
 
@@ -50,6 +60,7 @@ class TimeLedger:
         self._wasted: dict[str, list[int]] = {}
         self.starting = before_ns
         self.idle = 0
+        self.calls_ns = 0  # the sum of all calls' durations
 
     def serve(self, serving: bool) -> None:
         """Count time without calls as idle from now on, or as start-up if ``serving`` is False."""
@@ -139,6 +150,7 @@ class TimeLedger:
         if self._open:
             each, self._carry = divmod(passed + self._carry, self._open)
             self._clock += each
+            self.calls_ns += passed * self._open
         elif self._serving:
             self.idle += passed
         else:

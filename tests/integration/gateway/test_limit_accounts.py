@@ -128,3 +128,20 @@ async def test_many_accounts_in_one_call(account, store):
     ]
     assert [grant.rate for grant in await store.settle("a", requests)] == [1, 2, 3]
     assert await store.settle("a", []) == []
+
+
+async def test_budgets_are_shared_and_begin_again(account):
+    settle = account(rate=None, day_budget=10**13, month_budget=2 * 10**13)
+    first = await settle("a", day_budget=(0, 6 * 10**12), month_budget=(0, 6 * 10**12))
+    assert (first.day_budget, first.month_budget) == (6 * 10**12, 6 * 10**12)
+    second = await settle("b", day_budget=(0, 6 * 10**12), month_budget=(0, 1))
+    assert (second.day_budget, second.day_budget_left) == (4 * 10**12, 0)
+    assert (await settle("a", day_budget=(6 * 10**12, 0))).day_budget_left == 6 * 10**12, "returned"
+    fresh = await settle("b", day="2026-02-01", day_budget=(0, 1), month_budget=(0, 1))
+    assert (fresh.day_budget_left, fresh.month_budget_left) == (10**13 - 1, 2 * 10**13 - 1)
+
+
+async def test_a_debt_is_charged_to_the_budget(account):
+    settle = account(rate=None, day_budget=1000)
+    grant = await settle("a", day_budget=(-400, 100))
+    assert (grant.day_budget, grant.day_budget_left) == (100, 500)

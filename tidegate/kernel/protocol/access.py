@@ -190,7 +190,8 @@ class Allowance:
     """The limits of a key over all gateway processes. None: no limit.
 
     ``rate`` is requests per second, with a burst of ``burst``. ``day`` and ``month`` are requests in a
-    calendar day and month (UTC). ``concurrency`` is requests at one time.
+    calendar day and month (UTC). ``concurrency`` is requests at one time. ``day_budget`` and ``month_budget``
+    are amounts of money, in billionths of the currency of the price list.
     """
 
     rate: float | None = None
@@ -198,11 +199,21 @@ class Allowance:
     concurrency: int | None = None
     day: int | None = None
     month: int | None = None
+    day_budget: int | None = None
+    month_budget: int | None = None
 
     @property
     def unlimited(self) -> bool:
         """True if the key has no limit."""
-        return self.rate is self.concurrency is self.day is self.month is None
+        return (
+            self.rate
+            is self.concurrency
+            is self.day
+            is self.month
+            is self.day_budget
+            is self.month_budget
+            is None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +267,8 @@ class Key:
             "concurrency": allowance.concurrency,
             "day": allowance.day,
             "month": allowance.month,
+            "day_budget": allowance.day_budget,
+            "month_budget": allowance.month_budget,
             "tokens": [self.tokens.minute, self.tokens.day],
             "endpoint_tokens": {name: [each.minute, each.day] for name, each in self.endpoint_tokens.items()},
         }
@@ -275,7 +288,14 @@ class Key:
             digest=values["digest"],
             expires_ms=values["expires_ms"],
             allowance=Allowance(
-                values["rate"], values["burst"], values["concurrency"], values["day"], values["month"]
+                values["rate"],
+                values["burst"],
+                values["concurrency"],
+                values["day"],
+                values["month"],
+                # A table on disk may be from a version without budgets.
+                values.get("day_budget"),
+                values.get("month_budget"),
             ),
             previous=values["previous"],
             previous_until_ms=values["previous_until_ms"],

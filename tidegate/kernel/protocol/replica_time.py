@@ -17,6 +17,8 @@ from typing_extensions import Self
 
 BUSY, STARTING, IDLE, WASTED = "busy", "starting", "idle", "wasted"
 
+_OF_CALLS = frozenset({BUSY, WASTED})
+
 # Why the time of a call was wasted. ``retried``: the call failed, and its requests are called again.
 # ``expired`` and ``cancelled``: no caller waited any more. ``failed``: the caller got an error.
 # ``lost``: the model or the worker died during the call.
@@ -53,13 +55,23 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTime:
-    """The report of a replica. ``open_ns``: its calls that have not ended. ``ended``: it is the last one."""
+    """The report of a replica. ``open_ns``: its calls that have not ended. ``ended``: it is the last one.
+
+    ``calls_ns`` is the sum of the durations of all calls. It is more than their time if calls run at the same
+    time.
+    """
 
     replica: str
     deployment: str
     open_ns: int = 0
     ended: bool = False
     parts: Mapping[Part, Spent] = field(default_factory=dict)
+    calls_ns: int = 0
+
+    @property
+    def covered_ns(self) -> int:
+        """Return the time in which a call was open. Concurrent calls share it."""
+        return self.open_ns + sum(spent.ns for part, spent in self.parts.items() if part.kind in _OF_CALLS)
 
     @property
     def total_ns(self) -> int:

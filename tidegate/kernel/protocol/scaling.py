@@ -81,6 +81,10 @@ class Scaling(_Part):
     immediately, despite windows and limits per minute; 0: never. ``max_cost_per_hour`` limits replicas x
     ``price_per_hour``. ``forecast`` may start replicas early, for the load of the same time on earlier days
     or weeks.
+
+    ``max_cost_per_day`` and ``max_cost_per_month`` limit the cost of all replicas in a calendar day and month
+    (UTC). If one is used up, the Deployment keeps its minimum of replicas until the period ends, or none with
+    ``over_budget: stop``.
     """
 
     aggressiveness: Aggressiveness = "balanced"
@@ -94,6 +98,9 @@ class Scaling(_Part):
     panic_factor: float | None = Field(None, ge=0)
     price_per_hour: float | None = Field(None, gt=0)
     max_cost_per_hour: float | None = Field(None, gt=0)
+    max_cost_per_day: float | None = Field(None, gt=0)
+    max_cost_per_month: float | None = Field(None, gt=0)
+    over_budget: Literal["minimum", "stop"] = "minimum"
     forecast: Season = "off"
 
     @field_validator("panic_factor")

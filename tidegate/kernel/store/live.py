@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from redis.exceptions import RedisError
 
+from tidegate.kernel.protocol.cost_facts import CostFacts
 from tidegate.kernel.protocol.presence import GatewayReport, GatewayView, ModelMetadata, ReplicaReport
 from tidegate.kernel.protocol.replica_time import ReplicaTime
 from tidegate.kernel.protocol.statistics import LAST_INFERENCE
@@ -26,6 +27,7 @@ REPLICA = "tidegate:replica:"  # + replica: its report; worker
 GATEWAY = "tidegate:gateway:"  # + incarnation: its report; gateway
 GATEWAYS = "tidegate:gateways"  # sorted set: incarnation by the time of its last report; gateway
 TIME = "tidegate:time:"  # + replica: how it has spent its time (ReplicaTime); worker
+COSTS = "tidegate:costs"  # the rates of Deployments (CostFacts); autoscaler
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
 MODEL = "tidegate:model:"  # + deployment: ModelMetadata, again every 10 s; its workers
 CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
@@ -121,6 +123,15 @@ class Store(Connected):
         """Delete the reports of replicas whose time has been accounted for."""
         if replicas:
             await answer(self._redis.delete(*(TIME + replica for replica in replicas)))
+
+    async def publish_cost_facts(self, facts: CostFacts) -> None:
+        """Replace the rates of Deployments."""
+        await answer(self._redis.set(COSTS, facts.to_json()))
+
+    async def cost_facts(self) -> CostFacts | None:
+        """Return the rates of Deployments; None if none were written."""
+        raw = await answer(self._redis.get(COSTS))
+        return CostFacts.from_json(raw) if raw is not None else None
 
     async def claim_replica(self, replica: str, by: str) -> str:
         """Claim to run ``replica`` as ``by``. Return the first claimant, which may be another one."""

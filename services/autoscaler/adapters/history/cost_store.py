@@ -80,6 +80,23 @@ class CostStore:
             for row in rows
         ]
 
+    def spent(self, since: float) -> dict[str, float]:
+        """Return the cost of each Deployment in the hours since a time, with its tokens."""
+        rows = self._db.read(
+            "SELECT deployment, sum(cost) + sum(token_cost) FROM amounts WHERE hour >= ? GROUP BY deployment",
+            (since,),
+        )
+        return dict(rows)
+
+    def by_hour(self, since: float, deployment: str | None) -> dict[int, float]:
+        """Return the cost of each hour since a time, of one Deployment or of all."""
+        where = "AND deployment = ?" if deployment is not None else ""
+        rows = self._db.read(
+            f"SELECT hour, sum(cost) + sum(token_cost) FROM amounts WHERE hour >= ? {where} GROUP BY hour",
+            (since, deployment) if deployment is not None else (since,),
+        )
+        return dict(rows)
+
     def first_hour(self) -> int | None:
         """Return the first hour with an amount, in seconds since the epoch."""
         ((found,),) = self._db.read("SELECT min(hour) FROM amounts")

@@ -55,7 +55,7 @@ class Life:
 
     ``seen_at``: it was last alive. ``gone_at``: it was first missing; None: it lives. ``booked_at``: the time
     of the last booking. ``observed_ns``: the duration that was booked as observed. ``counted``: the totals
-    that were booked.
+    that were booked. ``covered_ns`` and ``calls_ns``: those of the last report.
     """
 
     replica: str
@@ -69,6 +69,8 @@ class Life:
     gone_at: float | None = None
     observed_ns: int = 0
     counted: dict[Part, Spent] = field(default_factory=dict)
+    covered_ns: int = 0
+    calls_ns: int = 0
 
     @property
     def counted_ns(self) -> int:
@@ -90,10 +92,15 @@ Bookings = dict[Place, Amount]
 
 
 class LifeBook:
-    """All lives that are not completely booked."""
+    """All lives that are not completely booked.
+
+    ``sharing`` has the mean share of a call in its replica's time, by Deployment: 0.5 if two calls run at the
+    same time.
+    """
 
     def __init__(self, lives: Iterable[Life] = ()) -> None:
         self.lives = {life.replica: life for life in lives}
+        self.sharing: dict[str, float] = {}
 
     def copy(self) -> dict[str, Life]:
         """Return the lives as they are now, for :meth:`restore`."""
@@ -142,6 +149,7 @@ class LifeBook:
         """Return the amounts to book now, and the replicas whose lives are booked completely."""
         found: Bookings = {}
         closed: list[str] = []
+        self._learn_sharing(reports)
         for life in list(self.lives.values()):
             report = reports.get(life.replica) or _of_pool(life)
             grown = _growth(life, report)
@@ -157,6 +165,19 @@ class LifeBook:
             _spread(found, life, grown, prices, until)
             life.booked_at = until
         return found, closed
+
+    def _learn_sharing(self, reports: Mapping[str, ReplicaTime]) -> None:
+        sums: dict[str, list[int]] = {}
+        for life in self.lives.values():
+            report = reports.get(life.replica)
+            if report is None or report.calls_ns <= life.calls_ns:
+                continue
+            found = sums.setdefault(life.deployment, [0, 0])
+            found[0] += report.covered_ns - life.covered_ns
+            found[1] += report.calls_ns - life.calls_ns
+            life.covered_ns, life.calls_ns = report.covered_ns, report.calls_ns
+        for deployment, (covered_ns, calls_ns) in sums.items():
+            self.sharing[deployment] = min(1.0, covered_ns / calls_ns)
 
 
 def _begun(running: Running, deployments: Mapping[str, Deployment], prices: PriceList) -> Life:

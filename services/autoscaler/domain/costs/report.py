@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from services.autoscaler.domain.costs.lives import HOUR_S, NS, OBSERVED, Amount, Life, Place
 from tidegate.kernel.protocol.prices import PriceList
-from tidegate.kernel.protocol.replica_time import BUSY, Part, Spent
+from tidegate.kernel.protocol.replica_time import BUSY, IDLE, Part, Spent
 
 By = Literal["deployment", "version", "endpoint", "key"]
 # The item of Deployments that had no request in the period.
@@ -158,3 +158,11 @@ def _managed(total: Item, replica_s: float, prices: PriceList) -> list[dict[str,
         cost += each.per_million_tokens_out * total.tokens_out / 1e6
         found.append({"service": name, "cost": cost})
     return found
+
+
+def idle_per_month(parts: Sequence[Mapping[str, Any]], covered_s: float) -> float | None:
+    """Return the cost of idle time in 30 days, if they are like ``covered_s``; None for less than an hour."""
+    if covered_s < HOUR_S:
+        return None
+    idle = sum(each["cost"] for each in parts if each["part"] == IDLE)
+    return float(idle * 30 * 86_400 / covered_s)

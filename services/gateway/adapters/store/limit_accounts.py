@@ -34,12 +34,18 @@ class LimitAccounts(Connected):
             return []
         keys = [ACCOUNT + request.principal for request in requests]
         grants = await answer(self._settle(keys=keys, args=[process, *map(_encoded, requests)]))
-        return [LeaseGrant(**orjson.loads(grant)) for grant in grants]
+        return [_grant(orjson.loads(grant)) for grant in grants]
 
     async def seed(self, usage: PriorUsage) -> None:
         """Add the registry's counts from before an account existed, at most once for each day and month."""
         args: list[Any] = [usage.day, usage.day_requests, usage.month, usage.month_requests]
         await answer(self._seed(keys=[ACCOUNT + usage.principal], args=args))
+
+
+def _grant(values: dict[str, Any]) -> LeaseGrant:
+    # Lua writes a large whole number as 1e+14.
+    whole = {name: int(value) for name, value in values.items() if "_budget" in name}
+    return LeaseGrant(**(values | whole))
 
 
 def _encoded(request: LeaseRequest) -> bytes:
@@ -57,6 +63,10 @@ def _encoded(request: LeaseRequest) -> bytes:
         fields |= {"day_limit": allowance.day, "day_quota": pair(request.day_quota)}
     if allowance.month is not None:
         fields |= {"month_limit": allowance.month, "month_quota": pair(request.month_quota)}
+    if allowance.day_budget is not None:
+        fields |= {"day_budget_limit": allowance.day_budget, "day_budget": pair(request.day_budget)}
+    if allowance.month_budget is not None:
+        fields |= {"month_budget_limit": allowance.month_budget, "month_budget": pair(request.month_budget)}
     return orjson.dumps(fields | {"day": request.day, "month": request.month})
 
 

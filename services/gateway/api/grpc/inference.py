@@ -23,6 +23,7 @@ from services.gateway.application.inference.core import (
     InferenceResult,
     parse_timeout,
 )
+from services.gateway.domain.request_costs import RequestCosts
 from services.gateway.domain.traffic_split import Origin
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
@@ -43,6 +44,7 @@ class GrpcInference:
         metadata: ModelMetadataCache,
         metrics: GatewayMetrics,
         log: AccessLog | None = None,
+        costs: RequestCosts | None = None,
     ) -> None:
         self.core = core
         self.access = access
@@ -50,6 +52,7 @@ class GrpcInference:
         self._feedback = core.feedback
         self.log = log or AccessLog.off()
         self._metadata = metadata
+        self._costs = costs
         self._groupers: dict[str, CallGrouper] = {}
 
     async def infer(self, request: Any, context: Any) -> Any:
@@ -100,7 +103,7 @@ class GrpcInference:
             if pending is not None:
                 trailers += add_feedback_id(response, pending, answer)
             if grant is not None:
-                cost.add(answer.reply, answer.parameters, response.ByteSize())
+                cost.add(answer.reply, answer.parameters, response.ByteSize(), answer.route)
                 trailers += _limit_trailers(grant)
             if self.log.take():
                 self.answered(request, answer, principal, rid, response.ByteSize(), started)
@@ -155,7 +158,11 @@ class GrpcInference:
         answer.timing.encode = now - encoding
         total = now - started
         self.metrics.answered(model, answer.route.name, answer.timing, total)
-        return response, (("x-request-id", rid), ("server-timing", server_timing(answer, total).decode()))
+        trailers: Metadata = (("x-request-id", rid), ("server-timing", server_timing(answer, total).decode()))
+        if self._costs is not None:
+            cost = self._costs.header(answer.route, answer.reply, answer.parameters).decode()
+            trailers = (*trailers, ("x-tidegate-cost", cost))
+        return response, trailers
 
     def feedback_of(
         self, request: Any, origin: Callable[[], Origin], rid: str, principal: Principal

@@ -126,7 +126,7 @@ class InferenceStream:
                         first = answer
                         if pending is not None:
                             add_feedback_id(response, pending, answer)
-                    cost.add(answer.reply, answer.parameters, response.ByteSize())
+                    cost.add(answer.reply, answer.parameters, response.ByteSize(), answer.route)
                     response.parameters[codec.FINAL].bool_param = False
                     await self._write(pb.ModelStreamInferResponse(infer_response=response))
             if empty_final:

@@ -25,6 +25,7 @@ from services.gateway.application.feedback import PendingId
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import oip, usage_cost
 from services.gateway.domain.classification import Labels
+from services.gateway.domain.request_costs import RequestCosts
 from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import (
@@ -67,7 +68,9 @@ class InferenceHandler:
         labels: Callable[[str], Labels] = lambda _: {},
         jobs: JobSubmissionHandler | None = None,
         body_bytes_per_s: int = 1024,
+        costs: RequestCosts | None = None,
     ) -> None:
+        self._costs = costs
         self._core = core
         self._access = access
         self._labels = labels
@@ -307,6 +310,9 @@ class InferenceHandler:
             (b"x-request-id", rid),
             (b"server-timing", server_timing(answer, total)),
         ]
+        if self._costs is not None:
+            cost = self._costs.header(answer.route, answer.reply, answer.parameters)
+            headers.append((b"x-tidegate-cost", cost))
         if tail:
             headers.append((_HEADER_LENGTH, b"%d" % len(body)))
         if pending is not None:
@@ -398,6 +404,7 @@ def _account(
             tokens_in=tokens_in,
             tokens_out=tokens_out,
             failed=response.status != 200,
+            route=outcome.route,
         )
     else:
         grant.done(received=received, failed=True)

@@ -24,6 +24,7 @@ from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.fair_lane import NO_CALLER, FlowKey
 from services.gateway.domain.feedback_ids import FeedbackIds
 from services.gateway.domain.replica_fleet import ReplicaFleet
+from services.gateway.domain.request_costs import RequestCosts
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable, require
 from services.gateway.domain.traffic_split import Origin, TrafficSplitter
 from tidegate.kernel.errors import (
@@ -84,7 +85,9 @@ class InferenceCore:
         heartbeat: Heartbeat,
         feedback: FeedbackTags | None = None,
         shadows: ShadowTraffic | None = None,
+        costs: RequestCosts | None = None,
     ) -> None:
+        self._costs = costs or RequestCosts()
         self.feedback = feedback or FeedbackTags(FeedbackIds(""))
         self._shadows = shadows
         self._routes = routes
@@ -334,6 +337,8 @@ class InferenceCore:
         return admission.no_replica_in_time(route.wakeable, fleet, math.inf, route.name) or error
 
     def _admit(self, route: DeploymentRoute, timeout_ms: float, flow: FlowKey) -> None:
+        if self._costs.refused:
+            self._costs.check_budget(route.name, time.time())
         queue = self._dispatcher.queue_of(route)
         load = queue.load
         refusal = admission.refusal(

@@ -400,6 +400,7 @@ def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
     cost = call.cost
     cost.answers += bool(events)
     cost.compute_us += compute_us(answer.reply)
+    cost.route = answer.route
     if meta.usage is not None:
         call.usage = meta.usage
         cost.tokens_in, cost.tokens_out = meta.usage[0], meta.usage[1]

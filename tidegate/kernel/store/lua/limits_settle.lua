@@ -84,6 +84,17 @@ local function settle(key, request)
       count(account, 'month', request.month, request.month_limit, request.month_quota)
     grant.seeded, keep = grant.seeded and seeded, KEEP_COUNTS_MS
   end
+  -- Amounts of money. The registry does not know what was spent before, so these counts are never seeded.
+  if request.day_budget_limit then
+    grant.day_budget, grant.day_budget_left =
+      count(account, 'day_budget', request.day, request.day_budget_limit, request.day_budget)
+    keep = KEEP_COUNTS_MS
+  end
+  if request.month_budget_limit then
+    grant.month_budget, grant.month_budget_left =
+      count(account, 'month_budget', request.month, request.month_budget_limit, request.month_budget)
+    keep = KEEP_COUNTS_MS
+  end
   account[mine] = (tokens ~= 0 or slots ~= 0) and string.format('%d:%d:%d', tokens, slots, now + HELD_MS)
   local gone, fields = {}, {}
   for field, value in pairs(account) do

@@ -1,0 +1,147 @@
+"""``python -m benchmarks.budgets``: check that a budget of money holds over eight gateway processes.
+
+200 callers with one key send requests to a model that sleeps 20 ms, each one again as soon as it has an
+answer, until the budget is used up. The sum of the costs in the answers may pass the budget by no more than
+one lease of a process: its cost of 0.1 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import options, report, session, sleeper, stack
+from benchmarks.client import Client
+from benchmarks.errors import BenchmarkFailed
+from benchmarks.stack import Stack
+
+GATEWAYS, CALLERS, REPLICAS = 8, 200, 2
+# A caller that is refused tries again after this pause. It gives up after so many refusals in a row.
+PAUSE_S, REFUSALS = 0.3, 12
+LEASE_S = 0.1
+FACTS_S = 60.0
+HEADER = "x-tidegate-cost"
+
+
+@dataclass(slots=True)
+class Spending:
+    """The answers of one run. Costs are in the currency of the price list."""
+
+    costs: list[float] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    began: float = field(default_factory=time.monotonic)
+    last_at: float = 0.0
+
+    @property
+    def spent(self) -> float:
+        """Return the sum of the costs."""
+        return sum(self.costs)
+
+    def note(self, status: int, headers: Mapping[str, str], body: bytes) -> bool:
+        """Note an answer. Return True if the request was accepted."""
+        reason = "" if status == 200 else str(json.loads(body).get("reason", ""))
+        self.statuses[f"{status} {reason}".strip()] += 1
+        if status == 200:
+            self.costs.append(float(headers[HEADER].split()[0]))
+            self.last_at = time.monotonic()
+        return status == 200
+
+
+def main() -> int:
+    """Measure, print, write budgets.json. Return 1 if the bar is missed."""
+    chosen = _arguments()
+    machine = report.machine()
+    extra = {"TIDEGATE_GATEWAY_WORKERS": str(GATEWAYS), "TIDEGATE_COST_HEADER": "true"}
+    with session.session(), stack.tidegate("budgets", extra) as running:
+        sleeper.deploy(running, replicas=REPLICAS, max_batch=8)
+        figures = asyncio.run(measure(running, chosen.requests))
+    over = figures["spent"] - figures["budget"]
+    verdicts = [
+        (
+            "PASS" if over <= figures["lease"] else "MISS",
+            f"the budget is passed by {over / figures['budget']:.3%}; one lease is "
+            f"{figures['lease'] / figures['budget']:.3%}",
+        ),
+        (
+            "PASS" if figures["spent"] >= 0.9 * figures["budget"] else "MISS",
+            f"{figures['spent'] / figures['budget']:.1%} of the budget could be spent",
+        ),
+    ]
+    print(f"\n{report.machine_line(machine)}\n")
+    print("\n".join(f"{key}: {value}" for key, value in figures.items()))
+    print("\n" + "\n".join(f"{verdict}  {text}" for verdict, text in verdicts))
+    out: Path = chosen.out / "budgets.json"
+    report.write_json(out, {"machine": machine, "figures": figures, "bars": verdicts})
+    print(f"\nResults: {out}")
+    return 1 if any(verdict == "MISS" for verdict, _ in verdicts) else 0
+
+
+async def measure(running: Stack, requests: int) -> dict[str, Any]:
+    """Spend a budget of about ``requests`` requests with all callers."""
+    price = await _price(running)
+    budget = requests * price
+    made = json.loads(
+        running.command("keys", "create", "spender", "--budget-per-day", f"{budget:.9f}", "--json")
+    )
+    found = Spending()
+    client = Client(running.gateway_port)
+    await asyncio.sleep(3.0)  # every gateway process reads the new key
+    found.began = time.monotonic()
+    try:
+        await asyncio.gather(*(_spend(client, made["key"], found) for _ in range(CALLERS)))
+    finally:
+        client.close()
+    seconds = max(found.last_at - found.began, 0.1)
+    return {
+        "budget": budget,
+        "spent": found.spent,
+        "lease": found.spent / seconds * LEASE_S / GATEWAYS,
+        "answers": dict(found.statuses),
+        "cost_of_a_request": found.spent / max(1, len(found.costs)),
+        "seconds": seconds,
+    }
+
+
+async def _price(running: Stack) -> float:
+    """Return the cost of a request, when the gateways know what a replica costs."""
+    client, exchange = Client(running.gateway_port), sleeper.exchange()
+    until = time.monotonic() + FACTS_S
+    try:
+        while time.monotonic() < until:
+            answer = await client.post(exchange.path, exchange.body, exchange.headers)
+            if answer.status == 200 and (cost := float(answer.headers[HEADER].split()[0])) > 0:
+                return cost
+            await asyncio.sleep(0.5)
+    finally:
+        client.close()
+    raise BenchmarkFailed(f"no gateway knew what a replica costs within {FACTS_S:g} s")
+
+
+async def _spend(client: Client, key: str, found: Spending) -> None:
+    """Send requests until too many in a row were refused."""
+    exchange, refused = sleeper.exchange(), 0
+    headers = {**exchange.headers, "Authorization": f"Bearer {key}"}
+    while refused < REFUSALS:
+        answer = await client.post(exchange.path, exchange.body, headers)
+        if found.note(answer.status, answer.headers, answer.body):
+            refused = 0
+        else:
+            refused += 1
+            await asyncio.sleep(PAUSE_S)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = options.parser(__doc__)
+    parser.add_argument("--requests", type=int, default=10_000, help="size of the budget (default: 10,000)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    session.run(main)

@@ -1,0 +1,63 @@
+"""The budgets of Deployments: what they may cost in a day and a month, with all their replicas' time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from tidegate.kernel.protocol.models import Deployment
+
+
+class Spending(NamedTuple):
+    """What a Deployment has cost so far, in a calendar day and a calendar month (UTC)."""
+
+    day: float = 0.0
+    month: float = 0.0
+
+
+class BudgetUsed(NamedTuple):
+    """A budget that is used up. ``until``: the time of its renewal, in seconds since the epoch."""
+
+    words: str
+    until: float
+
+
+def periods(now: float) -> tuple[float, float]:
+    """Return the beginning of the day and of the month that contain ``now``."""
+    day = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return day.timestamp(), day.replace(day=1).timestamp()
+
+
+def month_end(now: float) -> float:
+    """Return the end of the month that contains ``now``."""
+    first = datetime.fromtimestamp(periods(now)[1], UTC)
+    return (first + timedelta(days=32)).replace(day=1).timestamp()
+
+
+def used_up(
+    deployments: Mapping[str, Deployment], spendings: Mapping[str, Spending], currency: str, now: float
+) -> dict[str, BudgetUsed]:
+    """Return the Deployments that have used up a budget. The budget that is renewed last counts."""
+    found = {}
+    for name, deployment in deployments.items():
+        scaling, spent = deployment.scaling, spendings.get(name, Spending())
+        limits = (
+            ("month", spent.month, scaling.max_cost_per_month, month_end(now)),
+            ("day", spent.day, scaling.max_cost_per_day, periods(now)[0] + 86_400),
+        )
+        for period, cost, limit, until in limits:
+            if limit is not None and cost >= limit:
+                found[name] = BudgetUsed(f"the budget of {limit:g} {currency} a {period} is used up", until)
+                break
+    return found
+
+
+def refusal(deployment: Deployment, used: BudgetUsed) -> str:
+    """Return why a Deployment takes no requests; empty if its budget leaves it replicas."""
+    if deployment.scaling.over_budget == "minimum" and deployment.min_replicas:
+        return ""
+    return (
+        f"Deployment {deployment.name} takes no requests: {used.words}. Send again after Retry-After, or let "
+        f"an operator raise it with `tidegate policy {deployment.name} --set max_cost_per_day=N` (or _month)"
+    )

@@ -1,0 +1,132 @@
+"""A caller's budgets of money in one gateway process, leased like its other limits.
+
+A request reserves its expected cost when it is admitted, and the reservation becomes its real cost at the
+end. So requests in flight count, and many callers at the same time cannot pass a budget. Amounts are whole
+nanos, a billionth of the currency.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from services.gateway.domain.lease_messages import TokenHolding
+from services.gateway.domain.leased_tokens import LeasedTokens
+from tidegate.kernel.protocol.access import Allowance
+
+DAY, MONTH = "day_budget", "month_budget"
+# A process may spend this part of its share of the rest before the account has granted it. The rest of all
+# shares is kept back, because others may have spent since the last settlement.
+CREDIT = 0.25
+
+
+class Reserved(NamedTuple):
+    """The reservation of a request. ``day`` and ``month`` count the periods since the start."""
+
+    day: int
+    month: int
+    nanos: int
+
+
+NOTHING = Reserved(0, 0, 0)
+
+
+class Budget:
+    """The budgets of a day and a month; None: there is none. ``expected``: the last request's reservation.
+
+    ``short``: a request was refused since the last settlement, although the account may have room for it.
+    """
+
+    __slots__ = ("_days", "_months", "day", "expected", "month", "short")
+
+    def __init__(self) -> None:
+        self.day: LeasedTokens | None = None
+        self.month: LeasedTokens | None = None
+        self.expected = 1
+        self.short = False
+        self._days = self._months = 0
+
+    @property
+    def tokens(self) -> tuple[LeasedTokens, ...]:
+        """Return the budgets that are set."""
+        return tuple(each for each in (self.day, self.month) if each is not None)
+
+    def set(self, allowance: Allowance, share: float) -> None:
+        """Set the limits. Spent amounts stay spent."""
+        self.day = _changed(self.day, DAY, allowance.day_budget, share)
+        self.month = _changed(self.month, MONTH, allowance.month_budget, share)
+
+    def take(self, nanos: int) -> Reserved | LeasedTokens:
+        """Reserve an amount, or return the budget that has no room for it in this process."""
+        self.expected = nanos
+        budgets = self.tokens
+        for each in budgets:
+            if each.held - nanos < each.minimum - 1:
+                self.short = each.available >= nanos
+                return each
+        for each in budgets:
+            each.held -= nanos
+        return Reserved(self._days, self._months, nanos)
+
+    def settle(self, reserved: Reserved, nanos: int) -> None:
+        """Replace a reservation by the real cost. A reservation of an earlier period has expired with it."""
+        if self.day is not None:
+            self.day.held += (reserved.nanos if reserved.day == self._days else 0) - nanos
+        if self.month is not None:
+            self.month.held += (reserved.nanos if reserved.month == self._months else 0) - nanos
+
+    def new_day(self, share: float, *, new_month: bool) -> None:
+        """Begin a new day, and with ``new_month`` also a new month."""
+        self._days += 1
+        self._months += new_month
+        for tokens, begins in ((self.day, True), (self.month, new_month)):
+            if tokens is not None and begins:
+                tokens.reset()
+                tokens.borrow(_credit(tokens.available, share))
+
+    def wake(self, share: float) -> None:
+        """Borrow a part of the rest after an idle time."""
+        for each in self.tokens:
+            each.borrow(_credit(each.available, share))
+
+    def settlement_due(self, requests: int) -> bool:
+        """Return True if the process needs more, or owes."""
+        return self.short or any(
+            each.held < 0 or (2 * each.held < requests * self.expected and each.available >= 1)
+            for each in self.tokens
+        )
+
+    def holding(self, tokens: LeasedTokens | None, requests: int, *, idle: bool) -> TokenHolding:
+        """Return what to report of one budget. The process wants the cost of its next ``requests``."""
+        if tokens is None:
+            return TokenHolding()
+        return tokens.holding(0 if idle else max(1, requests) * self.expected)
+
+
+def apply(
+    tokens: LeasedTokens | None,
+    reported: TokenHolding,
+    limit: int | None,
+    granted: int,
+    left: int,
+    share: float,
+) -> None:
+    """Apply the account's answer to a report under ``limit``."""
+    if tokens is not None and limit is not None:
+        rest = max(0, left + tokens.limit - limit)
+        tokens.apply(reported, granted, rest, _credit(rest, share))
+
+
+def _changed(tokens: LeasedTokens | None, kind: str, limit: int | None, share: float) -> LeasedTokens | None:
+    if limit is None:
+        return None
+    if tokens is None:
+        tokens = LeasedTokens(kind, limit)
+        tokens.borrow(_credit(limit, share))
+    elif limit != tokens.limit:
+        tokens.change(limit)
+        tokens.borrow(_credit(tokens.available, share))
+    return tokens
+
+
+def _credit(available: float, share: float) -> int:
+    return int(available * share * CREDIT)

@@ -1,0 +1,77 @@
+"""What one request costs: its share of a replica's time and its tokens, at the autoscaler's rates.
+
+Amounts are whole nanos: a billionth of the currency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from services.gateway.domain.routing import DeploymentRoute
+from services.gateway.domain.usage_cost import compute_us
+from tidegate.kernel.errors import TooMany
+from tidegate.kernel.protocol.cost_facts import NANOS, CostFacts
+from tidegate.kernel.protocol.envelope import Reply
+from tidegate.kernel.protocol.prices import TokenPrice
+from tidegate.kernel.protocol.usage import tokens
+
+# Before a caller's first answer from an endpoint, a request is expected to cost as much as a second of a
+# replica.
+FIRST_US = 1_000_000
+# The weight of the last answer in the expected cost of the next one.
+WEIGHT = 0.1
+
+
+class RequestCosts:
+    """The rates of all Deployments, and the expected cost of a request at each endpoint."""
+
+    def __init__(self) -> None:
+        self._facts = CostFacts()
+        self._expected: dict[str, float] = {}
+        # The Deployments that take no requests, because a budget of theirs is used up.
+        self.refused: frozenset[str] = frozenset()
+
+    def replace(self, facts: CostFacts) -> None:
+        """Set the rates. A Deployment that they do not have costs as much as the dearest one."""
+        self._facts = facts
+        self.refused = frozenset(name for name, each in facts.deployments.items() if each.refused)
+
+    def check_budget(self, deployment: str, now: float) -> None:
+        """Raise TooMany if a Deployment takes no requests, because its budget is used up."""
+        found = self._facts.deployments[deployment] if deployment in self.refused else None
+        if found is not None and now < found.until:
+            raise TooMany(found.refused, reason="budget_exhausted", retry_after_s=found.until - now)
+
+    def of(self, route: DeploymentRoute, compute_us: int, tokens_in: int = 0, tokens_out: int = 0) -> int:
+        """Return the cost of an answer."""
+        nanos = self._rate(route.name) * compute_us
+        price: TokenPrice | None = self._facts.tokens.get(route.model)
+        if price is not None:
+            nanos += price.cost(tokens_in, tokens_out, 0) * NANOS
+        return round(nanos)
+
+    def header(self, route: DeploymentRoute, reply: Reply, parameters: Mapping[str, Any]) -> bytes:
+        """Return the value of ``X-Tidegate-Cost``: an amount and its currency: ``0.000000055 USD``."""
+        nanos = self.of(route, compute_us(reply), *(tokens(parameters) if parameters else ()))
+        return b"%d.%09d %s" % (nanos // NANOS, nanos % NANOS, self._facts.currency.encode())
+
+    def expected(self, endpoint: str) -> int:
+        """Return the cost to reserve for the next request of an endpoint, at least 1."""
+        known = self._expected.get(endpoint)
+        return max(1, round(self._dearest() * FIRST_US if known is None else known))
+
+    def learn(self, endpoint: str, nanos: int) -> None:
+        """Take the cost of an answer into account. A dear answer counts at once, a cheap one slowly."""
+        known = self._expected.get(endpoint)
+        if known is None or nanos > known:
+            self._expected[endpoint] = nanos
+        else:
+            self._expected[endpoint] = known + WEIGHT * (nanos - known)
+
+    def _rate(self, deployment: str) -> float:
+        found = self._facts.deployments.get(deployment)
+        return self._dearest() if found is None else found.nanos_per_us
+
+    def _dearest(self) -> float:
+        return max((each.nanos_per_us for each in self._facts.deployments.values()), default=0.0)

@@ -1,0 +1,54 @@
+"""Budgets of Deployments: when one is used up, and what it does to the replicas."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from services.autoscaler.domain.bounds import bounds
+from services.autoscaler.domain.costs.budgets import Spending, month_end, periods, refusal, used_up
+from tests.unit.autoscaler.conftest import a_deployment
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 12, 31, 13, tzinfo=UTC).timestamp()
+
+
+def test_periods():
+    day, month = periods(NOW)
+    assert datetime.fromtimestamp(day, UTC) == datetime(2026, 12, 31, tzinfo=UTC)
+    assert datetime.fromtimestamp(month, UTC) == datetime(2026, 12, 1, tzinfo=UTC)
+    assert datetime.fromtimestamp(month_end(NOW), UTC) == datetime(2027, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("spent", "words"),
+    [
+        (Spending(4.9, 50), None),
+        (Spending(5, 50), "budget of 5 EUR a day"),
+        (Spending(5, 100), "budget of 100 EUR a month"),
+    ],
+)
+def test_used_up(spent, words):
+    deployment = a_deployment(scaling={"max_cost_per_day": 5, "max_cost_per_month": 100})
+    found = used_up({"d": deployment}, {"d": spent}, "EUR", NOW)
+    assert (words is None and not found) or words in found["d"].words
+
+
+def test_bounds_over_budget():
+    kept = a_deployment(min_replicas=2, max_replicas=9, scaling={"max_cost_per_day": 5})
+    stopped = a_deployment(min_replicas=2, max_replicas=9, scaling={"over_budget": "stop"})
+    found = bounds(kept, NOW, 0.0, "the budget is used up")
+    assert (found.low, found.high, found.high_rule) == (2, 2, "budget")
+    assert bounds(stopped, NOW, 0.0, "the budget is used up").high == 0
+    assert bounds(kept, NOW, 0.0).high == 9
+
+
+def test_only_a_deployment_without_replicas_refuses_requests():
+    used = used_up({"d": a_deployment(scaling={"max_cost_per_day": 5})}, {"d": Spending(5, 5)}, "EUR", NOW)[
+        "d"
+    ]
+    assert refusal(a_deployment(min_replicas=1), used) == ""
+    assert "takes no requests" in refusal(a_deployment(min_replicas=0), used)
+    assert "takes no requests" in refusal(a_deployment(min_replicas=1, scaling={"over_budget": "stop"}), used)

@@ -1,0 +1,53 @@
+"""The rates of all Deployments for the gateways: written by the autoscaler every few seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+from typing_extensions import Self
+
+from tidegate.kernel.protocol.prices import TokenPrice
+
+# Amounts of single requests are whole numbers of billionths of the currency.
+NANOS = 1_000_000_000
+
+
+class DeploymentCosts(NamedTuple):
+    """``nanos_per_us``: the cost of a microsecond of a call. Calls that run at the same time share the cost.
+
+    ``refused``: why the Deployment takes no requests until its budget is renewed; empty: it takes them.
+    ``until``: the time of the renewal, in seconds since the epoch.
+    """
+
+    nanos_per_us: float
+    refused: str = ""
+    until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CostFacts:
+    """The rates of Deployments by name, and prices of a provider's tokens by model."""
+
+    currency: str = "USD"
+    deployments: Mapping[str, DeploymentCosts] = field(default_factory=dict)
+    tokens: Mapping[str, TokenPrice] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """Return the facts as JSON."""
+        tokens = {name: price.model_dump(by_alias=True) for name, price in self.tokens.items()}
+        deployments = {name: list(each) for name, each in self.deployments.items()}
+        return orjson.dumps({"currency": self.currency, "deployments": deployments, "tokens": tokens})
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Self:
+        """Read facts. Unknown members of a newer writer are ignored."""
+        document = orjson.loads(raw)
+        places = len(DeploymentCosts._fields)
+        return cls(
+            document["currency"],
+            {name: DeploymentCosts(*each[:places]) for name, each in document["deployments"].items()},
+            {name: TokenPrice.model_validate(each) for name, each in document["tokens"].items()},
+        )
