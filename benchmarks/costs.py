@@ -100,7 +100,7 @@ def main() -> int:
     with session.session(), stack.tidegate("costs", extra) as running:
         path = stack.EXAMPLES / "sleep" / "model.py"
         running.deploy(path, ENDPOINT, "--max-batch", "1", "--max", str(MAX_REPLICAS))
-        figures = asyncio.run(measure(running, chosen.seconds))
+        figures = asyncio.run(measure(running, chosen.seconds, chosen.out / "costs.svg"))
     bar = BAR if chosen.seconds >= 3600 else SHORT_BAR
     off = abs(figures["ledger_s"] / figures["observed_s"] - 1)
     parts = sum(figures["parts_s"].values())
@@ -123,8 +123,9 @@ def main() -> int:
     return 1 if any(verdict == "MISS" for verdict, _ in verdicts) else 0
 
 
-async def measure(running: Stack, seconds: float) -> dict[str, Any]:
-    """Return the ledger's sums beside the observer's."""
+async def measure(running: Stack, seconds: float, picture: Path) -> dict[str, Any]:
+    """Return the ledger's sums beside the observer's. Draw the report to ``picture``."""
+    picture.parent.mkdir(parents=True, exist_ok=True)
     observer = Observer(running.state / "replicas")
     draws, kills, jobs = random.Random(SEED), list[str](), list[str]()
     watch = asyncio.create_task(observer.run())
@@ -148,7 +149,8 @@ async def measure(running: Stack, seconds: float) -> dict[str, Any]:
     await asyncio.sleep(3.0)  # the autoscaler's next round sees the last end
     watch.cancel()
     since = str(int(seconds) + 3600) + "s"
-    found = json.loads(await asyncio.to_thread(running.command, "costs", "--since", since, "--json"))
+    plot = ("--plot", str(picture), "--by", "endpoint")
+    found = json.loads(await asyncio.to_thread(running.command, "costs", "--since", since, *plot, "--json"))
     return {
         "requests": len(asked),
         "failures": open_loop.failures(asked),
