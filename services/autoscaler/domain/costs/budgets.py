@@ -10,7 +10,7 @@ from tidegate.kernel.protocol.models import Deployment
 
 
 class Spending(NamedTuple):
-    """What a Deployment has cost so far, in a calendar day and a calendar month (UTC)."""
+    """The cost of a Deployment so far, in a calendar day and a calendar month (UTC)."""
 
     day: float = 0.0
     month: float = 0.0
