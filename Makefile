@@ -248,6 +248,9 @@ bench-hostile: bootstrap ## measure a valid caller beside 8,000 hostile connecti
 bench-deaths: bootstrap ## kill the model's process every 5 s under 16 callers; os._exit in 1 of 50 requests
 	$(PY) -m benchmarks.deaths $(BENCH_FLAGS)
 
+bench-faults: bootstrap ## inject five faults and diagnose each, after a clean run of 20 minutes (BENCH_FLAGS="--clean 60": short)
+	$(PY) -m benchmarks.faults $(BENCH_FLAGS)
+
 bench-canaries: bootstrap ## roll out three canaries: an equal one, one with 3 % errors, one that is 30 % slower
 	$(PY) -m benchmarks.canaries $(BENCH_FLAGS)
 

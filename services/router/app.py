@@ -37,7 +37,7 @@ from services.router.application.shadow_reader import ShadowReader
 from services.router.application.webhook_dispatcher import WebhookDispatcher
 from services.router.drift_wiring import judges_of
 from services.router.settings import RouterSettings
-from services.router.watch_wiring import drift_of, watch_of
+from services.router.watch_wiring import watch_of
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.service.api import create_app
@@ -88,7 +88,6 @@ def build(settings: RouterSettings) -> FastAPI:
         job_sweeper = _job_sweeper(settings, job_store, ledger, letters, leads)
         master = webhook_secret.load(settings.state_path / "webhook-secret")
         watching = watch_of(settings, store, registry, leads, letters, master)
-        watching.attach(app)
         dispatcher = _webhook_dispatcher(settings, schedule, job_store, master, leads)
         app.state.controller, app.state.dead_letters, app.state.rollouts = controller, letters, runner
         app.state.shadows = reader
@@ -96,7 +95,7 @@ def build(settings: RouterSettings) -> FastAPI:
         app.state.ledger, app.state.webhook_master = ledger, master
         judge, quality = judges_of(settings, registry, leads)
         app.state.drift, app.state.quality = judge, quality
-        watching.alerts.findings.append(drift_of(judge))
+        watching.attach(app, judge.snapshot, quality.snapshot)
         app.state.health.add("table", controller.problem)
         app.state.health.add("broker", lambda: controller.connection.problem)
         app.state.health.add("exceptions", lambda: exceptions.connection.problem or exceptions.out.problem)

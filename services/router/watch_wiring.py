@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,23 +13,18 @@ from services.router.adapters.mail_sender import MailSender
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.adapters.watch_file import WatchFile
 from services.router.adapters.webhook_sender import WebhookSender
-from services.router.application.alert_runner import AlertRunner, Findings
+from services.router.application.alert_runner import AlertRunner
 from services.router.application.alert_sender import AlertSender
 from services.router.application.dead_letters import DeadLetters
 from services.router.application.diagnosis import Diagnosis
-from services.router.application.drift_judge import DriftJudge
 from services.router.application.endpoint_watch import EndpointWatch
-from services.router.domain.alerts.drift_findings import drift_findings
-from services.router.domain.alerts.facts import Finding
+from services.router.application.version_judgements import Snapshot, VersionJudgements
 from services.router.domain.alerts.notifications import Pace
 from services.router.settings import RouterSettings
-from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.store import Store
 
 # Attempts in flight to receivers of alerts.
 AT_ONCE = 8
-# Seconds between two readings of the drift.
-DRIFT_S = 30.0
 
 
 class WatchWiring(NamedTuple):
@@ -43,27 +36,13 @@ class WatchWiring(NamedTuple):
     mail: MailSender
     diagnosis: Diagnosis
 
-    def attach(self, app: FastAPI) -> None:
-        """Let the routes find the parts."""
+    def attach(self, app: FastAPI, drift: Snapshot, quality: Snapshot) -> None:
+        """Let the routes find the parts. ``drift``, ``quality``: the judgements of versions."""
+        judgements = app.state.judgements = VersionJudgements(drift, quality)
+        self.alerts.findings.append(judgements.findings)
         app.state.watch, app.state.alerts, app.state.alert_sender = self.watch, self.alerts, self.sender
         app.state.mail, app.state.smtp_from = self.mail, self.mail.sender
         app.state.diagnosis = self.diagnosis
-
-
-def drift_of(judge: DriftJudge) -> Findings:
-    """Return the provider of the findings about drift. The drift changes once in a window of rows."""
-    read_at = float("-inf")
-    found: list[Finding] = []
-
-    def findings() -> list[Finding]:
-        nonlocal read_at, found
-        if time.monotonic() - read_at >= DRIFT_S:
-            read_at = time.monotonic()
-            with contextlib.suppress(Unavailable):
-                found = drift_findings(judge.snapshot()["items"])
-        return found
-
-    return findings
 
 
 def watch_of(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 
-from tests.e2e.conftest import Digits, Stack
+from tests.conftest import PATIENCE_S
+from tests.e2e.conftest import REPO, Digits, Stack
+from tests.e2e.terminal import CTRL_C, terminal
 
 
 def test_documents(stack: Stack, served: str):
@@ -26,6 +29,23 @@ def test_text(stack: Stack, served: str):
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
         assert "\x1b[" not in done.stdout, "no colours in a pipe"
+
+
+def test_the_live_view(stack: Stack, served: str):
+    end = time.monotonic() + PATIENCE_S
+    ready: list[int] = []
+    while ready != [1]:
+        assert time.monotonic() < end, "the router does not watch the endpoint"
+        done = stack.run("top", "--once", "--json")
+        items = json.loads(done.stdout).get("items", [])
+        ready = [each["ready"] for each in items if each["endpoint"] == served]
+    for quit_by in ("q", CTRL_C):
+        with terminal("top", "--every", "0.5s", env=stack.env, cwd=REPO) as screen:
+            screen.wait_for("req/s")
+            screen.wait_for(served)
+            screen.type(quit_by)
+            assert screen.end() == 0
+    assert stack.cli("diagnose", served)["endpoints"][0]["endpoint"] == served
 
 
 def test_infer(stack: Stack, served: str, digits: Digits, tmp_path: Path):

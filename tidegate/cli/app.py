@@ -42,6 +42,7 @@ from tidegate.cli import (
     settings,
     shadow,
     stack,
+    top,
     traffic,
     tune,
 )
@@ -118,6 +119,7 @@ for name, command, panel in (
     ("delete", manage.delete, _MODELS),
     ("drift", drift.drift, _WATCH),
     ("quality", quality.quality, _WATCH),
+    ("top", top.top, _WATCH),
     ("diagnose", diagnose.diagnose, _WATCH),
     ("routes", inspect.routes, _WATCH),
     ("replicas", inspect.replicas, _WATCH),

@@ -21,8 +21,14 @@ async def top(request: Request) -> dict[str, Any]:
     """Return the live numbers of every endpoint, of the last 30 s."""
     watch = leading(request)
     now = watch.last.at
+    drift: dict[str, str] = request.app.state.judgements.drift_states()
+    firing: dict[str, list[str]] = {}
+    for alert in request.app.state.alerts.alerts.values():
+        if alert.state == "firing":
+            firing.setdefault(alert.endpoint, []).append(alert.rule)
     items = [
         shown.live(endpoint, watch.history.of(endpoint.name), watch.statuses_of(endpoint), now)
+        | {"drift": drift.get(endpoint.name), "alerts": sorted(set(firing.get(endpoint.name, ())))}
         for endpoint in watch.endpoints()
     ]
     return {"at": now, "items": items}

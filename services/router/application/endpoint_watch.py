@@ -22,6 +22,9 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
+# How often a router that does not lead looks whether it does.
+STANDBY_S = 1.0
+
 # The dead letters: (time, Deployment) of each.
 Letters = Callable[[], Iterable[tuple[float, str]]]
 
@@ -91,7 +94,7 @@ class EndpointWatch:
                 self._led = False
                 for end in self.when_not_leading:
                     end()
-            return self._every_s
+            return min(STANDBY_S, self._every_s)
         if not self._led:
             await self._begin()
         try:

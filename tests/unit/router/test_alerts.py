@@ -19,11 +19,11 @@ from services.router.domain.alerts.alert_rules import (
     factor,
     limits_of,
 )
-from services.router.domain.alerts.drift_findings import drift_findings
 from services.router.domain.alerts.facts import DAY, HOUR, Counts, Facts, Finding, baseline, totals
 from services.router.domain.alerts.notifications import Notification, Pace, Receiver, due, for_receiver
 from services.router.domain.alerts.silences import Silence
 from services.router.domain.alerts.states import Alert, Key, changes, step
+from services.router.domain.alerts.version_findings import drift_findings, drift_states, quality_findings
 from services.router.domain.watch.history import Brief, History
 from services.router.domain.watch.window import Window
 from tidegate.kernel.protocol.latency_buckets import bucket_of
@@ -255,3 +255,15 @@ def test_drift_becomes_one_alert_for_each_version_and_endpoint():
     found = drift_findings([line, calm])
     assert [(each.endpoint, each.subject) for each in found] == [("m", "m v2"), ("n", "m v2")]
     assert found[0].summary == "7 columns of m v2 differ from the baseline: c0, c1, c2, c3, c4, ..."
+
+
+def test_a_drop_of_quality_names_the_measure_that_changed_most():
+    places = [{"model": "m", "version": 2, "endpoints": ["m"], "state": "drifted"}]
+    line = {
+        "model": "m", "version": 2, "state": "dropped",
+        "window": {"measures": {"accuracy": 0.6, "rows": 9.0}}, "first": {"accuracy": 0.9, "rows": 9.0},
+    }  # fmt: skip
+    (found,) = quality_findings([line, line | {"state": "steady"}], places)
+    assert (found.rule, found.endpoint) == ("QualityDrop", "m")
+    assert found.summary == "the quality of m v2 dropped: accuracy is 0.6; in its first window it was 0.9"
+    assert drift_states([*places, places[0] | {"state": "steady"}]) == {"m": "drifted"}

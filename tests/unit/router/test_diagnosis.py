@@ -170,7 +170,7 @@ def test_without_keys_requests_are_counted():
 def clean() -> Iterator[list[Symptom]]:
     """Diagnose 1,000 windows of clean histories: other levels, daily waves, quiet nights, few requests."""
     for seed in range(50):
-        rate = (0.1, 0.5, 3.0, 10.0)[seed % 4]
+        rate = (0.1, 0.5, 1.0, 3.0)[seed % 4]
         wave = (0.0, 0.6)[seed % 2]
         world = World(
             seed, rate=rate, replicas=(1.0, 2.0, 3.0)[seed % 3], model_ms=(1.0, 10.0, 200.0)[seed % 3]
@@ -216,3 +216,23 @@ def test_a_case_comes_from_the_history():
     assert [day.callers for day in case.days[-4:]] == [9, 3, 3, 3]
     assert len(case.days) == 29  # the first day is not full, and today is missing
     assert not case.learning
+
+
+def test_a_short_burst_is_no_symptom():
+    world, spans = World(1, rate=10.0), Spans(60.0, 600.0)
+    for bursts, expected in ((range(8, 10), []), (range(12), ["feels_slow"])):
+        history, start = History(), T0 // 60 * 60
+        for tick in range(132):
+            slow = {"model_ms": 80.0} if tick - 120 in bursts else {}
+            history.add({"m": world.window(start + tick * 5, 5.0, **slow)})
+        case = case_of("m", history.of("m"), [MAIN], spans, start + 660)
+        assert [each.symptom for each in diagnose(case)] == expected
+
+
+def test_days_before_the_first_request_do_not_count():
+    history, world, spans = History(), World(1), Spans(60.0, 600.0, 30.0, 2)
+    start = T0 // 60 * 60
+    for tick in range(60):
+        at = start + tick * 5
+        history.add({"m": world.window(at, 5.0) if tick >= 20 else Window(at, at + 5)})
+    assert len(case_of("m", history.of("m"), [MAIN], spans, start + 300).days) == 6

@@ -264,7 +264,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "QualityDrop", "critical", 0.0, "the answers are worse than before", _found("QualityDrop"),
         f'{_E}_finding{{rule="QualityDrop"}} == 1',
-        "tidegate diagnose {endpoint}",
+        "tidegate quality {endpoint}",
     ),
     Rule(
         "CostCap", "warning", 0.0, "the cost reaches its cap", _found("CostCap"),

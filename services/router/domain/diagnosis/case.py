@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import NamedTuple
 
 from services.router.domain.alerts.facts import pieces
@@ -54,7 +55,10 @@ class DeploymentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Everything that a diagnosis of one endpoint reads. ``blocks`` are oldest first."""
+    """Everything that a diagnosis of one endpoint reads. ``blocks`` are oldest first.
+
+    ``thirds``: the last minutes in three parts. A symptom that only one of them has was a short burst.
+    """
 
     endpoint: str
     recent: Window
@@ -62,6 +66,7 @@ class Case:
     days: Sequence[Day] = ()
     deployments: Sequence[DeploymentFacts] = ()
     spans: Spans = field(default_factory=Spans)
+    thirds: Sequence[Window] = ()
 
     @property
     def main(self) -> DeploymentFacts:
@@ -91,6 +96,10 @@ class Case:
             )
         return ""
 
+    def lasts(self, has: Callable[[Window], bool]) -> bool:
+        """Return True if at least two thirds of the last minutes have a property."""
+        return not self.thirds or sum(map(has, self.thirds)) >= len(self.thirds) - 1
+
     @property
     def comparable(self) -> bool:
         """Return True if the last minutes can be compared with the past."""
@@ -107,17 +116,22 @@ def case_of(
     """Return the case of an endpoint. ``now`` is the end of the last reading."""
     begin = now - spans.window_s
     recent = history.between(begin, now)
+    third = spans.window_s / 3
+    thirds = [history.between(begin + part * third, begin + (part + 1) * third) for part in range(3)]
     count = int(spans.past_s // spans.window_s)
     groups: dict[int, list[Window]] = {}
     for each in history.pieces(begin - count * spans.window_s, begin):
         number = int((begin - (each.start + each.end) / 2) // spans.window_s)
         groups.setdefault(number, []).append(each)
     blocks = [merged(groups[number], begin, begin) for number in sorted(groups, reverse=True)]
-    return Case(endpoint, recent, blocks, days_of(history, spans, now), deployments, spans)
+    return Case(endpoint, recent, blocks, days_of(history, spans, now), deployments, spans, thirds)
 
 
 def days_of(history: EndpointHistory, spans: Spans, now: float) -> list[Day]:
-    """Return the full days of the history, oldest first. The first and the present one are not full."""
+    """Return the full days of the history, oldest first, from the second day with a request.
+
+    The first day and the present one are not full.
+    """
     found: dict[int, Day] = {}
     for each in pieces(history, float("-inf")):
         number = int(each.start // spans.day_s)
@@ -129,4 +143,5 @@ def days_of(history: EndpointHistory, spans: Spans, now: float) -> list[Day]:
             day.failed + each.failed,
         )
     today = int(now // spans.day_s)
-    return [found[number] for number in sorted(found)[1:] if number != today]
+    days = [found[number] for number in sorted(found) if number != today]
+    return list(dropwhile(lambda day: not day.requests, days))[1:]

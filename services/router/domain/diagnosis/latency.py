@@ -36,6 +36,8 @@ def feels_slow(case: Case) -> Symptom | None:
         return None
     if not usual.exceeded(now, SLOWER, CLEARLY) or now - usual.middle < LEAST_FELT_S:
         return None
+    if not case.lasts(lambda third: (third.quantile_s(0.95) or 0.0) > usual.middle * SLOWER):
+        return None
     grown = growth(case)
     part = max(grown, key=lambda each: grown[each])
     cause, remedy = _slow_remedy(case, part)
@@ -149,6 +151,8 @@ def inconsistent_times(case: Case) -> Symptom | None:
     if not ratios.exceeded(now, WIDER, 1.3) or not tails.exceeded(p99, WIDER, 1.3):
         return None
     if p50 > middles.middle * SAME_MIDDLE or p99 - tails.middle < LEAST_FELT_S:
+        return None
+    if not case.lasts(lambda third: (third.quantile_s(0.99) or 0.0) > tails.middle * WIDER):
         return None
     cause, evidence, remedy = _who(case)
     return Symptom(
