@@ -17,6 +17,7 @@ import orjson
 
 from services.router.adapters import shared_file
 from services.router.adapters.registry_cache import RegistryCache
+from services.router.adapters.rollout_metrics import VERDICTS, RolloutMetrics
 from services.router.application.leadership import Leadership
 from services.router.domain import canary
 from services.router.domain.canary import CanaryDecision
@@ -69,6 +70,7 @@ class RolloutRunner:
         self._wake = wake
         self._loop = RepeatingTask("rollouts", self._step, retry_s=TICK_S)
         self._led = False
+        self._metrics = RolloutMetrics()
         self.watches: dict[str, RolloutWatch] = {}
 
     def start(self) -> None:
@@ -112,11 +114,13 @@ class RolloutRunner:
     async def _step(self) -> float:
         if not self._leadership.leads:
             self._led = False
+            self._metrics.keep(set())
             return TICK_S
         if not self._led:
             self._load()
             self._led = True
         active = [e for e in self._endpoints() if e.rollout is not None and e.rollout.active]
+        self._metrics.keep({endpoint.name for endpoint in active})
         if active:
             with contextlib.suppress(StoreUnavailable):
                 view = await self._store.gateways()
@@ -146,12 +150,16 @@ class RolloutRunner:
         assert watch is not None
         feedback = await self._reported(watch, rollout)
         decision = watch.observe(endpoint.name, rollout, reports, time.time(), health, feedback, replicas)
+        self._metrics.show(
+            endpoint.name, canary.share(policy_of(rollout), watch.state), watch.evidence(rollout)
+        )
         if decision.verdict == "hold":
             return
         phase = _PHASES[decision.verdict]
         step = decision.state.step
         if await self._registry.progress(endpoint.name, rollout.id, phase, step, decision.reason):
             self._condemned.discard(rollout.id)
+            VERDICTS.labels(decision.verdict).inc()
             self._log(endpoint, decision)
             self._wake()
         else:

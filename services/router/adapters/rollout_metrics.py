@@ -1,0 +1,37 @@
+"""The Prometheus metrics of rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+
+SHARE = Gauge("tidegate_router_canary_share", "Percent of the traffic that a canary gets.", ["endpoint"])
+HARM = Gauge(
+    "tidegate_router_canary_harm",
+    "Evidence of a canary's harm, as a part of the limit at which it is rolled back.",
+    ["endpoint", "metric"],
+)
+VERDICTS = Counter("tidegate_router_canary_verdicts_total", "Verdicts about canaries.", ["verdict"])
+
+
+class RolloutMetrics:
+    """The gauges of running rollouts. Those of ended ones are removed."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[str]] = {}
+
+    def show(self, endpoint: str, share: int, evidence: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set the gauges of one endpoint's rollout. ``evidence``: by metric, as in the router's API."""
+        SHARE.labels(endpoint).set(share)
+        for metric, each in evidence.items():
+            HARM.labels(endpoint, metric).set(each["e_worse"] / each["roll_back_at"])
+        self._known.setdefault(endpoint, set()).update(evidence)
+
+    def keep(self, endpoints: set[str]) -> None:
+        """Remove the gauges of all other endpoints."""
+        for endpoint in self._known.keys() - endpoints:
+            SHARE.remove(endpoint)
+            for metric in self._known.pop(endpoint):
+                HARM.remove(endpoint, metric)
