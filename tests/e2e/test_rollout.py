@@ -374,6 +374,10 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
     assert counted(stack, two) == before + sent, "copies are no requests"
     shown = stack.run("traffic", two)
     assert "shadow: flaky-v1 gets 100% copies: fails" in shown.stdout
+    with Client(stack.settings.gateway_url, api_key=stack.settings.service_token) as operator:
+        assert operator.shadow(two)["report"]["verdict"] == "fails"
+        assert operator.stop_shadow(two)["shadow"] is None
+        assert operator.start_shadow(two, "flaky-v1", rate=5)["shadow"]["rate"] == 5
     stack.cli("rollout", two, "--to", "flaky-v1", "--shadow", "--for", "1s")
     end = time.monotonic() + PATIENCE_S
     while stack.cli("shadow", two)["shadow"] is not None:

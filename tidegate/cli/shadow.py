@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +16,17 @@ if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
 
 _TIMES = ("p50", "p90", "p99")
+_UNKNOWN = ("none", "too few")
+_POLL_S = 1.0
 
 
 def shadow(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")],
     stop: Annotated[bool, typer.Option("--stop", help="End the shadow traffic.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for a verdict; exit code 4 unless it agrees.")
+    ] = False,
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "10m",
     json: Json = False,
 ) -> None:
     """Show an endpoint's shadow traffic: copies, agreement, latencies and the verdict.
@@ -30,11 +37,31 @@ def shadow(
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
+    if stop and wait:
+        raise UsageError("Use --stop or --wait, not both.")
     plane = control()
     if stop:
         plane.registry.delete(f"/v1/endpoints/{part(name)}/shadow")
-    found = read(plane, name)
+    found = _waited(plane, name, seconds(timeout)) if wait else read(plane, name)
     output.show(found, json, lambda: show(found))
+    if wait and (found["report"] is None or found["report"]["verdict"] != "agrees"):
+        raise typer.Exit(4)
+
+
+def _waited(plane: Control, name: str, timeout_s: float) -> Doc:
+    """Return the shadow when its verdict is known, when it has ended, or after ``timeout_s``."""
+    from tidegate.cli.progress import Steps
+
+    end = time.monotonic() + timeout_s
+    with Steps().shown() as steps:
+        while True:
+            found = read(plane, name)
+            known = found["report"] is not None and found["report"]["verdict"] not in _UNKNOWN
+            if known or found["shadow"] is None or time.monotonic() >= end:
+                steps.change(name, "done", line_of(found))
+                return found
+            steps.change(name, "waiting", line_of(found))
+            time.sleep(_POLL_S)
 
 
 def start(plane: Control, name: str, to: str, options: Doc) -> None:

@@ -1,4 +1,4 @@
-"""Roll versions out through a gateway: the logic that the blocking and the asyncio client share.
+"""Roll versions out and compare shadows through a gateway: what the blocking and the asyncio client share.
 
 The caller's key needs the scope that the registry's routes need (`docs/access.md`).
 """
@@ -68,13 +68,31 @@ class TrafficFlows:
                 )
             yield Sleep(POLL_S)
 
-    def _change(self, endpoint: str, what: str, body: Document) -> Flow[Document]:
+    def start_shadow(self, endpoint: str, to: To, options: Document) -> Flow[Document]:
+        """Start shadow traffic, and return the endpoint."""
+        target: Document = {"version": to} if isinstance(to, int) else {"deployment": to}
+        return (yield from self._change(endpoint, "shadow", {**target, **options}, "PUT"))
+
+    def stop_shadow(self, endpoint: str) -> Flow[Document]:
+        """End shadow traffic, and return the endpoint."""
+        return (yield from self._change(endpoint, "shadow", {}, "DELETE"))
+
+    def shadow(self, endpoint: str) -> Flow[Document]:
+        """Return an endpoint's shadow, with the router's report if the router knows this shadow."""
+        stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
+        shown = yield from self._read(f"/api/router/v1/shadows/{_part(endpoint)}")
+        shadow, known = stored["shadow"], shown["shadow"]
+        if shadow is not None and (known is None or known["id"] != shadow["id"]):
+            shown = {"endpoint": endpoint, "problem": "", "report": None}
+        return {**shown, "shadow": shadow}
+
+    def _change(self, endpoint: str, what: str, body: Document, method: str = "POST") -> Flow[Document]:
         path = f"/api/registry/v1/endpoints/{_part(endpoint)}/{what}"
         headers = {"Content-Type": "application/json"}
         timeout_s = self.core.timeout_s
         content = orjson.dumps(body)
         answer = yield from self.core.caller.call(
-            "POST", path, timeout_s=timeout_s, headers=headers, content=content, repeatable=False
+            method, path, timeout_s=timeout_s, headers=headers, content=content, repeatable=False
         )
         return document_of(answer)
 
@@ -127,6 +145,22 @@ class TrafficCalls:
         """End a canary, or go back to an earlier version (None: the last one)."""
         return self._run(self._traffic.rollback(endpoint, version))
 
+    def start_shadow(self, endpoint: str, to: To, **options: Any) -> Document:
+        """Copy answered requests to a version or a deployment, and compare. Return the endpoint.
+
+        ``options``: ``rate`` (percent), ``max_per_s``, ``tolerance`` (a dict of ``rtol`` and ``atol``),
+        ``wake`` and ``until`` (a time as text).
+        """
+        return self._run(self._traffic.start_shadow(endpoint, to, options))
+
+    def shadow(self, endpoint: str) -> Document:
+        """Return an endpoint's ``shadow`` (None: none now) and its ``report`` (None: no counts yet)."""
+        return self._run(self._traffic.shadow(endpoint))
+
+    def stop_shadow(self, endpoint: str) -> Document:
+        """End shadow traffic. Return the endpoint."""
+        return self._run(self._traffic.stop_shadow(endpoint))
+
 
 class AsyncTrafficCalls:
     """The calls of :class:`TrafficCalls` for asyncio."""
@@ -163,3 +197,15 @@ class AsyncTrafficCalls:
     async def rollback(self, endpoint: str, version: int | None = None) -> Document:
         """End a canary, or go back to an earlier version (None: the last one)."""
         return await self._run(self._traffic.rollback(endpoint, version))
+
+    async def start_shadow(self, endpoint: str, to: To, **options: Any) -> Document:
+        """Copy answered requests and compare; see :meth:`TrafficCalls.start_shadow`."""
+        return await self._run(self._traffic.start_shadow(endpoint, to, options))
+
+    async def shadow(self, endpoint: str) -> Document:
+        """Return an endpoint's shadow; see :meth:`TrafficCalls.shadow`."""
+        return await self._run(self._traffic.shadow(endpoint))
+
+    async def stop_shadow(self, endpoint: str) -> Document:
+        """End shadow traffic. Return the endpoint."""
+        return await self._run(self._traffic.stop_shadow(endpoint))

@@ -67,3 +67,43 @@ def test_the_end_of_a_rollout(make: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert make(Plane(readings=3)).wait_rollout("digits", 60)["rollout"]["phase"] == "promoted"
     with pytest.raises(errors.DeadlinePassed, match="has not ended after 0 s: because"):
         make(Plane(readings=9)).wait_rollout("digits", 0)
+
+
+class ShadowPlane:
+    """The gateway's control plane with a shadow. ``known``: the id of the shadow that the router knows."""
+
+    def __init__(self, known: str | None = "s1") -> None:
+        self.known = known
+        self.sent: list[tuple[str, str, Any]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode()
+        if request.method != "GET":
+            self.sent.append((request.method, path, orjson.loads(request.content)))
+            return httpx.Response(200, json={"name": "digits"})
+        if path == "/api/router/v1/shadows/digits":
+            shadow = {"id": self.known} if self.known else None
+            report = {"verdict": "agrees"}
+            return httpx.Response(200, json={"shadow": shadow, "problem": "", "report": report})
+        return httpx.Response(200, json={"shadow": {"id": "s1", "deployment": "digits-v2"}})
+
+
+def test_a_shadow_is_started_shown_and_stopped(make: Any) -> None:  # noqa: F811
+    plane = ShadowPlane()
+    client = make(plane)
+    client.start_shadow("digits", 2, rate=20)
+    client.start_shadow("digits", "other", wake=True)
+    client.stop_shadow("digits")
+    path = "/api/registry/v1/endpoints/digits/shadow"
+    assert plane.sent == [
+        ("PUT", path, {"version": 2, "rate": 20}),
+        ("PUT", path, {"deployment": "other", "wake": True}),
+        ("DELETE", path, {}),
+    ]
+    found = client.shadow("digits")
+    assert (found["shadow"]["deployment"], found["report"]) == ("digits-v2", {"verdict": "agrees"})
+
+
+@pytest.mark.parametrize("known", ["s0", None])
+def test_the_report_of_an_earlier_shadow_is_not_shown(make: Any, known: str | None) -> None:  # noqa: F811
+    assert make(ShadowPlane(known)).shadow("digits")["report"] is None
