@@ -36,6 +36,7 @@ from services.gateway.api.inference.handler import InferenceHandler
 from services.gateway.api.inference.hot_path import HotPathProtocol
 from services.gateway.api.llm.error_forms import ERROR_FORMS
 from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.api.rows.errors import ROWS_ERROR_FORMS, rows_error_at
 from services.gateway.application.access_log import AccessLog, access_log_of
 from services.gateway.application.catalogue import Catalogue
 from services.gateway.application.inference.core import InferenceCore
@@ -47,6 +48,7 @@ from services.gateway.domain.request_costs import RequestCosts
 from services.gateway.feedback_wiring import FeedbackWiring
 from services.gateway.job_wiring import JobWiring
 from services.gateway.llm_wiring import LLM_BODIES, LlmWiring
+from services.gateway.rows_wiring import ROWS_BODIES, rows_routers
 from services.gateway.settings import GatewaySettings
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
@@ -63,13 +65,17 @@ HEAD_BYTES = 64 * 1024
 # The STREAMED paths have separate limits for bodies. Other paths have this low limit, because the memory
 # budget does not count their bodies, and on loopback they need no credential.
 API_BODY_BYTES = 64 * 1024
-STREAMED = {
-    r"/v2/models/.*/generate(_stream)?": None,
-    r"/v1/batches": None,
-    r"/v1/files": None,
-    r"/v1/feedback": FEEDBACK_BYTES,
-    r"/api/.*": None,
-} | LLM_BODIES
+STREAMED = (
+    {
+        r"/v2/models/.*/generate(_stream)?": None,
+        r"/v1/batches": None,
+        r"/v1/files": None,
+        r"/v1/feedback": FEEDBACK_BYTES,
+        r"/api/.*": None,
+    }
+    | LLM_BODIES
+    | ROWS_BODIES
+)
 
 
 class Gateway(NamedTuple):
@@ -140,6 +146,10 @@ def _rest_app(
             models.health,
             models.router,
             generate.router,
+            # Before OpenAI's: they share the path of one model.
+            *rows_routers(
+                parts.core, access, parts.limits, parts.metrics, parts.log, parts.catalogue, llm.openai.model
+            ),
             *llm.routers,
             *parts.job_wiring.routers,
             parts.feedback.router,
@@ -150,8 +160,10 @@ def _rest_app(
         body_bytes=API_BODY_BYTES,
         larger_bodies=STREAMED,
         origins=origins,
-        answer_error=llm.answer_error,
-        error_forms=ERROR_FORMS,
+        answer_error=lambda path, error, rid: (
+            rows_error_at(path, error) or llm.answer_error(path, error, rid)
+        ),
+        error_forms=ERROR_FORMS | ROWS_ERROR_FORMS,
     )
     if origins:
         cors.allow(app, origins)

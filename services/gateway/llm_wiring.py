@@ -48,7 +48,7 @@ class LlmWiring:
         metrics.on_forget.append(accounting.meters.forget)
         self.core = LlmCore(core, accounting)
         self.door = LlmDoor(self.core, limits, metrics, log, queue_comments=settings.llm_queue_comments)
-        openai = OpenAiRoutes(self.door, jobs)
+        self.openai = openai = OpenAiRoutes(self.door, jobs)
         self.routers: list[APIRouter] = [
             openai.router,
             TgiRoutes(self.door, openai).router,

@@ -18,6 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks import install, places
+from deploy.bootstrap.command import Runner
+from deploy.bootstrap.step import StepFailed
 from tests.conftest import PATIENCE_S, MadeOnce
 from tests.e2e.guard import Guard
 from tidegate import Client
@@ -26,6 +29,8 @@ from tidegate.kernel.settings.base import Settings
 from tidegate.stack.ports import free_ports
 
 REPO = Path(__file__).parents[2]
+# The environment of other systems' clients: benchmarks/peers/llm_clients.
+CLIENTS = "llm_clients"
 PORTS = (
     "GATEWAY_PORT",
     "GATEWAY_GRPC_PORT",
@@ -222,6 +227,18 @@ def served(stack: Stack, digits: Digits) -> str:
     """The example, deployed as ``digits``."""
     stack.deploy(digits.model, "digits", "--min", "1", "--max", "1")
     return "digits"
+
+
+@pytest.fixture(scope="session")
+def clients_python() -> Path:
+    """Return the Python that has other systems' clients. They are installed once."""
+    if not install.installed(CLIENTS):
+        print("Installing the clients of other systems, once: about a minute ...", flush=True)
+        try:
+            install.install(CLIENTS, Runner())
+        except StepFailed as failure:
+            pytest.skip(f"{failure.what} {failure.remedy}")
+    return places.python(CLIENTS)
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ _NO_KEYS = frozenset(
     for word in (b"-", b"EMPTY", b"empty", b"none", b"dummy", b"ollama", b"not-needed", b"sk-no-key-required")
 )
 _BEARER = b"Bearer "
+# SageMaker's clients sign requests. Their access key is the key here, and the signature is not checked.
+_AWS = b"AWS4-HMAC-SHA256 Credential="
 _REFUSALS = {
     "rate": (
         "rate_limited",
@@ -224,6 +226,8 @@ class Access:
                     "TIDEGATE_API_KEY); an admin makes one with `tidegate keys create NAME`"
                 )
             return ANONYMOUS
+        if credential.startswith(_AWS):
+            credential = _BEARER + credential[len(_AWS) :].partition(b"/")[0]
         known = self._known.get(credential)
         if known is not None and time.time() * 1e3 < known[1]:
             return known[0]

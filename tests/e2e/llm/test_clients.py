@@ -18,16 +18,12 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks import install, places
-from deploy.bootstrap.command import Runner
-from deploy.bootstrap.step import StepFailed
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
 from tests.e2e.llm.conftest import ENGINE, SLOTS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-ENVIRONMENT = "llm_clients"
 SKIPPED = "skipped: "
 SCRIPTS = sorted((Path(__file__).parent / "clients").glob("use_*.py"))
 
@@ -40,18 +36,6 @@ def checks(script: Path) -> list[str]:
 
 
 CHECKS = [(script.stem, check) for script in SCRIPTS for check in checks(script)]
-
-
-@pytest.fixture(scope="session")
-def clients_python() -> Path:
-    """Return the Python that has the clients. They are installed once, beside the benchmarks' peers."""
-    if not install.installed(ENVIRONMENT):
-        print("Installing the clients of language models, once: about a minute ...", flush=True)
-        try:
-            install.install(ENVIRONMENT, Runner())
-        except StepFailed as failure:
-            pytest.skip(f"{failure.what} {failure.remedy}")
-    return places.python(ENVIRONMENT)
 
 
 def limited_key(stack: Stack) -> str:

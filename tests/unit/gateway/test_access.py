@@ -90,6 +90,10 @@ def test_credentials():
     fixture.access.replace(table())
     assert fixture.access.problem() is None
     assert fixture.known(b"Bearer " + KEY) == WHO
+    signed = (
+        b"AWS4-HMAC-SHA256 Credential=" + KEY + b"/20261129/eu-central-1/sagemaker/aws4_request, Signature="
+    )
+    assert fixture.known(signed + b"1") == fixture.known(signed + b"2") == WHO
     for wrong in (b"Bearer " + OLD, b"Bearer tg_zz_s", b"Bearer x", b"Basic x", KEY, b"", b"Bearer \xff\xfe"):
         with pytest.raises(Unauthorized):
             fixture.known(wrong)

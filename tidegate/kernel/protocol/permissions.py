@@ -300,6 +300,30 @@ GATEWAY = RoutePermissions(
         for part in ("chat/completions", "completions", "embeddings", "responses")
     }
     | {"GET /v1/models": (INFER,), "GET /v1/models/{model}": (INFER,)}
+    # TensorFlow Serving's API and KServe's first version, which share the path of one model with OpenAI's.
+    | {
+        f"POST /v1/models/{{model}}{part}:{action}": (INFER,)
+        for part in ("", "/versions/{version}", "/labels/{label}")
+        for action in ("predict", "classify", "regress")
+    }
+    | {
+        f"GET /v1/models/{{model}}{part}": (INFER,)
+        for part in ("/metadata", "/versions/{version}", "/versions/{version}/metadata")
+    }
+    | {f"GET /v1/models/{{model}}/labels/{{label}}{part}": (INFER,) for part in ("", "/metadata")}
+    # TorchServe's API. The routes of the third line only say what to run instead.
+    | {f"POST /predictions/{{model}}{part}": (INFER,) for part in ("", "/{version}")}
+    | {f"GET /models{part}": (INFER,) for part in ("", "/{model}", "/{model}/{version}")}
+    | {"POST /models": (INFER,), "PUT /models/{model}": (INFER,), "DELETE /models/{model}": (INFER,)}
+    # SageMaker's and Azure ML's APIs.
+    | {
+        f"POST {path}": (INFER,)
+        for path in (
+            *("/invocations", "/models/{model}/invoke", "/endpoints/{model}/invocations"),
+            "/endpoints/{model}/score",
+        )
+    }
+    | {"GET /ping": (OPEN,)}
     # TGI's API. The path may name the model.
     | {f"POST {path}": (INFER,) for path in ("/", "/generate", "/generate_stream", "/tgi/{model}")}
     | {

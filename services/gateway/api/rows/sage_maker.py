@@ -1,0 +1,61 @@
+"""Serve the paths of SageMaker: those of its runtime (as boto3 calls them), and those of its containers."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from services.gateway.api.rows.door import Received, RowsDoor
+from services.gateway.api.rows.errors import sage_maker
+from services.gateway.domain.contract import Contract, Decoded
+from services.gateway.domain.rows import content
+from tidegate.kernel.protocol import bounded_json
+
+PROTOCOL = "sagemaker"
+TARGET_MODEL, TARGET_VARIANT = "x-amzn-sagemaker-target-model", "x-amzn-sagemaker-target-variant"
+ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
+
+
+class SageMakerRoutes:
+    """The routes of SageMaker. An endpoint's name is the name of a model here, a variant is a version."""
+
+    def __init__(self, door: RowsDoor) -> None:
+        self._door = door
+        self.router = APIRouter(tags=["SageMaker"])
+        add = self.router.add_api_route
+        for path in ("/invocations", "/endpoints/{model}/invocations", "/models/{model}/invoke"):
+            add(path, self.invoke, methods=["POST"], response_model=None)
+        add("/ping", self.ping, methods=["GET"], response_model=None)
+
+    async def ping(self, request: Request) -> Response:
+        """Answer 200 if requests can be routed and queued, else 503."""
+        healthy = not request.app.state.health.problems()
+        body = b'{"status": "Healthy"}' if healthy else b'{"status": "Unhealthy"}'
+        return Response(body, 200 if healthy else 503, media_type="application/json")
+
+    async def invoke(self, request: Request, model: str = "") -> Response:
+        """Answer JSON, JSON Lines, CSV, NumPy's format or raw bytes, in the type that is accepted."""
+
+        async def make(received: Received) -> Response:
+            name = model or received.header(TARGET_MODEL).removesuffix(".tar.gz").strip("/")
+            name = name or self._door.only(f"name one in the header {TARGET_MODEL}")
+            kind, by_row = received.header("content-type"), True
+
+            def decode(contract: Contract) -> Decoded:
+                nonlocal by_row
+                if content.is_json(kind):
+                    document = bounded_json.loads(received.body)
+                    by_row = not content.is_columns(document, contract)
+                    return content.from_json(document, contract)
+                return content.decode(kind, received.body, contract)
+
+            version = received.header(TARGET_VARIANT).removeprefix("v")
+            answer = await self._door.run(received, PROTOCOL, name, version, decode)
+            accept = received.header("accept") or kind
+            media, body = content.encode(accept, answer.outputs, rows=by_row)
+            variant = f"v{answer.result.route.version}"
+            headers = answer.headers | {"x-amzn-invoked-production-variant": variant}
+            if attributes := received.header(ATTRIBUTES):
+                headers[ATTRIBUTES] = attributes[:1024]
+            return Response(body, 200, headers, media)
+
+        return await self._door.respond(request, make, sage_maker)

@@ -1,0 +1,93 @@
+"""Serve TorchServe's inference API, and the parts of its management API that only read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from services.gateway.api.rows.door import Received, RowsDoor
+from services.gateway.api.rows.errors import torch_serve
+from services.gateway.domain.contract import Contract, Decoded
+from services.gateway.domain.rows import content, encoding
+from tidegate.kernel.errors import BadRequest, TidegateError
+
+PROTOCOL = "torchserve"
+_INSTEAD = {
+    "POST": "to register a model: `tidegate deploy FILE --name NAME`",
+    "PUT": "to change the number of workers: `tidegate scale NAME N`",
+    "DELETE": "to remove a model: `tidegate delete NAME`",
+}
+
+
+class TorchServeRoutes:
+    """The routes of TorchServe."""
+
+    def __init__(self, door: RowsDoor) -> None:
+        self._door = door
+        self.router = APIRouter(tags=["TorchServe"])
+        add = self.router.add_api_route
+        for path in ("/predictions/{model}", "/predictions/{model}/{version}"):
+            add(path, self.predict, methods=["POST"], response_model=None)
+        add("/models", self.models, methods=["GET"], response_model=None)
+        for path in ("/models/{model}", "/models/{model}/{version}"):
+            add(path, self.describe, methods=["GET"], response_model=None)
+        add("/models", self.refuse, methods=["POST"], response_model=None)
+        for method in ("PUT", "DELETE"):
+            name = f"refuse_{method.lower()}"
+            add("/models/{model}", self.refuse, methods=[method], response_model=None, name=name)
+
+    async def predict(self, request: Request, model: str, version: str = "") -> Response:
+        """Answer with the outputs as JSON: a list, or one value if the request was one value."""
+
+        async def make(received: Received) -> Response:
+            number = version.partition(".")[0]
+            kind = received.header("content-type")
+
+            def decode(contract: Contract) -> Decoded:
+                return content.decode(kind, received.body, contract)
+
+            answer = await self._door.run(received, PROTOCOL, model, number, decode)
+            result: Any = encoding.columns(answer.outputs)
+            if answer.result.rows == 1 and bytes(received.body[:1]) != b"[":
+                (result,) = encoding.as_rows(answer.outputs)
+            return Response(orjson.dumps(result), 200, answer.headers, "application/json")
+
+        return await self._door.respond(request, make, torch_serve)
+
+    async def models(self) -> Response:
+        """Return the models that the caller may use."""
+        try:
+            found = [{"modelName": each.name, "modelUrl": each.name} for each in self._door.endpoints()]
+        except TidegateError as error:
+            return torch_serve(error)
+        return Response(orjson.dumps({"models": found}), media_type="application/json")
+
+    async def describe(self, model: str, version: str = "") -> Response:
+        """Return the versions of a model and their ready workers."""
+        try:
+            endpoint = self._door.endpoint(model)
+            number = version.partition(".")[0]
+            wanted = sorted(endpoint.versions, key=int) if number in ("", "all") else [number]
+            routes = [(each, self._door.core.find(model, each)[1]) for each in wanted]
+        except TidegateError as error:
+            return torch_serve(error)
+        found = [
+            {
+                "modelName": model,
+                "modelVersion": f"{number}.0",
+                "runtime": route.format,
+                "batchSize": max(route.contract.max_batch, 1),
+                "workers": [
+                    {"id": str(at), "status": "READY"}
+                    for at in range(self._door.core.fleet(route.name).ready)
+                ],
+            }
+            for number, route in routes
+        ]
+        return Response(orjson.dumps(found), media_type="application/json")
+
+    async def refuse(self, request: Request) -> Response:
+        """Refuse to manage models, and say which command does it."""
+        return torch_serve(BadRequest(f"callers of models cannot manage them; {_INSTEAD[request.method]}"))

@@ -1,0 +1,203 @@
+"""Decode bodies by their content type, and encode answers by the type that the caller accepts.
+
+The types are those of SageMaker's containers: JSON, JSON Lines, CSV, NumPy's format, and raw bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+
+from services.gateway.domain.contract import Contract, Decoded, Inputs
+from services.gateway.domain.rows import decoding, encoding
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import bounded_json
+from tidegate.kernel.protocol.envelope import Buffer
+
+JSON, CSV, NPY, LINES = "application/json", "text/csv", "application/x-npy", "application/jsonlines"
+_LINES = frozenset({LINES, "application/x-jsonlines", "application/jsonl", "application/x-ndjson"})
+_NUMBERS = {"FP16", "FP32", "FP64"}
+_MOST_CELLS = 16 * 2**20
+_ROWS = ("instances", "features", "data", "dataframe_records")
+
+
+def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
+    """Return the request in a body; raise BadRequest. An empty ``content_type`` is JSON."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if is_json(kind):
+        return from_json(bounded_json.loads(body), contract)
+    if kind in _LINES:
+        lines = [line for line in bytes(body).splitlines() if line.strip()]
+        return decoding.from_rows([_row(bounded_json.loads(line)) for line in lines], contract)
+    if kind == CSV:
+        return _from_csv(body, contract)
+    if kind in (NPY, "application/x-numpy"):
+        return _from_npy(body, contract)
+    if kind.startswith(("image/", "audio/", "video/")) or kind in ("application/octet-stream", "text/plain"):
+        return _from_bytes(body, contract)
+    known = ", ".join((JSON, LINES, CSV, NPY, "image/*", "application/octet-stream"))
+    raise BadRequest(f"content type {kind[:80]!r} is not supported; expected one of {known}")
+
+
+def is_json(content_type: str) -> bool:
+    """Return True for JSON and its relatives, and without a type."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind in ("", JSON) or kind.endswith("+json")
+
+
+def from_json(document: Any, contract: Contract) -> Decoded:
+    """Return the request in a JSON document: ``instances``, ``inputs``, a list of rows, or an object."""
+    if isinstance(document, list):
+        return decoding.from_rows(document, contract)
+    if not isinstance(document, dict):
+        raise BadRequest("the request must be a JSON object or a list of rows")
+    for name in _ROWS:
+        if name in document and name not in contract.inputs:
+            return decoding.from_rows(document[name], contract)
+    if is_columns(document, contract):
+        return decoding.from_columns(document["inputs"], contract)
+    if document.keys() & contract.inputs.keys():
+        return decoding.from_rows([document], contract)
+    raise BadRequest(
+        "the request has neither 'instances' (rows) nor 'inputs' (columns); "
+        f"the model takes {list(contract.inputs)}"
+    )
+
+
+def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[str, bytes]:
+    """Return the content type and the body of an answer. ``rows``: the request had rows.
+
+    Types that are not known become JSON, as in SageMaker's containers.
+    """
+    kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
+    kind = next((each for each in kinds if each in (JSON, CSV, NPY) or each in _LINES), JSON)
+    if kind == CSV:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(cells(found))
+        return CSV, text.getvalue().encode()
+    if kind == NPY:
+        if len(found) != 1:
+            raise BadRequest(f"{NPY} holds one output, but the model returns {list(found)}: accept {JSON}")
+        raw = io.BytesIO()
+        (array,) = found.values()
+        np.save(raw, array.astype(str) if array.dtype == object else array, allow_pickle=False)
+        return NPY, raw.getvalue()
+    if kind in _LINES:
+        return kind, b"".join(orjson.dumps(row) + b"\n" for row in encoding.as_rows(found))
+    body = {"predictions": encoding.as_rows(found)} if rows else {"outputs": encoding.columns(found)}
+    return JSON, orjson.dumps(body)
+
+
+def cells(found: dict[str, np.ndarray]) -> list[list[Any]]:
+    """Return the outputs as lines of a table: the values of each row, output after output."""
+    lines: list[list[Any]] = []
+    for row in encoding.as_rows(found):
+        values = row.values() if isinstance(row, dict) and row.keys() == found.keys() else [row]
+        lines.append([cell for value in values for cell in _flat(value)])
+    return lines
+
+
+def _flat(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        return [value]
+    return [cell for each in value for cell in _flat(each)]
+
+
+def is_columns(document: Any, contract: Contract) -> bool:
+    """Return True if a JSON document has the columns of its request in ``inputs``."""
+    return (
+        isinstance(document, dict)
+        and "inputs" in document
+        and "inputs" not in contract.inputs
+        and not any(name in document and name not in contract.inputs for name in _ROWS)
+    )
+
+
+def _row(value: Any) -> Any:
+    """Return a line's row. SageMaker's own algorithms have it in ``features``."""
+    return value["features"] if isinstance(value, dict) and value.keys() == {"features"} else value
+
+
+def _from_csv(body: Buffer, contract: Contract) -> Decoded:
+    try:
+        lines = [line for line in csv.reader(io.StringIO(bytes(body).decode())) if line]
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise BadRequest(f"the body is not CSV: {problem}") from None
+    if not lines:
+        raise BadRequest("the CSV has no line")
+    width = len(lines[0])
+    if width * len(lines) > _MOST_CELLS:
+        raise BadRequest(f"the CSV has more than {_MOST_CELLS} cells: send {NPY}")
+    names = list(contract.inputs)
+    if len(names) == 1 or width != len(names):
+        values: Any = [[_cell(cell, names[0], contract) for cell in line] for line in lines]
+        if width == 1 and not contract.inputs[names[0]][1].dims:
+            values = [line[0] for line in values]
+        return decoding.from_rows(values, contract)
+    if any(len(line) != width for line in lines):
+        raise BadRequest(f"every line of the CSV must have {width} cells, for the inputs {names}")
+    table = [[_cell(line[at], name, contract) for line in lines] for at, name in enumerate(names)]
+    return decoding.from_columns(decoding.named(names, table), contract)
+
+
+def _cell(text: str, name: str, contract: Contract) -> Any:
+    kind = contract.inputs[name][1].datatype.name
+    if kind == "BYTES":
+        return text
+    try:
+        return float(text) if kind in _NUMBERS else int(text)
+    except ValueError:
+        raise BadRequest(f"input {name!r}: the cell {text[:40]!r} is not {kind}") from None
+
+
+def _from_npy(body: Buffer, contract: Contract) -> Decoded:
+    array = _array(body)
+    name = decoding.only(contract)
+    datatype = contract.inputs[name][1].datatype
+    if datatype.name == "BYTES":
+        return decoding.from_columns(array.astype(str).tolist(), contract)
+    if datatype.name == "BF16" or not np.can_cast(array.dtype, datatype.numpy, "same_kind"):
+        raise BadRequest(f"input {name!r}: expected {datatype.name}, got an array of {array.dtype}")
+    inputs = Inputs(contract)
+    inputs.expect(name, datatype.name, list(array.shape))
+    inputs.put(np.ascontiguousarray(array, dtype=datatype.numpy).tobytes())
+    tensors, data, rows = inputs.done()
+    return Decoded("", rows, contract.key(tensors, (), {}), data, None, False, None, 0)
+
+
+def _array(body: Buffer) -> np.ndarray:
+    """Return the array in a .npy body. ``np.load`` would allocate whatever size the head says."""
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+        read = one if version == (1, 0) else two
+        shape, fortran, dtype = read(file)
+    except (ValueError, EOFError, SyntaxError) as problem:
+        raise BadRequest(f"the body is not an array in NumPy's format (.npy): {problem}") from None
+    if dtype.hasobject:
+        raise BadRequest("the array holds Python objects, which are not loaded: send numbers or strings")
+    size, left = math.prod(shape) * dtype.itemsize, len(body) - file.tell()
+    if size != left:
+        raise BadRequest(f"the head of the array says {size} bytes, but {left} follow")
+    flat = np.frombuffer(body, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _from_bytes(body: Buffer, contract: Contract) -> Decoded:
+    names = [name for name, (_, tensor) in contract.inputs.items() if tensor.datatype.name == "BYTES"]
+    if len(names) != 1 or contract.required - set(names):
+        raise BadRequest(
+            f"raw bytes need a model with one input of strings; this model takes {list(contract.inputs)}: "
+            f"send {JSON}"
+        )
+    tensor = contract.inputs[names[0]][1]
+    value: Any = bytes(body)
+    for _ in range(len(tensor.dims) + (contract.max_batch > 0)):
+        value = [value]
+    return decoding.from_columns({names[0]: value}, contract)

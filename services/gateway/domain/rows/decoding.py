@@ -1,0 +1,108 @@
+"""Decode rows (a list with an element for each row) and columns (a list for each input), and check them.
+
+Both forms are those of TensorFlow Serving's REST API. The datatype and the shape follow from the signature.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.gateway.domain.contract import Contract, Decoded, Inputs, inputs_unknown
+from services.gateway.domain.generate import fitting
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.bounded_json import shown
+from tidegate.kernel.protocol.tensors import from_json
+
+B64 = "b64"
+_MAX_DEPTH = 32
+
+
+def from_rows(rows: Any, contract: Contract) -> Decoded:
+    """Return a request of rows; raise BadRequest, or Unavailable without a signature.
+
+    A row is the value of the only input, or an object of the inputs by name.
+    """
+    _known(contract)
+    if not isinstance(rows, list) or not rows:
+        raise BadRequest(f"expected a list with at least one row, got {shown(rows)}")
+    names = list(contract.inputs)
+    if not all(_is_named(row, contract) for row in rows):
+        return from_columns({only(contract): rows}, contract)
+    given = rows[0].keys()
+    for at, row in enumerate(rows):
+        if row.keys() != given:
+            raise BadRequest(f"row {at} has the inputs {sorted(row)}, but row 0 has {sorted(given)}")
+    if unknown := sorted(given - contract.inputs.keys()):
+        raise BadRequest(f"input {unknown[0]!r} does not exist; the model takes {names}")
+    return from_columns({name: [row[name] for row in rows] for name in given}, contract)
+
+
+def from_columns(columns: Any, contract: Contract) -> Decoded:
+    """Return a request of columns: an object of the inputs by name, or the value of the only input.
+
+    Each value has the batch axis first if the model has one. Raise BadRequest, or Unavailable without a
+    signature.
+    """
+    _known(contract)
+    if not _is_named(columns, contract):
+        columns = {only(contract): columns}
+    inputs = Inputs(contract)
+    for name, value in columns.items():
+        if name not in contract.inputs:
+            raise BadRequest(f"input {name!r} does not exist; the model takes {list(contract.inputs)}")
+        tensor = contract.inputs[name][1]
+        values = _plain(value) if tensor.datatype.name == "BYTES" else value
+        shape = _shape(name, tensor.dims, values, batched=contract.max_batch > 0)
+        datatype = inputs.expect(name, tensor.datatype.name, shape)
+        inputs.put(from_json(name, datatype, shape, values if isinstance(values, list) else [values]))
+    tensors, data, rows = inputs.done()
+    return Decoded("", rows, contract.key(tensors, (), {}), data, None, False, None, 0)
+
+
+def _shape(name: str, dims: tuple[int, ...], values: Any, *, batched: bool) -> list[int]:
+    if not batched:
+        return fitting(name, dims, values)
+    if not isinstance(values, list) or not values:
+        raise BadRequest(f"input {name!r}: expected a list with an element for each row, got {shown(values)}")
+    return [len(values), *fitting(name, dims, values[0])]
+
+
+def _known(contract: Contract) -> None:
+    if contract.signature is None:
+        raise inputs_unknown()
+
+
+def only(contract: Contract) -> str:
+    """Return the name of the only input that a request must have; raise BadRequest if there are several."""
+    names = list(contract.inputs)
+    needed = [name for name in names if name in contract.required] or names
+    if len(needed) != 1:
+        raise BadRequest(f"the model takes the inputs {names}: name them, as in {{{names[0]!r}: ...}}")
+    return needed[0]
+
+
+def _is_named(value: Any, contract: Contract) -> bool:
+    """Return True for an object of inputs by name. ``{"b64": "..."}`` is a value."""
+    return isinstance(value, Mapping) and (value.keys() != {B64} or B64 in contract.inputs)
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Return strings with each ``{"b64": "..."}`` as bytes; raise BadRequest."""
+    if isinstance(value, list):
+        if depth > _MAX_DEPTH:
+            raise BadRequest(f"lists are nested more than {_MAX_DEPTH} deep")
+        return [_plain(each, depth + 1) for each in value]
+    if isinstance(value, Mapping) and value.keys() == {B64}:
+        try:
+            return base64.b64decode(value[B64], validate=True)
+        except (binascii.Error, TypeError, ValueError):
+            raise BadRequest(f"'b64' is not base64: {shown(value[B64])}") from None
+    return value
+
+
+def named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Return the columns of a table by the names of inputs."""
+    return dict(zip(names, values, strict=True))

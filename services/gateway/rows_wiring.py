@@ -1,0 +1,44 @@
+"""Build the APIs of other systems for tensors, on one door."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter, Response
+
+from services.gateway.api.body_limits import BodyLimits
+from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.api.rows.azure_ml import AzureMlRoutes
+from services.gateway.api.rows.door import RowsDoor
+from services.gateway.api.rows.sage_maker import SageMakerRoutes
+from services.gateway.api.rows.tf_serving import TfServingRoutes
+from services.gateway.api.rows.torch_serve import TorchServeRoutes
+from services.gateway.application.access import Access
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.catalogue import Catalogue
+from services.gateway.application.inference.core import InferenceCore
+
+# The paths whose routes limit their bodies, like STREAMED in app.py.
+ROWS_BODIES: dict[str, int | None] = {
+    r"/v1/models/[^/]+(/(versions|labels)/[^/]+)?:(predict|classify|regress)": None,
+    r"/predictions/.*|/invocations|/endpoints/.*|/models/[^/]+/invoke": None,
+}
+
+
+def rows_routers(
+    core: InferenceCore,
+    access: Access,
+    limits: BodyLimits,
+    metrics: GatewayMetrics,
+    log: AccessLog,
+    catalogue: Catalogue,
+    openai: Callable[[str], Awaitable[Response]],
+) -> list[APIRouter]:
+    """Return the routers. ``openai`` answers for a language model at ``GET /v1/models/{model}``."""
+    door = RowsDoor(core, access, limits, metrics, log)
+    return [
+        TfServingRoutes(door, catalogue, openai).router,
+        TorchServeRoutes(door).router,
+        SageMakerRoutes(door).router,
+        AzureMlRoutes(door).router,
+    ]

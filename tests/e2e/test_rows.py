@@ -1,0 +1,180 @@
+"""Clients of other systems, unmodified, against the served example: their answers equal onnxruntime's."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+
+from tests.e2e.conftest import Digits, Stack
+
+pytestmark = pytest.mark.e2e
+
+ROWS = 7
+TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def http(stack: Stack, served: str) -> httpx.Client:
+    return httpx.Client(base_url=stack.settings.gateway_url, timeout=60)
+
+
+@pytest.fixture
+def rows(digits: Digits) -> list[list[float]]:
+    found: list[list[float]] = digits.images[:ROWS].tolist()
+    return found
+
+
+def same(digits: Digits, labels: Any, probabilities: Any) -> None:
+    assert list(labels) == digits.labels[:ROWS].tolist()
+    assert np.abs(np.asarray(probabilities) - digits.probabilities[:ROWS]).max() < TOLERANCE
+
+
+def test_tensorflow_serving_and_kserve(http: httpx.Client, digits: Digits, rows: list[list[float]]):
+    predictions = http.post("/v1/models/digits:predict", json={"instances": rows}).json()["predictions"]
+    same(digits, [p["label"] for p in predictions], [p["probabilities"] for p in predictions])
+    body = {"signature_name": "serving_default", "inputs": {"image": rows}}
+    outputs = http.post("/v1/models/digits/versions/1:predict", json=body).json()["outputs"]
+    same(digits, outputs["label"], outputs["probabilities"])
+    examples = {"examples": [{"image": row} for row in rows]}
+    results = http.post("/v1/models/digits/labels/stable:classify", json=examples).json()["results"]
+    assert [max(each, key=lambda pair: pair[1])[0] for each in results] == [
+        str(label) for label in digits.labels[:ROWS]
+    ]
+    numbers = http.post("/v1/models/digits:regress", json=examples).json()["results"]
+    assert numbers == digits.labels[:ROWS].tolist()
+
+
+def test_tensorflow_servings_status_metadata_and_errors(http: httpx.Client, rows: list[list[float]]):
+    status = http.get("/v1/models/digits").json()
+    assert (status["name"], status["ready"]) == ("digits", True)
+    assert [(each["version"], each["state"]) for each in status["model_version_status"]] == [
+        ("1", "AVAILABLE")
+    ]
+    signature = http.get("/v1/models/digits/metadata").json()["metadata"]["signature_def"]["signature_def"]
+    image = signature["serving_default"]["inputs"]["image"]
+    assert (image["dtype"], [dim["size"] for dim in image["tensor_shape"]["dim"]]) == (
+        "DT_FLOAT",
+        ["-1", "64"],
+    )
+    for path, body, code, text in (
+        ("digits:predict", {"instances": [[1, 2]]}, 400, "input 'image'"),
+        ("digits:predict", {"rows": rows}, 400, "'instances'"),
+        ("digits:predict", {"signature_name": "x", "instances": rows}, 400, "signature"),
+        ("nobody:predict", {"instances": rows}, 404, "nobody"),
+        ("digits/versions/9:predict", {"instances": rows}, 404, "9"),
+        ("digits/labels/beta:predict", {"instances": rows}, 404, "label"),
+    ):
+        answer = http.post(f"/v1/models/{path}", json=body)
+        assert (answer.status_code, text in answer.json()["error"]) == (code, True), answer.text
+
+
+def test_torchserve(http: httpx.Client, digits: Digits, rows: list[list[float]]):
+    outputs = http.post("/predictions/digits/1.0", json=rows).json()
+    same(digits, outputs["label"], outputs["probabilities"])
+    one = http.post("/predictions/digits", json={"data": rows[:1]}).json()
+    assert one["label"] == digits.labels[0]
+    assert http.get("/ping").json() == {"status": "Healthy"}
+    assert {"modelName": "digits", "modelUrl": "digits"} in http.get("/models").json()["models"]
+    (described,) = http.get("/models/digits").json()
+    assert (described["modelVersion"], len(described["workers"])) == ("1.0", 1)
+    unknown = http.post("/predictions/nobody", json=rows)
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "ModelNotFoundException")
+    scaled = http.put("/models/digits", params={"min_worker": 2})
+    assert (scaled.status_code, "tidegate scale" in scaled.json()["message"]) == (400, True)
+
+
+class SageMaker:
+    """The real SDK, in its environment."""
+
+    def __init__(self, python: Path, url: str, key: str) -> None:
+        self._python, self._url, self._key = python, url, key
+
+    def invoke(self, *calls: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the answers to calls of ``invoke_endpoint``. Their bodies are bytes."""
+        sent = [call | {"Body": base64.b64encode(call["Body"]).decode()} for call in calls]
+        given = json.dumps({"url": self._url, "key": self._key, "calls": sent})
+        script = Path(__file__).with_name("use_sagemaker.py")
+        done = subprocess.run(
+            [self._python, script], input=given, text=True, capture_output=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
+
+@pytest.fixture(scope="module")
+def sagemaker(stack: Stack, served: str, clients_python: Path) -> SageMaker:
+    return SageMaker(clients_python, stack.settings.gateway_url, "EMPTY")
+
+
+def test_sagemaker_with_boto3(sagemaker: SageMaker, digits: Digits, rows: list[list[float]]):
+    to = {"EndpointName": "digits"}
+    array = io.BytesIO()
+    np.save(array, np.asarray(rows, "<f4"))
+    table = "\n".join(",".join(map(repr, row)) for row in rows).encode()
+    as_json, as_csv, as_lines = sagemaker.invoke(
+        to | {
+            "ContentType": "application/json",
+            "Body": json.dumps({"instances": rows}).encode(),
+            "CustomAttributes": "mine=1",
+        },
+        to | {"ContentType": "text/csv", "Body": table},
+        to | {
+            "ContentType": "application/x-npy",
+            "Accept": "application/jsonlines",
+            "Body": array.getvalue(),
+        },
+    )  # fmt: skip
+    predictions = orjson.loads(base64.b64decode(as_json["Body"]))["predictions"]
+    same(digits, [p["label"] for p in predictions], [p["probabilities"] for p in predictions])
+    assert (as_json["ContentType"], as_json["InvokedProductionVariant"]) == ("application/json", "v1")
+    assert as_json["CustomAttributes"] == "mine=1"
+    cells = np.loadtxt(io.BytesIO(base64.b64decode(as_csv["Body"])), delimiter=",")
+    same(digits, cells[:, 0].astype(int), cells[:, 1:])
+    lines = [orjson.loads(line) for line in base64.b64decode(as_lines["Body"]).splitlines()]
+    same(digits, [p["label"] for p in lines], [p["probabilities"] for p in lines])
+
+
+def test_boto3_reads_the_errors(sagemaker: SageMaker):
+    kind = {"ContentType": "application/json"}
+    wrong, unknown = sagemaker.invoke(
+        kind | {"EndpointName": "digits", "Body": b"{}"},
+        kind | {"EndpointName": "nobody", "Body": b"[[1]]"},
+    )
+    assert wrong["error"]["Code"] == unknown["error"]["Code"] == "ValidationError"
+    assert "instances" in wrong["error"]["Message"]
+    assert "nobody" in unknown["error"]["Message"]
+
+
+def test_sagemakers_containers(http: httpx.Client, digits: Digits, rows: list[list[float]]):
+    for path, headers in (
+        ("/models/digits/invoke", {}),
+        ("/invocations", {"X-Amzn-SageMaker-Target-Model": "digits.tar.gz"}),
+    ):
+        answer = http.post(path, json={"inputs": {"image": rows}}, headers=headers)
+        outputs = answer.json()["outputs"]
+        same(digits, outputs["label"], outputs["probabilities"])
+
+
+def test_azure_ml(http: httpx.Client, digits: Digits, rows: list[list[float]]):
+    headers = {"azureml-model-deployment": "v1"}
+    for body in (
+        {"input_data": rows},
+        {"data": rows},
+        {"input_data": {"columns": list(range(64)), "data": rows}},
+    ):
+        answer = http.post("/endpoints/digits/score", json=body, headers=headers)
+        found = answer.json()
+        same(digits, [p["label"] for p in found], [p["probabilities"] for p in found])
+        assert answer.headers["azureml-model-deployment"] == "v1"
+    refused = http.post("/endpoints/digits/score", json={"input_data": [[1]]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_request")

@@ -1,0 +1,190 @@
+"""Requests as rows and columns, in the content types of other systems."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from services.gateway.domain.contract import Contract
+from services.gateway.domain.rows import content, decoding, encoding
+from tidegate.kernel.errors import BadRequest, Unavailable
+from tidegate.kernel.protocol.envelope import Tensor, read_call_key
+from tidegate.kernel.protocol.models import Signature
+from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
+
+pytestmark = pytest.mark.unit
+
+IMAGE = {"name": "image", "datatype": "FP32", "shape": [2]}
+AGE = {"name": "age", "datatype": "INT64", "shape": []}
+NAME = {"name": "name", "datatype": "BYTES", "shape": []}
+
+
+def contract(*inputs: dict[str, Any], batch: int = 8) -> Contract:
+    outputs = [{"name": "y", "datatype": "FP32", "shape": [1]}]
+    found = {"inputs": list(inputs), "outputs": outputs, "max_batch_size": batch}
+    return Contract(Signature.model_validate(found))
+
+
+def floats(raw: Any) -> list[float]:
+    return np.frombuffer(bytes(raw), "<f4").tolist()
+
+
+def test_rows_of_the_only_input():
+    found = decoding.from_rows([[1, 2], [3, 4], [5, 6]], contract(IMAGE))
+    assert (found.rows, floats(found.data[0])) == (3, [1, 2, 3, 4, 5, 6])
+    assert [t.dims for t in read_call_key(found.key).inputs] == [(2,)]
+
+
+def test_rows_with_named_inputs_are_in_the_signatures_order():
+    found = decoding.from_rows([{"name": "a", "age": 1}, {"name": "b", "age": 2}], contract(AGE, NAME))
+    ages, names = found.data
+    assert (np.frombuffer(bytes(ages), "<i8").tolist(), unpack_strings(bytes(names))) == (
+        [1, 2],
+        [b"a", b"b"],
+    )
+
+
+def test_columns_have_the_rows_first():
+    found = decoding.from_columns({"age": [1, 2, 3]}, contract(AGE))
+    assert found.rows == 3
+    assert decoding.from_columns([[1, 2]], contract(IMAGE)).rows == 1
+
+
+def test_a_model_without_a_batch_axis_gets_all_rows_as_one_tensor():
+    grid = {"name": "grid", "datatype": "FP32", "shape": [-1, 2]}
+    found = decoding.from_rows([[1, 2], [3, 4]], contract(grid, batch=0))
+    assert (found.rows, floats(found.data[0])) == (0, [1, 2, 3, 4])
+
+
+def test_bytes_as_base64():
+    found = decoding.from_rows([{"b64": "/wA="}, "text"], contract(NAME))
+    assert unpack_strings(bytes(found.data[0])) == [b"\xff\0", b"text"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "problem"),
+    [
+        ([], (IMAGE,), "at least one row"),
+        ({"a": 1}, (IMAGE,), "at least one row"),
+        ([[1, 2], [3]], (IMAGE,), "input 'image'"),
+        ([[1, 2], [3, "x"]], (IMAGE,), "element 3"),
+        ([1, 2], (AGE, NAME), "name them"),
+        ([{"age": 1, "name": "a"}, {"age": 2}], (AGE, NAME), "row 1 has the inputs"),
+        ([{"age": 1}], (AGE, NAME), "missing input 'name'"),
+        ([{"wrong": 1}], (AGE,), "input 'wrong' does not exist"),
+        ([{"b64": "%"}], (NAME,), "not base64"),
+        ([[0, 0]] * 9, (IMAGE,), "batch size 9"),
+    ],
+)
+def test_wrong_rows_are_refused(rows: Any, inputs: tuple[dict[str, Any], ...], problem: str):
+    with pytest.raises(BadRequest, match=problem):
+        decoding.from_rows(rows, contract(*inputs))
+
+
+def test_before_the_signature_is_known_the_caller_shall_try_again():
+    with pytest.raises(Unavailable):
+        decoding.from_rows([[1]], Contract(None))
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b'{"instances": [[1, 2], [3, 4]]}'),
+        ("application/json; charset=utf-8", b"[[1, 2], [3, 4]]"),
+        ("", b'{"inputs": {"image": [[1, 2], [3, 4]]}}'),
+        ("application/jsonlines", b'[1, 2]\n{"features": [3, 4]}\n'),
+        ("text/csv", b"1,2\n3,4\n"),
+        ("application/x-npy", npy(np.array([[1, 2], [3, 4]], "<f4"))),
+        ("application/x-npy", npy(np.asfortranarray(np.array([[1, 2], [3, 4]], ">i2").astype("<f2")))),
+    ],
+)
+def test_every_content_type_gives_the_same_request(kind: str, body: bytes):
+    found = content.decode(kind, body, contract(IMAGE))
+    assert (found.rows, floats(found.data[0])) == (2, [1, 2, 3, 4])
+
+
+def test_a_table_with_a_column_for_each_input():
+    found = content.decode("text/csv", b'1,"a, b"\n2,c\n', contract(AGE, NAME))
+    assert unpack_strings(bytes(found.data[1])) == [b"a, b", b"c"]
+
+
+def test_raw_bytes_become_one_row():
+    found = content.decode("image/png", b"\x89PNG", contract(NAME))
+    assert (found.rows, unpack_strings(bytes(found.data[0]))) == (1, [b"\x89PNG"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "problem"),
+    [
+        ("application/x-recordio-protobuf", b"", "is not supported; expected one of"),
+        ("application/json", b'{"rows": []}', "neither 'instances'"),
+        ("application/json", b"7", "JSON object or a list"),
+        ("text/csv", b"1,x\n", "the cell 'x' is not FP32"),
+        ("text/csv", b"\xff\n", "not CSV"),
+        ("text/csv", b"\n\n", "no line"),
+        ("application/x-npy", b"\x93NUMPY\x01", "NumPy's format"),
+        ("application/x-npy", npy(np.zeros((2, 2), "<f4"))[:-1], "but 15 follow"),
+        ("application/x-npy", npy(np.array([{"a": 1}], object)), "Python objects"),
+        ("application/x-npy", npy(np.zeros((1, 2), "<c8")), "expected FP32, got an array of complex64"),
+        ("image/png", b"\x89PNG", "raw bytes need a model with one input of strings"),
+    ],
+)
+def test_wrong_bodies_are_refused(kind: str, body: bytes, problem: str):
+    with pytest.raises(BadRequest, match=problem):
+        content.decode(kind, body, contract(IMAGE))
+
+
+def answer() -> dict[str, np.ndarray]:
+    label = Tensor("label", DATATYPES["INT64"], ())
+    scores = Tensor("scores", DATATYPES["FP32"], (2,))
+    data = [np.array([1, 0], "<i8").tobytes(), np.array([[0.25, 0.75], [0.5, 0.5]], "<f4").tobytes()]
+    return encoding.arrays([label, scores], data, 2)
+
+
+def test_answers_as_rows_columns_scores_and_numbers():
+    found = answer()
+    assert encoding.as_rows(found)[0] == {"label": 1, "scores": [0.25, 0.75]}
+    assert encoding.columns(found) == {"label": [1, 0], "scores": [[0.25, 0.75], [0.5, 0.5]]}
+    assert encoding.scores(found).tolist() == [[0.25, 0.75], [0.5, 0.5]]
+    assert encoding.numbers(found) == [1.0, 0.0]
+
+
+def test_the_only_output_stands_for_itself_and_strings_that_are_no_text_are_base64():
+    found = encoding.arrays([Tensor("t", DATATYPES["BYTES"], ())], [pack_strings([b"a", b"\xff"])], 2)
+    assert encoding.as_rows(found) == ["a", {"b64": "/w=="}]
+
+
+def test_answers_that_are_not_rows_are_refused_as_rows():
+    found = encoding.arrays([Tensor("t", DATATYPES["FP32"], ())], [np.zeros(1, "<f4").tobytes()], 0)
+    with pytest.raises(BadRequest, match="send 'inputs'"):
+        encoding.as_rows(found)
+
+
+@pytest.mark.parametrize(
+    ("accept", "media", "body"),
+    [
+        ("text/csv", "text/csv", b"1,0.25,0.75\n0,0.5,0.5\n"),
+        ("application/jsonlines", "application/jsonlines",
+         b'{"label":1,"scores":[0.25,0.75]}\n{"label":0,"scores":[0.5,0.5]}\n'),
+        ("*/*", "application/json", orjson.dumps({"predictions": encoding.as_rows(answer())})),
+    ],
+)  # fmt: skip
+def test_answers_have_the_accepted_type(accept: str, media: str, body: bytes):
+    assert content.encode(accept, answer(), rows=True) == (media, body)
+
+
+def test_an_array_is_answered_in_numpys_format():
+    found = {"scores": answer()["scores"]}
+    media, body = content.encode("application/x-npy", found, rows=True)
+    assert media == "application/x-npy"
+    assert np.load(io.BytesIO(body)).tolist() == [[0.25, 0.75], [0.5, 0.5]]
