@@ -6,10 +6,11 @@ import asyncio
 import queue
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -20,6 +21,9 @@ from tritonclient.grpc import service_pb2_grpc as stubs
 from tritonclient.utils import InferenceServerException
 
 from services.gateway.application.inference.core import MAX_TIMEOUT_MS
+from services.gateway.domain.feedback_ids import FeedbackIds
+from tests.conftest import PATIENCE_S
+from tests.integration.gateway.process import make_table
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.presence import ModelMetadata
 from tidegate.kernel.store import Store
@@ -39,6 +43,18 @@ def request(**given: Any) -> Any:
     if not made.inputs:
         made.inputs.add(name="x", datatype="FP32", shape=[1, 2])
         made.raw_input_contents.append(struct.pack("<2f", 1, 2))
+    return made
+
+
+@pytest.fixture(scope="module")
+def table() -> Callable[..., dict[str, Any]]:
+    """Return a table whose endpoint collects feedback."""
+
+    def made(deployment: str, **given: Any) -> dict[str, Any]:
+        found = make_table(deployment, **given)
+        found["endpoints"]["digits"]["feedback"] = True
+        return found
+
     return made
 
 
@@ -119,6 +135,35 @@ async def test_metadata_of_a_call(stub, worker, version):
     assert sum(float(v) for k, v in parts.items() if k != "total") == pytest.approx(
         float(parts["total"]), abs=0.01
     )
+
+
+async def test_ids_for_feedback(stub, gateway, worker):
+    call = stub.ModelInfer(request(), metadata=(("x-request-id", "abc"),))
+    answer = await call
+    trailer = dict(await call.trailing_metadata())["x-feedback-id"]
+    assert answer.parameters["feedback_id"].string_param == trailer
+    facts = FeedbackIds("token").read(trailer)
+    assert facts is not None
+    assert (facts.deployment, facts.request_id, facts.assigned) == (gateway.deployment, "abc", True)
+    versioned = stub.ModelInfer(request(model_version="1"))
+    facts = FeedbackIds("token").read((await versioned).parameters["feedback_id"].string_param)
+    assert facts is not None
+    assert not facts.assigned, "the request chose its version"
+
+    async def requests() -> AsyncIterator[Any]:
+        yield request()
+
+    async for streamed in stub.ModelStreamInfer(requests()):
+        assert FeedbackIds("token").read(streamed.infer_response.parameters["feedback_id"].string_param)
+    body = {"x": [[1, 2]]}
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
+        for path, content in (("infer", {"inputs": [tensor]}), ("generate", body), ("generate_stream", body)):
+            told = await http.post(f"/v2/models/digits/{path}", json=content, headers={"x-request-id": "r"})
+            facts = FeedbackIds("token").read(told.headers.get("x-feedback-id", ""))
+            assert facts is not None, told.text
+            assert (facts.request_id, facts.assigned) == ("r", True)
+            assert told.headers["x-request-id"] == "r"
 
 
 async def test_typed_contents(stub, worker):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 
+from services.gateway.domain.feedback_ids import FeedbackIds
 from tests.conftest import PATIENCE_S
+from tests.integration.gateway.process import make_table
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, SIGNATURE, LlmRequest, Resume
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
@@ -19,6 +21,18 @@ pytestmark = pytest.mark.integration
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "digits", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+
+
+@pytest.fixture(scope="module")
+def table() -> Callable[..., dict[str, Any]]:
+    """Return a table whose endpoint collects feedback."""
+
+    def made(deployment: str, **given: Any) -> dict[str, Any]:
+        found = make_table(deployment, **given)
+        found["endpoints"]["digits"]["feedback"] = True
+        return found
+
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +127,9 @@ async def test_a_stream(client, engine):
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert [orjson.loads(e[6:])["choices"][0]["delta"]["content"] for e in (first, second)] == ["a", "b"]
     assert orjson.loads(first[6:])["model"] == "digits"
+    facts = FeedbackIds("token").read(answer.headers["x-feedback-id"])
+    assert facts is not None
+    assert (facts.endpoint, facts.version, facts.assigned) == ("digits", "1", True)
     assert timing.startswith(": server-timing: decode;dur=")
     assert done == "data: [DONE]"
     assert (asked.path, asked.resume) == (CHAT, None)
@@ -141,6 +158,7 @@ async def test_a_whole_answer(client, engine):
     assert answer.status_code == 200, answer.text
     assert answer.json() == {"object": "list", "data": [], "model": "digits:pirate"}
     assert "total;dur=" in answer.headers["server-timing"]
+    assert FeedbackIds("token").read(answer.headers["x-feedback-id"]) is not None
     assert (asked.path, asked.body["model"]) == ("/v1/embeddings", "digits:pirate")
 
 
