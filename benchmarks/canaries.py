@@ -172,17 +172,19 @@ def _deploy(running: stack.Stack, case: Case, name: str) -> None:
 def main() -> int:
     """Run, print, write canaries.json and the pictures. Return 1 if a canary ended wrongly."""
     chosen = _arguments()
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    pictures: Path = chosen.pictures or chosen.out
+    for folder in (chosen.out, pictures):
+        folder.mkdir(parents=True, exist_ok=True)
     machine = report.machine()
     outcomes = []
     with session.session(), stack.tidegate("canaries") as running:
         for case in CASES:
-            outcomes.append(asyncio.run(rollout(running, case, chosen.rate, chosen.limit, chosen.out)))
+            outcomes.append(asyncio.run(rollout(running, case, chosen.rate, chosen.limit, pictures)))
             print(outcomes[-1].lines(), flush=True)
     print(report.machine_line(machine))
     out: Path = chosen.out / "canaries.json"
     report.write_json(out, {"machine": machine, "outcomes": [asdict(outcome) for outcome in outcomes]})
-    print(f"Results and pictures: {out.parent}")
+    print(f"Results: {out.parent}, pictures: {pictures}")
     return 0 if all(outcome.right for outcome in outcomes) else 1
 
 
@@ -191,6 +193,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=60.0, help="requests per second (default: 60)")
     parser.add_argument(
         "--limit", type=float, default=150.0, help="longest time of a rollout in seconds (default: 150)"
+    )
+    parser.add_argument(
+        "--pictures", type=Path, help="folder for the pictures (default: that of the results)"
     )
     return parser.parse_args()
 
