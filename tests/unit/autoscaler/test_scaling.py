@@ -76,6 +76,17 @@ def test_the_baseline_of_a_canary_keeps_its_replicas(make_world, deployment):
     assert world.statuses[NAME].desired < high
 
 
+def test_a_canary_without_requests_stays_awake(make_world, deployment):
+    """It gets no requests before it is ready, so no request would wake it."""
+    world = make_world(deployment(name="digits-v2", min_replicas=0, scale_to_zero_after_s=30))
+    world.endpoints = [a_rollout("running")]
+    world.run(300)
+    assert len(world.names("digits-v2")) == 1
+    world.endpoints = [a_rollout("rolled_back")]
+    world.run(300)
+    assert not world.names("digits-v2")
+
+
 def test_up_at_once_and_down_after_the_window(make_world, deployment):
     world = make_world(deployment(max_replicas=8))
     world.call_ms = 20.0
