@@ -14,28 +14,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
-import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from benchmarks import options, report, session, stack
-from benchmarks.deaths import Worker
 from tidegate.kernel.tasks import TaskSet
 
-MODEL = stack.MODELS / "canary" / "model.py"
+MODEL = stack.MODELS / "faults" / "model.py"
 SIGNATURE = ("--signature", str(MODEL.with_name("signature.json")))
-ONE = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
+STALLING = 1000.0  # the process of the model that gets this number stalls: see its file
 DAY_S = 20
 SETTINGS = {"TIDEGATE_WATCH_DAY_S": str(DAY_S), "TIDEGATE_WATCH_INTERVAL_S": "2"}
 WINDOW = ("--window", "30s", "--past", "10m", "--days", "2")
@@ -43,7 +38,6 @@ LIMIT_S = 120.0
 POLL_S = 4.0
 CALLERS, LOYAL = 30, 6
 OVERLOAD = 12.0
-STOPPED_S, RUNS_S = 0.35, 0.03
 
 Endpoint = str
 
@@ -125,7 +119,7 @@ class World:
             ("overload", 1, 1, 30),
         ):  # fmt: skip
             await self.command(
-                "deploy", str(MODEL), "--name", name, *SIGNATURE, "--env", f"CANARY_MS={ms}",
+                "deploy", str(MODEL), "--name", name, *SIGNATURE, "--env", f"FAULTS_MS={ms}",
                 "--min", str(low), "--max", str(high),
             )  # fmt: skip
         self.traffic["leaving"].keys = await self._keys()
@@ -149,6 +143,9 @@ class World:
         states = json.loads(await self.command("diagnose", *WINDOW, "--json"))["endpoints"]
         return all(each["state"] != "learning" and each["days"] >= days for each in states)
 
+    def _url(self, endpoint: Endpoint) -> str:
+        return f"{self.running.url}/v2/models/{endpoint}/infer"
+
     async def _keys(self) -> list[str]:
         made = []
         for number in range(CALLERS):
@@ -158,7 +155,7 @@ class World:
 
     async def _send_all(self, traffic: Traffic) -> None:
         pending = TaskSet()
-        url = f"{self.running.url}/v2/models/{traffic.endpoint}/infer"
+        url = self._url(traffic.endpoint)
         limits = httpx.Limits(max_connections=400)
         async with httpx.AsyncClient(timeout=30, limits=limits, trust_env=False) as client:
             while not self._stop.is_set():
@@ -171,7 +168,7 @@ class World:
         if traffic.keys:
             headers["Authorization"] = f"Bearer {random.choice(traffic.keys)}"
         try:
-            answer = await client.post(url, json=ONE, headers=headers)
+            answer = await client.post(url, json=request(1.0), headers=headers)
             traffic.failed += answer.status_code != 200
         except httpx.HTTPError:
             traffic.failed += 1
@@ -189,41 +186,26 @@ class World:
         with tempfile.TemporaryDirectory() as folder:
             other = Path(folder) / "model.py"
             other.write_text(f"{MODEL.read_text()}# slow\n")
-            await self.command("deploy", str(other), "--name", "slow", *SIGNATURE, "--env", "CANARY_MS=40")
+            await self.command("deploy", str(other), "--name", "slow", *SIGNATURE, "--env", "FAULTS_MS=40")
 
     async def oversized_replicas(self) -> None:
         """Start four replicas, as an operator may do it before an event and then forget it."""
         await self.command("scale", "oversized", "4")
 
     async def stalled_replica(self) -> None:
-        """Stop the model's process of one replica most of the time, as a noisy neighbour does it."""
-        replicas = json.loads(await self.command("replicas", "--json"))["items"]
-        mine = sorted(
-            (r for r in replicas if r["deployment"].startswith("stalled")), key=lambda r: r["replica"]
-        )
-        worker = Worker(mine[0]["pid"], 0)
-        self._tasks.append(asyncio.create_task(self._stall(worker)))
-
-    async def _stall(self, worker: Worker) -> None:
-        pids = worker.model_processes()
-        try:
-            while not self._stop.is_set():
-                for pid in pids:
-                    os.kill(pid, signal.SIGSTOP)
-                await asyncio.sleep(STOPPED_S)
-                for pid in pids:
-                    os.kill(pid, signal.SIGCONT)
-                await asyncio.sleep(RUNS_S)
-        except ProcessLookupError:
-            return
-        finally:
-            for pid in pids:
-                with suppress(ProcessLookupError, psutil.Error):
-                    os.kill(pid, signal.SIGCONT)
+        """Send the request after which one replica takes much longer for each call."""
+        async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+            answer = await client.post(self._url("stalled"), json=request(STALLING))
+            answer.raise_for_status()
 
     async def too_many_requests(self) -> None:
         """Send more requests than one replica can answer."""
         self.traffic["overload"].rate *= OVERLOAD
+
+
+def request(value: float) -> dict[str, Any]:
+    """Return the body of a request."""
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [value]}]}
 
 
 FAULTS = (

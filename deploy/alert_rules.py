@@ -1,4 +1,4 @@
-"""Write ``deploy/alert-rules.yml``, the rules of alerts for Prometheus: ``python -m deploy.alert_rules``."""
+"""Write ``deploy/monitoring/alerts.yml``, the alerts for Prometheus: ``python -m deploy.alert_rules``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from services.router.domain.alerts.prometheus import rule_file
 
-FILE = Path(__file__).with_name("alert-rules.yml")
+FILE = Path(__file__).parent / "monitoring" / "alerts.yml"
 
 if __name__ == "__main__":
     FILE.write_text(rule_file())

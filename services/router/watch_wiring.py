@@ -19,6 +19,7 @@ from services.router.application.dead_letters import DeadLetters
 from services.router.application.diagnosis import Diagnosis
 from services.router.application.endpoint_watch import EndpointWatch
 from services.router.application.version_judgements import Snapshot, VersionJudgements
+from services.router.domain.alerts.cost_findings import cost_findings
 from services.router.domain.alerts.notifications import Pace
 from services.router.settings import RouterSettings
 from tidegate.kernel.store import Store
@@ -40,6 +41,7 @@ class WatchWiring(NamedTuple):
         """Let the routes find the parts. ``drift``, ``quality``: the judgements of versions."""
         judgements = app.state.judgements = VersionJudgements(drift, quality)
         self.alerts.findings.append(judgements.findings)
+        self.alerts.findings.append(lambda: cost_findings(self.watch.endpoints(), self.watch.last.statuses))
         app.state.watch, app.state.alerts, app.state.alert_sender = self.watch, self.alerts, self.sender
         app.state.mail, app.state.smtp_from = self.mail, self.mail.sender
         app.state.diagnosis = self.diagnosis

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 
 from services.router.application.endpoint_watch import EndpointWatch
+from services.router.domain.alerts.error_budgets import error_budgets
 from services.router.domain.diagnosis.case import Spans
 from services.router.domain.watch import shown
 from tidegate.kernel.errors import NotFound, Unavailable
@@ -52,6 +53,19 @@ async def history(
         else await asyncio.to_thread(found.pieces, now - last_s, now + 60.0)
     )
     return {"endpoint": name, "level": level, "items": [shown.point(each) for each in windows]}
+
+
+@router.get("/slo")
+async def slo(request: Request) -> dict[str, Any]:
+    """Return the error budgets of all endpoints with objectives: what is left, and how fast it burns."""
+    watch = leading(request)
+    items = [
+        budget
+        for each in watch.endpoints()
+        if each.slo is not None
+        for budget in error_budgets(each.name, each.slo, watch.history.of(each.name), watch.last.at)
+    ]
+    return {"items": items}
 
 
 @router.get("/diagnosis")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 PROMTOOL = os.environ.get("TIDEGATE_PROMTOOL") or shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(not PROMTOOL, reason="promtool is not installed (apt install prometheus)")
-FILE = Path(__file__).parents[3] / "deploy" / "alert-rules.yml"
+FILE = Path(__file__).parents[3] / "deploy" / "monitoring" / "alerts.yml"
 M, MINUTES = 'endpoint="m"', 180
 _ = "tidegate_endpoint_"
 

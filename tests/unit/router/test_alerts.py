@@ -19,6 +19,8 @@ from services.router.domain.alerts.alert_rules import (
     factor,
     limits_of,
 )
+from services.router.domain.alerts.cost_findings import cost_findings
+from services.router.domain.alerts.error_budgets import error_budgets
 from services.router.domain.alerts.facts import DAY, HOUR, Counts, Facts, Finding, baseline, totals
 from services.router.domain.alerts.notifications import Notification, Pace, Receiver, due, for_receiver
 from services.router.domain.alerts.silences import Silence
@@ -27,6 +29,7 @@ from services.router.domain.alerts.version_findings import drift_findings, drift
 from services.router.domain.watch.history import Brief, History
 from services.router.domain.watch.window import Window
 from tidegate.kernel.protocol.latency_buckets import bucket_of
+from tidegate.kernel.protocol.models import Endpoint, Target
 from tidegate.kernel.protocol.service_level import AlertLimits, ServiceLevel
 
 pytestmark = pytest.mark.unit
@@ -267,3 +270,26 @@ def test_a_drop_of_quality_names_the_measure_that_changed_most():
     assert (found.rule, found.endpoint) == ("QualityDrop", "m")
     assert found.summary == "the quality of m v2 dropped: accuracy is 0.6; in its first window it was 0.9"
     assert drift_states([*places, places[0] | {"state": "steady"}]) == {"m": "drifted"}
+
+
+def test_a_cost_that_limits_replicas_is_a_finding():
+    endpoint = Endpoint(name="m", targets=[Target(deployment="m-v1")], revision=1)
+    status = {"rule": "budget", "reason": "the budget of the month is used up", "cost_per_hour": 2.0}
+    (found,) = cost_findings([endpoint], {"m-v1": status})
+    assert (found.rule, found.endpoint, found.subject, found.value) == ("CostCap", "m", "m-v1", 2.0)
+    assert found.summary.endswith("the budget of the month is used up")
+    assert cost_findings([endpoint], {"m-v1": {"rule": "demand"}}) == []
+
+
+def test_the_rest_of_an_error_budget():
+    history, slo = History(), ServiceLevel(availability=99, latency_ms=100, latency_target=90, window="1d")
+    for minute in range(120):
+        failed = 1 if minute < 60 else 0
+        at = T0 // 3600 * 3600 + minute * 60
+        history.add({"m": Window(at, at + 60, outcomes={"ok": 100 - failed}, failed=failed, slow=5)})
+    first, second = error_budgets("m", slo, history.of("m"), T0 // 3600 * 3600 + 7200)
+    assert (first["objective"], first["requests"], first["bad"]) == ("availability", 12_000, 60)
+    assert (first["attained"], first["left"]) == (pytest.approx(99.5), pytest.approx(0.5))
+    assert (first["burn"]["1h"], first["burn"]["6h"]) == (0.0, pytest.approx(0.5))
+    assert (second["bad"], second["left"]) == (660, pytest.approx(0.45))
+    assert next(iter(error_budgets("m", slo, History().of("m"), T0)))["left"] is None

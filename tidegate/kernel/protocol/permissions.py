@@ -192,6 +192,7 @@ ROUTER = RoutePermissions(
         "GET /v1/top": LOOK,
         "GET /v1/history/{name}": LOOK,
         "GET /v1/diagnosis": LOOK,
+        "GET /v1/slo": LOOK,
         "GET /v1/shadows/{name}": LOOK,
         "GET /v1/quality": LOOK,
         "GET /v1/quality/{name}": LOOK,

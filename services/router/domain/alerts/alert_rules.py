@@ -269,7 +269,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "CostCap", "warning", 0.0, "the cost reaches its cap", _found("CostCap"),
         f'{_E}_finding{{rule="CostCap"}} == 1',
-        "tidegate diagnose {endpoint}",
+        "tidegate costs {endpoint}",
     ),
 )  # fmt: skip
 BY_NAME = {rule.name: rule for rule in RULES}
