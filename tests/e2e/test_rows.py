@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import orjson
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Digits, Stack
 
 pytestmark = pytest.mark.e2e
@@ -84,7 +86,10 @@ def test_torchserve(http: httpx.Client, digits: Digits, rows: list[list[float]])
     assert one["label"] == digits.labels[0]
     assert http.get("/ping").json() == {"status": "Healthy"}
     assert {"modelName": "digits", "modelUrl": "digits"} in http.get("/models").json()["models"]
-    (described,) = http.get("/models/digits").json()
+    end = time.monotonic() + PATIENCE_S
+    while not (described := http.get("/models/digits").json()[0])["workers"]:
+        assert time.monotonic() < end, "the gateway does not learn of the replica"
+        time.sleep(0.1)
     assert (described["modelVersion"], len(described["workers"])) == ("1.0", 1)
     unknown = http.post("/predictions/nobody", json=rows)
     assert (unknown.status_code, unknown.json()["type"]) == (404, "ModelNotFoundException")
