@@ -46,6 +46,8 @@ def build_serving(
 
     ``fetch_bytes`` is the most bytes of tensors that are fetched from the blob store before their model call.
     """
+    if jobs is not None:
+        jobs.scheduler.sampler = sampler
     requests = RequestConsumer(amqp_url, queue, replica, publisher, claims=claims, fetch_bytes=fetch_bytes)
     scheduler = BatchScheduler(
         publisher,

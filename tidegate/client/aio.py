@@ -21,6 +21,7 @@ from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.llm import ChatResult
 from tidegate.client.llm_aio import AsyncLlmCalls
 from tidegate.client.llm_flows import LlmFlows
+from tidegate.client.quality import AsyncQualityCalls, QualityFlows
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
 from tidegate.client.traffic import AsyncTrafficCalls, TrafficFlows
@@ -98,7 +99,7 @@ class AsyncBatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls):
+class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls):
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
     Use it for many concurrent calls: ``await asyncio.gather(*(client.infer(...) for ...))``.
@@ -121,6 +122,7 @@ class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls):
         self._llm = LlmFlows(self._core)
         self._feedback = FeedbackFlows(self._core)
         self._traffic = TrafficFlows(self._core)
+        self._quality = QualityFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**found.options(), transport=transport)
 

@@ -21,6 +21,7 @@ from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.llm import ChatResult
 from tidegate.client.llm_flows import LlmFlows
 from tidegate.client.llm_sync import LlmCalls
+from tidegate.client.quality import QualityCalls, QualityFlows
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
 from tidegate.client.traffic import TrafficCalls, TrafficFlows
@@ -97,7 +98,7 @@ class BatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class Client(LlmCalls, TrafficCalls):
+class Client(LlmCalls, TrafficCalls, QualityCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
@@ -124,6 +125,7 @@ class Client(LlmCalls, TrafficCalls):
         self._llm = LlmFlows(self._core)
         self._feedback = FeedbackFlows(self._core)
         self._traffic = TrafficFlows(self._core)
+        self._quality = QualityFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**found.options(), transport=transport)
 

@@ -54,6 +54,8 @@ class DriftJudge:
         self._quality = quality
         self._blobs = blobs
         self._versions: dict[VersionKey, DriftHistory] = {}
+        # Comparisons with the version before. They take long, so they are made when a window is closed.
+        self._compared: dict[VersionKey, tuple[int, Comparison]] = {}
         self._repeated_at = float("-inf")
         self._published: dict[str, tuple[str, bool]] = {}
         self._metrics = DriftMetrics()
@@ -78,9 +80,9 @@ class DriftJudge:
         desired = self._desired()
         items = []
         for key in sorted(_deployed(desired)):
-            against = self._against(key)
+            against = self._compared.get(key)
             line = drift_report.summary(*key, self._of(key), self._limits, against[1] if against else None)
-            items.append(line | _places(desired, key))
+            items.append(line | drift_report.places(desired, key))
         return {"items": items}
 
     def shown(self, name: str) -> dict[str, Any]:
@@ -88,9 +90,9 @@ class DriftJudge:
         desired = self._desired()
         items = []
         for key in self._keys(desired, name):
-            against = self._against(key)
+            against = self._compared.get(key)
             line = drift_report.detail(*key, self._of(key), self._limits, against)
-            items.append(line | _places(desired, key))
+            items.append(line | drift_report.places(desired, key))
         return {"name": name, "items": items}
 
     def rows(self, name: str) -> AsyncIterator[bytes]:
@@ -183,6 +185,7 @@ class DriftJudge:
             history = self._of(key)
             if await asyncio.to_thread(history.close, time.time(), self._limits, self._policy):
                 closed.append(key)
+                await self._compare(key, history)
                 self._log(key, history)
                 if history.last is not None:
                     self._quality.add_window(key, history.last.profile, history.last.end)
@@ -279,10 +282,13 @@ class DriftJudge:
                 return number, history
         return None
 
-    def _against(self, key: VersionKey) -> tuple[int, Comparison] | None:
-        found = self._predecessor(key)
-        comparison = self._of(key).against(found[1], self._policy) if found else None
-        return (found[0], comparison) if found and comparison is not None else None
+    async def _compare(self, key: VersionKey, history: DriftHistory) -> None:
+        """Compare the last window with that of the version before."""
+        self._compared.pop(key, None)
+        if (found := self._predecessor(key)) is not None:
+            comparison = await asyncio.to_thread(history.against, found[1], self._policy)
+            if comparison is not None:
+                self._compared[key] = found[0], comparison
 
 
 def _labelled(desired: DesiredState) -> set[str]:
@@ -297,15 +303,6 @@ def _labelled(desired: DesiredState) -> set[str]:
 
 def _deployed(desired: DesiredState) -> set[VersionKey]:
     return {(each.model, each.version) for each in desired.deployments}
-
-
-def _places(desired: DesiredState, key: VersionKey) -> dict[str, list[str]]:
-    """Return the Deployments of a version, and the endpoints that send traffic there."""
-    deployments = [each.name for each in desired.deployments if (each.model, each.version) == key]
-    endpoints = [
-        each.name for each in desired.endpoints if set(drift_report.deployments_of(each)) & set(deployments)
-    ]
-    return {"deployments": deployments, "endpoints": endpoints}
 
 
 def _decoded(raws: Iterable[bytes]) -> list[ProfilePiece]:

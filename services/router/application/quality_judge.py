@@ -12,7 +12,7 @@ from services.router.adapters.drift_metrics import QualityMetrics
 from services.router.adapters.quality_file import QualityFile
 from services.router.adapters.registry_cache import RegistryCache
 from services.router.domain import quality_report
-from services.router.domain.drift_report import versions_of
+from services.router.domain.drift_report import places, versions_of
 from services.router.domain.quality_estimate import estimate
 from services.router.domain.quality_history import QualityHistory, QualityLimits
 from tidegate.kernel import telemetry
@@ -85,17 +85,21 @@ class QualityJudge:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the quality of all deployed versions. Raise Unavailable if another router leads."""
-        deployed = {(each.model, each.version) for each in self._desired().deployments}
-        return {"items": [self._summary(key) for key in sorted(deployed)]}
+        desired = self._desired()
+        deployed = {(each.model, each.version) for each in desired.deployments}
+        return {"items": [self._summary(key) | places(desired, key) for key in sorted(deployed)]}
 
     def shown(self, name: str) -> dict[str, Any]:
         """Return the quality of the versions behind a name. Raise NotFound or Unavailable."""
-        keys = versions_of(self._desired(), name)
+        desired = self._desired()
+        keys = versions_of(desired, name)
         if not keys:
             raise NotFound(
                 f"There is no endpoint, Deployment or deployed model {name!r}. `tidegate models` lists them."
             )
-        items = [quality_report.detail(*key, self._of(key), self._limits) for key in keys]
+        items = [
+            quality_report.detail(*key, self._of(key), self._limits) | places(desired, key) for key in keys
+        ]
         return {"name": name, "items": items}
 
     def _summary(self, key: VersionKey) -> dict[str, Any]:

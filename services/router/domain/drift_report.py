@@ -37,6 +37,13 @@ def deployments_of(endpoint: Endpoint) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def places(desired: DesiredState, key: tuple[str, int]) -> dict[str, list[str]]:
+    """Return the Deployments of a version, and the endpoints that send traffic there."""
+    deployments = [each.name for each in desired.deployments if (each.model, each.version) == key]
+    endpoints = [each.name for each in desired.endpoints if set(deployments_of(each)) & set(deployments)]
+    return {"deployments": deployments, "endpoints": endpoints}
+
+
 def state_of(history: DriftHistory) -> tuple[str, str]:
     """Return the state of a version's drift, and the reason if there is no verdict.
 

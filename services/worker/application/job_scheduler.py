@@ -28,6 +28,7 @@ from services.worker.application.model_calls import (
     decide_failure,
     replies_to,
 )
+from services.worker.application.sampler import Sampler
 from services.worker.domain.concurrency import jobs_ahead
 from services.worker.domain.job_backlog import JobBacklog, QueuedJob
 from services.worker.domain.statistics import WorkStats
@@ -70,7 +71,10 @@ class JobScheduler:
 
     A job that was lost with its worker or model server is a suspect: it runs alone in the model.
     ``slots``: the most requests that a decoupled model works on at the same time; 0: it is not decoupled.
+    ``sampler`` samples the calls; None: they are not sampled.
     """
+
+    sampler: Sampler | None = None
 
     def __init__(self, records: JobRecords, *, max_rows: int, slots: int = 0) -> None:
         self._records = records
@@ -324,6 +328,8 @@ class JobScheduler:
             raise
         ledger.answered(mark, group)
         count_success(self.stats, group, started, spent)
+        if (sampler := self.sampler) is not None and sampler.wants:
+            sampler.add(group, answer)
         shared = len(group)
         self._record(
             [

@@ -1,0 +1,83 @@
+"""Read the drift and the quality of versions through a gateway: shared by both clients.
+
+The caller's key needs the scope that the router's routes need (`docs/access.md`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from tidegate.client.core import Core
+from tidegate.client.flow import Flow, T
+from tidegate.client.jobs import Document, document_of
+
+
+@dataclass(frozen=True, slots=True)
+class QualityFlows:
+    """The calls. Each returns a document of the router."""
+
+    core: Core
+
+    def read(self, what: str, name: str | None) -> Flow[Document]:
+        """Return ``drift`` or ``quality`` of the versions behind a name; None: of all versions."""
+        path = f"/api/router/v1/{what}" + (f"/{quote(name, safe='')}" if name is not None else "")
+        return document_of((yield from self.core.call("GET", path, None)))
+
+    def rebase(self, name: str) -> Flow[Document]:
+        """Freeze new baselines from the next rows."""
+        answer = yield from self.core.caller.call(
+            "POST",
+            f"/api/router/v1/drift/{quote(name, safe='')}/rebase",
+            timeout_s=self.core.timeout_s,
+            headers={"Content-Type": "application/json"},
+            content=b"{}",
+            repeatable=True,
+        )
+        return document_of(answer)
+
+
+class QualityCalls:
+    """The blocking calls. See `docs/drift.md`."""
+
+    _quality: QualityFlows
+
+    @abstractmethod
+    def _run(self, flow: Flow[T]) -> T: ...
+
+    def drift(self, name: str | None = None) -> Document:
+        """Return ``items``: the drift of each version behind an endpoint, a Deployment or a model.
+
+        With a name the items have all ``columns`` and ``points``. None: a summary of all deployed versions.
+        """
+        return self._run(self._quality.read("drift", name))
+
+    def quality(self, name: str | None = None) -> Document:
+        """Return ``items``: the quality of each version, from labels and estimated without them."""
+        return self._run(self._quality.read("quality", name))
+
+    def rebase_drift(self, name: str) -> Document:
+        """Freeze new baselines from the next rows. Versions with training data keep theirs."""
+        return self._run(self._quality.rebase(name))
+
+
+class AsyncQualityCalls:
+    """The calls of :class:`QualityCalls` for asyncio."""
+
+    _quality: QualityFlows
+
+    @abstractmethod
+    async def _run(self, flow: Flow[T]) -> T: ...
+
+    async def drift(self, name: str | None = None) -> Document:
+        """Return the drift of versions; see :meth:`QualityCalls.drift`."""
+        return await self._run(self._quality.read("drift", name))
+
+    async def quality(self, name: str | None = None) -> Document:
+        """Return the quality of versions; see :meth:`QualityCalls.quality`."""
+        return await self._run(self._quality.read("quality", name))
+
+    async def rebase_drift(self, name: str) -> Document:
+        """Freeze new baselines; see :meth:`QualityCalls.rebase_drift`."""
+        return await self._run(self._quality.rebase(name))
