@@ -2,7 +2,7 @@
 
 200 callers with one key send requests to a model that sleeps 20 ms, each one again as soon as it has an
 answer, until the budget is used up. The sum of the costs in the answers may pass the budget by no more than
-one lease of a process: its cost of 0.1 seconds.
+one lease of a process: the requests of 0.1 seconds, each at its cost alone in a replica.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ async def measure(running: Stack, requests: int) -> dict[str, Any]:
     return {
         "budget": budget,
         "spent": found.spent,
-        "lease": found.spent / seconds * LEASE_S / GATEWAYS,
+        "lease": len(found.costs) / seconds * LEASE_S / GATEWAYS * price,
         "answers": dict(found.statuses),
         "cost_of_a_request": found.spent / max(1, len(found.costs)),
         "seconds": seconds,

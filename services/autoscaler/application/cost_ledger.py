@@ -171,9 +171,10 @@ class CostLedger:
         found = {}
         for name, deployment in self._deployments.items():
             used = self._used.get(name)
-            nanos = self._rate_of(deployment).per_hour * NANOS / 3.6e9 * self._book.sharing.get(name, 1.0)
+            alone = self._rate_of(deployment).per_hour * NANOS / 3.6e9
             refused = refusal(deployment, used) if used is not None else ""
-            found[name] = DeploymentCosts(nanos, refused, used.until if used is not None else 0.0)
+            until = used.until if used is not None else 0.0
+            found[name] = DeploymentCosts(alone * self._book.sharing.get(name, 1.0), refused, until, alone)
         return CostFacts(prices.currency, found, prices.tokens)
 
     def rates(self) -> dict[str, Any]:

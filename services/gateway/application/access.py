@@ -121,10 +121,12 @@ class Grant:
         tokens_out: int = 0,
         failed: bool = False,
         route: DeploymentRoute | None = None,
+        whole_us: int = 0,
     ) -> None:
         """Count a request that has ended.
 
         ``compute_us``: its share of the model's time in us. ``received``, ``sent``: bytes of the bodies.
+        ``whole_us``: the time of its whole model call, which may have had other requests.
         ``route``: the Deployment that answered; None: there is no answer, so the caller is not charged.
         """
         if not self._open:
@@ -134,7 +136,7 @@ class Grant:
             nanos = 0
             if self._limiter.budget is not None and route is not None and self._costs is not None:
                 nanos = self._costs.of(route, compute_us, tokens_in, tokens_out)
-                self._costs.learn(self._endpoint, nanos)
+                self._costs.learn(self._endpoint, route, nanos, compute_us, whole_us)
             self._limiter.finish(self._reserved, nanos)
         counts = self._count(self._principal.id, self._endpoint)
         counts[0] += 1
@@ -150,10 +152,10 @@ class Grant:
     def accepted(self, received: int) -> None:
         """Count the body of a request that became a job. The rest is counted when the job ends.
 
-        Another process learns the job's real cost, so the reserved one is charged.
+        Another process learns the job's real cost, so the mean cost of a request is charged.
         """
         if self._open:
-            self._end(self._reserved.nanos)
+            self._end(0 if self._costs is None else self._costs.mean(self._endpoint))
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, cost: UsageCost, received: int) -> None:
@@ -168,6 +170,7 @@ class Grant:
             tokens_out=cost.tokens_out,
             failed=not cost.answers,
             route=cost.route,
+            whole_us=cost.whole_us,
         )
 
     def cancel(self) -> None:
@@ -262,7 +265,7 @@ class Access:
         if limiter is not None:
             nanos = 0
             if limiter.budget is not None and self._costs is not None:
-                nanos = self._costs.expected(endpoint)
+                nanos = self._costs.most(endpoint)
             reached = limiter.take(time.monotonic(), nanos)
             if reached is not None:
                 raise _too_many(reached, limiter)

@@ -16,19 +16,19 @@ from tidegate.kernel.protocol.envelope import Reply
 from tidegate.kernel.protocol.prices import TokenPrice
 from tidegate.kernel.protocol.usage import tokens
 
-# Before a caller's first answer from an endpoint, a request is expected to cost as much as a second of a
-# replica.
+# Before the first answer from an endpoint, a request may cost as much as a second of a replica.
 FIRST_US = 1_000_000
-# The weight of the last answer in the expected cost of the next one.
-WEIGHT = 0.1
+# The weight of the last answer in the mean cost, and in the greatest cost if it is cheaper.
+WEIGHT, DECAY = 0.1, 0.01
 
 
 class RequestCosts:
-    """The rates of all Deployments, and the expected cost of a request at each endpoint."""
+    """The rates of all Deployments, and the cost of a request at each endpoint so far."""
 
     def __init__(self) -> None:
         self._facts = CostFacts()
-        self._expected: dict[str, float] = {}
+        self._most: dict[str, float] = {}
+        self._mean: dict[str, float] = {}
         # The Deployments that take no requests, because a budget of theirs is used up.
         self.refused: frozenset[str] = frozenset()
 
@@ -56,18 +56,30 @@ class RequestCosts:
         nanos = self.of(route, compute_us(reply), *(tokens(parameters) if parameters else ()))
         return b"%d.%09d %s" % (nanos // NANOS, nanos % NANOS, self._facts.currency.encode())
 
-    def expected(self, endpoint: str) -> int:
+    def most(self, endpoint: str) -> int:
         """Return the cost to reserve for the next request of an endpoint, at least 1."""
-        known = self._expected.get(endpoint)
+        known = self._most.get(endpoint)
         return max(1, round(self._dearest() * FIRST_US if known is None else known))
 
-    def learn(self, endpoint: str, nanos: int) -> None:
-        """Take the cost of an answer into account. A dear answer counts at once, a cheap one slowly."""
-        known = self._expected.get(endpoint)
-        if known is None or nanos > known:
-            self._expected[endpoint] = nanos
-        else:
-            self._expected[endpoint] = known + WEIGHT * (nanos - known)
+    def mean(self, endpoint: str) -> int:
+        """Return the expected cost of a request of an endpoint."""
+        return round(self._mean.get(endpoint, 0.0))
+
+    def learn(
+        self, endpoint: str, route: DeploymentRoute, nanos: int, compute_us: int, whole_us: int
+    ) -> None:
+        """Take an answer and its cost into account.
+
+        ``whole_us``: the time of its model call, of which ``compute_us`` is its share. A call may be alone in
+        its replica, and a request alone in its call. Then it costs the most.
+        """
+        found = self._facts.deployments.get(route.name)
+        alone = found.alone if found is not None else 0.0
+        most = max(nanos, nanos - self._rate(route.name) * compute_us + alone * max(whole_us, compute_us))
+        known = self._most.get(endpoint, 0.0)
+        self._most[endpoint] = most if most > known else known + DECAY * (most - known)
+        mean = self._mean.get(endpoint, float(nanos))
+        self._mean[endpoint] = mean + WEIGHT * (nanos - mean)
 
     def _rate(self, deployment: str) -> float:
         found = self._facts.deployments.get(deployment)

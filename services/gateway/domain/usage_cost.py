@@ -20,11 +20,13 @@ def compute_us(reply: Reply) -> int:
 class UsageCost:
     """The cost of a stream so far. ``queued``: the stream was queued, so its usage is reported.
 
-    ``route``: the Deployment of the last answer.
+    ``route``: the Deployment of the last answer. ``whole_us``: the time of its model calls, which may have
+    had other requests.
     """
 
     answers: int = 0
     compute_us: int = 0
+    whole_us: int = 0
     sent: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -43,6 +45,7 @@ class UsageCost:
         self.answers += 1
         self.route = route
         self.compute_us += compute_us(reply)
+        self.whole_us += reply.compute_us
         self.sent += sent
         self.tokens_in = max(self.tokens_in, tokens_in)
         self.tokens_out = max(self.tokens_out, tokens_out)

@@ -140,16 +140,17 @@ def test_the_cost_of_an_answer():
     assert costs.of(a_route(), 0, tokens_in=1_000_000) == 2_000_000_000
 
 
-def test_the_expected_cost_follows_the_answers():
+def test_a_request_reserves_what_it_costs_alone():
+    """A request that shared its call, in a replica with other calls, may be alone the next time."""
     costs = RequestCosts()
-    costs.replace(CostFacts("EUR", {"d": DeploymentCosts(11.0)}))
-    assert costs.expected("e") == 11 * FIRST_US
-    costs.learn("e", 500)
-    assert costs.expected("e") == 500
-    costs.learn("e", 1_000)
-    assert costs.expected("e") == 1_000, "a dearer answer counts at once"
-    costs.learn("e", 0)
-    assert costs.expected("e") == 900
+    costs.replace(CostFacts("EUR", {"d": DeploymentCosts(10.0, alone=40.0)}))
+    assert costs.most("e") == 10 * FIRST_US, "before the first answer"
+    costs.learn("e", a_route(model="other"), 1_000, compute_us=100, whole_us=800)
+    assert (costs.most("e"), costs.mean("e")) == (32_000, 1_000)
+    costs.learn("e", a_route(model="other"), 2_000, compute_us=200, whole_us=1_000)
+    assert (costs.most("e"), costs.mean("e")) == (40_000, 1_100), "a dearer call counts at once"
+    costs.learn("e", a_route(model="other"), 0, compute_us=0, whole_us=0)
+    assert costs.most("e") == 39_600, "a cheaper one slowly"
 
 
 def test_a_deployment_over_its_budget_is_refused_until_the_renewal():

@@ -19,12 +19,14 @@ class DeploymentCosts(NamedTuple):
     """``nanos_per_us``: the cost of a microsecond of a call. Calls that run at the same time share the cost.
 
     ``refused``: why the Deployment takes no requests until its budget is renewed; empty: it takes them.
-    ``until``: the time of the renewal, in seconds since the epoch.
+    ``until``: the time of the renewal, in seconds since the epoch. ``alone``: the cost of a microsecond of a
+    call that runs alone in its replica.
     """
 
     nanos_per_us: float
     refused: str = ""
     until: float = 0.0
+    alone: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

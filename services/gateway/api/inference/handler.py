@@ -405,6 +405,7 @@ def _account(
             tokens_out=tokens_out,
             failed=response.status != 200,
             route=outcome.route,
+            whole_us=outcome.reply.compute_us,
         )
     else:
         grant.done(received=received, failed=True)
