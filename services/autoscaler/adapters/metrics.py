@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from services.autoscaler.domain.costs.lives import NS, OBSERVED, Amount, Place
 from services.autoscaler.domain.snapshot import Action, Decision, Kill
 from tidegate.kernel.protocol.deployment_status import DeploymentStatus
 
@@ -41,6 +42,19 @@ WARM_GIVEN = Counter(
     "Replicas requested from the warm pool, by outcome: given, none waits, not taken.",
     ["flavour", "outcome"],
 )
+REPLICA_SECONDS = Counter(
+    "tidegate_autoscaler_replica_seconds_total",
+    "Time of replicas by its part: busy, idle, starting, wasted, stopping, unreported.",
+    ["deployment", "part"],
+)
+COST = Counter(
+    "tidegate_autoscaler_cost_total",
+    "Cost of the replicas' time by its part, and of a provider's tokens, in the price list's currency.",
+    ["deployment", "part"],
+)
+OVER_BUDGET = Gauge(
+    "tidegate_autoscaler_over_budget", "1 while a budget of the Deployment is used up.", ["deployment"]
+)
 STATES = ("desired", "ready", "starting", "draining")
 
 
@@ -54,6 +68,24 @@ def show(statuses: Mapping[str, DeploymentStatus], gone: Iterable[str]) -> None:
         for state in STATES:
             REPLICAS.labels(name, state).set(getattr(status, state))
         DEMAND.labels(name).set(float("nan") if status.demand is None else status.demand)
+
+
+def book(bookings: Mapping[Place, Amount]) -> None:
+    """Count the time of replicas and its cost."""
+    for place, amount in bookings.items():
+        if place.part.kind == OBSERVED:
+            continue
+        REPLICA_SECONDS.labels(place.deployment, place.part.kind).inc(amount.spent.ns / NS)
+        COST.labels(place.deployment, place.part.kind).inc(amount.cost)
+        if amount.token_cost:
+            COST.labels(place.deployment, "tokens").inc(amount.token_cost)
+
+
+def show_budgets(limited: Iterable[str], used_up: Container[str]) -> None:
+    """Set the gauge of each Deployment that has a budget."""
+    OVER_BUDGET.clear()
+    for name in limited:
+        OVER_BUDGET.labels(name).set(name in used_up)
 
 
 def count(decisions: Iterable[Decision], actions: Iterable[tuple[str, Action]]) -> None:

@@ -144,6 +144,9 @@ class ControlLoop:
             await self._note_cold_start(cold_start)
         gone = self.statuses.keys()
         self.statuses = statuses(snapshot, self.state, self.statuses, self._cold_starts, now)
+        for name, cost in self._parts.costs.per_hour().items():
+            if name in self.statuses and self.statuses[name].cost_per_hour is None:
+                self.statuses[name].cost_per_hour = cost
         metrics.show(self.statuses, gone - self.statuses.keys())
         await self._record(plan)
         await asyncio.gather(self._publish(), self.act(plan))

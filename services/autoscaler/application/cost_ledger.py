@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from services.autoscaler.adapters import metrics
 from services.autoscaler.adapters.history.cost_store import CostStore
 from services.autoscaler.domain.costs.budgets import BudgetUsed, Spending, periods, refusal, used_up
 from services.autoscaler.domain.costs.forecast import HISTORY_S, forecast
@@ -105,8 +106,10 @@ class CostLedger:
             except BaseException:
                 self._book.restore(before)
                 raise
+            metrics.book(bookings)
             self._used = await asyncio.to_thread(self._used_up)
             self.over_budget = {name: used.words for name, used in self._used.items()}
+            metrics.show_budgets(self._limited(), self.over_budget)
             # A report that cannot be deleted expires, and the rates are written again.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_times(closed)
@@ -176,6 +179,14 @@ class CostLedger:
             until = used.until if used is not None else 0.0
             found[name] = DeploymentCosts(alone * self._book.sharing.get(name, 1.0), refused, until, alone)
         return CostFacts(prices.currency, found, prices.tokens)
+
+    def per_hour(self) -> dict[str, float]:
+        """Return the cost of an hour of the replicas that run now, by Deployment."""
+        found = dict.fromkeys(self._deployments, 0.0)
+        for life in self._book.lives.values():
+            if life.gone_at is None and life.deployment in found:
+                found[life.deployment] += life.rate.per_hour
+        return found
 
     def rates(self) -> dict[str, Any]:
         """Return the price list, and the rate of each Deployment."""

@@ -274,4 +274,4 @@ def test_the_usage_cost_of_an_answer():
     spent = UsageCost()
     for number in (1, 2):
         spent.add(reply, {"completion_tokens": number * 10}, 5)
-    assert spent == UsageCost(answers=2, compute_us=600, sent=10, tokens_in=0, tokens_out=20)
+    assert spent == UsageCost(answers=2, compute_us=600, whole_us=1800, sent=10, tokens_in=0, tokens_out=20)
