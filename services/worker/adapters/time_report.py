@@ -11,10 +11,14 @@ from tidegate.kernel.protocol.replica_time import ReplicaTime
 from tidegate.kernel.store import Store, StoreUnavailable
 
 EVERY_S = 1.0
+PARTS_A_SECOND = 200
 
 
 class TimeReport:
-    """Writes totals every second. If the store does not answer, the next report has the time as well."""
+    """Writes totals every second, or less often if there are many callers.
+
+    If the store does not answer, the next report has the time as well.
+    """
 
     def __init__(self, store: Store, replica: str, deployment: str) -> None:
         self._store = store
@@ -36,12 +40,14 @@ class TimeReport:
 
     async def _run(self, ledger: TimeLedger) -> None:
         while True:
-            await self._write(ledger)
-            await asyncio.sleep(EVERY_S)
+            parts = await self._write(ledger)
+            # The report of many callers is long, so it is written less often.
+            await asyncio.sleep(EVERY_S * (1 + parts // PARTS_A_SECOND))
 
-    async def _write(self, ledger: TimeLedger, *, ended: bool = False) -> None:
+    async def _write(self, ledger: TimeLedger, *, ended: bool = False) -> int:
         parts, open_ns = ledger.parts()
         with contextlib.suppress(StoreUnavailable):
             await self._store.report_time(
                 ReplicaTime(self._replica, self._deployment, open_ns, ended, parts, ledger.calls_ns)
             )
+        return len(parts)

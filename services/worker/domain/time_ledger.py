@@ -83,21 +83,41 @@ class TimeLedger:
         wasted: no caller waited for their answers.
         """
         spent = self._end(mark)
-        useful: dict[bytes, list[int]] = {}
-        unwanted: dict[str, list[int]] = {}
-        total = 0
+        tenant, total, usual = group[0].request.tenant, 0, not cancelled
         for item in group:
             request = item.request
-            rows = request.rows or 1
-            total += rows
+            total += request.rows or 1
+            if request.tenant != tenant or request.deadline_ms <= now_ms:
+                usual = False
+        if usual:  # one caller, and it waited: the common case must be quick
+            place = self._shares.get(tenant) or self._place(tenant)
+            place[0] += spent
+            place[1] += len(group)
+            place[2] += total
+            return
+        self._divide(spent, total, group, now_ms, cancelled)
+
+    def _divide(
+        self,
+        spent: int,
+        total: int,
+        group: Sequence[HasRequest],
+        now_ms: float,
+        cancelled: Container[bytes],
+    ) -> None:
+        """Divide the time of a call with ``total`` rows among its requests."""
+        useful: dict[bytes, list[int]] = {}
+        unwanted: dict[str, list[int]] = {}
+        for item in group:
+            request = item.request
             if request.deadline_ms <= now_ms:
                 found = unwanted.setdefault("expired", [0, 0])
-            elif cancelled and request.id in cancelled:
+            elif request.id in cancelled:
                 found = unwanted.setdefault("cancelled", [0, 0])
             else:
                 found = useful.setdefault(request.tenant, [0, 0])
             found[0] += 1
-            found[1] += rows
+            found[1] += request.rows or 1
         for tenant, (requests, rows) in useful.items():
             share = spent * rows // total
             spent, total = spent - share, total - rows
