@@ -66,7 +66,7 @@ def rollback(
     """
     endpoint = snapshot.endpoint(name)
     if version is None and endpoint.spec.previous:
-        return _abandon_rollout(snapshot, endpoint)
+        return _abandon_rollout(snapshot, endpoint, now)
     rollout = endpoint.spec.rollout
     if version is None and rollout is not None and rollout.active:
         return _end_canary(snapshot, endpoint, rollout, now)
@@ -96,13 +96,19 @@ def deployments_of(states: Sequence[Fields]) -> list[str]:
     return list(dict.fromkeys(name for name in map(_sole_target, states) if name is not None))
 
 
-def _abandon_rollout(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> RollbackPlan:
+def _abandon_rollout(snapshot: RegistrySnapshot, endpoint: StoredEndpoint, now: float) -> RollbackPlan:
     """Plan to abandon a roll-out: the Deployments that serve now stay. A rollback is not abandoned."""
     target, serving = (snapshot.heaviest(each) for each in (endpoint.spec.targets, endpoint.spec.previous))
     if target.model == serving.model and target.version < serving.version:
         replaced = [each.deployment for each in endpoint.spec.previous]
         return RollbackPlan([], target.name, target.model, target.version, replaced, remade=False)
-    spec = endpoint.spec.model_copy(update={"targets": endpoint.spec.previous, "previous": []})
+    spec = endpoint.spec.model_copy(
+        update={
+            "targets": endpoint.spec.previous,
+            "previous": [],
+            "rollout": rollouts.withdrawn(endpoint.spec, now),
+        }
+    )
     changes = rollover.replace_endpoint(snapshot, endpoint.spec, spec)
     kept = {each.deployment for each in spec.targets}
     replaced = [t.deployment for t in endpoint.spec.targets if t.deployment not in kept]

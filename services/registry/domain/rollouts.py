@@ -157,6 +157,16 @@ def advance(
     return [*scaled, *rollover.replace_endpoint(snapshot.after(scaled), spec, changed)]
 
 
+def withdrawn(spec: EndpointSpec, now: float) -> Rollout | None:
+    """Return an Endpoint's rollout after a rollback. If its promotion was not settled, it is rolled back."""
+    rollout = spec.rollout
+    if rollout is None or rollout.phase != "promoted" or not spec.previous:
+        return rollout
+    return _noted(
+        rollout.model_copy(update={"phase": "rolled_back", "reason": "an operator rolled back"}), now
+    )
+
+
 def share_of(rollout: Rollout) -> int:
     """Return the canary's share in percent."""
     if rollout.phase == "promoted":

@@ -95,6 +95,13 @@ def test_a_resumed_step_begins_anew(three):
     assert rollout(three).since == 9000.0, "else it would pause again at once"
 
 
+def test_a_promotion_that_waits_for_the_canary_can_be_rolled_back(canary):
+    advance(canary, "promoted", 1)
+    canary.carry_out(rollback.rollback(canary.now, "digits", None, EndpointHistory(), 300.0).changes)
+    assert weights(canary) == {"digits-v1": 100}
+    assert (rollout(canary).phase, rollout(canary).history[-1].at) == ("rolled_back", 300.0)
+
+
 def test_a_first_step_of_all_traffic_is_refused(three):
     everything = CanaryOptions(steps=[100])
     with pytest.raises(BadRequest, match="--swap"):
