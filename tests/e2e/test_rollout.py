@@ -378,6 +378,10 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
         assert operator.shadow(two)["report"]["verdict"] == "fails"
         assert operator.stop_shadow(two)["shadow"] is None
         assert operator.start_shadow(two, "flaky-v1", rate=5)["shadow"]["rate"] == 5
+    promoted = stack.cli("promote", two)
+    assert (promoted["promoted"], promoted["shadow"]) == ("flaky-v1", None)
+    assert stack.cli("traffic", two)["targets"][0]["deployment"] == "flaky-v1"
+    stack.cli("split", two, "careful-v1=1")
     stack.cli("rollout", two, "--to", "flaky-v1", "--shadow", "--for", "1s")
     end = time.monotonic() + PATIENCE_S
     while stack.cli("shadow", two)["shadow"] is not None:

@@ -165,14 +165,16 @@ def promote(name: Endpoint, json: Json = False) -> None:
     from tidegate.cli.api import control
 
     plane = control()
-    _change(plane, name, "promote")
+    promoted = _change(plane, name, "promote")["targets"][0]["deployment"]
     settled = _settled(plane, name)
-    found = read(plane, name)
-    output.show(found, json, lambda: show(found))
+    found = {**read(plane, name), "promoted": promoted}
+    if found["rollout"] is not None and found["rollout"]["deployment"] == promoted:
+        output.show(found, json, lambda: show(found))
+    else:  # it was a shadow
+        output.show(found, json, lambda: output.line(f"{promoted} gets all traffic of {name}", style="bold"))
     if not settled:
         output.say(
-            f"The present version serves until {found['rollout']['deployment']} has a ready replica: "
-            f"`tidegate traffic {name}`"
+            f"The present version serves until {promoted} has a ready replica: `tidegate traffic {name}`"
         )
 
 
@@ -233,10 +235,11 @@ def _start(
     )
 
 
-def _change(plane: Control, name: str, what: str) -> None:
+def _change(plane: Control, name: str, what: str) -> Doc:
     from tidegate.cli.api import part
 
-    plane.registry.post(f"/v1/endpoints/{part(name)}/rollout/{what}", {})
+    endpoint: Doc = plane.registry.post(f"/v1/endpoints/{part(name)}/rollout/{what}", {})
+    return endpoint
 
 
 def _waited(plane: Control, name: str) -> Doc:
