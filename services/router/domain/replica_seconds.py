@@ -38,8 +38,9 @@ def readings(reports: Iterable[ReplicaReport], deployments: frozenset[str]) -> d
 
 
 def stalled(before: Mapping[str, Reading], now: Mapping[str, Reading]) -> tuple[int, int]:
-    """Return how many replicas had requests at both times, and how many of them finished none in between."""
-    busy = [(old, now[name]) for name, old in before.items() if name in now and old.inflight]
+    """Return how many replicas had work between two readings, and how many of them finished nothing."""
+    pairs = [(old, now[name]) for name, old in before.items() if name in now]
+    busy = [(old, new) for old, new in pairs if old.inflight or new.done != old.done]
     return len(busy), sum(new.inflight > 0 and new.done == old.done for old, new in busy)
 
 

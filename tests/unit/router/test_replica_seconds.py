@@ -40,9 +40,21 @@ def test_only_ready_replicas_with_quick_calls_are_read(given: dict[str, Any]) ->
 
 
 def test_a_stall_is_a_second_with_requests_and_without_answers() -> None:
-    before = {"idle": Reading(0, 5), "works": Reading(2, 5), "stalls": Reading(2, 5), "gone": Reading(1, 1)}
-    now = {"idle": Reading(1, 5), "works": Reading(2, 6), "stalls": Reading(1, 5), "new": Reading(1, 0)}
-    assert stalled(before, now) == (2, 1)
+    before = {
+        "idle": Reading(0, 5),
+        "quick": Reading(0, 5),
+        "works": Reading(2, 5),
+        "stalls": Reading(2, 5),
+        "gone": Reading(1, 1),
+    }
+    now = {
+        "idle": Reading(1, 5),
+        "quick": Reading(0, 7),
+        "works": Reading(2, 6),
+        "stalls": Reading(1, 5),
+        "new": Reading(1, 0),
+    }
+    assert stalled(before, now) == (3, 1)
     assert tick_of((0, 0), (2, 1)) is tick_of((2, 1), (0, 0)) is None
 
 
