@@ -210,6 +210,13 @@ def csv_of(found: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
+def line_of(found: Mapping[str, Any]) -> str:
+    """Return the state of an experiment in one line."""
+    stated = found["experiment"]
+    against = f"{', '.join(stated['treatments'])} against {stated['control']}"
+    return f"{against}: {stated['phase']}. {found.get('summary', '')}"
+
+
 def show(found: Mapping[str, Any]) -> None:
     """Print an experiment and its report."""
     from tidegate.cli import output
@@ -220,8 +227,7 @@ def show(found: Mapping[str, Any]) -> None:
             f"{found['endpoint']} has no experiment. Start one: tidegate rollout NAME --to VERSION --ab"
         )
         return
-    against = f"{', '.join(stated['treatments'])} against {stated['control']}"
-    output.line(f"{against}: {stated['phase']}. {found.get('summary', '')}", style="bold")
+    output.line(line_of(found), style="bold")
     heads = ("metric", "version", "outcomes", "mean", "lift", "interval of the lift", "p", "verdict", "needs")
     output.table([_row(metric, each) for metric in found["metrics"] for each in metric["variants"]], heads)
     ratio = found.get("sample_ratio")

@@ -135,7 +135,7 @@ def parse_sticky(text: str) -> dict[str, Any] | None:
 
 
 def _document(plane: Control, endpoint: Doc) -> Doc:
-    from tidegate.cli import canary_state, shadow
+    from tidegate.cli import canary_state, experiment, shadow
 
     table = plane.router.get("/v1/routes")
     entry = table["endpoints"].get(endpoint["name"], {})
@@ -149,6 +149,9 @@ def _document(plane: Control, endpoint: Doc) -> Doc:
         "feedback": endpoint["feedback"],
         "shadow": shadow.read(plane, endpoint["name"]) if endpoint.get("shadow") is not None else None,
         "weight": endpoint["weight"],
+        "experiment": experiment.read(plane, endpoint["name"])
+        if endpoint["experiment"] is not None
+        else None,
         "rollout": canary_state.read(plane, endpoint["name"]) if endpoint["rollout"] is not None else None,
     }
 
@@ -204,7 +207,7 @@ def _unready(deployment: Mapping[str, Any], status: Mapping[str, Any]) -> str:
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    from tidegate.cli import canary_state, output, shadow
+    from tidegate.cli import canary_state, experiment, output, shadow
 
     output.table(
         [
@@ -232,6 +235,8 @@ def _print(document: Mapping[str, Any]) -> None:
         output.line(f"shadow: {shadow.line_of(document['shadow'])}")
     if document["weight"] != 1:
         output.line(f"weight beside other endpoints on the same Deployment: {document['weight']}")
+    if document["experiment"] is not None:
+        output.line(f"experiment: {experiment.line_of(document['experiment'])}")
     if document["rollout"] is not None:
         output.line(f"rollout: {canary_state.line_of(document['rollout'])}")
         for event in document["rollout"]["rollout"]["history"][-_EVENTS:]:

@@ -1,4 +1,4 @@
-"""Roll versions out and compare shadows through a gateway: what the blocking and the asyncio client share.
+"""Roll versions out, compare shadows and run experiments through a gateway: what both clients share.
 
 The caller's key needs the scope that the registry's routes need (`docs/access.md`).
 """
@@ -6,6 +6,7 @@ The caller's key needs the scope that the registry's routes need (`docs/access.m
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -86,6 +87,28 @@ class TrafficFlows:
             shown = {"endpoint": endpoint, "problem": "", "report": None}
         return {**shown, "shadow": shadow}
 
+    def start_experiment(self, endpoint: str, to: Sequence[To], options: Document) -> Flow[Document]:
+        """Start an experiment, and return the endpoint."""
+        versions = [each for each in to if isinstance(each, int)]
+        deployments = [each for each in to if isinstance(each, str)]
+        body: Document = {"versions": versions, "deployments": deployments, "options": options}
+        return (yield from self._change(endpoint, "experiment", body))
+
+    def end_experiment(self, endpoint: str, winner: str | None) -> Flow[Document]:
+        """Stop an experiment, or send all traffic to its winner. Return the endpoint."""
+        if winner is None:
+            return (yield from self._change(endpoint, "experiment/stop", {}))
+        return (yield from self._change(endpoint, "experiment/winner", {"deployment": winner}))
+
+    def experiment(self, endpoint: str) -> Flow[Document]:
+        """Return an endpoint's experiment, with the router's report if the router knows this experiment."""
+        stored = yield from self._read(f"/api/registry/v1/endpoints/{_part(endpoint)}")
+        shown = yield from self._read(f"/api/router/v1/experiments/{_part(endpoint)}")
+        experiment, known = stored["experiment"], shown["experiment"]
+        if experiment is not None and (known is None or known["id"] != experiment["id"]):
+            shown = {"endpoint": endpoint, "variants": [], "metrics": [], "points": []}
+        return {**shown, "experiment": experiment}
+
     def _change(self, endpoint: str, what: str, body: Document, method: str = "POST") -> Flow[Document]:
         path = f"/api/registry/v1/endpoints/{_part(endpoint)}/{what}"
         headers = {"Content-Type": "application/json"}
@@ -161,6 +184,26 @@ class TrafficCalls:
         """End shadow traffic. Return the endpoint."""
         return self._run(self._traffic.stop_shadow(endpoint))
 
+    def start_experiment(self, endpoint: str, *to: To, **options: Any) -> Document:
+        """Compare versions or deployments with the present one by feedback. Return the endpoint.
+
+        ``options`` are those of ``ExperimentOptions``: ``share``, ``metrics``, ``sticky``, ``samples`` and
+        others. Raise Conflict while a rollout or an experiment is in progress.
+        """
+        return self._run(self._traffic.start_experiment(endpoint, to, options))
+
+    def experiment(self, endpoint: str) -> Document:
+        """Return an endpoint's ``experiment`` (None: never one), its ``metrics`` and a ``summary``."""
+        return self._run(self._traffic.experiment(endpoint))
+
+    def stop_experiment(self, endpoint: str) -> Document:
+        """End an experiment: the control gets all traffic. Return the endpoint."""
+        return self._run(self._traffic.end_experiment(endpoint, None))
+
+    def choose_winner(self, endpoint: str, deployment: str) -> Document:
+        """Send all traffic to a variant of an experiment that runs or has ended. Return the endpoint."""
+        return self._run(self._traffic.end_experiment(endpoint, deployment))
+
 
 class AsyncTrafficCalls:
     """The calls of :class:`TrafficCalls` for asyncio."""
@@ -209,3 +252,19 @@ class AsyncTrafficCalls:
     async def stop_shadow(self, endpoint: str) -> Document:
         """End shadow traffic. Return the endpoint."""
         return await self._run(self._traffic.stop_shadow(endpoint))
+
+    async def start_experiment(self, endpoint: str, *to: To, **options: Any) -> Document:
+        """Compare versions by feedback; see :meth:`TrafficCalls.start_experiment`."""
+        return await self._run(self._traffic.start_experiment(endpoint, to, options))
+
+    async def experiment(self, endpoint: str) -> Document:
+        """Return an endpoint's experiment; see :meth:`TrafficCalls.experiment`."""
+        return await self._run(self._traffic.experiment(endpoint))
+
+    async def stop_experiment(self, endpoint: str) -> Document:
+        """End an experiment: the control gets all traffic. Return the endpoint."""
+        return await self._run(self._traffic.end_experiment(endpoint, None))
+
+    async def choose_winner(self, endpoint: str, deployment: str) -> Document:
+        """Send all traffic to a variant of an experiment; see :meth:`TrafficCalls.choose_winner`."""
+        return await self._run(self._traffic.end_experiment(endpoint, deployment))

@@ -12,6 +12,7 @@ EXPOSED = (
     "Server-Timing",
     "Retry-After",
     "X-Request-Id",
+    "X-Feedback-Id",
     "RateLimit",
     "RateLimit-Policy",
     "Inference-Header-Content-Length",

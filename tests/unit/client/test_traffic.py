@@ -107,3 +107,28 @@ def test_a_shadow_is_started_shown_and_stopped(make: Any) -> None:  # noqa: F811
 @pytest.mark.parametrize("known", ["s0", None])
 def test_the_report_of_an_earlier_shadow_is_not_shown(make: Any, known: str | None) -> None:  # noqa: F811
     assert make(ShadowPlane(known)).shadow("digits")["report"] is None
+
+
+def test_an_experiment_is_started_read_and_ended(make: Any) -> None:  # noqa: F811
+    sent: list[tuple[str, Any]] = []
+
+    def plane(request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        if request.method == "POST":
+            sent.append((path.removeprefix("/api/registry/v1/endpoints/"), orjson.loads(request.content)))
+            return httpx.Response(200, json={"name": "digits"})
+        if path.startswith("/api/registry"):
+            return httpx.Response(200, json={"experiment": {"id": "x2"}})
+        return httpx.Response(200, json={"experiment": {"id": "x1"}, "metrics": ["old"]})
+
+    client = make(plane)
+    client.start_experiment("digits", 2, "other", share=30)
+    client.stop_experiment("digits")
+    client.choose_winner("digits", "digits-v2")
+    assert sent == [
+        ("digits/experiment", {"versions": [2], "deployments": ["other"], "options": {"share": 30}}),
+        ("digits/experiment/stop", {}),
+        ("digits/experiment/winner", {"deployment": "digits-v2"}),
+    ]
+    found = client.experiment("digits")
+    assert (found["experiment"], found["metrics"]) == ({"id": "x2"}, []), "the router knows an older one"
