@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidegate.cli.exit_codes import UsageError
-from tidegate.cli.options import Json, parsed, seconds
+from tidegate.cli.options import Json, parse_sticky, parsed, seconds
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
@@ -87,8 +87,6 @@ def options_of(
     until: str | None,
 ) -> Doc:
     """Return an experiment's options; raise UsageError."""
-    from tidegate.cli.traffic import parse_sticky
-
     options: Doc = {}
     if share is not None:
         options["share"] = share

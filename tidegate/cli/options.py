@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An endpoint's or a de
 Model = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of latest entries to show.")]
 
+_STICKY = ("header", "parameter", "key")
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -52,3 +53,13 @@ def numbers(option: str, values: Sequence[str] | None) -> dict[str, float]:
         except ValueError:
             raise UsageError(f"{option} {key}={value}: {value!r} is not a number.") from None
     return found
+
+
+def parse_sticky(text: str) -> dict[str, Any] | None:
+    """Return the source of sticky keys; None for ``none``. Raise UsageError."""
+    if text == "none":
+        return None
+    by, _, name = text.partition(":")
+    if by not in _STICKY or (by == "key") != (not name):
+        raise UsageError(f"--sticky {text!r}: write header:NAME, parameter:NAME, key or none.")
+    return {"by": by, "name": name or None}

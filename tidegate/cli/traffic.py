@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidegate.cli.exit_codes import UsageError
-from tidegate.cli.options import Json
+from tidegate.cli.options import Json, parse_sticky
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _HEADS = ("deployment", "version", "share", "gets now", "ready", "arriving/s", "note")
 # The last events of a rollout that are printed.
 _EVENTS = 5
-_STICKY = ("header", "parameter", "key")
 UNREADY = ("wake", "others", "fail")
 
 
@@ -122,16 +121,6 @@ def parse_rule(text: str) -> dict[str, Any]:
         return {"tenant": subject, "deployment": target}
     header, equals, value = subject.partition("=")
     return {"header": header, "value": value if equals else None, "deployment": target}
-
-
-def parse_sticky(text: str) -> dict[str, Any] | None:
-    """Return the source of sticky keys; None for ``none``. Raise UsageError."""
-    if text == "none":
-        return None
-    by, _, name = text.partition(":")
-    if by not in _STICKY or (by == "key") != (not name):
-        raise UsageError(f"--sticky {text!r}: write header:NAME, parameter:NAME, key or none.")
-    return {"by": by, "name": name or None}
 
 
 def _document(plane: Control, endpoint: Doc) -> Doc:

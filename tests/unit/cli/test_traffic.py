@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tidegate.cli.exit_codes import UsageError
-from tidegate.cli.traffic import parse_rule, parse_sticky, rows
+from tidegate.cli.options import parse_sticky
+from tidegate.cli.traffic import parse_rule, rows
 
 pytestmark = pytest.mark.unit
 
