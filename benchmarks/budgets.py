@@ -3,6 +3,9 @@
 200 callers with one key send requests to a model that sleeps 20 ms, each one again as soon as it has an
 answer, until the budget is used up. The sum of the costs in the answers may pass the budget by no more than
 one lease of a process: the requests of 0.1 seconds, each at its cost alone in a replica.
+
+Then the Deployment gets a budget that is used up already. It must lose its replicas and refuse requests, and
+serve again when the budget is raised.
 """
 
 from __future__ import annotations
@@ -62,6 +65,7 @@ def main() -> int:
     with session.session(), stack.tidegate("budgets", extra) as running:
         sleeper.deploy(running, replicas=REPLICAS, max_batch=8)
         figures = asyncio.run(measure(running, chosen.requests))
+        figures |= asyncio.run(stop_and_serve(running))
     over = figures["spent"] - figures["budget"]
     verdicts = [
         (
@@ -72,6 +76,12 @@ def main() -> int:
         (
             "PASS" if figures["spent"] >= 0.9 * figures["budget"] else "MISS",
             f"{figures['spent'] / figures['budget']:.1%} of the budget could be spent",
+        ),
+        (
+            "PASS" if figures["stopped_reason"] == "budget_exhausted" else "MISS",
+            f"a Deployment over its budget refused after {figures['stopped_s']:.0f} s "
+            f"({figures['stopped_reason']}, {figures['stopped_replicas']} replicas), and served "
+            f"{figures['served_s']:.0f} s after it was raised",
         ),
     ]
     print(f"\n{report.machine_line(machine)}\n")
@@ -107,6 +117,51 @@ async def measure(running: Stack, requests: int) -> dict[str, Any]:
         "cost_of_a_request": found.spent / max(1, len(found.costs)),
         "seconds": seconds,
     }
+
+
+async def stop_and_serve(running: Stack) -> dict[str, Any]:
+    """Give the Deployment a budget that is used up, and raise the budget again."""
+    change = ("policy", "sleep", "--set")
+    began = time.monotonic()
+    await asyncio.to_thread(
+        running.command, *change, "max_cost_per_day=0.000000001", "--set", "over_budget=stop"
+    )
+    reason = await _until(running, refused=True)
+    stopped_s = time.monotonic() - began
+    async with asyncio.timeout(FACTS_S):
+        while (left := _replicas(await asyncio.to_thread(running.command, "deployments", "--json"))) > 0:
+            await asyncio.sleep(0.5)
+    began = time.monotonic()
+    await asyncio.to_thread(running.command, *change, "max_cost_per_day=")
+    await _until(running, refused=False)
+    return {
+        "stopped_s": stopped_s,
+        "stopped_reason": reason,
+        "stopped_replicas": left,
+        "served_s": time.monotonic() - began,
+    }
+
+
+def _replicas(listed: str) -> int:
+    (found,) = json.loads(listed)["items"]
+    return int(found["ready"] + found["starting"])
+
+
+async def _until(running: Stack, *, refused: bool) -> str:
+    """Send requests until one is refused because of the budget, or succeeds. Return its reason."""
+    client, exchange, reason = Client(running.gateway_port), sleeper.exchange(), ""
+    try:
+        async with asyncio.timeout(FACTS_S):
+            while True:
+                answer = await client.post(exchange.path, exchange.body, exchange.headers)
+                reason = "" if answer.status == 200 else str(json.loads(answer.body).get("reason", ""))
+                if (reason == "budget_exhausted") if refused else not reason:
+                    return reason
+                await asyncio.sleep(0.5)
+    except TimeoutError:
+        raise BenchmarkFailed(f"after {FACTS_S:g} s the last answer was {reason or 'accepted'}") from None
+    finally:
+        client.close()
 
 
 async def _price(running: Stack) -> float:

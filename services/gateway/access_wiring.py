@@ -69,7 +69,9 @@ class AccessWiring:
             costs=costs,
         )
         urls = {name: getattr(settings, f"{name}_url") for name in ("registry", "router", "autoscaler")}
-        self.llm_accounting = LlmAccounting(self.access, self.token_limits)
+        self.llm_accounting = LlmAccounting(
+            self.access, self.token_limits, costs if settings.cost_header else None
+        )
         self._proxy = ControlPlaneProxy(urls, settings.service_token)
         self.router = APIRouter(tags=["Control plane"])
         for method in proxy.METHODS:

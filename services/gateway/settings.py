@@ -22,7 +22,7 @@ class GatewaySettings(Settings):
         256, ge=1, le=4096, description="Largest number of requests in one envelope."
     )
     cost_header: bool = Field(
-        False, description="Send the cost of each answer to a tensor request as `X-Tidegate-Cost`."
+        False, description="Send the cost of each answer as `X-Tidegate-Cost`; a stream of events has none."
     )
     shadow_host_busy: float = Field(
         0.9,

@@ -16,6 +16,7 @@ from tidegate.kernel.protocol.envelope import Reply
 from tidegate.kernel.protocol.prices import TokenPrice
 from tidegate.kernel.protocol.usage import tokens
 
+HEADER = b"x-tidegate-cost"
 # Before the first answer from an endpoint, a request may cost as much as a second of a replica.
 FIRST_US = 1_000_000
 # The weight of the last answer in the mean cost, and in the greatest cost if it is cheaper.
@@ -52,8 +53,11 @@ class RequestCosts:
         return round(nanos)
 
     def header(self, route: DeploymentRoute, reply: Reply, parameters: Mapping[str, Any]) -> bytes:
-        """Return the value of ``X-Tidegate-Cost``: an amount and its currency: ``0.000000055 USD``."""
-        nanos = self.of(route, compute_us(reply), *(tokens(parameters) if parameters else ()))
+        """Return the value of ``X-Tidegate-Cost`` for an answer."""
+        return self.text(self.of(route, compute_us(reply), *(tokens(parameters) if parameters else ())))
+
+    def text(self, nanos: int) -> bytes:
+        """Return an amount and its currency, such as ``0.000000055 USD``."""
         return b"%d.%09d %s" % (nanos // NANOS, nanos % NANOS, self._facts.currency.encode())
 
     def most(self, endpoint: str) -> int:

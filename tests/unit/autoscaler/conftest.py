@@ -87,6 +87,7 @@ class World:
         self.arrived: dict[str, int] = {}
         self.hints: dict[str, float] = {}
         self.overrides: dict[str, LocalOverride] = {}
+        self.over_budget: dict[str, str] = {}
         self.gateway_known = True
         self.store_up = True
         self.jobs: dict[str, int] | None = {}
@@ -135,6 +136,7 @@ class World:
             jobs=self.jobs,
             hints=dict(self.hints),
             overrides=dict(self.overrides),
+            over_budget=dict(self.over_budget),
             launch_failures=dict(self.launch_failures),
             host="here",
             cordoned=frozenset(self.cordoned),

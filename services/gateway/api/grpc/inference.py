@@ -23,7 +23,7 @@ from services.gateway.application.inference.core import (
     InferenceResult,
     parse_timeout,
 )
-from services.gateway.domain.request_costs import RequestCosts
+from services.gateway.domain.request_costs import HEADER, RequestCosts
 from services.gateway.domain.traffic_split import Origin
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
@@ -161,7 +161,7 @@ class GrpcInference:
         trailers: Metadata = (("x-request-id", rid), ("server-timing", server_timing(answer, total).decode()))
         if self._costs is not None:
             cost = self._costs.header(answer.route, answer.reply, answer.parameters).decode()
-            trailers = (*trailers, ("x-tidegate-cost", cost))
+            trailers = (*trailers, (HEADER.decode(), cost))
         return response, trailers
 
     def feedback_of(

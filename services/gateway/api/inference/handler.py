@@ -25,7 +25,7 @@ from services.gateway.application.feedback import PendingId
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import oip, usage_cost
 from services.gateway.domain.classification import Labels
-from services.gateway.domain.request_costs import RequestCosts
+from services.gateway.domain.request_costs import HEADER, RequestCosts
 from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import (
@@ -312,7 +312,7 @@ class InferenceHandler:
         ]
         if self._costs is not None:
             cost = self._costs.header(answer.route, answer.reply, answer.parameters)
-            headers.append((b"x-tidegate-cost", cost))
+            headers.append((HEADER, cost))
         if tail:
             headers.append((_HEADER_LENGTH, b"%d" % len(body)))
         if pending is not None:

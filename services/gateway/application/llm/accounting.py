@@ -10,6 +10,7 @@ from services.gateway.application.llm.meter import CallMeter, LlmMeters
 from services.gateway.application.llm.token_limits import Reservation, TokenLimits
 from services.gateway.domain.llm.estimate import TokenEstimate
 from services.gateway.domain.llm.token_headers import Header, joined, openai, rate_limit, requests_left
+from services.gateway.domain.request_costs import HEADER, RequestCosts
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.llm import Band
@@ -38,7 +39,17 @@ class Accounted(Protocol):
 class CallAccount:
     """One admitted request. :meth:`close` must be called at its end."""
 
-    __slots__ = ("_call", "_endpoint", "_limits", "_load", "_meter", "_reservation", "grant", "left")
+    __slots__ = (
+        "_call",
+        "_costs",
+        "_endpoint",
+        "_limits",
+        "_load",
+        "_meter",
+        "_reservation",
+        "grant",
+        "left",
+    )
 
     def __init__(
         self,
@@ -49,7 +60,9 @@ class CallAccount:
         limits: TokenLimits,
         meter: CallMeter,
         load: GatewayLoad,
+        costs: RequestCosts | None = None,
     ) -> None:
+        self._costs = costs
         self._call = call
         self._endpoint = endpoint
         self.grant = grant
@@ -63,8 +76,12 @@ class CallAccount:
         load.waiting_tokens += call.estimate.prompt
 
     def headers(self) -> list[Header]:
-        """Return the response headers that show the caller's limits."""
+        """Return the response headers that show the caller's limits, and the cost of a whole answer."""
         found = [] if self.grant is None else self.grant.headers()
+        cost, route = self._call.cost, self._call.cost.route
+        if self._costs is not None and route is not None and not self._call.streamed:
+            nanos = self._costs.of(route, cost.compute_us, cost.tokens_in, cost.tokens_out)
+            found = [*found, (HEADER, self._costs.text(nanos))]
         states = [] if self._reservation is None else self._reservation.states()
         limiter = None if self.grant is None else self.grant.limiter
         if states:
@@ -110,7 +127,9 @@ class CallAccount:
 class LlmAccounting:
     """The admission of requests to language models."""
 
-    def __init__(self, access: Access, limits: TokenLimits) -> None:
+    def __init__(self, access: Access, limits: TokenLimits, costs: RequestCosts | None = None) -> None:
+        """``costs``: whole answers get a header with their cost; None: they do not."""
+        self._costs = costs
         self._access = access
         self._limits = limits
         self.meters = LlmMeters()
@@ -130,7 +149,7 @@ class LlmAccounting:
                 grant.cancel()
             raise
         meter = self.meters.begin(endpoint, call.band, streamed=call.streamed)
-        return CallAccount(call, endpoint, grant, reservation, self._limits, meter, load)
+        return CallAccount(call, endpoint, grant, reservation, self._limits, meter, load, self._costs)
 
     async def charge_job(
         self, principal: Principal, endpoint: str, tokens: TokenEstimate, *, stated: bool

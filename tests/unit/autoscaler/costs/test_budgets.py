@@ -8,7 +8,8 @@ import pytest
 
 from services.autoscaler.domain.bounds import bounds
 from services.autoscaler.domain.costs.budgets import Spending, month_end, periods, refusal, used_up
-from tests.unit.autoscaler.conftest import a_deployment
+from services.autoscaler.domain.recording import LastRound, read_round, write_round
+from tests.unit.autoscaler.conftest import World, a_deployment
 
 pytestmark = pytest.mark.unit
 
@@ -52,3 +53,28 @@ def test_only_a_deployment_without_replicas_refuses_requests():
     assert refusal(a_deployment(min_replicas=1), used) == ""
     assert "takes no requests" in refusal(a_deployment(min_replicas=0), used)
     assert "takes no requests" in refusal(a_deployment(min_replicas=1, scaling={"over_budget": "stop"}), used)
+
+
+def test_over_a_budget_a_deployment_keeps_its_minimum():
+    world = World(a_deployment(min_replicas=2, max_replicas=8, scaling={"max_cost_per_day": 5}))
+    world.call_ms = 100.0
+    world.outstanding["digits-v1"] = 400
+    world.run(30)
+    assert world.state.deployments["digits-v1"].target == 8
+    world.over_budget = {"digits-v1": "the budget of 5 USD a day is used up"}
+    world.round()
+    memory = world.state.deployments["digits-v1"]
+    assert (memory.target, memory.rule) == (2, "budget")
+    assert "the budget of 5 USD a day is used up" in world.decisions[-1].reason
+    world.over_budget = {}
+    world.round()
+    assert world.state.deployments["digits-v1"].target == 8
+
+
+def test_a_recorded_round_has_the_budgets():
+    world = World(a_deployment())
+    world.over_budget = {"digits-v1": "the budget of 5 USD a day is used up"}
+    document = write_round(world.snapshot(), LastRound())
+    assert read_round(document, LastRound()).over_budget == world.over_budget
+    del document["over_budget"]  # as an earlier version wrote it
+    assert read_round(document, LastRound()).over_budget == {}
