@@ -76,6 +76,8 @@ def costs(
     if what_if and name is None:
         raise UsageError("--what-if needs a NAME: a policy belongs to one deployment.")
     found = plane.autoscaler.get("/v1/costs", **query)
+    if by == "key":
+        _add_names(plane, found)
     if what_if:
         found["what_if"] = _replayed(plane, query, what_if, now)
     if plot is not None:
@@ -84,6 +86,18 @@ def costs(
         _write_csv(found)
     else:
         output.show(found, json, lambda: _show(found))
+
+
+def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
+    """Add the names of keys. A caller that may not list keys sees their ids."""
+    from tidegate.kernel.errors import TidegateError
+
+    try:
+        names = {each["id"]: each["name"] for each in plane.registry.items("/v1/keys", all="true")}
+    except TidegateError:
+        names = {}
+    for item in found["items"]:
+        item["key_name"] = names.get(item["key"], "")
 
 
 def _replayed(plane: Control, query: Mapping[str, Any], texts: list[str], now: float) -> list[dict[str, Any]]:
@@ -146,7 +160,7 @@ def _show(found: Mapping[str, Any]) -> None:
     heads = (by, "cost", "direct", "overhead", "tokens", "requests", "per 1000", "per 1000 tokens")
     rows: list[tuple[Any, ...]] = [
         (
-            item[by],
+            item.get("key_name") or item[by],
             *(f"{item[key]:.4f}" for key in _SUMS),
             item["requests"],
             *(None if item[key] is None else f"{item[key]:.5f}" for key in _COUNTS[-2:]),
@@ -184,6 +198,8 @@ def _show_outlook(found: Mapping[str, Any]) -> None:
     from tidegate.cli import output
 
     currency, month = found["currency"], found["month"]
+    if found["problem"]:
+        output.say(found["problem"], style="red")
     output.line()
     if month is not None:
         between = "" if month["low"] is None else f" (8 in 10: {month['low']:.2f} to {month['high']:.2f})"

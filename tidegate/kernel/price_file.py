@@ -6,8 +6,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.prices import PriceList
+
+log = telemetry.logger(__name__)
 
 
 def read_prices(path: Path | None) -> PriceList:
@@ -33,14 +36,18 @@ def read_prices(path: Path | None) -> PriceList:
 
 
 class PriceFile:
-    """The prices of a file, read again after the file has changed."""
+    """The prices of a file, read again after the file has changed. ``problem``: why it cannot be used."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file. Raise BadRequest if it cannot be used."""
+        """Read the file. If it cannot be used, the default prices count, because replicas must run anyway."""
         self._path = path
         self._version = self._version_now()
-        self._prices = read_prices(path)
         self.problem: str | None = None
+        try:
+            self._prices = read_prices(path)
+        except BadRequest as error:
+            self._prices = PriceList()
+            self._fail(f"{error.message} The default prices count.")
 
     @property
     def path(self) -> Path | None:
@@ -55,8 +62,12 @@ class PriceFile:
             try:
                 self._prices, self.problem = read_prices(self._path), None
             except BadRequest as error:
-                self.problem = f"{error.message} The former prices count."
+                self._fail(f"{error.message} The former prices count.")
         return self._prices
+
+    def _fail(self, problem: str) -> None:
+        self.problem = problem
+        log.error("the price file cannot be used", extra={"problem": problem})
 
     def _version_now(self) -> tuple[int, int] | None:
         if self._path is None:

@@ -133,6 +133,7 @@ class CostLedger:
             "month": month.view() if month is not None else None,
             "idle_per_month": idle_per_month(found["parts"], covered_s),
             "budgets": self._budgets(deployment),
+            "problem": self.prices.problem,
         }
 
     def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ REPORT = {
         "basis": "the costs of 9 days",
     },
     "idle_per_month": 12.5,
+    "problem": None,
     "budgets": [
         {
             "deployment": "digits-v1", "day": 2.0, "max_cost_per_day": 2.0, "month": 2.0,
@@ -100,6 +101,14 @@ def test_the_report(plane: Any, tidegate: Any) -> None:
         "At other cloud, the same would cost 0.9000 EUR",
     ):
         assert words in shown, words
+
+
+def test_keys_have_names(plane: Any, tidegate: Any) -> None:
+    item = {key: value for key, value in ITEM.items() if key != "deployment"} | {"key": "ab12"}
+    plane.answers["GET /v1/costs"] = REPORT | {"by": "key", "items": [item]}
+    assert "ab12" in tidegate("costs", "--by", "key")[1], "keys cannot be listed"
+    plane.answers["GET /v1/keys"] = {"items": [{"id": "ab12", "name": "robot"}]}
+    assert "robot" in tidegate("costs", "--by", "key")[1]
 
 
 def test_csv_has_a_column_for_each_part(plane: Any, tidegate: Any) -> None:

@@ -62,6 +62,15 @@ def test_a_missing_price_file(tmp_path):
         read_prices(tmp_path / "none.yaml")
 
 
+def test_a_price_file_that_cannot_be_used_stops_nothing(tmp_path):
+    path = tmp_path / "prices.yaml"
+    file = PriceFile(path)
+    assert file.current() == PriceList()
+    assert "The default prices count" in (file.problem or "")
+    path.write_text("core_hour: 2")
+    assert (file.current().core_hour, file.problem) == (2, None)
+
+
 def test_a_changed_price_file_counts_if_it_can_be_used(tmp_path):
     path = tmp_path / "prices.yaml"
     path.write_text("core_hour: 1")
