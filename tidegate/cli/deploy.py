@@ -144,7 +144,8 @@ def deploy(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Serve a model of an OpenAI-compatible server, such as a provider: https://HOST/v1.",
+            help="Serve a model of another server: OpenAI-compatible (https://HOST/v1), or with the Open "
+            "Inference Protocol (https://HOST/v2/models/NAME).",
             rich_help_panel=_LLM,
         ),
     ] = None,
@@ -272,6 +273,7 @@ def deploy(
     from tidegate.cli.deploy_request import DeployRequest
     from tidegate.cli.llm_options import adapter_files, llm_fields, upstream_artifact
     from tidegate.cli.llm_packages import is_hugging_face
+    from tidegate.cli.oip_upstream import is_oip, oip_request
     from tidegate.cli.publish import read_json, read_lines
     from tidegate.cli.serving import Way, publish_and_serve, registered_name, serve_version
 
@@ -332,7 +334,11 @@ def deploy(
         if name is None:
             raise UsageError("A deployment of an upstream needs a name: add --name NAME")
         with upstream_artifact(upstream, upstream_model) as file:
-            request = DeployRequest(file, name, "llm", _given(options), metadata=_given(about))
+            if is_oip(upstream):
+                stated = read_json(signature) if signature else None
+                request = oip_request(file, name, upstream, _given(options), stated, _given(about))
+            else:
+                request = DeployRequest(file, name, "llm", _given(options), metadata=_given(about))
             publish_and_serve(request, way, json)
         return
     if path is None:

@@ -44,6 +44,14 @@ def traffic(
         bool | None,
         typer.Option("--feedback/--no-feedback", help="Give each answer an id for `POST /v1/feedback`."),
     ] = None,
+    failover: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VERSION",
+            help="A version or Deployment without a share, for requests that the targets cannot answer; "
+            "replaces the list, none: empty. Repeatable.",
+        ),
+    ] = None,
     weight: Annotated[
         int | None,
         typer.Option(
@@ -68,6 +76,8 @@ def traffic(
         changes["feedback"] = feedback
     if weight is not None:
         changes["weight"] = weight
+    if failover:
+        changes["failover"] = _failover(plane, endpoint, failover)
     if changes:
         spec = {key: value for key, value in endpoint.items() if key not in ("name", "revision")}
         endpoint = plane.registry.put(path, spec | changes)
@@ -103,6 +113,19 @@ def _changes(
             raise UsageError(f"--when-unready must be one of {', '.join(UNREADY)}, got {when_unready!r}.")
         changes["when_unready"] = when_unready
     return changes
+
+
+def _failover(plane: Control, endpoint: Doc, named: Sequence[str]) -> list[str]:
+    """Return the Deployments of ``--failover`` options, each a version or a name. Raise UsageError."""
+    from tidegate.cli.rollout import chosen
+
+    if list(named) == ["none"]:
+        return []
+    held = plane.registry.items("/v1/deployments")
+    known = {each["name"] for each in held}
+    return [
+        each if each in known else str(chosen(endpoint, held, {each: 1})[0]["deployment"]) for each in named
+    ]
 
 
 def parse_rule(text: str) -> dict[str, Any]:
@@ -142,6 +165,7 @@ def _document(plane: Control, endpoint: Doc) -> Doc:
         if endpoint["experiment"] is not None
         else None,
         "rollout": canary_state.read(plane, endpoint["name"]) if endpoint["rollout"] is not None else None,
+        "failover": endpoint["failover"],
     }
 
 
@@ -159,7 +183,9 @@ def rows(
     now = {target["deployment"]: target["weight"] for target in entry.get("targets", ())}
     whole, part_now = sum(wanted.values()) or 1, sum(now.values()) or 1
     withheld = entry.get("withheld", {})
-    names = dict.fromkeys([*wanted, *now, *(rule["deployment"] for rule in endpoint["rules"])])
+    rules = [rule["deployment"] for rule in endpoint["rules"]]
+    spare = endpoint.get("failover", [])
+    names = dict.fromkeys([*wanted, *now, *rules, *spare])
     return [
         {
             "deployment": name,
@@ -168,16 +194,24 @@ def rows(
             "now": 100 * now.get(name, 0) / part_now,
             "ready": deployments.get(name, {}).get("ready"),
             "arrival_rate": loads.get(name, {}).get("arrival_rate"),
-            "note": _note(name, wanted, now, withheld)
+            "note": _note(name, wanted, now, withheld, spare)
             or (_unready(deployments.get(name, {}), loads.get(name, {})) if now.get(name) else ""),
         }
         for name in names
     ]
 
 
-def _note(name: str, wanted: Mapping[str, int], now: Mapping[str, int], withheld: Mapping[str, str]) -> str:
+def _note(
+    name: str,
+    wanted: Mapping[str, int],
+    now: Mapping[str, int],
+    withheld: Mapping[str, str],
+    spare: Sequence[str],
+) -> str:
     if name in withheld:
         return f"its share goes to the others: {withheld[name]}"
+    if name in spare and name not in wanted:
+        return "failover: serves now" if name in now else "failover: gets what the targets cannot answer"
     if name not in wanted:
         return "serves until the new targets are ready" if name in now else "by rules only"
     return "waits until every new target is ready" if wanted[name] and name not in now else ""

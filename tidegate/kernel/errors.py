@@ -140,6 +140,12 @@ class Unavailable(TidegateError):
     reason = "unavailable"
 
 
+class UpstreamUnavailable(Unavailable):
+    """The upstream of a Deployment cannot answer now. Another target of the endpoint may."""
+
+    reason = "upstream_unavailable"
+
+
 class WorkerLost(Unavailable):
     """The worker of a stream was lost after the first part of the stream: the rest of it is missing."""
 
@@ -164,6 +170,7 @@ BY_REASON: dict[str, type[TidegateError]] = {
         DeadlinePassed,
         ModelFailed,
         Unavailable,
+        UpstreamUnavailable,
     )
 }
 

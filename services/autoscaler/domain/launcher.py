@@ -144,6 +144,8 @@ def fingerprint(deployment: Deployment) -> str:
             read.add(name)
     if deployment.llm is not None:
         read.add("llm")
+    if deployment.upstream is not None:
+        read.add("upstream")
     # Only gateways read this field.
     return _digest(deployment.model_dump(mode="json", include=read, exclude={"llm": {"affinity_wait_ms"}}))
 

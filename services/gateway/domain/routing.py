@@ -31,7 +31,10 @@ class LlmRoute:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRoute:
-    """A Deployment in the route table. ``llm``: only for a language model."""
+    """A Deployment in the route table. ``llm``: only for a language model.
+
+    ``upstream``: it sends its requests to another server, which may be unavailable.
+    """
 
     name: str
     model: str
@@ -44,6 +47,7 @@ class DeploymentRoute:
     wakeable: bool
     ready: int
     llm: LlmRoute | None = None
+    upstream: bool = False
 
     @property
     def decoupled(self) -> bool:
@@ -76,7 +80,8 @@ class EndpointRoute:
     ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
     ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
     ``feedback``: answers get an id, with which callers report outcomes. ``shadow``: gets copies of requests.
-    ``weight``: its share of a Deployment beside other endpoints.
+    ``weight``: its share of a Deployment beside other endpoints. ``failover``: Deployments without a share,
+    for requests that the targets cannot answer.
     ``experiment``: the id of the running experiment, or empty.
     """
 
@@ -92,6 +97,7 @@ class EndpointRoute:
     shadow: ShadowRoute | None = None
     weight: int = 1
     experiment: str = ""
+    failover: tuple[DeploymentRoute, ...] = ()
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -207,6 +213,7 @@ def _deployment(name: str, entry: dict[str, Any]) -> DeploymentRoute:
         wakeable=entry["wakeable"],
         ready=entry["ready"],
         llm=_llm(entry),
+        upstream=bool(entry.get("upstream")),
     )
 
 
@@ -239,6 +246,7 @@ def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, Deploymen
         _shadow(entry.get("shadow"), deployments),
         entry.get("weight", 1),
         str(entry.get("experiment") or ""),
+        tuple(deployments[each] for each in entry.get("failover", ()) if each in deployments),
     )
 
 

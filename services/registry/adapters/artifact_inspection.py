@@ -66,7 +66,14 @@ def inspect(
     if format_ == "triton":
         declared, required = triton_config.read(path, model, limits)
         return Inspection(_triton_signature(declared, user_signature), required)
-    if format_ == "torchscript":
+    if format_ == "oip":
+        if not llm_artifact.is_upstream(path):
+            raise BadRequest(
+                'The file does not describe an upstream: it must be JSON such as {"upstream": ADDRESS}. '
+                "`tidegate deploy --upstream ADDRESS --name NAME` writes it."
+            )
+        registration.check_has_signature(format_, user_signature)
+    elif format_ == "torchscript":
         _check_torchscript(path)
         registration.check_has_signature(format_, user_signature)
     elif format_ == "python":

@@ -219,6 +219,11 @@ def _check_targets(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
             raise BadRequest(
                 f"Endpoint {spec.name!r}: a rule names Deployment {rule.deployment!r}, which does not exist."
             )
+    for name in spec.failover:
+        if name not in snapshot.deployments:
+            raise BadRequest(
+                f"Endpoint {spec.name!r}: failover names Deployment {name!r}, which does not exist."
+            )
     _check_shadow(snapshot, spec)
     if not sum(target.weight for target in spec.targets):
         raise BadRequest(

@@ -18,7 +18,7 @@ def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
     deployments = {change.stored.spec.name for change in changes if isinstance(change, PutDeployment)}
     for name, stored in after.endpoints.items():
         used = [target.deployment for target in stored.spec.targets]
-        used += [rule.deployment for rule in stored.spec.rules]
+        used += [rule.deployment for rule in stored.spec.rules] + stored.spec.failover
         if stored.spec.shadow is not None:
             used.append(stored.spec.shadow.deployment)
         for each in used:
@@ -30,7 +30,8 @@ def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
 
 
 def _reason(endpoint: EndpointSpec, deployment: DeploymentSpec) -> str:
-    region = deployment.llm.region if deployment.llm else None
+    spec = deployment.upstream or deployment.llm
+    region = spec.region if spec is not None else None
     where = f"processes requests in the region {region!r}" if region else "is an upstream without a region"
     rules = [
         f"{text} {', '.join(names)}"

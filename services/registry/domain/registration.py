@@ -33,13 +33,20 @@ def same_version(
     return None
 
 
+_UNDESCRIBED: dict[Format, str] = {
+    "python": "A Python model",
+    "torchscript": "A TorchScript file",
+    "oip": "The address of an upstream",
+}
+
+
 def check_has_signature(
     format_: Format, user_signature: Signature | None, *, describes_itself: bool = False
 ) -> None:
     """Raise BadRequest if a signature is needed. ``describes_itself``: the model's code may return one."""
-    if user_signature is not None or describes_itself or format_ not in ("python", "torchscript"):
+    if user_signature is not None or describes_itself or format_ not in _UNDESCRIBED:
         return
-    kind = "A Python model" if format_ == "python" else "A TorchScript file"
+    kind = _UNDESCRIBED[format_]
     also = ", or define auto_complete_config in its class" if format_ == "python" else ""
     raise BadRequest(
         f"{kind} does not say what its inputs and outputs are. Add a signature "

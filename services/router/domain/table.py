@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -84,6 +85,7 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
         "format": version.format,
         "signature": signature,
         "max_queue": deployment.max_queue,
+        "upstream": deployment.upstream is not None,
         "retry": deployment.retry,
         "wakeable": deployment.max_replicas > 0 and not _is_paused(deployment),
         "ready": ready,
@@ -126,9 +128,7 @@ def _endpoint(
     models = {d.model for d in own}
     others = [d for d in deployments.values() if d.model in models]
     return {
-        "targets": [
-            t.model_dump() for t in serving if t.deployment in deployments and t.deployment not in without
-        ],
+        "targets": _targets(endpoint, serving, deployments, without, ready),
         "withheld": without,
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
@@ -142,7 +142,23 @@ def _endpoint(
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         "default_timeout_ms": endpoint.default_timeout_ms,
         "weight": endpoint.weight,
+        "failover": [name for name in endpoint.failover if name in deployments],
     }
+
+
+def _targets(
+    endpoint: Endpoint,
+    serving: list[Target],
+    deployments: dict[str, Deployment],
+    without: Mapping[str, str],
+    ready: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """Return the targets that get the traffic now. If none has a share, it is the first ready failover."""
+    found = [t for t in serving if t.deployment in deployments and t.deployment not in without]
+    if without and not any(t.weight for t in found):
+        spare = [name for name in endpoint.failover if name in deployments and ready.get(name, 0)]
+        found += [Target(deployment=name) for name in spare[:1]]
+    return [target.model_dump() for target in found]
 
 
 def _shadow(endpoint: Endpoint, deployments: dict[str, Deployment]) -> dict[str, Any] | None:
@@ -198,7 +214,8 @@ def withheld(
     if endpoint.when_unready == "fail":  # a canary gets no traffic before it is ready
         weighted = [name for name in weighted if rollout is not None and name == rollout.deployment]
         return {name: "the canary is not ready yet" for name in weighted if not ready.get(name, 0)}
-    if not any(ready.get(name, 0) for name in weighted):
+    spare = any(ready.get(name, 0) for name in endpoint.failover if name in deployments)
+    if not spare and not any(ready.get(name, 0) for name in weighted):
         return {}
     found = {}
     for name in weighted:

@@ -38,7 +38,8 @@ def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
 
     ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed, without the secret.
     """
-    place = deployment.llm.credential if deployment.llm else None
+    spec = deployment.upstream or deployment.llm
+    place = spec.credential if spec is not None else None
     if place is None:
         return {}
     kind, _, name = place.partition(":")

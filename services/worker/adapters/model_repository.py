@@ -22,6 +22,7 @@ from tidegate.kernel.protocol.models import DeploymentSpec, Version
 RUNTIMES = Path(__file__).parents[1] / "runtimes"
 CONFIG = "config.pbtxt"
 # Triton imports this module before a Python model. `runtimes/output.py` explains its contents.
+UPSTREAM_PLAN = "tidegate_upstream.json"
 UTILS = "triton_python_backend_utils.py"
 
 
@@ -83,6 +84,8 @@ def _prepare_file(
         place(artifact, folder / serving.file, symlinks=symlinks)
     if serving.runtime is not None:
         _add_runtime(serving.runtime, folder)
+    if version.format == "oip":
+        _add_upstream(deployment, folder)
     file = adopt(folder, version) if version.format == "python" else None
     text = model_config.build(
         version, deployment, model=version.model, backend=serving.backend, gpus=gpus, file=file
@@ -262,6 +265,16 @@ def _adopt(
 def _add_runtime(runtime: str, folder: Path) -> None:
     for source in (RUNTIMES / "rows.py", *(RUNTIMES / runtime).glob("*.py")):
         shutil.copyfile(source, folder / source.name)
+
+
+def _add_upstream(deployment: DeploymentSpec, folder: Path) -> None:
+    if deployment.upstream is None:
+        raise ModelFailed(
+            f"The Deployment {deployment.name} has no upstream, which its version needs. Deploy it with "
+            "--upstream https://HOST/v2/models/NAME."
+        )
+    (folder / UPSTREAM_PLAN).write_text(deployment.upstream.model_dump_json(exclude={"credential"}))
+    shutil.copyfile(RUNTIMES / "llm" / "breaker.py", folder / "breaker.py")
 
 
 def _check_backend(model: str, backend_needed: str | None, backends: frozenset[str]) -> None:

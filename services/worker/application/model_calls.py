@@ -24,6 +24,7 @@ from tidegate.kernel.errors import (
     PayloadTooLarge,
     TidegateError,
     Unavailable,
+    UpstreamUnavailable,
 )
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Reply, Request, Tensor
@@ -71,6 +72,10 @@ class CallFailure(Generic[Q]):
         return "expired" if self.expired else "failed"
 
 
+# The runtime of an upstream begins its errors so (`services/worker/runtimes/oip/upstream_http.py`).
+UPSTREAM = "UpstreamUnavailable: "
+
+
 def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFailure[Q]:
     """Decide what happens to the requests of a call that raised ``error``.
 
@@ -82,6 +87,10 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
             return CallFailure(error, lost=group)
         case DeadlinePassed():
             return CallFailure(error, expired=group)
+        case ModelFailed() if UPSTREAM in error.message:
+            # Calls with single requests would find the same upstream.
+            message = error.message.partition(UPSTREAM)[2]
+            return CallFailure(UpstreamUnavailable(f"the upstream is not available: {message}"), failed=group)
         case BadRequest() | ModelFailed() | PayloadTooLarge():
             reported: TidegateError = error
         case RowMismatch() | envelope.Undecodable():

@@ -46,6 +46,8 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
         return Serving("python", "model.py")
     if artifact_format == "llm":
         return Serving("python", "model.py", "llm")
+    if artifact_format == "oip":
+        return Serving("python", "upstream.json", "oip")
     raise ModelFailed(f"The format {artifact_format!r} is a model folder, not a single file.")
 
 

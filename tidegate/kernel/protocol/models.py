@@ -34,7 +34,7 @@ Region = Annotated[str, StringConstraints(pattern=REGION_PATTERN)]
 PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
-Format = Literal["onnx", "sklearn", "torchscript", "python", "triton", "llm"]
+Format = Literal["onnx", "sklearn", "torchscript", "python", "triton", "llm", "oip"]
 Engine = Literal["auto", "llamacpp", "vllm", "openai-url"]
 LARGEST_AXIS = 2**63 - 1
 Datatype = Literal[
@@ -185,6 +185,23 @@ class LlmSpec(Written):
         return math.prod(int(size) for size in sizes if str(size).isdigit() and int(size) > 0)
 
 
+class UpstreamSpec(Written):
+    """An upstream of a version of format ``oip``: a model at another server with the Open Inference Protocol.
+
+    ``address``: ``https://HOST/v2/models/NAME``, with a version if needed. ``credential``: ``env:NAME`` or
+    ``file:PATH`` on the worker's host, never the credential itself. ``region``: where the upstream processes
+    data. ``timeout_s``: the longest wait for an answer. ``requests_per_minute``: the most that one instance
+    sends; None: no limit. ``binary``: it has the extension for binary tensor data.
+    """
+
+    address: str = Field(pattern=r"^https?://[^/@\s]+/\S+$", max_length=2048)
+    credential: str | None = Field(None, pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$", max_length=1024)
+    region: str | None = Field(None, pattern=REGION_PATTERN)
+    timeout_s: float = Field(30.0, gt=0, le=86_400)
+    requests_per_minute: int | None = Field(None, ge=1, le=LARGEST)
+    binary: bool = True
+
+
 class DeploymentSpec(Written):
     """One Version run by identical workers that share a queue.
 
@@ -192,6 +209,7 @@ class DeploymentSpec(Written):
     ``progress_timeout_s``: the process of a model that answers no call for this time is ended. None: a
     minute, or the longest timeout of the callers that wait, if that is longer.
     ``llm``: only for versions of format ``llm``; None: the defaults of :class:`LlmSpec`.
+    ``upstream``: only for versions of format ``oip``, which need it.
     ``sampling``: rows per second that a replica samples into the version's profile; 0: none.
     ``keep_rows``: the most sampled rows of the version whose values are kept in the blob store; 0: none.
     ``redact``: inputs and outputs whose values are not kept.
@@ -219,6 +237,7 @@ class DeploymentSpec(Written):
     resources: Resources = Resources(gpus=0)
     image: str | None = Field(None, min_length=1, max_length=512)
     llm: LlmSpec | None = None
+    upstream: UpstreamSpec | None = None
     sampling: int = Field(200, ge=0, le=10_000)
     keep_rows: int = Field(0, ge=0, le=100_000)
     redact: list[Annotated[str, Field(min_length=1, max_length=255)]] = Field(
@@ -278,6 +297,9 @@ class EndpointSpec(Noun):
 
     ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults.
     ``shadow``: copies of its requests go to a Deployment without a share, for a comparison.
+    ``failover``: Deployments without a share, in order. They get the requests that an upstream cannot answer,
+    and the whole traffic while ``when_unready`` gives away the share of every target.
+
     ``weight``: while several endpoints share a Deployment that is busy, one with weight 3 gets three times as
     much of it as one with weight 1. The weight of the caller's key is multiplied with it.
     """
@@ -292,6 +314,7 @@ class EndpointSpec(Noun):
     sticky: StickyTraffic | None = None
     when_unready: Literal["wake", "others", "fail"] = "wake"
     weight: int = Field(1, ge=1, le=100)
+    failover: list[Name] = Field(default_factory=list, max_length=16)
     rollout: Rollout | None = None
     experiment: Experiment | None = None
     slo: ServiceLevel | None = None
@@ -313,10 +336,13 @@ class EndpointSpec(Noun):
         """Return True if requests may be processed in the region of the Deployment."""
         if not self.allowed_regions and not self.forbidden_regions:
             return True
-        spec = deployment.llm
-        if spec is None or (spec.region is None and spec.upstream is None):
+        spec, upstream = deployment.llm, deployment.upstream
+        if upstream is not None:
+            region = (upstream.region or "").lower()
+        elif spec is None or (spec.region is None and spec.upstream is None):
             return True
-        region = (spec.region or "").lower()
+        else:
+            region = (spec.region or "").lower()
         allowed = {each.lower() for each in self.allowed_regions}
         forbidden = {each.lower() for each in self.forbidden_regions}
         return bool(region) and region not in forbidden and (not allowed or region in allowed)

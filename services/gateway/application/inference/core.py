@@ -18,6 +18,7 @@ from services.gateway.adapters.pending_requests import ReplyOrError
 from services.gateway.adapters.route_table import RouteTableCache
 from services.gateway.application.feedback import FeedbackTags
 from services.gateway.application.inference.chunk_buffer import ChunkBuffer
+from services.gateway.application.inference.failover import Failover, elsewhere
 from services.gateway.application.inference.shadow_traffic import ShadowTraffic
 from services.gateway.domain import admission
 from services.gateway.domain.contract import Contract, Decoded
@@ -30,8 +31,10 @@ from services.gateway.domain.traffic_split import Origin, TrafficSplitter
 from tidegate.kernel.errors import (
     BY_REASON,
     BadRequest,
+    ColdStart,
     DeadlinePassed,
     ModelFailed,
+    NoCapacity,
     TidegateError,
     Unavailable,
     WorkerLost,
@@ -156,10 +159,32 @@ class InferenceCore:
                 f"model {model!r} is decoupled (any number of answers to a request): "
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
-        self._admit(route, timeout_ms, flow)
+        try:
+            self.admit(route, timeout_ms, flow)
+        except (NoCapacity, ColdStart) as error:
+            if version:
+                raise
+            route = elsewhere(endpoint, route, {route.name}, error, origin)
+            self.admit(route, timeout_ms, flow)
         if endpoint.shadow is not None and self._shadows is not None and not version:
             done = self._shadows.watch(endpoint, route, request, trace, timeout_ms, done)
+        if route.upstream and not version:
+            ends_at = time.monotonic() + timeout_ms / 1e3
+            done = Failover(self, endpoint, route, request, trace, ends_at, flow, origin, done).on_outcome
+        return self.send(endpoint, route, request, timeout_ms, decode_s, trace, done, flow)
 
+    def send(
+        self,
+        endpoint: EndpointRoute,
+        route: DeploymentRoute,
+        request: Decoded,
+        timeout_ms: float,
+        decode_s: float,
+        trace: bytes,
+        done: Callable[[InferenceResult | TidegateError], None],
+        flow: FlowKey,
+    ) -> bytes:
+        """Queue a request that was admitted, and return its id. ``done`` is called as :meth:`begin` says."""
         # The callback exists until the reply arrives, so it must not keep the request's tensors in memory.
         kept = request._replace(data=[])
 
@@ -267,7 +292,7 @@ class InferenceCore:
         A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
         """
         if not admitted:
-            self._admit(route, timeout_ms, flow)
+            self.admit(route, timeout_ms, flow)
         kept = request._replace(data=[])
         chunks = ChunkBuffer(lambda: self._dispatcher.abandon(id_))
         id_ = self._dispatcher.send(
@@ -336,7 +361,8 @@ class InferenceCore:
             return error
         return admission.no_replica_in_time(route.wakeable, fleet, math.inf, route.name) or error
 
-    def _admit(self, route: DeploymentRoute, timeout_ms: float, flow: FlowKey) -> None:
+    def admit(self, route: DeploymentRoute, timeout_ms: float, flow: FlowKey) -> None:
+        """Raise the reason if a request may not wait, such as Overloaded, NoCapacity or ColdStart."""
         if self._costs.refused:
             self._costs.check_budget(route.name, time.time())
         queue = self._dispatcher.queue_of(route)

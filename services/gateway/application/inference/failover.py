@@ -1,0 +1,86 @@
+"""Send a request with tensors to another Deployment of its endpoint, if its upstream is not available."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter
+
+from services.gateway.domain.contract import Decoded
+from services.gateway.domain.failover import another
+from services.gateway.domain.fair_lane import FlowKey
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
+from services.gateway.domain.traffic_split import Origin
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import TidegateError, UpstreamUnavailable
+
+if TYPE_CHECKING:
+    from services.gateway.application.inference.core import InferenceCore, InferenceResult
+
+log = telemetry.logger(__name__)
+
+FAILOVERS = Counter(
+    "tidegate_gateway_failovers_total",
+    "Requests with tensors that went to another Deployment, because the first one could not answer.",
+    ["model", "deployment", "other"],
+)
+
+
+def elsewhere(
+    endpoint: EndpointRoute,
+    route: DeploymentRoute,
+    failed: set[str],
+    error: TidegateError,
+    origin: Callable[[], Origin] | None,
+) -> DeploymentRoute:
+    """Return another Deployment for a request; raise ``error`` if there is none.
+
+    A rule of the endpoint keeps the request at its Deployment, because the rule may keep data in a region.
+    """
+    stays = bool(endpoint.rules) and origin is not None and endpoint.has_rule_for(origin())
+    other = None if stays else another(endpoint, route, failed, error)
+    if other is None:
+        raise error
+    FAILOVERS.labels(endpoint.name, route.name, other.name).inc()
+    log.warning(
+        "a request goes to another target",
+        extra={"deployment": route.name, "other": other.name, "problem": error.message},
+    )
+    return other
+
+
+@dataclass(slots=True)
+class Failover:
+    """One request to an upstream, with its tensors. ``ends_at``: its deadline on the monotonic clock."""
+
+    core: InferenceCore
+    endpoint: EndpointRoute
+    route: DeploymentRoute
+    request: Decoded
+    trace: bytes
+    ends_at: float
+    flow: FlowKey
+    origin: Callable[[], Origin] | None
+    done: Callable[[InferenceResult | TidegateError], None]
+    failed: set[str] = field(default_factory=set)
+
+    def on_outcome(self, outcome: InferenceResult | TidegateError) -> None:
+        """Pass the outcome on, or send the request to another Deployment."""
+        left_ms = (self.ends_at - time.monotonic()) * 1e3
+        if not isinstance(outcome, UpstreamUnavailable) or left_ms <= 0:
+            self.done(outcome)
+            return
+        self.failed.add(self.route.name)
+        try:
+            other = elsewhere(self.endpoint, self.route, self.failed, outcome, self.origin)
+            self.core.admit(other, left_ms, self.flow)
+        except TidegateError:
+            self.done(outcome)  # the first failure says more than a refusal of the second Deployment
+            return
+        self.route = other
+        self.core.send(
+            self.endpoint, other, self.request, left_ms, 0.0, self.trace, self.on_outcome, self.flow
+        )

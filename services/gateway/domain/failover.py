@@ -1,0 +1,37 @@
+"""Choose another Deployment for a request with tensors whose Deployment cannot answer now. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
+from tidegate.kernel.errors import ColdStart, NoCapacity, TidegateError, UpstreamUnavailable
+
+# Why a request may go to another Deployment. An overloaded Deployment is not a reason: the load would move.
+REASONS = (UpstreamUnavailable, NoCapacity, ColdStart)
+
+
+def another(
+    endpoint: EndpointRoute, route: DeploymentRoute, failed: Collection[str], error: TidegateError
+) -> DeploymentRoute | None:
+    """Return a ready Deployment that takes the same tensors and has not failed; None: there is none.
+
+    The targets with a share come first, then the endpoint's ``failover``, in their order.
+    """
+    if not isinstance(error, REASONS):
+        return None
+    for other in (*endpoint.targets, *endpoint.failover):
+        if other.ready and other.name not in failed and _takes_the_same(route, other):
+            return other
+    return None
+
+
+def _takes_the_same(route: DeploymentRoute, other: DeploymentRoute) -> bool:
+    mine, theirs = route.contract.signature, other.contract.signature
+    if mine is None or theirs is None or other.decoupled:
+        return False
+    return (
+        mine.inputs == theirs.inputs
+        and mine.outputs == theirs.outputs
+        and (mine.max_batch_size > 0) == (theirs.max_batch_size > 0)
+    )

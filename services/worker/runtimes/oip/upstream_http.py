@@ -1,0 +1,173 @@
+"""One connection to an upstream with the Open Inference Protocol, and the bytes of its requests."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import struct
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+DATATYPES = {
+    "BOOL": np.bool_, "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
+    "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
+    "FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BYTES": np.object_,
+}  # fmt: skip
+NAMES = {np.dtype(kind): name for name, kind in DATATYPES.items()}
+# Of an error's body, so many bytes are shown.
+MOST_BODY = 300
+
+
+class UpstreamUnavailable(Exception):
+    """The upstream cannot answer now. The worker and the gateway know this error by its name."""
+
+
+class UpstreamRefused(Exception):
+    """The upstream refused the request."""
+
+
+class Upstream:
+    """An upstream's model, and one connection. If the upstream has closed it, it is opened again once."""
+
+    def __init__(self, plan: dict[str, Any], credential: str) -> None:
+        target = urlsplit(plan["address"])
+        self.host = target.hostname or ""
+        self._path = target.path.rstrip("/") + "/infer"
+        self._binary, self._timeout_s = plan["binary"], plan["timeout_s"]
+        self._secure, self._port = target.scheme == "https", target.port
+        self._headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+        self._credential = credential
+        self._connection: http.client.HTTPConnection | None = None
+
+    def infer(self, inputs: list[tuple[str, Any]], outputs: list[str]) -> dict[str, Any]:
+        """Return the output arrays by name. Raise UpstreamUnavailable or UpstreamRefused."""
+        body, headers = self._request(inputs, outputs)
+        status, found, raw = self._send(body, headers)
+        if status in (401, 403):
+            raise UpstreamUnavailable(
+                f"{self.host} refused the credential of this Deployment (status {status})"
+            )
+        # A redirect is not followed, because the credential would go to another address.
+        if status == 429 or status >= 500 or 300 <= status < 400:
+            raise UpstreamUnavailable(f"{self.host} answered {status}: {self._shown(raw)}")
+        if status != 200:
+            raise UpstreamRefused(f"{self.host} answered {status}: {self._shown(raw)}")
+        try:
+            return read_answer(raw, found.get("Inference-Header-Content-Length"))
+        except (ValueError, KeyError, TypeError, struct.error) as problem:
+            raise UpstreamUnavailable(
+                f"{self.host} sent an answer that is not of this protocol: {problem}"
+            ) from None
+
+    def _request(self, inputs: list[tuple[str, Any]], outputs: list[str]) -> tuple[bytes, dict[str, str]]:
+        tensors, tail = [], []
+        for name, array in inputs:
+            tensor = {"name": name, "shape": list(array.shape), "datatype": NAMES[np.dtype(array.dtype)]}
+            if self._binary:
+                raw = packed(array)
+                tensor["parameters"] = {"binary_data_size": len(raw)}
+                tail.append(raw)
+            else:
+                tensor["data"] = plain(array)
+            tensors.append(tensor)
+        asked = [
+            {"name": name, "parameters": {"binary_data": True}} if self._binary else {"name": name}
+            for name in outputs
+        ]
+        head = json.dumps({"inputs": tensors, "outputs": asked}).encode()
+        if not self._binary:
+            return head, {"Content-Type": "application/json"}
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(len(head)),
+        }
+        return b"".join((head, *tail)), headers
+
+    def _send(self, body: bytes, headers: dict[str, str]) -> tuple[int, Any, bytes]:
+        for fresh in (False, True):
+            connection = self._open(fresh=fresh)
+            was_used = connection.sock is not None
+            try:
+                connection.request("POST", self._path, body, {**self._headers, **headers})
+                answer = connection.getresponse()
+                return answer.status, answer.headers, answer.read()
+            except (OSError, http.client.HTTPException) as problem:
+                self.close()
+                # A server may close an idle connection at any time. It has not seen the request then.
+                closed = isinstance(
+                    problem, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError
+                )
+                if not (closed and was_used):
+                    raise UpstreamUnavailable(f"{self.host} does not answer: {problem!r}") from None
+        raise UpstreamUnavailable(f"{self.host} closes its connections")
+
+    def _open(self, *, fresh: bool) -> http.client.HTTPConnection:
+        if fresh:
+            self.close()
+        if self._connection is None:
+            if self._secure:
+                context = ssl.create_default_context()
+                self._connection = http.client.HTTPSConnection(
+                    self.host, self._port, timeout=self._timeout_s, context=context
+                )
+            else:
+                self._connection = http.client.HTTPConnection(self.host, self._port, timeout=self._timeout_s)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _shown(self, raw: bytes) -> str:
+        text = raw[:MOST_BODY].decode(errors="replace").strip()
+        return text.replace(self._credential, "[hidden]") if self._credential else text
+
+
+def packed(array: Any) -> bytes:
+    """Return the raw bytes of an array; strings with their lengths."""
+    if array.dtype != np.object_:
+        raw: bytes = np.ascontiguousarray(array).tobytes()
+        return raw
+    texts = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+
+
+def plain(array: Any) -> list[Any]:
+    """Return the values of an array for JSON, as a flat list."""
+    values: list[Any] = array.ravel().tolist()
+    return [value.decode() if isinstance(value, bytes) else value for value in values]
+
+
+def read_answer(raw: bytes, head_length: str | None) -> dict[str, Any]:
+    """Return the arrays of an answer by name; raise ValueError, KeyError, TypeError or struct.error."""
+    at = len(raw) if head_length is None else int(head_length)
+    found = {}
+    for output in json.loads(raw[:at])["outputs"]:
+        kind, shape = DATATYPES[output["datatype"]], output["shape"]
+        size = (output.get("parameters") or {}).get("binary_data_size")
+        if size is not None:
+            array = unpacked(raw[at : at + size], kind)
+            at += size
+        elif kind is np.object_:
+            array = np.array([str(text).encode() for text in np.ravel(output["data"])], dtype=np.object_)
+        else:
+            array = np.array(output["data"], dtype=kind)
+        found[output["name"]] = array.reshape(shape)
+    return found
+
+
+def unpacked(raw: bytes, kind: Any) -> Any:
+    """Return a flat array of raw bytes."""
+    if kind is not np.object_:
+        return np.frombuffer(raw, kind)
+    texts, at = [], 0
+    while at < len(raw):
+        (size,) = struct.unpack_from("<I", raw, at)
+        texts.append(raw[at + 4 : at + 4 + size])
+        at += 4 + size
+    return np.array(texts, dtype=np.object_)

@@ -1,0 +1,113 @@
+"""Read what an upstream with the Open Inference Protocol says about its model, for ``tidegate deploy``."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tidegate.cli.deploy_request import DeployRequest
+from tidegate.cli.exit_codes import UsageError
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Doc
+
+TIMEOUT_S = 10.0
+# Each instance sends one request at a time. They wait for the upstream, and use no processor meanwhile.
+INSTANCES = 4
+_FIELDS = {
+    "credential": "credential",
+    "region": "region",
+    "requests_per_minute": "requests_per_minute",
+    "upstream_timeout_s": "timeout_s",
+}
+BINARY = "binary_tensor_data"
+
+
+def is_oip(address: str) -> bool:
+    """Return True if an address names a model of a server with the Open Inference Protocol."""
+    return "/v2/models/" in urlsplit(address).path
+
+
+def described(address: str, credential: str | None) -> tuple[dict[str, Any], bool]:
+    """Return the signature of an upstream's model, and if the server takes binary tensors.
+
+    ``credential``: only ``env:NAME`` can be used here, because a file is on the worker's host. Raise
+    UsageError if the upstream does not answer.
+    """
+    address = address.rstrip("/")
+    kind, _, name = (credential or "").partition(":")
+    secret = os.environ.get(name, "") if kind == "env" else ""
+    try:
+        model = _get(address, secret)
+        server = _get(address.partition("/v2/models/")[0] + "/v2", secret)
+    except (OSError, ValueError) as problem:
+        raise UsageError(
+            f"{address} does not describe its model ({problem}). Check the address, such as "
+            "https://HOST/v2/models/NAME, or name the model's inputs and outputs with --signature FILE.json."
+        ) from None
+    try:
+        most = int(_get(f"{address}/config", secret)["max_batch_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        most = 0  # only Triton has this path; without it, shapes are taken as they are
+    try:
+        signature = signature_of(model, most)
+    except (KeyError, TypeError) as problem:
+        raise UsageError(
+            f"{address} describes its model without {problem}: add --signature FILE.json"
+        ) from None
+    return signature, BINARY in server.get("extensions", ())
+
+
+def signature_of(model: dict[str, Any], max_batch: int) -> dict[str, Any]:
+    """Return a signature by the metadata of a model; raise KeyError or TypeError.
+
+    If the model batches, its metadata has the batch axis, and the signature has not.
+    """
+    first = 1 if max_batch else 0
+    tensors = {
+        side: [
+            {
+                "name": each["name"],
+                "datatype": each["datatype"],
+                "shape": [int(size) for size in each["shape"]][first:],
+            }
+            for each in model[side]
+        ]
+        for side in ("inputs", "outputs")
+    }
+    return {**tensors, "max_batch_size": max_batch}
+
+
+def oip_request(
+    file: Path, name: str, address: str, options: Doc, signature: Doc | None, metadata: Doc
+) -> DeployRequest:
+    """Return the request that deploys an upstream. Raise UsageError.
+
+    ``options``: those of the command, where the options of upstreams are a part of ``llm``.
+    """
+    given = dict(options.pop("llm", None) or {})
+    upstream = {field: given.pop(option) for option, field in _FIELDS.items() if option in given}
+    for known in ("engine", "slots", "upstream"):
+        given.pop(known, None)
+    if given:
+        raise UsageError(f"{', '.join(sorted(given))}: only for a language model, which {address} is not")
+    if signature is None:
+        signature, upstream["binary"] = described(address, upstream.get("credential"))
+    options.setdefault("instances", INSTANCES)
+    options["upstream"] = {**upstream, "address": address}
+    return DeployRequest(file, name, "oip", options, signature, metadata=metadata)
+
+
+def _get(url: str, secret: str) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        found = json.loads(answer.read())
+    if not isinstance(found, dict):
+        raise ValueError("the answer is not a JSON object")
+    return found
