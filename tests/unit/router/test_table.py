@@ -158,6 +158,7 @@ def test_the_fields_for_a_gateway():
         "queue": "requests.v1.digits-v1",
         "format": "onnx",
         "signature": SIGNATURE.model_dump(),
+        "upstream": False,
         "max_queue": 7,
         "retry": "never",
         "wakeable": False,
@@ -185,6 +186,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "versions": {"1": "digits-v1", "2": "digits-v2", "3": "digits-v3"},
         "default_timeout_ms": 500,
         "weight": 1,
+        "failover": [],
         "rules": [],
         "sticky": None,
         "shadow": None,
@@ -314,3 +316,29 @@ def test_failing_deployments_come_from_reports():
         return ReplicaReport(replica="r", deployment=name, generation=1, host="h", pid=1, state=state)
 
     assert failing([report("a", "failed"), report("b", "ready")]) == {"a"}
+
+
+def test_the_failover_serves_while_every_share_is_given_away():
+    one = endpoint(targets("digits-v1"))
+    one = one.model_copy(update={"failover": ["gone", "digits-v2", "digits-v3"], "when_unready": "others"})
+
+    def now(**ready: int) -> tuple[list[str], list[str]]:
+        counts = {name.replace("_", "-"): count for name, count in ready.items()}
+        entry = build_table(world(one), counts, {})["endpoints"]["digits"]
+        return [each["deployment"] for each in entry["targets"]], sorted(entry["withheld"])
+
+    assert now(digits_v1=1, digits_v2=1) == (["digits-v1"], [])
+    assert now(digits_v3=1) == (["digits-v3"], ["digits-v1"])
+    assert now(digits_v2=1, digits_v3=1) == (["digits-v2"], ["digits-v1"])
+    assert now() == (["digits-v1"], []), "nobody is ready: its requests wait"
+    assert build_table(world(one), {}, {})["endpoints"]["digits"]["failover"] == ["digits-v2", "digits-v3"]
+
+
+def test_a_region_that_is_forbidden_is_no_failover():
+    far = {"address": "https://models.example/v2/models/digits", "region": "us"}
+    one = endpoint(targets("digits-v1")).model_copy(
+        update={"failover": ["digits-v2"], "forbidden_regions": ["us"]}
+    )
+    there = world(one)
+    there.deployments[1] = deployment(2, upstream=far)
+    assert build_table(there, {}, {})["endpoints"]["digits"]["failover"] == []
