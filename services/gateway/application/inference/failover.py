@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from prometheus_client import Counter
 
@@ -16,9 +16,6 @@ from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError, UpstreamUnavailable
-
-if TYPE_CHECKING:
-    from services.gateway.application.inference.core import InferenceCore, InferenceResult
 
 log = telemetry.logger(__name__)
 
@@ -52,11 +49,31 @@ def elsewhere(
     return other
 
 
+class Sender(Protocol):
+    """The part of the inference core that sends a request."""
+
+    def admit(self, route: DeploymentRoute, timeout_ms: float, flow: FlowKey) -> None:
+        """Raise the reason if a request may not wait."""
+
+    def send(
+        self,
+        endpoint: EndpointRoute,
+        route: DeploymentRoute,
+        request: Decoded,
+        timeout_ms: float,
+        decode_s: float,
+        trace: bytes,
+        done: Callable[[Any], None],
+        flow: FlowKey,
+    ) -> bytes:
+        """Queue a request that was admitted, and return its id."""
+
+
 @dataclass(slots=True)
 class Failover:
     """One request to an upstream, with its tensors. ``ends_at``: its deadline on the monotonic clock."""
 
-    core: InferenceCore
+    core: Sender
     endpoint: EndpointRoute
     route: DeploymentRoute
     request: Decoded
@@ -64,10 +81,10 @@ class Failover:
     ends_at: float
     flow: FlowKey
     origin: Callable[[], Origin] | None
-    done: Callable[[InferenceResult | TidegateError], None]
+    done: Callable[[Any], None]
     failed: set[str] = field(default_factory=set)
 
-    def on_outcome(self, outcome: InferenceResult | TidegateError) -> None:
+    def on_outcome(self, outcome: Any) -> None:
         """Pass the outcome on, or send the request to another Deployment."""
         left_ms = (self.ends_at - time.monotonic()) * 1e3
         if not isinstance(outcome, UpstreamUnavailable) or left_ms <= 0:
