@@ -139,7 +139,8 @@ class TritonSupervisor:
             self.instances = await client.instances(models[-1])
         self._on_step("warming up")
         with self._phases.measure("warm_up"):
-            await warm_up(client, models[-1], signature, max_batch=self.limits.max_rows or None)
+            if self._deployment.upstream is None:  # an upstream is warm, and each call may cost money
+                await warm_up(client, models[-1], signature, max_batch=self.limits.max_rows or None)
         await self._report.use(client, models[-1], triton.repository / models[-1])
         self._client = client
         self._output_check = OutputCheck(signature)
