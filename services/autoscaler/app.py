@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -116,7 +116,9 @@ async def _start(
     tasks, leads = TaskSet(), asyncio.Event()
     stack.push_async_callback(tasks.end)
     tasks.start(source.run(settings.autoscaler_relist_s), "read the registry")
-    tasks.start(_lead(leader, loop, pool, ledger, leads), "control loop")
+    tasks.start(
+        _lead(leader, loop, pool, lambda: ledger.take_over(source.deployments), leads), "control loop"
+    )
     tasks.start(_book(ledger, leads), "book costs")
     tasks.start(_hold(pool, loop, leads), "warm pool")
     tasks.start(_grant(grants, leads), "report replicas")
@@ -167,13 +169,17 @@ def _add_checks(
 
 
 async def _lead(
-    leader: LeaderLock, loop: ControlLoop, pool: WarmPool, ledger: CostLedger, leads: asyncio.Event
+    leader: LeaderLock,
+    loop: ControlLoop,
+    pool: WarmPool,
+    take_over_costs: Callable[[], None],
+    leads: asyncio.Event,
 ) -> None:
     """Wait for the lock, read the state of the former leader, and run the loop."""
     await leader.take()
     loop.take_over()
     pool.take_over()
-    ledger.take_over()
+    take_over_costs()
     leads.set()
     await loop.run()
 

@@ -52,14 +52,20 @@ class CostLedger:
         self._book = LifeBook()
         self._deployments: Mapping[str, Deployment] = {}
         self._due = asyncio.Event()
+        self._leads = False
         self._turn = asyncio.Lock()
         self._used: dict[str, BudgetUsed] = {}
         self.prices = prices
         # The Deployments that have used up a budget, and which.
         self.over_budget: dict[str, str] = {}
 
-    def take_over(self) -> None:
-        """Read the lives that the former leader had not booked completely."""
+    def take_over(self, deployments: Sequence[Deployment]) -> None:
+        """Read the lives that the former leader had not booked completely. Call it when this process leads.
+
+        ``deployments``: those of the last desired state, whose budgets count from the first round on.
+        """
+        self._leads = True
+        self._deployments = {each.name: each for each in deployments}
         self._book = LifeBook(self._costs.lives())
         self._used = self._used_up()
         self.over_budget = {name: used.words for name, used in self._used.items()}
@@ -92,7 +98,9 @@ class CostLedger:
             await asyncio.sleep(RETRY_S)
 
     async def collect(self) -> None:
-        """Book what has been reported since the last booking. Raise Unavailable."""
+        """Book what has been reported since the last booking, if this process leads. Raise Unavailable."""
+        if not self._leads:
+            return
         async with self._turn:
             try:
                 reports = await self._store.times()

@@ -24,6 +24,7 @@ OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
 # A replica that ended while no autoscaler ran has lived at most this long after its last sign of life.
 SILENT_S = 1.0
+MOST_RATES = 10_000
 
 
 class Place(NamedTuple):
@@ -101,6 +102,8 @@ class LifeBook:
     def __init__(self, lives: Iterable[Life] = ()) -> None:
         self.lives = {life.replica: life for life in lives}
         self.sharing: dict[str, float] = {}
+        self._prices: PriceList | None = None
+        self._rates: dict[tuple[str, int, str], Rate] = {}
 
     def copy(self) -> dict[str, Life]:
         """Return the lives as they are now, for :meth:`restore`."""
@@ -136,7 +139,7 @@ class LifeBook:
                 life = self.lives[each.replica] = _begun(each, deployments, prices)
             life.seen_at, life.gone_at = max(now, life.launched_at), None
             if (deployment := deployments.get(each.deployment)) is not None:
-                life.rate = rate_of(deployment, prices, devices.get(each.replica, life.rate.gpu))
+                life.rate = self._rate_of(deployment, prices, devices.get(each.replica, life.rate.gpu))
         ended = False
         for life in self.lives.values():
             if life.replica not in alive and life.gone_at is None:
@@ -165,6 +168,16 @@ class LifeBook:
             _spread(found, life, grown, prices, until)
             life.booked_at = until
         return found, closed
+
+    def _rate_of(self, deployment: Deployment, prices: PriceList, device: str) -> Rate:
+        """Return a replica's rate. It is remembered, because each round needs those of all replicas."""
+        if prices is not self._prices or len(self._rates) >= MOST_RATES:
+            self._prices = prices
+            self._rates.clear()
+        key = (deployment.name, deployment.revision, device)
+        if key not in self._rates:
+            self._rates[key] = rate_of(deployment, prices, device)
+        return self._rates[key]
 
     def _learn_sharing(self, reports: Mapping[str, ReplicaTime]) -> None:
         sums: dict[str, list[int]] = {}
