@@ -20,7 +20,7 @@ from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.price_file import PriceFile
 from tidegate.kernel.protocol.cost_facts import NANOS, CostFacts, DeploymentCosts
-from tidegate.kernel.protocol.models import Deployment
+from tidegate.kernel.protocol.models import Deployment, DesiredState
 from tidegate.kernel.protocol.prices import Rate, rate_of
 from tidegate.kernel.store import Store, StoreUnavailable
 
@@ -50,6 +50,7 @@ class CostLedger:
         self._waiting = waiting
         self._clock = clock
         self._book = LifeBook()
+        self._desired_state: DesiredState | None = None
         self._deployments: Mapping[str, Deployment] = {}
         self._due = asyncio.Event()
         self._leads = False
@@ -74,8 +75,13 @@ class CostLedger:
         """Note the replicas of a round. If the launcher did not answer, nothing has ended."""
         if snapshot.running is None:
             return
-        if snapshot.desired_state is not None:
+        if snapshot.desired_state is not None and snapshot.desired_state is not self._desired_state:
+            self._desired_state, before = snapshot.desired_state, self._limited()
             self._deployments = {each.name: each for each in snapshot.desired_state.deployments}
+            if {name: each.scaling for name, each in before.items()} != {
+                name: each.scaling for name, each in self._limited().items()
+            }:
+                self._due.set()  # a changed budget counts soon
         devices = {name: each.device for name, each in (snapshot.reports or {}).items() if each.device}
         running = [*snapshot.running, *self._waiting()]
         if self._book.note(running, self._deployments, devices, self.prices.current(), now):
