@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 from deploy.dashboards.models import DRIFT, ENDPOINT, LANGUAGE_MODELS
+from deploy.dashboards.objectives import ALERTS
 from deploy.dashboards.operation import AUTOSCALER, OVERVIEW
 from deploy.dashboards.panels import as_json
 
 FOLDER = Path(__file__).parents[1] / "grafana"
-DASHBOARDS = (OVERVIEW, ENDPOINT, AUTOSCALER, LANGUAGE_MODELS, DRIFT)
+DASHBOARDS = (OVERVIEW, ALERTS, ENDPOINT, AUTOSCALER, LANGUAGE_MODELS, DRIFT)
 
 
 def texts() -> dict[Path, str]:

@@ -248,8 +248,8 @@ LANGUAGE_MODELS = Dashboard(
 
 DRIFT = Dashboard(
     "drift",
-    "drift",
-    "How far inputs and outputs of a version are from its baseline, and what was sampled.",
+    "drift and quality",
+    "How far a version's inputs and outputs are from its baseline, and how good its answers are.",
     (
         lines(
             "Score by version",
@@ -268,6 +268,18 @@ DRIFT = Dashboard(
                 "{{model}} {{version}} {{column}}",
             ),
             description="The three columns that are furthest from the baseline.",
+        ),
+        lines(
+            "Quality",
+            (
+                f"max by (model, version, measure) (tidegate_quality{{{_V}}})",
+                "{{model}} {{version}} {{measure}}",
+            ),
+            (
+                f"max by (model, version) (tidegate_estimated_accuracy{{{_V}}})",
+                "{{model}} {{version}} accuracy, estimated",
+            ),
+            description="The last window with labels. `estimated`: from the model's probabilities.",
         ),
         lines(
             "Sampled rows",

@@ -22,14 +22,26 @@ OVERVIEW = Dashboard(
         number("Slowest p99", "max(deployment:tidegate_request_seconds:p99_5m > 0)", unit="s"),
         number("Ready replicas", 'sum(deployment:tidegate_replicas:count{state="ready"})'),
         number(
+            "Alerts that fire",
+            'max(tidegate_alerts{state="firing"})',
+            description="`tidegate alerts` shows them.",
+            red_above=1,
+        ),
+        number(
             "In no worker",
             "sum(deployment:tidegate_queued:count)",
             description="Requests and jobs in queues.",
         ),
         number(
-            "Targets that do not answer",
+            "Silent targets",
             "count(up == 0) or vector(0)",
             description="Parts whose metrics Prometheus cannot read.",
+            red_above=1,
+        ),
+        number(
+            "Lost jobs",
+            "max(tidegate_jobs_unaccounted)",
+            description="Jobs that are unaccounted for: docs/ledger.md.",
             red_above=1,
         ),
         Row("Traffic"),

@@ -76,7 +76,7 @@ def lines(title: str, *queries: tuple[str, str], **options: Any) -> Panel:
 
 def number(title: str, expr: str, **options: Any) -> Panel:
     """Return a panel with one large number."""
-    defaults: Json = {"kind": "stat", "width": 4, "height": 4}
+    defaults: Json = {"kind": "stat", "width": 3, "height": 4}
     return replace(Panel(title, (Query(expr),)), **(defaults | options))
 
 

@@ -37,8 +37,16 @@ EMPTY = {
     },
     "endpoint": {"First chunk of a stream", "Chunks", "Requests over a limit", "Copies for shadow traffic"},
     "overview": {"Connections that a server closed early"},
-    "drift": {"Score by version", "Columns above their limits", "Score by column", "Feedback"},
+    "drift": {"Score by version", "Columns above their limits", "Score by column", "Quality", "Feedback"},
+    "alerts": {"Alerts of Prometheus", "Findings"},
 }  # fmt: skip
+
+ENDPOINT = """
+kind: Endpoint
+name: digits
+targets: [{deployment: digits-v1}]
+slo: {availability: 99.9, latency_ms: 200, latency_target: 99, window: 30d}
+"""
 
 
 def credential(stack: Stack) -> tuple[str, str]:
@@ -75,6 +83,9 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Itera
     state = tmp_path_factory.mktemp("monitored") / "state"
     with running_stack(state, monitoring="on", scrape_interval_s=1) as stack:
         stack.deploy(digits.model, "digits", "--min", "1", "--max", "1")
+        file = state.parent / "endpoint.yaml"
+        file.write_text(ENDPOINT)
+        stack.cli("apply", str(file))
         end = threading.Event()
 
         def call() -> None:
@@ -140,7 +151,7 @@ def test_it_needs_the_metrics_token_and_no_other_site_may_read_it(monitored: Sta
 def test_every_rule_is_loaded_and_evaluated(prometheus: Prometheus):
     def missing() -> list[Any]:
         rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
-        assert any(rule["name"] == "endpoint:tidegate_requests:rate1m" for rule in rules)
+        assert {"endpoint:tidegate_requests:rate1m", "TidegateErrorRate"} <= {rule["name"] for rule in rules}
         return [
             (rule["name"], rule["health"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"
         ]
@@ -193,9 +204,13 @@ def _filled(expr: str, chosen: dict[str, str]) -> str:
 
 
 def test_its_tool_accepts_the_rules_and_the_configuration(monitored: Stack):
-    rules = sorted(str(path) for path in (FOLDER.parent / "monitoring").glob("*.yml"))
+    rules = [*(FOLDER.parent / "monitoring").glob("*.yml"), FOLDER.parent / "alert-rules.yml"]
     config = monitored.settings.state_path / "data" / "prometheus" / "prometheus.yml"
     compose = FOLDER.parent / "prometheus.yml"
-    for command in (["rules", *rules], ["config", str(config)], ["config", "--syntax-only", str(compose)]):
+    for command in (
+        ["rules", *map(str, rules)],
+        ["config", str(config)],
+        ["config", "--syntax-only", str(compose)],
+    ):
         done = subprocess.run(["promtool", "check", *command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

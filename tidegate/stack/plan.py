@@ -86,7 +86,8 @@ def _monitoring(settings: Settings, env: Mapping[str, str]) -> tuple[Child, ...]
             raise MissingPart(prometheus.MISSING)
         return ()
     required = settings.monitoring == "on"
-    return (replace(prometheus.child(program, prometheus.place(settings), env), optional=not required),)
+    place = prometheus.place(settings, prometheus.version_of(program))
+    return (replace(prometheus.child(program, place, env), optional=not required),)
 
 
 def _service(name: str, settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]) -> Child:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
+import subprocess
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -24,10 +27,15 @@ MISSING = (
     "TIDEGATE_MONITORING=auto starts without it."
 )
 # The rules of this source: recording rules and alerts. A file that is missing is no error.
-RULES = Path(__file__).parents[2] / "deploy" / "monitoring" / "*.yml"
+_DEPLOY = Path(__file__).parents[2] / "deploy"
+RECORDING = _DEPLOY / "monitoring" / "*.yml"
+ALERTS = _DEPLOY / "alert-rules.yml"
+# Older releases refuse the field `keep_firing_for` of alerts.
+ALERTS_SINCE = (2, 42)
 SERVICES = ("gateway", "registry", "router", "autoscaler")
 # No password fits this hash, so a Prometheus without a metrics token does not start.
 _NO_HASH = "!"
+VERSION_LIMIT_S = 10.0
 # One query may read this many samples: 16 bytes each, and 50 million by default.
 MOST_SAMPLES = 5_000_000
 
@@ -44,7 +52,8 @@ class Place:
     interval_s: float = 10.0
     days: float = 15.0
     max_mb: int = 1024
-    rules: Path = RULES
+    alertmanager: str = ""
+    rules: tuple[Path, ...] = (RECORDING, ALERTS)
 
 
 def installed() -> str | None:
@@ -52,8 +61,25 @@ def installed() -> str | None:
     return shutil.which("prometheus")
 
 
-def place(settings: Settings) -> Place:
-    """Return the place of Prometheus in the stack of these settings."""
+def version_of(program: str) -> tuple[int, ...]:
+    """Return the version of Prometheus, such as ``(2, 42)``; empty if the program does not say it."""
+    try:
+        done = subprocess.run(
+            [program, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=VERSION_LIMIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    found = re.search(rb"version (\d+)\.(\d+)", done.stdout)
+    return (int(found[1]), int(found[2])) if found else ()
+
+
+def place(settings: Settings, version: tuple[int, ...] = ALERTS_SINCE) -> Place:
+    """Return the place of a Prometheus of this version in the stack of these settings."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
     host = f"[{host}]" if ":" in host else host
     return Place(
@@ -65,6 +91,8 @@ def place(settings: Settings) -> Place:
         interval_s=settings.scrape_interval_s,
         days=settings.prometheus_days,
         max_mb=settings.prometheus_max_mb,
+        alertmanager=settings.alertmanager_url,
+        rules=(RECORDING, ALERTS) if version >= ALERTS_SINCE else (RECORDING,),
     )
 
 
@@ -134,13 +162,31 @@ def config(place: Place) -> str:
             "scrape_timeout": f"{round(min(place.interval_s, 10.0) * 900)}ms",
             "evaluation_interval": interval,
         },
-        "rule_files": [str(place.rules)],
+        "rule_files": [str(path) for path in place.rules],
+        **_alerting(place.alertmanager),
         "scrape_configs": [
             *(_service(name, place, token) for name in place.targets),
             {"job_name": "workers", "http_sd_configs": [workers]},
         ],
     }
     return yaml.safe_dump(document, sort_keys=False)
+
+
+def _alerting(url: str) -> dict[str, Any]:
+    """Return the part of the configuration that sends alerts to an Alertmanager; empty without a URL."""
+    if not url:
+        return {}
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    found: dict[str, Any] = {"scheme": parts.scheme, "static_configs": [{"targets": [host]}]}
+    if parts.path.strip("/"):
+        found["path_prefix"] = parts.path
+    if parts.username:
+        found["basic_auth"] = {
+            "username": unquote(parts.username),
+            "password": unquote(parts.password or ""),
+        }
+    return {"alerting": {"alertmanagers": [found]}}
 
 
 def _service(name: str, place: Place, token: Mapping[str, str]) -> dict[str, Any]:

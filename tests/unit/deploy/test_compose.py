@@ -78,7 +78,7 @@ def test_both_stacks_have_the_same_metrics_and_rules():
         frozenset(),
         Path("/etc/prometheus/tidegate/token"),
         5.0,
-        rules=Path("/etc/prometheus/rules/*.yml"),
+        rules=(Path("/etc/prometheus/rules/*.yml"), Path("/etc/prometheus/alert-rules.yml")),
     )
     made = yaml.safe_load(prometheus.config(place))
     jobs = [each for each in mine["scrape_configs"] if each["job_name"] != "rabbitmq"]
@@ -86,6 +86,10 @@ def test_both_stacks_have_the_same_metrics_and_rules():
     workers["refresh_interval"] = "5s"
     assert jobs == made["scrape_configs"]
     assert mine["rule_files"] == made["rule_files"]
+    mounted = yaml.safe_load(FILE.read_text())["services"]["prometheus"]["volumes"]
+    inside = {line.split(":")[1]: FILE.parent / line.split(":")[0] for line in mounted if line[0] == "."}
+    assert inside["/etc/prometheus/alert-rules.yml"].is_file()
+    assert list(inside["/etc/prometheus/rules"].glob("*.yml"))
 
 
 def test_grafana_is_only_started_with_its_profile_and_gets_the_dashboards():

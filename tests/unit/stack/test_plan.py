@@ -181,6 +181,7 @@ def test_a_service_on_every_address_is_probed_on_loopback():
 
 def with_prometheus(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Child:
     monkeypatch.setattr(prometheus, "installed", lambda: "/prometheus")
+    monkeypatch.setattr(prometheus, "version_of", lambda _: (2, 42))
     found = children(**fields)
     assert list(found)[-1] == "prometheus"
     return found["prometheus"]
@@ -240,3 +241,58 @@ def test_prometheus_without_a_metrics_token_has_no_valid_password(tmp_path: Path
     (tmp_path / "token").write_text("tgm_1\n")
     users = yaml.safe_load(prometheus.web_config(tmp_path / "token"))["basic_auth_users"]
     assert users["metrics"].startswith("$2b$04$")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "http://alerts.example:9093",
+            {"scheme": "http", "static_configs": [{"targets": ["alerts.example:9093"]}]},
+        ),
+        (
+            "https://me:p%40ss@alerts.example/am",
+            {
+                "scheme": "https",
+                "static_configs": [{"targets": ["alerts.example"]}],
+                "path_prefix": "/am",
+                "basic_auth": {"username": "me", "password": "p@ss"},
+            },
+        ),
+    ],
+)
+def test_alerts_go_to_an_alertmanager_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, url: str, expected: dict[str, Any]
+):
+    def config(**fields: Any) -> Any:
+        files = with_prometheus(monkeypatch, **fields).files
+        (text,) = (text for path, text in files.items() if path.name == "prometheus.yml")
+        return yaml.safe_load(text)
+
+    assert "alerting" not in config()
+    assert config(alertmanager_url=url)["alerting"] == {"alertmanagers": [expected]}
+
+
+@pytest.mark.parametrize(
+    ("said", "version", "alerts"),
+    [
+        ("prometheus, version 2.42.0+ds (branch: debian/sid)", (2, 42), True),
+        ("prometheus, version 3.5.0 (branch: HEAD)", (3, 5), True),
+        ("prometheus, version 2.31.2+ds1 (branch: debian/sid)", (2, 31), False),
+        ("something else", (), False),
+    ],
+)
+def test_an_older_prometheus_gets_only_the_rules_that_it_reads(
+    tmp_path: Path, said: str, version: tuple[int, ...], alerts: bool
+):
+    program = tmp_path / "prometheus"
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
+    program.chmod(0o755)
+    assert prometheus.version_of(str(program)) == version
+    rules = prometheus.place(Settings(state_dir=STATE), version).rules
+    assert prometheus.RECORDING in rules
+    assert (prometheus.ALERTS in rules) == alerts
+
+
+def test_a_program_that_cannot_run_has_no_version(tmp_path: Path):
+    assert prometheus.version_of(str(tmp_path / "missing")) == ()

@@ -118,6 +118,11 @@ class Settings(BaseSettings):
     scrape_interval_s: float = Field(
         10.0, ge=0.5, description="Seconds between two reads of every metric by the stack's Prometheus."
     )
+    alertmanager_url: str = Field(
+        "",
+        pattern="^(https?://[^/ ]+.*)?$",
+        description="URL of an Alertmanager that gets the alerts of the stack's Prometheus; empty: none.",
+    )
     secrets_dir: Path | None = Field(
         None,
         description="Folder with the services' passwords at RabbitMQ and the Valkeys, for URLs that name no "
