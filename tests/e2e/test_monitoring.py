@@ -1,15 +1,10 @@
-"""A real Prometheus as a part of the stack: what it reads, its rules, and the query of every panel."""
+"""Prometheus as a part of the stack: what it reads, its rules, and the query of every panel."""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,15 +13,18 @@ import pytest
 from deploy.dashboards.__main__ import FOLDER
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Digits, Stack, running_stack
+from tests.e2e.prometheus import (
+    INTERVAL_S,
+    Prometheus,
+    credential,
+    needs_prometheus,
+    panels,
+    until_none,
+    without_data,
+)
 from tidegate import Client
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(
-        shutil.which("prometheus") is None or shutil.which("promtool") is None,
-        reason="Prometheus is not installed: apt-get install --no-install-recommends prometheus",
-    ),
-]
+pytestmark = [pytest.mark.e2e, needs_prometheus]
 
 JOBS = {"gateway", "registry", "router", "autoscaler", "workers"}
 # Panels that have no data on this stack: it has no failures, streams, jobs, language models or own RabbitMQ.
@@ -40,6 +38,8 @@ EMPTY = {
     "drift": {"Score by version", "Columns above their limits", "Score by column", "Quality", "Feedback"},
     "alerts": {"Alerts of Prometheus", "Findings"},
 }  # fmt: skip
+# `tests/e2e/llm/test_llm_batches.py` has a language model for the panels of these.
+WITHOUT_DATA = {"language-models"}
 
 ENDPOINT = """
 kind: Endpoint
@@ -49,43 +49,14 @@ slo: {availability: 99.9, latency_ms: 200, latency_target: 99, window: 30d}
 """
 
 
-def credential(stack: Stack) -> tuple[str, str]:
-    return "metrics", (stack.settings.state_path / "metrics" / "token").read_text().strip()
-
-
-class Prometheus:
-    """The HTTP API of the stack's Prometheus."""
-
-    def __init__(self, stack: Stack) -> None:
-        url = f"http://127.0.0.1:{stack.settings.prometheus_port}"
-        self._client = httpx.Client(base_url=url, auth=credential(stack), trust_env=False, timeout=60)
-
-    def ask(self, path: str, **params: Any) -> Any:
-        """The data of a call, which must succeed without a warning."""
-        answer = self._client.get(f"/api/v1/{path}", params=params)
-        document = answer.json()
-        assert answer.status_code == 200, document
-        assert document["status"] == "success", document
-        assert not document.get("warnings"), document
-        return document["data"]
-
-    def values(self, expr: str) -> list[float]:
-        """The finite values of a query over the last minute, as a panel shows it."""
-        now = time.time()
-        data = self.ask("query_range", query=expr, start=now - 60, end=now, step=5)
-        found = (float(value) for series in data["result"] for _, value in series["values"])
-        return [value for value in found if math.isfinite(value)]
-
-
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Iterator[Stack]:
     """A stack that serves the example and reads its metrics every second, with a caller."""
-    state = tmp_path_factory.mktemp("monitored") / "state"
-    with running_stack(state, monitoring="on", scrape_interval_s=1) as stack:
+    folder = tmp_path_factory.mktemp("monitored")
+    (folder / "endpoint.yaml").write_text(ENDPOINT)
+    with running_stack(folder / "state", monitoring="on", scrape_interval_s=INTERVAL_S) as stack:
         stack.deploy(digits.model, "digits", "--min", "1", "--max", "1")
-        file = state.parent / "endpoint.yaml"
-        file.write_text(ENDPOINT)
-        stack.cli("apply", str(file))
+        stack.cli("apply", str(folder / "endpoint.yaml"))
         end = threading.Event()
 
         def call() -> None:
@@ -104,15 +75,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Itera
 
 @pytest.fixture(scope="module")
 def prometheus(monitored: Stack) -> Prometheus:
-    return Prometheus(monitored)
-
-
-def until(found: Any, what: str) -> None:
-    """Wait until ``found()`` is empty: the things that are still missing."""
-    end = time.monotonic() + PATIENCE_S
-    while missing := found():
-        assert time.monotonic() < end, f"{what}: {missing}"
-        time.sleep(0.5)
+    return Prometheus(monitored, monitored.settings.prometheus_port)
 
 
 def test_it_reads_every_part_of_the_stack(monitored: Stack, prometheus: Prometheus):
@@ -121,7 +84,7 @@ def test_it_reads_every_part_of_the_stack(monitored: Stack, prometheus: Promethe
         up = {each["labels"]["job"] for each in active if each["health"] == "up"}
         return [(each["labels"], each["lastError"]) for each in active if each["health"] != "up"] or JOBS - up
 
-    until(missing, "targets that are not up")
+    until_none(missing, "targets that are not up")
     (replica,) = monitored.replicas("digits-v1")
     (series,) = prometheus.ask("query", query="tidegate_worker_in_hand")["result"]
     assert (series["metric"]["deployment"], series["metric"]["replica"]) == ("digits-v1", replica["replica"])
@@ -156,51 +119,19 @@ def test_every_rule_is_loaded_and_evaluated(prometheus: Prometheus):
             (rule["name"], rule["health"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"
         ]
 
-    until(missing, "rules that are not evaluated")
+    until_none(missing, "rules that are not evaluated")
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.stem)
-def test_the_query_of_every_panel_runs(prometheus: Prometheus, file: Path):
-    dashboard = json.loads(file.read_text())
-    chosen = _choices(prometheus, dashboard, all_=file.stem in {"language-models", "drift"})
-    panels = [panel for panel in dashboard["panels"] if panel.get("targets")]
-    empty = EMPTY.get(file.stem, set())
-    assert empty <= {panel["title"] for panel in panels}
-    for panel in panels:
-        for target in panel["targets"]:
-            prometheus.values(_filled(target["expr"], chosen))
-    if file.stem == "language-models":
-        return
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.json")))
+def test_the_query_of_every_panel_runs(prometheus: Prometheus, name: str):
+    every = name in {"language-models", "drift"}
 
     def missing() -> list[str]:
-        return [
-            panel["title"]
-            for panel in panels
-            if panel["title"] not in empty
-            and not any(prometheus.values(_filled(target["expr"], chosen)) for target in panel["targets"])
-        ]
+        found = panels(prometheus, name, every=every)
+        empty = {panel.title for panel in found} if name in WITHOUT_DATA else EMPTY.get(name, set())
+        return without_data(prometheus, found, empty)
 
-    until(missing, "panels without data")
-
-
-def _choices(prometheus: Prometheus, dashboard: Any, *, all_: bool) -> dict[str, str]:
-    """A value for each variable, of its own query; with ``all_``: that of the choice "All"."""
-    found = {}
-    for variable in dashboard["templating"]["list"]:
-        if variable["type"] == "query":
-            series, label = variable["definition"].removeprefix("label_values(").rstrip(")").split(", ")
-            values = prometheus.ask(f"label/{label}/values", **{"match[]": series})
-            assert values or all_, variable["definition"]
-            found[variable["name"]] = variable["allValue"] if all_ else "|".join(values)
-    return found
-
-
-def _filled(expr: str, chosen: dict[str, str]) -> str:
-    """The expression as Grafana sends it."""
-    for name, value in {"__rate_interval": "15s", **chosen}.items():
-        expr = expr.replace(f"${name}", value)
-    assert "$" not in expr.replace('"$1"', "")
-    return expr
+    until_none(missing, "panels without data")
 
 
 def test_its_tool_accepts_the_rules_and_the_configuration(monitored: Stack):

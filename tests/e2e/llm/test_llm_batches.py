@@ -1,10 +1,11 @@
-"""A batch of prompts on a real language model, while a worker, the gateway and the router are killed."""
+"""A real language model: its metrics in Prometheus, and a batch of prompts while parts are killed."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Stack
+from tests.e2e.prometheus import attached, needs_prometheus, panels, until_none, without_data
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -57,6 +59,23 @@ def wait_jobs(stack: Stack, batch: str, status: str, least: int) -> None:
     while len(jobs(stack, batch, status)) < least:
         assert time.monotonic() < end, f"fewer than {least} jobs are {status}"
         time.sleep(0.05)
+
+
+@needs_prometheus
+def test_the_panels_of_language_models_have_data(stack: Stack, smol: str, tmp_path: Path) -> None:
+    body = {"model": smol, "prompt": "One, two,", "max_tokens": 8, "temperature": 0, "stream": True}
+    empty = {"Lost streams"}
+    with attached(stack, tmp_path) as prometheus:
+
+        def missing() -> list[str]:
+            for _ in range(3):
+                answer = httpx.post(f"{stack.settings.gateway_url}{URL}", json=body, timeout=PATIENCE_S)
+                answer.raise_for_status()
+            if not prometheus.ask("query", query="endpoint:tidegate_llm_tokens:rate1m")["result"]:
+                return ["the recording rules"]
+            return without_data(prometheus, panels(prometheus, "language-models"), empty)
+
+        until_none(missing, "panels without data")
 
 
 def test_every_prompt_has_one_result_whatever_is_killed(stack: Stack, smol: str) -> None:

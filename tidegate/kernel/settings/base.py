@@ -116,7 +116,10 @@ class Settings(BaseSettings):
         1024, ge=64, description="Most megabytes of metrics that the stack's Prometheus keeps."
     )
     scrape_interval_s: float = Field(
-        10.0, ge=0.5, description="Seconds between two reads of every metric by the stack's Prometheus."
+        10.0,
+        ge=0.5,
+        le=15,  # the rules compute rates over one minute
+        description="Seconds between two reads of every metric by the stack's Prometheus.",
     )
     alertmanager_url: str = Field(
         "",
