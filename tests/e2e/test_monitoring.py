@@ -56,7 +56,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Itera
     (folder / "endpoint.yaml").write_text(ENDPOINT)
     with running_stack(folder / "state", monitoring="on", scrape_interval_s=INTERVAL_S) as stack:
         stack.deploy(digits.model, "digits", "--min", "1", "--max", "1")
-        stack.cli("apply", str(folder / "endpoint.yaml"))
+        stack.cli("apply", "-f", str(folder / "endpoint.yaml"))
         end = threading.Event()
 
         def call() -> None:
