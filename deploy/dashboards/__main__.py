@@ -6,13 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+from deploy.dashboards.costs import COSTS
 from deploy.dashboards.models import DRIFT, ENDPOINT, LANGUAGE_MODELS
 from deploy.dashboards.objectives import ALERTS
 from deploy.dashboards.operation import AUTOSCALER, OVERVIEW
 from deploy.dashboards.panels import as_json
 
 FOLDER = Path(__file__).parents[1] / "grafana"
-DASHBOARDS = (OVERVIEW, ALERTS, ENDPOINT, AUTOSCALER, LANGUAGE_MODELS, DRIFT)
+DASHBOARDS = (OVERVIEW, ALERTS, ENDPOINT, AUTOSCALER, LANGUAGE_MODELS, DRIFT, COSTS)
 
 
 def texts() -> dict[Path, str]:

@@ -142,6 +142,17 @@ ENDPOINT = Dashboard(
             description="Of all endpoints: limits belong to keys.",
         ),
         lines(
+            "Share of a canary",
+            (f"max by (endpoint) (tidegate_router_canary_share{{{_E}}})", "{{endpoint}}"),
+            unit="percent",
+            highest=100,
+        ),
+        lines(
+            "Evidence of a canary's harm",
+            (f"max by (endpoint, metric) (tidegate_router_canary_harm{{{_E}}})", "{{endpoint}} {{metric}}"),
+            description="In parts of the limit: at 1 the canary is rolled back.",
+        ),
+        lines(
             "Copies for shadow traffic",
             (
                 f"sum by (outcome) (rate(tidegate_gateway_shadow_copies_total{{{_M}}}[$__rate_interval]))",

@@ -33,9 +33,13 @@ EMPTY = {
         "Ended replicas by cause", "Warm pool", "Ended jobs", "Webhooks", "Published again, expired",
         "Dead letters by cause", "Messages in queues", "Memory of RabbitMQ",
     },
-    "endpoint": {"First chunk of a stream", "Chunks", "Requests over a limit", "Copies for shadow traffic"},
+    "endpoint": {
+        "First chunk of a stream", "Chunks", "Requests over a limit", "Copies for shadow traffic",
+        "Share of a canary", "Evidence of a canary's harm",
+    },
     "overview": {"Connections that a server closed early"},
     "drift": {"Score by version", "Columns above their limits", "Score by column", "Quality", "Feedback"},
+    "costs": {"Budgets that are used up", "Used-up budgets"},
     "alerts": {"Alerts of Prometheus", "Findings"},
 }  # fmt: skip
 # `tests/e2e/llm/test_llm_batches.py` has a language model for the panels of these.
@@ -57,6 +61,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Itera
     with running_stack(folder / "state", monitoring="on", scrape_interval_s=INTERVAL_S) as stack:
         stack.deploy(digits.model, "digits", "--min", "1", "--max", "1")
         stack.cli("apply", "-f", str(folder / "endpoint.yaml"))
+        stack.autoscaler("/v1/costs")  # a report books the costs at once, instead of within ten seconds
         end = threading.Event()
 
         def call() -> None:
