@@ -140,7 +140,7 @@ def test_the_query_of_every_panel_runs(prometheus: Prometheus, name: str):
 
 
 def test_its_tool_accepts_the_rules_and_the_configuration(monitored: Stack):
-    rules = [*(FOLDER.parent / "monitoring").glob("*.yml"), FOLDER.parent / "alert-rules.yml"]
+    rules = (FOLDER.parent / "monitoring").glob("*.yml")
     config = monitored.settings.state_path / "data" / "prometheus" / "prometheus.yml"
     compose = FOLDER.parent / "prometheus.yml"
     for command in (

@@ -27,9 +27,8 @@ MISSING = (
     "TIDEGATE_MONITORING=auto starts without it."
 )
 # The rules of this source: recording rules and alerts. A file that is missing is no error.
-_DEPLOY = Path(__file__).parents[2] / "deploy"
-RECORDING = _DEPLOY / "monitoring" / "*.yml"
-ALERTS = _DEPLOY / "alert-rules.yml"
+_FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
+RECORDING, ALERTS = _FOLDER / "rules.yml", _FOLDER / "alerts.yml"
 # Older releases refuse the field `keep_firing_for` of alerts.
 ALERTS_SINCE = (2, 42)
 SERVICES = ("gateway", "registry", "router", "autoscaler")
