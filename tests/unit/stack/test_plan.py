@@ -24,6 +24,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rabbitmq, "_epmd", lambda: "/epmd")
     monkeypatch.setattr(valkey, "_server", lambda: Path("/valkey-server"))
     monkeypatch.setattr(prometheus, "installed", lambda: None)
+    monkeypatch.delenv("TIDEGATE_RUNTIME_DIR", raising=False)
 
 
 def children(environ: dict[str, str] | None = None, **fields: Any) -> dict[str, Child]:
