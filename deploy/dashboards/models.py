@@ -142,6 +142,16 @@ ENDPOINT = Dashboard(
             description="Of all endpoints: limits belong to keys.",
         ),
         lines(
+            "Requests that went to another Deployment",
+            (
+                "sum by (deployment, other) "
+                f"(rate(tidegate_gateway_failovers_total{{{_M}}}[$__rate_interval]))",
+                "{{deployment}} to {{other}}",
+            ),
+            unit="reqps",
+            description="Because the first one could not answer.",
+        ),
+        lines(
             "Share of a canary",
             (f"max by (endpoint) (tidegate_router_canary_share{{{_E}}})", "{{endpoint}}"),
             unit="percent",
@@ -240,6 +250,19 @@ LANGUAGE_MODELS = Dashboard(
                 )
                 for kind in ("answer", "prompt")
             ),
+        ),
+        lines(
+            "Requests by queue",
+            (
+                f"sum by (queue) (rate(tidegate_worker_llm_taken_total{{{_D}}}[$__rate_interval]))",
+                "{{queue}}",
+            ),
+            (
+                f"sum(rate(tidegate_worker_llm_returned_total{{{_D}}}[$__rate_interval]))",
+                "returned: no slot was free",
+            ),
+            unit="reqps",
+            description="`own`: the queue of the replica that has read the prompt's beginning.",
         ),
         lines(
             "Lost streams",

@@ -97,6 +97,19 @@ OVERVIEW = Dashboard(
             unit="reqps",
         ),
         lines(
+            "Leader and shared limits",
+            ("sum(tidegate_router_leads)", "routers that lead"),
+            ("max(tidegate_gateway_limits_local)", "limits are not shared"),
+            description="One router must lead. While the live store is down, limits are not shared.",
+        ),
+        lines(
+            "Versions, Deployments, endpoints",
+            ("max(tidegate_registry_versions)", "versions"),
+            ("max(tidegate_registry_deployments)", "Deployments"),
+            ("max(tidegate_registry_endpoints)", "endpoints"),
+        ),
+        lines("Stored artifacts", ("max(tidegate_registry_artifact_bytes)", "bytes"), unit="bytes"),
+        lines(
             "Connections that a server closed early",
             (
                 "sum by (job, reason) (rate(tidegate_http_closed_total[$__rate_interval]))",

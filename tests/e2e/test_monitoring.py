@@ -35,7 +35,7 @@ EMPTY = {
     },
     "endpoint": {
         "First chunk of a stream", "Chunks", "Requests over a limit", "Copies for shadow traffic",
-        "Share of a canary", "Evidence of a canary's harm",
+        "Requests that went to another Deployment", "Share of a canary", "Evidence of a canary's harm",
     },
     "overview": {"Connections that a server closed early"},
     "drift": {"Score by version", "Columns above their limits", "Score by column", "Quality", "Feedback"},
