@@ -101,6 +101,7 @@ def main() -> int:
         path = stack.EXAMPLES / "sleep" / "model.py"
         running.deploy(path, ENDPOINT, "--max-batch", "1", "--max", str(MAX_REPLICAS))
         figures = asyncio.run(measure(running, chosen.seconds, chosen.out / "costs.svg"))
+    shown = figures.pop("report")
     bar = BAR if chosen.seconds >= 3600 else SHORT_BAR
     off = abs(figures["ledger_s"] / figures["observed_s"] - 1)
     parts = sum(figures["parts_s"].values())
@@ -118,7 +119,7 @@ def main() -> int:
     print("\n".join(f"{key}: {value}" for key, value in figures.items()))
     print("\n" + "\n".join(f"{verdict}  {text}" for verdict, text in verdicts))
     out: Path = chosen.out / "costs.json"
-    report.write_json(out, {"machine": machine, "figures": figures, "bars": verdicts})
+    report.write_json(out, {"machine": machine, "figures": figures, "bars": verdicts, "report": shown})
     print(f"\nResults: {out}")
     return 1 if any(verdict == "MISS" for verdict, _ in verdicts) else 0
 
@@ -163,6 +164,7 @@ async def measure(running: Stack, seconds: float, picture: Path) -> dict[str, An
         "counted_requests": found["total"]["requests"],
         "cost": found["total"]["cost"],
         "parts_s": {each["part"]: each["seconds"] for each in found["parts"]},
+        "report": found,
     }
 
 

@@ -119,6 +119,7 @@ class Grant:
         sent: int = 0,
         tokens_in: int = 0,
         tokens_out: int = 0,
+        tokens_cached: int = 0,
         failed: bool = False,
         route: DeploymentRoute | None = None,
         whole_us: int = 0,
@@ -135,7 +136,7 @@ class Grant:
         if self._limiter is not None:
             nanos = 0
             if self._limiter.budget is not None and route is not None and self._costs is not None:
-                nanos = self._costs.of(route, compute_us, tokens_in, tokens_out)
+                nanos = self._costs.of(route, compute_us, tokens_in, tokens_out, tokens_cached)
                 self._costs.learn(self._endpoint, route, nanos, compute_us, whole_us)
             self._limiter.finish(self._reserved, nanos)
         counts = self._count(self._principal.id, self._endpoint)
@@ -168,6 +169,7 @@ class Grant:
             sent=cost.sent,
             tokens_in=cost.tokens_in,
             tokens_out=cost.tokens_out,
+            tokens_cached=cost.tokens_cached,
             failed=not cost.answers,
             route=cost.route,
             whole_us=cost.whole_us,

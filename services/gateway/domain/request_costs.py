@@ -44,12 +44,19 @@ class RequestCosts:
         if found is not None and now < found.until:
             raise TooMany(found.refused, reason="budget_exhausted", retry_after_s=found.until - now)
 
-    def of(self, route: DeploymentRoute, compute_us: int, tokens_in: int = 0, tokens_out: int = 0) -> int:
-        """Return the cost of an answer."""
+    def of(
+        self,
+        route: DeploymentRoute,
+        compute_us: int,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        tokens_cached: int = 0,
+    ) -> int:
+        """Return the cost of an answer. ``tokens_cached``: a part of ``tokens_in``."""
         nanos = self._rate(route.name) * compute_us
         price: TokenPrice | None = self._facts.tokens.get(route.model)
         if price is not None:
-            nanos += price.cost(tokens_in, tokens_out, 0) * NANOS
+            nanos += price.cost(tokens_in, tokens_out, tokens_cached) * NANOS
         return round(nanos)
 
     def header(self, route: DeploymentRoute, reply: Reply, parameters: Mapping[str, Any]) -> bytes:

@@ -30,6 +30,7 @@ class UsageCost:
     sent: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    tokens_cached: int = 0
     queued: bool = False
     route: DeploymentRoute | None = None
 

@@ -130,7 +130,9 @@ def test_the_cost_of_an_answer():
     costs = RequestCosts()
     assert costs.of(a_route(), 1_000) == 0, "no rates yet"
     facts = CostFacts(
-        "EUR", {"d": DeploymentCosts(11.0), "e": DeploymentCosts(20.0)}, {"m": TokenPrice(input=2.0)}
+        "EUR",
+        {"d": DeploymentCosts(11.0), "e": DeploymentCosts(20.0)},
+        {"m": TokenPrice(input=2.0, cached=1.0)},
     )
     costs.replace(CostFacts.from_json(facts.to_json()))
     assert costs.of(a_route(model="other"), 1_000) == 11_000
@@ -138,6 +140,7 @@ def test_the_cost_of_an_answer():
         "an unknown Deployment costs like the dearest one"
     )
     assert costs.of(a_route(), 0, tokens_in=1_000_000) == 2_000_000_000
+    assert costs.of(a_route(), 0, tokens_in=1_000_000, tokens_cached=500_000) == 1_500_000_000
 
 
 def test_a_request_reserves_what_it_costs_alone():

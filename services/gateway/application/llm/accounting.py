@@ -80,7 +80,8 @@ class CallAccount:
         found = [] if self.grant is None else self.grant.headers()
         cost, route = self._call.cost, self._call.cost.route
         if self._costs is not None and route is not None and not self._call.streamed:
-            nanos = self._costs.of(route, cost.compute_us, cost.tokens_in, cost.tokens_out)
+            tokens = cost.tokens_in, cost.tokens_out, cost.tokens_cached
+            nanos = self._costs.of(route, cost.compute_us, *tokens)
             found = [*found, (HEADER, self._costs.text(nanos))]
         states = [] if self._reservation is None else self._reservation.states()
         limiter = None if self.grant is None else self.grant.limiter

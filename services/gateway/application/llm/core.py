@@ -403,7 +403,7 @@ def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
     cost.route = answer.route
     if meta.usage is not None:
         call.usage = meta.usage
-        cost.tokens_in, cost.tokens_out = meta.usage[0], meta.usage[1]
+        cost.tokens_in, cost.tokens_out, cost.tokens_cached = meta.usage
     if call.account is not None:
         call.account.answered(meta.usage, len(events), answer.timing.compute)
     return LlmEvents(events, meta, answer.timing, answer.route, answer.request)
