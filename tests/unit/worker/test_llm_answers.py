@@ -8,11 +8,13 @@ import pytest
 from services.worker.domain.llm_answers import (
     LONGEST_PAUSE_S,
     NotOneEvent,
+    TokenUsage,
     collected,
     error_message,
     refusal,
     retry_pause_s,
 )
+from services.worker.domain.split import Output
 from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, PayloadTooLarge
 from tidegate.kernel.protocol.llm import Meta
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
@@ -73,3 +75,21 @@ def test_an_answer_is_no_refusal():
 )
 def test_messages_of_other_servers(event, message):
     assert error_message(event) == message
+
+
+def heard(*metas: bytes) -> tuple[int, int, int]:
+    usage = TokenUsage()
+    for meta in metas:
+        usage.hear(
+            [Output("events", "BYTES", (1,), b""), Output("meta", "BYTES", (1,), pack_strings([meta]))]
+        )
+    return usage.tokens()
+
+
+def test_the_last_counts_of_a_stream_are_its_usage():
+    assert heard(b'{"usage": [7, 1, 0]}', b'{"usage":[7,9,4]}', b'{"ids":[1],"usage": null}') == (7, 9, 4)
+
+
+@pytest.mark.parametrize("meta", [b"{}", b'{"usage": [1]}', b'{"usage": [', b'{"usage": null}'])
+def test_without_counts_a_stream_has_no_usage(meta):
+    assert heard(meta) == (0, 0, 0)

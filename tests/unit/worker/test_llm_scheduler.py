@@ -23,6 +23,7 @@ from tidegate.kernel.broker.connection import Channel, Delivery
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Request
 from tidegate.kernel.protocol.llm import KV_TOKENS
+from tidegate.kernel.protocol.replica_time import WASTED, Part
 
 pytestmark = pytest.mark.unit
 
@@ -101,6 +102,21 @@ async def test_a_cancelled_request_that_waits_for_kv_tokens_leaves_its_place_at_
     await turns()
     assert settled == [waits]
     assert scheduler.free == 3, "the other slots are for other requests now"
+    await scheduler.stop()
+
+
+async def test_the_time_of_a_cancelled_stream_is_wasted():
+    scheduler = scheduler_of([])
+    scheduler.use(cast(Model, Engine()))
+    runs = item(10)
+    scheduler.add(runs)
+    await turns()
+    scheduler.cancel([runs.request.id])
+    await turns()
+    parts, open_ns = scheduler.stats.time.parts()
+    assert parts[Part(WASTED, "cancelled")].requests == 1
+    assert parts[Part(WASTED, "cancelled")].ns > 0
+    assert open_ns == 0
     await scheduler.stop()
 
 
