@@ -64,7 +64,7 @@ class Observer:
             if path.parent.name not in self.seen:
                 with contextlib.suppress(OSError, ValueError, psutil.Error):
                     process = psutil.Process(int(path.read_text().split()[0]))
-                    began = (path.parent / "assignment.json").stat().st_mtime  # just before its start
+                    began = (path.parent / "fingerprint").stat().st_mtime  # the folder's first file
                     self.seen[path.parent.name] = Seen(process, began, time.time())
         for each in self.seen.values():
             if each.ended is not None:

@@ -85,6 +85,7 @@ class ControlLoop:
         self._launch_failures: dict[str, str] = {}
         self._causes: dict[str, str] = {}
         self._acted = False
+        self._listed_at = 0.0
         self._cold_starts: dict[str, list[dict[str, Any]]] = {}
         self.state = State()
         self.cordoned: dict[str, float] = {}
@@ -132,7 +133,7 @@ class ControlLoop:
         """Observe, decide, publish and act once."""
         snapshot = await self.observe()
         now = self._clock()
-        self._parts.costs.note(snapshot, now)
+        self._parts.costs.note(snapshot, self._listed_at)
         if snapshot.running is not None:
             self._parts.grants.running(artifacts_of(snapshot.running, snapshot.desired_state))
         before = self.state
@@ -155,6 +156,7 @@ class ControlLoop:
         """Return a snapshot. A value that cannot be read is None."""
         if self._parts.source.answered and self._parts.overrides.pending:
             await self._parts.overrides.reconcile()
+        self._listed_at = self._clock()
         running, room, (reports, gateways), jobs = await asyncio.gather(
             self._parts.launcher.list(),
             self._parts.host_probe.read(),

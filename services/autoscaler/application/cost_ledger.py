@@ -72,7 +72,10 @@ class CostLedger:
         self.over_budget = {name: used.words for name, used in self._used.items()}
 
     def note(self, snapshot: Snapshot, now: float) -> None:
-        """Note the replicas of a round. If the launcher did not answer, nothing has ended."""
+        """Note the replicas of a round. If the launcher did not answer, nothing has ended.
+
+        ``now``: the time when the launcher listed them.
+        """
         if snapshot.running is None:
             return
         if snapshot.desired_state is not None and snapshot.desired_state is not self._desired_state:
