@@ -1,7 +1,7 @@
 """``python -m benchmarks.costs``: compare the cost ledger with an observer of the workers' processes.
 
-Replicas of a model that sleeps 200 ms get requests in waves, so that they scale up and down, and jobs. Some
-requests expire. Every 25 s, one worker is killed with -9. An observer looks at the processes 20 times a
+Replicas of a model that sleeps 200 ms get requests in waves, so that they scale up and down. Another
+Deployment of the model runs jobs. Some requests expire. Every 25 s, one worker is killed with -9. An observer looks at the processes 20 times a
 second. At the end all replicas stop. The sum of the ledger must be the observed time within 0.1 % (0.5 % if
 the run is shorter than an hour, because each end of a replica is seen up to half a second late).
 """
@@ -30,7 +30,7 @@ MODEL_MS, RPS, WAVE_S = 200.0, 12.0, 30.0
 KILL_EVERY_S, JOBS_EVERY_S, JOBS = 25.0, 10.0, 5
 MAX_REPLICAS = 4
 SEED = 7
-ENDPOINT, DEPLOYMENT = "sleep", "sleep-v1"
+ENDPOINT, JOBS_ENDPOINT = "sleep", "nightly"
 LOOK_S, LIMIT_S = 0.05, 120.0
 BAR, SHORT_BAR = 0.001, 0.005
 
@@ -100,6 +100,7 @@ def main() -> int:
     with session.session(), stack.tidegate("costs", extra) as running:
         path = stack.EXAMPLES / "sleep" / "model.py"
         running.deploy(path, ENDPOINT, "--max-batch", "1", "--max", str(MAX_REPLICAS))
+        running.deploy(path, JOBS_ENDPOINT, "--max-batch", "1")
         figures = asyncio.run(measure(running, chosen.seconds, chosen.out / "costs.svg"))
     shown = figures.pop("report")
     bar = BAR if chosen.seconds >= 3600 else SHORT_BAR
@@ -143,7 +144,8 @@ async def measure(running: Stack, seconds: float, picture: Path) -> dict[str, An
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.to_thread(running.command, "pause", ENDPOINT)
+    for name in (ENDPOINT, JOBS_ENDPOINT):
+        await asyncio.to_thread(running.command, "pause", name)
     async with asyncio.timeout(LIMIT_S):
         while observer.alive:
             await asyncio.sleep(LOOK_S)
@@ -193,7 +195,7 @@ async def _submit(running: Stack, jobs: list[str]) -> None:
         while True:
             for _ in range(JOBS):
                 with contextlib.suppress(Exception):  # a refused job is no part of the measurement
-                    jobs.append((await client.submit(ENDPOINT, {"ms": [[MODEL_MS]]})).id)
+                    jobs.append((await client.submit(JOBS_ENDPOINT, {"ms": [[MODEL_MS]]})).id)
             await asyncio.sleep(JOBS_EVERY_S)
 
 
