@@ -1,9 +1,10 @@
 """``python -m benchmarks.costs``: compare the cost ledger with an observer of the workers' processes.
 
 Replicas of a model that sleeps 200 ms get requests in waves, so that they scale up and down. Another
-Deployment of the model runs jobs. Some requests expire. Every 25 s, one worker is killed with -9. An observer looks at the processes 20 times a
-second. At the end all replicas stop. The sum of the ledger must be the observed time within 0.1 % (0.5 % if
-the run is shorter than an hour, because each end of a replica is seen up to half a second late).
+Deployment of the model runs jobs. Some requests expire. Every 25 s, one worker is killed with -9. An observer
+looks at the processes 20 times a second. At the end all replicas stop. The sum of the ledger must be the
+observed time within 0.1 % (0.5 % if the run is shorter than an hour, because each end of a replica is seen up
+to half a second late).
 """
 
 from __future__ import annotations
