@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from standardwebhooks import Webhook
 
 from benchmarks.deaths import MODEL as DEATHS
 from benchmarks.deaths import SETTINGS, TOGETHER, Worker, under_kills, with_a_guilty_one
@@ -39,12 +42,46 @@ def letters(stack: Stack, name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose models are not contained: in a sandbox they could not kill their worker."""
-    with running_stack(tmp_path_factory.mktemp("killer") / "state", model_sandbox="off") as found:
+    with running_stack(
+        tmp_path_factory.mktemp("killer") / "state", model_sandbox="off", alert_group_s=0
+    ) as found:
         yield found
 
 
+class Hooks(ThreadingHTTPServer):
+    """A receiver of webhooks about alerts; ``got``: the headers and body of each."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        got = self.got
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                got.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
 @pytest.fixture(scope="module")
-def killed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
+def hooks(stack: Stack) -> Iterator[Hooks]:
+    """A receiver that gets the alerts of the stack from its beginning."""
+    server = Hooks()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/alerts"
+    wait_until(
+        "a receiver", lambda: stack.run("alerts", "add-receiver", "ops", "--webhook", url).returncode == 0
+    )
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def killed(stack: Stack, hooks: Hooks, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of which one request has killed its process, beside 63 others."""
     mark = tmp_path_factory.mktemp("marks") / "model"
     name = deployed(stack, "model", mark)
@@ -56,6 +93,21 @@ def killed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_segmentation_fault_of_the_model(stack: Stack, killed: str) -> None:
     (letter,) = letters(stack, killed)
     assert (letter["cause"], letter["kind"], letter["payload"]) == ("attempts_exhausted", "request", True)
+
+
+def test_the_dead_letter_is_an_alert(stack: Stack, killed: str, hooks: Hooks) -> None:
+    def alerted() -> bool:
+        return any(f'"endpoint":"{killed}"'.encode() in body for _, body in hooks.got)
+
+    wait_until("the webhook of the alert", alerted)
+    headers, body = next(each for each in hooks.got if killed.encode() in each[1])
+    secret = stack.cli("webhook-secret", "--principal", "alerts")["secret"]
+    event = Webhook(secret).verify(body, headers)
+    assert event["type"] == "alert.firing"
+    assert "DeadLetters" in [alert["rule"] for alert in event["data"]["alerts"]]
+    assert "DeadLetters" in [a["rule"] for a in stack.cli("alerts")["items"] if a["endpoint"] == killed]
+    tried = stack.cli("alerts", "test", "ops")["items"]
+    assert [each["status"] for each in tried] == [204]
 
 
 @pytest.mark.parametrize("victim", ["triton", "worker"])
