@@ -113,3 +113,31 @@ def test_an_upstream_answers_and_its_failover_takes_over(stack: Stack, sleeping:
         while (refused := ask(client, "gone")).status_code == 200:
             assert time.monotonic() < end
     assert (refused.status_code, refused.json()["reason"]) == (503, "upstream_unavailable")
+
+
+def test_reserved_replicas_serve_only_their_endpoint(stack: Stack, sleeping: str):
+    reserve = f"{sleeping}-v1-for-{sleeping}"
+
+    def completed(deployment: str) -> int:
+        return sum(
+            each.get("completed", 0) for each in stack.replicas(deployment) if each["state"] == "ready"
+        )
+
+    def wait(true: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not true():
+            assert time.monotonic() < end, stack.autoscaler("/v1/replicas")
+            time.sleep(0.1)
+
+    stack.cli("traffic", sleeping, "--reserve", "1")
+    wait(lambda: any(each["state"] == "ready" for each in stack.replicas(reserve)))
+    with httpx.Client(base_url=stack.settings.gateway_url, timeout=PATIENCE_S) as client:
+
+        def answers() -> bool:
+            assert ask(client, sleeping).status_code == 200
+            return completed(reserve) > 0
+
+        wait(answers)
+    assert reserve in stack.run("status").stdout
+    assert stack.cli("traffic", sleeping, "--reserve", "0")["reserved"] == 0
+    wait(lambda: not stack.replicas(reserve))

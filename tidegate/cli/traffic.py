@@ -52,6 +52,10 @@ def traffic(
             "replaces the list, none: empty. Repeatable.",
         ),
     ] = None,
+    reserve: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep N replicas of the largest target for this endpoint; 0: none."),
+    ] = None,
     weight: Annotated[
         int | None,
         typer.Option(
@@ -76,6 +80,8 @@ def traffic(
         changes["feedback"] = feedback
     if weight is not None:
         changes["weight"] = weight
+    if reserve is not None:
+        changes["reserved"] = reserve
     if failover:
         changes["failover"] = _failover(plane, endpoint, failover)
     if changes:
@@ -166,6 +172,7 @@ def _document(plane: Control, endpoint: Doc) -> Doc:
         else None,
         "rollout": canary_state.read(plane, endpoint["name"]) if endpoint["rollout"] is not None else None,
         "failover": endpoint["failover"],
+        "reserved": endpoint["reserved"],
     }
 
 
@@ -256,6 +263,8 @@ def _print(document: Mapping[str, Any]) -> None:
         output.line("answers get an id for feedback: X-Feedback-Id")
     if document["shadow"] is not None:
         output.line(f"shadow: {shadow.line_of(document['shadow'])}")
+    if document["reserved"]:
+        output.line(f"replicas that serve only this endpoint: {document['reserved']}")
     if document["weight"] != 1:
         output.line(f"weight beside other endpoints on the same Deployment: {document['weight']}")
     if document["experiment"] is not None:

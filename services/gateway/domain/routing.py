@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +81,8 @@ class EndpointRoute:
     ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
     ``feedback``: answers get an id, with which callers report outcomes. ``shadow``: gets copies of requests.
     ``weight``: its share of a Deployment beside other endpoints. ``failover``: Deployments without a share,
-    for requests that the targets cannot answer.
+    for requests that the targets cannot answer. ``reserves``: replicas of a target, by its name, that serve
+    only this endpoint.
     ``experiment``: the id of the running experiment, or empty.
     """
 
@@ -98,6 +99,7 @@ class EndpointRoute:
     weight: int = 1
     experiment: str = ""
     failover: tuple[DeploymentRoute, ...] = ()
+    reserves: Mapping[str, DeploymentRoute] = field(default_factory=dict)
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -247,6 +249,7 @@ def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, Deploymen
         entry.get("weight", 1),
         str(entry.get("experiment") or ""),
         tuple(deployments[each] for each in entry.get("failover", ()) if each in deployments),
+        {name: deployments[own] for name, own in entry.get("reserved", {}).items() if own in deployments},
     )
 
 

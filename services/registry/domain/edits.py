@@ -21,6 +21,8 @@ from services.registry.domain.desired_state import (
 )
 from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Rollout, Shadow
+from tidegate.kernel.protocol.names import LONGEST
+from tidegate.kernel.protocol.reserves import fits, reserve_of, reserved_targets
 
 Fields = Mapping[str, Any]
 # The fields of a Deployment that control how it scales.
@@ -224,11 +226,21 @@ def _check_targets(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
             raise BadRequest(
                 f"Endpoint {spec.name!r}: failover names Deployment {name!r}, which does not exist."
             )
+    _check_reserved(spec)
     _check_shadow(snapshot, spec)
     if not sum(target.weight for target in spec.targets):
         raise BadRequest(
             f"Endpoint {spec.name!r}: all weights are 0, so no target would get a request. Set one above 0."
         )
+
+
+def _check_reserved(spec: EndpointSpec) -> None:
+    for name in reserved_targets(spec):
+        if not fits(name, spec.name):
+            raise BadRequest(
+                f"Endpoint {spec.name!r}: its name and that of {name!r} are too long for reserved replicas. "
+                f"Together they may have {LONGEST - len(reserve_of('', ''))} characters."
+            )
 
 
 def _check_shadow(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:

@@ -16,6 +16,7 @@ from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.http.certificates import trusted
 from tidegate.kernel.profiles.baseline import Baseline
 from tidegate.kernel.protocol.models import DesiredState, Endpoint, RolloutPhase
+from tidegate.kernel.protocol.reserves import with_reserves
 
 log = telemetry.logger(__name__)
 
@@ -37,7 +38,7 @@ class RegistryCache:
     def load(self) -> None:
         """Load the copy on disk, if it exists."""
         with contextlib.suppress(OSError, ValidationError):
-            self.desired = DesiredState.model_validate_json(self._disk.read_bytes())
+            self.desired = with_reserves(DesiredState.model_validate_json(self._disk.read_bytes()))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -49,7 +50,7 @@ class RegistryCache:
             # The older name of /v1/desired-state, because the registry may be upgraded after the router.
             response = await self._client.get("/v1/intention")
             response.raise_for_status()
-            desired = DesiredState.model_validate_json(response.content)
+            desired = with_reserves(DesiredState.model_validate_json(response.content))
         except (httpx.HTTPError, ValidationError) as error:
             self.problem = f"The registry does not answer: {error or type(error).__name__}"
             return

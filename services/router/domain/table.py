@@ -19,6 +19,7 @@ from tidegate.kernel.protocol.models import (
     Version,
 )
 from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.reserves import reserve_names, reserve_of, reserved_targets
 
 Table = dict[str, Any]
 
@@ -53,8 +54,11 @@ def build_table(
     versions = {(v.model, v.number): v for v in desired.versions}
     # A Deployment whose version is missing cannot serve, so the table does not have it.
     deployments = {d.name: d for d in desired.deployments if (d.model, d.version) in versions}
+    reserves = reserve_names(desired)
     return {
-        "endpoints": {e.name: _endpoint(e, deployments, ready, failed, condemned) for e in desired.endpoints},
+        "endpoints": {
+            e.name: _endpoint(e, deployments, ready, failed, condemned, reserves) for e in desired.endpoints
+        },
         "deployments": {
             name: _deployment(d, versions[(d.model, d.version)], ready.get(name, 0), learned.get(name))
             for name, d in deployments.items()
@@ -120,13 +124,20 @@ def _endpoint(
     ready: dict[str, int],
     failed: frozenset[str],
     condemned: frozenset[str],
+    reserves: frozenset[str],
 ) -> dict[str, Any]:
     deployments = {name: d for name, d in deployments.items() if endpoint.may_use(d)}
+    reserved = {
+        name: reserve
+        for name in reserved_targets(endpoint)
+        if (reserve := reserve_of(name, endpoint.name)) in deployments
+    }
+    ready = ready | {name: ready.get(name, 0) + ready.get(own, 0) for name, own in reserved.items()}
     serving = serving_targets(endpoint, ready)
     without = withheld(endpoint, serving, deployments, ready, failed, condemned)
     own = [deployments[t.deployment] for t in serving if t.deployment in deployments]
     models = {d.model for d in own}
-    others = [d for d in deployments.values() if d.model in models]
+    others = [d for d in deployments.values() if d.model in models and d.name not in reserves]
     return {
         "targets": _targets(endpoint, serving, deployments, without, ready),
         "withheld": without,
@@ -142,6 +153,7 @@ def _endpoint(
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
         "default_timeout_ms": endpoint.default_timeout_ms,
         "weight": endpoint.weight,
+        "reserved": reserved,
         "failover": [name for name in endpoint.failover if name in deployments],
     }
 

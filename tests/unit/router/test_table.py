@@ -26,6 +26,7 @@ from tidegate.kernel.protocol.models import (
     Version,
 )
 from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.reserves import reserved_targets, with_reserves
 
 pytestmark = pytest.mark.unit
 
@@ -187,6 +188,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "default_timeout_ms": 500,
         "weight": 1,
         "failover": [],
+        "reserved": {},
         "rules": [],
         "sticky": None,
         "shadow": None,
@@ -342,3 +344,28 @@ def test_a_region_that_is_forbidden_is_no_failover():
     there = world(one)
     there.deployments[1] = deployment(2, upstream=far)
     assert build_table(there, {}, {})["endpoints"]["digits"]["failover"] == []
+
+
+def test_reserved_replicas_are_a_deployment_that_only_their_endpoint_uses():
+    one = endpoint(targets("digits-v1:10", "digits-v2:90")).model_copy(update={"reserved": 2})
+    other = one.model_copy(update={"name": "other", "reserved": 0})
+    there = world(one)
+    there.endpoints.append(other)
+    desired = with_reserves(there)
+    stored = {each.name for each in there.deployments}
+    (reserve,) = [each for each in desired.deployments if each.name not in stored]
+    assert (reserve.name, reserve.version) == ("digits-v2-for-digits", 2)
+    assert (reserve.min_replicas, reserve.max_replicas) == (2, 2)
+    table = build_table(desired, {"digits-v2-for-digits": 2}, {})
+    assert table["endpoints"]["digits"]["reserved"] == {"digits-v2": "digits-v2-for-digits"}
+    assert table["endpoints"]["other"]["reserved"] == {}
+    for each in table["endpoints"].values():
+        assert "digits-v2-for-digits" not in each["versions"].values()
+    assert with_reserves(world(other)) == world(other)
+
+
+def test_the_reserve_of_the_previous_target_stays_until_the_new_one_serves():
+    rolling = endpoint(targets("digits-v2"), targets("digits-v1")).model_copy(update={"reserved": 1})
+    assert reserved_targets(rolling) == ["digits-v2", "digits-v1"]
+    names = {each.name for each in with_reserves(world(rolling)).deployments}
+    assert names >= {"digits-v1-for-digits", "digits-v2-for-digits"}

@@ -300,6 +300,9 @@ class EndpointSpec(Noun):
     ``failover``: Deployments without a share, in order. They get the requests that an upstream cannot answer,
     and the whole traffic while ``when_unready`` gives away the share of every target.
 
+    ``reserved``: so many replicas of the target with the largest share serve only this endpoint. They are
+    started beside the Deployment's other replicas, which the endpoint uses as well.
+
     ``weight``: while several endpoints share a Deployment that is busy, one with weight 3 gets three times as
     much of it as one with weight 1. The weight of the caller's key is multiplied with it.
     """
@@ -315,6 +318,7 @@ class EndpointSpec(Noun):
     when_unready: Literal["wake", "others", "fail"] = "wake"
     weight: int = Field(1, ge=1, le=100)
     failover: list[Name] = Field(default_factory=list, max_length=16)
+    reserved: int = Field(0, ge=0, le=1000)
     rollout: Rollout | None = None
     experiment: Experiment | None = None
     slo: ServiceLevel | None = None

@@ -10,6 +10,7 @@ import httpx
 from tidegate.kernel.errors import BY_REASON, BadRequest, TidegateError, Unavailable
 from tidegate.kernel.http.certificates import trusted
 from tidegate.kernel.protocol.models import Deployment, DesiredState
+from tidegate.kernel.protocol.reserves import with_reserves
 from tidegate.kernel.service import caller
 
 TIMEOUT_S = 5.0
@@ -33,7 +34,7 @@ class RegistryClient:
         # This is the older name of /v1/desired-state. During an upgrade, an older registry may still run.
         raw = await self._call("GET", "/v1/intention")
         try:
-            return DesiredState.model_validate_json(raw)
+            return with_reserves(DesiredState.model_validate_json(raw))
         except ValueError as error:
             raise Unavailable(f"The desired state from the registry is not valid: {error}") from error
 

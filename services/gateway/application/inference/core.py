@@ -131,7 +131,18 @@ class InferenceCore:
         Call it once for each request, because it counts towards the shares of the traffic. ``origin`` returns
         the facts that the endpoint's rules and sticky keys read.
         """
-        return require(self._routes.table).pick(model, version, self._splitter, origin)
+        endpoint, route = require(self._routes.table).pick(model, version, self._splitter, origin)
+        if endpoint.reserves and not version:
+            return endpoint, self._reserved(route, endpoint.reserves.get(route.name))
+        return endpoint, route
+
+    def _reserved(self, shared: DeploymentRoute, own: DeploymentRoute | None) -> DeploymentRoute:
+        """Return the reserved replicas of an endpoint while they have room, else those that it shares."""
+        if own is None or not self.fleet(own.name).ready:
+            return shared
+        queue = self._dispatcher.queue_of(own)
+        free = queue.load.outstanding < queue.lane.window
+        return own if free or not self.fleet(shared.name).ready else shared
 
     def begin(
         self,

@@ -1,0 +1,62 @@
+"""Replicas of a Deployment that are reserved for one endpoint.
+
+They are a Deployment of their own, with the same version and options, a fixed number of replicas, and their
+own queue. The registry does not store it: router and autoscaler add it to the desired state that they read.
+"""
+
+from __future__ import annotations
+
+from tidegate.kernel.protocol.models import Deployment, DesiredState, EndpointSpec
+from tidegate.kernel.protocol.names import LONGEST
+
+
+def reserve_of(deployment: str, endpoint: str) -> str:
+    """Return the name of the Deployment with the replicas that are reserved for an endpoint."""
+    return f"{deployment}-for-{endpoint}"
+
+
+def fits(deployment: str, endpoint: str) -> bool:
+    """Return True if the name of the reserve is not too long."""
+    return len(reserve_of(deployment, endpoint)) <= LONGEST
+
+
+def reserved_targets(endpoint: EndpointSpec) -> list[str]:
+    """Return the Deployments that have a reserve for an endpoint: its largest target, and the previous one.
+
+    The reserve of the previous one is kept until the new target serves.
+    """
+    if not endpoint.reserved:
+        return []
+    largest = [
+        max(targets, key=lambda target: target.weight).deployment
+        for targets in (endpoint.targets, endpoint.previous)
+        if targets
+    ]
+    return list(dict.fromkeys(largest))
+
+
+def reserve_names(desired: DesiredState) -> frozenset[str]:
+    """Return the names of all reserves."""
+    return frozenset(
+        reserve_of(name, each.name) for each in desired.endpoints for name in reserved_targets(each)
+    )
+
+
+def with_reserves(desired: DesiredState) -> DesiredState:
+    """Return the desired state with a Deployment for each reserve."""
+    known = {each.name: each for each in desired.deployments}
+    reserves = [
+        _reserve(known[name], reserve_of(name, endpoint.name), endpoint.reserved)
+        for endpoint in desired.endpoints
+        for name in reserved_targets(endpoint)
+        if name in known and reserve_of(name, endpoint.name) not in known and fits(name, endpoint.name)
+    ]
+    if not reserves:
+        return desired
+    return desired.model_copy(update={"deployments": [*desired.deployments, *reserves]})
+
+
+def _reserve(shared: Deployment, name: str, count: int) -> Deployment:
+    paused = shared.override is not None and shared.override.replicas == 0
+    fixed = {"min_replicas": count, "max_replicas": count, "scale_to_zero_after_s": None}
+    return shared.model_copy(update={"name": name, "override": shared.override if paused else None, **fixed})
