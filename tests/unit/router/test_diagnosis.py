@@ -236,3 +236,14 @@ def test_days_before_the_first_request_do_not_count():
         at = start + tick * 5
         history.add({"m": world.window(at, 5.0) if tick >= 20 else Window(at, at + 5)})
     assert len(case_of("m", history.of("m"), [MAIN], spans, start + 300).days) == 6
+
+
+@pytest.mark.parametrize("slow_ticks", [3, 5, 6, 8, 12])
+def test_a_model_that_just_became_slow_is_never_named_inconsistent(slow_ticks):
+    world, spans = World(1, rate=20.0), Spans(60.0, 600.0)
+    history, start = History(), T0 // 60 * 60
+    for tick in range(132):
+        slow = {"model_ms": 80.0} if tick >= 132 - slow_ticks else {}
+        history.add({"m": world.window(start + tick * 5, 5.0, **slow)})
+    case = case_of("m", history.of("m"), [MAIN], spans, start + 660)
+    assert "inconsistent_times" not in [each.symptom for each in diagnose(case)]

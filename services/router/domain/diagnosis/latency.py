@@ -154,6 +154,9 @@ def inconsistent_times(case: Case) -> Symptom | None:
         return None
     if not case.lasts(lambda third: (third.quantile_s(0.99) or 0.0) > tails.middle * WIDER):
         return None
+    # When everything becomes slow, p99 of the last minutes rises before their median does.
+    if case.thirds and (case.thirds[-1].quantile_s(0.5) or 0.0) > middles.middle * SAME_MIDDLE:
+        return None
     cause, evidence, remedy = _who(case)
     return Symptom(
         case.endpoint,
