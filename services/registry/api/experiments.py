@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Annotated
 
 from fastapi import APIRouter, Response
 from pydantic import Field
@@ -13,7 +14,7 @@ from services.registry.domain import experiments, rollover
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.experiments import ExperimentOptions
-from tidegate.kernel.protocol.models import Endpoint, Name, Noun
+from tidegate.kernel.protocol.models import LARGEST, Endpoint, Name, Noun
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["experiments"], route_class=JsonRoute)
@@ -24,7 +25,7 @@ _MOST = 10
 class ExperimentBody(Noun):
     """The versions, or the Deployments, that are compared with the present one."""
 
-    versions: list[int] = Field(
+    versions: list[Annotated[int, Field(ge=1, le=LARGEST)]] = Field(
         default_factory=list,
         max_length=_MOST,
         description="Versions of the model. Their Deployments are created if they do not exist.",

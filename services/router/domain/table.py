@@ -207,6 +207,12 @@ def _experiment_of(endpoint: Endpoint) -> str:
     return experiment.id if experiment is not None and experiment.active else ""
 
 
+def _treatments_of(endpoint: Endpoint) -> list[str]:
+    """Return the treatments of the running experiment."""
+    experiment = endpoint.experiment
+    return experiment.treatments if experiment is not None and experiment.active else []
+
+
 def withheld(
     endpoint: Endpoint,
     serving: list[Target],
@@ -223,9 +229,11 @@ def withheld(
     if rollout is not None and rollout.id in condemned:
         return {rollout.deployment: "it was rolled back, and the registry does not answer yet"}
     weighted = [target.deployment for target in serving if target.weight]
-    if endpoint.when_unready == "fail":  # a canary gets no traffic before it is ready
-        weighted = [name for name in weighted if rollout is not None and name == rollout.deployment]
-        return {name: "the canary is not ready yet" for name in weighted if not ready.get(name, 0)}
+    if endpoint.when_unready == "fail":  # a new version gets no traffic before it is ready
+        unready = [name for name in weighted if not ready.get(name, 0)]
+        if rollout is not None:
+            return {name: "the canary is not ready yet" for name in unready if name == rollout.deployment}
+        return {name: "the variant is not ready yet" for name in unready if name in _treatments_of(endpoint)}
     spare = any(ready.get(name, 0) for name in endpoint.failover if name in deployments)
     if not spare and not any(ready.get(name, 0) for name in weighted):
         return {}

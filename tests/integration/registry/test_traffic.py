@@ -95,3 +95,42 @@ async def test_a_model_with_many_answers_is_no_shadow(call):
     refused = await call("PUT", "/v1/endpoints/digits/shadow", {"deployment": "many-v1"}, status=400)
     assert "returns any number of answers to a request" in refused["error"]
     assert (await call("GET", "/v1/endpoints/digits"))["shadow"] is None, "nothing was stored"
+
+
+async def test_an_experiment_is_started_completed_decided_and_stated(call):
+    for number in (1, 2, 3):
+        await call.register("digits", onnx_bytes(number))
+    await call("POST", "/v1/deploy", {"model": "digits", "version": 1})
+    path = "/v1/endpoints/digits/experiment"
+    options = {"share": 40, "until": "2100-01-01T00:00:00Z", "metrics": [{"name": "score", "goal": "down"}]}
+    started = await call("POST", path, {"versions": [2], "options": options}, status=201)
+    experiment = started["experiment"]
+    assert (experiment["control"], experiment["treatments"]) == ("digits-v1", ["digits-v2"])
+    assert [(each["deployment"], each["weight"]) for each in started["targets"]] == [
+        ("digits-v1", 60_000), ("digits-v2", 40_000),
+    ]  # fmt: skip
+    assert (await call("GET", "/v1/endpoints/digits")) == started
+    await call("POST", path, {"versions": [3]}, status=409)
+    await call("POST", "/v1/endpoints/digits/rollout", {"version": 3}, status=409)
+    for wrong in ({}, {"versions": [0]}, {"versions": [2], "options": {"metrics": []}}):
+        await call("POST", path, wrong, status=400)
+    again = {key: value for key, value in started.items() if key not in ("name", "revision")}
+    assert (await call("PUT", "/v1/endpoints/digits", again))["revision"] == started["revision"]
+
+    await call("POST", f"{path}/complete", {"id": "other", "reason": "all samples"}, status=409)
+    note = {"id": experiment["id"], "reason": "all samples"}
+    ended = await call("POST", f"{path}/complete", note)
+    assert (ended["experiment"]["phase"], len(ended["targets"])) == ("complete", 1)
+    await call("POST", f"{path}/stop", {}, status=409)
+    await call("POST", f"{path}/winner", {"deployment": "digits-v3"}, status=400)
+    decided = await call("POST", f"{path}/winner", {"deployment": "digits-v2"})
+    assert [each["deployment"] for each in decided["targets"]] == ["digits-v2"]
+    await call("POST", "/v1/endpoints/digits/settle")
+
+    stated = {"treatments": ["digits-v1"], "options": options}
+    file = {"endpoints": [{"name": "digits", "targets": [{"deployment": "digits-v2"}], "experiment": stated}]}
+    for action in ("updated", "unchanged"):
+        assert (await call("POST", "/v1/apply", file))["items"][0]["action"] == action
+    running = await call("GET", "/v1/endpoints/digits")
+    assert (running["experiment"]["control"], len(running["targets"])) == ("digits-v2", 2)
+    assert (await call("POST", f"{path}/stop", {}))["experiment"]["phase"] == "stopped"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.router.domain.table import build_table, failing, ready_counts, serving_targets, settled
+from tidegate.kernel.protocol.experiments import Experiment
 from tidegate.kernel.protocol.models import (
     Deployment,
     DesiredState,
@@ -369,3 +370,21 @@ def test_the_reserve_of_the_previous_target_stays_until_the_new_one_serves():
     assert reserved_targets(rolling) == ["digits-v2", "digits-v1"]
     names = {each.name for each in with_reserves(world(rolling)).deployments}
     assert names >= {"digits-v1-for-digits", "digits-v2-for-digits"}
+
+
+def test_an_experiment_counts_only_while_each_variant_is_ready():
+    """Without its treatment, the control would get all units, and the shares would seem wrong."""
+    experiment = Experiment(treatments=["digits-v2"], control="digits-v1", id="x1")
+    one = world(endpoint(targets("digits-v1", "digits-v2")).model_copy(update={"experiment": experiment}))
+    waiting = build_table(one, {"digits-v1": 1}, {})["endpoints"]["digits"]
+    assert waiting["withheld"] == {"digits-v2": "the variant is not ready yet"}
+    assert (waiting["experiment"], waiting["compared"], waiting["feedback"]) == ("", False, True)
+    fails = one.model_copy(deep=True)
+    fails.endpoints[0].when_unready = "fail"
+    assert build_table(fails, {"digits-v1": 1}, {})["endpoints"]["digits"]["withheld"] == waiting["withheld"]
+    both = build_table(one, {"digits-v1": 1, "digits-v2": 1}, {})["endpoints"]["digits"]
+    assert (both["experiment"], both["compared"], both["withheld"]) == ("x1", True, {})
+    ended = experiment.model_copy(update={"phase": "complete"})
+    over = world(endpoint(targets("digits-v1")).model_copy(update={"experiment": ended}))
+    shown = build_table(over, {"digits-v1": 1}, {})["endpoints"]["digits"]
+    assert (shown["experiment"], shown["compared"], shown["feedback"]) == ("", False, False)
