@@ -87,9 +87,10 @@ def panels(found: Prometheus, name: str, *, every: bool = False) -> list[Panel]:
     chosen = {"__rate_interval": "15s"}
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
-            series, label = variable["definition"].removeprefix("label_values(").rstrip(")").split(", ")
+            query = variable["query"]["query"]
+            series, label = query.removeprefix("label_values(").rstrip(")").split(", ")
             values = found.ask(f"label/{label}/values", **{"match[]": series})
-            assert values or every, variable["definition"]
+            assert values or every, query
             chosen[variable["name"]] = variable["allValue"] if every else "|".join(values)
     return [
         Panel(panel["title"], [_filled(target["expr"], chosen) for target in panel["targets"]])
