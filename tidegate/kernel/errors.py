@@ -140,7 +140,7 @@ class Unavailable(TidegateError):
     reason = "unavailable"
 
 
-class UpstreamUnavailable(Unavailable):
+class UpstreamUnavailable(TidegateError):
     """The upstream of a Deployment cannot answer now. Another target of the endpoint may."""
 
     reason = "upstream_unavailable"
