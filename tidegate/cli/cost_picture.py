@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from tidegate.cli.costs import money_of
+
 _WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BAR = 760, 170, 120, 70, 34, 20
 _INK = "#222"
 COLOURS = {
@@ -27,14 +29,16 @@ def svg(found: Mapping[str, Any]) -> str:
     dearest = max((item["cost"] for item in items), default=0.0) or 1.0
     hours = found["replica_seconds"] / 3600
     parts = [
-        _text(20, 24, f"{total['cost']:.4f} {currency} for {hours:.2f} replica-hours", 15),
+        _text(20, 24, f"{money_of(total['cost'])} {currency} for {hours:.2f} replica-hours", 15),
         *_legend(found),
     ]
     for place, item in enumerate(items):
         parts += _row(item[by], item, _TOP + place * _ROW, dearest)
     height = _TOP + max(1, len(items)) * _ROW + 30
     if (month := found["month"]) is not None:
-        words = f"this month: {month['spent']:.4f} {currency} spent, {month['expected']:.4f} expected"
+        words = (
+            f"this month: {money_of(month['spent'])} {currency} spent, {money_of(month['expected'])} expected"
+        )
         parts.append(_text(20, height - 10, words, 11))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif">'
@@ -67,8 +71,8 @@ def _row(name: str, item: Mapping[str, Any], y: float, dearest: float) -> list[s
             )
             x += width
     each = item["per_1000_requests"]
-    more = "" if each is None else f"  ({each:.4f} / 1,000)"
-    parts.append(_text(x + 6, y + 14, f"{item['cost']:.4f}{more}", 11))
+    more = "" if each is None else f"  ({money_of(each)} / 1,000)"
+    parts.append(_text(x + 6, y + 14, f"{money_of(item['cost'])}{more}", 11))
     return parts
 
 
