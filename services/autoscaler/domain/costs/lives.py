@@ -24,6 +24,8 @@ OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
 # A replica that ended while no autoscaler ran has lived at most this long after its last sign of life.
 SILENT_S = 1.0
+# The time from a worker's last report to the end of its process.
+EXIT_S = 0.1
 MOST_RATES = 10_000
 
 
@@ -227,11 +229,13 @@ def _rest(life: Life, report: ReplicaTime | None) -> tuple[float, dict[Part, Spe
     rest = {Part(WASTED, "lost"): Spent(open_ns)} if open_ns else {}
     reported_ns = life.counted_ns + open_ns
     sign = max(life.seen_at, life.launched_at + reported_ns / NS)
-    # The replica ended between its last sign of life and the first round without it.
-    end = max(sign, min((sign + life.gone_at) / 2, sign + SILENT_S))
+    ended = report is not None and report.ended
+    if ended:  # a worker exits right after its last report
+        end = min(sign + EXIT_S, max(sign, life.gone_at))
+    else:  # it died between the last round with it and the first one without it
+        end = max(sign, min((life.seen_at + life.gone_at) / 2, sign + SILENT_S))
     left = max(0, _ns(end - life.launched_at) - reported_ns)
     if left:
-        ended = report is not None and report.ended
         rest[Part(STOPPING if ended else UNREPORTED)] = Spent(left)
     return end, rest
 
