@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from tidegate.cli.costs import money_of
+from tidegate.cli.output import money_of
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BAR = 760, 170, 120, 70, 34, 20
 _INK = "#222"

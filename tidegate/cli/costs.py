@@ -88,11 +88,6 @@ def costs(
         output.show(found, json, lambda: _show(found))
 
 
-def money_of(amount: float) -> str:
-    """Format an amount. A small one keeps three digits, because single requests cost very little."""
-    return f"{amount:.2f}" if amount >= 100 else f"{amount:.4f}" if amount >= 0.01 else f"{amount:.3g}"
-
-
 def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
     """Add the names of keys. A caller that may not list keys sees their ids."""
     from tidegate.kernel.errors import TidegateError
@@ -153,24 +148,24 @@ def _show(found: Mapping[str, Any]) -> None:
 
     total, by = found["total"], found["by"]
     period = f"{output.moment(found['since'])} to {output.moment(found['until'])}"
-    money = f"{money_of(total['cost'])} {found['currency']}"
+    money = f"{output.money_of(total['cost'])} {found['currency']}"
     hours = found["replica_seconds"] / 3600
     output.line(f"{money} for {hours:.2f} replica-hours, {period}", style="bold")
     for part in found["parts"]:
         share = part["seconds"] / found["replica_seconds"] if found["replica_seconds"] else 0.0
         output.line(
-            f"  {part['part']:<18} {share:>6.1%}  {money_of(part['cost']):>9}  {part['seconds']:.0f} s"
+            f"  {part['part']:<18} {share:>6.1%}  {output.money_of(part['cost']):>9}  {part['seconds']:.0f} s"
         )
     if total["token_cost"]:
-        output.line(f"  {'tokens':<18} {'':>6}  {money_of(total['token_cost']):>9}")
+        output.line(f"  {'tokens':<18} {'':>6}  {output.money_of(total['token_cost']):>9}")
     output.line()
     heads = (by, "cost", "direct", "overhead", "tokens", "requests", "per 1000", "per 1000 tokens")
     rows: list[tuple[Any, ...]] = [
         (
             item.get("key_name") or item[by],
-            *(money_of(item[key]) for key in _SUMS),
+            *(output.money_of(item[key]) for key in _SUMS),
             item["requests"],
-            *(None if item[key] is None else money_of(item[key]) for key in _COUNTS[-2:]),
+            *(None if item[key] is None else output.money_of(item[key]) for key in _COUNTS[-2:]),
         )
         for item in found["items"]
     ]
@@ -180,7 +175,7 @@ def _show(found: Mapping[str, Any]) -> None:
         _show_replayed(found["what_if"])
     for each in found["managed"]:
         output.line(
-            f"At {each['service']}, the same would cost {money_of(each['cost'])} {found['currency']}."
+            f"At {each['service']}, the same would cost {output.money_of(each['cost'])} {found['currency']}."
         )
 
 
@@ -190,7 +185,7 @@ def _show_replayed(results: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         (
             each["name"],
-            money_of(each["cost"]),
+            output.money_of(each["cost"]),
             f"{each['replica_hours']:.2f}",
             f"{each['late']} ({each['late_share']:.1%})",
             each["wait_p95_ms"],
@@ -214,19 +209,21 @@ def _show_outlook(found: Mapping[str, Any]) -> None:
         between = (
             ""
             if month["low"] is None
-            else f" (8 in 10: {money_of(month['low'])} to {money_of(month['high'])})"
+            else f" (8 in 10: {output.money_of(month['low'])} to {output.money_of(month['high'])})"
         )
         output.line(
-            f"This month: {money_of(month['spent'])} spent, {money_of(month['expected'])} {currency} "
-            f"expected{between}; "
+            f"This month: {output.money_of(month['spent'])} spent, "
+            f"{output.money_of(month['expected'])} {currency} expected{between}; "
             f"from {month['basis']}."
         )
     if found["idle_per_month"] is not None:
-        output.line(f"Idle time costs {money_of(found['idle_per_month'])} {currency} in 30 days like these.")
+        output.line(
+            f"Idle time costs {output.money_of(found['idle_per_month'])} {currency} in 30 days like these."
+        )
     for each in found["budgets"]:
         for period in ("day", "month"):
             if (limit := each[f"max_cost_per_{period}"]) is not None:
-                spent = f"{money_of(each[period])} of {limit:g} {currency} a {period}"
+                spent = f"{output.money_of(each[period])} of {limit:g} {currency} a {period}"
                 output.line(f"Budget of {each['deployment']}: {spent} ({each[period] / limit:.0%}).")
         if each["used_up"]:
             output.line(f"{each['deployment']}: {each['used_up']}.", style="red")
@@ -262,7 +259,14 @@ def _show_prices(found: Mapping[str, Any]) -> None:
     output.table(rows, ("resource", "price"))
     output.line()
     replicas = [
-        (name, money_of(rate["per_hour"]), rate["cores"], rate["memory_gib"], rate["gpus"], rate["source"])
+        (
+            name,
+            output.money_of(rate["per_hour"]),
+            rate["cores"],
+            rate["memory_gib"],
+            rate["gpus"],
+            rate["source"],
+        )
         for name, rate in found["deployments"].items()
     ]
     heads = ("deployment", "per replica-hour", "cores", "GiB", "GPUs", "from")

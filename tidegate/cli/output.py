@@ -137,6 +137,11 @@ def size_of(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def money_of(amount: float) -> str:
+    """Format an amount. A small one keeps three digits, because single requests cost very little."""
+    return f"{amount:.2f}" if amount >= 100 else f"{amount:.4f}" if amount >= 0.01 else f"{amount:.3g}"
+
+
 def moment(value: float | str | None) -> str:
     """Format seconds since the epoch, or an ISO time, as local time without fractions."""
     if not value:
