@@ -140,7 +140,7 @@ class Unavailable(TidegateError):
     reason = "unavailable"
 
 
-class UpstreamUnavailable(TidegateError):
+class UpstreamUnavailable(Unavailable):
     """The upstream of a Deployment cannot answer now. Another target of the endpoint may."""
 
     reason = "upstream_unavailable"
@@ -170,7 +170,6 @@ BY_REASON: dict[str, type[TidegateError]] = {
         DeadlinePassed,
         ModelFailed,
         Unavailable,
-        UpstreamUnavailable,
     )
 }
 

@@ -294,7 +294,6 @@ EXPECTED = {
     "ColdStart": (503, "cold_start"),
     "NoRoutes": (503, "no_routes"),
     "Unavailable": (503, "unavailable"),
-    "UpstreamUnavailable": (503, "upstream_unavailable"),
     "DeadlinePassed": (504, "deadline_passed"),
 }
 

@@ -30,7 +30,6 @@ STATUS: dict[type[TidegateError], int] = {
     errors.ColdStart: 503,
     errors.NoRoutes: 503,
     errors.Unavailable: 503,
-    errors.UpstreamUnavailable: 503,
     errors.DeadlinePassed: 504,
 }
 

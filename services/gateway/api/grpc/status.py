@@ -24,7 +24,6 @@ CODES: dict[type[TidegateError], StatusCode] = {
     errors.ColdStart: StatusCode.UNAVAILABLE,
     errors.NoRoutes: StatusCode.UNAVAILABLE,
     errors.Unavailable: StatusCode.UNAVAILABLE,
-    errors.UpstreamUnavailable: StatusCode.UNAVAILABLE,
     errors.DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
     errors.ModelFailed: StatusCode.INTERNAL,
 }

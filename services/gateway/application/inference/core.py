@@ -37,6 +37,7 @@ from tidegate.kernel.errors import (
     NoCapacity,
     TidegateError,
     Unavailable,
+    UpstreamUnavailable,
     WorkerLost,
 )
 from tidegate.kernel.protocol import envelope
@@ -420,6 +421,8 @@ def failure(reply: Reply) -> TidegateError:
     body = orjson.loads(reply.key)
     if body["reason"] == WorkerLost.reason:  # not in BY_REASON: a job that failed so will not run again
         return WorkerLost(body["message"])
+    if body["reason"] == UpstreamUnavailable.reason:
+        return UpstreamUnavailable(body["message"])
     return BY_REASON.get(body["reason"], ModelFailed)(body["message"], reason=body["reason"])
 
 
