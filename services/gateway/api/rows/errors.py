@@ -15,8 +15,12 @@ from tidegate.kernel.protocol.redaction import for_caller
 from tidegate.kernel.service.error_answers import error_response, status_of
 from tidegate.kernel.service.openapi import ErrorForm
 
-_TEXT = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _STRINGS = {"type": "string"}
+_EITHER = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"oneOf": [_STRINGS, {"type": "object", "required": ["message"]}]}},
+}
 
 
 def _object(*names: str) -> dict[str, Any]:
@@ -24,13 +28,16 @@ def _object(*names: str) -> dict[str, Any]:
 
 
 ROWS_ERROR_FORMS = MappingProxyType({
-    "TensorFlow Serving": ErrorForm("TensorFlowServingError", _TEXT),
+    # The path of one model is also OpenAI's, whose errors are objects.
+    "TensorFlow Serving": ErrorForm("TensorFlowServingError", _EITHER),
     "TorchServe": ErrorForm(
         "TorchServeError",
         {**_object("type", "message"), "properties": {"code": {"type": "integer"}, "type": _STRINGS,
                                                       "message": _STRINGS}},
     ),
-    "SageMaker": ErrorForm("SageMakerError", _object("__type", "message", "Message")),
+    "SageMaker": ErrorForm(
+        "SageMakerError", _object("__type", "message", "Message"), {"424": "The model failed."}
+    ),
     "Azure ML": ErrorForm(
         "AzureMlError",
         {"type": "object", "required": ["error"], "properties": {"error": _object("code", "message")}},

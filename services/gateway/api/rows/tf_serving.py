@@ -89,7 +89,8 @@ class TfServingRoutes:
         """Return the states of a model's versions, and whether it is ready (KServe v1)."""
         try:
             table = self._door.core.table()
-            if model not in table.endpoints or not takes_tensors(table.endpoints[model]):
+            known = table.endpoints.get(model)
+            if not version and not label and (known is None or not takes_tensors(known)):
                 return await self._openai(model)
             endpoint, wanted = self._door.endpoint(model), self._version(model, version, label)
             found = [wanted] if wanted else sorted(endpoint.versions, key=int)
