@@ -130,7 +130,7 @@ async def test_the_heartbeat_reads_the_load_of_other_gateways(store, until):
     await store.publish_statuses({"d": {"conditions": [{"type": "Loaded", "ok": False, "message": "no"}]}})
     heartbeat = Heartbeat(store, "g1", 0.01, lambda: {"d": GatewayLoad(outstanding=9)}, lambda _: None)
     await heartbeat.start()
-    await until(lambda: heartbeat.fleet("d") == ReplicaFleet(0, elsewhere=4, fault="no"))
+    await until(lambda: heartbeat.fleet("d") == ReplicaFleet(0, elsewhere=4, fault="no", gateways=2))
     await asyncio.wait_for(heartbeat.stop(), PATIENCE_S)
 
 

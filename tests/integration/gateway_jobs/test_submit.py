@@ -11,6 +11,7 @@ import pytest
 
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.jobs import read_id
+from tidegate.kernel.protocol.tenant import caller_of, endpoint_of
 
 pytestmark = pytest.mark.integration
 
@@ -67,7 +68,7 @@ async def test_a_submitted_job_with_all_options(http, worker):
     result = (await http.get(job["urls"]["result"])).json()
     assert result["id"] == "mine"
     (frame,) = [frame for frame in worker.frames if frame.id.hex() == job["id"]]
-    assert frame.tenant == b"anonymous"
+    assert (caller_of(frame.tenant), endpoint_of(frame.tenant)) == ("anonymous", "digits")
     assert frame.attempt == 0
 
 

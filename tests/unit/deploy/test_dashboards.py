@@ -119,7 +119,9 @@ def test_panels_fill_a_line_before_the_next_one():
 
 def test_failures_are_the_errors_that_the_gateway_answers_with_500_and_more():
     (listed,) = re.findall(r'outcome=~"([^"]+)"', RECORDED["endpoint:tidegate_failures:rate1m"])
-    more = {each.reason: each for each in (errors.TidegateError, errors.WorkerLost)}
+    more = {
+        each.reason: each for each in (errors.TidegateError, errors.WorkerLost, errors.UpstreamUnavailable)
+    }
     wanted = {reason for reason, kind in (errors.BY_REASON | more).items() if status_of(kind("")) >= 500}
     assert set(listed.split("|")) == wanted
 

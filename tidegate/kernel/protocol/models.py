@@ -188,10 +188,11 @@ class LlmSpec(Written):
 class UpstreamSpec(Written):
     """An upstream of a version of format ``oip``: a model at another server with the Open Inference Protocol.
 
-    ``address``: ``https://HOST/v2/models/NAME``, with a version if needed. ``credential``: ``env:NAME`` or
-    ``file:PATH`` on the worker's host, never the credential itself. ``region``: where the upstream processes
-    data. ``timeout_s``: the longest wait for an answer. ``requests_per_minute``: the most that one instance
-    sends; None: no limit. ``binary``: it has the extension for binary tensor data.
+    ``address``: the URL of the model, which ends in ``/v2/models/NAME`` or in a version of it.
+    ``credential``: ``env:NAME`` or ``file:PATH`` on the worker's host, never the credential itself.
+    ``region``: where the upstream processes data. ``timeout_s``: the longest wait for an answer.
+    ``requests_per_minute``: the most that one instance sends; None: no limit. ``binary``: it has the
+    extension for binary tensor data.
     """
 
     address: str = Field(pattern=r"^https?://[^/@\s]+/\S+$", max_length=2048)
