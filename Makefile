@@ -175,6 +175,9 @@ REV ?= HEAD~1
 bench-against: bootstrap ## measure the hot path against another revision (REV=HEAD~1), alternating in one run
 	$(PY) -m benchmarks.against $(REV) $(BENCH_FLAGS)
 
+bench-observed: bootstrap ## measure what samples for drift and traces of 1 % of the requests cost
+	$(PY) -m benchmarks.observed $(BENCH_FLAGS)
+
 bench-llm: bench-plot ## measure a language model's engine called directly and through Tidegate
 	$(PY) -m benchmarks.llm $(BENCH_FLAGS)
 

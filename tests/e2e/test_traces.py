@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.otlp import Receiver, receiver
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Digits, Stack, running_stack
-from tests.otlp import Receiver, receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

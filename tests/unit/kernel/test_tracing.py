@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.otlp import receiver
+from benchmarks.otlp import receiver
 from tidegate.kernel.tracing import CLOSE_S, Span, SpanExport, export_of, new_context, wanted
 
 pytestmark = pytest.mark.unit
