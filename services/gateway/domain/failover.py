@@ -16,11 +16,14 @@ def another(
 ) -> DeploymentRoute | None:
     """Return a ready Deployment that takes the same tensors and has not failed; None: there is none.
 
-    The targets with a share come first, then the endpoint's ``failover``, in their order.
+    The candidates are the endpoint's ``failover``, in their order. Instead of an upstream, also the targets
+    with a share can answer, and they come first. The endpoint's ``when_unready`` already says if they take
+    the share of a target without replicas.
     """
     if not isinstance(error, REASONS):
         return None
-    for other in (*endpoint.targets, *endpoint.failover):
+    targets = endpoint.targets if isinstance(error, UpstreamUnavailable) else ()
+    for other in (*targets, *endpoint.failover):
         if other.ready and other.name not in failed and _takes_the_same(route, other):
             return other
     return None

@@ -76,6 +76,13 @@ def test_a_missing_replica_is_a_reason(error):
     assert chosen(error, ("own",), far=0, spare=1) == "spare"
 
 
+@pytest.mark.parametrize("error", [NoCapacity("held at 0"), ColdStart("slow")])
+def test_the_share_of_a_missing_replica_does_not_go_to_other_targets_by_itself(error):
+    """``when_unready`` decides that."""
+    assert chosen(error, ("own",), far=1) is None
+    assert chosen(error, ("own",), far=1, spare=1) == "spare"
+
+
 def test_a_rule_keeps_its_requests():
     found = endpoint([{"header": "X-Private", "value": None, "deployment": "far"}], own=1, far=1)
     private = Origin({b"x-private": b"1"}, "", dict)
