@@ -307,11 +307,25 @@ def shadowed(stack: Stack, name: str, enough: Callable[[dict[str, Any]], bool]) 
         time.sleep(0.2)
 
 
+# Seconds between two reports of a gateway, by default.
+REPORT_S = 0.5
+
+
 def counted(stack: Stack, name: str) -> float:
     """The answered requests of an endpoint, by the gateway's metrics. Nothing else has failed."""
     page = httpx.get(f"{stack.settings.gateway_url}/metrics").raise_for_status().text
     found = [line for line in page.splitlines() if line.startswith("tidegate_gateway_requests_total{")]
     return sum(float(line.rpartition(" ")[2]) for line in found if f'model="{name}",outcome="ok"' in line)
+
+
+def settled_count(stack: Stack, name: str) -> float:
+    """The same, after the gateway has added what it collects between two reports."""
+    found = counted(stack, name)
+    while True:
+        time.sleep(3 * REPORT_S)
+        before, found = found, counted(stack, name)
+        if found == before:
+            return found
 
 
 ASLEEP = """
@@ -336,7 +350,7 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
         assert time.monotonic() < end, "it does not go to sleep"
         time.sleep(0.2)
     assert stack.cli("traffic", two)["targets"][0]["deployment"] == "careful-v1"
-    letters, before, sent = stack.cli("dead"), counted(stack, two), 0
+    letters, before, sent = stack.cli("dead"), settled_count(stack, two), 0
 
     def send(client: Client, value: float, count: int = 30) -> bool:
         nonlocal sent
@@ -373,7 +387,7 @@ def test_a_shadow_is_compared_and_never_disturbs_the_primary(stack: Stack, two: 
         assert "every other call fails" in failing["last_failure"]
         assert failing["verdict"] == "fails"
     assert stack.cli("dead") == letters
-    assert counted(stack, two) == before + sent, "copies are no requests"
+    assert settled_count(stack, two) == before + sent, "copies are no requests"
     shown = stack.run("traffic", two)
     assert "shadow: flaky-v1 gets 100% copies: fails" in shown.stdout
     with Client(stack.settings.gateway_url, api_key=stack.settings.service_token) as operator:
