@@ -118,9 +118,12 @@ def rollout(
     from tidegate.cli.api import control
 
     plane = control()
+    of_shadow = rate is not None or max_per_s is not None or tolerance or lasts or wake
+    if (pause or resume) and (to is not None or (pause and resume)):
+        raise UsageError("--pause and --resume change a running canary: use one of them, without --to.")
     if ab or share is not None or unit or samples or until:
         others = (shadow, steps, hold, min_samples, direction, full_capacity, swap, wait, plot, pause, resume)
-        if to is None or not ab or any(others):
+        if to is None or not ab or of_shadow or any(others):
             raise UsageError(
                 "--ab needs --to VERSION, and takes only --share, --metric, --unit, --samples and --until."
             )
@@ -128,14 +131,13 @@ def rollout(
         compared = experiments.read(plane, name)
         output.show(compared, json, lambda: experiments.show(compared))
         return
-    of_shadow = rate is not None or max_per_s is not None or tolerance or lasts or wake
     if shadow or of_shadow:
         if to is None or not shadow:
             raise UsageError("--rate, --max-per-s, --tolerance, --for and --wake need --to VERSION --shadow.")
-        if steps or hold or min_samples or metric or full_capacity or swap or wait or plot:
+        if steps or hold or min_samples or metric or direction or full_capacity or swap or wait or plot:
             raise UsageError(
-                "--shadow has no steps: leave out --steps, --hold, --min-samples, --metric, --full-capacity, "
-                "--swap, --wait, --plot."
+                "--shadow has no steps: leave out --steps, --hold, --min-samples, --metric, --direction, "
+                "--full-capacity, --swap, --wait, --plot. `tidegate shadow NAME --wait` waits for a verdict."
             )
         shadows.start(plane, name, to, shadows.options_of(rate, max_per_s, tolerance, lasts, wake=wake))
     elif to is not None:
@@ -152,7 +154,7 @@ def rollout(
     if plot is not None:
         _draw(found, plot)
     output.show(found, json, lambda: show(found))
-    if wait and found["rollout"]["phase"] != "promoted":
+    if wait and (found["rollout"] is None or found["rollout"]["phase"] != "promoted"):
         raise typer.Exit(4)
 
 
@@ -267,7 +269,8 @@ def show(found: Mapping[str, Any]) -> None:
         shadow.show(shadowed)
     if rollout is None:
         if shadowed is None:
-            output.line(f"{found['endpoint']} has no rollout. Start one: tidegate rollout NAME --to VERSION")
+            name = found["endpoint"]
+            output.line(f"{name} has no rollout. Start one: tidegate rollout {name} --to VERSION")
         return
     output.line(line_of(found), style="bold")
     rows = [
