@@ -26,7 +26,7 @@ from benchmarks.errors import BenchmarkFailed
 from benchmarks.stack import Stack
 
 GATEWAYS, CALLERS, REPLICAS = 8, 200, 2
-# A caller that is refused tries again after this pause. It gives up after so many refusals in a row.
+# A refused caller retries after this pause. It gives up after this many refusals in a row.
 PAUSE_S, REFUSALS = 0.3, 12
 LEASE_S = 0.1
 FACTS_S = 60.0

@@ -271,7 +271,7 @@ LANGUAGE_MODELS = Dashboard(
                 f"sum by (what) (increase(tidegate_worker_llm_lost_total{{{_D}}}[15m]))",
                 "lost {{what}}",
             ),
-            description="In 15 minutes. `continue`: the answer went on in another replica.",
+            description="In 15 minutes. `continue`: the answer continued in another replica.",
         ),
     ),
     (
@@ -293,7 +293,7 @@ DRIFT = Dashboard(
         lines(
             "Columns above their limits",
             (f"max by (model, version) (tidegate_drifted_columns{{{_V}}})", "{{model}} {{version}}"),
-            description="In two windows after each other.",
+            description="In two windows in a row.",
         ),
         lines(
             "Score by column",

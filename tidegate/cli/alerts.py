@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 alerts = typer.Typer(
     name="alerts",
-    help="Alerts of endpoints: list, silence and test them, and set who receives them.",
+    help="Alerts of endpoints: list, silence and test them, and set their receivers.",
     invoke_without_command=True,
 )
 
@@ -57,7 +57,7 @@ def listed(
     else:
         items = _router().items("/v1/alerts", state="firing" if firing else None)
         items = [each for each in items if firing or each["state"] != "resolved"]
-        output.show({"items": items}, json, lambda: _print(items, "No alert."))
+        output.show({"items": items}, json, lambda: _print(items, "No alert fires or is pending."))
 
 
 @alerts.command()
@@ -83,7 +83,7 @@ def silence(
 
 @alerts.command()
 def silences(json: Json = False) -> None:
-    """List the silences that have not ended."""
+    """List the silences that have not ended. Example: tidegate alerts silences --json"""
     from tidegate.cli import output
 
     items = _router().items("/v1/alerts/silences")
@@ -97,7 +97,7 @@ def unsilence(
     id: Annotated[str, typer.Argument(metavar="ID", help="An id of `tidegate alerts silences`.")],
     json: Json = False,
 ) -> None:
-    """End a silence. Its firing alerts are sent now."""
+    """End a silence. Its firing alerts are sent now. Example: tidegate alerts unsilence 9f2c41d0"""
     from tidegate.cli import output
     from tidegate.cli.api import part
 
@@ -112,7 +112,10 @@ def try_receivers(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Send a test message, and print what each receiver answered. Exit code 1: one did not accept it."""
+    """Send a test message, and print what each receiver answered. Exit code 1: one did not accept it.
+
+    Example: tidegate alerts test chat
+    """
     from urllib.parse import urlencode
 
     from tidegate.cli import output
@@ -131,7 +134,7 @@ def try_receivers(
 
 @alerts.command()
 def messages(limit: Limit = 20, json: Json = False) -> None:
-    """List the last messages to receivers, with the result of each."""
+    """List the last messages to receivers, with the result of each. Example: tidegate alerts messages -n 5"""
     from tidegate.cli import output
 
     items = _router().items("/v1/alerts/messages", limit=limit)
@@ -145,7 +148,10 @@ def messages(limit: Limit = 20, json: Json = False) -> None:
 
 @alerts.command()
 def receivers(json: Json = False) -> None:
-    """List the receivers of alerts. Addresses are shortened, because some contain a secret."""
+    """List the receivers of alerts. Addresses are shortened, because some contain a secret.
+
+    Example: tidegate alerts receivers
+    """
     from tidegate.cli import output
 
     items = _router().items("/v1/alerts/receivers")
@@ -171,7 +177,10 @@ def add_receiver(
     severity: Annotated[Severity, typer.Option(help="The least severe alerts.")] = Severity.WARNING,
     json: Json = False,
 ) -> None:
-    """Add or replace a receiver. Example: tidegate alerts add-receiver ops --webhook https://example.com/hook"""
+    """Add or replace a receiver: a signed webhook, a chat by Slack's JSON, or an e-mail address.
+
+    Example: tidegate alerts add-receiver chat --slack https://hooks.slack.com/services/...
+    """
     from tidegate.cli import output
     from tidegate.cli.api import part
 
@@ -189,7 +198,7 @@ def add_receiver(
 def remove_receiver(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The receiver's name.")], json: Json = False
 ) -> None:
-    """Remove a receiver, and the messages that wait for it."""
+    """Remove a receiver, and the messages that wait for it. Example: tidegate alerts remove-receiver chat"""
     from tidegate.cli import output
     from tidegate.cli.api import part
 

@@ -46,7 +46,7 @@ def _tell(found: Mapping[str, Any]) -> None:
             reason = f": {state['reason']}" if state["reason"] else ""
             output.line(f"{state['endpoint']}: {_WORDS[state['state']]}{reason}")
     if not found["endpoints"]:
-        output.say("There is no endpoint.")
+        output.say("No endpoint exists. Deploy a model: tidegate deploy FILE")
 
 
 _WORDS = {"healthy": "no symptom", "learning": "no verdict yet", "idle": "too quiet"}

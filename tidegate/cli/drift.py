@@ -178,13 +178,13 @@ def _row(each: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def line_of(version: Mapping[str, Any]) -> str:
     """Return a version's state in one line."""
-    who = f"{version['model']} version {version['version']}: {version['state']}"
+    head = f"{version['model']} version {version['version']}: {version['state']}"
     if version["drifted"]:
-        return f"{who}, {len(version['drifted'])} columns: {', '.join(version['drifted'][:5])}"
+        return f"{head}, {len(version['drifted'])} columns: {', '.join(version['drifted'][:5])}"
     if version["reason"]:
-        return f"{who} ({version['reason']})"
+        return f"{head} ({version['reason']})"
     window = version["window"]
-    return f"{who}, the last window had {window['rows']:,} rows" if window else who
+    return f"{head}, the last window had {window['rows']:,} rows" if window else head
 
 
 def _against(predecessor: Mapping[str, Any]) -> str:

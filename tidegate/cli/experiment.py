@@ -222,7 +222,8 @@ def show(found: Mapping[str, Any]) -> None:
     stated = found["experiment"]
     if stated is None:
         output.line(
-            f"{found['endpoint']} has no experiment. Start one: tidegate rollout NAME --to VERSION --ab"
+            f"{found['endpoint']} has no experiment. Start one: "
+            f"tidegate rollout {found['endpoint']} --to VERSION --ab"
         )
         return
     output.line(line_of(found), style="bold")

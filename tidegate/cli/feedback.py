@@ -22,7 +22,7 @@ def feedback(
     reward: Annotated[float | None, typer.Option(metavar="NUMBER", help="A reward.")] = None,
     label: Annotated[str | None, typer.Option(metavar="TEXT", help="A label: the true class.")] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any metric; one. A text is a label.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="One other metric. A text is a label.")
     ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="The time of the outcome, ISO 8601; default: now.")

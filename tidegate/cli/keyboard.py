@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def keys() -> Iterator[Callable[[float], str]]:
-    """Yield a function that waits up to so many seconds for a key; it returns "" if none was pressed.
+    """Yield a function that waits up to the given seconds for a key; it returns "" if none was pressed.
 
-    Without a terminal it only waits, and so it does on Windows.
+    Without a terminal, and on Windows, the function only waits.
     """
     try:
         import select
@@ -43,7 +43,7 @@ def _wait(seconds: float) -> str:
 
 
 def termios_error() -> type[Exception]:
-    """Return the error of a file that is no terminal."""
+    """Return the error of a file that is not a terminal."""
     try:
         import termios
     except ImportError:

@@ -17,16 +17,17 @@ def slo(
         str | None, typer.Argument(metavar="[NAME]", help="One endpoint; default: all with objectives.")
     ] = None,
     availability: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="Requests that must not fail.")
+        float | None, typer.Option(metavar="PERCENT", help="Share of requests that must not fail.")
     ] = None,
     latency_ms: Annotated[
         float | None, typer.Option(metavar="MS", help="The time that answers may take.")
     ] = None,
     latency_target: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="Requests that must take at most --latency-ms.")
+        float | None,
+        typer.Option(metavar="PERCENT", help="Share of answers that must take at most --latency-ms."),
     ] = None,
     window: Annotated[
-        str | None, typer.Option(metavar="DAYS", help="The time over which they count, such as 30d.")
+        str | None, typer.Option(metavar="DAYS", help="The window of the objectives, such as 30d.")
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the objectives.")] = False,
     json: Json = False,

@@ -46,6 +46,7 @@ def up(
     """Start the stack on this machine and wait until it is ready. A running stack is left as it is.
 
     Prometheus is a part of the stack if it is installed (TIDEGATE_MONITORING=off: never).
+    Example: tidegate up --with-monitoring
     """
     source_checkout.require("up")
     from tidegate import stack

@@ -30,6 +30,7 @@ ORDERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "n": ("name", lambda item: item["endpoint"]),
 }
 HELP = "q quit   sort by: r rate, p p99, e errors, u queue, n name"
+NONE = "No endpoint exists. Deploy a model: tidegate deploy FILE"
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 20
 # The bars of more endpoints begin empty.
@@ -60,7 +61,7 @@ def top(
         return
     if json or once or not sys.stdout.isatty():
         found = router.get("/v1/top")
-        output.show(found, json, lambda: output.table(rows(found["items"]), HEADS, "There is no endpoint."))
+        output.show(found, json, lambda: output.table(rows(found["items"]), HEADS, NONE))
         return
     Screen(router, max(0.5, seconds(every))).run()
 

@@ -42,7 +42,7 @@ def traffic(
     ] = None,
     feedback: Annotated[
         bool | None,
-        typer.Option("--feedback/--no-feedback", help="Give each answer an id for `POST /v1/feedback`."),
+        typer.Option("--feedback/--no-feedback", help="Add an id for `POST /v1/feedback` to each answer."),
     ] = None,
     failover: Annotated[
         list[str] | None,
@@ -59,7 +59,8 @@ def traffic(
     weight: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Its share of a busy Deployment, beside other endpoints: 1 to 100; usually 1."
+            metavar="N",
+            help="Share of a busy Deployment, in proportion to other endpoints: 1 to 100. Default: 1.",
         ),
     ] = None,
     json: Json = False,

@@ -1,4 +1,4 @@
-"""The order in which callers that share something are served: fair by weight, without a clock of its own."""
+"""The order in which callers that share something are served: fair by weight, in virtual time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-# The credit for requests of several callers, in requests: an idle caller may send so many in a burst. More
+# The credit for requests of several callers, in requests: an idle caller may send this many in a burst. More
 # would let bursts of idle callers delay the others, less would delay a second request that comes early.
 BURST = 8.0
 # Idle members are forgotten when there are more than this many beside those that wait.
@@ -20,7 +20,7 @@ class FairOrder(Generic[K]):
 
     Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996. Each member has a tag: the cost of
     its served work divided by its weight. The member with the smallest tag is next. The clock is the tag of
-    the last choice. A member that was idle starts at the clock less ``credit``, so it saves nothing up. Any
+    the last choice. A member that was idle starts at the clock less ``credit``, so it saves up only that. Any
     two members that always have work differ in served cost per weight by at most one piece of each. Every
     call takes O(log n).
     """

@@ -91,7 +91,7 @@ class CostLedger:
             self._due.set()
 
     async def run(self) -> None:
-        """Book for ever: every few seconds, and when a replica has ended."""
+        """Book until cancelled: every few seconds, and when a replica has ended."""
         retired_at = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -127,7 +127,7 @@ class CostLedger:
             self._used = await asyncio.to_thread(self._used_up)
             self.over_budget = {name: used.words for name, used in self._used.items()}
             metrics.show_budgets(self._limited(), self.over_budget)
-            # A report that cannot be deleted expires, and the rates are written again.
+            # A report that cannot be deleted expires. The next round writes the rates.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_times(closed)
                 await self._store.publish_cost_facts(self._facts())

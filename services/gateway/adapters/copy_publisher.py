@@ -23,7 +23,7 @@ from tidegate.kernel.protocol.tenant import tenant_of
 
 # Replicas account for their time by caller. No key has this id.
 CALLER = "(shadow)"
-# Set in the counter of a copy's id. A request's counter never gets that far.
+# Set in the counter of a copy's id. The counter of a request never reaches this bit.
 _OF_COPIES = 1 << 63
 
 
@@ -126,7 +126,7 @@ class CopyPublisher:
             on_failure(error)
 
     def expire(self) -> None:
-        """Give up the copies whose time is over."""
+        """Give up the copies whose deadline has passed."""
         now = time.monotonic()
         for id_ in [id_ for id_, copy in self._in_flight.items() if copy.deadline <= now]:
             self._settle(id_, (NO_ANSWER, ""))

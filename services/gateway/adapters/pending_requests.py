@@ -167,7 +167,7 @@ def publish_failure(queue: Queue, error: Unavailable) -> Unavailable | None:
     """Return the error for requests that were not published; None if they may be sent again later."""
     if isinstance(error, Unroutable):
         return Unavailable(
-            f"the queue {queue.name} was deleted: send the request again to declare it again",
+            f"the queue {queue.name} was deleted: retry the request, which declares the queue",
             retry_after_s=1.0,
         )
     if isinstance(error, Refused):

@@ -24,7 +24,7 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, export_of, new
 log = telemetry.logger(__name__)
 
 Headers = Mapping[bytes, bytes]
-# Slow and failed requests that the sampler did not take. When everything fails, a few traces tell why.
+# Slow and failed requests that the sampler did not take. When everything fails, a few traces show why.
 UNSAMPLED_PER_S = 20
 
 
@@ -63,7 +63,7 @@ class RequestTraces:
         timing: Timing | None = None,
         error: TidegateError | None = None,
     ) -> None:
-        """Export a request that has ended now, after ``total`` seconds, if it is to be exported."""
+        """Export a request that has ended now, after ``total`` seconds, if it is traced, slow or failed."""
         sent = trace_context.detached(trace)[1]
         if sent is None and not self._worth_it(total, error):
             return

@@ -88,8 +88,8 @@ def too_late(
 ) -> TidegateError:
     """Return the error for a passed deadline. If no replica can start, the error says why.
 
-    ``passed`` says which deadline. ``held``: the request was not published, because its caller's requests
-    at this gateway, so many, use up its share. Then it is safe to send the request again.
+    ``passed`` says which deadline. ``held``: the number of its caller's requests at this gateway, if they use
+    up the caller's share and the request was not published. Then a retry is safe.
     """
     if fleet.fault and not fleet.ready:
         return no_replica(fleet, name)

@@ -84,7 +84,7 @@ class FairLane(Generic[T]):
         self._flows: dict[FlowKey, Flow[T]] = {}
         self._order: FairOrder[FlowKey] = FairOrder(BURST)
         self._elsewhere: Mapping[str, FlowLoad] = {}
-        # Those of them that had no request here when they were learned, and the sum of their weights.
+        # The flows elsewhere that had no request here at the last report, and the sum of their weights.
         self._only_elsewhere: Mapping[str, FlowLoad] = {}
         self._other_weight = 0
         self._active_weight = 0

@@ -83,7 +83,7 @@ def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: f
         id=id,
         since=now,
         phase="promoted",
-        reason="swapped without a canary, as an operator asked",
+        reason="an operator swapped the version without a canary",
     )
     rollout = _noted(rollout, now)
     update = {"rollout": rollout, "targets": targets_of(rollout), "previous": []}

@@ -1,7 +1,7 @@
 """Start a canary that a file states: `tidegate apply` and ``PUT`` of an Endpoint. Pure.
 
-A file states the present targets and the canary. It may be applied again at any time: the canary that it
-states goes on, and one that has ended is not started again.
+A file states the present targets and the canary. It may be applied at any time: the stated canary
+continues, and a canary that has ended is not started a second time.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _is_known(stored: EndpointSpec, wanted: StatedRollout) -> bool:
 
 
 def _is_baseline(stored: EndpointSpec, fields: edits.Fields) -> bool:
-    """Return True if the stated targets are the baseline of the Endpoint's canary: then it goes on."""
+    """Return True if the stated targets are the baseline of the Endpoint's canary, which then continues."""
     if stored.rollout is None or not stored.rollout.active or not isinstance(fields.get("targets"), list):
         return False
     targets = [merge.checked(Target, each, "targets") for each in fields["targets"]]

@@ -1,4 +1,4 @@
-"""Send e-mails over SMTP, each with a connection of its own, in a thread."""
+"""Send e-mails over SMTP in a thread. Each e-mail has its own connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MailSender:
     """A client of the SMTP server at ``url``.
 
     ``smtp://USER:PASSWORD@HOST:587`` uses STARTTLS if the server offers it; ``smtps://`` uses TLS from the
-    start. A server that refuses a message for good (5xx) gets it again only until the message is given up.
+    start. A message that the server refuses (5xx) is retried until it is given up.
     """
 
     def __init__(self, url: str, sender: str, timeout_s: float) -> None:

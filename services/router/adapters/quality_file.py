@@ -1,7 +1,7 @@
 """The file of quality histories, with the position in the stream of feedback.
 
-Both are in one file that is replaced at once. So a label is counted once, also after a crash. The predictions
-that wait for labels are in a second file, which is written less often.
+Both are in one file that is replaced atomically. So a label is counted once, also after a crash. The
+predictions that wait for labels are in a second file, which is written less often.
 """
 
 from __future__ import annotations

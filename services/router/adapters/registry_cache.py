@@ -90,7 +90,7 @@ class RegistryCache:
             response.raise_for_status()
         except httpx.HTTPError as error:
             log.info(
-                "a shadow was not ended; tried again",
+                "a shadow was not ended; it is tried again",
                 extra={"endpoint": endpoint.name, "problem": str(error)},
             )
 

@@ -200,7 +200,7 @@ def _check_address(request: Request, body: ReceiverBody) -> None:
     if body.kind == "email":
         local, at, domain = body.to.partition("@")
         if not (at and local and domain) or any(each.isspace() for each in body.to) or "\0" in body.to:
-            raise BadRequest("`to` is no e-mail address: write NAME@DOMAIN")
+            raise BadRequest("`to` is not an e-mail address: write NAME@DOMAIN")
         if not request.app.state.mail.configured:
             raise BadRequest(
                 "there is no SMTP server: run `tidegate settings set TIDEGATE_SMTP_URL=smtp://...`"

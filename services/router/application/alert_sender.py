@@ -94,7 +94,7 @@ class AlertSender:
             return await self._mail.send(message.body)
         target = read_url(receiver.to)
         if target is None:
-            return WebhookAttempt(None, "the receiver's address is no URL of a webhook", 0.0)
+            return WebhookAttempt(None, "the receiver's address is not the URL of a webhook", 0.0)
         headers: dict[str, str] = {}
         if receiver.kind == "webhook":
             headers = webhooks.signed_headers(self._secret, message.id, int(time.time()), message.body)

@@ -240,7 +240,7 @@ class DriftJudge:
             try:
                 self._of(key).use_training(await self._registry.baseline(*key))
             except Unavailable as error:
-                log.info("a baseline was not read; tried again", extra={"problem": error.message})
+                log.info("a baseline was not read; it is tried again", extra={"problem": error.message})
         existing = {(each.model, each.number) for each in desired.versions}
         self._versions = {key: each for key, each in self._versions.items() if key in existing}
         await asyncio.to_thread(self._files.keep_only, existing)

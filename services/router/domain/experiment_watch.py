@@ -49,7 +49,7 @@ class Outcomes:
         self.buckets[bucket] = n + 1, total + value
 
     def moments(self) -> Moments:
-        """Return count and mean, with the variance that the correlation within units gives the mean."""
+        """Return count and mean, with a variance that includes the correlation within units."""
         found = self.alone.merge(self.units)
         number = len(self.buckets)
         if number < 2:
@@ -228,7 +228,7 @@ def latency_of(counts: VariantCounts) -> Moments:
 
 
 def _add_new(into: VariantCounts, before: VariantCounts | None, total: VariantCounts) -> None:
-    """Add what is new in a total. A smaller total began again at zero."""
+    """Add the growth of a total. A total that became smaller has restarted at zero."""
     if before is not None and (sum(total.times) < sum(before.times) or total.failed < before.failed):
         before = None
     old = before or VariantCounts(0, [0] * COUNT)

@@ -10,7 +10,7 @@ from tidegate.kernel.protocol.models import LARGEST, Deployment, LlmSpec, Signat
 # If calls are shorter than this and have no batch axis, LIGHT_CALLS more calls than instances may be open.
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
-# While several callers share the model, so short calls still overlap. They delay no caller for long.
+# While several callers share the model, LIGHT_CALLS holds only for calls that are shorter than this.
 SHORTEST_CALL_MS = 1.0
 # Jobs for the next calls are prepared only while calls are shorter than this.
 AHEAD_CALL_MS = 100.0

@@ -36,7 +36,7 @@ def prefetch(
 
 
 def consumer_prefetch(messages: int) -> int:
-    """Return the prefetch of a consumer that is to hold ``messages``: a quarter more, and at least one.
+    """Return the prefetch of a consumer that should hold ``messages``: a quarter more, and at least one.
 
     Gateways publish as many requests as the workers hold. A caller within its fair share may publish more.
     With this margin, such a request is delivered immediately, and its worker can let it go first.
@@ -45,7 +45,7 @@ def consumer_prefetch(messages: int) -> int:
 
 
 def without_margin(prefetch: int) -> int:
-    """Return how many messages a consumer with this prefetch is to hold: all but the margin."""
+    """Return how many messages a consumer with this prefetch should hold: all but the margin."""
     return max(1, prefetch - max(1, prefetch // 5))
 
 

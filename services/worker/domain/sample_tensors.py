@@ -22,7 +22,7 @@ def alike(calls: Iterable[SampledCall]) -> list[list[SampledCall]]:
 
 
 def counted_rows(call: SampledCall) -> int:
-    """Return how many rows of a call are counted. Of a call without a batch axis, it is the one row."""
+    """Return how many rows of a call are counted: one if the call has no batch axis."""
     return min(call.rows, CALL_ROWS)
 
 
@@ -39,7 +39,7 @@ def joined_inputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
 
 
 def joined_outputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
-    """Return the outputs of calls that are alike, joined. An output without a row for each row is left out.
+    """Return the outputs of calls that are alike, joined. Leave out outputs with another number of rows.
 
     Raise ValueError if a tensor is malformed.
     """

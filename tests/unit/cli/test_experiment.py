@@ -77,7 +77,7 @@ def test_a_report_as_text(found, capsys):
     assert "v2 against v1: running. v2 is better than v1 in score." in text
     assert "better" in text
     show({"endpoint": "digits", "experiment": None})
-    assert "tidegate rollout NAME --to VERSION --ab" in capsys.readouterr().out
+    assert "tidegate rollout digits --to VERSION --ab" in capsys.readouterr().out
 
 
 def test_a_report_as_csv(found):

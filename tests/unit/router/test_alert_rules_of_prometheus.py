@@ -29,7 +29,7 @@ Series = dict[str, str]
 
 
 def counters(failed: int, late: int = 0) -> Series:
-    """Return 100 requests a minute, of which so many fail or are late."""
+    """Return 100 requests a minute, of which this many fail or are late."""
     return {
         f"{_}requests_total{{{M}}}": f"0+100x{MINUTES}",
         f"{_}failed_total{{{M}}}": f"0+{failed}x{MINUTES}",

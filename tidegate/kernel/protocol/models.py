@@ -301,7 +301,7 @@ class EndpointSpec(Noun):
     ``failover``: Deployments without a share, in order. They get the requests that an upstream cannot answer,
     and the whole traffic while ``when_unready`` gives away the share of every target.
 
-    ``reserved``: so many replicas of the target with the largest share serve only this endpoint. They are
+    ``reserved``: how many replicas of the target with the largest share serve only this endpoint. They are
     started beside the Deployment's other replicas, which the endpoint uses as well.
 
     ``weight``: while several endpoints share a Deployment that is busy, one with weight 3 gets three times as

@@ -1,7 +1,7 @@
 """Replicas of a Deployment that are reserved for one endpoint.
 
-They are a Deployment of their own, with the same version and options, a fixed number of replicas, and their
-own queue. The registry does not store it: router and autoscaler add it to the desired state that they read.
+They are a separate Deployment, with the same version and options, a fixed number of replicas, and their own
+queue. The registry does not store it: router and autoscaler add it to the desired state that they read.
 """
 
 from __future__ import annotations

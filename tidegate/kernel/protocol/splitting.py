@@ -130,7 +130,7 @@ class Shadow(Written):
 
     ``rate``: percent of the requests. ``max_per_s``: the most copies in a second of each gateway process;
     None: no limit. Copies go only to idle replicas. ``wake``: copies may also start a replica, and keep it.
-    ``until``: the time of the last copy; None: until somebody stops it. ``id`` is new for each shadow.
+    ``until``: the time of the last copy; None: until it is stopped. ``id`` is new for each shadow.
     """
 
     deployment: Name

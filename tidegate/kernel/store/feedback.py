@@ -4,7 +4,7 @@ tidegate:feedback:stream               the last records, oldest first; the field
 tidegate:feedback:seen:<hour>:<part>   set of hashes: which outcomes of the answers of this hour are counted
 
 A reader stores its position beside the results of its reading, in one write. So it counts each record once,
-also after a crash. The stream is bounded. :meth:`FeedbackStore.lost` tells a reader that it was too slow.
+also after a crash. The stream is bounded. :meth:`FeedbackStore.lost` shows if a reader was too slow.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.replica_time import IDLE, WASTED, Part, ReplicaTim
 
 NS = 1_000_000_000
 HOUR_S = 3600
-# The duration of a life as the launcher shows it, for comparison with the parts. It is no part.
+# The duration of a life as the launcher shows it, for comparison with the parts. The sum does not have it.
 OBSERVED = "observed"
 STOPPING, UNREPORTED = "stopping", "unreported"
 # A replica that ended while no autoscaler ran has lived at most this long after its last sign of life.
@@ -56,9 +56,9 @@ class Amount(NamedTuple):
 class Life:
     """A replica's life. Times are seconds since the epoch.
 
-    ``seen_at``: it was last alive. ``gone_at``: it was first missing; None: it lives. ``booked_at``: the time
-    of the last booking. ``observed_ns``: the duration that was booked as observed. ``counted``: the totals
-    that were booked. ``covered_ns`` and ``calls_ns``: those of the last report.
+    ``seen_at``: when it was last seen. ``gone_at``: when it was first missing; None: it runs. ``booked_at``:
+    the time of the last booking. ``observed_ns``: the duration that was booked as observed. ``counted``: the
+    totals that were booked. ``covered_ns`` and ``calls_ns``: those of the last report.
     """
 
     replica: str

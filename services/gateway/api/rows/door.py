@@ -143,11 +143,11 @@ class RowsDoor:
         """Return the answer to a request; raise a TidegateError. ``protocol``: a word in log and metrics."""
         rid = telemetry.request_id.get()
         trace = self._log.begin(rid.encode("latin-1", "replace"), received.headers)
-        who, cost, error = principal(), UsageCost(), None
+        caller, cost, error = principal(), UsageCost(), None
         grant = None
         try:
             self.endpoint(model)
-            grant = self._access.admit(who, model)
+            grant = self._access.admit(caller, model)
             result = await self.core.infer(
                 model,
                 version,
@@ -155,8 +155,8 @@ class RowsDoor:
                 decode,
                 trace,
                 cost.begin,
-                lambda: Origin(received.headers, who.id, dict),
-                who,
+                lambda: Origin(received.headers, caller.id, dict),
+                caller,
             )
             return self._answer(received, protocol, model, result, cost, trace)
         except TidegateError as failure:

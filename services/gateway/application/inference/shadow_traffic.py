@@ -305,7 +305,7 @@ class ShadowTraffic:
             await asyncio.sleep(ROUND_S)
             try:
                 await self._round()
-            except Exception:  # the next round goes on
+            except Exception:  # the next round still runs
                 log.exception("a round of shadow traffic failed")
 
     async def _round(self) -> None:

@@ -74,7 +74,7 @@ _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
 # later by this time for each token. Engines on a CPU are about this fast with all slots in use.
 MS_PER_TOKEN = 200.0
 # Beside other callers, a request counts for its estimated tokens, because they take the engine's time: Sheng
-# et al., "Fairness in Serving Large Language Models", OSDI 2024. So many tokens count like one more request.
+# et al., "Fairness in Serving Large Language Models", OSDI 2024. This many tokens count as one request.
 TOKENS_OF_A_REQUEST = 256
 
 
@@ -344,9 +344,10 @@ class LlmCore:
 
 
 def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefused:
-    """Return the failure that the caller gets if no other target answers; raise ``error`` if it is the first.
+    """Return the failure that the caller gets if no other target answers.
 
-    Another target may have no room for the request. Then the caller gets the failure before that.
+    An ``error`` that is not from an engine means that the other target had no room. Then the caller gets the
+    ``earlier`` failure. Raise ``error`` if there was none.
     """
     if isinstance(error, EngineRefused):
         return error

@@ -1,7 +1,7 @@
 """The rules of alerts. Each decides about one endpoint, and has the same condition for Prometheus. Pure.
 
 The burn rates follow "Alerting on SLOs" in Google's SRE workbook (chapter 5): a long window shows that the
-budget is at risk, and a short one that the problem goes on.
+budget is at risk, and a short one shows that the problem still exists.
 """
 
 from __future__ import annotations

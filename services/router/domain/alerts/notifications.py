@@ -108,7 +108,7 @@ def _since(alert: Alert) -> float:
 
 
 def _news(alert: Alert, now: float, pace: Pace) -> bool:
-    """Return True if the receivers do not know the alert's state, or should hear it again."""
+    """Return True if no message has the alert's present state, or if its message must be repeated."""
     if alert.state == "firing":
         new = alert.notified != "firing" or alert.notified_at < alert.fired_at
         return new or now - alert.notified_at >= pace.repeat_s

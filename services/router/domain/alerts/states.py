@@ -22,7 +22,7 @@ RESOLVED_KEPT_S = 3600.0
 class Alert:
     """An alert of an endpoint. Times are seconds since the epoch; 0: not yet.
 
-    ``id`` names one time of firing. ``notified``: the state that the receivers know, and when they were told.
+    ``id`` names one firing. ``notified``: the state in the last message. ``notified_at``: when it was made.
     """
 
     endpoint: str

@@ -10,7 +10,7 @@ from services.router.domain.diagnosis.finding import Remedy, Symptom, span, usua
 from services.router.domain.diagnosis.latency import more_replicas
 from services.router.domain.watch.window import Window
 
-# Adoption: callers must fall to this part of the days before, and by so many standard errors.
+# Adoption: callers must fall to this part of the days before, and by this many standard errors.
 FALLS_TO = 0.7
 STANDARD_ERRORS = 4.0
 LEAST_CALLERS = 5
@@ -29,7 +29,7 @@ REJECTIONS = ("overloaded", "deadline_passed", "no_capacity", "cold_start")
 def adoption_falls(case: Case) -> Symptom | None:
     """Return the symptom if callers per day fall while errors are flat.
 
-    Without keys, callers cannot be told apart. Then requests per day count.
+    Without keys, callers cannot be distinguished. Then requests per day count.
     """
     count = case.spans.recent_days
     recent, before = list(case.days[-count:]), list(case.days[:-count])
@@ -58,7 +58,7 @@ def adoption_falls(case: Case) -> Symptom | None:
         ),
         Remedy(
             f"tidegate usage --by day,principal --endpoint {case.endpoint} --since 14d",
-            "it shows which callers left and when, so that somebody can ask them",
+            "it shows which callers left and when; ask their owners why",
         ),
         {"per_day": now, "before": past, "unit": what, "error_rate": rates[0]},
     )

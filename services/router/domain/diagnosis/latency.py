@@ -9,7 +9,7 @@ from services.router.domain.diagnosis.finding import Remedy, Symptom, Usual, ms,
 from services.router.domain.watch.window import ReplicaWork, Window
 from tidegate.kernel.protocol.traffic import LEDGER
 
-# Nobody feels a difference that is smaller.
+# Users do not notice a smaller difference.
 LEAST_FELT_S = 0.002
 SLOWER, CLEARLY = 1.75, 1.4
 # p99/p50 must grow by this factor, and p50 by less than that one.
@@ -157,7 +157,7 @@ def inconsistent_times(case: Case) -> Symptom | None:
     # When everything becomes slow, p99 of the last minutes rises before their median does.
     if case.thirds and (case.thirds[-1].quantile_s(0.5) or 0.0) > middles.middle * SAME_MIDDLE:
         return None
-    cause, evidence, remedy = _who(case)
+    cause, evidence, remedy = _tail_cause(case)
     return Symptom(
         case.endpoint,
         "inconsistent_times",
@@ -181,14 +181,14 @@ def width(window: Window) -> float | None:
     return p99 / p50 if p99 and p50 else None
 
 
-def _who(case: Case) -> tuple[str, tuple[str, ...], Remedy]:
+def _tail_cause(case: Case) -> tuple[str, tuple[str, ...], Remedy]:
     replica = slow_replica(case.recent)
     if replica is not None:
         name, text = replica
         return (
             f"replica {name}",
             (text,),
-            Remedy(f"tidegate drain {name}", "its requests go to the other replicas, and another one starts"),
+            Remedy(f"tidegate drain {name}", "its requests go to the other replicas, and a new one starts"),
         )
     now, before = _batch(case.recent), _batch(case.before)
     if now is not None and before is not None and now > 1.5 * before:

@@ -26,8 +26,8 @@ from tally import Tally
 FOLDER = Path(__file__).resolve().parent
 MODULES = {"llamacpp": "llamacpp", "vllm": "vllm", "openai-url": "upstream"}
 STATS = "/tidegate/stats"
-# Seconds between two checks if the caller still waits. A check asks Triton's process and waits for its
-# answer, which costs too much for each token.
+# Seconds between two checks if the caller still waits. A check waits for an answer of
+# Triton's process, which costs too much for each token.
 WATCH_S = 0.05
 
 

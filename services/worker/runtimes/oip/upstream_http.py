@@ -17,7 +17,7 @@ DATATYPES = {
     "FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BYTES": np.object_,
 }  # fmt: skip
 NAMES = {np.dtype(kind): name for name, kind in DATATYPES.items()}
-# Of an error's body, so many bytes are shown.
+# The most bytes of an error's body that are shown.
 MOST_BODY = 300
 
 
@@ -30,7 +30,7 @@ class UpstreamRefused(Exception):
 
 
 class Upstream:
-    """An upstream's model, and one connection. If the upstream has closed it, it is opened again once."""
+    """An upstream's model, and one connection. A connection that the upstream has closed is reopened once."""
 
     def __init__(self, plan: dict[str, Any], credential: str) -> None:
         target = urlsplit(plan["address"])
