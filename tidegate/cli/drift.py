@@ -180,7 +180,8 @@ def line_of(version: Mapping[str, Any]) -> str:
     """Return a version's state in one line."""
     head = f"{version['model']} version {version['version']}: {version['state']}"
     if version["drifted"]:
-        return f"{head}, {len(version['drifted'])} columns: {', '.join(version['drifted'][:5])}"
+        count = "1 column" if len(version["drifted"]) == 1 else f"{len(version['drifted'])} columns"
+        return f"{head}, {count}: {', '.join(version['drifted'][:5])}"
     if version["reason"]:
         return f"{head} ({version['reason']})"
     window = version["window"]

@@ -193,8 +193,11 @@ class Screen:
 
         firing = sum(len(item["alerts"]) for item in self._items)
         rate = sum(item["rate"] for item in self._items)
-        head = Text(f"Tidegate  {len(self._items)} endpoints  {_number(rate)} requests/s  ", style="bold")
-        head.append(f"{firing} alerts firing" if firing else "no alert", style="red" if firing else "green")
+        count = len(self._items)
+        endpoints = "1 endpoint" if count == 1 else f"{count} endpoints"
+        head = Text(f"Tidegate  {endpoints}  {_number(rate)} requests/s  ", style="bold")
+        alerts = "1 alert fires" if firing == 1 else f"{firing} alerts fire"
+        head.append(alerts if firing else "no alert", style="red" if firing else "green")
         head.append(time.strftime("  %H:%M:%S"), style="dim")
         foot = Text(f"{HELP}   (now by {ORDERS[self._order][0]})", style="dim", no_wrap=True)
         if self._problem:

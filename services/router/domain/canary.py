@@ -131,14 +131,14 @@ def _progress(
     lacking += [unjudged] if unjudged and last else []
     if not lacking:
         if last:
-            reason = f"promoted: {_summary(state.evidence)}"
+            reason = f"as good as the baseline: {_summary(state.evidence)}"
             return CanaryDecision("promote", reason, replace(state, phase="promoted", reason=reason))
         reason = f"step {state.step + 1} of {len(policy.steps)} is over without harm"
         after = replace(state, step=state.step + 1, since=now, samples=0, reason=reason)
         return CanaryDecision("advance", reason, after)
     reason = "; ".join(lacking)
     if now - state.since >= policy.patience_s:
-        reason = f"paused after {policy.patience_s:g} s in a step: {reason}"
+        reason = f"not enough evidence after {policy.patience_s:g} s in a step: {reason}"
         return CanaryDecision("pause", reason, replace(state, phase="paused", reason=reason))
     return CanaryDecision("hold", reason, replace(state, reason=reason))
 

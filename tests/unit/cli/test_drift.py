@@ -112,7 +112,7 @@ REPORT: dict[str, Any] = {
 def test_a_report_names_the_columns_that_drifted(capsys: pytest.CaptureFixture[str]) -> None:
     drift.show(REPORT, every=False)
     shown = capsys.readouterr().out
-    assert "fraud version 2: drifted, 1 columns: a<b" in shown
+    assert "fraud version 2: drifted, 1 column: a<b" in shown
     assert "baseline: 3,000 rows of its first rows" in shown
     assert "against version 1: a<b" in shown
 

@@ -52,7 +52,7 @@ def test_lines_are_sorted_and_alerts_are_counted():
     quiet = line("quiet", rate=0.0, p99_ms=None, error_rate=None)
     screen = Screen(Router(quiet, line("busy", alerts=["ErrorRate"], starting=1, desired=2)), 1.0)
     shown = seen(screen)
-    assert shown[0].startswith("Tidegate  2 endpoints  10.0 requests/s  1 alerts firing")
+    assert shown[0].startswith("Tidegate  2 endpoints  10.0 requests/s  1 alert fires")
     assert [each.split()[0] for each in shown if each.split()[0] in ("busy", "quiet")] == ["busy", "quiet"]
     assert "1/2 +1" in next(each for each in shown if each.startswith("busy"))
     screen._order = "n"

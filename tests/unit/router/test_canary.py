@@ -74,6 +74,7 @@ def test_without_evidence_a_canary_pauses_and_says_what_is_missing() -> None:
     policy = replace(POLICY, steps=(50, 100), patience_s=60.0, tolerance=0.0)
     decision = judge(policy, CanaryState(samples=1000), {"errors": Tick(500, 0, 500, 0)}, 500, 61.0)
     assert decision.verdict == "pause"
+    assert decision.reason.startswith("not enough evidence after")  # the phase says "paused" already
     assert "errors: no evidence yet that the canary is less than 2 times as bad" in decision.reason
     harm = judge(policy, decision.state, {"errors": Tick(500, 400, 500, 0)}, 500, 62.0)
     assert harm.verdict == "roll_back", "a paused canary is still judged"

@@ -23,7 +23,9 @@ def drift_findings(items: Iterable[Line]) -> list[Finding]:
             continue
         version = _version(item)
         names = ", ".join(drifted[:SHOWN]) + (", ..." if len(drifted) > SHOWN else "")
-        text = f"{len(drifted)} columns of {version} differ from the baseline: {names}"
+        many = len(drifted) > 1
+        what = f"{len(drifted)} columns of {version} differ" if many else f"1 column of {version} differs"
+        text = f"{what} from the baseline: {names}"
         value = float(item.get("score") or len(drifted))
         found += [Finding("Drift", each, version, value, 0.1, text) for each in item.get("endpoints", ())]
     return found
