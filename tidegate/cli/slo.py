@@ -24,10 +24,10 @@ def slo(
     ] = None,
     latency_target: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", help="Share of answers that must take at most --latency-ms."),
+        typer.Option(metavar="PERCENT", help="Share of answers that must take at most --latency-ms. [99]"),
     ] = None,
     window: Annotated[
-        str | None, typer.Option(metavar="DAYS", help="The window of the objectives, such as 30d.")
+        str | None, typer.Option(metavar="DAYS", help="The window of the objectives. [30d]")
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the objectives.")] = False,
     json: Json = False,

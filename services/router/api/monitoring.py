@@ -45,7 +45,7 @@ async def history(
     """Return an endpoint's past: minutes (with the last half hour in shorter spans), or hours."""
     watch = leading(request)
     if watch.endpoint(name) is None:
-        raise NotFound(f"There is no endpoint {name!r}. `tidegate models` lists the models.")
+        raise NotFound(f"There is no endpoint {name!r}. `tidegate routes` lists the endpoints.")
     found, now = watch.history.of(name), time.time()
     windows = (
         found.hours(now - last_s)
@@ -86,7 +86,7 @@ async def diagnosis(
     if name is not None:
         endpoints = [each for each in endpoints if each.name == name]
         if not endpoints:
-            raise NotFound(f"There is no endpoint {name!r}. `tidegate models` lists the models.")
+            raise NotFound(f"There is no endpoint {name!r}. `tidegate routes` lists the endpoints.")
     spans = Spans(window_s, past_s, watch.day_s, recent_days)
     found: dict[str, Any] = await request.app.state.diagnosis.of(endpoints, spans)
     return found

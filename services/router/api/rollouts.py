@@ -17,6 +17,6 @@ async def rollout(request: Request, name: str) -> dict[str, Any]:
     desired = request.app.state.controller.desired
     found = next((each for each in desired.endpoints if each.name == name), None) if desired else None
     if found is None:
-        raise NotFound(f"There is no endpoint {name!r}. `tidegate models` lists the models.")
+        raise NotFound(f"There is no endpoint {name!r}. `tidegate routes` lists the endpoints.")
     shown: dict[str, Any] = request.app.state.rollouts.shown(found)
     return shown

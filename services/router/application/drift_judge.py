@@ -123,7 +123,7 @@ class DriftJudge:
 
     def _desired(self) -> DesiredState:
         if not self._leads():
-            raise Unavailable("another router leads and judges drift: try again", retry_after_s=1.0)
+            raise Unavailable("another router leads and judges drift: retry in a second", retry_after_s=1.0)
         if self._registry.desired is None:
             raise Unavailable(self._registry.problem or "the registry was not read yet", retry_after_s=1.0)
         return self._registry.desired

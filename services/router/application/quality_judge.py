@@ -107,7 +107,7 @@ class QualityJudge:
 
     def _desired(self) -> DesiredState:
         if not self._leads():
-            raise Unavailable("another router leads and judges quality: try again", retry_after_s=1.0)
+            raise Unavailable("another router leads and judges quality: retry in a second", retry_after_s=1.0)
         if self._registry.desired is None:
             raise Unavailable(self._registry.problem or "the registry was not read yet", retry_after_s=1.0)
         return self._registry.desired
