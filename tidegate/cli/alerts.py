@@ -123,7 +123,8 @@ def try_receivers(
     query = "" if receiver is None else f"?{urlencode({'receiver': receiver})}"
     items = _router().post(f"/v1/alerts/test{query}", {}, timeout=90.0)["items"]
     rows = [
-        (i["name"], i["kind"], i["to"], "delivered" if i["delivered"] else "failed", i["told"]) for i in items
+        (i["name"], i["kind"], i["to"], "delivered" if i["delivered"] else "failed", i["answer"])
+        for i in items
     ]
     heads = ("receiver", "kind", "to", "result", "answer")
     hint = "There is no receiver. Add one: tidegate alerts add-receiver NAME --webhook URL"

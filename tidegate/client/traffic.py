@@ -139,8 +139,8 @@ class TrafficCalls:
         """Start a canary and return the endpoint. ``to``: a version's number, or a deployment's name.
 
         ``options`` are those of ``CanaryOptions``, such as ``steps``, ``hold_s`` and ``min_samples``.
-        ``swap``: replace the present version at once, without a canary. Raise Conflict while another rollout
-        is in progress.
+        ``swap``: replace the present version immediately, without a canary. Raise Conflict while another
+        rollout is in progress.
         """
         return self._run(self._traffic.start(endpoint, to, swap, options))
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.router.adapters.alert_file import AlertMessage
 from services.router.api.monitoring import leading
 from services.router.application.alert_runner import AlertRunner, message_of
-from services.router.application.alert_sender import AlertSender, told
+from services.router.application.alert_sender import AlertSender, described
 from services.router.domain.alerts import formats
 from services.router.domain.alerts.alert_rules import RULES
 from services.router.domain.alerts.notifications import Notification, Receiver
@@ -192,7 +192,8 @@ async def _try(request: Request, sender: AlertSender, receiver: Receiver) -> dic
     result = await sender.send(message, receiver)
     delivered = result.status is not None and 200 <= result.status < 300
     return receiver.public() | {
-        "delivered": delivered, "status": result.status, "took_ms": result.took_ms, "told": told(result),
+        "delivered": delivered, "status": result.status, "took_ms": result.took_ms,
+        "answer": described(result),
     }  # fmt: skip
 
 

@@ -79,13 +79,13 @@ class AlertSender:
         decision = webhooks.decide(result, attempt, now - message.made_at, random.random(), self._policy)
         state: MessageState = "waiting" if decision.outcome == "retry" else decision.outcome
         try:
-            self._file.settle(message.id, state, attempt, now + decision.delay_s, told(result))
+            self._file.settle(message.id, state, attempt, now + decision.delay_s, described(result))
         except Unavailable as error:  # it is sent again, with the same id
             log.warning("the result of a message could not be stored", extra={"problem": error.message})
         if state != "delivered":
             log.warning(
                 "an alert's message was not delivered",
-                extra={"receiver": receiver.name, "problem": told(result), "state": state},
+                extra={"receiver": receiver.name, "problem": described(result), "state": state},
             )
 
     async def send(self, message: AlertMessage, receiver: Receiver) -> WebhookAttempt:
@@ -103,7 +103,7 @@ class AlertSender:
         return replace(result, status=500) if receiver.kind == "slack" and result.status == 410 else result
 
 
-def told(result: WebhookAttempt) -> str:
+def described(result: WebhookAttempt) -> str:
     """Return an attempt's result in words."""
     took = f"in {result.took_ms:.0f} ms"
     if result.status is None:

@@ -113,7 +113,8 @@ def test_a_swap_sends_all_requests_to_the_new_version_and_puts_the_old_one_to_sl
     assert weights(three) == {"digits-v2": 100}
     assert (minimum(three), minimum(three, "digits-v1")) == (3, 0)
     assert not three.now.endpoint("digits").spec.previous, "nothing waits for the new version"
-    assert (rollout(three).phase, rollout(three).reason[:7]) == ("promoted", "swapped")
+    assert rollout(three).phase == "promoted"
+    assert "swapped" in rollout(three).reason
 
 
 def test_steps_and_promotion(canary):

@@ -98,8 +98,8 @@ def due(
         group.sort(key=lambda alert: (alert.state != "firing", _RANK[alert.severity], alert.rule))
         found.append(Notification(endpoint, tuple(group)))
         for alert in group:
-            told: Literal["firing", "resolved"] = "firing" if alert.state == "firing" else "resolved"
-            after[alert.key] = replace(alert, notified=told, notified_at=now)
+            sent: Literal["firing", "resolved"] = "firing" if alert.state == "firing" else "resolved"
+            after[alert.key] = replace(alert, notified=sent, notified_at=now)
     return found, after
 
 
