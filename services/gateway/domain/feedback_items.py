@@ -13,6 +13,8 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import bounded_json
 
 LONGEST_LABEL = 256
+# A larger number has no square that fits into a float, so no variance.
+LARGEST = 1e100
 # A clock may be ahead of the gateway's by this much.
 AHEAD_MS = 300_000
 _METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -80,9 +82,13 @@ def _outcomes(raw: Mapping[str, Any]) -> tuple[Outcome, ...]:
 
 
 def _number(name: str, value: Any) -> Outcome:
-    if not isinstance(value, int | float) or not math.isfinite(number := float(value)):
-        raise BadRequest(f"{name} must be a finite number, got {bounded_json.shown(value)}")
-    return Outcome(name, number, None)
+    # The comparison is exact for whole numbers of any size. It is false for NaN.
+    if not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
+        raise BadRequest(
+            f"{name} must be a finite number from {-LARGEST:g} to {LARGEST:g}, "
+            f"got {bounded_json.shown(value)}"
+        )
+    return Outcome(name, float(value), None)
 
 
 def _label(name: str, value: Any) -> str:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 BINS = 100
 # The calibration error is the mean over these bins (Guo et al., ICML 2017, use 15).
 CALIBRATION_BINS = 15
+# A prediction that is off by more is not counted, because the square would not fit into a float.
+MOST_ERROR = 1e100
 
 Counts = npt.NDArray[np.int64]
 
@@ -61,7 +63,7 @@ class LabelledRows:
             self._add_class(str(int(truth)) == label, confidence, pair.score)
         elif label is not None:
             self._add_class(same(label, pair.truth), confidence, pair.score)
-        elif pair.score is not None and truth is not None:
+        elif pair.score is not None and truth is not None and abs(pair.score - truth) <= MOST_ERROR:
             self._add_number(pair.score, truth)
         else:
             return

@@ -119,6 +119,8 @@ def test_outcomes(given_, expected):
         ({"request_id": 5, "score": 1}, "request_id must be a text"),
         ({"request_id": "x", "score": "good"}, "score must be a finite number"),
         ({"request_id": "x", "score": float("nan")}, "score must be a finite number"),
+        ({"request_id": "x", "score": 1e101}, "number from -1e\\+100 to 1e\\+100"),
+        ({"request_id": "x", "reward": -(10**400)}, "reward must be a finite number"),
         ({"request_id": "x", "label": ["a"]}, "label must be a text"),
         ({"request_id": "x", "label": "a" * 257}, "label must be a text"),
         ({"request_id": "x", "metric": "1a", "value": 1}, "begins with a letter"),

@@ -191,3 +191,8 @@ def test_a_history_survives_its_file() -> None:
     history.add_label("r1", "a", 1.0)
     history.add_estimate({"accuracy": 0.9}, 1.0)
     assert QualityHistory.from_json(history.to_json()).to_json() == history.to_json()
+
+
+def test_an_error_without_a_square_is_not_counted() -> None:
+    rows = _rows(Labelled("1e200", None, 3.0, None), Labelled("2", None, 3.0, None))
+    assert (rows.n, rows.measures()) == (1, {"mae": 1.0, "rmse": 1.0})
