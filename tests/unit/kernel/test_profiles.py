@@ -197,3 +197,12 @@ def test_a_baseline_survives_its_document_and_refuses_counts_of_other_bins() -> 
     document["bins"]["x"][0].pop()
     with pytest.raises(ValueError, match="do not fit"):
         Baseline.from_json(document)
+
+
+def test_the_deviation_of_numbers_without_a_square_is_unknown() -> None:
+    """The largest float often stands for a missing value."""
+    columns = _columns(_tensor("x", np.array([[1.0], [1e300]]), "FP64"), rows=2)
+    profile = Profile()
+    profile.count(columns, {"x": Bins((1.0,), 1.0, 1e300)})
+    for found in (profile, Profile.from_json(profile.to_json())):
+        assert found.numbers["x"].sd is None

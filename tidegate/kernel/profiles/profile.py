@@ -43,10 +43,12 @@ class NumberCounts:
 
     @property
     def sd(self) -> float | None:
-        """Return the standard deviation of the finite values; None if there are none."""
+        """Return the standard deviation of the finite values; None if there are none, or it is too large."""
         if not self.n:
             return None
-        return math.sqrt(max(0.0, self.squares / self.n - (self.total / self.n) ** 2))
+        mean = self.total / self.n
+        variance = self.squares / self.n - mean * mean
+        return math.sqrt(max(0.0, variance)) if math.isfinite(variance) else None
 
     def add(self, other: NumberCounts) -> None:
         """Add counts of the same bins. Raise ValueError for others."""
@@ -175,13 +177,15 @@ def count_numbers(numbers: Numbers, bins: Bins) -> NumberCounts:
     missing = len(numbers) - len(finite)
     if not len(finite):
         return NumberCounts(np.zeros(len(bins.cuts) + 1, np.int64), missing)
+    with np.errstate(over="ignore"):
+        total, squares = float(finite.sum()), float((finite * finite).sum())
     return NumberCounts(
         count(finite, bins),
         missing,
         int((finite < bins.low).sum()),
         int((finite > bins.high).sum()),
-        float(finite.sum()),
-        float((finite * finite).sum()),
+        total,
+        squares,
         float(finite.min()),
         float(finite.max()),
     )
