@@ -89,6 +89,7 @@ class FairLane(Generic[T]):
         self._other_weight = 0
         self._active_weight = 0
         self._count = 0
+        self._releasing = False
 
     def flow(self, key: FlowKey) -> Flow[T]:
         """Return the flow of a caller at an endpoint. The first call creates it."""
@@ -138,17 +139,27 @@ class FairLane(Generic[T]):
         self._order.enter(flow.key)
 
     def release(self) -> Iterator[T]:
-        """Yield the requests that are published now. Skip those that ended meanwhile with :meth:`skip`."""
-        while self.held and self.published < self.window and (key := self._order.first()) is not None:
-            flow = self._flows[key]
-            _, _, cost, item = heappop(flow.held)
-            self.held -= 1
-            if not flow.held:
-                self._order.leave(key)
-            flow.published += 1
-            self.published += 1
-            self._order.charge(key, cost / flow.weight)
-            yield item
+        """Yield the requests that are published now. Skip those that ended meanwhile with :meth:`skip`.
+
+        If a request fails while it is published, its end calls this again. Then the first call goes on, so
+        that a broker that takes no message does not nest a call for each request that waits.
+        """
+        if self._releasing:
+            return
+        self._releasing = True
+        try:
+            while self.held and self.published < self.window and (key := self._order.first()) is not None:
+                flow = self._flows[key]
+                _, _, cost, item = heappop(flow.held)
+                self.held -= 1
+                if not flow.held:
+                    self._order.leave(key)
+                flow.published += 1
+                self.published += 1
+                self._order.charge(key, cost / flow.weight)
+                yield item
+        finally:
+            self._releasing = False
 
     def skip(self, flow: Flow[T], cost: float = 1.0) -> None:
         """Take back a released request that has ended while it was held."""

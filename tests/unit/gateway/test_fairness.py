@@ -271,3 +271,25 @@ def test_the_answer_times_of_a_flood_have_no_gaps():
     world.run(3)
     times = sorted(each.answered for each in world.done)
     assert max(b - a for a, b in pairwise(times)) < 2 * CALL_S
+
+
+def test_failures_while_requests_are_released_do_not_nest():
+    """A broker that takes no message fails each request of a language model in the call that publishes it."""
+    lane: FairLane[int] = FairLane()
+    lane.window = 1
+    flow = lane.flow(FlowKey("m", "a"))
+    for number in range(5_000):
+        lane.arrive(flow)
+        if not lane.take(flow):
+            lane.hold(flow, number)
+    failed: list[int] = []
+
+    def fail() -> None:
+        lane.settle(flow, published=True)
+        for number in lane.release():
+            failed.append(number)
+            fail()
+
+    fail()
+    assert failed == list(range(1, 5_000))
+    assert (lane.held, lane.published, flow.outstanding) == (0, 0, 0)
