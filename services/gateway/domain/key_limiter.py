@@ -74,7 +74,7 @@ class KeyLimiter:
     )  # fmt: skip
 
     def __init__(self, principal: str, allowance: Allowance, activate: Callable[[KeyLimiter], None]) -> None:
-        """Start idle. ``activate`` is called with this limiter when a request ends its idle time.
+        """Start idle. ``activate`` is called with this limiter when its idle time ends. It sets the share.
 
         ``share`` is this process's share of each limit. ``standalone`` is True while the store is away.
         """
@@ -130,6 +130,8 @@ class KeyLimiter:
         self.in_flight -= 1
         if self.budget is not None:
             self.budget.settle(reserved, nanos)
+            if not self.active:  # the account must learn the cost, also if no other request comes
+                self._wake(self._settled_at)
 
     def remaining_header(self, epoch_s: float) -> bytes:
         """Return the value of ``RateLimit``: the rest of each limit, as far as this process knows.
@@ -172,7 +174,7 @@ class KeyLimiter:
         self.day_quota = self._with_limit(self.day_quota, "day", allowance.day)
         self.month_quota = self._with_limit(self.month_quota, "month", allowance.month)
         if allowance.day_budget is allowance.month_budget is None:
-            self.budget = None
+            self.budget, self.reserved = None, NOTHING
         else:
             self.budget = self.budget or Budget()
             self.budget.set(allowance, self.share)
@@ -306,8 +308,11 @@ class KeyLimiter:
         self._settled_at = now
         if now - self._last_at >= IDLE_S and (not self.in_flight or self.allowance.concurrency is None):
             self.active = self._slots_known = False
+            if self.budget is not None and not self.standalone and any(t.held for t in self.budget.tokens):
+                self._wake(now)  # a request ended while the account answered
 
     def _wake(self, now: float) -> None:
+        self._activate(self)  # first, because it sets the share
         if self.standalone:
             self._fill(now)
             self._settled_at = now
@@ -321,7 +326,6 @@ class KeyLimiter:
         self.active = True
         self._unsettled = not self.standalone
         self._last_at = now
-        self._activate(self)
 
     def _refuse(self, tokens: LeasedTokens, now: float) -> LimitReached:
         if tokens is not self.rate:

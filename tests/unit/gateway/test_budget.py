@@ -178,3 +178,58 @@ def test_a_request_that_needs_a_lease_may_come_back_soon():
     last = process.limiter.take(4 * TICK_S, 900)
     assert last is not None
     assert not last.soon
+
+
+def settle_twice(process: Process, now: float) -> None:
+    """The first settlement reports the end of a request, the second one that the caller is idle."""
+    process.settle(now)
+    process.settle(now + 2.0)
+
+
+def test_the_account_learns_a_cost_after_an_idle_time():
+    """A stream may end when the process has long returned the caller's other leases."""
+    process = Process(Account(limit=1_000_000))
+    assert process.limiter.take(0.0, 20_000) is None
+    reserved = process.limiter.reserved
+    settle_twice(process, 2.0)
+    assert not process.limiter.active
+    process.limiter.finish(reserved, 500)
+    settle_twice(process, 10.0)
+    assert process.account.used == 500
+    assert not process.limiter.active
+
+
+def test_the_account_learns_the_cost_of_a_request_that_ended_while_it_answered():
+    process = Process(Account(limit=1_000_000))
+    assert process.limiter.take(0.0, 20_000) is None
+    process.settle(2.0)
+    request = process.limiter.lease_request(4.0, DAY)
+    assert request is not None
+    process.limiter.finish(process.limiter.reserved, 500)
+    process.limiter.apply(request, process.account.settle(request), 4.0)
+    settle_twice(process, 6.0)
+    assert process.account.used == 500
+    assert not process.limiter.active
+
+
+def test_a_new_budget_gets_no_reservation_of_a_removed_one():
+    limiter = KeyLimiter("key", Allowance(day_budget=1_000), lambda _: None)
+    assert limiter.take(0.0, 200) is None
+    limiter.finish(limiter.reserved, 200)
+    limiter.change(Allowance(rate=100, burst=100), 0.0)
+    assert limiter.take(0.0, 200) is None
+    reserved = limiter.reserved
+    limiter.change(Allowance(day_budget=1_000), 0.0)
+    limiter.finish(reserved, 50)
+    assert held(limiter) == [-50]
+
+
+def test_the_first_request_may_borrow_only_the_share_of_the_process():
+    """When the limits were set, this process did not know the others yet."""
+
+    def activate(limiter: KeyLimiter) -> None:
+        limiter.share = 1 / 8
+
+    limiter = KeyLimiter("key", Allowance(day_budget=1_000), activate)
+    assert limit_of(limiter.take(0.0, 200)) == "day_budget"
+    assert limiter.take(0.0, 30) is None
