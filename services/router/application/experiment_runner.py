@@ -135,6 +135,9 @@ class ExperimentRunner:
         changed = False
         for name, experiment in running.items():
             watch = self._watch(name, experiment)
+            if not watch.begun:
+                watch.begin(name, view.reports)
+                changed = True
             changed |= watch.count(name, view.reports)
             if watch.due(now):
                 watch.note(experiment_report.point_of(experiment, watch, now))

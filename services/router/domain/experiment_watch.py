@@ -78,8 +78,9 @@ class ExperimentPoint:
 class ExperimentWatch:
     """The memory of one experiment. ``outcomes``: by variant and metric. ``answers``: by variant.
 
-    ``seen``: the gateways' last totals. ``units``: the sampled units with the index of their variant.
-    ``depth``: the sample has the units whose hash ends in this many zero bits.
+    ``seen``: the gateways' last totals. ``begun``: those from before the experiment are among them.
+    ``units``: the sampled units with the index of their variant. ``depth``: the sample has the units whose
+    hash ends in this many zero bits.
     """
 
     id: str
@@ -91,6 +92,7 @@ class ExperimentWatch:
     late: bool = False
     points: list[ExperimentPoint] = field(default_factory=list)
     point_s: float = POINT_S
+    begun: bool = False
 
     def take(self, experiment: Experiment, record: FeedbackRecord) -> bool:
         """Count a record of feedback. Return False if it is not an outcome of this experiment."""
@@ -106,6 +108,13 @@ class ExperimentWatch:
         if record.unit:
             self._sample(record.unit, experiment.variants.index(record.deployment))
         return used
+
+    def begin(self, endpoint: str, reports: Iterable[GatewayReport]) -> None:
+        """Leave out what the gateways counted before: for a rollout, or for another experiment."""
+        for report in reports:
+            for name, total in report.traffic.get(endpoint, {}).items():
+                self.seen[f"{report.incarnation} {name}"] = total
+        self.begun = True
 
     def count(self, endpoint: str, reports: Iterable[GatewayReport]) -> bool:
         """Add the gateways' answers and failures since the last call. Return True if there were any."""
@@ -177,6 +186,7 @@ class ExperimentWatch:
             "late": self.late,
             "points": [[point.at, point.differences] for point in self.points],
             "point_s": self.point_s,
+            "begun": self.begun,
         }
 
     @classmethod
@@ -195,6 +205,7 @@ class ExperimentWatch:
             document["late"],
             [ExperimentPoint(*each) for each in document["points"]],
             document["point_s"],
+            document.get("begun", True),
         )
 
 

@@ -222,3 +222,15 @@ def test_the_history_stays_small():
             taken += 1
     assert len(watch.points) <= 240
     assert watch.points[0].at == 1.0
+
+
+def test_what_gateways_counted_before_an_experiment_does_not_count():
+    """A rollout or another experiment may have ended just before."""
+    watch = ExperimentWatch("x1")
+    assert not watch.begun
+    watch.begin("digits", [gateway(7, [0.01] * 40)])
+    assert not watch.count("digits", [gateway(7, [0.01] * 40)])
+    again = ExperimentWatch.from_json(orjson.loads(orjson.dumps(watch.to_json())))
+    assert again.begun
+    assert again.count("digits", [gateway(8, [0.01] * 42), gateway(0, [0.01] * 5, "g2")])
+    assert again.requests_of("v1") == 8
