@@ -21,7 +21,7 @@ from tidegate.kernel.profiles.texts import TextAnswer, add_texts
 
 log = telemetry.logger(__name__)
 
-# Rows that wait for bins. More rows are dropped.
+# Rows that wait for bins. Of more rows, the oldest are dropped: the router may have lost their summaries.
 HELD_ROWS = 4096
 # The most predictions in one piece that can be joined with feedback.
 MAX_PREDICTIONS = 2500
@@ -135,11 +135,14 @@ class ProfileCounter:
     def _count(self, columns: Columns) -> None:
         if self._bins is not None:
             self._profile.count(columns, self._bins)
-        elif self._held_rows >= HELD_ROWS:
-            self._dropped += columns.rows
-        else:
-            self._held.append(columns)
-            self._held_rows += columns.rows
+            return
+        self._held.append(columns)
+        self._held_rows += columns.rows
+        while self._held_rows > HELD_ROWS and len(self._held) > 1:
+            oldest = self._held.pop(0)
+            self._held_rows -= oldest.rows
+            self._dropped += oldest.rows
+            self._summarized = max(0, self._summarized - 1)
 
     def _summarize(self, piece: ProfilePiece) -> None:
         """Add summaries of the rows that were not summarized yet."""

@@ -100,6 +100,18 @@ def test_rows_that_wait_for_the_bins_are_bounded() -> None:
     assert (found.learned_rows, found.dropped) == (HELD_ROWS, CALL_ROWS)
 
 
+def test_a_router_that_lost_the_summaries_gets_those_of_new_rows() -> None:
+    made = ProfileCounter("r-1")
+    for _ in range(HELD_ROWS // CALL_ROWS):
+        made.count([call(CALL_ROWS)])
+    assert taken(made).learned_rows == HELD_ROWS
+    made.count([call(CALL_ROWS, first=9.0)])
+    found = taken(made)
+    assert (found.learned_rows, found.summaries["x[0]"].points[0]) == (CALL_ROWS, 9.0)
+    made.use(PublishedBins("b1", BINS).to_bytes())
+    assert taken(made).profile.rows == HELD_ROWS
+
+
 def test_predictions_of_single_rows_are_kept_if_labels_may_arrive() -> None:
     made = counter(predictions=True)
     made.count([call(1, 2, labels=(4, 5, 6))])
