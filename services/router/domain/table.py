@@ -131,6 +131,7 @@ def _endpoint(
         name: reserve
         for name in reserved_targets(endpoint)
         if (reserve := reserve_of(name, endpoint.name)) in deployments
+        and _same_version(deployments[reserve], deployments.get(name))  # the name may be another one's
     }
     ready = ready | {name: ready.get(name, 0) + ready.get(own, 0) for name, own in reserved.items()}
     serving = serving_targets(endpoint, ready)
@@ -156,6 +157,10 @@ def _endpoint(
         "reserved": reserved,
         "failover": [name for name in endpoint.failover if name in deployments],
     }
+
+
+def _same_version(one: Deployment, other: Deployment | None) -> bool:
+    return other is not None and (one.model, one.version) == (other.model, other.version)
 
 
 def _targets(

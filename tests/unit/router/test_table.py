@@ -28,6 +28,7 @@ from tidegate.kernel.protocol.models import (
 )
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.reserves import reserved_targets, with_reserves
+from tidegate.kernel.protocol.scaling import Scaling
 
 pytestmark = pytest.mark.unit
 
@@ -388,3 +389,20 @@ def test_an_experiment_counts_only_while_each_variant_is_ready():
     over = world(endpoint(targets("digits-v1")).model_copy(update={"experiment": ended}))
     shown = build_table(over, {"digits-v1": 1}, {})["endpoints"]["digits"]
     assert (shown["experiment"], shown["compared"], shown["feedback"]) == ("", False, False)
+
+
+def test_reserved_replicas_have_no_schedule():
+    windows = [{"start": "0 8 * * *", "end": "0 18 * * *", "min_replicas": 9}]
+    there = world(endpoint(targets("digits-v2")).model_copy(update={"reserved": 2}))
+    there.deployments = [
+        each.model_copy(update={"scaling": Scaling.model_validate({"schedule": windows})})
+        for each in there.deployments
+    ]
+    reserve = next(each for each in with_reserves(there).deployments if each.name == "digits-v2-for-digits")
+    assert reserve.scaling.schedule == []
+
+
+def test_a_deployment_that_has_the_name_of_a_reserve_is_none():
+    there = world(endpoint(targets("digits-v2")).model_copy(update={"reserved": 1}))
+    there.deployments.append(there.deployments[0].model_copy(update={"name": "digits-v2-for-digits"}))
+    assert build_table(with_reserves(there), {}, {})["endpoints"]["digits"]["reserved"] == {}

@@ -58,5 +58,6 @@ def with_reserves(desired: DesiredState) -> DesiredState:
 
 def _reserve(shared: Deployment, name: str, count: int) -> Deployment:
     paused = shared.override is not None and shared.override.replicas == 0
-    fixed = {"min_replicas": count, "max_replicas": count, "scale_to_zero_after_s": None}
+    scaling = shared.scaling.model_copy(update={"schedule": []})  # it would change the number
+    fixed = {"min_replicas": count, "max_replicas": count, "scale_to_zero_after_s": None, "scaling": scaling}
     return shared.model_copy(update={"name": name, "override": shared.override if paused else None, **fixed})
