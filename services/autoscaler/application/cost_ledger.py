@@ -104,6 +104,8 @@ class CostLedger:
                     await asyncio.to_thread(self._costs.retire, retired_at)
             except Unavailable as error:
                 log.warning("costs were not booked; they are booked later", extra={"problem": error.message})
+            except Exception:  # the budgets need the ledger, so it must survive every error
+                log.exception("costs were not booked; they are booked later")
             await asyncio.sleep(RETRY_S)
 
     async def collect(self) -> None:
