@@ -20,7 +20,7 @@ from services.router.domain.alerts.alert_rules import RULES, Breach, Rule, breac
 from services.router.domain.alerts.facts import QUARTER, Baseline, Facts, Finding, totals, usual
 from services.router.domain.alerts.notifications import Notification, Pace, Receiver, due, for_receiver
 from services.router.domain.alerts.silences import Silence
-from services.router.domain.alerts.states import Alert, Key, changes, step
+from services.router.domain.alerts.states import Alert, Key, changes, end_removed, step
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.models import Endpoint
@@ -78,7 +78,7 @@ class AlertRunner:
         before = self.alerts
         known = {each.endpoint for each in facts}
         after = step(before, held, now, _new_id, {rule.name: rule for rule in self._rules})
-        after = {key: each for key, each in after.items() if key[0] in known or each.state == "resolved"}
+        after = end_removed(after, known, now)
         silences = self.file.silences(now)
         notifications, after = due(after, silences, now, self._pace)
         events = changes(before, after)

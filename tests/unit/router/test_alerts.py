@@ -24,7 +24,7 @@ from services.router.domain.alerts.error_budgets import error_budgets
 from services.router.domain.alerts.facts import DAY, HOUR, Counts, Facts, Finding, baseline, totals
 from services.router.domain.alerts.notifications import Notification, Pace, Receiver, due, for_receiver
 from services.router.domain.alerts.silences import Silence
-from services.router.domain.alerts.states import Alert, Key, changes, step
+from services.router.domain.alerts.states import Alert, Key, changes, end_removed, step
 from services.router.domain.alerts.version_findings import drift_findings, drift_states, quality_findings
 from services.router.domain.watch.history import Brief, History
 from services.router.domain.watch.window import Window
@@ -293,3 +293,16 @@ def test_the_rest_of_an_error_budget():
     assert (first["burn"]["1h"], first["burn"]["6h"]) == (0.0, pytest.approx(0.5))
     assert (second["bad"], second["left"]) == (660, pytest.approx(0.45))
     assert next(iter(error_budgets("m", slo, History().of("m"), T0)))["left"] is None
+
+
+def test_receivers_hear_the_end_of_an_alert_whose_endpoint_was_removed():
+    clock = Clock()
+    for seconds in range(0, 400, 20):
+        clock.at(seconds, KEY)
+    (alert,) = clock.alerts.values()
+    assert alert.notified == "firing"
+    clock.alerts = end_removed(clock.alerts, {"other"}, T0 + 400)
+    assert clock.at(420) == ["RESOLVED m: ErrorRate"]
+    unknown = replace(alert, state="pending", notified="")
+    assert end_removed({KEY: unknown}, set(), T0) == {}
+    assert end_removed({KEY: alert}, {"m"}, T0) == {KEY: alert}

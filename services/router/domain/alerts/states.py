@@ -6,7 +6,7 @@ condition has not held for the rule's ``keep_s``, so that a value near its limit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -111,6 +111,17 @@ def _not_held(alert: Alert, rule: Rule | None, now: float) -> Alert | None:
             return alert
         return replace(alert, state="resolved", resolved_at=now)
     return alert if now - alert.resolved_at < RESOLVED_KEPT_S else None
+
+
+def end_removed(alerts: Mapping[Key, Alert], endpoints: Collection[str], now: float) -> dict[Key, Alert]:
+    """Return the alerts, with an end for those of removed endpoints, so that their receivers hear of it."""
+    found: dict[Key, Alert] = {}
+    for key, alert in alerts.items():
+        if alert.endpoint in endpoints or alert.state == "resolved":
+            found[key] = alert
+        elif alert.state == "firing" or alert.notified == "firing":
+            found[key] = replace(alert, state="resolved", resolved_at=now)
+    return found
 
 
 def changes(before: Mapping[Key, Alert], after: Mapping[Key, Alert]) -> list[Alert]:
