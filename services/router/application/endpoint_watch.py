@@ -95,6 +95,8 @@ class EndpointWatch:
                 for end in self.when_not_leading:
                     end()
             return min(STANDBY_S, self._every_s)
+        if self._registry.desired is None:
+            return min(STANDBY_S, self._every_s)  # without the endpoints, their history would be forgotten
         if not self._led:
             await self._begin()
         try:
@@ -104,13 +106,16 @@ class EndpointWatch:
         return self._every_s
 
     async def _begin(self) -> None:
-        self._readings, self.history = Readings(), History()
+        self._readings, history = Readings(), History()
         now = time.time()
         self._letters_until = now
         try:
-            self.history.restore(await asyncio.to_thread(self._file.windows, now))
+            # A thread, because there may be a hundred thousand minutes.
+            closed = await asyncio.to_thread(lambda: history.restore(self._file.windows(now)))
+            await asyncio.to_thread(self._file.add, closed, now)
         except (Unavailable, ValueError) as error:  # a damaged file must not stop the watch
             log.warning("the history of endpoints could not be read", extra={"problem": str(error)})
+        self.history = history
         self._led = True
 
     async def _read(self) -> None:
@@ -127,6 +132,8 @@ class EndpointWatch:
             self._new_letters(now),
             await self._store.count_callers(names, self.day_s, now),
         )
+        if not self._leads():
+            return  # a process that was suspended here must not undo what the new leader stores
         spans = self._readings.spans(self.last)
         objectives = {each.name: each.slo for each in endpoints}
         for name, window in spans.items():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from services.gateway.domain.traffic_counts import MOST_REASONS, OTHER, TrafficCounter
-from services.router.domain.watch.history import KEPT, History
-from services.router.domain.watch.readings import Reading, Readings
+from services.router.adapters.watch_file import WatchFile
+from services.router.application.endpoint_watch import EndpointWatch
+from services.router.domain.watch.history import KEPT, History, Stored
+from services.router.domain.watch.readings import REMEMBERED_S, Reading, Readings
 from services.router.domain.watch.shown import live, point
 from services.router.domain.watch.window import ReplicaWork, Window, merged
 from tidegate.kernel.protocol.latency_buckets import RATIO
@@ -56,6 +59,32 @@ def test_a_gateway_that_starts_later_counts_from_its_start():
     readings.spans(reading(T0, first))
     second.add("m", "m-v1", rows(7))
     assert readings.spans(reading(T0 + 5, second, "b"))["m"].answered == 7
+
+
+def test_an_endpoint_that_is_created_again_counts_from_zero():
+    readings, counter = Readings(), TrafficCounter()
+    readings.spans(reading(T0, counter))
+    counter.add("m", "m-v1", rows(50))
+    counter.add_outcome("m", "overloaded", failed=True)
+    readings.spans(reading(T0 + 5, counter))
+    counter = TrafficCounter()
+    counter.add("m", "m-v1", rows(3))
+    found = readings.spans(reading(T0 + 10, counter))["m"]
+    assert (found.answered, found.failed, found.timed()) == (3, 0, 3)
+
+
+def test_totals_that_expired_in_the_store_do_not_count_again():
+    counter, readings = TrafficCounter(), Readings()
+    readings.spans(reading(T0, counter))
+    counter.add("m", "m-v1", rows(50))
+    assert readings.spans(reading(T0 + 5, counter))["m"].answered == 50
+    assert readings.spans(Reading(T0 + 10, endpoints=[ENDPOINT]))["m"].answered == 0
+    counter.add("m", "m-v1", rows(3))
+    found = readings.spans(reading(T0 + 15, counter))["m"]
+    assert (found.answered, found.timed()) == (3, 3)
+    assert readings.spans(reading(T0 + 20, TrafficCounter(), "b"))["m"].answered == 0
+    readings.spans(reading(T0 + 16 + REMEMBERED_S, TrafficCounter(), "b"))
+    assert {incarnation for incarnation, _ in readings._traffic} <= {"b"}
 
 
 def test_replicas_add_their_time_their_work_and_their_deaths():
@@ -136,6 +165,21 @@ def test_ticks_become_minutes_and_hours():
     assert [each.answered for each in restored.of("m").hours(0)] == [7200, 7200]
 
 
+def test_a_restart_in_the_middle_of_an_hour_keeps_its_minutes_in_it():
+    begin = T0 // 3600 * 3600
+    history, stored = History(), []
+    for tick in range(720 + 361):  # an hour and a half
+        stored += history.add({"m": window(begin + tick * 5)})
+    again = History()
+    assert again.restore([each for each in stored if each.level == "minute"]) != [], "the first hour is over"
+    closed: list[Stored] = []
+    for tick in range(1081, 2 * 720 + 1):
+        closed += again.add({"m": window(begin + tick * 5)})
+    assert [each.answered for each in again.of("m").hours(0)] == [7200, 7190]
+    (hour,) = [each for each in closed if each.level == "hour"]
+    assert (hour.start, Window.from_json(hour.body).answered) == (begin + 3600, 7190)
+
+
 def test_the_history_is_bounded():
     history = History()
     for minute in range(KEPT["minute"] + 50):
@@ -161,3 +205,43 @@ def test_shown_numbers():
     assert (line["rate"], line["error_rate"], line["queue"], line["callers_today"]) == (4.0, 0.5, 7, 4)
     assert (line["ready"], line["desired"], line["why"], line["cost_per_hour"]) == (1, 2, "busy", None)
     assert point(merged([], 0, 1))["p95_ms"] is None
+
+
+async def test_a_suspended_router_changes_nothing_after_its_lease(tmp_path):
+    """It wakes up in the middle of a reading, when another router leads."""
+    leads = [True]
+
+    class Suspends(SimpleNamespace):
+        async def traffic(self) -> list[TrafficReport]:
+            return []
+
+        async def gateways(self) -> SimpleNamespace:
+            return SimpleNamespace(reports=[])
+
+        async def replicas(self) -> list[ReplicaReport]:
+            leads[0] = False
+            return []
+
+        async def statuses(self) -> dict[str, Any]:
+            return {}
+
+        async def count_callers(self, *_: Any) -> dict[str, int]:
+            return {}
+
+    registry: Any = SimpleNamespace(desired=SimpleNamespace(endpoints=[ENDPOINT]))
+    file = WatchFile(tmp_path / "watch.db")
+    store: Any = Suspends()
+    watch = EndpointWatch(store, registry, lambda: leads[0], file, list, every_s=1.0, day_s=86_400)
+    calls: list[float] = []
+
+    async def evaluate(now: float) -> None:
+        calls.append(now)
+
+    watch.after.append(evaluate)
+    await watch._step()
+    assert calls == []
+    leads[0] = True
+    registry.desired = None
+    await watch._step()
+    assert calls == [], "without the registry, all endpoints would count as removed"
+    file.close()

@@ -123,11 +123,22 @@ class History:
                 closed += self._grow(name, level, window)
         return closed
 
-    def restore(self, stored: Sequence[Stored]) -> None:
-        """Load minutes and hours from the disk, oldest first."""
+    def restore(self, stored: Sequence[Stored]) -> list[Stored]:
+        """Load minutes and hours from the disk, oldest first. Return the hours that are closed now.
+
+        An hour without a row was open when the last router ended. It is the sum of its minutes.
+        """
         for each in stored:
             window = Window.from_json(each.body)
             self.of(each.endpoint).levels[each.level].keep(window, each.body, self._most(each.level))
+        closed: list[Stored] = []
+        for name, history in self.endpoints.items():
+            hours, minutes = history.levels["hour"].briefs, history.levels["minute"]
+            since = hours[-1].start + SECONDS["hour"] if hours else 0.0
+            for at, body in zip(minutes.briefs, minutes.bodies, strict=True):
+                if at.start >= since:
+                    closed += self._grow(name, "hour", Window.from_json(body))
+        return closed
 
     def keep(self, endpoints: set[str]) -> None:
         """Forget all other endpoints."""

@@ -13,6 +13,10 @@ from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport
 from tidegate.kernel.protocol.traffic import EndpointTraffic, TrafficReport, dense
 
+# The totals of a gateway without a report are remembered for this long. Its report may only have expired
+# while the store was away. Then all that it ever counted would count once more.
+REMEMBERED_S = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -57,6 +61,7 @@ class Readings:
         self._replicas: dict[str, _SeenReplica] = {}
         self._ended: dict[str, float] = {}
         self._waits_since: dict[str, float] = {}
+        self._reported_at: dict[str, float] = {}
         self._at: float | None = None
 
     def spans(self, reading: Reading) -> dict[str, Window]:
@@ -83,11 +88,14 @@ class Readings:
 
     def _take(self, window: Window | None, key: tuple[str, str], total: EndpointTraffic, new: bool) -> None:
         seen = self._traffic.get(key, total if new else EndpointTraffic())
+        if _began_again(seen, total):
+            seen = EndpointTraffic()
         self._traffic[key] = total
         fresh: dict[str, np.ndarray] = {}
         for name, rows in total.times.items():
             now = dense(rows)
-            fresh[name] = now - self._times.get((*key, name), now if new else np.zeros_like(now))
+            before = self._times.get((*key, name), now if new else np.zeros_like(now))
+            fresh[name] = now if (now < before).any() else now - before
             self._times[*key, name] = now
         if window is None or new:
             return
@@ -97,16 +105,18 @@ class Readings:
             if more > 0:
                 window.outcomes[outcome] = window.outcomes.get(outcome, 0) + more
         for name, times in fresh.items():
-            times = np.maximum(times, 0)
             window.times = window.times + times
             if answers := int(times[0].sum()):
                 window.answered_by[name] = window.answered_by.get(name, 0) + answers
 
     def _forget(self, reading: Reading) -> None:
-        """Forget the totals of gateways that are gone."""
-        alive = {report.incarnation for report in reading.traffic}
-        self._traffic = {key: each for key, each in self._traffic.items() if key[0] in alive}
-        self._times = {key: each for key, each in self._times.items() if key[0] in alive}
+        """Forget the totals of gateways that have been gone for long."""
+        self._reported_at |= {report.incarnation: reading.at for report in reading.traffic}
+        gone = {name for name, at in self._reported_at.items() if reading.at - at > REMEMBERED_S}
+        if gone:
+            self._reported_at = {name: at for name, at in self._reported_at.items() if name not in gone}
+            self._traffic = {key: each for key, each in self._traffic.items() if key[0] not in gone}
+            self._times = {key: each for key, each in self._times.items() if key[0] not in gone}
 
     def _deployments(self, reading: Reading, seconds: float) -> dict[str, _DeploymentSpan]:
         spans: dict[str, _DeploymentSpan] = {}
@@ -158,6 +168,12 @@ class Readings:
             requests * (replica.batch_mean or 0.0),
             seconds if replica.inflight and not requests and replica.state == "ready" else 0.0,
         )
+
+
+def _began_again(seen: EndpointTraffic, total: EndpointTraffic) -> bool:
+    """Return True if a count is smaller than before: the endpoint was removed and created again."""
+    smaller = any(total.outcomes.get(outcome, 0) < count for outcome, count in seen.outcomes.items())
+    return smaller or total.failed < seen.failed
 
 
 def deployments_of(endpoint: Endpoint) -> list[str]:
