@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 
-from services.gateway.domain.contract import Contract
+from services.gateway.api.metrics import GatewayMetrics
+from services.gateway.api.rows.door import Received, RowsDoor
+from services.gateway.application.access_log import AccessLog
+from services.gateway.application.inference.core import InferenceResult, Timing
+from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.rows import content, decoding, encoding
-from tidegate.kernel.errors import BadRequest, Unavailable
-from tidegate.kernel.protocol.envelope import Tensor, read_call_key
+from services.gateway.domain.usage_cost import UsageCost
+from tests.unit.gateway.test_routing import table
+from tidegate.kernel.errors import BadRequest, PayloadTooLarge, Unavailable
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Reply, Tensor, read_call_key
 from tidegate.kernel.protocol.models import Signature
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
@@ -188,3 +196,117 @@ def test_an_array_is_answered_in_numpys_format():
     media, body = content.encode("application/x-npy", found, rows=True)
     assert media == "application/x-npy"
     assert np.load(io.BytesIO(body)).tolist() == [[0.25, 0.75], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/csv", b"1,2\n"),
+        ("application/x-npy", npy(np.zeros((1, 2), "<f4"))),
+        ("image/png", b"\x89PNG"),
+        ("application/json", b'{"image": [1, 2]}'),
+    ],
+)
+def test_before_the_signature_is_known_every_content_type_shall_come_again(kind: str, body: bytes):
+    with pytest.raises(Unavailable):
+        content.decode(kind, body, Contract(None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "problem"),
+    [
+        ("text/csv", b"1\n" * (2**19 + 1), "lines"),
+        ("text/csv", b"1\n" + b"," * (2**22 + 1), "cells"),
+        ("application/jsonlines", b"1\n" * (2**19 + 1), "lines"),
+        ("application/jsonlines", (b"[" + b"[]," * 1000 + b"[]]\n") * 1000, "lists in its JSON"),
+    ],
+)
+def test_bodies_with_too_many_parts_are_refused_before_they_are_decoded(kind: str, body: bytes, problem: str):
+    with pytest.raises(PayloadTooLarge, match=problem):
+        content.decode(kind, body, contract(IMAGE))
+
+
+def head(text: str, data: bytes = b"") -> bytes:
+    """Return a body in NumPy's format with this head."""
+    raw = text.encode().ljust(118) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw + data
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        head("{'descr': ("),
+        head("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -2)}", bytes(8)),
+        head("{'descr': '|V0', 'fortran_order': False, 'shape': (2,)}"),
+        head("{'descr': '<U0', 'fortran_order': False, 'shape': (2,)}"),
+        head("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,)}", bytes(8)),
+        head("{'descr': ('<f4', (2,)), 'fortran_order': False, 'shape': (1,)}", bytes(8)),
+        head("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 9223372036854775807, 4)}"),
+        head("{1: 2, 'a': 3, None: 4}"),
+    ],
+)
+def test_a_hostile_head_of_an_array_is_refused(body: bytes):
+    with pytest.raises(BadRequest):
+        content.decode("application/x-npy", body, contract(IMAGE))
+
+
+def test_arrays_of_strings():
+    raw = content.decode("application/x-npy", npy(np.array([b"\xff", b"a"])), contract(NAME)).data[0]
+    assert unpack_strings(bytes(raw)) == [b"\xff", b"a"]
+    wrong = head("{'descr': '<U1', 'fortran_order': False, 'shape': (1,)}", b"\xff\xff\xff\x7f")
+    with pytest.raises(BadRequest, match="is no text"):
+        content.decode("application/x-npy", wrong, contract(NAME))
+    with pytest.raises(BadRequest, match="at most"):
+        content.decode("application/x-npy", npy(np.zeros(2**20 + 1, bool)), contract(NAME))
+
+
+def test_examples_share_a_context_that_is_not_too_large():
+    found = decoding.examples({"context": {"age": 3}, "examples": [{}, {"age": 4}]}, contract(AGE))
+    assert np.frombuffer(bytes(found.data[0]), "<i8").tolist() == [3, 4]
+    names = {f"a{at}": 1 for at in range(10_000)}
+    image = {"image": [[0.0] * 1000] * 10}
+    for context in (names, image):
+        with pytest.raises(BadRequest, match="repeated for 10000 examples"):
+            decoding.examples({"context": context, "examples": [{}] * 10_000}, contract(IMAGE))
+
+
+def test_the_number_of_strings_is_limited_before_they_are_read():
+    with pytest.raises(BadRequest, match="send fewer"):
+        decoding.from_rows([["a"] * (2**21)], contract(NAME))
+
+
+def test_strings_of_very_different_lengths_are_not_answered_in_numpys_format():
+    found = {"t": np.array(["x" * 100_000, *["y"] * 1000], object)}
+    with pytest.raises(BadRequest, match="accept application/json"):
+        content.encode("application/x-npy", found, rows=True)
+
+
+async def test_an_answer_in_rows_is_charged_to_the_callers_budget():
+    """Budgets of keys need the Deployment that answered."""
+    charged: list[UsageCost] = []
+    route = table([1]).endpoints["digits"].targets[0]
+    request = Decoded("", 1, b"", [], None, False)
+    reply = Reply(b"1" * 16, envelope.OK, 0, 0, 1, 0, 1000, 1, b"", [np.zeros(1, "<f4").tobytes()])
+    outputs = (Tensor("y", DATATYPES["FP32"], (1,)),)
+
+    async def infer(*_: Any) -> InferenceResult:
+        return InferenceResult(route, request, 1, outputs, {}, reply, Timing())
+
+    core = SimpleNamespace(table=lambda: table([1]), infer=infer)
+    grant = SimpleNamespace(streamed=lambda cost, received: charged.append(cost))
+    access = SimpleNamespace(admit=lambda *_: grant)
+    door = RowsDoor(core, access, None, GatewayMetrics(), AccessLog.off())  # type: ignore[arg-type]
+    received = Received(b"[[0, 0]]", {}, None, 0.0)  # type: ignore[arg-type]
+    await door.run(received, "tf_serving", "digits", "", lambda contract: request)
+    assert [each.route for each in charged] == [route]
+
+
+def test_answers_with_too_many_rows_or_cells_for_a_loop_are_refused():
+    many = np.zeros(2**19 + 1, "<f4")
+    for accept, found in (
+        ("text/csv", {"y": np.zeros((2, 2**19 + 1), "<f4")}),
+        ("application/jsonlines", {"y": many}),
+        ("application/json", {"y": many, "z": many}),
+    ):
+        with pytest.raises(BadRequest, match="the answer has"):
+            content.encode(accept, found, rows=True)

@@ -185,7 +185,7 @@ class RowsDoor:
         now = time.perf_counter()
         result.timing.encode, total = now - began, now - received.started
         sent = sum(map(len, result.reply.data))
-        cost.add(result.reply, result.parameters, sent)
+        cost.add(result.reply, result.parameters, sent, result.route)
         self._metrics.answered(model, result.route.name, result.timing, total)
         if self._log.take():
             self._log.answered(

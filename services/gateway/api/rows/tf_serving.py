@@ -130,12 +130,8 @@ class TfServingRoutes:
 
     async def _examples(self, received: Received, model: str, version: str, label: str) -> Answer:
         document = _document(received)
-        examples, context = document.get("examples"), document.get("context") or {}
-        if not isinstance(examples, list) or not isinstance(context, dict):
-            raise BadRequest("the request must have 'examples', a list of objects of features")
-        rows = [context | each if isinstance(each, dict) else each for each in examples]
         return await self._run(
-            received, model, version, label, lambda contract: decoding.from_rows(rows, contract)
+            received, model, version, label, lambda contract: decoding.examples(document, contract)
         )
 
     async def _run(

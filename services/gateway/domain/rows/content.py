@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,37 @@ import orjson
 
 from services.gateway.domain.contract import Contract, Decoded, Inputs
 from services.gateway.domain.rows import decoding, encoding
-from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.errors import BadRequest, PayloadTooLarge
 from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.envelope import Buffer
+from tidegate.kernel.protocol.tensors import check_count
 
 JSON, CSV, NPY, LINES = "application/json", "text/csv", "application/x-npy", "application/jsonlines"
 _LINES = frozenset({LINES, "application/x-jsonlines", "application/jsonl", "application/x-ndjson"})
 _NUMBERS = {"FP16", "FP32", "FP64"}
-_MOST_CELLS = 16 * 2**20
+# These limits are checked before a body is decoded, because nothing else runs meanwhile.
+_MOST_CELLS, _MOST_LINES = 2**22, 2**19
+_MOST_WRITTEN_CELLS = 2**20
+# NumPy's strings all have the size of the longest one. So an answer of strings may take far more memory.
+_MOST_TEXT_BYTES = 64 * 2**20
+# Booleans, integers, floating-point and complex numbers, and strings: no structures.
+_KINDS = "biufcSU"
 _ROWS = ("instances", "features", "data", "dataframe_records")
 
 
 def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
-    """Return the request in a body; raise BadRequest. An empty ``content_type`` is JSON."""
+    """Return the request in a body. An empty ``content_type`` is JSON.
+
+    Raise BadRequest, PayloadTooLarge, or Unavailable without a signature.
+    """
+    decoding.known(contract)
     kind = content_type.partition(";")[0].strip().lower()
     if is_json(kind):
         return from_json(bounded_json.loads(body), contract)
     if kind in _LINES:
-        lines = [line for line in bytes(body).splitlines() if line.strip()]
+        bounded_json.check(body)  # each line has few parts, but all lines together may have too many
+        _check_lines(raw := bytes(body))
+        lines = [line for line in raw.splitlines() if line.strip()]
         return decoding.from_rows([_row(bounded_json.loads(line)) for line in lines], contract)
     if kind == CSV:
         return _from_csv(body, contract)
@@ -52,6 +66,7 @@ def is_json(content_type: str) -> bool:
 
 def from_json(document: Any, contract: Contract) -> Decoded:
     """Return the request in a JSON document: ``instances``, ``inputs``, a list of rows, or an object."""
+    decoding.known(contract)
     if isinstance(document, list):
         return decoding.from_rows(document, contract)
     if not isinstance(document, dict):
@@ -77,6 +92,8 @@ def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[st
     kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
     kind = next((each for each in kinds if each in (JSON, CSV, NPY) or each in _LINES), JSON)
     if kind == CSV:
+        if (size := sum(each.size for each in found.values())) > _MOST_WRITTEN_CELLS:
+            raise BadRequest(f"the answer has {size} cells, and CSV may have {_MOST_WRITTEN_CELLS}: accept {NPY}")
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(cells(found))
         return CSV, text.getvalue().encode()
@@ -85,12 +102,20 @@ def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[st
             raise BadRequest(f"{NPY} holds one output, but the model returns {list(found)}: accept {JSON}")
         raw = io.BytesIO()
         (array,) = found.values()
-        np.save(raw, array.astype(str) if array.dtype == object else array, allow_pickle=False)
+        np.save(raw, _texts(array) if array.dtype == object else array, allow_pickle=False)
         return NPY, raw.getvalue()
     if kind in _LINES:
+        encoding.check_rows(found)
         return kind, b"".join(orjson.dumps(row) + b"\n" for row in encoding.as_rows(found))
     body = {"predictions": encoding.as_rows(found)} if rows else {"outputs": encoding.columns(found)}
     return JSON, orjson.dumps(body)
+
+
+def _texts(array: np.ndarray) -> np.ndarray:
+    longest = max((len(each) if isinstance(each, str) else _MOST_TEXT_BYTES for each in array.flat), default=0)
+    if 4 * longest * array.size > _MOST_TEXT_BYTES:
+        raise BadRequest(f"the strings of the answer are not text, or too long for {NPY}: accept {JSON}")
+    return array.astype(str)
 
 
 def cells(found: dict[str, np.ndarray]) -> list[list[Any]]:
@@ -123,36 +148,52 @@ def _row(value: Any) -> Any:
     return value["features"] if isinstance(value, dict) and value.keys() == {"features"} else value
 
 
+def _check_lines(raw: bytes) -> None:
+    if max(raw.count(b"\n"), raw.count(b"\r")) > _MOST_LINES:
+        raise PayloadTooLarge(f"the body has more than {_MOST_LINES} lines: send fewer, or {NPY}")
+
+
 def _from_csv(body: Buffer, contract: Contract) -> Decoded:
+    _check_lines(raw := bytes(body))
+    if raw.count(b",") + raw.count(b"\n") > _MOST_CELLS:
+        raise PayloadTooLarge(f"the CSV has more than {_MOST_CELLS} cells: send {NPY}")
     try:
-        lines = [line for line in csv.reader(io.StringIO(bytes(body).decode())) if line]
+        lines = [line for line in csv.reader(io.StringIO(raw.decode())) if line]
     except (UnicodeDecodeError, csv.Error) as problem:
         raise BadRequest(f"the body is not CSV: {problem}") from None
     if not lines:
         raise BadRequest("the CSV has no line")
-    width = len(lines[0])
-    if width * len(lines) > _MOST_CELLS:
-        raise BadRequest(f"the CSV has more than {_MOST_CELLS} cells: send {NPY}")
-    names = list(contract.inputs)
+    width, names = len(lines[0]), list(contract.inputs)
     if len(names) == 1 or width != len(names):
-        values: Any = [[_cell(cell, names[0], contract) for cell in line] for line in lines]
+        values: Any = [_values(line, names[0], contract) for line in lines]
         if width == 1 and not contract.inputs[names[0]][1].dims:
             values = [line[0] for line in values]
         return decoding.from_rows(values, contract)
     if any(len(line) != width for line in lines):
         raise BadRequest(f"every line of the CSV must have {width} cells, for the inputs {names}")
-    table = [[_cell(line[at], name, contract) for line in lines] for at, name in enumerate(names)]
+    table = [_values([line[at] for line in lines], name, contract) for at, name in enumerate(names)]
     return decoding.from_columns(decoding.named(names, table), contract)
 
 
-def _cell(text: str, name: str, contract: Contract) -> Any:
+def _values(texts: list[str], name: str, contract: Contract) -> list[Any]:
+    """Return the values of cells; the cells themselves for an input of strings."""
     kind = contract.inputs[name][1].datatype.name
     if kind == "BYTES":
-        return text
+        return list[Any](texts)
+    number: Callable[[str], float] = float if kind in _NUMBERS else int
     try:
-        return float(text) if kind in _NUMBERS else int(text)
+        return list(map(number, texts))
     except ValueError:
-        raise BadRequest(f"input {name!r}: the cell {text[:40]!r} is not {kind}") from None
+        wrong = next(each for each in texts if not _is(number, each))
+        raise BadRequest(f"input {name!r}: the cell {wrong[:40]!r} is not {kind}") from None
+
+
+def _is(number: Callable[[str], float], text: str) -> bool:
+    try:
+        number(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_npy(body: Buffer, contract: Contract) -> Decoded:
@@ -160,7 +201,12 @@ def _from_npy(body: Buffer, contract: Contract) -> Decoded:
     name = decoding.only(contract)
     datatype = contract.inputs[name][1].datatype
     if datatype.name == "BYTES":
-        return decoding.from_columns(array.astype(str).tolist(), contract)
+        check_count(name, array.size)
+        try:
+            texts = array.tolist() if array.dtype.kind in "SU" else array.astype(str).tolist()
+        except (ValueError, SystemError) as problem:  # code points that do not exist
+            raise BadRequest(f"input {name!r}: the array is no text: {problem}") from None
+        return decoding.from_columns(texts, contract)
     if datatype.name == "BF16" or not np.can_cast(array.dtype, datatype.numpy, "same_kind"):
         raise BadRequest(f"input {name!r}: expected {datatype.name}, got an array of {array.dtype}")
     inputs = Inputs(contract)
@@ -178,15 +224,20 @@ def _array(body: Buffer) -> np.ndarray:
         one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
         read = one if version == (1, 0) else two
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, SyntaxError) as problem:
+    except Exception as problem:  # the head is Python code, and NumPy raises many kinds of errors
         raise BadRequest(f"the body is not an array in NumPy's format (.npy): {problem}") from None
     if dtype.hasobject:
         raise BadRequest("the array holds Python objects, which are not loaded: send numbers or strings")
+    if dtype.kind not in _KINDS or not dtype.itemsize or any(size < 0 for size in shape):
+        raise BadRequest(f"the array has the type {dtype} and the shape {shape}: send numbers or strings")
     size, left = math.prod(shape) * dtype.itemsize, len(body) - file.tell()
     if size != left:
         raise BadRequest(f"the head of the array says {size} bytes, but {left} follow")
-    flat = np.frombuffer(body, dtype, math.prod(shape), file.tell())
-    return flat.reshape(shape, order="F" if fortran else "C")
+    try:
+        flat = np.frombuffer(body, dtype, math.prod(shape), file.tell())
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except ValueError as problem:
+        raise BadRequest(f"the array cannot be read: {problem}") from None
 
 
 def _from_bytes(body: Buffer, contract: Contract) -> Decoded:

@@ -14,10 +14,13 @@ from services.gateway.domain.contract import Contract, Decoded, Inputs, inputs_u
 from services.gateway.domain.generate import fitting
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.bounded_json import shown
-from tidegate.kernel.protocol.tensors import from_json
+from tidegate.kernel.protocol.tensors import MAX_STRINGS, from_json
 
 B64 = "b64"
 _MAX_DEPTH = 32
+_NESTED = frozenset({list, dict})
+# The most bytes of a context times its examples: as many values as JSON may have.
+_MOST_REPEATED = 32 * 2**20
 
 
 def from_rows(rows: Any, contract: Contract) -> Decoded:
@@ -25,7 +28,7 @@ def from_rows(rows: Any, contract: Contract) -> Decoded:
 
     A row is the value of the only input, or an object of the inputs by name.
     """
-    _known(contract)
+    known(contract)
     if not isinstance(rows, list) or not rows:
         raise BadRequest(f"expected a list with at least one row, got {shown(rows)}")
     names = list(contract.inputs)
@@ -34,7 +37,9 @@ def from_rows(rows: Any, contract: Contract) -> Decoded:
     given = rows[0].keys()
     for at, row in enumerate(rows):
         if row.keys() != given:
-            raise BadRequest(f"row {at} has the inputs {sorted(row)}, but row 0 has {sorted(given)}")
+            raise BadRequest(
+                f"row {at} has the inputs {shown(sorted(row))}, but row 0 has {shown(sorted(given))}"
+            )
     if unknown := sorted(given - contract.inputs.keys()):
         raise BadRequest(f"input {unknown[0]!r} does not exist; the model takes {names}")
     return from_columns({name: [row[name] for row in rows] for name in given}, contract)
@@ -46,7 +51,7 @@ def from_columns(columns: Any, contract: Contract) -> Decoded:
     Each value has the batch axis first if the model has one. Raise BadRequest, or Unavailable without a
     signature.
     """
-    _known(contract)
+    known(contract)
     if not _is_named(columns, contract):
         columns = {only(contract): columns}
     inputs = Inputs(contract)
@@ -54,7 +59,7 @@ def from_columns(columns: Any, contract: Contract) -> Decoded:
         if name not in contract.inputs:
             raise BadRequest(f"input {name!r} does not exist; the model takes {list(contract.inputs)}")
         tensor = contract.inputs[name][1]
-        values = _plain(value) if tensor.datatype.name == "BYTES" else value
+        values = _Strings().plain(value) if tensor.datatype.name == "BYTES" else value
         shape = _shape(name, tensor.dims, values, batched=contract.max_batch > 0)
         datatype = inputs.expect(name, tensor.datatype.name, shape)
         inputs.put(from_json(name, datatype, shape, values if isinstance(values, list) else [values]))
@@ -70,7 +75,8 @@ def _shape(name: str, dims: tuple[int, ...], values: Any, *, batched: bool) -> l
     return [len(values), *fitting(name, dims, values[0])]
 
 
-def _known(contract: Contract) -> None:
+def known(contract: Contract) -> None:
+    """Raise Unavailable if the signature of the model is not known yet."""
     if contract.signature is None:
         raise inputs_unknown()
 
@@ -80,8 +86,38 @@ def only(contract: Contract) -> str:
     names = list(contract.inputs)
     needed = [name for name in names if name in contract.required] or names
     if len(needed) != 1:
-        raise BadRequest(f"the model takes the inputs {names}: name them, as in {{{names[0]!r}: ...}}")
+        first = names[0] if names else "NAME"
+        raise BadRequest(f"the model takes the inputs {names}: name them, as in {{{first!r}: ...}}")
     return needed[0]
+
+
+def examples(document: Mapping[str, Any], contract: Contract) -> Decoded:
+    """Return a request of ``examples``, each with the features of ``context`` beside its own.
+
+    Raise BadRequest, also if the repeated context is too large.
+    """
+    found, context = document.get("examples"), document.get("context") or {}
+    if not isinstance(found, list) or not isinstance(context, dict):
+        raise BadRequest("the request must have 'examples', a list of objects of features")
+    if context and len(found) > 1 and _is_larger(context, _MOST_REPEATED // len(found)):
+        raise BadRequest(
+            f"'context' is repeated for {len(found)} examples, and is too large for that: send fewer examples"
+        )
+    return from_rows([context | each if isinstance(each, dict) else each for each in found], contract)
+
+
+def _is_larger(value: Any, most: int) -> bool:
+    """Return True if a JSON value has more than about ``most`` bytes."""
+    size, waiting = 0, [value]
+    while waiting and size <= most:
+        each = waiting.pop()
+        size += 4 + (len(each) if isinstance(each, str) else 0)
+        if isinstance(each, dict):
+            waiting += each.keys()
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+    return size > most
 
 
 def _is_named(value: Any, contract: Contract) -> bool:
@@ -89,18 +125,29 @@ def _is_named(value: Any, contract: Contract) -> bool:
     return isinstance(value, Mapping) and (value.keys() != {B64} or B64 in contract.inputs)
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Return strings with each ``{"b64": "..."}`` as bytes; raise BadRequest."""
-    if isinstance(value, list):
-        if depth > _MAX_DEPTH:
-            raise BadRequest(f"lists are nested more than {_MAX_DEPTH} deep")
-        return [_plain(each, depth + 1) for each in value]
-    if isinstance(value, Mapping) and value.keys() == {B64}:
-        try:
-            return base64.b64decode(value[B64], validate=True)
-        except (binascii.Error, TypeError, ValueError):
-            raise BadRequest(f"'b64' is not base64: {shown(value[B64])}") from None
-    return value
+class _Strings:
+    """The strings of one input. Their number is limited, because the loop over them blocks the event loop."""
+
+    def __init__(self) -> None:
+        self._left = 2 * MAX_STRINGS  # the lists count, too
+
+    def plain(self, value: Any, depth: int = 0) -> Any:
+        """Return strings with each ``{"b64": "..."}`` as bytes; raise BadRequest."""
+        if isinstance(value, list):
+            if depth > _MAX_DEPTH:
+                raise BadRequest(f"lists are nested more than {_MAX_DEPTH} deep")
+            self._left -= len(value)
+            if self._left < 0:
+                raise BadRequest(f"an input of strings may have {MAX_STRINGS} elements: send fewer")
+            if _NESTED.isdisjoint(map(type, value)):
+                return value
+            return [self.plain(each, depth + 1) for each in value]
+        if isinstance(value, Mapping) and value.keys() == {B64}:
+            try:
+                return base64.b64decode(value[B64], validate=True)
+            except (binascii.Error, TypeError, ValueError):
+                raise BadRequest(f"'b64' is not base64: {shown(value[B64])}") from None
+        return value
 
 
 def named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.tensors import to_json, unpack_strings
 
+# The most rows that become objects or lines, because a loop over them blocks the event loop.
+MOST_ROWS = 2**19
+
 
 def arrays(outputs: Sequence[Tensor], data: Sequence[Buffer], rows: int) -> dict[str, np.ndarray]:
     """Return the outputs by name, each with the batch axis first if the answer has ``rows``.
@@ -45,10 +48,22 @@ def as_rows(found: dict[str, np.ndarray]) -> list[Any]:
     sizes = {each.shape[0] if each.ndim else -1 for each in found.values()}
     if len(sizes) != 1 or -1 in sizes:
         raise BadRequest("the outputs of this model are not rows: send 'inputs' instead of 'instances'")
+    if len(found) > 1:
+        check_rows(found)
     lists = {name: each.tolist() for name, each in found.items()}
     if len(lists) == 1:
         return list(next(iter(lists.values())))
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+def check_rows(found: dict[str, np.ndarray]) -> None:
+    """Raise BadRequest if an answer has too many rows for a loop over them."""
+    rows = max((each.shape[0] for each in found.values() if each.ndim), default=0)
+    if rows > MOST_ROWS:
+        raise BadRequest(
+            f"the answer has {rows} rows, at most {MOST_ROWS} are possible in this form: send fewer rows, or "
+            "use /v2/models/NAME/infer"
+        )
 
 
 def _text(raw: bytes) -> str | dict[str, str]:
