@@ -49,7 +49,7 @@ class Baseline:
                 if name not in bins or len(numbers.counts) != len(bins[name].cuts) + 1:
                     raise ValueError(f"the counts of {name} do not fit its bins")
             return cls(found["source"], bins, profile)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"a member is missing or has the wrong type: {error!r}") from None
 
 

@@ -95,7 +95,7 @@ class ProfilePiece:
                 str(found["rows_key"]),
                 int(found["rows"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, zlib.error) as error:
             raise Unreadable(f"not a piece of a profile: {error!r}") from None
 
 
