@@ -110,7 +110,7 @@ class ProfileCounter:
             inputs, outputs = joined_inputs(calls), joined_outputs(calls)
             for tensor in inputs:
                 add_tensor(columns, tensor, self._redact)
-            predictions = add_outputs(columns, outputs)
+            predictions = add_outputs(columns, outputs, self._redact)
             if self._keep_rows:
                 self._keep(rows, inputs, outputs)
         except (ValueError, KeyError, IndexError) as error:

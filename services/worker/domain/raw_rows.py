@@ -11,9 +11,12 @@ from services.worker.domain.sample_tensors import counted_rows
 from services.worker.domain.samples import SampledCall
 from tidegate.kernel.profiles.columns import SampledTensor, as_table
 from tidegate.kernel.protocol.tensors import unpack_strings
+from tidegate.kernel.protocol.trace_context import detached
 
 # A tensor with more elements in a row is named without its values.
 MAX_ELEMENTS = 1024
+# So are longer strings, because callers choose their length, and each row may be read at once.
+MAX_STRING_BYTES = 16 * 1024
 
 
 class SampledRow(NamedTuple):
@@ -50,7 +53,7 @@ def raw_lines(
     }
     lines = []
     for at, row in enumerate(rows[:wanted]):
-        document: dict[str, Any] = {"at": round(row.at, 3), "request_id": row.trace.decode("latin-1")}
+        document: dict[str, Any] = {"at": round(row.at, 3), "request_id": _request_id(row.trace)}
         for side, tensors in sides.items():
             document[side] = {name: values[at] for name, values in tensors.items()}
         lines.append(orjson.dumps(document) + b"\n")
@@ -61,11 +64,25 @@ def _values(tensor: SampledTensor, rows: int, wanted: int, redact: Collection[st
     if tensor.name in redact:
         return [None] * wanted
     if tensor.datatype == "BYTES":
-        strings = [each.decode(errors="replace") for each in unpack_strings(tensor.raw)]
+        strings = unpack_strings(tensor.raw)
         width = max(1, len(strings) // rows)
-        return [strings[at * width : (at + 1) * width] for at in range(wanted)]
+        return [_texts(tensor, strings[at * width : (at + 1) * width]) for at in range(wanted)]
     table = as_table(tensor, rows)
     if table.shape[1] > MAX_ELEMENTS:
-        return [{"shape": list(tensor.shape), "values": "omitted"}] * wanted
+        return [_omitted(tensor)] * wanted
     found: list[Any] = table[:wanted].tolist()
     return found
+
+
+def _texts(tensor: SampledTensor, strings: Sequence[bytes]) -> Any:
+    if len(strings) > MAX_ELEMENTS or sum(map(len, strings)) > MAX_STRING_BYTES:
+        return _omitted(tensor)
+    return [each.decode(errors="replace") for each in strings]
+
+
+def _omitted(tensor: SampledTensor) -> dict[str, Any]:
+    return {"shape": list(tensor.shape), "values": "omitted"}
+
+
+def _request_id(trace: bytes) -> str:
+    return detached(trace)[0].decode("latin-1")

@@ -206,3 +206,18 @@ def test_the_deviation_of_numbers_without_a_square_is_unknown() -> None:
     profile.count(columns, {"x": Bins((1.0,), 1.0, 1e300)})
     for found in (profile, Profile.from_json(profile.to_json())):
         assert found.numbers["x"].sd is None
+
+
+def test_counts_that_are_too_large_are_no_baseline() -> None:
+    document = training_baseline(Columns(100, {"x": np.arange(100.0)})).to_json()
+    document["profile"]["numbers"]["x"][0][0] = 2**70
+    with pytest.raises(ValueError, match="wrong type"):
+        Baseline.from_json(document)
+
+
+def test_the_values_of_redacted_outputs_are_no_predictions() -> None:
+    names = SampledTensor("name", "BYTES", (1,), pack_strings(["Ann", "Bo"]))
+    columns = Columns(2)
+    assert add_outputs(columns, [names], ("name",)).labels is None
+    assert not columns.values
+    assert columns.numbers["name.length"].tolist() == [3.0, 2.0]

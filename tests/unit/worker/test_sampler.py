@@ -16,6 +16,7 @@ from services.worker.adapters.model_call import ModelAnswer
 from services.worker.application import sampler as sampling
 from services.worker.application.profile_counter import HELD_ROWS, ProfileCounter
 from services.worker.application.sampler import Sampler
+from services.worker.domain.raw_rows import MAX_STRING_BYTES
 from services.worker.domain.samples import CALL_ROWS, SampledCall, SampledStream
 from services.worker.domain.split import Output
 from services.worker.domain.text_answers import text_answer
@@ -23,7 +24,7 @@ from tests.conftest import PATIENCE_S
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.profiles.bins import Bins
 from tidegate.kernel.profiles.piece import ProfilePiece, PublishedBins
-from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol import envelope, trace_context
 from tidegate.kernel.protocol.envelope import tensor
 from tidegate.kernel.protocol.llm import EVENTS, META
 from tidegate.kernel.protocol.tensors import pack_strings
@@ -144,6 +145,20 @@ def test_raw_rows_are_kept_up_to_the_limit_and_without_redacted_fields() -> None
     made.count([call(1)])
     assert made.take_rows() == []
     assert "city" not in taken(made).profile.values
+
+
+def test_raw_rows_have_neither_long_strings_nor_the_context_of_a_trace() -> None:
+    made = counter(keep_rows=2)
+    long = call(1)
+    trace = trace_context.attached(b"id-7", trace_context.TraceContext(1, 2, True))
+    made.count([
+        long._replace(
+            requests=[(trace, 1)], inputs=[long.inputs[0], [pack_strings(["x" * (MAX_STRING_BYTES + 1)])]]
+        )
+    ])  # fmt: skip
+    (line,) = map(orjson.loads, made.take_rows())
+    assert line["request_id"] == "id-7"
+    assert line["inputs"]["city"] == {"shape": [1], "values": "omitted"}
 
 
 def test_no_raw_rows_are_kept_by_default() -> None:

@@ -5,7 +5,7 @@ Nothing declares what an output means, so the rules look at its datatype, its wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,9 +59,11 @@ def read_predictions(outputs: Sequence[SampledTensor], rows: int) -> Predictions
     return Predictions(labels, confidence, scores)
 
 
-def add_outputs(columns: Columns, outputs: Sequence[SampledTensor]) -> Predictions:
-    """Add the columns of a model's outputs, and return its predictions."""
-    found = read_predictions(outputs, columns.rows)
+def add_outputs(
+    columns: Columns, outputs: Sequence[SampledTensor], redact: Collection[str] = ()
+) -> Predictions:
+    """Add the columns of a model's outputs, and return its predictions. Those in ``redact`` are none."""
+    found = read_predictions([each for each in outputs if each.name not in redact], columns.rows)
     if found.labels is not None:
         columns.values[PREDICTION] = list(found.labels)
     if found.confidence is not None:
@@ -73,7 +75,7 @@ def add_outputs(columns: Columns, outputs: Sequence[SampledTensor]) -> Predictio
     elif found.labels is None:
         for output in outputs:
             if int(np.prod(output.shape, dtype=np.int64)) <= MAX_OUTPUTS or output.datatype == "BYTES":
-                add_tensor(columns, output)
+                add_tensor(columns, output, redact)
     return found
 
 
