@@ -276,3 +276,16 @@ async def test_counts_end_with_the_shadow():
 )
 def test_only_idle_replicas_have_room(fleet, outstanding, gateways, room):
     assert policy.spare(fleet, outstanding, gateways) == room
+
+
+async def test_a_waiting_copy_keeps_only_the_tensors_of_its_request():
+    """A body may be much larger than its tensors, and no limit counts it any more."""
+    rig = Rig()
+    endpoint, body = rig.table.endpoints["digits"], bytearray(1000)
+    request = Decoded("", 1, b"key", [memoryview(body)[:8]], None, False)
+    done = rig.traffic.watch(endpoint, endpoint.targets[0], request, b"r1", 1000.0, lambda _: None)
+    reply = Reply(b"1" * 16, envelope.OK, 0, 0, 1, 0, 1000, 1, b"", [bytes(8)])
+    done(InferenceResult(endpoint.targets[0], request._replace(data=[]), 1, Y, {}, reply, Timing()))
+    del request, done
+    body.clear()  # it raises BufferError while there is a view
+    assert [bytes(copy.data[0]) for copy in await rig.copies(1)] == [bytes(8)]

@@ -194,7 +194,8 @@ class ShadowTraffic:
             shadow.deployment,
             request.rows,
             request.key,
-            request.data,
+            # A view would keep the whole body of the request, which may be much larger than its tensors.
+            [bytes(each) for each in request.data],
             trace[:255],
             min(timeout_ms / 1e3, policy.ANSWER_S),
             lambda _: None,
