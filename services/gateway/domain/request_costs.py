@@ -73,8 +73,12 @@ class RequestCosts:
         return max(1, round(self._dearest() * FIRST_US if known is None else known))
 
     def mean(self, endpoint: str) -> int:
-        """Return the expected cost of a request of an endpoint."""
-        return round(self._mean.get(endpoint, 0.0))
+        """Return the expected cost of a request of an endpoint; before the first answer, that of the dearest one.
+
+        Else a caller that sends only jobs would never pay.
+        """
+        known = self._mean.get(endpoint)
+        return self.most(endpoint) if known is None else round(known)
 
     def learn(
         self, endpoint: str, route: DeploymentRoute, nanos: int, compute_us: int, whole_us: int

@@ -156,6 +156,13 @@ def test_a_request_reserves_what_it_costs_alone():
     assert costs.most("e") == 39_600, "a cheaper one slowly"
 
 
+def test_jobs_are_charged_before_the_first_direct_answer() -> None:
+    """Else a caller that sends only jobs would never use up its budget."""
+    costs = RequestCosts()
+    costs.replace(CostFacts("EUR", {"d": DeploymentCosts(10.0)}))
+    assert costs.mean("e") == 10 * FIRST_US
+
+
 def test_a_deployment_over_its_budget_is_refused_until_the_renewal():
     costs = RequestCosts()
     costs.replace(CostFacts("EUR", {"d": DeploymentCosts(1.0, "d takes no requests", 100.0)}))

@@ -123,6 +123,26 @@ async def test_an_answer_without_usage_keeps_its_charge(limits, store, answers, 
     assert sum(store.windows["ab12"].charges.values()) == expected
 
 
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [(None, (100, 3)), ((90, 20, 0), (90, 20))],
+)
+async def test_a_stream_whose_usage_was_not_told_is_charged_to_the_budget(limits, usage, expected):
+    """Upstreams tell it at the end, and a caller may leave before."""
+    charged: list[Any] = []
+    grant = SimpleNamespace(streamed=lambda cost, _: charged.append((cost.tokens_in, cost.tokens_out)))
+    accounting = LlmAccounting(cast(Any, SimpleNamespace(admit=lambda *_: grant)), limits)
+    call = LlmCall("chat", "/v1/completions", {"max_tokens": 200}, principal=ROBOT)
+    call.estimate = TokenEstimate(100, 200)
+    account = await accounting.open(call, "chat", GatewayLoad())
+    account.answered(usage, 3, 0.1)
+    if usage is not None:
+        call.usage = usage
+        call.cost.tokens_in, call.cost.tokens_out, _ = usage
+    account.close()
+    assert charged == [expected]
+
+
 def test_no_request_runs_in_the_background_of_a_provider():
     with pytest.raises(BadRequest, match="respond-async"):
         check_body({"model": "chat", "input": "x", "background": True})

@@ -43,6 +43,7 @@ class CallAccount:
         "_call",
         "_costs",
         "_endpoint",
+        "_events",
         "_limits",
         "_load",
         "_meter",
@@ -70,6 +71,7 @@ class CallAccount:
         self._limits = limits
         self._meter = meter
         self._load: GatewayLoad | None = load
+        self._events = 0
         # True if the caller disconnected before the end of its answer.
         self.left = False
         load.waiting += 1
@@ -92,6 +94,7 @@ class CallAccount:
     def answered(self, usage: tuple[int, int, int] | None, events: int, compute_s: float) -> None:
         """Account for the next events; ``usage`` is that of the whole request so far, if it is known."""
         self._started()
+        self._events += events
         self._meter.events(usage, events, compute_s)
         if usage is not None and self._reservation is not None:
             self._reservation.used(usage[0] + usage[1])
@@ -115,6 +118,10 @@ class CallAccount:
             self._limits.ratio.learn(self._endpoint, call.estimate.prompt, prompt, caller)
         self._meter.end()
         if self.grant is not None:
+            if not (prompt or answer) and self._events and call.estimate.answer:
+                # Some upstreams tell the usage of a stream at its end. A caller that leaves before pays, too.
+                call.cost.tokens_in = call.estimate.prompt
+                call.cost.tokens_out = min(self._events, call.estimate.answer)
             self.grant.streamed(call.cost, call.received)
 
     def _started(self) -> None:
