@@ -6,6 +6,7 @@ Only :func:`decide_failure` decides what an exception of a model call means.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,8 +73,11 @@ class CallFailure(Generic[Q]):
         return "expired" if self.expired else "failed"
 
 
-# The runtime of an upstream begins its errors so (`services/worker/runtimes/oip/upstream_http.py`).
-UPSTREAM = "UpstreamUnavailable: "
+# The runtime of an upstream begins its errors so (`services/worker/runtimes/oip/upstream_http.py`). Only the
+# beginning counts, because other models may repeat a caller's text in their errors.
+_UPSTREAM = re.compile(
+    r"(?:Failed to process the request\(s\) for model (?:instance )?'[^']*', message: )?UpstreamUnavailable: "
+)
 
 
 def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFailure[Q]:
@@ -87,9 +91,9 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
             return CallFailure(error, lost=group)
         case DeadlinePassed():
             return CallFailure(error, expired=group)
-        case ModelFailed() if UPSTREAM in error.message:
+        case ModelFailed() if (begin := _UPSTREAM.match(error.message)) is not None:
             # Calls with single requests would find the same upstream.
-            message = error.message.partition(UPSTREAM)[2]
+            message = error.message[begin.end() :]
             return CallFailure(UpstreamUnavailable(f"the upstream is not available: {message}"), failed=group)
         case BadRequest() | ModelFailed() | PayloadTooLarge():
             reported: TidegateError = error

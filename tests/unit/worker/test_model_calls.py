@@ -14,6 +14,7 @@ from tidegate.kernel.errors import (
     PayloadTooLarge,
     TidegateError,
     Unavailable,
+    UpstreamUnavailable,
 )
 from tidegate.kernel.protocol import envelope
 
@@ -52,6 +53,20 @@ def test_after_a_shared_failure_only_safe_requests_are_retried() -> None:
     assert (failure.failed, failure.retried) == ([unsafe], [safe])
     assert isinstance(failure.error, ModelFailed)
     assert failure.error.message.endswith("this one may not run twice: no")
+
+
+@pytest.mark.parametrize("around", ["", "Failed to process the request(s) for model 'm', message: "])
+def test_an_upstream_that_is_not_available_fails_all_requests(around: str) -> None:
+    group = [item(1), item(2)]
+    failure = decide_failure(group, ModelFailed(f"{around}UpstreamUnavailable: h is away"), UNEXPECTED)
+    assert (type(failure.error), failure.failed, failure.retried) == (UpstreamUnavailable, group, ())
+    assert failure.error.message == "the upstream is not available: h is away"
+
+
+def test_a_callers_text_in_an_error_is_no_unavailable_upstream() -> None:
+    group = [item(1), item(2)]
+    failure = decide_failure(group, ModelFailed("ValueError: 'UpstreamUnavailable: x'"), UNEXPECTED)
+    assert (failure.failed, failure.retried) == ([], group), "the other request is called again alone"
 
 
 def test_a_lost_model_server_and_a_passed_deadline_apply_to_all_requests() -> None:
