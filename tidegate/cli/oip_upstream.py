@@ -103,10 +103,18 @@ def oip_request(
     return DeployRequest(file, name, "oip", options, signature, metadata=metadata)
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Raises HTTPError for a redirect."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Return None: there is no other request."""
+
+
 def _get(url: str, secret: str) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+    # A redirect is not followed, because the credential would go to another address.
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S) as answer:
         found = json.loads(answer.read())
     if not isinstance(found, dict):
         raise ValueError("the answer is not a JSON object")

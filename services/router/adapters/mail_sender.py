@@ -47,7 +47,7 @@ class MailSender:
         except smtplib.SMTPRecipientsRefused as error:
             status, text = next(iter(error.recipients.values()))
             problem = text.decode("utf-8", "replace")
-        except (OSError, smtplib.SMTPException) as error:
+        except (OSError, ValueError, smtplib.SMTPException) as error:  # ValueError: a wrong URL, or no ASCII
             problem = str(error) or type(error).__name__
         return WebhookAttempt(status, problem[:MAX_PROBLEM_LENGTH], (time.perf_counter() - began) * 1e3)
 
