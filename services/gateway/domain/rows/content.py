@@ -93,7 +93,7 @@ def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[st
     kind = next((each for each in kinds if each in (JSON, CSV, NPY) or each in _LINES), JSON)
     if kind == CSV:
         if (size := sum(each.size for each in found.values())) > _MOST_WRITTEN_CELLS:
-            raise BadRequest(f"the answer has {size} cells, and CSV may have {_MOST_WRITTEN_CELLS}: accept {NPY}")
+            raise BadRequest(f"the answer has {size} cells, CSV at most {_MOST_WRITTEN_CELLS}: accept {NPY}")
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(cells(found))
         return CSV, text.getvalue().encode()
@@ -112,7 +112,8 @@ def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[st
 
 
 def _texts(array: np.ndarray) -> np.ndarray:
-    longest = max((len(each) if isinstance(each, str) else _MOST_TEXT_BYTES for each in array.flat), default=0)
+    sizes = (len(each) if isinstance(each, str) else _MOST_TEXT_BYTES for each in array.flat)
+    longest = max(sizes, default=0)
     if 4 * longest * array.size > _MOST_TEXT_BYTES:
         raise BadRequest(f"the strings of the answer are not text, or too long for {NPY}: accept {JSON}")
     return array.astype(str)
