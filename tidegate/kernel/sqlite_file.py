@@ -48,5 +48,5 @@ class Database:
             with self._lock, self._db:
                 for statement, rows in statements:
                     self._db.executemany(statement, rows)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:  # OverflowError: a number of more than 64 bits
             raise Unavailable(f"The {self._owner}'s database cannot be written: {error}.") from error

@@ -73,9 +73,10 @@ class RequestCosts:
         return max(1, round(self._dearest() * FIRST_US if known is None else known))
 
     def mean(self, endpoint: str) -> int:
-        """Return the expected cost of a request of an endpoint; before the first answer, that of the dearest one.
+        """Return the expected cost of a request of an endpoint.
 
-        Else a caller that sends only jobs would never pay.
+        Before the first answer it is what a request reserves. Else a caller that sends only jobs would never
+        pay.
         """
         known = self._mean.get(endpoint)
         return self.most(endpoint) if known is None else round(known)

@@ -30,7 +30,7 @@ from tidegate.kernel.protocol.access import (
     key_of,
 )
 from tidegate.kernel.protocol.envelope import Reply
-from tidegate.kernel.protocol.usage import tokens
+from tidegate.kernel.protocol.usage import MOST_TOKENS, tokens
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.caller import Caller
 
@@ -271,6 +271,7 @@ def test_the_usage_cost_of_an_answer():
     assert tokens({}) == (0, 0)
     assert tokens({"prompt_tokens": 7, "output_tokens": 9}) == (7, 9)
     assert tokens({"prompt_tokens": True, "completion_tokens": "3"}) == (0, 0)
+    assert tokens({"prompt_tokens": 2**62}) == (MOST_TOKENS, 0), "sums must fit into 64 bits"
     spent = UsageCost()
     for number in (1, 2):
         spent.add(reply, {"completion_tokens": number * 10}, 5)

@@ -141,6 +141,7 @@ def test_the_cost_of_an_answer():
     )
     assert costs.of(a_route(), 0, tokens_in=1_000_000) == 2_000_000_000
     assert costs.of(a_route(), 0, tokens_in=1_000_000, tokens_cached=500_000) == 1_500_000_000
+    assert costs.of(a_route(), 0, tokens_in=1_000_000, tokens_cached=9_000_000) == 1_000_000_000
 
 
 def test_a_request_reserves_what_it_costs_alone():

@@ -18,6 +18,7 @@ from services.worker.domain.split import Output
 from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, PayloadTooLarge
 from tidegate.kernel.protocol.llm import Meta
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
+from tidegate.kernel.protocol.usage import MOST_TOKENS
 
 
 def part(events: list[bytes], **meta: object) -> tuple[bytes, bytes]:
@@ -93,3 +94,8 @@ def test_the_last_counts_of_a_stream_are_its_usage():
 @pytest.mark.parametrize("meta", [b"{}", b'{"usage": [1]}', b'{"usage": [', b'{"usage": null}'])
 def test_without_counts_a_stream_has_no_usage(meta):
     assert heard(meta) == (0, 0, 0)
+
+
+def test_an_upstream_may_state_any_number_of_tokens():
+    """Sums of them are in databases with 64 bits."""
+    assert Meta.from_bytes(b'{"usage": [9000000000000000000, 3, 0]}').usage == (MOST_TOKENS, 3, 0)

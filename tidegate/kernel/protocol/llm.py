@@ -16,6 +16,7 @@ import orjson
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import LAST_PRIORITY, PRIORITY_SHIFT
 from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.usage import MOST_TOKENS
 
 REQUEST, EVENTS, META = "request", "events", "meta"
 
@@ -122,7 +123,11 @@ class Meta:
         return cls(
             document.get("status", 200),
             document.get("retry_after_s"),
-            (usage[0], usage[1], usage[2]) if usage else None,
+            (
+                (min(usage[0], MOST_TOKENS), min(usage[1], MOST_TOKENS), min(usage[2], MOST_TOKENS))
+                if usage
+                else None
+            ),
             document.get("prompt_ids", []),
             document.get("ids", []),
         )

@@ -37,6 +37,7 @@ class TokenPrice(_Entry):
     def cost(self, read: int, written: int, cached: int) -> float:
         """Return the cost of a request's tokens; ``cached`` are a part of those that were read."""
         price = self.input if self.cached is None else self.cached
+        cached = min(cached, read)  # a provider may state anything, and no cost is negative
         return ((read - cached) * self.input + cached * price + written * self.output) / 1e6
 
 

@@ -16,6 +16,9 @@ ZERO = (0,) * len(COUNTS)
 TOKENS_IN = ("prompt_tokens", "input_tokens", "tokens_in")
 TOKENS_OUT = ("completion_tokens", "output_tokens", "tokens_out")
 TOKEN_COUNTS = (*TOKENS_IN, *TOKENS_OUT, "total_tokens")
+# The most tokens of one request that are counted. A model may state any number, and sums of larger numbers do
+# not fit into databases.
+MOST_TOKENS = 2**31 - 1
 
 
 class Subject(NamedTuple):
@@ -67,7 +70,8 @@ def is_count(value: object) -> bool:
 
 
 def _count(parameters: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    return next((parameters[name] for name in names if is_count(parameters.get(name))), 0)
+    found: int = next((parameters[name] for name in names if is_count(parameters.get(name))), 0)
+    return min(found, MOST_TOKENS)
 
 
 def added(counts: Iterable[int], more: Iterable[int]) -> tuple[int, ...]:

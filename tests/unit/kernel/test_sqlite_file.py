@@ -1,0 +1,21 @@
+"""The small databases of services."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.sqlite_file import Database
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_number_of_more_than_64_bits_is_a_failed_call(tmp_path: Path) -> None:
+    """Callers handle a failed call. Any other exception would end their loops."""
+    database = Database(tmp_path / "a.db", "CREATE TABLE IF NOT EXISTS t (n INTEGER);")
+    with pytest.raises(Unavailable, match="cannot be written"):
+        database.write(("INSERT INTO t VALUES (?)", [(1,), (2**64,)]))
+    assert database.read("SELECT n FROM t") == [], "nothing was written"
+    database.close()
