@@ -215,9 +215,11 @@ def test_counts_that_are_too_large_are_no_baseline() -> None:
         Baseline.from_json(document)
 
 
-def test_the_values_of_redacted_outputs_are_no_predictions() -> None:
+def test_the_strings_of_redacted_outputs_are_no_predictions() -> None:
     names = SampledTensor("name", "BYTES", (1,), pack_strings(["Ann", "Bo"]))
     columns = Columns(2)
     assert add_outputs(columns, [names], ("name",)).labels is None
     assert not columns.values
     assert columns.numbers["name.length"].tolist() == [3.0, 2.0]
+    chances = _tensor("p", np.array([[0.25, 0.75], [0.5, 0.5]], np.float32))
+    assert add_outputs(Columns(2), [chances], ("p",)).confidence is not None, "numbers are counted in bins"

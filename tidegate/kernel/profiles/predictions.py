@@ -62,8 +62,12 @@ def read_predictions(outputs: Sequence[SampledTensor], rows: int) -> Predictions
 def add_outputs(
     columns: Columns, outputs: Sequence[SampledTensor], redact: Collection[str] = ()
 ) -> Predictions:
-    """Add the columns of a model's outputs, and return its predictions. Those in ``redact`` are none."""
-    found = read_predictions([each for each in outputs if each.name not in redact], columns.rows)
+    """Add the columns of a model's outputs, and return its predictions.
+
+    Strings and integers of the outputs in ``redact`` are no labels, because labels are counted by name.
+    """
+    shown = [each for each in outputs if each.name not in redact or _is_float(each)]
+    found = read_predictions(shown, columns.rows)
     if found.labels is not None:
         columns.values[PREDICTION] = list(found.labels)
     if found.confidence is not None:
