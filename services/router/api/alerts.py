@@ -199,8 +199,7 @@ async def _try(request: Request, sender: AlertSender, receiver: Receiver) -> dic
 
 def _check_address(request: Request, body: ReceiverBody) -> None:
     if body.kind == "email":
-        local, at, domain = body.to.partition("@")
-        if not (at and local and domain) or any(each.isspace() for each in body.to) or "\0" in body.to:
+        if not formats.is_address(body.to):
             raise BadRequest("`to` is not an e-mail address: write NAME@DOMAIN")
         if not request.app.state.mail.configured:
             raise BadRequest(

@@ -306,3 +306,11 @@ def test_receivers_hear_the_end_of_an_alert_whose_endpoint_was_removed():
     unknown = replace(alert, state="pending", notified="")
     assert end_removed({KEY: unknown}, set(), T0) == {}
     assert end_removed({KEY: alert}, {"m"}, T0) == {KEY: alert}
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [("a@b.org", True), ("a@[", False), ("a b@c", False), ("@c", False), ("a@b\r\nBcc: x@y", False)],
+)
+def test_an_address_that_no_email_can_have_is_refused(text: str, fits: bool):
+    assert formats.is_address(text) is fits

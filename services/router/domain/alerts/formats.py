@@ -58,6 +58,20 @@ def email_of(notification: Notification, id_: str, sender: str, to: str, at: flo
     return message
 
 
+def is_address(text: str) -> bool:
+    """Return True for NAME@DOMAIN that fits into an e-mail. One that does not fit would stop all messages."""
+    local, at, domain = text.partition("@")
+    if not (at and local and domain) or any(each.isspace() for each in text) or "\0" in text:
+        return False
+    message = EmailMessage()
+    try:
+        message["To"] = text
+        bytes(message)
+    except Exception:  # Python's parser of headers raises many kinds of errors
+        return False
+    return True
+
+
 def public(alert: Alert) -> dict[str, Any]:
     """Return an alert as users see it."""
     return {
