@@ -74,9 +74,9 @@ def deploy(running: stack.Stack, instances: int) -> None:
         other = Path(folder) / "model.py"
         other.write_text(f"{MODEL.read_text()}# the shadow\n")
         signature = str(MODEL.with_name("signature.json"))
-        running.command(
-            "deploy", str(other), "--name", NAME, "--signature", signature, "--no-traffic", *options_
-        )
+        # Copies are no demand, so without a minimum the shadow would go to sleep.
+        scale = ("--no-traffic", "--min", "1", "--max", "1")
+        running.command("deploy", str(other), "--name", NAME, "--signature", signature, *scale, *options_)
     until(lambda: _ready(running), f"{SHADOW} has no ready replica")
 
 
