@@ -82,6 +82,8 @@ class FairLane(Generic[T]):
         self.published = 0
         self.held = 0
         self._flows: dict[FlowKey, Flow[T]] = {}
+        # The flow of the last request. Most requests have the same caller as the one before.
+        self._last: tuple[FlowKey, Flow[T]] | None = None
         self._order: FairOrder[FlowKey] = FairOrder(BURST)
         self._elsewhere: Mapping[str, FlowLoad] = {}
         # The flows elsewhere that had no request here at the last report, and the sum of their weights.
@@ -93,6 +95,9 @@ class FairLane(Generic[T]):
 
     def flow(self, key: FlowKey) -> Flow[T]:
         """Return the flow of a caller at an endpoint. The first call creates it."""
+        last = self._last
+        if last is not None and last[0] is key:
+            return last[1]
         flow = self._flows.get(key)
         if flow is None:
             if len(self._flows) >= IDLE_KEPT:
@@ -101,6 +106,7 @@ class FairLane(Generic[T]):
                 }
             endpoint, caller, weight = key
             flow = self._flows[key] = Flow(key, weight, tenant_of(caller, endpoint, weight), str(key))
+        self._last = (key, flow)
         return flow
 
     def arrive(self, flow: Flow[T]) -> None:

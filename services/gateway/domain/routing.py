@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.gateway.domain.contract import Contract
+from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.traffic_split import Origin, Sticky, TrafficRule, TrafficSplitter, stay
 from tidegate.kernel.broker.topology import Queue, requests_queue
 from tidegate.kernel.errors import NoRoutes, NotFound
+from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.models import Signature
+
+# Callers whose flows an endpoint remembers. One key lookup is quicker than making the flow again.
+FLOWS_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +106,20 @@ class EndpointRoute:
     failover: tuple[DeploymentRoute, ...] = ()
     reserves: Mapping[str, DeploymentRoute] = field(default_factory=dict)
     names: tuple[str, ...] = field(init=False)
+    _flows: dict[str, FlowKey] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(route.name for route in self.targets))
+
+    def flow_of(self, caller: Principal) -> FlowKey:
+        """Return the flow of a caller's requests: the same object each time, because that is quick."""
+        weight = self.weight * caller.weight
+        flow = self._flows.get(caller.id)
+        if flow is None or flow.weight != weight:
+            if len(self._flows) >= FLOWS_KEPT:
+                self._flows.clear()
+            flow = self._flows[caller.id] = FlowKey(self.name, caller.id, weight)
+        return flow
 
     def choose(self, splitter: TrafficSplitter, origin: Callable[[], Origin] | None) -> DeploymentRoute:
         """Return the Deployment for the next request; raise NotFound if no target has a share."""

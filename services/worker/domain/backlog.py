@@ -13,6 +13,8 @@ from tidegate.kernel.protocol.tenant import weight_of
 
 # The priority of a request that states none. It is between the urgent requests and those that can wait.
 DEFAULT_PRIORITY = 4
+# Tenants without requests whose queues are kept.
+IDLE_KEPT = 64
 # A model counts as shared for this long after a request of another tenant.
 SHARED_S = 10.0
 
@@ -55,6 +57,8 @@ class Backlog:
 
     def __init__(self) -> None:
         self._tenants: dict[bytes, _TenantQueue] = {}
+        # Empty queues of tenants that have sent requests before. A new queue for each burst would cost more.
+        self._idle: dict[bytes, _TenantQueue] = {}
         self._order: FairOrder[bytes] = FairOrder(BURST)
         self._copies: CallKeyQueue[QueuedRequest] = CallKeyQueue(key_of)
         self._count = 0
@@ -78,7 +82,10 @@ class Backlog:
         tenant = item.request.tenant
         queue = self._tenants.get(tenant)
         if queue is None:
-            queue = self._tenants[tenant] = _TenantQueue(weight_of(tenant))
+            queue = self._idle.pop(tenant, None)
+            if queue is None:
+                queue = _TenantQueue(weight_of(tenant))
+            self._tenants[tenant] = queue
             self._order.enter(tenant)
             if len(self._tenants) > 1 or tenant != self._last:
                 self._shared_at = item.received if self._last else self._shared_at
@@ -139,6 +146,9 @@ class Backlog:
             self._order.charge(tenant, max(rows, len(group)) / queue.weight)
         if not queue.next():
             del self._tenants[tenant]
+            if len(self._idle) >= IDLE_KEPT:
+                self._idle.clear()
+            self._idle[tenant] = queue
             self._order.leave(tenant)
         return rows
 

@@ -359,7 +359,7 @@ class InferenceCore:
             raise self.needs_replica(route, error) from None
         if request.timeout_ms is not None:
             timeout_ms = min(timeout_ms, request.timeout_ms)
-        flow = FlowKey(model, caller.id, endpoint.weight * caller.weight)
+        flow = endpoint.flow_of(caller)
         return endpoint, route, request, timeout_ms, time.perf_counter() - started, flow
 
     def needs_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:

@@ -24,7 +24,6 @@ from services.gateway.application.llm.accounting import CallAccount, LlmAccounti
 from services.gateway.application.llm.token_limits import Reservation
 from services.gateway.application.prefix_affinity import PrefixAffinity
 from services.gateway.domain.contract import Decoded
-from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.llm.band import FRAME_PRIORITY
 from services.gateway.domain.llm.estimate import NO_TOKENS, TokenEstimate, estimate, states_answer
 from services.gateway.domain.llm.failover import other_target
@@ -330,7 +329,7 @@ class LlmCore:
                 decode_s,
                 call.trace,
                 call.cost.begin,
-                flow=FlowKey(endpoint.name, call.principal.id, endpoint.weight * call.principal.weight),
+                flow=endpoint.flow_of(call.principal),
                 cost=1 + call.estimate.total / TOKENS_OF_A_REQUEST,
                 admitted=again,
                 replica=placement.replica,
