@@ -74,9 +74,11 @@ def deploy(running: stack.Stack, instances: int) -> None:
         other = Path(folder) / "model.py"
         other.write_text(f"{MODEL.read_text()}# the shadow\n")
         signature = str(MODEL.with_name("signature.json"))
-        # Copies are no demand, so without a minimum the shadow would go to sleep.
-        scale = ("--no-traffic", "--min", "1", "--max", "1")
-        running.command("deploy", str(other), "--name", NAME, "--signature", signature, *scale, *options_)
+        running.command(
+            "deploy", str(other), "--name", NAME, "--signature", signature, "--no-traffic", *options_
+        )
+    # Copies are no demand, and a shadow that was stopped goes to sleep. An operator's number holds.
+    running.command("scale", SHADOW, "1")
     until(lambda: _ready(running), f"{SHADOW} has no ready replica")
 
 
