@@ -74,11 +74,8 @@ def deploy(running: stack.Stack, instances: int) -> None:
         other = Path(folder) / "model.py"
         other.write_text(f"{MODEL.read_text()}# the shadow\n")
         signature = str(MODEL.with_name("signature.json"))
-        running.command(
-            "deploy", str(other), "--name", NAME, "--signature", signature, "--no-traffic", *options_
-        )
-    # Copies are no demand, and a shadow that was stopped goes to sleep. An operator's number holds.
-    running.command("scale", SHADOW, "1")
+        scale = ("--no-traffic", "--min", "1", "--max", "1")
+        running.command("deploy", str(other), "--name", NAME, "--signature", signature, *scale, *options_)
     until(lambda: _ready(running), f"{SHADOW} has no ready replica")
 
 
@@ -140,7 +137,8 @@ def measure(running: stack.Stack, times: list[float], model_ms: float, rate: flo
 
         until(begun, "the gateway does not know the shadow")
     else:
-        running.command("shadow", NAME, "--stop")
+        # A shadow that is stopped goes to sleep, so this one stays, and gets next to no copies.
+        running.command("rollout", NAME, "--to", "v2", "--shadow", "--rate", "0.001")
     time.sleep(SETTLE_S)
     asked = asyncio.run(offer(running.gateway_port, exchange, times))
     took = [each.took_ms for each in asked if each.good]
