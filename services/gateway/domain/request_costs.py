@@ -1,4 +1,4 @@
-"""What one request costs: its share of a replica's time and its tokens, at the autoscaler's rates.
+"""Compute the cost of a request: its share of a replica's time and its tokens, at the autoscaler's rates.
 
 Amounts are whole nanos: a billionth of the currency.
 """

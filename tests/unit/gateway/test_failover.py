@@ -1,4 +1,4 @@
-"""Where a request with tensors goes if its Deployment cannot answer."""
+"""The failover of requests with tensors whose Deployment cannot answer."""
 
 from __future__ import annotations
 

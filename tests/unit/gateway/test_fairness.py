@@ -1,4 +1,4 @@
-"""How a flood of one caller changes the latency of another: gateways, a broker and workers in simulated time.
+"""The latency of one caller beside a flood of another: gateways, a broker and workers in simulated time.
 
 The decisions are the real ones: the gateway's lanes and the worker's backlog. Only the time is simulated.
 """

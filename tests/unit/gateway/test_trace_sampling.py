@@ -1,4 +1,4 @@
-"""Which requests are traced."""
+"""The choice of the requests that are traced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When traces are exported."""
+"""The export of traces."""
 
 from __future__ import annotations
 

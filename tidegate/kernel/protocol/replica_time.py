@@ -1,4 +1,4 @@
-"""How a replica has spent its time, in whole nanoseconds, so that the parts sum exactly.
+"""The report of a replica's time, in whole nanoseconds, so that the parts sum exactly.
 
     time of a replica = calls' shares by caller and endpoint + start-up + idle + wasted + open calls
 

@@ -1,4 +1,4 @@
-"""How an endpoint divides its traffic: targets, rules, sticky keys, canaries and shadows."""
+"""The traffic policy of an endpoint: targets, rules, sticky keys, canaries and shadows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the APIs of other systems share: receive a body, run it, count it, log it."""
+"""Receive, run, count and log the requests of other systems' APIs for tensors."""
 
 from __future__ import annotations
 

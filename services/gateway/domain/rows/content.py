@@ -173,7 +173,7 @@ def _from_csv(body: Buffer, contract: Contract) -> Decoded:
     if any(len(line) != width for line in lines):
         raise BadRequest(f"every line of the CSV must have {width} cells, for the inputs {names}")
     table = [_values([line[at] for line in lines], name, contract) for at, name in enumerate(names)]
-    return decoding.from_columns(decoding.named(names, table), contract)
+    return decoding.from_columns(dict(zip(names, table, strict=True)), contract)
 
 
 def _values(texts: list[str], name: str, contract: Contract) -> list[Any]:

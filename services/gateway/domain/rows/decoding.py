@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from services.gateway.domain.contract import Contract, Decoded, Inputs, inputs_unknown
@@ -148,8 +148,3 @@ class _Strings:
             except (binascii.Error, TypeError, ValueError):
                 raise BadRequest(f"'b64' is not base64: {shown(value[B64])}") from None
         return value
-
-
-def named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    """Return the columns of a table by the names of inputs."""
-    return dict(zip(names, values, strict=True))
