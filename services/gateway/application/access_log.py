@@ -153,6 +153,8 @@ class AccessLog:
     ) -> None:
         """Export an answered request, if it is traced or slow. Call this only if there are :attr:`traces`."""
         assert self.traces is not None
+        if not self.traces.wants(trace, total):
+            return
         route = answer.route
         about = {
             **_about(trace, protocol, model, status),
@@ -176,7 +178,7 @@ class AccessLog:
         total: float,
     ) -> None:
         """Export an accepted job, if it is traced or slow."""
-        if self.traces is not None:
+        if self.traces is not None and self.traces.wants(trace, total):
             about = _about(trace, "job", model, status) | {
                 "tidegate.deployment": deployment,
                 "tidegate.job": job,
@@ -224,7 +226,7 @@ class AccessLog:
         **extra: Any,
     ) -> None:
         """Log a failed or refused request, and export it. Above the limit per second, only count it."""
-        if self.traces is not None:
+        if self.traces is not None and self.traces.wants(trace, total, error):
             about = _about(trace or rid.encode("latin-1", "replace"), protocol, model, status)
             name = f"{protocol} {model[:200]}"
             self.traces.ended(trace, headers, name, total, about, deployment=error.deployment, error=error)

@@ -18,6 +18,7 @@ from services.gateway.domain.trace_sampling import TraceSampler, sampler_of
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol import trace_context
+from tidegate.kernel.protocol.trace_context import SEPARATOR
 from tidegate.kernel.token_bucket import TokenBucket
 from tidegate.kernel.tracing import Attributes, Span, SpanExport, export_of, new_context
 
@@ -26,6 +27,8 @@ log = telemetry.logger(__name__)
 Headers = Mapping[bytes, bytes]
 # Slow and failed requests that the sampler did not take. When everything fails, a few traces show why.
 UNSAMPLED_PER_S = 20
+# Requests that are traced because their callers say so. A span costs as much as a whole small request.
+BY_CALLERS_PER_S = 200
 
 
 class Export(Protocol):
@@ -43,13 +46,26 @@ class RequestTraces:
         self._sampler = sampler
         self._slow_s = slow_s
         self._unsampled = TokenBucket(UNSAMPLED_PER_S, UNSAMPLED_PER_S * 5)
+        self._by_callers = TokenBucket(BY_CALLERS_PER_S, BY_CALLERS_PER_S * 5)
 
     def begin(self, rid: bytes, headers: Headers) -> bytes:
         """Return the field ``trace`` of a request's frame, with a context if the request is traced."""
-        parent = trace_context.parse(headers.get(b"traceparent"))
+        header = headers.get(b"traceparent")
+        parent = trace_context.parse(header) if header is not None else None
         if not self._sampler.take(parent, random.random):
             return rid
+        if parent is not None and not self._by_callers.take(time.monotonic()):
+            return rid
         return trace_context.attached(rid, new_context(parent.trace_id if parent else 0))
+
+    def wants(self, trace: bytes, total: float, error: TidegateError | None = None) -> bool:
+        """Return True if a request that took ``total`` seconds is to be exported. Ask once for a request.
+
+        Almost all requests end here, so that the attributes of their spans are not even built.
+        """
+        if SEPARATOR in trace:
+            return True
+        return (error is not None or total >= self._slow_s) and self._unsampled.take(time.monotonic())
 
     def ended(
         self,
@@ -63,10 +79,8 @@ class RequestTraces:
         timing: Timing | None = None,
         error: TidegateError | None = None,
     ) -> None:
-        """Export a request that has ended now, after ``total`` seconds, if it is traced, slow or failed."""
+        """Export a request that has ended now, after ``total`` seconds. :meth:`wants` has returned True."""
         sent = trace_context.detached(trace)[1]
-        if sent is None and not self._worth_it(total, error):
-            return
         parent = trace_context.parse(headers.get(b"traceparent")) if headers else None
         trace_id = sent.trace_id if sent else parent.trace_id if parent else 0
         own, end = new_context(trace_id), time.time()
@@ -83,9 +97,6 @@ class RequestTraces:
                 "messaging.destination.name": deployment,
             }
             self._export.add(Span(f"send {deployment}", "producer", sent, own, start, end, about))
-
-    def _worth_it(self, total: float, error: TidegateError | None) -> bool:
-        return (error is not None or total >= self._slow_s) and self._unsampled.take(time.monotonic())
 
 
 def timing_attributes(timing: Timing, total: float) -> dict[str, Any]:

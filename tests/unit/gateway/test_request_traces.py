@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import Timing
-from services.gateway.application.request_traces import UNSAMPLED_PER_S, RequestTraces
+from services.gateway.application.request_traces import BY_CALLERS_PER_S, UNSAMPLED_PER_S, RequestTraces
 from services.gateway.domain.trace_sampling import TraceSampler
 from tidegate.kernel.errors import TooMany
 from tidegate.kernel.protocol.trace_context import detached
@@ -30,7 +31,8 @@ def traces(ratio: float = 0.0, slow_s: float = 1.0) -> tuple[RequestTraces, Span
 
 def end(made: RequestTraces, trace: bytes, total: float = 0.1, **more: Any) -> None:
     headers = more.pop("headers", {})
-    made.ended(trace, headers, "rest m", total, {"tidegate.model": "m"}, **more)
+    if made.wants(trace, total, more.get("error")):
+        made.ended(trace, headers, "rest m", total, {"tidegate.model": "m"}, **more)
 
 
 def test_a_traced_request_has_a_span_for_the_gateway_and_one_for_the_queue():
@@ -78,3 +80,17 @@ def test_a_slow_request_of_a_trace_that_nobody_samples_keeps_that_trace():
     end(made, b"mine", headers=headers)
     (span,) = spans
     assert span.context.trace_id == int(TRACE, 16)
+
+
+def test_callers_that_have_all_their_requests_traced_are_limited():
+    made, _ = traces()
+    taken = [made.begin(b"mine", HEADERS) for _ in range(10 * BY_CALLERS_PER_S)]
+    assert BY_CALLERS_PER_S <= sum(trace != b"mine" for trace in taken) <= 6 * BY_CALLERS_PER_S
+
+
+def test_attributes_are_built_only_for_requests_that_are_exported():
+    made, spans = traces()
+    log = AccessLog(None, first=0, fraction=0, errors_per_s=1, traces=made)
+    nothing: Any = object()
+    log.trace_answer(b"mine", {}, "rest", "m", nothing, status=200, total=0.1)
+    assert not spans
