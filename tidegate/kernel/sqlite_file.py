@@ -1,14 +1,26 @@
-"""A small SQLite database with one writer and short calls, which several threads may use."""
+"""A small SQLite database with one writer and short calls, which several threads may use.
+
+These files have histories, which a service can do without. So a damaged file is set aside, and the service
+starts with a new one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
+
+log = telemetry.logger(__name__)
+
+# Larger files are not checked at the start: that would take longer than a second.
+CHECKED_BYTES = 256 * 2**20
 
 Row = tuple[Any, ...]
 
@@ -22,12 +34,18 @@ class Database:
     def __init__(self, path: Path, schema: str, *, owner: str = "autoscaler", timeout_s: float = 5.0) -> None:
         self._owner = owner
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)  # a Deployment's environment may hold secrets
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(schema)
+        try:
+            self._db = _opened(path, schema, timeout_s)
+        except sqlite3.OperationalError:  # locked, or the disk is full: nothing is wrong with the file
+            raise
+        except sqlite3.DatabaseError as error:
+            aside = _set_aside(path)
+            log.error(
+                "a damaged history was set aside, and a new one begins",
+                extra={"path": str(path), "aside": str(aside), "problem": str(error)},
+            )
+            self._db = _opened(path, schema, timeout_s)
 
     def close(self) -> None:
         """Close the file."""
@@ -50,3 +68,31 @@ class Database:
                     self._db.executemany(statement, rows)
         except (sqlite3.Error, OverflowError) as error:  # OverflowError: a number of more than 64 bits
             raise Unavailable(f"The {self._owner}'s database cannot be written: {error}.") from error
+
+
+def _opened(path: Path, schema: str, timeout_s: float) -> sqlite3.Connection:
+    """Open a file and check it. Raise DatabaseError if it is damaged."""
+    path.touch(mode=0o600)  # a Deployment's environment may hold secrets
+    db = sqlite3.connect(path, timeout=timeout_s, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        if path.stat().st_size <= CHECKED_BYTES:
+            ((found,),) = db.execute("PRAGMA quick_check(1)").fetchall()
+            if found != "ok":
+                raise sqlite3.DatabaseError(str(found).strip())
+        db.executescript(schema)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a file and its log, so that a new file can take its name. Return the new path."""
+    aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    return aside

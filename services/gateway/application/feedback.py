@@ -15,6 +15,7 @@ from prometheus_client import Counter
 
 from services.gateway.domain.feedback_ids import AnswerFacts, FeedbackIds
 from services.gateway.domain.feedback_items import FeedbackItem, read_item
+from services.gateway.domain.paces import Paces
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute, RouteTable
 from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel.errors import BadRequest
@@ -23,7 +24,7 @@ from tidegate.kernel.protocol.feedback import FeedbackRecord
 from tidegate.kernel.protocol.jobs import Job, read_id
 from tidegate.kernel.protocol.request_ids import LONGEST_ID
 from tidegate.kernel.store import JobStore
-from tidegate.kernel.store.feedback import FeedbackStore
+from tidegate.kernel.store.feedback import MOST_NAMES, Added, FeedbackStore
 
 RECEIVED = Counter("tidegate_gateway_feedback_total", "Feedback from callers, by its outcome.", ["outcome"])
 
@@ -31,6 +32,8 @@ HEADER = b"x-feedback-id"
 # The member of a job's record that has the id.
 ASK = "feedback"
 _AT_A_TIME = 100
+# Of one caller, in one gateway process.
+ITEMS_PER_S = 2000
 
 Status = Literal["accepted", "duplicate", "invalid", "unknown", "expired", "forbidden"]
 
@@ -110,9 +113,14 @@ class FeedbackIntake:
         self._store = store
         self._jobs = jobs
         self._window_ms = int(window_s * 1e3)
+        self._paces = Paces(ITEMS_PER_S, "items of feedback")
 
     async def accept(self, raw: Sequence[Any], principal: Principal) -> list[ItemAnswer]:
-        """Return what became of each item. The accepted ones are on disk. Raise StoreUnavailable."""
+        """Return what became of each item. The accepted ones are on disk.
+
+        Raise TooMany for a caller that sends more than ``ITEMS_PER_S``, and StoreUnavailable.
+        """
+        self._paces.check(principal.id, len(raw), time.monotonic())
         answers: list[ItemAnswer] = []
         for at in range(0, len(raw), _AT_A_TIME):
             answers += await self._accept(raw[at : at + _AT_A_TIME], principal)
@@ -140,8 +148,10 @@ class FeedbackIntake:
             answers.append(None)
             records += [(at, _key(found), record) for record in _records(item, found)]
         added = await self._store.add([(key, record) for _, key, record in records], self._window_ms)
-        new = {at for (at, _, _), fresh in zip(records, added, strict=True) if fresh}
-        return [each or _answer(at in new) for at, each in enumerate(answers)]
+        results: dict[int, set[Added]] = {}
+        for (at, _, _), result in zip(records, added, strict=True):
+            results.setdefault(at, set()).add(result)
+        return [each or _answer(results[at]) for at, each in enumerate(answers)]
 
     async def _facts(self, item: FeedbackItem, principal: Principal) -> AnswerFacts | ItemAnswer:
         if item.request_id and (facts := self._ids.read(item.request_id)) is not None:
@@ -208,7 +218,11 @@ def _records(item: FeedbackItem, facts: AnswerFacts) -> list[FeedbackRecord]:
     ]
 
 
-def _answer(new: bool) -> ItemAnswer:
-    if new:
+def _answer(results: set[Added]) -> ItemAnswer:
+    if "added" in results:
         return ItemAnswer("accepted")
+    if "too_many" in results:
+        return ItemAnswer(
+            "invalid", f"this answer has {MOST_NAMES} metrics of your own names: use fewer names"
+        )
     return ItemAnswer("duplicate", "this answer has a value for this metric already: the first one counts")

@@ -13,7 +13,7 @@ from redis import Redis
 from services.gateway.domain.feedback_ids import AnswerFacts, FeedbackIds
 from tests.integration.gateway.process import make_table
 from tidegate.kernel.protocol.feedback import FeedbackRecord
-from tidegate.kernel.store.feedback import START, FeedbackStore
+from tidegate.kernel.store.feedback import MOST_NAMES, START, FeedbackStore
 from tidegate.kernel.store.live import ROUTES
 
 pytestmark = pytest.mark.integration
@@ -70,6 +70,15 @@ async def test_each_item_gets_its_answer(http, feedback):
     ]  # fmt: skip
     assert records[2].at == 1_767_323_045_000
     assert {each.request_id for each in records} == {"a"}
+
+
+async def test_an_answer_has_a_few_metrics_with_names_of_the_caller(http):
+    id_ = id_of("names")
+    items = [{"request_id": id_, "metric": f"m{n}", "value": 1} for n in range(MOST_NAMES + 2)]
+    told = (await http.post("/v1/feedback", json=[*items, items[0], {"request_id": id_, "score": 1}])).json()
+    expected = ["accepted"] * MOST_NAMES + ["invalid"] * 2 + ["duplicate", "accepted"]
+    assert [each["status"] for each in told["items"]] == expected
+    assert "use fewer" in told["items"][MOST_NAMES]["message"]
 
 
 async def test_lines_and_single_items(http):

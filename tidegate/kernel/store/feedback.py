@@ -2,6 +2,7 @@
 
 tidegate:feedback:stream               the last records, oldest first; the field ``r`` is a FeedbackRecord
 tidegate:feedback:seen:<hour>:<part>   set of hashes: which outcomes of the answers of this hour are counted
+tidegate:feedback:names:<hour>:<part>  hash: the number of metrics that callers named, by hash of the answer
 
 A reader stores its position beside the results of its reading, in one write. So it counts each record once,
 also after a crash. The stream is bounded. :meth:`FeedbackStore.lost` shows if a reader was too slow.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 
@@ -22,7 +23,7 @@ from tidegate.kernel.store.connection import Connected, answer
 log = telemetry.logger(__name__)
 
 PREFIX = "tidegate:feedback:"
-STREAM, SEEN = f"{PREFIX}stream", f"{PREFIX}seen:"
+STREAM, SEEN, NAMES = f"{PREFIX}stream", f"{PREFIX}seen:", f"{PREFIX}names:"
 START = "0-0"
 # The most records in the stream, about 300 bytes each.
 KEPT = 200_000
@@ -30,19 +31,39 @@ KEPT = 200_000
 _PARTS = 256
 _HOUR_MS = 3_600_000
 
-# Adds each record unless its hash is known. Returns 1 for an added record, 0 for a repeated one.
+# The metrics that every answer may have. Callers may name a few more, so that names cannot fill the store.
+_USUAL = {"score", "reward", "label"}
+MOST_NAMES = 16
+
+# Adds each record unless its hash is known. Returns 1 for an added record, 0 for a repeated one, and -1 for
+# one whose answer has too many metrics.
 _ADD = """
 local added = {}
-for at = 2, #ARGV, 4 do
-  local new = redis.call('SADD', ARGV[at], ARGV[at + 1])
+for at = 3, #ARGV, 6 do
+  local names, answer = ARGV[at + 3], ARGV[at + 4]
+  local new = 0
+  if redis.call('SISMEMBER', ARGV[at], ARGV[at + 1]) == 0 then
+    new = 1
+    if names ~= '' then
+      if tonumber(redis.call('HGET', names, answer) or '0') >= tonumber(ARGV[2]) then
+        new = -1
+      else
+        redis.call('HINCRBY', names, answer, 1)
+        redis.call('PEXPIREAT', names, ARGV[at + 2])
+      end
+    end
+  end
   if new == 1 then
+    redis.call('SADD', ARGV[at], ARGV[at + 1])
     redis.call('PEXPIREAT', ARGV[at], ARGV[at + 2])
-    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'r', ARGV[at + 3])
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'r', ARGV[at + 5])
   end
   added[#added + 1] = new
 end
 return added
 """
+Added = Literal["added", "repeated", "too_many"]
+_ADDED: dict[int, Added] = {1: "added", 0: "repeated", -1: "too_many"}
 
 
 class FeedbackStore(Connected):
@@ -53,23 +74,25 @@ class FeedbackStore(Connected):
         self._kept = kept
         self._add: Any = redis.register_script(_ADD)
 
-    async def add(self, records: Sequence[tuple[str, FeedbackRecord]], window_ms: int) -> list[bool]:
-        """Add records to the stream. Return False for each that was added before; the first value stays.
+    async def add(self, records: Sequence[tuple[str, FeedbackRecord]], window_ms: int) -> list[Added]:
+        """Add records to the stream, each with the id of its answer. When it returns, they are on disk.
 
-        Each record comes with the id of its answer. ``window_ms``: how long after an answer its feedback is
-        accepted. When the call returns, the records are on disk.
+        A record that was added before is ``repeated``: the first value stays. It is ``too_many`` for a
+        metric with a caller's name if the answer has ``MOST_NAMES`` of them already.
+        ``window_ms``: how long after an answer its feedback is accepted.
         """
         if not records:
             return []
-        arguments: list[bytes | str | int] = [self._kept]
+        arguments: list[bytes | str | int] = [self._kept, MOST_NAMES]
         for id_, record in records:
             hour = record.answered_at // _HOUR_MS
-            digest = hashlib.sha256(f"{id_}\0{record.metric}".encode()).digest()
-            number = int.from_bytes(digest[:8], "big", signed=True)
+            number, part = _hashed(f"{id_}\0{record.metric}")
+            of_answer, its_part = _hashed(id_)
+            names = "" if record.metric in _USUAL else f"{NAMES}{hour}:{its_part}"
             expires = (hour + 1) * _HOUR_MS + window_ms
-            arguments += (f"{SEEN}{hour}:{digest[8] % _PARTS}", number, expires, record.to_json())
+            arguments += (f"{SEEN}{hour}:{part}", number, expires, names, of_answer, record.to_json())
         found = await answer(self._add(keys=[STREAM], args=arguments))
-        return [bool(each) for each in found]
+        return [_ADDED[each] for each in found]
 
     async def read(self, after: str, count: int = 1000) -> list[tuple[str, FeedbackRecord]]:
         """Return the next records after a position, each with its own position. Begin with ``START``."""
@@ -96,3 +119,9 @@ class FeedbackStore(Connected):
 def _parts(position: str) -> tuple[int, int]:
     head, _, tail = position.partition("-")
     return int(head), int(tail)
+
+
+def _hashed(text: str) -> tuple[int, int]:
+    """Return a text's hash, a signed integer of 64 bits, and the part of the sets that has it."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True), digest[8] % _PARTS

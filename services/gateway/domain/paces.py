@@ -1,0 +1,38 @@
+"""Limit how many events each caller may cause per second. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from tidegate.kernel.errors import TooMany
+
+# A caller that was forgotten begins with a full burst, so forgetting is harmless.
+MOST_CALLERS = 10_000
+BURST_S = 5.0
+
+
+class Paces:
+    """A limit of ``per_s`` events per second for each caller. ``what`` names the events in the error.
+
+    A caller may save the events of ``BURST_S`` seconds. More events than it has left are taken on credit, if
+    it has any left. So one large call passes, and the next call waits.
+    """
+
+    def __init__(self, per_s: float, what: str) -> None:
+        self._per_s = per_s
+        self._what = what
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def check(self, caller: str, events: int, now: float) -> None:
+        """Count ``events`` of a caller at ``now``, in seconds of a monotonic clock. Raise TooMany."""
+        left, at = self._left.pop(caller, (self._per_s * BURST_S, now))
+        left = min(self._per_s * BURST_S, left + (now - at) * self._per_s)
+        if left <= 0:
+            self._left[caller] = (left, now)
+            raise TooMany(
+                f"more than {self._per_s:g} {self._what} per second: send fewer, or wait",
+                retry_after_s=(1 - left) / self._per_s,
+            )
+        self._left[caller] = (left - events, now)
+        if len(self._left) > MOST_CALLERS:
+            self._left.popitem(last=False)
