@@ -83,7 +83,7 @@ def stands(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], mine: GpuClaim) -> b
 
 
 def to_label(shares: Shares) -> str:
-    """Return shares as the value of a label."""
+    """Return a replica's shares of GPU memory as the value of a container's label."""
     return ",".join(f"{uuid}={mb}" for uuid, mb in sorted(shares.items()))
 
 

@@ -79,7 +79,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        """Raise AddressRefused: a webhook goes to a host."""
+        """Raise AddressRefused, because webhooks go only to hosts."""
         raise AddressRefused("webhooks do not go to sockets of this machine")
 
     async def sleep(self, seconds: float) -> None:

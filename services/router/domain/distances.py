@@ -66,7 +66,7 @@ def kolmogorov_smirnov(p: Counts, q: Counts) -> npt.NDArray[np.float64]:
 
 
 def wasserstein(p: Counts, q: Counts, bins: Bins, sd: float | None) -> float | None:
-    """Return the Wasserstein distance in standard deviations, with each bin's values at its middle."""
+    """Return the Wasserstein distance in standard deviations. Each bin counts as values at its middle."""
     if not sd or not bins.cuts:
         return None
     edges = np.array([min(bins.low, bins.cuts[0]), *bins.cuts, max(bins.high, bins.cuts[-1])])

@@ -142,7 +142,8 @@ class StreamScheduler:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         item = self._running.pop(task)
         if task.cancelled():
-            if task in self._cancelled_streams:  # else the worker stops, and it goes back to the queue
+            # Otherwise the worker is stopping, and the broker queues the request again.
+            if task in self._cancelled_streams:
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
             # Not settled, so the broker delivers it again as another attempt.

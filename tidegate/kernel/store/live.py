@@ -33,7 +33,7 @@ MODEL = "tidegate:model:"  # + deployment: ModelMetadata, again every 10 s; its 
 CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
 TRAFFIC = "tidegate:traffic:"  # + incarnation: the totals of its endpoints (TrafficReport); gateway
 CALLERS = "tidegate:callers:"  # + ten seconds + endpoint: their callers (HyperLogLog); gateways
-CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the same of a day; router
+CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the callers of a day; router
 STATISTICS = "tidegate:statistics:"  # + deployment: hash of counts, each worker adds to it; its workers
 
 REPLICA_TTL_MS = 6_000

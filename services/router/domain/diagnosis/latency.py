@@ -105,7 +105,7 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
 
 
 def is_new(case: Case) -> bool:
-    """Return True if the main Deployment did not answer requests in most of the past."""
+    """Return True if the main Deployment answers now, and did not in most blocks of the past."""
     answered = sum(bool(block.answered_by.get(case.main.name)) for block in case.past)
     return bool(case.recent.answered_by.get(case.main.name)) and answered < len(case.past) / 2
 

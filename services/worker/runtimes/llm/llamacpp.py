@@ -85,7 +85,7 @@ class LlamaCpp:
         whole = WholeAnswer()
 
         def on_event(text: str) -> bool:
-            """Add an event. Return True if the engine shall stop."""
+            """Add an event. Return True if the engine must stop."""
             whole.add(text)
             return call.cancelled
 

@@ -60,7 +60,8 @@ class Upstream:
                 "server_error", "stream_not_continued",
             )  # fmt: skip
         body = _prepared(path, body, self._plan.get("upstream_model") or self._plan["name"])
-        # No request takes more than the whole limit, or one could close the limit for days.
+        # A request is counted as a minute's limit at most. Otherwise one large request could block the others
+        # for days.
         estimate = min(estimated_tokens(body), self._plan.get("tokens_per_minute") or sys.maxsize)
         self._await_limits(estimate, call)
         reader = _UpstreamEvents(self._credential, self._host)
