@@ -93,6 +93,14 @@ test-torch: bootstrap-dev ## test TorchScript models; first install torch into t
 	  $(MAKE) --no-print-directory torch; }
 	$(PY) -m pytest $(PYTEST_FLAGS) -m torch tests/integration/worker
 
+# Not part of `make test`, because the tool is a download of 30 MB. The unit tests have files that it wrote.
+test-signing: bootstrap-dev ## test signatures of models with the tool model_signing, in both directions
+	@test -x "$(RUNTIME)/model-signing/bin/model_signing" || { echo "Installing the tool model_signing: 30 MB, once."; \
+	  $(PY) -m venv "$(RUNTIME)/model-signing" && \
+	  "$(RUNTIME)/model-signing/bin/python" -m pip install --quiet model-signing==1.1.1 pyOpenSSL; }
+	TIDEGATE_MODEL_SIGNING="$(RUNTIME)/model-signing/bin/model_signing" $(PY) -m pytest $(PYTEST_FLAGS) -rs \
+	  tests/integration/registry/test_signing_tool.py
+
 # vLLM starts for a minute or more. `make test` runs the same clients against llama.cpp.
 test-vllm-clients: bootstrap-dev vllm ## test the clients of language models against vLLM in a stack
 	TIDEGATE_TEST_LLM_ENGINE=vllm $(PY) -m pytest $(PYTEST_FLAGS) -rs tests/e2e/llm/test_clients.py

@@ -26,16 +26,19 @@ from services.registry.api import (
     replicas,
     rollouts,
     shadows,
+    signatures,
     traffic,
 )
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
 from services.registry.application.keyring import Keyring
 from services.registry.application.maintenance import Maintenance
+from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
 from services.registry.application.versions import InspectionSettings, Versions
 from services.registry.settings import RegistrySettings
 from tidegate.kernel.protocol.archives import ArchiveLimits
+from tidegate.kernel.protocol.model_signature import MAX_BUNDLE_BYTES
 from tidegate.kernel.protocol.replica_token import Replicas
 from tidegate.kernel.service.api import create_app
 
@@ -62,6 +65,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             app.state.transactions, app.state.artifacts = transactions, uploads
             app.state.versions = Versions(transactions, uploads, _inspection_settings(settings))
             app.state.baselines = Baselines(transactions)
+            app.state.signatures = Signatures(transactions, uploads, settings.trusted_keys)
             app.state.keyring = Keyring(transactions)
             app.state.health.add("database", lambda: database.problem)
             app.state.health.add("artifacts", lambda: store.problem)
@@ -83,6 +87,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         experiments,
         rollouts,
         shadows,
+        signatures,
         traffic,
     ):
         closed_to_replicas.include_router(each.router)
@@ -90,9 +95,12 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         name="registry",
         settings=settings,
         lifespan=lifespan,
-        routers=[artifacts.reading, closed_to_replicas],
+        routers=[artifacts.reading, signatures.reading, closed_to_replicas],
         identify=replicas.identify(settings.service_token),
-        larger_bodies={r"/v1/artifacts": None},  # streamed into the store, which has its own limit
+        larger_bodies={
+            r"/v1/artifacts": None,  # streamed into the store, which has its own limit
+            r"/v1/artifacts/[0-9a-f]{64}/signatures": MAX_BUNDLE_BYTES,
+        },
     )
     app.state.replicas = Replicas()
     app.add_middleware(metrics.RequestMetrics)

@@ -41,11 +41,13 @@ from tidegate.cli import (
     service,
     settings,
     shadow,
+    signatures,
     slo,
     stack,
     top,
     traffic,
     tune,
+    version_archive,
 )
 from tidegate.kernel.errors import TidegateError
 
@@ -89,6 +91,10 @@ for name, command, panel in (
     ("deploy", deploy.deploy, _MODELS),
     ("models", inspect.models, _MODELS),
     ("versions", inspect.versions, _MODELS),
+    ("sign", signatures.sign, _MODELS),
+    ("signatures", signatures.signatures, _MODELS),
+    ("save", version_archive.save, _MODELS),
+    ("load", version_archive.load, _MODELS),
     ("infer", infer.infer, _MODELS),
     ("chat", chat.chat, _MODELS),
     ("jobs", jobs.jobs, _JOBS),

@@ -238,6 +238,14 @@ def deploy(
             rich_help_panel=_ABOUT,
         ),
     ] = None,
+    signed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The model's signature, of `tidegate sign` or `model_signing sign key`: docs/signing.md.",
+            rich_help_panel=_ABOUT,
+        ),
+    ] = None,
     version: Annotated[
         int | None,
         typer.Option(
@@ -326,6 +334,7 @@ def deploy(
         or allow_pickle
         or adapters
         or baseline
+        or signed
     )
     if version is not None:
         serve_version(registered_name(path, name, said=bool(said)), version, _given(options), way, json)
@@ -357,6 +366,7 @@ def deploy(
         breaking=breaking,
         adapters=adapters,
         baseline=baseline,
+        signed=signed,
     )
     publish_and_serve(request, way, json)
 

@@ -17,7 +17,7 @@ class DeployRequest:
     """A model to serve, its name and its options. ``options`` is a partial DeploymentSpec.
 
     ``requirements`` None: use the folder's own, if it has any. ``adapters``: files to pack beside a language
-    model, by name. ``baseline``: a file of training data.
+    model, by name. ``baseline``: a file of training data. ``signed``: the file of a signature.
     """
 
     path: Path
@@ -31,3 +31,4 @@ class DeployRequest:
     breaking: bool = False
     adapters: Mapping[str, Path] = field(default_factory=dict)
     baseline: Path | None = None
+    signed: Path | None = None

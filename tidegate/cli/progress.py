@@ -80,7 +80,7 @@ class Steps:
 
 
 @contextmanager
-def transfer(name: str, total: int) -> Iterator[Callable[[int], None]]:
+def transfer(name: str, total: int, doing: str = "uploading") -> Iterator[Callable[[int], None]]:
     """Show a progress bar for ``total`` bytes on a terminal; yield the function that counts bytes."""
     if not console(stderr=True).is_terminal:
         yield lambda _: None
@@ -89,5 +89,5 @@ def transfer(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"uploading {name}", total=total)
+        task = progress.add_task(f"{doing} {name}", total=total)
         yield lambda count: progress.advance(task, count)

@@ -31,9 +31,13 @@ def publish(control: Control, request: DeployRequest, steps: Steps) -> Doc:
 def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
     """Check, upload and register; return the registry's Version."""
     precheck.check_here(request)
+    bundle = read_bundle(request.signed) if request.signed is not None else None
     with packed(request.path, request.adapters) as package:
         warnings = precheck.check_there(control, package, request, _registration(package, request))
         upload(control, package, steps)
+        if bundle is not None:
+            stored = control.registry.post(f"/v1/artifacts/{package.sha256}/signatures", bundle)
+            steps.change("signature", "done", f"by the key {stored['key'][:12]}")
         version = register(control, package, request)
     precheck.warn([*warnings, *version.get("warnings", ())])
     steps.change("register", "done", f"{request.name} version {version['number']} ({version['format']})")
@@ -279,3 +283,17 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path}: {error.strerror}.") from None
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{path} is not JSON: {error}.") from None
+
+
+def read_bundle(path: Path) -> Any:
+    """Return the bundle in a file. Raise UsageError unless it has a signature that can be read."""
+    from tidegate.cli.exit_codes import UsageError
+    from tidegate.kernel.errors import BadRequest
+    from tidegate.kernel.protocol import model_signature
+
+    bundle = read_json(path)
+    try:
+        model_signature.read_bundle(bundle)
+    except BadRequest as error:
+        raise UsageError(f"{path}: {error.message}") from None
+    return bundle

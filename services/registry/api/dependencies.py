@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Request, Response
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
 from services.registry.application.keyring import Keyring
+from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
 from services.registry.application.versions import Versions
 from tidegate.kernel.errors import BadRequest
@@ -36,6 +37,11 @@ def _versions(request: Request) -> Versions:
 
 def _baselines(request: Request) -> Baselines:
     value: Baselines = request.app.state.baselines
+    return value
+
+
+def _signatures(request: Request) -> Signatures:
+    value: Signatures = request.app.state.signatures
     return value
 
 
@@ -71,5 +77,6 @@ TransactionsDep = Annotated[Transactions, Depends(_transactions)]
 ArtifactsDep = Annotated[Artifacts, Depends(_artifacts)]
 VersionsDep = Annotated[Versions, Depends(_versions)]
 BaselinesDep = Annotated[Baselines, Depends(_baselines)]
+SignaturesDep = Annotated[Signatures, Depends(_signatures)]
 KeyringDep = Annotated[Keyring, Depends(_keyring)]
 IfMatch = Annotated[int | None, Depends(_if_match)]

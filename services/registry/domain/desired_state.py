@@ -10,7 +10,7 @@ from services.registry.domain import names
 from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Target
 
-Kind = Literal["version", "deployment", "endpoint", "key"]
+Kind = Literal["version", "deployment", "endpoint", "key", "artifact"]
 Action = Literal["created", "updated", "deleted"]
 
 

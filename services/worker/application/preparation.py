@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from services.worker.adapters import llm_engines, model_repository
+from services.worker.adapters import llm_engines, model_repository, signatures
 from services.worker.adapters.artifacts import ArtifactCache
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.sandbox import Sandbox
@@ -19,7 +19,10 @@ from services.worker.domain import llm_plan
 from services.worker.domain.formats import config_is_complete
 from services.worker.domain.phases import Phases
 from services.worker.settings import WorkerSettings
+from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.models import Assignment
+
+log = telemetry.logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +86,20 @@ class Preparation:
     async def prepare(self, install: TritonInstall, registry_url: str, token: str) -> PreparedModel:
         """Fetch and check the artifact, and write the model repository.
 
-        ``token`` lets the replica download the artifact from the registry.
+        ``token`` lets the replica download the artifact from the registry. If there are trusted keys, raise
+        ModelFailed unless one of them has signed the artifact.
         """
         self._on_step("fetching the artifact")
         with self._phases.measure("fetch"):
             artifact = await ArtifactCache(self._settings.state_path / "cache").fetch(
                 registry_url, token, self._version.artifact_sha256, self._version.artifact_size
             )
+        if self._settings.trusted_keys is not None:
+            self._on_step("checking the signature")
+            signer = await signatures.check(
+                registry_url, token, artifact, self._version.artifact_sha256, self._settings.trusted_keys
+            )
+            log.info("the artifact is signed by a trusted key", extra={"key": signer})
         repository = repository_in(self._folder)
         write = partial(
             model_repository.prepare,

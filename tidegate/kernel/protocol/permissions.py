@@ -126,6 +126,9 @@ REGISTRY = RoutePermissions(
         # A replica reads its own artifact. The handler refuses all others.
         "HEAD /v1/artifacts/{sha256}": (*LOOK, REPLICA),
         "GET /v1/artifacts/{sha256}": (*LOOK, REPLICA),
+        "GET /v1/artifacts/{sha256}/signatures": (*LOOK, REPLICA),
+        "POST /v1/artifacts/{sha256}/signatures": (PUBLISH,),
+        "DELETE /v1/artifacts/{sha256}/signatures/{key}": (PUBLISH,),
         "PUT /v1/replicas": (INTERNAL,),
         "GET /v1/models": LOOK,
         "GET /v1/models/{name}": LOOK,

@@ -211,6 +211,11 @@ class Settings(BaseSettings):
         description="Sandbox of a model's process. `auto`: as strong as the machine allows. `required`: a "
         "replica without a sandbox fails. `off`: no sandbox.",
     )
+    trusted_keys: Path | None = Field(
+        None,
+        description="PEM file, or folder of `*.pem` and `*.pub`, with the public keys that may sign models. "
+        "If it is set, workers load only signed models, and the registry takes only these keys' signatures.",
+    )
     http_head_bytes: int = Field(
         64 * 1024, ge=1024, description="Largest head of an HTTP request, with trailers, in bytes."
     )

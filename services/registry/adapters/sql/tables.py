@@ -56,6 +56,16 @@ artifacts = sa.Table(
     sa.Column("pending_until", Moment),
 )
 
+# Signed lists of the files of artifacts, at most one by each key.
+signatures = sa.Table(
+    "signatures",
+    metadata,
+    sa.Column("sha256", DIGEST, sa.ForeignKey(artifacts.c.sha256, ondelete="CASCADE"), primary_key=True),
+    sa.Column("key", DIGEST, primary_key=True),
+    sa.Column("bundle", sa.JSON, nullable=False),
+    sa.Column("created_at", Moment, nullable=False),
+)
+
 # A row stays when its model is deleted, so that version numbers are never used again. Names of Deployments
 # contain the number, and workers, queues and route tables know a Deployment only by its name.
 models = sa.Table(

@@ -1,0 +1,199 @@
+"""Verify and make signatures of models with elliptic keys: P-256, P-384 and P-521, in PEM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tidegate.kernel import archives
+from tidegate.kernel.protocol.archives import ArchiveChecker, ArchiveLimits, Unsafe
+from tidegate.kernel.protocol.model_signature import (
+    ONE_FILE,
+    Files,
+    ModelSignature,
+    bundle_of,
+    difference,
+    message_of,
+    read_bundle,
+    statement_of,
+)
+
+CHUNK = 1024 * 1024
+NEW_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out signing.pem"
+_HASHES: dict[str, type[hashes.HashAlgorithm]] = {
+    "secp256r1": hashes.SHA256,
+    "secp384r1": hashes.SHA384,
+    "secp521r1": hashes.SHA512,
+}
+_BEGIN = b"-----BEGIN "
+
+
+class BadKey(ValueError):
+    """A file has no usable key. The message says which file, and why."""
+
+
+class BadSignature(ValueError):
+    """No signature of a model can be trusted. The message says why."""
+
+
+class TrustedKeys:
+    """Public keys whose signatures are trusted, by their ids."""
+
+    def __init__(self, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
+        self._keys = keys
+
+    @classmethod
+    def read(cls, path: Path) -> TrustedKeys:
+        """Read a PEM file with one key or more, or all files ``*.pem`` and ``*.pub`` of a folder.
+
+        Raise BadKey if there is no key, or if one cannot be used.
+        """
+        try:
+            files = (
+                sorted(each for each in path.iterdir() if each.suffix in (".pem", ".pub"))
+                if path.is_dir()
+                else [path]
+            )
+            found = {key_id(key): key for file in files for key in _public_keys(file)}
+        except OSError as error:
+            raise BadKey(f"{path}: {error.strerror}") from None
+        if not found:
+            raise BadKey(f"{path} has no public key: expected PEM files")
+        return cls(found)
+
+    @property
+    def ids(self) -> list[str]:
+        """Return the ids of the keys."""
+        return list(self._keys)
+
+    def trusts(self, signature: ModelSignature) -> bool:
+        """Return True if one of the keys has made a signature."""
+        key = self._keys.get(signature.key)
+        if key is None:
+            return False
+        try:
+            key.verify(signature.signature, signature.message, _algorithm(key))
+        except InvalidSignature:
+            return False
+        return True
+
+    def check(self, bundles: Iterable[Any], artifact: Path, sha256: str) -> str:
+        """Return the id of the key that has signed an artifact. Blocking: the files of an archive are read.
+
+        ``sha256``: the artifact's digest, which has been checked. Raise BadSignature.
+        """
+        problem = "it has no signature"
+        for bundle in bundles:
+            signature = read_bundle(bundle)
+            if not self.trusts(signature):
+                problem = f"its signature by the key {signature.key[:12]} is wrong, or the key is not trusted"
+            elif problem := mismatch(signature.files, artifact, sha256):
+                problem = f"{problem}, by the key {signature.key[:12]}"
+            else:
+                return signature.key
+        raise BadSignature(problem)
+
+
+def mismatch(signed: Files, artifact: Path, sha256: str) -> str:
+    """Return how an artifact differs from the signed files; empty if it is the same. Blocking."""
+    if signed == {ONE_FILE: sha256}:
+        return ""
+    if not archives.is_archive(artifact):
+        return difference(signed, {ONE_FILE: sha256})
+    if signed.keys() == {ONE_FILE}:
+        return "one file is signed, and the model is another file, or an archive of several"
+    return difference(signed, digests_of(artifact))
+
+
+def digests_of(archive: Path) -> dict[str, str]:
+    """Return the sha256 of each file in an archive by its path. Raise BadSignature if it cannot be read."""
+    checker = ArchiveChecker(ArchiveLimits(), archive.stat().st_size)
+    found = {}
+    try:
+        with archives.reading():
+            for member, content in archives.members(archive):
+                inner = checker.admit(member)
+                if inner is not None:
+                    with content() as stream:
+                        found[str(inner)] = _digest(stream)
+    except (archives.BrokenArchive, Unsafe) as error:
+        raise BadSignature(f"its archive cannot be read: {error}") from None
+    return found
+
+
+def digests_in(path: Path) -> dict[str, str]:
+    """Return the sha256 of a file as ``"."``, or of each file below a folder by its path."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return {ONE_FILE: _digest(file)}
+    found = {}
+    for each in sorted(path.rglob("*")):
+        if each.is_file():
+            with each.open("rb") as file:
+                found[each.relative_to(path).as_posix()] = _digest(file)
+    return found
+
+
+def sign(name: str, files: Files, private_key: Path, password: str | None = None) -> dict[str, Any]:
+    """Return the bundle with the signature of a model's files. Raise BadKey."""
+    try:
+        key = serialization.load_pem_private_key(
+            private_key.read_bytes(), None if password is None else password.encode()
+        )
+    except OSError as error:
+        raise BadKey(f"{private_key}: {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BadKey(
+            f"{private_key} is not a private key in PEM, or its password is wrong: {error}"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise BadKey(f"{private_key} is not an elliptic key. Make one: {NEW_KEY}")
+    public = _usable(key.public_key(), private_key)
+    statement = statement_of(name, files)
+    signature = key.sign(message_of(statement), _algorithm(public))
+    return bundle_of(statement, signature, key_id(public))
+
+
+def key_id(key: ec.EllipticCurvePublicKey) -> str:
+    """Return the id of a public key, as bundles name it: the sha256 of its PEM."""
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(pem).hexdigest()
+
+
+def _public_keys(file: Path) -> list[ec.EllipticCurvePublicKey]:
+    blocks = [_BEGIN + block for block in file.read_bytes().split(_BEGIN)[1:]]
+    if not blocks:
+        raise BadKey(f"{file} has no public key: expected PEM")
+    found = []
+    for block in blocks:
+        try:
+            key = serialization.load_pem_public_key(block)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise BadKey(f"{file} has a block that is not a public key in PEM: {error}") from None
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise BadKey(f"{file} has a key that is not elliptic (P-256, P-384 or P-521)")
+        found.append(_usable(key, file))
+    return found
+
+
+def _usable(key: ec.EllipticCurvePublicKey, file: Path) -> ec.EllipticCurvePublicKey:
+    if key.curve.name not in _HASHES:
+        raise BadKey(f"{file} has a key on the curve {key.curve.name}: use P-256, P-384 or P-521")
+    return key
+
+
+def _algorithm(key: ec.EllipticCurvePublicKey) -> ec.ECDSA:
+    return ec.ECDSA(_HASHES[key.curve.name]())
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
