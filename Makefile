@@ -77,7 +77,7 @@ clean: down ## stop everything and delete the data (installed packages stay)
 test: export PYTHONDONTWRITEBYTECODE =
 test: bootstrap-dev ## install what is missing, check the code, run every test
 	@$(MAKE) --no-print-directory --jobs=2 check test-bytecode
-	@$(PY) -m benchmarks.install --only llm_clients smollm2 || echo "Tests of language models are skipped without these packages."
+	@$(PY) -m benchmarks.install --only llm_clients smollm2 moto || echo "Tests of language models or of a second S3 server are skipped without these packages."
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(PART_TESTS)
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(STACK_TESTS)
 

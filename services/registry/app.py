@@ -28,6 +28,7 @@ from services.registry.api import (
     shadows,
     signatures,
     traffic,
+    uploads,
 )
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
@@ -35,7 +36,9 @@ from services.registry.application.keyring import Keyring
 from services.registry.application.maintenance import Maintenance
 from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
+from services.registry.application.uploads import Uploads
 from services.registry.application.versions import InspectionSettings, Versions
+from services.registry.domain.uploads import UploadLimits
 from services.registry.settings import RegistrySettings
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.model_signature import MAX_BUNDLE_BYTES
@@ -52,9 +55,10 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         store = ArtifactStore(settings.artifact_url, max_bytes=settings.max_artifact_bytes)
         notifier = ChangeNotifier(settings.amqp_url)
         transactions = Transactions(database, notifier)
-        uploads = Artifacts(transactions, store, timedelta(seconds=settings.pending_artifact_s))
+        stored = Artifacts(transactions, store, timedelta(seconds=settings.pending_artifact_s))
+        resumable = Uploads(transactions, stored, _upload_limits(settings))
         intake = UsageIntake(settings.amqp_url, database)
-        maintenance = Maintenance(database, uploads, settings.probe_every_s)
+        maintenance = Maintenance(database, stored, resumable, settings.probe_every_s)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await store.start()
@@ -62,10 +66,12 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             stack.push_async_callback(notifier.stop)
             intake.start()
             stack.push_async_callback(intake.stop)
-            app.state.transactions, app.state.artifacts = transactions, uploads
-            app.state.versions = Versions(transactions, uploads, _inspection_settings(settings))
+            app.state.transactions, app.state.artifacts = transactions, stored
+            app.state.uploads = resumable
+            stack.push_async_callback(resumable.close)
+            app.state.versions = Versions(transactions, stored, _inspection_settings(settings))
             app.state.baselines = Baselines(transactions)
-            app.state.signatures = Signatures(transactions, uploads, settings.trusted_keys)
+            app.state.signatures = Signatures(transactions, stored, settings.trusted_keys)
             app.state.keyring = Keyring(transactions)
             app.state.health.add("database", lambda: database.problem)
             app.state.health.add("artifacts", lambda: store.problem)
@@ -89,6 +95,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         shadows,
         signatures,
         traffic,
+        uploads,
     ):
         closed_to_replicas.include_router(each.router)
     app = create_app(
@@ -98,7 +105,9 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         routers=[artifacts.reading, signatures.reading, closed_to_replicas],
         identify=replicas.identify(settings.service_token),
         larger_bodies={
-            r"/v1/artifacts": None,  # streamed into the store, which has its own limit
+            # Streamed into the store, which has its own limit.
+            r"/v1/artifacts": None,
+            r"/v1/uploads/[^/]+": None,
             r"/v1/artifacts/[0-9a-f]{64}/signatures": MAX_BUNDLE_BYTES,
         },
     )
@@ -116,4 +125,13 @@ def _inspection_settings(settings: RegistrySettings) -> InspectionSettings:
         ),
         default_max_batch=settings.default_max_batch,
         packages=pickle_file.packages(settings.runtime_path),
+    )
+
+
+def _upload_limits(settings: RegistrySettings) -> UploadLimits:
+    return UploadLimits(
+        number=settings.max_uploads_per_caller,
+        total_bytes=settings.max_upload_bytes_per_caller,
+        artifact_bytes=settings.max_artifact_bytes,
+        idle=timedelta(seconds=settings.upload_idle_s),
     )

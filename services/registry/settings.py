@@ -35,3 +35,13 @@ class RegistrySettings(Settings):
     probe_every_s: float = Field(
         5.0, gt=0, description="How often database and artifact store are probed, in seconds."
     )
+    max_uploads_per_caller: int = Field(32, ge=1, description="Most unfinished uploads of one caller.")
+    max_upload_bytes_per_caller: int = Field(
+        64 * GIB, ge=1, description="Most bytes that the unfinished uploads of one caller may have together."
+    )
+    upload_idle_s: float = Field(
+        86_400.0, gt=0, description="How long an unfinished upload that gets no bytes is kept, in seconds."
+    )
+    presigned_downloads: bool = Field(
+        True, description="With an artifact store on S3, replicas download from it directly, by signed URLs."
+    )

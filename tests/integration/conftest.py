@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import install
 from tests.integration.kernel import s3 as s3_of
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.broker.amqp.channel import AmqpChannel
@@ -23,18 +24,40 @@ def blobs(tmp_path) -> Iterator[Blobs]:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """The environment of the clients of an S3 server that belongs to this xdist worker."""
-    with s3_of.running(tmp_path_factory.mktemp("s3")) as environment:
+def rclone_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment of the clients of rclone's S3 server, which belongs to this xdist worker."""
+    with s3_of.rclone(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment of the clients of moto's S3 server. Without its packages, the tests are skipped."""
+    if not install.installed(s3_of.MOTO):
+        pytest.skip(f"moto is not installed: python -m benchmarks.install --only {s3_of.MOTO}")
+    with s3_of.moto(tmp_path_factory.mktemp("moto")) as environment:
         yield environment
 
 
 @pytest.fixture
-def s3(s3_server, monkeypatch, fresh) -> s3_of.S3:
-    """A place in the S3 server of this test's own; this process reaches it."""
-    for name, value in s3_server.items():
-        monkeypatch.setenv(name, value)
-    return s3_of.S3(f"s3://{s3_of.BUCKET}/{fresh('store')}", s3_server)
+def s3_at(request, monkeypatch, fresh) -> Callable[[str], s3_of.S3]:
+    """``s3_at(server)``: a place of this test's own in an S3 server; this process reaches it."""
+
+    def reached(server: str) -> s3_of.S3:
+        environment = request.getfixturevalue(f"{server}_server")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        place = s3_of.S3(f"s3://{s3_of.BUCKET}/{fresh('store')}", environment)
+        place.forget_clients()
+        return place
+
+    return reached
+
+
+@pytest.fixture(params=s3_of.SERVERS)
+def s3(request, s3_at) -> s3_of.S3:
+    """A place in each S3 server."""
+    return s3_at(request.param)
 
 
 @dataclass

@@ -30,7 +30,7 @@ def started() -> Iterator[ExitStack]:
 def server_of(page: Page, started: ExitStack, folder: Path) -> dict[str, str]:
     """Start the server that a page needs; return its address by the words of the page."""
     if page.server == "s3":
-        found = started.enter_context(s3.running(folder / "s3"))
+        found = started.enter_context(s3.rclone(folder / "s3"))
         return {"https://s3.example.com": found["AWS_ENDPOINT_URL"], "my-key": s3.KEY, "my-secret": s3.SECRET}
     if page.server == "postgresql":
         try:

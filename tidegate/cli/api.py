@@ -7,6 +7,7 @@ with the service token.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ import orjson
 
 from tidegate.client import contexts
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
+from tidegate.client.flow import Answer, Flow, Send, Sleep, Step, T
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, NotFound, TidegateError
 
 if TYPE_CHECKING:
@@ -91,6 +93,33 @@ class Service:
         return self._send(
             "PUT", path, content=chunks, headers=headers, params=query, timeout=UPLOAD_TIMEOUT_S
         )
+
+    def run(self, flow: Flow[T]) -> T:
+        """Run a flow of the SDK against this service, and return its result."""
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = self._step(step)
+                except TidegateError as error:
+                    problem = error
+                else:
+                    step = flow.send(result)
+                    continue
+                step = flow.throw(problem)
+        except StopIteration as done:
+            value: T = done.value
+            return value
+
+    def _step(self, step: Step) -> Answer | None:
+        from tidegate.client.http import answer_of
+
+        if isinstance(step, Sleep):
+            time.sleep(step.seconds)
+            return None
+        assert isinstance(step, Send), step
+        arguments = {"headers": dict(step.headers), "content": step.content, "timeout": step.timeout_s}
+        return answer_of(self._exchange(step.method, step.path, **arguments))
 
     def send_lines(self, path: str, chunks: Iterable[bytes], **query: Any) -> Any:
         """Send POST with a file of lines (JSONL), streamed; query values of None are left out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,9 @@ from tidegate.cli import precheck
 from tidegate.cli.api import Control, Doc, part
 from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.options import parsed
-from tidegate.cli.output import size_of
 from tidegate.cli.package import Package, packed
-from tidegate.cli.progress import Steps, transfer
+from tidegate.cli.progress import Steps
+from tidegate.cli.uploading import upload
 from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
 
 POLL_S = 0.5
@@ -74,19 +74,6 @@ def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic
     return {"version": version, **placed}
 
 
-def upload(control: Control, package: Package, steps: Steps) -> None:
-    """Upload the bytes, unless the registry already has them."""
-    shown = f"{package.filename}, {size_of(package.size)}"
-    steps.change("upload", "starting", shown)
-    if control.registry.exists(f"/v1/artifacts/{package.sha256}"):
-        steps.change("upload", "done", f"{shown}, was there already")
-        return
-    with transfer(package.filename, package.size) as count:
-        chunks = _counted(package.chunks(), count)
-        control.registry.upload("/v1/artifacts", chunks, package.size, filename=package.filename)
-    steps.change("upload", "done", shown)
-
-
 def register(control: Control, package: Package, request: DeployRequest) -> Doc:
     """Register the bytes and return their Version: a new one, or the existing one with the same bytes."""
     path = f"/v1/models/{part(request.name)}/versions"
@@ -126,12 +113,6 @@ def _says(held: Doc, given: Doc) -> bool:
 def _moment(text: Any) -> Any:
     # The same time can be written in several ways.
     return parsed(text) if isinstance(text, str) else text
-
-
-def _counted(chunks: Iterable[bytes], count: Callable[[int], None]) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-        count(len(chunk))
 
 
 @dataclass(frozen=True, slots=True)

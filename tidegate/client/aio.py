@@ -25,6 +25,7 @@ from tidegate.client.quality import AsyncQualityCalls, QualityFlows
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
 from tidegate.client.traffic import AsyncTrafficCalls, TrafficFlows
+from tidegate.client.uploads import AsyncUploadCalls, UploadFlows
 from tidegate.kernel.errors import TidegateError
 
 
@@ -99,7 +100,7 @@ class AsyncBatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls):
+class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls, AsyncUploadCalls):
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
     Use it for many concurrent calls: ``await asyncio.gather(*(client.infer(...) for ...))``.
@@ -123,6 +124,7 @@ class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls):
         self._feedback = FeedbackFlows(self._core)
         self._traffic = TrafficFlows(self._core)
         self._quality = QualityFlows(self._core)
+        self._uploads = UploadFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**found.options(), transport=transport)
 

@@ -25,6 +25,7 @@ from tidegate.client.quality import QualityCalls, QualityFlows
 from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
 from tidegate.client.traffic import TrafficCalls, TrafficFlows
+from tidegate.client.uploads import UploadCalls, UploadFlows
 from tidegate.kernel.errors import TidegateError
 
 
@@ -98,7 +99,7 @@ class BatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class Client(LlmCalls, TrafficCalls, QualityCalls):
+class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
@@ -126,6 +127,7 @@ class Client(LlmCalls, TrafficCalls, QualityCalls):
         self._feedback = FeedbackFlows(self._core)
         self._traffic = TrafficFlows(self._core)
         self._quality = QualityFlows(self._core)
+        self._uploads = UploadFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**found.options(), transport=transport)
 

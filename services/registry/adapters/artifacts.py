@@ -12,12 +12,14 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from services.registry.adapters.upload_parts import UploadParts
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs import object_store
 from tidegate.kernel.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
@@ -26,6 +28,8 @@ log = telemetry.logger(__name__)
 
 CHUNK = 1024 * 1024
 ORPHAN_AFTER_S = 3600.0
+# S3 copies at most this many bytes in one call. Larger files are read and written again.
+COPY_BYTES = 5 * 10**9
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,23 +48,26 @@ class ArtifactStore:
     """Stores artifacts by sha256. The methods access the store in a thread, and raise Unavailable."""
 
     def __init__(self, url: str, *, max_bytes: int) -> None:
-        self._fs, self._root, self._stream = object_store.opened(url)
+        self._opened = opened = object_store.opened(url)
+        self._fs, self._root, self._stream = opened.files, opened.root, opened.stream
+        self._is_local = "file" in self._fs.protocol
         self._incoming = f"{self._root}/incoming"
+        self.parts = UploadParts(opened)
         self.max_bytes = max_bytes
         self.problem: str | None = None
 
     async def start(self) -> None:
         """Create the folders."""
-        await self._do(self._fs.makedirs, self._incoming, exist_ok=True)
+        await self.do(self._fs.makedirs, self._incoming, exist_ok=True)
 
     async def sweep(self) -> int:
         """Delete uploads that were cut off more than an hour ago. Return their number."""
-        return await self._do(self._sweep)
+        return await self.do(self._sweep)
 
     async def probe(self) -> None:
         """Test whether the store can be written, and set ``problem``."""
         try:
-            await self._do(self._probe)
+            await self.do(self._probe)
         except Unavailable as error:
             log.warning("artifact store probe failed", extra={"problem": error.message})
 
@@ -74,16 +81,16 @@ class ArtifactStore:
             raise self._too_large()
         path = f"{self._incoming}/{uuid.uuid4().hex}"
         digest, size = hashlib.sha256(), 0
-        file = await self._do(self._fs.open, path, "wb")
+        file = await self.do(self._opened.writer, path, self.max_bytes)
         try:
             async for chunk in _in_large_pieces(chunks):
                 size += len(chunk)
                 if size > self.max_bytes:
                     raise self._too_large()
-                await self._do(_write, file, digest, chunk)
+                await self.do(_write, file, digest, chunk)
             if not size:
                 raise BadRequest("The upload is empty. Send the model's file as the body of the request.")
-            await self._do(_finish, file)
+            await self.do(_finish, file)
         except BaseException:
             # BaseException includes cancellation: the sender has disconnected.
             await asyncio.shield(self._abandon(file, path))
@@ -92,20 +99,35 @@ class ArtifactStore:
 
     async def keep(self, staged: StagedArtifact) -> None:
         """Move an upload into its place. The same bytes are stored once."""
-        await self._do(self._keep, staged)
+        await self.do(self._keep, staged)
 
     async def discard(self, staged: StagedArtifact) -> None:
         """Delete an upload."""
-        await self._do(self._delete, staged.path)
+        await self.do(self._delete, staged.path)
+
+    async def has(self, sha256: str) -> bool:
+        """Return True if an artifact's file is in its place."""
+        return await self.do(self._has, sha256)
+
+    async def assemble(self, upload: str, parts: Sequence[str], sha256: str, size: int) -> str:
+        """Put the parts of an upload together as the artifact ``sha256``, and return the sha256 of the bytes.
+
+        If that is another one, no artifact is stored.
+        """
+        return await self.do(self._assemble, upload, parts, sha256, size)
+
+    def signed_url(self, sha256: str, lasts: timedelta) -> str | None:
+        """Return a URL that opens an artifact without credentials; None if the store has no such URLs."""
+        return None if self._opened.signed is None else self._opened.signed(self._place(sha256), lasts)
 
     async def remove(self, sha256: str) -> None:
         """Delete an artifact, if it is stored."""
-        await self._do(self._delete, self._place(sha256))
+        await self.do(self._delete, self._place(sha256))
 
-    async def read(self, sha256: str) -> AsyncIterator[bytes]:
-        """Open an artifact and return its bytes in pieces of 1 MiB. Raise NotFound."""
+    async def read(self, sha256: str, start: int = 0) -> AsyncIterator[bytes]:
+        """Open an artifact and return its bytes from ``start`` on, in pieces of 1 MiB. Raise NotFound."""
         try:
-            stream = await self._do(self._stream, self._place(sha256))
+            stream = await self.do(self._stream, self._place(sha256), start)
         except FileNotFoundError:
             raise NotFound(f"The artifact store has no file {sha256}: upload it again.") from None
         return self._pieces(stream)
@@ -118,31 +140,31 @@ class ArtifactStore:
         """
         place = self._place(sha256)
         try:
-            if "file" in self._fs.protocol:
+            if self._is_local:
                 path = Path(place)
-                await self._do(path.stat)
+                await self.do(path.stat)
                 yield path
                 return
             with tempfile.TemporaryDirectory(prefix="tidegate-registry-") as folder:
                 copy = Path(folder) / "artifact"
-                await self._do(self._fs.get_file, place, str(copy))
+                await self.do(self._download, place, copy)
                 yield copy
         except FileNotFoundError:
             raise NotFound(f"The artifact store has no file {sha256}: upload it again.") from None
 
     async def _pieces(self, stream: object_store.Stream) -> AsyncIterator[bytes]:
         try:
-            while piece := await self._do(next, stream.pieces, b""):
+            while piece := await self.do(next, stream.pieces, b""):
                 yield piece
         finally:
             await asyncio.shield(asyncio.to_thread(stream.close))
 
     async def _abandon(self, file: Any, path: str) -> None:
         with suppress(Unavailable):
-            await self._do(file.close)
-            await self._do(self._delete, path)
+            await self.do(file.close)
+            await self.do(self._delete, path)
 
-    async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call in a thread. Errors become Unavailable, except FileNotFoundError."""
         try:
             result = await asyncio.to_thread(call, *args, **kwargs)
@@ -164,7 +186,52 @@ class ArtifactStore:
             self._delete(staged.path)
             return
         self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-        self._fs.mv(staged.path, place)
+        if self._is_local or staged.size <= COPY_BYTES:
+            self._fs.mv(staged.path, place)
+            return
+        self._write_pieces(place, staged.size, self._stream(staged.path))
+        self._delete(staged.path)
+
+    def _has(self, sha256: str) -> bool:
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(self._place(sha256)))
+
+    def _assemble(self, upload: str, parts: Sequence[str], sha256: str, size: int) -> str:
+        digest = hashlib.sha256()
+        if self._is_local:
+            os.truncate(self.parts.file(upload), size)
+            for piece in self.parts.pieces(upload, parts, size):
+                digest.update(piece)
+            if digest.hexdigest() == sha256:
+                self._keep(StagedArtifact(sha256, size, self.parts.file(upload)))
+            return digest.hexdigest()
+        # The object exists only after `close`, so wrong bytes never have the artifact's name.
+        writer = self._opened.writer(self._place(sha256), size)
+        for piece in self.parts.pieces(upload, parts, size):
+            digest.update(piece)
+            writer.write(piece)
+        if digest.hexdigest() == sha256:
+            writer.close()
+        return digest.hexdigest()
+
+    def _download(self, place: str, target: Path) -> None:
+        """Copy an object to a local file in pieces. fsspec's own function would hold it in memory."""
+        stream = self._stream(place)
+        try:
+            with target.open("wb") as file:
+                for piece in stream.pieces:
+                    file.write(piece)
+        finally:
+            stream.close()
+
+    def _write_pieces(self, place: str, size: int, stream: object_store.Stream) -> None:
+        try:
+            writer = self._opened.writer(place, size)
+            for piece in stream.pieces:
+                writer.write(piece)
+            writer.close()
+        finally:
+            stream.close()
 
     def _delete(self, path: str) -> None:
         with suppress(FileNotFoundError):

@@ -11,6 +11,7 @@ from services.registry.application.baselines import Baselines
 from services.registry.application.keyring import Keyring
 from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
+from services.registry.application.uploads import Uploads
 from services.registry.application.versions import Versions
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Deployment, Endpoint
@@ -27,6 +28,11 @@ def _transactions(request: Request) -> Transactions:
 
 def _artifacts(request: Request) -> Artifacts:
     value: Artifacts = request.app.state.artifacts
+    return value
+
+
+def _uploads(request: Request) -> Uploads:
+    value: Uploads = request.app.state.uploads
     return value
 
 
@@ -75,6 +81,7 @@ def with_etag(stored: T, response: Response) -> T:
 
 TransactionsDep = Annotated[Transactions, Depends(_transactions)]
 ArtifactsDep = Annotated[Artifacts, Depends(_artifacts)]
+UploadsDep = Annotated[Uploads, Depends(_uploads)]
 VersionsDep = Annotated[Versions, Depends(_versions)]
 BaselinesDep = Annotated[Baselines, Depends(_baselines)]
 SignaturesDep = Annotated[Signatures, Depends(_signatures)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 
 from services.registry.adapters import metrics
@@ -38,15 +39,29 @@ class Artifacts:
                 raise BadRequest(
                     f"The bytes that arrived have sha256 {staged.sha256}, not {expected}: send them again."
                 )
-            # Write the row, then move the file: `collect` locks the same row before it deletes the file.
-            async with self._transactions.change() as writer:
-                await writer.note_artifact(staged.sha256, staged.size, writer.now + self._keep_unused)
+            # A new artifact is moved first: a long copy must not hold the lock of the database.
+            async with self._transactions.read() as reader:
+                is_known = await reader.artifact_size(staged.sha256) is not None
+            if not is_known:
                 await self.store.keep(staged)
-        except BaseException:
-            await asyncio.shield(self.store.discard(staged))
-            raise
-        metrics.UPLOADED.inc(staged.size)
+            await self.admit(staged.sha256, staged.size, staged)
+        finally:
+            with suppress(Unavailable):
+                await asyncio.shield(self.store.discard(staged))
         return staged
+
+    async def admit(self, sha256: str, size: int, staged: StagedArtifact | None = None) -> None:
+        """Write the row of an artifact whose file is in its place; if it is not, move ``staged`` there.
+
+        `collect` locks the same row before it deletes a file. Raise Unavailable if it was faster.
+        """
+        async with self._transactions.change() as writer:
+            await writer.note_artifact(sha256, size, writer.now + self._keep_unused)
+            if not await self.store.has(sha256):
+                if staged is None:
+                    raise Unavailable("The artifact was deleted while it was stored. Upload it again.")
+                await self.store.keep(staged)
+        metrics.UPLOADED.inc(size)
 
     async def size(self, sha256: str) -> int:
         """Return the bytes of an artifact. Raise NotFound if it is not stored."""

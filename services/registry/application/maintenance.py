@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.registry.adapters import metrics
 from services.registry.adapters.sql.database import RegistryDatabase
 from services.registry.application.artifacts import Artifacts
+from services.registry.application.uploads import Uploads
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.repeating_task import RepeatingTask
@@ -17,9 +18,12 @@ COLLECT_EVERY_S = 600.0
 class Maintenance:
     """Two loops: probe every ``probe_every_s`` seconds, delete unused artifacts every ten minutes."""
 
-    def __init__(self, database: RegistryDatabase, artifacts: Artifacts, probe_every_s: float) -> None:
+    def __init__(
+        self, database: RegistryDatabase, artifacts: Artifacts, uploads: Uploads, probe_every_s: float
+    ) -> None:
         self._database = database
         self._artifacts = artifacts
+        self._uploads = uploads
         self._probe_every_s = probe_every_s
         self._probe_loop = RepeatingTask("registry probe", self._probe_step)
         self._collect_loop = RepeatingTask("registry collect", self._collect_step)
@@ -51,4 +55,5 @@ class Maintenance:
 
     async def _collect_step(self) -> float:
         await self._artifacts.collect()
+        await self._uploads.sweep()
         return COLLECT_EVERY_S

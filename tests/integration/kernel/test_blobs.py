@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.kernel.s3 import SERVERS
 from tidegate.kernel.blobs.claims import MARGIN_S, Claims
 from tidegate.kernel.blobs.store import BUCKET_S, Blobs, new_key
 from tidegate.kernel.errors import Unavailable
@@ -18,12 +19,12 @@ from tidegate.kernel.protocol.claim import read_claim, write_claim
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(params=["file", "path", "memory", "s3"])
-def blobs(request, tmp_path, fresh) -> Iterator[Blobs]:
-    """A store by a local URL, by a path, through fsspec, and on a real S3 server."""
+@pytest.fixture(params=["file", "path", "memory", *SERVERS])
+def blobs(request, tmp_path, fresh, s3_at) -> Iterator[Blobs]:
+    """A store by a local URL, by a path, through fsspec, and on real S3 servers."""
     url = (
-        request.getfixturevalue("s3").url
-        if request.param == "s3"
+        s3_at(request.param).url
+        if request.param in SERVERS
         else {
             "file": f"file://{tmp_path}/with%20space/blobs",
             "path": str(tmp_path / "blobs"),

@@ -15,13 +15,17 @@ import asyncpg
 import httpx
 import pytest
 import sqlalchemy as sa
+from starlette.datastructures import State
 
+from services.registry.adapters.artifacts import ArtifactStore
 from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import engine_for
 from services.registry.app import build
 from services.registry.application.transactions import Transactions
+from services.registry.application.uploads import Uploads
 from services.registry.settings import RegistrySettings
 from tests.conftest import PATIENCE_S
+from tests.integration.kernel.s3 import S3, SERVERS
 from tests.integration.registry import postgres as postgresql
 
 TOKEN = "registry-test-token"
@@ -47,10 +51,12 @@ class Caller:
     """A client of the registry that returns decoded bodies."""
 
     def __init__(
-        self, http: httpx.AsyncClient, transactions: Transactions, clock: Clock, settings: RegistrySettings
+        self, http: httpx.AsyncClient, state: State, clock: Clock, settings: RegistrySettings
     ) -> None:
         self.http = http
-        self.transactions = transactions
+        self.transactions: Transactions = state.transactions
+        self.store: ArtifactStore = state.artifacts.store
+        self.uploads: Uploads = state.uploads
         self.clock = clock
         self.settings = settings
 
@@ -146,6 +152,12 @@ async def _emptied(url: str) -> None:
     await engine.dispose()
 
 
+@pytest.fixture(params=["file", *SERVERS])
+def artifact_url(request: pytest.FixtureRequest, tmp_path: Path, s3_at: Callable[[str], S3]) -> str:
+    """The URL of an artifact store of each kind."""
+    return s3_at(request.param).url if request.param in SERVERS else f"file://{tmp_path}/artifacts"
+
+
 Open = Callable[..., AbstractAsyncContextManager[Caller]]
 
 
@@ -172,7 +184,7 @@ def opened(tmp_path: Path, database_url: str) -> Open:
                 headers={"Authorization": f"Bearer {TOKEN}"},
             ) as http,
         ):
-            yield Caller(http, app.state.transactions, clock, settings)
+            yield Caller(http, app.state, clock, settings)
 
     return start
 

@@ -17,6 +17,7 @@ from services.registry.adapters.artifacts import CHUNK, ArtifactStore
 from services.registry.app import build
 from services.registry.settings import RegistrySettings
 from tests.conftest import PATIENCE_S
+from tests.integration.kernel.s3 import SERVERS
 from tests.integration.registry.conftest import NO_BROKER, TOKEN
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.kernel.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
@@ -27,11 +28,11 @@ async def pieces(*content: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-@pytest.fixture(params=["file", "memory", "s3"])
-def url(request, tmp_path) -> str:
-    """A store on the local disk, another one of fsspec, and a real S3 server."""
-    if request.param == "s3":
-        return request.getfixturevalue("s3").url
+@pytest.fixture(params=["file", "memory", *SERVERS])
+def url(request, tmp_path, s3_at) -> str:
+    """A store on the local disk, another one of fsspec, and real S3 servers."""
+    if request.param in SERVERS:
+        return s3_at(request.param).url
     where = tmp_path / "a b%20c"
     return f"file://{where}" if request.param == "file" else f"memory://{tmp_path.name}"
 
@@ -203,8 +204,9 @@ async def test_a_sender_that_disconnects_leaves_nothing(served, tmp_path):
             await asyncio.sleep(0.01)
 
 
-async def test_a_store_that_refuses_access_is_unavailable(s3, monkeypatch):
+async def test_a_store_that_refuses_access_is_unavailable(s3_at, monkeypatch):
     """A driver's own errors are no OSErrors, and must not become 500 `unexpected error`."""
+    s3 = s3_at("rclone")  # moto accepts every credential
     store = ArtifactStore(s3.url, max_bytes=CHUNK)
     await store.start()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

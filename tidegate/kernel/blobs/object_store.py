@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 LOCAL = {"", "file", "local"}
 # Protocols that obstore handles, which is installed with Tidegate.
 OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+# Protocols whose URLs can be signed with the credentials that open the store.
+SIGNED = {"s3", "s3a"}
 # Protocols of fsspec that cannot be a store.
 UNUSABLE = {
     "memory": "keeps its data in one process, but several processes need it",
@@ -31,6 +33,11 @@ PACKAGES = {
 }
 GOOD = "Name a folder, s3://, gs:// or az://."
 PIECE = 2**20
+# A file is uploaded to an object store in parts of this size, so many at once. Both bound the memory.
+PART = 8 * 2**20
+PARTS_AT_ONCE = 2
+# S3 accepts at most 10,000 parts.
+MOST_PARTS = 10_000
 
 # A failed request is retried twice. A request fails if no bytes arrive for 30 s, or after an hour.
 # The endpoint's URL decides between http and https.
@@ -45,16 +52,29 @@ class Stream(NamedTuple):
     close: Callable[[], object]
 
 
+class Writer(Protocol):
+    """An open file of a store. It exists only after ``close``."""
+
+    def write(self, data: Any, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Opened(NamedTuple):
     """An open store. ``files`` is an fsspec file system, ``root`` the URL's path in it.
 
-    ``stream`` opens a file for reading, with one request. It raises FileNotFoundError before the first piece
-    is read.
+    ``stream`` opens a file for reading from a byte on, with one request. It raises FileNotFoundError before
+    the first piece is read. ``writer`` opens a file for writing; ``size`` is the most bytes that it may get.
+    ``signed`` returns a URL that opens a file without credentials for some time; None: not in this store.
     """
 
     files: Any  # fsspec has no types
     root: str
-    stream: Callable[[str], Stream]
+    stream: Callable[..., Stream]
+    writer: Callable[[str, int], Writer]
+    signed: Callable[[str, timedelta], str] | None = None
 
 
 def opened(url: str) -> Opened:
@@ -66,11 +86,16 @@ def opened(url: str) -> Opened:
 
     files, root = url_to_fs(url)
 
-    def stream(path: str) -> Stream:
+    def stream(path: str, start: int = 0) -> Stream:
         file = files.open(path, "rb")
+        file.seek(start)
         return Stream(iter(partial(file.read, PIECE), b""), file.close)
 
-    return Opened(files, root.rstrip("/"), stream)
+    def writer(path: str, size: int) -> Writer:
+        file: Writer = files.open(path, "wb")
+        return file
+
+    return Opened(files, root.rstrip("/"), stream, writer)
 
 
 def problem(setting: str, url: str) -> str | None:
@@ -128,9 +153,18 @@ def _objects(url: str) -> Opened:
     files = FsspecStore(parts.scheme, **how)  # type: ignore[call-overload]
     whole = from_url(f"{parts.scheme}://{root}", **how)
 
-    def stream(path: str) -> Stream:
-        found = obstore.get(whole, path.removeprefix(f"{root}/"))
+    def stream(path: str, start: int = 0) -> Stream:
+        options: Any = {"range": {"offset": start}} if start else None
+        found = obstore.get(whole, path.removeprefix(f"{root}/"), options=options)
         pieces = (bytes(piece) for piece in found.stream(min_chunk_size=PIECE))
         return Stream(pieces, pieces.close)
 
-    return Opened(files, root, stream)
+    def writer(path: str, size: int) -> Writer:
+        part = max(PART, -(-size // MOST_PARTS))
+        name = path.removeprefix(f"{root}/")
+        return obstore.open_writer(whole, name, buffer_size=part, max_concurrency=PARTS_AT_ONCE)
+
+    def signed(path: str, lasts: timedelta) -> str:
+        return str(obstore.sign(whole, "GET", path.removeprefix(f"{root}/"), lasts))  # type: ignore[call-overload]
+
+    return Opened(files, root, stream, writer, signed if parts.scheme in SIGNED else None)

@@ -207,7 +207,7 @@ class _Remote(_Place):
     """An object store, or another store that is not a folder."""
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root, _ = object_store.opened(url)
+        self._fs, self._root, *_ = object_store.opened(url)
 
     def write(self, key: str, buffers: Sequence[Buffer], durable: bool) -> None:
         self._fs.pipe_file(f"{self._root}/{key}", b"".join(buffers))

@@ -129,6 +129,12 @@ REGISTRY = RoutePermissions(
         "GET /v1/artifacts/{sha256}/signatures": (*LOOK, REPLICA),
         "POST /v1/artifacts/{sha256}/signatures": (PUBLISH,),
         "DELETE /v1/artifacts/{sha256}/signatures/{key}": (PUBLISH,),
+        # A caller sees only its own uploads.
+        "GET /v1/uploads": (PUBLISH,),
+        "POST /v1/uploads": (PUBLISH,),
+        "GET /v1/uploads/{id}": (PUBLISH,),
+        "PATCH /v1/uploads/{id}": (PUBLISH,),
+        "DELETE /v1/uploads/{id}": (PUBLISH,),
         "PUT /v1/replicas": (INTERNAL,),
         "GET /v1/models": LOOK,
         "GET /v1/models/{name}": LOOK,

@@ -203,3 +203,19 @@ usage_reports = sa.Table(
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("taken_at", Moment, nullable=False, index=True),
 )
+
+# Uploads in progress. ``received`` bytes are stored; ``parts`` names the objects that have them.
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("owner", PRINCIPAL, nullable=False, index=True),
+    sa.Column("sha256", DIGEST, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("received", sa.BigInteger, nullable=False),
+    sa.Column("parts", sa.JSON, nullable=False),
+    sa.Column("stored", sa.Boolean, nullable=False),
+    sa.Column("problem", sa.Text, nullable=False),
+    sa.Column("created_at", Moment, nullable=False),
+    sa.Column("touched_at", Moment, nullable=False, index=True),
+)

@@ -1,0 +1,179 @@
+"""Uploads that survive the loss of a connection, the end of their sender, and a restart of the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from services.registry.adapters.sql import uploads as rows
+from services.registry.application.artifacts import Artifacts
+from services.registry.application.transactions import Transactions
+from services.registry.domain import uploads
+from services.registry.domain.uploads import Upload, UploadLimits
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.errors import TidegateError, Unavailable
+
+log = telemetry.logger(__name__)
+
+# A request for the state waits this long for the check of the bytes.
+WAIT_S = 10.0
+
+
+class Uploads:
+    """Opens uploads, appends to them, and turns complete ones into artifacts.
+
+    The rows are the truth: bytes count when the row says so. So a registry that shares database and store
+    can continue an upload that another one began.
+    """
+
+    def __init__(self, transactions: Transactions, artifacts: Artifacts, limits: UploadLimits) -> None:
+        self._transactions = transactions
+        self._artifacts = artifacts
+        self._store = artifacts.store
+        self._limits = limits
+        self._checks: dict[str, asyncio.Task[None]] = {}
+
+    async def open(self, owner: str, sha256: str, size: int) -> tuple[Upload, bool]:
+        """Return the caller's unfinished upload of these bytes, or a new one, and whether it is new.
+
+        If the artifact is stored, nothing has to be sent. Raise PayloadTooLarge or TooMany.
+        """
+        async with self._transactions.change() as writer:
+            opened = Upload(uuid.uuid4().hex, owner, sha256, size, writer.now)
+            if await writer.artifact_size(sha256) is not None:
+                return replace(opened, received=size, stored=True), False
+            own = await rows.of_owner(writer.connection, owner)
+            if (known := uploads.resumed(own, sha256, size)) is not None:
+                return known, False
+            uploads.check_new(own, size, self._limits)
+            await rows.add(writer.connection, opened, writer.now)
+        return opened, True
+
+    async def of(self, owner: str) -> list[Upload]:
+        """Return the caller's uploads, oldest first."""
+        async with self._transactions.read() as reader:
+            return await rows.of_owner(reader.connection, owner)
+
+    async def get(self, owner: str, id_: str) -> Upload:
+        """Return an upload. If all bytes have arrived, wait up to ten seconds for their check.
+
+        Raise NotFound, or Unavailable if the store failed during the check.
+        """
+        upload = await self._find(owner, id_)
+        if upload.state != "verifying":
+            return upload
+        # A registry that has just started finds such an upload, and checks it now.
+        check = self._checks.get(id_)
+        if check is None:
+            self._checks[id_] = check = asyncio.create_task(self._finish(upload), name=id_)
+            check.add_done_callback(self._on_check_ended)
+        await asyncio.wait({check}, timeout=WAIT_S)
+        if check.done():
+            check.result()
+        return await self._find(owner, id_)
+
+    async def append(
+        self, owner: str, id_: str, offset: int, chunks: AsyncIterator[bytes], announced: int | None
+    ) -> Upload:
+        """Store bytes from ``offset`` on, in parts, and return the upload.
+
+        If the sender disconnects, the bytes that have arrived stay, except a last part below 1 MiB. Raise
+        NotFound, BadRequest for too many bytes, or Conflict if the upload continues elsewhere.
+        """
+        upload = await self._find(owner, id_)
+        uploads.check_append(upload, offset, announced)
+        part = bytearray()
+        try:
+            async for chunk in chunks:
+                part += chunk
+                if upload.received + len(part) > upload.size:
+                    raise uploads.too_many_bytes(upload)
+                if len(part) >= uploads.PART_BYTES:
+                    upload, part = await self._commit(upload, part), bytearray()
+        except Exception as error:
+            if isinstance(error, TidegateError):
+                raise
+            # The sender has disconnected. It continues behind this part.
+            await self._commit_rest(upload, part)
+            raise
+        return await self._commit_rest(upload, part)
+
+    async def abort(self, owner: str, id_: str) -> None:
+        """Delete an upload and its bytes. Raise NotFound."""
+        await self._find(owner, id_)
+        async with self._transactions.change() as writer:
+            await rows.drop(writer.connection, id_)
+        await self._store.do(self._store.parts.delete, id_)
+
+    async def sweep(self) -> None:
+        """Delete idle uploads, and bytes that belong to no upload. Log an error."""
+        try:
+            async with self._transactions.change() as writer:
+                idle = await rows.drop_older(writer.connection, writer.now - self._limits.idle)
+            for id_ in idle:
+                await self._store.do(self._store.parts.delete, id_)
+            # The store is listed first, because an upload's row is written before its first part.
+            listed = await self._store.do(self._store.parts.listed)
+            async with self._transactions.read() as reader:
+                known = await rows.ids(reader.connection)
+            for id_ in listed - known:
+                await self._store.do(self._store.parts.delete, id_)
+        except Unavailable as error:
+            log.warning("uploads not swept", extra={"problem": error.message})
+
+    async def close(self) -> None:
+        """Stop the checks. The next request for their uploads begins them again."""
+        await tasks.end(*self._checks.values())
+
+    async def _find(self, owner: str, id_: str) -> Upload:
+        async with self._transactions.read() as reader:
+            return uploads.own(await rows.find(reader.connection, id_), id_, owner)
+
+    async def _commit_rest(self, upload: Upload, part: bytearray) -> Upload:
+        is_last = upload.received + len(part) == upload.size
+        if not part or (len(part) < uploads.LEAST_PART_BYTES and not is_last):
+            return upload
+        return await self._commit(upload, part)
+
+    async def _commit(self, upload: Upload, part: bytearray) -> Upload:
+        """Write a part, then say so in the database. Raise Conflict if another connection was faster."""
+        name = await self._store.do(self._store.parts.write, upload.id, upload.received, part)
+        async with self._transactions.change() as writer:
+            changed = replace(
+                upload,
+                received=upload.received + len(part),
+                parts=(*upload.parts, name) if name else (),
+                touched_at=writer.now,
+            )
+            if await rows.change(writer.connection, changed, upload.received):
+                return changed
+            now = uploads.own(await rows.find(writer.connection, upload.id), upload.id, upload.owner)
+        raise uploads.moved(now.received, upload.received)
+
+    async def _finish(self, upload: Upload) -> None:
+        """Compare the bytes with the announced sha256, and make them an artifact or fail the upload."""
+        async with self._transactions.read() as reader:
+            is_stored = await reader.artifact_size(upload.sha256) is not None
+        found = upload.sha256
+        try:
+            if not is_stored:
+                found = await self._store.assemble(upload.id, upload.parts, upload.sha256, upload.size)
+        except FileNotFoundError:
+            done = uploads.lost(upload)
+        else:
+            if found == upload.sha256 and not is_stored:
+                await self._artifacts.admit(upload.sha256, upload.size)
+            done = uploads.checked(upload, found)
+        async with self._transactions.change() as writer:
+            await rows.change(writer.connection, done, upload.received)
+        await self._store.do(self._store.parts.delete, upload.id)
+
+    def _on_check_ended(self, check: asyncio.Task[None]) -> None:
+        self._checks.pop(check.get_name(), None)
+        if not check.cancelled() and (error := check.exception()) is not None:
+            # The next request for the upload begins the check again.
+            log.warning(
+                "an upload was not checked", extra={"upload": check.get_name(), "problem": str(error)}
+            )

@@ -1,0 +1,135 @@
+"""Uploads that can be continued: what a caller may open, where it continues, and how it ends. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, TooMany
+
+State = Literal["open", "verifying", "stored", "failed"]
+# A part of an upload, in bytes. Smaller parts would make an upload of many small requests expensive.
+PART_BYTES = 8 * 2**20
+LEAST_PART_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """The limits of one caller's unfinished uploads, and how long an idle one is kept."""
+
+    number: int
+    total_bytes: int
+    artifact_bytes: int
+    idle: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An upload in progress. ``received`` bytes are stored. ``parts`` names the objects that have them.
+
+    ``problem``: why the upload failed; empty while it did not.
+    """
+
+    id: str
+    owner: str
+    sha256: str
+    size: int
+    touched_at: datetime
+    received: int = 0
+    parts: tuple[str, ...] = ()
+    stored: bool = False
+    problem: str = ""
+
+    @property
+    def state(self) -> State:
+        """Return the state that callers see."""
+        if self.problem:
+            return "failed"
+        if self.stored:
+            return "stored"
+        return "verifying" if self.received == self.size else "open"
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Return True while bytes of the upload are kept."""
+        return not self.stored and not self.problem
+
+
+def resumed(uploads: Sequence[Upload], sha256: str, size: int) -> Upload | None:
+    """Return the unfinished upload of the same bytes, if the caller has one."""
+    same = (each for each in uploads if each.is_unfinished and (each.sha256, each.size) == (sha256, size))
+    return next(same, None)
+
+
+def check_new(uploads: Sequence[Upload], size: int, limits: UploadLimits) -> None:
+    """Raise PayloadTooLarge or TooMany if the owner of ``uploads`` may not open another one."""
+    if size > limits.artifact_bytes:
+        raise PayloadTooLarge(
+            f"The artifact has {size} bytes. The limit is {limits.artifact_bytes} "
+            "(TIDEGATE_MAX_ARTIFACT_BYTES)."
+        )
+    unfinished = [each for each in uploads if each.is_unfinished]
+    remedy = "Finish one, or delete one: GET /v1/uploads lists them, DELETE /v1/uploads/ID deletes one."
+    if len(unfinished) >= limits.number:
+        raise TooMany(
+            f"You have {len(unfinished)} unfinished uploads, the limit "
+            f"(TIDEGATE_MAX_UPLOADS_PER_CALLER). {remedy}"
+        )
+    total = sum(each.size for each in unfinished) + size
+    if total > limits.total_bytes:
+        raise TooMany(
+            f"Your unfinished uploads would have {total} bytes together. The limit is {limits.total_bytes} "
+            f"(TIDEGATE_MAX_UPLOAD_BYTES_PER_CALLER). {remedy}"
+        )
+
+
+def check_append(upload: Upload, offset: int, announced: int | None) -> None:
+    """Raise Conflict or BadRequest unless bytes may be appended at ``offset``.
+
+    ``announced``: the size in bytes that the sender has stated for this request.
+    """
+    if not upload.is_unfinished:
+        raise Conflict(f"The upload has ended ({upload.state}), so it takes no more bytes.")
+    if offset != upload.received:
+        raise moved(upload.received, offset)
+    if announced is not None and offset + announced > upload.size:
+        raise too_many_bytes(upload)
+
+
+def moved(received: int, offset: int) -> Conflict:
+    """Return the error for bytes that do not begin where the stored ones end."""
+    return Conflict(
+        f"The upload has {received} bytes, so it continues at {received}, not at {offset}.",
+        reason="wrong_offset",
+    )
+
+
+def too_many_bytes(upload: Upload) -> BadRequest:
+    """Return the error for more bytes than announced when the upload was opened."""
+    return BadRequest(f"The upload was opened for {upload.size} bytes, and more arrived. Open another one.")
+
+
+def own(upload: Upload | None, id_: str, owner: str) -> Upload:
+    """Return the upload if it is the caller's own. Raise NotFound."""
+    if upload is None or upload.owner != owner:
+        raise NotFound(
+            f"You have no upload {id_[:40]!r}. It may have expired: open it again with POST /v1/uploads."
+        )
+    return upload
+
+
+def checked(upload: Upload, found: str) -> Upload:
+    """Return the upload as stored; as failed if ``found``, the sha256 of its bytes, is another one."""
+    if found == upload.sha256:
+        return replace(upload, stored=True, parts=())
+    problem = f"The bytes that arrived have sha256 {found}, not {upload.sha256}: send them again."
+    return replace(upload, problem=problem, parts=())
+
+
+def lost(upload: Upload) -> Upload:
+    """Return the upload as failed, because the store does not have its bytes any more."""
+    return replace(
+        upload, problem="The bytes are no longer in the artifact store: send them again.", parts=()
+    )

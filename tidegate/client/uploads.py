@@ -1,0 +1,203 @@
+"""Upload a file to the registry in parts, and continue after a lost connection. Without I/O of its own.
+
+The registry keeps what has arrived. So the same upload also continues in a new process: opening it again
+returns the unfinished upload of the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import BinaryIO
+
+import orjson
+
+from tidegate.client.core import Core
+from tidegate.client.errors import BadAnswer, from_answer
+from tidegate.client.flow import Answer, Flow, Send, Sleep, T
+from tidegate.client.jobs import Document, document_of
+from tidegate.kernel.errors import (
+    BadRequest,
+    Conflict,
+    DeadlinePassed,
+    NoRoutes,
+    NotFound,
+    TidegateError,
+    Unavailable,
+)
+
+HASH_BYTES = 2**20
+# One request moves a part, or waits for the check of the bytes.
+REQUEST_S = 60.0
+# An upload without progress is given up after this time. A registry restarts within seconds.
+PATIENCE_S = 120.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+CHECK_PAUSE_S = 0.2
+
+# Called with the number of stored bytes, and with the problem while the connection is lost ("": none).
+Progress = Callable[[int, str], object]
+
+
+def no_progress(offset: int, problem: str) -> None:
+    """Ignore the progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An open file to upload."""
+
+    file: BinaryIO
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, file: BinaryIO) -> Source:
+        """Return the source of an open file. The file is read once."""
+        digest, size = hashlib.sha256(), 0
+        file.seek(0)
+        while chunk := file.read(HASH_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+        return cls(file, digest.hexdigest(), size)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to ``size`` bytes from ``offset`` on."""
+        self.file.seek(offset)
+        return self.file.read(size)
+
+
+@dataclass(slots=True)
+class Uploading:
+    """One upload. ``prefix``: the path of the registry's API at the server that the flow talks to."""
+
+    source: Source
+    prefix: str
+    progress: Progress = no_progress
+    clock: Callable[[], float] = monotonic
+    patience_s: float = field(default_factory=lambda: PATIENCE_S)
+    _known: Document | None = field(default=None, init=False)
+
+    def flow(self) -> Flow[Document]:
+        """Send what the registry lacks, wait until it has checked the bytes, and return the upload.
+
+        Retry after a lost connection, for ``patience_s`` without progress. Raise the last error then,
+        BadRequest if other bytes arrived than were announced, or another error of the registry.
+        """
+        stored, pause, since = -1, FIRST_PAUSE_S, self.clock()
+        while True:
+            try:
+                upload = yield from self._next()
+            except (Unavailable, DeadlinePassed, NoRoutes) as lost:
+                if self.clock() - since > self.patience_s:
+                    raise
+                self.progress(max(0, stored), lost.message)
+                yield Sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+                continue
+            if upload["state"] == "failed":
+                raise BadRequest(str(upload["problem"]))
+            if upload["offset"] != stored:
+                stored, pause, since = int(upload["offset"]), FIRST_PAUSE_S, self.clock()
+                self.progress(stored, "")
+            if upload["state"] == "stored":
+                return upload
+            if upload["state"] == "verifying":
+                yield Sleep(CHECK_PAUSE_S)
+
+    def _next(self) -> Flow[Document]:
+        """Take the next step, and return the upload. After an error, begin with its state."""
+        upload, self._known = self._known, None
+        if upload is None:
+            upload = yield from self._open()
+        elif upload["state"] == "verifying":
+            upload = yield from self._send("GET", f"/{upload['id']}")
+        else:
+            upload = yield from self._append(upload)
+        self._known = upload
+        return upload
+
+    def _open(self) -> Flow[Document]:
+        body = orjson.dumps({"sha256": self.source.sha256, "size": self.source.size})
+        return (yield from self._send("POST", "", body, {"Content-Type": "application/json"}))
+
+    def _append(self, upload: Document) -> Flow[Document]:
+        offset = upload["offset"]
+        part = self.source.read(offset, upload["part_bytes"])
+        headers = {"Upload-Offset": str(offset), "Content-Type": "application/octet-stream"}
+        try:
+            later = yield from self._send("PATCH", f"/{upload['id']}", part, headers)
+        except (Conflict, NotFound):
+            # Another process continues it, or it has expired: opening returns the state.
+            return (yield from self._open())
+        if later["offset"] == offset:
+            raise BadAnswer(f"The registry has stored nothing of a part of {len(part)} bytes at {offset}.")
+        return later
+
+    def _send(
+        self, method: str, path: str, content: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Flow[Document]:
+        answer: Answer = yield Send(
+            method, f"{self.prefix}/v1/uploads{path}", REQUEST_S, headers or {}, content
+        )
+        if answer.status >= 400:
+            raise from_answer(answer.status, answer.headers, answer.body)
+        return document_of(answer)
+
+
+def with_remedy(error: TidegateError) -> TidegateError:
+    """Add to an error that the upload can be continued, and return the error."""
+    error.message = f"{error.message} The registry keeps what has arrived: run the same command again."
+    error.args = (error.message,)
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFlows:
+    """The uploads of a client. They go through the gateway."""
+
+    core: Core
+
+    def upload(self, source: Source, progress: Progress | None) -> Flow[Document]:
+        """Upload a file, and return its document."""
+        uploading = Uploading(source, "/api/registry", progress or no_progress, clock=self.core.caller.clock)
+        return (yield from uploading.flow())
+
+
+class UploadCalls:
+    """The blocking call. See `docs/stores.md`."""
+
+    _uploads: UploadFlows
+
+    @abstractmethod
+    def _run(self, flow: Flow[T]) -> T: ...
+
+    def upload(self, path: str | Path, *, progress: Progress | None = None) -> Document:
+        """Upload a model's file in parts, and return a document with its ``sha256`` and ``size``.
+
+        The upload continues after a lost connection, and in a new process that uploads the same file. Bytes
+        that the registry has are not sent. ``progress`` is called with the number of stored bytes, and with
+        the problem while the connection is lost.
+        """
+        with Path(path).open("rb") as file:
+            return self._run(self._uploads.upload(Source.of(file), progress))
+
+
+class AsyncUploadCalls:
+    """The call of :class:`UploadCalls` for asyncio."""
+
+    _uploads: UploadFlows
+
+    @abstractmethod
+    async def _run(self, flow: Flow[T]) -> T: ...
+
+    async def upload(self, path: str | Path, *, progress: Progress | None = None) -> Document:
+        """Upload a model's file in parts; see :meth:`UploadCalls.upload`."""
+        with await asyncio.to_thread(Path(path).open, "rb") as file:
+            source = await asyncio.to_thread(Source.of, file)
+            return await self._run(self._uploads.upload(source, progress))
