@@ -228,6 +228,9 @@ bench-spike: bootstrap ## send ten times the load for two minutes: wait, replica
 bench-costs: bootstrap ## compare the cost ledger with the workers' processes over an hour (BENCH_FLAGS="--seconds 180": short)
 	$(PY) -m benchmarks.costs $(BENCH_FLAGS)
 
+bench-artifacts: bootstrap ## upload 5 GB, kill the upload at half, continue and download (BENCH_FLAGS="--size 250": short)
+	$(PY) -m benchmarks.artifacts $(BENCH_FLAGS)
+
 bench-budgets: bootstrap ## spend a key's budget with 200 callers over eight gateway processes
 	$(PY) -m benchmarks.budgets $(BENCH_FLAGS)
 

@@ -33,7 +33,7 @@ OF_USERS = {
 OF_A_STACK = {
     *("data/dead-letters.jsonl", "data/gateway-keys.json", "data/gateway-routes.json", "tidegate.env"),
     *("assignment.json", "DIR/assignment.json", "contexts.json", "router-intention.json"),
-    *("cache/", "cache/envs/", "home/", "incoming/", "results/", "results.json", "results.png"),
+    *("cache/", "cache/envs/", "home/", "incoming/", "uploads/", "results/", "results.json", "results.png"),
 }
 SUFFIXES = "py|lua|md|sh|toml|yaml|json|jsonl|pbtxt|txt|lock|conf|env|onnx|png|svg"
 # A name in a code span, or a path from the root anywhere; a node id of pytest may follow.

@@ -6,7 +6,7 @@ until the state is ``stored``.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import Field
@@ -23,6 +23,10 @@ from tidegate.kernel.service.api import JsonRoute
 router = APIRouter(prefix="/v1/uploads", tags=["artifacts"], route_class=JsonRoute)
 
 _RAW = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
+_TOO_MANY: dict[str, Any] = {
+    "description": "The caller has too many unfinished uploads, or too many bytes in them.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+}
 
 
 class NewUpload(Noun):
@@ -44,7 +48,7 @@ class UploadInfo(Noun):
     part_bytes: int = Field(PART_BYTES, description="The best size of a part.")
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses={200: {"model": UploadInfo}, 429: _TOO_MANY})
 async def open_upload(uploads: UploadsDep, body: NewUpload, response: Response) -> UploadInfo:
     """Open an upload. Return 200 and the caller's unfinished upload of the same bytes, if there is one.
 
