@@ -276,7 +276,7 @@ def _check_seal(texts: dict[str, bytes], digests: dict[str, str], trusted: Path,
 
 
 def _upload(plane: Control, file: Path, sha256: str, size: int, filename: str, steps: Steps) -> None:
-    from tidegate.cli.publish import upload
+    from tidegate.cli.uploading import upload
 
     with tarfile.open(file, "r:") as tar:
         content = tar.extractfile(ARTIFACT)
