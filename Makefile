@@ -225,6 +225,9 @@ bench-fleet: bootstrap ## measure a round of the autoscaler over up to 2,000 sim
 bench-spike: bootstrap ## send ten times the load for two minutes: wait, replicas, the curve; beside KEDA and Knative
 	$(PY) -m benchmarks.spike $(BENCH_FLAGS)
 
+bench-precision: bootstrap ## try int8 recipes on a small network and on MiniLM: loss, size, latency, what was refused and why
+	$(PY) -m benchmarks.precision $(BENCH_FLAGS)
+
 bench-costs: bootstrap ## compare the cost ledger with the workers' processes over an hour (BENCH_FLAGS="--seconds 180": short)
 	$(PY) -m benchmarks.costs $(BENCH_FLAGS)
 

@@ -14,6 +14,7 @@ from tidegate.kernel.protocol import names
 
 _SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", "About the version", "Rolling out"
 _LLM = "Language models"
+_SMALLER = "A smaller model"
 
 
 def deploy(
@@ -246,6 +247,42 @@ def deploy(
             rich_help_panel=_ABOUT,
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="For ONNX: int8, or auto (int8 only if it is also faster). The smaller model is a version "
+            "of its own; docs/edge.md.",
+            rich_help_panel=_SMALLER,
+        ),
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Inputs by name, with `labels` if there are any, to measure the loss with.",
+            rich_help_panel=_SMALLER,
+        ),
+    ] = None,
+    max_loss: Annotated[
+        str | None,
+        typer.Option(metavar="LOSS", help="Largest loss to accept; default: 0.5%.", rich_help_panel=_SMALLER),
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto",
+            help="For a folder of GGUF files of one model: the best one that fits --memory.",
+            rich_help_panel=_SMALLER,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of a replica with a GGUF file: 2GiB. Default: what is free here.",
+            rich_help_panel=_SMALLER,
+        ),
+    ] = None,
     version: Annotated[
         int | None,
         typer.Option(
@@ -275,13 +312,16 @@ def deploy(
     """Serve a model file. A new version of an existing model takes over without a failed call.
 
     Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits --version 2`,
-    `tidegate deploy SmolLM2.gguf --slots 4`,
+    `tidegate deploy SmolLM2.gguf --slots 4`, `tidegate deploy ggufs/ --quantization auto --memory 2GiB`,
+    `tidegate deploy model.onnx --precision auto --samples data.npz --max-loss 0.5%`,
     `tidegate deploy --upstream https://HOST/v1 --credential env:PROVIDER_API_KEY --name chat`.
     """
     from tidegate.cli.deploy_request import DeployRequest
+    from tidegate.cli.gguf_fit import best_fit
     from tidegate.cli.llm_options import adapter_files, llm_fields, upstream_artifact
     from tidegate.cli.llm_packages import is_hugging_face
     from tidegate.cli.oip_upstream import is_oip, oip_request
+    from tidegate.cli.precision import DEFAULT_LOSS, Wish, loss_of
     from tidegate.cli.publish import read_json, read_lines
     from tidegate.cli.serving import Way, publish_and_serve, registered_name, serve_version
 
@@ -335,6 +375,8 @@ def deploy(
         or adapters
         or baseline
         or signed
+        or precision
+        or quantization
     )
     if version is not None:
         serve_version(registered_name(path, name, said=bool(said)), version, _given(options), way, json)
@@ -354,11 +396,12 @@ def deploy(
         raise UsageError(
             "Name a model file or a folder. To serve a registered version: tidegate deploy NAME --version N"
         )
+    fit = best_fit(path, quantization, memory, slots, context)
     request = DeployRequest(
-        path=path,
+        path=fit.path if fit else path,
         name=name or name_of(path),
         format=model_format,
-        options=_given(options),
+        options=fit.options(_given(options)) if fit else _given(options),
         signature=read_json(signature) if signature else None,
         requirements=read_lines(requirements) if requirements else None,
         metadata={**(read_json(metadata) if metadata else {}), **_given(about)},
@@ -368,7 +411,13 @@ def deploy(
         baseline=baseline,
         signed=signed,
     )
-    publish_and_serve(request, way, json)
+    wish = None
+    if precision is not None:
+        wish = Wish(precision, samples, loss_of(max_loss or DEFAULT_LOSS), threads=threads or 1)
+        wish.check(path)
+    if fit is not None:
+        fit.show()
+    publish_and_serve(request, way, json, wish)
 
 
 def name_of(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from tidegate.kernel.errors import ModelFailed
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
     from tidegate.cli.deploy_request import DeployRequest
+    from tidegate.cli.precision import Quantised, Wish
     from tidegate.cli.progress import Steps
 
 
@@ -27,10 +28,22 @@ class Way:
     check: Path | None = None
 
 
-def publish_and_serve(request: DeployRequest, way: Way, json: bool) -> None:
-    """Upload and register a file, and serve it (``deploy FILE``)."""
+def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish | None = None) -> None:
+    """Upload and register a file, and serve it (``deploy FILE``). ``wish``: the precision to serve it in."""
+    from tidegate.cli.precision import registered_smaller
     from tidegate.cli.publish import registered
 
+    studies: list[Quantised] = []
+
+    def smaller(plane: Control, steps: Steps) -> Doc:
+        assert wish is not None
+        version, study = registered_smaller(plane, request, wish, steps)
+        studies.append(study)
+        return version
+
+    if wish is not None:
+        _serve(smaller, request.options, way, json, studies)
+        return
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json)
 
 
@@ -70,7 +83,13 @@ def still_trying(placed: Doc) -> str:
     return f"Tidegate keeps trying. Stop it: tidegate delete {name}"
 
 
-def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, json: bool) -> None:
+def _serve(
+    version_of: Callable[[Control, Steps], Doc],
+    options: Doc,
+    way: Way,
+    json: bool,
+    studies: Sequence[Quantised] = (),
+) -> None:
     from tidegate.cli import output
     from tidegate.cli.api import control
     from tidegate.cli.progress import Steps
@@ -91,8 +110,12 @@ def _serve(version_of: Callable[[Control, Steps], Doc], options: Doc, way: Way, 
             error.message = f"{error.message.rstrip()}\n{still_trying(placed)}"
             raise
     document = {**placed, "status": status, "seconds": time.monotonic() - began}
+    for study in studies:
+        document["precision"] = study.document()
 
     def human() -> None:
+        for study in studies:
+            study.show()
         if not way.traffic:
             _show_idle(document)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from services.worker.domain.formats import config_is_complete
 from services.worker.domain.phases import Phases
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import telemetry
+from tidegate.kernel.precision.embedded import Embedded
+from tidegate.kernel.precision.embedded import read as read_embedded
 from tidegate.kernel.protocol.models import Assignment
 
 log = telemetry.logger(__name__)
@@ -29,7 +32,8 @@ log = telemetry.logger(__name__)
 class PreparedModel:
     """A written model repository, and the options of the Triton to start for it.
 
-    ``models`` are loaded in this order. Requests go to the last one.
+    ``models`` are loaded in this order. Requests go to the last one. ``embedded``: what the file
+    of a model of a lower precision says about itself.
     """
 
     install: TritonInstall
@@ -37,6 +41,7 @@ class PreparedModel:
     loader: ModelLoader
     models: list[str]
     repository: Path
+    embedded: Embedded | None = None
 
 
 class Preparation:
@@ -122,4 +127,6 @@ class Preparation:
             log_bytes_per_s=self._settings.model_log_bytes_per_s,
             secrets=llm_engines.secrets(self._deployment, self._settings.credentials_path),
         )
-        return PreparedModel(install, options, loader, models, repository)
+        onnx = self._version.format == "onnx"
+        embedded = await asyncio.to_thread(read_embedded, artifact) if onnx else None
+        return PreparedModel(install, options, loader, models, repository, embedded)

@@ -10,6 +10,7 @@ from pathlib import Path
 from services.worker.adapters.metrics import TRITON_RESTARTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_report import ModelReport
+from services.worker.adapters.precision_check import measured_here
 from services.worker.adapters.sandbox import Sandbox
 from services.worker.adapters.shared_memory import Regions
 from services.worker.adapters.triton_client import TritonClient
@@ -63,6 +64,7 @@ class TritonSupervisor:
         self._client: TritonClient | None = None
         self._regions: Regions | None = None
         self._output_check: OutputCheck | None = None
+        self._precision = ""
         self._probe: asyncio.Task[None] | None = None
         self._watchdog = ModelWatchdog(deployment.progress_timeout_s, on_death, caller_timeouts_s)
         self.signature = signature
@@ -96,8 +98,12 @@ class TritonSupervisor:
 
     @property
     def caveat(self) -> str:
-        """Return why the models do not run on the GPU that the replica holds; empty if they do."""
-        return self._prepared.loader.caveat if self._prepared else ""
+        """Return why the models do not run on the replica's GPU, and what a lower precision costs here.
+
+        Empty if they run there, in their original precision.
+        """
+        loader = self._prepared.loader.caveat if self._prepared else ""
+        return "; ".join(filter(None, (loader, self._precision)))
 
     @property
     def contradiction(self) -> str:
@@ -141,6 +147,8 @@ class TritonSupervisor:
         with self._phases.measure("warm_up"):
             if self._deployment.upstream is None:  # an upstream is warm, and each call may cost money
                 await warm_up(client, models[-1], signature, max_batch=self.limits.max_rows or None)
+            if self._prepared.embedded is not None:
+                self._precision = await measured_here(client, models[-1], self._prepared.embedded)
         await self._report.use(client, models[-1], triton.repository / models[-1])
         self._client = client
         self._output_check = OutputCheck(signature)

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol import gguf
 from tidegate.kernel.protocol.gguf import GgufHeader
 from tidegate.kernel.protocol.models import DeploymentSpec, Engine, LlmSpec, Version
 
 # The version of llama.cpp that Tidegate is tested with.
 LLAMACPP = "xllamacpp==2026.10.11549"
-# Without `context`, a sequence gets at most this. Models state up to a million, which needs too much memory.
-DEFAULT_CONTEXT = 8192
-# Without `kv_tokens`, the KV cache has room for this many tokens of each slot, and at least for one context.
-DEFAULT_SLOT_TOKENS = 2048
 
 _ARCHIVE = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
 _GGUF_ARCHIVE = re.compile(r"\.gguf\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
@@ -79,11 +76,8 @@ def plan(
     ``weights``: the path of the weights in the model's folder. ``header``: that of a GGUF file.
     """
     spec = spec_of(deployment)
-    trained = header.number("context_length") if header else 0
-    context = spec.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    kv_total = spec.kv_tokens or max(context, spec.slots * min(context, DEFAULT_SLOT_TOKENS))
-    if spec.context and not spec.kv_tokens:
-        kv_total = spec.slots * context
+    context = gguf.context_of(header, spec.context)
+    kv_total = spec.kv_tokens or gguf.kv_tokens_of(context, spec.slots, stated=spec.context is not None)
     return {
         **spec.model_dump(mode="json"),
         "engine": engine_of(version, deployment),

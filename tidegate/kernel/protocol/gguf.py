@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 MAGIC = b"GGUF"
+# Without a stated context, a sequence gets at most this. Models state up to a million: too much memory.
+DEFAULT_CONTEXT = 8192
+# Without stated tokens, the KV cache has room for this many of each slot, and at least for one context.
+DEFAULT_SLOT_TOKENS = 2048
 _SCALARS = {
     0: "<B",
     1: "<b",
@@ -69,6 +73,17 @@ def kv_bytes_per_token(header: GgufHeader) -> int:
     key = header.number("attention.key_length", width)
     value = header.number("attention.value_length", width)
     return 2 * header.number("block_count") * kv_heads * (key + value)
+
+
+def context_of(header: GgufHeader | None, stated: int | None) -> int:
+    """Return the tokens of a sequence, if a Deployment states them or not."""
+    trained = header.number("context_length") if header else 0
+    return stated or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+
+
+def kv_tokens_of(context: int, slots: int, *, stated: bool) -> int:
+    """Return the tokens in the KV cache, if a Deployment states none. ``stated``: it states the context."""
+    return slots * context if stated else max(context, slots * min(context, DEFAULT_SLOT_TOKENS))
 
 
 def read(data: bytes | memoryview) -> GgufHeader:

@@ -1,0 +1,44 @@
+"""Judge a model of a lower precision on this worker's CPU. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tidegate.kernel.precision.cpu import Cpu
+from tidegate.kernel.precision.embedded import Precision
+from tidegate.kernel.precision.loss import likeness
+
+
+def loss_here(precision: Precision, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> float | None:
+    """Return the loss of answers on this CPU; None if they cannot be compared."""
+    wanted, found = expected.get(precision.output), actual.get(precision.output)
+    if wanted is None or found is None or not len(wanted):
+        return None
+    return max(0.0, 1.0 - likeness(precision.measure, wanted, found))
+
+
+def report(precision: Precision, here: Cpu, loss: float | None, rows: int, call_ms: float | None) -> str:
+    """Return what was measured on this CPU, and a warning if it does not suit the model."""
+    parts = [f"int8 ({precision.recipe})"]
+    if loss is not None and call_ms is not None:
+        parts.append(f"measured here: loss {loss:.2%} on {rows} rows, {call_ms:.3g} ms a call")
+    warning = problem(precision, here, loss, rows)
+    return "; ".join([*parts, *([warning] if warning else [])])
+
+
+def problem(precision: Precision, here: Cpu, loss: float | None, rows: int) -> str:
+    """Return why this CPU does not suit the model, with the next step; empty if it does."""
+    again = "deploy it again with --precision on a CPU like this one"
+    # With few rows, one row that differs is more than a small limit.
+    if loss is not None and loss > precision.max_loss and loss * rows > 1.5:
+        return f"WARNING: this is above the accepted loss of {precision.max_loss:.2%}: {again}"
+    if precision.full_range and not here.exact:
+        return (
+            f"WARNING: {here.name} has no VNNI, on which sums of 8 bits saturate; it was chosen on "
+            f"{precision.cpu}: {again} or with --portable"
+        )
+    missing = [flag for flag in precision.flags if flag not in here.flags]
+    if missing:
+        return f"this CPU lacks {', '.join(missing)}, which {precision.cpu} had: the model may be slower here"
+    return ""

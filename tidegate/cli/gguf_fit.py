@@ -1,0 +1,117 @@
+"""``tidegate deploy FOLDER --quantization auto --memory 2GiB``: choose a GGUF file by its memory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tidegate.cli.exit_codes import UsageError
+from tidegate.kernel.protocol import gguf
+from tidegate.kernel.protocol.models import LlmSpec
+from tidegate.quantize.gguf_choice import Candidate, Fit, candidate, choose
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+HEADER_BYTES = 64 * 2**20
+_PART = re.compile(r".*-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class FitOfFolder:
+    """The GGUF file of a folder that fits into ``memory`` bytes, and the others."""
+
+    path: Path
+    memory: int
+    candidates: tuple[Candidate, ...]
+    fit: Fit
+    stated: bool
+
+    def options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the Deployment's options. A memory that the user states also limits the replica."""
+        resources = dict(options.get("resources") or {})
+        if self.stated:
+            resources.setdefault("memory_mb", self.memory // 2**20)
+        return {**options, "resources": resources} if resources else options
+
+    def show(self) -> None:
+        """Print the files with their memory on stderr, because stdout is the command's result."""
+        from tidegate.cli.output import say
+
+        for line in lines(self.candidates, self.fit, self.memory):
+            say(line)
+
+
+def best_fit(
+    path: Path, quantization: str | None, memory: str | None, slots: int | None, context: int | None
+) -> FitOfFolder | None:
+    """Return the file to serve; None if the user does not choose by memory. Raise UsageError."""
+    if quantization is None and memory is None:
+        return None
+    if quantization not in (None, "auto"):
+        raise UsageError(f"--quantization {quantization}: write auto, or deploy that GGUF file by its name.")
+    limit = size_of(memory) if memory else free_memory()
+    found = candidates_of(path, slots or LlmSpec().slots, context)
+    fit = choose(found, limit)
+    if fit.chosen is None:
+        table = "\n".join(lines(found, fit, limit))
+        raise UsageError(
+            f"No GGUF file fits into {limit / 2**20:.0f} MiB.\n{table}\nUse a smaller quantisation, fewer "
+            "--slots, a smaller --context, or more --memory."
+        )
+    chosen = path / fit.chosen.name if path.is_dir() else path
+    return FitOfFolder(chosen, limit, tuple(found), fit, memory is not None)
+
+
+def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate]:
+    """Return the GGUF files of a folder, the smallest first. Raise UsageError."""
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    models = [f for f in files if not _PART.fullmatch(f.name) and not f.name.lower().startswith("mmproj")]
+    if not models:
+        raise UsageError(
+            f"{path} has no GGUF file to choose. --memory and --quantization need a folder with GGUF files "
+            "of one model. A split file (-00001-of-00002.gguf) must be deployed by its folder, without them."
+        )
+    found = [candidate(f.name, f.stat().st_size, header_of(f), slots, context) for f in models]
+    return sorted(found, key=lambda each: (each.weights, each.name))
+
+
+def header_of(path: Path) -> gguf.GgufHeader:
+    """Return the header of a GGUF file. Raise UsageError."""
+    try:
+        # Only the header is read; a vocabulary takes a few megabytes of it.
+        with path.open("rb") as file:
+            return gguf.read(file.read(HEADER_BYTES))
+    except (OSError, gguf.NotGguf) as problem:
+        raise UsageError(f"{path} cannot be read as GGUF: {problem}. Download it again.") from None
+
+
+def lines(candidates: list[Candidate] | tuple[Candidate, ...], fit: Fit, memory: int) -> list[str]:
+    """Return a table of the files: weights, KV cache, total, and why."""
+    from tidegate.cli.output import padded, widths_of
+
+    rows = [["FILE", "WEIGHTS", "KV CACHE", "IN ALL", "WHY"]]
+    for each in candidates:
+        sizes = [f"{part / 2**20:.0f} MiB" for part in (each.weights, each.kv, each.total)]
+        rows.append([each.name, *sizes, fit.reasons[each.name]])
+    widths = widths_of(rows)
+    table = ["  ".join(padded(row, widths)).rstrip() for row in rows]
+    return [*table, f"Memory of a replica: {memory / 2**20:.0f} MiB."]
+
+
+def size_of(text: str) -> int:
+    """Parse ``2GiB``, ``1500MB`` or a number of bytes. Raise UsageError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"--memory {text!r} is not a size: write 2GiB or 1500MB.")
+    power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this machine has free. Raise UsageError if it does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024
+    except (OSError, IndexError):
+        raise UsageError("This machine does not say how much memory is free: add --memory 2GiB.") from None

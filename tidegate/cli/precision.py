@@ -1,0 +1,239 @@
+"""Study the precision of an ONNX model for ``tidegate quantize`` and ``tidegate deploy --precision``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tidegate.cli.exit_codes import UsageError
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Control, Doc
+    from tidegate.cli.deploy_request import DeployRequest
+    from tidegate.cli.progress import Steps
+    from tidegate.kernel.precision.embedded import Precision
+    from tidegate.quantize.choice import Choice, Measured, Wanted
+    from tidegate.quantize.study import Study
+
+PRECISIONS = ("auto", "int8")
+MEASURES = ("agreement", "cosine", "error")
+DEFAULT_LOSS = "0.5%"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The precision that a user wants, and how its loss is measured."""
+
+    precision: str
+    samples: Path | None
+    max_loss: float
+    measure: str | None = None
+    labels: str | None = None
+    portable: bool = False
+    threads: int = 1
+    seconds: float = 4.0
+
+    def check(self, path: Path) -> Path:
+        """Return the file with samples. Raise UsageError unless the options and the files can be used."""
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"--precision {self.precision}: choose one of {', '.join(PRECISIONS)}.")
+        if self.measure is not None and self.measure not in MEASURES:
+            raise UsageError(f"--measure {self.measure}: choose one of {', '.join(MEASURES)}.")
+        if self.samples is None:
+            raise UsageError(
+                "The loss must be measured: add --samples data.npz, a file with the model's inputs by name. "
+                "Save it with np.savez('data.npz', NAME=array)."
+            )
+        for file in (path, self.samples):
+            if not file.is_file():
+                raise UsageError(f"{file} is not a file.")
+        if path.suffix.lower() != ".onnx":
+            raise UsageError(f"{path} is not an .onnx file: only ONNX models can be quantised.")
+        return self.samples
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """The result of a study: the choice, and the file of the chosen model; None: the model stays fp32."""
+
+    study: Study
+    choice: Choice
+    max_loss: float
+    precision: Precision | None
+    file: Path | None
+
+    @property
+    def chosen(self) -> Measured:
+        """Return the numbers of what is served."""
+        return next(each for each in self.study.results if each.name == self.choice.name)
+
+    @property
+    def original(self) -> Measured:
+        """Return the numbers of the model as it was given."""
+        return self.study.results[0]
+
+    def document(self) -> dict[str, Any]:
+        """Return the document for ``--json``."""
+        from dataclasses import asdict
+
+        study = self.study
+        return {
+            "precision": "int8" if self.choice.quantised else "fp32",
+            "recipe": self.choice.name,
+            "max_loss": self.max_loss,
+            "measure": study.measure,
+            "output": study.output,
+            "labels": study.labels,
+            "rows": study.rows,
+            "batch": study.batch,
+            "cpu": asdict(self.precision)["cpu"] if self.precision else None,
+            "flags": list(self.precision.flags) if self.precision else None,
+            "recipes": [
+                {**asdict(each), "reason": self.choice.reasons.get(each.name, "")} for each in study.results
+            ],
+        }
+
+    def show(self) -> None:
+        """Print the table of recipes."""
+        from tidegate.cli import output
+
+        study = self.study
+        rows = [
+            [each.name, "-" if each.problem else f"{each.loss:.2%}", _number(each.likeness, each, ".4f"),
+             _number(each.sqnr_db, each, ".1f"), output.size_of(each.size) if each.size else "-",
+             _number(each.ms, each, ".3g"), self.choice.reasons.get(each.name, "")]
+            for each in study.results
+        ]  # fmt: skip
+        output.table(rows, ["recipe", "loss", study.measure, "SQNR dB", "size", "ms", "why"])
+        kind = "accuracy" if study.labels else study.measure
+        shared = ", which calibrated the recipes too" if study.shared else ""
+        output.line(
+            f"Loss: {kind} of {study.output!r} on {study.rows} rows{shared}. A call has {study.batch} rows."
+        )
+        if not self.choice.quantised:
+            output.line("No recipe is better within this loss, so the model stays fp32.", style="bold")
+
+
+def _number(value: float | None, each: Measured, form: str) -> str:
+    return "-" if value is None or each.problem else format(value, form)
+
+
+def loss_of(text: str) -> float:
+    """Parse a loss, ``0.5%`` or ``0.005``. Raise UsageError."""
+    number = text.strip().removesuffix("%").strip()
+    try:
+        value = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"--max-loss {text!r}: write a share such as 0.5% or 0.005.")
+    return value
+
+
+@contextmanager
+def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
+    """Study a model and yield the result. Its file is deleted after the block.
+
+    Raise UsageError, StudyFailed.
+    """
+    from tidegate.cli import api
+    from tidegate.cli.interrupts import interrupted_by_signals
+    from tidegate.quantize.choice import choose
+    from tidegate.quantize.study import Options, python_of, studied
+
+    samples = wish.check(path)
+
+    def on_step(text: str) -> None:
+        steps.change("quantise", "running", text)
+
+    options = Options(wish.labels, wish.measure, wish.threads, wish.seconds)
+    python = python_of(api.settings().runtime_path)
+    with interrupted_by_signals(), studied(python, path, samples, options, on_step) as study:
+        wanted: Wanted = "int8" if wish.precision == "int8" else "auto"
+        choice = choose(study.results, wish.max_loss, wanted, portable=wish.portable)
+        precision = _precision(study, choice, wish.max_loss) if choice.quantised else None
+        file = _marked(study, choice, precision) if precision is not None else None
+        found = Quantised(study, choice, wish.max_loss, precision, file)
+        what = f"{choice.name}, loss {found.chosen.loss:.2%}" if file else "fp32 stays"
+        steps.change("quantise", "done", what)
+        yield found
+
+
+def _marked(study: Study, choice: Choice, precision: Precision) -> Path:
+    """Write the precision and the samples into the chosen model; return it."""
+    from tidegate.kernel.precision import embedded
+
+    file = study.file(choice.name)
+    embedded.append(file, precision, study.samples())
+    return file
+
+
+def _precision(study: Study, choice: Choice, max_loss: float) -> Precision:
+    from tidegate.kernel.precision import cpu
+    from tidegate.kernel.precision.embedded import Precision
+
+    chosen = next(each for each in study.results if each.name == choice.name)
+    machine = cpu.read()
+    measure: Any = study.measure
+    return Precision(
+        recipe=choice.name,
+        measure=measure,
+        output=study.output,
+        loss=round(chosen.loss, 6),
+        max_loss=max_loss,
+        rows=study.rows,
+        cpu=machine.name,
+        flags=machine.flags,
+        full_range=chosen.full_range,
+    )
+
+
+def sibling_metadata(found: Quantised, parent: int, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the smaller version's metadata: the original's, its lineage and the measured numbers."""
+    chosen, original, precision = found.chosen, found.original, found.precision
+    assert precision is not None
+    tags = {
+        "precision": "int8",
+        "quantised_from": str(parent),
+        "recipe": precision.recipe,
+        "measured_on": precision.cpu,
+        "cpu_flags": " ".join(precision.flags) or "none",
+    }
+    numbers = {
+        "loss": chosen.loss,
+        found.study.measure: chosen.likeness,
+        "sqnr_db": chosen.sqnr_db,
+        "accuracy": chosen.accuracy,
+        "latency_ms": chosen.ms,
+        "latency_ms_fp32": original.ms,
+        "size_bytes": float(chosen.size),
+        "size_bytes_fp32": float(original.size),
+    }
+    kept = {key: value for key, value in (metadata.get("metrics") or {}).items() if key != "accuracy"}
+    return {
+        **metadata,
+        "tags": {**(metadata.get("tags") or {}), **tags},
+        "metrics": {**kept, **{k: round(v, 6) for k, v in numbers.items() if v is not None}},
+    }
+
+
+def registered_smaller(
+    control: Control, request: DeployRequest, wish: Wish, steps: Steps
+) -> tuple[Doc, Quantised]:
+    """Study a model and register it, and its smaller sibling if one was chosen. Return the version to serve.
+
+    Nothing is registered if the study fails. Raise UsageError, StudyFailed, and the errors of registration.
+    """
+    from tidegate.cli.publish import registered
+
+    with quantised(request.path, wish, steps) as found:
+        original = registered(control, request, steps)
+        if found.file is None:
+            return original, found
+        metadata = sibling_metadata(found, original["number"], request.metadata)
+        # A signature is of the original's bytes.
+        sibling = replace(request, path=found.file, metadata=metadata, signed=None)
+        return registered(control, sibling, steps), found

@@ -1,0 +1,71 @@
+"""``tidegate quantize``: try int8 recipes on an ONNX model, and write the fastest one within a loss."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidegate.cli.options import Json
+from tidegate.cli.precision import DEFAULT_LOSS
+
+SamplesFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npz", help="Inputs by name, with `labels` if there are any; or one input as .npy."
+    ),
+]
+
+
+def quantize(
+    path: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX model.")],
+    samples: SamplesFile = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="int8, or auto: int8 only if it is also faster than the original."),
+    ] = "int8",
+    max_loss: Annotated[
+        str, typer.Option(metavar="LOSS", help="Largest loss to accept, such as 0.5% or 0.005.")
+    ] = DEFAULT_LOSS,
+    measure: Annotated[
+        str | None,
+        typer.Option(help="agreement (of classes), cosine or error (relative); default: by the outputs."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The array with the labels; default: `labels`, `truth`."),
+    ] = None,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Only recipes that are as exact on a CPU without VNNI.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a call.")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The new model. [MODEL.int8.onnx]")] = None,
+    json: Json = False,
+) -> None:
+    """Make an ONNX model smaller and faster, and say what that costs on your samples.
+
+    Each recipe is measured beside the original: loss, noise, size, latency. Exit code 1: no recipe is within
+    the loss, and nothing is written.
+    Example: tidegate quantize model.onnx --samples data.npz --max-loss 0.5%
+    """
+    from tidegate.cli import exit_codes, output
+    from tidegate.cli.precision import Wish, loss_of, quantised
+    from tidegate.cli.progress import Steps
+
+    wish = Wish(precision, samples, loss_of(max_loss), measure, labels, portable, threads)
+    target = out or path.with_suffix(".int8.onnx")
+    with Steps().shown() as steps, quantised(path, wish, steps) as found:
+        if found.file is not None:
+            shutil.copyfile(found.file, target)
+        document = found.document() | {"file": str(target) if found.file else None}
+
+    def human() -> None:
+        found.show()
+        if found.file is not None:
+            output.line(f"Wrote {target}. Serve it: tidegate deploy {target}")
+
+    output.show(document, json, human)
+    if found.file is None:
+        raise typer.Exit(exit_codes.ERROR)

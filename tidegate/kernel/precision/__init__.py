@@ -1,0 +1,1 @@
+"""Models of a lower precision: their comparison with the original, and what their file says about it."""

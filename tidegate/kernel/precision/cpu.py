@@ -1,0 +1,46 @@
+"""The CPU of this machine, as far as it decides how fast and how exact a model of a lower precision is."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+# Instructions that onnxruntime's int8 kernels use.
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+# With one of these, products of 8 bits are added up in 32 bits. AVX2 and AVX512 alone add pairs in 16 bits,
+# which saturate.
+EXACT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The name of a CPU, and those of :data:`FLAGS` that it has."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Return True if sums of products of full 8 bits do not saturate."""
+        return bool(EXACT & set(self.flags))
+
+
+def parse(text: str, fallback: str = "") -> Cpu:
+    """Return the CPU that the text of ``/proc/cpuinfo`` describes."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    there = set((fields.get("flags") or fields.get("features") or "").split())
+    return Cpu(fields.get("model name") or fallback or "unknown", tuple(f for f in FLAGS if f in there))
+
+
+def read() -> Cpu:
+    """Return this machine's CPU."""
+    try:
+        text = CPUINFO.read_text()
+    except OSError:
+        text = ""
+    return parse(text, platform.processor() or platform.machine())

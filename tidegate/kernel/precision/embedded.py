@@ -1,0 +1,124 @@
+"""What a model of a lower precision says about itself: its recipe, and samples with the original's answers.
+
+They are entries of ``metadata_props`` of the ONNX file. So they stay with its bytes wherever these go, and
+runtimes ignore them. Protobuf merges repeated fields of appended bytes, so appending needs no ONNX library.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import mmap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from tidegate.kernel.precision.loss import Measure
+from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
+
+RECIPE_KEY, SAMPLES_KEY = "tidegate.precision", "tidegate.samples"
+_METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
+# Fields of a ModelProto that are read to find the entries. Weights are inside one of them, and are skipped.
+_MAX_FIELDS = 100_000
+MAX_SAMPLES_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """The recipe that made a model smaller, and what it cost on the machine where it was chosen.
+
+    ``loss`` and ``max_loss`` are fractions. ``full_range``: it is exact only on a CPU that adds products of 8
+    bits without saturation. ``rows``: the number of samples that the loss was measured on.
+    """
+
+    recipe: str
+    measure: Measure
+    output: str
+    loss: float
+    max_loss: float
+    rows: int
+    cpu: str
+    flags: tuple[str, ...] = ()
+    full_range: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A model's precision; samples of its inputs, and the original's answers to them. Both may be empty."""
+
+    precision: Precision
+    inputs: dict[str, np.ndarray[Any, Any]]
+    outputs: dict[str, np.ndarray[Any, Any]]
+
+
+def append(model: Path, precision: Precision, samples: bytes | None) -> None:
+    """Add a precision and samples (an npz file) to an ONNX file. The same values add the same bytes."""
+    entries = [(RECIPE_KEY, json.dumps(asdict(precision), sort_keys=True).encode())]
+    if samples is not None:
+        entries.append((SAMPLES_KEY, base64.b64encode(samples)))
+    with model.open("ab") as file:
+        for key, value in entries:
+            entry = _field(_KEY, key.encode()) + _field(_VALUE, value)
+            file.write(_field(_METADATA_PROPS, entry))
+
+
+def read(model: Path) -> Embedded | None:
+    """Return what an ONNX file says about its precision; None if it says nothing, or nothing readable."""
+    try:
+        found = _entries(model)
+        if RECIPE_KEY not in found:
+            return None
+        precision = _precision(json.loads(found[RECIPE_KEY]))
+        inputs, outputs = _samples(found.get(SAMPLES_KEY, b""))
+    except (OSError, ValueError, KeyError, TypeError, Malformed, EOFError):
+        return None
+    return Embedded(precision, inputs, outputs)
+
+
+def _entries(model: Path) -> dict[str, bytes]:
+    if not model.stat().st_size:
+        return {}
+    found = {}
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for entry in Message(data, 0, len(data), Budget(_MAX_FIELDS)).messages(_METADATA_PROPS):
+            key = next((part.text() for part in entry.messages(_KEY)), "")
+            if key in (RECIPE_KEY, SAMPLES_KEY):
+                value = next(iter(entry.messages(_VALUE)), None)
+                if value is not None and value.end - value.start <= 2 * MAX_SAMPLES_BYTES:
+                    found[key] = bytes(data[value.start : value.end])
+    return found
+
+
+def _precision(raw: dict[str, Any]) -> Precision:
+    if raw["measure"] not in get_args(Measure):
+        raise ValueError(raw["measure"])
+    known = {name: raw[name] for name in Precision.__dataclass_fields__ if name in raw}
+    return Precision(**{**known, "flags": tuple(map(str, raw.get("flags", ())))})
+
+
+def _samples(encoded: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not encoded:
+        return {}, {}
+    with np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    split = {
+        prefix: {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}
+        for prefix in ("in:", "out:")
+    }
+    return split["in:"], split["out:"]
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)

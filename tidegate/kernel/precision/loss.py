@@ -1,0 +1,85 @@
+"""Compare the answers of a model of a lower precision with those of the original. Pure.
+
+This file imports only numpy: the models' environment, which has nothing else of Tidegate, runs it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+Measure = Literal["agreement", "cosine", "error"]
+Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+
+_ROW_SUM_TOLERANCE = 1e-2
+# An output with at least this many numbers in a row is an embedding, unless its rows are probabilities.
+_EMBEDDING = 16
+
+
+def measure_of(outputs: Arrays, labels: bool) -> tuple[Measure, str]:
+    """Return how to compare these outputs, and which of them.
+
+    Class numbers and rows of probabilities: by agreement. With ``labels`` any row of numbers is a row of
+    scores. Long rows of numbers: by their cosine. Other numbers: by their relative error.
+    """
+    for name, values in outputs.items():
+        if values.dtype.kind in "iubSUO":
+            return "agreement", name
+    numbers = {name: values for name, values in outputs.items() if values.dtype.kind == "f"}
+    for name, values in numbers.items():
+        if values.ndim == 2 and values.shape[1] > 1 and (labels or _probabilities(values)):
+            return "agreement", name
+    for name, values in numbers.items():
+        if values.ndim >= 2 and values.shape[-1] >= _EMBEDDING:
+            return "cosine", name
+    return "error", next(iter(numbers or outputs))
+
+
+def _probabilities(values: np.ndarray[Any, Any]) -> bool:
+    within = bool((values >= -_ROW_SUM_TOLERANCE).all() and (values <= 1 + _ROW_SUM_TOLERANCE).all())
+    return within and bool((np.abs(values.sum(axis=1) - 1) < _ROW_SUM_TOLERANCE).all())
+
+
+def classes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the class of each row: the largest score, or the value itself if it is a class already."""
+    if values.dtype.kind == "f" and values.ndim > 1:
+        picked: np.ndarray[Any, Any] = values.argmax(axis=-1)
+        return picked
+    return values.reshape(len(values), -1)
+
+
+def likeness(measure: Measure, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
+    """Return how alike two outputs are: 1.0 is the same. For ``error`` it is 1 minus the relative error."""
+    if expected.shape != actual.shape:
+        return 0.0
+    if measure == "agreement":
+        same = classes(expected) == classes(actual)
+        return float(np.asarray(same).reshape(len(expected), -1).all(axis=1).mean())
+    wanted, found = expected.astype(np.float64), actual.astype(np.float64)
+    if not np.isfinite(found).all():
+        return 0.0
+    if measure == "cosine":
+        wanted, found = wanted.reshape(-1, wanted.shape[-1]), found.reshape(-1, found.shape[-1])
+        sizes = np.linalg.norm(wanted, axis=1) * np.linalg.norm(found, axis=1)
+        products = (wanted * found).sum(axis=1)
+        return float(
+            np.where(sizes > 0, products / np.maximum(sizes, 1e-30), wanted.sum(1) == found.sum(1)).mean()
+        )
+    size = float(np.linalg.norm(wanted))
+    return 1.0 - min(1.0, float(np.linalg.norm(wanted - found)) / size) if size else float(not found.any())
+
+
+def sqnr_db(expected: Arrays, actual: Arrays) -> float | None:
+    """Return the ratio of signal to quantisation noise over all numbers; None: there is no noise."""
+    signal = noise = 0.0
+    for name, values in expected.items():
+        if values.dtype.kind == "f" and values.shape == actual[name].shape:
+            wanted = values.astype(np.float64)
+            signal += float((wanted**2).sum())
+            noise += float(((wanted - actual[name]) ** 2).sum())
+    if noise == 0 or not math.isfinite(noise):
+        return None
+    return 10 * math.log10(max(signal, 1e-30) / noise)

@@ -1,0 +1,111 @@
+"""Choose a recipe by its loss and latency, and say why the others were refused. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Wanted = Literal["auto", "int8"]
+ORIGINAL = "fp32"
+# Latencies within this factor are the same: then the recipe counts that is exact on every CPU, then the loss.
+SAME_MS = 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The numbers of one recipe. ``loss`` is a fraction; ``ms`` the median of a call.
+
+    ``problem``: why it has no numbers. ``full_range``: it is exact only on some CPUs.
+    """
+
+    name: str
+    ms: float | None = None
+    size: int = 0
+    loss: float = 1.0
+    likeness: float = 0.0
+    accuracy: float | None = None
+    sqnr_db: float | None = None
+    problem: str | None = None
+    full_range: bool = False
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Measured:
+        """Return the numbers of a row of the study's result."""
+        return cls(
+            name=row["name"],
+            ms=row.get("ms"),
+            size=int(row.get("bytes") or 0),
+            loss=float(row.get("loss", 1.0)),
+            likeness=float(row.get("likeness", 0.0)),
+            accuracy=row.get("accuracy"),
+            sqnr_db=row.get("sqnr_db"),
+            problem=row.get("problem"),
+            full_range=bool(row.get("full_range")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The recipe to serve, or :data:`ORIGINAL`; and for each recipe the reason in words."""
+
+    name: str
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def quantised(self) -> bool:
+        """Return True if a recipe was chosen."""
+        return self.name != ORIGINAL
+
+
+def choose(
+    results: Sequence[Measured], max_loss: float, wanted: Wanted = "auto", *, portable: bool = False
+) -> Choice:
+    """Return the fastest recipe within ``max_loss``. With ``auto`` it must also be faster than the original.
+
+    ``portable``: refuse recipes that are exact only on some CPUs.
+    """
+    original = next(each for each in results if each.name == ORIGINAL)
+    reasons, able = {}, []
+    for each in results:
+        if each is original:
+            continue
+        reason = _refusal(each, original, max_loss, wanted, portable)
+        if reason is None:
+            able.append(each)
+        else:
+            reasons[each.name] = reason
+    if not able:
+        return Choice(ORIGINAL, {ORIGINAL: "kept: every recipe was refused", **reasons})
+    quickest = min(each.ms or 0.0 for each in able) * SAME_MS
+    best = min(
+        (each for each in able if (each.ms or 0.0) <= quickest),
+        key=lambda each: (each.full_range, each.loss, each.ms),
+    )
+    slower = {
+        each.name: f"{'not faster' if (each.ms or 0.0) <= quickest else 'slower'} than {best.name}"
+        for each in able
+        if each is not best
+    }
+    kept = {ORIGINAL: "the original", best.name: f"chosen: the fastest within a loss of {percent(max_loss)}"}
+    return Choice(best.name, {**kept, **reasons, **slower})
+
+
+def _refusal(
+    each: Measured, original: Measured, max_loss: float, wanted: Wanted, portable: bool
+) -> str | None:
+    if each.problem is not None or each.ms is None:
+        return f"failed: {each.problem or 'it was not measured'}"
+    # A loss of exactly the limit, in floating point.
+    if not each.loss <= max_loss + 1e-9:
+        return f"its loss of {percent(each.loss)} is above {percent(max_loss)}"
+    if portable and each.full_range:
+        return "exact only on CPUs with VNNI, and --portable excludes these"
+    if wanted == "auto" and original.ms is not None and each.ms >= original.ms:
+        return f"not faster than {ORIGINAL}: {each.ms:.3g} ms against {original.ms:.3g} ms"
+    return None
+
+
+def percent(fraction: float) -> str:
+    """Format a fraction: ``0.5 %``."""
+    return f"{round(fraction * 100, 2):g} %"

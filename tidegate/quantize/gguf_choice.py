@@ -1,0 +1,54 @@
+"""Choose among GGUF files of one model by memory: the largest that fits is the most exact. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tidegate.kernel.protocol.gguf import GgufHeader, context_of, kv_bytes_per_token, kv_tokens_of
+
+# What an engine needs beside weights and KV cache: its code, its buffers, the Python process in Triton.
+OVERHEAD = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A GGUF file, and the bytes of memory that a replica with it needs."""
+
+    name: str
+    weights: int
+    kv: int
+
+    @property
+    def total(self) -> int:
+        """Return the bytes in all."""
+        return self.weights + self.kv + OVERHEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The file to serve, None if none fits; and for each file the reason in words."""
+
+    chosen: Candidate | None
+    reasons: dict[str, str]
+
+
+def candidate(name: str, size: int, header: GgufHeader, slots: int, context: int | None) -> Candidate:
+    """Return what a replica with this file needs."""
+    tokens = kv_tokens_of(context_of(header, context), slots, stated=context is not None)
+    return Candidate(name, size, tokens * kv_bytes_per_token(header))
+
+
+def choose(candidates: Sequence[Candidate], memory: int) -> Fit:
+    """Return the largest file that fits into ``memory`` bytes, and why the others are not served."""
+    able = [each for each in candidates if each.total <= memory]
+    best = max(able, key=lambda each: (each.weights, each.name), default=None)
+    reasons = {}
+    for each in candidates:
+        if each is best:
+            reasons[each.name] = "chosen: the largest that fits"
+        elif each.total > memory:
+            reasons[each.name] = f"needs {(each.total - memory) / 2**20:.0f} MiB more than there is"
+        else:
+            reasons[each.name] = f"smaller than {best.name if best else 'the chosen one'}, so less exact"
+    return Fit(best, reasons)
