@@ -283,6 +283,9 @@ bench-weights: bootstrap ## count 100,000 answers of weighted targets through tw
 bench-flips: bootstrap ## flip weights 100 times under load, while a version is added and removed (3 minutes)
 	$(PY) -m benchmarks.flips $(BENCH_FLAGS)
 
+bench-catalogue: bootstrap ## measure lists, searches and comparisons of a registry with 10,000 versions (2 minutes)
+	$(PY) -m benchmarks.catalogue $(BENCH_FLAGS)
+
 bench-shadow: bootstrap ## measure requests at 70 % load, alone and with a shadow that gets every request, alternating (6 minutes)
 	$(PY) -m benchmarks.shadow $(BENCH_FLAGS)
 

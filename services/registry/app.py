@@ -16,6 +16,8 @@ from services.registry.adapters.usage_intake import UsageIntake
 from services.registry.api import (
     artifacts,
     baselines,
+    cards,
+    comparisons,
     deployments,
     desired_state,
     endpoints,
@@ -25,6 +27,7 @@ from services.registry.api import (
     models,
     replicas,
     rollouts,
+    searches,
     shadows,
     signatures,
     traffic,
@@ -32,6 +35,7 @@ from services.registry.api import (
 )
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
+from services.registry.application.cards import Cards
 from services.registry.application.keyring import Keyring
 from services.registry.application.maintenance import Maintenance
 from services.registry.application.signatures import Signatures
@@ -72,6 +76,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             app.state.versions = Versions(transactions, stored, _inspection_settings(settings))
             app.state.baselines = Baselines(transactions)
             app.state.signatures = Signatures(transactions, stored, settings.trusted_keys)
+            app.state.cards = Cards(transactions)
             app.state.keyring = Keyring(transactions)
             app.state.health.add("database", lambda: database.problem)
             app.state.health.add("artifacts", lambda: store.problem)
@@ -83,7 +88,10 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
     for each in (
         artifacts,
         models,
+        searches,
+        comparisons,
         baselines,
+        cards,
         deployments,
         endpoints,
         desired_state,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
 UPLOAD_TIMEOUT_S = 300.0
+MOST_ITEMS = 1_000  # the largest page of a list
 
 Doc = dict[str, Any]
 
@@ -70,6 +71,18 @@ class Service:
         """Send GET and return the ``items`` of the answer."""
         found: list[Doc] = self.get(path, **query)["items"]
         return found
+
+    def pages(self, path: str, limit: int | None = None, **query: Any) -> list[Doc]:
+        """Send GET for each page of a list, and return up to ``limit`` items; None: all."""
+        found: list[Doc] = []
+        cursor: str | None = None
+        while limit is None or len(found) < limit:
+            most = None if limit is None else min(limit - len(found), MOST_ITEMS)
+            page = self.get(path, **query, limit=most, cursor=cursor)
+            found += page["items"]
+            if (cursor := page.get("next")) is None:
+                break
+        return found if limit is None else found[:limit]
 
     def put(self, path: str, body: Any) -> Any:
         """Send PUT with a JSON body."""

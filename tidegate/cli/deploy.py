@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import metadata_options as about
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, numbers, pairs, seconds
 from tidegate.kernel.protocol import names
 
-_SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", "About the version", "Rolling out"
+_SCALE, _RUN, _ABOUT, _ROLL = "Scaling", "How it runs", about.PANEL, "Rolling out"
 _LLM = "Language models"
 _SMALLER = "A smaller model"
 
@@ -211,25 +212,20 @@ def deploy(
         bool,
         typer.Option("--breaking", help="Accept a signature that breaks callers.", rich_help_panel=_ABOUT),
     ] = False,
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="Read metadata from a file; the options below override it.",
-            rich_help_panel=_ABOUT,
-        ),
-    ] = None,
-    trained_at: Annotated[
-        str | None, typer.Option(metavar="DATE", help="When it was trained.", rich_help_panel=_ABOUT)
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(metavar="K=V", help="accuracy=0.98; repeatable.", rich_help_panel=_ABOUT),
-    ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(metavar="K=V", help="team=vision; repeatable.", rich_help_panel=_ABOUT)
-    ] = None,
-    note: Annotated[str | None, typer.Option(help="Free text.", rich_help_panel=_ABOUT)] = None,
+    metadata: about.MetadataFile = None,
+    trained_at: about.TrainedAt = None,
+    metric: about.Metrics = None,
+    param: about.Parameters = None,
+    tag: about.Tags = None,
+    note: about.Note = None,
+    owner: about.Owner = None,
+    license_: about.License = None,
+    framework: about.Framework = None,
+    commit: about.Commit = None,
+    dataset: about.Dataset = None,
+    run: about.Run = None,
+    parent: about.Parent = None,
+    card: about.Card = None,
     baseline: Annotated[
         Path | None,
         typer.Option(
@@ -358,16 +354,25 @@ def deploy(
             },
         ),
     }
-    about = {
-        "trained_at": None if trained_at is None else iso_time(trained_at),
-        "metrics": numbers("--metric", metric) or None,
-        "tags": pairs("--tag", tag) or None,
-        "notes": note,
-    }
+    described = about.stated(
+        trained_at=trained_at,
+        metrics=metric,
+        parameters=param,
+        tags=tag,
+        note=note,
+        owner=owner,
+        license=license_,
+        framework=framework,
+        commit=commit,
+        dataset=dataset,
+        run=run,
+        parent=parent,
+    )
     way = Way(seconds(timeout), wait, traffic, check)
     said = (
-        _given(about)
+        described
         or metadata
+        or card
         or signature
         or requirements
         or model_format
@@ -387,9 +392,9 @@ def deploy(
         with upstream_artifact(upstream, upstream_model) as file:
             if is_oip(upstream):
                 stated = read_json(signature) if signature else None
-                request = oip_request(file, name, upstream, _given(options), stated, _given(about))
+                request = oip_request(file, name, upstream, _given(options), stated, described)
             else:
-                request = DeployRequest(file, name, "llm", _given(options), metadata=_given(about))
+                request = DeployRequest(file, name, "llm", _given(options), metadata=described)
             publish_and_serve(request, way, json)
         return
     if path is None:
@@ -404,12 +409,13 @@ def deploy(
         options=fit.options(_given(options)) if fit else _given(options),
         signature=read_json(signature) if signature else None,
         requirements=read_lines(requirements) if requirements else None,
-        metadata={**(read_json(metadata) if metadata else {}), **_given(about)},
+        metadata=about.merged(metadata, described),
         allow_pickle=allow_pickle,
         breaking=breaking,
         adapters=adapters,
         baseline=baseline,
         signed=signed,
+        card=card,
     )
     wish = None
     if precision is not None:
@@ -428,16 +434,6 @@ def name_of(path: Path) -> str:
     if not found:
         raise UsageError(f"{path} gives no name for the model. Name it: --name NAME")
     return found
-
-
-def iso_time(text: str) -> str:
-    """Parse ``2024-05-31`` or a full ISO time. Raise UsageError."""
-    from tidegate.cli.options import parsed
-
-    try:
-        return parsed(text).astimezone().isoformat()
-    except ValueError:
-        raise UsageError(f"--trained-at {text!r} is not an ISO date or time, such as 2024-05-31.") from None
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ class DeployRequest:
     """A model to serve, its name and its options. ``options`` is a partial DeploymentSpec.
 
     ``requirements`` None: use the folder's own, if it has any. ``adapters``: files to pack beside a language
-    model, by name. ``baseline``: a file of training data. ``signed``: the file of a signature.
+    model, by name. ``baseline``: a file of training data. ``signed``: the file of a signature. ``card``: a
+    Markdown file about the version.
     """
 
     path: Path
@@ -32,3 +33,4 @@ class DeployRequest:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     baseline: Path | None = None
     signed: Path | None = None
+    card: Path | None = None

@@ -7,18 +7,30 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.options import Json, Limit, Model, Name
+from tidegate.cli.options import Filter, Json, Limit, Model, Name, OrderBy
 
 PHASES = ("launch", "fetch", "triton_start", "load", "warm_up")
 
 
-def models(json: Json = False) -> None:
-    """List the models, their latest version and the endpoints that serve them."""
+def models(
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="Only models whose name contains it.")
+    ] = None,
+    filter_: Annotated[
+        str | None,
+        typer.Option("--filter", metavar="FILTER", help="Only models with a version that matches it."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the models, their latest version and the endpoints that serve them.
+
+    Example: `tidegate models --filter 'tags.team = fraud'`
+    """
     from tidegate.cli import output
     from tidegate.cli.api import control
 
     registry = control().registry
-    items = registry.items("/v1/models")
+    items = registry.pages("/v1/models", name=text, filter=filter_)
     deployments = {d["name"]: d for d in registry.items("/v1/deployments")}
     endpoints = registry.items("/v1/endpoints")
     rows = []
@@ -41,12 +53,24 @@ def models_of(endpoint: dict[str, Any], deployments: dict[str, Any]) -> set[str]
     return {deployments[name]["model"] for name in names if name in deployments}
 
 
-def versions(name: Model, json: Json = False) -> None:
-    """List the versions of a model with their metadata."""
+def versions(
+    name: Model,
+    filter_: Filter = None,
+    order_by: OrderBy = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="Number of versions to show; default: all.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the versions of a model with their metadata, oldest first.
+
+    Example: `tidegate versions digits --order-by 'metrics.accuracy desc' -n 5`
+    """
     from tidegate.cli import output
     from tidegate.cli.api import control, part
 
-    items = control().registry.items(f"/v1/models/{part(name)}/versions")
+    path = f"/v1/models/{part(name)}/versions"
+    items = control().registry.pages(path, limit, filter=filter_, order_by=order_by)
     rows = [
         (
             v["number"],

@@ -15,6 +15,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An endpoint's or a deployment's name.")]
 Model = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of latest entries to show.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="NAME[@VERSION]", help="A version: NAME@3, or NAME for its latest.")
+]
+Filter = Annotated[
+    str | None,
+    typer.Option(
+        "--filter", metavar="FILTER", help="Conditions: 'metrics.accuracy > 0.9 and tags.team = fraud'."
+    ),
+]
+OrderBy = Annotated[
+    str | None, typer.Option("--order-by", metavar="NAME", help="'metrics.accuracy desc', 'created', ...")
+]
 
 _STICKY = ("header", "parameter", "key")
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

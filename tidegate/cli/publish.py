@@ -32,6 +32,7 @@ def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
     """Check, upload and register; return the registry's Version."""
     precheck.check_here(request)
     bundle = read_bundle(request.signed) if request.signed is not None else None
+    card = None if request.card is None else read_text(request.card)
     with packed(request.path, request.adapters) as package:
         warnings = precheck.check_there(control, package, request, _registration(package, request))
         upload(control, package, steps)
@@ -41,6 +42,9 @@ def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
         version = register(control, package, request)
     precheck.warn([*warnings, *version.get("warnings", ())])
     steps.change("register", "done", f"{request.name} version {version['number']} ({version['format']})")
+    if card is not None:
+        address = f"/v1/models/{part(version['model'])}/versions/{version['number']}/card"
+        control.registry.put(address, {"text": card})
     if request.baseline is not None:
         set_baseline(control, version, request.baseline, steps)
     return version
@@ -242,10 +246,15 @@ def answers(control: Control, endpoint: str) -> bool:
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file. Raise UsageError."""
+    return read_text(path).splitlines()
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file. Raise UsageError."""
     from tidegate.cli.exit_codes import UsageError
 
     try:
-        return path.read_text().splitlines()
+        return path.read_text()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}.") from None
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from tidegate.client import address, http
 from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
+from tidegate.client.catalogue import AsyncCatalogueCalls, CatalogueFlows
 from tidegate.client.core import Core, Metadata, Version
 from tidegate.client.feedback import FeedbackFlows, item_of
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
@@ -100,7 +101,7 @@ class AsyncBatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls, AsyncUploadCalls):
+class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls, AsyncUploadCalls, AsyncCatalogueCalls):
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
     Use it for many concurrent calls: ``await asyncio.gather(*(client.infer(...) for ...))``.
@@ -125,6 +126,7 @@ class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls, AsyncUplo
         self._traffic = TrafficFlows(self._core)
         self._quality = QualityFlows(self._core)
         self._uploads = UploadFlows(self._core)
+        self._catalogue = CatalogueFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**found.options(), transport=transport)
 

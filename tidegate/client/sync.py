@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from tidegate.client import address, http
 from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
+from tidegate.client.catalogue import CatalogueCalls, CatalogueFlows
 from tidegate.client.core import Core, Metadata, Version
 from tidegate.client.feedback import FeedbackFlows, item_of
 from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
@@ -99,7 +100,7 @@ class BatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls):
+class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls, CatalogueCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
@@ -128,6 +129,7 @@ class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls):
         self._traffic = TrafficFlows(self._core)
         self._quality = QualityFlows(self._core)
         self._uploads = UploadFlows(self._core)
+        self._catalogue = CatalogueFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**found.options(), transport=transport)
 

@@ -46,6 +46,13 @@ class Items(BaseModel, Generic[T]):
     items: list[T]
 
 
+class Page(BaseModel, Generic[T]):
+    """A page of a list. ``next``: the ``cursor`` of the next page; None: this is the last page."""
+
+    items: list[T]
+    next: str | None = None
+
+
 class ArtifactInfo(BaseModel):
     """A stored artifact."""
 
@@ -104,8 +111,17 @@ class VersionChecked(BaseModel):
 class VersionPatch(Noun):
     """Changes of a registered version. A signature can be added only if the version has none."""
 
-    metadata: VersionMetadata | None = None
+    metadata: VersionMetadata | None = Field(None, description="It replaces all metadata.")
+    metadata_patch: dict[str, Any] | None = Field(
+        None, description="A JSON merge patch (RFC 7396) of the metadata: null removes a value."
+    )
     signature: Signature | None = None
+
+
+class ModelCard(Noun):
+    """A model card: a Markdown text about a version."""
+
+    text: str
 
 
 class ModelInfo(BaseModel):

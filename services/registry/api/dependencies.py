@@ -8,6 +8,7 @@ from fastapi import Depends, Header, Request, Response
 
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
+from services.registry.application.cards import Cards
 from services.registry.application.keyring import Keyring
 from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
@@ -51,6 +52,11 @@ def _signatures(request: Request) -> Signatures:
     return value
 
 
+def _cards(request: Request) -> Cards:
+    value: Cards = request.app.state.cards
+    return value
+
+
 def _keyring(request: Request) -> Keyring:
     value: Keyring = request.app.state.keyring
     return value
@@ -85,5 +91,6 @@ UploadsDep = Annotated[Uploads, Depends(_uploads)]
 VersionsDep = Annotated[Versions, Depends(_versions)]
 BaselinesDep = Annotated[Baselines, Depends(_baselines)]
 SignaturesDep = Annotated[Signatures, Depends(_signatures)]
+CardsDep = Annotated[Cards, Depends(_cards)]
 KeyringDep = Annotated[Keyring, Depends(_keyring)]
 IfMatch = Annotated[int | None, Depends(_if_match)]

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
+from services.registry.adapters.sql.reading import DesiredStateReader
+from services.registry.adapters.sql.search import find, models_page
 from services.registry.api.bodies import (
     Items,
     ModelInfo,
     NewVersion,
+    Page,
     Registered,
     VersionCheck,
     VersionChecked,
     VersionPatch,
 )
 from services.registry.api.dependencies import TransactionsDep, VersionsDep
-from services.registry.application.transactions import Transactions
+from services.registry.api.searches import SearchDep
+from services.registry.application.resolution import version_of
 from services.registry.application.versions import Registration
 from services.registry.domain import names
 from services.registry.domain.desired_state import ChangeNotification
+from services.registry.domain.filters import Condition, Subject
+from services.registry.domain.references import of_version
 from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.service.api import JsonRoute
@@ -55,15 +62,25 @@ async def check(versions: VersionsDep, name: str, body: VersionCheck) -> Version
 
 
 @router.get("")
-async def list_models(transactions: TransactionsDep) -> Items[ModelInfo]:
-    """Return every model with its latest version."""
-    return Items(items=await _models(transactions, None))
+async def list_models(
+    transactions: TransactionsDep,
+    search: SearchDep,
+    name: Annotated[str | None, Query(description="Only models whose name contains this text.")] = None,
+) -> Page[ModelInfo]:
+    """Return every model with its latest version, by name. ``filter``: models with such a version."""
+    async with transactions.read() as reader:
+        names_, following = await models_page(reader.connection, search, name)
+        return Page(items=await _models(reader, names_), next=following)
 
 
 @router.get("/{name}")
 async def get_model(transactions: TransactionsDep, name: str) -> ModelInfo:
     """Return one model with its latest version."""
-    return (await _models(transactions, name))[0]
+    async with transactions.read() as reader:
+        found = await _models(reader, [name])
+    if not found:
+        raise names.unknown("model", name)
+    return found[0]
 
 
 @router.delete("/{name}")
@@ -84,25 +101,33 @@ async def delete_model(
 
 
 @router.get("/{name}/versions")
-async def list_versions(transactions: TransactionsDep, name: str) -> Items[Version]:
-    """Return the versions of a model, oldest first."""
-    return Items(items=await _versions(transactions, name))
+async def list_versions(transactions: TransactionsDep, name: str, search: SearchDep) -> Page[Version]:
+    """Return the versions of a model that match ``filter``, oldest first if ``order_by`` is not given."""
+    mine = Condition(Subject("column", "model", "text"), "=", (name,))
+    async with transactions.read() as reader:
+        found, following = await find(
+            reader.connection, replace(search, conditions=[mine, *search.conditions])
+        )
+        if not found and not await reader.numbers([name]):
+            raise names.unknown("model", name)
+    return Page(items=found, next=following)
 
 
 @router.get("/{name}/versions/{number}")
-async def get_version(transactions: TransactionsDep, name: str, number: Number) -> Version:
+async def get_version(
+    transactions: TransactionsDep,
+    name: str,
+    number: Annotated[str, Path(description="The number of a version, or `latest`.")],
+) -> Version:
     """Return one version."""
     async with transactions.read() as reader:
-        versions = await reader.versions(name, number)
-    if not versions:
-        raise names.unknown_version(name, number)
-    return versions[0]
+        return await version_of(reader, of_version(name, number))
 
 
 @router.patch("/{name}/versions/{number}")
 async def describe_version(versions: VersionsDep, name: str, number: Number, body: VersionPatch) -> Version:
-    """Replace a version's metadata, or add the signature that it lacks."""
-    return await versions.describe(name, number, body.metadata, body.signature)
+    """Replace or patch a version's metadata, or add the signature that the version lacks."""
+    return await versions.describe(name, number, body.metadata, body.signature, body.metadata_patch)
 
 
 @router.delete("/{name}/versions/{number}", status_code=204)
@@ -111,27 +136,11 @@ async def delete_version(versions: VersionsDep, name: str, number: Number) -> No
     await versions.delete_version(name, number)
 
 
-async def _versions(transactions: Transactions, name: str | None) -> list[Version]:
-    async with transactions.read() as reader:
-        versions = await reader.versions(name)
-    if name is not None and not versions:
-        raise names.unknown("model", name)
-    return versions
-
-
-async def _models(transactions: Transactions, name: str | None) -> list[ModelInfo]:
-    all_versions = await _versions(transactions, name)
-    async with transactions.read() as reader:
-        created = await reader.model_created()
-    by_model: dict[str, list[Version]] = {}
-    for version in all_versions:
-        by_model.setdefault(version.model, []).append(version)
+async def _models(reader: DesiredStateReader, names_: list[str]) -> list[ModelInfo]:
+    created, numbers = await reader.model_created(names_), await reader.numbers(names_)
+    latest = await reader.latest_versions(names_)
     return [
-        ModelInfo(
-            name=model,
-            created_at=created[model],
-            versions=[version.number for version in versions],
-            latest=versions[-1],
-        )
-        for model, versions in by_model.items()
+        ModelInfo(name=name, created_at=created[name], versions=numbers[name], latest=latest[name])
+        for name in names_
+        if name in latest
     ]

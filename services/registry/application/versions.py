@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from services.registry.adapters import artifact_inspection, llm_artifact
 from services.registry.adapters.artifact_inspection import Inspection
@@ -22,6 +23,7 @@ from services.registry.domain import (
     requirements,
     rollover,
     signature,
+    version_metadata,
 )
 from services.registry.domain.desired_state import ChangeNotification
 from services.registry.domain.rollover import DeployRequest
@@ -103,7 +105,7 @@ class Versions:
             size = await writer.artifact_size(request.artifact)
             if size is None:
                 raise _no_artifact(request.artifact)
-            stored = await writer.versions(request.model)
+            stored = await writer.versions_to_compare(request.model, request.artifact)
             same = registration.same_version(
                 stored, request.artifact, format_, inspection.requirements, inspection.signature
             )
@@ -141,7 +143,7 @@ class Versions:
             is_stored = bool(request.artifact) and await reader.artifact_size(request.artifact) is not None
         inspection = await self._inspect(request, format_) if is_stored else Inspection(request.signature)
         async with self._transactions.read() as reader:
-            stored = await reader.versions(request.model)
+            stored = await reader.versions_to_compare(request.model, request.artifact)
             same = registration.same_version(
                 stored, request.artifact, format_, inspection.requirements, inspection.signature
             )
@@ -154,11 +156,17 @@ class Versions:
         return CheckResult(format_, is_stored, same, self._warnings(inspection))
 
     async def describe(
-        self, model: str, number: int, metadata: VersionMetadata | None, added: Signature | None
+        self,
+        model: str,
+        number: int,
+        metadata: VersionMetadata | None,
+        added: Signature | None,
+        patch: Mapping[str, Any] | None = None,
     ) -> Version:
-        """Replace a version's metadata, or add the signature that it lacks.
+        """Replace a version's metadata, patch it, or add the signature that the version lacks.
 
-        Raise NotFound, or Conflict if the version has another signature: signatures never change.
+        ``patch`` is a JSON merge patch of the metadata. Raise NotFound, BadRequest for wrong metadata, or
+        Conflict if the version has another signature: signatures never change.
         """
         async with self._transactions.change() as writer:
             version = next(iter(await writer.versions(model, number)), None)
@@ -171,7 +179,8 @@ class Versions:
                 )
             if added is not None:
                 signature.check(added)
-            update = {"metadata": metadata or version.metadata, "signature": added or version.signature}
+            described = version_metadata.patched(metadata or version.metadata, patch or {})
+            update = {"metadata": described, "signature": added or version.signature}
             changed = version.model_copy(update=update)
             if changed != version:
                 await writer.describe_version(model, number, changed.metadata, changed.signature)
@@ -232,6 +241,8 @@ def _check_request(request: Registration) -> Format:
     formats.check_filename(request.filename)
     format_ = formats.format_of(request.filename, request.format)
     formats.check_pickle_allowed(format_, allow_pickle=request.allow_pickle)
+    if request.metadata is not None:
+        version_metadata.check(request.metadata)
     if request.signature is not None:
         signature.check(request.signature)
     if request.requirements is not None:
@@ -247,7 +258,7 @@ async def _with_metadata(
     writer: DesiredStateWriter, version: Version, changes: VersionMetadata | None
 ) -> Version:
     fields = {name: getattr(changes, name) for name in changes.model_fields_set} if changes else {}
-    metadata = version.metadata.model_copy(update=fields)
+    metadata = version_metadata.check(version.metadata.model_copy(update=fields))
     if metadata == version.metadata:
         return version
     await writer.describe_version(version.model, version.number, metadata, version.signature)

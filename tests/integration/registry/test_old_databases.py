@@ -110,6 +110,9 @@ async def test_the_registry_serves_the_old_rows(old_url: str, dump: Path, tmp_pa
         desired = (await http.get("/v1/intention")).raise_for_status().json()
         keys = (await http.get("/v1/keys")).raise_for_status().json()["items"]
         usage = (await http.get("/v1/usage?since=2025-01-01")).raise_for_status().json()
+        query = {"filter": "accuracy > 0.9 and tags.team = vision"}
+        searched = (await http.get("/v1/versions", params=query)).raise_for_status().json()
+    assert [version["number"] for version in searched["items"]] == [1]
     assert [(v["number"], v["format"]) for v in desired["versions"]] == [(1, "onnx"), (3, "python")]
     assert desired["versions"][0]["metadata"]["notes"] == "Grüße"
     assert desired["versions"][0]["signature"]["inputs"][0]["shape"] == [64]

@@ -116,7 +116,7 @@ async def test_requirements_belong_to_the_version(call):
     assert (other["number"], other["requirements"]) == (2, ["six==1.16"])
     none = await call.register("m", archive, **own, requirements=[])
     assert (none["number"], none["requirements"]) == (3, [])
-    assert (await call("GET", "/v1/intention"))["versions"][0]["requirements"] == ["six"]
+    assert (await call("GET", "/v1/models/m/versions/1"))["requirements"] == ["six"]
     plain = await call.register("plain", onnx_bytes(1), requirements=["six"])
     assert plain["requirements"] == ["six"]
     body = {"artifact": first["artifact_sha256"], **own, "requirements": ["./x.whl"]}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.cli.deploy import iso_time, name_of
+from tidegate.cli.deploy import name_of
 from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.metadata_options import iso_time
 from tidegate.cli.package import pack, packed
 
 

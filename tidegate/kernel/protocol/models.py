@@ -68,13 +68,27 @@ class Signature(Noun):
 
 
 class VersionMetadata(Written):
-    """Facts about a version for people: its training, metrics, dependencies, tags and notes."""
+    """Facts about a version for people and for searches. The registry checks their sizes when it stores them.
+
+    ``framework``, ``framework_version``, ``dependencies``: the software of the training.
+    ``commit``, ``run``, ``dataset``, ``parent``: the origin. ``parent`` is a version, such as ``digits@2``.
+    ``parameters``: those of the training. ``license``: an SPDX identifier, or a name.
+    """
 
     trained_at: datetime | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     dependencies: list[str] = Field(default_factory=list)
     tags: dict[str, str] = Field(default_factory=dict)
     notes: str = ""
+    framework: str | None = None
+    framework_version: str | None = None
+    commit: str | None = None
+    run: str | None = None
+    dataset: str | None = None
+    parent: str | None = None
+    parameters: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    owner: str | None = None
+    license: str | None = None
 
 
 class Version(Noun):

@@ -73,14 +73,72 @@ class DesiredStateReader:
         if number is not None:
             query = query.where(versions.c.number == number)
         rows = await self._connection.execute(query)
-        result = [Version.model_validate(finite(dict(row))) for row in rows.mappings()]
+        result = [version_of(row) for row in rows.mappings()]
         # Sorted here, because the order in SQL differs: PostgreSQL sorts texts by language, SQLite by bytes.
         return sorted(result, key=lambda version: (version.model, version.number))
 
-    async def model_created(self) -> dict[str, datetime]:
-        """Return when each model's name was first used. Models without versions are included."""
-        rows = await self._connection.execute(sa.select(models.c.name, models.c.created_at))
-        return {row.name: row.created_at for row in rows}
+    async def deployed_versions(self) -> list[Version]:
+        """Return the versions that a Deployment runs, sorted by model and number."""
+        used = sa.exists().where(
+            deployments.c.model == versions.c.model, deployments.c.version == versions.c.number
+        )
+        query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
+            artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
+        )
+        rows = await self._connection.execute(query.where(used))
+        result = [version_of(row) for row in rows.mappings()]
+        return sorted(result, key=lambda version: (version.model, version.number))
+
+    async def versions_to_compare(self, model: str, artifact: str) -> list[Version]:
+        """Return the versions that a registration is compared with, sorted by number.
+
+        These are the versions with the same artifact, the latest one, and the latest one with a signature.
+        """
+        latest = sa.select(sa.func.max(versions.c.number)).where(versions.c.model == model)
+        signed = latest.where(versions.c.signature.is_not(None))
+        wanted = (
+            (versions.c.artifact_sha256 == artifact)
+            | (versions.c.number == latest.scalar_subquery())
+            | (versions.c.number == signed.scalar_subquery())
+        )
+        query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
+            artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
+        )
+        rows = await self._connection.execute(query.where(versions.c.model == model, wanted))
+        return sorted((version_of(row) for row in rows.mappings()), key=lambda version: version.number)
+
+    async def version(self, model: str, number: int) -> Version | None:
+        """Return one version, or None if it does not exist."""
+        return next(iter(await self.versions(model, number)), None)
+
+    async def numbers(self, models_: list[str]) -> dict[str, list[int]]:
+        """Return the version numbers of each of these models, ascending."""
+        query = sa.select(versions.c.model, versions.c.number).where(versions.c.model.in_(models_))
+        found: dict[str, list[int]] = {}
+        for model, number in await self._connection.execute(query.order_by(versions.c.number)):
+            found.setdefault(model, []).append(number)
+        return found
+
+    async def latest_versions(self, models_: list[str]) -> dict[str, Version]:
+        """Return the latest version of each of these models that has one."""
+        latest = (
+            sa.select(versions.c.model, sa.func.max(versions.c.number).label("number"))
+            .where(versions.c.model.in_(models_))
+            .group_by(versions.c.model)
+            .subquery()
+        )
+        query = (
+            sa.select(versions, artifacts.c.size.label("artifact_size"))
+            .join(artifacts, artifacts.c.sha256 == versions.c.artifact_sha256)
+            .join(latest, (latest.c.model == versions.c.model) & (latest.c.number == versions.c.number))
+        )
+        rows = await self._connection.execute(query)
+        return {row["model"]: version_of(row) for row in rows.mappings()}
+
+    async def model_created(self, models_: list[str]) -> dict[str, datetime]:
+        """Return when the name of each of these models was first used."""
+        query = sa.select(models.c.name, models.c.created_at).where(models.c.name.in_(models_))
+        return {row.name: row.created_at for row in await self._connection.execute(query)}
 
     async def models(self) -> list[str]:
         """Return the names of all models that have a version."""
@@ -124,10 +182,10 @@ class DesiredStateReader:
         return sorted(result, key=lambda endpoint: endpoint.name)
 
     async def desired_state(self) -> DesiredState:
-        """Return the whole desired state."""
+        """Return the desired state: every Deployment and Endpoint, and the versions that Deployments run."""
         return DesiredState(
             revision=await self.revision(),
-            versions=await self.versions(),
+            versions=await self.deployed_versions(),
             deployments=await self.deployments(),
             endpoints=await self.endpoints(),
         )
@@ -170,6 +228,13 @@ class DesiredStateReader:
             target = Target(deployment=row["deployment"], weight=row["weight"])
             targets[row["endpoint"], row["role"]].append(target)
         return targets
+
+
+def version_of(row: sa.RowMapping) -> Version:
+    """Return the version in a row of ``versions`` with the size of its artifact."""
+    return Version.model_validate(
+        finite({name: value for name, value in row.items() if name in Version.model_fields})
+    )
 
 
 def _spec_fields(row: sa.RowMapping) -> dict[str, Any]:

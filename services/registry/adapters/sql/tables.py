@@ -102,6 +102,31 @@ baselines = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
+# The metadata of versions again, as rows that searches find: ``kind`` is metric, parameter, tag or field.
+version_facts = sa.Table(
+    "version_facts",
+    metadata,
+    sa.Column("model", NAME, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("value", sa.Double),
+    sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
+    sa.Index("ix_version_facts_kind", "kind", "name", "value"),
+)
+
+# A Markdown text about a version.
+model_cards = sa.Table(
+    "model_cards",
+    metadata,
+    sa.Column("model", NAME, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("created_at", Moment, nullable=False),
+    sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
+)
+
 # ``declared``: a user made it with PUT or apply, so a roll-over does not change its scale.
 deployments = sa.Table(
     "deployments",

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.adapters.sql import audit, baselines
+from services.registry.adapters.sql import audit, baselines, cards, facts
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.tables import (
     artifacts,
@@ -80,7 +80,8 @@ class DesiredStateWriter(DesiredStateReader):
                     await self._drop_targets(name)
                     await self._connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
                 case DropVersion(model, number):
-                    await baselines.drop(self._connection, model, number)
+                    for part in (baselines, cards, facts):
+                        await part.drop(self._connection, model, number)
                     await self._connection.execute(sa.delete(versions).where(_is(model, number)))
             await self.note(notification, before, await self._current(notification))
 
@@ -144,6 +145,7 @@ class DesiredStateWriter(DesiredStateReader):
             metadata=version.metadata.model_dump(mode="json"),
             created_at=version.created_at,
         )
+        await facts.write(self._connection, version.model, version.number, version.metadata)
         named = sa.update(artifacts).where(artifacts.c.sha256 == version.artifact_sha256)
         await self._connection.execute(named.values(pending_until=None))
         notification = ChangeNotification("version", f"{version.model}/{version.number}", "created")
@@ -160,6 +162,7 @@ class DesiredStateWriter(DesiredStateReader):
         notification = ChangeNotification("version", f"{model}/{number}", "updated")
         before = await self._current(notification)
         await self._connection.execute(sa.update(versions).where(_is(model, number)).values(values))
+        await facts.write(self._connection, model, number, metadata)
         await self.note(notification, before, await self._current(notification))
 
     async def note_artifact(self, sha256: str, size: int, pending_until: datetime) -> None:

@@ -1,0 +1,214 @@
+"""Searches of versions in SQL. Every value of a filter is a bound parameter."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from services.registry.adapters.sql.reading import version_of
+from services.registry.adapters.sql.tables import Moment, artifacts, version_facts, versions
+from services.registry.domain import pages
+from services.registry.domain.filters import Condition, Order, Subject, Value
+from services.registry.domain.version_metadata import seconds
+from tidegate.kernel.protocol.models import Version
+
+_COLUMNS: dict[str, sa.ColumnElement[Any]] = {
+    "model": versions.c.model,
+    "number": versions.c.number,
+    "format": versions.c.format,
+    "sha256": versions.c.artifact_sha256,
+    "size": artifacts.c.size,
+    "created": versions.c.created_at,
+}
+
+_COMPARISONS: dict[str, Callable[[Any, Any], sa.ColumnElement[bool]]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A search of versions. ``order`` None: by model and number. ``cursor``: ``next`` of the page before."""
+
+    conditions: Sequence[Condition] = ()
+    order: Order | None = None
+    limit: int = pages.DEFAULT
+    cursor: str | None = None
+
+
+async def find(connection: AsyncConnection, search: Search) -> tuple[list[Version], str | None]:
+    """Return a page of the versions that meet all conditions, and the cursor of the next page."""
+    key, join = _sort_key(search.order)
+    found = sa.select(versions, artifacts.c.size.label("artifact_size"), key.label("sort_key")).join(
+        artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
+    )
+    if join is not None:
+        found = found.outerjoin(*join)
+    for condition in search.conditions:
+        found = found.where(_where(condition))
+    descending = search.order is not None and search.order.descending
+    ordered = str(search.order)
+    last = pages.read_cursor(search.cursor, ordered, 3)
+    if last is not None:
+        found = found.where(_after(key, last, descending=descending, order=search.order))
+    keys = (_exact(versions.c.model), versions.c.number)
+    if search.order is not None:
+        found = found.order_by((key.desc() if descending else key.asc()).nulls_last())
+    found = found.order_by(*(each.desc() if descending else each.asc() for each in keys))
+    rows = (await connection.execute(found.limit(search.limit + 1))).mappings().all()
+    page = rows[: search.limit]
+    following = None
+    if len(rows) > search.limit:
+        end = page[-1]
+        following = pages.cursor_of(ordered, _plain(end["sort_key"]), end["model"], end["number"])
+    return [version_of(row) for row in page], following
+
+
+async def models_page(
+    connection: AsyncConnection, search: Search, named: str | None
+) -> tuple[list[str], str | None]:
+    """Return a page of the names of models with a version that meets all conditions, and the next cursor."""
+    name = _exact(versions.c.model)
+    query = (
+        sa.select(name.label("name"))
+        .select_from(versions)
+        .join(artifacts, artifacts.c.sha256 == versions.c.artifact_sha256)
+    )
+    if named:
+        query = query.where(_like(versions.c.model, f"%{_escaped(named)}%"))
+    for condition in search.conditions:
+        query = query.where(_where(condition))
+    last = pages.read_cursor(search.cursor, "models", 1)
+    if last is not None:
+        query = query.where(name > str(last[0]))
+    query = query.distinct().order_by(sa.text("name")).limit(search.limit + 1)
+    found = list((await connection.execute(query)).scalars())
+    page = found[: search.limit]
+    return page, pages.cursor_of("models", page[-1]) if len(found) > len(page) else None
+
+
+def _sort_key(order: Order | None) -> tuple[sa.ColumnElement[Any], Any]:
+    if order is None:
+        return sa.literal(0), None
+    if order.subject.kind == "column":
+        column = _COLUMNS[order.subject.name]
+        return (_exact(column) if order.subject.type == "text" else column), None
+    fact = version_facts.alias("sorted")
+    mine = (
+        (fact.c.model == versions.c.model)
+        & (fact.c.number == versions.c.number)
+        & (fact.c.kind == order.subject.kind)
+        & (fact.c.name == order.subject.name)
+    )
+    return (_exact(fact.c.text) if order.subject.type == "text" else fact.c.value), (fact, mine)
+
+
+def _after(
+    key: sa.ColumnElement[Any], last: list[Any], *, descending: bool, order: Order | None
+) -> sa.ColumnElement[bool]:
+    """Return the condition for versions after the last one of a page. Versions without a key are last."""
+    value, model, number = last
+    name = _exact(versions.c.model)
+
+    beyond = _COMPARISONS["<" if descending else ">"]
+
+    tie = sa.or_(beyond(name, str(model)), sa.and_(name == str(model), beyond(versions.c.number, number)))
+    if order is None:
+        return tie
+    if value is None:
+        return sa.and_(key.is_(None), tie)
+    bound = _bound(value, order.subject)
+    return sa.or_(beyond(key, bound), sa.and_(key == bound, tie), key.is_(None))
+
+
+def _bound(value: Any, subject: Subject) -> Any:
+    if subject.kind == "column" and subject.type == "time":
+        return sa.literal(datetime.fromtimestamp(float(value) / 1e6, UTC), Moment)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Return a sort key as JSON: a time in microseconds, so that it stays exact."""
+    return round(value.timestamp() * 1e6) if isinstance(value, datetime) else value
+
+
+def _where(condition: Condition) -> sa.ColumnElement[bool]:
+    subject = condition.subject
+    if subject.kind == "column":
+        return _compared(_COLUMNS[subject.name], condition)
+    fact = version_facts
+    mine = (
+        (fact.c.model == versions.c.model)
+        & (fact.c.number == versions.c.number)
+        & (fact.c.kind == subject.kind)
+        & (fact.c.name == subject.name)
+    )
+    if condition.operator == "null":
+        return ~sa.exists().where(mine)
+    if condition.operator == "not null":
+        return sa.exists().where(mine)
+    numeric = any(isinstance(value, float | datetime) for value in condition.values)
+    return sa.exists().where(mine, _compared(fact.c.value if numeric else fact.c.text, condition))
+
+
+def _compared(column: sa.ColumnElement[Any], condition: Condition) -> sa.ColumnElement[bool]:
+    values = [_parameter(column, value) for value in condition.values]
+    match condition.operator:
+        case "in":
+            return column.in_(values)
+        case "like":
+            return _like(column, str(values[0]))
+        case "null":
+            return column.is_(None)
+        case "not null":
+            return column.is_not(None)
+    return _COMPARISONS[condition.operator](column, values[0])
+
+
+def _parameter(column: sa.ColumnElement[Any], value: Value) -> Any:
+    if isinstance(value, datetime) and not isinstance(column.type, Moment):
+        return seconds(value)
+    if isinstance(value, float) and isinstance(column.type, sa.Integer):
+        return sa.literal(value, sa.Double)  # a whole number may be compared with 2.5
+    return value
+
+
+def _like(column: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]:
+    return sa.func.lower(column).like(pattern.lower(), escape="\\")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _exact(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+    """Return a text column in the order of its bytes, as SQLite sorts it. PostgreSQL sorts by language."""
+    return _Exact(column)
+
+
+class _Exact(FunctionElement[str]):
+    type = sa.String()
+    inherit_cache = True
+
+
+@compiles(_Exact)
+def _compile_exact(element: Any, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.clauses, **options))
+
+
+@compiles(_Exact, "postgresql")
+def _compile_exact_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f'({compiler.process(element.clauses, **options)} COLLATE "C")'

@@ -1,0 +1,42 @@
+"""Routes of searches in all versions, and the query parameters that lists share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from services.registry.adapters.sql.search import Search, find
+from services.registry.api.bodies import Page
+from services.registry.api.dependencies import TransactionsDep
+from services.registry.domain import filters, pages
+from tidegate.kernel.protocol.models import Version
+from tidegate.kernel.service.api import JsonRoute
+
+router = APIRouter(prefix="/v1/versions", tags=["models"], route_class=JsonRoute)
+
+
+def _search(
+    filter_: Annotated[
+        str,
+        Query(alias="filter", max_length=filters.LONGEST, description=f"Conditions: `{filters.EXAMPLE}`."),
+    ] = "",
+    order_by: Annotated[
+        str | None, Query(max_length=400, description="A name and asc or desc: `metrics.accuracy desc`.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=pages.MOST)] = pages.MOST,
+    cursor: Annotated[str | None, Query(description="The `next` of the previous page.")] = None,
+) -> Search:
+    order = filters.parse_order(order_by) if order_by else None
+    return Search(filters.parse(filter_), order, limit, cursor)
+
+
+SearchDep = Annotated[Search, Depends(_search)]
+
+
+@router.get("")
+async def search_versions(transactions: TransactionsDep, search: SearchDep) -> Page[Version]:
+    """Return the versions of all models that match ``filter``, by model and number or by ``order_by``."""
+    async with transactions.read() as reader:
+        found, following = await find(reader.connection, search)
+    return Page(items=found, next=following)

@@ -1,0 +1,21 @@
+"""Find the version that a reference means, such as ``digits@3`` or ``digits@latest``."""
+
+from __future__ import annotations
+
+from services.registry.adapters.sql.reading import DesiredStateReader
+from services.registry.domain import names
+from services.registry.domain.references import Reference
+from tidegate.kernel.protocol.models import Version
+
+
+async def version_of(reader: DesiredStateReader, reference: Reference) -> Version:
+    """Return the version of a reference. Raise NotFound."""
+    if reference.number is None:
+        latest = (await reader.latest_versions([reference.model])).get(reference.model)
+        if latest is None:
+            raise names.unknown("model", reference.model)
+        return latest
+    found = await reader.version(reference.model, reference.number)
+    if found is None:
+        raise names.unknown_version(reference.model, reference.number)
+    return found

@@ -1,0 +1,107 @@
+"""Compare two versions: metadata, metrics, signature, size and requirements. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.registry.domain.compatibility import breaking_changes
+from services.registry.domain.version_metadata import TEXTS
+from tidegate.kernel.protocol.models import Signature, Version
+
+# The fields of a version that are compared as they are, beside those of its metadata.
+_FIELDS = ("format", "artifact_sha256", "artifact_size", "created_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One value of both versions. None: the version does not have it."""
+
+    name: str
+    a: Any
+    b: Any
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One number of both versions. ``delta`` is b - a, and ``percent`` is relative to a."""
+
+    name: str
+    a: float | None
+    b: float | None
+    delta: float | None
+    percent: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureDifference:
+    """The compatibility of two signatures. ``known`` False: a version has no signature.
+
+    ``breaking``: the changes that break callers of ``a`` if ``b`` replaces it.
+    """
+
+    known: bool
+    same: bool
+    compatible: bool | None
+    breaking: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The comparison of two versions."""
+
+    fields: list[Difference]
+    metrics: list[Delta]
+    parameters: list[Difference]
+    tags: list[Difference]
+    signature: SignatureDifference
+    requirements_added: list[str]
+    requirements_removed: list[str]
+
+
+def compare(a: Version, b: Version) -> Comparison:
+    """Return the comparison of two versions, of one model or of two."""
+    ours, theirs = a.metadata, b.metadata
+    fields = [_difference(name, getattr(a, name), getattr(b, name)) for name in _FIELDS]
+    named = ("trained_at", *TEXTS, "notes")
+    fields += [
+        _difference(name, getattr(ours, name) or None, getattr(theirs, name) or None) for name in named
+    ]
+    fields.append(_difference("dependencies", ours.dependencies, theirs.dependencies))
+    return Comparison(
+        fields=fields,
+        metrics=deltas(ours.metrics, theirs.metrics),
+        parameters=_differences(ours.parameters, theirs.parameters),
+        tags=_differences(ours.tags, theirs.tags),
+        signature=_signatures(a.signature, b.signature),
+        requirements_added=[line for line in b.requirements if line not in a.requirements],
+        requirements_removed=[line for line in a.requirements if line not in b.requirements],
+    )
+
+
+def deltas(a: Mapping[str, float], b: Mapping[str, float]) -> list[Delta]:
+    """Return the numbers that one of the two has, by name, with their differences."""
+    return [_delta(name, a.get(name), b.get(name)) for name in sorted({*a, *b})]
+
+
+def _delta(name: str, a: float | None, b: float | None) -> Delta:
+    if a is None or b is None:
+        return Delta(name, a, b, None, None)
+    return Delta(name, a, b, b - a, None if a == 0 else 100 * (b - a) / abs(a))
+
+
+def _signatures(a: Signature | None, b: Signature | None) -> SignatureDifference:
+    if a is None or b is None:
+        return SignatureDifference(known=False, same=a == b, compatible=None, breaking=[])
+    found = breaking_changes(a, b)
+    return SignatureDifference(known=True, same=a == b, compatible=not found, breaking=found)
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+    return [_difference(name, a.get(name), b.get(name)) for name in sorted({*a, *b})]
+
+
+def _difference(name: str, a: Any, b: Any) -> Difference:
+    return Difference(name, a, b, a == b)

@@ -1,0 +1,54 @@
+"""References to versions: ``digits@3``, ``digits@champion``, ``digits@latest``, ``digits``. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.registry.domain import names
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import names as protocol_names
+
+LATEST = "latest"
+LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A version of a model: by its number, by an alias, or the latest one."""
+
+    model: str
+    number: int | None = None
+    alias: str | None = None
+
+
+def parse(text: str) -> Reference:
+    """Return the reference in a text. Raise BadRequest."""
+    model, at, version = text.partition("@")
+    names.check("model", model)
+    if at and not version:
+        raise BadRequest(f"{text!r} has no version after the @. Write NAME@3, NAME@ALIAS or NAME@latest.")
+    return of_version(model, version or LATEST)
+
+
+def of_version(model: str, version: str) -> Reference:
+    """Return the reference to a version that is written as a number, as an alias or as ``latest``."""
+    if version == LATEST:
+        return Reference(model)
+    bare = version[1:] if version[:1] == "v" and version[1:].isdecimal() else version
+    if bare.isdecimal() and bare.isascii():
+        number = int(bare[:12])
+        if not 1 <= number <= LARGEST:
+            raise BadRequest(f"{version[:20]!r} is not a version: versions are numbers from 1 on.")
+        return Reference(model, number=number)
+    return Reference(model, alias=check_alias(version))
+
+
+def check_alias(alias: str) -> str:
+    """Return the name of an alias. Raise BadRequest if it is not valid, or could mean a version."""
+    if protocol_names.problem("alias", alias) is not None:
+        raise BadRequest(f"{alias[:80]!r} is not a valid name of an alias: {protocol_names.RULE}.")
+    if alias == LATEST:
+        raise BadRequest("'latest' always means the latest version, so it cannot be set as an alias.")
+    if alias.removeprefix("v").isdecimal():
+        raise BadRequest(f"{alias!r} looks like the number of a version. Begin an alias with a word.")
+    return alias

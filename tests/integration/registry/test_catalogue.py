@@ -1,0 +1,142 @@
+"""The catalogue over HTTP, on the real database: metadata, searches, pages and cards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+import sqlalchemy as sa
+from alembic import command
+
+from services.registry.adapters.sql import migrate
+from services.registry.adapters.sql.database import engine_for
+from tests.integration.registry.onnx_files import onnx_bytes
+
+
+async def found(
+    call: Any, filter_: str = "", path: str = "/v1/versions", **query: Any
+) -> list[tuple[str, int]]:
+    answer = await call("GET", path, params={"filter": filter_, **query})
+    return [(item["model"], item["number"]) for item in answer["items"]]
+
+
+@pytest.fixture
+async def four(call):
+    """Three versions of `digits` and one of `Fraud`, registered an hour apart."""
+    for seed, accuracy in enumerate((0.5, 0.95, 0.91), start=1):
+        metadata = {
+            "metrics": {"accuracy": accuracy},
+            "parameters": {"depth": seed, "booster": "dart", "shuffle": True},
+            "tags": {"team": "vision", "year": "2024"},
+            "owner": "ann" if seed < 3 else "bob",
+            "trained_at": f"2026-01-0{seed}T00:00:00Z",
+        }
+        await call.register("digits", onnx_bytes(seed), metadata=metadata)
+        call.clock.forward(3600)
+    await call.register("Fraud", onnx_bytes(9), metadata={"tags": {"team": 'a "b"'}, "license": "MIT"})
+    return call
+
+
+async def test_searches_find_versions_by_their_metadata(four):
+    one, two, three, fraud = ("digits", 1), ("digits", 2), ("digits", 3), ("Fraud", 1)
+    for filter_, expected in {
+        "": [fraud, one, two, three],
+        "accuracy > 0.9": [two, three],
+        "metrics.accuracy > 0.9 and owner = 'ann'": [two],
+        "metrics.accuracy is null": [fraud],
+        "owner is not null and version >= 2": [two, three],
+        "tags.team = 'a \"b\"'": [fraud],
+        "tags.year > 2023 and tags.team in (vision, other)": [one, two, three],
+        "params.depth >= 2 and params.booster = dart and params.shuffle = true": [two, three],
+        "name like '%RAU%'": [fraud],
+        "format = onnx and license = MIT": [fraud],
+        "trained >= 2026-01-02 and trained < 2026-01-03T00:00:00Z": [two],
+        "created < 2026-01-02T04:00:00Z": [one],
+        "size > 2.5 and owner != ann": [three],
+        "tags.team = '%' and owner = \"' or 1=1 --\"": [],
+    }.items():
+        assert await found(four, filter_) == expected, filter_
+    assert await found(four, "owner = bob", "/v1/models/digits/versions") == [three]
+    answer = await four("GET", "/v1/versions", params={"filter": "onwer = x"}, status=400)
+    assert "there is no 'onwer'" in answer["error"]
+    await four("PATCH", "/v1/models/digits/versions/1", {"metadata_patch": {"owner": "eve", "tags": None}})
+    assert await found(four, "owner = eve and tags.team is null and accuracy = 0.5") == [one]
+
+
+async def test_pages_hold_each_version_once_in_every_order(four):
+    for order, expected in {
+        "metrics.accuracy desc": [("digits", 2), ("digits", 3), ("digits", 1), ("Fraud", 1)],
+        "accuracy": [("digits", 1), ("digits", 3), ("digits", 2), ("Fraud", 1)],
+        "created desc": [("Fraud", 1), ("digits", 3), ("digits", 2), ("digits", 1)],
+        "trained": [("digits", 1), ("digits", 2), ("digits", 3), ("Fraud", 1)],
+        "owner desc": [("digits", 3), ("digits", 2), ("digits", 1), ("Fraud", 1)],
+        "name desc": [("digits", 3), ("digits", 2), ("digits", 1), ("Fraud", 1)],
+        "license": [("Fraud", 1), ("digits", 1), ("digits", 2), ("digits", 3)],
+        "": [("Fraud", 1), ("digits", 1), ("digits", 2), ("digits", 3)],
+    }.items():
+        listed, cursor, pages = [], None, 0
+        while cursor is not None or not pages:
+            query = {"order_by": order, "limit": 1, **({"cursor": cursor} if cursor else {})}
+            page = await four("GET", "/v1/versions", params=query)
+            listed += [(item["model"], item["number"]) for item in page["items"]]
+            cursor, pages = page["next"], pages + 1
+        assert (listed, pages) == (expected, 4), order
+    page = await four("GET", "/v1/models", params={"limit": 1})
+    assert [item["name"] for item in page["items"]] == ["Fraud"]
+    rest = await four("GET", "/v1/models", params={"cursor": page["next"]})
+    assert [(item["name"], item["versions"], item["latest"]["number"]) for item in rest["items"]] == [
+        ("digits", [1, 2, 3], 3)
+    ]
+    assert rest["next"] is None
+    named = await four("GET", "/v1/models", params={"name": "GIT"})
+    assert [item["name"] for item in named["items"]] == ["digits"]
+    high = await four("GET", "/v1/models", params={"filter": "license = MIT"})
+    assert [item["name"] for item in high["items"]] == ["Fraud"]
+
+
+async def test_metadata_has_limits_and_cards_are_text(call):
+    await call.register("digits", onnx_bytes(), metadata={"metrics": {"accuracy": 0.9}})
+    path = "/v1/models/digits/versions/1"
+    for wrong, words in (
+        ({"metrics": {"": 1}}, "1 to 128 characters"),
+        ({"tags": {"a": "x" * 1_001}}, "at most 1000"),
+        ({"notes": "x" * 16_001}, "at most 16000"),
+        ({"parameters": {str(n): n for n in range(501)}}, "at most 500"),
+        ({"dependencies": ["x" * 900] * 80}, "model card"),
+        ({"onwer": "x"}, "there is no field 'onwer'"),
+    ):
+        answer = await call("PATCH", path, {"metadata_patch": wrong}, status=400)
+        assert words in answer["error"], answer
+    assert "no model card" in (await call("GET", f"{path}/card", status=404))["error"]
+    await call("PUT", f"{path}/card", {"text": "# Digits\n\nFor tests."})
+    assert (await call("GET", f"{path}/card"))["text"] == "# Digits\n\nFor tests."
+    assert "is empty" in (await call("PUT", f"{path}/card", {"text": " "}, status=400))["error"]
+    await call("DELETE", f"{path}/card", status=204)
+    await call("GET", f"{path}/card", status=404)
+    await call("DELETE", path, status=204)
+    assert await found(call, "accuracy > 0") == []
+
+
+async def test_the_desired_state_has_only_the_versions_that_run(call):
+    for seed in range(1, 4):
+        await call.register("digits", onnx_bytes(seed))
+    await call("POST", "/v1/deploy", {"model": "digits", "version": 2})
+    desired = await call("GET", "/v1/desired-state")
+    assert [version["number"] for version in desired["versions"]] == [2]
+
+
+async def test_going_back_drops_what_an_earlier_release_refuses(database_url, opened):
+    async with opened() as call:
+        metadata = {"owner": "ann", "parameters": {"depth": 6}, "metrics": {"accuracy": 0.9}}
+        await call.register("digits", onnx_bytes(1), metadata=metadata)
+    engine = engine_for(database_url)
+    async with engine.execution_options(registry_writes=True).begin() as connection:
+        await connection.run_sync(lambda c: command.downgrade(migrate.config_for(c), "0007"))
+        stored = (await connection.execute(sa.text("SELECT metadata FROM versions"))).scalar_one()
+    await engine.dispose()
+    left = stored if isinstance(stored, dict) else orjson.loads(stored)
+    assert set(left) == {"trained_at", "metrics", "dependencies", "tags", "notes"}
+    await migrate.migrate(database_url)
+    async with opened() as call:
+        assert await found(call, "accuracy = 0.9 and owner is null") == [("digits", 1)]

@@ -1,0 +1,48 @@
+"""The catalogue over both clients, against a gateway that answers from memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from tests.unit.client.test_client import make  # noqa: F401
+
+
+def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
+    asked: list[str] = []
+
+    def plane(request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode().removeprefix("/api/registry/v1/")
+        asked.append(f"{request.method} {path} {request.content.decode()}".rstrip())
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        if path.startswith("versions"):
+            return httpx.Response(200, json={"items": [1, 2], "next": None if "cursor" in path else "c"})
+        return httpx.Response(200, json={"model": "digits", "number": 3, "text": "# Digits"})
+
+    client = make(plane)
+    assert client.search_versions("accuracy > 0.9", order_by="created desc") == [1, 2, 1, 2]
+    assert client.search_versions(limit=2) == [1, 2]
+    assert client.version("digits@champion")["number"] == 3
+    client.describe_version("digits", {"owner": None})
+    assert client.card("digits@3") == "# Digits"
+    client.set_card("digits@3", "# New")
+    client.set_card("digits@3", None)
+    client.compare("digits@1", "digits@3")
+    version = "GET models/digits/versions"
+    assert asked == [
+        "GET versions?filter=accuracy+%3E+0.9&order_by=created+desc&limit=1000",
+        "GET versions?filter=accuracy+%3E+0.9&order_by=created+desc&limit=1000&cursor=c",
+        "GET versions?filter=&limit=2",
+        f"{version}/champion",
+        f"{version}/latest",
+        'PATCH models/digits/versions/3 {"metadata_patch":{"owner":null}}',
+        f"{version}/3",
+        f"{version}/3/card",
+        f"{version}/3",
+        'PUT models/digits/versions/3/card {"text":"# New"}',
+        f"{version}/3",
+        "DELETE models/digits/versions/3/card",
+        "GET compare?a=digits%401&b=digits%403",
+    ]

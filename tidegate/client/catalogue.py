@@ -1,0 +1,164 @@
+"""Find, describe and compare registered versions through a gateway: shared by both clients.
+
+The caller's key needs the scope that the registry's routes need (`docs/access.md`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import orjson
+
+from tidegate.client.core import Core
+from tidegate.client.flow import Flow, T
+from tidegate.client.jobs import Document, document_of
+
+MOST_ITEMS = 1_000  # the largest page of a list
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueFlows:
+    """The calls. Each returns documents of the registry. A reference is ``NAME``, ``NAME@3`` or an alias."""
+
+    core: Core
+
+    def pages(self, path: str, limit: int | None, query: Mapping[str, Any]) -> Flow[list[Document]]:
+        """Return up to ``limit`` items of a list, page by page; None: all."""
+        found: list[Document] = []
+        cursor: str | None = None
+        while limit is None or len(found) < limit:
+            most = MOST_ITEMS if limit is None else min(limit - len(found), MOST_ITEMS)
+            page = yield from self.read(path, {**query, "limit": most, "cursor": cursor})
+            found += page["items"]
+            if (cursor := page.get("next")) is None:
+                break
+        return found if limit is None else found[:limit]
+
+    def version(self, reference: str) -> Flow[Document]:
+        """Return the version that a reference names."""
+        model, _, version = reference.partition("@")
+        return (yield from self.read(f"models/{_part(model)}/versions/{_part(version or 'latest')}", {}))
+
+    def change(self, method: str, reference: str, what: str, body: Document | None) -> Flow[Document]:
+        """Send a change of the version that a reference names, and return the answer; {} without a body."""
+        found = yield from self.version(reference)
+        path = f"models/{_part(found['model'])}/versions/{found['number']}{what}"
+        return (yield from self.send(method, path, body))
+
+    def card(self, reference: str) -> Flow[str]:
+        """Return the card of the version that a reference names."""
+        found = yield from self.version(reference)
+        path = f"models/{_part(found['model'])}/versions/{found['number']}/card"
+        return str((yield from self.read(path, {}))["text"])
+
+    def read(self, path: str, query: Mapping[str, Any]) -> Flow[Document]:
+        """Send GET; query values of None are left out."""
+        given = urlencode({name: value for name, value in query.items() if value is not None})
+        whole = f"/api/registry/v1/{path}" + (f"?{given}" if given else "")
+        return document_of((yield from self.core.call("GET", whole, None)))
+
+    def send(self, method: str, path: str, body: Document | None) -> Flow[Document]:
+        """Send a change, and return the answer; {} if it has no body."""
+        answer = yield from self.core.caller.call(
+            method,
+            f"/api/registry/v1/{path}",
+            timeout_s=self.core.timeout_s,
+            headers={} if body is None else {"Content-Type": "application/json"},
+            content=b"" if body is None else orjson.dumps(body),
+        )
+        return document_of(answer) if answer.body else {}
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+class CatalogueCalls:
+    """The blocking calls. A reference is ``NAME``, ``NAME@3`` or ``NAME@ALIAS``. See `docs/catalogue.md`."""
+
+    _catalogue: CatalogueFlows
+
+    @abstractmethod
+    def _run(self, flow: Flow[T]) -> T: ...
+
+    def search_versions(
+        self, filter: str = "", *, order_by: str | None = None, limit: int | None = None
+    ) -> list[Document]:
+        """Return the versions of all models that match a filter, such as ``metrics.accuracy > 0.9``.
+
+        ``order_by``: a name and ``asc`` or ``desc``. ``limit``: the most versions; None: all.
+        """
+        query = {"filter": filter, "order_by": order_by}
+        return self._run(self._catalogue.pages("versions", limit, query))
+
+    def registered_models(self, name: str | None = None, *, filter: str = "") -> list[Document]:
+        """Return the models with ``name`` in their name, and with a version that matches the filter."""
+        return self._run(self._catalogue.pages("models", None, {"name": name, "filter": filter}))
+
+    def version(self, reference: str) -> Document:
+        """Return one version with its metadata."""
+        return self._run(self._catalogue.version(reference))
+
+    def describe_version(self, reference: str, changes: Mapping[str, Any]) -> Document:
+        """Change metadata by a JSON merge patch: ``{"tags": {"team": "a"}, "owner": None}``."""
+        body = {"metadata_patch": dict(changes)}
+        return self._run(self._catalogue.change("PATCH", reference, "", body))
+
+    def compare(self, a: str, b: str) -> Document:
+        """Compare two versions: metadata, metrics, signature, size and requirements."""
+        return self._run(self._catalogue.read("compare", {"a": a, "b": b}))
+
+    def card(self, reference: str) -> str:
+        """Return a version's model card. Raise NotFound if it has none."""
+        return self._run(self._catalogue.card(reference))
+
+    def set_card(self, reference: str, text: str | None) -> None:
+        """Set a version's model card, a Markdown text. None deletes it."""
+        method, body = ("DELETE", None) if text is None else ("PUT", {"text": text})
+        self._run(self._catalogue.change(method, reference, "/card", body))
+
+
+class AsyncCatalogueCalls:
+    """The calls of :class:`CatalogueCalls` for asyncio."""
+
+    _catalogue: CatalogueFlows
+
+    @abstractmethod
+    async def _run(self, flow: Flow[T]) -> T: ...
+
+    async def search_versions(
+        self, filter: str = "", *, order_by: str | None = None, limit: int | None = None
+    ) -> list[Document]:
+        """Return the versions that match a filter; see :meth:`CatalogueCalls.search_versions`."""
+        query = {"filter": filter, "order_by": order_by}
+        return await self._run(self._catalogue.pages("versions", limit, query))
+
+    async def registered_models(self, name: str | None = None, *, filter: str = "") -> list[Document]:
+        """Return models; see :meth:`CatalogueCalls.registered_models`."""
+        return await self._run(self._catalogue.pages("models", None, {"name": name, "filter": filter}))
+
+    async def version(self, reference: str) -> Document:
+        """Return one version with its metadata; see :meth:`CatalogueCalls.version`."""
+        return await self._run(self._catalogue.version(reference))
+
+    async def describe_version(self, reference: str, changes: Mapping[str, Any]) -> Document:
+        """Change metadata; see :meth:`CatalogueCalls.describe_version`."""
+        body = {"metadata_patch": dict(changes)}
+        return await self._run(self._catalogue.change("PATCH", reference, "", body))
+
+    async def compare(self, a: str, b: str) -> Document:
+        """Compare two versions; see :meth:`CatalogueCalls.compare`."""
+        return await self._run(self._catalogue.read("compare", {"a": a, "b": b}))
+
+    async def card(self, reference: str) -> str:
+        """Return a version's model card; see :meth:`CatalogueCalls.card`."""
+        return await self._run(self._catalogue.card(reference))
+
+    async def set_card(self, reference: str, text: str | None) -> None:
+        """Set or delete a version's model card; see :meth:`CatalogueCalls.set_card`."""
+        method, body = ("DELETE", None) if text is None else ("PUT", {"text": text})
+        await self._run(self._catalogue.change(method, reference, "/card", body))
