@@ -59,7 +59,12 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         store = ArtifactStore(settings.artifact_url, max_bytes=settings.max_artifact_bytes)
         notifier = ChangeNotifier(settings.amqp_url)
         transactions = Transactions(database, notifier)
-        stored = Artifacts(transactions, store, timedelta(seconds=settings.pending_artifact_s))
+        stored = Artifacts(
+            transactions,
+            store,
+            timedelta(seconds=settings.pending_artifact_s),
+            signs_urls=settings.presigned_downloads,
+        )
         resumable = Uploads(transactions, stored, _upload_limits(settings))
         intake = UsageIntake(settings.amqp_url, database)
         maintenance = Maintenance(database, stored, resumable, settings.probe_every_s)

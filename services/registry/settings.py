@@ -42,3 +42,6 @@ class RegistrySettings(Settings):
     upload_idle_s: float = Field(
         86_400.0, gt=0, description="How long an unfinished upload that gets no bytes is kept, in seconds."
     )
+    presigned_downloads: bool = Field(
+        True, description="With an artifact store on S3, replicas download from it directly, by signed URLs."
+    )

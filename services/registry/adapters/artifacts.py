@@ -116,9 +116,11 @@ class ArtifactStore:
         """
         return await self.do(self._assemble, upload, parts, sha256, size)
 
-    def signed_url(self, sha256: str, lasts: timedelta) -> str | None:
+    async def signed_url(self, sha256: str, lasts: timedelta) -> str | None:
         """Return a URL that opens an artifact without credentials; None if the store has no such URLs."""
-        return None if self._opened.signed is None else self._opened.signed(self._place(sha256), lasts)
+        if self._opened.signed is None:
+            return None
+        return await self.do(self._opened.signed, self._place(sha256), lasts)
 
     async def remove(self, sha256: str) -> None:
         """Delete an artifact, if it is stored."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from services.registry.api.bodies import ArtifactInfo
 from services.registry.api.dependencies import ArtifactsDep
-from services.registry.api.replicas import own_artifact
+from services.registry.api.replicas import is_replica, own_artifact
 from tidegate.kernel.protocol.models import Digest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 # A replica's token opens only these routes, and only for the replica's own artifact.
 reading = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], dependencies=[Depends(own_artifact)])
 
+_FROM = re.compile(r"bytes=([0-9]{1,18})-")
 _RAW = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
 
 
@@ -41,17 +43,57 @@ async def head(artifacts: ArtifactsDep, sha256: str) -> Response:
     return Response(headers=_headers(sha256, await artifacts.size(sha256)))
 
 
-@reading.get("/{sha256}", response_class=StreamingResponse)
-async def download(artifacts: ArtifactsDep, sha256: str) -> StreamingResponse:
-    """Return the bytes of an artifact as a stream. The reader must check the digest."""
-    headers = _headers(sha256, await artifacts.size(sha256))
-    pieces = await artifacts.store.read(sha256)
-    return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
+@reading.get(
+    "/{sha256}",
+    response_class=StreamingResponse,
+    responses={
+        206: {"description": "The bytes from the start of a Range of the form `bytes=N-`."},
+        304: {"description": "The caller has these bytes: `If-None-Match` is their ETag."},
+        307: {"description": "Only for replicas: the bytes are at this signed URL of the artifact store."},
+        416: {"description": "The Range begins behind the last byte."},
+    },
+)
+async def download(
+    artifacts: ArtifactsDep,
+    sha256: str,
+    range_: Annotated[
+        str | None, Header(alias="Range", description="`bytes=N-`; others are ignored.")
+    ] = None,
+    known: Annotated[str | None, Header(alias="If-None-Match")] = None,
+    redirect: Annotated[bool, Query(description="Allow a redirect to the artifact store.")] = True,
+) -> Response:
+    """Return the bytes of an artifact as a stream. The reader must check the digest.
+
+    With an artifact store on S3, replicas are redirected to it (TIDEGATE_PRESIGNED_DOWNLOADS).
+    """
+    size = await artifacts.size(sha256)
+    headers = _headers(sha256, size)
+    if known is not None and f'"{sha256}"' in known:
+        del headers["Content-Length"]
+        return Response(status_code=304, headers=headers)
+    if redirect and is_replica() and (url := await artifacts.signed_url(sha256)) is not None:
+        return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
+    start = _start_of(range_)
+    if start is None:
+        pieces = await artifacts.store.read(sha256)
+        return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
+    if start >= size:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    headers |= {"Content-Length": str(size - start), "Content-Range": f"bytes {start}-{size - 1}/{size}"}
+    pieces = await artifacts.store.read(sha256, start)
+    return StreamingResponse(pieces, 206, headers, "application/octet-stream")
+
+
+def _start_of(range_: str | None) -> int | None:
+    """Return the first byte of a Range of the form ``bytes=N-``; None for any other one, which is ignored."""
+    found = _FROM.fullmatch(range_ or "")
+    return None if found is None else int(found[1])
 
 
 def _headers(sha256: str, size: int) -> dict[str, str]:
     return {
         "Content-Length": str(size),
+        "Accept-Ranges": "bytes",
         "ETag": f'"{sha256}"',
         "Cache-Control": "private, max-age=31536000, immutable",
     }

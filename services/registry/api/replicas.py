@@ -55,6 +55,11 @@ async def refuse_replicas() -> None:
         )
 
 
+def is_replica() -> bool:
+    """Return True if the caller is a replica."""
+    return _replica() is not None
+
+
 async def own_artifact(sha256: str, running: Annotated[Replicas, Depends(replicas)]) -> None:
     """Raise Forbidden for a replica that does not run, or that reads another replica's artifact."""
     replica = _replica()

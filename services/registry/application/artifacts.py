@@ -15,12 +15,26 @@ from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 
 log = telemetry.logger(__name__)
 
+# A download that has begun goes on after that.
+SIGNED_FOR = timedelta(minutes=10)
+
 
 class Artifacts:
     """Stores artifacts, and keeps the rows that say which of them are in use."""
 
-    def __init__(self, transactions: Transactions, store: ArtifactStore, keep_unused: timedelta) -> None:
-        """``keep_unused``: how long an upload is kept if no version uses it."""
+    def __init__(
+        self,
+        transactions: Transactions,
+        store: ArtifactStore,
+        keep_unused: timedelta,
+        *,
+        signs_urls: bool = False,
+    ) -> None:
+        """``keep_unused``: how long an upload is kept if no version uses it.
+
+        ``signs_urls``: replicas download from the store, if it has signed URLs.
+        """
+        self._signs_urls = signs_urls
         self._transactions = transactions
         self._keep_unused = keep_unused
         self.store = store
@@ -72,6 +86,10 @@ class Artifacts:
                 f"No artifact {sha256[:80]!r} is stored here. Upload it first with PUT /v1/artifacts."
             )
         return size
+
+    async def signed_url(self, sha256: str) -> str | None:
+        """Return a URL of the store that opens an artifact for ten minutes; None if there is none."""
+        return await self.store.signed_url(sha256, SIGNED_FOR) if self._signs_urls else None
 
     async def collect(self) -> None:
         """Delete artifacts that no version uses and uploads that were cut off.

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -48,55 +49,107 @@ class ArtifactCache:
             if await asyncio.to_thread(_is_whole, path, sha256, size):
                 _open_to_models(path)
                 return path
-            await self._download(f"{registry_url.rstrip('/')}/v1/artifacts/{sha256}", token, path, size)
+            url = f"{registry_url.rstrip('/')}/v1/artifacts/{sha256}"
+            await _Download(url, token, path, size).run()
             await asyncio.to_thread(_remember, path)
         return path
 
-    async def _download(self, url: str, token: str, path: Path, size: int) -> None:
+
+class _Download:
+    """One download of an artifact to ``path``, in several attempts.
+
+    What an attempt has written stays in ``<sha256>.part``. The next attempt, also of another worker,
+    continues there. The registry may redirect to its artifact store: a signed URL opens the artifact there,
+    and the replica's token is not sent. If the store does not answer, the registry is asked for the bytes.
+    """
+
+    def __init__(self, url: str, token: str, path: Path, size: int) -> None:
+        self._url = url
+        self._token = token
+        self._path = path
+        self._part = path.with_suffix(".part")
+        self._size = size
+        self._redirects = True
+
+    async def run(self) -> None:
+        """Download, and try again after a failure. Raise NotFound, or Unavailable after the last attempt."""
         pause_s = FIRST_PAUSE_S
-        headers = {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(
-            timeout=TIMEOUT, headers=headers, trust_env=False, verify=trusted(url)
-        ) as client:
-            for attempt in range(1, TRIES + 1):
-                try:
-                    await _stream(client, url, path, size)
-                    return
-                except (httpx.HTTPError, Unavailable) as problem:
-                    if attempt == TRIES:
-                        raise Unavailable(
-                            f"The artifact {path.name[:12]} cannot be fetched: {_text(problem)}"
-                        ) from None
-                    log.warning(
-                        "the download of an artifact failed; it is tried again",
-                        extra={"artifact": path.name, "problem": _text(problem)},
-                    )
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        for attempt in range(1, TRIES + 1):
+            try:
+                await self._attempt()
+                return
+            except (httpx.HTTPError, Unavailable) as problem:
+                if attempt == TRIES:
+                    raise Unavailable(
+                        f"The artifact {self._path.name[:12]} cannot be fetched: {_text(problem)}"
+                    ) from None
+                log.warning(
+                    "the download of an artifact failed; it is tried again",
+                    extra={"artifact": self._path.name, "problem": _text(problem)},
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-
-async def _stream(client: httpx.AsyncClient, url: str, path: Path, size: int) -> None:
-    """Download to a temporary file, check it, and then rename it to ``path``."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    digest, count = hashlib.sha256(), 0
-    try:
-        async with client.stream("GET", url) as answer:
-            _check_status(answer, path.name)
-            with part.open("wb") as output:
-                async for chunk in answer.aiter_bytes(CHUNK):
-                    count += len(chunk)
-                    if count > size:
-                        raise Unavailable(f"the registry sent more than the registered {size} bytes")
-                    digest.update(chunk)
-                    output.write(chunk)
-        if count != size or digest.hexdigest() != path.name:
+    async def _attempt(self) -> None:
+        """Download the rest, check the whole, and then rename it to ``path``."""
+        digest, count = await asyncio.to_thread(self._written)
+        sender = "this host"
+        if count < self._size:
+            async with self._opened(count) as (answer, sender):
+                if not _continues(answer, count):
+                    digest, count = hashlib.sha256(), 0
+                with self._part.open("ab" if count else "wb") as output:
+                    async for chunk in answer.aiter_bytes(CHUNK):
+                        count += len(chunk)
+                        if count > self._size:
+                            break
+                        digest.update(chunk)
+                        output.write(chunk)
+        if count < self._size:
+            raise Unavailable(f"{sender} sent {count} of {self._size} bytes")
+        if count > self._size or digest.hexdigest() != self._path.name:
+            self._part.unlink()
             raise Unavailable(
-                f"the registry sent {count} bytes with sha256 {digest.hexdigest()[:12]}, expected {size} "
-                f"with {path.name[:12]}"
+                f"{sender} sent {count} bytes with sha256 {digest.hexdigest()[:12]}, expected {self._size} "
+                f"with {self._path.name[:12]}"
             )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        self._part.replace(self._path)
+
+    def _written(self) -> tuple[Any, int]:
+        """Return the hash and the number of the bytes of earlier attempts."""
+        try:
+            with self._part.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256")
+                return digest, written.tell()
+        except FileNotFoundError:
+            return hashlib.sha256(), 0
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, start: int) -> AsyncIterator[tuple[httpx.Response, str]]:
+        """Open the artifact from a byte on. Provide the open response, and the name of its sender."""
+        from_start = {"Range": f"bytes={start}-"} if start else {}
+        headers = from_start | {"Authorization": f"Bearer {self._token}"}
+        query = {} if self._redirects else {"redirect": "false"}
+        async with (
+            _client(self._url) as client,
+            client.stream("GET", self._url, headers=headers, params=query) as answer,
+        ):
+            if not answer.is_redirect:
+                _check_status(answer, self._path.name)
+                yield answer, "the registry"
+                return
+            target = str(answer.url.join(answer.headers["Location"]))
+        # Only a store that sends bytes is asked again.
+        self._redirects = False
+        async with _client(target) as client, client.stream("GET", target, headers=from_start) as answer:
+            if answer.status_code not in (200, 206):
+                raise Unavailable(f"the artifact store answered {answer.status_code}")
+            self._redirects = True
+            yield answer, "the artifact store"
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=trusted(url))
 
 
 def _check_status(answer: httpx.Response, sha256: str) -> None:
@@ -106,8 +159,14 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
         # A registry that has just started learns from the autoscaler which replicas run. Until then it
         # refuses their tokens.
         raise Unavailable("the registry does not know this replica's token", reason="unauthorized")
-    if answer.status_code != 200:
+    if answer.status_code not in (200, 206):
         raise Unavailable(f"the registry answered {answer.status_code}")
+
+
+def _continues(answer: httpx.Response, start: int) -> bool:
+    """Return True if an answer has the bytes from ``start`` on. Some servers say so with the status 200."""
+    told: str = answer.headers.get("Content-Range", "")
+    return told.startswith(f"bytes {start}-")
 
 
 def _look(path: Path) -> list[int]:

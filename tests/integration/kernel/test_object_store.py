@@ -52,6 +52,8 @@ def test_a_file_is_read_in_pieces_by_one_request(s3: S3):
     stream.close()
     assert b"".join(pieces) == content
     assert len(pieces) > 1
+    rest = store.stream(f"{store.root}/a/b", object_store.PIECE + 5)
+    assert b"".join(rest.pieces) == content[object_store.PIECE + 5 :]
     with pytest.raises(FileNotFoundError):
         store.stream(f"{store.root}/a/c")
 

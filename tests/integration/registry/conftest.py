@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ import asyncpg
 import httpx
 import pytest
 import sqlalchemy as sa
+import uvicorn
 from starlette.datastructures import State
 
 from services.registry.adapters.artifacts import ArtifactStore
@@ -144,6 +146,14 @@ async def database_url(server: postgresql.Server | str, tmp_path: Path) -> Async
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+async def sqlite_url(tmp_path: Path) -> str:
+    """An empty, migrated database for tests that do not depend on its kind."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/data/registry.db"
+    await migrate.migrate(url)
+    return url
+
+
 async def _emptied(url: str) -> None:
     engine = engine_for(url)
     async with engine.begin() as connection:
@@ -194,3 +204,23 @@ async def call(opened: Open) -> AsyncIterator[Caller]:
     """The registry with default settings."""
     async with opened() as caller:
         yield caller
+
+
+@asynccontextmanager
+async def serving(settings: RegistrySettings) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the registry behind a real server in the block. Yield a client with the service token."""
+    server = uvicorn.Server(uvicorn.Config(build(settings), log_config=None, access_log=False))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            transport=httpx.AsyncHTTPTransport(retries=20),
+        ) as http:
+            while not server.started:
+                await asyncio.sleep(0.01)
+            yield http
+        server.should_exit = True
+        await serving

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import socket
 import time
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import uvicorn
 
+from services.registry.adapters import artifacts
 from services.registry.adapters.artifacts import CHUNK, ArtifactStore
-from services.registry.app import build
 from services.registry.settings import RegistrySettings
 from tests.conftest import PATIENCE_S
 from tests.integration.kernel.s3 import SERVERS
-from tests.integration.registry.conftest import NO_BROKER, TOKEN
+from tests.integration.registry.conftest import NO_BROKER, TOKEN, serving
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.kernel.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
 
@@ -60,6 +58,16 @@ async def test_bytes_come_back_and_are_stored_once(store):
     with pytest.raises(NotFound):
         async with store.local(staged.sha256):
             pass
+
+
+async def test_a_file_that_is_too_large_for_one_copy_is_stored(store, monkeypatch):
+    """S3 copies at most 5 GB in one call."""
+    monkeypatch.setattr(artifacts, "COPY_BYTES", CHUNK)
+    content = os.urandom(2 * CHUNK + 17)
+    staged = await store.stage(pieces(content))
+    await store.keep(staged)
+    assert b"".join([piece async for piece in await store.read(staged.sha256)]) == content
+    assert store._fs.find(store._incoming) == []
 
 
 async def test_too_large_empty_and_cut_off_uploads_leave_nothing(store):
@@ -140,21 +148,8 @@ async def served(tmp_path, database_url) -> AsyncIterator[httpx.AsyncClient]:
         max_artifact_bytes=4 * CHUNK,
         max_api_body_bytes=64 * 1024,
     )
-    server = uvicorn.Server(uvicorn.Config(build(settings), log_config=None, access_log=False))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"Authorization": f"Bearer {TOKEN}"},
-            transport=httpx.AsyncHTTPTransport(retries=20),
-        ) as http:
-            while not server.started:
-                await asyncio.sleep(0.01)
-            yield http
-        server.should_exit = True
-        await serving
+    async with serving(settings) as http:
+        yield http
 
 
 async def test_over_a_real_connection(served):

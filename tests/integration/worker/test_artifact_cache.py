@@ -16,12 +16,16 @@ from tidegate.kernel.errors import NotFound, Unavailable
 pytestmark = pytest.mark.integration
 
 CONTENT = bytes(range(256)) * 20_000
+CUT = CONTENT[: len(CONTENT) // 2]  # with the length of the whole: the connection breaks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 TOKEN = "token"
 
 
 class Registry(http.server.ThreadingHTTPServer):
-    """A server of CONTENT under its digest. The first requests get the ``troubles``, one each."""
+    """A server of CONTENT under its digest. The first requests get the ``troubles``, one each.
+
+    With ``store``, it redirects to that address. With ``ranges``, it sends the bytes from a Range on.
+    """
 
     daemon_threads = True
 
@@ -29,6 +33,9 @@ class Registry(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.troubles: list[int | bytes] = []
         self.served = 0
+        self.store = ""
+        self.ranges = False
+        self.asked: list[tuple[str, str | None, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
@@ -42,15 +49,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         trouble = self.server.troubles.pop(0) if self.server.troubles else 200
         body = trouble if isinstance(trouble, bytes) else CONTENT
         status = trouble if isinstance(trouble, int) else 200
-        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+        path, _, query = self.path.partition("?")
+        self.server.asked.append((self.path, self.headers["Authorization"], self.headers["Range"]))
+        if path == "/store":
+            assert "Authorization" not in self.headers
+        elif self.headers["Authorization"] != f"Bearer {TOKEN}":
             status = 401
-        elif self.path != f"/v1/artifacts/{DIGEST}":
+        elif path != f"/v1/artifacts/{DIGEST}":
             status = 404
+        elif self.server.store and query != "redirect=false":
+            status, body = 307, b""
+        start = int((self.headers["Range"] or "bytes=0-")[6:-1]) if self.server.ranges else 0
         self.server.served += 1
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_response(206 if start and status == 200 else status)
+        self.send_header("Content-Length", str(len(CONTENT if body is CUT else body) - start))
+        if start and status == 200:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Location", self.server.store)
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[start:])
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
@@ -116,3 +133,51 @@ async def test_a_registry_that_does_not_know_the_replica_yet_is_asked_again(
     with pytest.raises(Unavailable, match="does not know this replica's token"):
         await cache.fetch(registry.url, "other", DIGEST, len(CONTENT))
     assert registry.served == artifacts.TRIES
+
+
+async def test_it_continues_where_the_connection_broke(registry: Registry, cache: ArtifactCache) -> None:
+    registry.ranges = True
+    registry.troubles = [CUT]
+    path = await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    (_, _, first), (_, _, second) = registry.asked
+    assert first is None
+    assert second is not None
+    assert 0 < int(second[6:-1]) <= len(CUT)
+
+
+async def test_a_part_of_an_earlier_worker_is_used_and_a_wrong_one_is_not(
+    registry: Registry, cache: ArtifactCache, tmp_path: Path
+) -> None:
+    registry.ranges = True
+    part = tmp_path / "cache" / f"{DIGEST}.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT[:1000])
+    await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    assert registry.asked[0][2] == "bytes=1000-"
+    (tmp_path / "cache" / DIGEST).unlink()
+    part.write_bytes(bytes(1000))
+    path = await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert registry.asked[-1][2] is None, "a wrong part is dropped as a whole"
+
+
+async def test_a_redirect_gets_no_token(registry: Registry, cache: ArtifactCache) -> None:
+    registry.store = f"{registry.url}/store?signature=x"
+    path = await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert [(path, token) for path, token, _ in registry.asked] == [
+        (f"/v1/artifacts/{DIGEST}", f"Bearer {TOKEN}"),
+        ("/store?signature=x", None),
+    ]
+
+
+@pytest.mark.parametrize("store", ["http://127.0.0.1:9/store", "/absent"])
+async def test_a_store_that_does_not_answer_is_left_out(
+    registry: Registry, cache: ArtifactCache, store: str
+) -> None:
+    """A worker may be in another network than the store: it asks the registry for the bytes."""
+    registry.store = store
+    path = await cache.fetch(registry.url, TOKEN, DIGEST, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert registry.asked[-1][0] == f"/v1/artifacts/{DIGEST}?redirect=false"

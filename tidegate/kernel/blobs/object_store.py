@@ -7,7 +7,7 @@ the names of the vendors' own tools, for example ``AWS_ACCESS_KEY_ID`` and ``AWS
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -142,6 +142,14 @@ def _missing(setting: str, scheme: str, package: str, hint: str) -> str | None:
     return None
 
 
+def _without(skipped: int, pieces: Iterable[bytes]) -> Generator[bytes, None, None]:
+    """Yield pieces without their first ``skipped`` bytes."""
+    for piece in pieces:
+        if rest := piece[skipped:]:
+            yield rest
+        skipped = max(0, skipped - len(piece))
+
+
 def _objects(url: str) -> Opened:
     import obstore
     from obstore.fsspec import FsspecStore
@@ -154,9 +162,16 @@ def _objects(url: str) -> Opened:
     whole = from_url(f"{parts.scheme}://{root}", **how)
 
     def stream(path: str, start: int = 0) -> Stream:
-        options: Any = {"range": {"offset": start}} if start else None
-        found = obstore.get(whole, path.removeprefix(f"{root}/"), options=options)
-        pieces = (bytes(piece) for piece in found.stream(min_chunk_size=PIECE))
+        name = path.removeprefix(f"{root}/")
+        ranged: Any = {"range": {"offset": start}} if start else None
+        try:
+            found, skipped = obstore.get(whole, name, options=ranged), 0
+        except obstore.exceptions.GenericError as error:
+            # rclone's server sends the range with the status 200, which obstore refuses.
+            if "non-partial" not in str(error):
+                raise
+            found, skipped = obstore.get(whole, name), start
+        pieces = _without(skipped, (bytes(piece) for piece in found.stream(min_chunk_size=PIECE)))
         return Stream(pieces, pieces.close)
 
     def writer(path: str, size: int) -> Writer:
