@@ -70,13 +70,16 @@ def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[P
 def format_of(folder: Path) -> str:
     """Return the format of a folder: "python" if it has ``model.py``, else Triton's layout.
 
-    A folder with a single ONNX file is "onnx": see :mod:`tidegate.cli.onnx_packages`. A language model's
-    folder is "llm": see :mod:`tidegate.cli.llm_packages`.
+    A folder with ``saved_model.pb`` is "tensorflow". A folder with a single ONNX file is "onnx":
+    see :mod:`tidegate.cli.onnx_packages`. A language model's folder is "llm": see
+    :mod:`tidegate.cli.llm_packages`.
     """
     if llm_packages.is_llm_folder(folder):
         return "llm"
     if onnx_packages.model_in(folder) is not None:
         return "onnx"
+    if (folder / "saved_model.pb").is_file():
+        return "tensorflow"
     versions = any(path.is_dir() and path.name.isdecimal() for path in folder.iterdir())
     own = (folder / "model.py").is_file() and not versions and not (folder / "config.pbtxt").exists()
     return "python" if own else "triton"

@@ -12,10 +12,15 @@ from services.registry.adapters import (
     onnx_archive,
     onnx_signature,
     pickle_file,
+    saved_model,
+    tree_files,
     triton_config,
 )
-from services.registry.domain import pickles, registration, requirements, signature
+from services.registry.adapters.mapped import mapped
+from services.registry.domain import needs, pickles, registration, requirements, signature, tflite_file, trees
+from services.registry.domain.needs import Need
 from services.registry.domain.pickles import PickleReleases
+from services.registry.domain.signature import OnnxGraph
 from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import backend_class, llm, python_model, python_signature
@@ -32,12 +37,14 @@ _PICKLE_MAGIC = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00"
 class Inspection:
     """The properties of an artifact. ``signature``: the user's, or that of the file; None: unknown.
 
-    ``saved_by``: the releases of the libraries that wrote a pickle.
+    ``saved_by``: the releases of the libraries that wrote a pickle. ``needs``: packages that the format's
+    runtime needs.
     """
 
     signature: Signature | None
     requirements: list[str] = field(default_factory=list)
     saved_by: PickleReleases = field(default_factory=PickleReleases)
+    needs: tuple[Need, ...] = ()
 
 
 def inspect(
@@ -61,6 +68,14 @@ def inspect(
     if format_ == "llm":
         llm_artifact.check(path, limits, allow_pickle=allow_pickle)
         return Inspection(llm.SIGNATURE)
+    if format_ in ("xgboost", "lightgbm", "catboost"):
+        found = tree_files.read(path, format_)
+        return Inspection(trees.signature_of(found.model, user_signature, max_batch), needs=(found.need,))
+    if format_ in ("tflite", "tensorflow"):
+        read = _tflite(path) if format_ == "tflite" else saved_model.read(path, limits)
+        return Inspection(
+            signature.of_graph(read, user_signature, max_batch), needs=(needs.OF_FORMAT[format_],)
+        )
     if user_signature is not None:
         signature.check(user_signature)
     if format_ == "triton":
@@ -82,6 +97,11 @@ def inspect(
         _check_pickle(path)
         return Inspection(user_signature, saved_by=pickles.releases_in(pickle_file.pieces(path)))
     return Inspection(user_signature)
+
+
+def _tflite(path: Path) -> OnnxGraph:
+    with mapped(path) as data:
+        return tflite_file.read(data)
 
 
 def _triton_signature(declared: Signature | None, user_signature: Signature | None) -> Signature | None:

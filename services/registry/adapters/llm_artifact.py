@@ -17,15 +17,6 @@ MAX_JSON = 32 * 1024 * 1024
 MAX_UPSTREAM = 16 * 1024
 
 
-def is_llm(path: Path, limits: ArchiveLimits) -> bool:
-    """Return True if the contents of a file are a language model. Blocking. Raise BadRequest."""
-    if is_gguf(path):
-        return True
-    if not archives.is_archive(path):
-        return False
-    return llm_layout.is_llm(archive_reader.read_archive(path, names=(), max_text=0, limits=limits).files)
-
-
 def is_gguf(path: Path) -> bool:
     """Return True if a file begins with the magic bytes of a GGUF file."""
     with path.open("rb") as file:

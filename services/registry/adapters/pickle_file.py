@@ -43,6 +43,11 @@ def pieces(path: Path) -> Iterator[bytes]:
                 ) from None
 
 
+def is_plain(head: bytes) -> bool:
+    """Return True if a file that begins with ``head`` is not compressed."""
+    return _unpacker(head) is None
+
+
 def _unpacked(unpacker: Any, piece: bytes) -> Iterator[bytes]:
     """Yield the unpacked bytes in steps of 1 MiB: a piece may unpack to a thousand times its size."""
     if hasattr(unpacker, "needs_input"):  # bz2 and lzma keep input that is not unpacked yet

@@ -64,7 +64,7 @@ class NewVersion(Noun):
     """A version to register, from an uploaded artifact."""
 
     artifact: Digest = Field(description="sha256 of the artifact.")
-    filename: str = Field(description="The file's name. Without a format, its ending decides the format.")
+    filename: str = Field(description="The file's name, a hint for its format.")
     format: Format | None = None
     signature: Signature | None = Field(None, description="Not needed for ONNX or a config.pbtxt.")
     requirements: list[str] | None = Field(
@@ -102,7 +102,7 @@ class VersionCheck(Noun):
 class VersionChecked(BaseModel):
     """The result of a check that found no errors. ``version``: an existing version that is the same."""
 
-    format: Format
+    format: Format | None = Field(description="None: only the file's contents will show it.")
     stored: bool = Field(description="The artifact is stored: no upload is needed.")
     version: Version | None = None
     warnings: list[str] = Field(default_factory=list)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from services.registry.adapters import artifact_inspection, llm_artifact
+from services.registry.adapters import artifact_inspection, glimpses
 from services.registry.adapters.artifact_inspection import Inspection
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
@@ -17,7 +17,9 @@ from services.registry.domain import (
     compatibility,
     formats,
     names,
+    needs,
     pickles,
+    recognition,
     registration,
     removal,
     requirements,
@@ -34,7 +36,7 @@ from tidegate.kernel.protocol.models import Format, Signature, Version, VersionM
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A version as its publisher describes it. ``format`` None: decided by the file's name.
+    """A version as its publisher describes it. ``format`` None: decided by the file's contents.
 
     ``requirements`` None: those in the artifact, if it has any. A list replaces them.
     """
@@ -61,9 +63,12 @@ class RegisterResult:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of a check before the upload. ``version``: an existing version that is the same."""
+    """The result of a check before the upload. ``version``: an existing version that is the same.
 
-    format: Format
+    ``format`` None: only the contents will show it.
+    """
+
+    format: Format | None
     stored: bool
     version: Version | None = None
     warnings: list[str] = field(default_factory=list)
@@ -100,6 +105,8 @@ class Versions:
         """
         request = await self._recognised(request)
         format_ = _check_request(request)
+        if format_ is None:
+            raise _no_artifact(request.artifact)
         inspection = await self._inspect(request, format_)
         async with self._transactions.change() as writer:
             size = await writer.artifact_size(request.artifact)
@@ -136,15 +143,18 @@ class Versions:
         """
         request = await self._recognised(request)
         format_ = _check_request(request)
-        registration.check_has_signature(format_, request.signature, describes_itself=format_ == "python")
+        if format_ is not None:
+            registration.check_has_signature(format_, request.signature, describes_itself=format_ == "python")
         if (problem := registration.size_problem(size, self._artifacts.store.max_bytes)) is not None:
             raise PayloadTooLarge(problem)
         async with self._transactions.read() as reader:
             is_stored = bool(request.artifact) and await reader.artifact_size(request.artifact) is not None
-        inspection = await self._inspect(request, format_) if is_stored else Inspection(request.signature)
+        inspection = Inspection(request.signature)
+        if is_stored and format_ is not None:
+            inspection = await self._inspect(request, format_)
         async with self._transactions.read() as reader:
             stored = await reader.versions_to_compare(request.model, request.artifact)
-            same = registration.same_version(
+            same = format_ and registration.same_version(
                 stored, request.artifact, format_, inspection.requirements, inspection.signature
             )
             if same is None:
@@ -205,15 +215,19 @@ class Versions:
         return pickles.warnings(inspection.saved_by, self._settings.packages, inspection.requirements)
 
     async def _recognised(self, request: Registration) -> Registration:
-        """Return the request with the format ``llm``, if only the artifact's contents show this format."""
-        if not formats.is_by_content(request.filename, request.format):
-            return request
+        """Return the request with the format that the artifact's contents show, if it is stored.
+
+        Raise BadRequest, with what the file is, if it is not what its publisher says or cannot be served.
+        """
+        formats.check_filename(request.filename)
         async with self._transactions.read() as reader:
             if not request.artifact or await reader.artifact_size(request.artifact) is None:
                 return request
         async with self._artifacts.store.local(request.artifact) as path:
-            found = await asyncio.to_thread(llm_artifact.is_llm, path, self._settings.limits)
-        return replace(request, format="llm") if found else request
+            kind = await asyncio.to_thread(glimpses.kind_of, path, request.filename, self._settings.limits)
+        by_name = formats.format_by_name(request.filename)
+        found = recognition.decide(request.filename, kind, request.format, by_name)
+        return replace(request, format=found)
 
     async def _inspect(self, request: Registration, format_: Format) -> Inspection:
         async with self._transactions.read() as reader:
@@ -230,16 +244,20 @@ class Versions:
                 limits=self._settings.limits,
                 allow_pickle=request.allow_pickle,
             )
-        if request.requirements is None:
-            return inspection
-        return replace(inspection, requirements=_requirement_lines(request.requirements))
+        lines = inspection.requirements
+        if request.requirements is not None:
+            lines = _requirement_lines(request.requirements)
+        return replace(inspection, requirements=needs.added(lines, inspection.needs, self._settings.packages))
 
 
-def _check_request(request: Registration) -> Format:
-    """Return the format of a registration. Raise BadRequest for errors outside the artifact's bytes."""
+def _check_request(request: Registration) -> Format | None:
+    """Return the format of a registration, as far as it is known without the artifact.
+
+    Raise BadRequest for errors outside the artifact's bytes.
+    """
     names.check("model", request.model)
     formats.check_filename(request.filename)
-    format_ = formats.format_of(request.filename, request.format)
+    format_ = request.format or formats.format_by_name(request.filename)
     formats.check_pickle_allowed(format_, allow_pickle=request.allow_pickle)
     if request.metadata is not None:
         version_metadata.check(request.metadata)

@@ -1,4 +1,4 @@
-"""The format of a model file, and the permission that a pickle needs."""
+"""The format that a file name suggests, and the permission that a pickle needs."""
 
 from __future__ import annotations
 
@@ -18,31 +18,21 @@ _SUFFIXES: dict[str, Format] = {
     ".tar": "triton",
     ".tar.gz": "triton",
     ".tgz": "triton",
+    ".json": "xgboost",
+    ".ubj": "xgboost",
+    ".xgb": "xgboost",
+    ".txt": "lightgbm",
+    ".lgb": "lightgbm",
+    ".cbm": "catboost",
+    ".skops": "sklearn",
+    ".tflite": "tflite",
     ".gguf": "llm",
     ".gguf.tar": "llm",
 }
 
 
-def format_of(filename: str, stated_format: Format | None) -> Format:
-    """Return ``stated_format``, or else the format of the file name. Raise BadRequest if it is unknown."""
-    if stated_format is not None:
-        return stated_format
-    if (found := _by_suffix(filename)) is not None:
-        return found
-    raise BadRequest(
-        f"The ending of {filename[:80]!r} does not say the model's format. Add --model-format (in the API: "
-        "format) with onnx, sklearn, torchscript, python, triton or llm, or use a file name that ends in one "
-        "of "
-        f"{', '.join(_SUFFIXES)}."
-    )
-
-
-def is_by_content(filename: str, stated_format: Format | None) -> bool:
-    """Return True if the contents may show that a file is a language model, because its name does not."""
-    return stated_format is None and _by_suffix(filename) in (None, "triton")
-
-
-def _by_suffix(filename: str) -> Format | None:
+def format_by_name(filename: str) -> Format | None:
+    """Return the format that a file's name suggests, or None. The contents decide (``recognition.py``)."""
     lower = filename.lower()
     found = [suffix for suffix in _SUFFIXES if lower.endswith(suffix)]
     return _SUFFIXES[max(found, key=len)] if found else None
@@ -56,7 +46,7 @@ def check_filename(filename: str) -> str:
     raise BadRequest(f"{filename[:80]!r} is not a plain file name (1 to 255 characters, no folders).")
 
 
-def check_pickle_allowed(format_: Format, *, allow_pickle: bool) -> None:
+def check_pickle_allowed(format_: Format | None, *, allow_pickle: bool) -> None:
     """Raise BadRequest for a pickle, unless its publisher has allowed it: loading it runs code."""
     if format_ == "sklearn" and not allow_pickle:
         raise BadRequest(

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from services.registry.domain import needs
+
 SKLEARN, NUMPY = "scikit-learn", "numpy"
 # Bytes at the end of a piece that are searched again with the next piece. No match is longer.
 _OVERLAP = 128
@@ -49,7 +51,7 @@ def warnings(saved_by: PickleReleases, here: Mapping[str, str], requirements: Se
     """
     messages = []
     ours = here.get(SKLEARN)
-    if saved_by.sklearn and ours and saved_by.sklearn != ours and not _names(requirements, SKLEARN):
+    if saved_by.sklearn and ours and saved_by.sklearn != ours and SKLEARN not in needs.named(requirements):
         messages.append(
             f"The estimator was saved with scikit-learn {saved_by.sklearn}, and models here run with {ours}. "
             f"Its results may differ, or it may not load. Save it with scikit-learn=={ours}, or deploy it "
@@ -72,8 +74,3 @@ def _sklearn_in(data: bytes) -> str | None:
         if len(text) == length and _VERSION.fullmatch(text):
             return text
     return None
-
-
-def _names(requirements: Sequence[str], package: str) -> bool:
-    names = {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in requirements}
-    return package in {re.sub(r"[-_.]+", "-", name).lower() for name in names}

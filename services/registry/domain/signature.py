@@ -27,10 +27,11 @@ class GraphValue:
 
 @dataclass(frozen=True, slots=True)
 class OnnxGraph:
-    """The inputs and outputs of an ONNX graph, without its weights."""
+    """The inputs and outputs of a graph, without its weights. ``what``: its name in messages."""
 
     inputs: tuple[GraphValue, ...]
     outputs: tuple[GraphValue, ...]
+    what: str = "the ONNX graph"
 
     @property
     def values(self) -> tuple[GraphValue, ...]:
@@ -52,9 +53,9 @@ def of_graph(graph: OnnxGraph, user_signature: Signature | None, default_max_bat
     shapeless = [value.name for value in graph.values if value.dims is None]
     if shapeless:
         raise BadRequest(
-            f"The ONNX file does not declare the rank of {names.quoted(shapeless)}. Add a signature "
-            "(`tidegate deploy --signature FILE.json`), or add the shapes with onnx.shape_inference and save "
-            "the file again."
+            f"{_sentence(graph.what)} does not declare the rank of {names.quoted(shapeless)}. Add a "
+            "signature (`tidegate deploy --signature FILE.json`), or add the shapes with "
+            "onnx.shape_inference and save the file again."
         )
     batched = all(value.dims and value.dims[0] is None for value in graph.values)
     result = Signature(
@@ -80,18 +81,18 @@ def _check_servable(graph: OnnxGraph) -> None:
     if not graph.inputs or not graph.outputs:
         missing = "input" if not graph.inputs else "output"
         raise BadRequest(
-            f"The ONNX graph declares no {missing}, so it cannot serve requests: export it with one."
+            f"{_sentence(graph.what)} declares no {missing}, so it cannot serve requests: export it with one."
         )
     for value in graph.values:
         if value.kind != "tensor":
             raise BadRequest(
-                f"{value.name!r} of the ONNX graph is a {value.kind}, but only tensors can be served. "
+                f"{value.name!r} of {graph.what} is a {value.kind}, but only tensors can be served. "
                 "Convert a scikit-learn classifier with options={'zipmap': False} "
                 "(skl2onnx: convert_sklearn(model, ..., options={'zipmap': False}))."
             )
         if value.datatype is None:
             raise BadRequest(
-                f"{value.name!r} of the ONNX graph has an element type that the inference protocol "
+                f"{value.name!r} of {graph.what} has an element type that the inference protocol "
                 "does not have. Cast it in the graph to one of FP16, BF16, FP32, FP64, BOOL, "
                 "INT8-64, UINT8-64 or string."
             )
@@ -106,17 +107,17 @@ def _check_agrees(user_signature: Signature, graph: OnnxGraph) -> None:
         if {tensor.name for tensor in tensors} != set(declared):
             raise BadRequest(
                 f"The signature's {role} are {names.quoted([t.name for t in tensors])}, "
-                f"but the ONNX graph's are {names.quoted(sorted(declared))}. Use the graph's names."
+                f"but those of {graph.what} are {names.quoted(sorted(declared))}. Use these names."
             )
         for tensor in tensors:
-            _check_tensor_agrees(tensor, declared[tensor.name], batched=user_signature.max_batch_size > 0)
+            batched = user_signature.max_batch_size > 0
+            _check_tensor_agrees(tensor, declared[tensor.name], graph.what, batched=batched)
 
 
-def _check_tensor_agrees(tensor: TensorSpec, value: GraphValue, *, batched: bool) -> None:
+def _check_tensor_agrees(tensor: TensorSpec, value: GraphValue, what: str, *, batched: bool) -> None:
     if tensor.datatype != value.datatype:
         raise BadRequest(
-            f"The signature says that {tensor.name!r} is {tensor.datatype}, but the ONNX graph says "
-            f"{value.datatype}."
+            f"The signature says that {tensor.name!r} is {tensor.datatype}, but {what} says {value.datatype}."
         )
     if value.dims is None:
         return
@@ -129,8 +130,12 @@ def _check_tensor_agrees(tensor: TensorSpec, value: GraphValue, *, batched: bool
         declared = [-1 if dim is None else dim for dim in value.dims]
         raise BadRequest(
             f"The signature gives {tensor.name!r} the shape {dims}"
-            f"{' (with the batch axis)' if batched else ''}, but the ONNX graph says {declared}."
+            f"{' (with the batch axis)' if batched else ''}, but {what} says {declared}."
         )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _tensor(value: GraphValue, batched: bool) -> TensorSpec:

@@ -76,6 +76,8 @@ def _prepare_file(
     folder.parent.mkdir(parents=True)
     if version.format == "python" and is_packed(artifact):
         unpack(artifact, folder)
+    elif version.format == "tensorflow":
+        unpack(artifact, folder / serving.file)
     elif version.format == "onnx" and is_archive(artifact):
         unpack(artifact, folder)
         _rename_onnx(folder, serving.file)

@@ -20,6 +20,13 @@ _KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
+# Formats whose library runs on the CPU only, or is installed in its build for the CPU.
+_CPU_ONLY: dict[Format, str] = {
+    "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "catboost": "CatBoost",
+    "tflite": "TensorFlow Lite", "tensorflow": "TensorFlow",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
     """An instance group of a model: its kind and its GPUs."""
@@ -35,13 +42,14 @@ def replica_gpus(resources: Resources) -> GpuNumbers:
 
 def usable_gpus(artifact_format: Format, devices: GpuNumbers, *, allow_cpu: bool) -> GpuNumbers:
     """Return the GPUs for a single-file artifact. Raise ModelFailed if its library cannot use GPUs."""
-    if artifact_format != "sklearn" or not devices:
+    if artifact_format not in _CPU_ONLY or not devices:
         return devices
     if allow_cpu:
         return ()
     raise ModelFailed(
-        "This replica has a GPU, but scikit-learn runs on the CPU only. Deploy the model without `gpus` and "
-        "`gpu_memory_mb`, export it to ONNX, or allow the CPU with `--resource allow_cpu=1`."
+        f"This replica has a GPU, but {_CPU_ONLY[artifact_format]} runs on the CPU only. Deploy the "
+        "model without `gpus` and `gpu_memory_mb`, export it to ONNX, or allow the CPU with "
+        "`--resource allow_cpu=1`."
     )
 
 

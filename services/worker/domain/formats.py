@@ -11,6 +11,23 @@ from tidegate.kernel.protocol.models import Format, Version
 _REMEDIES = {"torch": "run `make torch` on this host, "}
 
 
+# Formats that a runtime of Tidegate serves: the name of the file, and the module that the runtime needs.
+_RUNTIMES: dict[Format, tuple[str, str]] = {
+    "onnx": ("model.onnx", "onnxruntime"),
+    "sklearn": ("model.joblib", "sklearn"),
+    "torchscript": ("model.pt", "torch"),
+    "xgboost": ("model.xgb", "xgboost"),
+    "lightgbm": ("model.txt", "lightgbm"),
+    "catboost": ("model.cbm", "catboost"),
+    "tflite": ("model.tflite", "ai_edge_litert"),
+    "tensorflow": ("saved_model", "tensorflow"),
+}
+_PACKAGES = {
+    "sklearn": "scikit-learn", "xgboost": "xgboost-cpu", "ai_edge_litert": "ai-edge-litert",
+    "tensorflow": "tensorflow-cpu",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Serving:
     """The backend that serves an artifact, the file name that it expects, and a runtime if it needs one."""
@@ -36,12 +53,8 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
             f"Serving {artifact_format} here needs Triton's Python backend, and this Triton has none. Set "
             "TIDEGATE_TRITON_SERVER to a Triton that has it."
         )
-    if artifact_format == "onnx":
-        return _with_runtime("onnx", "model.onnx", "onnxruntime", has_module)
-    if artifact_format == "sklearn":
-        return _with_runtime("sklearn", "model.joblib", "sklearn", has_module)
-    if artifact_format == "torchscript":
-        return _with_runtime("torchscript", "model.pt", "torch", has_module)
+    if artifact_format in _RUNTIMES:
+        return _with_runtime(artifact_format, *_RUNTIMES[artifact_format], has_module)
     if artifact_format == "python":
         return Serving("python", "model.py")
     if artifact_format == "llm":
@@ -78,7 +91,7 @@ def stand_in(
 
 def _with_runtime(runtime: str, file: str, module: str, has_module: Callable[[str], bool]) -> Serving:
     if not has_module(module):
-        package = {"sklearn": "scikit-learn"}.get(module, module)
+        package = _PACKAGES.get(module, module)
         raise ModelFailed(
             f"Serving {runtime} needs the Python package {package!r} in the models' environment, where it is "
             f"missing. To add it, {_REMEDIES.get(module, '')}deploy the model with a requirements file "

@@ -92,6 +92,17 @@ class Rows:
         return feed
 
 
+def table(feed: Feed, order: list[str] | None = None) -> Any:
+    """Return the only input, or one array with a column for each of several inputs.
+
+    ``order``: the names of the columns, if the model knows them. Otherwise the inputs keep their order.
+    """
+    if len(feed) == 1:
+        return next(iter(feed.values()))
+    names = order if order is not None and set(order) == set(feed) else list(feed)
+    return np.column_stack([feed[name].reshape(len(feed[name])) for name in names])
+
+
 def response(names: list[str], arrays: list[Any]) -> Any:
     """Return a response with these arrays as its outputs."""
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(names, arrays)])  # noqa: B905

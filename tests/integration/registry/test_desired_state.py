@@ -48,10 +48,10 @@ async def test_concurrent_registrations_get_different_numbers(call):
 
 
 async def test_refusals_say_why(call):
-    digest = await call.upload(b"rubbish")
+    digest = await call.upload(b"\xff rubbish")
     refused = [
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not an ONNX model"),
-        ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.bin"}, "Add --model-format"),
+        ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.bin"}, "--model-format"),
         ("/v1/models/digits/versions", {"artifact": digest, "filename": "m.joblib"}, "allow_pickle=true"),
         ("/v1/models/digits/versions", {"artifact": "0" * 64, "filename": "m.onnx"}, "Upload it"),
         ("/v1/models/-digits/versions", {"artifact": digest, "filename": "m.onnx"}, "not a valid name"),

@@ -40,7 +40,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("-m", {}, "not a valid name of a model: use 1 to 63 letters"),
     ("stats", {}, "is another route"),
     ("m" * 62, {}, "longer than 63 characters"),
-    ("m", {"filename": "m.bin"}, "Add --model-format"),
     ("m", {"filename": "a/m.onnx"}, "not a plain file name"),
     ("m", {"filename": "m.joblib"}, "allow_pickle=true"),
     ("m", {"filename": "m.pt"}, "Add a signature"),

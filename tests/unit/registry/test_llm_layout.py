@@ -73,10 +73,6 @@ def test_the_configuration_must_be_json():
         check(FOLDER, config="{")
 
 
-def test_formats_by_name_and_those_that_the_contents_decide():
-    assert formats.format_of("SmolLM2.gguf", None) == formats.format_of("x.gguf.tar", None) == "llm"
-    assert formats.format_of("m.tar", None) == "triton"
-    assert formats.is_by_content("weights.bin", None)
-    assert formats.is_by_content("m.tar.gz", None)
-    assert not formats.is_by_content("m.onnx", None)
-    assert not formats.is_by_content("m.tar", "triton")
+def test_formats_by_name():
+    assert formats.format_by_name("SmolLM2.gguf") == formats.format_by_name("x.gguf.tar") == "llm"
+    assert formats.format_by_name("m.tar") == "triton"

@@ -68,7 +68,7 @@ def test_given_signature_may_narrow_what_the_graph_leaves_open():
 @pytest.mark.parametrize(
     ("signature", "match"),
     [
-        (given([64], name="z", batch=4), "inputs are 'z', but the ONNX graph's are 'x'"),
+        (given([64], name="z", batch=4), "inputs are 'z', but those of the ONNX graph are 'x'"),
         (given([64], datatype="INT64", batch=4), "is INT64, but the ONNX graph says FP32"),
         (given([65], batch=4), "the shape"),
         (given([64]), "the shape"),

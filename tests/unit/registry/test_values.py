@@ -61,13 +61,11 @@ def test_the_nearest_valid_name(text, name):
     ],
 )  # fmt: skip
 def test_format_by_name(filename, found):
-    assert formats.format_of(filename, None) == found
+    assert formats.format_by_name(filename) == found
 
 
-def test_a_stated_format_has_priority_and_an_unknown_ending_is_refused():
-    assert formats.format_of("weights.bin", "onnx") == "onnx"
-    with pytest.raises(BadRequest, match="Add --model-format"):
-        formats.format_of("weights.bin", None)
+def test_an_unknown_ending_is_no_hint():
+    assert formats.format_by_name("weights.bin") is None
 
 
 def test_pickle_needs_consent():

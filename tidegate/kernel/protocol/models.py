@@ -34,7 +34,10 @@ Region = Annotated[str, StringConstraints(pattern=REGION_PATTERN)]
 PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
-Format = Literal["onnx", "sklearn", "torchscript", "python", "triton", "llm", "oip"]
+Format = Literal[
+    "onnx", "sklearn", "torchscript", "python", "triton", "llm", "oip",
+    "xgboost", "lightgbm", "catboost", "tflite", "tensorflow",
+]  # fmt: skip
 Engine = Literal["auto", "llamacpp", "vllm", "openai-url"]
 LARGEST_AXIS = 2**63 - 1
 Datatype = Literal[

@@ -1,0 +1,127 @@
+"""Find what a pickle or joblib file imports, in bounded memory. Nothing in it is executed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from services.registry.adapters import pickle_file
+from services.registry.domain import pickle_machine
+from services.registry.domain.pickle_machine import Import, Unscannable
+from tidegate.kernel.errors import BadRequest, Unavailable
+
+
+def imports(path: Path) -> set[Import]:
+    """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest."""
+    with path.open("rb") as file:
+        head = file.read(6)
+        if head.startswith(b"\x04\x22\x4d\x18"):
+            raise BadRequest(
+                "The joblib file is compressed with lz4, which is not read here, so its imports cannot be "
+                "checked. Save it with joblib.dump(model, path, compress=3)."
+            )
+        file.seek(0)
+        source = _Plain(file) if pickle_file.is_plain(head) else _Pieces(pickle_file.pieces(path))
+        try:
+            return pickle_machine.imports(source)
+        except Unscannable as problem:
+            raise BadRequest(
+                f"The pickle cannot be checked: {problem}. Save the estimator with joblib.dump(model, path), "
+                "or with skops: skops.io.dump(model, 'model.skops')."
+            ) from None
+
+
+def flagged(found: Collection[Import]) -> set[Import]:
+    """Return those imports that picklescan calls dangerous. Raise Unavailable if it is not installed."""
+    try:
+        scanner = importlib.import_module("picklescan.scanner")
+    except ModuleNotFoundError:
+        raise Unavailable(
+            "The registry cannot check pickles, because the package picklescan is not installed. Install it: "
+            "make bootstrap."
+        ) from None
+    # It logs each finding by itself, with text of the file.
+    logging.getLogger("picklescan").setLevel(logging.CRITICAL)
+    result = scanner._build_scan_result_from_raw_globals(set(found), "artifact")
+    unsafe = scanner.SafetyLevel.Dangerous
+    return {(each.module, each.name) for each in result.globals if each.safety == unsafe}
+
+
+class _Plain:
+    """A file that is not compressed: arrays are skipped without reading them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = file.seek(0, 2)
+        file.seek(0)
+
+    def read(self, size: int) -> bytes:
+        self._take(size)
+        return self._file.read(size)
+
+    def skip(self, size: int) -> None:
+        self._take(size)
+        self._file.seek(size, 1)
+
+    def line(self, limit: int) -> bytes:
+        line = self._file.readline(limit)
+        self._take(len(line))
+        return _whole(line)
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0 or size < 0:
+            raise _too_short()
+
+
+class _Pieces:
+    """The unpacked bytes of a compressed file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._piece, self._at = b"", 0
+
+    def read(self, size: int) -> bytes:
+        if self._at + size <= len(self._piece):
+            self._at += size
+            return self._piece[self._at - size : self._at]
+        parts = []
+        while size:
+            part = self._some(size)
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def skip(self, size: int) -> None:
+        if size < 0:
+            raise _too_short()
+        while size:
+            size -= len(self._some(size))
+
+    def line(self, limit: int) -> bytes:
+        line = bytearray()
+        while len(line) < limit and not line.endswith(b"\n"):
+            line += self.read(1)
+        return _whole(bytes(line))
+
+    def _some(self, size: int) -> bytes:
+        if self._at == len(self._piece):
+            self._piece, self._at = next(self._pieces, b""), 0
+            if not self._piece:
+                raise _too_short()
+        part = self._piece[self._at : self._at + size]
+        self._at += len(part)
+        return part
+
+
+def _whole(line: bytes) -> bytes:
+    if not line.endswith(b"\n"):
+        raise Unscannable("it has a line that does not end")
+    return line[:-1]
+
+
+def _too_short() -> Unscannable:
+    return Unscannable("it ends too early, or unpacks to more than 1 GiB")

@@ -1,0 +1,47 @@
+"""Read the types that a skops file names. Nothing of it is loaded."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from services.registry.adapters import archive_reader
+from services.registry.domain import json_outline
+from services.registry.domain.json_outline import Malformed
+from services.registry.domain.skops_types import SkopsType
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.archives import ArchiveLimits
+
+SCHEMA = "schema.json"
+MAX_SCHEMA = 256 * 1024 * 1024
+_KEYS = ("__module__", "__class__", "__loader__")
+
+
+def is_skops(path: Path) -> bool:
+    """Return True if a file is a zip with a skops schema."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return SCHEMA in archive.namelist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return False
+
+
+def types(path: Path, limits: ArchiveLimits) -> set[SkopsType]:
+    """Return all types that a file names. Blocking. Raise BadRequest."""
+    contents = archive_reader.read_archive(path, names={SCHEMA}, max_text=MAX_SCHEMA, limits=limits)
+    schema = contents.texts.get(PurePosixPath(SCHEMA))
+    if schema is None:
+        raise BadRequest(
+            f"The skops file has no {SCHEMA}. Save the estimator with skops.io.dump(model, path)."
+        )
+    try:
+        return set(_types(schema.encode()))
+    except Malformed as error:
+        raise BadRequest(f"The {SCHEMA} of the skops file cannot be read ({error}). Save it again.") from None
+
+
+def _types(schema: bytes) -> Iterator[SkopsType]:
+    for values in json_outline.objects(schema, frozenset(_KEYS)):
+        if "__class__" in values or "__module__" in values or "__loader__" in values:
+            yield SkopsType(*(str(values.get(key, "?")) for key in _KEYS))

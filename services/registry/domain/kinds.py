@@ -1,0 +1,96 @@
+"""The table of kinds of files: the first row whose test a file passes says what the file is.
+
+To add a format, add a row to ``SERVED``. Its place matters: it comes before more general rows, such as
+"an archive". A file that cannot be served, but that users send, has a row in ``foreign_kinds.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from services.registry.domain import llm_layout
+from services.registry.domain.foreign_kinds import FOREIGN, TEXTS
+from services.registry.domain.recognition import Glimpse, Kind, both, has_at, holds, matches, starts
+from tidegate.kernel.protocol.models import Format
+
+# Formats of folders. A folder's publisher may state which one it is, because the layouts overlap.
+FOLDERS: frozenset[Format] = frozenset({"triton", "python", "onnx", "llm", "tensorflow"})
+PICKLE = re.compile(rb"\x80[\x02-\x05]")
+# joblib's compressions: zlib, gzip, bz2, xz, lzma, lz4.
+COMPRESSED = (
+    *(b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b"),
+    *(b"BZh", b"\xfd7zXZ", b"\x5d\x00"),
+)
+LZ4 = b"\x04\x22\x4d\x18"
+_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]")
+SAVED_MODEL = "saved_model.pb"
+
+
+def _is_archive(glimpse: Glimpse) -> bool:
+    return glimpse.members is not None
+
+
+def _is_llm_folder(glimpse: Glimpse) -> bool:
+    return llm_layout.is_llm([PurePosixPath(name) for name in glimpse.members or ()])
+
+
+def _is_onnx_folder(glimpse: Glimpse) -> bool:
+    names = glimpse.root
+    return sum(name.lower().endswith(".onnx") for name in names) == 1 and "config.pbtxt" not in names
+
+
+def _is_python_folder(glimpse: Glimpse) -> bool:
+    versions = any(name.partition("/")[0].isdecimal() for name in glimpse.members or ())
+    return "model.py" in glimpse.root and "config.pbtxt" not in glimpse.root and not versions
+
+
+def _is_saved_model(glimpse: Glimpse) -> bool:
+    tops = {name.partition("/")[0] for name in glimpse.members or ()}
+    return SAVED_MODEL in glimpse.root or (len(tops) == 1 and SAVED_MODEL in glimpse.below)
+
+
+def _is_onnx(glimpse: Glimpse) -> bool:
+    # The IR version comes first in the files of all exporters. Then come a name, the graph or the opsets.
+    return _ONNX.match(glimpse.head) is not None
+
+
+def _is_pickle(glimpse: Glimpse) -> bool:
+    return PICKLE.match(glimpse.head) is not None or PICKLE.match(glimpse.unpacked) is not None
+
+
+def _is_torchscript(glimpse: Glimpse) -> bool:
+    paths = glimpse.below
+    return "constants.pkl" in paths and any(path.startswith("code/") for path in paths)
+
+
+def _is_python(glimpse: Glimpse) -> bool:
+    return glimpse.ends(".py") and glimpse.text is not None
+
+
+SERVED: tuple[Kind, ...] = (
+    Kind("a GGUF file of a language model", starts(b"GGUF"), "llm"),
+    Kind("a TensorFlow Lite model", has_at(4, b"TFL3"), "tflite"),
+    Kind("a CatBoost model", starts(b"CBM1"), "catboost"),
+    Kind("an XGBoost model", matches(rb'\s*\{\s*"learner"\s*:'), "xgboost"),
+    Kind("an XGBoost model", matches(rb'\s*\{\s*"version"\s*:\s*\[[^\]]*\]\s*,\s*"learner"'), "xgboost"),
+    Kind("an XGBoost model", matches(rb"\{[LlIUi].{1,8}learner"), "xgboost"),
+    Kind("a LightGBM model", matches(rb"tree\r?\nversion="), "lightgbm"),
+    Kind("a scikit-learn estimator saved by skops", both(_is_archive, holds("schema.json")), "sklearn"),
+    Kind("TorchScript", _is_torchscript, "torchscript"),
+    Kind("a folder of a language model", _is_llm_folder, "llm", fits=FOLDERS),
+    Kind("a TensorFlow SavedModel", _is_saved_model, "tensorflow", fits=FOLDERS),
+    Kind("a folder with an ONNX file", _is_onnx_folder, "onnx", fits=FOLDERS),
+    Kind("a folder with model.py", _is_python_folder, "python", fits=FOLDERS),
+)
+
+GENERAL: tuple[Kind, ...] = (
+    Kind("a pickle", _is_pickle, "sklearn"),
+    Kind("a file compressed with lz4", starts(LZ4), "sklearn"),
+    Kind("an archive", _is_archive, "triton", fits=FOLDERS),
+    Kind("compressed by gzip", starts(b"\x1f\x8b"), remedy="Unpack it first: gunzip FILE."),
+    Kind("a Python file", _is_python, "python"),
+    Kind("an ONNX model", _is_onnx, "onnx"),
+)
+
+TABLE: tuple[Kind, ...] = (*SERVED, *FOREIGN, *GENERAL, *TEXTS)

@@ -1,0 +1,55 @@
+"""The packages that a format's runtime needs beside the models' environment. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from tidegate.kernel.protocol.models import Format
+
+# Releases with which the answers were compared. XGBoost, LightGBM and CatBoost read all older files.
+XGBOOST, FIRST_XGBOOST_CPU = (3, 2, 0), (2, 1, 1)
+CATBOOST = "1.2.10"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A line for pip. ``packages``: the names of packages, each of which meets the need."""
+
+    line: str
+    packages: tuple[str, ...]
+
+
+OF_FORMAT: dict[Format, Need] = {
+    "lightgbm": Need("lightgbm==4.7.0", ("lightgbm",)),
+    "tflite": Need("ai-edge-litert==2.3.0", ("ai-edge-litert", "tflite-runtime")),
+    "tensorflow": Need("tensorflow-cpu==2.21.0", ("tensorflow-cpu", "tensorflow")),
+}
+SKOPS = Need("skops==0.16.0", ("skops",))
+
+
+def xgboost(saved_by: Sequence[int]) -> Need:
+    """Return the release that saved a file, or the tested one if there is no build of it for CPUs alone."""
+    version = tuple(saved_by) if len(saved_by) == 3 and tuple(saved_by) >= FIRST_XGBOOST_CPU else XGBOOST
+    return Need(f"xgboost-cpu=={'.'.join(map(str, version))}", ("xgboost-cpu", "xgboost"))
+
+
+def catboost(release: str) -> Need:
+    """Return the release that saved a file, or the tested one if the file does not say it."""
+    return Need(f"catboost=={release or CATBOOST}", ("catboost",))
+
+
+def added(lines: Sequence[str], needs: Sequence[Need], installed: Collection[str]) -> list[str]:
+    """Return the requirements with the needs that neither they nor the models' environment meet.
+
+    ``installed``: the packages of the models' environment.
+    """
+    met = named(lines) | set(installed)
+    return [*lines, *(need.line for need in needs if not met & set(need.packages))]
+
+
+def named(lines: Sequence[str]) -> set[str]:
+    """Return the names of the packages in requirements, in their normal form."""
+    names = {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in lines}
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}

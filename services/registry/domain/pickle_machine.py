@@ -1,0 +1,352 @@
+"""Find what a pickle imports, without executing it. Pure.
+
+The opcodes run on a stack of symbols. picklescan reads opcodes too, but keeps all of them in memory, and
+stops at the first array of a joblib file: joblib writes arrays between the opcodes. The machine skips these
+arrays, so it needs their shapes and datatypes, which the pickle has before each array.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+MAX_OPCODES = 20_000_000
+MAX_KEPT = 1_000_000
+"""The most values that are remembered for later use. An import that uses another one counts as unknown."""
+MAX_DEPTH = 16
+MAX_STACK = 2_000_000
+_LONGEST_TEXT, _LONGEST_LINE, _LONGEST_TUPLE = 256, 65_536, 64
+UNKNOWN = "unknown"
+
+Import = tuple[str, str]
+
+
+class Unscannable(Exception):
+    """The bytes are no pickle, are damaged, or have more parts than are read. The message says which."""
+
+
+class Source(Protocol):
+    """The unpacked bytes of a pickle, from front to back."""
+
+    def read(self, size: int) -> bytes:
+        """Return exactly ``size`` bytes. Raise Unscannable if there are fewer."""
+
+    def skip(self, size: int) -> None:
+        """Move forward. Raise Unscannable if there are fewer bytes."""
+
+    def line(self, limit: int) -> bytes:
+        """Return the bytes up to the next line feed, without it. Raise Unscannable."""
+
+
+class _Symbol:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+MARK, OPAQUE, NOTHING = _Symbol("mark"), _Symbol("opaque"), _Symbol("None")
+
+
+@dataclass(slots=True, eq=False)
+class Made:
+    """An object that an import made from arguments; ``state``: what it was built with later."""
+
+    made_by: Import
+    arguments: Any = OPAQUE
+    state: Any = OPAQUE
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An import on the stack."""
+
+    name: Import
+
+
+def imports(source: Source) -> set[Import]:
+    """Return each (module, name) that loading the pickle would import. Raise Unscannable."""
+    return _Machine(source, _Budget(), 0).run()
+
+
+@dataclass(slots=True)
+class _Budget:
+    opcodes: int = MAX_OPCODES
+    kept: int = MAX_KEPT
+    found: set[Import] = field(default_factory=set)
+
+
+_BY_CODE = {ord(each.code): each for each in pickletools.opcodes}
+_INTS = {
+    "BININT": "<i", "BININT1": "<B", "BININT2": "<H",
+}  # fmt: skip
+_FIXED = {"BINFLOAT": 8, "EXT1": 1, "EXT2": 2, "EXT4": 4, "PROTO": 1, "FRAME": 8}
+_LENGTHS = {
+    "SHORT_BINSTRING": "<B", "BINSTRING": "<i", "SHORT_BINBYTES": "<B", "BINBYTES": "<I", "BINBYTES8": "<Q",
+    "BYTEARRAY8": "<Q", "SHORT_BINUNICODE": "<B", "BINUNICODE": "<I", "BINUNICODE8": "<Q", "LONG1": "<B",
+    "LONG4": "<i",
+}  # fmt: skip
+_LINES = frozenset({"INT", "LONG", "FLOAT", "STRING", "UNICODE", "PERSID", "GET", "PUT"})
+_GETS, _PUTS = {"BINGET": "<B", "LONG_BINGET": "<I"}, {"BINPUT": "<B", "LONG_BINPUT": "<I"}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_LIST": lambda: OPAQUE, "EMPTY_SET": lambda: OPAQUE,
+    "NONE": lambda: NOTHING, "NEWTRUE": lambda: OPAQUE, "NEWFALSE": lambda: OPAQUE, "MARK": lambda: MARK,
+    "NEXT_BUFFER": lambda: OPAQUE,
+}  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Machine:
+    def __init__(self, source: Source, budget: _Budget, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise Unscannable(f"pickles are nested more than {MAX_DEPTH} levels deep")
+        self._source, self._budget, self._depth = source, budget, depth
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._memoized = 0
+        self._numbered = False
+
+    def run(self) -> set[Import]:
+        while (code := self._source.read(1)[0]) != ord("."):
+            self._budget.opcodes -= 1
+            opcode = _BY_CODE.get(code)
+            if self._budget.opcodes < 0 or len(self._stack) > MAX_STACK:
+                raise Unscannable(f"it has more than {MAX_OPCODES} parts")
+            if opcode is None:
+                raise Unscannable(f"it has the byte {code:#x} where an opcode belongs")
+            self._step(opcode.name)
+        return self._budget.found
+
+    # --- the stack ---------------------------------------------------------------------------------------
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _pop(self) -> Any:
+        if not self._stack:
+            raise Unscannable("it takes a value that is not there")
+        return self._stack.pop()
+
+    def _pop_mark(self) -> list[Any]:
+        values: list[Any] = []
+        while (value := self._pop()) is not MARK:
+            values.append(value)
+        values.reverse()
+        return values
+
+    def _number(self, code: str) -> int:
+        return int(struct.unpack(code, self._source.read(struct.calcsize(code)))[0])
+
+    def _keep(self, at: int, value: Any) -> None:
+        if value is OPAQUE or value is NOTHING:
+            self._memo.pop(at, None)
+            return
+        self._budget.kept -= 1
+        if self._budget.kept >= 0:
+            self._memo[at] = value
+        else:
+            self._memo.pop(at, None)
+
+    # --- opcodes -----------------------------------------------------------------------------------------
+
+    def _step(self, name: str) -> None:
+        if name in _EMPTY:
+            self._push(_EMPTY[name]())
+        elif name in _LENGTHS:
+            self._push(self._long_value(name))
+        elif name in _INTS:
+            self._push(self._number(_INTS[name]))
+        elif name in _GETS or name in _PUTS or name == "MEMOIZE":
+            self._remember(name)
+        elif name in _LINES:
+            self._line(name)
+        elif name in _FIXED:
+            self._source.skip(_FIXED[name])
+            if name == "BINFLOAT":
+                self._push(OPAQUE)
+            elif name.startswith("EXT"):
+                # A number in a registry of the process that loads it: no reader can tell what it means.
+                self._found((UNKNOWN, "extension"))
+        elif name in _TUPLES:
+            values = [self._pop() for _ in range(_TUPLES[name])]
+            self._push(tuple(reversed(values)))
+        elif name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            self._import(name)
+        elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ"):
+            self._make(name)
+        else:
+            self._collect(name)
+
+    def _long_value(self, name: str) -> Any:
+        length = self._number(_LENGTHS[name])
+        if length < 0:
+            raise Unscannable("it states a negative length")
+        if name in ("LONG1", "LONG4") and length <= 8:
+            return int.from_bytes(self._source.read(length), "little", signed=True)
+        if length > _LONGEST_TEXT or "BYTE" in name or name in ("LONG1", "LONG4"):
+            self._source.skip(length)
+            return OPAQUE
+        return self._source.read(length).decode("utf-8", "replace")
+
+    def _remember(self, name: str) -> None:
+        if name == "MEMOIZE":
+            self._keep(self._memoized, self._top())
+            self._memoized += 1
+            if self._numbered:
+                raise Unscannable("it numbers its values in two ways at once")
+        elif name in _PUTS:
+            self._put(self._number(_PUTS[name]))
+        else:
+            self._push(self._memo.get(self._number(_GETS[name]), OPAQUE))
+
+    def _put(self, at: int) -> None:
+        self._numbered = True
+        if self._memoized:
+            raise Unscannable("it numbers its values in two ways at once")
+        self._keep(at, self._top())
+
+    def _top(self) -> Any:
+        if not self._stack:
+            raise Unscannable("it takes a value that is not there")
+        return self._stack[-1]
+
+    def _line(self, name: str) -> None:
+        line = self._source.line(_LONGEST_LINE).strip()
+        if name in ("GET", "PUT"):
+            if not (line.isdigit() and len(line) < 10):
+                raise Unscannable("it has no number where one belongs")
+            if name == "PUT":
+                self._put(int(line))
+            else:
+                self._push(self._memo.get(int(line), OPAQUE))
+        elif name in ("INT", "LONG") and line.rstrip(b"L").isdigit() and len(line) < 20:
+            self._push(int(line.rstrip(b"L")))
+        elif name == "STRING":
+            self._push(self._quoted(line))
+        elif name == "UNICODE" and b"\\" not in line and len(line) <= _LONGEST_TEXT:
+            self._push(line.decode("utf-8", "replace"))
+        else:
+            self._push(OPAQUE)
+
+    def _quoted(self, line: bytes) -> Any:
+        plain = len(line) >= 2 and line[:1] == line[-1:] and line[:1] in (b"'", b'"') and b"\\" not in line
+        return line[1:-1].decode("utf-8", "replace") if plain and len(line) <= _LONGEST_TEXT else OPAQUE
+
+    # --- imports and objects -----------------------------------------------------------------------------
+
+    def _found(self, name: Import) -> None:
+        self._budget.found.add(name)
+        if len(self._budget.found) > 100_000:
+            raise Unscannable("it imports more than 100,000 names")
+        self._push(Ref(name))
+
+    def _import(self, opcode: str) -> None:
+        if opcode == "STACK_GLOBAL":
+            name, module = self._pop(), self._pop()
+            known = isinstance(name, str) and isinstance(module, str)
+            self._found((module, name) if known else (UNKNOWN, UNKNOWN))
+            return
+        module, name = (self._source.line(_LONGEST_LINE).decode("utf-8", "replace").strip() for _ in range(2))
+        if opcode == "INST":
+            self._pop_mark()
+        self._found((module, name))
+        if opcode == "INST":
+            self._pop()
+            self._push(Made((module, name)))
+
+    def _make(self, opcode: str) -> None:
+        if opcode == "OBJ":
+            values = self._pop_mark()
+            maker, arguments = (values[0], tuple(values[1:])) if values else (OPAQUE, ())
+        else:
+            if opcode == "NEWOBJ_EX":
+                self._pop()
+            arguments, maker = self._pop(), self._pop()
+        self._push(Made(maker.name, arguments) if isinstance(maker, Ref) else OPAQUE)
+
+    def _collect(self, name: str) -> None:
+        if name in ("APPEND", "BINPERSID", "POP"):
+            self._pop()
+            if name == "BINPERSID":
+                self._push(OPAQUE)
+        elif name in ("APPENDS", "ADDITEMS", "POP_MARK"):
+            self._pop_mark()
+        elif name in ("LIST", "FROZENSET"):
+            self._pop_mark()
+            self._push(OPAQUE)
+        elif name == "TUPLE":
+            values = self._pop_mark()
+            self._push(tuple(values) if len(values) <= _LONGEST_TUPLE else OPAQUE)
+        elif name == "DICT":
+            self._push(_set({}, self._pop_mark()))
+        elif name == "SETITEMS":
+            pairs = self._pop_mark()
+            _set(self._top(), pairs)
+        elif name == "SETITEM":
+            value, key = self._pop(), self._pop()
+            _set(self._top(), [key, value])
+        elif name == "DUP":
+            self._push(self._top())
+        elif name == "BUILD":
+            self._build(self._pop())
+        elif name != "READONLY_BUFFER":
+            raise Unscannable(f"it has the opcode {name}, which is not read")
+
+    def _build(self, state: Any) -> None:
+        made = self._top()
+        if not isinstance(made, Made):
+            return
+        made.state = state
+        if made.made_by[0] == "joblib.numpy_pickle" and made.made_by[1] == "NumpyArrayWrapper":
+            self._skip_array(state)
+
+    def _skip_array(self, state: Any) -> None:
+        """Skip an array that joblib writes right after the wrapper's state: padding, then its bytes."""
+        if not isinstance(state, dict):
+            raise Unscannable("an array of joblib has no description")
+        shape, datatype = state.get("shape"), state.get("dtype")
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            raise Unscannable("an array of joblib has no shape")
+        if not isinstance(datatype, Made) or datatype.made_by != ("numpy", "dtype"):
+            raise Unscannable("an array of joblib has no datatype")
+        if _has_objects(datatype):
+            _Machine(self._source, self._budget, self._depth + 1).run()
+            return
+        if type(state.get("numpy_array_alignment_bytes")) is int:
+            self._source.skip(self._source.read(1)[0])
+        self._source.skip(math.prod(shape) * _item_size(datatype))
+
+
+def _set(target: Any, pairs: list[Any]) -> Any:
+    """Put the pairs into a dict, as long as it is small. Only an array's description is looked up later."""
+    if isinstance(target, dict):
+        for key, value in zip(pairs[::2], pairs[1::2], strict=False):
+            if isinstance(key, str) and len(target) < _LONGEST_TUPLE:
+                target[key] = value
+    return target
+
+
+def _code_of(datatype: Made) -> str:
+    arguments = datatype.arguments
+    code = arguments[0] if isinstance(arguments, tuple) and arguments else None
+    if not isinstance(code, str) or not code:
+        raise Unscannable("an array of joblib has an unknown datatype")
+    return code.lstrip("<>|=")
+
+
+def _has_objects(datatype: Made) -> bool:
+    if _code_of(datatype)[:1] == "O":
+        return True
+    # numpy's state of a datatype ends in its flags; the first bit says that it has references to objects.
+    flags = datatype.state[-1] if isinstance(datatype.state, tuple) and datatype.state else 0
+    return type(flags) is not int or bool(flags & 1)
+
+
+def _item_size(datatype: Made) -> int:
+    code = _code_of(datatype)
+    if not (code[1:].isdecimal() and len(code) < 12):
+        raise Unscannable(f"an array of joblib has the unknown datatype {code[:20]!r}")
+    width = 8 if code[0] in "mM" else int(code[1:])
+    return width * 4 if code[0] == "U" else width

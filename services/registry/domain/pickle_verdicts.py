@@ -1,0 +1,172 @@
+"""Judge what a pickle imports. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Sequence
+
+from services.registry.domain.pickle_machine import UNKNOWN, Import
+from tidegate.kernel.errors import BadRequest
+
+# Parts of the standard library that estimators use, and that run no code of the file. Everything else of the
+# standard library is dangerous in a pickle.
+_SAFE: dict[str, frozenset[str] | None] = {
+    "builtins": frozenset(
+        [
+            "object",
+            "list",
+            "dict",
+            "set",
+            "frozenset",
+            "tuple",
+            "bytearray",
+            "bytes",
+            "complex",
+            "slice",
+            "range",
+            "int",
+            "float",
+            "str",
+            "bool",
+            "type",
+            "Ellipsis",
+            "NotImplemented",
+            "ValueError",
+            "TypeError",
+            "map",
+            "zip",
+            "enumerate",
+            "reversed",
+            "len",
+            "min",
+            "max",
+            "sum",
+            "abs",
+            "sorted",
+            "round",
+        ]
+    ),
+    "__builtin__": frozenset(
+        [
+            "object",
+            "list",
+            "dict",
+            "set",
+            "frozenset",
+            "tuple",
+            "bytearray",
+            "complex",
+            "slice",
+            "xrange",
+            "int",
+            "float",
+            "str",
+            "unicode",
+            "bool",
+            "long",
+            "type",
+        ]
+    ),
+    "collections": None,
+    "copy_reg": frozenset({"_reconstructor"}),
+    "copyreg": frozenset({"_reconstructor", "__newobj__", "__newobj_ex__"}),
+    "datetime": None,
+    "decimal": None,
+    "fractions": None,
+    "enum": None,
+    "zoneinfo": None,
+    "array": None,
+    "math": None,
+    "_codecs": frozenset({"encode"}),
+    "types": frozenset({"SimpleNamespace", "NoneType"}),
+    "random": frozenset({"Random"}),
+    "functools": frozenset({"partial"}),
+    "re": frozenset({"_compile"}),
+    "pathlib": frozenset({"PosixPath", "PurePosixPath", "Path", "PurePath"}),
+    "abc": frozenset({"ABCMeta"}),
+    "uuid": frozenset({"UUID", "SafeUUID"}),
+}
+# Functions of well-known packages that load another pickle, read or write files, or evaluate text.
+_DANGEROUS: dict[str, frozenset[str]] = {
+    "numpy": frozenset(
+        {
+            "load",
+            "loadtxt",
+            "genfromtxt",
+            "fromfile",
+            "fromregex",
+            "memmap",
+            "save",
+            "savez",
+            "savez_compressed",
+            "savetxt",
+            "lib",
+            "distutils",
+            "f2py",
+            "testing",
+            "ctypeslib",
+        }
+    ),
+    "joblib": frozenset({"load", "dump", "Memory", "Parallel", "delayed", "wrap_non_picklable_objects"}),
+    "pandas": frozenset(
+        {"eval", "read_pickle", "read_csv", "read_json", "read_html", "read_sql", "read_table"}
+    ),
+}
+_DANGEROUS_MODULES = (
+    "numpy.f2py", "numpy.testing", "numpy.distutils", "numpy.ctypeslib", "numpy.lib", "joblib.externals",
+    "pandas.io", "pandas.core.computation", "scipy.io", "sklearn.datasets", "sklearn.externals", "pip",
+    "setuptools", "pkg_resources", "cloudpickle", "dill", "torch.hub", "torch.serialization", "IPython",
+)  # fmt: skip
+_FAMILIAR = frozenset({
+    "sklearn", "numpy", "scipy", "joblib", "pandas", "xgboost", "lightgbm", "catboost", "imblearn",
+})  # fmt: skip
+
+
+def dangerous(found: Iterable[Import], flagged: Collection[Import]) -> list[str]:
+    """Return the imports that can run code or touch files, as ``module.name``, sorted.
+
+    ``flagged``: those that picklescan calls dangerous.
+    """
+    return sorted({_text(name) for name in found if _is_dangerous(name, name in flagged)})
+
+
+def unfamiliar(found: Iterable[Import], requirements: Sequence[str]) -> list[str]:
+    """Return the packages that a pickle needs and the models' environment lacks. They need a requirement."""
+    tops = {module.partition(".")[0] for module, _ in found}
+    return sorted(
+        top
+        for top in tops - _FAMILIAR - set(sys.stdlib_module_names) - {"__builtin__", "copy_reg", UNKNOWN}
+        if top and not requirements
+    )
+
+
+def check(names: Sequence[str], trusted: Collection[str]) -> None:
+    """Raise BadRequest for dangerous imports, unless the publisher trusts each of them."""
+    refused = [name for name in names if name not in trusted]
+    if not refused:
+        return
+    shown = ", ".join(refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
+    flags = " ".join(f"--trust {name}" for name in refused[:8])
+    raise BadRequest(
+        f"The pickle imports {shown[:400]}, which can run programs or touch files when a worker loads it. "
+        "An estimator needs none of this. Take the file from its author, or export it to ONNX or skops. If "
+        f"you trust it all the same: {flags[:400]} (in the API: trust)."
+    )
+
+
+def _is_dangerous(name: Import, flagged: bool) -> bool:
+    module, attribute = name
+    top = module.partition(".")[0]
+    if UNKNOWN in name or not module or not attribute:
+        return True
+    if module in _SAFE:
+        allowed = _SAFE[module]
+        return allowed is not None and attribute not in allowed
+    if top in sys.stdlib_module_names or top in ("__builtin__", "commands", "httplib"):
+        return True
+    below = any(module == each or module.startswith(f"{each}.") for each in _DANGEROUS_MODULES)
+    return flagged or below or attribute.partition(".")[0] in _DANGEROUS.get(module, frozenset())
+
+
+def _text(name: Import) -> str:
+    return f"{name[0]}.{name[1]}"[:200]

@@ -1,0 +1,152 @@
+"""Recognise the format of a file by its contents. The file's name is only a hint. Pure.
+
+``kinds.py`` and ``foreign_kinds.py`` are the table. To add a format, add a row there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Format
+
+HEAD_BYTES = 64 * 1024
+"""The bytes that are read from the start of a file, and from the start of its unpacked contents."""
+
+LABELS: dict[Format, str] = {
+    "onnx": "an ONNX model",
+    "sklearn": "a scikit-learn estimator",
+    "torchscript": "TorchScript",
+    "python": "a Python model",
+    "triton": "a Triton model directory",
+    "llm": "a language model",
+    "oip": "the description of an upstream",
+    "xgboost": "an XGBoost model",
+    "lightgbm": "a LightGBM model",
+    "catboost": "a CatBoost model",
+    "tflite": "a TensorFlow Lite model",
+    "tensorflow": "a TensorFlow SavedModel",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """The parts of a file that were read, in bounded memory.
+
+    ``unpacked``: the first bytes of a compressed file's contents; empty if it is not compressed. ``members``:
+    the size of each file in an archive, by path; None if it is not an archive, or one that cannot be read.
+    """
+
+    filename: str
+    size: int
+    head: bytes
+    unpacked: bytes = b""
+    members: Mapping[str, int] | None = None
+
+    def ends(self, *suffixes: str) -> bool:
+        """Return True if the file's name has one of these endings."""
+        return self.filename.lower().endswith(suffixes)
+
+    @property
+    def root(self) -> frozenset[str]:
+        """Return the names of the files at the root of an archive."""
+        return frozenset(name for name in self.members or () if "/" not in name)
+
+    @property
+    def below(self) -> frozenset[str]:
+        """Return the paths in an archive without their first folder."""
+        return frozenset(name.partition("/")[2] for name in self.members or ())
+
+    @property
+    def text(self) -> str | None:
+        """Return the first characters if the file begins with text, else None."""
+        try:
+            # A character of several bytes may be cut off at the end.
+            decoded = self.head.decode("utf-8-sig", "strict" if self.size <= len(self.head) else "ignore")
+        except UnicodeDecodeError:
+            return None
+        odd = sum(not (each.isprintable() or each in "\t\r\n\f") for each in decoded[:4096])
+        return decoded if decoded and not odd else None
+
+
+Test = Callable[[Glimpse], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of file: the text for messages ("a PNG image"), a test, and the format that serves it.
+
+    ``format`` None: it cannot be served, and ``remedy`` is the next step. ``fits``: formats that a publisher
+    may state for it all the same.
+    """
+
+    what: str
+    test: Test
+    format: Format | None = None
+    remedy: str = ""
+    fits: frozenset[Format] = field(default_factory=frozenset)
+
+
+def recognise(glimpse: Glimpse, table: Sequence[Kind]) -> Kind | None:
+    """Return the first kind of the table whose test the file passes, or None."""
+    return next((kind for kind in table if kind.test(glimpse)), None)
+
+
+def decide(filename: str, kind: Kind | None, stated: Format | None, by_name: Format | None) -> Format:
+    """Return the format of a file whose contents were read.
+
+    ``stated``: the format that the publisher gave. ``by_name``: the format that the file's name suggests.
+    Raise BadRequest if the contents contradict ``stated``, cannot be served, or say nothing without a hint.
+    """
+    if kind is None:
+        if (known := stated or by_name) is not None:
+            return known
+        raise BadRequest(
+            f"Neither the contents nor the name of {filename[:80]!r} say what kind of model it is. "
+            f"State it with --model-format (in the API: format): {', '.join(LABELS)}."
+        )
+    if stated is not None and (stated == kind.format or stated in kind.fits):
+        return stated
+    if stated is None and kind.format is not None:
+        return kind.format
+    if stated is None and by_name is not None and by_name in kind.fits:
+        return by_name
+    raise BadRequest(_wrong(filename, kind, stated or by_name))
+
+
+def _wrong(filename: str, kind: Kind, wanted: Format | None) -> str:
+    expected = "a model that can be served" if wanted is None else LABELS[wanted]
+    remedy = kind.remedy or (
+        f"Leave out --model-format (in the API: format), to deploy it as {LABELS[kind.format]}."
+        if kind.format is not None
+        else "Deploy the model's own file."
+    )
+    return f"{filename[:80]!r} is {kind.what}, not {expected}. {remedy}"
+
+
+def starts(*magic: bytes) -> Test:
+    """Return a test for the first bytes of a file."""
+    return lambda glimpse: glimpse.head.startswith(magic)
+
+
+def has_at(at: int, magic: bytes) -> Test:
+    """Return a test for bytes at a place."""
+    return lambda glimpse: glimpse.head[at : at + len(magic)] == magic
+
+
+def matches(pattern: bytes) -> Test:
+    """Return a test for the beginning of a file by a regular expression."""
+    found = re.compile(pattern, re.DOTALL)
+    return lambda glimpse: found.match(glimpse.head) is not None
+
+
+def holds(*paths: str) -> Test:
+    """Return a test for an archive that has all these files at its root."""
+    return lambda glimpse: set(paths) <= glimpse.root
+
+
+def both(first: Test, second: Test) -> Test:
+    """Return a test that a file passes if it passes both."""
+    return lambda glimpse: first(glimpse) and second(glimpse)

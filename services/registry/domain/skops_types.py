@@ -1,0 +1,93 @@
+"""Judge the types that a skops file names. Pure.
+
+skops constructs objects only of types that its file names. It asks its user to trust each type that is not
+in its own list. Here, all objects of scikit-learn are trusted: skops distrusts some of them because a made-up
+file can crash the process, and a model's process may crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from tidegate.kernel.errors import BadRequest
+
+# Nodes that construct data or objects. The others call something, so their types must be trusted by name.
+_OBJECTS = frozenset({"ObjectNode", "TreeNode", "LossNode", "TypeNode", "CachedNode"})
+_BUILTINS = [
+    "int",
+    "float",
+    "str",
+    "bool",
+    "list",
+    "set",
+    "dict",
+    "tuple",
+    "map",
+    "slice",
+    "bytes",
+    "bytearray",
+]
+_DATA: dict[str, frozenset[str]] = {
+    "builtins": frozenset(_BUILTINS),
+    "collections": frozenset({"OrderedDict", "defaultdict"}),
+}
+_DATA_NODES = frozenset({
+    "DictNode", "DefaultDictNode", "ListNode", "SetNode", "TupleNode", "JsonNode", "SliceNode", "BytesNode",
+    "BytearrayNode", "TypeNode", "CachedNode", "NdArrayNode", "MaskedArrayNode", "RandomStateNode",
+    "RandomGeneratorNode", "DTypeNode", "SparseMatrixNode", "PRNGNode",
+})  # fmt: skip
+_ARRAYS = ("numpy", "scipy.sparse")
+
+
+@dataclass(frozen=True, slots=True)
+class SkopsType:
+    """A type in a file, and the node that constructs it."""
+
+    module: str
+    name: str
+    loader: str
+
+    @property
+    def path(self) -> str:
+        """Return the name by which a publisher trusts the type."""
+        return f"{self.module}.{self.name}"[:200]
+
+
+def untrusted(types: Iterable[SkopsType]) -> list[str]:
+    """Return the types that a publisher must trust by name, sorted."""
+    return sorted({each.path for each in types if not _is_trusted(each)})
+
+
+def check(names: Sequence[str], trusted: Collection[str]) -> None:
+    """Raise BadRequest for types that are not trusted."""
+    refused = [name for name in names if name not in trusted]
+    if refused:
+        flags = " ".join(f"--trust {name}" for name in refused[:8])
+        raise BadRequest(
+            f"The skops file has {', '.join(refused[:8])[:400]}, which is no part of scikit-learn: loading "
+            f"it runs the code of that package. If you trust it: {flags[:400]} (in the API: trust)."
+        )
+
+
+def _is_trusted(each: SkopsType) -> bool:
+    if each.module in _DATA:
+        return each.name in _DATA[each.module] and each.loader in _DATA_NODES
+    if each.loader == "FunctionNode":
+        return _is_ufunc_module(each.module) and each.name.isidentifier()
+    if each.loader in _DATA_NODES and _is_below(each.module, _ARRAYS):
+        return True
+    return each.loader in _OBJECTS and is_sklearn_class(each.path)
+
+
+def is_sklearn_class(path: str) -> bool:
+    """Return True for a class of scikit-learn. Functions and methods must be trusted by name."""
+    return path.startswith("sklearn.") and path.rpartition(".")[2].lstrip("_")[:1].isupper()
+
+
+def _is_below(module: str, packages: Sequence[str]) -> bool:
+    return any(module == each or module.startswith(f"{each}.") for each in packages)
+
+
+def _is_ufunc_module(module: str) -> bool:
+    return module in ("numpy", "scipy.special") or module.endswith(("_multiarray_umath", "_ufuncs"))
