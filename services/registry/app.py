@@ -14,6 +14,7 @@ from services.registry.adapters.change_notifier import ChangeNotifier
 from services.registry.adapters.sql.database import Clock, RegistryDatabase, utc_now
 from services.registry.adapters.usage_intake import UsageIntake
 from services.registry.api import (
+    aliases,
     artifacts,
     baselines,
     cards,
@@ -95,6 +96,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         models,
         searches,
         comparisons,
+        aliases,
         baselines,
         cards,
         deployments,

@@ -9,6 +9,7 @@ import typer
 
 from tidegate.cli import (
     alerts,
+    alias,
     api,
     backup,
     batch,
@@ -148,6 +149,7 @@ for name, command, panel in (
     ("usage", history.usage, _ACCESS),
 ):
     app.command(name, rich_help_panel=panel)(command)
+app.add_typer(alias.alias, rich_help_panel=_MODELS)
 app.add_typer(context.context, rich_help_panel=_STACK)
 app.add_typer(settings.settings, rich_help_panel=_STACK)
 app.add_typer(service.service, rich_help_panel=_STACK)

@@ -15,7 +15,7 @@ from tidegate.cli.options import Json, OrderBy, Reference
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
 
-_COLUMNS = ("model", "version", "format", "size", "registered", "owner", "metrics", "tags")
+_COLUMNS = ("model", "version", "alias", "format", "size", "registered", "owner", "metrics", "tags")
 
 
 def search(
@@ -38,6 +38,7 @@ def search(
         (
             v["model"],
             v["number"],
+            v.get("aliases"),
             v["format"],
             output.size_of(v["artifact_size"]),
             output.moment(v["created_at"]),
@@ -144,7 +145,7 @@ def card(
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A version: NAME@3, or NAME for its latest.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A version: NAME@3, NAME@ALIAS, or NAME.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The version to compare with it.")],
     all_: Annotated[bool, typer.Option("--all", help="Also show what is the same.")] = False,
     json: Json = False,
@@ -219,6 +220,7 @@ def _lines(version: Doc) -> list[tuple[str, Any]]:
     described = version["metadata"]
     lines: list[tuple[str, Any]] = [
         ("version", f"{version['model']}@{version['number']}"),
+        ("alias", version.get("aliases")),
         ("format", version["format"]),
         ("size", output.size_of(version["artifact_size"])),
         ("sha256", version["artifact_sha256"]),

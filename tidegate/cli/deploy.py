@@ -21,7 +21,7 @@ _SMALLER = "A smaller model"
 def deploy(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE|DIR", help="A model's file or folder; with --version, a model's name."),
+        typer.Argument(metavar="FILE|DIR|NAME@N", help="A model's file or folder, or a registered version."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model and endpoint; default: from the file's name.")
@@ -280,9 +280,12 @@ def deploy(
         ),
     ] = None,
     version: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            "--version", metavar="N", min=1, help="Serve this registered version.", rich_help_panel=_ROLL
+            "--version",
+            metavar="N|ALIAS",
+            help="Serve this registered version of the model NAME.",
+            rich_help_panel=_ROLL,
         ),
     ] = None,
     check: Annotated[
@@ -307,7 +310,8 @@ def deploy(
 ) -> None:
     """Serve a model file. A new version of an existing model takes over without a failed call.
 
-    Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits --version 2`,
+    Examples: `tidegate deploy model.onnx --name digits`, `tidegate deploy digits@2`,
+    `tidegate deploy digits@champion`,
     `tidegate deploy SmolLM2.gguf --slots 4`, `tidegate deploy ggufs/ --quantization auto --memory 2GiB`,
     `tidegate deploy model.onnx --precision auto --samples data.npz --max-loss 0.5%`,
     `tidegate deploy --upstream https://HOST/v1 --credential env:PROVIDER_API_KEY --name chat`.
@@ -319,7 +323,7 @@ def deploy(
     from tidegate.cli.oip_upstream import is_oip, oip_request
     from tidegate.cli.precision import DEFAULT_LOSS, Wish, loss_of
     from tidegate.cli.publish import read_json, read_lines
-    from tidegate.cli.serving import Way, publish_and_serve, registered_name, serve_version
+    from tidegate.cli.serving import Way, publish_and_serve, referenced, registered_name, serve_version
 
     adapters = adapter_files(adapter)
     options = {
@@ -383,6 +387,7 @@ def deploy(
         or precision
         or quantization
     )
+    path, version = referenced(path, version)
     if version is not None:
         serve_version(registered_name(path, name, said=bool(said)), version, _given(options), way, json)
         return

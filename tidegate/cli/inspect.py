@@ -74,6 +74,7 @@ def versions(
     rows = [
         (
             v["number"],
+            v.get("aliases"),
             v["format"],
             output.size_of(v["artifact_size"]),
             v["artifact_sha256"][:12],
@@ -85,7 +86,18 @@ def versions(
         )
         for v in items
     ]
-    columns = ("version", "format", "size", "sha256", "registered", "trained", "metrics", "tags", "notes")
+    columns = (
+        "version",
+        "alias",
+        "format",
+        "size",
+        "sha256",
+        "registered",
+        "trained",
+        "metrics",
+        "tags",
+        "notes",
+    )
     output.show({"items": items}, json, lambda: output.table(rows, columns))
 
 

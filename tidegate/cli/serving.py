@@ -47,11 +47,19 @@ def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish |
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json)
 
 
-def serve_version(name: str, number: int, options: Doc, way: Way, json: bool) -> None:
-    """Serve a version that is registered already (``deploy NAME --version N``)."""
+def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str | None]:
+    """Return the name and the version of a reference such as ``digits@champion``; else the arguments."""
+    if path is None or version is not None or "@" not in path.name or path.exists():
+        return path, version
+    name, _, stated = str(path).partition("@")
+    return Path(name), stated
+
+
+def serve_version(name: str, version: str, options: Doc, way: Way, json: bool) -> None:
+    """Serve a version that is registered already (``deploy NAME@N``). ``version``: a number or an alias."""
     from tidegate.cli.api import part
 
-    path = f"/v1/models/{part(name)}/versions/{number}"
+    path = f"/v1/models/{part(name)}/versions/{part(version)}"
     _serve(lambda plane, _: plane.registry.get(path), options, way, json)
 
 

@@ -55,6 +55,13 @@ class CatalogueFlows:
         path = f"models/{_part(found['model'])}/versions/{found['number']}/card"
         return str((yield from self.read(path, {}))["text"])
 
+    def set_alias(self, model: str, alias: str, version: int | None, expected: int | None) -> Flow[Document]:
+        """Point an alias to a version; None deletes it."""
+        path = f"models/{_part(model)}/aliases/{_part(alias)}"
+        if version is None:
+            return (yield from self.send("DELETE", path, None))
+        return (yield from self.send("PUT", path, {"version": version, "expected": expected}))
+
     def read(self, path: str, query: Mapping[str, Any]) -> Flow[Document]:
         """Send GET; query values of None are left out."""
         given = urlencode({name: value for name, value in query.items() if value is not None})
@@ -121,6 +128,24 @@ class CatalogueCalls:
         method, body = ("DELETE", None) if text is None else ("PUT", {"text": text})
         self._run(self._catalogue.change(method, reference, "/card", body))
 
+    def aliases(self, model: str) -> dict[str, int]:
+        """Return the aliases of a model, and the version of each."""
+        found = self._run(self._catalogue.read(f"models/{_part(model)}/aliases", {}))
+        return {item["alias"]: item["version"] for item in found["items"]}
+
+    def set_alias(self, model: str, alias: str, version: int | None, *, expected: int | None = None) -> None:
+        """Point an alias to a version, at once; None deletes it.
+
+        ``expected``: raise Conflict unless it points to this version now; 0: unless it does not exist.
+        """
+        self._run(self._catalogue.set_alias(model, alias, version, expected))
+
+    def alias_history(self, model: str, alias: str) -> list[Document]:
+        """Return the latest moves of an alias, newest first: ``at``, ``by`` and both versions."""
+        path = f"models/{_part(model)}/aliases/{_part(alias)}"
+        moves: list[Document] = self._run(self._catalogue.read(path, {}))["moves"]
+        return moves
+
 
 class AsyncCatalogueCalls:
     """The calls of :class:`CatalogueCalls` for asyncio."""
@@ -162,3 +187,20 @@ class AsyncCatalogueCalls:
         """Set or delete a version's model card; see :meth:`CatalogueCalls.set_card`."""
         method, body = ("DELETE", None) if text is None else ("PUT", {"text": text})
         await self._run(self._catalogue.change(method, reference, "/card", body))
+
+    async def aliases(self, model: str) -> dict[str, int]:
+        """Return the aliases of a model; see :meth:`CatalogueCalls.aliases`."""
+        found = await self._run(self._catalogue.read(f"models/{_part(model)}/aliases", {}))
+        return {item["alias"]: item["version"] for item in found["items"]}
+
+    async def set_alias(
+        self, model: str, alias: str, version: int | None, *, expected: int | None = None
+    ) -> None:
+        """Point an alias to a version; see :meth:`CatalogueCalls.set_alias`."""
+        await self._run(self._catalogue.set_alias(model, alias, version, expected))
+
+    async def alias_history(self, model: str, alias: str) -> list[Document]:
+        """Return the latest moves of an alias; see :meth:`CatalogueCalls.alias_history`."""
+        path = f"models/{_part(model)}/aliases/{_part(alias)}"
+        moves: list[Document] = (await self._run(self._catalogue.read(path, {})))["moves"]
+        return moves

@@ -88,7 +88,7 @@ class EndpointRoute:
     ``weight``: its share of a Deployment beside other endpoints. ``failover``: Deployments without a share,
     for requests that the targets cannot answer. ``reserves``: replicas of a target, by its name, that serve
     only this endpoint.
-    ``experiment``: the id of the running experiment, or empty.
+    ``experiment``: the id of the running experiment, or empty. ``labels``: aliases of versions.
     """
 
     name: str
@@ -105,6 +105,7 @@ class EndpointRoute:
     experiment: str = ""
     failover: tuple[DeploymentRoute, ...] = ()
     reserves: Mapping[str, DeploymentRoute] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = field(init=False)
     _flows: dict[str, FlowKey] = field(init=False, default_factory=dict, repr=False, compare=False)
 
@@ -194,10 +195,21 @@ class RouteTable:
                 return route, route.choose(TrafficSplitter(), None)  # raises NotFound with the reason
             largest = max(range(len(route.targets)), key=lambda index: route.weights[index])
             return route, route.targets[largest]
-        deployment = route.versions.get(version)
+        deployment = route.versions.get(version) or route.versions.get(route.labels.get(version, ""))
         if deployment is None:
-            raise NotFound(f"model {endpoint!r} has no version {version!r}; it has {sorted(route.versions)}")
+            raise NotFound(_no_version(route, version))
         return route, deployment
+
+
+def _no_version(route: EndpointRoute, version: str) -> str:
+    number = route.labels.get(version)
+    if number is not None:
+        return (
+            f"{version!r} of model {route.name!r} is version {number}, which has no deployment: start it "
+            f"with `tidegate deploy MODEL --version {version}`"
+        )
+    labels = f", and the aliases {sorted(route.labels)}" if route.labels else ""
+    return f"model {route.name!r} has no version {version!r}; it has {sorted(route.versions)}{labels}"
 
 
 def require(table: RouteTable | None) -> RouteTable:
@@ -266,6 +278,7 @@ def _endpoint(name: str, entry: dict[str, Any], deployments: dict[str, Deploymen
         str(entry.get("experiment") or ""),
         tuple(deployments[each] for each in entry.get("failover", ()) if each in deployments),
         {name: deployments[own] for name, own in entry.get("reserved", {}).items() if own in deployments},
+        entry.get("labels", {}),
     )
 
 

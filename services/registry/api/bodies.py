@@ -75,6 +75,12 @@ class NewVersion(Noun):
     breaking: bool = Field(False, description="Accept a signature that breaks callers of the latest version.")
 
 
+class VersionInfo(Version):
+    """A version with its aliases."""
+
+    aliases: list[str] = Field(default_factory=list)
+
+
 class Registered(Version):
     """A registered version. ``warnings``: sentences for the user that registered it."""
 
@@ -155,7 +161,9 @@ class DeployBody(Noun):
     """A version to serve. ``deployment``: options that differ from those of the previous version."""
 
     model: Name
-    version: int | None = Field(None, ge=1, description="None: the latest.")
+    version: Annotated[int, Field(ge=1)] | str | None = Field(
+        None, description="A number, or an alias; None: the latest."
+    )
     deployment: DeploymentPatch = Field(default_factory=dict)
     endpoint: Name | None = Field(None, description="None: the name of the model.")
     traffic: bool = Field(

@@ -9,8 +9,10 @@ from fastapi import APIRouter
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import Applied, ApplyBody, DeployBody, Deployed
 from services.registry.api.dependencies import TransactionsDep
+from services.registry.application.resolution import version_of
 from services.registry.domain import edits, rollover, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
+from services.registry.domain.references import of_version
 from services.registry.domain.stated_rollouts import RolloutStart
 from tidegate.kernel.protocol.models import DesiredState
 from tidegate.kernel.service.api import JsonRoute
@@ -21,7 +23,7 @@ router = APIRouter(prefix="/v1", tags=["desired state"], route_class=JsonRoute)
 @router.get("/desired-state")
 @router.get("/intention", deprecated=True)  # the older name of the route
 async def read(transactions: TransactionsDep) -> DesiredState:
-    """Return the desired state: all versions, Deployments and Endpoints, at one revision."""
+    """Return the desired state: all Deployments and Endpoints, and their versions, at one revision."""
     async with transactions.read() as reader:
         return await reader.desired_state()
 
@@ -33,7 +35,11 @@ async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
     Options that the request leaves out are copied from the Deployment that the new one replaces.
     """
     plan: rollover.DeployPlan | None = None
-    request = rollover.DeployRequest(body.model, body.version, body.deployment, body.endpoint, body.traffic)
+    version = body.version
+    if isinstance(version, str):
+        async with transactions.read() as reader:
+            version = (await version_of(reader, of_version(body.model, version))).number
+    request = rollover.DeployRequest(body.model, version, body.deployment, body.endpoint, body.traffic)
 
     def decision(now: RegistrySnapshot) -> list[Change]:
         nonlocal plan

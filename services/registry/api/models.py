@@ -17,10 +17,11 @@ from services.registry.api.bodies import (
     Registered,
     VersionCheck,
     VersionChecked,
+    VersionInfo,
     VersionPatch,
 )
 from services.registry.api.dependencies import TransactionsDep, VersionsDep
-from services.registry.api.searches import SearchDep
+from services.registry.api.searches import SearchDep, with_aliases
 from services.registry.application.resolution import version_of
 from services.registry.application.versions import Registration
 from services.registry.domain import names
@@ -101,7 +102,7 @@ async def delete_model(
 
 
 @router.get("/{name}/versions")
-async def list_versions(transactions: TransactionsDep, name: str, search: SearchDep) -> Page[Version]:
+async def list_versions(transactions: TransactionsDep, name: str, search: SearchDep) -> Page[VersionInfo]:
     """Return the versions of a model that match ``filter``, oldest first if ``order_by`` is not given."""
     mine = Condition(Subject("column", "model", "text"), "=", (name,))
     async with transactions.read() as reader:
@@ -110,18 +111,19 @@ async def list_versions(transactions: TransactionsDep, name: str, search: Search
         )
         if not found and not await reader.numbers([name]):
             raise names.unknown("model", name)
-    return Page(items=found, next=following)
+        return Page(items=await with_aliases(reader, found), next=following)
 
 
 @router.get("/{name}/versions/{number}")
 async def get_version(
     transactions: TransactionsDep,
     name: str,
-    number: Annotated[str, Path(description="The number of a version, or `latest`.")],
-) -> Version:
+    number: Annotated[str, Path(description="The number of a version, an alias, or `latest`.")],
+) -> VersionInfo:
     """Return one version."""
     async with transactions.read() as reader:
-        return await version_of(reader, of_version(name, number))
+        found = await version_of(reader, of_version(name, number))
+        return (await with_aliases(reader, [found]))[0]
 
 
 @router.patch("/{name}/versions/{number}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from services.registry.adapters.sql.aliases import of_models
+from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.search import Search, find
-from services.registry.api.bodies import Page
+from services.registry.api.bodies import Page, VersionInfo
 from services.registry.api.dependencies import TransactionsDep
 from services.registry.domain import filters, pages
 from tidegate.kernel.protocol.models import Version
@@ -35,8 +38,18 @@ SearchDep = Annotated[Search, Depends(_search)]
 
 
 @router.get("")
-async def search_versions(transactions: TransactionsDep, search: SearchDep) -> Page[Version]:
+async def search_versions(transactions: TransactionsDep, search: SearchDep) -> Page[VersionInfo]:
     """Return the versions of all models that match ``filter``, by model and number or by ``order_by``."""
     async with transactions.read() as reader:
         found, following = await find(reader.connection, search)
-    return Page(items=found, next=following)
+        return Page(items=await with_aliases(reader, found), next=following)
+
+
+async def with_aliases(reader: DesiredStateReader, found: Sequence[Version]) -> list[VersionInfo]:
+    """Return these versions with their aliases."""
+    known = await of_models(reader.connection, {version.model for version in found})
+    named: dict[tuple[str, int], list[str]] = {}
+    for model, by_alias in known.items():
+        for alias, number in by_alias.items():
+            named.setdefault((model, number), []).append(alias)
+    return [VersionInfo(**dict(each), aliases=named.get((each.model, each.number), [])) for each in found]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from services.registry.adapters.sql import aliases
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.domain import names
+from services.registry.domain.aliases import unknown
 from services.registry.domain.references import Reference
 from tidegate.kernel.protocol.models import Version
 
 
 async def version_of(reader: DesiredStateReader, reference: Reference) -> Version:
     """Return the version of a reference. Raise NotFound."""
+    if reference.alias is not None:
+        known = (await aliases.of_models(reader.connection, [reference.model])).get(reference.model, {})
+        if reference.alias not in known:
+            raise unknown(reference.model, reference.alias, known)
+        reference = Reference(reference.model, known[reference.alias])
     if reference.number is None:
         latest = (await reader.latest_versions([reference.model])).get(reference.model)
         if latest is None:

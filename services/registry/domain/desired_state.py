@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from services.registry.domain import names
 from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Target
 
-Kind = Literal["version", "deployment", "endpoint", "key", "artifact"]
+Kind = Literal["version", "alias", "deployment", "endpoint", "key", "artifact"]
 Action = Literal["created", "updated", "deleted"]
 
 
@@ -79,7 +79,25 @@ class DropVersion:
     number: int
 
 
-Change = PutDeployment | PutEndpoint | DropDeployment | DropEndpoint | DropVersion
+@dataclass(frozen=True, slots=True)
+class PutAlias:
+    """Point this alias of a model to a version."""
+
+    model: str
+    alias: str
+    number: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DropAlias:
+    """Delete this alias of a model."""
+
+    model: str
+    alias: str
+
+
+Change = PutDeployment | PutEndpoint | PutAlias | DropDeployment | DropEndpoint | DropVersion | DropAlias
 
 
 def notification_of(change: Change) -> ChangeNotification:
@@ -95,6 +113,10 @@ def notification_of(change: Change) -> ChangeNotification:
             return ChangeNotification("endpoint", name, "deleted")
         case DropVersion(model, number):
             return ChangeNotification("version", f"{model}/{number}", "deleted")
+        case PutAlias(model, alias, _, created):
+            return ChangeNotification("alias", f"{model}/{alias}", "created" if created else "updated")
+        case DropAlias(model, alias):
+            return ChangeNotification("alias", f"{model}/{alias}", "deleted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +126,11 @@ class RegistrySnapshot:
     versions: frozenset[tuple[str, int]]
     deployments: Mapping[str, StoredDeployment]
     endpoints: Mapping[str, StoredEndpoint]
+    aliases: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def aliases_of(self, model: str) -> dict[str, int]:
+        """Return the aliases of a model, and the version of each."""
+        return {alias: number for (name, alias), number in self.aliases.items() if name == model}
 
     def numbers(self, model: str) -> list[int]:
         """Return the version numbers of a model, ascending; empty for an unknown model."""
@@ -142,7 +169,7 @@ class RegistrySnapshot:
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
         """Return the snapshot after these changes."""
         versions, deployments = set(self.versions), dict(self.deployments)
-        endpoints = dict(self.endpoints)
+        endpoints, aliases = dict(self.endpoints), dict(self.aliases)
         for change in changes:
             match change:
                 case PutDeployment(stored):
@@ -155,7 +182,17 @@ class RegistrySnapshot:
                     del endpoints[name]
                 case DropVersion(model, number):
                     versions.discard((model, number))
-        return replace(self, versions=frozenset(versions), deployments=deployments, endpoints=endpoints)
+                case PutAlias(model, alias, number):
+                    aliases[model, alias] = number
+                case DropAlias(model, alias):
+                    del aliases[model, alias]
+        return replace(
+            self,
+            versions=frozenset(versions),
+            deployments=deployments,
+            endpoints=endpoints,
+            aliases=aliases,
+        )
 
 
 def deployments_in(spec: EndpointSpec) -> list[str]:

@@ -41,6 +41,7 @@ NAMES: dict[str, tuple[Kind, str, Type]] = {
     "run": ("field", "run", "text"),
     "dataset": ("field", "dataset", "text"),
     "parent": ("field", "parent", "text"),
+    "alias": ("alias", "alias", "text"),
 }
 _FAMILIES: dict[str, tuple[Kind, Type]] = {
     "metrics": ("metric", "number"),
@@ -133,6 +134,8 @@ def parse_order(text: str) -> Order:
     subject = _subject(tokens[0].text)
     if subject is None:
         subject = Subject("metric", tokens[0].text, "number")
+    if subject.kind == "alias":
+        raise BadRequest("order_by cannot name alias, because a version can have several.")
     return Order(subject, direction.lower() == "desc")
 
 

@@ -10,6 +10,7 @@ from tidegate.kernel.protocol import names as protocol_names
 
 LATEST = "latest"
 LARGEST = 2**31 - 1
+LONGEST_ALIAS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ def check_alias(alias: str) -> str:
     """Return the name of an alias. Raise BadRequest if it is not valid, or could mean a version."""
     if protocol_names.problem("alias", alias) is not None:
         raise BadRequest(f"{alias[:80]!r} is not a valid name of an alias: {protocol_names.RULE}.")
+    if len(alias) > LONGEST_ALIAS:
+        raise BadRequest(f"The alias has {len(alias)} characters; at most {LONGEST_ALIAS} are allowed.")
     if alias == LATEST:
         raise BadRequest("'latest' always means the latest version, so it cannot be set as an alias.")
     if alias.removeprefix("v").isdecimal():

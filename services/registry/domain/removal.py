@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.registry.domain import names
 from services.registry.domain.desired_state import (
     Change,
+    DropAlias,
     DropDeployment,
     DropEndpoint,
     DropVersion,
@@ -30,14 +31,21 @@ def delete_version(snapshot: RegistrySnapshot, model: str, number: int) -> list[
             f"Version {number} of model {model!r} is in use by Deployment {names.quoted(users)}. "
             "Delete the Deployment first."
         )
+    named = sorted(alias for alias, each in snapshot.aliases_of(model).items() if each == number)
+    if named:
+        raise Conflict(
+            f"Version {number} of model {model!r} has the alias {names.quoted(named)}. Move it first: "
+            f"`tidegate alias set {model} {named[0]} N`, or `tidegate alias delete {model} {named[0]}`."
+        )
     return [DropVersion(model, number)]
 
 
 def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> list[Change]:
     """Return the changes that delete all versions of a model.
 
-    ``cascade`` also deletes its Deployments and their Endpoints; without it, raise Conflict while a
-    Deployment runs a version. An Endpoint that also serves another model keeps the targets of that one.
+    ``cascade`` also deletes its aliases, its Deployments and their Endpoints. Without it, raise Conflict
+    while a version has an alias, or a Deployment runs a version. An Endpoint that also serves another model
+    keeps the targets of that one.
     """
     numbers = snapshot.numbers(model)
     if not numbers:
@@ -48,12 +56,19 @@ def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> li
             f"Model {model!r} is in use by Deployment {names.quoted(users)}. "
             "With cascade=true they and their Endpoints are deleted too."
         )
+    named = sorted(snapshot.aliases_of(model))
+    if named and not cascade:
+        raise Conflict(
+            f"Model {model!r} has the alias {names.quoted(named)}. With cascade=true its aliases are "
+            "deleted too."
+        )
     gone = set(users)
     touched = [
         stored.spec for stored in snapshot.endpoints.values() if gone & set(deployments_in(stored.spec))
     ]
     changes: list[Change] = [_without(spec, gone) for spec in touched]
     changes += [DropDeployment(name) for name in users]
+    changes += [DropAlias(model, alias) for alias in named]
     changes += [DropVersion(model, number) for number in numbers]
     return changes
 

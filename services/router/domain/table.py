@@ -57,7 +57,8 @@ def build_table(
     reserves = reserve_names(desired)
     return {
         "endpoints": {
-            e.name: _endpoint(e, deployments, ready, failed, condemned, reserves) for e in desired.endpoints
+            e.name: _endpoint(e, deployments, ready, failed, condemned, reserves, desired.aliases)
+            for e in desired.endpoints
         },
         "deployments": {
             name: _deployment(d, versions[(d.model, d.version)], ready.get(name, 0), learned.get(name))
@@ -125,6 +126,7 @@ def _endpoint(
     failed: frozenset[str],
     condemned: frozenset[str],
     reserves: frozenset[str],
+    aliases: Mapping[str, Mapping[str, int]],
 ) -> dict[str, Any]:
     deployments = {name: d for name, d in deployments.items() if endpoint.may_use(d)}
     reserved = {
@@ -152,6 +154,10 @@ def _endpoint(
         # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
         # same version, a target of the Endpoint has priority, else the Deployment with the last name.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
+        # An alias means the same version in the models of an Endpoint, or that of the last one by name.
+        "labels": {
+            alias: str(number) for model in sorted(models) for alias, number in aliases.get(model, {}).items()
+        },
         "default_timeout_ms": endpoint.default_timeout_ms,
         "weight": endpoint.weight,
         "reserved": reserved,

@@ -140,3 +140,53 @@ async def test_going_back_drops_what_an_earlier_release_refuses(database_url, op
     await migrate.migrate(database_url)
     async with opened() as call:
         assert await found(call, "accuracy = 0.9 and owner is null") == [("digits", 1)]
+
+
+async def test_aliases_move_at_once_and_keep_their_history(four):
+    path = "/v1/models/digits/aliases"
+    assert "has no version 9" in (await four("PUT", f"{path}/champion", {"version": 9}, status=404))["error"]
+    for wrong, words in (("latest", "cannot be set"), ("v3", "looks like"), ("a" * 33, "at most 32")):
+        answer = await four("PUT", f"{path}/{wrong}", {"version": 1}, status=400)
+        assert words in answer["error"], answer
+    await four("PUT", f"{path}/champion", {"version": 2, "expected": 0})
+    four.clock.forward(60)
+    lost = await four("PUT", f"{path}/champion", {"version": 1, "expected": 3}, status=409)
+    assert "points to version 2, not to version 3" in lost["error"]
+    revision = (await four("GET", "/v1/desired-state"))["revision"]
+    await four("PUT", f"{path}/champion", {"version": 3, "expected": 2})
+    await four("PUT", f"{path}/champion", {"version": 3})
+    assert (await four("GET", "/v1/desired-state"))["revision"] == revision + 1, (
+        "a repeated call changes nothing"
+    )
+    history = await four("GET", f"{path}/champion")
+    assert [(m["from_version"], m["to_version"], m["by"]) for m in history["moves"]] == [
+        (2, 3, "service token"),
+        (None, 2, "service token"),
+    ]
+    assert (await four("GET", "/v1/models/digits/versions/champion"))["number"] == 3
+    assert await found(four, "alias = champion and name = digits") == [("digits", 3)]
+    listed = await four("GET", "/v1/models/digits/versions")
+    assert [item["aliases"] for item in listed["items"]] == [[], [], ["champion"]]
+    compared = await four("GET", "/v1/compare", params={"a": "digits@1", "b": "digits@champion"})
+    assert (compared["a"]["number"], compared["b"]["number"]) == (1, 3)
+    deltas = {each["name"]: each["delta"] for each in compared["comparison"]["metrics"]}
+    assert deltas["accuracy"] == pytest.approx(0.41)
+    refused = await four("DELETE", "/v1/models/digits/versions/3", status=409)
+    assert "has the alias 'champion'" in refused["error"]
+    assert "has the alias" in (await four("DELETE", "/v1/models/digits", status=409))["error"]
+    await four("POST", "/v1/deploy", {"model": "digits", "version": "champion"})
+    desired = await four("GET", "/v1/desired-state")
+    assert (desired["deployments"][0]["version"], desired["aliases"]) == (3, {"digits": {"champion": 3}})
+    unknown = await four("POST", "/v1/deploy", {"model": "digits", "version": "winner"}, status=404)
+    assert "It has: champion (3)" in unknown["error"]
+    await four("DELETE", f"{path}/champion", status=204)
+    gone = await four("GET", f"{path}/champion")
+    assert (gone["version"], gone["moves"][0]["from_version"], gone["moves"][0]["to_version"]) == (
+        None,
+        3,
+        None,
+    )
+    assert (await four("GET", path))["items"] == []
+    await four("PUT", f"{path}/old", {"version": 1})
+    await four("DELETE", "/v1/models/digits", params={"cascade": "true"})
+    assert (await four("GET", path, status=404))["reason"] == "not_found"

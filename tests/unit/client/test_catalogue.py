@@ -17,6 +17,8 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
         asked.append(f"{request.method} {path} {request.content.decode()}".rstrip())
         if request.method == "DELETE":
             return httpx.Response(204)
+        if path == "models/digits/aliases":
+            return httpx.Response(200, json={"items": [{"alias": "champion", "version": 3}]})
         if path.startswith("versions"):
             return httpx.Response(200, json={"items": [1, 2], "next": None if "cursor" in path else "c"})
         return httpx.Response(200, json={"model": "digits", "number": 3, "text": "# Digits"})
@@ -30,6 +32,9 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
     client.set_card("digits@3", "# New")
     client.set_card("digits@3", None)
     client.compare("digits@1", "digits@3")
+    assert client.aliases("digits") == {"champion": 3}
+    client.set_alias("digits", "champion", 4, expected=3)
+    client.set_alias("digits", "champion", None)
     version = "GET models/digits/versions"
     assert asked == [
         "GET versions?filter=accuracy+%3E+0.9&order_by=created+desc&limit=1000",
@@ -45,4 +50,7 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
         f"{version}/3",
         "DELETE models/digits/versions/3/card",
         "GET compare?a=digits%401&b=digits%403",
+        "GET models/digits/aliases",
+        'PUT models/digits/aliases/champion {"version":4,"expected":3}',
+        "DELETE models/digits/aliases/champion",
     ]

@@ -123,6 +123,15 @@ def test_unknown_names_and_versions(model, version, message):
     assert caught.value.message == message
 
 
+def test_a_label_is_an_alias_of_a_version():
+    compiled = table([100, 0], labels={"champion": "2", "old": "7"})
+    assert compiled.pick("digits", "champion", TrafficSplitter())[1].name == "digits-v2"
+    with pytest.raises(NotFound, match=r"'old' of model 'digits' is version 7, which has no deployment"):
+        compiled.find("digits", "old")
+    with pytest.raises(NotFound, match=r"no version 'new'; it has .*, and the aliases \['champion', 'old'\]"):
+        compiled.find("digits", "new")
+
+
 def test_a_table_is_required():
     with pytest.raises(NoRoutes) as caught:
         require(None)

@@ -187,6 +187,7 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
     assert compiled["endpoints"]["digits"] == {
         "targets": [{"deployment": "digits-v2", "weight": 100}],
         "versions": {"1": "digits-v1", "2": "digits-v2", "3": "digits-v3"},
+        "labels": {},
         "default_timeout_ms": 500,
         "weight": 1,
         "failover": [],
@@ -199,6 +200,13 @@ def test_explicit_versions_reach_every_deployment_of_the_model():
         "feedback": False,
         "withheld": {},
     }
+
+
+def test_aliases_of_the_endpoints_models_are_labels():
+    one = world(endpoint(targets("digits-v2")))
+    one.aliases = {"digits": {"champion": 2, "old": 9}, "letters": {"champion": 1}}
+    labels = build_table(one, {}, {})["endpoints"]["digits"]["labels"]
+    assert labels == {"champion": "2", "old": "9"}, "also of versions that no Deployment runs"
 
 
 def test_a_learned_signature_replaces_a_missing_one():

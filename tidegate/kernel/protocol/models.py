@@ -386,12 +386,16 @@ def unfit_for_shadow(version: Version) -> str | None:
 
 
 class DesiredState(Noun):
-    """All versions, Deployments and Endpoints that should exist, read at one moment."""
+    """All Deployments and Endpoints that should exist, and their versions, read at one moment.
+
+    ``aliases``: by model, the aliases of versions, such as ``champion``, and the version of each.
+    """
 
     revision: int
     versions: list[Version] = Field(default_factory=list)
     deployments: list[Deployment] = Field(default_factory=list)
     endpoints: list[Endpoint] = Field(default_factory=list)
+    aliases: dict[str, dict[str, int]] = Field(default_factory=dict)
 
 
 class Assignment(Noun):

@@ -146,11 +146,18 @@ class TfServingRoutes:
         return await self._door.run(received, PROTOCOL, model, wanted, decode)
 
     def _version(self, model: str, version: str, label: str) -> str:
-        """Return the version that a path names. The label ``stable`` means the endpoint's own choice."""
-        if label and label != "stable":
-            raise NotFound(
-                f"{model!r} has no label {label!r}: leave it out, name /versions/N, or the label 'stable'"
-            )
+        """Return the version that a path names. A label is an alias of a version.
+
+        The label ``stable`` means the endpoint's own choice, unless it is an alias.
+        """
+        if not label:
+            return version
+        labels = self._door.endpoint(model).labels
+        if label in labels:
+            return labels[label]
+        if label != "stable":
+            others = ", ".join(sorted({*labels, "stable"}))
+            raise NotFound(f"{model!r} has no label {label!r}: leave it out, or name /versions/N or {others}")
         return version
 
 

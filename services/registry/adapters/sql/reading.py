@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.registry.adapters.sql import aliases
 from services.registry.adapters.sql.tables import (
     artifacts,
     deployments,
@@ -188,7 +189,13 @@ class DesiredStateReader:
             versions=await self.deployed_versions(),
             deployments=await self.deployments(),
             endpoints=await self.endpoints(),
+            aliases=await self._aliases_in_use(),
         )
+
+    async def _aliases_in_use(self) -> dict[str, dict[str, int]]:
+        """Return the aliases of the models that Deployments run."""
+        rows = await self._connection.execute(sa.select(deployments.c.model).distinct())
+        return await aliases.of_models(self._connection, list(rows.scalars()))
 
     async def snapshot(self) -> RegistrySnapshot:
         """Return the snapshot of the desired state, for decisions."""
@@ -199,6 +206,11 @@ class DesiredStateReader:
         return RegistrySnapshot(
             versions=frozenset((model, number) for model, number in keys),
             deployments={row["name"]: _stored_deployment(row, self.now) for row in deployment_rows},
+            aliases={
+                (model, alias): number
+                for model, known in (await aliases.of_models(self._connection)).items()
+                for alias, number in known.items()
+            },
             endpoints={
                 row["name"]: StoredEndpoint(
                     EndpointSpec.model_validate(_endpoint_fields(row, targets)), row["revision"]

@@ -14,7 +14,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from services.registry.adapters.sql.reading import version_of
-from services.registry.adapters.sql.tables import Moment, artifacts, version_facts, versions
+from services.registry.adapters.sql.tables import Moment, aliases, artifacts, version_facts, versions
 from services.registry.domain import pages
 from services.registry.domain.filters import Condition, Order, Subject, Value
 from services.registry.domain.version_metadata import seconds
@@ -147,6 +147,13 @@ def _plain(value: Any) -> Any:
 
 def _where(condition: Condition) -> sa.ColumnElement[bool]:
     subject = condition.subject
+    if subject.kind == "alias":
+        named = (aliases.c.model == versions.c.model) & (aliases.c.number == versions.c.number)
+        if condition.operator == "null":
+            return ~sa.exists().where(named)
+        if condition.operator == "not null":
+            return sa.exists().where(named)
+        return sa.exists().where(named, _compared(aliases.c.alias, condition))
     if subject.kind == "column":
         return _compared(_COLUMNS[subject.name], condition)
     fact = version_facts

@@ -116,6 +116,17 @@ version_facts = sa.Table(
     sa.Index("ix_version_facts_kind", "kind", "name", "value"),
 )
 
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("model", NAME, primary_key=True),
+    sa.Column("alias", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("moved_at", Moment, nullable=False),
+    sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),
+    sa.Index("ix_aliases_model", "model", "number"),
+)
+
 # A Markdown text about a version.
 model_cards = sa.Table(
     "model_cards",

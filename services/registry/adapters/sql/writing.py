@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.adapters.sql import audit, baselines, cards, facts
+from services.registry.adapters.sql import aliases, audit, baselines, cards, facts
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.tables import (
     artifacts,
@@ -25,9 +25,11 @@ from services.registry.domain.audit import NewAuditEntry, audited
 from services.registry.domain.desired_state import (
     Change,
     ChangeNotification,
+    DropAlias,
     DropDeployment,
     DropEndpoint,
     DropVersion,
+    PutAlias,
     PutDeployment,
     PutEndpoint,
     StoredDeployment,
@@ -74,6 +76,10 @@ class DesiredStateWriter(DesiredStateReader):
                     await self._put_deployment(stored, created=created)
                 case PutEndpoint(spec, created):
                     await self._put_endpoint(spec, created=created)
+                case PutAlias(model, alias, number):
+                    await aliases.put(self._connection, model, alias, number, self.now)
+                case DropAlias(model, alias):
+                    await aliases.drop(self._connection, model, alias)
                 case DropDeployment(name):
                     await self._connection.execute(sa.delete(deployments).where(deployments.c.name == name))
                 case DropEndpoint(name):
@@ -113,6 +119,10 @@ class DesiredStateWriter(DesiredStateReader):
     async def _current(self, notification: ChangeNotification) -> Mapping[str, Any] | None:
         """Return the object after the change, or None."""
         objects: Sequence[BaseModel] = ()
+        if notification.kind == "alias":
+            model, _, alias = notification.name.rpartition("/")
+            known = (await aliases.of_models(self._connection, [model])).get(model, {})
+            return {"version": known[alias]} if alias in known else None
         if notification.kind == "deployment":
             objects = await self.deployments(notification.name)
         elif notification.kind == "endpoint":

@@ -1,0 +1,46 @@
+"""Aliases: names such as ``champion`` that point to one version of a model, and move at once. Pure."""
+
+from __future__ import annotations
+
+from services.registry.domain import names
+from services.registry.domain.desired_state import Change, DropAlias, PutAlias, RegistrySnapshot
+from services.registry.domain.references import check_alias
+from tidegate.kernel.errors import Conflict, NotFound
+
+
+def put(
+    snapshot: RegistrySnapshot, model: str, alias: str, number: int, expected: int | None = None
+) -> list[Change]:
+    """Point an alias to a version. A repeated call changes nothing.
+
+    ``expected``: the version that it must point to now; 0: it must not exist; None: any. Raise BadRequest,
+    NotFound for an unknown version, or Conflict.
+    """
+    check_alias(alias)
+    if (model, number) not in snapshot.versions:
+        raise names.unknown_version(model, number)
+    now = snapshot.aliases.get((model, alias))
+    if expected is not None and (now or 0) != expected:
+        there = f"points to version {now}" if now else "does not exist"
+        wanted = f"version {expected}" if expected else "no version"
+        raise Conflict(
+            f"Alias {alias!r} of model {model!r} {there}, not to {wanted}. Read it again and repeat the "
+            "change."
+        )
+    return [] if now == number else [PutAlias(model, alias, number, created=now is None)]
+
+
+def drop(snapshot: RegistrySnapshot, model: str, alias: str) -> list[Change]:
+    """Delete an alias. Raise NotFound."""
+    if (model, alias) not in snapshot.aliases:
+        raise unknown(model, alias, snapshot.aliases_of(model))
+    return [DropAlias(model, alias)]
+
+
+def unknown(model: str, alias: str, known: dict[str, int]) -> NotFound:
+    """Return the error for an alias that does not exist. It names those that do."""
+    there = ", ".join(f"{name} ({number})" for name, number in sorted(known.items())) or "none"
+    return NotFound(
+        f"Model {model[:80]!r} has no alias {alias[:80]!r}. It has: {there}. Set it: "
+        f"tidegate alias set {model[:80]} {alias[:80]} N"
+    )
