@@ -247,3 +247,14 @@ def test_a_model_that_just_became_slow_is_never_named_inconsistent(slow_ticks):
         history.add({"m": world.window(start + tick * 5, 5.0, **slow)})
     case = case_of("m", history.of("m"), [MAIN], spans, start + 660)
     assert "inconsistent_times" not in [each.symptom for each in diagnose(case)]
+
+
+@pytest.mark.parametrize(("slow_ticks", "expected"), [(8, []), (12, ["inconsistent_times"])])
+def test_a_tail_without_a_known_cause_must_last_for_the_whole_window(slow_ticks, expected):
+    world, spans = World(1, rate=40.0, replicas=1.0), Spans(60.0, 600.0)
+    history, start = History(), T0 // 60 * 60
+    for tick in range(132):
+        tail = {"slow_replica": 20.0} if tick >= 132 - slow_ticks else {}
+        history.add({"m": world.window(start + tick * 5, 5.0, **tail)})
+    case = case_of("m", history.of("m"), [MAIN], spans, start + 660)
+    assert [each.symptom for each in diagnose(case)] == expected

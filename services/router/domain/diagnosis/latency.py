@@ -19,6 +19,7 @@ LEAST_ANSWERS = 200
 # A replica stands out if its calls take this many times as long as those of the others.
 STANDS_OUT = 2.0
 STUCK_PART = 0.3
+UNKNOWN = "unknown"
 # The parts of the time ledger, in words, and the cause that each of them shows.
 WORDS = {
     "decode": "reading requests",
@@ -152,12 +153,15 @@ def inconsistent_times(case: Case) -> Symptom | None:
         return None
     if p50 > middles.middle * SAME_MIDDLE or p99 - tails.middle < LEAST_FELT_S:
         return None
-    if not case.lasts(lambda third: (third.quantile_s(0.99) or 0.0) > tails.middle * WIDER):
+    has_tail = [(third.quantile_s(0.99) or 0.0) > tails.middle * WIDER for third in case.thirds]
+    if has_tail and sum(has_tail) < len(has_tail) - 1:
         return None
     # When everything becomes slow, p99 of the last minutes rises before their median does.
     if case.thirds and (case.thirds[-1].quantile_s(0.5) or 0.0) > middles.middle * SAME_MIDDLE:
         return None
     cause, evidence, remedy = _tail_cause(case)
+    if cause == UNKNOWN and not all(has_tail):
+        return None  # a burst of something else on the host, perhaps
     return Symptom(
         case.endpoint,
         "inconsistent_times",
@@ -202,7 +206,7 @@ def _tail_cause(case: Case) -> tuple[str, tuple[str, ...], Remedy]:
             ),
         )
     return (
-        "unknown",
+        UNKNOWN,
         ("no replica and no batch size stands out",),
         Remedy(f"tidegate tune {case.endpoint}", "it measures batches, instances and threads"),
     )
