@@ -30,6 +30,7 @@ from services.gateway.api.grpc.health import HealthService
 from services.gateway.api.grpc.inference import GrpcInference
 from services.gateway.api.grpc.server import GrpcServer
 from services.gateway.api.grpc.service import InferenceService
+from services.gateway.api.grpc.tf_serving import TfServing
 from services.gateway.api.inference import openapi
 from services.gateway.api.inference.asgi_fallback import AsgiFallback
 from services.gateway.api.inference.handler import InferenceHandler
@@ -315,11 +316,12 @@ def _grpc_server(
 ) -> GrpcServer:
     access = parts.access_wiring.access
     calls = GrpcInference(parts.core, access, parts.metadata, parts.metrics, parts.log, parts.costs)
-    inference = InferenceService(
-        calls, parts.catalogue, health, max_bytes=settings.max_body_bytes + HEAD_BYTES
-    )
+    most = settings.max_body_bytes + HEAD_BYTES
     return GrpcServer(
-        inference,
+        [
+            InferenceService(calls, parts.catalogue, health, max_bytes=most),
+            TfServing(calls, parts.catalogue, max_bytes=most),
+        ],
         HealthService(health),
         host=settings.host,
         port=settings.gateway_grpc_port,

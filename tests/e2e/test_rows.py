@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import orjson
 import pytest
 
+from benchmarks import places
 from tests.conftest import PATIENCE_S
 from tests.e2e.conftest import Digits, Stack
 
@@ -22,6 +25,11 @@ pytestmark = pytest.mark.e2e
 
 ROWS = 7
 TOLERANCE = 1e-5
+# The last release of protobuf that reads modules as old as the client's has no compiled part.
+TF_CLIENT = {
+    "min-tfs-client==1.0.2": "2e0bd3ea0d7fd96c22d043135171726f2fc6bb72c555f617ef9ebf4ab53c5a75",
+    "protobuf==3.20.3": "a7ca6d488aa8ff7f329d4c545b2dbad8ac31464f1d8b1c87ad1346717731e4db",
+}
 
 
 @pytest.fixture
@@ -53,6 +61,39 @@ def test_tensorflow_serving_and_kserve(http: httpx.Client, digits: Digits, rows:
     ]
     numbers = http.post("/v1/models/digits:regress", json=examples).json()["results"]
     assert numbers == digits.labels[:ROWS].tolist()
+
+
+@pytest.fixture(scope="module")
+def tf_client() -> Path:
+    """Return the folder with a client of TensorFlow Serving. It is fetched once: 540 KB."""
+    folder = places.bench_dir() / "env" / "tf-client"
+    if not (folder / "min_tfs_client").is_dir():
+        wanted = folder.with_suffix(".txt")
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        wanted.write_text("".join(f"{name} --hash=sha256:{sha}\n" for name, sha in TF_CLIENT.items()))
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        done = subprocess.run([*pip, "--require-hashes", "-r", str(wanted)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"min-tfs-client cannot be installed: {done.stderr.strip()[-200:]}")
+    return folder
+
+
+def test_tensorflow_servings_client_over_grpc(
+    stack: Stack, served: str, tf_client: Path, digits: Digits, rows: list[list[float]]
+):
+    script = Path(__file__).with_name("use_tf_serving.py")
+    given = {"address": stack.settings.gateway_grpc_target, "rows": rows}
+    done = subprocess.run(
+        [sys.executable, str(script)], input=json.dumps(given), capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tf_client)}, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    same(digits, found["label"], found["probabilities"])
+    assert np.abs(np.array(found["classes"]) - digits.probabilities[:ROWS]).max() < TOLERANCE
+    assert found["numbers"] == digits.labels[:ROWS].tolist()
+    assert (found["version"], found["image"], found["states"]) == (1, [1, [-1, 64]], [[1, "AVAILABLE"]])
+    assert found["unknown"][0] == "NOT_FOUND"
 
 
 def test_tensorflow_servings_status_metadata_and_errors(http: httpx.Client, rows: list[list[float]]):

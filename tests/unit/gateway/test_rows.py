@@ -110,6 +110,7 @@ def npy(array: np.ndarray) -> bytes:
         ("application/json", b'{"instances": [[1, 2], [3, 4]]}'),
         ("application/json; charset=utf-8", b"[[1, 2], [3, 4]]"),
         ("", b'{"inputs": {"image": [[1, 2], [3, 4]]}}'),
+        ("application/x-www-form-urlencoded", b'{"instances": [[1, 2], [3, 4]]}'),
         ("application/jsonlines", b'[1, 2]\n{"features": [3, 4]}\n'),
         ("text/csv", b"1,2\n3,4\n"),
         ("application/x-npy", npy(np.array([[1, 2], [3, 4]], "<f4"))),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from services.gateway.api.body_limits import BodyLimits
 from services.gateway.api.grpc.connection import GrpcConnection
 from services.gateway.api.grpc.frames import ErrorCode
 from services.gateway.api.grpc.health import HealthService
-from services.gateway.api.grpc.server_call import ServerCall
+from services.gateway.api.grpc.server_call import MethodSpec, ServerCall
 from services.gateway.api.grpc.server_state import ServerState
-from services.gateway.api.grpc.service import InferenceService
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import DeadlinePassed, TidegateError
 from tidegate.kernel.protocol.access import Principal
@@ -38,12 +38,19 @@ UNREAD_S = 60.0
 LATE_S = 1.0
 
 
+class GrpcService(Protocol):
+    """A service: its methods by path."""
+
+    def methods(self) -> dict[str, MethodSpec]:
+        """Return all methods by path."""
+
+
 class GrpcServer:
-    """The server. ``shared_port``: other gateway processes listen on the same port."""
+    """The server of ``services``. ``shared_port``: other gateway processes listen on the same port."""
 
     def __init__(
         self,
-        inference: InferenceService,
+        services: Sequence[GrpcService],
         health: HealthService,
         *,
         host: str,
@@ -56,8 +63,9 @@ class GrpcServer:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._health = health
+        methods = {path: method for each in (*services, health) for path, method in each.methods().items()}
         self._shared = ServerState(
-            methods=inference.methods() | health.methods(),
+            methods=methods,
             authenticate=authenticate,
             limits=limits,
             refused=refused,

@@ -23,6 +23,8 @@ from tidegate.kernel.protocol.tensors import check_count
 
 JSON, CSV, NPY, LINES = "application/json", "text/csv", "application/x-npy", "application/jsonlines"
 _LINES = frozenset({LINES, "application/x-jsonlines", "application/jsonl", "application/x-ndjson"})
+# `curl -d` sends this type unless a header states another. No system here takes forms.
+_CURL = "application/x-www-form-urlencoded"
 _NUMBERS = {"FP16", "FP32", "FP64"}
 # These limits are checked before a body is decoded, because nothing else runs meanwhile.
 _MOST_CELLS, _MOST_LINES = 2**22, 2**19
@@ -59,9 +61,9 @@ def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
 
 
 def is_json(content_type: str) -> bool:
-    """Return True for JSON and its relatives, and without a type."""
+    """Return True for JSON and its relatives, without a type, and for the type that curl sends by default."""
     kind = content_type.partition(";")[0].strip().lower()
-    return kind in ("", JSON) or kind.endswith("+json")
+    return kind in ("", JSON, _CURL) or kind.endswith("+json")
 
 
 def from_json(document: Any, contract: Contract) -> Decoded:
