@@ -138,5 +138,6 @@ def _environment(state: Path, extra: Mapping[str, str]) -> dict[str, str]:
         "TIDEGATE_RUNTIME_DIR": runtime,
         "TIDEGATE_CONFIG_DIR": str(state / "config"),  # the user's contexts are not changed
         "TIDEGATE_MONITORING": "off",  # else the numbers would depend on the machine's packages
+        "TIDEGATE_VERIFICATION": "off",  # else each deploy would first measure the model
     }
     return ours | ports | places_of_its_own | dict(extra)

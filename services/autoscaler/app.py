@@ -23,13 +23,14 @@ from services.autoscaler.adapters.registry.overrides import Overrides
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.adapters.warm_offers import WarmOffers
-from services.autoscaler.api import costs, logs, operators, prometheus, replay, worker_settings
+from services.autoscaler.api import costs, logs, operators, prometheus, replay, verifications, worker_settings
 from services.autoscaler.application.control_loop import ControlLoop, LoopParts
 from services.autoscaler.application.cost_ledger import CostLedger
 from services.autoscaler.application.log_reader import LogReader
 from services.autoscaler.application.operations import Operations
 from services.autoscaler.application.recorder import Recorder
 from services.autoscaler.application.replay_runner import ReplayRunner
+from services.autoscaler.application.verifier import Verifier
 from services.autoscaler.application.warm_pool import WarmPool
 from services.autoscaler.domain.launcher import Launcher
 from services.autoscaler.domain.snapshot import HostProbe
@@ -68,6 +69,7 @@ def build(
             replay.router,
             prometheus.router,
             worker_settings.router,
+            verifications.router,
         ],
         larger_bodies={"/v1/replay": replay.MAX_BODY},
     )
@@ -91,7 +93,7 @@ async def _start(
     stack.push_async_callback(jobs.close)
     registry = RegistryClient(settings.registry_url, settings.service_token)
     stack.push_async_callback(registry.close)
-    source = DesiredStateSource(registry, state / "data" / "intention.json", lambda: loop.wake())
+    source = DesiredStateSource(registry, state / "data" / "intention.json", lambda: _wake(loop, verifier))
     source.load_cache()
     recordings = Recordings(state / "data" / "history.db", settings.autoscaler_history_mb * 2**20)
     stack.callback(recordings.close)
@@ -108,6 +110,18 @@ async def _start(
     parts = LoopParts(pool, store, jobs, source, overrides, decisions, recorder, grants, probe, ledger)
     host = settings.autoscaler_host_name or socket.gethostname()
     loop = ControlLoop(parts, settings.policy(), settings.autoscaler_period_s, host)
+    app.state.verifier = verifier = Verifier(
+        launcher,
+        pool,
+        store,
+        registry,
+        source,
+        decisions,
+        grants,
+        probe,
+        settings.policy(),
+        lambda: loop.host in loop.cordoned,
+    )
     events = EventConsumer(settings.amqp_url, on_registry=source.refresh_soon, on_demand=loop.hint)
     await stack.enter_async_context(events)
     operations = Operations(loop, parts, pool, leader, settings.policy())
@@ -122,6 +136,7 @@ async def _start(
     tasks.start(_book(ledger, leads), "book costs")
     tasks.start(_hold(pool, loop, leads), "warm pool")
     tasks.start(_grant(grants, leads), "report replicas")
+    tasks.start(_verify(verifier, leads), "verify versions")
     tasks.start(
         _prune_logs(ReplicaLogs(state / "log", settings.log_limits()), state / "replicas"), "prune logs"
     )
@@ -201,6 +216,19 @@ async def _book(ledger: CostLedger, leads: asyncio.Event) -> None:
     """Book the costs of replicas once this process leads."""
     await leads.wait()
     await ledger.run()
+
+
+def _wake(loop: ControlLoop, verifier: Verifier) -> None:
+    """Act on a change of the desired state now."""
+    loop.wake()
+    verifier.wake()
+
+
+async def _verify(verifier: Verifier, leads: asyncio.Event) -> None:
+    """Verify versions once this process leads."""
+    await leads.wait()
+    verifier.take_over()
+    await verifier.run()
 
 
 async def _grant(grants: ReplicaGrants, leads: asyncio.Event) -> None:

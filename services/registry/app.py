@@ -33,6 +33,7 @@ from services.registry.api import (
     signatures,
     traffic,
     uploads,
+    verifications,
 )
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
@@ -42,6 +43,7 @@ from services.registry.application.maintenance import Maintenance
 from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
 from services.registry.application.uploads import Uploads
+from services.registry.application.verifications import Verifications
 from services.registry.application.versions import InspectionSettings, Versions
 from services.registry.domain.uploads import UploadLimits
 from services.registry.settings import RegistrySettings
@@ -79,7 +81,10 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             app.state.transactions, app.state.artifacts = transactions, stored
             app.state.uploads = resumable
             stack.push_async_callback(resumable.close)
-            app.state.versions = Versions(transactions, stored, _inspection_settings(settings))
+            app.state.verifications = Verifications(transactions, enabled=settings.verification == "on")
+            app.state.versions = Versions(
+                transactions, stored, _inspection_settings(settings), app.state.verifications
+            )
             app.state.baselines = Baselines(transactions)
             app.state.signatures = Signatures(transactions, stored, settings.trusted_keys)
             app.state.cards = Cards(transactions)
@@ -99,6 +104,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         aliases,
         baselines,
         cards,
+        verifications,
         deployments,
         endpoints,
         desired_state,

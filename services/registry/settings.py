@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,9 @@ class RegistrySettings(Settings):
         64,
         ge=1,
         description="max_batch_size of an ONNX model whose first axis is dynamic in all inputs and outputs.",
+    )
+    verification: Literal["on", "off"] = Field(
+        "on", description="`off`: new versions may serve without a scratch replica that verifies them first."
     )
     pending_artifact_s: float = Field(
         3600.0, gt=0, description="How long an upload that no version uses yet is kept, in seconds."

@@ -15,8 +15,9 @@ from starlette.applications import Starlette
 from services.worker.adapters.call_traces import TRACES
 from services.worker.adapters.triton_process import TritonProcess
 from services.worker.application.lifecycle import ReplicaLifecycle
+from services.worker.application.scratch_replica import ScratchReplica
 from services.worker.application.warm_standby import WarmStandby
-from services.worker.replica_wiring import build_replica
+from services.worker.replica_wiring import build_replica, read_token
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks
 from tidegate.kernel.blobs.store import Blobs
@@ -29,7 +30,8 @@ from tidegate.kernel.store import JobStore, Store
 class Worker:
     """One replica as a process, with an HTTP server for health and metrics.
 
-    A worker of the warm pool waits until it is assigned a replica.
+    A worker of the warm pool waits until it is assigned a replica. A scratch replica verifies a
+    version, and may become a replica of it.
     """
 
     def __init__(self, settings: WorkerSettings, folder: Path, http_port: int) -> None:
@@ -37,7 +39,7 @@ class Worker:
         self._folder = folder
         self._http_port = http_port
         self._blobs: Blobs | None = None
-        self._replica: ReplicaLifecycle | None = None
+        self._replica: ReplicaLifecycle | ScratchReplica | None = None
         self._standby: WarmStandby | None = None
         self.app = bare_app(name="worker", settings=settings, lifespan=self._lifespan)
 
@@ -56,7 +58,11 @@ class Worker:
         store, job_store = Store.connect(self._settings.redis_url), JobStore.connect(self._settings.jobs_url)
         start = read_start(self._folder)
         app.state.health.add("replica", self._problem)
-        if isinstance(start, Assignment):
+        if isinstance(start, Assignment) and start.scratch is not None:
+            token = read_token(self._folder)
+            self._replica = ScratchReplica(self._settings, start, self._folder, store, self._http_port, token)
+            self._replica.start()
+        elif isinstance(start, Assignment):
             self._start_replica(start, store, job_store, None)
         else:
             self._standby = WarmStandby(self._settings, start, self._folder, store, self._http_port)
@@ -79,6 +85,10 @@ class Worker:
             if assigned is not None:
                 self._standby = None
                 self._start_replica(assigned[0], store, job_store, assigned[1])
+        if isinstance(self._replica, ScratchReplica):
+            assigned = await self._replica.wait()
+            if assigned is not None:
+                self._start_replica(assigned[0], store, job_store, assigned[1])
         if self._replica is not None:
             await self._replica.ended.wait()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -87,7 +97,7 @@ class Worker:
         self, assignment: Assignment, store: Store, job_store: JobStore, triton: TritonProcess | None
     ) -> None:
         self._blobs = Blobs(self._settings.blob_url)
-        self._replica = build_replica(
+        replica = self._replica = build_replica(
             self._settings,
             assignment,
             self._folder,
@@ -98,7 +108,7 @@ class Worker:
             triton,
         )
         TRACES.start(assignment.deployment.name, assignment.replica)
-        self._replica.start()
+        replica.start()
 
     def _problem(self) -> str | None:
         if self._replica is not None:

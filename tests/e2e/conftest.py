@@ -172,7 +172,8 @@ def running_stack(state: Path, **fields: float | str) -> Iterator[Stack]:
     """A stack with these settings, with nothing deployed. At the end no process of it is left."""
     runtime = Settings().runtime_path
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    fields = {"monitoring": "off", **fields}
+    # One module verifies versions (test_verification.py). For the others, that would double each first start.
+    fields = {"monitoring": "off", "verification": "off", **fields}
     given: dict[str, Any] = {
         "state_dir": state,
         "runtime_dir": runtime,

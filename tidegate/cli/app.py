@@ -50,6 +50,7 @@ from tidegate.cli import (
     top,
     traffic,
     tune,
+    verify,
     version_archive,
 )
 from tidegate.kernel.errors import TidegateError
@@ -104,6 +105,7 @@ for name, command, panel in (
     ("describe", catalogue.describe, _MODELS),
     ("card", catalogue.card, _MODELS),
     ("compare", catalogue.compare, _MODELS),
+    ("verify", verify.verify, _MODELS),
     ("infer", infer.infer, _MODELS),
     ("chat", chat.chat, _MODELS),
     ("jobs", jobs.jobs, _JOBS),

@@ -296,6 +296,14 @@ def deploy(
             rich_help_panel=_ROLL,
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Serve it without its verification, or although it was rejected.",
+            rich_help_panel=_ROLL,
+        ),
+    ] = False,
     traffic: Annotated[
         bool,
         typer.Option(
@@ -324,6 +332,7 @@ def deploy(
     from tidegate.cli.precision import DEFAULT_LOSS, Wish, loss_of
     from tidegate.cli.publish import read_json, read_lines
     from tidegate.cli.serving import Way, publish_and_serve, referenced, registered_name, serve_version
+    from tidegate.cli.smoke import samples_of
 
     adapters = adapter_files(adapter)
     options = {
@@ -340,6 +349,7 @@ def deploy(
         "keep_rows": keep_rows,
         "redact": redact or None,
         "image": image,
+        "unverified": True if force else None,
         "llm": llm_fields(
             engine=engine or ("vllm" if path is not None and is_hugging_face(path) else None),
             slots=slots,
@@ -421,6 +431,7 @@ def deploy(
         baseline=baseline,
         signed=signed,
         card=card,
+        samples=samples_of(check) if check else [],
     )
     wish = None
     if precision is not None:

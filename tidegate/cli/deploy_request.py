@@ -18,7 +18,8 @@ class DeployRequest:
 
     ``requirements`` None: use the folder's own, if it has any. ``adapters``: files to pack beside a language
     model, by name. ``baseline``: a file of training data. ``signed``: the file of a signature. ``card``: a
-    Markdown file about the version.
+    Markdown file about the version. ``samples``: requests that the version must answer while it is verified.
+    ``timeout_s`` limits the wait for that.
     """
 
     path: Path
@@ -34,3 +35,5 @@ class DeployRequest:
     baseline: Path | None = None
     signed: Path | None = None
     card: Path | None = None
+    samples: list[Doc] = field(default_factory=list)
+    timeout_s: float = 300.0

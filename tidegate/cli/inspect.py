@@ -62,12 +62,13 @@ def versions(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the versions of a model with their metadata, oldest first.
+    """List the versions of a model with metadata, verification and capacity, oldest first.
 
     Example: `tidegate versions digits --order-by 'metrics.accuracy desc' -n 5`
     """
     from tidegate.cli import output
     from tidegate.cli.api import control, part
+    from tidegate.cli.verification import state_words
 
     path = f"/v1/models/{part(name)}/versions"
     items = control().registry.pages(path, limit, filter=filter_, order_by=order_by)
@@ -79,6 +80,7 @@ def versions(
             output.size_of(v["artifact_size"]),
             v["artifact_sha256"][:12],
             output.moment(v["created_at"]),
+            _shortened(state_words(v.get("verification") or {}), 60),
             output.moment(v["metadata"].get("trained_at")),
             v["metadata"].get("metrics"),
             v["metadata"].get("tags"),
@@ -93,12 +95,19 @@ def versions(
         "size",
         "sha256",
         "registered",
+        "verification",
         "trained",
         "metrics",
         "tags",
         "notes",
     )
     output.show({"items": items}, json, lambda: output.table(rows, columns))
+
+
+def _shortened(text: str, length: int) -> str:
+    """Return the first line of a text, with at most ``length`` characters."""
+    first = text.partition("\n")[0]
+    return first if len(first) <= length else f"{first[: length - 1]}…"
 
 
 def routes(json: Json = False) -> None:

@@ -15,6 +15,7 @@ from tidegate.cli.options import parsed
 from tidegate.cli.package import Package, packed
 from tidegate.cli.progress import Steps
 from tidegate.cli.uploading import upload
+from tidegate.cli.verification import wait_verified
 from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
 
 POLL_S = 0.5
@@ -25,7 +26,10 @@ HOPELESS = {"LoadFailed", "StartTimeout"}
 
 def publish(control: Control, request: DeployRequest, steps: Steps) -> Doc:
     """Check, upload, register and deploy; return the registry's ``{version, deployment, endpoint}``."""
-    return place(control, registered(control, request, steps), request.options, steps)
+    version = registered(control, request, steps)
+    if not request.options.get("unverified"):
+        version = wait_verified(control, version, request.timeout_s, steps)
+    return place(control, version, request.options, steps)
 
 
 def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
@@ -81,7 +85,12 @@ def place(control: Control, version: Doc, options: Doc, steps: Steps, *, traffic
 def register(control: Control, package: Package, request: DeployRequest) -> Doc:
     """Register the bytes and return their Version: a new one, or the existing one with the same bytes."""
     path = f"/v1/models/{part(request.name)}/versions"
-    version: Doc = control.registry.post(path, _registration(package, request))
+    body = _registration(package, request)
+    verification = {"deployment": request.options, "samples": request.samples}
+    # A registry of an earlier release refuses the field, so it is sent only if it says something.
+    version: Doc = control.registry.post(
+        path, body | ({"verification": verification} if any(verification.values()) else {})
+    )
     if not _says(version["metadata"], request.metadata):
         # A version with the same bytes exists: merge the new metadata into it.
         said = {"metadata": {**version["metadata"], **request.metadata}}

@@ -58,9 +58,19 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 def serve_version(name: str, version: str, options: Doc, way: Way, json: bool) -> None:
     """Serve a version that is registered already (``deploy NAME@N``). ``version``: a number or an alias."""
     from tidegate.cli.api import part
+    from tidegate.cli.smoke import samples_of
+    from tidegate.cli.verification import again
 
     path = f"/v1/models/{part(name)}/versions/{part(version)}"
-    _serve(lambda plane, _: plane.registry.get(path), options, way, json)
+
+    def version_of(plane: Control, _: Steps) -> Doc:
+        found: Doc = plane.registry.get(path)
+        state = (found.get("verification") or {}).get("state", "unchecked")
+        if way.check is None or options.get("unverified") or state in ("unchecked", "skipped"):
+            return found
+        return again(plane, found, options, samples_of(way.check))
+
+    _serve(version_of, options, way, json)
 
 
 def registered_name(path: Path | None, name: str | None, *, said: bool) -> str:
@@ -103,12 +113,16 @@ def _serve(
     from tidegate.cli.progress import Steps
     from tidegate.cli.publish import place, wait_ready, wait_serving
     from tidegate.cli.smoke import checked, read_samples
+    from tidegate.cli.verification import wait_verified
 
     samples = read_samples(way.check) if way.check else []
     plane, began = control(), time.monotonic()
     with Steps().shown() as steps:
         version = version_of(plane, steps)
-        if samples:
+        forced, state = options.get("unverified"), (version.get("verification") or {}).get("state")
+        if not forced:
+            version = wait_verified(plane, version, way.timeout_s, steps)
+        if samples and (forced or state in (None, "unchecked", "skipped")):
             checked(plane, version, options, samples, way.timeout_s, steps)
         placed = place(plane, version, options, steps, traffic=way.traffic)
         waiting = wait_serving if way.traffic else wait_ready

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,14 @@ from tidegate.cli.interrupts import interrupted_by_signals, interrupts_ignored
 from tidegate.cli.output import say
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import place, read_json, wait_serving
-from tidegate.kernel.errors import ModelFailed, NotFound, TidegateError
-
-TOLERANCE = 1e-5
-SHOWN = 3
+from tidegate.kernel.errors import BadRequest, ModelFailed, NotFound, TidegateError
+from tidegate.kernel.protocol.golden import Sample, differences, read_sample
 
 
 class CheckFailed(ModelFailed):
     """A version did not answer a sample as expected."""
 
     reason = "check_failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """An OIP request, and its expected outputs by name, flat and in row-major order.
-
-    Without expected outputs, every answer without an error passes.
-    """
-
-    request: Doc
-    expected: Mapping[str, list[Any]] = field(default_factory=dict)
-    tolerance: float = TOLERANCE
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -48,65 +33,19 @@ def read_samples(path: Path) -> list[Sample]:
     return [_sample(each, f"{path}, sample {number}") for number, each in enumerate(documents, start=1)]
 
 
+def samples_of(path: Path) -> list[Doc]:
+    """Return the samples of a JSON file, as the registry takes them. Raise UsageError."""
+    return [
+        {**each.request, "expected": dict(each.expected), "tolerance": each.tolerance}
+        for each in read_samples(path)
+    ]
+
+
 def _sample(given: Any, where: str) -> Sample:
-    if not isinstance(given, dict) or not isinstance(given.get("inputs"), list):
-        raise UsageError(
-            f"{where} is not an inference request. Write "
-            '{"inputs": [{"name": ..., "datatype": ..., "shape": [...], "data": [...]}]}. '
-            'It may also have "expected": {"OUTPUT": [...]} and "tolerance": 0.001.'
-        )
-    tolerance = given.get("tolerance", TOLERANCE)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance >= 0:
-        raise UsageError(f"{where}: the tolerance is {tolerance!r}; it must be a number, 0 or more.")
-    request = {key: value for key, value in given.items() if key not in ("expected", "tolerance")}
-    return Sample(request, _expected(given.get("expected", {}), where), float(tolerance))
-
-
-def _expected(given: Any, where: str) -> dict[str, list[Any]]:
-    """Return expected outputs by name, from ``{name: data}`` or from a list of OIP outputs."""
-    if isinstance(given, list) and all(isinstance(each, dict) and "name" in each for each in given):
-        given = {each["name"]: each.get("data") for each in given}
-    if not isinstance(given, dict) or not all(isinstance(data, list) for data in given.values()):
-        raise UsageError(f'{where}: write the expected outputs as {{"OUTPUT": [...]}}.')
-    return {str(name): list(_flat(data)) for name, data in given.items()}
-
-
-def _flat(data: Any) -> Iterator[Any]:
-    if isinstance(data, list):
-        for each in data:
-            yield from _flat(each)
-    else:
-        yield data
-
-
-def differences(sample: Sample, answer: Doc) -> list[str]:
-    """Return the differences between an OIP answer and the expected outputs."""
-    outputs = {output["name"]: list(_flat(output.get("data", []))) for output in answer.get("outputs", ())}
-    found = []
-    for name, wanted in sample.expected.items():
-        if name not in outputs:
-            found.append(f"output {name!r} is missing; the answer has {', '.join(sorted(outputs)) or 'none'}")
-        elif len(outputs[name]) != len(wanted):
-            found.append(f"output {name!r} has {len(outputs[name])} values, expected {len(wanted)}")
-        else:
-            found += _values(name, outputs[name], wanted, sample.tolerance)
-    return found
-
-
-def _values(name: str, values: Sequence[Any], wanted: Sequence[Any], tolerance: float) -> list[str]:
-    wrong = [at for at, pair in enumerate(zip(values, wanted, strict=True)) if not close(*pair, tolerance)]
-    if not wrong:
-        return []
-    shown = ", ".join(f"{name}[{at}] is {values[at]!r}, expected {wanted[at]!r}" for at in wrong[:SHOWN])
-    return [f"{shown} (tolerance {tolerance:g}); {len(wrong)} of {len(values)} values differ"]
-
-
-def close(value: Any, wanted: Any, tolerance: float) -> bool:
-    """Return True if numbers agree within ``tolerance`` (absolute and relative) and other values exactly."""
-    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, wanted))
-    if not numbers or value == wanted:
-        return bool(value == wanted)
-    return bool(abs(value - wanted) <= tolerance + tolerance * abs(wanted))
+    try:
+        return read_sample(given, where)
+    except BadRequest as error:
+        raise UsageError(error.message) from None
 
 
 def checked(

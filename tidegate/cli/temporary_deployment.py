@@ -33,6 +33,7 @@ _TAKEN_OVER = (
     "start_timeout_s",
     "drain_limit_s",
     "llm",
+    "unverified",
 )
 
 

@@ -27,6 +27,7 @@ from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
 from tidegate.client.traffic import AsyncTrafficCalls, TrafficFlows
 from tidegate.client.uploads import AsyncUploadCalls, UploadFlows
+from tidegate.client.verification import AsyncVerificationCalls, VerificationFlows
 from tidegate.kernel.errors import TidegateError
 
 
@@ -101,7 +102,14 @@ class AsyncBatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls, AsyncUploadCalls, AsyncCatalogueCalls):
+class AsyncClient(
+    AsyncLlmCalls,
+    AsyncTrafficCalls,
+    AsyncQualityCalls,
+    AsyncUploadCalls,
+    AsyncCatalogueCalls,
+    AsyncVerificationCalls,
+):
     """:class:`tidegate.Client` for asyncio: the same arguments, the same calls, awaited.
 
     Use it for many concurrent calls: ``await asyncio.gather(*(client.infer(...) for ...))``.
@@ -127,6 +135,7 @@ class AsyncClient(AsyncLlmCalls, AsyncTrafficCalls, AsyncQualityCalls, AsyncUplo
         self._quality = QualityFlows(self._core)
         self._uploads = UploadFlows(self._core)
         self._catalogue = CatalogueFlows(self._core)
+        self._verification = VerificationFlows(self._core)
         self._alone = asyncio.Lock()
         self._http = httpx.AsyncClient(**found.options(), transport=transport)
 

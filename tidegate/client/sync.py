@@ -27,6 +27,7 @@ from tidegate.client.result import InferResult
 from tidegate.client.streams import read_line
 from tidegate.client.traffic import TrafficCalls, TrafficFlows
 from tidegate.client.uploads import UploadCalls, UploadFlows
+from tidegate.client.verification import VerificationCalls, VerificationFlows
 from tidegate.kernel.errors import TidegateError
 
 
@@ -100,7 +101,7 @@ class BatchHandle(BatchHandleBase):
         return str(self.document["status"])
 
 
-class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls, CatalogueCalls):
+class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls, CatalogueCalls, VerificationCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
@@ -130,6 +131,7 @@ class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls, CatalogueCalls):
         self._quality = QualityFlows(self._core)
         self._uploads = UploadFlows(self._core)
         self._catalogue = CatalogueFlows(self._core)
+        self._verification = VerificationFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**found.options(), transport=transport)
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from services.autoscaler.domain.launcher import (
     pool_of,
     replica_name,
 )
+from services.autoscaler.domain.verification import fits, scratch_of
 from services.autoscaler.domain.warm_pool import (
     PoolFailures,
     PoolMemory,
@@ -55,6 +56,7 @@ Replicas = list[Running]
 Views = list[dict[str, Any]]
 
 PERIOD_S = 1.0
+VERIFIED = " verified"  # in place of a pool's name
 OFFER_S = 2.0  # the round waits this long for a worker; normally it takes milliseconds
 CLAIM_POLL_S = 0.005
 REFILL_AFTER_S = 3.0  # the next worker of the pool starts later, so that the replica can load its model
@@ -92,6 +94,7 @@ class WarmPool:
         self._no_offer_before: dict[str, float] = {}
         self._answered_since: float | None = None
         self._refill_at = 0.0
+        self._verified: dict[str, Assignment] = {}
         self.problem: str | None = None
 
     def take_over(self) -> None:
@@ -104,6 +107,8 @@ class WarmPool:
     async def launch(self, assignment: Assignment | WarmAssignment) -> None:
         """Give the replica to a waiting worker, or start a new one. Raise the errors of the real launcher."""
         if isinstance(assignment, Assignment):
+            if await self._take_verified(assignment):
+                return
             pool = pool_for(assignment.deployment, self._pools)
             if pool is not None and await self._take_from(pool, assignment):
                 return
@@ -122,13 +127,26 @@ class WarmPool:
         """Return the last lines of a replica's output."""
         return await self._launcher.output(self._claims.worker_of(replica), lines)
 
+    def keep_verified(self, scratch: Assignment) -> None:
+        """Offer this scratch replica, which has verified its version, to the next replica that fits."""
+        self._verified[scratch.replica] = scratch
+
+    def release_verified(self, worker: str) -> bool:
+        """Stop offering a scratch replica. Return False if it is a replica now, or may be one."""
+        self._verified.pop(worker, None)
+        return not (self._in_doubt or worker in self._claims.workers)
+
+    def became_replica(self, worker: str) -> bool:
+        """Return True if a scratch replica has become a replica."""
+        return worker in self._claims.workers
+
     @property
     def waiting(self) -> Replicas:
         """Return the workers that waited for a model when the replicas were last listed."""
         return self._waiting
 
     async def list(self) -> Replicas:
-        """Return every replica that exists. Waiting workers are not replicas."""
+        """Return every replica that exists. Waiting workers and scratch replicas are not replicas."""
         rows = await self._launcher.list()
         if not any(self._offered.values()):
             await self._claims.settle()
@@ -141,6 +159,8 @@ class WarmPool:
             parsed = parse_replica(claim.replica) if claim else None
             if claim is not None and parsed is not None:
                 found.append(as_replica(row, claim, parsed))
+            elif scratch_of(row.deployment) is not None:
+                continue
             elif pool_of(row.deployment) is None:
                 found.append(row)
             else:
@@ -235,7 +255,27 @@ class WarmPool:
         self._idle[pool].discard(worker)
         return True
 
+    async def _take_verified(self, assignment: Assignment) -> bool:
+        """Return True if the scratch replica that verified the version took the replica."""
+        worker = next((name for name, each in self._verified.items() if fits(each, assignment)), None)
+        if worker is None:
+            return False
+        del self._verified[worker]
+        offer = assignment.model_dump_json()
+        self._offered[VERIFIED] += 1
+        try:
+            return (
+                await self._offered_to(assignment, lambda: self._store.offer_replica(worker, offer, OFFER_S))
+                is not None
+            )
+        finally:
+            self._offered[VERIFIED] -= 1
+
     async def _offer(self, pool: str, assignment: Assignment) -> str | None:
+        return await self._offered_to(assignment, lambda: self._offers.offer(pool, assignment, OFFER_S))
+
+    async def _offered_to(self, assignment: Assignment, send: Callable[[], Awaitable[None]]) -> str | None:
+        """Return the worker that became the replica; None if none did."""
         start = LaunchSpec.of(assignment)
         try:
             await self._store.claimant(start.replica)
@@ -245,7 +285,7 @@ class WarmPool:
         self._claims.save(claim)
         try:
             async with asyncio.timeout(OFFER_S):
-                await self._offers.offer(pool, assignment, OFFER_S)
+                await send()
             worker = await self._claimant(start.replica)
         except StoreUnavailable:
             raise

@@ -1,7 +1,8 @@
 """Compute how many replicas the host has room for, and share the room if it is not enough for all.
 
 Room is memory and cores. A replica counts with the memory that its Deployment declares
-(``resources.memory_mb``), else with the highest measured memory of its replicas, else with an assumed amount.
+(``resources.memory_mb``), else with the highest measured memory of its replicas, else with the memory that
+was measured when its version was verified, else with an assumed amount.
 For a language model, that amount follows from the size of its weights.
 It counts with its declared cores (``resources.cpus``), else with one. The policy says how many of these cores
 share a real one.
@@ -79,6 +80,9 @@ def size_of(
         return ReplicaSize(float(declared), cores, "declared")
     if measured_mb:
         return ReplicaSize(float(measured_mb), cores, "measured")
+    card = version.verification.card if version is not None else None
+    if card is not None and card.memory_mb:
+        return ReplicaSize(float(card.memory_mb), cores, "measured when it was verified")
     if version is not None and version.format == "llm":
         estimate = math.ceil(LLM_MEMORY * version.artifact_size / 2**20) + LLM_ENGINE_MB
         if estimate > policy.replica_memory_mb:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from services.autoscaler.domain import replica_health
 from services.autoscaler.domain.deployment_round import DeploymentRound, Proposal
-from services.autoscaler.domain.desired_state import index_of
+from services.autoscaler.domain.desired_state import DesiredStateIndex, index_of
 from services.autoscaler.domain.host_bounds import HostBounds
 from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.load import reports_by_deployment
@@ -36,10 +36,12 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
     if snapshot.desired_state is None or snapshot.running is None:
         return Plan(), state
     state = _adopt(snapshot.running, snapshot.reports, state, now)
+    known = index_of(snapshot.desired_state)
+    state = replace(state, first_starts=known.start_times(snapshot.desired_state.deployments))
     by_deployment: dict[str, list[Running]] = {}
     for running in snapshot.running:
         by_deployment.setdefault(running.deployment, []).append(running)
-    proposals = _proposals(snapshot, by_deployment, policy, state, now)
+    proposals = _proposals(snapshot, known, by_deployment, policy, state, now)
     host = HostBounds.of(snapshot, proposals, policy, state, now)
     proposals = host.granted(proposals)
     actions: list[Action] = []
@@ -74,6 +76,7 @@ def decide(snapshot: Snapshot, policy: Policy, state: State, now: float) -> tupl
 
 def _proposals(
     snapshot: Snapshot,
+    known: DesiredStateIndex,
     running: Mapping[str, Sequence[Running]],
     policy: Policy,
     state: State,
@@ -82,7 +85,7 @@ def _proposals(
     """Return a proposal for each Deployment of the desired state; ``running`` are replicas by Deployment."""
     if snapshot.desired_state is None:
         return []
-    reports, known = reports_by_deployment(snapshot.reports), index_of(snapshot.desired_state)
+    reports = reports_by_deployment(snapshot.reports)
     found = []
     for deployment in snapshot.desired_state.deployments:
         name = deployment.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tidegate.kernel.protocol.models import Deployment, DesiredState, Version
@@ -34,6 +34,12 @@ class DesiredStateIndex:
     def version_of(self, deployment: Deployment) -> Version | None:
         """Return the Version that a Deployment runs; None if the registry does not list it."""
         return self.versions.get((deployment.model, deployment.version))
+
+    def start_times(self, deployments: Iterable[Deployment]) -> dict[str, float]:
+        """Return the seconds that a start took when a Deployment's version was verified, if it was."""
+        versions = ((each.name, self.version_of(each)) for each in deployments)
+        cards = ((name, version.verification.card) for name, version in versions if version is not None)
+        return {name: card.start_s for name, card in cards if card is not None and card.start_s > 0}
 
 
 def index_of(desired_state: DesiredState | None) -> DesiredStateIndex:

@@ -214,9 +214,14 @@ def _window(samples: tuple[Sample, ...], since: float) -> tuple[Sample, ...]:
 
 
 def with_guess(load: Load, version: Version | None) -> Load:
-    """Return ``load``. If it has no service rate yet, use the capacity that `tidegate tune` measured."""
+    """Return ``load``. If it has no service rate yet, use the measured capacity of the version.
+
+    That is what `tidegate tune` measured with real requests, else what its verification measured.
+    """
     rps = measured_rps(version.metadata.metrics) if version is not None else None
-    if load.ms_per_request is not None or rps is None:
+    if rps is None and version is not None and version.verification.card is not None:
+        rps = version.verification.card.expected_rps
+    if load.ms_per_request is not None or not rps:
         return load
     shown = f"{rps:,.0f}" if rps >= 10 else f"{rps:.2g}"
     guess = f"a first guess from the measured capacity of its version, {shown} requests/s"

@@ -218,7 +218,8 @@ class State:
     """Everything that is kept between two rounds. The control loop stores ``generations`` on disk.
 
     The store has answered since ``readable_since``, and has had live heartbeats since ``evidence_since``.
-    ``starts`` are the seconds that the last starts of each Deployment took, newest first.
+    ``starts`` are the seconds that the last starts of each Deployment took, newest first. ``first_starts``
+    are the seconds that a start took when the Deployment's version was verified.
     """
 
     deployments: Mapping[str, DeploymentMemory] = field(default_factory=dict)
@@ -227,3 +228,4 @@ class State:
     readable_since: float | None = None
     evidence_since: float | None = None
     starts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    first_starts: Mapping[str, float] = field(default_factory=dict)

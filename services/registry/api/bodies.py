@@ -20,6 +20,7 @@ from tidegate.kernel.protocol.models import (
     Version,
     VersionMetadata,
 )
+from tidegate.kernel.protocol.verification import VerificationOptions
 from tidegate.kernel.service.openapi import inlined
 
 T = TypeVar("T")
@@ -73,6 +74,9 @@ class NewVersion(Noun):
     metadata: VersionMetadata | None = None
     allow_pickle: bool = Field(False, description="Accept a pickle; loading it runs code on the workers.")
     breaking: bool = Field(False, description="Accept a signature that breaks callers of the latest version.")
+    verification: VerificationOptions | None = Field(
+        None, description="How a scratch replica verifies it: options of the Deployment, and samples."
+    )
 
 
 class VersionInfo(Version):

@@ -13,6 +13,7 @@ from services.registry.application.keyring import Keyring
 from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
 from services.registry.application.uploads import Uploads
+from services.registry.application.verifications import Verifications
 from services.registry.application.versions import Versions
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Deployment, Endpoint
@@ -44,6 +45,11 @@ def _versions(request: Request) -> Versions:
 
 def _baselines(request: Request) -> Baselines:
     value: Baselines = request.app.state.baselines
+    return value
+
+
+def _verifications(request: Request) -> Verifications:
+    value: Verifications = request.app.state.verifications
     return value
 
 
@@ -92,5 +98,6 @@ VersionsDep = Annotated[Versions, Depends(_versions)]
 BaselinesDep = Annotated[Baselines, Depends(_baselines)]
 SignaturesDep = Annotated[Signatures, Depends(_signatures)]
 CardsDep = Annotated[Cards, Depends(_cards)]
+VerificationsDep = Annotated[Verifications, Depends(_verifications)]
 KeyringDep = Annotated[Keyring, Depends(_keyring)]
 IfMatch = Annotated[int | None, Depends(_if_match)]

@@ -13,6 +13,7 @@ from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.transactions import Transactions
+from services.registry.application.verifications import Verifications
 from services.registry.domain import (
     compatibility,
     formats,
@@ -32,6 +33,7 @@ from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel.errors import BadRequest, Conflict, PayloadTooLarge
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Format, Signature, Version, VersionMetadata
+from tidegate.kernel.protocol.verification import VerificationOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Registration:
     metadata: VersionMetadata | None = None
     allow_pickle: bool = False
     breaking: bool = False
+    verification: VerificationOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,14 @@ class Versions:
     """Registers, checks, describes and deletes versions."""
 
     def __init__(
-        self, transactions: Transactions, artifacts: Artifacts, settings: InspectionSettings
+        self,
+        transactions: Transactions,
+        artifacts: Artifacts,
+        settings: InspectionSettings,
+        verifications: Verifications,
     ) -> None:
         self._transactions = transactions
+        self._verifications = verifications
         self._artifacts = artifacts
         self._settings = settings
 
@@ -118,6 +126,7 @@ class Versions:
             )
             if same is not None:
                 version = await _with_metadata(writer, same, request.metadata)
+                version = await self._verifications.plan_again(writer, version, request.verification)
                 return RegisterResult(version, False, self._warnings(inspection))
             names.check_new("model", request.model, await writer.models())
             compatibility.check(stored, inspection.signature, breaking=request.breaking)
@@ -132,8 +141,10 @@ class Versions:
                 requirements=inspection.requirements,
                 metadata=request.metadata or VersionMetadata(),
                 created_at=writer.now,
+                verification=self._verifications.first(format_),
             )
             await writer.add_version(version)
+            await self._verifications.plan(writer, version, request.verification)
         return RegisterResult(version, True, self._warnings(inspection))
 
     async def check(self, request: Registration, size: int | None, deploy: DeployRequest) -> CheckResult:

@@ -9,6 +9,7 @@ from typing import Literal
 from services.registry.domain import names
 from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Target
+from tidegate.kernel.protocol.verification import Verification
 
 Kind = Literal["version", "alias", "deployment", "endpoint", "key", "artifact"]
 Action = Literal["created", "updated", "deleted"]
@@ -121,12 +122,16 @@ def notification_of(change: Change) -> ChangeNotification:
 
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
-    """The part of the desired state that decisions need, at one revision."""
+    """The part of the desired state that decisions need, at one revision.
+
+    ``refused`` are the versions that may not serve, because they are pending or were rejected.
+    """
 
     versions: frozenset[tuple[str, int]]
     deployments: Mapping[str, StoredDeployment]
     endpoints: Mapping[str, StoredEndpoint]
     aliases: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    refused: Mapping[tuple[str, int], Verification] = field(default_factory=dict)
 
     def aliases_of(self, model: str) -> dict[str, int]:
         """Return the aliases of a model, and the version of each."""

@@ -181,7 +181,8 @@ def _deployment(
     what = f"Deployment {name!r}"
     stored = snapshot.deployments.get(name)
     if stored is None:
-        base = {**(current.model_dump() if current else {}), **fixed}
+        # A new version must be verified, even if the one that serves now need not be.
+        base = {**(current.model_dump(exclude={"unverified"}) if current else {}), **fixed}
         return [
             PutDeployment(
                 StoredDeployment(merge.deployment(base, options, what, exact_follows=True)), created=True

@@ -85,3 +85,14 @@ def name(pid: int) -> bytes:
         return Path(f"/proc/{pid}/comm").read_bytes().strip()
     except OSError:
         return b""
+
+
+def memory_mb(pids: Iterable[int]) -> int:
+    """Return the MiB of memory that these processes use. Memory that they share counts once."""
+    own, shared = 0, 0
+    for pid in pids:
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            sizes = [int(each) for each in Path(f"/proc/{pid}/statm").read_text().split()]
+            own += sizes[1] - sizes[2]
+            shared = max(shared, sizes[2])
+    return (own + shared) * os.sysconf("SC_PAGE_SIZE") // 2**20

@@ -17,6 +17,7 @@ _OURS = re.compile(r"<frozen |/tidegate_runtime\.py|/tidegate_rows\.py|/tidegate
 _TRITONS = re.compile(r"[IWEF]\d{4} \d\d:\d\d:|.*evhtp\.c:|Error: Failed to initialize NVML")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST_LOG = 2000
+DIED = "The model's process ended while it loaded"
 _FOLDER = re.compile(r"/\S*?/triton/models/[^/\s]+/\d+/")
 
 
@@ -49,10 +50,7 @@ def explain_death(deployment: str, log: str) -> str:
     # Lines with other escape sequences are left out, because they would change the reader's terminal.
     own = "\n".join(line for line in lines if line.isprintable())[-_LONGEST_LOG:].strip()
     last = f" The end of its log:\n{own}" if own else f" Its log: tidegate logs {deployment}"
-    return (
-        "The model's process ended while it loaded: it was killed (out of memory?), it exited, or a library "
-        f"crashed.{last}"
-    )
+    return f"{DIED}: it was killed (out of memory?), it exited, or a library crashed.{last}"
 
 
 def _place(stack: re.Match[str]) -> str:

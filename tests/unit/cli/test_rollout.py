@@ -11,8 +11,9 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.export import selected, text_of
 from tidegate.cli.manage import documents
 from tidegate.cli.rollout import chosen, percent, rolled, weights
-from tidegate.cli.smoke import Sample, back_to, close, differences, read_samples
+from tidegate.cli.smoke import back_to, read_samples
 from tidegate.kernel.errors import BadRequest, NotFound
+from tidegate.kernel.protocol.golden import Sample, close, differences
 from tidegate.kernel.protocol.models import CanaryOptions, Deployment, Endpoint, LlmSpec, Rollout, Target
 
 HELD = [

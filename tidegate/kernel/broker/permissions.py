@@ -77,6 +77,8 @@ _EVERYTHING = "~* &* +@all -@admin -@dangerous +info"
 _WORKERS_FACTS = " ".join(
     f"~tidegate:{kind}:*" for kind in ("replica", "model", "claim", "statistics", "profile", "bins", "time")
 )
+# Only the autoscaler writes what a worker becomes.
+_WORKERS_OFFERS = "%R~tidegate:offer:*"
 _NOT_FOR_WORKERS = "-scan -randomkey -function -move"
 _WORKERS_COMMANDS = (
     f"resetchannels -@all +@read +@write +@connection +@transaction -@dangerous {_NOT_FOR_WORKERS}"
@@ -84,7 +86,7 @@ _WORKERS_COMMANDS = (
 
 LIVE_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
     # A worker reports about itself. It writes no route table and no status, and reads no limits.
-    "worker": f"{_WORKERS_FACTS} {_WORKERS_COMMANDS}",
+    "worker": f"{_WORKERS_FACTS} {_WORKERS_OFFERS} {_WORKERS_COMMANDS}",
 }
 JOB_STORE: dict[str, str] = dict.fromkeys(("gateway", "registry", "router", "autoscaler"), _EVERYTHING) | {
     # A worker needs the jobs, but not the routers' lease. With this lease it could stop all routers from

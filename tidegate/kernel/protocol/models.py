@@ -26,6 +26,7 @@ from tidegate.kernel.protocol.splitting import StickyTraffic as StickyTraffic
 from tidegate.kernel.protocol.splitting import Target as Target
 from tidegate.kernel.protocol.splitting import Tolerance as Tolerance
 from tidegate.kernel.protocol.splitting import TrafficRule as TrafficRule
+from tidegate.kernel.protocol.verification import ScratchTask, Verification
 
 VLLM_START_TIMEOUT_S = 900.0
 REGION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -110,6 +111,7 @@ class Version(Noun):
     requirements: list[str] = Field(default_factory=list)
     metadata: VersionMetadata = Field(default_factory=VersionMetadata)
     created_at: datetime
+    verification: Verification = Field(default_factory=Verification)
 
 
 class Batching(Written):
@@ -232,6 +234,7 @@ class DeploymentSpec(Written):
     ``keep_rows``: the most sampled rows of the version whose values are kept in the blob store; 0: none.
     ``redact``: inputs and outputs whose values are not kept.
     ``start_timeout_s`` is longer by default if the engine is vLLM: it compiles and measures at each start.
+    ``unverified``: it may run a version that is not verified, or was rejected.
     """
 
     name: Name
@@ -261,6 +264,7 @@ class DeploymentSpec(Written):
     redact: list[Annotated[str, Field(min_length=1, max_length=255)]] = Field(
         default_factory=list, max_length=256
     )
+    unverified: bool = False
 
     @model_validator(mode="after")
     def _vllm_starts_slowly(self) -> Self:
@@ -402,6 +406,7 @@ class Assignment(Noun):
     """Everything that a worker needs to start, except the artifact's bytes, which it gets from the registry.
 
     It is also sent as a message, so it has no address and no credential. A worker has these in its settings.
+    ``scratch``: the worker only verifies the version. It never opens a queue.
     """
 
     replica: str
@@ -409,3 +414,4 @@ class Assignment(Noun):
     deployment: Deployment
     version: Version
     launched_at: float
+    scratch: ScratchTask | None = None

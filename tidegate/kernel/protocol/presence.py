@@ -84,6 +84,7 @@ class ReplicaReport:
     ``llm`` has the facts of a language model's engine; None: no engine, or no facts yet.
     ``holds`` is the number of requests that it holds at a time, running and waiting; 0: not known.
     ``host_busy`` is the share of time that the host's cores were busy (0 to 1); None: not known.
+    ``scratch`` is the outcome of a scratch replica, in the form of a ``ScratchOutcome``; None: there is none.
     """
 
     replica: str
@@ -115,6 +116,7 @@ class ReplicaReport:
     llm: EngineReport | None = None
     holds: int = 0
     host_busy: float | None = None
+    scratch: dict[str, Any] | None = None
 
     def to_json(self) -> bytes:
         """Return the report as JSON."""

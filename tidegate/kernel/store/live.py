@@ -31,6 +31,7 @@ COSTS = "tidegate:costs"  # the rates of Deployments (CostFacts); autoscaler
 STATUSES = "tidegate:statuses"  # DeploymentStatus by name; autoscaler
 MODEL = "tidegate:model:"  # + deployment: ModelMetadata, again every 10 s; its workers
 CLAIM = "tidegate:claim:"  # + replica: which waiting worker it became; that worker, or the autoscaler
+OFFER = "tidegate:offer:"  # + worker of a verified version: the Assignment that it may become; autoscaler
 TRAFFIC = "tidegate:traffic:"  # + incarnation: the totals of its endpoints (TrafficReport); gateway
 CALLERS = "tidegate:callers:"  # + ten seconds + endpoint: their callers (HyperLogLog); gateways
 CALLERS_OF_DAY = "tidegate:callers-day:"  # + day + endpoint: the callers of a day; router
@@ -143,6 +144,15 @@ class Store(Connected):
         """Return the claimant that runs ``replica``, or None."""
         raw = await answer(self._redis.get(CLAIM + replica))
         return raw.decode() if raw is not None else None
+
+    async def offer_replica(self, worker: str, assignment: str, lives_s: float) -> None:
+        """Offer an assignment to one waiting worker for ``lives_s`` seconds."""
+        await answer(self._redis.set(OFFER + worker, assignment, px=int(lives_s * 1000)))
+
+    async def offered(self, worker: str) -> bytes | None:
+        """Return the assignment that is offered to a worker, or None."""
+        raw: bytes | None = await answer(self._redis.get(OFFER + worker))
+        return raw
 
     async def replicas(self) -> list[ReplicaReport]:
         """Return the heartbeats of all workers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import quote
 
@@ -9,8 +10,9 @@ import httpx
 
 from tidegate.kernel.errors import BY_REASON, BadRequest, TidegateError, Unavailable
 from tidegate.kernel.http.certificates import trusted
-from tidegate.kernel.protocol.models import Deployment, DesiredState
+from tidegate.kernel.protocol.models import Deployment, DeploymentSpec, DesiredState
 from tidegate.kernel.protocol.reserves import with_reserves
+from tidegate.kernel.protocol.verification import ScratchTask, VerificationResult
 from tidegate.kernel.service import caller
 
 TIMEOUT_S = 5.0
@@ -60,6 +62,17 @@ class RegistryClient:
         """Report the replicas that run, each with the sha256 of the artifact that it may read."""
         await self._call("PUT", "/v1/replicas", {"artifacts": artifacts})
 
+    async def verification_task(self, model: str, number: int) -> tuple[DeploymentSpec, ScratchTask]:
+        """Return what a version's scratch replica runs, and the samples that it checks."""
+        raw = await self._call("GET", f"{_version(model, number)}/verification/task")
+        found = json.loads(raw)
+        return DeploymentSpec.model_validate(found["deployment"]), ScratchTask.model_validate(found["task"])
+
+    async def put_verification(self, model: str, number: int, result: VerificationResult) -> None:
+        """Write the result of a version's verification."""
+        body = result.model_dump(mode="json")
+        await self._call("PUT", f"{_version(model, number)}/verification/result", body)
+
     async def patch_policy(self, deployment: str, changes: dict[str, Any]) -> Deployment:
         """Change how a Deployment scales, and return the Deployment."""
         raw = await self._call("PATCH", f"{_path(deployment)}/policy", changes)
@@ -78,6 +91,10 @@ class RegistryClient:
 def _path(deployment: str) -> str:
     # The name comes from a caller. Quoting keeps it one segment of the path.
     return f"/v1/deployments/{quote(deployment, safe='')}"
+
+
+def _version(model: str, number: int) -> str:
+    return f"/v1/models/{quote(model, safe='')}/versions/{number}"
 
 
 def _error(response: httpx.Response) -> TidegateError:

@@ -31,6 +31,7 @@ from tidegate.kernel.protocol.models import (
     Target,
     Version,
 )
+from tidegate.kernel.protocol.verification import REFUSED_STATES, Verification
 
 
 class Totals(NamedTuple):
@@ -79,14 +80,16 @@ class DesiredStateReader:
         return sorted(result, key=lambda version: (version.model, version.number))
 
     async def deployed_versions(self) -> list[Version]:
-        """Return the versions that a Deployment runs, sorted by model and number."""
+        """Return the versions that a Deployment runs or that wait for their verification, sorted."""
         used = sa.exists().where(
             deployments.c.model == versions.c.model, deployments.c.version == versions.c.number
         )
         query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
             artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
         )
-        rows = await self._connection.execute(query.where(used))
+        rows = await self._connection.execute(
+            query.where(used | (versions.c.verification_state == "pending"))
+        )
         result = [version_of(row) for row in rows.mappings()]
         return sorted(result, key=lambda version: (version.model, version.number))
 
@@ -204,6 +207,7 @@ class DesiredStateReader:
         endpoint_rows = (await self._connection.execute(sa.select(endpoints))).mappings().all()
         targets = await self._targets(None)
         return RegistrySnapshot(
+            refused=await self._refused(),
             versions=frozenset((model, number) for model, number in keys),
             deployments={row["name"]: _stored_deployment(row, self.now) for row in deployment_rows},
             aliases={
@@ -218,6 +222,14 @@ class DesiredStateReader:
                 for row in endpoint_rows
             },
         )
+
+    async def _refused(self) -> dict[tuple[str, int], Verification]:
+        """Return the verifications of the versions that may not serve."""
+        query = sa.select(
+            versions.c.model, versions.c.number, versions.c.verification_state, versions.c.verification
+        ).where(versions.c.verification_state.in_(REFUSED_STATES))
+        rows = (await self._connection.execute(query)).mappings()
+        return {(row["model"], row["number"]): _verification(row) for row in rows}
 
     async def totals(self) -> Totals:
         """Return the numbers of stored objects."""
@@ -244,9 +256,12 @@ class DesiredStateReader:
 
 def version_of(row: sa.RowMapping) -> Version:
     """Return the version in a row of ``versions`` with the size of its artifact."""
-    return Version.model_validate(
-        finite({name: value for name, value in row.items() if name in Version.model_fields})
-    )
+    fields = {name: value for name, value in row.items() if name in Version.model_fields}
+    return Version.model_validate(finite(fields) | {"verification": _verification(row)})
+
+
+def _verification(row: sa.RowMapping) -> Verification:
+    return Verification.model_validate({**(row["verification"] or {}), "state": row["verification_state"]})
 
 
 def _spec_fields(row: sa.RowMapping) -> dict[str, Any]:

@@ -88,6 +88,18 @@ versions = sa.Table(
     sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
+    sa.Column("verification_state", sa.String(16), nullable=False, server_default="unchecked"),
+    sa.Column("verification", sa.JSON(none_as_null=True)),
+)
+
+# What a scratch replica runs to verify a version: its Deployment, and the samples that it must answer.
+verification_tasks = sa.Table(
+    "verification_tasks",
+    metadata,
+    sa.Column("model", NAME, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("document", sa.JSON, nullable=False),
+    sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
 # The profiles of training data that versions are compared with.

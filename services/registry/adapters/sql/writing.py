@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.adapters.sql import aliases, audit, baselines, cards, facts
+from services.registry.adapters.sql import aliases, audit, baselines, cards, facts, verifications
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.tables import (
     artifacts,
@@ -37,6 +37,7 @@ from services.registry.domain.desired_state import (
 )
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.models import EndpointSpec, Signature, Version, VersionMetadata
+from tidegate.kernel.protocol.verification import Verification
 from tidegate.kernel.service import caller
 
 
@@ -86,7 +87,7 @@ class DesiredStateWriter(DesiredStateReader):
                     await self._drop_targets(name)
                     await self._connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
                 case DropVersion(model, number):
-                    for part in (baselines, cards, facts):
+                    for part in (baselines, cards, facts, verifications):
                         await part.drop(self._connection, model, number)
                     await self._connection.execute(sa.delete(versions).where(_is(model, number)))
             await self.note(notification, before, await self._current(notification))
@@ -154,6 +155,7 @@ class DesiredStateWriter(DesiredStateReader):
             requirements=version.requirements,
             metadata=version.metadata.model_dump(mode="json"),
             created_at=version.created_at,
+            **_verification_values(version.verification),
         )
         await facts.write(self._connection, version.model, version.number, version.metadata)
         named = sa.update(artifacts).where(artifacts.c.sha256 == version.artifact_sha256)
@@ -173,6 +175,14 @@ class DesiredStateWriter(DesiredStateReader):
         before = await self._current(notification)
         await self._connection.execute(sa.update(versions).where(_is(model, number)).values(values))
         await facts.write(self._connection, model, number, metadata)
+        await self.note(notification, before, await self._current(notification))
+
+    async def verify_version(self, model: str, number: int, verification: Verification) -> None:
+        """Replace the verification of a version."""
+        notification = ChangeNotification("version", f"{model}/{number}", "updated")
+        before = await self._current(notification)
+        values = _verification_values(verification)
+        await self._connection.execute(sa.update(versions).where(_is(model, number)).values(values))
         await self.note(notification, before, await self._current(notification))
 
     async def note_artifact(self, sha256: str, size: int, pending_until: datetime) -> None:
@@ -239,6 +249,11 @@ class DesiredStateWriter(DesiredStateReader):
 
     async def _insert(self, table: sa.Table, **values: Any) -> None:
         await self._connection.execute(sa.insert(table).values(values))
+
+
+def _verification_values(verification: Verification) -> dict[str, Any]:
+    rest = verification.model_dump(mode="json", exclude={"state"})
+    return {"verification_state": verification.state, "verification": rest}
 
 
 def _is(model: str, number: int) -> sa.ColumnElement[bool]:

@@ -1,0 +1,23 @@
+"""The route of the versions that are being verified."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+
+from services.autoscaler.application.verifier import Verifier
+from tidegate.kernel.service.api import JsonRoute
+
+router = APIRouter(prefix="/v1", tags=["autoscaler"], route_class=JsonRoute)
+
+
+def _verifier(request: Request) -> Verifier:
+    value: Verifier = request.app.state.verifier
+    return value
+
+
+@router.get("/verifications")
+async def verifications(verifier: Annotated[Verifier, Depends(_verifier)]) -> dict[str, Any]:
+    """Return the versions that wait for their verification, with the step of their scratch replicas."""
+    return {"items": verifier.view(), "problem": verifier.problem}

@@ -1,0 +1,255 @@
+"""Verifies pending versions: starts a scratch replica for each, and writes the results to the registry.
+
+A scratch replica that has verified its version is kept for a while. The warm pool offers it to the first
+replica of the version, so that nothing starts twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from services.autoscaler.adapters.history.decision_store import DecisionStore
+from services.autoscaler.adapters.registry.client import RegistryClient
+from services.autoscaler.adapters.registry.desired_state import DesiredStateSource
+from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
+from services.autoscaler.application.warm_pool import WarmPool
+from services.autoscaler.domain.launcher import Launcher, Running, replica_name
+from services.autoscaler.domain.snapshot import HostProbe, Policy
+from services.autoscaler.domain.verification import (
+    Attempts,
+    Key,
+    ScratchPlan,
+    Settle,
+    after_failed_launch,
+    deployment_of_scratch,
+    obstacle,
+    plan,
+    scratch_of,
+)
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import NotFound, TidegateError
+from tidegate.kernel.protocol.models import Assignment, Deployment, Version
+from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.store import Store, StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+PERIOD_S = 5.0
+BUSY_PERIOD_S, KEPT_PERIOD_S = 0.15, 1.0
+GRANT_EVERY_S = 3.0
+KEEP_S = 15.0  # a deploy creates the Deployment within a second after the verification
+
+
+class Verifier:
+    """The scratch replicas of this host. ``problem`` says why versions cannot be verified now."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        pool: WarmPool,
+        store: Store,
+        registry: RegistryClient,
+        source: DesiredStateSource,
+        decisions: DecisionStore,
+        grants: ReplicaGrants,
+        probe: HostProbe,
+        policy: Policy,
+        is_cordoned: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._launcher = launcher
+        self._pool = pool
+        self._store = store
+        self._registry = registry
+        self._source = source
+        self._decisions = decisions
+        self._grants = grants
+        self._probe = probe
+        self._policy = policy
+        self._is_cordoned = is_cordoned
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._attempts: dict[Key, Attempts] = {}
+        self._settled: dict[Key, int] = {}
+        self._waiting: dict[Key, str] = {}
+        self._granted: dict[str, float] = {}
+        self._started: dict[str, Assignment] = {}
+        self._kept: dict[str, float] = {}
+        self._running: list[Running] = []
+        self._reports: dict[str, ReplicaReport] = {}
+        self._generations: dict[str, int] = {}
+        self._adopted = False
+        self.problem: str | None = None
+
+    def take_over(self) -> None:
+        """Read the generations of the former leader. Call it when this process leads."""
+        found = self._decisions.generations()
+        self._generations = {name: last for (name, _), last in found.items() if scratch_of(name)}
+
+    def wake(self) -> None:
+        """Look for pending versions now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Verify pending versions, for ever."""
+        while True:
+            self._wake.clear()
+            try:
+                await self.check()
+                self.problem = None
+            except (TidegateError, StoreUnavailable) as error:
+                if error.message != self.problem:
+                    log.warning("versions were not verified", extra={"problem": error.message})
+                self.problem = error.message
+            except Exception as error:  # the next check tries again
+                log.exception("verifying versions failed")
+                self.problem = f"The last check of the scratch replicas failed: {error}"
+            kept = KEPT_PERIOD_S if self._running else PERIOD_S
+            pause = BUSY_PERIOD_S if self._pending() else kept
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+
+    async def check(self) -> None:
+        """Look at the pending versions and the scratch replicas once, and act."""
+        if self._source.current is None:
+            return
+        pending = self._pending()
+        if not pending and not self._running and self._adopted:
+            return
+        self._running = [
+            each
+            for each in await self._launcher.list()
+            if scratch_of(each.deployment) and not self._pool.became_replica(each.replica)
+        ]
+        self._adopted = True
+        self._reports = {report.replica: report for report in await self._store.replicas()}
+        now = self._clock()
+        found = plan(pending, self._running, self._reports, self._attempts, now)
+        self._attempts = dict(found.attempts)
+        self._grant(pending, now)
+        await self._act(found)
+
+    def view(self) -> list[dict[str, Any]]:
+        """Return the pending versions with their scratch replicas, for JSON."""
+        running = {scratch_of(each.deployment): each for each in self._running if each.alive}
+        found = []
+        for version in self._pending():
+            key = version.model, version.number
+            replica = running.get(key)
+            report = self._reports.get(replica.replica) if replica else None
+            kept = self._attempts.get(key, Attempts(0))
+            step = report.message if report else "starting" if replica else self._waiting.get(key, "waiting")
+            found.append(
+                {
+                    "model": version.model,
+                    "version": version.number,
+                    "replica": replica.replica if replica else None,
+                    "step": step,
+                    "failed_tries": kept.deaths + kept.interruptions,
+                    "last_failure": kept.message,
+                }
+            )
+        return found
+
+    def _pending(self) -> list[Version]:
+        versions = self._source.current.versions if self._source.current else []
+        return [
+            each
+            for each in versions
+            if each.verification.state == "pending"
+            and self._settled.get((each.model, each.number)) != each.verification.round
+        ]
+
+    def _grant(self, pending: list[Version], now: float) -> None:
+        """Let the scratch replicas read their artifacts for some more seconds."""
+        versions = {(each.model, each.number): each for each in pending}
+        for each in self._running:
+            version = versions.get(scratch_of(each.deployment) or ("", 0))
+            if version is not None and now - self._granted.get(each.replica, 0.0) >= GRANT_EVERY_S:
+                self._granted[each.replica] = now
+                self._grants.launching(each.replica, version.artifact_sha256)
+
+    async def _act(self, found: ScratchPlan) -> None:
+        for each in found.settle:
+            await self._settle(each)
+            if each.result.state == "verified":
+                self._keep(each)
+        now = self._clock()
+        for replica, cause in found.kill:
+            if self._is_kept(replica, now) or not self._pool.release_verified(replica):
+                continue
+            log.info("ending a scratch replica", extra={"replica": replica, "cause": cause})
+            await self._launcher.kill(replica)
+            for noted in (self._granted, self._started, self._kept):
+                noted.pop(replica, None)
+            with contextlib.suppress(StoreUnavailable):
+                await self._store.forget_replica(replica)
+        for version in found.launch:
+            await self._launch(version)
+
+    def _keep(self, verified: Settle) -> None:
+        """Keep the scratch replica of a version that was just verified, for its first replica."""
+        name = deployment_of_scratch(verified.model, verified.number)
+        for each in self._running:
+            if each.alive and each.deployment == name and each.replica in self._started:
+                self._kept[each.replica] = self._clock() + KEEP_S
+                self._pool.keep_verified(self._started[each.replica])
+
+    def _is_kept(self, replica: str, now: float) -> bool:
+        alive = any(each.replica == replica and each.alive for each in self._running)
+        return alive and now < self._kept.get(replica, 0.0)
+
+    async def _settle(self, each: Settle) -> None:
+        with contextlib.suppress(NotFound):  # the version was deleted
+            await self._registry.put_verification(each.model, each.number, each.result)
+        self._settled[each.model, each.number] = each.result.round
+        self._attempts.pop((each.model, each.number), None)
+        extra = {"model": each.model, "version": each.number, "state": each.result.state}
+        log.info("a version was verified", extra=extra | {"reason": each.result.message})
+        self._source.refresh_soon()
+
+    async def _launch(self, version: Version) -> None:
+        key = version.model, version.number
+        try:
+            spec, task = await self._registry.verification_task(*key)
+        except NotFound:
+            return
+        now = self._clock()
+        created = datetime.fromtimestamp(now, UTC)
+        deployment = Deployment(**dict(spec), revision=0, created_at=created)
+        host = await self._probe.read()
+        if why := obstacle(deployment, host, self._policy, cordoned=self._is_cordoned()):
+            self._waiting[key] = f"waiting: {why}"
+            return
+        self._waiting.pop(key, None)
+        name = deployment_of_scratch(*key)
+        generation = self._generations.get(name, 0) + 1
+        self._decisions.save_generation(name, 0, generation)
+        self._generations[name] = generation
+        replica = replica_name(name, 0, generation)
+        self._grants.launching(replica, version.artifact_sha256)
+        self._granted[replica] = now
+        assignment = Assignment(
+            replica=replica,
+            generation=generation,
+            deployment=deployment,
+            version=version,
+            launched_at=now,
+            scratch=task,
+        )
+        self._started[replica] = assignment
+        try:
+            await self._launcher.launch(assignment)
+        except TidegateError as error:
+            log.warning("starting a scratch replica failed", extra={"problem": error.message})
+            memory, result = after_failed_launch(
+                version, deployment, self._attempts.get(key), error.message, now
+            )
+            self._attempts[key] = memory
+            if result is not None:
+                await self._settle(Settle(*key, result))

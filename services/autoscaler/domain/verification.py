@@ -1,0 +1,194 @@
+"""Decide which scratch replicas start and end, and which versions are verified or rejected. Pure.
+
+A scratch replica loads one pending version, checks it and reports. The name of its Deployment is
+``scratch-<model>-<version>-``, which is never the name of a Deployment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from services.autoscaler.domain.launcher import Running
+from services.autoscaler.domain.snapshot import Host, Policy
+from tidegate.kernel.protocol.models import Assignment, Deployment, Version
+from tidegate.kernel.protocol.presence import ReplicaReport
+from tidegate.kernel.protocol.verification import MAX_MESSAGE, ScratchOutcome, VerificationResult
+
+# One model that dies twice is rejected. What is not the model's fault gets one more try.
+DEATHS, INTERRUPTIONS = 2, 3
+AT_ONCE = 2  # more scratch replicas at the same time would measure each other
+PREFIX, SUFFIX = "scratch-", "-"
+SILENT_S = 30.0
+LONGEST_S = 2400.0  # a worker ends its own installation and start before that
+BACKOFF_S = 1.0
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The failed scratch replicas of one round of a version. The next one starts at ``not_before``."""
+
+    round: int
+    deaths: int = 0
+    interruptions: int = 0
+    not_before: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The result of a version."""
+
+    model: str
+    number: int
+    result: VerificationResult
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchPlan:
+    """The versions to verify now, the results, and the scratch replicas to end with the cause."""
+
+    launch: tuple[Version, ...] = ()
+    settle: tuple[Settle, ...] = ()
+    kill: tuple[tuple[str, str], ...] = ()
+    attempts: Mapping[Key, Attempts] = field(default_factory=dict)
+
+
+def deployment_of_scratch(model: str, number: int) -> str:
+    """Return the first part of the names of a version's scratch replicas."""
+    return f"{PREFIX}{model}-{number}{SUFFIX}"
+
+
+def scratch_of(deployment: str) -> Key | None:
+    """Return the version in a name of :func:`deployment_of_scratch`; None for other names."""
+    if not (deployment.startswith(PREFIX) and deployment.endswith(SUFFIX)):
+        return None
+    model, _, number = deployment[len(PREFIX) : -len(SUFFIX)].rpartition("-")
+    return (model, int(number)) if model and number.isdecimal() else None
+
+
+def fits(scratch: Assignment, assignment: Assignment) -> bool:
+    """Return True if the scratch replica of a verified version can become this replica of it."""
+    of, for_ = scratch.deployment, assignment.deployment
+    same = (of.model, of.version, of.image, of.resources) == (
+        for_.model,
+        for_.version,
+        for_.image,
+        for_.resources,
+    )
+    return same and assignment.scratch is None
+
+
+def plan(
+    pending: Sequence[Version],
+    running: Sequence[Running],
+    reports: Mapping[str, ReplicaReport],
+    attempts: Mapping[Key, Attempts],
+    now: float,
+) -> ScratchPlan:
+    """Return what to do now. ``running`` are the scratch replicas, ``reports`` the heartbeats of workers."""
+    wanted = {(version.model, version.number): version for version in pending}
+    memory = {
+        key: kept
+        for key, version in wanted.items()
+        if (kept := attempts.get(key, Attempts(0))).round == version.verification.round
+    }
+    settle, kill, busy = list[Settle](), list[tuple[str, str]](), set[Key]()
+    for each in running:
+        key = scratch_of(each.deployment)
+        version = wanted.get(key) if key else None
+        if key is None or version is None:
+            kill.append((each.replica, "its version is not pending"))
+            continue
+        outcome = _outcome(each, reports.get(each.replica), version.verification.round, now)
+        if outcome is None:
+            busy.add(key)
+            continue
+        kill.append((each.replica, outcome.kind))
+        memory[key], result = _judged(memory.get(key, Attempts(outcome.round)), outcome, now)
+        if result is not None:
+            settle.append(Settle(*key, result))
+            busy.add(key)
+    free = max(0, AT_ONCE - len(busy))
+    due = [
+        version
+        for key, version in sorted(wanted.items(), key=lambda item: item[1].created_at)
+        if key not in busy and memory.get(key, Attempts(0)).not_before <= now
+    ]
+    return ScratchPlan(tuple(due[:free]), tuple(settle), tuple(kill), memory)
+
+
+def after_failed_launch(
+    version: Version, deployment: Deployment, kept: Attempts | None, message: str, now: float
+) -> tuple[Attempts, VerificationResult | None]:
+    """Return the attempts after a scratch replica that could not be started, and the result, if that was it.
+
+    If the machine has no free GPU, the version is skipped. Else it could never replace the one that serves.
+    """
+    round_ = version.verification.round
+    outcome = ScratchOutcome(round=round_, kind="interrupted", message=message)
+    memory, result = _judged(kept or Attempts(round_), outcome, now)
+    if result is not None and (deployment.resources.gpus or deployment.resources.gpu_memory_mb):
+        result = result.model_copy(update={"state": "skipped"})
+    return memory, result
+
+
+def obstacle(deployment: Deployment, host: Host | None, policy: Policy, *, cordoned: bool) -> str:
+    """Return why no scratch replica may start now; empty if it may."""
+    if cordoned:
+        return "the host is cordoned, so no scratch replica starts"
+    needed = deployment.resources.memory_mb or policy.replica_memory_mb
+    if host is None or host.available_mb is None:
+        return ""
+    free = host.available_mb - host.memory_mb * (1.0 - policy.host_memory)
+    if needed <= free:
+        return ""
+    return f"the host has {max(0.0, free):,.0f} MiB free, and a scratch replica needs {needed:,} MiB"
+
+
+def _outcome(
+    running: Running, report: ReplicaReport | None, round_: int, now: float
+) -> ScratchOutcome | None:
+    """Return how a scratch replica ended; None while it works."""
+    if report is not None and report.scratch is not None:
+        found = ScratchOutcome.model_validate(report.scratch)
+        if found.round == round_:
+            return found
+        return ScratchOutcome(round=round_, kind="interrupted", message="it was of an earlier round")
+    if not running.alive:
+        kind = "died" if running.out_of_memory else "interrupted"
+        why = "its memory limit was reached: " if running.out_of_memory else ""
+        return ScratchOutcome.model_validate(
+            {"round": round_, "kind": kind, "message": f"{why}{running.ending or 'its process is gone'}"}
+        )
+    age = now - running.launched_at
+    if age > LONGEST_S or (report is None and age > SILENT_S):
+        late = f"no result after {LONGEST_S:g} s" if age > LONGEST_S else f"no heartbeat for {SILENT_S:g} s"
+        return ScratchOutcome(round=round_, kind="interrupted", message=late)
+    return None
+
+
+def _judged(
+    kept: Attempts, outcome: ScratchOutcome, now: float
+) -> tuple[Attempts, VerificationResult | None]:
+    """Return the attempts after an outcome, and the version's result if there is no further try."""
+    if outcome.kind in ("verified", "rejected"):
+        result = VerificationResult.model_validate(
+            {"round": outcome.round, "state": outcome.kind, "message": outcome.message, "card": outcome.card}
+        )
+        return kept, result
+    died = outcome.kind == "died"
+    kept = replace(
+        kept,
+        deaths=kept.deaths + died,
+        interruptions=kept.interruptions + (not died),
+        message=outcome.message,
+    )
+    kept = replace(kept, not_before=now + BACKOFF_S * 2 ** (kept.deaths + kept.interruptions - 1))
+    if kept.deaths < DEATHS and kept.interruptions < INTERRUPTIONS:
+        return kept, None
+    cause = "" if died else "no scratch replica reported a result: "
+    message = f"After {kept.deaths + kept.interruptions} tries: {cause}{outcome.message}"
+    return kept, VerificationResult(round=outcome.round, state="rejected", message=message[:MAX_MESSAGE])

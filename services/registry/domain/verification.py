@@ -1,0 +1,121 @@
+"""Decide which versions may serve, and what a scratch replica runs to verify one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from services.registry.domain import merge
+from services.registry.domain.desired_state import (
+    Change,
+    PutDeployment,
+    PutEndpoint,
+    RegistrySnapshot,
+    StoredEndpoint,
+)
+from tidegate.kernel.errors import Conflict
+from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Format
+from tidegate.kernel.protocol.verification import (
+    NOT_VERIFIED,
+    Verification,
+    VerificationOptions,
+    VerificationResult,
+)
+
+# Options of a Deployment that decide how a replica loads and runs its version.
+RUN_OPTIONS = (
+    "threads", "instances", "batching", "max_concurrency", "start_timeout_s", "env", "resources", "image",
+    "llm", "upstream",
+)  # fmt: skip
+_SKIPPED: dict[Format, str] = {
+    "llm": "A language model is not loaded a second time: its first replica shows if it loads.",
+    "oip": "The model runs at another server, and each call may cost money.",
+}
+
+
+def at_registration(format_: Format, now: datetime, *, enabled: bool, round_: int = 1) -> Verification:
+    """Return the verification of a version that is registered now, or that is verified again."""
+    if not enabled:
+        return Verification()
+    if (reason := _SKIPPED.get(format_)) is not None:
+        return Verification(state="skipped", message=reason, round=round_, at=now)
+    return Verification(state="pending", round=round_, at=now)
+
+
+def settled(stored: Verification, result: VerificationResult, now: datetime) -> Verification | None:
+    """Return the verification after a result; None if the result is of an earlier round, or came before."""
+    if stored.state != "pending" or stored.round != result.round:
+        return None
+    card = result.card or stored.card
+    return Verification(state=result.state, message=result.message, round=result.round, at=now, card=card)
+
+
+def scratch_spec(
+    snapshot: RegistrySnapshot, model: str, number: int, options: VerificationOptions
+) -> DeploymentSpec:
+    """Return the Deployment of the scratch replica of a version. Raise BadRequest for invalid options.
+
+    It runs like the Deployment that serves the model now, with the publisher's options.
+    """
+    endpoint = snapshot.endpoints.get(model)
+    base: dict[str, Any] = {}
+    if endpoint is not None:
+        current = snapshot.heaviest(endpoint.spec.targets).model_dump()
+        base = {name: current[name] for name in RUN_OPTIONS}
+    given = {name: value for name, value in options.deployment.items() if name in RUN_OPTIONS}
+    return merge.deployment(
+        {**base, "name": "scratch", "model": model, "version": number}, given, "The verification"
+    )
+
+
+def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
+    """Raise Conflict if a change gives work to a version that is pending or was rejected.
+
+    A Deployment with ``unverified`` may run it. What runs already may stay: only new Deployments, and new
+    targets, rules, shadows and failovers of an Endpoint are checked.
+    """
+    after = before.after(changes)
+    for change in changes:
+        match change:
+            case PutDeployment(stored, True):
+                _check(after, stored.spec)
+            case PutEndpoint(spec):
+                known = before.endpoints.get(spec.name)
+                for name in sorted(_used(spec) - _used_before(known)):
+                    if (found := after.deployments.get(name)) is not None:
+                        _check(after, found.spec)
+
+
+def refusal(model: str, number: int, verification: Verification) -> Conflict:
+    """Return the error for a version that may not serve, with the next command."""
+    anyway = f"Serve it anyway: `tidegate deploy {model} --version {number} --force` (API: unverified=true)."
+    if verification.state == "pending":
+        return Conflict(
+            f"Version {number} of model {model!r} is not verified yet: a scratch replica loads it first. "
+            f"Wait for it: `tidegate verify {model} --version {number}`. {anyway}",
+            reason=NOT_VERIFIED,
+        )
+    return Conflict(
+        f"Version {number} of model {model!r} was rejected: {verification.message.rstrip('.')}. Correct it "
+        f"and deploy it again, or verify it again: `tidegate verify {model} --version {number}`. {anyway}",
+        reason=NOT_VERIFIED,
+    )
+
+
+def _check(snapshot: RegistrySnapshot, spec: DeploymentSpec) -> None:
+    found = snapshot.refused.get((spec.model, spec.version))
+    if found is not None and not spec.unverified:
+        raise refusal(spec.model, spec.version, found)
+
+
+def _used(spec: EndpointSpec) -> set[str]:
+    used = {target.deployment for target in spec.targets} | {rule.deployment for rule in spec.rules}
+    used |= set(spec.failover)
+    return used | ({spec.shadow.deployment} if spec.shadow is not None else set())
+
+
+def _used_before(stored: StoredEndpoint | None) -> set[str]:
+    if stored is None:
+        return set()
+    return _used(stored.spec) | {target.deployment for target in stored.spec.previous}

@@ -1,0 +1,38 @@
+"""Compute the figures of a capacity card from the measured times of calls. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tidegate.kernel.protocol.verification import USUAL_ROWS, BatchFigures
+
+
+def sizes(largest: int) -> list[int]:
+    """Return the batch sizes to measure, up to ``largest`` rows (0: the model has no batch axis)."""
+    return sorted({1, min(USUAL_ROWS, max(1, largest)), max(1, largest)})
+
+
+def figures(rows: int, times_s: Sequence[float], wall_s: float) -> BatchFigures:
+    """Return the figures of one batch size: the times of its calls, and the time of all of them together."""
+    ordered = sorted(times_s)
+    return BatchFigures(
+        rows=rows,
+        p50_ms=_ms(_rank(ordered, 0.5)),
+        p99_ms=_ms(_rank(ordered, 0.99)),
+        rows_per_s=round(rows * len(ordered) / max(wall_s, 1e-9), 3),
+    )
+
+
+def requests_per_s(batches: Sequence[BatchFigures]) -> float | None:
+    """Return how many requests of one row a replica answers in a second; None if no call was measured."""
+    return max((each.rows_per_s for each in batches), default=None)
+
+
+def _rank(ordered: Sequence[float], share: float) -> float:
+    """Return the smallest value that ``share`` of the values do not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

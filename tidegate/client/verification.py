@@ -1,0 +1,105 @@
+"""Read and start the verification of versions through a gateway: shared by both clients.
+
+The caller's key needs the scope that the registry's routes need (`docs/access.md`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import orjson
+
+from tidegate.client.core import Core
+from tidegate.client.flow import Flow, Sleep, T
+from tidegate.client.jobs import Document, document_of
+from tidegate.kernel.errors import DeadlinePassed
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationFlows:
+    """The calls. Each returns the verification of a version, with its capacity card."""
+
+    core: Core
+
+    def read(self, model: str, version: int) -> Flow[Document]:
+        """Return the verification of a version."""
+        return document_of((yield from self.core.call("GET", _path(model, version), None)))
+
+    def start(self, model: str, version: int, samples: Sequence[Document]) -> Flow[Document]:
+        """Verify a version again."""
+        answer = yield from self.core.caller.call(
+            "POST",
+            _path(model, version),
+            timeout_s=self.core.timeout_s,
+            headers={"Content-Type": "application/json"},
+            content=orjson.dumps({"samples": list(samples)}),
+            repeatable=True,
+        )
+        return document_of(answer)
+
+    def wait(self, model: str, version: int, timeout_s: float) -> Flow[Document]:
+        """Return the verification when it is settled. Raise DeadlinePassed after ``timeout_s``."""
+        clock = self.core.caller.clock
+        deadline = clock() + timeout_s
+        while True:
+            found = yield from self.read(model, version)
+            if found["state"] != "pending":
+                return found
+            if clock() >= deadline:
+                raise DeadlinePassed(
+                    f"Version {version} of {model} is not verified after {timeout_s:g} s. "
+                    f"See: tidegate verify {model} --version {version}",
+                    reason="not_verified",
+                )
+            yield Sleep(POLL_S)
+
+
+class VerificationCalls:
+    """The blocking calls. See `docs/verification.md`."""
+
+    _verification: VerificationFlows
+
+    @abstractmethod
+    def _run(self, flow: Flow[T]) -> T: ...
+
+    def verification(self, model: str, version: int) -> Document:
+        """Return the ``state`` of a version's verification, its ``message`` and its capacity ``card``."""
+        return self._run(self._verification.read(model, version))
+
+    def verify(self, model: str, version: int, samples: Sequence[Document] = ()) -> Document:
+        """Verify a version again, with these samples or with those of the last verification."""
+        return self._run(self._verification.start(model, version, samples))
+
+    def wait_verified(self, model: str, version: int, timeout_s: float = 120.0) -> Document:
+        """Wait until a version is verified, rejected or skipped. Raise DeadlinePassed."""
+        return self._run(self._verification.wait(model, version, timeout_s))
+
+
+class AsyncVerificationCalls:
+    """The calls of :class:`VerificationCalls` for asyncio."""
+
+    _verification: VerificationFlows
+
+    @abstractmethod
+    async def _run(self, flow: Flow[T]) -> T: ...
+
+    async def verification(self, model: str, version: int) -> Document:
+        """Return the verification of a version; see :meth:`VerificationCalls.verification`."""
+        return await self._run(self._verification.read(model, version))
+
+    async def verify(self, model: str, version: int, samples: Sequence[Document] = ()) -> Document:
+        """Verify a version again; see :meth:`VerificationCalls.verify`."""
+        return await self._run(self._verification.start(model, version, samples))
+
+    async def wait_verified(self, model: str, version: int, timeout_s: float = 120.0) -> Document:
+        """Wait until a version is settled; see :meth:`VerificationCalls.wait_verified`."""
+        return await self._run(self._verification.wait(model, version, timeout_s))
+
+
+def _path(model: str, version: int) -> str:
+    return f"/api/registry/v1/models/{quote(model, safe='')}/versions/{version}/verification"

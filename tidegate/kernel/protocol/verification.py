@@ -1,0 +1,114 @@
+"""The verification of a version before it serves, and the capacity that it measures."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tidegate.kernel.protocol.nouns import LARGEST, Noun, Written
+
+VerificationState = Literal["unchecked", "pending", "verified", "rejected", "skipped"]
+# Versions in these states get no traffic, unless their Deployment says `unverified`.
+REFUSED_STATES: tuple[VerificationState, ...] = ("pending", "rejected")
+NOT_VERIFIED = "not_verified"
+MAX_MESSAGE = 4000
+# Calls of a new replica seldom have more rows: fuller ones need many callers at the same time.
+USUAL_ROWS = 8
+MAX_SAMPLES = 100
+
+
+class BatchFigures(Noun):
+    """The measured calls of one batch size: milliseconds of a call, and rows per second in all."""
+
+    rows: int = Field(ge=1, le=LARGEST)
+    p50_ms: float
+    p99_ms: float
+    rows_per_s: float
+
+
+class CapacityCard(Noun):
+    """The figures of a version that a scratch replica measured, on a machine with ``cpu`` and ``cores``.
+
+    ``requests_per_s`` is what Triton answers with requests of one row, in the best of ``batches``. None: the
+    model was not called. ``memory_mb`` is the memory of the replica's processes. ``start_s`` is the time
+    from the launch until the model was warm, without the installation of requirements. ``load_ms`` is the
+    part of it in which Triton loaded the model.
+    """
+
+    requests_per_s: float | None = None
+    batches: list[BatchFigures] = Field(default_factory=list)
+    memory_mb: int = 0
+    load_ms: float = 0.0
+    start_s: float = 0.0
+    cpu: str = ""
+    cores: int = 0
+    device: str = ""
+    measured_at: datetime
+
+    @property
+    def expected_rps(self) -> float | None:
+        """Return the requests per second to expect of a new replica: with up to ``USUAL_ROWS`` in a call."""
+        usual = [each.rows_per_s for each in self.batches if each.rows <= USUAL_ROWS]
+        return max(usual, default=self.requests_per_s)
+
+
+class Verification(Noun):
+    """The verification of a version.
+
+    ``state``: ``unchecked`` was never verified, ``pending`` waits for its scratch replica, ``verified`` and
+    ``rejected`` were checked, and ``skipped`` cannot be checked. ``message`` says why, with Triton's own
+    message. ``round`` counts the verifications of the version. ``at`` is the time of the last change.
+    """
+
+    state: VerificationState = "unchecked"
+    message: str = Field("", max_length=MAX_MESSAGE)
+    round: int = Field(0, ge=0, le=LARGEST)
+    at: datetime | None = None
+    card: CapacityCard | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Return True if new Deployments and targets must not use the version."""
+        return self.state in REFUSED_STATES
+
+
+class VerificationOptions(Written):
+    """The options of a publisher for the verification of a version.
+
+    ``deployment``: options of the Deployment, such as ``env`` and ``resources``. ``samples``: inference
+    requests that the version must answer. Each may have ``expected`` outputs and a ``tolerance``.
+    """
+
+    deployment: dict[str, Any] = Field(default_factory=dict)
+    samples: list[dict[str, Any]] = Field(default_factory=list, max_length=MAX_SAMPLES)
+
+
+class VerificationResult(Noun):
+    """The result of one round: ``verified``, ``rejected`` or ``skipped``, with its reason."""
+
+    round: int = Field(ge=0, le=LARGEST)
+    state: Literal["verified", "rejected", "skipped"]
+    message: str = Field("", max_length=MAX_MESSAGE)
+    card: CapacityCard | None = None
+
+
+class ScratchTask(Noun):
+    """The samples that a scratch replica checks in one round. A scratch replica never gets a request."""
+
+    round: int = Field(ge=0, le=LARGEST)
+    samples: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class ScratchOutcome(Noun):
+    """The outcome that a scratch replica reports in its heartbeats.
+
+    ``rejected``: the model is wrong, and another try would be the same. ``died``: a process of the model
+    ended. ``interrupted``: the cause is not the model, so it is tried again.
+    """
+
+    round: int
+    kind: Literal["verified", "rejected", "died", "interrupted"]
+    message: str = ""
+    card: CapacityCard | None = None
