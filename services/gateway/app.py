@@ -51,6 +51,7 @@ from services.gateway.job_wiring import JobWiring
 from services.gateway.llm_wiring import LLM_BODIES, LlmWiring
 from services.gateway.rows_wiring import ROWS_BODIES, rows_routers
 from services.gateway.settings import GatewaySettings
+from services.gateway.triton_wiring import TritonWiring, permissions_of
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
 from tidegate.kernel.http.heads import LOOPBACK
@@ -113,6 +114,7 @@ class Parts(NamedTuple):
     traces: SpanExport | None
     feedback: FeedbackWiring
     costs: RequestCosts | None
+    triton: TritonWiring
 
 
 def build(settings: GatewaySettings) -> Gateway:
@@ -147,6 +149,7 @@ def _rest_app(
             models.health,
             models.router,
             generate.router,
+            *parts.triton.routers,
             # Before OpenAI's: they share the path of one model.
             *rows_routers(
                 parts.core, access, parts.limits, parts.metrics, parts.log, parts.catalogue, llm.openai.model
@@ -156,6 +159,7 @@ def _rest_app(
             parts.feedback.router,
             parts.access_wiring.router,
         ],
+        permissions=permissions_of(settings),
         identify=access.authenticate,
         front=openapi.PATHS,
         body_bytes=API_BODY_BYTES,
@@ -183,6 +187,7 @@ def _inference_handler(settings: GatewaySettings, parts: Parts, origins: Origins
         jobs=parts.job_wiring.submission,
         body_bytes_per_s=settings.http_body_bytes_per_s,
         costs=parts.costs,
+        beside=parts.triton.beside,
     )
 
 
@@ -268,6 +273,7 @@ def _parts(settings: GatewaySettings) -> Parts:
         traces=export,
         feedback=feedback,
         costs=costs if settings.cost_header else None,
+        triton=TritonWiring(settings, core, limits, traced=export is not None),
     )
 
 
@@ -302,6 +308,7 @@ async def _running(
     await parts.heartbeat.stop()
     await parts.traffic.stop()
     await parts.access_wiring.stop()
+    await parts.triton.stop()
     await parts.routes.stop()
     await parts.log.stop()
     if parts.traces is not None:
@@ -315,11 +322,13 @@ def _grpc_server(
     settings: GatewaySettings, parts: Parts, health: Health, certificate: ServerCertificate | None
 ) -> GrpcServer:
     access = parts.access_wiring.access
-    calls = GrpcInference(parts.core, access, parts.metadata, parts.metrics, parts.log, parts.costs)
+    calls = GrpcInference(
+        parts.core, access, parts.metadata, parts.metrics, parts.log, parts.costs, parts.triton.beside
+    )
     most = settings.max_body_bytes + HEAD_BYTES
     return GrpcServer(
         [
-            InferenceService(calls, parts.catalogue, health, max_bytes=most),
+            InferenceService(calls, parts.catalogue, health, parts.triton.methods, max_bytes=most),
             TfServing(calls, parts.catalogue, max_bytes=most),
         ],
         HealthService(health),

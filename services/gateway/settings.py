@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -120,6 +121,22 @@ class GatewaySettings(Settings):
         description="`required`: every request needs a credential. `auto`: if the gateway listens on a "
         "loopback address, inference needs none; on any other address, the same as `required`.",
     )
+    model_control: Literal["operate", "infer", "off"] = Field(
+        "operate",
+        description="Who may load and unload models by Triton's API: callers with the scope `operate`; "
+        "`infer`: every caller that may use the model, as in Triton; `off`: nobody.",
+    )
+    shared_memory: Literal["local", "off"] = Field(
+        "local",
+        description="`local`: callers on the gateway's host may put tensors into system shared memory, and "
+        "register segments of their own user. `off`: nobody may.",
+    )
+    header_forward_pattern: str = Field(
+        "",
+        description="Regular expression for names of request headers, in lower case. A header whose whole "
+        "name matches becomes a parameter of the request for the model; credentials never do. Empty: none. "
+        "Requests with different values do not share a model call.",
+    )
     usage_interval_s: float = Field(
         2.0, gt=0, description="How often a gateway reports its callers' usage, in seconds."
     )
@@ -142,6 +159,15 @@ class GatewaySettings(Settings):
         description="Origins, separated by commas, whose web pages may call the gateway, such as "
         "`https://console.example`. `*`: every origin. Empty: none.",
     )
+
+    @field_validator("header_forward_pattern")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
 
     @field_validator("cors_origins")
     @classmethod

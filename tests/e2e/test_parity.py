@@ -20,7 +20,10 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
 from tests.conftest import PATIENCE_S
+from tests.e2e import wrong_requests
 from tests.e2e.direct import Doors, running_triton
+from tests.e2e.wrong_requests import DIFFERENT, NOT_500, REST, RPC
+from tests.triton_examples.models import MODELS
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
 pytestmark = pytest.mark.e2e
@@ -78,6 +81,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (version / "model.py").write_text(MODEL)
     (version.parent / "config.pbtxt").write_text(config())
     (version.parent / "labels.txt").write_text("cat\ndog\n")
+    MODELS[wrong_requests.NAME].write(repository / wrong_requests.NAME)
     return repository
 
 
@@ -91,7 +95,8 @@ def direct(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="session")
 def gateway(stack, directory: Path) -> Doors:
     """The gateway, with the same directory deployed."""
-    stack.deploy(directory / NAME, NAME, "--min", "1", "--max", "1")
+    for name in (wrong_requests.NAME, NAME):
+        stack.deploy(directory / name, name, "--min", "1", "--max", "1")
     return Doors(stack.settings.gateway_url, stack.settings.gateway_grpc_target)
 
 
@@ -221,3 +226,25 @@ def test_configuration_and_statistics_have_the_same_shape(gateway: Doors, direct
     )
     assert asked.keys() == told.keys()
     assert asked["inference_stats"].keys() == told["inference_stats"].keys()
+
+
+@pytest.mark.parametrize("name", [*REST, *RPC])
+def test_a_wrong_request_gets_tritons_words(gateway: Doors, direct: Doors, name: str) -> None:
+    """The gateway's error begins with Triton's, except for those that the tables of differences name."""
+    wrong = REST.get(name) or RPC[name]
+    expected, got = wrong.send(direct), wrong.send(gateway)
+    same = got.status == expected.status and got.text.startswith(first_words(expected.text))
+    if name in DIFFERENT:
+        assert not same, f"it is no longer different: {got}"
+        assert got.status not in (500, "INTERNAL")
+    elif name in NOT_500:
+        assert expected.status in (500, "INTERNAL")
+        assert got.status in (400, "INVALID_ARGUMENT")
+        assert got.text.startswith(expected.text.partition(": ")[0])
+    else:
+        assert same, f"Triton: {expected}; the gateway: {got}"
+
+
+def first_words(text: str) -> str:
+    """Triton's error without its long note about shapes."""
+    return text.partition(" NOTE: ")[0]

@@ -83,5 +83,5 @@ def test_leaves_nothing_when_it_is_stopped(stack: Stack, tuned: str, tmp_path: P
 def test_an_input_that_the_model_refuses(stack: Stack, tuned: str, tmp_path: Path):
     done = stack.run("tune", tuned, "--data", "[[1, 2, 3]]", "-c", "1", "--png", str(tmp_path / "never.png"))
     assert done.returncode == 1
-    assert "expected shape" in done.stderr
+    assert "unexpected shape" in done.stderr
     wait_gone(stack, tuned)

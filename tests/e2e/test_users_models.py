@@ -222,7 +222,7 @@ class TritonPythonModel:
     bias = {"name": "bias", "datatype": "FP32", "shape": [1, 1], "data": [1]}
     answer = httpx.post(url, json={"inputs": [bias]}, timeout=120)
     assert answer.status_code == 400
-    assert "missing input 'x'" in answer.json()["error"]
+    assert "missing required input(s) ['x']" in answer.json()["error"]
 
     (folder / "config.pbtxt").write_text(XY + own.replace("dynamic_batching {", "sequence_batching {"))
     done = stack.run("deploy", str(folder), "--name", "own")

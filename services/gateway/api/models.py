@@ -6,19 +6,17 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.requests import ClientDisconnect
 
-from services.gateway.application.catalogue import EXTENSIONS, Catalogue
+from services.gateway.api.request_body import small_body
+from services.gateway.application.catalogue import EXTENSIONS, SERVER_NAME, Catalogue
 from services.gateway.application.inference.core import InferenceCore
 from tidegate.kernel import telemetry
-from tidegate.kernel.errors import BadRequest, Forbidden, PayloadTooLarge
+from tidegate.kernel.errors import BadRequest, Forbidden
 from tidegate.kernel.http.answers import error_body
 from tidegate.kernel.protocol.access import INFER, PUBLISH, Principal, may_not_use
 from tidegate.kernel.protocol.bounded_json import plain
 from tidegate.kernel.service import caller
 from tidegate.version import VERSION
-
-SMALL_BODY = 65_536
 
 
 async def _caller(request: Request) -> Principal:
@@ -46,25 +44,12 @@ def _catalogue(request: Request) -> Catalogue:
     return catalogue
 
 
-async def _small_body(request: Request) -> bytes:
-    """Return a small body. Its content type is ignored, as in Triton."""
-    body = b""
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > SMALL_BODY:
-                raise PayloadTooLarge(f"the body is larger than {SMALL_BODY} bytes")
-    except ClientDisconnect:
-        raise BadRequest("the caller closed the connection before the request was complete") from None
-    return body
-
-
 def _only_ready(body: bytes) -> bool:
     """Return the field ``ready`` in the body of ``/repository/index``; raise BadRequest."""
     try:
         request = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the request is not JSON: {plain(error)}") from None
+        raise BadRequest(f"failed to parse the request JSON buffer: {plain(error)}") from None
     if not isinstance(request, dict):
         raise BadRequest("the request must be a JSON object")
     ready = request.get("ready", False)
@@ -76,7 +61,7 @@ def _only_ready(body: bytes) -> bool:
 @router.get("")
 async def server_metadata() -> dict[str, Any]:
     """Return name, version and protocol extensions of this server."""
-    return {"name": "tidegate", "version": VERSION, "extensions": EXTENSIONS}
+    return {"name": SERVER_NAME, "version": VERSION, "extensions": EXTENSIONS}
 
 
 @health.get("/live")
@@ -109,40 +94,8 @@ async def index(request: Request, principal: Caller) -> list[dict[str, str]]:
 
     With the body ``{"ready": true}``, return only the ready ones.
     """
-    ready = _only_ready(await _small_body(request))
+    ready = _only_ready(await small_body(request))
     return [entry for entry in _catalogue(request).index(ready=ready) if principal.may(INFER, entry["name"])]
-
-
-@router.post("/repository/models/{model}/{action}")
-async def manage(model: str, action: str) -> None:
-    """Refuse: inference clients cannot load or unload models."""
-    raise BadRequest(
-        f"inference clients cannot {action} {model!r}: use `tidegate deploy` and `tidegate delete`"
-    )
-
-
-@router.get("/{kind}sharedmemory/status")
-@router.get("/{kind}sharedmemory/region/{name}/status")
-async def shared_memory(kind: str, name: str = "") -> list[str]:
-    """Return an empty list, because regions cannot be registered."""
-    return []
-
-
-@router.post("/{kind}sharedmemory/{rest:path}")
-async def register_shared_memory(kind: str, rest: str) -> None:
-    """Refuse: the model may run on another host than the caller."""
-    raise BadRequest("shared memory regions are not supported: the model may run on another host")
-
-
-@router.get("/logging")
-@router.post("/logging")
-@router.get("/trace/setting")
-@router.post("/trace/setting")
-@router.get("/models/{model}/trace/setting")
-@router.post("/models/{model}/trace/setting")
-async def operators_settings(model: str = "") -> None:
-    """Refuse: inference clients cannot read or change log and trace settings."""
-    raise BadRequest("inference clients cannot read or change log and trace settings")
 
 
 @router.get("/models/stats")

@@ -10,10 +10,12 @@ from starlette.requests import ClientDisconnect
 
 from services.gateway.api.body_limits import Body, BodyLimits, Headers
 from services.gateway.api.decompression import inflated
-from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.errors import BadRequest, PayloadTooLarge
 from tidegate.kernel.protocol.access import ANONYMOUS
 from tidegate.kernel.protocol.envelope import Buffer
 from tidegate.kernel.service import caller
+
+SMALL_BODY = 65_536
 
 
 class ReceivedBody(NamedTuple):
@@ -51,3 +53,16 @@ async def receive_body(request: Request, limits: BodyLimits) -> ReceivedBody:
         held.release()
         raise
     return ReceivedBody(body, held, started)
+
+
+async def small_body(request: Request) -> bytes:
+    """Return a small body; raise PayloadTooLarge. Its content type is ignored, as in Triton."""
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > SMALL_BODY:
+                raise PayloadTooLarge(f"the body is larger than {SMALL_BODY} bytes")
+    except ClientDisconnect:
+        raise BadRequest("the caller closed the connection before the request was complete") from None
+    return body

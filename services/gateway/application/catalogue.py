@@ -12,14 +12,19 @@ from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
 from tidegate.kernel.protocol import statistics
 from tidegate.kernel.store import Store
 
+# Clients of Triton look for this name.
+SERVER_NAME = "triton"
 EXTENSIONS = [
     "classification",
-    "model_repository(index)",
+    "model_repository",
     "schedule_policy",
     "model_configuration",
+    "system_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
     "generate",
     "request_deadline",
 ]
@@ -35,25 +40,19 @@ class Catalogue:
 
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
         """Return every model version and whether it is ready. With ``ready``, return only the ready ones."""
-        table = self._core.table()
-        versions = [
-            (endpoint.name, version, self._not_ready(route))
-            for endpoint in table.endpoints.values()
+        found = [
+            (endpoint.name, version, admission.state(route.wakeable, self._core.fleet(route.name)))
+            for endpoint in self._core.table().endpoints.values()
             for version, route in sorted(endpoint.versions.items())
         ]
         return [
-            {
-                "name": name,
-                "version": version,
-                "state": "UNAVAILABLE" if reason else "READY",
-                "reason": reason,
-            }
-            for name, version, reason in versions
-            if not (reason and ready)
+            {"name": name, "version": version, "state": state.word, "reason": state.reason}
+            for name, version, state in found
+            if not (state.reason and ready)
         ]
 
     def _not_ready(self, route: DeploymentRoute) -> str:
-        return admission.not_ready(route.wakeable, self._core.fleet(route.name))
+        return admission.state(route.wakeable, self._core.fleet(route.name)).reason
 
     def not_ready(self, model: str, version: str) -> str:
         """Return the reason why a model is not ready, or an empty string if it is ready.
@@ -119,6 +118,6 @@ class Catalogue:
             return [(endpoint, version, route)]
         table = self._core.table()
         if model and model not in table.endpoints:
-            raise NotFound(f"there is no model {model!r}: GET /v2/models lists all")
+            raise NotFound(f"requested model {model!r} is not available: GET /v2/models lists all")
         endpoints = [table.endpoints[model]] if model else list(table.endpoints.values())
         return [(e, number, e.versions[number]) for e in endpoints for number in sorted(e.versions, key=int)]

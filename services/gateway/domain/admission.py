@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from services.gateway.domain.fair_lane import Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
@@ -102,13 +104,25 @@ def too_late(
     )
 
 
-def not_ready(wakeable: bool, fleet: ReplicaFleet) -> str:
-    """Return why a request would get no answer; empty if a replica is ready or the request starts one."""
+class ModelState(NamedTuple):
+    """A state of Triton's repository index. ``reason``: why a request would get no answer now, or empty."""
+
+    word: str
+    reason: str = ""
+
+
+READY = ModelState("READY")
+
+
+def state(wakeable: bool, fleet: ReplicaFleet) -> ModelState:
+    """Return the state of a Deployment. It is ready if a replica is ready, or if a request starts one."""
     if fleet.ready:
-        return ""
+        return READY
     if not wakeable:
-        return "it is held at 0 replicas"
-    return fleet.fault or fleet.reloading
+        return ModelState("UNAVAILABLE", "unloaded: it is held at 0 replicas (`tidegate resume NAME`)")
+    if fleet.fault:
+        return ModelState("UNAVAILABLE", fleet.fault)
+    return ModelState("LOADING", fleet.reloading) if fleet.reloading else READY
 
 
 def predicted_wait_ms(outstanding: int, fleet: ReplicaFleet) -> float | None:

@@ -6,10 +6,13 @@ these checks. Errors name the tensor, the expected value and the received value.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from services.gateway.domain.shared_memory import OFFSET, REGION, SIZE, Regions, Sink, UsesRegions
 from tidegate.kernel.errors import BadRequest, Unavailable
 from tidegate.kernel.protocol.bounded_json import shown
 from tidegate.kernel.protocol.envelope import KEPT_KEY, LAST_PRIORITY, MAX_KEY, Buffer, Tensor, call_key
@@ -30,7 +33,7 @@ _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "c
 _FOR_THE_QUEUE = frozenset({"timeout", "priority"})
 # Request parameters of Triton that a queue cannot support; they are refused.
 _STATEFUL = {"sequence_id", "sequence_start", "sequence_end"}
-_SHARED_MEMORY = {"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
+_SHARED_MEMORY = {REGION, OFFSET, SIZE}
 
 _KEYS_KEPT = 1024
 # Limits of the call key; see tidegate.kernel.protocol.envelope.
@@ -52,6 +55,7 @@ class Decoded(NamedTuple):
     """A decoded request. ``wanted``: None means every output. ``binary``: the default form of outputs.
 
     ``timeout_ms``: the timeout in the request, or None. ``priority``: 1 goes first; 0 means none was given.
+    ``sinks``: the places in shared memory of the outputs that have one.
     """
 
     id: str
@@ -62,6 +66,17 @@ class Decoded(NamedTuple):
     binary: bool
     timeout_ms: float | None = None
     priority: int = 0
+    sinks: Mapping[str, Sink] | None = None
+
+
+class Beside(NamedTuple):
+    """The things that a request may use beside its body.
+
+    ``regions``: the caller's shared memory. ``forwarded``: headers that the model gets as parameters.
+    """
+
+    regions: Regions | None = None
+    forwarded: Mapping[str, str] = MappingProxyType({})
 
 
 class Options(NamedTuple):
@@ -77,9 +92,13 @@ _NO_OPTIONS = Options({})
 
 @dataclass(slots=True)
 class Contract:
-    """A signature, prepared for checks. If it is not known, Triton checks the tensors instead."""
+    """A signature, prepared for checks. If it is not known, Triton checks the tensors instead.
+
+    ``model``: the name in errors. They begin with Triton's words, because its clients compare them.
+    """
 
     signature: Signature | None
+    model: str = ""
     inputs: dict[str, tuple[int, Tensor]] = field(init=False, default_factory=dict)
     outputs: frozenset[str] = field(init=False, default=frozenset())
     required: frozenset[str] = field(init=False, default=frozenset())
@@ -121,12 +140,16 @@ class Contract:
     def want(self, name: str, binary: bool, parameters: dict[str, Any]) -> WantedOutput:
         """Check a requested output and return it; raise BadRequest."""
         if self.outputs and name not in self.outputs:
-            raise BadRequest(f"output {name!r} does not exist; the model returns {sorted(self.outputs)}")
+            raise BadRequest(
+                f"unexpected inference output {name!r} for model {self.model!r}: it returns "
+                f"{sorted(self.outputs)}"
+            )
         check_name("output", name)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise BadRequest(
-                f"output {name!r}: classification must be a number of classes, got {shown(classes)}"
+                f"invalid value for 'classification' parameter, expected >= 0: output {name!r} has "
+                f"{shown(classes)}, which is no number of classes"
             )
         binary = bool(parameters.get("binary_data", binary))
         if name in self.binary_only and not (binary or classes):
@@ -153,13 +176,16 @@ class Inputs:
     def expect(self, name: str, datatype: Any, shape: list[int]) -> Datatype:
         """Check the description of the next input; return the datatype of its data. Raise BadRequest."""
         if name in self._seen:
-            raise BadRequest(f"input {name!r} is sent twice")
+            raise BadRequest(f"input {name!r} already exists in request: send each input once")
         self._slot, self._datatype, self._dims, rows = _checked(
             name, datatype, shape, len(self._seen), self._contract
         )
         self._seen.add(name)
         if self.rows not in (-1, rows):
-            raise BadRequest(f"input {name!r}: batch size {rows}, but the inputs before it have {self.rows}")
+            raise BadRequest(
+                f"input {name!r} batch size does not match other inputs for {self._contract.model!r}: it is "
+                f"{rows}, but the inputs before it have {self.rows}"
+            )
         self.name, self.rows = name, rows
         return self._datatype
 
@@ -170,13 +196,16 @@ class Inputs:
     def done(self) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
         """Return tensors and data in the signature's order, and the number of rows; raise BadRequest."""
         contract, slots = self._contract, self._slots
-        if not slots and not contract.may_be_empty:
+        if not slots and not contract.required and not contract.may_be_empty:
             raise BadRequest(
                 f"'inputs' must be a list of tensors; the model takes {sorted(contract.inputs) or 'any'}"
             )
         if missing := contract.required - self._seen:
-            names = ", ".join(map(repr, sorted(missing)))
-            raise BadRequest(f"missing input {names}; the model takes {list(contract.inputs)}")
+            raise BadRequest(
+                f"expected {len(contract.required)} inputs but got {len(slots)} inputs for model "
+                f"{contract.model!r}. Got input(s) {_names(self._seen)}, but missing required input(s) "
+                f"{_names(missing)}. Please provide all required input(s)."
+            )
         slots.sort(key=lambda entry: entry[0])
         return tuple(entry[1] for entry in slots), [entry[2] for entry in slots], max(self.rows, 0)
 
@@ -195,8 +224,11 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     )
 
 
-def check_parameters(parameters: Any, where: str) -> dict[str, Any]:
-    """Return the parameters of a request, an input or an output; raise BadRequest for unsupported ones."""
+def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) -> dict[str, Any]:
+    """Return the parameters of a request, an input or an output; raise BadRequest for unsupported ones.
+
+    ``in_memory``: the tensor may be in shared memory. Else raise UsesRegions for one that is.
+    """
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
@@ -205,32 +237,37 @@ def check_parameters(parameters: Any, where: str) -> dict[str, Any]:
         raise BadRequest(
             f"{where}: stateful sequences (sequence_id) are not supported: any worker may answer"
         )
-    if not parameters.keys().isdisjoint(_SHARED_MEMORY):
-        raise BadRequest(
-            f"{where}: shared memory regions are not supported: the model may run on another host"
-        )
+    if not in_memory and not parameters.keys().isdisjoint(_SHARED_MEMORY):
+        raise UsesRegions(where)
     return parameters
 
 
-def options(parameters: dict[str, Any]) -> Options:
-    """Separate a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton."""
+def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options:
+    """Separate a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton.
+
+    The model also gets the forwarded headers of ``beside``; a parameter of the same name replaces one.
+    """
+    for_model: dict[str, Any] = {} if beside is None else dict(beside.forwarded)
     if not parameters:
-        return _NO_OPTIONS
-    for_model = {}
+        return Options(for_model) if for_model else _NO_OPTIONS
     for name, value in parameters.items():
         if name in _FOR_US or name in _STATEFUL:
             continue
         if name in _FOR_THE_QUEUE:
             if type(value) is not int or not 0 <= value < _MAX_INT:
                 raise BadRequest(
-                    f"parameter {shown(name)} must be a whole number, 0 or more, got {shown(value)}"
+                    f"Unable to parse {shown(name)}: this parameter must be a whole number, 0 or more, got "
+                    f"{shown(value)}"
                 )
         elif name.startswith("triton_"):
             raise BadRequest(
-                f"parameter {shown(name)}: names that begin with triton_ are reserved for Triton"
+                "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
+                f"specified. Use another name than {shown(name)}"
             )
         elif not isinstance(value, str | int | float):
-            raise BadRequest(f"parameter {shown(name)} must be a string, a number or a boolean")
+            raise BadRequest(
+                f"parameter {shown(name)} has invalid type. It should be either 'int', 'bool', or 'string'."
+            )
         elif isinstance(value, float) and not isfinite(value):
             raise BadRequest(f"parameter {shown(name)} must be a finite number, got {value}")
         elif isinstance(value, int) and not -_MAX_INT <= value < _MAX_INT:
@@ -255,7 +292,9 @@ def check_shape(name: str, shape: Any) -> list[int]:
     if isinstance(shape, list) and len(shape) > _MAX_DIMS:
         raise BadRequest(f"input {name!r}: {len(shape)} dimensions, but at most {_MAX_DIMS} are possible")
     if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= _MAX_DIM for d in shape):
-        raise BadRequest(f"input {name!r}: 'shape' must be a list of sizes, got {shown(shape)}")
+        raise BadRequest(
+            f"Unable to parse 'shape': input {name!r}: 'shape' must be a list of sizes, got {shown(shape)}"
+        )
     if elements(shape) > _MAX_DIM:
         raise BadRequest(f"input {name!r}: 'shape' has more than {_MAX_DIM} elements")
     return shape
@@ -273,28 +312,61 @@ def _checked(
             )
         return order, DATATYPES[datatype], tuple(shape), 0
     if name not in contract.inputs:
-        raise BadRequest(f"input {name!r} does not exist; the model takes {list(contract.inputs)}")
+        raise BadRequest(
+            f"unexpected inference input {name!r} for model {contract.model!r}: it takes "
+            f"{list(contract.inputs)}"
+        )
     slot, spec = contract.inputs[name]
     if datatype != spec.datatype.name:
-        raise BadRequest(f"input {name!r}: expected datatype {spec.datatype.name}, got {shown(datatype)}")
+        if not isinstance(datatype, str):
+            raise BadRequest(
+                f"Unable to parse 'datatype': input {name!r} has {shown(datatype)}, but model "
+                f"{contract.model!r} expects {spec.datatype.name!r}"
+            )
+        if datatype not in DATATYPES:
+            raise BadRequest(
+                f"invalid datatype for input {name}: {shown(datatype)}. Model {contract.model!r} expects "
+                f"{spec.datatype.name!r}"
+            )
+        raise BadRequest(
+            f"inference input {name!r} data-type is {shown(datatype)}, but model {contract.model!r} expects "
+            f"{spec.datatype.name!r}"
+        )
     batched = contract.max_batch > 0
     dims = tuple(shape[1:]) if batched else tuple(shape)
     fits = len(dims) == len(spec.dims) and all(e in (-1, d) for e, d in zip(spec.dims, dims, strict=True))
     if not fits or (batched and not shape):
-        expected = (["batch"] if batched else []) + list(spec.dims)
-        raise BadRequest(f"input {name!r}: expected shape {expected}, got {shape}")
+        expected = [-1, *spec.dims] if batched else list(spec.dims)
+        raise BadRequest(
+            f"unexpected shape for input {name!r} for model {contract.model!r}. Expected {_dims(expected)}, "
+            f"got {_dims(shape)}." + (" The first dimension is the batch." if batched else "")
+        )
     rows = shape[0] if batched else 0
     if batched and not 1 <= rows <= contract.max_batch:
-        raise BadRequest(f"input {name!r}: batch size {rows} is not in 1..{contract.max_batch}")
+        raise BadRequest(
+            f"inference request batch-size must be <= {contract.max_batch} for {contract.model!r}: input "
+            f"{name!r} has {rows} rows, and needs 1 to {contract.max_batch}"
+        )
     return slot, spec.datatype, dims, rows
 
 
-def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer) -> None:
-    """Raise BadRequest if raw bytes do not fit the datatype and the shape."""
+def _names(names: Iterable[str]) -> str:
+    """Return names as Triton writes them."""
+    return f"[{','.join(map(repr, sorted(names)))}]"
+
+
+def _dims(shape: Sequence[int]) -> str:
+    """Return a shape as Triton writes it."""
+    return f"[{','.join(map(str, shape))}]"
+
+
+def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer, model: str) -> None:
+    """Raise BadRequest if raw bytes do not fit the datatype and the shape. ``model``: for the error."""
     count, size = elements(shape), datatype.size
     if size and len(raw) != count * size:
         raise BadRequest(
-            f"input {name!r}: {datatype.name} {shape} needs {count * size} bytes, got {len(raw)}"
+            f"input byte size mismatch for input {name!r} for model {model!r}. Expected {count * size}, got "
+            f"{len(raw)}: {datatype.name} {shape}"
         )
     if not size:
         check_count(name, count)

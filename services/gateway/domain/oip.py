@@ -16,6 +16,7 @@ import orjson
 
 from services.gateway.domain.classification import Labels, classified
 from services.gateway.domain.contract import (
+    Beside,
     Contract,
     Decoded,
     Inputs,
@@ -28,6 +29,7 @@ from services.gateway.domain.contract import (
     json_refusal,
     options,
 )
+from services.gateway.domain.shared_memory import REGION, Regions, Sink, part_of
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
@@ -37,30 +39,37 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _MAX_STRING = 2**32 - 1
 
 
-def decode(body: Buffer, header_length: int | None, contract: Contract) -> Decoded:
+def decode(
+    body: Buffer, header_length: int | None, contract: Contract, beside: Beside | None = None
+) -> Decoded:
     """Decode and check a request body; raise BadRequest.
 
     ``header_length``: the size of the JSON part if binary tensor data follows it, else None. With 0, the
-    whole body is the data of the model's only input; then raise Unavailable without a signature.
+    whole body is the data of the model's only input; then raise Unavailable without a signature. Without
+    regions in ``beside``, raise UsesRegions for tensors in shared memory.
     """
-    return decode_head(*parts(body, header_length), contract)
+    return decode_head(*parts(body, header_length), contract, beside)
 
 
-def decode_head(head: dict[str, Any] | None, tail: memoryview, contract: Contract) -> Decoded:
+def decode_head(
+    head: dict[str, Any] | None, tail: memoryview, contract: Contract, beside: Beside | None = None
+) -> Decoded:
     """Decode the result of :func:`parts`; raise the same errors as :func:`decode`. Ignore unknown fields."""
     if head is None:
         return _raw(tail, contract)
     parameters = check_parameters(head.get("parameters"), "request")
     binary = bool(parameters.get("binary_data_output", False))
-    wanted = _wanted(head.get("outputs"), binary, contract)
-    tensors, data, rows = _inputs(head.get("inputs"), tail, contract)
+    regions = None if beside is None else beside.regions
+    sinks: dict[str, Sink] | None = None if regions is None else {}
+    wanted = _wanted(head.get("outputs"), binary, contract, regions, sinks)
+    tensors, data, rows = _inputs(head.get("inputs"), tail, contract, regions)
     names = tuple(output.name for output in wanted) if wanted else ()
-    for_model, timeout_ms, priority = options(parameters)
+    for_model, timeout_ms, priority = options(parameters, beside)
     id_ = head.get("id", "")
     if not isinstance(id_, str):
         raise BadRequest(f"'id' must be a string, got {type(id_).__name__}")
     key = contract.key(tensors, names, for_model)
-    return Decoded(id_, rows, key, data, wanted, binary, timeout_ms, priority)
+    return Decoded(id_, rows, key, data, wanted, binary, timeout_ms, priority, sinks)
 
 
 def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | None, memoryview]:
@@ -73,10 +82,16 @@ def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | Non
         return None, view
     size = len(view) if header_length is None else header_length
     if not 0 <= size <= len(view):
-        raise BadRequest(f"{HEADER_LENGTH} is {size}, but the body has {len(view)} bytes")
-    head = bounded_json.loads(view[:size])
+        raise BadRequest(
+            f"inference header size should be in range (0, {len(view)}), got: {size}: {HEADER_LENGTH} says "
+            "how many bytes of the body are JSON"
+        )
+    try:
+        head = bounded_json.loads(view[:size])
+    except BadRequest as error:
+        raise BadRequest(f"failed to parse the request JSON buffer: {error.message}") from None
     if not isinstance(head, dict):
-        raise BadRequest("the request must be a JSON object with 'inputs'")
+        raise BadRequest("Unable to parse 'inputs': the request must be a JSON object with 'inputs'")
     return head, view[size:]
 
 
@@ -86,59 +101,113 @@ def request_parameters(body: Buffer, header_length: int | None) -> dict[str, Any
     return {} if head is None else check_parameters(head.get("parameters"), "request")
 
 
-def _wanted(outputs: Any, binary: bool, contract: Contract) -> tuple[WantedOutput, ...] | None:
+def _wanted(
+    outputs: Any,
+    binary: bool,
+    contract: Contract,
+    regions: Regions | None,
+    sinks: dict[str, Sink] | None,
+) -> tuple[WantedOutput, ...] | None:
     if not outputs:
         contract.want_all(binary)
         return None
     if not isinstance(outputs, list):
-        raise BadRequest("'outputs' must be a list")
+        raise BadRequest("Unable to parse 'outputs': it must be a list")
     wanted = []
     for output in outputs:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str):
-            raise BadRequest("every requested output needs a 'name'")
+            raise BadRequest("Unable to parse 'name': every requested output needs one")
         check_name("output", name)
-        parameters = check_parameters(output.get("parameters"), f"output {name!r}")
+        parameters = check_parameters(
+            output.get("parameters"), f"output {name!r}", in_memory=regions is not None
+        )
+        if regions is not None and sinks is not None:
+            parameters = sink_of(name, parameters, regions, sinks)
         wanted.append(contract.want(name, binary, parameters))
     return tuple(wanted)
 
 
-def _inputs(items: Any, tail: memoryview, contract: Contract) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
+def sink_of(
+    name: str, parameters: dict[str, Any], regions: Regions, sinks: dict[str, Sink]
+) -> dict[str, Any]:
+    """Add the place of an output in shared memory, if it has one. Return the parameters for ``want``."""
+    part = part_of(name, parameters)
+    if part is None:
+        return parameters
+    if parameters.get("classification"):
+        raise BadRequest("Output can't set both 'shared_memory_region' and 'classification'")
+    sinks[name] = regions.sink(part)
+    return {**parameters, "binary_data": True}
+
+
+def _inputs(
+    items: Any, tail: memoryview, contract: Contract, regions: Regions | None
+) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
     if not isinstance(items, list):
         raise BadRequest(
-            f"'inputs' must be a list of tensors; the model takes {sorted(contract.inputs) or 'any'}"
+            f"Unable to parse 'inputs': it must be a list of tensors; the model takes "
+            f"{sorted(contract.inputs) or 'any'}"
         )
     inputs = Inputs(contract)
     at = 0
     for order, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise BadRequest(f"inputs[{order}]: needs a 'name'")
+            raise BadRequest(f"Unable to parse 'name': inputs[{order}] needs one")
         name = item["name"]
         check_name("input", name)
         shape = check_shape(name, item.get("shape"))
         datatype = inputs.expect(name, item.get("datatype"), shape)
-        size = check_parameters(item.get("parameters"), f"input {name!r}").get("binary_data_size")
+        parameters = check_parameters(
+            item.get("parameters"), f"input {name!r}", in_memory=regions is not None
+        )
+        size = parameters.get("binary_data_size")
         raw: Buffer
-        if size is None:
+        if regions is not None and (part := part_of(name, parameters)) is not None:
+            if size is not None or "data" in item:
+                raise _one_place(name, item, parameters)
+            raw = regions.read(part)
+            check_size(name, datatype, shape, raw, contract.model)
+        elif size is None:
             if not isinstance(item.get("data"), list):
-                raise BadRequest(f"input {name!r}: needs 'data' as a list, or binary data")
-            raw = from_json(name, datatype, shape, item["data"])
+                raise _one_place(name, item, parameters)
+            try:
+                raw = from_json(name, datatype, shape, item["data"])
+            except BadRequest as error:
+                raise BadRequest(f"Unable to parse 'data': {error.message}") from None
         else:
-            raw, at = _binary(name, size, tail, at)
-            check_size(name, datatype, shape, raw)
+            raw, at = _binary(name, size, tail, at, contract.model)
+            check_size(name, datatype, shape, raw, contract.model)
         inputs.put(raw)
     if at != len(tail):
-        raise BadRequest(f"got {len(tail)} bytes of binary data, but the inputs declare {at}")
+        raise BadRequest(
+            f"unexpected additional input data for model {contract.model!r}: got {len(tail)} bytes of binary "
+            f"data, but the inputs declare {at}"
+        )
     return inputs.done()
 
 
-def _binary(name: str, size: Any, tail: memoryview, at: int) -> tuple[memoryview, int]:
+def _one_place(name: str, item: dict[str, Any], parameters: dict[str, Any]) -> BadRequest:
+    """Return the error for an input whose data is nowhere, or in more than one place."""
+    given = (("data" in item, "data"), *((each in parameters, each) for each in ("binary_data_size", REGION)))
+    found = " ".join(repr(each) for there, each in given if there)
+    return BadRequest(
+        "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
+        f"'shared_memory_region' in 'parameters'. But {f'set {found}' if found else 'no field is set'}: "
+        f"input {name!r}; 'data' is a list"
+    )
+
+
+def _binary(name: str, size: Any, tail: memoryview, at: int, model: str) -> tuple[memoryview, int]:
     if type(size) is not int or size < 0:
         raise BadRequest(
             f"input {name!r}: binary_data_size must be a number of bytes, got {bounded_json.shown(size)}"
         )
     if at + size > len(tail):
-        raise BadRequest(f"input {name!r}: binary_data_size {size} goes past the end of the body")
+        raise BadRequest(
+            f"unexpected size for input {name!r}, expecting {at + size - len(tail)} additional bytes for "
+            f"model {model!r}: binary_data_size {size} goes past the end of the body"
+        )
     return tail[at : at + size], at + size
 
 
@@ -212,7 +281,10 @@ def encode(
         shape = [rows, *tensor.dims] if rows else list(tensor.dims)
         item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": shape}
         values = None if forms.get(tensor.name, request.binary) else _values(tensor, raw)
-        if values is None:  # binary was requested, or the strings are not UTF-8
+        if values is None and request.sinks and (sink := request.sinks.get(tensor.name)) is not None:
+            sink.write(tensor.name, raw)
+            item["parameters"] = sink.part.parameters(len(raw))
+        elif values is None:  # binary was requested, or the strings are not UTF-8
             item["parameters"] = {"binary_data_size": len(raw)}
             if len(raw):  # without binary data, the response is plain JSON, as in Triton
                 tail.append(raw)

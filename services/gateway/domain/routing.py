@@ -189,7 +189,7 @@ class RouteTable:
         """
         route = self.endpoints.get(endpoint)
         if route is None:
-            raise NotFound(f"there is no model {endpoint!r}: GET /v2/models lists all")
+            raise unknown_model(endpoint)
         if not version:
             if not route.targets:
                 return route, route.choose(TrafficSplitter(), None)  # raises NotFound with the reason
@@ -209,7 +209,15 @@ def _no_version(route: EndpointRoute, version: str) -> str:
             f"with `tidegate deploy MODEL --version {version}`"
         )
     labels = f", and the aliases {sorted(route.labels)}" if route.labels else ""
-    return f"model {route.name!r} has no version {version!r}; it has {sorted(route.versions)}{labels}"
+    return (
+        f"Request for unknown model: {route.name!r} version {version} is not found; it has "
+        f"{sorted(route.versions)}{labels}"
+    )
+
+
+def unknown_model(name: str) -> NotFound:
+    """Return the error for a model that does not exist. It begins with Triton's words."""
+    return NotFound(f"Request for unknown model: {name!r} is not found: GET /v2/models lists all")
 
 
 def require(table: RouteTable | None) -> RouteTable:
@@ -237,7 +245,7 @@ def _deployment(name: str, entry: dict[str, Any]) -> DeploymentRoute:
         version=str(entry["version"]),
         format=entry["format"],
         queue=requests_queue(name),
-        contract=Contract(signature),
+        contract=Contract(signature, entry["model"]),
         max_queue=entry["max_queue"],
         retry_safe=entry["retry"] == "safe",
         wakeable=entry["wakeable"],

@@ -93,14 +93,14 @@ FAILED = {"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "no 
 
 
 @pytest.mark.parametrize(
-    ("status", "state", "why"),
+    ("status", "state", "why", "shown_state"),
     [
-        ({"conditions": [FAILED]}, None, "no such file"),
-        ({}, "starting", "Triton crashed; starting it again"),
+        ({"conditions": [FAILED]}, None, "no such file", "UNAVAILABLE"),
+        ({}, "starting", "Triton crashed; starting it again", "LOADING"),
     ],
 )
 async def test_a_model_that_failed_or_loads_again_is_not_ready(
-    gateway, client, stub, add_model, until, status, state, why
+    gateway, client, stub, add_model, until, status, state, why, shown_state
 ):
     """Each call would be refused, or wait for an unknown time."""
     model = await add_model()
@@ -121,7 +121,7 @@ async def test_a_model_that_failed_or_loads_again_is_not_ready(
     assert (told["error"], len(told["request_id"])) == (f"{model} is not ready: {why}", 16)
     assert not (await stub.ModelReady(pb.ModelReadyRequest(name=model))).ready
     shown = {each["name"]: each for each in (await client.post(INDEX)).json()}
-    assert (shown[model]["state"], shown[model]["reason"]) == ("UNAVAILABLE", why)
+    assert (shown[model]["state"], shown[model]["reason"]) == (shown_state, why)
     gateway.redis.delete(STATUSES, REPLICA + "r")
 
 
@@ -136,7 +136,7 @@ async def test_the_index_of_all(client, add_model, content):
 @pytest.mark.parametrize(
     ("content", "status", "told"),
     [
-        (b'{"ready": tru', 400, "not JSON"),
+        (b'{"ready": tru', 400, "failed to parse the request JSON buffer"),
         (b"[true]", 400, "a JSON object"),
         (b'{"ready": "yes"}', 400, "'ready' must be true or false, got str"),
         (b'{"ready": 1}', 400, "'ready' must be true or false, got int"),

@@ -75,7 +75,7 @@ async def test_health_and_metadata(client, gateway):
     assert await client.is_server_ready()
     assert await client.is_model_ready("digits")
     assert await client.is_model_ready("digits", "1")
-    assert (await client.get_server_metadata()).name == "tidegate"
+    assert (await client.get_server_metadata()).name == "triton"
     shown = await client.get_model_metadata("digits", as_json=True)
     assert shown["inputs"] == [{"name": "x", "datatype": "FP32", "shape": ["-1", "2"]}]
     index = await client.get_model_repository_index(as_json=True)
@@ -211,12 +211,36 @@ async def test_refusals(stub, asked, code, reason):
         assert dict(caught.value.trailing_metadata())["reason"] == (reason or "bad_request")
 
 
-@pytest.mark.parametrize("method", ["RepositoryModelLoad", "SystemSharedMemoryRegister", "LogSettings"])
-async def test_unsupported_operations_are_refused(stub, method):
+@pytest.mark.parametrize(
+    ("method", "code"),
+    [
+        ("RepositoryModelLoad", "UNAUTHENTICATED"),
+        ("RepositoryModelUnload", "UNAUTHENTICATED"),
+        ("SystemSharedMemoryRegister", "INVALID_ARGUMENT"),
+        ("CudaSharedMemoryRegister", "INVALID_ARGUMENT"),
+    ],
+)
+async def test_operations_of_triton_that_are_refused(stub, method, code):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await getattr(stub, method)(getattr(pb, f"{method}Request")())
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "not" in caught.value.details()
+    assert caught.value.code().name == code
+    assert caught.value.details()
+
+
+async def test_settings_of_traces_and_logs_are_only_shown(stub):
+    shown = await stub.LogSettings(pb.LogSettingsRequest())
+    same = pb.LogSettingsRequest()
+    for name, value in shown.settings.items():
+        kind = value.WhichOneof("parameter_choice")
+        setattr(same.settings[name], kind, getattr(value, kind))
+    assert await stub.LogSettings(same) == shown
+    same.settings["log_verbose_level"].uint32_param = 3
+    with pytest.raises(grpc.aio.AioRpcError, match="TIDEGATE_LOG_LEVEL"):
+        await stub.LogSettings(same)
+    traces = await stub.TraceSetting(pb.TraceSettingRequest())
+    assert list(traces.settings["trace_level"].value) == ["OFF"]
+    with pytest.raises(grpc.aio.AioRpcError, match="OTEL_TRACES_SAMPLER_ARG"):
+        await stub.TraceSetting(pb.TraceSettingRequest(settings={"trace_level": {"value": ["TIMESTAMPS"]}}))
 
 
 @pytest.mark.parametrize("metadata", [(), (("x-request-timeout-ms", "50"),)])
@@ -282,7 +306,9 @@ async def test_a_stream_answers_in_order_whatever_the_worker_does_and_lives_on_a
     answers = [answer async for answer in call]
     assert [a.infer_response.id for a in answers] == ["0", "1", "2", "wrong"]
     assert [a.error_message for a in answers[:3]] == [""] * 3
-    assert answers[3].error_message == "model 'digits' has no version '9'; it has ['1']"
+    assert answers[3].error_message == (
+        "Request for unknown model: 'digits' version 9 is not found; it has ['1']"
+    )
     assert all(a.infer_response.parameters["triton_final_response"].bool_param for a in answers[:3])
 
 

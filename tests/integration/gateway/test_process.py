@@ -149,17 +149,33 @@ async def test_configuration_and_statistics(client, gateway):
     ("method", "path", "status"),
     [
         ("GET", "/v2/systemsharedmemory/status", 200),
-        ("GET", "/v2/cudasharedmemory/region/r/status", 200),
+        ("GET", "/v2/cudasharedmemory/region/r/status", 404),
         ("POST", "/v2/systemsharedmemory/region/r/register", 400),
-        ("POST", "/v2/cudasharedmemory/unregister", 400),
-        ("GET", "/v2/trace/setting", 400),
-        ("POST", "/v2/models/digits/trace/setting", 400),
-        ("POST", "/v2/logging", 400),
-        ("POST", "/v2/repository/models/digits/load", 400),
+        ("POST", "/v2/cudasharedmemory/unregister", 200),
+        ("POST", "/v2/cudasharedmemory/region/r/register", 400),
+        ("GET", "/v2/trace/setting", 200),
+        ("POST", "/v2/models/digits/trace/setting", 200),
+        ("POST", "/v2/logging", 200),
+        ("POST", "/v2/repository/models/digits/load", 401),
     ],
 )
-async def test_unsupported_operations_are_refused(client, method, path, status):
+async def test_operations_of_triton(client, method, path, status):
     assert (await client.request(method, path)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "told"),
+    [
+        ("/v2/logging", {"log_verbose_level": 3}, "'log_verbose_level' cannot be changed over this API"),
+        ("/v2/trace/setting", {"trace_rate": "1"}, "OTEL_TRACES_SAMPLER_ARG"),
+        ("/v2/trace/setting", {"colour": "red"}, "Unknown setting 'colour'"),
+    ],
+)
+async def test_settings_of_traces_and_logs_are_only_shown(client, path, given, told):
+    present = (await client.get(path)).json()
+    assert (await client.post(path, json=present)).json() == present, "nothing changes"
+    refused = await client.post(path, json=given)
+    assert (refused.status_code, told in refused.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
@@ -197,7 +213,7 @@ async def test_a_compressed_answer(client, worker):
 
 
 async def test_metadata(client):
-    assert (await client.get("/v2")).json()["name"] == "tidegate"
+    assert (await client.get("/v2")).json()["name"] == "triton"
     assert (await client.get("/v2/health/live")).status_code == 200
     assert (await client.get("/v2/health/ready")).status_code == 200
     assert (await client.get("/v2/models")).json() == {"models": [{"name": "digits", "versions": ["1"]}]}
@@ -214,7 +230,7 @@ async def test_metadata(client):
     index = (await client.post("/v2/repository/index")).json()
     assert index == [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
     refused = await client.post("/v2/repository/models/digits/load")
-    assert (refused.status_code, refused.json()["reason"]) == (400, "bad_request")
+    assert (refused.status_code, refused.json()["reason"]) == (401, "unauthorized")
 
 
 async def test_the_control_plane_needs_the_token(client):

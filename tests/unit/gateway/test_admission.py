@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from services.gateway.domain.admission import (
     RESERVE,
-    not_ready,
     predicted_wait_ms,
     refusal,
+    state,
     too_late,
 )
 from services.gateway.domain.fair_lane import FlowLoad, Standing
@@ -264,19 +264,15 @@ def test_replica_faults(reports, status, expected):
 
 
 @pytest.mark.parametrize(
-    ("wakeable", "fleet", "why"),
+    ("wakeable", "fleet", "word", "why"),
     [
-        (True, ReplicaFleet(1, fault="no such file"), ""),
-        (False, ReplicaFleet(1), ""),
-        (True, ReplicaFleet(), ""),
-        (False, ReplicaFleet(), "it is held at 0 replicas"),
-        (True, ReplicaFleet(fault="no such file"), "no such file"),
-        (
-            True,
-            ReplicaFleet(reloading="Triton crashed; starting it again"),
-            "Triton crashed; starting it again",
-        ),
+        (True, ReplicaFleet(1, fault="no such file"), "READY", ""),
+        (False, ReplicaFleet(1), "READY", ""),
+        (True, ReplicaFleet(), "READY", ""),
+        (False, ReplicaFleet(), "UNAVAILABLE", "unloaded: it is held at 0 replicas (`tidegate resume NAME`)"),
+        (True, ReplicaFleet(fault="no such file"), "UNAVAILABLE", "no such file"),
+        (True, ReplicaFleet(reloading="Triton crashed"), "LOADING", "Triton crashed"),
     ],
 )
-def test_not_ready_says_why_a_request_would_fail(wakeable, fleet, why):
-    assert not_ready(wakeable, fleet) == why
+def test_a_state_says_why_a_request_would_fail(wakeable, fleet, word, why):
+    assert state(wakeable, fleet) == (word, why)

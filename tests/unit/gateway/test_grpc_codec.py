@@ -155,13 +155,27 @@ def both() -> Any:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (pb.ModelInferRequest(), "'inputs' must be a list of tensors; the model takes ['x']"),
+        (
+            pb.ModelInferRequest(),
+            "expected 1 inputs but got 0 inputs for model ''. Got input(s) [], but missing required "
+            "input(s) ['x']. Please provide all required input(s).",
+        ),
         (raw(ROW, ROW), "got 2 raw_input_contents for 1 inputs; send one for each"),
-        (raw(ROW[:7]), "input 'x': FP32 [1, 2] needs 8 bytes, got 7"),
-        (raw(ROW, datatype="FP64"), "input 'x': expected datatype FP32, got 'FP64'"),
-        (raw(ROW, shape=(1, -1)), "input 'x': 'shape' must be a list of sizes, got [1, -1]"),
-        (raw(ROW, shape=(5, 2)), "input 'x': batch size 5 is not in 1..4"),
-        (both(), "input 'x': send contents or raw_input_contents, not both"),
+        (raw(ROW[:7]), "input byte size mismatch for input 'x' for model ''. Expected 8, got 7: FP32 [1, 2]"),
+        (raw(ROW, datatype="FP64"), "inference input 'x' data-type is 'FP64', but model '' expects 'FP32'"),
+        (
+            raw(ROW, shape=(1, -1)),
+            "Unable to parse 'shape': input 'x': 'shape' must be a list of sizes, got [1, -1]",
+        ),
+        (
+            raw(ROW, shape=(5, 2)),
+            "inference request batch-size must be <= 4 for '': input 'x' has 5 rows, and needs 1 to 4",
+        ),
+        (
+            both(),
+            "contents field must not be specified when using raw_input_contents for 'x' for model '': "
+            "send one of them",
+        ),
         (typed("FP32", "fp32_contents", [1], (1, 2)), "input 'x': shape [1, 2] needs 2 elements, got 1"),
         (typed("FP32", "int_contents", [1, 2], (1, 2)), "input 'x': shape [1, 2] needs 2 elements, got 0"),
         (
@@ -170,12 +184,14 @@ def both() -> Any:
         ),
         (
             with_parameter(m := raw(ROW), m.inputs[0], "shared_memory_region", string_param="r"),
-            "input 'x': shared memory regions are not supported: the model may run on another host",
+            "input 'x': shared memory regions are only for /infer and ModelInfer of callers on the gateway's "
+            "host, if TIDEGATE_SHARED_MEMORY is local: send the tensor as binary data",
         ),
         (with_parameter(m := raw(ROW), m, "nothing"), "request: parameter 'nothing' has no value"),
         (
             with_parameter(m := raw(ROW), m, "triton_x", int64_param=1),
-            "parameter 'triton_x': names that begin with triton_ are reserved for Triton",
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
+            "specified. Use another name than 'triton_x'",
         ),
     ],
 )

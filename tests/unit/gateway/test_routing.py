@@ -110,11 +110,15 @@ def test_an_explicit_version_ignores_weights():
 @pytest.mark.parametrize(
     ("model", "version", "message"),
     [
-        ("letters", "", "there is no model 'letters': GET /v2/models lists all"),
-        ("letters", "1", "there is no model 'letters': GET /v2/models lists all"),
-        ("", "", "there is no model '': GET /v2/models lists all"),
-        ("digits", "3", "model 'digits' has no version '3'; it has ['1', '2']"),
-        ("digits", "latest", "model 'digits' has no version 'latest'; it has ['1', '2']"),
+        ("letters", "", "Request for unknown model: 'letters' is not found: GET /v2/models lists all"),
+        ("letters", "1", "Request for unknown model: 'letters' is not found: GET /v2/models lists all"),
+        ("", "", "Request for unknown model: '' is not found: GET /v2/models lists all"),
+        ("digits", "3", "Request for unknown model: 'digits' version 3 is not found; it has ['1', '2']"),
+        (
+            "digits",
+            "latest",
+            "Request for unknown model: 'digits' version latest is not found; it has ['1', '2']",
+        ),
     ],
 )
 def test_unknown_names_and_versions(model, version, message):

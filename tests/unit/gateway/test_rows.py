@@ -82,10 +82,10 @@ def test_bytes_as_base64():
         ([[1, 2], [3, "x"]], (IMAGE,), "element 3"),
         ([1, 2], (AGE, NAME), "name them"),
         ([{"age": 1, "name": "a"}, {"age": 2}], (AGE, NAME), "row 1 has the inputs"),
-        ([{"age": 1}], (AGE, NAME), "missing input 'name'"),
+        ([{"age": 1}], (AGE, NAME), "missing required input"),
         ([{"wrong": 1}], (AGE,), "input 'wrong' does not exist"),
         ([{"b64": "%"}], (NAME,), "not base64"),
-        ([[0, 0]] * 9, (IMAGE,), "batch size 9"),
+        ([[0, 0]] * 9, (IMAGE,), "has 9 rows"),
     ],
 )
 def test_wrong_rows_are_refused(rows: Any, inputs: tuple[dict[str, Any], ...], problem: str):

@@ -202,55 +202,81 @@ def test_no_json_object(body, message):
 def test_header_length(length):
     with pytest.raises(BadRequest) as caught:
         decode(b"{}", length, SINGLE)
-    assert caught.value.message == f"Inference-Header-Content-Length is {length}, but the body has 2 bytes"
+    assert caught.value.message == (
+        f"inference header size should be in range (0, 2), got: {length}: Inference-Header-Content-Length "
+        "says how many bytes of the body are JSON"
+    )
 
 
 @pytest.mark.parametrize("inputs", [None, [], {}, "x", 1])
 def test_no_inputs(inputs):
     body = orjson.dumps({"inputs": inputs})
-    with pytest.raises(
-        BadRequest, match=re.escape("must be a list of tensors; the model takes ['text', 'x']")
-    ):
+    with pytest.raises(BadRequest, match=r"must be a list of tensors|missing required input"):
         decode(body, None, BATCHED)
     with pytest.raises(BadRequest, match="the model takes any"):
         decode(body, None, OPEN)
 
 
+ADDITIONAL = "unexpected additional input data for model '': "
 CASES: list[tuple[Contract, list[Any], str]] = [
-    (SINGLE, [7], "inputs[0]: needs a 'name'"),
-    (SINGLE, [x(name=...)], "inputs[0]: needs a 'name'"),
-    (BATCHED, [TEXT, x(name=1)], "inputs[1]: needs a 'name'"),
-    (SINGLE, [X, X], "input 'x' is sent twice"),
-    (BATCHED, [X], "missing input 'text'; the model takes ['x', 'text']"),
-    (BATCHED, [x(name="q")], "input 'q' does not exist; the model takes ['x', 'text']"),
-    (SINGLE, [x(datatype="FP64")], "input 'x': expected datatype FP32, got 'FP64'"),
-    (SINGLE, [x(datatype=...)], "input 'x': expected datatype FP32, got None"),
-    (SINGLE, [x(datatype=[])], "input 'x': expected datatype FP32, got []"),
-    (SINGLE, [x(shape=...)], "input 'x': 'shape' must be a list of sizes, got None"),
-    (SINGLE, [x(shape=[1, -1])], "input 'x': 'shape' must be a list of sizes, got [1, -1]"),
-    (SINGLE, [x(shape=[1, 2.0])], "input 'x': 'shape' must be a list of sizes, got [1, 2.0]"),
-    (SINGLE, [x(shape=[True, 2])], "input 'x': 'shape' must be a list of sizes, got [True, 2]"),
-    (SINGLE, [x(shape="12")], "input 'x': 'shape' must be a list of sizes, got '12'"),
-    (SINGLE, [x(shape=[1, 3])], "input 'x': expected shape ['batch', 2], got [1, 3]"),
-    (SINGLE, [x(shape=[2])], "input 'x': expected shape ['batch', 2], got [2]"),
-    (SINGLE, [x(shape=[])], "input 'x': expected shape ['batch', 2], got []"),
-    (PLAIN, [x(shape=[2, 3])], "input 'x': expected shape [-1, 2], got [2, 3]"),
-    (SINGLE, [x(shape=[0, 2], data=[])], "input 'x': batch size 0 is not in 1..8"),
-    (SINGLE, [x(shape=[9, 2], data=[0] * 18)], "input 'x': batch size 9 is not in 1..8"),
+    (SINGLE, [7], "Unable to parse 'name': inputs[0] needs one"),
+    (SINGLE, [x(name=...)], "Unable to parse 'name': inputs[0] needs one"),
+    (BATCHED, [TEXT, x(name=1)], "Unable to parse 'name': inputs[1] needs one"),
+    (SINGLE, [X, X], "input 'x' already exists in request"),
+    (BATCHED, [X], "expected 2 inputs but got 1 inputs for model ''. Got input(s) ['x'], but missing"),
+    (BATCHED, [x(name="q")], "unexpected inference input 'q' for model '': it takes ['x', 'text']"),
+    (SINGLE, [x(datatype="FP64")], "inference input 'x' data-type is 'FP64', but model '' expects 'FP32'"),
+    (SINGLE, [x(datatype=...)], "Unable to parse 'datatype': input 'x' has None"),
+    (SINGLE, [x(datatype=[])], "Unable to parse 'datatype': input 'x' has []"),
+    (SINGLE, [x(shape=...)], "Unable to parse 'shape': input 'x': 'shape' must be a list of sizes, got None"),
+    (
+        SINGLE,
+        [x(shape=[1, -1])],
+        "Unable to parse 'shape': input 'x': 'shape' must be a list of sizes, got [1, -1]",
+    ),
+    (
+        SINGLE,
+        [x(shape=[1, 2.0])],
+        "Unable to parse 'shape': input 'x': 'shape' must be a list of sizes, got [1, 2.0]",
+    ),
+    (
+        SINGLE,
+        [x(shape=[True, 2])],
+        "Unable to parse 'shape': input 'x': 'shape' must be a list of sizes, got [True, 2]",
+    ),
+    (
+        SINGLE,
+        [x(shape="12")],
+        "Unable to parse 'shape': input 'x': 'shape' must be a list of sizes, got '12'",
+    ),
+    (SINGLE, [x(shape=[1, 3])], "unexpected shape for input 'x' for model ''. Expected [-1,2], got [1,3]."),
+    (SINGLE, [x(shape=[2])], "unexpected shape for input 'x' for model ''. Expected [-1,2], got [2]."),
+    (SINGLE, [x(shape=[])], "unexpected shape for input 'x' for model ''. Expected [-1,2], got []."),
+    (PLAIN, [x(shape=[2, 3])], "unexpected shape for input 'x' for model ''. Expected [-1,2], got [2,3]."),
+    (
+        SINGLE,
+        [x(shape=[0, 2], data=[])],
+        "inference request batch-size must be <= 8 for '': input 'x' has 0 rows",
+    ),
+    (
+        SINGLE,
+        [x(shape=[9, 2], data=[0] * 18)],
+        "inference request batch-size must be <= 8 for '': input 'x' has 9 rows",
+    ),
     (
         BATCHED,
         [X, TEXT | {"shape": [2, 1], "data": ["a", "b"]}],
-        "input 'text': batch size 2, but the inputs before it have 1",
+        "input 'text' batch size does not match other inputs for '': it is 2",
     ),
-    (SINGLE, [x(data=...)], "input 'x': needs 'data' as a list, or binary data"),
-    (SINGLE, [x(data="12")], "input 'x': needs 'data' as a list, or binary data"),
+    (SINGLE, [x(data=...)], "Input must set only one of the following fields: 'data', 'binary_data_size'"),
+    (SINGLE, [x(data="12")], "Input must set only one of the following fields: 'data', 'binary_data_size'"),
     (SINGLE, [x(data=[1])], "input 'x': shape [1, 2] needs 2 elements, got 1"),
     (SINGLE, [x(data=[1, "a"])], "input 'x': data is not FP32: element 1 is 'a'; FP32 takes numbers"),
     (SINGLE, [x(parameters=[])], "input 'x': 'parameters' must be an object"),
     (
         SINGLE,
         [x(data=..., parameters={"shared_memory_region": "r"})],
-        "input 'x': shared memory regions are not supported: the model may run on another host",
+        "input 'x': shared memory regions are only for",
     ),
     (
         SINGLE,
@@ -270,39 +296,41 @@ CASES: list[tuple[Contract, list[Any], str]] = [
     (
         SINGLE,
         [x(data=..., parameters={"binary_data_size": 8})],
-        "input 'x': binary_data_size 8 goes past the end of the body",
+        "unexpected size for input 'x', expecting 8 additional bytes for model '': binary_data_size 8",
     ),
     (OPEN, [x(datatype="FP8")], "input 'x': unknown datatype 'FP8'; expected one of ['BF16', "),
     (OPEN, [x(datatype=...)], "input 'x': unknown datatype None; expected one of ['BF16', "),
     (OPEN, [x(datatype=["FP32"])], "input 'x': unknown datatype ['FP32']; expected one of ['BF16', "),
     (OPEN, [x(datatype={})], "input 'x': unknown datatype {}; expected one of ['BF16', "),
     (OPEN, [x(name="n" * 256)], "input 'nnn"),
-    (OPEN, [x(shape=[0, 2**63], data=[])], "input 'x'"),
+    (OPEN, [x(shape=[0, 2**63], data=[])], "Unable to parse 'shape': input 'x'"),
     (OPEN, [x(shape=[1] * 256, data=[0])], "input 'x'"),
 ]
 
 
 @pytest.mark.parametrize(("contract", "inputs", "message"), CASES, ids=range(len(CASES)))
 def test_wrong_inputs(contract, inputs, message):
-    assert refused(contract, *inputs).startswith(message)
+    told = refused(contract, *inputs)
+    assert told.removeprefix("Unable to parse 'data': ").startswith(message)
 
 
 TAILS: list[tuple[list[Any], bytes, str]] = [
-    ([X], b"tail", "got 4 bytes of binary data, but the inputs declare 0"),
+    ([X], b"tail", ADDITIONAL + "got 4 bytes of binary data, but the inputs declare 0"),
     (
         [x(data=..., parameters={"binary_data_size": 8})],
         bytes(9),
-        "got 9 bytes of binary data, but the inputs declare 8",
+        ADDITIONAL + "got 9 bytes of binary data, but the inputs declare 8",
     ),
     (
         [x(data=..., parameters={"binary_data_size": 4})],
         bytes(4),
-        "input 'x': FP32 [1, 2] needs 8 bytes, got 4",
+        "input byte size mismatch for input 'x' for model ''. Expected 8, got 4: FP32 [1, 2]",
     ),
     (
         [x(data=..., parameters={"binary_data_size": 9})],
         bytes(8),
-        "input 'x': binary_data_size 9 goes past the end of the body",
+        "unexpected size for input 'x', expecting 1 additional bytes for model '': binary_data_size 9 goes "
+        "past the end of the body",
     ),
 ]
 
@@ -341,20 +369,20 @@ def test_wrong_binary_strings(raw, message):
         ({"parameters": []}, "request: 'parameters' must be an object"),
         ({"parameters": {"sequence_id": 3}}, "request: stateful sequences (sequence_id) are not supported"),
         ({"parameters": {"sequence_id": "a", "sequence_end": True}}, "request: stateful sequences"),
-        ({"parameters": {"shared_memory_offset": 0}}, "request: shared memory regions are not supported"),
-        ({"outputs": {"name": "y"}}, "'outputs' must be a list"),
-        ({"outputs": "y"}, "'outputs' must be a list"),
-        ({"outputs": ["y"]}, "every requested output needs a 'name'"),
-        ({"outputs": [{"name": 1}]}, "every requested output needs a 'name'"),
-        ({"outputs": [{"name": "q"}]}, "output 'q' does not exist; the model returns ['y']"),
+        ({"parameters": {"shared_memory_offset": 0}}, "request: shared memory regions are only for"),
+        ({"outputs": {"name": "y"}}, "Unable to parse 'outputs': it must be a list"),
+        ({"outputs": "y"}, "Unable to parse 'outputs': it must be a list"),
+        ({"outputs": ["y"]}, "Unable to parse 'name': every requested output needs one"),
+        ({"outputs": [{"name": 1}]}, "Unable to parse 'name': every requested output needs one"),
+        ({"outputs": [{"name": "q"}]}, "unexpected inference output 'q' for model '': it returns ['y']"),
         ({"outputs": [{"name": "y", "parameters": 1}]}, "output 'y': 'parameters' must be an object"),
         (
             {"outputs": [{"name": "y", "parameters": {"classification": -3}}]},
-            "output 'y': classification must be a number of classes, got -3",
+            "invalid value for 'classification' parameter, expected >= 0: output 'y' has -3",
         ),
         (
             {"outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
-            "output 'y': shared memory regions are not supported",
+            "output 'y': shared memory regions are only for",
         ),
     ],
 )
@@ -407,20 +435,43 @@ def test_what_is_for_the_queue_is_not_for_the_model():
     got = ask(SINGLE, X, parameters={"timeout": 2_500, "priority": 2, "seed": 7, "sequence_id": 0})
     assert (got.timeout_ms, got.priority) == (2.5, 2)
     assert read_call_key(got.key).parameters == {"seed": 7}
-    assert ask(SINGLE, X, parameters={"timeout": 0, "priority": 900})[-2:] == (None, 7)
+    got = ask(SINGLE, X, parameters={"timeout": 0, "priority": 900})
+    assert (got.timeout_ms, got.priority) == (None, 7)
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"timeout": "1"}, "parameter 'timeout' must be a whole number, 0 or more, got '1'"),
-        ({"timeout": -1}, "parameter 'timeout' must be a whole number, 0 or more, got -1"),
-        ({"priority": True}, "parameter 'priority' must be a whole number, 0 or more, got True"),
-        ({"triton_x": 1}, "parameter 'triton_x': names that begin with triton_ are reserved for Triton"),
-        ({"seeds": [1]}, "parameter 'seeds' must be a string, a number or a boolean"),
-        ({"seeds": None}, "parameter 'seeds' must be a string, a number or a boolean"),
+        (
+            {"timeout": "1"},
+            "Unable to parse 'timeout': this parameter must be a whole number, 0 or more, got '1'",
+        ),
+        (
+            {"timeout": -1},
+            "Unable to parse 'timeout': this parameter must be a whole number, 0 or more, got -1",
+        ),
+        (
+            {"priority": True},
+            "Unable to parse 'priority': this parameter must be a whole number, 0 or more, got True",
+        ),
+        (
+            {"triton_x": 1},
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
+            "specified. Use another name than 'triton_x'",
+        ),
+        (
+            {"seeds": [1]},
+            "parameter 'seeds' has invalid type. It should be either 'int', 'bool', or 'string'.",
+        ),
+        (
+            {"seeds": None},
+            "parameter 'seeds' has invalid type. It should be either 'int', 'bool', or 'string'.",
+        ),
         ({"seed": 2**63}, "parameter 'seed' must fit into 64 bits, got a number of 19 digits"),
-        ({"timeout": 2**63}, f"parameter 'timeout' must be a whole number, 0 or more, got {2**63}"),
+        (
+            {"timeout": 2**63},
+            f"Unable to parse 'timeout': this parameter must be a whole number, 0 or more, got {2**63}",
+        ),
     ],
 )
 def test_wrong_parameters(parameters, message):
@@ -476,8 +527,8 @@ def test_optional_inputs_may_be_missing():
     assert [t.name for t in read_call_key(ask(contract, X).key).inputs] == ["x"]
     assert [t.name for t in read_call_key(ask(contract, X, given).key).inputs] == ["bias", "x"]
     assert ask(contract, X).key != ask(contract, X, given).key, "they never share a call"
-    assert "missing input 'x'" in refused(contract, given)
-    assert "'inputs' must be a list" in refused(contract)
+    assert "missing required input(s) ['x']" in refused(contract, given)
+    assert "missing required input(s) ['x']" in refused(contract)
     # Nothing would tell how many rows there are.
     rows = Contract(Signature(inputs=[bias], outputs=outputs, max_batch_size=4))
     assert "'inputs' must be a list" in refused(rows)

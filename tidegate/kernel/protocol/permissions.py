@@ -301,10 +301,20 @@ GATEWAY = RoutePermissions(
         "GET /v2/models": (INFER,),
         "GET /v2/models/stats": (INFER,),
         "POST /v2/repository/index": (INFER,),
-        "POST /v2/repository/models/{model}/{action}": (INFER,),
-        "GET /v2/{kind}sharedmemory/status": (INFER,),
-        "GET /v2/{kind}sharedmemory/region/{name}/status": (INFER,),
-        "POST /v2/{kind}sharedmemory/{rest:path}": (INFER,),
+        "POST /v2/repository/models/{model}/load": (OPERATE,),
+        "POST /v2/repository/models/{model}/unload": (OPERATE,),
+    }
+    # A caller sees and uses only the regions that it registered.
+    | {
+        f"{method} /v2/{kind}sharedmemory{region}/{action}": (INFER,)
+        for kind in ("system", "cuda")
+        for method, region, action in (
+            ("GET", "", "status"),
+            ("GET", "/region/{name}", "status"),
+            ("POST", "/region/{name}", "register"),
+            ("POST", "/region/{name}", "unregister"),
+            ("POST", "", "unregister"),
+        )
     }
     | {
         f"{method} {path}": (INFER,)

@@ -9,14 +9,18 @@ from typing import Any
 from services.gateway.application.inference.core import InferenceResult
 from services.gateway.domain.classification import Labels, classified
 from services.gateway.domain.contract import (
+    Beside,
     Contract,
     Decoded,
     Inputs,
+    WantedOutput,
     check_parameters,
     check_shape,
     check_size,
     options,
 )
+from services.gateway.domain.oip import sink_of
+from services.gateway.domain.shared_memory import Regions, Sink, part_of
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.tensors import Datatype, check_count, elements, misfit, pack_strings
 from tidegate.kernel.triton_protocol import ModelInferResponse
@@ -48,40 +52,77 @@ _CONTENTS = {
 _RAW_ON_THE_WIRE = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
 
 
-def decode(message: Any, contract: Contract) -> Decoded:
-    """Decode a ``ModelInferRequest`` and check it against a contract; raise BadRequest."""
+def decode(message: Any, contract: Contract, beside: Beside | None = None) -> Decoded:
+    """Decode a ``ModelInferRequest`` and check it against a contract; raise BadRequest.
+
+    Without regions in ``beside``, raise UsesRegions for tensors in shared memory.
+    """
+    regions = None if beside is None else beside.regions
+    sinks: dict[str, Sink] | None = None if regions is None else {}
     parameters = _parameters(message.parameters, "request")
     parameters.pop(EMPTY_FINAL, None)
-    wanted = tuple(
-        contract.want(output.name, True, _parameters(output.parameters, f"output {output.name!r}"))
-        for output in message.outputs
-    )
+    wanted = tuple(_wanted(output, contract, regions, sinks) for output in message.outputs)
     inputs = Inputs(contract)
     raws = message.raw_input_contents
-    if raws and len(raws) != len(message.inputs):
-        raise BadRequest(
-            f"got {len(raws)} raw_input_contents for {len(message.inputs)} inputs; send one for each"
-        )
-    for at, tensor in enumerate(message.inputs):
+    if raws and len(raws) != len(message.inputs) and regions is None:
+        for tensor in message.inputs:
+            _parameters(tensor.parameters, f"input {tensor.name!r}")  # raises UsesRegions for one in memory
+        raise _wrong_number(message, len(message.inputs), contract)
+    at = 0
+    for tensor in message.inputs:
         name = tensor.name
         shape = list(tensor.shape[:MOST_DIMS])  # a list of millions of numbers would take too much memory
         if not shape or min(shape) < 0 or len(shape) > MANY_DIMS:
             check_shape(name, shape)
         datatype = inputs.expect(name, tensor.datatype, shape)
         if tensor.parameters:
-            _parameters(tensor.parameters, f"input {name!r}")
+            given = _parameters(tensor.parameters, f"input {name!r}", in_memory=regions is not None)
+            if regions is not None and (part := part_of(name, given)) is not None:
+                raw = regions.read(part)
+                check_size(name, datatype, shape, raw, contract.model)
+                inputs.put(raw)
+                continue
         if not raws:
             inputs.put(_contents(name, datatype, shape, tensor.contents))
             continue
         if tensor.HasField("contents"):
-            raise BadRequest(f"input {name!r}: send contents or raw_input_contents, not both")
+            raise BadRequest(
+                f"contents field must not be specified when using raw_input_contents for {name!r} for model "
+                f"{contract.model!r}: send one of them"
+            )
+        if at == len(raws):
+            raise _wrong_number(message, at + 1, contract)
         raw = raws[at]
-        check_size(name, datatype, shape, raw)
+        at += 1
+        check_size(name, datatype, shape, raw, contract.model)
         inputs.put(raw)
+    if at != len(raws):
+        raise _wrong_number(message, at, contract)
     tensors, data, rows = inputs.done()
-    for_model, timeout_ms, priority = options(parameters)
+    for_model, timeout_ms, priority = options(parameters, beside)
     key = contract.key(tensors, tuple(output.name for output in wanted), for_model)
-    return Decoded(message.id, rows, key, data, wanted or None, True, timeout_ms, priority)
+    return Decoded(message.id, rows, key, data, wanted or None, True, timeout_ms, priority, sinks)
+
+
+def _wanted(
+    output: Any, contract: Contract, regions: Regions | None, sinks: dict[str, Sink] | None
+) -> WantedOutput:
+    name = output.name
+    given = _parameters(output.parameters, f"output {name!r}", in_memory=regions is not None)
+    if regions is not None and sinks is not None and given:
+        given = sink_of(name, given, regions, sinks)
+    return contract.want(name, True, given)
+
+
+def _wrong_number(message: Any, expected: int, contract: Contract) -> BadRequest:
+    count = len(message.raw_input_contents)
+    told = f"got {count} raw_input_contents for {expected} inputs; send one for each"
+    if count < expected and count < len(message.inputs):
+        name = message.inputs[count].name
+        told = (
+            f"unable to find data for input tensor {name!r} for model {contract.model!r} in request. {told}"
+        )
+    return BadRequest(told)
 
 
 def wants_empty_final(message: Any) -> bool:
@@ -94,7 +135,7 @@ def request_parameters(message: Any) -> dict[str, Any]:
     return _parameters(message.parameters, "request")
 
 
-def _parameters(parameters: Any, where: str) -> dict[str, Any]:
+def _parameters(parameters: Any, where: str, *, in_memory: bool = False) -> dict[str, Any]:
     if not parameters:
         return {}
     values = {}
@@ -103,7 +144,7 @@ def _parameters(parameters: Any, where: str) -> dict[str, Any]:
         if kind is None:
             raise BadRequest(f"{where}: parameter {name!r} has no value")
         values[name] = getattr(value, kind)
-    return check_parameters(values, where)
+    return check_parameters(values, where, in_memory=in_memory)
 
 
 def _contents(name: str, datatype: Datatype, shape: list[int], contents: Any) -> bytes:
@@ -151,7 +192,11 @@ def encode(model: str, answer: InferenceResult, labels: Labels) -> Any:
     message = ModelInferResponse(model_name=model, model_version=answer.route.version, id=request.id)
     for tensor, raw in zip(outputs, data, strict=True):
         shape = (rows, *tensor.dims) if rows else tensor.dims
-        message.outputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
+        output = message.outputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
+        if request.sinks and (sink := request.sinks.get(tensor.name)) is not None:
+            sink.write(tensor.name, raw)
+            set_parameters(output.parameters, sink.part.parameters(len(raw)))
+            raw = b""  # its place stays in the list, as in Triton
         message.raw_output_contents.append(bytes(raw))
     if answer.parameters:
         set_parameters(message.parameters, answer.parameters)

@@ -16,7 +16,7 @@ from services.gateway.api.grpc import frames
 from services.gateway.api.grpc.call_headers import BLOCK_BYTES, CallHeaders, HeaderBlockReader
 from services.gateway.api.grpc.frame_writer import HEADERS, FrameWriter
 from services.gateway.api.grpc.frames import ErrorCode, ProtocolError, frame_head, header_block
-from services.gateway.api.grpc.server_call import ServerCall
+from services.gateway.api.grpc.server_call import Address, ServerCall
 from services.gateway.api.grpc.server_state import ServerState
 from services.gateway.api.grpc.status import Metadata, code_of, details_of, percent, trailers_of
 from services.gateway.domain.http2_flood import FloodGuard
@@ -69,6 +69,12 @@ class GrpcConnection(asyncio.Protocol):
     def paused(self) -> bool:
         """Return True if the socket's buffer is full, because the client does not read."""
         return self._out.paused
+
+    def addresses(self) -> tuple[Address | None, Address | None]:
+        """Return host and port of the client and of the server, if they are known."""
+        found = (self._transport.get_extra_info(end) for end in ("peername", "sockname"))
+        client, server = (tuple(each[:2]) if isinstance(each, tuple) else None for each in found)
+        return client, server
 
     # Callbacks of asyncio.
 

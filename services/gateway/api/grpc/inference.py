@@ -17,13 +17,16 @@ from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.feedback import HEADER as FEEDBACK_ID
 from services.gateway.application.feedback import PendingId
+from services.gateway.application.inference.beside_body import BesideBody
 from services.gateway.application.inference.core import (
     MAX_TIMEOUT_MS,
     InferenceCore,
     InferenceResult,
     parse_timeout,
 )
+from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.request_costs import HEADER, RequestCosts
+from services.gateway.domain.shared_memory import UsesRegions
 from services.gateway.domain.traffic_split import Origin
 from services.gateway.domain.usage_cost import UsageCost
 from tidegate.kernel import telemetry
@@ -45,8 +48,10 @@ class GrpcInference:
         metrics: GatewayMetrics,
         log: AccessLog | None = None,
         costs: RequestCosts | None = None,
+        beside: BesideBody | None = None,
     ) -> None:
         self.core = core
+        self._beside = beside or BesideBody()
         self.access = access
         self.metrics = metrics
         self._feedback = core.feedback
@@ -98,7 +103,9 @@ class GrpcInference:
         origin = origin_of(request, headers, principal)
         pending = self.feedback_of(request, origin, rid, principal)
         try:
-            answer = await self._run(request, trace, timeout_ms, cost, origin, principal)
+            answer = await self._run(
+                request, trace, timeout_ms, cost, origin, principal, self.decoder(request, headers, principal)
+            )
             response, trailers = self.encode(request.model_name, answer, rid, started)
             if pending is not None:
                 trailers += add_feedback_id(response, pending, answer)
@@ -113,6 +120,20 @@ class GrpcInference:
                 grant.streamed(cost, size)
         return response, trailers
 
+    def decoder(
+        self, request: Any, headers: dict[bytes, bytes], principal: Principal
+    ) -> Callable[[Contract], Decoded]:
+        """Return the function that decodes a request, with the caller's shared memory if it uses any."""
+
+        def decode(contract: Contract) -> Decoded:
+            beside = self._beside.headers(headers) if self._beside.forwards else None
+            try:
+                return codec.decode(request, contract, beside)
+            except UsesRegions as refusal:
+                return codec.decode(request, contract, self._beside.memory(headers, principal, refusal))
+
+        return decode
+
     def admit(self, principal: Principal, request: Any) -> Grant | None:
         """Admit a request if the model exists and the caller's limits allow it; else raise TidegateError."""
         self.core.find(request.model_name, request.model_version)
@@ -126,6 +147,7 @@ class GrpcInference:
         cost: UsageCost,
         origin: Callable[[], Origin],
         principal: Principal,
+        decode: Callable[[Contract], Decoded],
     ) -> InferenceResult:
         model: str = request.model_name
         grouper = self._groupers.get(model)
@@ -136,7 +158,7 @@ class GrpcInference:
                 model,
                 request.model_version,
                 timeout_ms,
-                lambda contract: codec.decode(request, contract),
+                decode,
                 trace,
                 cost.begin,
                 origin,

@@ -111,7 +111,7 @@ class InferenceStream:
                 request.model_name,
                 request.model_version,
                 timeout_ms,
-                lambda contract: codec.decode(request, contract),
+                self._calls.decoder(request, headers, principal),
                 trace,
                 cost.begin,
                 origin,

@@ -30,6 +30,9 @@ UNSENT_BYTES = 256 * 1024
 SMALL_MESSAGE = 64 * 1024
 
 
+Address = tuple[str, int]
+
+
 class MethodSpec(NamedTuple):
     """A method of a service, and its limits.
 
@@ -62,6 +65,9 @@ class CallConnection(Protocol):
 
     def replenish(self, call: ServerCall) -> None:
         """Allow the client to send more bytes."""
+
+    def addresses(self) -> tuple[Address | None, Address | None]:
+        """Return host and port of the client and of the server, if they are known."""
 
 
 class ServerCall:
@@ -126,6 +132,10 @@ class ServerCall:
         self.sent_at = self.message_began_at = self._loop.time()
         self.deadline = None if headers.timeout_s is None else self.sent_at + headers.timeout_s
         self.task: asyncio.Task[None] | None = None
+
+    def addresses(self) -> tuple[Address | None, Address | None]:
+        """Return host and port of the client and of the server, if they are known."""
+        return self._connection.addresses()
 
     # Events from the connection.
 

@@ -1,17 +1,16 @@
-"""The methods of ``inference.GRPCInferenceService``, and the reasons why some are refused."""
+"""The methods of ``inference.GRPCInferenceService``."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
-from grpc import StatusCode
 
 from services.gateway.api.grpc.inference import GrpcInference
 from services.gateway.api.grpc.inference_stream import InferenceStream
+from services.gateway.api.grpc.management import ManagementMethods, MethodHandler
 from services.gateway.api.grpc.server_call import MethodSpec
-from services.gateway.application.catalogue import EXTENSIONS, Catalogue
+from services.gateway.application.catalogue import EXTENSIONS, SERVER_NAME, Catalogue
 from tidegate.kernel.errors import Forbidden, NotFound
 from tidegate.kernel.protocol.access import INFER, Principal, may_not_use
 from tidegate.kernel.service.app import Health
@@ -20,33 +19,27 @@ from tidegate.version import VERSION
 
 NAME = "inference.GRPCInferenceService"
 
-_SHARED_MEMORY = "shared memory regions are not supported: the model may run on another host"
-_OPERATORS = "inference clients cannot read or change log and trace settings"
-_REPOSITORY = "inference clients cannot load or unload models: use `tidegate deploy` and `tidegate delete`"
-# The methods that this server refuses, with the reason.
-REFUSED = {
-    "RepositoryModelLoad": _REPOSITORY,
-    "RepositoryModelUnload": _REPOSITORY,
-    "SystemSharedMemoryRegister": _SHARED_MEMORY,
-    "CudaSharedMemoryRegister": _SHARED_MEMORY,
-    "TraceSetting": _OPERATORS,
-    "LogSettings": _OPERATORS,
-}
-
 # Most bytes of a message: for methods that need no credential, and for methods whose message only names a
 # model.
 OPEN_BYTES = 4 * 1024
 NAME_BYTES = 64 * 1024
 
-MethodHandler = Callable[[Any, Any], Awaitable[Any]]
-
 
 class InferenceService:
     """The inference service of a gateway process."""
 
-    def __init__(self, calls: GrpcInference, catalogue: Catalogue, health: Health, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        calls: GrpcInference,
+        catalogue: Catalogue,
+        health: Health,
+        management: ManagementMethods,
+        *,
+        max_bytes: int,
+    ) -> None:
         """Accept inference requests of at most ``max_bytes``."""
         self._max_bytes = max_bytes
+        self._management = management
         self._calls = calls
         self._catalogue = catalogue
         self._health = health
@@ -60,13 +53,10 @@ class InferenceService:
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._index,
-            "SystemSharedMemoryStatus": self._no_regions("SystemSharedMemoryStatus"),
-            "SystemSharedMemoryUnregister": self._no_regions("SystemSharedMemoryUnregister"),
-            "CudaSharedMemoryStatus": self._no_regions("CudaSharedMemoryStatus"),
-            "CudaSharedMemoryUnregister": self._no_regions("CudaSharedMemoryUnregister"),
         }
         methods = {name: self._method(name, self._authorized(handler)) for name, handler in handlers.items()}
-        methods |= {name: self._method(name, _refusal(why)) for name, why in REFUSED.items()}
+        for name, handler in self._management.handlers().items():
+            methods[name] = self._method(name, handler)
         for name, handler in (("ServerLive", self._live), ("ServerReady", self._ready)):
             methods[name] = self._method(name, handler, OPEN_BYTES, open_=True)
         methods["ModelInfer"] = self._method("ModelInfer", self._calls.infer, self._max_bytes)
@@ -118,7 +108,7 @@ class InferenceService:
         return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:
-        return pb.ServerMetadataResponse(name="tidegate", version=VERSION, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=VERSION, extensions=EXTENSIONS)
 
     async def _model_metadata(self, request: Any, context: Any) -> Any:
         return pb.ModelMetadataResponse(**self._catalogue.metadata(request.name, request.version))
@@ -135,25 +125,9 @@ class InferenceService:
     async def _index(self, request: Any, context: Any) -> Any:
         return pb.RepositoryIndexResponse(models=self._catalogue.index(ready=request.ready))
 
-    @staticmethod
-    def _no_regions(name: str) -> MethodHandler:
-        empty = getattr(pb, f"{name}Response")
-
-        async def handle(request: Any, context: Any) -> Any:
-            return empty()
-
-        return handle
-
 
 def _remove_forbidden(entries: Any, principal: Principal) -> None:
     """Remove the models that the caller may not use."""
     for at in range(len(entries) - 1, -1, -1):
         if not principal.may(INFER, entries[at].name):
             del entries[at]
-
-
-def _refusal(why: str) -> MethodHandler:
-    async def handle(request: Any, context: Any) -> Any:
-        await context.abort(StatusCode.UNIMPLEMENTED, why)
-
-    return handle

@@ -22,10 +22,13 @@ from services.gateway.application.access import Access, Grant
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.feedback import HEADER as FEEDBACK_ID
 from services.gateway.application.feedback import PendingId
+from services.gateway.application.inference.beside_body import BesideBody
 from services.gateway.application.inference.core import InferenceCore, InferenceResult, parse_timeout
 from services.gateway.domain import oip, usage_cost
 from services.gateway.domain.classification import Labels
+from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.request_costs import HEADER, RequestCosts
+from services.gateway.domain.shared_memory import UsesRegions
 from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import (
@@ -69,9 +72,11 @@ class InferenceHandler:
         jobs: JobSubmissionHandler | None = None,
         body_bytes_per_s: int = 1024,
         costs: RequestCosts | None = None,
+        beside: BesideBody | None = None,
     ) -> None:
         self._costs = costs
         self._core = core
+        self._beside = beside or BesideBody()
         self._access = access
         self._labels = labels
         self._jobs = jobs
@@ -202,7 +207,7 @@ class InferenceHandler:
                 model,
                 version,
                 timeout_ms,
-                lambda contract: oip.decode(body, length, contract),
+                self._decoder(headers, body, length, principal),
                 trace,
                 on_outcome,
                 lambda: Origin(headers, principal.id, lambda: oip.request_parameters(body, length)),
@@ -215,6 +220,21 @@ class InferenceHandler:
         if grant is not None:
             self._grants[id_] = grant
         return id_
+
+    def _decoder(
+        self, headers: Headers, body: Buffer, length: int | None, principal: Principal
+    ) -> Callable[[Contract], Decoded]:
+        """Return the function that decodes a request, with the caller's shared memory if it uses any."""
+
+        def decode(contract: Contract) -> Decoded:
+            beside = self._beside.headers(headers) if self._beside.forwards else None
+            try:
+                return oip.decode(body, length, contract, beside)
+            except UsesRegions as refusal:
+                beside = self._beside.memory(headers, principal, refusal)
+                return oip.decode(body, length, contract, beside)
+
+        return decode
 
     def _pending_id(
         self,

@@ -1,0 +1,56 @@
+"""Find the user of a caller on this host by its TCP connection."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+Address = tuple[str, int]
+
+
+def user_of(client: Address, server: Address) -> int | None:
+    """Return the user id of the program at ``client`` that is connected to ``server``.
+
+    Return None if the client is not on a loopback address, or if the connection is not listed.
+    """
+    here, there = _packed(client), _packed(server)
+    if here is None or there is None:
+        return None
+    for local, remote, user in _connections():
+        if (local, remote) == (here, there):
+            return user
+    return None
+
+
+def _connections() -> Iterator[tuple[tuple[bytes, int], tuple[bytes, int], int]]:
+    for table in _TABLES:
+        try:
+            lines = table.read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            yield _listed(fields[1]), _listed(fields[2]), int(fields[7])
+
+
+def _packed(address: Address) -> tuple[bytes, int] | None:
+    try:
+        found = ipaddress.ip_address(address[0].partition("%")[0])
+    except ValueError:
+        return None
+    found = getattr(found, "ipv4_mapped", None) or found
+    return (found.packed, address[1]) if found.is_loopback else None
+
+
+def _listed(text: str) -> tuple[bytes, int]:
+    """Return an address of the table: words of 32 bits in the byte order of this machine, and a port."""
+    words, _, port = text.partition(":")
+    packed = b"".join(
+        socket.htonl(int.from_bytes(bytes.fromhex(words[at : at + 8]), "big")).to_bytes(4, "big")
+        for at in range(0, len(words), 8)
+    )
+    mapped = packed.removeprefix(bytes(10) + b"\xff\xff")
+    return (mapped if len(mapped) == 4 else packed), int(port, 16)

@@ -1,0 +1,52 @@
+"""What a request may use beside its body: shared memory of its caller, and headers for the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+from services.gateway.domain.contract import Beside
+from services.gateway.domain.shared_memory import Regions, UsesRegions
+from tidegate.kernel.protocol.access import Principal
+
+# No model gets these, whatever the pattern says.
+_SECRET = frozenset({"authorization", "proxy-authorization", "cookie"})
+MAX_VALUE = 8192
+
+
+class OwnedRegions(Protocol):
+    """The shared memory of all callers."""
+
+    def of(self, owner: str) -> Regions:
+        """Return the regions of one caller."""
+
+
+class BesideBody:
+    """The settings that say what a request may use. ``forwards`` is False if no header goes to models."""
+
+    def __init__(self, regions: OwnedRegions | None = None, pattern: str = "") -> None:
+        """``regions``: None if callers may not use shared memory. ``pattern``: of headers for models."""
+        self._regions = regions
+        self._pattern = re.compile(pattern) if pattern else None
+        self.forwards = self._pattern is not None
+
+    def headers(self, headers: Mapping[bytes, bytes]) -> Beside:
+        """Return the headers of a request that its model gets."""
+        return Beside(None, self._forwarded(headers))
+
+    def memory(self, headers: Mapping[bytes, bytes], principal: Principal, refusal: UsesRegions) -> Beside:
+        """Return the caller's regions and the headers for the model; raise ``refusal`` without regions."""
+        if self._regions is None:
+            raise refusal
+        return Beside(self._regions.of(principal.id), self._forwarded(headers))
+
+    def _forwarded(self, headers: Mapping[bytes, bytes]) -> dict[str, str]:
+        if self._pattern is None:
+            return {}
+        named = ((name.decode("latin-1"), value) for name, value in headers.items())
+        return {
+            name: value[:MAX_VALUE].decode("latin-1")
+            for name, value in named
+            if name not in _SECRET and not name.startswith(":") and self._pattern.fullmatch(name)
+        }

@@ -1,0 +1,138 @@
+"""Load and unload models for clients of Triton: wake and pause the Deployments of an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from services.gateway.application.inference.core import InferenceCore
+from services.gateway.domain import model_control
+from services.gateway.domain.model_control import Allowed
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
+from tidegate.kernel.errors import Conflict, DeadlinePassed, Forbidden, ModelFailed, NotFound, Unavailable
+from tidegate.kernel.protocol.access import INFER, OPERATE, Principal, may_not_use
+from tidegate.kernel.service import caller
+from tidegate.kernel.service.caller import Caller
+
+# How long a load may take. An unload that takes longer is answered, and goes on.
+LOAD_S, UNLOAD_S = 600.0, 60.0
+# How long the route table may take to show a change of the registry.
+TABLE_S = 30.0
+POLL_S, WAKE_EVERY_S = 0.05, 1.0
+
+
+class Operations(Protocol):
+    """The operations of the autoscaler that a load or an unload uses."""
+
+    async def pause(self, deployment: str) -> None:
+        """Hold a Deployment at 0 replicas."""
+
+    async def resume(self, deployment: str) -> None:
+        """Let the policy of a Deployment set its replicas."""
+
+
+class ModelControl:
+    """Triton's model control. ``allowed``: the callers that may use it."""
+
+    def __init__(self, core: InferenceCore, operations: Operations, allowed: Allowed) -> None:
+        self._core = core
+        self._operations = operations
+        self._allowed = allowed
+
+    async def load(self, model: str, parameters: Mapping[str, Any], principal: Principal) -> None:
+        """Wake a model, also if it is paused, and return when it is ready; raise TidegateError."""
+        self._permit(model, principal)
+        model_control.check_parameters(model, parameters)
+        endpoint = self._endpoint(model, "load")
+        with _acting(principal):
+            for route in model_control.deployments_of(endpoint):
+                if not route.wakeable:
+                    await self._operations.resume(route.name)
+        await self._until_ready(model)
+
+    async def unload(self, model: str, principal: Principal) -> None:
+        """Hold every version of a model at 0 replicas, and return when none is left; raise TidegateError."""
+        self._permit(model, principal)
+        endpoint = self._endpoint(model, "unload")
+        model_control.check_unshared(endpoint, self._core.table().endpoints.values())
+        with _acting(principal):
+            for route in model_control.deployments_of(endpoint):
+                await self._operations.pause(route.name)
+        end = time.monotonic() + UNLOAD_S
+        while time.monotonic() < end and any(map(self._answers, self._routes(model, "unload"))):
+            await asyncio.sleep(POLL_S)
+
+    def _permit(self, model: str, principal: Principal) -> None:
+        if self._allowed == "off":
+            raise Unavailable(
+                f"{model_control.NOT_ALLOWED}: an operator allows it with TIDEGATE_MODEL_CONTROL=operate"
+            )
+        if self._allowed == "operate":
+            caller.permit(principal, (OPERATE,))
+        elif not principal.may(OPERATE) and not principal.may(INFER, model):
+            raise Forbidden(may_not_use(principal, model))
+
+    def _endpoint(self, model: str, action: str) -> EndpointRoute:
+        endpoint = self._core.table().endpoints.get(model)
+        if endpoint is None:
+            raise NotFound(
+                f"failed to {action} {model!r}, failed to poll from model repository: no such model. "
+                "GET /v2/models lists all; `tidegate deploy` adds one"
+            )
+        return endpoint
+
+    def _routes(self, model: str, action: str) -> list[DeploymentRoute]:
+        return model_control.deployments_of(self._endpoint(model, action))
+
+    def _answers(self, route: DeploymentRoute) -> bool:
+        return route.wakeable or self._core.fleet(route.name).ready > 0
+
+    async def _until_ready(self, model: str) -> None:
+        began, woken = time.monotonic(), 0.0
+        while True:
+            targets = model_control.targets_of(self._endpoint(model, "load"))
+            waiting = [route for route in targets if not self._core.fleet(route.name).ready]
+            if not waiting:
+                return
+            spent = time.monotonic() - began
+            for route in waiting:
+                self._check_progress(model, route, spent)
+            if spent >= woken:
+                woken = spent + WAKE_EVERY_S
+                for route in waiting:
+                    self._core.wake(route)
+            await asyncio.sleep(POLL_S)
+
+    def _check_progress(self, model: str, route: DeploymentRoute, spent: float) -> None:
+        """Raise if a Deployment that should start cannot become ready."""
+        if not route.wakeable:
+            if spent > TABLE_S:
+                raise Conflict(
+                    f"failed to load {model!r}, its Deployment {route.name} may not start a replica: see "
+                    f"`tidegate why {route.name}`"
+                )
+        elif fault := self._core.fleet(route.name).fault:
+            raise ModelFailed(f"failed to load {model!r}, {fault}")
+        if spent > LOAD_S:
+            raise DeadlinePassed(
+                f"failed to load {model!r}, it is not ready after {LOAD_S:g} s: it goes on; see "
+                f"`tidegate why {route.name}`"
+            )
+
+
+class _acting:  # noqa: N801  a context manager
+    """The caller of the operations: the principal, or the stack if its scope does not matter."""
+
+    def __init__(self, principal: Principal) -> None:
+        present = caller.current.get()
+        self._caller = Caller(
+            principal if principal.may(OPERATE) else caller.OWN_WORK.principal, present.origin
+        )
+
+    def __enter__(self) -> None:
+        self._mark = caller.current.set(self._caller)
+
+    def __exit__(self, *_: object) -> None:
+        caller.current.reset(self._mark)

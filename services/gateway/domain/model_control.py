@@ -1,0 +1,53 @@
+"""Decide what loading and unloading a model mean for the Deployments of its endpoint. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
+from tidegate.kernel.errors import BadRequest, Conflict
+
+# The callers that may load and unload models: those with the scope operate, all that may infer, or none.
+Allowed = Literal["operate", "infer", "off"]
+
+# Triton answers this if its model control mode is not "explicit".
+NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled"
+
+
+def check_parameters(model: str, parameters: Mapping[str, Any]) -> None:
+    """Raise BadRequest if a load brings a configuration or files, because a version never changes."""
+    if any(name.startswith("file:") for name in parameters):
+        what = "files"
+    elif "config" in parameters:
+        what = "a configuration"
+    else:
+        return
+    raise BadRequest(
+        f"failed to load {model!r}, a load cannot bring {what}, because a version never changes: change the "
+        f"model's directory, and deploy it as a new version with `tidegate deploy FOLDER --name {model}`"
+    )
+
+
+def deployments_of(endpoint: EndpointRoute) -> list[DeploymentRoute]:
+    """Return every Deployment that answers requests to an endpoint, each once."""
+    routes = [*endpoint.targets, *endpoint.versions.values(), *endpoint.failover]
+    return list({route.name: route for route in routes}.values())
+
+
+def targets_of(endpoint: EndpointRoute) -> list[DeploymentRoute]:
+    """Return the Deployments that must be ready before an endpoint counts as loaded."""
+    return list(endpoint.targets) or deployments_of(endpoint)
+
+
+def check_unshared(endpoint: EndpointRoute, others: Iterable[EndpointRoute]) -> None:
+    """Raise Conflict if unloading an endpoint would stop another one, which shares a Deployment."""
+    mine = {route.name for route in deployments_of(endpoint)}
+    for other in others:
+        shared = {route.name for route in deployments_of(other)} & mine
+        if other.name != endpoint.name and shared:
+            name = min(shared)
+            raise Conflict(
+                f"failed to unload {endpoint.name!r}, its Deployment {name} also serves {other.name!r}: stop "
+                f"both with `tidegate pause {name}`"
+            )

@@ -1,0 +1,46 @@
+"""Show trace and log settings in Triton's form. Their values are Tidegate's own. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tidegate.kernel.errors import BadRequest
+
+# Triton's names of levels, by the levels of Tidegate's logs that include them.
+_LEVELS = {"log_info": {"DEBUG", "INFO"}, "log_warning": {"DEBUG", "INFO", "WARNING"}}
+
+LOG_REMEDY = "an operator changes the logs with `tidegate settings set TIDEGATE_LOG_LEVEL=DEBUG`"
+TRACE_REMEDY = "an operator starts the stack with OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER_ARG"
+
+
+def log_settings(level: str) -> dict[str, Any]:
+    """Return the log settings of a gateway with this level."""
+    return {
+        "log_file": "",
+        **{name: level in levels for name, levels in _LEVELS.items()},
+        "log_error": True,
+        "log_verbose_level": int(level == "DEBUG"),
+        "log_format": "default",
+    }
+
+
+def trace_settings(*, on: bool) -> dict[str, Any]:
+    """Return the trace settings. ``on``: the gateway exports traces."""
+    return {
+        "trace_level": ["TIMESTAMPS"] if on else ["OFF"],
+        "trace_rate": "1000",
+        "trace_count": "-1",
+        "log_frequency": "0",
+        "trace_file": "",
+        "trace_mode": "opentelemetry",
+    }
+
+
+def check_update(present: Mapping[str, Any], given: Mapping[str, Any], remedy: str) -> None:
+    """Raise BadRequest if an update would change a setting. An update without a change is accepted."""
+    for name, value in given.items():
+        if name not in present:
+            raise BadRequest(f"Unknown setting {name[:80]!r}: there are {', '.join(sorted(present))}")
+        if value != present[name]:
+            raise BadRequest(f"{name!r} cannot be changed over this API: {remedy}")

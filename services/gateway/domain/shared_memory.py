@@ -1,0 +1,145 @@
+"""Check the names, keys and parts of shared memory regions that callers register. Pure.
+
+The messages begin with Triton's words, because its clients compare them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.bounded_json import shown
+from tidegate.kernel.protocol.envelope import Buffer
+
+MAX_NAME, MAX_KEY = 255, 255
+MAX_SIZE = 2**63
+# The beginnings of the names of segments that Tidegate's workers and Triton's Python backend use.
+RESERVED = ("tidegate", "triton_python_backend_shm_region")
+
+REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
+CUDA_REFUSED = (
+    "failed to register CUDA shared memory region: {name!r}, GPUs not supported: the model may run on "
+    "another host. Use system shared memory, or send the tensors as binary data"
+)
+
+
+class UsesRegions(BadRequest):
+    """The request has tensors in shared memory, but its decoder was given no regions."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: shared memory regions are only for /infer and ModelInfer of callers on the gateway's "
+            "host, if TIDEGATE_SHARED_MEMORY is local: send the tensor as binary data"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPart:
+    """A part of a region, as the parameters of a tensor name it. Offset and size are in bytes."""
+
+    region: str
+    offset: int
+    size: int
+
+    def parameters(self, written: int) -> dict[str, Any]:
+        """Return the parameters of an output whose ``written`` bytes are in this part."""
+        found: dict[str, Any] = {REGION: self.region, SIZE: written}
+        return found | {OFFSET: self.offset} if self.offset else found
+
+
+class Sink(Protocol):
+    """The place of an output."""
+
+    @property
+    def part(self) -> RegionPart:
+        """The part of a region."""
+
+    def write(self, output: str, data: Buffer) -> None:
+        """Write an output; raise BadRequest if it does not fit."""
+
+
+class Regions(Protocol):
+    """The regions of one caller."""
+
+    def read(self, part: RegionPart) -> Buffer:
+        """Return a copy of a part; raise NotFound, BadRequest or Overloaded."""
+
+    def sink(self, part: RegionPart) -> Sink:
+        """Return the place of an output; raise NotFound or BadRequest."""
+
+
+def file_of(name: str, key: str) -> str:
+    """Return the file name of a key such as ``/input``; raise BadRequest for any other path."""
+    found = key.removeprefix("/")
+    if not found or found in (".", "..") or "/" in found or not found.isprintable() or len(key) > MAX_KEY:
+        raise BadRequest(
+            f"Unable to open shared memory region: {shown(key)}: a key is the name of one segment, such as "
+            "'/input'"
+        )
+    prefix = next((each for each in RESERVED if found.startswith(each)), None)
+    if prefix is not None:
+        raise BadRequest(
+            f"cannot register shared memory region {shown(name)} with key {shown(key)} as the key contains "
+            f"the reserved prefix {prefix!r}: use another name"
+        )
+    return found
+
+
+def check_name(name: str) -> None:
+    """Raise BadRequest for a name that is empty or too long."""
+    if not name or len(name) > MAX_NAME:
+        raise BadRequest(f"'region name' must have 1 to {MAX_NAME} characters, got {len(name)}")
+
+
+def check_extent(name: str, offset: int, size: int, file_size: int) -> None:
+    """Raise BadRequest if a region does not lie within its file."""
+    if size < 1 or offset < 0 or offset + size > file_size:
+        raise BadRequest(
+            f"failed to register shared memory region {name!r}: invalid args: bytes {offset} to "
+            f"{offset + size} are not within the segment's {file_size} bytes"
+        )
+
+
+def check_part(part: RegionPart, region_size: int) -> None:
+    """Raise BadRequest if a part does not lie within its region."""
+    if part.offset >= region_size:
+        raise BadRequest(
+            f"Invalid offset for shared memory region: {part.region!r}: {part.offset}, but its size is "
+            f"{region_size}"
+        )
+    if part.offset + part.size > region_size:
+        raise BadRequest(
+            f"Invalid offset + byte size for shared memory region: {part.region!r}: {part.offset} + "
+            f"{part.size}, but its size is {region_size}"
+        )
+
+
+def part_of(where: str, parameters: Mapping[str, Any]) -> RegionPart | None:
+    """Return the part that a tensor's parameters name, or None; raise BadRequest. ``where``: the tensor."""
+    region, offset, size = parameters.get(REGION), parameters.get(OFFSET), parameters.get(SIZE)
+    if region is None:
+        for name, value in ((OFFSET, offset), (SIZE, size)):
+            if value is not None:
+                raise BadRequest(
+                    f"{name!r} can not be specified without {REGION!r} parameter for tensor {where}"
+                )
+        return None
+    if size is None:
+        raise BadRequest(f"{SIZE!r} must be specified along with {REGION!r} parameter for tensor {where}")
+    if not isinstance(region, str):
+        raise BadRequest(f"{where}: {REGION!r} must be a string, got {shown(region)}")
+    offset = 0 if offset is None else offset
+    for name, value in ((OFFSET, offset), (SIZE, size)):
+        if type(value) is not int or not 0 <= value < MAX_SIZE:
+            raise BadRequest(f"{where}: {name!r} must be a number of bytes, got {shown(value)}")
+    return RegionPart(region, offset, size)
+
+
+def too_small(part: RegionPart, output: str, needed: int) -> BadRequest:
+    """Return the error for an output that does not fit into its part."""
+    return BadRequest(
+        f"shared memory size specified with the request for output {output!r} ({part.size} bytes) should be "
+        f"at least {needed} bytes to hold the results"
+    )
