@@ -132,7 +132,9 @@ def test_a_label_is_an_alias_of_a_version():
     assert compiled.pick("digits", "champion", TrafficSplitter())[1].name == "digits-v2"
     with pytest.raises(NotFound, match=r"'old' of model 'digits' is version 7, which has no deployment"):
         compiled.find("digits", "old")
-    with pytest.raises(NotFound, match=r"no version 'new'; it has .*, and the aliases \['champion', 'old'\]"):
+    with pytest.raises(
+        NotFound, match=r"version new is not found; it has .*, and the aliases \['champion', 'old'\]"
+    ):
         compiled.find("digits", "new")
 
 
