@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import sqlalchemy as sa
 from alembic import command
 
@@ -46,6 +47,8 @@ async def test_newer_database_is_not_touched(database_url):
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     await engine.dispose()
     assert "of a newer Tidegate" in (await migrate.problem(database_url) or "")
+    with pytest.raises(migrate.NewerDatabase, match="of a newer Tidegate"):
+        await migrate.migrate(database_url)
 
 
 async def test_database_that_is_away_is_a_health_problem(tmp_path):
