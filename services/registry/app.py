@@ -40,6 +40,7 @@ from services.registry.application.baselines import Baselines
 from services.registry.application.cards import Cards
 from services.registry.application.keyring import Keyring
 from services.registry.application.maintenance import Maintenance
+from services.registry.application.running_replicas import RunningReplicas
 from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
 from services.registry.application.uploads import Uploads
@@ -49,7 +50,6 @@ from services.registry.domain.uploads import UploadLimits
 from services.registry.settings import RegistrySettings
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.model_signature import MAX_BUNDLE_BYTES
-from tidegate.kernel.protocol.replica_token import Replicas
 from tidegate.kernel.service.api import create_app
 
 
@@ -89,6 +89,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             app.state.signatures = Signatures(transactions, stored, settings.trusted_keys)
             app.state.cards = Cards(transactions)
             app.state.keyring = Keyring(transactions)
+            app.state.replicas = RunningReplicas(transactions)
             app.state.health.add("database", lambda: database.problem)
             app.state.health.add("artifacts", lambda: store.problem)
             await maintenance.start()
@@ -132,7 +133,6 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             r"/v1/artifacts/[0-9a-f]{64}/signatures": MAX_BUNDLE_BYTES,
         },
     )
-    app.state.replicas = Replicas()
     app.add_middleware(metrics.RequestMetrics)
     return app
 

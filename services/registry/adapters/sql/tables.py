@@ -267,3 +267,11 @@ uploads = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("touched_at", Moment, nullable=False, index=True),
 )
+
+# The replicas that run now, each with the artifact that its token opens.
+running_replicas = sa.Table(
+    "running_replicas",
+    metadata,
+    sa.Column("replica", sa.String(255), primary_key=True),
+    sa.Column("sha256", DIGEST, nullable=False),
+)
