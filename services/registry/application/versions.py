@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,8 @@ from tidegate.kernel.protocol.verification import VerificationOptions
 class Registration:
     """A version as its publisher describes it. ``format`` None: decided by the file's contents.
 
+    ``trust``: names that a pickle or a skops file may import although they are dangerous or unknown.
+
     ``requirements`` None: those in the artifact, if it has any. A list replaces them.
     """
 
@@ -51,6 +53,7 @@ class Registration:
     requirements: list[str] | None = None
     metadata: VersionMetadata | None = None
     allow_pickle: bool = False
+    trust: Sequence[str] = ()
     breaking: bool = False
     verification: VerificationOptions | None = None
 
@@ -122,7 +125,12 @@ class Versions:
                 raise _no_artifact(request.artifact)
             stored = await writer.versions_to_compare(request.model, request.artifact)
             same = registration.same_version(
-                stored, request.artifact, format_, inspection.requirements, inspection.signature
+                stored,
+                request.artifact,
+                format_,
+                inspection.requirements,
+                inspection.signature,
+                inspection.trusted,
             )
             if same is not None:
                 version = await _with_metadata(writer, same, request.metadata)
@@ -139,6 +147,7 @@ class Versions:
                 filename=request.filename,
                 signature=inspection.signature,
                 requirements=inspection.requirements,
+                trusted=inspection.trusted,
                 metadata=request.metadata or VersionMetadata(),
                 created_at=writer.now,
                 verification=self._verifications.first(format_),
@@ -166,7 +175,12 @@ class Versions:
         async with self._transactions.read() as reader:
             stored = await reader.versions_to_compare(request.model, request.artifact)
             same = format_ and registration.same_version(
-                stored, request.artifact, format_, inspection.requirements, inspection.signature
+                stored,
+                request.artifact,
+                format_,
+                inspection.requirements,
+                inspection.signature,
+                inspection.trusted,
             )
             if same is None:
                 names.check_new("model", request.model, await reader.models())
@@ -223,7 +237,8 @@ class Versions:
         return writer.notifications
 
     def _warnings(self, inspection: Inspection) -> list[str]:
-        return pickles.warnings(inspection.saved_by, self._settings.packages, inspection.requirements)
+        saved_by, here = inspection.saved_by, self._settings.packages
+        return [*inspection.notes, *pickles.warnings(saved_by, here, inspection.requirements)]
 
     async def _recognised(self, request: Registration) -> Registration:
         """Return the request with the format that the artifact's contents show, if it is stored.
@@ -254,6 +269,7 @@ class Versions:
                 max_batch=self._settings.default_max_batch,
                 limits=self._settings.limits,
                 allow_pickle=request.allow_pickle,
+                trust=request.trust,
             )
         lines = inspection.requirements
         if request.requirements is not None:
@@ -269,7 +285,8 @@ def _check_request(request: Registration) -> Format | None:
     names.check("model", request.model)
     formats.check_filename(request.filename)
     format_ = request.format or formats.format_by_name(request.filename)
-    formats.check_pickle_allowed(format_, allow_pickle=request.allow_pickle)
+    if not request.filename.lower().endswith(".skops"):
+        formats.check_pickle_allowed(format_, allow_pickle=request.allow_pickle)
     if request.metadata is not None:
         version_metadata.check(request.metadata)
     if request.signature is not None:

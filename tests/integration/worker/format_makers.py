@@ -1,7 +1,7 @@
 """Scripts that make model files of other libraries, with the libraries' own answers.
 
-Each runs in an environment with its library, and gets a folder. It writes NAME.<suffix> and NAME.npz: ``x`` (and
-``categories``), and each output.
+Each runs in an environment with its library, and gets a folder. It writes NAME.<suffix> and NAME.npz: ``x``
+(and ``categories``), and each output.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ for name, suffix, labels, options in [
     ("targets", ".ubj", x[:, :2], {"objective": "reg:squarederror", "multi_strategy": "multi_output_tree"}),
 ]:
     keep(name, x=x, output=plain(name, suffix, labels, **options))
-stopped = xgb.XGBClassifier(n_estimators=60, max_depth=3, learning_rate=1.0, early_stopping_rounds=2, n_jobs=1)
+stopped = xgb.XGBClassifier(n_estimators=60, learning_rate=1.0, early_stopping_rounds=2, n_jobs=1)
 stopped.fit(x[:200], two[:200], eval_set=[(x[200:], two[200:])], verbose=False)
 assert stopped.best_iteration < 59
 stopped.save_model(folder + "/stopped.ubj")
@@ -68,7 +68,8 @@ for name, objective in (("several", "multiclass"), ("ova", "multiclassova")):
     p = train(name, three, objective=objective, num_class=3)
     keep(name, x=wide, probabilities=p, label=p.argmax(axis=1))
 for name, labels, objective in [
-    ("regression", x[:, 0], "regression"), ("poisson", np.abs(x[:, 0]), "poisson"), ("entropy", two, "cross_entropy"),
+    ("regression", x[:, 0], "regression"), ("poisson", np.abs(x[:, 0]), "poisson"),
+    ("entropy", two, "cross_entropy"),
 ]:
     keep(name, x=wide, output=train(name, labels, objective=objective))
 """

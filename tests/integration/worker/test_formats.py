@@ -1,7 +1,7 @@
 """Files of other libraries on the real Triton give the answers of their library: see `make test-formats`.
 
-The files are made by their library, the registry reads their signature, and the version's requirements make the
-environment, as in a deploy.
+The files are made by their library, the registry reads their signature, and the version's requirements make
+the environment, as in a deploy.
 """
 
 from __future__ import annotations
@@ -41,20 +41,15 @@ LIBRARIES = {
     "skops": (["skops==0.16.0"], format_makers.SKOPS),
     "tensorflow": (["tensorflow-cpu==2.21.0"], format_makers.TENSORFLOW),
 }
-CASES = [
-    *(("xgboost", each) for each in (
-        "binary.ubj", "several.json", "softmax.ubj", "regression.json", "poisson.ubj", "rank.ubj", "margin.json",
-        "dart.ubj", "linear.json", "targets.ubj", "stopped.ubj",
-    )),
-    *(("lightgbm", each) for each in (
-        "binary.txt", "several.txt", "ova.txt", "regression.txt", "poisson.txt", "entropy.txt",
-    )),
-    *(("catboost", each) for each in (
-        "binary.cbm", "texts.cbm", "several.cbm", "regression.cbm", "poisson.cbm", "targets.cbm", "categories.cbm",
-    )),
-    *(("skops", each) for each in ("pipeline.skops", "forest.skops", "regression.skops")),
-    *(("tensorflow", each) for each in ("net.zip", "light.tflite")),
-]  # fmt: skip
+FILES: dict[str, str] = {
+    "xgboost": "binary.ubj several.json softmax.ubj regression.json poisson.ubj rank.ubj margin.json "
+    "dart.ubj linear.json targets.ubj stopped.ubj",
+    "lightgbm": "binary.txt several.txt ova.txt regression.txt poisson.txt entropy.txt",
+    "catboost": "binary.cbm texts.cbm several.cbm regression.cbm poisson.cbm targets.cbm categories.cbm",
+    "skops": "pipeline.skops forest.skops regression.skops",
+    "tensorflow": "net.zip light.tflite",
+}
+CASES = [(library, file) for library, files in FILES.items() for file in files.split()]
 
 
 @pytest.fixture(scope="session")

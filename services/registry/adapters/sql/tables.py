@@ -86,6 +86,7 @@ versions = sa.Table(
     sa.Column("filename", sa.String(255), nullable=False),
     sa.Column("signature", sa.JSON(none_as_null=True)),
     sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("trusted", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("verification_state", sa.String(16), nullable=False, server_default="unchecked"),

@@ -153,6 +153,7 @@ class DesiredStateWriter(DesiredStateReader):
             filename=version.filename,
             signature=version.signature.model_dump() if version.signature else None,
             requirements=version.requirements,
+            trusted=version.trusted,
             metadata=version.metadata.model_dump(mode="json"),
             created_at=version.created_at,
             **_verification_values(version.verification),
