@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -81,11 +80,12 @@ async def test_data_survives_the_way_down_and_up_again(opened: Open, database_ur
     """Each step down and up runs on tables with rows. What older releases also had is still there."""
     upload = {"sha256": "0" * 64, "size": 7}
     async with opened() as call:
-        version = await call.register("digits", onnx_bytes(1), metadata={"notes": "kept"})
+        await call.register("digits", onnx_bytes(1), metadata={"notes": "kept"})
         await call("POST", "/v1/deploy", {"model": "digits", "version": 1, "endpoint": "digits"})
         await call("POST", "/v1/keys", {"name": "ci", "scopes": ["infer"]})
         await call("POST", "/v1/uploads", upload, status=201)
         before = await call("GET", "/v1/desired-state")
+        assert before["versions"][0]["metadata"]["notes"] == "kept"
     engine = engine_for(database_url)
     scripts = ScriptDirectory.from_config(migrate.config_for())
     revisions = [script.revision for script in scripts.walk_revisions()]  # the newest one first
@@ -100,9 +100,4 @@ async def test_data_survives_the_way_down_and_up_again(opened: Open, database_ur
     await migrate.migrate(database_url)
     async with opened() as call:
         assert await call("GET", "/v1/desired-state") == before
-        assert await call("GET", "/v1/models/digits/versions/1") == without_warnings(version)
         assert (await call("GET", "/v1/uploads"))["items"] == []
-
-
-def without_warnings(version: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in version.items() if name != "warnings"}

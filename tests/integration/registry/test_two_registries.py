@@ -76,6 +76,7 @@ async def two(postgres: postgresql.Server, s3_at: Callable[[str], S3], tmp_path:
             "TIDEGATE_DATABASE_URL": postgres.url(name),
             "TIDEGATE_ARTIFACT_URL": store,
             "TIDEGATE_AMQP_URL": NO_BROKER,
+            "TIDEGATE_VERIFICATION": "off",
         }
         with ExitStack() as stack:
             made = [Registry(environment, tmp_path) for _ in range(2)]
