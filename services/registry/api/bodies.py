@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field, WithJsonSchema
@@ -84,9 +85,16 @@ class NewVersion(Noun):
 
 
 class VersionInfo(Version):
-    """A version with its aliases."""
+    """A version with its aliases. ``deleted_at``: when it was deleted; None: it is not deleted."""
 
     aliases: list[str] = Field(default_factory=list)
+    deleted_at: datetime | None = None
+
+
+class Restored(BaseModel):
+    """The numbers of the versions that were restored."""
+
+    versions: list[int]
 
 
 class Registered(Version):

@@ -1,4 +1,4 @@
-"""Register, check, describe and delete versions of models."""
+"""Register, check and describe versions of models."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from services.registry.adapters import artifact_inspection, glimpses
 from services.registry.adapters.artifact_inspection import Inspection
-from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.application.artifacts import Artifacts
+from services.registry.application.quotas import check_quota
 from services.registry.application.transactions import Transactions
 from services.registry.application.verifications import Verifications
 from services.registry.domain import (
@@ -22,13 +22,11 @@ from services.registry.domain import (
     pickles,
     recognition,
     registration,
-    removal,
     requirements,
     rollover,
     signature,
     version_metadata,
 )
-from services.registry.domain.desired_state import ChangeNotification
 from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel.errors import BadRequest, Conflict, PayloadTooLarge
 from tidegate.kernel.protocol.archives import ArchiveLimits
@@ -93,7 +91,7 @@ class InspectionSettings:
 
 
 class Versions:
-    """Registers, checks, describes and deletes versions."""
+    """Registers, checks and describes versions."""
 
     def __init__(
         self,
@@ -138,6 +136,7 @@ class Versions:
                 return RegisterResult(version, False, self._warnings(inspection))
             names.check_new("model", request.model, await writer.models())
             compatibility.check(stored, inspection.signature, breaking=request.breaking)
+            await check_quota(writer, request.artifact, size)
             version = Version(
                 model=request.model,
                 number=await writer.next_number(request.model),
@@ -185,6 +184,7 @@ class Versions:
             if same is None:
                 names.check_new("model", request.model, await reader.models())
                 compatibility.check(stored, inspection.signature, breaking=request.breaking)
+                await check_quota(reader, request.artifact, size or 0)
             number = same.number if same else max((v.number for v in stored), default=0) + 1
             snapshot = (await reader.snapshot()).with_version(request.model, number)
             rollover.deploy(snapshot, replace(deploy, version=number))
@@ -220,21 +220,6 @@ class Versions:
             if changed != version:
                 await writer.describe_version(model, number, changed.metadata, changed.signature)
         return changed
-
-    async def delete_version(self, model: str, number: int) -> None:
-        """Delete a version, and its artifact if no other version uses it. Raise Conflict if it is in use."""
-        await self._transactions.decide(lambda now: removal.delete_version(now, model, number), _no_result)
-        await self._artifacts.collect()
-
-    async def delete_model(self, model: str, *, cascade: bool) -> list[ChangeNotification]:
-        """Delete all versions of a model; with ``cascade`` also its Deployments and their Endpoints.
-
-        Return the changes. Without ``cascade``, raise Conflict while the model is in use.
-        """
-        async with self._transactions.change() as writer:
-            await writer.apply(removal.delete_model(await writer.snapshot(), model, cascade=cascade))
-        await self._artifacts.collect()
-        return writer.notifications
 
     def _warnings(self, inspection: Inspection) -> list[str]:
         saved_by, here = inspection.saved_by, self._settings.packages
@@ -313,7 +298,3 @@ async def _with_metadata(
 
 def _no_artifact(sha256: str) -> BadRequest:
     return BadRequest(f"No artifact {sha256} is stored here. Upload it first with PUT /v1/artifacts.")
-
-
-async def _no_result(_: DesiredStateReader) -> None:
-    return None
