@@ -42,8 +42,8 @@ bootstrap-dev:
 	@$(FIND_PYTHON); "$$p" -m deploy.bootstrap --dev
 	@$(COMPILE)
 
-up: bootstrap ## install what is missing, start all services, serve the example (LLM=1: also a language model; MONITORING=1: also Prometheus)
-	@exec .venv/bin/tidegate up --example $(if $(filter-out 0,$(LLM)),--llm) $(if $(filter-out 0,$(MONITORING)),--with-monitoring)
+up: bootstrap ## install what is missing, start all services, serve the example (LLM=1: also a language model; MONITORING=1: also Prometheus; PROFILE=edge: for one core and 1 GB)
+	@exec .venv/bin/tidegate up --example $(if $(filter-out 0,$(LLM)),--llm) $(if $(filter-out 0,$(MONITORING)),--with-monitoring) $(if $(PROFILE),--profile $(PROFILE))
 
 up-llm: bootstrap ## install what is missing, start all services, serve a small language model and send it a question
 	@exec .venv/bin/tidegate up --llm
@@ -92,11 +92,6 @@ test-torch: bootstrap-dev ## test TorchScript models; first install torch into t
 	  echo "Installing $(TORCH) into the models' environment: 200 MB to several GB, once. TORCH and PIP_INDEX_URL choose the build."; \
 	  $(MAKE) --no-print-directory torch; }
 	$(PY) -m pytest $(PYTEST_FLAGS) -m torch tests/integration/worker
-
-# Not part of `make test`, because the libraries are a download of 400 MB. FORMATS=xgboost tests one of them.
-FORMATS ?= 1
-test-formats: bootstrap-dev ## compare answers of XGBoost, LightGBM, CatBoost, skops and TensorFlow with the libraries' own
-	TIDEGATE_TEST_FORMATS=$(FORMATS) $(PY) -m pytest $(PYTEST_FLAGS) -rs tests/integration/worker/test_formats.py
 
 # Not part of `make test`, because the tool is a download of 30 MB. The unit tests have files that it wrote.
 test-signing: bootstrap-dev ## test signatures of models with the tool model_signing, in both directions
@@ -229,6 +224,9 @@ bench-fleet: bootstrap ## measure a round of the autoscaler over up to 2,000 sim
 
 bench-spike: bootstrap ## send ten times the load for two minutes: wait, replicas, the curve; beside KEDA and Knative
 	$(PY) -m benchmarks.spike $(BENCH_FLAGS)
+
+bench-edge: bootstrap ## measure memory, requests per second and latency of the edge profile on one core
+	$(PY) -m benchmarks.edge $(BENCH_FLAGS)
 
 bench-precision: bootstrap ## try int8 recipes on a small network and on MiniLM: loss, size, latency, what was refused and why
 	$(PY) -m benchmarks.precision $(BENCH_FLAGS)

@@ -109,10 +109,16 @@ def build_job_serving(
     *,
     keep_s: float,
     ack_timeout_s: float,
+    upstream_wait_s: float = 0.0,
 ) -> JobServing:
-    """Return the parts that run a Deployment's jobs; results are kept for ``keep_s`` seconds."""
+    """Return the parts that run a Deployment's jobs.
+
+    Results are kept for ``keep_s`` seconds. Jobs wait up to ``upstream_wait_s`` for an upstream that is away.
+    """
     records = JobRecords(store, claims, replica, keep_s=keep_s)
-    scheduler = JobScheduler(records, max_rows=limits.max_rows, slots=limits.streams)
+    scheduler = JobScheduler(
+        records, max_rows=limits.max_rows, slots=limits.streams, upstream_wait_s=upstream_wait_s
+    )
     consumer = JobConsumer(amqp_url, deployment, publisher, scheduler)
     scheduler.settle_through(consumer)
     leases = JobLeases(store, scheduler, consumer, replica, ack_timeout_s=ack_timeout_s)
@@ -163,6 +169,7 @@ def build_replica(
             job_store,
             keep_s=settings.job_retention_s,
             ack_timeout_s=settings.ack_timeout_s,
+            upstream_wait_s=settings.upstream_wait_s,
         )
         if room is not None:
             return build_llm_serving(

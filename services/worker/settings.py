@@ -43,6 +43,12 @@ class WorkerSettings(Settings):
         description="Most bytes per second of its model's output that a replica logs; a burst may have 16 "
         "seconds' bytes. Each line counts 64 bytes more than its text. More is dropped and counted.",
     )
+    upstream_wait_s: float = Field(
+        0.0,
+        ge=0,
+        description="How long a job waits for its Deployment's upstream while that does not answer, in "
+        "seconds. 0: it fails.",
+    )
     worker_port: int = Field(
         0,
         ge=0,

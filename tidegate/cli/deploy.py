@@ -208,14 +208,6 @@ def deploy(
             "--allow-pickle", help="Accept a pickle. Loading it can run any code.", rich_help_panel=_ABOUT
         ),
     ] = False,
-    trust: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Accept a name in a pickle or skops file that was refused (repeatable).",
-            rich_help_panel=_ABOUT,
-        ),
-    ] = None,
     breaking: Annotated[
         bool,
         typer.Option("--breaking", help="Accept a signature that breaks callers.", rich_help_panel=_ABOUT),
@@ -399,7 +391,6 @@ def deploy(
         or requirements
         or model_format
         or allow_pickle
-        or trust
         or adapters
         or baseline
         or signed
@@ -435,7 +426,6 @@ def deploy(
         requirements=read_lines(requirements) if requirements else None,
         metadata=about.merged(metadata, described),
         allow_pickle=allow_pickle,
-        trust=trust or [],
         breaking=breaking,
         adapters=adapters,
         baseline=baseline,

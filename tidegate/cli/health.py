@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate.cli.api import Control, Doc, Service, settings
+from tidegate.cli.stack_memory import memory_of, show_memory
 from tidegate.kernel.errors import TidegateError
 
 STARTED_BY_STACK = ("rabbitmq", "valkey", "valkey-jobs", "prometheus")
@@ -24,6 +25,7 @@ class Overview:
     deployments: list[Doc] | None = None
     wanted: list[Doc] | None = None
     problems: list[str] = field(default_factory=list)
+    memory: Doc | None = None
 
     @classmethod
     def look(cls) -> Overview:
@@ -32,9 +34,10 @@ class Overview:
 
         found = settings()
         plane = Control(found)
-        record = stack.state(found).as_dict()
+        state = stack.state(found)
+        record = state.as_dict()
         asked = (plane.gateway, plane.registry, plane.router, plane.autoscaler)
-        overview = cls([_health(service) for service in asked], record)
+        overview = cls([_health(service) for service in asked], record, memory=memory_of(found, state))
         overview.services[0]["grpc"] = found.gateway_grpc_target
         overview.problems += dict.fromkeys(s.pop("refusal") for s in overview.services if "refusal" in s)
         if overview.forbidden:
@@ -70,6 +73,7 @@ class Overview:
             "endpoints": self.endpoints,
             "deployments": self.deployments,
             "problems": self.problems,
+            "memory": self.memory,
         }
 
     def show(self) -> None:
@@ -90,6 +94,9 @@ class Overview:
         elif self.deployments is not None:
             output.line()
             output.say("Nothing is deployed: `tidegate deploy model.onnx`")
+        if self.memory is not None:
+            output.line()
+            show_memory(self.memory)
         for problem in self.problems:
             output.say(problem, style="red")
 

@@ -34,7 +34,7 @@ class Wish:
     labels: str | None = None
     portable: bool = False
     threads: int = 1
-    seconds: float = 4.0
+    seconds: float = 2.0
 
     def check(self, path: Path) -> Path:
         """Return the file with samples. Raise UsageError unless the options and the files can be used."""
@@ -191,13 +191,12 @@ def _precision(study: Study, choice: Choice, max_loss: float) -> Precision:
     )
 
 
-def sibling_metadata(found: Quantised, parent: int, metadata: dict[str, Any]) -> dict[str, Any]:
+def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) -> dict[str, Any]:
     """Return the smaller version's metadata: the original's, its lineage and the measured numbers."""
     chosen, original, precision = found.chosen, found.original, found.precision
     assert precision is not None
     tags = {
         "precision": "int8",
-        "quantised_from": str(parent),
         "recipe": precision.recipe,
         "measured_on": precision.cpu,
         "cpu_flags": " ".join(precision.flags) or "none",
@@ -215,6 +214,7 @@ def sibling_metadata(found: Quantised, parent: int, metadata: dict[str, Any]) ->
     kept = {key: value for key, value in (metadata.get("metrics") or {}).items() if key != "accuracy"}
     return {
         **metadata,
+        "parent": parent,
         "tags": {**(metadata.get("tags") or {}), **tags},
         "metrics": {**kept, **{k: round(v, 6) for k, v in numbers.items() if v is not None}},
     }
@@ -233,7 +233,7 @@ def registered_smaller(
         original = registered(control, request, steps)
         if found.file is None:
             return original, found
-        metadata = sibling_metadata(found, original["number"], request.metadata)
+        metadata = sibling_metadata(found, f"{request.name}@{original['number']}", request.metadata)
         # A signature is of the original's bytes.
         sibling = replace(request, path=found.file, metadata=metadata, signed=None)
         return registered(control, sibling, steps), found

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli import exit_codes, monitoring, source_checkout
+from tidegate.cli import edge_profile, exit_codes, monitoring, source_checkout
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.cli.own_stack import StackFailed, own
 from tidegate.kernel.errors import TidegateError
@@ -20,6 +21,7 @@ from tidegate.kernel.errors import TidegateError
 if TYPE_CHECKING:
     from tidegate.kernel.settings.base import Settings
     from tidegate.stack import Progress
+    from tidegate.stack.record import StackRecord
 
 SERVICES = ("gateway", "registry", "router", "autoscaler")
 
@@ -41,23 +43,29 @@ def up(
             help="Also run Prometheus. If it is missing, install the system's package (332 MB).",
         ),
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="edge: for a machine with one core and 1 GB. Later starts keep it; `default` ends it."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start the stack on this machine and wait until it is ready. A running stack is left as it is.
 
     Prometheus is a part of the stack if it is installed (TIDEGATE_MONITORING=off: never).
-    Example: tidegate up --with-monitoring
+    Examples: tidegate up --with-monitoring, tidegate up --profile edge
     """
     source_checkout.require("up")
     from tidegate import stack
     from tidegate.cli import output
     from tidegate.cli.progress import Steps
     from tidegate.cli.settings import check_file
+    from tidegate.cli.stack_memory import memory_of, show_memory
 
     found, began = own(starting=True), time.monotonic()
     running = stack.state(found).supervisor is not None
-    if with_monitoring:
-        found = monitoring.enabled(found, stack.state(found))
+    found = _with_options(found, profile, with_monitoring, stack.state(found))
     if running:  # use the addresses of the running stack, not those of a new one
         found = own(starting=False)
     else:
@@ -87,6 +95,7 @@ def up(
             talk.deploy()
     asked = talk.ask(quiet=json) if talk else None
     context = _register(found)
+    memory = memory_of(found, record)
     document = {
         "urls": {name: getattr(found, f"{name}_url") for name in SERVICES},
         "grpc": found.gateway_grpc_target,
@@ -95,6 +104,8 @@ def up(
         "context": context,
         "example": shown.document() if shown else None,
         "llm": asked.document() if asked else None,
+        "profile": found.profile,
+        "memory": memory,
         "seconds": time.monotonic() - began,
     }
 
@@ -104,10 +115,27 @@ def up(
         if asked:
             asked.show()
         _show_urls(found, monitoring.url(record), time.monotonic() - began)
+        if found.profile == "edge":
+            show_memory(memory)
         if context:
             output.line(f"Commands in any folder use this stack now (context {context}).")
 
     output.show(document, json, human)
+
+
+def _with_options(
+    found: Settings, profile: str | None, with_monitoring: bool, record: StackRecord
+) -> Settings:
+    """Return the settings of a start with these options. Raise UsageError, StackFailed."""
+    if profile is not None:
+        found = edge_profile.chosen(found, profile, record)
+    if not with_monitoring:
+        return found
+    if found.profile == "edge":
+        raise UsageError(
+            "The edge profile has no monitoring: leave out --with-monitoring, or --profile edge."
+        )
+    return monitoring.enabled(found, record)
 
 
 def _tell_misspelled() -> None:

@@ -414,7 +414,7 @@ def main() -> int:
     parser.add_argument("--labels")
     parser.add_argument("--measure", choices=("agreement", "cosine", "error"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     warnings.simplefilter("ignore")
     try:
         say(result=study(parser.parse_args()))

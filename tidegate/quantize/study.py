@@ -35,7 +35,7 @@ class Options:
     labels: str | None = None
     measure: str | None = None
     threads: int = 1
-    seconds: float = 4.0
+    seconds: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)

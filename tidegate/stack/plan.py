@@ -11,13 +11,15 @@ from urllib.parse import urlsplit
 
 from tidegate.kernel import credentials
 from tidegate.kernel.broker.permissions import JOB_STORE, LIVE_STORE
-from tidegate.kernel.settings.base import ENVIRONMENT, FILE, SOURCES, Settings
-from tidegate.stack import accounts, prometheus, rabbitmq, valkey
+from tidegate.kernel.settings.base import COMPUTED, ENVIRONMENT, FILE, SOURCES, Settings
+from tidegate.stack import accounts, profiles, prometheus, rabbitmq, valkey
 from tidegate.stack.child import MARK, Child, Port, Probe
 from tidegate.stack.errors import MissingPart
 
 SERVICES = ("registry", "router", "autoscaler", "gateway")
 """In the order in which ``status`` shows them."""
+
+CONTROL = "control"
 
 # The autoscaler stops first, so that no replica is started while replicas stop. Then the gateway, then the
 # services that others need.
@@ -44,6 +46,7 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
             ack_timeout_s=settings.ack_timeout_s,
             environ=env,
             definitions=accounts.rabbitmq_definitions(rabbitmq_passwords),
+            small=settings.profile == profiles.EDGE,
         )
     if is_embedded(settings.redis_url, settings.valkey_port):
         servers.append(
@@ -74,8 +77,25 @@ def plan(settings: Settings, environ: Mapping[str, str]) -> tuple[Child, ...]:
         folders=(state / "data",),
     )
     needed = tuple(server.name for server in servers)
+    if profiles.together(settings):
+        control = _control(settings, env, needed)
+        gateway = _service("gateway", settings, env, needed)
+        return (*servers, migrate, control, replace(gateway, after=(*needed, control.name)))
     services = (_service(name, settings, env, needed) for name in SERVICES)
     return (*servers, migrate, *services, *_monitoring(settings, env))
+
+
+def _control(settings: Settings, env: Mapping[str, str], needed: tuple[str, ...]) -> Child:
+    """Return the process that has registry, router and autoscaler. The autoscaler is up last."""
+    autoscaler = _service("autoscaler", settings, env, needed)
+    ports = [_service(name, settings, env, needed).ports for name in ("registry", "router")]
+    return replace(
+        autoscaler,
+        name=CONTROL,
+        argv=_module("services.control"),
+        ports=(*(port for each in ports for port in each), *autoscaler.ports),
+        after=(*needed, "migrate"),
+    )
 
 
 def _monitoring(settings: Settings, env: Mapping[str, str]) -> tuple[Child, ...]:
@@ -133,8 +153,11 @@ def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, st
     for name, source in settings.sources().items():
         if source != ENVIRONMENT and name not in {"service_token", "api_key"}:
             sources[f"TIDEGATE_{name.upper()}"] = source
+    profile = profiles.defaults(settings, environ)
+    sources |= dict.fromkeys(profile, COMPUTED)
     fixed = {SOURCES: json.dumps(sources), "PYTHONUNBUFFERED": "1"}
-    return dict(environ) | file | ours | _folders(settings) | fixed
+    process = profiles.process_environment(settings, environ)
+    return dict(environ) | file | ours | profile | process | _folders(settings) | fixed
 
 
 def _folders(settings: Settings) -> dict[str, str]:

@@ -25,6 +25,7 @@ from tidegate.stack.record import ChildPhase, ChildRecord, RunFolder, StackRecor
 POLL_S = 0.1
 # Longer than every child's limit, so that the supervisor reports the reason before this limit ends.
 LIMIT_S = 300.0
+GRACE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +154,9 @@ def _clear_leftovers(record: StackRecord, children: Sequence[Child]) -> None:
     """Stop the children of a supervisor that died. Replicas stay: the new autoscaler adopts them."""
     left = {c.name: c.process for c in record.children if c.process and c.process.alive()}
     for child in sorted(children, key=lambda c: c.stop_order):
-        if process := left.get(child.name):
+        if process := left.pop(child.name, None):
             processes.stop([process], child.grace_s)
+    processes.stop(list(left.values()), GRACE_S)  # parts that this profile does not have
 
 
 def _start_supervisor(children: Sequence[Child], state: Path) -> subprocess.Popen[bytes]:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 
 from services.worker.adapters.metrics import LEASES
-from services.worker.application.job_scheduler import JobDeliveries, JobScheduler
+from services.worker.application.job_deliveries import JobDeliveries
+from services.worker.application.job_scheduler import JobScheduler
 from services.worker.domain.job_backlog import QueuedJob
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.store import JobStore, StoreUnavailable

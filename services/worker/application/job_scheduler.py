@@ -13,11 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from services.worker.adapters.metrics import JOBS, SUSPECTS
 from services.worker.adapters.model import Model
 from services.worker.adapters.request_log import log_failure, log_request
+from services.worker.application.job_deliveries import JobDeliveries
 from services.worker.application.job_records import AttemptEnd, JobRecords
 from services.worker.application.llm_jobs import llm_answer
 from services.worker.application.model_calls import (
@@ -29,6 +30,7 @@ from services.worker.application.model_calls import (
     replies_to,
 )
 from services.worker.application.sampler import Sampler
+from services.worker.application.upstream_patience import UpstreamPatience
 from services.worker.domain.concurrency import jobs_ahead
 from services.worker.domain.job_backlog import JobBacklog, QueuedJob
 from services.worker.domain.statistics import WorkStats
@@ -47,22 +49,6 @@ HOLD_S = 5.0
 MAX_RECORDING = 16
 
 
-class JobDeliveries(Protocol):
-    """Settles the messages of jobs."""
-
-    def ack(self, group: Sequence[QueuedJob]) -> None:
-        """Ack the messages of jobs that are done."""
-
-    def nack(self, group: Sequence[QueuedJob]) -> None:
-        """Requeue the messages of jobs."""
-
-    def can_ack(self, job: QueuedJob) -> bool:
-        """Return True if the channel of the job's message is still open."""
-
-    async def dead_letter(self, job: QueuedJob) -> None:
-        """Publish a job without attempts left to the router; return after the broker's confirm."""
-
-
 class JobScheduler:
     """Runs jobs in the calls that requests do not need. ``by_id`` has all jobs of this worker.
 
@@ -72,14 +58,18 @@ class JobScheduler:
     A job that was lost with its worker or model server is a suspect: it runs alone in the model.
     ``slots``: the most requests that a decoupled model works on at the same time; 0: it is not decoupled.
     ``sampler`` samples the calls; None: they are not sampled.
+    ``upstream_wait_s``: the longest wait of a job for an upstream that does not answer.
     """
 
     sampler: Sampler | None = None
 
-    def __init__(self, records: JobRecords, *, max_rows: int, slots: int = 0) -> None:
+    def __init__(
+        self, records: JobRecords, *, max_rows: int, slots: int = 0, upstream_wait_s: float = 0.0
+    ) -> None:
         self._records = records
         self._max_rows = max_rows
         self._slots = slots
+        self._patience = UpstreamPatience(upstream_wait_s)
         self._model: Model | None = None
         self._deliveries: JobDeliveries
         self._backlog = JobBacklog()
@@ -321,7 +311,8 @@ class JobScheduler:
         except Exception as error:
             failure = decide_failure(group, error, "the job could not be run")
             ledger.waste(mark, failure.waste, len(group))
-            await self._on_failure(model, failure)
+            if not await self._wait_for_upstream(model, group, failure):
+                await self._on_failure(model, failure)
             return
         except BaseException:
             ledger.waste(mark, "cancelled", len(group))
@@ -343,7 +334,7 @@ class JobScheduler:
         ledger = self.stats.time
         mark = ledger.begin()
         try:
-            found = await llm_answer(model, job.request, timeout_s)
+            found = await llm_answer(model, job.request, timeout_s, self._patience.wait_s)
             spent = time.monotonic() - started
             (reply,) = replies_to([job], found.answer, started, spent)
         except Exception as error:
@@ -366,6 +357,21 @@ class JobScheduler:
             count_failure(self.stats, job)
         state: Terminal = "succeeded" if refused is None else "failed"
         self._record([AttemptEnd(job, state, reply, refused, started - job.received, spent, self._slots)])
+
+    async def _wait_for_upstream(
+        self, model: Model, group: list[QueuedJob], failure: CallFailure[QueuedJob]
+    ) -> bool:
+        """Wait for an upstream that is away, then start the call again. Return False if its jobs fail."""
+        pause_s = self._patience.pause_s(group, failure)
+        if pause_s is None:
+            return False
+        await asyncio.sleep(pause_s)
+        left = [job for job in group if not job.ended]
+        if self._model is model and left:
+            self._start_call(model, left)
+        else:
+            self._requeue(left)
+        return True
 
     async def _on_failure(self, model: Model, failure: CallFailure[QueuedJob]) -> None:
         self._record([AttemptEnd(job, "expired") for job in failure.expired])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from services.worker.domain.llm_answers import (
     refusal,
     retry_pause_s,
 )
+from services.worker.domain.upstream_wait import pause_of_llm
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, TidegateError
 from tidegate.kernel.protocol.envelope import Request
@@ -33,23 +35,28 @@ class LlmAnswer:
     refusal: TidegateError | None
 
 
-async def llm_answer(model: Model, request: Request, timeout_s: float) -> LlmAnswer:
+async def llm_answer(
+    model: Model, request: Request, timeout_s: float, upstream_wait_s: float = 0.0
+) -> LlmAnswer:
     """Return the answer of a language model to a request that does not stream.
 
-    If the engine or its provider is busy (429 or 503), the call is made again later. Raises DeadlinePassed,
-    and the errors of :meth:`Model.stream`. Cancelling the task cancels the request in the engine.
+    If the engine or its provider is busy (429 or 503), the call is made again later. While the upstream is
+    away (502 or 504), it is made again for at most ``upstream_wait_s`` seconds. Raises DeadlinePassed, and
+    the errors of :meth:`Model.stream`. Cancelling the task cancels the request in the engine.
     """
     try:
         async with asyncio.timeout(timeout_s):
-            tries = 0
+            tries, began = 0, time.monotonic()
             while True:
                 found = await _collect(model, request)
                 pause_s = retry_pause_s(found.meta, tries)
                 if pause_s is None:
+                    pause_s = pause_of_llm(found.meta, time.monotonic() - began, upstream_wait_s)
+                if pause_s is None:
                     return LlmAnswer(_as_answer(found), refusal(found))
                 if tries == 0:
                     status = found.meta.status
-                    log.info("a job waits for a busy engine", extra={"status": status, "pause_s": pause_s})
+                    log.info("a job waits for its engine", extra={"status": status, "pause_s": pause_s})
                 await asyncio.sleep(pause_s)
                 tries += 1
     except TimeoutError:

@@ -21,6 +21,7 @@ class QueuedJob:
     ``leased_at``: when its lease was last confirmed; None: it has no lease. A leased job has no delivery.
     ``read_at``: when its record was last read.
     ``ended``: this worker no longer runs it; its end may not be recorded yet.
+    ``upstream_since``: when its upstream first did not answer; None: it answered, or there is none.
     """
 
     request: Request
@@ -38,6 +39,7 @@ class QueuedJob:
     leased_at: float | None = None
     read_at: float = 0.0
     ended: bool = False
+    upstream_since: float | None = None
 
     def set_attempt(self, attempt: int, now: float) -> None:
         """Set the attempt that now runs here by the job's record."""

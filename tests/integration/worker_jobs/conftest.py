@@ -235,6 +235,7 @@ async def start(
             call_ms: float | None = None,
             streams: int = 0,
             model: Any = None,
+            upstream_wait_s: float = 0.0,
         ) -> Worker:
             queue, replica = requests_queue(gateway.deployment), fresh("doubler-0")
             store = JobStore.connect(store_url)
@@ -251,6 +252,7 @@ async def start(
                 store,
                 keep_s=60,
                 ack_timeout_s=ack_timeout_s,
+                upstream_wait_s=upstream_wait_s,
             )
             if call_ms is not None:
                 jobs.scheduler.stats.call_ms.add(call_ms)

@@ -174,8 +174,37 @@ def run(
     :class:`Protocol`. ``on_stop`` runs first, while connections are still served. With ``tls`` the service
     speaks TLS. ``other_connections`` is the number of connections on other ports.
     """
+    prepare(settings)
+    server = server_of(
+        app,
+        settings,
+        port,
+        protocol=protocol,
+        on_stop=on_stop,
+        tls=tls,
+        other_connections=other_connections,
+    )
+    server.run([sock] if sock is not None else None)
+
+
+def prepare(settings: Settings) -> None:
+    """Prepare this process for serving."""
     broker.use_driver(settings.amqp_driver)
     os.umask(0o077)  # only the service's user may read its files
+
+
+def server_of(
+    app: ASGIApp,
+    settings: Settings,
+    port: int,
+    *,
+    protocol: Callable[..., Any] = Protocol,
+    on_stop: Callable[[], Awaitable[None]] | None = None,
+    tls: ssl.SSLContext | None = None,
+    other_connections: int = 0,
+    signals: bool = True,
+) -> Server:
+    """Return a server that is not started; see :func:`run`. ``signals``: it ends on SIGTERM and SIGINT."""
     connections = Connections(HttpLimits.of(settings))
     connections.fit_files(other_connections)
     config = uvicorn.Config(
@@ -193,15 +222,18 @@ def run(
         backlog=4096,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    _Server(config, on_stop).run([sock] if sock is not None else None)
+    return Server(config, on_stop, signals=signals)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Uvicorn with a first step of shutdown that runs while connections are still served."""
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], Awaitable[None]] | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_stop: Callable[[], Awaitable[None]] | None, *, signals: bool
+    ) -> None:
         super().__init__(config)
         self._on_stop = on_stop
+        self._signals = signals
 
     async def startup(self, sockets: Any = None) -> None:
         """Exclude everything that is loaded from garbage collection, then start."""
@@ -230,6 +262,9 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Do not raise the signal again after an orderly stop, which a supervisor would read as a crash."""
+        if not self._signals:
+            yield
+            return
         with super().capture_signals():
             yield
             self._captured_signals.clear()

@@ -103,6 +103,11 @@ class Settings(BaseSettings):
     rabbitmq_dist_port: int = Field(8075, description="Erlang distribution port of the embedded RabbitMQ.")
     valkey_port: int = Field(8079, description="Port of the embedded Valkey for the live facts.")
     jobs_port: int = Field(8078, description="Port of the embedded Valkey for the jobs.")
+    profile: Literal["default", "edge"] = Field(
+        "default",
+        description="`edge`: for a machine with one core and 1 GB. The control plane is one process, there "
+        "is no monitoring, and limits are smaller.",
+    )
     monitoring: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Prometheus as a part of the stack. `auto`: if it is installed. `on`: it must be. `off`: "

@@ -1,0 +1,1 @@
+"""Registry, autoscaler and router in one process, for small machines. It only composes their apps."""

@@ -1,0 +1,24 @@
+"""The port through which the jobs' scheduler settles the messages of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from services.worker.domain.job_backlog import QueuedJob
+
+
+class JobDeliveries(Protocol):
+    """Settles the messages of jobs."""
+
+    def ack(self, group: Sequence[QueuedJob]) -> None:
+        """Ack the messages of jobs that are done."""
+
+    def nack(self, group: Sequence[QueuedJob]) -> None:
+        """Requeue the messages of jobs."""
+
+    def can_ack(self, job: QueuedJob) -> bool:
+        """Return True if the channel of the job's message is still open."""
+
+    async def dead_letter(self, job: QueuedJob) -> None:
+        """Publish a job without attempts left to the router; return after the broker's confirm."""

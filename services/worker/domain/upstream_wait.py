@@ -1,0 +1,24 @@
+"""Decide when a job calls an upstream again that did not answer. Pure."""
+
+from __future__ import annotations
+
+from services.worker.domain import llm_answers
+from tidegate.kernel.protocol.llm import Meta
+
+# The statuses of an upstream that is away: that of our runtime, and that of a gateway before the upstream.
+AWAY = frozenset({502, 504})
+
+
+def pause_s(waited_s: float) -> float:
+    """Return the seconds until the next call after a wait: a third of the wait, and at most 30 seconds."""
+    first, longest = llm_answers.PAUSES_S
+    return min(max(first, waited_s / 3), longest)
+
+
+def pause_of_llm(meta: Meta, waited_s: float, wait_s: float) -> float | None:
+    """Return the seconds until a language model's upstream is called again; None if its answer is final.
+
+    A job waits at most ``wait_s`` seconds for an upstream that is away.
+    """
+    pause = pause_s(waited_s)
+    return pause if meta.status in AWAY and waited_s + pause <= wait_s else None

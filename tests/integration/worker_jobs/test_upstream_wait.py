@@ -1,0 +1,80 @@
+"""Jobs whose upstream is away wait for it, up to a stated time."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.worker.domain import llm_answers
+from tests.integration.worker_jobs.test_llm_jobs import Talker, submit  # noqa: F401 - a fixture
+from tidegate.kernel.errors import ModelFailed
+
+pytestmark = pytest.mark.integration
+
+AWAY = "Failed to process the request(s) for model instance 'm_0', message: UpstreamUnavailable: it is away"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (0.02, 0.05))
+
+
+def away(times: int):
+    """Return a model's failure that happens so many times."""
+    left = [times]
+
+    def fail(_) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise ModelFailed(AWAY)
+
+    return fail
+
+
+async def test_jobs_are_done_when_the_upstream_returns(start, gateway, until, nothing_is_left):
+    worker = await start(upstream_wait_s=60)
+    worker.model.fail = away(5)
+    ids = [await gateway.submit(n) for n in range(3)]
+    await until(lambda: gateway.is_in("succeeded", *ids))
+    assert [await gateway.result(id_) for id_ in ids] == [[0.0], [2.0], [4.0]]
+    assert {(await gateway.job(id_)).attempt for id_ in ids} == {1}, "a wait is no attempt"
+    assert len(worker.model.calls) > 5
+    await nothing_is_left(worker)
+
+
+async def test_without_the_setting_and_after_the_time_a_job_fails(start, gateway, until):
+    worker = await start()
+    worker.model.fail = away(1000)
+    first = await gateway.submit(1)
+    await until(lambda: gateway.is_in("failed", first))
+    assert len(worker.model.calls) == 1
+    assert (await gateway.job(first)).error["reason"] == "upstream_unavailable"
+    await worker.stop()
+    patient = await start(upstream_wait_s=0.3)
+    patient.model.fail = away(1000)
+    second = await gateway.submit(1)
+    await until(lambda: gateway.is_in("failed", second))
+    assert len(patient.model.calls) > 1
+
+
+async def test_a_waiting_job_can_be_cancelled(start, gateway, until, nothing_is_left):
+    worker = await start(upstream_wait_s=600)
+    worker.model.fail = away(1000)
+    id_ = await gateway.submit(1)
+    await until(lambda: len(worker.model.calls) > 1)
+    await gateway.store.cancel(id_)
+    await gateway.cancel(id_)
+    await until(lambda: gateway.is_in("cancelled", id_))
+    await nothing_is_left(worker)
+
+
+async def test_a_language_models_job_waits_too(start, gateway, submit, until, nothing_is_left):  # noqa: F811
+    worker = await start(max_rows=0, streams=4, model=Talker(), upstream_wait_s=60)
+    worker.model.refusals = [{"status": 502}, {"status": 504}, {"status": 502}]
+    id_ = await submit("a prompt")
+    await until(lambda: gateway.is_in("succeeded", id_))
+    assert (await gateway.job(id_)).attempt == 1
+    await worker.stop()
+    hasty = await start(max_rows=0, streams=4, model=Talker())
+    hasty.model.refusals = [{"status": 502}]
+    other = await submit("a prompt")
+    await until(lambda: gateway.is_in("failed", other))

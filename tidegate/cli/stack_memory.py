@@ -1,0 +1,30 @@
+"""The resident memory of the stack on this machine, for ``up`` and ``status``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Doc
+    from tidegate.kernel.settings.base import Settings
+    from tidegate.stack.record import StackRecord
+
+
+def memory_of(found: Settings, record: StackRecord) -> Doc | None:
+    """Return the memory of each part in bytes, and their sum; None if no process can be read here."""
+    from dataclasses import asdict
+
+    from tidegate.stack import memory
+
+    parts = memory.of_stack(record, found.state_path)
+    return {"pss": memory.total(parts), "parts": [asdict(part) for part in parts]} if parts else None
+
+
+def show_memory(document: Doc | None) -> None:
+    """Print the sum and the parts in one line."""
+    from tidegate.cli import output
+
+    if document is None:
+        return
+    parts = ", ".join(f"{part['name']} {part['pss'] / 2**20:.0f}" for part in document["parts"])
+    output.line(f"Memory: {document['pss'] / 2**20:.0f} MiB resident ({parts}).")
