@@ -13,23 +13,30 @@ def main(arguments: list[str]) -> None:
     if arguments not in ([], ["migrate"]):
         raise SystemExit("usage: python -m services.registry [migrate]")
     quick_start.begin()
-    from services.registry.adapters.sql import migrate
+    from services.registry.adapters.sql import connection_problem, migrate
     from services.registry.settings import RegistrySettings
     from tidegate.kernel.blobs import object_store
 
     settings = RegistrySettings()
     object_store.require("registry", artifact_url=settings.artifact_url)
+    url = settings.database_url
+    if (wrong := connection_problem.of_url(url)) is not None:
+        raise SystemExit(f"tidegate registry: {wrong}")
+    try:
+        problem = asyncio.run((migrate.migrate if arguments else migrate.problem)(url))
+    except migrate.NewerDatabase as error:
+        raise SystemExit(f"tidegate registry: {error}") from None
+    except connection_problem.OPENING as error:
+        raise SystemExit(f"tidegate registry: {connection_problem.of_error(url, error)}") from None
+    if problem is not None:
+        raise SystemExit(f"tidegate registry: {problem}")
     if arguments:
-        asyncio.run(migrate.migrate(settings.database_url))
         return
     # Imported here, because the migration does not need these modules and every start waits for it.
     from services.registry.app import build
     from tidegate.kernel import telemetry
     from tidegate.kernel.service import app as service
 
-    problem = asyncio.run(migrate.problem(settings.database_url))
-    if problem is not None:
-        raise SystemExit(f"tidegate registry: {problem}")
     telemetry.configure("registry", settings.log_level)
     service.run(build(settings), settings, settings.registry_port)
 

@@ -26,6 +26,7 @@ from services.registry.api import (
     history,
     keys,
     models,
+    policies,
     replicas,
     rollouts,
     searches,
@@ -38,8 +39,11 @@ from services.registry.api import (
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
 from services.registry.application.cards import Cards
+from services.registry.application.deletion import Deletion
 from services.registry.application.keyring import Keyring
 from services.registry.application.maintenance import Maintenance
+from services.registry.application.retention import Retention
+from services.registry.application.running_replicas import RunningReplicas
 from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
 from services.registry.application.uploads import Uploads
@@ -49,7 +53,6 @@ from services.registry.domain.uploads import UploadLimits
 from services.registry.settings import RegistrySettings
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.model_signature import MAX_BUNDLE_BYTES
-from tidegate.kernel.protocol.replica_token import Replicas
 from tidegate.kernel.service.api import create_app
 
 
@@ -70,7 +73,9 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         )
         resumable = Uploads(transactions, stored, _upload_limits(settings))
         intake = UsageIntake(settings.amqp_url, database)
-        maintenance = Maintenance(database, stored, resumable, settings.probe_every_s)
+        deletion = Deletion(transactions, stored, timedelta(seconds=settings.deleted_version_s))
+        retention = Retention(transactions)
+        maintenance = Maintenance(database, stored, resumable, (retention, deletion), settings.probe_every_s)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await store.start()
@@ -87,10 +92,13 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             )
             app.state.baselines = Baselines(transactions)
             app.state.signatures = Signatures(transactions, stored, settings.trusted_keys)
+            app.state.deletion, app.state.retention = deletion, retention
             app.state.cards = Cards(transactions)
             app.state.keyring = Keyring(transactions)
+            app.state.replicas = RunningReplicas(transactions)
             app.state.health.add("database", lambda: database.problem)
             app.state.health.add("artifacts", lambda: store.problem)
+            app.state.maintenance = maintenance
             await maintenance.start()
             stack.push_async_callback(maintenance.stop)
             yield
@@ -102,6 +110,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         searches,
         comparisons,
         aliases,
+        policies,
         baselines,
         cards,
         verifications,
@@ -132,7 +141,6 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             r"/v1/artifacts/[0-9a-f]{64}/signatures": MAX_BUNDLE_BYTES,
         },
     )
-    app.state.replicas = Replicas()
     app.add_middleware(metrics.RequestMetrics)
     return app
 

@@ -35,6 +35,12 @@ class RegistrySettings(Settings):
     pending_artifact_s: float = Field(
         3600.0, gt=0, description="How long an upload that no version uses yet is kept, in seconds."
     )
+    deleted_version_s: float = Field(
+        7 * 86_400.0,
+        ge=0,
+        le=3650 * 86_400.0,
+        description="How long a deleted version can be restored, in seconds; 0: it is gone at once.",
+    )
     probe_every_s: float = Field(
         5.0, gt=0, description="How often database and artifact store are probed, in seconds."
     )

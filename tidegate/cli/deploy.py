@@ -208,6 +208,14 @@ def deploy(
             "--allow-pickle", help="Accept a pickle. Loading it can run any code.", rich_help_panel=_ABOUT
         ),
     ] = False,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Accept a name in a pickle or skops file that was refused (repeatable).",
+            rich_help_panel=_ABOUT,
+        ),
+    ] = None,
     breaking: Annotated[
         bool,
         typer.Option("--breaking", help="Accept a signature that breaks callers.", rich_help_panel=_ABOUT),
@@ -391,6 +399,7 @@ def deploy(
         or requirements
         or model_format
         or allow_pickle
+        or trust
         or adapters
         or baseline
         or signed
@@ -426,6 +435,7 @@ def deploy(
         requirements=read_lines(requirements) if requirements else None,
         metadata=about.merged(metadata, described),
         allow_pickle=allow_pickle,
+        trust=trust or [],
         breaking=breaking,
         adapters=adapters,
         baseline=baseline,

@@ -30,6 +30,7 @@ class DeployRequest:
     requirements: list[str] | None = None
     metadata: Doc = field(default_factory=dict)
     allow_pickle: bool = False
+    trust: list[str] = field(default_factory=list)
     breaking: bool = False
     adapters: Mapping[str, Path] = field(default_factory=dict)
     baseline: Path | None = None

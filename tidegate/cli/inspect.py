@@ -60,6 +60,9 @@ def versions(
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", min=1, help="Number of versions to show; default: all.")
     ] = None,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="List the deleted versions that `undelete` can restore.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the versions of a model with metadata, verification and capacity, oldest first.
@@ -71,7 +74,8 @@ def versions(
     from tidegate.cli.verification import state_words
 
     path = f"/v1/models/{part(name)}/versions"
-    items = control().registry.pages(path, limit, filter=filter_, order_by=order_by)
+    gone = "true" if deleted else None
+    items = control().registry.pages(path, limit, filter=filter_, order_by=order_by, deleted=gone)
     rows = [
         (
             v["number"],

@@ -19,7 +19,10 @@ keys = typer.Typer(
     invoke_without_command=True,
 )
 
-_LIMITS = ("rate", "burst", "concurrency", "day", "month", "budget_per_day", "budget_per_month")
+_LIMITS = (
+    "rate", "burst", "concurrency", "day", "month", "budget_per_day", "budget_per_month", "max_versions",
+    "max_artifact_bytes",
+)  # fmt: skip
 _USUAL_WEIGHT = 1
 _TOKENS = ("tokens_per_minute", "tokens_per_day")
 _LIFTED = (
@@ -54,6 +57,14 @@ BudgetPerDay = Annotated[
 BudgetPerMonth = Annotated[
     float | None,
     typer.Option("--budget-per-month", metavar="MONEY", help="Maximum cost of its requests in a month."),
+]
+MaxVersions = Annotated[
+    int | None,
+    typer.Option("--max-versions", metavar="N", min=0, help="Most versions that it registers and keeps."),
+]
+MaxArtifactBytes = Annotated[
+    int | None,
+    typer.Option("--max-artifact-bytes", metavar="N", min=0, help="Most bytes of these versions."),
 ]
 Weight = Annotated[
     int | None,
@@ -124,6 +135,8 @@ def create(
     tokens_per_day: PerDay = None,
     budget_per_day: BudgetPerDay = None,
     budget_per_month: BudgetPerMonth = None,
+    max_versions: MaxVersions = None,
+    max_artifact_bytes: MaxArtifactBytes = None,
     weight: Weight = None,
     json: Json = False,
 ) -> None:
@@ -131,7 +144,8 @@ def create(
 
     Example: tidegate keys create robot --scope infer --endpoint digits --rate 50
     """
-    limits = (rate, burst, concurrency, day, month, budget_per_day, budget_per_month)
+    money = (budget_per_day, budget_per_month)
+    limits = (rate, burst, concurrency, day, month, *money, max_versions, max_artifact_bytes)
     body = _fields(name, scope, endpoint, expires, weight, limits)
     body |= _token_fields(tokens_per_minute, tokens_per_day)
     from tidegate.cli.api import control
@@ -156,6 +170,8 @@ def change(
     tokens_per_day: PerDay = None,
     budget_per_day: BudgetPerDay = None,
     budget_per_month: BudgetPerMonth = None,
+    max_versions: MaxVersions = None,
+    max_artifact_bytes: MaxArtifactBytes = None,
     weight: Weight = None,
     lift: Annotated[
         list[str] | None,
@@ -164,7 +180,8 @@ def change(
     json: Json = False,
 ) -> None:
     """Change a key's scopes, endpoints, limits or expiry. Its secret stays the same."""
-    limits = (rate, burst, concurrency, day, month, budget_per_day, budget_per_month)
+    money = (budget_per_day, budget_per_month)
+    limits = (rate, burst, concurrency, day, month, *money, max_versions, max_artifact_bytes)
     body = _fields(name, scope, endpoint, expires, weight, limits)
     body |= _token_fields(tokens_per_minute, tokens_per_day)
     for what in lift or ():

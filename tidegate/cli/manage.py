@@ -126,10 +126,16 @@ def delete(
         bool, typer.Option("--deployment", help="NAME is a deployment: only that.")
     ] = False,
     endpoint: Annotated[bool, typer.Option("--endpoint", help="NAME is an endpoint: only that.")] = False,
+    permanent: Annotated[
+        bool, typer.Option("--permanent", help="Delete versions for good: `undelete` cannot restore them.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete a model with its endpoint and deployments, or only one version, deployment or endpoint."""
+    """Delete a model with its endpoint and deployments, or only one version, deployment or endpoint.
+
+    `tidegate undelete` restores versions for a while (TIDEGATE_DELETED_VERSION_S).
+    """
     from tidegate.cli import output
     from tidegate.cli.api import control
 
@@ -146,7 +152,10 @@ def delete(
     if not yes:
         confirm(f"This deletes {', '.join(named)}")
     for removal in removals:
-        plane.registry.delete(removal.path, **removal.query)
+        query = dict(removal.query)
+        if permanent and removal.path.startswith("/v1/models/"):
+            query["permanent"] = "true"
+        plane.registry.delete(removal.path, **query)
     output.show({"deleted": named}, json, lambda: output.line(f"deleted: {', '.join(named)}"))
 
 

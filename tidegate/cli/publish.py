@@ -111,6 +111,8 @@ def _registration(package: Package, request: DeployRequest) -> Doc:
         body["signature"] = request.signature
     if request.requirements is not None:
         body["requirements"] = request.requirements
+    if request.trust:
+        body["trust"] = request.trust
     if request.breaking:
         body["breaking"] = True
     return body

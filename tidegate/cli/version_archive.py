@@ -205,6 +205,8 @@ def _load(
     from tidegate.cli.api import part
 
     path = f"/v1/models/{part(model)}/versions"
+    if version.get("trusted") and allow_pickle:
+        body["trust"] = version["trusted"]
     found: Doc = plane.registry.post(path, {**body, "artifact": sha256, "allow_pickle": allow_pickle})
     if BASELINE in texts:
         plane.registry.put(f"{path}/{found['number']}/baseline", _document(texts, BASELINE, file))

@@ -62,6 +62,27 @@ class CatalogueFlows:
             return (yield from self.send("DELETE", path, None))
         return (yield from self.send("PUT", path, {"version": version, "expected": expected}))
 
+    def delete_version(self, model: str, version: int, permanent: bool) -> Flow[Document]:
+        """Delete a version."""
+        query = "?permanent=true" if permanent else ""
+        return (yield from self.send("DELETE", f"models/{_part(model)}/versions/{version}{query}", None))
+
+    def restore(self, model: str, version: int | None) -> Flow[list[int]]:
+        """Restore a version; None: all deleted versions of a model."""
+        one = "" if version is None else f"/versions/{version}"
+        found = yield from self.send("POST", f"models/{_part(model)}{one}/restore", {})
+        return list(found["versions"])
+
+    def retention(
+        self, model: str, keep_last: int | None, max_age_days: float | None, sleeping: bool, dry_run: bool
+    ) -> Flow[list[Document]]:
+        """Return the fate of each version, by the limits given; without limits by the model's policy."""
+        limits = {"keep_last": keep_last, "max_age_days": max_age_days, "sleeping": sleeping}
+        given = keep_last is not None or max_age_days is not None
+        path = f"models/{_part(model)}/retention" + ("?dry_run=true" if dry_run else "")
+        found = yield from self.send("POST", path, {"retention": limits} if given else {})
+        return list(found["items"])
+
     def read(self, path: str, query: Mapping[str, Any]) -> Flow[Document]:
         """Send GET; query values of None are left out."""
         given = urlencode({name: value for name, value in query.items() if value is not None})
@@ -146,6 +167,26 @@ class CatalogueCalls:
         moves: list[Document] = self._run(self._catalogue.read(path, {}))["moves"]
         return moves
 
+    def delete_version(self, model: str, version: int, *, permanent: bool = False) -> None:
+        """Delete a version. It can be restored for a while, unless ``permanent`` is set."""
+        self._run(self._catalogue.delete_version(model, version, permanent))
+
+    def restore_versions(self, model: str, version: int | None = None) -> list[int]:
+        """Restore a deleted version, or all deleted versions of a model. Return their numbers."""
+        return self._run(self._catalogue.restore(model, version))
+
+    def set_retention(self, model: str, retention: Document | None) -> Document:
+        """Set how many versions of a model are kept: ``{"keep_last": 10}``; None: all. Return the policy."""
+        path = f"models/{_part(model)}/policy"
+        return self._run(self._catalogue.send("PATCH", path, {"retention": retention}))
+
+    def retention(
+        self, model: str, *, keep_last: int | None = None, max_age_days: float | None = None,
+        sleeping: bool = False, dry_run: bool = True,
+    ) -> list[Document]:  # fmt: skip
+        """Return the fate of each version. With limits: by these. ``dry_run`` False: delete them now."""
+        return self._run(self._catalogue.retention(model, keep_last, max_age_days, sleeping, dry_run))
+
 
 class AsyncCatalogueCalls:
     """The calls of :class:`CatalogueCalls` for asyncio."""
@@ -204,3 +245,23 @@ class AsyncCatalogueCalls:
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         moves: list[Document] = (await self._run(self._catalogue.read(path, {})))["moves"]
         return moves
+
+    async def delete_version(self, model: str, version: int, *, permanent: bool = False) -> None:
+        """Delete a version; see :meth:`CatalogueCalls.delete_version`."""
+        await self._run(self._catalogue.delete_version(model, version, permanent))
+
+    async def restore_versions(self, model: str, version: int | None = None) -> list[int]:
+        """Restore deleted versions; see :meth:`CatalogueCalls.restore_versions`."""
+        return await self._run(self._catalogue.restore(model, version))
+
+    async def set_retention(self, model: str, retention: Document | None) -> Document:
+        """Set how many versions are kept; see :meth:`CatalogueCalls.set_retention`."""
+        path = f"models/{_part(model)}/policy"
+        return await self._run(self._catalogue.send("PATCH", path, {"retention": retention}))
+
+    async def retention(
+        self, model: str, *, keep_last: int | None = None, max_age_days: float | None = None,
+        sleeping: bool = False, dry_run: bool = True,
+    ) -> list[Document]:  # fmt: skip
+        """Return the fate of each version; see :meth:`CatalogueCalls.retention`."""
+        return await self._run(self._catalogue.retention(model, keep_last, max_age_days, sleeping, dry_run))

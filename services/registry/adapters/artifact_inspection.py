@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -12,12 +13,25 @@ from services.registry.adapters import (
     onnx_archive,
     onnx_signature,
     pickle_file,
+    pickle_scan,
     saved_model,
+    skops_file,
     tree_files,
     triton_config,
 )
 from services.registry.adapters.mapped import mapped
-from services.registry.domain import needs, pickles, registration, requirements, signature, tflite_file, trees
+from services.registry.domain import (
+    formats,
+    needs,
+    pickle_verdicts,
+    pickles,
+    registration,
+    requirements,
+    signature,
+    skops_types,
+    tflite_file,
+    trees,
+)
 from services.registry.domain.needs import Need
 from services.registry.domain.pickles import PickleReleases
 from services.registry.domain.signature import OnnxGraph
@@ -38,13 +52,15 @@ class Inspection:
     """The properties of an artifact. ``signature``: the user's, or that of the file; None: unknown.
 
     ``saved_by``: the releases of the libraries that wrote a pickle. ``needs``: packages that the format's
-    runtime needs.
+    runtime needs. ``notes``: warnings for the publisher. ``trusted``: names that the publisher has trusted.
     """
 
     signature: Signature | None
     requirements: list[str] = field(default_factory=list)
     saved_by: PickleReleases = field(default_factory=PickleReleases)
     needs: tuple[Need, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    trusted: list[str] = field(default_factory=list)
 
 
 def inspect(
@@ -56,10 +72,11 @@ def inspect(
     max_batch: int,
     limits: ArchiveLimits,
     allow_pickle: bool = False,
+    trust: Sequence[str] = (),
 ) -> Inspection:
     """Check a file against its format. Return its signature, requirements and libraries.
 
-    ``allow_pickle``: the publisher accepts pickled weights of a language model.
+    ``allow_pickle``: the publisher accepts a pickle. ``trust``: names that a pickle or skops file may import.
     Blocking: call it in a thread. Raise BadRequest, with what is wrong and what to do.
     """
     if format_ == "onnx":
@@ -94,8 +111,7 @@ def inspect(
     elif format_ == "python":
         return _python(path, user_signature, limits)
     else:
-        _check_pickle(path)
-        return Inspection(user_signature, saved_by=pickles.releases_in(pickle_file.pieces(path)))
+        return _estimator(path, user_signature, limits, allow_pickle=allow_pickle, trust=trust)
     return Inspection(user_signature)
 
 
@@ -160,6 +176,31 @@ def _python_signature(source: bytes, user_signature: Signature | None) -> Signat
     found = python_signature.signature_of(python_model.read(tree), user_signature)
     signature.check(found)
     return found
+
+
+def _estimator(
+    path: Path,
+    user_signature: Signature | None,
+    limits: ArchiveLimits,
+    *,
+    allow_pickle: bool,
+    trust: Sequence[str],
+) -> Inspection:
+    """Inspect a scikit-learn estimator: a skops file, or a pickle."""
+    if skops_file.is_skops(path):
+        asked = skops_types.untrusted(skops_file.types(path, limits))
+        skops_types.check(asked, trust)
+        return Inspection(user_signature, needs=(needs.SKOPS,), trusted=sorted(set(trust)))
+    formats.check_pickle_allowed("sklearn", allow_pickle=allow_pickle)
+    _check_pickle(path)
+    found = pickle_scan.imports(path)
+    pickle_verdicts.check(pickle_verdicts.dangerous(found, pickle_scan.flagged(found)), trust)
+    return Inspection(
+        user_signature,
+        saved_by=pickles.releases_in(pickle_file.pieces(path)),
+        notes=pickle_verdicts.notes(found),
+        trusted=sorted(set(trust)),
+    )
 
 
 def _check_pickle(path: Path) -> None:

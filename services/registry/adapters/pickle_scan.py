@@ -13,6 +13,8 @@ from services.registry.domain import pickle_machine
 from services.registry.domain.pickle_machine import Import, Unscannable
 from tidegate.kernel.errors import BadRequest, Unavailable
 
+STEP = 64 * 1024
+
 
 def imports(path: Path) -> set[Import]:
     """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest."""
@@ -67,9 +69,14 @@ class _Plain:
         self._file.seek(size, 1)
 
     def line(self, limit: int) -> bytes:
-        line = self._file.readline(limit)
-        self._take(len(line))
-        return _whole(line)
+        first = part = self._file.readline(limit)
+        self._take(len(part))
+        while not part.endswith(b"\n"):
+            part = self._file.readline(STEP)
+            self._take(len(part))
+            if not part:
+                raise Unscannable("it has a line that does not end")
+        return first.removesuffix(b"\n")
 
     def _take(self, size: int) -> None:
         self._left -= size
@@ -102,25 +109,32 @@ class _Pieces:
             size -= len(self._some(size))
 
     def line(self, limit: int) -> bytes:
-        line = bytearray()
-        while len(line) < limit and not line.endswith(b"\n"):
-            line += self.read(1)
-        return _whole(bytes(line))
+        first = b""
+        while True:
+            if self._at == len(self._piece):
+                self._piece, self._at = self._next(), 0
+            end = self._piece.find(b"\n", self._at)
+            part = self._piece[self._at : end if end >= 0 else len(self._piece)]
+            first += part[: limit - len(first)]
+            self._at += len(part)
+            if end >= 0:
+                self._at += 1
+                return first
 
     def _some(self, size: int) -> bytes:
         if self._at == len(self._piece):
-            self._piece, self._at = next(self._pieces, b""), 0
-            if not self._piece:
-                raise _too_short()
+            self._piece, self._at = self._next(), 0
         part = self._piece[self._at : self._at + size]
         self._at += len(part)
         return part
 
-
-def _whole(line: bytes) -> bytes:
-    if not line.endswith(b"\n"):
-        raise Unscannable("it has a line that does not end")
-    return line[:-1]
+    def _next(self) -> bytes:
+        while True:
+            piece = next(self._pieces, None)
+            if piece is None:
+                raise _too_short()
+            if piece:
+                return piece
 
 
 def _too_short() -> Unscannable:

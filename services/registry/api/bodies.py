@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field, WithJsonSchema
@@ -24,6 +25,7 @@ from tidegate.kernel.protocol.verification import VerificationOptions
 from tidegate.kernel.service.openapi import inlined
 
 T = TypeVar("T")
+Trust = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=200)]
 
 
 def _schema(model: type[BaseModel], required: tuple[str, ...]) -> dict[str, Any]:
@@ -73,6 +75,9 @@ class NewVersion(Noun):
     )
     metadata: VersionMetadata | None = None
     allow_pickle: bool = Field(False, description="Accept a pickle; loading it runs code on the workers.")
+    trust: Trust = Field(
+        default_factory=list, description="Names that a pickle or a skops file may import, all the same."
+    )
     breaking: bool = Field(False, description="Accept a signature that breaks callers of the latest version.")
     verification: VerificationOptions | None = Field(
         None, description="How a scratch replica verifies it: options of the Deployment, and samples."
@@ -80,9 +85,16 @@ class NewVersion(Noun):
 
 
 class VersionInfo(Version):
-    """A version with its aliases."""
+    """A version with its aliases. ``deleted_at``: when it was deleted; None: it is not deleted."""
 
     aliases: list[str] = Field(default_factory=list)
+    deleted_at: datetime | None = None
+
+
+class Restored(BaseModel):
+    """The numbers of the versions that were restored."""
+
+    versions: list[int]
 
 
 class Registered(Version):
@@ -104,6 +116,7 @@ class VersionCheck(Noun):
     requirements: list[str] | None = Field(None, max_length=2_000)
     metadata: VersionMetadata | None = None
     allow_pickle: bool = False
+    trust: Trust = Field(default_factory=list)
     breaking: bool = False
     deployment: DeploymentPatch = Field(default_factory=dict, description="Options of the Deployment.")
     endpoint: Name | None = Field(None, description="None: the name of the model.")

@@ -9,7 +9,9 @@ from fastapi import Depends, Header, Request, Response
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
 from services.registry.application.cards import Cards
+from services.registry.application.deletion import Deletion
 from services.registry.application.keyring import Keyring
+from services.registry.application.retention import Retention
 from services.registry.application.signatures import Signatures
 from services.registry.application.transactions import Transactions
 from services.registry.application.uploads import Uploads
@@ -63,6 +65,16 @@ def _cards(request: Request) -> Cards:
     return value
 
 
+def _deletion(request: Request) -> Deletion:
+    value: Deletion = request.app.state.deletion
+    return value
+
+
+def _retention(request: Request) -> Retention:
+    value: Retention = request.app.state.retention
+    return value
+
+
 def _keyring(request: Request) -> Keyring:
     value: Keyring = request.app.state.keyring
     return value
@@ -99,5 +111,7 @@ BaselinesDep = Annotated[Baselines, Depends(_baselines)]
 SignaturesDep = Annotated[Signatures, Depends(_signatures)]
 CardsDep = Annotated[Cards, Depends(_cards)]
 VerificationsDep = Annotated[Verifications, Depends(_verifications)]
+DeletionDep = Annotated[Deletion, Depends(_deletion)]
+RetentionDep = Annotated[Retention, Depends(_retention)]
 KeyringDep = Annotated[Keyring, Depends(_keyring)]
 IfMatch = Annotated[int | None, Depends(_if_match)]

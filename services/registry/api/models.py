@@ -15,13 +15,14 @@ from services.registry.api.bodies import (
     NewVersion,
     Page,
     Registered,
+    Restored,
     VersionCheck,
     VersionChecked,
     VersionInfo,
     VersionPatch,
 )
-from services.registry.api.dependencies import TransactionsDep, VersionsDep
-from services.registry.api.searches import SearchDep, with_aliases
+from services.registry.api.dependencies import DeletionDep, TransactionsDep, VersionsDep
+from services.registry.api.searches import SearchDep, informed
 from services.registry.application.resolution import version_of
 from services.registry.application.versions import Registration
 from services.registry.domain import names
@@ -35,6 +36,9 @@ from tidegate.kernel.service.api import JsonRoute
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+Permanent = Annotated[
+    bool, Query(description="Delete for good: it cannot be restored, and its artifact is removed.")
+]
 
 
 @router.post("/{name}/versions", status_code=201)
@@ -86,19 +90,32 @@ async def get_model(transactions: TransactionsDep, name: str) -> ModelInfo:
 
 @router.delete("/{name}")
 async def delete_model(
-    versions: VersionsDep,
+    deletion: DeletionDep,
     name: str,
     cascade: Annotated[
         bool, Query(description="Also delete the Deployments and Endpoints that serve it.")
     ] = False,
+    permanent: Permanent = False,
 ) -> Items[ChangeNotification]:
-    """Delete a model with all its versions.
+    """Delete a model with all its versions. They can be restored for a while, unless ``permanent`` is set.
 
     If it is in use, return 409 with its Deployments, unless ``cascade`` is set.
 
     Version numbers are never used again, not even by a new model of the same name.
     """
-    return Items(items=await versions.delete_model(name, cascade=cascade))
+    return Items(items=await deletion.delete_model(name, cascade=cascade, permanent=permanent))
+
+
+@router.post("/{name}/restore")
+async def restore_model(deletion: DeletionDep, name: str) -> Restored:
+    """Restore all deleted versions of a model. Its Deployments and Endpoints stay deleted."""
+    return Restored(versions=await deletion.restore(name, None))
+
+
+@router.post("/{name}/versions/{number}/restore")
+async def restore_version(deletion: DeletionDep, name: str, number: Number) -> Restored:
+    """Restore a deleted version."""
+    return Restored(versions=await deletion.restore(name, number))
 
 
 @router.get("/{name}/versions")
@@ -111,7 +128,7 @@ async def list_versions(transactions: TransactionsDep, name: str, search: Search
         )
         if not found and not await reader.numbers([name]):
             raise names.unknown("model", name)
-        return Page(items=await with_aliases(reader, found), next=following)
+        return Page(items=await informed(reader, found), next=following)
 
 
 @router.get("/{name}/versions/{number}")
@@ -123,7 +140,7 @@ async def get_version(
     """Return one version."""
     async with transactions.read() as reader:
         found = await version_of(reader, of_version(name, number))
-        return (await with_aliases(reader, [found]))[0]
+        return (await informed(reader, [found]))[0]
 
 
 @router.patch("/{name}/versions/{number}")
@@ -133,9 +150,14 @@ async def describe_version(versions: VersionsDep, name: str, number: Number, bod
 
 
 @router.delete("/{name}/versions/{number}", status_code=204)
-async def delete_version(versions: VersionsDep, name: str, number: Number) -> None:
-    """Delete a version. If Deployments run it, return 409 with their names."""
-    await versions.delete_version(name, number)
+async def delete_version(
+    deletion: DeletionDep, name: str, number: Number, permanent: Permanent = False
+) -> None:
+    """Delete a version. It can be restored for a while, unless ``permanent`` is set.
+
+    If Deployments run it or an alias points to it, return 409 with their names.
+    """
+    await deletion.delete_version(name, number, permanent=permanent)
 
 
 async def _models(reader: DesiredStateReader, names_: list[str]) -> list[ModelInfo]:

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
+from services.registry.application.running_replicas import RunningReplicas
 from tidegate.kernel.errors import Forbidden
 from tidegate.kernel.protocol import access, replica_token
 from tidegate.kernel.protocol.access import SERVICE, Principal
 from tidegate.kernel.protocol.models import Digest, Noun
-from tidegate.kernel.protocol.replica_token import Replicas
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.api import JsonRoute
 from tidegate.kernel.service.caller import ServiceToken
@@ -22,7 +22,7 @@ MAX_REPLICAS = 100_000
 MAX_NAME_LENGTH = 255
 
 
-class RunningReplicas(Noun):
+class ReplicaReport(Noun):
     """The running replicas, each with the sha256 of the artifact that it may read."""
 
     artifacts: dict[Annotated[str, Field(max_length=MAX_NAME_LENGTH)], Digest] = Field(
@@ -41,9 +41,9 @@ def identify(service_token: str) -> Identify:
     return principal
 
 
-def replicas(request: Request) -> Replicas:
+def replicas(request: Request) -> RunningReplicas:
     """Return the replicas that the autoscaler last reported."""
-    running: Replicas = request.app.state.replicas
+    running: RunningReplicas = request.app.state.replicas
     return running
 
 
@@ -60,19 +60,19 @@ def is_replica() -> bool:
     return _replica() is not None
 
 
-async def own_artifact(sha256: str, running: Annotated[Replicas, Depends(replicas)]) -> None:
+async def own_artifact(sha256: str, running: Annotated[RunningReplicas, Depends(replicas)]) -> None:
     """Raise Forbidden for a replica that does not run, or that reads another replica's artifact."""
     replica = _replica()
-    if replica is not None and not running.may_read(replica, sha256):
+    if replica is not None and not await running.may_read(replica, sha256):
         raise Forbidden("This token opens only the artifact of a running replica.")
 
 
 @router.put("", status_code=204)
-async def put(body: RunningReplicas, running: Annotated[Replicas, Depends(replicas)]) -> None:
+async def put(body: ReplicaReport, running: Annotated[RunningReplicas, Depends(replicas)]) -> None:
     """Replace the set of running replicas. Only for the autoscaler."""
     if caller.current.get().principal is not SERVICE:
         raise Forbidden("Only the autoscaler may report which replicas run.")
-    running.artifacts = body.artifacts
+    await running.report(body.artifacts)
 
 
 def _replica() -> str | None:

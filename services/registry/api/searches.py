@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from services.registry.adapters.sql.aliases import of_models
+from services.registry.adapters.sql.deleted import times
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.search import Search, find
 from services.registry.api.bodies import Page, VersionInfo
@@ -29,9 +30,12 @@ def _search(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=pages.MOST)] = pages.MOST,
     cursor: Annotated[str | None, Query(description="The `next` of the previous page.")] = None,
+    deleted: Annotated[
+        bool, Query(description="Only versions that are deleted and can be restored.")
+    ] = False,
 ) -> Search:
     order = filters.parse_order(order_by) if order_by else None
-    return Search(filters.parse(filter_), order, limit, cursor)
+    return Search(filters.parse(filter_), order, limit, cursor, deleted)
 
 
 SearchDep = Annotated[Search, Depends(_search)]
@@ -42,14 +46,22 @@ async def search_versions(transactions: TransactionsDep, search: SearchDep) -> P
     """Return the versions of all models that match ``filter``, by model and number or by ``order_by``."""
     async with transactions.read() as reader:
         found, following = await find(reader.connection, search)
-        return Page(items=await with_aliases(reader, found), next=following)
+        return Page(items=await informed(reader, found), next=following)
 
 
-async def with_aliases(reader: DesiredStateReader, found: Sequence[Version]) -> list[VersionInfo]:
-    """Return these versions with their aliases."""
-    known = await of_models(reader.connection, {version.model for version in found})
+async def informed(reader: DesiredStateReader, found: Sequence[Version]) -> list[VersionInfo]:
+    """Return these versions with their aliases, and with the times of their deletion."""
+    models = {version.model for version in found}
+    known, gone = await of_models(reader.connection, models), await times(reader.connection, models)
     named: dict[tuple[str, int], list[str]] = {}
     for model, by_alias in known.items():
         for alias, number in by_alias.items():
             named.setdefault((model, number), []).append(alias)
-    return [VersionInfo(**dict(each), aliases=named.get((each.model, each.number), [])) for each in found]
+    return [
+        VersionInfo(
+            **dict(each),
+            aliases=named.get((each.model, each.number), []),
+            deleted_at=gone.get((each.model, each.number)),
+        )
+        for each in found
+    ]

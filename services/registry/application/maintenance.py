@@ -1,10 +1,12 @@
-"""Test the database and the artifact store regularly, and remove unused artifacts."""
+"""Test the database and the artifact store regularly, and remove versions and artifacts."""
 
 from __future__ import annotations
 
 from services.registry.adapters import metrics
 from services.registry.adapters.sql.database import RegistryDatabase
 from services.registry.application.artifacts import Artifacts
+from services.registry.application.deletion import Deletion
+from services.registry.application.retention import Retention
 from services.registry.application.uploads import Uploads
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import TidegateError
@@ -16,14 +18,20 @@ COLLECT_EVERY_S = 600.0
 
 
 class Maintenance:
-    """Two loops: probe every ``probe_every_s`` seconds, delete unused artifacts every ten minutes."""
+    """Two loops: probe every ``probe_every_s`` seconds; delete what is not kept every ten minutes."""
 
     def __init__(
-        self, database: RegistryDatabase, artifacts: Artifacts, uploads: Uploads, probe_every_s: float
+        self,
+        database: RegistryDatabase,
+        artifacts: Artifacts,
+        uploads: Uploads,
+        versions: tuple[Retention, Deletion],
+        probe_every_s: float,
     ) -> None:
         self._database = database
         self._artifacts = artifacts
         self._uploads = uploads
+        self._retention, self._deletion = versions
         self._probe_every_s = probe_every_s
         self._probe_loop = RepeatingTask("registry probe", self._probe_step)
         self._collect_loop = RepeatingTask("registry collect", self._collect_step)
@@ -53,7 +61,13 @@ class Maintenance:
         await self.probe()
         return self._probe_every_s
 
-    async def _collect_step(self) -> float:
+    async def collect(self) -> None:
+        """Delete what retention does not keep, what was deleted long ago, and artifacts without a version."""
+        await self._retention.apply_all()
+        await self._deletion.purge()
         await self._artifacts.collect()
         await self._uploads.sweep()
+
+    async def _collect_step(self) -> float:
+        await self.collect()
         return COLLECT_EVERY_S

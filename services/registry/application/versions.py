@@ -1,17 +1,17 @@
-"""Register, check, describe and delete versions of models."""
+"""Register, check and describe versions of models."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.registry.adapters import artifact_inspection, glimpses
 from services.registry.adapters.artifact_inspection import Inspection
-from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.application.artifacts import Artifacts
+from services.registry.application.quotas import check_quota
 from services.registry.application.transactions import Transactions
 from services.registry.application.verifications import Verifications
 from services.registry.domain import (
@@ -22,13 +22,11 @@ from services.registry.domain import (
     pickles,
     recognition,
     registration,
-    removal,
     requirements,
     rollover,
     signature,
     version_metadata,
 )
-from services.registry.domain.desired_state import ChangeNotification
 from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel.errors import BadRequest, Conflict, PayloadTooLarge
 from tidegate.kernel.protocol.archives import ArchiveLimits
@@ -39,6 +37,8 @@ from tidegate.kernel.protocol.verification import VerificationOptions
 @dataclass(frozen=True, slots=True)
 class Registration:
     """A version as its publisher describes it. ``format`` None: decided by the file's contents.
+
+    ``trust``: names that a pickle or a skops file may import although they are dangerous or unknown.
 
     ``requirements`` None: those in the artifact, if it has any. A list replaces them.
     """
@@ -51,6 +51,7 @@ class Registration:
     requirements: list[str] | None = None
     metadata: VersionMetadata | None = None
     allow_pickle: bool = False
+    trust: Sequence[str] = ()
     breaking: bool = False
     verification: VerificationOptions | None = None
 
@@ -90,7 +91,7 @@ class InspectionSettings:
 
 
 class Versions:
-    """Registers, checks, describes and deletes versions."""
+    """Registers, checks and describes versions."""
 
     def __init__(
         self,
@@ -122,7 +123,12 @@ class Versions:
                 raise _no_artifact(request.artifact)
             stored = await writer.versions_to_compare(request.model, request.artifact)
             same = registration.same_version(
-                stored, request.artifact, format_, inspection.requirements, inspection.signature
+                stored,
+                request.artifact,
+                format_,
+                inspection.requirements,
+                inspection.signature,
+                inspection.trusted,
             )
             if same is not None:
                 version = await _with_metadata(writer, same, request.metadata)
@@ -130,6 +136,7 @@ class Versions:
                 return RegisterResult(version, False, self._warnings(inspection))
             names.check_new("model", request.model, await writer.models())
             compatibility.check(stored, inspection.signature, breaking=request.breaking)
+            await check_quota(writer, request.artifact, size)
             version = Version(
                 model=request.model,
                 number=await writer.next_number(request.model),
@@ -139,6 +146,7 @@ class Versions:
                 filename=request.filename,
                 signature=inspection.signature,
                 requirements=inspection.requirements,
+                trusted=inspection.trusted,
                 metadata=request.metadata or VersionMetadata(),
                 created_at=writer.now,
                 verification=self._verifications.first(format_),
@@ -166,11 +174,17 @@ class Versions:
         async with self._transactions.read() as reader:
             stored = await reader.versions_to_compare(request.model, request.artifact)
             same = format_ and registration.same_version(
-                stored, request.artifact, format_, inspection.requirements, inspection.signature
+                stored,
+                request.artifact,
+                format_,
+                inspection.requirements,
+                inspection.signature,
+                inspection.trusted,
             )
             if same is None:
                 names.check_new("model", request.model, await reader.models())
                 compatibility.check(stored, inspection.signature, breaking=request.breaking)
+                await check_quota(reader, request.artifact, size or 0)
             number = same.number if same else max((v.number for v in stored), default=0) + 1
             snapshot = (await reader.snapshot()).with_version(request.model, number)
             rollover.deploy(snapshot, replace(deploy, version=number))
@@ -207,23 +221,9 @@ class Versions:
                 await writer.describe_version(model, number, changed.metadata, changed.signature)
         return changed
 
-    async def delete_version(self, model: str, number: int) -> None:
-        """Delete a version, and its artifact if no other version uses it. Raise Conflict if it is in use."""
-        await self._transactions.decide(lambda now: removal.delete_version(now, model, number), _no_result)
-        await self._artifacts.collect()
-
-    async def delete_model(self, model: str, *, cascade: bool) -> list[ChangeNotification]:
-        """Delete all versions of a model; with ``cascade`` also its Deployments and their Endpoints.
-
-        Return the changes. Without ``cascade``, raise Conflict while the model is in use.
-        """
-        async with self._transactions.change() as writer:
-            await writer.apply(removal.delete_model(await writer.snapshot(), model, cascade=cascade))
-        await self._artifacts.collect()
-        return writer.notifications
-
     def _warnings(self, inspection: Inspection) -> list[str]:
-        return pickles.warnings(inspection.saved_by, self._settings.packages, inspection.requirements)
+        saved_by, here = inspection.saved_by, self._settings.packages
+        return [*inspection.notes, *pickles.warnings(saved_by, here, inspection.requirements)]
 
     async def _recognised(self, request: Registration) -> Registration:
         """Return the request with the format that the artifact's contents show, if it is stored.
@@ -254,6 +254,7 @@ class Versions:
                 max_batch=self._settings.default_max_batch,
                 limits=self._settings.limits,
                 allow_pickle=request.allow_pickle,
+                trust=request.trust,
             )
         lines = inspection.requirements
         if request.requirements is not None:
@@ -269,7 +270,8 @@ def _check_request(request: Registration) -> Format | None:
     names.check("model", request.model)
     formats.check_filename(request.filename)
     format_ = request.format or formats.format_by_name(request.filename)
-    formats.check_pickle_allowed(format_, allow_pickle=request.allow_pickle)
+    if not request.filename.lower().endswith(".skops"):
+        formats.check_pickle_allowed(format_, allow_pickle=request.allow_pickle)
     if request.metadata is not None:
         version_metadata.check(request.metadata)
     if request.signature is not None:
@@ -296,7 +298,3 @@ async def _with_metadata(
 
 def _no_artifact(sha256: str) -> BadRequest:
     return BadRequest(f"No artifact {sha256} is stored here. Upload it first with PUT /v1/artifacts.")
-
-
-async def _no_result(_: DesiredStateReader) -> None:
-    return None

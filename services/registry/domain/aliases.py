@@ -22,10 +22,11 @@ def put(
     now = snapshot.aliases.get((model, alias))
     if expected is not None and (now or 0) != expected:
         there = f"points to version {now}" if now else "does not exist"
-        wanted = f"version {expected}" if expected else "no version"
+        wanted = (
+            f"it was expected to point to version {expected}" if expected else "it was expected not to exist"
+        )
         raise Conflict(
-            f"Alias {alias!r} of model {model!r} {there}, not to {wanted}. Read it again and repeat the "
-            "change."
+            f"Alias {alias!r} of model {model!r} {there}, but {wanted}. Read it again and repeat the change."
         )
     return [] if now == number else [PutAlias(model, alias, number, created=now is None)]
 

@@ -11,8 +11,8 @@ from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Target
 from tidegate.kernel.protocol.verification import Verification
 
-Kind = Literal["version", "alias", "deployment", "endpoint", "key", "artifact"]
-Action = Literal["created", "updated", "deleted"]
+Kind = Literal["version", "alias", "policy", "deployment", "endpoint", "key", "artifact"]
+Action = Literal["created", "updated", "deleted", "restored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,23 @@ class DropEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class DropVersion:
-    """Delete this version of a model."""
+    """Delete this version of a model for good."""
+
+    model: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkVersion:
+    """Delete this version of a model. It can be restored for a while."""
+
+    model: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreVersion:
+    """Restore this deleted version of a model."""
 
     model: str
     number: int
@@ -98,7 +114,17 @@ class DropAlias:
     alias: str
 
 
-Change = PutDeployment | PutEndpoint | PutAlias | DropDeployment | DropEndpoint | DropVersion | DropAlias
+Change = (
+    PutDeployment
+    | PutEndpoint
+    | PutAlias
+    | RestoreVersion
+    | DropDeployment
+    | DropEndpoint
+    | DropAlias
+    | MarkVersion
+    | DropVersion
+)
 
 
 def notification_of(change: Change) -> ChangeNotification:
@@ -112,7 +138,9 @@ def notification_of(change: Change) -> ChangeNotification:
             return ChangeNotification("deployment", name, "deleted")
         case DropEndpoint(name):
             return ChangeNotification("endpoint", name, "deleted")
-        case DropVersion(model, number):
+        case RestoreVersion(model, number):
+            return ChangeNotification("version", f"{model}/{number}", "restored")
+        case DropVersion(model, number) | MarkVersion(model, number):
             return ChangeNotification("version", f"{model}/{number}", "deleted")
         case PutAlias(model, alias, _, created):
             return ChangeNotification("alias", f"{model}/{alias}", "created" if created else "updated")
@@ -125,6 +153,7 @@ class RegistrySnapshot:
     """The part of the desired state that decisions need, at one revision.
 
     ``refused`` are the versions that may not serve, because they are pending or were rejected.
+    ``deleted``: versions that are deleted and can be restored. They are not in ``versions``.
     """
 
     versions: frozenset[tuple[str, int]]
@@ -132,6 +161,7 @@ class RegistrySnapshot:
     endpoints: Mapping[str, StoredEndpoint]
     aliases: Mapping[tuple[str, str], int] = field(default_factory=dict)
     refused: Mapping[tuple[str, int], Verification] = field(default_factory=dict)
+    deleted: frozenset[tuple[str, int]] = frozenset()
 
     def aliases_of(self, model: str) -> dict[str, int]:
         """Return the aliases of a model, and the version of each."""
@@ -167,13 +197,17 @@ class RegistrySnapshot:
         """Return the Deployments that an Endpoint names, as target, as previous, in a rule or as shadow."""
         return {name for stored in self.endpoints.values() for name in deployments_in(stored.spec)}
 
+    def failovers(self) -> set[str]:
+        """Return the Deployments that an Endpoint names as failover."""
+        return {name for stored in self.endpoints.values() for name in stored.spec.failover}
+
     def with_traffic(self) -> set[str]:
         """Return the Deployments that an Endpoint names as target, as previous or in a rule."""
         return {name for stored in self.endpoints.values() for name in targets_in(stored.spec)}
 
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
         """Return the snapshot after these changes."""
-        versions, deployments = set(self.versions), dict(self.deployments)
+        versions, deleted, deployments = set(self.versions), set(self.deleted), dict(self.deployments)
         endpoints, aliases = dict(self.endpoints), dict(self.aliases)
         for change in changes:
             match change:
@@ -187,6 +221,13 @@ class RegistrySnapshot:
                     del endpoints[name]
                 case DropVersion(model, number):
                     versions.discard((model, number))
+                    deleted.discard((model, number))
+                case MarkVersion(model, number):
+                    versions.discard((model, number))
+                    deleted.add((model, number))
+                case RestoreVersion(model, number):
+                    deleted.discard((model, number))
+                    versions.add((model, number))
                 case PutAlias(model, alias, number):
                     aliases[model, alias] = number
                 case DropAlias(model, alias):
@@ -197,6 +238,7 @@ class RegistrySnapshot:
             deployments=deployments,
             endpoints=endpoints,
             aliases=aliases,
+            deleted=frozenset(deleted),
         )
 
 

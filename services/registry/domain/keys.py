@@ -66,6 +66,12 @@ class KeySpec(TokenLimits):
     budget_per_month: float | None = Field(
         None, gt=0, le=MOST_MONEY, description="Money in a calendar month (UTC), in that currency."
     )
+    max_versions: int | None = Field(
+        None, ge=0, le=10**9, description="Most versions that the key has registered and that exist."
+    )
+    max_artifact_bytes: int | None = Field(
+        None, ge=0, le=10**18, description="Most bytes of the artifacts of these versions."
+    )
     endpoint_tokens: dict[Name, TokenLimits] = Field(
         default_factory=dict,
         max_length=1_000,

@@ -39,7 +39,7 @@ class Source(Protocol):
         """Move forward. Raise Unscannable if there are fewer bytes."""
 
     def line(self, limit: int) -> bytes:
-        """Return the bytes up to the next line feed, without it. Raise Unscannable."""
+        """Move behind the next line feed; return the first ``limit`` bytes before it. Raise Unscannable."""
 
 
 class _Symbol:

@@ -130,14 +130,16 @@ def dangerous(found: Iterable[Import], flagged: Collection[Import]) -> list[str]
     return sorted({_text(name) for name in found if _is_dangerous(name, name in flagged)})
 
 
-def unfamiliar(found: Iterable[Import], requirements: Sequence[str]) -> list[str]:
-    """Return the packages that a pickle needs and the models' environment lacks. They need a requirement."""
+def notes(found: Iterable[Import]) -> list[str]:
+    """Return a warning about packages that a pickle needs and that the models' environment may lack."""
     tops = {module.partition(".")[0] for module, _ in found}
-    return sorted(
-        top
-        for top in tops - _FAMILIAR - set(sys.stdlib_module_names) - {"__builtin__", "copy_reg", UNKNOWN}
-        if top and not requirements
-    )
+    others = sorted(tops - _FAMILIAR - set(sys.stdlib_module_names) - {"__builtin__", "copy_reg", UNKNOWN})
+    if not others:
+        return []
+    return [
+        f"The pickle needs the packages {', '.join(others)[:300]}, and runs their code when it is loaded. "
+        "Name them in --requirements FILE if they are not yet there."
+    ]
 
 
 def check(names: Sequence[str], trusted: Collection[str]) -> None:

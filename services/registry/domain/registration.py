@@ -19,14 +19,15 @@ def same_version(
     format_: Format,
     requirements: Sequence[str],
     signature: Signature | None,
+    trusted: Sequence[str] = (),
 ) -> Version | None:
-    """Return the newest version with this artifact, format, requirements and signature, or None.
+    """Return the newest version with this artifact, format, requirements, signature and trust, or None.
 
     If ``signature`` is None, versions with any signature match: it may have been added later.
     """
     for version in sorted(stored, key=lambda each: each.number, reverse=True):
-        same = (version.artifact_sha256, version.format, version.requirements) == (
-            artifact, format_, list(requirements),
+        same = (version.artifact_sha256, version.format, version.requirements, version.trusted) == (
+            artifact, format_, list(requirements), list(trusted),
         )  # fmt: skip
         if same and signature in (version.signature, None):
             return version

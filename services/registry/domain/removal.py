@@ -9,16 +9,25 @@ from services.registry.domain.desired_state import (
     DropDeployment,
     DropEndpoint,
     DropVersion,
+    MarkVersion,
     PutEndpoint,
     RegistrySnapshot,
+    RestoreVersion,
     deployments_in,
 )
-from tidegate.kernel.errors import Conflict
+from tidegate.kernel.errors import Conflict, NotFound
 from tidegate.kernel.protocol.models import EndpointSpec
 
 
-def delete_version(snapshot: RegistrySnapshot, model: str, number: int) -> list[Change]:
-    """Return the changes that delete a version. Raise Conflict while a Deployment runs it, or NotFound."""
+def delete_version(
+    snapshot: RegistrySnapshot, model: str, number: int, *, permanent: bool = False
+) -> list[Change]:
+    """Return the changes that delete a version. ``permanent``: for good, also if it is deleted already.
+
+    Raise Conflict while a Deployment runs it or an alias points to it, or NotFound.
+    """
+    if permanent and (model, number) in snapshot.deleted:
+        return [DropVersion(model, number)]
     if (model, number) not in snapshot.versions:
         raise names.unknown_version(model, number)
     users = sorted(
@@ -37,18 +46,41 @@ def delete_version(snapshot: RegistrySnapshot, model: str, number: int) -> list[
             f"Version {number} of model {model!r} has the alias {names.quoted(named)}. Move it first: "
             f"`tidegate alias set {model} {named[0]} N`, or `tidegate alias delete {model} {named[0]}`."
         )
-    return [DropVersion(model, number)]
+    return [_deleted(model, number, permanent=permanent)]
 
 
-def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> list[Change]:
-    """Return the changes that delete all versions of a model.
+def restore(snapshot: RegistrySnapshot, model: str, number: int | None) -> list[Change]:
+    """Return the changes that restore a deleted version; None: all deleted versions of the model.
+
+    Raise NotFound if nothing can be restored, or Conflict if the version is not deleted.
+    """
+    gone = sorted(each for name, each in snapshot.deleted if name == model)
+    if number is None and gone:
+        return [RestoreVersion(model, each) for each in gone]
+    if number in gone:
+        return [RestoreVersion(model, number)]
+    if number is not None and (model, number) in snapshot.versions:
+        raise Conflict(f"Version {number} of model {model!r} is not deleted, so it needs no restoration.")
+    what = f"version {number} of model {model!r}" if number else f"version of model {model!r}"
+    there = f" These can be restored: {', '.join(map(str, gone))}." if gone else ""
+    raise NotFound(
+        f"No deleted {what} is left. Deleted versions are removed for good after a while "
+        f"(TIDEGATE_DELETED_VERSION_S).{there}"
+    )
+
+
+def delete_model(
+    snapshot: RegistrySnapshot, model: str, *, cascade: bool, permanent: bool = False
+) -> list[Change]:
+    """Return the changes that delete all versions of a model. ``permanent``: for good.
 
     ``cascade`` also deletes its aliases, its Deployments and their Endpoints. Without it, raise Conflict
     while a version has an alias, or a Deployment runs a version. An Endpoint that also serves another model
     keeps the targets of that one.
     """
     numbers = snapshot.numbers(model)
-    if not numbers:
+    gone_before = sorted(each for name, each in snapshot.deleted if name == model) if permanent else []
+    if not numbers and not gone_before:
         raise names.unknown("model", model)
     users = sorted(name for name, stored in snapshot.deployments.items() if stored.spec.model == model)
     if users and not cascade:
@@ -69,8 +101,13 @@ def delete_model(snapshot: RegistrySnapshot, model: str, *, cascade: bool) -> li
     changes: list[Change] = [_without(spec, gone) for spec in touched]
     changes += [DropDeployment(name) for name in users]
     changes += [DropAlias(model, alias) for alias in named]
-    changes += [DropVersion(model, number) for number in numbers]
+    changes += [_deleted(model, number, permanent=permanent) for number in numbers]
+    changes += [DropVersion(model, number) for number in gone_before]
     return changes
+
+
+def _deleted(model: str, number: int, *, permanent: bool) -> Change:
+    return DropVersion(model, number) if permanent else MarkVersion(model, number)
 
 
 def _without(spec: EndpointSpec, gone: set[str]) -> Change:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -11,6 +12,9 @@ from tidegate.kernel.protocol.models import DeploymentSpec, Signature, TensorSpe
 
 ROWS = "tidegate_rows"
 """The parameter for the largest number of rows, if the dims of a model include the row axis."""
+
+TRUSTED = "tidegate_trusted"
+"""The parameter for the names that the publisher of a skops file has trusted, as JSON."""
 
 DEFAULT_ROWS = 64
 
@@ -41,6 +45,8 @@ def build(
     if signature is None and version.format == "sklearn":
         # A label is one scalar per row, so the runtime describes tensors that include the row axis.
         parameters[ROWS] = str(deployment.batching.max_batch or DEFAULT_ROWS)
+    if version.trusted:
+        parameters[TRUSTED] = json.dumps(version.trusted)
     if signature is not None:
         rows_spelt_out = signature.max_batch_size > 0 and has_scalar_rows(signature)
         if rows_spelt_out:

@@ -59,6 +59,7 @@ def services(rabbitmq_url, valkey_url, jobs_url) -> Iterator[dict[str, str]]:
             "TIDEGATE_REDIS_URL": valkey_url,
             "TIDEGATE_JOBS_URL": jobs_url,
             "TIDEGATE_GATEWAY_PROCESSES": "1",
+            "TIDEGATE_VERIFICATION": "off",
         }
         found = {"registry": stack.enter_context(running("registry", env, folder, "migrate"))}
         publish(found["registry"])

@@ -23,6 +23,7 @@ from services.registry.adapters.artifacts import ArtifactStore
 from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import engine_for
 from services.registry.app import build
+from services.registry.application.maintenance import Maintenance
 from services.registry.application.transactions import Transactions
 from services.registry.application.uploads import Uploads
 from services.registry.settings import RegistrySettings
@@ -61,6 +62,7 @@ class Caller:
         self.uploads: Uploads = state.uploads
         self.clock = clock
         self.settings = settings
+        self.maintenance: Maintenance = state.maintenance
 
     async def __call__(
         self, method: str, path: str, body: Any = None, *, status: int | None = None, **more: Any
@@ -82,6 +84,10 @@ class Caller:
     async def broker_connected(self) -> None:
         """Wait until the broker is connected: notifications are not kept for later."""
         await self.transactions.notifier.connection.wait_up(PATIENCE_S)
+
+    async def maintain(self) -> None:
+        """Do what the registry does every ten minutes, now."""
+        await self.maintenance.collect()
 
     def stored(self) -> list[str]:
         """Return the digests of the files in the artifact store."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 START_LIMIT_S = 60.0
+GUARDED = "guarded"  # the only user who needs a password
 POLL_S = 0.02
 # Durability is not what is tested; without it a database is made in a tenth of the time.
 FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB")
@@ -58,6 +59,8 @@ def running() -> Iterator[Server]:
             made = subprocess.run([*make, "--no-sync", *_locale(programs)], check=False, **how)
             if made.returncode != 0:
                 raise AssertionError(f"initdb failed: {log.read_text()}")
+            rules = folder / "data" / "pg_hba.conf"
+            rules.write_text(f"local all {GUARDED} scram-sha-256\n{rules.read_text()}")
             process = subprocess.Popen(serve, **how)
         try:
             _wait_ready(programs, folder, process, log)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import pickle
 import random
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from services.registry.adapters import artifact_inspection
 from tests.integration.registry.onnx_files import model, onnx_bytes, value
+from tests.unit.registry.test_pickle_imports import array_of_joblib
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Signature, TensorSpec
@@ -260,6 +265,35 @@ class Trap:
 
 
 def test_joblib_is_never_loaded(look):
-    assert look(pickle.dumps(Trap()), "sklearn") is None
+    assert look(pickle.dumps(Trap()), "sklearn", allow_pickle=True) is None
     with pytest.raises(BadRequest, match=r"joblib\.dump"):
-        look(b"rubbish", "sklearn")
+        look(b"rubbish", "sklearn", allow_pickle=True)
+
+
+PACKED: list[Callable[[bytes], bytes]] = [bytes, zlib.compress, gzip.compress, bz2.compress, lzma.compress]
+
+
+@pytest.mark.parametrize("pack", PACKED)
+def test_a_pickle_that_runs_programs_needs_a_second_flag(look, pack):
+    # joblib writes an array between the opcodes.
+    array = array_of_joblib(np.dtype("f8"), (100_000,), b"\xff" * 800_000, b"cposix\nsystem\n")
+    data = pack(array)
+    with pytest.raises(BadRequest, match="allow_pickle=true"):
+        look(data, "sklearn")
+    with pytest.raises(BadRequest, match=r"imports posix\.system.*--trust posix\.system"):
+        look(data, "sklearn", allow_pickle=True)
+    look(data, "sklearn", allow_pickle=True, trust=["posix.system"])
+    with pytest.raises(BadRequest, match="cannot be checked"):
+        look(pack(array[:-3]), "sklearn", allow_pickle=True)
+
+
+@pytest.mark.parametrize("file", ["boosted.joblib", "network.pkl"])
+def test_an_estimator_imports_nothing_dangerous(look, file):
+    data = (Path(__file__).parents[1] / "worker" / "numpy_2" / file).read_bytes()
+    assert look(data, "sklearn", allow_pickle=True) is None
+
+
+def test_picklescan_judges_too(look):
+    """A module that only picklescan's list has: it is no part of the standard library."""
+    with pytest.raises(BadRequest, match=r"imports aiohttp\.request"):
+        look(b"\x80\x02caiohttp\nrequest\n.", "sklearn", allow_pickle=True)

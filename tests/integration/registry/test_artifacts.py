@@ -113,11 +113,11 @@ async def test_store_that_cannot_be_written_is_a_health_problem(tmp_path):
 async def test_an_upload_that_no_version_uses_is_deleted_later(call):
     kept = await call.upload(onnx_bytes(1))
     await call.register("digits", onnx_bytes(2))
-    await call("DELETE", "/v1/models/digits")
+    await call("DELETE", "/v1/models/digits?permanent=true")
     assert call.stored() == [kept], "its sender may be about to register it"
     call.clock.forward(3601)
     await call.register("digits", onnx_bytes(3))
-    await call("DELETE", "/v1/models/digits")
+    await call("DELETE", "/v1/models/digits?permanent=true")
     assert call.stored() == []
     assert (
         "Upload it"

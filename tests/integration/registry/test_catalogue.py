@@ -151,7 +151,7 @@ async def test_aliases_move_at_once_and_keep_their_history(four):
     await four("PUT", f"{path}/champion", {"version": 2, "expected": 0})
     four.clock.forward(60)
     lost = await four("PUT", f"{path}/champion", {"version": 1, "expected": 3}, status=409)
-    assert "points to version 2, not to version 3" in lost["error"]
+    assert "points to version 2, but it was expected to point to version 3" in lost["error"]
     revision = (await four("GET", "/v1/desired-state"))["revision"]
     await four("PUT", f"{path}/champion", {"version": 3, "expected": 2})
     await four("PUT", f"{path}/champion", {"version": 3})

@@ -154,7 +154,7 @@ async def test_what_is_in_use_cannot_be_deleted(call):
         assert user in (await call("DELETE", path, status=409))["error"]
     await call("DELETE", "/v1/endpoints/digits", status=204)
     await call("DELETE", "/v1/deployments/digits-v1", status=204)
-    await call("DELETE", "/v1/models/digits/versions/1", status=204)
+    await call("DELETE", "/v1/models/digits/versions/1?permanent=true", status=204)
     await call("GET", "/v1/models/digits", status=404)
     assert call.stored() == []
 
@@ -164,7 +164,7 @@ async def test_cascade_removes_all_of_a_model_and_numbers_go_on(call):
         await call.register("digits", onnx_bytes(seed))
     await call.register("other", onnx_bytes(2))
     await call("POST", "/v1/deploy", {"model": "digits"})
-    gone = await call("DELETE", "/v1/models/digits?cascade=true", status=200)
+    gone = await call("DELETE", "/v1/models/digits?cascade=true&permanent=true", status=200)
     assert {(item["kind"], item["name"], item["action"]) for item in gone["items"]} == {
         ("endpoint", "digits", "deleted"),
         ("deployment", "digits-v2", "deleted"),

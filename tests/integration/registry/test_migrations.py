@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import sqlalchemy as sa
 from alembic import command
+from alembic.script import ScriptDirectory
 
 from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import RegistryDatabase, engine_for
+from tests.integration.registry.conftest import Open
+from tests.integration.registry.onnx_files import onnx_bytes
 
 
 async def test_migrations_and_tables_agree(database_url):
@@ -46,6 +50,8 @@ async def test_newer_database_is_not_touched(database_url):
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     await engine.dispose()
     assert "of a newer Tidegate" in (await migrate.problem(database_url) or "")
+    with pytest.raises(migrate.NewerDatabase, match="of a newer Tidegate"):
+        await migrate.migrate(database_url)
 
 
 async def test_database_that_is_away_is_a_health_problem(tmp_path):
@@ -68,3 +74,30 @@ def test_command_line(tmp_path):
     done = run("migrate")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "data" / "registry.db").is_file()
+
+
+async def test_data_survives_the_way_down_and_up_again(opened: Open, database_url: str) -> None:
+    """Each step down and up runs on tables with rows. What older releases also had is still there."""
+    upload = {"sha256": "0" * 64, "size": 7}
+    async with opened() as call:
+        await call.register("digits", onnx_bytes(1), metadata={"notes": "kept"})
+        await call("POST", "/v1/deploy", {"model": "digits", "version": 1, "endpoint": "digits"})
+        await call("POST", "/v1/keys", {"name": "ci", "scopes": ["infer"]})
+        await call("POST", "/v1/uploads", upload, status=201)
+        before = await call("GET", "/v1/desired-state")
+        assert before["versions"][0]["metadata"]["notes"] == "kept"
+    engine = engine_for(database_url)
+    scripts = ScriptDirectory.from_config(migrate.config_for())
+    revisions = [script.revision for script in scripts.walk_revisions()]  # the newest one first
+
+    def step(connection: sa.Connection, to: str) -> None:
+        command.downgrade(migrate.config_for(connection), to)
+
+    for down in revisions[1:]:
+        async with engine.execution_options(registry_writes=True).begin() as connection:
+            await connection.run_sync(step, down)
+    await engine.dispose()
+    await migrate.migrate(database_url)
+    async with opened() as call:
+        assert await call("GET", "/v1/desired-state") == before
+        assert (await call("GET", "/v1/uploads"))["items"] == []

@@ -73,7 +73,7 @@ async def test_signatures_are_deleted_with_their_artifact(call: Caller, tmp_path
     address = f"/v1/artifacts/{version['artifact_sha256']}/signatures"
     await call("POST", address, bundle, status=201)
     call.clock.forward(7200)
-    await call("DELETE", "/v1/models/m")
+    await call("DELETE", "/v1/models/m?permanent=true")
     await call("GET", address, status=404)
     assert await call.upload(content) == version["artifact_sha256"]
     assert (await call("GET", address))["items"] == []

@@ -94,6 +94,7 @@ async def run(install: TritonInstall, tmp_path: Path) -> AsyncIterator[Run]:
         artifact: Path,
         signature: Signature | None,
         name: str = "m",
+        install: TritonInstall = install,
         **settings: object,
     ) -> Running:
         version = Version(

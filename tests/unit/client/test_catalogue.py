@@ -19,7 +19,9 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
             return httpx.Response(204)
         if path == "models/digits/aliases":
             return httpx.Response(200, json={"items": [{"alias": "champion", "version": 3}]})
-        if path.startswith("versions"):
+        if path.endswith("/restore"):
+            return httpx.Response(200, json={"versions": [3]})
+        if path.startswith("versions") or "/retention" in path:
             return httpx.Response(200, json={"items": [1, 2], "next": None if "cursor" in path else "c"})
         return httpx.Response(200, json={"model": "digits", "number": 3, "text": "# Digits"})
 
@@ -35,6 +37,11 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
     assert client.aliases("digits") == {"champion": 3}
     client.set_alias("digits", "champion", 4, expected=3)
     client.set_alias("digits", "champion", None)
+    client.delete_version("digits", 3, permanent=True)
+    assert client.restore_versions("digits", 3) == client.restore_versions("digits") == [3]
+    client.set_retention("digits", {"keep_last": 2})
+    assert client.retention("digits", keep_last=2) == [1, 2]
+    client.retention("digits", dry_run=False)
     version = "GET models/digits/versions"
     assert asked == [
         "GET versions?filter=accuracy+%3E+0.9&order_by=created+desc&limit=1000",
@@ -53,4 +60,11 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
         "GET models/digits/aliases",
         'PUT models/digits/aliases/champion {"version":4,"expected":3}',
         "DELETE models/digits/aliases/champion",
+        "DELETE models/digits/versions/3?permanent=true",
+        "POST models/digits/versions/3/restore {}",
+        "POST models/digits/restore {}",
+        'PATCH models/digits/policy {"retention":{"keep_last":2}}',
+        "POST models/digits/retention?dry_run=true "
+        '{"retention":{"keep_last":2,"max_age_days":null,"sleeping":false}}',
+        "POST models/digits/retention {}",
     ]

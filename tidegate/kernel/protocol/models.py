@@ -99,6 +99,7 @@ class Version(Noun):
     """An immutable artifact under a model's name.
 
     ``requirements``: lines for pip, the packages that its code needs beside the models' environment.
+    ``trusted``: names in a pickle or a skops file that its publisher has trusted.
     """
 
     model: Name
@@ -109,6 +110,7 @@ class Version(Noun):
     filename: str
     signature: Signature | None = None
     requirements: list[str] = Field(default_factory=list)
+    trusted: list[str] = Field(default_factory=list)
     metadata: VersionMetadata = Field(default_factory=VersionMetadata)
     created_at: datetime
     verification: Verification = Field(default_factory=Verification)

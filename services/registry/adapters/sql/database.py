@@ -25,6 +25,7 @@ Clock = Callable[[], datetime]
 
 # Another process (a migration, a backup) may hold SQLite's lock for a short time.
 SQLITE_BUSY_MS = 5_000
+CONNECT_S = 10.0
 
 
 def utc_now() -> datetime:
@@ -36,7 +37,9 @@ def engine_for(url: str) -> AsyncEngine:
     """Return an engine whose transactions also cover reads and DDL. Create the folder of SQLite's file."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+        return create_async_engine(
+            parsed, pool_pre_ping=True, hide_parameters=True, connect_args={"timeout": CONNECT_S}
+        )
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(parsed, hide_parameters=True)

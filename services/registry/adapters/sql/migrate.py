@@ -15,6 +15,11 @@ from services.registry.adapters.sql.database import engine_for
 _SCRIPTS = Path(__file__).parent / "migrations"
 # An arbitrary number, for the advisory lock that allows only one `migrate` at a time on PostgreSQL.
 _LOCK = 7_416_001
+NEWER = "of a newer Tidegate"
+
+
+class NewerDatabase(Exception):
+    """A newer Tidegate has migrated the database. The message says what to do."""
 
 
 def config_for(connection: sa.Connection | None = None) -> Config:
@@ -26,7 +31,7 @@ def config_for(connection: sa.Connection | None = None) -> Config:
 
 
 async def migrate(url: str) -> None:
-    """Migrate the database to the newest revision, if it has an older one."""
+    """Migrate the database to the newest revision, if it has an older one. Raise NewerDatabase."""
     engine = engine_for(url)
     try:
         async with engine.execution_options(registry_writes=True).begin() as connection:
@@ -38,8 +43,11 @@ async def migrate(url: str) -> None:
 def _upgrade(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    if _problem(connection) is not None:
-        command.upgrade(config_for(connection), "head")
+    if (problem := _problem(connection)) is None:
+        return
+    if NEWER in problem:
+        raise NewerDatabase(problem)
+    command.upgrade(config_for(connection), "head")
 
 
 async def problem(url: str) -> str | None:
@@ -59,7 +67,7 @@ def _problem(connection: sa.Connection) -> str | None:
     if current == newest:
         return None
     if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
-        return f"The database is at revision {current}, of a newer Tidegate. Run that version or a later one."
+        return f"The database is at revision {current}, {NEWER}. Run that version or a later one."
     return (
         f"The database is at revision {current or 'none'}, but this Tidegate needs {newest}. "
         "Run `python -m services.registry migrate`."

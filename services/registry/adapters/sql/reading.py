@@ -33,6 +33,9 @@ from tidegate.kernel.protocol.models import (
 )
 from tidegate.kernel.protocol.verification import REFUSED_STATES, Verification
 
+# Versions that are not deleted.
+LIVE = versions.c.deleted_at.is_(None)
+
 
 class Totals(NamedTuple):
     """Numbers of stored objects, for the metrics."""
@@ -67,9 +70,7 @@ class DesiredStateReader:
 
     async def versions(self, model: str | None = None, number: int | None = None) -> list[Version]:
         """Return all versions, those of a model, or one version, sorted by model and number."""
-        query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
-            artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
-        )
+        query = _all_versions().where(LIVE)
         if model is not None:
             query = query.where(versions.c.model == model)
         if number is not None:
@@ -84,12 +85,8 @@ class DesiredStateReader:
         used = sa.exists().where(
             deployments.c.model == versions.c.model, deployments.c.version == versions.c.number
         )
-        query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
-            artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
-        )
-        rows = await self._connection.execute(
-            query.where(used | (versions.c.verification_state == "pending"))
-        )
+        pending = (versions.c.verification_state == "pending") & LIVE
+        rows = await self._connection.execute(_all_versions().where(used | pending))
         result = [version_of(row) for row in rows.mappings()]
         return sorted(result, key=lambda version: (version.model, version.number))
 
@@ -98,17 +95,15 @@ class DesiredStateReader:
 
         These are the versions with the same artifact, the latest one, and the latest one with a signature.
         """
-        latest = sa.select(sa.func.max(versions.c.number)).where(versions.c.model == model)
+        latest = sa.select(sa.func.max(versions.c.number)).where(versions.c.model == model, LIVE)
         signed = latest.where(versions.c.signature.is_not(None))
         wanted = (
             (versions.c.artifact_sha256 == artifact)
             | (versions.c.number == latest.scalar_subquery())
             | (versions.c.number == signed.scalar_subquery())
         )
-        query = sa.select(versions, artifacts.c.size.label("artifact_size")).join(
-            artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
-        )
-        rows = await self._connection.execute(query.where(versions.c.model == model, wanted))
+        query = _all_versions().where(versions.c.model == model, LIVE, wanted)
+        rows = await self._connection.execute(query)
         return sorted((version_of(row) for row in rows.mappings()), key=lambda version: version.number)
 
     async def version(self, model: str, number: int) -> Version | None:
@@ -117,7 +112,7 @@ class DesiredStateReader:
 
     async def numbers(self, models_: list[str]) -> dict[str, list[int]]:
         """Return the version numbers of each of these models, ascending."""
-        query = sa.select(versions.c.model, versions.c.number).where(versions.c.model.in_(models_))
+        query = sa.select(versions.c.model, versions.c.number).where(versions.c.model.in_(models_), LIVE)
         found: dict[str, list[int]] = {}
         for model, number in await self._connection.execute(query.order_by(versions.c.number)):
             found.setdefault(model, []).append(number)
@@ -127,14 +122,12 @@ class DesiredStateReader:
         """Return the latest version of each of these models that has one."""
         latest = (
             sa.select(versions.c.model, sa.func.max(versions.c.number).label("number"))
-            .where(versions.c.model.in_(models_))
+            .where(versions.c.model.in_(models_), LIVE)
             .group_by(versions.c.model)
             .subquery()
         )
-        query = (
-            sa.select(versions, artifacts.c.size.label("artifact_size"))
-            .join(artifacts, artifacts.c.sha256 == versions.c.artifact_sha256)
-            .join(latest, (latest.c.model == versions.c.model) & (latest.c.number == versions.c.number))
+        query = _all_versions().join(
+            latest, (latest.c.model == versions.c.model) & (latest.c.number == versions.c.number)
         )
         rows = await self._connection.execute(query)
         return {row["model"]: version_of(row) for row in rows.mappings()}
@@ -146,7 +139,7 @@ class DesiredStateReader:
 
     async def models(self) -> list[str]:
         """Return the names of all models that have a version."""
-        rows = await self._connection.execute(sa.select(versions.c.model).distinct())
+        rows = await self._connection.execute(sa.select(versions.c.model).where(LIVE).distinct())
         return sorted(rows.scalars())
 
     async def deployments(self, name: str | None = None, model: str | None = None) -> list[Deployment]:
@@ -202,13 +195,15 @@ class DesiredStateReader:
 
     async def snapshot(self) -> RegistrySnapshot:
         """Return the snapshot of the desired state, for decisions."""
-        keys = await self._connection.execute(sa.select(versions.c.model, versions.c.number))
+        columns = versions.c.model, versions.c.number, versions.c.deleted_at.is_(None)
+        keys = (await self._connection.execute(sa.select(*columns))).all()
         deployment_rows = (await self._connection.execute(sa.select(deployments))).mappings().all()
         endpoint_rows = (await self._connection.execute(sa.select(endpoints))).mappings().all()
         targets = await self._targets(None)
         return RegistrySnapshot(
             refused=await self._refused(),
-            versions=frozenset((model, number) for model, number in keys),
+            versions=frozenset((model, number) for model, number, live in keys if live),
+            deleted=frozenset((model, number) for model, number, live in keys if not live),
             deployments={row["name"]: _stored_deployment(row, self.now) for row in deployment_rows},
             aliases={
                 (model, alias): number
@@ -252,6 +247,13 @@ class DesiredStateReader:
             target = Target(deployment=row["deployment"], weight=row["weight"])
             targets[row["endpoint"], row["role"]].append(target)
         return targets
+
+
+def _all_versions() -> sa.Select[Any]:
+    """Return the query of all versions with the sizes of their artifacts, also of deleted ones."""
+    return sa.select(versions, artifacts.c.size.label("artifact_size")).join(
+        artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
+    )
 
 
 def version_of(row: sa.RowMapping) -> Version:

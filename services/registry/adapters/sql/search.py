@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from services.registry.adapters.sql.reading import version_of
+from services.registry.adapters.sql.reading import LIVE, version_of
 from services.registry.adapters.sql.tables import Moment, aliases, artifacts, version_facts, versions
 from services.registry.domain import pages
 from services.registry.domain.filters import Condition, Order, Subject, Value
@@ -41,12 +41,16 @@ _COMPARISONS: dict[str, Callable[[Any, Any], sa.ColumnElement[bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A search of versions. ``order`` None: by model and number. ``cursor``: ``next`` of the page before."""
+    """A search of versions. ``order`` None: by model and number. ``cursor``: ``next`` of the page before.
+
+    ``deleted``: find only versions that are deleted and can be restored.
+    """
 
     conditions: Sequence[Condition] = ()
     order: Order | None = None
     limit: int = pages.DEFAULT
     cursor: str | None = None
+    deleted: bool = False
 
 
 async def find(connection: AsyncConnection, search: Search) -> tuple[list[Version], str | None]:
@@ -57,6 +61,7 @@ async def find(connection: AsyncConnection, search: Search) -> tuple[list[Versio
     )
     if join is not None:
         found = found.outerjoin(*join)
+    found = found.where(_state(search))
     for condition in search.conditions:
         found = found.where(_where(condition))
     descending = search.order is not None and search.order.descending
@@ -87,6 +92,7 @@ async def models_page(
         .select_from(versions)
         .join(artifacts, artifacts.c.sha256 == versions.c.artifact_sha256)
     )
+    query = query.where(_state(search))
     if named:
         query = query.where(_like(versions.c.model, f"%{_escaped(named)}%"))
     for condition in search.conditions:
@@ -98,6 +104,10 @@ async def models_page(
     found = list((await connection.execute(query)).scalars())
     page = found[: search.limit]
     return page, pages.cursor_of("models", page[-1]) if len(found) > len(page) else None
+
+
+def _state(search: Search) -> sa.ColumnElement[bool]:
+    return ~LIVE if search.deleted else LIVE
 
 
 def _sort_key(order: Order | None) -> tuple[sa.ColumnElement[Any], Any]:

@@ -37,6 +37,7 @@ metadata = sa.MetaData(
 
 NAME = sa.String(63)
 DIGEST = sa.String(64)
+PRINCIPAL = sa.String(160)
 
 # This table has one row. Each writer first selects it for update, so the row is also the writers' lock.
 revision = sa.Table(
@@ -76,6 +77,8 @@ models = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
 )
 
+# ``deleted_at``: from then on nothing finds the version, and after a grace time the row is deleted.
+# ``created_by``: the id of the principal that registered it.
 versions = sa.Table(
     "versions",
     metadata,
@@ -86,10 +89,13 @@ versions = sa.Table(
     sa.Column("filename", sa.String(255), nullable=False),
     sa.Column("signature", sa.JSON(none_as_null=True)),
     sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("trusted", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("verification_state", sa.String(16), nullable=False, server_default="unchecked"),
     sa.Column("verification", sa.JSON(none_as_null=True)),
+    sa.Column("deleted_at", Moment),
+    sa.Column("created_by", PRINCIPAL, index=True),
 )
 
 # What a scratch replica runs to verify a version: its Deployment, and the samples that it must answer.
@@ -126,6 +132,14 @@ version_facts = sa.Table(
     sa.Column("value", sa.Double),
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
     sa.Index("ix_version_facts_kind", "kind", "name", "value"),
+)
+
+# How many versions of a model are kept, and which stages they have.
+model_policies = sa.Table(
+    "model_policies",
+    metadata,
+    sa.Column("model", NAME, sa.ForeignKey(models.c.name), primary_key=True),
+    sa.Column("document", sa.JSON, nullable=False),
 )
 
 aliases = sa.Table(
@@ -203,7 +217,6 @@ api_keys = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False, index=True),
 )
 
-PRINCIPAL = sa.String(160)
 # SQLite generates ids only for columns of type INTEGER.
 COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
@@ -266,4 +279,12 @@ uploads = sa.Table(
     sa.Column("problem", sa.Text, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("touched_at", Moment, nullable=False, index=True),
+)
+
+# The replicas that run now, each with the artifact that its token opens.
+running_replicas = sa.Table(
+    "running_replicas",
+    metadata,
+    sa.Column("replica", sa.String(255), primary_key=True),
+    sa.Column("sha256", DIGEST, nullable=False),
 )

@@ -29,9 +29,11 @@ from services.registry.domain.desired_state import (
     DropDeployment,
     DropEndpoint,
     DropVersion,
+    MarkVersion,
     PutAlias,
     PutDeployment,
     PutEndpoint,
+    RestoreVersion,
     StoredDeployment,
     notification_of,
 )
@@ -86,6 +88,10 @@ class DesiredStateWriter(DesiredStateReader):
                 case DropEndpoint(name):
                     await self._drop_targets(name)
                     await self._connection.execute(sa.delete(endpoints).where(endpoints.c.name == name))
+                case MarkVersion(model, number):
+                    await self._mark(model, number, self.now)
+                case RestoreVersion(model, number):
+                    await self._mark(model, number, None)
                 case DropVersion(model, number):
                     for part in (baselines, cards, facts, verifications):
                         await part.drop(self._connection, model, number)
@@ -133,6 +139,10 @@ class DesiredStateWriter(DesiredStateReader):
             objects = await self.versions(model, int(number))
         return objects[0].model_dump(mode="json") if objects else None
 
+    async def _mark(self, model: str, number: int, deleted_at: datetime | None) -> None:
+        marked = sa.update(versions).where(_is(model, number)).values(deleted_at=deleted_at)
+        await self._connection.execute(marked)
+
     async def next_number(self, model: str) -> int:
         """Return the next version number of a model. It is never used again."""
         taken = sa.update(models).where(models.c.name == model).values(last_number=models.c.last_number + 1)
@@ -153,9 +163,11 @@ class DesiredStateWriter(DesiredStateReader):
             filename=version.filename,
             signature=version.signature.model_dump() if version.signature else None,
             requirements=version.requirements,
+            trusted=version.trusted,
             metadata=version.metadata.model_dump(mode="json"),
             created_at=version.created_at,
             **_verification_values(version.verification),
+            created_by=caller.current.get().principal.id,
         )
         await facts.write(self._connection, version.model, version.number, version.metadata)
         named = sa.update(artifacts).where(artifacts.c.sha256 == version.artifact_sha256)

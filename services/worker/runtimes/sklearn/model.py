@@ -1,4 +1,4 @@
-"""Run a scikit-learn estimator from a joblib file.
+"""Run a scikit-learn estimator from a joblib file or a skops file.
 
 The outputs of a classifier are ``label`` and ``probabilities``. Other estimators have the output ``output``.
 It comes from ``predict``, or from ``transform`` if the estimator has no ``predict``. If there are several
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import numpy_2_pickles
-from rows import Rows, numpy_type
+from rows import Rows, numpy_type, parameter
 
 numpy_2_pickles.accept()
 
@@ -28,7 +29,7 @@ class TritonPythonModel:
         """Add the estimator's inputs and outputs to the configuration, if there is no signature."""
         described = config.as_dict()
         if not described["input"]:
-            estimator = joblib.load(Path(__file__).with_name("model.joblib"))
+            estimator = load(Path(__file__).with_name("model.joblib"), described)
             features = getattr(estimator, "n_features_in_", None)
             if features is None:
                 raise ValueError(
@@ -44,7 +45,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the estimator. Check that it has all outputs in the configuration."""
         config = json.loads(args["model_config"])
-        estimator = joblib.load(Path(args["model_repository"], args["model_version"], "model.joblib"))
+        path = Path(args["model_repository"], args["model_version"], "model.joblib")
+        estimator = load(path, config)
         methods = methods_of(estimator)
         if unknown := [o["name"] for o in config["output"] if o["name"] not in methods]:
             raise ValueError(
@@ -61,6 +63,21 @@ class TritonPythonModel:
             table = self._pandas.DataFrame({name: array.reshape(len(array)) for name, array in feed.items()})
         calls = [self._calls[name] for name in names]
         return [np.asarray(method(table), dtype=datatype) for method, datatype in calls]
+
+
+def load(path: Path, config: dict[str, Any]) -> Any:
+    """Load the estimator. Of a skops file, load only classes of scikit-learn and names that are trusted."""
+    if not zipfile.is_zipfile(path):
+        return joblib.load(path)
+    skops = importlib.import_module("skops.io")
+    given = set(json.loads(parameter(config, "tidegate_trusted") or "[]"))
+    found = skops.get_untrusted_types(file=path)
+    return skops.load(path, trusted=[name for name in found if name in given or is_sklearn_class(name)])
+
+
+def is_sklearn_class(name: str) -> bool:
+    """Return True for a class of scikit-learn. Functions and methods must be trusted by name."""
+    return name.startswith("sklearn.") and name.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 
 def methods_of(estimator: Any) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""Deleted versions that are not yet removed for good, in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.adapters.sql.tables import versions
+
+# The most versions that one transaction removes.
+BATCH = 500
+
+
+async def times(connection: AsyncConnection, models: Collection[str]) -> dict[tuple[str, int], datetime]:
+    """Return when each deleted version of these models was deleted."""
+    query = sa.select(versions.c.model, versions.c.number, versions.c.deleted_at)
+    rows = await connection.execute(
+        query.where(versions.c.model.in_(models), versions.c.deleted_at.is_not(None))
+    )
+    return {(model, number): at for model, number, at in rows}
+
+
+async def expired(connection: AsyncConnection, before: datetime) -> list[tuple[str, int]]:
+    """Return versions that were deleted before this time, at most ``BATCH``."""
+    query = sa.select(versions.c.model, versions.c.number).where(versions.c.deleted_at <= before)
+    return [(model, number) for model, number in await connection.execute(query.limit(BATCH))]
+
+
+async def registered(connection: AsyncConnection, model: str) -> dict[int, datetime]:
+    """Return when each version of a model was registered, without deleted ones."""
+    query = sa.select(versions.c.number, versions.c.created_at)
+    rows = await connection.execute(query.where(versions.c.model == model, versions.c.deleted_at.is_(None)))
+    return {row.number: row.created_at for row in rows}

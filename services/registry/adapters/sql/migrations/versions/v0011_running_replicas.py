@@ -1,0 +1,26 @@
+"""A table for the running replicas, so that several registries know them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create the table."""
+    op.create_table(
+        "running_replicas",
+        sa.Column("replica", sa.String(255), nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.PrimaryKeyConstraint("replica", name="pk_running_replicas"),
+    )
+
+
+def downgrade() -> None:
+    """Drop the table."""
+    op.drop_table("running_replicas")

@@ -1,0 +1,60 @@
+"""Routes of the policies of models: retention, and what it would delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, WithJsonSchema
+
+from services.registry.api.dependencies import RetentionDep
+from services.registry.domain.model_policy import ModelPolicy, RetentionPolicy
+from services.registry.domain.retention import Fate
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Noun
+from tidegate.kernel.service.api import JsonRoute
+from tidegate.kernel.service.openapi import inlined
+
+router = APIRouter(prefix="/v1/models/{name}", tags=["models"], route_class=JsonRoute)
+
+# A plain object, because an absent field and null have different meanings. The domain checks the fields.
+PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(inlined(ModelPolicy))]
+
+
+class Retained(BaseModel):
+    """The fate of each version of a model, oldest first. ``applied`` False: nothing was deleted."""
+
+    applied: bool
+    items: list[Fate]
+
+
+@router.get("/policy")
+async def get_policy(retention: RetentionDep, name: str) -> ModelPolicy:
+    """Return a model's policy."""
+    return await retention.policy(name)
+
+
+@router.patch("/policy")
+async def change_policy(retention: RetentionDep, name: str, body: PolicyPatch) -> ModelPolicy:
+    """Change a model's policy by a JSON merge patch. The retention is applied within ten minutes."""
+    return await retention.change_policy(name, body)
+
+
+class RetentionRequest(Noun):
+    """The retention to try with ``dry_run``; None: that of the model's policy."""
+
+    retention: RetentionPolicy | None = None
+
+
+@router.post("/retention")
+async def apply_retention(
+    retention: RetentionDep,
+    name: str,
+    body: RetentionRequest,
+    dry_run: Annotated[bool, Query(description="Only return what would be deleted.")] = False,
+) -> Retained:
+    """Delete the versions that the model's policy does not keep. They can be restored for a while."""
+    if body.retention is not None and not dry_run:
+        raise BadRequest("A body with a retention needs dry_run=true. PATCH the policy to change it.")
+    items = await (retention.plan(name, body.retention) if dry_run else retention.apply(name))
+    return Retained(applied=not dry_run, items=items)

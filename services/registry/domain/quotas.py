@@ -1,0 +1,44 @@
+"""Quotas of keys: the most versions, and the most bytes of their artifacts. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidegate.kernel.errors import Forbidden
+
+REASON = "quota_exceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """The limits of a key; None: no limit."""
+
+    key: str
+    versions: int | None = None
+    artifact_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """The versions that a key has registered and that are not deleted, and the bytes of their artifacts."""
+
+    versions: int
+    artifact_bytes: int
+
+
+def check(quota: Quota, used: Used, size: int) -> None:
+    """Raise Forbidden if one more version with an artifact of ``size`` new bytes exceeds the quota."""
+    remedy = "Delete versions (`tidegate delete NAME --version N`), or let an admin raise the quota: "
+    if quota.versions is not None and used.versions + 1 > quota.versions:
+        raise Forbidden(
+            f"The key {quota.key!r} has registered {used.versions} versions, and its quota is "
+            f"{quota.versions}. {remedy}`tidegate keys change {quota.key} --max-versions N`.",
+            reason=REASON,
+        )
+    if quota.artifact_bytes is not None and used.artifact_bytes + size > quota.artifact_bytes:
+        raise Forbidden(
+            f"The versions of the key {quota.key!r} have {used.artifact_bytes} bytes, and {size} more exceed "
+            f"its quota of {quota.artifact_bytes}. {remedy}"
+            f"`tidegate keys change {quota.key} --max-artifact-bytes N`.",
+            reason=REASON,
+        )
