@@ -222,6 +222,25 @@ def settled(read: Callable[[], Any]) -> Any:
         last = now
 
 
+def test_model_control(client: Any, stack: Stack, identity: str) -> None:
+    """Loading and unloading need the scope operate, and do what `resume` and `pause` do."""
+    operator = {"authorization": f"Bearer {stack.settings.service_token}"}
+    client.unload_model(identity, headers=operator)
+    assert not client.is_model_ready(identity)
+    (found,) = [each for each in client.get_model_repository_index().models if each.name == identity]
+    assert (found.state, found.reason[:8]) == ("UNAVAILABLE", "unloaded")
+    with pytest.raises(InferenceServerException, match="held at 0 replicas"):
+        client.infer(identity, [x(rows(1))])
+    with triton_http.InferenceServerClient(stack.settings.gateway_url.removeprefix("http://")) as over_http:
+        with pytest.raises(InferenceServerException, match=r"failed to load .*, a load cannot bring"):
+            over_http.load_model(identity, headers=operator, config='{"max_batch_size": 16}')
+        over_http.load_model(identity, headers=operator)
+        assert over_http.is_model_ready(identity)
+    assert (client.infer(identity, [x(rows(2))]).as_numpy("y") == rows(2)).all()
+    with pytest.raises(InferenceServerException, match="failed to load 'nobody', failed to poll"):
+        client.load_model("nobody", headers=operator)
+
+
 def test_standard_health(stack: Stack) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 

@@ -22,6 +22,7 @@ from tritonclient.grpc import service_pb2_grpc as stubs
 from tests.conftest import PATIENCE_S
 from tests.e2e import wrong_requests
 from tests.e2e.direct import Doors, running_triton
+from tests.e2e.shared_memory_story import Story
 from tests.e2e.wrong_requests import DIFFERENT, NOT_500, REST, RPC
 from tests.triton_examples.models import MODELS
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
@@ -243,6 +244,18 @@ def test_a_wrong_request_gets_tritons_words(gateway: Doors, direct: Doors, name:
         assert got.text.startswith(expected.text.partition(": ")[0])
     else:
         assert same, f"Triton: {expected}; the gateway: {got}"
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_shared_memory(gateway: Doors, direct: Doors, protocol: str) -> None:
+    expected, got = (Story(doors, protocol).run() for doors in (direct, gateway))
+    sums, differences = (np.arange(16) + 3).tolist(), (np.arange(16) - 3).tolist()
+    assert [[sums, [1, 16]], [differences, [1, 16]]] in expected
+    for theirs, ours in zip(expected, got, strict=True):
+        if isinstance(theirs, str):
+            assert ours.startswith(theirs)
+        else:
+            assert ours == theirs
 
 
 def first_words(text: str) -> str:

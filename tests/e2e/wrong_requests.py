@@ -146,6 +146,7 @@ REST: dict[str, Rest] = {
     "classification of a string": Rest(body=wanted(classification="two")),
     "too little binary data": Rest(body=first(data=..., parameters={"binary_data_size": 60}), tail=bytes(60)),
     "binary data past the end": Rest(body=first(**BINARY), tail=bytes(60)),
+    "raw data for two inputs": Rest(body=b"", headers={HEADER: "0"}, tail=bytes(64)),
     "binary data left over": Rest(body=first(**BINARY), tail=bytes(68)),
     "binary data without a header": Rest(body=first(**BINARY)),
     "header longer than the body": Rest(body=body(), headers={HEADER: "99999"}),

@@ -296,7 +296,9 @@ def check_shape(name: str, shape: Any) -> list[int]:
             f"Unable to parse 'shape': input {name!r}: 'shape' must be a list of sizes, got {shown(shape)}"
         )
     if elements(shape) > _MAX_DIM:
-        raise BadRequest(f"input {name!r}: 'shape' has more than {_MAX_DIM} elements")
+        raise BadRequest(
+            f"input {name!r}: 'shape' causes total element count to exceed maximum size of {_MAX_DIM}"
+        )
     return shape
 
 

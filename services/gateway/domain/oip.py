@@ -220,14 +220,16 @@ def _raw(body: memoryview, contract: Contract) -> Decoded:
         raise inputs_unknown()
     if len(contract.inputs) != 1:
         raise BadRequest(
-            f"{HEADER_LENGTH} is 0, so the body must be the only input, but the model takes "
-            f"{list(contract.inputs)}"
+            f"Raw request must only have 1 input (found 1) to be deduced but got {len(contract.inputs)} "
+            f"inputs in {contract.model!r} model configuration: {HEADER_LENGTH} is 0, so the body must be "
+            f"the only input, but the model takes {list(contract.inputs)}"
         )
     ((name, (_, spec)),) = contract.inputs.items()
     shape = [1, *spec.dims] if contract.max_batch else list(spec.dims)
     if shape.count(-1) > 1:
         raise BadRequest(
-            f"input {name!r}: a raw body can determine only one open dimension (-1), but {shape} has more"
+            f"The shape of the raw input {name!r} can not be deduced because there are more than one "
+            f"variable-sized dimension: a raw body can determine only one (-1), but {shape} has more"
         )
     raw: Buffer = body
     if spec.datatype.size:
@@ -253,7 +255,10 @@ def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[
 def _one_string(name: str, shape: list[int], body: memoryview) -> bytes:
     """Return the body as the only element of a BYTES input of ``shape``; raise BadRequest."""
     if -1 in shape or prod(shape) != 1:
-        raise BadRequest(f"input {name!r}: a raw body is one element of BYTES, but the shape is {shape}")
+        raise BadRequest(
+            f"For BYTE datatype raw input {name!r}, the model must have input shape [1]: a raw body is one "
+            f"element of BYTES, but the shape is {shape}"
+        )
     if len(body) > _MAX_STRING:
         raise BadRequest(f"input {name!r}: an element of BYTES may have at most {_MAX_STRING} bytes")
     return b"".join((struct.pack("<I", len(body)), body))

@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.bounded_json import shown
 from tidegate.kernel.protocol.envelope import Buffer
 
 MAX_NAME, MAX_KEY = 255, 255
-MAX_SIZE = 2**63
+MAX_SIZE = 2**64  # the numbers of Triton's API have 64 bits without a sign
 # The beginnings of the names of segments that Tidegate's workers and Triton's Python backend use.
 RESERVED = ("tidegate", "triton_python_backend_shm_region")
 

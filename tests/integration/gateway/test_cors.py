@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as stubs
 
+from tests.integration.gateway.process import echo
 from tests.integration.gateway.raw_http import pipelined
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Request
 
 pytestmark = pytest.mark.integration
 
@@ -29,6 +36,9 @@ def gateway_env(registry) -> dict[str, str]:
         "TIDEGATE_AUTH": "required",
         "TIDEGATE_CORS_ORIGINS": f"http://localhost:3000, {OURS}/",
         "TIDEGATE_MAX_BODY_BYTES": "100000",
+        "TIDEGATE_HEADER_FORWARD_PATTERN": "x-model-.*|authorization",
+        "TIDEGATE_MODEL_CONTROL": "off",
+        "TIDEGATE_SHARED_MEMORY": "off",
     }
 
 
@@ -123,4 +133,40 @@ async def test_a_browser_gets_a_page(client):
     assert "<td>digits" in known.text
     assert "http" not in known.text.replace(str(client.base_url).rstrip("/"), ""), (
         "it loads nothing from elsewhere"
+    )
+
+
+async def test_headers_for_the_model(client, worker, gateway):
+    """The pattern of this gateway names two headers, and one of them is a credential."""
+    seen: list[dict[str, Any]] = []
+
+    def answer(request: Request) -> bytes:
+        seen.append(dict(envelope.read_call_key(request.key).parameters))
+        return echo(request)
+
+    worker.answer = answer
+    headers = KEY | {"X-Model-Tenant": "blue", "X-Other": "1"}
+    body = {**BODY, "parameters": {"seed": 7}}
+    assert (await client.post(INFER, json=body, headers=headers)).status_code == 200
+    asked = pb.ModelInferRequest(model_name="digits", raw_input_contents=[struct.pack("<2f", 1, 2)])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    metadata = [(name.lower(), value) for name, value in headers.items()]
+    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
+        await stubs.GRPCInferenceServiceStub(channel).ModelInfer(asked, metadata=metadata)
+    worker.answer = echo
+    assert seen == [{"x-model-tenant": "blue", "seed": 7}, {"x-model-tenant": "blue"}]
+
+
+async def test_what_an_operator_has_turned_off(client, worker):
+    refused = await client.post("/v2/repository/models/digits/load", headers=KEY)
+    assert (refused.status_code, refused.json()["reason"]) == (503, "unavailable")
+    assert refused.json()["error"].startswith("explicit model load / unload is not allowed if polling is")
+    region = {"key": "/none", "byte_size": 8}
+    refused = await client.post("/v2/systemsharedmemory/region/r/register", json=region, headers=KEY)
+    assert (refused.status_code, "TIDEGATE_SHARED_MEMORY=local" in refused.json()["error"]) == (400, True)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"shared_memory_region": "r"}}
+    refused = await client.post(INFER, json={"inputs": [tensor]}, headers=KEY)
+    assert (refused.status_code, "if TIDEGATE_SHARED_MEMORY is local" in refused.json()["error"]) == (
+        400,
+        True,
     )
