@@ -54,6 +54,7 @@ from tidegate.cli import (
     verify,
     version_archive,
 )
+from tidegate.cli.imports.commands import imports
 from tidegate.kernel.errors import TidegateError
 
 app = typer.Typer(
@@ -155,6 +156,7 @@ for name, command, panel in (
 ):
     app.command(name, rich_help_panel=panel)(command)
 app.add_typer(alias.alias, rich_help_panel=_MODELS)
+app.add_typer(imports, rich_help_panel=_MODELS)
 app.add_typer(context.context, rich_help_panel=_STACK)
 app.add_typer(settings.settings, rich_help_panel=_STACK)
 app.add_typer(service.service, rich_help_panel=_STACK)

@@ -28,7 +28,10 @@ def deploy(
     ] = None,
     model_format: Annotated[
         str | None,
-        typer.Option(help="onnx, sklearn, torchscript, python, triton or llm; default: by the file."),
+        typer.Option(
+            help="onnx, sklearn, torchscript, pt2, python, mlflow, huggingface, triton or llm; default: by "
+            "the contents."
+        ),
     ] = None,
     min_replicas: Annotated[
         int | None,
@@ -429,7 +432,8 @@ def deploy(
     request = DeployRequest(
         path=fit.path if fit else path,
         name=name or name_of(path),
-        format=model_format,
+        # --engine says that a folder with embeddings is for vLLM, not for transformers.
+        format=model_format or ("llm" if engine else None),
         options=fit.options(_given(options)) if fit else _given(options),
         signature=read_json(signature) if signature else None,
         requirements=read_lines(requirements) if requirements else None,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from tidegate.cli import hugging_face_packages
 from tidegate.cli.exit_codes import UsageError
 
 MAGIC = b"GGUF"
@@ -34,6 +35,8 @@ def is_llm_folder(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir() if path.is_file()}
     if any(name.lower().endswith(".gguf") for name in names):
         return True
+    if hugging_face_packages.task_of(folder) is not None:
+        return False
     tokenizer = any(name.startswith(("tokenizer", "vocab", "spiece", "tekken")) for name in names)
     return "config.json" in names and tokenizer
 
@@ -55,21 +58,28 @@ def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO,
     The tar is not compressed: weights hardly become smaller, and gigabytes would take minutes. Raise
     UsageError.
     """
-    files = _folder(path) if path.is_dir() else {path.name: path}
+    files = files_of(path) if path.is_dir() else {path.name: path}
     if not files:
         raise UsageError(f"{path} has no files: name a GGUF file or a Hugging Face folder.")
     for name, source in adapters.items():
         if not source.exists():
             raise UsageError(f"--adapter {name}={source}: there is no such file or folder.")
         inside = adapter_path(name, source)
-        found = _folder(source) if source.is_dir() else {"": source}
+        found = files_of(source) if source.is_dir() else {"": source}
         files |= {f"{inside}/{each}".rstrip("/"): where for each, where in found.items()}
     gguf = any("/" not in name and name.lower().endswith(".gguf") for name in files) or is_gguf(path)
+    with uncompressed(files) as archive:
+        yield archive, f"{_stem(path)}{'.gguf' if gguf else ''}.tar"
+
+
+@contextmanager
+def uncompressed(files: Mapping[str, Path]) -> Iterator[BinaryIO]:
+    """Yield a tar of files by their name in it. Equal files make equal tars. Raise UsageError."""
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name in sorted(files):
                 _add(tar, files[name], name)
-        yield archive, f"{_stem(path)}{'.gguf' if gguf else ''}.tar"
+        yield archive
 
 
 def _stem(path: Path) -> str:
@@ -77,7 +87,7 @@ def _stem(path: Path) -> str:
     return resolved.name if resolved.is_dir() else resolved.stem
 
 
-def _folder(folder: Path) -> dict[str, Path]:
+def files_of(folder: Path) -> dict[str, Path]:
     """Return the files to pack from a folder, by their path in it."""
     found = {
         path.relative_to(folder).as_posix(): path

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tidegate.cli import llm_packages, onnx_packages
+from tidegate.cli import hugging_face_packages, llm_packages, onnx_packages
 from tidegate.cli.exit_codes import UsageError
 
 CHUNK = 1024 * 1024
@@ -50,7 +50,12 @@ def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[P
         with llm_packages.packed(path, adapters or {}) as (archive, name):
             yield _package(archive, name, "llm")
         return
-    if (model := onnx_packages.model_in(path)) is not None:
+    if path.is_dir() and hugging_face_packages.task_of(path) is not None:
+        files = hugging_face_packages.files_of(path)
+        with llm_packages.uncompressed(files) as archive:
+            yield _package(archive, f"{path.resolve().name}.tar", "huggingface")
+        return
+    if not (path / "MLmodel").exists() and (model := onnx_packages.model_in(path)) is not None:
         with onnx_packages.packed(model) as archive:
             yield _package(archive, f"{model.name}.tar", "onnx")
         return
@@ -70,10 +75,14 @@ def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[P
 def format_of(folder: Path) -> str:
     """Return the format of a folder: "python" if it has ``model.py``, else Triton's layout.
 
-    A folder with ``saved_model.pb`` is "tensorflow". A folder with a single ONNX file is "onnx":
-    see :mod:`tidegate.cli.onnx_packages`. A language model's folder is "llm": see
-    :mod:`tidegate.cli.llm_packages`.
+    A folder with ``MLmodel`` is "mlflow", and one with ``saved_model.pb`` is "tensorflow". A folder with a
+    single ONNX file is "onnx": see :mod:`tidegate.cli.onnx_packages`. A Hugging Face folder is "huggingface"
+    if it classifies or embeds, and "llm" if it is a language model: see :mod:`tidegate.cli.llm_packages`.
     """
+    if (folder / "MLmodel").is_file():
+        return "mlflow"
+    if hugging_face_packages.task_of(folder) is not None:
+        return "huggingface"
     if llm_packages.is_llm_folder(folder):
         return "llm"
     if onnx_packages.model_in(folder) is not None:

@@ -55,6 +55,27 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
     return Path(name), stated
 
 
+def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
+    """Upload and register a file of another system, and serve it. ``report``: more for the document."""
+    from tidegate.cli.publish import registered
+
+    _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json, report=report)
+
+
+def register_only(request: DeployRequest, json: bool, more: Doc) -> None:
+    """Upload and register a file, without serving it. ``more``: more for the JSON document."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+    from tidegate.cli.progress import Steps
+    from tidegate.cli.publish import registered
+
+    with Steps().shown() as steps:
+        version = registered(control(), request, steps)
+    name, number = version["model"], version["number"]
+    said = f"{name} version {number} is registered. Serve it: tidegate deploy {name} --version {number}"
+    output.show({**more, "version": version}, json, lambda: output.line(said))
+
+
 def serve_version(name: str, version: str, options: Doc, way: Way, json: bool) -> None:
     """Serve a version that is registered already (``deploy NAME@N``). ``version``: a number or an alias."""
     from tidegate.cli.api import part
@@ -107,6 +128,7 @@ def _serve(
     way: Way,
     json: bool,
     studies: Sequence[Quantised] = (),
+    report: Doc | None = None,
 ) -> None:
     from tidegate.cli import output
     from tidegate.cli.api import control
@@ -131,7 +153,7 @@ def _serve(
         except ModelFailed as error:
             error.message = f"{error.message.rstrip()}\n{still_trying(placed)}"
             raise
-    document = {**placed, "status": status, "seconds": time.monotonic() - began}
+    document = {**(report or {}), **placed, "status": status, "seconds": time.monotonic() - began}
     for study in studies:
         document["precision"] = study.document()
 

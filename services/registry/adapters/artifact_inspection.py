@@ -9,11 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from services.registry.adapters import (
     archive_reader,
+    hugging_face_artifact,
     llm_artifact,
+    mlflow_artifact,
     onnx_archive,
     onnx_signature,
     pickle_file,
     pickle_scan,
+    pt2_file,
     saved_model,
     skops_file,
     tree_files,
@@ -95,6 +98,8 @@ def inspect(
         )
     if user_signature is not None:
         signature.check(user_signature)
+    if format_ in ("mlflow", "huggingface", "pt2"):
+        return _of_other_tools(path, format_, user_signature, max_batch, limits, allow_pickle=allow_pickle)
     if format_ == "triton":
         declared, required = triton_config.read(path, model, limits)
         return Inspection(_triton_signature(declared, user_signature), required)
@@ -113,6 +118,26 @@ def inspect(
     else:
         return _estimator(path, user_signature, limits, allow_pickle=allow_pickle, trust=trust)
     return Inspection(user_signature)
+
+
+def _of_other_tools(
+    path: Path,
+    format_: Format,
+    user_signature: Signature | None,
+    max_batch: int,
+    limits: ArchiveLimits,
+    *,
+    allow_pickle: bool,
+) -> Inspection:
+    """Inspect a folder of MLflow or Hugging Face, or a file of torch.export."""
+    if format_ == "pt2":
+        return Inspection(pt2_file.inspect(path, user_signature, max_batch, allow_pickle=allow_pickle))
+    if format_ == "mlflow":
+        found = mlflow_artifact.inspect(path, user_signature, max_batch, limits, allow_pickle=allow_pickle)
+        return Inspection(found.signature, found.requirements, notes=found.notes)
+    return Inspection(
+        *hugging_face_artifact.inspect(path, user_signature, max_batch, limits, allow_pickle=allow_pickle)
+    )
 
 
 def _tflite(path: Path) -> OnnxGraph:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from services.registry.adapters import artifact_inspection, glimpses
+from services.registry.adapters import artifact_inspection, glimpses, hugging_face_artifact
 from services.registry.adapters.artifact_inspection import Inspection
 from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.application.artifacts import Artifacts
@@ -236,8 +236,12 @@ class Versions:
                 return request
         async with self._artifacts.store.local(request.artifact) as path:
             kind = await asyncio.to_thread(glimpses.kind_of, path, request.filename, self._settings.limits)
-        by_name = formats.format_by_name(request.filename)
-        found = recognition.decide(request.filename, kind, request.format, by_name)
+            by_name = formats.format_by_name(request.filename)
+            found = recognition.decide(request.filename, kind, request.format, by_name)
+            if found == "llm" and request.format is None:
+                found = await asyncio.to_thread(
+                    hugging_face_artifact.llm_or_other, path, self._settings.limits
+                )
         return replace(request, format=found)
 
     async def _inspect(self, request: Registration, format_: Format) -> Inspection:

@@ -13,6 +13,7 @@ _SUFFIXES: dict[str, Format] = {
     ".pt": "torchscript",
     ".pth": "torchscript",
     ".ts": "torchscript",
+    ".pt2": "pt2",
     ".py": "python",
     ".zip": "triton",
     ".tar": "triton",

@@ -12,10 +12,16 @@ from pathlib import PurePosixPath
 from services.registry.domain import llm_layout
 from services.registry.domain.foreign_kinds import FOREIGN, TEXTS
 from services.registry.domain.recognition import Glimpse, Kind, both, has_at, holds, matches, starts
+from tidegate.kernel.protocol import mlflow_model
+from tidegate.kernel.protocol.archives import home_of
+from tidegate.kernel.protocol.hugging_face import IMAGES
+from tidegate.kernel.protocol.hugging_face_task import CONFIG
 from tidegate.kernel.protocol.models import Format
 
 # Formats of folders. A folder's publisher may state which one it is, because the layouts overlap.
-FOLDERS: frozenset[Format] = frozenset({"triton", "python", "onnx", "llm", "tensorflow"})
+FOLDERS: frozenset[Format] = frozenset(
+    {"triton", "python", "onnx", "llm", "tensorflow", "mlflow", "huggingface"}
+)
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
 # joblib's compressions: zlib, gzip, bz2, xz, lzma, lz4.
 COMPRESSED = (
@@ -64,6 +70,26 @@ def _is_torchscript(glimpse: Glimpse) -> bool:
     return "constants.pkl" in paths and any(path.startswith("code/") for path in paths)
 
 
+def _is_exported(glimpse: Glimpse) -> bool:
+    """Return True for the zip of torch.export.save; older releases of torch wrote other files."""
+    programs = [path for path in glimpse.below if path.startswith("models/") and path.endswith(".json")]
+    new = "archive_format" in glimpse.below and bool(programs)
+    return new or "serialized_exported_program.json" in glimpse.root
+
+
+def _is_mlflow(glimpse: Glimpse) -> bool:
+    return _home_of(glimpse, mlflow_model.FILE) is not None
+
+
+def _is_hugging_face(glimpse: Glimpse) -> bool:
+    home = _home_of(glimpse, CONFIG)
+    return home is not None and str(home / IMAGES) in (glimpse.members or ())
+
+
+def _home_of(glimpse: Glimpse, name: str) -> PurePosixPath | None:
+    return home_of([PurePosixPath(path) for path in glimpse.members or ()], name)
+
+
 def _is_python(glimpse: Glimpse) -> bool:
     return glimpse.ends(".py") and glimpse.text is not None
 
@@ -78,7 +104,11 @@ SERVED: tuple[Kind, ...] = (
     Kind("a LightGBM model", matches(rb"tree\r?\nversion="), "lightgbm"),
     Kind("a scikit-learn estimator saved by skops", both(_is_archive, holds("schema.json")), "sklearn"),
     Kind("TorchScript", _is_torchscript, "torchscript"),
+    Kind("a program of torch.export", _is_exported, "pt2"),
+    Kind("an MLflow model", _is_mlflow, "mlflow", fits=FOLDERS),
+    # A folder of a language model may classify instead: `hugging_face_artifact` reads its configuration.
     Kind("a folder of a language model", _is_llm_folder, "llm", fits=FOLDERS),
+    Kind("a Hugging Face folder", _is_hugging_face, "huggingface", fits=FOLDERS),
     Kind("a TensorFlow SavedModel", _is_saved_model, "tensorflow", fits=FOLDERS),
     Kind("a folder with an ONNX file", _is_onnx_folder, "onnx", fits=FOLDERS),
     Kind("a folder with model.py", _is_python_folder, "python", fits=FOLDERS),

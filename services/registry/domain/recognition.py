@@ -28,6 +28,9 @@ LABELS: dict[Format, str] = {
     "catboost": "a CatBoost model",
     "tflite": "a TensorFlow Lite model",
     "tensorflow": "a TensorFlow SavedModel",
+    "mlflow": "an MLflow model",
+    "huggingface": "a Hugging Face folder",
+    "pt2": "a program of torch.export",
 }
 
 

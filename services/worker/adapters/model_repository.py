@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from services.worker.adapters import llm_repository
+from services.worker.adapters import llm_repository, packed_models
 from services.worker.adapters.archives import unpack
+from services.worker.adapters.packed_models import is_packed_model
 from services.worker.adapters.python_functions import adopt
 from services.worker.adapters.triton_install import TritonInstall
 from services.worker.domain import devices, formats, model_config
@@ -74,7 +75,10 @@ def _prepare_file(
     serving = formats.choose(version.format, install.backends(), install.has_module)
     folder = repository / version.model / "1"
     folder.parent.mkdir(parents=True)
-    if version.format == "python" and is_packed(artifact):
+    file = None
+    if is_packed_model(version.format):
+        file = packed_models.prepare(version, artifact, folder)
+    elif version.format == "python" and is_packed(artifact):
         unpack(artifact, folder)
     elif version.format == "tensorflow":
         unpack(artifact, folder / serving.file)
@@ -88,7 +92,8 @@ def _prepare_file(
         _add_runtime(serving.runtime, folder)
     if version.format == "oip":
         _add_upstream(deployment, folder)
-    file = adopt(folder, version) if version.format == "python" else None
+    if version.format == "python":
+        file = adopt(folder, version)
     text = model_config.build(
         version, deployment, model=version.model, backend=serving.backend, gpus=gpus, file=file
     )

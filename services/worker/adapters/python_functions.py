@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tidegate.model
 from tidegate.kernel.protocol import backend_class, python_model, python_signature
@@ -25,7 +27,12 @@ def adopt(folder: Path, version: Version) -> str | None:
         return None
     source = python_model.read(tree)
     signature = python_signature.signature_of(source, version.signature)
-    plan = python_signature.calling_plan(source, signature)
+    add_runtime(folder, python_signature.calling_plan(source, signature))
+    return RUNTIME
+
+
+def add_runtime(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Put the runtime, and the plan by which it calls ``predict``, beside ``model.py``."""
     (folder / "tidegate_plan.json").write_text(json.dumps(plan))
     shutil.copyfile(_RUNTIMES / "function" / "model.py", folder / RUNTIME)
     shutil.copyfile(_RUNTIMES / "function" / "values.py", folder / "tidegate_values.py")
@@ -34,4 +41,3 @@ def adopt(folder: Path, version: Version) -> str | None:
     sdk.mkdir(parents=True)
     shutil.copyfile(_RUNTIMES / "function" / "sdk.py", sdk / "__init__.py")
     shutil.copyfile(tidegate.model.__file__, sdk / "model.py")
-    return RUNTIME

@@ -55,7 +55,9 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
         )
     if artifact_format in _RUNTIMES:
         return _with_runtime(artifact_format, *_RUNTIMES[artifact_format], has_module)
-    if artifact_format == "python":
+    if artifact_format == "pt2":
+        return _with_runtime("torchscript", "model.pt2", "torch", has_module)
+    if artifact_format in ("python", "mlflow", "huggingface"):
         return Serving("python", "model.py")
     if artifact_format == "llm":
         return Serving("python", "model.py", "llm")

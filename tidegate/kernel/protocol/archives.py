@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -122,6 +123,15 @@ class Paths:
             if same in self._files:
                 raise Unsafe(f"The archive has {member.name[:80]!r} below a path that is a file in it.")
             self._folders.add(same)
+
+
+def home_of(files: Collection[PurePosixPath], name: str) -> PurePosixPath | None:
+    """Return the folder of an archive that has the file ``name``: its root, or its only folder, or None."""
+    if PurePosixPath(name) in files:
+        return PurePosixPath()
+    tops = {path.parts[0] for path in files}
+    only = PurePosixPath(*tops) if len(tops) == 1 else None
+    return only if only is not None and only / name in files else None
 
 
 def safe_path(name: str) -> PurePosixPath:

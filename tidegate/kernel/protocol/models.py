@@ -37,7 +37,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 Format = Literal[
     "onnx", "sklearn", "torchscript", "python", "triton", "llm", "oip",
-    "xgboost", "lightgbm", "catboost", "tflite", "tensorflow",
+    "xgboost", "lightgbm", "catboost", "tflite", "tensorflow", "mlflow", "huggingface", "pt2",
 ]  # fmt: skip
 Engine = Literal["auto", "llamacpp", "vllm", "openai-url"]
 LARGEST_AXIS = 2**63 - 1

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from services.gateway.api.rows.door import Received, RowsDoor
 from services.gateway.api.rows.errors import sage_maker
 from services.gateway.domain.contract import Contract, Decoded
-from services.gateway.domain.rows import content
+from services.gateway.domain.rows import content, whole_body
 from tidegate.kernel.protocol import bounded_json
 
 PROTOCOL = "sagemaker"
@@ -38,10 +38,12 @@ class SageMakerRoutes:
         async def make(received: Received) -> Response:
             name = model or received.header(TARGET_MODEL).removesuffix(".tar.gz").strip("/")
             name = name or self._door.only(f"name one in the header {TARGET_MODEL}")
-            kind, by_row = received.header("content-type"), True
+            kind, by_row, whole = received.header("content-type"), True, False
 
             def decode(contract: Contract) -> Decoded:
-                nonlocal by_row
+                nonlocal by_row, whole
+                if whole := whole_body.takes_whole_body(contract):
+                    return whole_body.decode(received.body, kind, received.header("accept"), contract)
                 if content.is_json(kind):
                     document = bounded_json.loads(received.body)
                     by_row = not content.is_columns(document, contract)
@@ -50,8 +52,11 @@ class SageMakerRoutes:
 
             version = received.header(TARGET_VARIANT).removeprefix("v")
             answer = await self._door.run(received, PROTOCOL, name, version, decode)
-            accept = received.header("accept") or kind
-            media, body = content.encode(accept, answer.outputs, rows=by_row)
+            if whole:
+                media, body = whole_body.answer(answer.result.outputs, answer.result.reply.data)
+            else:
+                accept = received.header("accept") or kind
+                media, body = content.encode(accept, answer.outputs, rows=by_row)
             variant = f"v{answer.result.route.version}"
             headers = answer.headers | {"x-amzn-invoked-production-variant": variant}
             if attributes := received.header(ATTRIBUTES):

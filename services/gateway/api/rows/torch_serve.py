@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from services.gateway.api.rows.door import Received, RowsDoor
 from services.gateway.api.rows.errors import torch_serve
 from services.gateway.domain.contract import Contract, Decoded
-from services.gateway.domain.rows import content, encoding
+from services.gateway.domain.rows import content, encoding, whole_body
 from tidegate.kernel.errors import BadRequest, TidegateError
 
 PROTOCOL = "torchserve"
@@ -43,12 +43,18 @@ class TorchServeRoutes:
 
         async def make(received: Received) -> Response:
             number = version.partition(".")[0]
-            kind = received.header("content-type")
+            kind, whole = received.header("content-type"), False
 
             def decode(contract: Contract) -> Decoded:
+                nonlocal whole
+                if whole := whole_body.takes_whole_body(contract):
+                    return whole_body.decode(received.body, kind, "", contract)
                 return content.decode(kind, received.body, contract)
 
             answer = await self._door.run(received, PROTOCOL, model, number, decode)
+            if whole:
+                media, body = whole_body.answer(answer.result.outputs, answer.result.reply.data)
+                return Response(body, 200, answer.headers, media)
             result: Any = encoding.columns(answer.outputs)
             if answer.result.rows == 1 and bytes(received.body[:1]) != b"[":
                 (result,) = encoding.as_rows(answer.outputs)

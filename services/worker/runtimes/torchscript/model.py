@@ -1,4 +1,6 @@
-"""Run a TorchScript file on torch, for a Triton without the native pytorch backend.
+"""Run a TorchScript file, or a program of torch.export, on torch.
+
+TorchScript runs here if Triton has no native pytorch backend. That backend has no programs of torch.export.
 
 The module gets its inputs in the order of the signature. It returns one tensor, or several in the order of
 the outputs, or a dict with the names of the outputs as keys.
@@ -6,7 +8,9 @@ the outputs, or a dict with the names of the outputs as keys.
 
 from __future__ import annotations
 
+import importlib
 import json
+import locale
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,10 +31,10 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         threads = parameter(config, "INTRA_OP_THREAD_COUNT") or parameter(config, "threads") or 1
         torch.set_num_threads(int(threads))
-        path = Path(args["model_repository"], args["model_version"], "model.pt")
+        folder = Path(args["model_repository"], args["model_version"])
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self._device = device_of(gpu)
-        self._module = torch.jit.load(str(path), map_location=self._device).eval()
+        self._module = loaded(folder, self._device)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self.execute = Rows(config, self._run).execute
@@ -49,6 +53,19 @@ class TritonPythonModel:
                 )
             result = dict(zip(self._outputs, result, strict=True))
         return [result[name].cpu().numpy() for name in names]
+
+
+def loaded(folder: Path, device: Any) -> Any:
+    """Return the module of the version's folder, on this device."""
+    exported = folder / "model.pt2"
+    if not exported.exists():
+        return torch.jit.load(str(folder / "model.pt"), map_location=device).eval()
+    # Triton starts Python in the C locale, in which torch cannot read its own files.
+    locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    program = torch.export.load(exported)
+    if device.type != "cpu":
+        program = importlib.import_module("torch.export.passes").move_to_device_pass(program, device)
+    return program.module()
 
 
 def device_of(gpu: int | None) -> Any:

@@ -1,0 +1,65 @@
+"""Recognise and check the archive of an MLflow model, and read its signature and requirements."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.registry.adapters import archive_reader
+from services.registry.domain import requirements, signature
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol import mlflow_model, mlflow_requirements, mlflow_signature
+from tidegate.kernel.protocol.archives import ArchiveLimits
+from tidegate.kernel.protocol.models import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowInspection:
+    """The parts of an MLflow model that a version has. ``notes``: warnings for the publisher."""
+
+    signature: Signature
+    requirements: list[str]
+    notes: list[str]
+
+
+def inspect(
+    path: Path, user_signature: Signature | None, max_batch: int, limits: ArchiveLimits, *, allow_pickle: bool
+) -> MlflowInspection:
+    """Check the archive. Blocking. Raise BadRequest, with what is wrong and what to do."""
+    names = {mlflow_model.FILE, *mlflow_requirements.FILES}
+    contents = archive_reader.read_archive(path, names=names, max_text=mlflow_model.MAX_FILE, limits=limits)
+    home = mlflow_model.home_of(contents.files)
+    if home is None:
+        raise BadRequest(
+            f"The archive has no {mlflow_model.FILE} at its root, so it is not an MLflow model. Pack the "
+            f"contents of the folder in which {mlflow_model.FILE} is."
+        )
+    model = mlflow_model.parsed(contents.texts[home / mlflow_model.FILE])
+    files = [each.relative_to(home) for each in contents.files if home in each.parents]
+    loading = mlflow_model.loading(model, files)
+    mlflow_model.check_pickle(loading, allow_pickle=allow_pickle)
+    found = mlflow_signature.signature_of(model, user_signature, max_batch)
+    signature.check(found)
+    texts = {
+        name: contents.texts[home / name]
+        for name in mlflow_requirements.FILES
+        if home / name in contents.texts
+    }
+    lines = requirements.parse(mlflow_requirements.lines_in(texts), mlflow_requirements.PIP)
+    inputs = mlflow_signature.inputs_of(model)
+    table = inputs is not None and inputs.columns is not None
+    needed, notes = mlflow_requirements.needed(lines, loading, model.mlflow_version or "", table=table)
+    return MlflowInspection(
+        found, needed, [*notes, *(_python_note(model.python_version) if loading.pickled else ())]
+    )
+
+
+def _python_note(saved_with: str) -> list[str]:
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if not saved_with or saved_with.split(".")[:2] == here.split("."):
+        return []
+    return [
+        f"The MLflow model was saved with Python {saved_with}, and models here run with Python {here}. "
+        "Functions that were pickled may not load. Save it with this Python, or as code."
+    ]

@@ -1,0 +1,101 @@
+"""Check a file of torch.export, and read its signature, without unpickling anything."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickletools
+import zipfile
+from pathlib import Path
+
+from services.registry.domain import pt2, signature
+from tidegate.kernel import archives
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.models import Signature
+
+# The largest description of a program: one of 5,000 operations has 10 MB.
+MAX_PROGRAM = 64 * 1024 * 1024
+MAX_EXAMPLES = 64 * 1024 * 1024
+MAX_PICKLE = 1024 * 1024
+_BROKEN = (archives.BrokenArchive, zipfile.BadZipFile)
+_STRINGS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
+_MEMOS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+
+
+def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, allow_pickle: bool) -> Signature:
+    """Return the signature. Blocking. Raise BadRequest, with what is wrong and what to do."""
+    try:
+        archives.check_zip(path)
+        with zipfile.ZipFile(path) as archive:
+            program, problem = _read(archive)
+    except (
+        archives.BrokenArchive,
+        zipfile.BadZipFile,
+        OSError,
+        NotImplementedError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise BadRequest(
+            f"The file is not a program of torch.export ({str(error)[:120]}). Save it with "
+            "torch.export.save(exported_program, 'model.pt2')."
+        ) from None
+    if problem and not allow_pickle:
+        raise BadRequest(
+            f"Loading this file of torch.export could run any code in it on the workers: {problem}. If you "
+            "trust its origin, deploy with `tidegate deploy --allow-pickle` (in the API: allow_pickle=true)."
+        )
+    found = pt2.signature_of(program, user_signature, max_batch)
+    signature.check(found)
+    return found
+
+
+def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
+    """Return the description of the program, and why loading the file could run code."""
+    sizes = {info.filename: info.file_size for info in archive.infolist()}
+    inner = {name.partition("/")[2]: name for name in sizes}
+    models = [each for each in inner if each.startswith("models/") and each.endswith(".json")]
+    if len(models) != 1:
+        old = "serialized_exported_program.json" in sizes
+        raise ValueError("an old release of torch saved it" if old else f"it has {len(models)} programs")
+    if sizes[inner[models[0]]] > MAX_PROGRAM:
+        raise ValueError(f"the description of the program is larger than {MAX_PROGRAM} bytes")
+    program = json.loads(archive.read(inner[models[0]]))
+    if not isinstance(program, dict):
+        raise ValueError("the description of the program is not a JSON object")
+    payloads, names = {}, {}
+    for each, name in inner.items():
+        if each.startswith("data/aotinductor/"):
+            return program, "it has compiled libraries"
+        if each.endswith("_config.json") and each.startswith("data/") and sizes[name] <= MAX_PROGRAM:
+            payloads[each] = archive.read(name).decode()
+        elif each.endswith(".pt"):
+            if sizes[name] > MAX_EXAMPLES:
+                return program, f"{each} is a pickle of more than {MAX_EXAMPLES} bytes"
+            names[each] = _names_in(archive.read(name))
+    return program, pt2.runs_code(program, payloads, names)
+
+
+def _names_in(saved: bytes) -> set[str]:
+    """Return what the pickles in a file of torch.save name. A pickle that cannot be read names "?"."""
+    found: set[str] = set()
+    try:
+        with zipfile.ZipFile(io.BytesIO(saved)) as archive:
+            pickles = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
+            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
+                return {"?"}
+            texts: list[str] = []
+            for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
+                if opcode.name == "GLOBAL":
+                    found.add(str(argument))
+                elif opcode.name == "STACK_GLOBAL":
+                    found.add(" ".join(texts[-2:]) if len(texts) >= 2 else "?")
+                elif opcode.name in ("INST", "EXT1", "EXT2", "EXT4"):
+                    found.add("?")
+                if opcode.name in _STRINGS:
+                    texts.append(str(argument))
+                elif opcode.name not in _MEMOS:
+                    texts = []
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, KeyError, IndexError):
+        return {"?"}
+    return found

@@ -1,0 +1,122 @@
+"""Prepare a model that is a folder of another tool (MLflow, Hugging Face) for Triton's Python backend.
+
+The folder is unpacked beside a `model.py` of Tidegate, which has a class with `load` and `predict`. The
+runtime for plain Python calls this class.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from services.worker.adapters.archives import unpack
+from services.worker.adapters.python_functions import RUNTIME, add_runtime
+from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol import hugging_face, mlflow_model, mlflow_signature
+from tidegate.kernel.protocol.archives import home_of
+from tidegate.kernel.protocol.hugging_face_task import CONFIG
+from tidegate.kernel.protocol.models import Format, Signature, Version
+
+_RUNTIMES = Path(__file__).parents[1] / "runtimes"
+ARTIFACT = "artifact"
+
+
+def is_packed_model(artifact_format: Format) -> bool:
+    """Return True for a format that :func:`prepare` serves."""
+    return artifact_format in _PLANS
+
+
+def prepare(version: Version, artifact: Path, folder: Path) -> str:
+    """Unpack the artifact into the new ``folder``. Return the name of the file that Triton must load.
+
+    Blocking. Raises ModelFailed, and BadRequest for a folder that the registry would reject.
+    """
+    signature = version.signature
+    if signature is None:
+        raise ModelFailed("The version has no signature. Register it again with --signature FILE.json.")
+    unpack(artifact, folder / ARTIFACT)
+    make_plan = _PLANS[version.format]
+    runtime = _RUNTIMES / version.format
+    plan = make_plan(folder / ARTIFACT, signature)
+    (folder / f"tidegate_{version.format}.json").write_text(json.dumps(plan))
+    for source in runtime.glob("*.py"):
+        shutil.copyfile(source, folder / source.name)
+    add_runtime(folder, calling_plan(signature))
+    return RUNTIME
+
+
+def calling_plan(signature: Signature) -> dict[str, Any]:
+    """Return the plan by which the runtime calls ``Model.predict``, with an array for each input."""
+    axes = [-1] if signature.max_batch_size else []
+    return {
+        "entry": "Model",
+        "load": ["folder", "device", "threads"],
+        "inputs": {spec.name: {"kind": "array", "text": False} for spec in signature.inputs},
+        "outputs": [
+            {"name": spec.name, "datatype": spec.datatype, "dims": [*axes, *spec.shape]}
+            for spec in signature.outputs
+        ],
+        "rows": signature.max_batch_size,
+        "streams": False,
+        "asynchronous": False,
+    }
+
+
+def _mlflow(artifact: Path, signature: Signature) -> dict[str, Any]:
+    """Return the plan of `runtimes/mlflow`. It also needs the reader of pickles of numpy 2."""
+    shutil.copyfile(_RUNTIMES / "sklearn" / "numpy_2_pickles.py", artifact.with_name("numpy_2_pickles.py"))
+    files = _files(artifact)
+    home = _home(files, mlflow_model.FILE)
+    model = mlflow_model.parsed((artifact / home / mlflow_model.FILE).read_text())
+    loading = mlflow_model.loading(model, [each.relative_to(home) for each in files if home in each.parents])
+    schema = mlflow_signature.inputs_of(model)
+    columns = schema.columns if schema is not None else None
+    return {
+        "home": str(home),
+        "code": str(model.flavors.get(mlflow_model.PYFUNC, {}).get("code") or ""),
+        "engine": loading.engine,
+        "file": loading.file,
+        "pickled": loading.pickled,
+        "function": loading.function,
+        "kind": loading.kind,
+        "trusted": list(loading.trusted),
+        "columns": columns,
+        "table": mlflow_model.takes_table(loading, named=columns is not None),
+        "named": schema.named if schema is not None else len(signature.inputs) > 1,
+        "outputs": {spec.name: not spec.shape for spec in signature.outputs},
+    }
+
+
+def _hugging_face(artifact: Path, signature: Signature) -> dict[str, Any]:
+    """Return the plan of `runtimes/huggingface`."""
+    files = _files(artifact)
+    home = _home(files, CONFIG)
+    names = hugging_face.inside(files, home)
+    texts = {
+        name: (artifact / home / name).read_text()
+        for name in names
+        if PurePosixPath(name).name in hugging_face.TEXTS
+    }
+    # The registry has checked that pickled weights are allowed.
+    plan = hugging_face.plan(texts, names, allow_pickle=True)
+    return plan.document() | {"home": str(home)}
+
+
+def _home(files: list[PurePosixPath], name: str) -> PurePosixPath:
+    found = home_of(files, name)
+    if found is None:
+        raise ModelFailed(f"The archive has no {name}. Deploy the model's folder again.")
+    return found
+
+
+def _files(folder: Path) -> list[PurePosixPath]:
+    return [PurePosixPath(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+_PLANS: dict[Format, Callable[[Path, Signature], dict[str, Any]]] = {
+    "mlflow": _mlflow,
+    "huggingface": _hugging_face,
+}

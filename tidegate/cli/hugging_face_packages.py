@@ -1,0 +1,46 @@
+"""Recognise a Hugging Face folder that classifies or embeds, and choose the files to pack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tidegate.kernel.protocol.hugging_face_task import CONFIG, ONNX, task_of_config
+
+_SKIPPED = {"__pycache__", ".git", ".DS_Store", ".cache", ".gitattributes"}
+# Other copies of the weights. With safetensors or an ONNX file, Tidegate does not read them.
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_OTHERS = (".h5", ".msgpack", ".ot", ".tflite", ".mlmodel", ".xml")
+
+
+def task_of(folder: Path) -> str | None:
+    """Return what a Hugging Face folder does; None if it is a language model or something else."""
+    config = folder / CONFIG
+    if not config.is_file() or (folder / "config.pbtxt").exists() or (folder / "model.py").exists():
+        return None
+    try:
+        found = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    names = {path.name for path in folder.iterdir()}
+    return task_of_config(found, names) if isinstance(found, dict) else None
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Return the files to pack, by their path in the folder: one copy of the weights, and all small files."""
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file() and not _SKIPPED & set(path.relative_to(folder).parts)
+    }
+    skipped: tuple[str, ...] = _OTHERS
+    onnx = next((name for name in ONNX if name in found), None)
+    if onnx is not None:
+        skipped += (".safetensors", *_PICKLED)
+    elif any(name.endswith(".safetensors") for name in found):
+        skipped += _PICKLED
+    return {
+        name: path
+        for name, path in found.items()
+        if not name.endswith(skipped) and not (name.endswith(".onnx") and name != onnx)
+    }

@@ -1,0 +1,1 @@
+"""``tidegate import``: models of other systems, as versions of Tidegate."""

@@ -1,0 +1,217 @@
+"""``tidegate import``: bring a model of MLflow, Hugging Face, SageMaker or TorchServe."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidegate.cli.options import Json, pairs, seconds
+
+if TYPE_CHECKING:
+    from tidegate.cli.imports.plan import ImportPlan
+
+imports = typer.Typer(
+    name="import",
+    help="Bring a model of another system: MLflow, Hugging Face, SageMaker, TorchServe.",
+    no_args_is_help=True,
+)
+
+_Name = Annotated[str | None, typer.Option("--name", help="Name of the model; default: from the source.")]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only show what would be mapped, and what not. Needs no stack.")
+]
+_Register = Annotated[bool, typer.Option("--register-only", help="Register the version, do not serve it.")]
+_Pickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Accept a pickle. Loading it can run any code.")
+]
+_Signature = Annotated[
+    Path | None,
+    typer.Option("--signature", metavar="FILE.json", help="Inputs and outputs, if the source has none."),
+]
+_Requirements = Annotated[
+    Path | None,
+    typer.Option("--requirements", metavar="FILE.txt", help="Packages, instead of those of the source."),
+]
+_Env = Annotated[
+    list[str] | None, typer.Option("--env", metavar="K=V", help="Environment variable; repeatable.")
+]
+_Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]
+_Timeout = Annotated[str, typer.Option("--timeout", metavar="TIME", help="How long to wait.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The options that all imports share."""
+
+    dry_run: bool
+    register_only: bool
+    allow_pickle: bool
+    signature: Path | None
+    requirements: Path | None
+    env: list[str] | None
+    wait: bool
+    timeout: str
+    json: bool
+
+
+@imports.command("mlflow")
+def mlflow_model(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|URI", help="A folder with MLmodel, models:/NAME/VERSION or runs:/RUN/PATH."
+        ),
+    ],
+    name: _Name = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The tracking server; default: MLFLOW_TRACKING_URI."),
+    ] = None,
+    dry_run: _DryRun = False,
+    register_only: _Register = False,
+    allow_pickle: _Pickle = False,
+    signature: _Signature = None,
+    requirements: _Requirements = None,
+    env: _Env = None,
+    wait: _Wait = True,
+    timeout: _Timeout = "10m",
+    json: Json = False,
+) -> None:
+    """Bring an MLflow model with the metrics, parameters and tags of its run.
+
+    Examples: `tidegate import mlflow mlruns/1/models/m-1/artifacts`, `tidegate import mlflow
+    models:/churn/3 --tracking-uri http://mlflow:5000 --allow-pickle`.
+    """
+    from tidegate.cli.imports import mlflow
+    from tidegate.cli.imports.mlflow_server import TrackingServer
+
+    def make(work: Path) -> ImportPlan:
+        if "://" not in source and not source.startswith(("models:/", "runs:/")):
+            return mlflow.plan_of(Path(source), name, source, {}, signed=signature is not None)
+        folder = work / "model"
+        facts = TrackingServer(tracking_uri).download(source, folder)
+        return mlflow.plan_of(folder, name, source, facts, signed=signature is not None)
+
+    _carry_out(
+        make, Choices(dry_run, register_only, allow_pickle, signature, requirements, env, wait, timeout, json)
+    )
+
+
+@imports.command("hf")
+def hugging_face_folder(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with config.json.")],
+    name: _Name = None,
+    dry_run: _DryRun = False,
+    register_only: _Register = False,
+    allow_pickle: _Pickle = False,
+    requirements: _Requirements = None,
+    env: _Env = None,
+    wait: _Wait = True,
+    timeout: _Timeout = "10m",
+    json: Json = False,
+) -> None:
+    """Bring a Hugging Face folder that classifies texts or images, embeds texts, or is a language model.
+
+    Example: `tidegate import hf all-MiniLM-L6-v2 --name minilm`.
+    """
+    from tidegate.cli.imports import hugging_face
+
+    _carry_out(
+        lambda _: hugging_face.plan_of(folder, name),
+        Choices(dry_run, register_only, allow_pickle, None, requirements, env, wait, timeout, json),
+    )
+
+
+@imports.command("sagemaker")
+def sagemaker_archive(
+    archive: Annotated[Path, typer.Argument(metavar="model.tar.gz", help="The model's archive.")],
+    name: _Name = None,
+    entry_point: Annotated[
+        str | None, typer.Option(metavar="FILE.py", help="The script in code/; default: inference.py.")
+    ] = None,
+    dry_run: _DryRun = False,
+    register_only: _Register = False,
+    allow_pickle: _Pickle = False,
+    signature: _Signature = None,
+    requirements: _Requirements = None,
+    env: _Env = None,
+    wait: _Wait = True,
+    timeout: _Timeout = "10m",
+    json: Json = False,
+) -> None:
+    """Bring a SageMaker model: code/inference.py with model_fn, or the file of one framework.
+
+    Example: `tidegate import sagemaker model.tar.gz --name churn`. Then `invoke_endpoint` of boto3 works.
+    """
+    from tidegate.cli.imports import sagemaker
+
+    _carry_out(
+        lambda work: sagemaker.plan_of(archive, name, work, entry_point),
+        Choices(dry_run, register_only, allow_pickle, signature, requirements, env, wait, timeout, json),
+    )
+
+
+@imports.command("torchserve")
+def torchserve_archive(
+    archive: Annotated[Path, typer.Argument(metavar="model.mar", help="An archive of torch-model-archiver.")],
+    name: _Name = None,
+    dry_run: _DryRun = False,
+    register_only: _Register = False,
+    requirements: _Requirements = None,
+    env: _Env = None,
+    wait: _Wait = True,
+    timeout: _Timeout = "10m",
+    json: Json = False,
+) -> None:
+    """Bring a TorchServe archive: a handler of your own, or image_classifier and others of TorchServe.
+
+    Example: `tidegate import torchserve densenet.mar`. Then `POST /predictions/densenet` works.
+    """
+    from tidegate.cli.imports import torchserve
+
+    _carry_out(
+        lambda work: torchserve.plan_of(archive, name, work),
+        Choices(dry_run, register_only, False, None, requirements, env, wait, timeout, json),
+    )
+
+
+def _carry_out(make: Callable[[Path], ImportPlan], choices: Choices) -> None:
+    """Make the plan, show it, and register or serve it."""
+    from tidegate.cli import output
+    from tidegate.cli.deploy_request import DeployRequest
+    from tidegate.cli.exit_codes import UsageError
+    from tidegate.cli.publish import read_json, read_lines
+    from tidegate.cli.serving import Way, register_only, serve_imported
+
+    with tempfile.TemporaryDirectory(prefix="tidegate-import-") as work:
+        plan = make(Path(work))
+        report: dict[str, Any] = {"import": plan.document()}
+        if choices.dry_run:
+            output.show(report, choices.json, plan.show)
+            return
+        if not choices.json:
+            plan.show()
+        if plan.pickled and not choices.allow_pickle:
+            raise UsageError(
+                f"{plan.source}: {plan.pickled}. Loading it runs any code in it on the workers. If you trust "
+                "its origin, add --allow-pickle."
+            )
+        request = DeployRequest(
+            path=plan.path,
+            name=plan.name,
+            format=plan.format,
+            options={"env": found} if (found := pairs("--env", choices.env)) else {},
+            signature=read_json(choices.signature) if choices.signature else plan.signature,
+            requirements=read_lines(choices.requirements) if choices.requirements else plan.requirements,
+            metadata=plan.metadata,
+            allow_pickle=choices.allow_pickle,
+        )
+        if choices.register_only:
+            register_only(request, choices.json, report)
+            return
+        serve_imported(request, Way(seconds(choices.timeout), choices.wait), choices.json, report)

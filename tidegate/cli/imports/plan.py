@@ -1,0 +1,64 @@
+"""The result of reading another system's model: what to deploy, what was mapped, and what was not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Doc
+
+
+@dataclass(slots=True)
+class ImportPlan:
+    """A folder or file to deploy. ``format`` None: the registry recognises it.
+
+    ``mapped``: pairs of a thing there and its place here. ``left``: pairs of a thing there, and why it has no
+    place here. ``pickled``: what needs the permission for pickles; empty if nothing does.
+    """
+
+    source: str
+    path: Path
+    name: str
+    format: str | None = None
+    signature: Doc | None = None
+    requirements: list[str] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    mapped: list[tuple[str, str]] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    pickled: str = ""
+
+    def map(self, there: str, here: str) -> None:
+        """Note that a thing was mapped."""
+        self.mapped.append((there, here))
+
+    def leave(self, there: str, why: str) -> None:
+        """Note that a thing was not mapped, and why."""
+        self.left.append((there, why))
+
+    def document(self) -> Doc:
+        """Return the report as a JSON document."""
+        return {
+            "source": self.source,
+            "name": self.name,
+            "format": self.format,
+            "signature": self.signature,
+            "requirements": self.requirements,
+            "metadata": self.metadata,
+            "needs_allow_pickle": bool(self.pickled),
+            "mapped": [{"from": there, "to": here} for there, here in self.mapped],
+            "not_mapped": [{"what": there, "why": why} for there, why in self.left],
+        }
+
+    def show(self) -> None:
+        """Print the report for people."""
+        from tidegate.cli import output
+
+        output.line(f"{self.source} -> model {self.name}")
+        for there, here in self.mapped:
+            output.line(f"  mapped      {there} -> {here}")
+        for there, why in self.left:
+            output.line(f"  not mapped  {there}: {why}")
+        if self.pickled:
+            output.line(f"  needs       --allow-pickle: {self.pickled}")

@@ -1,0 +1,1 @@
+"""The part of TorchServe that handlers use, without its server."""

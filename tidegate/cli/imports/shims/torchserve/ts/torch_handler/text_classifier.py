@@ -1,0 +1,49 @@
+"""The handler ``text_classifier``, without torchtext."""
+
+import re
+from pathlib import Path
+
+import torch
+from ts.torch_handler.base_handler import BaseHandler
+from ts.utils.util import map_class_to_label
+
+_REPLACED = [
+    (r"\'", " '  "), (r"\"", ""), (r"\.", " . "), (r"<br \/>", " "), (r",", " , "), (r"\(", " ( "),
+    (r"\)", " ) "), (r"\!", " ! "), (r"\?", " ? "), (r"\;", " "), (r"\:", " "), (r"\s+", " "),
+]  # fmt: skip
+NGRAMS = 2
+
+
+class TextClassifier(BaseHandler):
+    """Classifies texts by words and pairs of words.
+
+    ``source_vocab.pt`` must be a dict of words and numbers.
+    """
+
+    def initialize(self, context):
+        """Load the model and the vocabulary."""
+        super().initialize(context)
+        path = Path(context.system_properties["model_dir"], "source_vocab.pt")
+        found = torch.load(path, weights_only=True)
+        if not isinstance(found, dict):
+            raise ValueError("source_vocab.pt is no dict: save vocab.get_stoi() with torch.save")
+        self.source_vocab = found
+
+    def preprocess(self, data):
+        """Return the numbers of the words of one text."""
+        text = data[0].get("data") if data[0].get("data") is not None else data[0].get("body")
+        text = (text.decode() if isinstance(text, (bytes, bytearray)) else str(text)).lower()
+        for pattern, new in _REPLACED:
+            text = re.sub(pattern, new, text)
+        words = text.split()
+        grams = words + [" ".join(words[at : at + NGRAMS]) for at in range(len(words) - NGRAMS + 1)]
+        unknown = self.source_vocab.get("<unk>", 0)
+        return torch.tensor([self.source_vocab.get(each, unknown) for each in grams], device=self.device)
+
+    def inference(self, data, *args, **kwargs):
+        """Return the model's output for the bag of words."""
+        return super().inference(data, torch.tensor([0], device=self.device))
+
+    def postprocess(self, data):
+        """Return the probability of each label."""
+        return map_class_to_label(torch.softmax(data, dim=1).tolist(), self.mapping)

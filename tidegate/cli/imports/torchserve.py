@@ -1,0 +1,96 @@
+"""Read a TorchServe archive, ``model.mar``: a manifest, a handler, weights and extra files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.imports import scripts
+from tidegate.cli.imports.archives import unpack
+from tidegate.cli.imports.plan import ImportPlan
+from tidegate.kernel.protocol import names
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+# TorchServe's own handlers that run here, and what each needs beside torch.
+BUILT_IN: dict[str, tuple[str, ...]] = {
+    "base_handler": (),
+    "image_classifier": ("pillow",),
+    "object_detector": ("pillow",),
+    "text_classifier": (),
+}
+
+
+def plan_of(archive: Path, name: str | None, work: Path) -> ImportPlan:
+    """Return the plan for an archive. ``work``: an empty folder to write into. Raise UsageError."""
+    folder = work / "model"
+    home = folder / scripts.ARTIFACT
+    unpack(archive, home)
+    manifest = _manifest(archive, home)
+    model = manifest["model"]
+    found = name or names.fitting(str(model.get("modelName") or archive.stem)) or "model"
+    plan = ImportPlan(str(archive), folder, found, "python")
+    plan.metadata = {
+        "tags": {"imported": "torchserve", "torchserve.version": str(model.get("modelVersion", ""))}
+    }
+    module, function, extra = _handler(plan, home, str(model.get("handler") or ""))
+    facts = {"name": found, "manifest": manifest, "module": module, "function": function}
+    scripts.write(folder, "torchserve", facts)
+    for key in ("serializedFile", "modelFile"):
+        if model.get(key):
+            if not (home / str(model[key])).is_file():
+                raise UsageError(
+                    f"The manifest of {archive} names {model[key]!s:.80}, which the archive lacks."
+                )
+            plan.map(f"{key} {model[key]}", "loaded by the handler")
+    plan.map(
+        "the body and its Content-Type", "inputs body, content_type; /predictions/NAME passes them through"
+    )
+    code = scripts.python_files(home)
+    needs_torch = module.startswith("ts.") or any(b"ts.torch_handler" in path.read_bytes() for path in code)
+    listed = home / str(model.get("requirementsFile") or "requirements.txt")
+    scripts.map_requirements(plan, listed, code, extra=(*(("torch",) if needs_torch else ()), *extra))
+    _leave(plan, model, home)
+    return plan
+
+
+def _manifest(archive: Path, home: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((home / MANIFEST).read_bytes())
+        if not isinstance(found["model"], dict):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UsageError(
+            f"{archive} has no readable {MANIFEST}, so it is not an archive of torch-model-archiver."
+        ) from None
+    return dict(found)
+
+
+def _handler(plan: ImportPlan, home: Path, stated: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the module and the function or class of the handler, and the packages that it needs."""
+    file, _, function = stated.partition(":")
+    if file in BUILT_IN:
+        plan.map(f"handler {file}", f"the same steps, in {file}.py without TorchServe")
+        return f"ts.torch_handler.{file}", "", BUILT_IN[file]
+    path = home / (file if file.endswith(".py") else f"{file}.py")
+    if not path.is_file():
+        raise UsageError(
+            f"The handler {stated[:80]!r} is neither a file of the archive nor one of {', '.join(BUILT_IN)}. "
+            "Write the handler as a file, and archive it again with --handler FILE.py."
+        )
+    plan.map(f"handler {stated}", "called for each request, with one request in the list")
+    base = path.read_text(errors="replace")
+    used = tuple(package for name, packages in BUILT_IN.items() if name in base for package in packages)
+    return path.stem, function, tuple(dict.fromkeys(used + (("pillow",) if "vision_handler" in base else ())))
+
+
+def _leave(plan: ImportPlan, model: dict[str, Any], home: Path) -> None:
+    if model.get("configFile") or (home / "model-config.yaml").exists():
+        plan.leave(
+            "model-config.yaml",
+            "workers, batches and timeouts are options of the Deployment: tidegate deploy --instances, "
+            "--max-batch",
+        )
+    plan.leave("batches", "the handler gets one request at a time; --instances N runs N at once")
+    plan.leave("/explanations and metrics of the handler", "Tidegate has its own metrics")

@@ -1,0 +1,33 @@
+"""Decide by the configuration of a Hugging Face folder what its model does. Pure, and quick to import."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+Task = Literal["text-classification", "embeddings", "image-classification"]
+
+CONFIG, MODULES = "config.json", "modules.json"
+# Where exporters write the graph of a folder. The first one found is used.
+ONNX = ("onnx/model.onnx", "model.onnx")
+_TASKS: dict[str, Task] = {
+    "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "Model": "embeddings",
+}
+_GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def task_of_config(config: Mapping[str, Any], files: Collection[str]) -> Task | None:
+    """Return what a folder does; None if it is a language model or something else.
+
+    ``config``: its ``config.json``. ``files``: the names of the files at its root.
+    """
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    if name.endswith(_GENERATORS):
+        return None
+    # The list of modules of a sentence-transformers model.
+    if MODULES in files and not name.endswith("ForSequenceClassification"):
+        return "embeddings"
+    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)
