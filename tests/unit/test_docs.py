@@ -29,6 +29,8 @@ OF_EACH_SERVICE = {"app.py", "__main__.py", "api/", "application/", "adapters/",
 OF_USERS = {
     *("config.pbtxt", "metadata.json", "model.onnx", "model.py", "net.onnx", "pip.conf", "request.json"),
     *("requirements.txt", "sample.json", "signature.json", "tidegate_plan.json", "tidegate_runtime.py"),
+    *("config.json", "tokenizer.json", "preprocessor_config.json", "onnx/model.onnx", "conda.yaml"),
+    *("code/inference.py", "code/requirements.txt", "index_to_name.json"),
 }
 OF_A_STACK = {
     *("data/dead-letters.jsonl", "data/gateway-keys.json", "data/gateway-routes.json", "tidegate.env"),

@@ -1,4 +1,4 @@
-"""Environments with other tools, for the tests of `make test-formats`. They are kept, because they are large."""
+"""Environments with other tools, for the tests of `make test-formats`. They are kept."""
 
 import asyncio
 import os

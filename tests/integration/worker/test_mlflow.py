@@ -98,7 +98,7 @@ async def test_an_estimator_saved_by_hand(run: Run, models: Path, tmp_path: Path
 def saved(install: TritonInstall, made_once: MadeOnce) -> Path:
     """A folder with one MLflow model of each flavour, and MLflow's answers."""
     python = environments(install).built(MAKERS)
-    script = Path(__file__).with_name("make_mlflow.py")
+    script = Path(__file__).parent / "makers" / "mlflow_models.py"
 
     def make(out: Path) -> None:
         done = subprocess.run([python, script, out], capture_output=True, text=True, check=False)

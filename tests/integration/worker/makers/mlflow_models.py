@@ -1,6 +1,6 @@
 """Save models with MLflow itself, each with inputs and the answers of MLflow's own python_function.
 
-Run by the tests in an environment with mlflow: `make_mlflow.py FOLDER`.
+Run by the tests in an environment with mlflow: `mlflow_models.py FOLDER`.
 """
 
 import json
@@ -41,6 +41,11 @@ class Doubled(mlflow.pyfunc.PythonModel):
         )
 
 
+def texts(array):
+    """Return objects as texts, because a pickle of them would be needed otherwise."""
+    return array.astype("U") if array.dtype.kind in "OUT" else array
+
+
 def finish(name, data):
     """Write the inputs and MLflow's answer beside a saved model."""
     answer = mlflow.pyfunc.load_model(str(OUT / name)).predict(data)
@@ -51,7 +56,7 @@ def finish(name, data):
         outputs = {str(n): answer[n].to_numpy() for n in answer.columns}
     else:
         outputs = answer if isinstance(answer, dict) else {"output": np.asarray(answer)}
-    plain = {f"in_{n}": a.astype("U") if a.dtype.kind in "OUT" else a for n, a in inputs.items()}
+    plain = {f"in_{n}": texts(a) for n, a in inputs.items()}
     plain |= {
         f"out_{n}": np.asarray(a).astype("U") if np.asarray(a).dtype.kind in "OUT" else np.asarray(a)
         for n, a in outputs.items()
