@@ -110,13 +110,13 @@ def saved(install: TritonInstall, made_once: MadeOnce) -> Path:
 @FORMATS
 @pytest.mark.parametrize("name", ["sklearn_table", "sklearn_skops", "xgboost", "lightgbm", "onnx", "pyfunc"])
 async def test_each_flavour_answers_as_mlflow_does(
-    make_run: Callable[[TritonInstall], Run], install: TritonInstall, saved: Path, tmp_path: Path, name: str
+    run: Run, install: TritonInstall, saved: Path, tmp_path: Path, name: str
 ) -> None:
     artifact = packed(saved / name, tmp_path / "m.tar.gz")
     found = looked_at(artifact)
     assert found.signature is not None
     layered = await environments(install).provide(found.requirements)
-    running = await make_run(layered)("mlflow", artifact, found.signature)
+    running = await run("mlflow", artifact, found.signature, install=layered)
     with np.load(saved / f"{name}.npz") as file:
         inputs = {key[3:]: file[key] for key in file.files if key.startswith("in_")}
         expected = {key[4:]: file[key] for key in file.files if key.startswith("out_")}

@@ -86,6 +86,16 @@ def test_an_image_classifier_has_its_labels_in_order() -> None:
         plan(IMAGE, "model.safetensors")
 
 
+def test_an_unknown_image_processor_needs_transformers() -> None:
+    files = ("onnx/model.onnx", "preprocessor_config.json")
+    plain = {"preprocessor_config.json": {"image_processor_type": "ViTImageProcessorFast"}}
+    assert plan(IMAGE, *files, texts=plain).engine == "onnx"
+    other = {"preprocessor_config.json": {"image_processor_type": "LevitImageProcessor"}}
+    assert plan(IMAGE, *files, "model.safetensors", texts=other).engine == "torch"
+    with pytest.raises(BadRequest, match="needs transformers"):
+        plan(IMAGE, *files, texts=other)
+
+
 def test_sentence_embeddings_are_pooled_as_the_folder_says() -> None:
     texts = {
         "modules.json": MODULES,

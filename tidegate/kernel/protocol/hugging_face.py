@@ -18,7 +18,9 @@ SENTENCES, TOKENIZER = "sentence_bert_config.json", "tokenizer_config.json"
 POOLING = "1_Pooling/config.json"
 IMAGES = "preprocessor_config.json"
 # The files that :func:`plan` reads, by their last name.
-TEXTS = frozenset({CONFIG, MODULES, SENTENCES, TOKENIZER})
+TEXTS = frozenset({CONFIG, MODULES, SENTENCES, TOKENIZER, IMAGES})
+# Image processors whose steps the runtime for ONNX files has. Others need transformers.
+_PLAIN_IMAGES = frozenset({"ViT", "DeiT", "CLIP", "Bit", "MobileNetV2", "PoolFormer", "ConvNext"})
 MAX_TEXT = 4 * 1024 * 1024
 _POOLING = {
     "pooling_mode_cls_token": "cls",
@@ -82,6 +84,13 @@ def plan(texts: Mapping[str, str], files: Collection[str], *, allow_pickle: bool
             "model with --model-format llm, and other models as a Python file (docs/models.md)."
         )
     file = next((name for name in ONNX if name in files), "")
+    if file and task == "image-classification" and not _is_plain_images(read(texts, IMAGES)):
+        if not _has_weights(files):
+            raise BadRequest(
+                f"The image processor in {IMAGES} needs transformers, which does not run the folder's ONNX "
+                "file. Save the weights beside it: model.save_pretrained(FOLDER)"
+            )
+        file = ""
     _check_files(task, files, file, allow_pickle=allow_pickle)
     modules = _modules(texts)
     pooling = read(texts, POOLING)
@@ -139,7 +148,7 @@ def _check_files(task: Task, files: Collection[str], onnx: str, *, allow_pickle:
             f"The Hugging Face folder has no {needed}. Save it beside the model: "
             f"{how}.from_pretrained(...).save_pretrained(FOLDER)"
         )
-    if onnx or any(name.endswith(".safetensors") and "/" not in name for name in files):
+    if onnx or _has_weights(files):
         return
     pickled = sorted(name for name in files if name.endswith(_PICKLED) and "/" not in name)
     if not pickled:
@@ -153,6 +162,16 @@ def _check_files(task: Task, files: Collection[str], onnx: str, *, allow_pickle:
             "the model with safe_serialization=True, or, if you trust its origin, deploy it with "
             "`tidegate deploy --allow-pickle` (in the API: allow_pickle=true)."
         )
+
+
+def _has_weights(files: Collection[str]) -> bool:
+    return any(name.endswith(".safetensors") and "/" not in name for name in files)
+
+
+def _is_plain_images(config: Mapping[str, Any]) -> bool:
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    name = kind.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    return name in _PLAIN_IMAGES
 
 
 def _modules(texts: Mapping[str, str]) -> list[str]:

@@ -82,7 +82,7 @@ def pixels_of(picture: Any, how: dict[str, Any]) -> Any:
     """Return a picture as the model's input, by ``preprocessor_config.json``: channels, height, width."""
     if how.get("do_resize", True) and how.get("size"):
         picture = picture.resize(target_size(picture, how), how.get("resample", 2))
-    if how.get("do_center_crop", "crop_pct" in how):
+    if how.get("do_center_crop") or is_cropped_later(how):
         picture = cropped(picture, *sides(how.get("crop_size") or how["size"]))
     array = np.asarray(picture, dtype=np.float32)
     if how.get("do_rescale", True):
@@ -99,11 +99,18 @@ def target_size(picture: Any, how: dict[str, Any]) -> tuple[int, int]:
     if shortest is None:
         height, width = sides(size)
         return width, height
-    if how.get("crop_pct") and shortest < 384:
+    if is_cropped_later(how):
         shortest = int(shortest / how["crop_pct"])
+    elif how.get("crop_pct"):
+        return shortest, shortest
     scale = shortest / min(picture.size)
     width, height = picture.size
     return (shortest, int(height * scale)) if width <= height else (int(width * scale), shortest)
+
+
+def is_cropped_later(how: dict[str, Any]) -> bool:
+    """Return True if a picture is resized to more than ``size`` and then cropped, as for ConvNeXT."""
+    return bool(how.get("crop_pct")) and how["size"].get("shortest_edge", 384) < 384
 
 
 def sides(size: Any) -> tuple[int, int]:

@@ -29,7 +29,10 @@ class TorchEngine:
         only_here = {"local_files_only": True, "trust_remote_code": False}
         self._model = kind.from_pretrained(home, dtype=torch.float32, **only_here).eval().to(device)
         if plan["task"] == "image-classification":
-            self._images = transformers.AutoImageProcessor.from_pretrained(home, use_fast=False, **only_here)
+            # The processors that need Pillow only. They were renamed in transformers 5.
+            release = int(transformers.__version__.partition(".")[0])
+            pillow: dict[str, Any] = {"backend": "pil"} if release >= 5 else {"use_fast": False}
+            self._images = transformers.AutoImageProcessor.from_pretrained(home, **pillow, **only_here)
         else:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(home, **only_here)
 

@@ -34,8 +34,8 @@ def _sklearn(plan: dict[str, Any], home: Path, device: str, threads: int) -> Pre
         trusted = skops.get_untrusted_types(file=path) if plan["pickled"] else plan["trusted"]
         estimator = skops.load(path, trusted=trusted)
     else:
-        with path.open("rb") as file:
-            estimator = pickle.load(file)
+        # joblib also reads what pickle and cloudpickle wrote.
+        estimator = importlib.import_module("joblib").load(path)
     predict: Predict = getattr(estimator, plan["function"])
     return predict
 
