@@ -1,4 +1,4 @@
-"""Environments with other tools, for the tests of `make test-formats`. They are kept."""
+"""Environments with other tools, for the tests of `make test-formats`. They are kept between runs."""
 
 import asyncio
 import os
@@ -11,11 +11,15 @@ from benchmarks import places
 from services.worker.adapters.environments import Environments
 from services.worker.adapters.triton_install import TritonInstall
 
-FORMATS = pytest.mark.skipif(
-    not os.environ.get("TIDEGATE_TEST_FORMATS"),
-    reason="downloads other tools, up to several hundred MB: make test-formats",
-)
 TIMEOUT_S = 1800.0
+
+
+def only_for(tool: str) -> pytest.MarkDecorator:
+    """Skip a test unless `make test-formats` runs all tests, or those of this tool."""
+    return pytest.mark.skipif(
+        os.environ.get("TIDEGATE_TEST_FORMATS", "") not in ("1", tool),
+        reason=f"downloads other tools: make test-formats FORMATS={tool}",
+    )
 
 
 @dataclass(frozen=True)

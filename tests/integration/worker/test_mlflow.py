@@ -14,7 +14,7 @@ from services.registry.adapters.artifact_inspection import Inspection
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.adapters.triton_install import TritonInstall
 from tests.conftest import MadeOnce
-from tests.integration.worker.other_tools import FORMATS, environments
+from tests.integration.worker.other_tools import environments, only_for
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Signature
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
@@ -107,7 +107,7 @@ def saved(install: TritonInstall, made_once: MadeOnce) -> Path:
     return made_once("mlflow", make)
 
 
-@FORMATS
+@only_for("mlflow")
 @pytest.mark.parametrize("name", ["sklearn_table", "sklearn_skops", "xgboost", "lightgbm", "onnx", "pyfunc"])
 async def test_each_flavour_answers_as_mlflow_does(
     run: Run, install: TritonInstall, saved: Path, tmp_path: Path, name: str
