@@ -18,6 +18,11 @@ _KERAS = "Export it: model.export('folder'), then tidegate deploy folder."
 _XGBOOST = "Save it with booster.save_model('model.ubj')."
 
 
+def has_file(path: str) -> Test:
+    """Return a test for an archive that has the file with this path."""
+    return lambda glimpse: path in (glimpse.members or ())
+
+
 def _is_empty(glimpse: Glimpse) -> bool:
     return not glimpse.size
 
@@ -67,6 +72,16 @@ def _is_office(glimpse: Glimpse) -> bool:
 
 
 FOREIGN: tuple[Kind, ...] = (
+    Kind(
+        "an archive for TorchServe",
+        has_file("MAR-INF/MANIFEST.json"),
+        remedy="Import it: tidegate import torchserve FILE.",
+    ),
+    Kind(
+        "a SageMaker model with an inference script",
+        has_file("code/inference.py"),
+        remedy="Import it: tidegate import sagemaker FILE.",
+    ),
     Kind("empty", _is_empty, remedy="Save the model again."),
     Kind("a PNG image", starts(b"\x89PNG\r\n")),
     Kind("a JPEG image", starts(b"\xff\xd8\xff")),

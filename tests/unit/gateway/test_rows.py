@@ -15,7 +15,7 @@ from services.gateway.api.rows.door import Received, RowsDoor
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.inference.core import InferenceResult, Timing
 from services.gateway.domain.contract import Contract, Decoded
-from services.gateway.domain.rows import content, decoding, encoding
+from services.gateway.domain.rows import content, decoding, encoding, whole_body
 from services.gateway.domain.usage_cost import UsageCost
 from tests.unit.gateway.test_routing import table
 from tidegate.kernel.errors import BadRequest, PayloadTooLarge, Unavailable
@@ -54,6 +54,36 @@ def test_rows_with_named_inputs_are_in_the_signatures_order():
         [1, 2],
         [b"a", b"b"],
     )
+
+
+def test_mlflows_split_tables_are_rows():
+    split = {"dataframe_split": {"columns": ["name", "age"], "data": [["a", 1], ["b", 2]]}}
+    found = content.from_json(split, contract(AGE, NAME))
+    assert np.frombuffer(bytes(found.data[0]), "<i8").tolist() == [1, 2]
+    split = {"dataframe_split": {"index": [0], "columns": [0, 1], "data": [[1, 2]]}}
+    assert floats(content.from_json(split, contract(IMAGE)).data[0]) == [1, 2]
+    for bad in (7, {"columns": ["name"]}, {"columns": ["name"], "data": [["a", "b"]]}):
+        with pytest.raises(BadRequest, match="dataframe_split"):
+            content.from_json({"dataframe_split": bad}, contract(AGE, NAME))
+
+
+def test_a_model_that_decodes_bodies_gets_them_whole():
+    body = [{"name": name, "datatype": "BYTES", "shape": [1]} for name in ("body", "content_type", "accept")]
+    signature = {"inputs": body, "outputs": body[:2], "max_batch_size": 0}
+    raw = Contract(Signature.model_validate(signature))
+    assert whole_body.takes_whole_body(raw)
+    assert not whole_body.takes_whole_body(contract(*body))
+    found = whole_body.decode(b"\x00\xff", "image/png", "", raw)
+    assert [unpack_strings(bytes(each)) for each in found.data] == [
+        [b"\x00\xff"], [b"image/png"], [b"application/json"],
+    ]  # fmt: skip
+    tensors = [Tensor(name, DATATYPES["BYTES"], (1,)) for name in ("body", "content_type")]
+    for stated, sent in (
+        ("text/csv; charset=utf-8",) * 2,
+        ("a\r\nSet-Cookie: x", "application/octet-stream"),
+    ):
+        media, answer = whole_body.answer(tensors, [pack_strings([b"1,2"]), pack_strings([stated])])
+        assert (media, answer) == (sent, b"1,2")
 
 
 def test_columns_have_the_rows_first():

@@ -205,7 +205,7 @@ def _carry_out(make: Callable[[Path], ImportPlan], choices: Choices) -> None:
             path=plan.path,
             name=plan.name,
             format=plan.format,
-            options={"env": found} if (found := pairs("--env", choices.env)) else {},
+            options=plan.options | ({"env": found} if (found := pairs("--env", choices.env)) else {}),
             signature=read_json(choices.signature) if choices.signature else plan.signature,
             requirements=read_lines(choices.requirements) if choices.requirements else plan.requirements,
             metadata=plan.metadata,

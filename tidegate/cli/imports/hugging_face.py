@@ -28,7 +28,7 @@ def plan_of(folder: Path, name: str | None) -> ImportPlan:
                 f"{folder} has the architecture {config.get('architectures')}, which Tidegate does not run. "
                 "Write a Python file that loads it, and deploy that (docs/models.md)."
             )
-        plan.format = "llm"
+        plan.format, plan.options = "llm", {"llm": {"engine": "vllm"}}
         plan.map(f"architecture {_first(config)}", "format llm, engine vllm: tidegate deploy serves it")
         return plan
     files = hugging_face_packages.files_of(folder)

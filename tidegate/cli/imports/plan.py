@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class ImportPlan:
     """A folder or file to deploy. ``format`` None: the registry recognises it.
 
-    ``mapped``: pairs of a thing there and its place here. ``left``: pairs of a thing there, and why it has no
+    ``options``: those of the Deployment. ``mapped``: pairs of a thing there and
+    its place here. ``left``: pairs of a thing there, and why it has no
     place here. ``pickled``: what needs the permission for pickles; empty if nothing does.
     """
 
@@ -25,6 +26,7 @@ class ImportPlan:
     signature: Doc | None = None
     requirements: list[str] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     mapped: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     pickled: str = ""

@@ -33,6 +33,8 @@ _MOST_WRITTEN_CELLS = 2**20
 _MOST_TEXT_BYTES = 64 * 2**20
 # Booleans, integers, floating-point and complex numbers, and strings: no structures.
 _KINDS = "biufcSU"
+# MLflow's other name for rows.
+SPLIT = "dataframe_split"
 _ROWS = ("instances", "features", "data", "dataframe_records")
 
 
@@ -76,6 +78,8 @@ def from_json(document: Any, contract: Contract) -> Decoded:
     for name in _ROWS:
         if name in document and name not in contract.inputs:
             return decoding.from_rows(document[name], contract)
+    if SPLIT in document and SPLIT not in contract.inputs:
+        return decoding.from_rows(_split(document[SPLIT], contract), contract)
     if is_columns(document, contract):
         return decoding.from_columns(document["inputs"], contract)
     if document.keys() & contract.inputs.keys():
@@ -84,6 +88,20 @@ def from_json(document: Any, contract: Contract) -> Decoded:
         "the request has neither 'instances' (rows) nor 'inputs' (columns); "
         f"the model takes {list(contract.inputs)}"
     )
+
+
+def _split(table: Any, contract: Contract) -> list[Any]:
+    """Return the rows of a table in MLflow's form, with the names of its columns beside its rows."""
+    columns, rows = (
+        (table.get(key) for key in ("columns", "data")) if isinstance(table, dict) else (None, None)
+    )
+    if not isinstance(columns, list) or not isinstance(rows, list):
+        raise BadRequest(f"{SPLIT} must be an object with the lists 'columns' and 'data'")
+    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+        raise BadRequest(f"every row of {SPLIT} must be a list of {len(columns)} values, one for each column")
+    if not set(map(str, columns)) & contract.inputs.keys():
+        return rows  # the model takes one array
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[str, bytes]:
