@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class ImportPlan:
     """A folder or file to deploy. ``format`` None: the registry recognises it.
 
-    ``options``: those of the Deployment. ``mapped``: pairs of a thing there and
-    its place here. ``left``: pairs of a thing there, and why it has no
-    place here. ``pickled``: what needs the permission for pickles; empty if nothing does.
+    ``options``: those of the Deployment. ``mapped``: pairs of a thing there and its place here. ``left``:
+    pairs of a thing there, and why it has no place here. ``pickled``: what needs the permission for pickles;
+    empty if nothing does.
     """
 
     source: str
