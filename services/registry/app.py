@@ -32,6 +32,7 @@ from services.registry.api import (
     searches,
     shadows,
     signatures,
+    stages,
     traffic,
     uploads,
     verifications,
@@ -45,6 +46,7 @@ from services.registry.application.maintenance import Maintenance
 from services.registry.application.retention import Retention
 from services.registry.application.running_replicas import RunningReplicas
 from services.registry.application.signatures import Signatures
+from services.registry.application.stages import Stages
 from services.registry.application.transactions import Transactions
 from services.registry.application.uploads import Uploads
 from services.registry.application.verifications import Verifications
@@ -93,6 +95,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
             app.state.baselines = Baselines(transactions)
             app.state.signatures = Signatures(transactions, stored, settings.trusted_keys)
             app.state.deletion, app.state.retention = deletion, retention
+            app.state.stages = Stages(transactions)
             app.state.cards = Cards(transactions)
             app.state.keyring = Keyring(transactions)
             app.state.replicas = RunningReplicas(transactions)
@@ -111,6 +114,7 @@ def build(settings: RegistrySettings, clock: Clock = utc_now) -> FastAPI:
         comparisons,
         aliases,
         policies,
+        stages,
         baselines,
         cards,
         verifications,

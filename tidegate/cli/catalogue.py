@@ -172,8 +172,9 @@ def compare(
 def comparison_rows(compared: Doc, *, everything: bool) -> list[Sequence[Any]]:
     """Return the rows of a comparison: numbers first, then the other values that differ."""
     rows: list[Sequence[Any]] = [
-        (f"metrics.{delta['name']}", delta["a"], delta["b"], _delta(delta))
-        for delta in compared["metrics"]
+        (f"{kind}.{delta['name']}", delta["a"], delta["b"], _delta(delta))
+        for kind in ("metrics", "capacity")
+        for delta in compared[kind]
         if everything or delta["a"] != delta["b"]
     ]
     for kind in ("parameters", "tags", "fields"):
@@ -221,6 +222,8 @@ def _lines(version: Doc) -> list[tuple[str, Any]]:
     lines: list[tuple[str, Any]] = [
         ("version", f"{version['model']}@{version['number']}"),
         ("alias", version.get("aliases")),
+        ("stage", version.get("stage")),
+        ("verification", (version.get("verification") or {}).get("state")),
         ("format", version["format"]),
         ("size", output.size_of(version["artifact_size"])),
         ("sha256", version["artifact_sha256"]),

@@ -323,6 +323,14 @@ def deploy(
             rich_help_panel=_ROLL,
         ),
     ] = True,
+    register_only: Annotated[
+        bool,
+        typer.Option(
+            "--register-only",
+            help="Register and verify the version, and start nothing.",
+            rich_help_panel=_ROLL,
+        ),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")] = True,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="How long to wait.")] = "5m",
     json: Json = False,
@@ -393,7 +401,7 @@ def deploy(
         run=run,
         parent=parent,
     )
-    way = Way(seconds(timeout), wait, traffic, check)
+    way = Way(seconds(timeout), wait, traffic, check, register_only)
     said = (
         described
         or metadata

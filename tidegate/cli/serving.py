@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The options for serving a version: with or without traffic, a check before it, and a wait."""
+    """The options for serving a version: with or without traffic, a check before it, and a wait.
+
+    ``only_register``: do not serve it.
+    """
 
     timeout_s: float
     wait: bool = True
     traffic: bool = True
     check: Path | None = None
+    only_register: bool = False
 
 
 def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish | None = None) -> None:
@@ -122,6 +126,14 @@ def still_trying(placed: Doc) -> str:
     return f"Tidegate keeps trying. Stop it: tidegate delete {name}"
 
 
+def _show_registered(version: Doc, json: bool) -> None:
+    from tidegate.cli import output
+
+    named = f"{version['model']}@{version['number']}"
+    said = f"{named} is registered, and does not serve. To serve it: tidegate deploy {named}"
+    output.show({"version": version}, json, lambda: output.line(said))
+
+
 def _serve(
     version_of: Callable[[Control, Steps], Doc],
     options: Doc,
@@ -146,6 +158,9 @@ def _serve(
             version = wait_verified(plane, version, way.timeout_s, steps)
         if samples and (forced or state in (None, "unchecked", "skipped")):
             checked(plane, version, options, samples, way.timeout_s, steps)
+        if way.only_register:
+            _show_registered(version, json)
+            return
         placed = place(plane, version, options, steps, traffic=way.traffic)
         waiting = wait_serving if way.traffic else wait_ready
         try:

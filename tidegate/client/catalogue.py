@@ -187,6 +187,26 @@ class CatalogueCalls:
         """Return the fate of each version. With limits: by these. ``dry_run`` False: delete them now."""
         return self._run(self._catalogue.retention(model, keep_last, max_age_days, sleeping, dry_run))
 
+    def stage(self, reference: str) -> Document:
+        """Return a version's ``stage``, its ``approvals``, and what is ``missing`` for the ``next`` stage."""
+        return self._run(self._catalogue.change("GET", reference, "/stage", None))
+
+    def set_stage(self, reference: str, stage: str | None) -> Document:
+        """Move a version to a stage; None: to no stage. Raise Conflict, with what the version lacks."""
+        return self._run(self._catalogue.change("PUT", reference, "/stage", {"stage": stage or "none"}))
+
+    def approve(self, reference: str, stage: str, *, comment: str = "") -> Document:
+        """Approve a version for a stage, with the client's key."""
+        body = {"stage": stage, "comment": comment}
+        return self._run(self._catalogue.change("POST", reference, "/approvals", body))
+
+    def set_stages(
+        self, model: str, stages: list[Document] | None, *, serve_from: str | None = None
+    ) -> Document:
+        """Set a model's stages, and the first one that may serve; None removes them. Return the policy."""
+        body = {"stages": stages, "serve_from": serve_from}
+        return self._run(self._catalogue.send("PATCH", f"models/{_part(model)}/policy", body))
+
 
 class AsyncCatalogueCalls:
     """The calls of :class:`CatalogueCalls` for asyncio."""
@@ -265,3 +285,24 @@ class AsyncCatalogueCalls:
     ) -> list[Document]:  # fmt: skip
         """Return the fate of each version; see :meth:`CatalogueCalls.retention`."""
         return await self._run(self._catalogue.retention(model, keep_last, max_age_days, sleeping, dry_run))
+
+    async def stage(self, reference: str) -> Document:
+        """Return a version's stage; see :meth:`CatalogueCalls.stage`."""
+        return await self._run(self._catalogue.change("GET", reference, "/stage", None))
+
+    async def set_stage(self, reference: str, stage: str | None) -> Document:
+        """Move a version to a stage; see :meth:`CatalogueCalls.set_stage`."""
+        body = {"stage": stage or "none"}
+        return await self._run(self._catalogue.change("PUT", reference, "/stage", body))
+
+    async def approve(self, reference: str, stage: str, *, comment: str = "") -> Document:
+        """Approve a version for a stage; see :meth:`CatalogueCalls.approve`."""
+        body = {"stage": stage, "comment": comment}
+        return await self._run(self._catalogue.change("POST", reference, "/approvals", body))
+
+    async def set_stages(
+        self, model: str, stages: list[Document] | None, *, serve_from: str | None = None
+    ) -> Document:
+        """Set a model's stages; see :meth:`CatalogueCalls.set_stages`."""
+        body = {"stages": stages, "serve_from": serve_from}
+        return await self._run(self._catalogue.send("PATCH", f"models/{_part(model)}/policy", body))

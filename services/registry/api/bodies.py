@@ -85,9 +85,10 @@ class NewVersion(Noun):
 
 
 class VersionInfo(Version):
-    """A version with its aliases. ``deleted_at``: when it was deleted; None: it is not deleted."""
+    """A version with its aliases and its stage. ``deleted_at``: when it was deleted; None: it is not."""
 
     aliases: list[str] = Field(default_factory=list)
+    stage: str | None = None
     deleted_at: datetime | None = None
 
 

@@ -13,6 +13,7 @@ from services.registry.application.deletion import Deletion
 from services.registry.application.keyring import Keyring
 from services.registry.application.retention import Retention
 from services.registry.application.signatures import Signatures
+from services.registry.application.stages import Stages
 from services.registry.application.transactions import Transactions
 from services.registry.application.uploads import Uploads
 from services.registry.application.verifications import Verifications
@@ -75,6 +76,11 @@ def _retention(request: Request) -> Retention:
     return value
 
 
+def _stages(request: Request) -> Stages:
+    value: Stages = request.app.state.stages
+    return value
+
+
 def _keyring(request: Request) -> Keyring:
     value: Keyring = request.app.state.keyring
     return value
@@ -113,5 +119,6 @@ CardsDep = Annotated[Cards, Depends(_cards)]
 VerificationsDep = Annotated[Verifications, Depends(_verifications)]
 DeletionDep = Annotated[Deletion, Depends(_deletion)]
 RetentionDep = Annotated[Retention, Depends(_retention)]
+StagesDep = Annotated[Stages, Depends(_stages)]
 KeyringDep = Annotated[Keyring, Depends(_keyring)]
 IfMatch = Annotated[int | None, Depends(_if_match)]

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from services.registry.adapters.sql.aliases import of_models
-from services.registry.adapters.sql.deleted import times
+from services.registry.adapters.sql.deleted import states
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.search import Search, find
 from services.registry.api.bodies import Page, VersionInfo
@@ -50,9 +50,9 @@ async def search_versions(transactions: TransactionsDep, search: SearchDep) -> P
 
 
 async def informed(reader: DesiredStateReader, found: Sequence[Version]) -> list[VersionInfo]:
-    """Return these versions with their aliases, and with the times of their deletion."""
+    """Return these versions with their aliases, their stages, and the times of their deletion."""
     models = {version.model for version in found}
-    known, gone = await of_models(reader.connection, models), await times(reader.connection, models)
+    known, special = await of_models(reader.connection, models), await states(reader.connection, models)
     named: dict[tuple[str, int], list[str]] = {}
     for model, by_alias in known.items():
         for alias, number in by_alias.items():
@@ -61,7 +61,8 @@ async def informed(reader: DesiredStateReader, found: Sequence[Version]) -> list
         VersionInfo(
             **dict(each),
             aliases=named.get((each.model, each.number), []),
-            deleted_at=gone.get((each.model, each.number)),
+            deleted_at=special.get((each.model, each.number), (None, None))[0],
+            stage=special.get((each.model, each.number), (None, None))[1],
         )
         for each in found
     ]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from services.registry.adapters.sql import audit
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.dependencies import TransactionsDep, with_etag
-from services.registry.domain import rollback, traffic_split, verification
+from services.registry.domain import rollback, stages, traffic_split, verification
 from tidegate.kernel.protocol.models import Deployment, Endpoint, Noun, Target
 from tidegate.kernel.service.api import JsonRoute
 
@@ -50,6 +50,7 @@ async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody
         history = await audit.history_of(writer.connection, name, snapshot.deployments)
         plan = rollback.rollback(snapshot, name, version, history, transactions.now().timestamp())
         verification.check(snapshot, plan.changes)
+        stages.check(snapshot, plan.changes)
         await writer.apply(plan.changes)
         deployment = (await writer.deployments(plan.deployment))[0]
         endpoint = (await writer.endpoints(name))[0]

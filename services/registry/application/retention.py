@@ -11,6 +11,8 @@ from services.registry.domain.model_policy import ModelPolicy, RetentionPolicy, 
 from services.registry.domain.retention import Fate
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Conflict, NotFound
+from tidegate.kernel.protocol.access import ADMIN
+from tidegate.kernel.service import caller
 
 log = telemetry.logger(__name__)
 
@@ -28,11 +30,16 @@ class Retention:
             return (await policies.read(reader.connection)).get(model, ModelPolicy())
 
     async def change_policy(self, model: str, patch: dict[str, object]) -> ModelPolicy:
-        """Change a model's policy by a JSON merge patch, and return it. Raise NotFound or BadRequest."""
+        """Change a model's policy by a JSON merge patch, and return it. Raise NotFound or BadRequest.
+
+        Raise Forbidden if the caller changes the stages without the scope admin.
+        """
         async with self._transactions.change() as writer:
             await _check_model(writer, model)
             before = (await policies.read(writer.connection)).get(model, ModelPolicy())
             after = patched(before, patch)
+            if after.guards(before):
+                caller.require(ADMIN)
             if after != before:
                 await policies.put(writer.connection, model, after)
                 notification = ChangeNotification("policy", model, "updated")

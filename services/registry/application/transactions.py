@@ -11,7 +11,7 @@ from services.registry.adapters.change_notifier import ChangeNotifier
 from services.registry.adapters.sql.database import RegistryDatabase
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
-from services.registry.domain import regions, verification
+from services.registry.domain import regions, stages, verification
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 
 T = TypeVar("T")
@@ -53,5 +53,6 @@ class Transactions:
             changes = decision(snapshot)
             regions.check(snapshot.after(changes), changes)
             verification.check(snapshot, changes)
+            stages.check(snapshot, changes)
             await writer.apply(changes)
             return await result(writer)

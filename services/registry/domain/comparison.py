@@ -56,6 +56,7 @@ class Comparison:
     metrics: list[Delta]
     parameters: list[Difference]
     tags: list[Difference]
+    capacity: list[Delta]
     signature: SignatureDifference
     requirements_added: list[str]
     requirements_removed: list[str]
@@ -69,16 +70,31 @@ def compare(a: Version, b: Version) -> Comparison:
     fields += [
         _difference(name, getattr(ours, name) or None, getattr(theirs, name) or None) for name in named
     ]
+    fields.append(_difference("verification", a.verification.state, b.verification.state))
     fields.append(_difference("dependencies", ours.dependencies, theirs.dependencies))
     return Comparison(
         fields=fields,
         metrics=deltas(ours.metrics, theirs.metrics),
         parameters=_differences(ours.parameters, theirs.parameters),
         tags=_differences(ours.tags, theirs.tags),
+        capacity=deltas(_capacity(a), _capacity(b)),
         signature=_signatures(a.signature, b.signature),
         requirements_added=[line for line in b.requirements if line not in a.requirements],
         requirements_removed=[line for line in a.requirements if line not in b.requirements],
     )
+
+
+def _capacity(version: Version) -> dict[str, float]:
+    """Return the figures of a version's capacity card; empty if it was not measured."""
+    card = version.verification.card
+    if card is None:
+        return {}
+    found = {"memory_mb": float(card.memory_mb), "load_ms": card.load_ms, "start_s": card.start_s}
+    if card.requests_per_s is not None:
+        found["requests_per_s"] = card.requests_per_s
+    for batch in card.batches:
+        found |= {f"p50_ms[{batch.rows}]": batch.p50_ms, f"p99_ms[{batch.rows}]": batch.p99_ms}
+    return found
 
 
 def deltas(a: Mapping[str, float], b: Mapping[str, float]) -> list[Delta]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from services.registry.domain import names
+from services.registry.domain.model_policy import ModelPolicy
 from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Target
 from tidegate.kernel.protocol.verification import Verification
@@ -154,6 +155,7 @@ class RegistrySnapshot:
 
     ``refused`` are the versions that may not serve, because they are pending or were rejected.
     ``deleted``: versions that are deleted and can be restored. They are not in ``versions``.
+    ``policies``: those of models that have one. ``staged``: the stages of versions that are in one.
     """
 
     versions: frozenset[tuple[str, int]]
@@ -162,6 +164,8 @@ class RegistrySnapshot:
     aliases: Mapping[tuple[str, str], int] = field(default_factory=dict)
     refused: Mapping[tuple[str, int], Verification] = field(default_factory=dict)
     deleted: frozenset[tuple[str, int]] = frozenset()
+    policies: Mapping[str, ModelPolicy] = field(default_factory=dict)
+    staged: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     def aliases_of(self, model: str) -> dict[str, int]:
         """Return the aliases of a model, and the version of each."""

@@ -30,6 +30,8 @@ NAMES: dict[str, tuple[Kind, str, Type]] = {
     "version": ("column", "number", "number"),
     "format": ("column", "format", "text"),
     "sha256": ("column", "sha256", "text"),
+    "stage": ("column", "stage", "text"),
+    "verification": ("column", "verification", "text"),
     "size": ("column", "size", "number"),
     "created": ("column", "created", "time"),
     "trained": ("field", "trained", "time"),

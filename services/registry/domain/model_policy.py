@@ -1,16 +1,17 @@
-"""The policy of a model: how many versions are kept. Pure."""
+"""The policy of a model: how many versions are kept, and the stages before a version may serve. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, model_validator
 
-from services.registry.domain import merge
+from services.registry.domain import filters, merge
 from tidegate.kernel.protocol.models import LARGEST, Noun
 
-DAY_S = 86_400.0
+StageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+NO_STAGE = "none"
 
 
 class RetentionPolicy(Noun):
@@ -31,12 +32,52 @@ class RetentionPolicy(Noun):
         return self.keep_last is not None or self.max_age_days is not None
 
 
+class Stage(Noun):
+    """A stage of versions, and what a version needs to enter it.
+
+    ``approvals``: approvals of this many principals with the scope ``scope``. The principal that registered
+    the version is not one of them. ``verified``: the version must be verified. ``checks``: a filter that the
+    version must match.
+    """
+
+    name: StageName
+    approvals: int = Field(0, ge=0, le=20)
+    scope: Literal["publish", "operate", "admin"] = "operate"
+    verified: bool = False
+    checks: str = Field("", max_length=filters.LONGEST)
+
+
 class ModelPolicy(Noun):
-    """The policy of a model, such as the retention of its versions."""
+    """The policy of a model. ``stages`` are in order. ``serve_from``: the first stage that may serve."""
 
     retention: RetentionPolicy = RetentionPolicy()
+    stages: list[Stage] = Field(default_factory=list, max_length=10)
+    serve_from: StageName | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError("two stages have the same name: give each its own")
+        if NO_STAGE in names:
+            raise ValueError(f"a stage cannot be called {NO_STAGE!r}, which means no stage")
+        if self.serve_from is not None and self.serve_from not in names:
+            raise ValueError(f"serve_from is {self.serve_from!r}, which is none of the stages")
+        return self
+
+    def rank(self, stage: str | None) -> int:
+        """Return the place of a stage, from 1 on; 0 for no stage, or one that the policy does not have."""
+        names = [each.name for each in self.stages]
+        return names.index(stage) + 1 if stage in names else 0
+
+    def guards(self, other: ModelPolicy) -> bool:
+        """Return True if the other policy has other rules of what may serve."""
+        return (self.stages, self.serve_from) != (other.stages, other.serve_from)
 
 
 def patched(policy: ModelPolicy, patch: Mapping[str, Any]) -> ModelPolicy:
     """Return a policy with a JSON merge patch applied. Raise BadRequest."""
-    return merge.checked(ModelPolicy, merge.patched(policy.model_dump(), patch), "policy")
+    found = merge.checked(ModelPolicy, merge.patched(policy.model_dump(), patch), "policy")
+    for stage in found.stages:
+        filters.parse(stage.checks)
+    return found

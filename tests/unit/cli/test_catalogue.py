@@ -52,6 +52,7 @@ def test_a_comparison_shows_numbers_with_deltas_and_only_what_differs():
             {"name": "auc", "a": 0.5, "b": 0.5, "delta": 0.0, "percent": 0.0},
             {"name": "f1", "a": None, "b": 1.0, "delta": None, "percent": None},
         ],
+        "capacity": [{"name": "load_ms", "a": 10.0, "b": 5.0, "delta": -5.0, "percent": -50.0}],
         "parameters": [{"name": "depth", "a": 6, "b": 8, "same": False}],
         "tags": [{"name": "team", "a": "x", "b": "x", "same": True}],
         "fields": [{"name": "artifact_size", "a": 1000, "b": 2000, "same": False}],
@@ -62,6 +63,7 @@ def test_a_comparison_shows_numbers_with_deltas_and_only_what_differs():
     assert rows == [
         ("metrics.accuracy", 0.8, 0.9, "+0.1 (+12.5 %)"),
         ("metrics.f1", None, 1.0, ""),
+        ("capacity.load_ms", 10.0, 5.0, "-5 (-50 %)"),
         ("parameters.depth", "6", "8", ""),
         ("artifact_size", "1 kB", "2 kB", ""),
         ("requirement", "", "torch", "added"),

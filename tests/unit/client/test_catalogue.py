@@ -42,6 +42,10 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
     client.set_retention("digits", {"keep_last": 2})
     assert client.retention("digits", keep_last=2) == [1, 2]
     client.retention("digits", dry_run=False)
+    client.stage("digits@3")
+    client.set_stage("digits@3", None)
+    client.approve("digits@3", "production", comment="fine")
+    client.set_stages("digits", [{"name": "a"}], serve_from="a")
     version = "GET models/digits/versions"
     assert asked == [
         "GET versions?filter=accuracy+%3E+0.9&order_by=created+desc&limit=1000",
@@ -67,4 +71,11 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
         "POST models/digits/retention?dry_run=true "
         '{"retention":{"keep_last":2,"max_age_days":null,"sleeping":false}}',
         "POST models/digits/retention {}",
+        f"{version}/3",
+        f"{version}/3/stage",
+        f"{version}/3",
+        'PUT models/digits/versions/3/stage {"stage":"none"}',
+        f"{version}/3",
+        'POST models/digits/versions/3/approvals {"stage":"production","comment":"fine"}',
+        'PATCH models/digits/policy {"stages":[{"name":"a"}],"serve_from":"a"}',
     ]

@@ -150,6 +150,11 @@ REGISTRY = RoutePermissions(
         "POST /v1/models/{name}/restore": (PUBLISH,),
         "POST /v1/models/{name}/versions/{number}/restore": (PUBLISH,),
         "GET /v1/models/{name}/policy": LOOK,
+        "GET /v1/models/{name}/versions/{number}/stage": LOOK,
+        "PUT /v1/models/{name}/versions/{number}/stage": (PUBLISH,),
+        # The stage states the scope that an approval needs.
+        "POST /v1/models/{name}/versions/{number}/approvals": LOOK,
+        "DELETE /v1/models/{name}/versions/{number}/approvals/{stage}": LOOK,
         "PATCH /v1/models/{name}/policy": (PUBLISH,),
         "POST /v1/models/{name}/retention": (PUBLISH,),
         "GET /v1/models/{name}/aliases": LOOK,

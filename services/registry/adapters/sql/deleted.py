@@ -14,13 +14,14 @@ from services.registry.adapters.sql.tables import versions
 BATCH = 500
 
 
-async def times(connection: AsyncConnection, models: Collection[str]) -> dict[tuple[str, int], datetime]:
-    """Return when each deleted version of these models was deleted."""
-    query = sa.select(versions.c.model, versions.c.number, versions.c.deleted_at)
-    rows = await connection.execute(
-        query.where(versions.c.model.in_(models), versions.c.deleted_at.is_not(None))
-    )
-    return {(model, number): at for model, number, at in rows}
+async def states(
+    connection: AsyncConnection, models: Collection[str]
+) -> dict[tuple[str, int], tuple[datetime | None, str | None]]:
+    """Return when versions of these models were deleted, and their stages. Most versions have neither."""
+    query = sa.select(versions.c.model, versions.c.number, versions.c.deleted_at, versions.c.stage)
+    special = versions.c.deleted_at.is_not(None) | versions.c.stage.is_not(None)
+    rows = await connection.execute(query.where(versions.c.model.in_(models), special))
+    return {(model, number): (at, stage) for model, number, at, stage in rows}
 
 
 async def expired(connection: AsyncConnection, before: datetime) -> list[tuple[str, int]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.adapters.sql import aliases
+from services.registry.adapters.sql import aliases, policies, stages
 from services.registry.adapters.sql.tables import (
     artifacts,
     deployments,
@@ -202,6 +202,8 @@ class DesiredStateReader:
         targets = await self._targets(None)
         return RegistrySnapshot(
             refused=await self._refused(),
+            policies=await policies.read(self._connection),
+            staged=await stages.staged(self._connection),
             versions=frozenset((model, number) for model, number, live in keys if live),
             deleted=frozenset((model, number) for model, number, live in keys if not live),
             deployments={row["name"]: _stored_deployment(row, self.now) for row in deployment_rows},

@@ -26,6 +26,8 @@ _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
     "format": versions.c.format,
     "sha256": versions.c.artifact_sha256,
     "size": artifacts.c.size,
+    "stage": versions.c.stage,
+    "verification": versions.c.verification_state,
     "created": versions.c.created_at,
 }
 

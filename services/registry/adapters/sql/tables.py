@@ -96,6 +96,20 @@ versions = sa.Table(
     sa.Column("verification", sa.JSON(none_as_null=True)),
     sa.Column("deleted_at", Moment),
     sa.Column("created_by", PRINCIPAL, index=True),
+    sa.Column("stage", sa.String(32)),
+)
+
+stage_approvals = sa.Table(
+    "stage_approvals",
+    metadata,
+    sa.Column("model", NAME, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("stage", sa.String(32), primary_key=True),
+    sa.Column("principal", PRINCIPAL, primary_key=True),
+    sa.Column("name", PRINCIPAL, nullable=False),
+    sa.Column("comment", sa.Text, nullable=False),
+    sa.Column("at", Moment, nullable=False),
+    sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
 # What a scratch replica runs to verify a version: its Deployment, and the samples that it must answer.

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.adapters.sql import aliases, audit, baselines, cards, facts, verifications
+from services.registry.adapters.sql import aliases, audit, baselines, cards, facts, stages, verifications
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.tables import (
     artifacts,
@@ -93,7 +93,7 @@ class DesiredStateWriter(DesiredStateReader):
                 case RestoreVersion(model, number):
                     await self._mark(model, number, None)
                 case DropVersion(model, number):
-                    for part in (baselines, cards, facts, verifications):
+                    for part in (baselines, cards, facts, stages, verifications):
                         await part.drop(self._connection, model, number)
                     await self._connection.execute(sa.delete(versions).where(_is(model, number)))
             await self.note(notification, before, await self._current(notification))

@@ -1,0 +1,81 @@
+"""Stages of versions and their approvals in SQL."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.adapters.sql.tables import stage_approvals, versions
+from services.registry.domain.stages import Approval
+
+
+class StoredStage(NamedTuple):
+    """The stage of a version, and the principal that registered the version."""
+
+    stage: str | None
+    registered_by: str | None
+
+
+async def staged(connection: AsyncConnection) -> dict[tuple[str, int], str]:
+    """Return the stage of each version that has one."""
+    query = sa.select(versions.c.model, versions.c.number, versions.c.stage)
+    rows = await connection.execute(query.where(versions.c.stage.is_not(None)))
+    return {(model, number): stage for model, number, stage in rows}
+
+
+async def find(connection: AsyncConnection, model: str, number: int) -> StoredStage:
+    """Return the stage of a version that exists."""
+    query = sa.select(versions.c.stage, versions.c.created_by)
+    row = (await connection.execute(query.where(_is(model, number)))).one()
+    return StoredStage(row.stage, row.created_by)
+
+
+async def put(connection: AsyncConnection, model: str, number: int, stage: str | None) -> None:
+    """Set the stage of a version."""
+    await connection.execute(sa.update(versions).where(_is(model, number)).values(stage=stage))
+
+
+async def approvals(connection: AsyncConnection, model: str, number: int) -> list[Approval]:
+    """Return the approvals of a version, oldest first."""
+    mine = (stage_approvals.c.model == model) & (stage_approvals.c.number == number)
+    rows = await connection.execute(sa.select(stage_approvals).where(mine).order_by(stage_approvals.c.at))
+    return [Approval(row.stage, row.principal, row.name, row.at, row.comment) for row in rows]
+
+
+async def approve(connection: AsyncConnection, model: str, number: int, approval: Approval) -> None:
+    """Write an approval. It replaces an earlier one of the same principal."""
+    await withdraw(connection, model, number, approval.stage, approval.principal)
+    await connection.execute(
+        sa.insert(stage_approvals).values(
+            model=model,
+            number=number,
+            stage=approval.stage,
+            principal=approval.principal,
+            name=approval.by,
+            comment=approval.comment,
+            at=approval.at,
+        )
+    )
+
+
+async def withdraw(connection: AsyncConnection, model: str, number: int, stage: str, principal: str) -> bool:
+    """Delete an approval. Return False if there is none."""
+    mine = (
+        (stage_approvals.c.model == model)
+        & (stage_approvals.c.number == number)
+        & (stage_approvals.c.stage == stage)
+        & (stage_approvals.c.principal == principal)
+    )
+    return bool((await connection.execute(sa.delete(stage_approvals).where(mine))).rowcount)
+
+
+async def drop(connection: AsyncConnection, model: str, number: int) -> None:
+    """Delete the approvals of a version."""
+    mine = (stage_approvals.c.model == model) & (stage_approvals.c.number == number)
+    await connection.execute(sa.delete(stage_approvals).where(mine))
+
+
+def _is(model: str, number: int) -> sa.ColumnElement[bool]:
+    return (versions.c.model == model) & (versions.c.number == number)

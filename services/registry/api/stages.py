@@ -1,0 +1,54 @@
+"""Routes of the stages of versions and of approvals."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from services.registry.api.dependencies import StagesDep
+from services.registry.api.models import Number
+from services.registry.application.stages import StageView
+from services.registry.domain.model_policy import StageName
+from tidegate.kernel.protocol.models import Noun
+from tidegate.kernel.service.api import JsonRoute
+
+router = APIRouter(prefix="/v1/models/{name}/versions/{number}", tags=["models"], route_class=JsonRoute)
+
+
+class StageBody(Noun):
+    """The stage that a version enters. ``none``: no stage."""
+
+    stage: StageName
+
+
+class ApprovalBody(StageBody):
+    """The stage that a version is approved for."""
+
+    comment: str = Field("", max_length=1_000)
+
+
+@router.get("/stage")
+async def get_stage(stages: StagesDep, name: str, number: Number) -> StageView:
+    """Return the stage of a version, its approvals, and what it lacks for the next stage."""
+    return await stages.view(name, number)
+
+
+@router.put("/stage")
+async def set_stage(stages: StagesDep, name: str, number: Number, body: StageBody) -> StageView:
+    """Move a version to a stage. If it lacks something, return 409 ``stage_required`` with the list.
+
+    A version can always go back to an earlier stage, or to ``none``.
+    """
+    return await stages.move(name, number, body.stage)
+
+
+@router.post("/approvals")
+async def approve(stages: StagesDep, name: str, number: Number, body: ApprovalBody) -> StageView:
+    """Approve a version for a stage. The caller needs the scope that the stage states."""
+    return await stages.approve(name, number, body.stage, body.comment)
+
+
+@router.delete("/approvals/{stage}", status_code=204)
+async def withdraw_approval(stages: StagesDep, name: str, number: Number, stage: str) -> None:
+    """Withdraw the caller's own approval."""
+    await stages.withdraw(name, number, stage)

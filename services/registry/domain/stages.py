@@ -1,0 +1,107 @@
+"""Stages of versions: what a version needs to enter one, and which versions may serve. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from services.registry.domain import names
+from services.registry.domain.desired_state import Change, PutDeployment, RegistrySnapshot
+from services.registry.domain.model_policy import ModelPolicy, Stage
+from tidegate.kernel.errors import BadRequest, Conflict
+
+REASON = "stage_required"
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """The approval of a version for a stage by a principal. ``by`` is the principal's name."""
+
+    stage: str
+    principal: str
+    by: str
+    at: datetime
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """The facts about a version that decide if it may enter a stage.
+
+    ``checks_met``: it matches the stage's filter. ``verification``: the state of its verification.
+    """
+
+    stage: str | None
+    registered_by: str | None
+    approvals: Sequence[Approval]
+    verification: str
+    checks_met: bool
+
+
+def stage_of(policy: ModelPolicy, model: str, name: str) -> Stage:
+    """Return a stage of a model. Raise BadRequest, with the stages that it has."""
+    found = next((stage for stage in policy.stages if stage.name == name), None)
+    if found is None:
+        known = ", ".join(stage.name for stage in policy.stages) or "none"
+        raise BadRequest(
+            f"Model {model!r} has no stage {name[:40]!r}. It has: {known}. Set them: tidegate stages {model} "
+            "--set FILE.yaml"
+        )
+    return found
+
+
+def missing(policy: ModelPolicy, stage: Stage, facts: StageFacts) -> list[str]:
+    """Return what a version lacks to enter a stage, each as a phrase; empty if it may enter."""
+    found = []
+    before = policy.rank(stage.name) - 1
+    if policy.rank(facts.stage) < before:
+        found.append(f"it must be in the stage {policy.stages[before - 1].name} first")
+    if stage.verified and facts.verification != "verified":
+        found.append(f"it must be verified, and is {facts.verification}")
+    if stage.checks and not facts.checks_met:
+        found.append(f"it does not match {stage.checks!r}")
+    given = {
+        each.principal
+        for each in facts.approvals
+        if each.stage == stage.name and each.principal != facts.registered_by
+    }
+    if len(given) < stage.approvals:
+        found.append(
+            f"it has {len(given)} of {stage.approvals} approvals by other keys with the scope {stage.scope}"
+        )
+    return found
+
+
+def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageFacts) -> None:
+    """Raise Conflict if a version may not enter a stage. It may always go back to an earlier one."""
+    stage = stage_of(policy, model, name)
+    if policy.rank(name) <= policy.rank(facts.stage):
+        return
+    if lacks := missing(policy, stage, facts):
+        raise Conflict(
+            f"Version {number} of model {model!r} cannot enter the stage {name}: {'; '.join(lacks)}. "
+            f"Approve it: tidegate approve {model}@{number} --stage {name}",
+            reason=REASON,
+        )
+
+
+def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
+    """Raise Conflict if a new Deployment runs a version whose stage may not serve."""
+    for change in changes:
+        if not isinstance(change, PutDeployment) or not change.created:
+            continue
+        model, number = change.stored.spec.model, change.stored.spec.version
+        policy = before.policies.get(model)
+        if policy is None or policy.serve_from is None:
+            continue
+        stage = before.staged.get((model, number))
+        if policy.rank(stage) < policy.rank(policy.serve_from):
+            there = f"is in the stage {stage}" if stage else "is in no stage"
+            later = [each.name for each in policy.stages[policy.rank(policy.serve_from) - 1 :]]
+            raise Conflict(
+                f"Version {number} of model {model!r} {there}, and only versions in {names.quoted(later)} "
+                f"may serve. See what it needs: tidegate stage {model}@{number}. Then: tidegate stage "
+                f"{model}@{number} --to {policy.serve_from}",
+                reason=REASON,
+            )

@@ -1,0 +1,63 @@
+"""Stages and approvals over HTTP, on the real database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.integration.registry.onnx_files import onnx_bytes
+from tidegate.kernel.protocol.access import OPERATE, PUBLISH, Principal
+
+STAGES = {
+    "stages": [
+        {"name": "staging", "checks": "accuracy > 0.9 and owner is not null"},
+        {"name": "production", "approvals": 2},
+    ],
+    "serve_from": "production",
+}
+
+
+def by(name: str, *scopes: str) -> dict[str, Any]:
+    return {"headers": {"X-Tidegate-Principal": Principal(name, name, frozenset(scopes)).to_header()}}
+
+
+async def test_a_version_serves_after_its_checks_and_approvals(call):
+    ann, bob, eve = (by(name, PUBLISH, OPERATE) for name in ("ann", "bob", "eve"))
+    body = {"artifact": await call.upload(onnx_bytes()), "filename": "m.onnx"}
+    await call("POST", "/v1/models/digits/versions", body, **ann)
+    refused = await call("PATCH", "/v1/models/digits/policy", STAGES, status=403, **ann)
+    assert refused["reason"] == "forbidden", "a publisher does not remove the rules for itself"
+    await call("PATCH", "/v1/models/digits/policy", STAGES)
+    await call("PATCH", "/v1/models/digits/policy", {"retention": {"keep_last": 3}}, **ann)
+    path, deploy = "/v1/models/digits/versions/1", {"model": "digits"}
+    refused = await call("POST", "/v1/deploy", deploy, status=409, **ann)
+    assert refused["reason"] == "stage_required"
+    assert "tidegate stage digits@1" in refused["error"]
+
+    refused = await call("PUT", f"{path}/stage", {"stage": "staging"}, status=409, **ann)
+    assert "does not match" in refused["error"]
+    await call("PATCH", path, {"metadata_patch": {"metrics": {"accuracy": 0.95}, "owner": "ann"}})
+    assert (await call("PUT", f"{path}/stage", {"stage": "staging"}, **ann))["stage"] == "staging"
+    own = await call("POST", f"{path}/approvals", {"stage": "production"}, **ann)
+    assert own["missing"] == ["it has 0 of 2 approvals by other keys with the scope operate"]
+    await call("POST", f"{path}/approvals", {"stage": "production"}, status=403, **by("joe", PUBLISH))
+    await call("POST", f"{path}/approvals", {"stage": "production", "comment": "fine"}, **bob)
+    await call("POST", f"{path}/approvals", {"stage": "production"}, **eve)
+    await call("DELETE", f"{path}/approvals/production", status=204, **eve)
+    refused = await call("PUT", f"{path}/stage", {"stage": "production"}, status=409, **ann)
+    assert "it has 1 of 2 approvals" in refused["error"]
+    view = await call("POST", f"{path}/approvals", {"stage": "production"}, **eve)
+    assert (view["next"], view["missing"]) == ("production", [])
+    await call("PUT", f"{path}/stage", {"stage": "production"}, **ann)
+    assert (await call("GET", path))["stage"] == "production"
+    listed = await call("GET", "/v1/versions", params={"filter": "stage = production"})
+    assert [item["number"] for item in listed["items"]] == [1]
+    await call("POST", "/v1/deploy", deploy, **ann)
+
+    moved = await call("PUT", f"{path}/stage", {"stage": "none"}, **ann)
+    assert (moved["stage"], moved["next"]) == (None, "staging")
+    await call("PATCH", "/v1/deployments/digits-v1", {"max_replicas": 2}, **ann)
+    changes = [e["after"] for e in (await call("GET", "/v1/audit?kind=version"))["items"]]
+    assert {"stage": "production"} in changes
+    assert {"approved": "production", "comment": "fine"} in changes
+    await call("PATCH", "/v1/models/digits/policy", {"stages": None, "serve_from": None})
+    assert (await call("GET", f"{path}/stage"))["next"] is None

@@ -1,0 +1,98 @@
+"""Stages of versions, without a database."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from services.registry.domain import edits, rollover, stages
+from services.registry.domain.model_policy import ModelPolicy, Stage, patched
+from services.registry.domain.stages import Approval, StageFacts
+from tidegate.kernel.errors import BadRequest, Conflict
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+POLICY = ModelPolicy(
+    stages=[
+        Stage(name="staging", checks="accuracy > 0.9"),
+        Stage(name="production", approvals=2, scope="operate", verified=True),
+    ],
+    serve_from="production",
+)
+STAGING, PRODUCTION = POLICY.stages
+FACTS = StageFacts(
+    stage=None, registered_by="ann", approvals=(), verification="pending", checks_met=True
+)  # fmt: skip
+
+
+def approved(*principals: str, stage: str = "production") -> list[Approval]:
+    return [Approval(stage, each, each, NOW) for each in principals]
+
+
+def test_what_is_missing_for_a_stage():
+    assert stages.missing(POLICY, STAGING, FACTS) == []
+    assert stages.missing(POLICY, STAGING, replace(FACTS, checks_met=False)) == [
+        "it does not match 'accuracy > 0.9'"
+    ]
+    assert stages.missing(POLICY, PRODUCTION, FACTS) == [
+        "it must be in the stage staging first",
+        "it must be verified, and is pending",
+        "it has 0 of 2 approvals by other keys with the scope operate",
+    ]
+    almost = replace(FACTS, stage="staging", verification="verified")
+    for given, count in (
+        (approved("bob"), 1),
+        (approved("bob", "ann"), 1),
+        (approved("bob") + approved("eve", stage="staging"), 1),
+        (approved("bob", "bob"), 1),
+    ):
+        (lack,) = stages.missing(POLICY, PRODUCTION, replace(almost, approvals=given))
+        assert f"it has {count} of 2" in lack
+    assert stages.missing(POLICY, PRODUCTION, replace(almost, approvals=approved("bob", "eve"))) == []
+
+
+def test_a_version_may_always_go_back():
+    with pytest.raises(Conflict, match=r"cannot enter the stage production: .*; it has 0 of 2") as error:
+        stages.enter(POLICY, "digits", 3, "production", FACTS)
+    assert error.value.reason == "stage_required"
+    stages.enter(POLICY, "digits", 3, "staging", replace(FACTS, stage="production", checks_met=False))
+    with pytest.raises(BadRequest, match="It has: staging, production"):
+        stages.stage_of(POLICY, "digits", "prod")
+
+
+def test_only_versions_of_the_stage_get_a_deployment(book):
+    book.now = replace(book.now, policies={"digits": POLICY}, staged={("digits", 1): "staging"})
+
+    def check(version: int, model: str = "digits") -> None:
+        request = rollover.DeployRequest(model, version)
+        stages.check(book.now, rollover.deploy(book.now, request).changes)
+
+    for number, words in ((1, "is in the stage staging"), (2, "is in no stage")):
+        with pytest.raises(Conflict, match=f"{words}, and only versions in 'production' may serve"):
+            check(number)
+    book.now = replace(book.now, staged={("digits", 1): "production"})
+    check(1)
+    check(1, "mnist")
+    book.deploy(version=1)
+    book.now = replace(book.now, staged={})
+    stages.check(book.now, edits.patch_deployment(book.now, "digits-v1", {"max_replicas": 3}))
+    with pytest.raises(Conflict, match="may serve"):
+        stages.check(book.now, edits.put_deployment(book.now, "own", {"model": "digits", "version": 2}))
+
+
+def test_wrong_policies_are_refused():
+    two = [{"name": "staging"}, {"name": "production"}]
+    for patch, words in (
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, "same name"),
+        ({"stages": [{"name": "none"}]}, "cannot be called"),
+        ({"stages": [{"name": "Prod"}]}, "name"),
+        ({"stages": two, "serve_from": "prod"}, "none of the stages"),
+        ({"stages": [{"name": "a", "checks": "onwer = x"}]}, "there is no 'onwer'"),
+        ({"stages": [{"name": "a", "approvals": 99}]}, "less than or equal to 20"),
+    ):
+        with pytest.raises(BadRequest, match=words):
+            patched(ModelPolicy(), patch)
+    assert patched(POLICY, {"stages": None, "serve_from": None}) == ModelPolicy()
+    assert POLICY.guards(ModelPolicy())
+    assert not POLICY.guards(patched(POLICY, {"retention": {"keep_last": 3}}))
