@@ -138,6 +138,9 @@ test-clients: bootstrap-dev ## test clients that need a separate environment, ag
 	$(PY) -m benchmarks.install --only kserve
 	$(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/test_grpc.py -k kserve
 
+test-triton-examples: bootstrap-dev ## run the client examples of Triton in EXAMPLES, unmodified, against a stack
+	$(PY) -m tests.triton_examples $(EXAMPLES)
+
 test-llm-losses: bootstrap-dev ## kill workers, engines and connections under the streams of a language model
 	LLM_LOSSES=1 $(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/llm/test_losses.py
 

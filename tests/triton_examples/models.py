@@ -50,27 +50,21 @@ _REPEAT = """
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
 _SEQUENCE = """
-    def initialize(self, args):
-        self._sums = {}
-
     def execute(self, requests):
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):
         def read(name):
             return int(pb_utils.get_input_tensor_by_name(request, name).as_numpy().ravel()[0])
-        id_ = read("CORRID")
-        total = read("INPUT") + (0 if read("START") else self._sums.get(id_, 0))
-        self._sums[id_] = total
-        if read("END"):
-            del self._sums[id_]
-            total += id_ if ADDS_ID else 0
-        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([[total]], np.int32))])
+        value = read("INPUT") + read("START")
+        if ADDS_ID and read("END"):
+            value += read("CORRID")
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([[value]], np.int32))])
 """
-_CONTROLS = """
-  control_input {{ name: "START" control {{ kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] }} }}
-  control_input {{ name: "END" control {{ kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ] }} }}
-  control_input {{ name: "CORRID" control {{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 }} }}
+_START = 'control_input { name: "START" control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }'
+_END_AND_ID = """
+  control_input { name: "END" control { kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ] } }
+  control_input { name: "CORRID" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } }
 """
 
 
@@ -103,9 +97,10 @@ def _sums(datatype: str) -> Example:
 
 
 def _sequence(*, adds_id: bool) -> Example:
+    """Return a stateful model. The examples also send ids that are strings to the one that adds no id."""
     strategy = "oldest { max_candidate_sequences: 4 }" if adds_id else "direct { }"
-    batching = f"sequence_batching {{ max_sequence_idle_microseconds: 5000000 {strategy}"
-    more = batching + _CONTROLS.format() + "}"
+    controls = _START + (_END_AND_ID if adds_id else "")
+    more = f"sequence_batching {{ max_sequence_idle_microseconds: 5000000 {strategy} {controls} }}"
     source = _SEQUENCE.replace("ADDS_ID", str(adds_id))
     return Example(source, [("INPUT", "INT32", [1])], [("OUTPUT", "INT32", [1])], more=more)
 

@@ -42,7 +42,8 @@ def top(
     """
     if tensor.datatype.name in _UNFIT:
         raise BadRequest(
-            f"output {tensor.name!r}: classes are not available for its datatype {tensor.datatype.name}"
+            f"class result not available for output due to unsupported type {tensor.datatype.name!r}: output "
+            f"{tensor.name!r}"
         )
     import numpy as np  # imported here: few requests need it
 

@@ -212,6 +212,11 @@ class Inputs:
 
 def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
     names = len(inputs) + len(outputs)
+    if len(set(outputs)) < len(outputs):
+        twice = next(name for at, name in enumerate(outputs) if name in outputs[:at])
+        raise BadRequest(
+            f"Duplicate output name {twice!r} is not allowed in a request: name each output once"
+        )
     size = 2 * names  # the least that they take; call_key fails for more names than 16 bits can count
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)

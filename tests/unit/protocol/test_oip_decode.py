@@ -375,6 +375,7 @@ def test_wrong_binary_strings(raw, message):
         ({"outputs": [{"name": 1}]}, "Unable to parse 'name': every requested output needs one"),
         ({"outputs": [{"name": "q"}]}, "unexpected inference output 'q' for model '': it returns ['y']"),
         ({"outputs": [{"name": "y", "parameters": 1}]}, "output 'y': 'parameters' must be an object"),
+        ({"outputs": [{"name": "y"}] * 2}, "Duplicate output name 'y' is not allowed in a request"),
         (
             {"outputs": [{"name": "y", "parameters": {"classification": -3}}]},
             "invalid value for 'classification' parameter, expected >= 0: output 'y' has -3",
