@@ -21,7 +21,7 @@ import orjson
 from tidegate.client import contexts
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
 from tidegate.client.flow import Answer, Flow, Send, Sleep, Step, T
-from tidegate.kernel.errors import BadRequest, DeadlinePassed, NotFound, TidegateError
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, NotFound, PreconditionFailed, TidegateError
 
 if TYPE_CHECKING:
     import httpx
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
 UPLOAD_TIMEOUT_S = 300.0
+REVISIONS = 5
 MOST_ITEMS = 1_000  # the largest page of a list
 
 Doc = dict[str, Any]
@@ -87,6 +88,28 @@ class Service:
     def put(self, path: str, body: Any) -> Any:
         """Send PUT with a JSON body."""
         return self._send("PUT", path, json=body)
+
+    def revise(self, path: str, change: Callable[[Doc], Doc]) -> Doc:
+        """Read an object that has a revision, and PUT it with the fields that ``change`` returns, if any.
+
+        If the object was changed meanwhile, do both again. Raise PreconditionFailed after five times.
+        """
+        for left in reversed(range(REVISIONS)):
+            stored: Doc = self.get(path)
+            if not (fields := change(stored)):
+                break
+            spec = {key: value for key, value in stored.items() if key not in ("name", "revision")}
+            try:
+                return self._put_if(path, spec | fields, stored.get("revision"))
+            except PreconditionFailed:
+                if not left:
+                    raise
+        return stored
+
+    def _put_if(self, path: str, body: Doc, revision: Any) -> Doc:
+        headers = {} if revision is None else {"If-Match": f'"{revision}"'}
+        found: Doc = self._send("PUT", path, json=body, headers=headers)
+        return found
 
     def post(self, path: str, body: Any, timeout: float = TIMEOUT_S) -> Any:
         """Send POST with a JSON body; ``timeout`` in seconds."""

@@ -51,10 +51,9 @@ def slo(
         if name is None or (changes and remove):
             raise UsageError("Name one endpoint, and either set objectives or remove them.")
         path = f"/v1/endpoints/{part(name)}"
-        endpoint = plane.registry.get(path)
-        spec = {key: value for key, value in endpoint.items() if key not in ("name", "revision")}
-        wanted = None if remove else {**(spec.get("slo") or {}), **changes}
-        endpoint = plane.registry.put(path, {**spec, "slo": wanted})
+        endpoint = plane.registry.revise(
+            path, lambda stored: {"slo": None if remove else {**(stored.get("slo") or {}), **changes}}
+        )
         document = {"endpoint": name, "slo": endpoint["slo"]}
         output.show(document, json, lambda: output.line(f"{name}: {_objectives(document['slo'])}"))
         return

@@ -75,20 +75,14 @@ def traffic(
 
     plane = control()
     path = f"/v1/endpoints/{part(name)}"
-    endpoint = plane.registry.get(path)
-    changes = _changes(plane, endpoint, rule, no_rules, sticky, when_unready)
-    if feedback is not None:
-        changes["feedback"] = feedback
-    if weight is not None:
-        changes["weight"] = weight
-    if reserve is not None:
-        changes["reserved"] = reserve
-    if failover:
-        changes["failover"] = _failover(plane, endpoint, failover)
-    if changes:
-        spec = {key: value for key, value in endpoint.items() if key not in ("name", "revision")}
-        endpoint = plane.registry.put(path, spec | changes)
-    document = _document(plane, endpoint)
+
+    def changes(endpoint: Doc) -> Doc:
+        given = {"feedback": feedback, "weight": weight, "reserved": reserve}
+        changed = _changes(plane, endpoint, rule, no_rules, sticky, when_unready)
+        changed |= {key: value for key, value in given.items() if value is not None}
+        return changed | ({"failover": _failover(plane, endpoint, failover)} if failover else {})
+
+    document = _document(plane, plane.registry.revise(path, changes))
     output.show(document, json, lambda: _print(document))
 
 

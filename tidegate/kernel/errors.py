@@ -72,6 +72,12 @@ class Conflict(TidegateError):
     reason = "conflict"
 
 
+class PreconditionFailed(Conflict):
+    """The object is not as ``If-Match`` or ``If-None-Match`` expects it."""
+
+    reason = "precondition_failed"
+
+
 class PayloadTooLarge(TidegateError):
     """The payload exceeds the stated limit."""
 
@@ -161,6 +167,7 @@ BY_REASON: dict[str, type[TidegateError]] = {
         NotFound,
         MethodNotAllowed,
         Conflict,
+        PreconditionFailed,
         PayloadTooLarge,
         TooMany,
         Overloaded,

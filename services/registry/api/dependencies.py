@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request, Response
+from fastapi.params import Depends as DependsParameter
 
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
@@ -14,16 +16,15 @@ from services.registry.application.keyring import Keyring
 from services.registry.application.retention import Retention
 from services.registry.application.signatures import Signatures
 from services.registry.application.stages import Stages
-from services.registry.application.transactions import Transactions
+from services.registry.application.transactions import Transactions, expected
 from services.registry.application.uploads import Uploads
 from services.registry.application.verifications import Verifications
 from services.registry.application.versions import Versions
-from tidegate.kernel.errors import BadRequest
-from tidegate.kernel.protocol.models import Deployment, Endpoint
+from services.registry.domain.preconditions import Kind, precondition, version_etag
+from tidegate.kernel.protocol.models import Deployment, Endpoint, Version
 
 T = TypeVar("T", Deployment, Endpoint)
-
-MAX_REVISION_DIGITS = 18  # the database counts revisions in 64 bits
+V = TypeVar("V", bound=Version)
 
 
 def _transactions(request: Request) -> Transactions:
@@ -86,27 +87,46 @@ def _keyring(request: Request) -> Keyring:
     return value
 
 
-def _if_match(
-    value: Annotated[
-        str | None, Header(alias="If-Match", description="Revision that the object must still have.")
-    ] = None,
-) -> int | None:
-    """Return the revision in ``If-Match``, with or without quotes. Raise BadRequest for anything else."""
-    if value is None:
-        return None
-    bare = value.strip().removeprefix("W/").strip('"')
-    if not bare.isdecimal() or len(bare) > MAX_REVISION_DIGITS:
-        raise BadRequest(
-            f"If-Match must be the revision of the object, a number, not {value[:40]!r}. "
-            "GET returns it as ETag."
-        )
-    return int(bare)
+def guarded(kind: Kind) -> DependsParameter:
+    """Return a dependency of a route that changes one object: its ``If-Match`` and ``If-None-Match``."""
+
+    async def read(
+        request: Request,
+        match: Annotated[
+            str | None,
+            Header(alias="If-Match", description="ETags; the object must still have one. `*`: any."),
+        ] = None,
+        none_match: Annotated[
+            str | None, Header(alias="If-None-Match", description="`*`: the object must not exist yet.")
+        ] = None,
+    ) -> AsyncIterator[None]:
+        ids = [str(value) for value in request.path_params.values()]
+        name = "/".join(ids[:2]) if kind == "version" else ids[0]
+        mark = expected.set(precondition(kind, name, match, none_match))
+        try:
+            yield
+        finally:
+            expected.reset(mark)
+
+    found: DependsParameter = Depends(read)
+    return found
 
 
 def with_etag(stored: T, response: Response) -> T:
     """Set the header ``ETag`` to an object's revision, and return the object."""
-    response.headers["ETag"] = f'"{stored.revision}"'
+    set_etag(response, str(stored.revision))
     return stored
+
+
+def with_version_etag(version: V, response: Response) -> V:
+    """Set the header ``ETag`` to that of a version's metadata and signature, and return the version."""
+    set_etag(response, version_etag(version))
+    return version
+
+
+def set_etag(response: Response, etag: str) -> None:
+    """Set the header ``ETag``."""
+    response.headers["ETag"] = f'"{etag}"'
 
 
 TransactionsDep = Annotated[Transactions, Depends(_transactions)]
@@ -121,4 +141,3 @@ DeletionDep = Annotated[Deletion, Depends(_deletion)]
 RetentionDep = Annotated[Retention, Depends(_retention)]
 StagesDep = Annotated[Stages, Depends(_stages)]
 KeyringDep = Annotated[Keyring, Depends(_keyring)]
-IfMatch = Annotated[int | None, Depends(_if_match)]

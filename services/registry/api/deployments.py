@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import DeploymentFields, DeploymentPatch, Items, OverrideBody, PolicyPatch
-from services.registry.api.dependencies import IfMatch, TransactionsDep, with_etag
+from services.registry.api.dependencies import TransactionsDep, guarded, with_etag
 from services.registry.application.transactions import Transactions
 from services.registry.domain import edits, names
 from services.registry.domain.desired_state import Change, RegistrySnapshot
@@ -17,11 +17,12 @@ from tidegate.kernel.protocol.models import Deployment, Override
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=JsonRoute)
+GUARDED = guarded("deployment")
 
 
-@router.put("/{name}", responses={201: {"model": Deployment}})
+@router.put("/{name}", dependencies=[GUARDED], responses={201: {"model": Deployment}})
 async def put(
-    transactions: TransactionsDep, name: str, body: DeploymentFields, expected: IfMatch, response: Response
+    transactions: TransactionsDep, name: str, body: DeploymentFields, response: Response
 ) -> Deployment:
     """Create or replace a Deployment. Return 201 if it is new, 409 if its version would change."""
     created = False
@@ -29,7 +30,7 @@ async def put(
     def decision(now: RegistrySnapshot) -> list[Change]:
         nonlocal created
         created = name not in now.deployments
-        return edits.put_deployment(now, name, body, expected)
+        return edits.put_deployment(now, name, body)
 
     deployment = await transactions.decide(decision, lambda reader: _read(reader, name))
     response.status_code = 201 if created else 200
@@ -53,19 +54,19 @@ async def get(transactions: TransactionsDep, name: str, response: Response) -> D
         return with_etag(await _read(reader, name), response)
 
 
-@router.patch("/{name}")
+@router.patch("/{name}", dependencies=[GUARDED])
 async def patch(
-    transactions: TransactionsDep, name: str, body: DeploymentPatch, expected: IfMatch, response: Response
+    transactions: TransactionsDep, name: str, body: DeploymentPatch, response: Response
 ) -> Deployment:
     """Change some options (JSON merge patch: null restores the default)."""
     deployment = await transactions.decide(
-        lambda now: edits.patch_deployment(now, name, body, expected),
+        lambda now: edits.patch_deployment(now, name, body),
         lambda reader: _read(reader, name),
     )
     return with_etag(deployment, response)
 
 
-@router.patch("/{name}/policy")
+@router.patch("/{name}/policy", dependencies=[GUARDED])
 async def patch_policy(
     transactions: TransactionsDep, name: str, body: PolicyPatch, response: Response
 ) -> Deployment:
@@ -76,13 +77,13 @@ async def patch_policy(
     return with_etag(deployment, response)
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", dependencies=[GUARDED], status_code=204)
 async def delete(transactions: TransactionsDep, name: str) -> None:
     """Delete a Deployment. Return 409 while an Endpoint names it."""
     await transactions.decide(lambda now: edits.delete_deployment(now, name), DesiredStateReader.revision)
 
 
-@router.put("/{name}/override")
+@router.put("/{name}/override", dependencies=[GUARDED])
 async def put_override(
     transactions: TransactionsDep, name: str, body: OverrideBody, response: Response
 ) -> Deployment:
@@ -92,7 +93,7 @@ async def put_override(
     return await _override(transactions, name, override, response)
 
 
-@router.delete("/{name}/override")
+@router.delete("/{name}/override", dependencies=[GUARDED])
 async def delete_override(transactions: TransactionsDep, name: str, response: Response) -> Deployment:
     """Remove an override. If none is set, do nothing."""
     return await _override(transactions, name, None, response)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Header, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import EndpointFields, Items, SettleBody
-from services.registry.api.dependencies import IfMatch, TransactionsDep, with_etag
+from services.registry.api.dependencies import TransactionsDep, guarded, with_etag
 from services.registry.domain import edits, names, rollover, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from services.registry.domain.stated_rollouts import RolloutStart
@@ -16,12 +17,11 @@ from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"], route_class=JsonRoute)
+GUARDED = guarded("endpoint")
 
 
-@router.put("/{name}", responses={201: {"model": Endpoint}})
-async def put(
-    transactions: TransactionsDep, name: str, body: EndpointFields, expected: IfMatch, response: Response
-) -> Endpoint:
+@router.put("/{name}", dependencies=[GUARDED], responses={201: {"model": Endpoint}})
+async def put(transactions: TransactionsDep, name: str, body: EndpointFields, response: Response) -> Endpoint:
     """Create or replace an Endpoint. Return 201 if it is new.
 
     Unless ``previous`` is given, the current Deployments serve until the targets are ready. A ``rollout``
@@ -33,7 +33,7 @@ async def put(
     def decision(now: RegistrySnapshot) -> list[Change]:
         nonlocal created
         created = name not in now.endpoints
-        return stated_rollouts.put_endpoint(now, name, body, expected, start=start)
+        return stated_rollouts.put_endpoint(now, name, body, start=start)
 
     endpoint = await transactions.decide(decision, lambda reader: _read(reader, name))
     response.status_code = 201 if created else 200
@@ -47,20 +47,28 @@ async def list_all(transactions: TransactionsDep) -> Items[Endpoint]:
         return Items(items=await reader.endpoints())
 
 
-@router.get("/{name}")
-async def get(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
-    """Return one Endpoint; ``ETag`` is its revision."""
+@router.get("/{name}", response_model=Endpoint, responses={304: {"description": "It has not changed."}})
+async def get(
+    transactions: TransactionsDep,
+    name: str,
+    response: Response,
+    known: Annotated[str | None, Header(alias="If-None-Match")] = None,
+) -> Any:
+    """Return one Endpoint; ``ETag`` is its revision. Return 304 if ``If-None-Match`` has it."""
     async with transactions.read() as reader:
-        return with_etag(await _read(reader, name), response)
+        found = with_etag(await _read(reader, name), response)
+    if known is not None and response.headers["ETag"] in known:
+        return Response(status_code=304, headers={"ETag": response.headers["ETag"]})
+    return found
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", dependencies=[GUARDED], status_code=204)
 async def delete(transactions: TransactionsDep, name: str) -> None:
     """Delete an Endpoint; its Deployments stay."""
     await transactions.decide(lambda now: edits.delete_endpoint(now, name), DesiredStateReader.revision)
 
 
-@router.post("/{name}/settle")
+@router.post("/{name}/settle", dependencies=[GUARDED])
 async def settle(
     transactions: TransactionsDep, name: str, response: Response, body: SettleBody | None = None
 ) -> Endpoint:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.dependencies import TransactionsDep, with_etag
+from services.registry.api.dependencies import TransactionsDep, guarded, with_etag
 from services.registry.domain import experiments, rollover
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import BadRequest
@@ -18,6 +18,7 @@ from tidegate.kernel.protocol.models import LARGEST, Endpoint, Name, Noun
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["experiments"], route_class=JsonRoute)
+GUARDED = guarded("endpoint")
 
 _MOST = 10
 
@@ -49,7 +50,7 @@ class CompleteBody(Noun):
     reason: str = Field("", max_length=2000)
 
 
-@router.post("/{name}/experiment", status_code=201)
+@router.post("/{name}/experiment", dependencies=[GUARDED], status_code=201)
 async def start(
     transactions: TransactionsDep, name: str, body: ExperimentBody, response: Response
 ) -> Endpoint:
@@ -78,7 +79,7 @@ async def start(
     return with_etag(await transactions.decide(decision, lambda reader: _read(reader, name)), response)
 
 
-@router.post("/{name}/experiment/stop")
+@router.post("/{name}/experiment/stop", dependencies=[GUARDED])
 async def stop(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Stop an experiment. The control gets all traffic."""
     now = transactions.now().timestamp()
@@ -89,7 +90,7 @@ async def stop(transactions: TransactionsDep, name: str, response: Response) -> 
     return with_etag(endpoint, response)
 
 
-@router.post("/{name}/experiment/winner")
+@router.post("/{name}/experiment/winner", dependencies=[GUARDED])
 async def winner(transactions: TransactionsDep, name: str, body: WinnerBody, response: Response) -> Endpoint:
     """Send all traffic to a variant of an experiment that runs or has ended."""
     now = transactions.now().timestamp()
@@ -100,7 +101,7 @@ async def winner(transactions: TransactionsDep, name: str, body: WinnerBody, res
     return with_etag(endpoint, response)
 
 
-@router.post("/{name}/experiment/complete")
+@router.post("/{name}/experiment/complete", dependencies=[GUARDED])
 async def complete(
     transactions: TransactionsDep, name: str, body: CompleteBody, response: Response
 ) -> Endpoint:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field, WithJsonSchema
 
 from services.registry.api.bodies import Items
-from services.registry.api.dependencies import KeyringDep
+from services.registry.api.dependencies import KeyringDep, guarded, set_etag
 from services.registry.domain.keys import KeySpec, StoredKey, TokenLimits
 from tidegate.kernel.protocol.access import ADMIN, KEY_PREFIX
 from tidegate.kernel.protocol.models import Noun
@@ -19,6 +19,7 @@ from tidegate.kernel.service.caller import needs
 router = APIRouter(
     prefix="/v1/keys", tags=["keys"], dependencies=[Depends(needs(ADMIN))], route_class=JsonRoute
 )
+GUARDED = guarded("key")
 
 _FIELDS = KeySpec.model_json_schema()["properties"] | {
     "ttl_s": {"type": "number"},
@@ -65,9 +66,10 @@ Now = Annotated[datetime, Depends(_now)]
 
 
 @router.post("", status_code=201)
-async def create(keyring: KeyringDep, now: Now, body: KeyFields) -> KeyMade:
+async def create(keyring: KeyringDep, now: Now, body: KeyFields, response: Response) -> KeyMade:
     """Create a key. Only this response contains its secret."""
     stored, key = await keyring.create(body)
+    set_etag(response, str(stored.revision))
     return KeyMade(**_fields(stored, now), key=key)
 
 
@@ -95,31 +97,36 @@ async def table(
 
 
 @router.get("/{id_}")
-async def get(keyring: KeyringDep, now: Now, id_: str) -> KeyInfo:
-    """Return one key."""
-    return _info(await keyring.get(id_), now)
+async def get(keyring: KeyringDep, now: Now, id_: str, response: Response) -> KeyInfo:
+    """Return one key; ``ETag`` is its revision."""
+    return _info(await keyring.get(id_), now, response)
 
 
-@router.patch("/{id_}")
-async def patch(keyring: KeyringDep, now: Now, id_: str, body: KeyPatch) -> KeyInfo:
+@router.patch("/{id_}", dependencies=[GUARDED])
+async def patch(keyring: KeyringDep, now: Now, id_: str, body: KeyPatch, response: Response) -> KeyInfo:
     """Change some fields (JSON merge patch: null restores the default)."""
-    return _info(await keyring.change(id_, body), now)
+    return _info(await keyring.change(id_, body), now, response)
 
 
-@router.post("/{id_}/rotate")
-async def rotate(keyring: KeyringDep, now: Now, id_: str, body: RotateBody | None = None) -> KeyMade:
+@router.post("/{id_}/rotate", dependencies=[GUARDED])
+async def rotate(
+    keyring: KeyringDep, now: Now, id_: str, response: Response, body: RotateBody | None = None
+) -> KeyMade:
     """Give a key a new secret. Its name, limits and usage stay."""
     stored, key = await keyring.rotate(id_, body.grace_s if body else 0.0)
+    set_etag(response, str(stored.revision))
     return KeyMade(**_fields(stored, now), key=key)
 
 
-@router.delete("/{id_}")
-async def revoke(keyring: KeyringDep, now: Now, id_: str) -> KeyInfo:
+@router.delete("/{id_}", dependencies=[GUARDED])
+async def revoke(keyring: KeyringDep, now: Now, id_: str, response: Response) -> KeyInfo:
     """Revoke a key. This cannot be undone. The list of all keys still has it, for usage and audit log."""
-    return _info(await keyring.revoke(id_), now)
+    return _info(await keyring.revoke(id_), now, response)
 
 
-def _info(stored: StoredKey, now: datetime) -> KeyInfo:
+def _info(stored: StoredKey, now: datetime, response: Response | None = None) -> KeyInfo:
+    if response is not None:
+        set_etag(response, str(stored.revision))
     return KeyInfo(**_fields(stored, now))
 
 

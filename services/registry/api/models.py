@@ -21,7 +21,13 @@ from services.registry.api.bodies import (
     VersionInfo,
     VersionPatch,
 )
-from services.registry.api.dependencies import DeletionDep, TransactionsDep, VersionsDep
+from services.registry.api.dependencies import (
+    DeletionDep,
+    TransactionsDep,
+    VersionsDep,
+    guarded,
+    with_version_etag,
+)
 from services.registry.api.searches import SearchDep, informed
 from services.registry.application.resolution import version_of
 from services.registry.application.versions import Registration
@@ -34,6 +40,7 @@ from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
+GUARDED = guarded("version")
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Permanent = Annotated[
@@ -51,7 +58,8 @@ async def register(versions: VersionsDep, name: str, body: NewVersion, response:
     """
     result = await versions.register(Registration(model=name, **dict(body)))
     response.status_code = 201 if result.new else 200
-    return Registered(**dict(result.version), warnings=result.warnings)
+    registered = Registered(**dict(result.version), warnings=result.warnings)
+    return with_version_etag(registered, response)
 
 
 @router.post("/{name}/check")
@@ -136,20 +144,24 @@ async def get_version(
     transactions: TransactionsDep,
     name: str,
     number: Annotated[str, Path(description="The number of a version, an alias, or `latest`.")],
+    response: Response,
 ) -> VersionInfo:
-    """Return one version."""
+    """Return one version. ``ETag`` changes with its metadata and its signature."""
     async with transactions.read() as reader:
         found = await version_of(reader, of_version(name, number))
-        return (await informed(reader, [found]))[0]
+        return with_version_etag((await informed(reader, [found]))[0], response)
 
 
-@router.patch("/{name}/versions/{number}")
-async def describe_version(versions: VersionsDep, name: str, number: Number, body: VersionPatch) -> Version:
+@router.patch("/{name}/versions/{number}", dependencies=[GUARDED])
+async def describe_version(
+    versions: VersionsDep, name: str, number: Number, body: VersionPatch, response: Response
+) -> Version:
     """Replace or patch a version's metadata, or add the signature that the version lacks."""
-    return await versions.describe(name, number, body.metadata, body.signature, body.metadata_patch)
+    found = await versions.describe(name, number, body.metadata, body.signature, body.metadata_patch)
+    return with_version_etag(found, response)
 
 
-@router.delete("/{name}/versions/{number}", status_code=204)
+@router.delete("/{name}/versions/{number}", dependencies=[GUARDED], status_code=204)
 async def delete_version(
     deletion: DeletionDep, name: str, number: Number, permanent: Permanent = False
 ) -> None:

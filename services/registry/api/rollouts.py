@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.dependencies import TransactionsDep, with_etag
+from services.registry.api.dependencies import TransactionsDep, guarded, with_etag
 from services.registry.application.transactions import Transactions
 from services.registry.domain import rollouts, rollover, shadows
 from services.registry.domain.desired_state import Change, RegistrySnapshot
@@ -19,6 +19,7 @@ from tidegate.kernel.protocol.models import CanaryOptions, Endpoint, Name, Noun,
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["rollouts"], route_class=JsonRoute)
+GUARDED = guarded("endpoint")
 
 
 class RolloutBody(Noun):
@@ -48,7 +49,7 @@ class ProgressBody(Noun):
     reason: str = Field("", max_length=2000)
 
 
-@router.post("/{name}/rollout", status_code=201)
+@router.post("/{name}/rollout", dependencies=[GUARDED], status_code=201)
 async def start(transactions: TransactionsDep, name: str, body: RolloutBody, response: Response) -> Endpoint:
     """Start a canary. It gets the first step's share when it has a ready replica.
 
@@ -76,7 +77,7 @@ async def start(transactions: TransactionsDep, name: str, body: RolloutBody, res
     return with_etag(await transactions.decide(decision, lambda reader: _read(reader, name)), response)
 
 
-@router.post("/{name}/rollout/promote")
+@router.post("/{name}/rollout/promote", dependencies=[GUARDED])
 async def promote(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Send all traffic to a canary now, whatever its evidence. Without a canary, send it to the shadow.
 
@@ -93,19 +94,19 @@ async def promote(transactions: TransactionsDep, name: str, response: Response) 
     return with_etag(await transactions.decide(decision, lambda reader: _read(reader, name)), response)
 
 
-@router.post("/{name}/rollout/pause")
+@router.post("/{name}/rollout/pause", dependencies=[GUARDED])
 async def pause(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Keep a canary's share. The router still rolls it back if it does harm."""
     return await _advance(transactions, name, None, Progress("paused", "an operator paused it"), response)
 
 
-@router.post("/{name}/rollout/resume")
+@router.post("/{name}/rollout/resume", dependencies=[GUARDED])
 async def resume(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Continue the steps of a paused canary."""
     return await _advance(transactions, name, None, Progress("running", "an operator resumed it"), response)
 
 
-@router.post("/{name}/rollout/progress")
+@router.post("/{name}/rollout/progress", dependencies=[GUARDED])
 async def progress(
     transactions: TransactionsDep, name: str, body: ProgressBody, response: Response
 ) -> Endpoint:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime, Field
 
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.dependencies import TransactionsDep, with_etag
+from services.registry.api.dependencies import TransactionsDep, guarded, with_etag
 from services.registry.domain import shadows
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from tidegate.kernel.errors import BadRequest
@@ -25,6 +25,7 @@ from tidegate.kernel.protocol.models import (
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["shadows"], route_class=JsonRoute)
+GUARDED = guarded("endpoint")
 
 
 class ShadowBody(Written):
@@ -46,7 +47,7 @@ class ShadowBody(Written):
     until: AwareDatetime | None = Field(None, description="The time of the last copy.")
 
 
-@router.put("/{name}/shadow")
+@router.put("/{name}/shadow", dependencies=[GUARDED])
 async def start(transactions: TransactionsDep, name: str, body: ShadowBody, response: Response) -> Endpoint:
     """Send copies of an endpoint's answered requests to another Deployment, and compare the answers.
 
@@ -68,7 +69,7 @@ async def start(transactions: TransactionsDep, name: str, body: ShadowBody, resp
     return with_etag(await transactions.decide(decision, lambda reader: _checked(reader, name)), response)
 
 
-@router.delete("/{name}/shadow")
+@router.delete("/{name}/shadow", dependencies=[GUARDED])
 async def stop(
     transactions: TransactionsDep,
     name: str,

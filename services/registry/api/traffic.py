@@ -7,12 +7,13 @@ from pydantic import BaseModel, Field
 
 from services.registry.adapters.sql import audit
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.dependencies import TransactionsDep, with_etag
+from services.registry.api.dependencies import TransactionsDep, guarded, with_etag
 from services.registry.domain import rollback, stages, traffic_split, verification
 from tidegate.kernel.protocol.models import Deployment, Endpoint, Noun, Target
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"], route_class=JsonRoute)
+GUARDED = guarded("endpoint")
 
 
 class RollbackBody(Noun):
@@ -38,7 +39,7 @@ class SplitBody(Noun):
     targets: list[Target] = Field(min_length=1, max_length=1_000)
 
 
-@router.post("/{name}/rollback")
+@router.post("/{name}/rollback", dependencies=[GUARDED])
 async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody | None = None) -> RolledBack:
     """Roll an Endpoint back to an earlier version. The current one serves until the earlier one is ready.
 
@@ -57,7 +58,7 @@ async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody
     return RolledBack(deployment=deployment, endpoint=endpoint, replaced=plan.replaced, remade=plan.remade)
 
 
-@router.post("/{name}/split")
+@router.post("/{name}/split", dependencies=[GUARDED])
 async def split(transactions: TransactionsDep, name: str, body: SplitBody, response: Response) -> Endpoint:
     """Split an Endpoint's traffic among Deployments. The current ones serve until all new ones are ready."""
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from typing import TypeVar
 
 from services.registry.adapters.change_notifier import ChangeNotifier
 from services.registry.adapters.sql.database import RegistryDatabase
+from services.registry.adapters.sql.etags import etag_of
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.domain import regions, stages, verification
 from services.registry.domain.desired_state import Change, RegistrySnapshot
+from services.registry.domain.preconditions import Precondition
 
 T = TypeVar("T")
+
+# What the present request expects of the object that it changes. The first change in the request checks it.
+expected: ContextVar[Precondition | None] = ContextVar("expected", default=None)
 
 
 class Transactions:
@@ -34,8 +40,14 @@ class Transactions:
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[DesiredStateWriter]:
-        """Open a write transaction. Publish its changes after the commit, not before."""
+        """Open a write transaction. Publish its changes after the commit, not before.
+
+        Raise PreconditionFailed if an object is not as the request expects it.
+        """
         async with self._database.write() as writer:
+            if (precondition := expected.get()) is not None:
+                precondition.check(await etag_of(writer, precondition.kind, precondition.name))
+                expected.set(None)
             yield writer
         self.notifier.notify(writer.next_revision, writer.notifications)
 

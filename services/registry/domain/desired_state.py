@@ -258,7 +258,7 @@ def targets_in(spec: EndpointSpec) -> list[str]:
 
 
 def expect_revision(what: str, revision: int | None, expected: int | None) -> None:
-    """Raise Conflict unless the object is still at the revision that the caller has read (``If-Match``)."""
+    """Raise Conflict unless the object is still at the revision that the caller has read."""
     if expected is None or revision == expected:
         return
     now = "does not exist" if revision is None else f"is at revision {revision}"

@@ -17,7 +17,6 @@ from services.registry.domain.desired_state import (
     RegistrySnapshot,
     StoredDeployment,
     deployments_in,
-    expect_revision,
 )
 from tidegate.kernel.errors import BadRequest, Conflict
 from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec, Override, Rollout, Shadow
@@ -38,16 +37,13 @@ class ApplyOutcome:
     action: Literal["created", "updated", "unchanged"]
 
 
-def put_deployment(
-    snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
-) -> list[Change]:
+def put_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
     """Create or replace a Deployment. Missing fields get their defaults.
 
-    Raise BadRequest for bad fields, Conflict if the version differs or the revision is not ``expected``.
+    Raise BadRequest for bad fields, Conflict if the version differs.
     """
     names.check_new("Deployment", name, snapshot.deployments)
     stored = snapshot.deployments.get(name)
-    expect_revision(f"Deployment {name!r}", stored.revision if stored else None, expected)
     spec = merge.deployment({}, _named(name, fields), f"Deployment {name!r}")
     if stored is None:
         require_version(snapshot, spec.model, spec.version)
@@ -56,12 +52,9 @@ def put_deployment(
     return _changed(stored, replace(stored, spec=spec, declared=True))
 
 
-def patch_deployment(
-    snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None
-) -> list[Change]:
+def patch_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
     """Change some options of a Deployment. Raise NotFound, BadRequest or Conflict."""
     stored = snapshot.deployment(name)
-    expect_revision(f"Deployment {name!r}", stored.revision, expected)
     spec = merge.deployment(stored.spec.model_dump(), _named(name, fields), f"Deployment {name!r}")
     _same_version(stored.spec, spec)
     return _changed(stored, replace(stored, spec=spec))
@@ -97,18 +90,14 @@ def set_override(snapshot: RegistrySnapshot, name: str, override: Override | Non
     return _changed(stored, replace(stored, override=override))
 
 
-def put_endpoint(
-    snapshot: RegistrySnapshot, name: str, fields: Fields, expected: int | None = None, now: float = 0.0
-) -> list[Change]:
+def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: float = 0.0) -> list[Change]:
     """Create or replace an Endpoint.
 
     Unless ``previous`` is given, the current Deployments serve until the targets are ready. An experiment
-    without an id starts ``now``. Raise BadRequest for bad fields, Conflict if the revision is not
-    ``expected``.
+    without an id starts ``now``. Raise BadRequest for bad fields.
     """
     names.check_new("Endpoint", name, snapshot.endpoints)
     stored = snapshot.endpoints.get(name)
-    expect_revision(f"Endpoint {name!r}", stored.revision if stored else None, expected)
     spec = merge.checked(EndpointSpec, _named(name, fields), f"Endpoint {name!r}")
     _check_targets(snapshot, spec)
     if stored is None:

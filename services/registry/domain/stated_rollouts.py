@@ -34,7 +34,6 @@ def put_endpoint(
     snapshot: RegistrySnapshot,
     name: str,
     fields: edits.Fields,
-    expected: int | None = None,
     *,
     start: RolloutStart,
 ) -> list[Change]:
@@ -46,12 +45,12 @@ def put_endpoint(
     if not isinstance(stated, Mapping) or stated.get("id"):
         if stored is not None and "rollout" not in fields and _is_baseline(stored.spec, fields):
             fields = _kept(stored.spec, fields)
-        return edits.put_endpoint(snapshot, name, fields, expected, start.now)
+        return edits.put_endpoint(snapshot, name, fields, start.now)
     wanted = merge.checked(StatedRollout, stated, f"Endpoint {name!r}: rollout")
     if stored is not None and _is_known(stored.spec, wanted):
-        return edits.put_endpoint(snapshot, name, _kept(stored.spec, fields), expected, start.now)
+        return edits.put_endpoint(snapshot, name, _kept(stored.spec, fields), start.now)
     others = {key: value for key, value in fields.items() if key != "rollout"}
-    changes = edits.put_endpoint(snapshot, name, others, expected, start.now)
+    changes = edits.put_endpoint(snapshot, name, others, start.now)
     after = snapshot.after(changes)
     started = rollouts.start(after, name, wanted.deployment, wanted.options, start.id, start.now)
     return [*changes, *started]

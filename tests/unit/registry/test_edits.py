@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 
 from services.registry.domain import edits
-from services.registry.domain.desired_state import PutDeployment, StoredDeployment
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
-from tidegate.kernel.protocol.models import DeploymentSpec, Override
+from tidegate.kernel.protocol.models import Override
 
 
 def test_put_replaces_all_fields(book):
@@ -28,16 +27,6 @@ def test_version_of_a_deployment_never_changes(book):
         book.put_deployment("mine", model="digits", version=2)
     with pytest.raises(Conflict, match="cannot change"):
         edits.patch_deployment(book.now, "mine", {"version": 2})
-
-
-def test_if_match(book):
-    spec = DeploymentSpec(name="mine", model="digits", version=1)
-    book.carry_out([PutDeployment(StoredDeployment(spec, revision=5), created=True)])
-    assert edits.patch_deployment(book.now, "mine", {"threads": 2}, 5)
-    with pytest.raises(Conflict, match="is at revision 5, not at revision 4"):
-        edits.patch_deployment(book.now, "mine", {"threads": 2}, 4)
-    with pytest.raises(Conflict, match="does not exist"):
-        edits.put_deployment(book.now, "new", {"model": "digits", "version": 1}, 1)
 
 
 def test_override_is_set_once_and_removed(book):

@@ -22,6 +22,7 @@ STATUS: dict[type[TidegateError], int] = {
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.Conflict: 409,
+    errors.PreconditionFailed: 412,
     errors.PayloadTooLarge: 413,
     errors.TooMany: 429,
     errors.ModelFailed: 500,

@@ -30,6 +30,7 @@ _TEXTS = {
     "403": "The credential does not open this route, or the request is from a foreign page.",
     "404": "The named thing does not exist.",
     "409": "The named thing exists already, is in use, or has changed.",
+    "412": "The object is not as the header If-Match or If-None-Match expects it.",
     "413": "The body is larger than the limit.",
     "429": "The caller has used up its rate, its concurrent requests or its quota.",
     "500": "The model failed.",
@@ -97,6 +98,8 @@ def _complete(
     responses.pop("422", None)
     reference = {"$ref": _COMPONENT + (form.name if form else "Error")}
     texts = {status: _TEXTS[status] for status in _statuses(method, path, scopes, models)}
+    if any(parameter["name"] == "If-Match" for parameter in operation.get("parameters", ())):
+        texts["412"] = _TEXTS["412"]
     for status, text in (texts | dict(form.statuses if form else {})).items():
         shown = {"description": text, "content": {"application/json": {"schema": reference}}}
         if method == "head":

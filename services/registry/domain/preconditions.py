@@ -1,0 +1,64 @@
+"""The headers ``If-Match`` and ``If-None-Match`` of a change: what the object must still be. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import orjson
+
+from tidegate.kernel.errors import BadRequest, PreconditionFailed
+from tidegate.kernel.protocol.models import Version
+
+Kind = Literal["deployment", "endpoint", "version", "key"]
+ANY = "*"
+_ETAG = re.compile(r'(?:W/)?"?([!#-~]{1,80}?)"?')
+
+
+@dataclass(frozen=True, slots=True)
+class Precondition:
+    """What a change expects of an object. ``match``: its ETags, one of which it must still have.
+
+    ``ANY`` in ``match``: it must exist. ``match`` None: no condition. ``new``: it must not exist.
+    """
+
+    kind: Kind
+    name: str
+    match: frozenset[str] | None = None
+    new: bool = False
+
+    def check(self, etag: str | None) -> None:
+        """Raise PreconditionFailed unless the object is as expected. ``etag`` None: it does not exist."""
+        what = f"{self.kind.capitalize()} {self.name!r}"
+        if self.new and etag is not None:
+            raise PreconditionFailed(
+                f"{what} exists already, and If-None-Match: * only creates. Without it, PUT replaces."
+            )
+        if self.match is None or (etag is not None and self.match & {etag, ANY}):
+            return
+        now = "does not exist" if etag is None else f"has the ETag {etag}"
+        expected = ", ".join(sorted(self.match))
+        raise PreconditionFailed(f"{what} {now}, not {expected}. Read it again and repeat the change.")
+
+
+def precondition(kind: Kind, name: str, match: str | None, none_match: str | None) -> Precondition | None:
+    """Return the precondition in two headers; None if both are absent. Raise BadRequest."""
+    if none_match is not None and none_match.strip() != ANY:
+        raise BadRequest("For a change, If-None-Match must be *: the object must not exist yet.")
+    if match is None:
+        return Precondition(kind, name, new=True) if none_match is not None else None
+    etags = [_ETAG.fullmatch(each.strip()) for each in match.split(",")]
+    if not all(etags):
+        raise BadRequest(
+            f"If-Match must have the ETag that GET returned, or *, not {match[:40]!r}. "
+            "Several are separated by commas."
+        )
+    return Precondition(kind, name, frozenset(each[1] for each in etags if each), none_match is not None)
+
+
+def version_etag(version: Version) -> str:
+    """Return the ETag of what can change in a version: its metadata and its signature."""
+    changeable = version.model_dump(mode="json", include={"metadata", "signature"})
+    return hashlib.sha256(orjson.dumps(changeable, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
