@@ -19,7 +19,7 @@ _ETAG = re.compile(r'(?:W/)?"?([!#-~]{1,80}?)"?')
 
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """What a change expects of an object. ``match``: its ETags, one of which it must still have.
+    """The state that a change expects of an object. ``match``: its ETags, one of which it must still have.
 
     ``ANY`` in ``match``: it must exist. ``match`` None: no condition. ``new``: it must not exist.
     """
