@@ -96,6 +96,24 @@ def test_tensorflow_servings_client_over_grpc(
     assert found["unknown"][0] == "NOT_FOUND"
 
 
+def test_a_label_is_an_alias_of_a_version(
+    stack: Stack, http: httpx.Client, digits: Digits, rows: list[list[float]]
+):
+    unknown = http.post("/v1/models/digits/labels/champion:predict", json={"instances": rows})
+    assert (unknown.status_code, "stable" in unknown.json()["error"]) == (404, True)
+    stack.cli("alias", "set", "digits", "champion", "latest")
+    end = time.monotonic() + PATIENCE_S
+    path = "/v1/models/digits/labels/champion:predict"
+    while (answer := http.post(path, json={"instances": rows})).status_code == 404:
+        assert time.monotonic() < end, answer.text
+        time.sleep(0.1)
+    predictions = answer.json()["predictions"]
+    same(digits, [p["label"] for p in predictions], [p["probabilities"] for p in predictions])
+    ready = http.get("/v2/models/digits/versions/champion/ready")
+    assert ready.status_code == 200, "the label is a version of every API"
+    stack.cli("alias", "delete", "digits", "champion")
+
+
 def test_tensorflow_servings_status_metadata_and_errors(http: httpx.Client, rows: list[list[float]]):
     status = http.get("/v1/models/digits").json()
     assert (status["name"], status["ready"]) == ("digits", True)

@@ -15,6 +15,8 @@ from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.models import Signature
 
 # Callers whose flows an endpoint remembers. One key lookup is quicker than making the flow again.
+# TensorFlow Serving's label for the endpoint's own choice.
+STABLE = "stable"
 FLOWS_KEPT = 1024
 
 
@@ -137,6 +139,17 @@ class EndpointRoute:
                 "set its share with `tidegate split`"
             )
         return targets[splitter.draw(self.name, self.names, self.weights)]
+
+    def labelled(self, label: str) -> str:
+        """Return the version of a label; "" for ``stable``, unless that is an alias. Raise NotFound."""
+        if label in self.labels:
+            return self.labels[label]
+        if label == STABLE:
+            return ""
+        others = ", ".join(sorted({*self.labels, STABLE}))
+        raise NotFound(
+            f"{self.name!r} has no label {label[:60]!r}: leave it out, name a version, or use one of {others}"
+        )
 
     def has_rule_for(self, origin: Origin) -> bool:
         """Return True if a rule decides the Deployment of a request, so that no other one may run it."""

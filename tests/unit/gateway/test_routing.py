@@ -138,6 +138,14 @@ def test_a_label_is_an_alias_of_a_version():
         compiled.find("digits", "new")
 
 
+def test_stable_is_the_endpoints_own_choice_unless_it_is_an_alias():
+    endpoint = table([100, 0], labels={"champion": "2"}).endpoints["digits"]
+    assert (endpoint.labelled("champion"), endpoint.labelled("stable")) == ("2", "")
+    assert table([1], labels={"stable": "1"}).endpoints["digits"].labelled("stable") == "1"
+    with pytest.raises(NotFound, match="use one of champion, stable"):
+        endpoint.labelled("canary")
+
+
 def test_a_table_is_required():
     with pytest.raises(NoRoutes) as caught:
         require(None)

@@ -102,7 +102,7 @@ class TfServing:
 
     async def metadata(self, request: Any, context: Any) -> Any:
         """Handle ``GetModelMetadata``. The only field is ``signature_def``."""
-        name, version = _wanted(request.model_spec)
+        name, version = self._wanted(request.model_spec, context)
         if other := set(request.metadata_field) - {"signature_def"}:
             raise BadRequest(f"there is no metadata {sorted(other)[0][:60]!r}: ask for 'signature_def'")
         _check(context, name)
@@ -126,7 +126,7 @@ class TfServing:
 
     async def status(self, request: Any, context: Any) -> Any:
         """Handle ``GetModelStatus``."""
-        name, version = _wanted(request.model_spec)
+        name, version = self._wanted(request.model_spec, context)
         _check(context, name)
         endpoint = self._calls.core.table().endpoints.get(name)
         if endpoint is None:
@@ -137,8 +137,22 @@ class TfServing:
             response.model_version_status.add(version=int(each), state=state)
         return response
 
+    def _wanted(self, spec: Any, context: Any) -> tuple[str, str]:
+        """Return the model and the version that a ``ModelSpec`` names. Raise BadRequest or NotFound."""
+        if spec.signature_name not in ("", SIGNATURE):
+            raise BadRequest(
+                f"there is no signature {spec.signature_name[:60]!r}: a model has one, {SIGNATURE!r}"
+            )
+        if not spec.version_label:
+            return spec.name, str(spec.version.value) if spec.HasField("version") else ""
+        _check(context, spec.name)
+        endpoint = self._calls.core.table().endpoints.get(spec.name)
+        if endpoint is None:
+            raise NotFound(f"there is no model {spec.name[:100]!r}")
+        return spec.name, endpoint.labelled(spec.version_label)
+
     async def _examples(self, request: Any, context: Any) -> Any:
-        name, version = _wanted(request.model_spec)
+        name, version = self._wanted(request.model_spec, context)
         _check(context, name)
         datatypes = {
             each["name"]: each["datatype"] for each in self._catalogue.metadata(name, version)["inputs"]
@@ -155,7 +169,7 @@ class TfServing:
         context: Any,
     ) -> Any:
         """Return the ``ModelInferResponse``; None if the call was ended with an error."""
-        name, version = _wanted(spec)
+        name, version = self._wanted(spec, context)
         request = pb.ModelInferRequest(model_name=name, model_version=version)
         for each, (datatype, shape, raw) in inputs.items():
             request.inputs.add(name=each, datatype=datatype, shape=shape)
@@ -163,19 +177,6 @@ class TfServing:
         for each in outputs:
             request.outputs.add(name=each)
         return await self._calls.infer(request, context)
-
-
-def _wanted(spec: Any) -> tuple[str, str]:
-    """Return the model and the version that a ``ModelSpec`` names. Raise BadRequest or NotFound."""
-    if spec.signature_name not in ("", SIGNATURE):
-        raise BadRequest(
-            f"there is no signature {spec.signature_name[:60]!r}: a model has one, {SIGNATURE!r}"
-        )
-    if spec.version_label not in ("", "stable"):
-        raise NotFound(
-            f"{spec.name[:100]!r} has no label {spec.version_label[:60]!r}: leave it out, or use 'stable'"
-        )
-    return spec.name, str(spec.version.value) if spec.HasField("version") else ""
 
 
 def _check(context: Any, model: str) -> None:

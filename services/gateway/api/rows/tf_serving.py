@@ -13,7 +13,7 @@ from services.gateway.api.rows.errors import tf_serving
 from services.gateway.application.catalogue import Catalogue
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.rows import decoding, encoding
-from tidegate.kernel.errors import BadRequest, NotFound, TidegateError
+from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.bounded_json import shown
 
@@ -150,15 +150,7 @@ class TfServingRoutes:
 
         The label ``stable`` means the endpoint's own choice, unless it is an alias.
         """
-        if not label:
-            return version
-        labels = self._door.endpoint(model).labels
-        if label in labels:
-            return labels[label]
-        if label != "stable":
-            others = ", ".join(sorted({*labels, "stable"}))
-            raise NotFound(f"{model!r} has no label {label!r}: leave it out, or name /versions/N or {others}")
-        return version
+        return self._door.endpoint(model).labelled(label) if label else version
 
 
 def _document(received: Received) -> dict[str, Any]:
