@@ -107,6 +107,7 @@ for name, command, panel in (
     ("show", catalogue.show, _MODELS),
     ("describe", catalogue.describe, _MODELS),
     ("card", catalogue.card, _MODELS),
+    ("lineage", catalogue.lineage, _MODELS),
     ("compare", catalogue.compare, _MODELS),
     ("stages", stages.stages, _MODELS),
     ("stage", stages.stage, _MODELS),

@@ -144,6 +144,22 @@ def card(
         output.show(stored, json, lambda: output.line(stored["text"].rstrip("\n")))
 
 
+def lineage(version: Reference, json: Json = False) -> None:
+    """Show from which versions, runs and data a version was made, and what was made from it."""
+    from tidegate.cli import output
+    from tidegate.cli.api import control
+
+    plane = control()
+    about = version_of(plane, version)
+    found = plane.registry.get(f"{path_of(about)}/lineage")
+    itself = {"version": f"{about['model']}@{about['number']}", "known": True, **about["metadata"]}
+    rows = [("ancestor", *_relative(each)) for each in reversed(found["ancestors"])]
+    rows += [("itself", *_relative(itself)), *(("child", *_relative(each)) for each in found["children"])]
+    output.show(
+        found, json, lambda: output.table(rows, ("", "version", "run", "dataset", "commit", "registered"))
+    )
+
+
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A version: NAME@3, NAME@ALIAS, or NAME.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The version to compare with it.")],
@@ -242,6 +258,10 @@ def _lines(version: Doc) -> list[tuple[str, Any]]:
         lines.append(("max_batch_size", signature["max_batch_size"]))
     lines += [("requirement", line) for line in version["requirements"]]
     return lines
+
+
+def _relative(each: Doc) -> tuple[Any, ...]:
+    return (*(each.get(key) for key in ("version", "run", "dataset", "commit")), each["known"])
 
 
 def _remove(patch: Doc, name: str) -> None:

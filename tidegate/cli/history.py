@@ -17,7 +17,10 @@ _DAY_S = 86_400
 
 def audit(
     kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Only this kind: version, deployment, endpoint or key.")
+        str | None,
+        typer.Option(
+            metavar="KIND", help="Only this kind: version, alias, policy, deployment, endpoint or key."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Only changes to this.")] = None,
     by: Annotated[str | None, typer.Option(metavar="ID", help="Only changes by this principal.")] = None,

@@ -144,6 +144,10 @@ class CatalogueCalls:
         """Return a version's model card. Raise NotFound if it has none."""
         return self._run(self._catalogue.card(reference))
 
+    def lineage(self, reference: str) -> Document:
+        """Return the ``ancestors`` of a version, nearest first, and its ``children``."""
+        return self._run(self._catalogue.change("GET", reference, "/lineage", None))
+
     def set_card(self, reference: str, text: str | None) -> None:
         """Set a version's model card, a Markdown text. None deletes it."""
         method, body = ("DELETE", None) if text is None else ("PUT", {"text": text})
@@ -243,6 +247,10 @@ class AsyncCatalogueCalls:
     async def card(self, reference: str) -> str:
         """Return a version's model card; see :meth:`CatalogueCalls.card`."""
         return await self._run(self._catalogue.card(reference))
+
+    async def lineage(self, reference: str) -> Document:
+        """Return the lineage of a version; see :meth:`CatalogueCalls.lineage`."""
+        return await self._run(self._catalogue.change("GET", reference, "/lineage", None))
 
     async def set_card(self, reference: str, text: str | None) -> None:
         """Set or delete a version's model card; see :meth:`CatalogueCalls.set_card`."""

@@ -47,7 +47,9 @@ class AuditPage(BaseModel):
 async def read_audit(
     transactions: TransactionsDep,
     principal: Annotated[str | None, Query(description="Only changes by this principal (its id).")] = None,
-    kind: Annotated[str | None, Query(description="version, alias, deployment, endpoint or key.")] = None,
+    kind: Annotated[
+        str | None, Query(description="version, alias, policy, deployment, endpoint or key.")
+    ] = None,
     name: str | None = None,
     before: Annotated[int | None, Query(description="Only entries with a smaller id.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,

@@ -29,12 +29,13 @@ from services.registry.api.dependencies import (
     with_version_etag,
 )
 from services.registry.api.searches import SearchDep, informed
+from services.registry.application.lineage import Lineage, lineage_of
 from services.registry.application.resolution import version_of
 from services.registry.application.versions import Registration
 from services.registry.domain import names
 from services.registry.domain.desired_state import ChangeNotification
 from services.registry.domain.filters import Condition, Subject
-from services.registry.domain.references import of_version
+from services.registry.domain.references import Reference, of_version
 from services.registry.domain.rollover import DeployRequest
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.service.api import JsonRoute
@@ -150,6 +151,13 @@ async def get_version(
     async with transactions.read() as reader:
         found = await version_of(reader, of_version(name, number))
         return with_version_etag((await informed(reader, [found]))[0], response)
+
+
+@router.get("/{name}/versions/{number}/lineage")
+async def get_lineage(transactions: TransactionsDep, name: str, number: Number) -> Lineage:
+    """Return the versions from which a version was made, and those that were made from it."""
+    async with transactions.read() as reader:
+        return await lineage_of(reader, await version_of(reader, Reference(name, number)))
 
 
 @router.patch("/{name}/versions/{number}", dependencies=[GUARDED])

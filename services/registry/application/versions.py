@@ -11,6 +11,7 @@ from services.registry.adapters import artifact_inspection, glimpses, hugging_fa
 from services.registry.adapters.artifact_inspection import Inspection
 from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.application.artifacts import Artifacts
+from services.registry.application.lineage import with_parent
 from services.registry.application.quotas import check_quota
 from services.registry.application.transactions import Transactions
 from services.registry.application.verifications import Verifications
@@ -147,7 +148,7 @@ class Versions:
                 signature=inspection.signature,
                 requirements=inspection.requirements,
                 trusted=inspection.trusted,
-                metadata=request.metadata or VersionMetadata(),
+                metadata=await with_parent(writer, request.metadata or VersionMetadata()),
                 created_at=writer.now,
                 verification=self._verifications.first(format_),
             )
@@ -215,6 +216,7 @@ class Versions:
             if added is not None:
                 signature.check(added)
             described = version_metadata.patched(metadata or version.metadata, patch or {})
+            described = await with_parent(writer, described)
             update = {"metadata": described, "signature": added or version.signature}
             changed = version.model_copy(update=update)
             if changed != version:
@@ -294,6 +296,7 @@ async def _with_metadata(
 ) -> Version:
     fields = {name: getattr(changes, name) for name in changes.model_fields_set} if changes else {}
     metadata = version_metadata.check(version.metadata.model_copy(update=fields))
+    metadata = await with_parent(writer, metadata)
     if metadata == version.metadata:
         return version
     await writer.describe_version(version.model, version.number, metadata, version.signature)

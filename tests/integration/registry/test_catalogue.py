@@ -190,3 +190,26 @@ async def test_aliases_move_at_once_and_keep_their_history(four):
     await four("PUT", f"{path}/old", {"version": 1})
     await four("DELETE", "/v1/models/digits", params={"cascade": "true"})
     assert (await four("GET", path, status=404))["reason"] == "not_found"
+
+
+async def test_lineage_follows_parents_and_finds_children(four):
+    async def describe(number: int, **fields: Any) -> Any:
+        return await four("PATCH", f"/v1/models/digits/versions/{number}", {"metadata_patch": fields})
+
+    await four("PUT", "/v1/models/digits/aliases/champion", {"version": 2})
+    await describe(1, parent="hub/base@main", run="r-1")
+    await describe(2, parent="digits@1")
+    described = await describe(3, parent="digits@champion")
+    assert described["metadata"]["parent"] == "digits@2", "an alias may move, a parent does not"
+    found = await four("GET", "/v1/models/digits/versions/3/lineage")
+    assert [(each["version"], each["known"], each["run"]) for each in found["ancestors"]] == [
+        ("digits@2", True, None),
+        ("digits@1", True, "r-1"),
+        ("hub/base@main", False, None),
+    ]
+    assert found["children"] == []
+    found = await four("GET", "/v1/models/digits/versions/1/lineage")
+    assert [each["version"] for each in found["children"]] == ["digits@2"]
+    await describe(1, parent="digits@3")
+    circle = await four("GET", "/v1/models/digits/versions/3/lineage")
+    assert [each["version"] for each in circle["ancestors"]] == ["digits@2", "digits@1"]

@@ -42,6 +42,7 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
     client.set_retention("digits", {"keep_last": 2})
     assert client.retention("digits", keep_last=2) == [1, 2]
     client.retention("digits", dry_run=False)
+    client.lineage("digits@3")
     client.stage("digits@3")
     client.set_stage("digits@3", None)
     client.approve("digits@3", "production", comment="fine")
@@ -71,6 +72,8 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
         "POST models/digits/retention?dry_run=true "
         '{"retention":{"keep_last":2,"max_age_days":null,"sleeping":false}}',
         "POST models/digits/retention {}",
+        f"{version}/3",
+        f"{version}/3/lineage",
         f"{version}/3",
         f"{version}/3/stage",
         f"{version}/3",

@@ -150,6 +150,7 @@ REGISTRY = RoutePermissions(
         "POST /v1/models/{name}/restore": (PUBLISH,),
         "POST /v1/models/{name}/versions/{number}/restore": (PUBLISH,),
         "GET /v1/models/{name}/policy": LOOK,
+        "GET /v1/models/{name}/versions/{number}/lineage": LOOK,
         "GET /v1/models/{name}/versions/{number}/stage": LOOK,
         "PUT /v1/models/{name}/versions/{number}/stage": (PUBLISH,),
         # The stage states the scope that an approval needs.
