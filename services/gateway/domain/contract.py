@@ -6,6 +6,7 @@ these checks. Errors name the tensor, the expected value and the received value.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -213,10 +214,8 @@ class Inputs:
 def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
     names = len(inputs) + len(outputs)
     if len(set(outputs)) < len(outputs):
-        twice = next(name for at, name in enumerate(outputs) if name in outputs[:at])
-        raise BadRequest(
-            f"Duplicate output name {twice!r} is not allowed in a request: name each output once"
-        )
+        (twice, _), *_ = Counter(outputs).most_common(1)
+        raise BadRequest(f"Duplicate output name {twice!r} is not allowed in a request: send each name once")
     size = 2 * names  # the least that they take; call_key fails for more names than 16 bits can count
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)

@@ -86,7 +86,7 @@ def test_the_largest_numbers_are_carried():
 def test_a_shape_that_nothing_could_have():
     """Its product has more digits than Python writes."""
     shape = [2**63 - 1] * 255
-    message = f"input 'x': 'shape' has more than {2**63 - 1} elements"
+    message = f"input 'x': 'shape' causes total element count to exceed maximum size of {2**63 - 1}"
     assert refused(OPEN, x(shape=shape)) == message
 
 
