@@ -45,7 +45,7 @@ def test_all_dims_of_a_row_are_one_list_of_classes_and_labels_follow():
 
 @pytest.mark.parametrize("datatype", ["BOOL", "BYTES", "FP16", "BF16"])
 def test_what_has_no_classes(datatype):
-    with pytest.raises(BadRequest, match=f"not available for its datatype {datatype}"):
+    with pytest.raises(BadRequest, match=f"unsupported type '{datatype}'"):
         top(tensor("y", datatype, (2,)), 1, b"\0\0\0\0", 1)
 
 

@@ -16,6 +16,8 @@ from tidegate.kernel.protocol.tensors import pack_strings
 
 pytestmark = pytest.mark.unit
 
+STRING = "For BYTE datatype raw input 'x', the model must have input shape [1]: "
+
 
 def spec(name: str, datatype: Any, *shape: int, optional: bool = False) -> TensorSpec:
     return TensorSpec(name=name, datatype=datatype, shape=list(shape), optional=optional)
@@ -96,7 +98,8 @@ def test_it_shares_calls_with_requests_that_say_what_they_are():
         (
             takes(spec("x", "FP32", 2), spec("z", "FP32", 2, optional=True)),
             bytes(8),
-            "Inference-Header-Content-Length is 0, so the body must be the only input, "
+            "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in '' model "
+            "configuration: Inference-Header-Content-Length is 0, so the body must be the only input, "
             "but the model takes ['x', 'z']",
         ),
         (only("FP32", 2), bytes(9), "input 'x': FP32 [2] needs 8 bytes, got 9"),
@@ -112,18 +115,20 @@ def test_it_shares_calls_with_requests_that_say_what_they_are():
         (
             only("FP32", -1, -1),
             bytes(4),
-            "input 'x': a raw body can determine only one open dimension (-1), but [-1, -1] has more",
+            "The shape of the raw input 'x' can not be deduced because there are more than one "
+            "variable-sized dimension: a raw body can determine only one (-1), but [-1, -1] has more",
         ),
         (
             only("BYTES", -1, -1),
             b"a",
-            "input 'x': a raw body can determine only one open dimension (-1), but [-1, -1] has more",
+            "The shape of the raw input 'x' can not be deduced because there are more than one "
+            "variable-sized dimension: a raw body can determine only one (-1), but [-1, -1] has more",
         ),
-        (only("BYTES", 2), b"a", "input 'x': a raw body is one element of BYTES, but the shape is [2]"),
+        (only("BYTES", 2), b"a", STRING + "a raw body is one element of BYTES, but the shape is [2]"),
         (
             only("BYTES", -1, batch=4),
             b"a",
-            "input 'x': a raw body is one element of BYTES, but the shape is [1, -1]",
+            STRING + "a raw body is one element of BYTES, but the shape is [1, -1]",
         ),
     ],
 )
