@@ -42,6 +42,14 @@ WARM_GIVEN = Counter(
     "Replicas requested from the warm pool, by outcome: given, none waits, not taken.",
     ["flavour", "outcome"],
 )
+VERIFICATIONS = Counter(
+    "tidegate_autoscaler_verifications_total",
+    "Verifications of versions that ended, by state: verified, rejected, skipped.",
+    ["state"],
+)
+VERIFYING = Gauge(
+    "tidegate_autoscaler_verifications_pending", "Versions that wait for the end of their verification."
+)
 REPLICA_SECONDS = Counter(
     "tidegate_autoscaler_replica_seconds_total",
     "Time of replicas by its part: busy, idle, starting, wasted, stopping, unreported.",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from services.autoscaler.adapters import metrics
 from services.autoscaler.adapters.history.decision_store import DecisionStore
 from services.autoscaler.adapters.registry.client import RegistryClient
 from services.autoscaler.adapters.registry.desired_state import DesiredStateSource
@@ -119,6 +120,7 @@ class Verifier:
         if self._source.current is None:
             return
         pending = self._pending()
+        metrics.VERIFYING.set(len(pending))
         if not pending and not self._running and self._adopted:
             return
         self._running = [
@@ -208,6 +210,7 @@ class Verifier:
         with contextlib.suppress(NotFound):  # the version was deleted
             await self._registry.put_verification(each.model, each.number, each.result)
         self._settled[each.model, each.number] = each.result.round
+        metrics.VERIFICATIONS.labels(each.result.state).inc()
         self._attempts.pop((each.model, each.number), None)
         extra = {"model": each.model, "version": each.number, "state": each.result.state}
         log.info("a version was verified", extra=extra | {"reason": each.result.message})
