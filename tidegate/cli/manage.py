@@ -12,10 +12,12 @@ import typer
 
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
-from tidegate.kernel.errors import NotFound
+from tidegate.kernel.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control
+
+VERIFICATION_S = 300.0  # the longest wait for the verification of a version
 
 
 def scale(
@@ -79,10 +81,30 @@ def apply(
     from tidegate.cli import output
     from tidegate.cli.api import control
 
-    stated = documents(_read(file), str(file))
-    applied = control().registry.post("/v1/apply", stated)
+    stated, plane = documents(_read(file), str(file)), control()
+    _wait_for_verifications(plane, stated["deployments"])
+    applied = plane.registry.post("/v1/apply", stated)
     rows = [(item["kind"], item["name"], item["action"]) for item in applied["items"]]
     output.show(applied, json, lambda: output.table(rows, ("kind", "name", "action")))
+
+
+def _wait_for_verifications(plane: Control, deployments: list[dict[str, Any]]) -> None:
+    """Wait for the versions that are being verified. The registry says what else is wrong."""
+    from tidegate.cli.api import part
+    from tidegate.cli.progress import Steps
+    from tidegate.cli.verification import wait_verified
+
+    with Steps().shown() as steps:
+        for each in deployments:
+            model, number = each.get("model"), each.get("version")
+            if each.get("unverified") or not isinstance(model, str) or not isinstance(number, int):
+                continue
+            try:
+                version = plane.registry.get(f"/v1/models/{part(model)}/versions/{number}")
+            except (NotFound, BadRequest):
+                continue
+            if (version.get("verification") or {}).get("state") == "pending":
+                wait_verified(plane, version, VERIFICATION_S, steps)
 
 
 def _read(file: Path) -> str:
