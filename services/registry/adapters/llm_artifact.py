@@ -53,14 +53,23 @@ def check(path: Path, limits: ArchiveLimits, *, allow_pickle: bool) -> None:
 
 def _check_gguf(path: Path) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        view, size = memoryview(data), len(data)
-        try:
-            header = gguf.read(view)
-        except gguf.NotGguf as problem:
-            raise BadRequest(f"The GGUF file cannot be used: {problem}. Download it again.") from None
-        finally:
-            view.release()
-    if size < header.size:
+        size = len(data)
+        needed, problem = _needed_bytes(data)
+    if problem:
+        raise BadRequest(f"The GGUF file cannot be used: {problem}. Download it again.")
+    if size < needed:
         raise BadRequest(
-            f"The GGUF file is not complete: it has {size} of {header.size} bytes. Download it again."
+            f"The GGUF file is not complete: it has {size} of {needed} bytes. Download it again."
         )
+
+
+def _needed_bytes(data: mmap.mmap) -> tuple[int, str]:
+    """Return how many bytes the file must have, or what is wrong with it.
+
+    An exception that leaves the map open for reading would keep it from being closed.
+    """
+    with memoryview(data) as view:
+        try:
+            return gguf.read(view).size, ""
+        except gguf.NotGguf as error:
+            return 0, str(error)

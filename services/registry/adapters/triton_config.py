@@ -70,22 +70,24 @@ def parse(text: str, where: str) -> TritonConfig:
         # A newer Triton may have more fields, and checks them itself.
         text_format.Parse(text, config, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
+        # The parser quotes the text, which may have characters that a terminal obeys.
+        reason = "".join(each if each.isprintable() else "?" for each in str(error))[:300]
         raise BadRequest(
-            f"config.pbtxt of {where!r} cannot be read: {error}. Correct it and deploy again."
+            f"config.pbtxt of {where!r} cannot be read: {reason}. Correct it and deploy again."
         ) from None
     if config.HasField("sequence_batching"):
         raise BadRequest(
             f"config.pbtxt of {where!r}: sequence_batching keeps a caller's state in one server, but any "
             "replica may get the next request. Remove it, and send the state with each request."
         )
-    is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
-    parts = frozenset(step.model_name for step in config.ensemble_scheduling.step)
-    if not config.input or not config.output:
-        return TritonConfig(is_ensemble, parts, None)
     if config.max_batch_size < 0:
         raise BadRequest(
             f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}; use 0 or more."
         )
+    is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
+    parts = frozenset(step.model_name for step in config.ensemble_scheduling.step)
+    if not config.input or not config.output:
+        return TritonConfig(is_ensemble, parts, None)
     declared = Signature(
         inputs=[_tensor(each, where) for each in config.input],
         outputs=[_tensor(each, where) for each in config.output],

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-MAX_OPCODES = 20_000_000
+MAX_OPCODES = 10_000_000
 MAX_KEPT = 1_000_000
 """The most values that are remembered for later use. An import that uses another one counts as unknown."""
 MAX_DEPTH = 16
-MAX_STACK = 2_000_000
+MAX_STACK = 500_000
 _LONGEST_TEXT, _LONGEST_LINE, _LONGEST_TUPLE = 256, 65_536, 64
 UNKNOWN = "unknown"
 
@@ -113,7 +113,7 @@ class _Machine:
             self._budget.opcodes -= 1
             opcode = _BY_CODE.get(code)
             if self._budget.opcodes < 0 or len(self._stack) > MAX_STACK:
-                raise Unscannable(f"it has more than {MAX_OPCODES} parts")
+                raise Unscannable(f"it has more than {MAX_OPCODES} parts, or {MAX_STACK} at once")
             if opcode is None:
                 raise Unscannable(f"it has the byte {code:#x} where an opcode belongs")
             self._step(opcode.name)

@@ -138,11 +138,12 @@ def safe_path(name: str) -> PurePosixPath:
     """Return ``name`` as a relative path that stays below its root. Raises :class:`Unsafe`."""
     path = PurePosixPath(name)
     escapes = path.is_absolute() or ".." in path.parts
-    odd = "\\" in name or "\0" in name or (len(name) > 1 and name[1] == ":")
+    controls = any(ord(each) < 32 or ord(each) == 127 for each in name)
+    odd = "\\" in name or controls or (len(name) > 1 and name[1] == ":")
     if escapes or odd or len(name) > MAX_PATH or len(path.parts) > MAX_DEPTH:
         raise Unsafe(
             f"The archive's {name[:80]!r} is not a path below its root: absolute paths, '..', "
-            "backslashes and drive letters are refused."
+            "backslashes, drive letters and control characters are refused."
         )
     return path
 

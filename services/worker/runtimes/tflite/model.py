@@ -25,7 +25,6 @@ class TritonPythonModel:
         self._inputs = {each["name"]: each["index"] for each in self._interpreter.get_input_details()}
         self._outputs = {each["name"]: each["index"] for each in self._interpreter.get_output_details()}
         self._dtypes = {o["name"]: numpy_type(o["data_type"]) for o in config["output"]}
-        self._interpreter.allocate_tensors()
         self.execute = Rows(config, self._run).execute
 
     def _run(self, feed: dict[str, Any], names: list[str]) -> list[Any]:
