@@ -5,19 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from services.registry.adapters.sql import aliases as stored
 from services.registry.adapters.sql import audit
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import Items
-from services.registry.api.dependencies import TransactionsDep
+from services.registry.api.dependencies import TransactionsDep, guarded, set_etag
 from services.registry.domain import aliases, names
 from tidegate.kernel.protocol.models import LARGEST, Noun
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/models/{name}/aliases", tags=["models"], route_class=JsonRoute)
+GUARDED = guarded("alias")
 
 MOST_MOVES = 200
 
@@ -67,7 +68,7 @@ async def list_aliases(transactions: TransactionsDep, name: str) -> Items[Alias]
 
 
 @router.get("/{alias}")
-async def get_alias(transactions: TransactionsDep, name: str, alias: str) -> AliasHistory:
+async def get_alias(transactions: TransactionsDep, name: str, alias: str, response: Response) -> AliasHistory:
     """Return an alias and its latest moves: who moved it, when, from which version and to which."""
     async with transactions.read() as reader:
         known = (await stored.of_models(reader.connection, [name])).get(name, {})
@@ -85,14 +86,19 @@ async def get_alias(transactions: TransactionsDep, name: str, alias: str) -> Ali
         )
         for entry in entries
     ]
+    if alias in known:
+        set_etag(response, str(known[alias]))
     return AliasHistory(alias=alias, version=known.get(alias), moves=moves)
 
 
-@router.put("/{alias}")
-async def set_alias(transactions: TransactionsDep, name: str, alias: str, body: AliasTarget) -> Alias:
+@router.put("/{alias}", dependencies=[GUARDED])
+async def set_alias(
+    transactions: TransactionsDep, name: str, alias: str, body: AliasTarget, response: Response
+) -> Alias:
     """Point an alias to a version, at once. With ``expected``, only if it points to that version now."""
 
     async def result(_: DesiredStateReader) -> Alias:
+        set_etag(response, str(body.version))
         return Alias(alias=alias, version=body.version)
 
     return await transactions.decide(
@@ -100,7 +106,7 @@ async def set_alias(transactions: TransactionsDep, name: str, alias: str, body: 
     )
 
 
-@router.delete("/{alias}", status_code=204)
+@router.delete("/{alias}", dependencies=[GUARDED], status_code=204)
 async def delete_alias(transactions: TransactionsDep, name: str, alias: str) -> None:
     """Delete an alias. Its version stays."""
 

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
-from services.registry.api.dependencies import BaselinesDep
+from services.registry.api.dependencies import BaselinesDep, guarded, set_etag
 from services.registry.api.models import Number
+from services.registry.domain.preconditions import content_etag
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(
     prefix="/v1/models/{name}/versions/{number}/baseline", tags=["models"], route_class=JsonRoute
 )
+GUARDED = guarded("baseline")
 
 
 @router.get("")
-async def get_baseline(baselines: BaselinesDep, name: str, number: Number) -> dict[str, Any]:
+async def get_baseline(
+    baselines: BaselinesDep, name: str, number: Number, response: Response
+) -> dict[str, Any]:
     """Return the profile of the training data that a version is compared with."""
-    return await baselines.get(name, number)
+    found = await baselines.get(name, number)
+    set_etag(response, content_etag(found))
+    return found
 
 
-@router.put("")
+@router.put("", dependencies=[GUARDED])
 async def put_baseline(
     baselines: BaselinesDep, name: str, number: Number, body: dict[str, Any]
 ) -> dict[str, str]:
@@ -29,7 +35,7 @@ async def put_baseline(
     return {"sha256": await baselines.put(name, number, body)}
 
 
-@router.delete("", status_code=204)
+@router.delete("", dependencies=[GUARDED], status_code=204)
 async def delete_baseline(baselines: BaselinesDep, name: str, number: Number) -> None:
     """Delete a version's training baseline. Its present window becomes the baseline."""
     await baselines.delete(name, number)

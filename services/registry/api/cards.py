@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from services.registry.api.bodies import ModelCard
-from services.registry.api.dependencies import CardsDep
+from services.registry.api.dependencies import CardsDep, guarded, with_content_etag
 from services.registry.api.models import Number
 from tidegate.kernel.service.api import JsonRoute
 
 router = APIRouter(prefix="/v1/models/{name}/versions/{number}/card", tags=["models"], route_class=JsonRoute)
+GUARDED = guarded("card")
 
 
 @router.get("")
-async def get_card(cards: CardsDep, name: str, number: Number) -> ModelCard:
+async def get_card(cards: CardsDep, name: str, number: Number, response: Response) -> ModelCard:
     """Return a version's model card."""
-    return ModelCard(text=await cards.get(name, number))
+    text = await cards.get(name, number)
+    return with_content_etag(ModelCard(text=text), response, text)
 
 
-@router.put("")
-async def put_card(cards: CardsDep, name: str, number: Number, body: ModelCard) -> ModelCard:
+@router.put("", dependencies=[GUARDED])
+async def put_card(
+    cards: CardsDep, name: str, number: Number, body: ModelCard, response: Response
+) -> ModelCard:
     """Set a version's model card, a Markdown text. It replaces an earlier one."""
-    return ModelCard(text=await cards.put(name, number, body.text))
+    text = await cards.put(name, number, body.text)
+    return with_content_etag(ModelCard(text=text), response, text)
 
 
-@router.delete("", status_code=204)
+@router.delete("", dependencies=[GUARDED], status_code=204)
 async def delete_card(cards: CardsDep, name: str, number: Number) -> None:
     """Delete a version's model card."""
     await cards.delete(name, number)

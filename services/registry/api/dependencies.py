@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.params import Depends as DependsParameter
+from pydantic import BaseModel
 
 from services.registry.application.artifacts import Artifacts
 from services.registry.application.baselines import Baselines
@@ -20,11 +21,12 @@ from services.registry.application.transactions import Transactions, expected
 from services.registry.application.uploads import Uploads
 from services.registry.application.verifications import Verifications
 from services.registry.application.versions import Versions
-from services.registry.domain.preconditions import Kind, precondition, version_etag
+from services.registry.domain.preconditions import Kind, content_etag, precondition, version_etag
 from tidegate.kernel.protocol.models import Deployment, Endpoint, Version
 
 T = TypeVar("T", Deployment, Endpoint)
 V = TypeVar("V", bound=Version)
+B = TypeVar("B", bound=BaseModel)
 
 
 def _transactions(request: Request) -> Transactions:
@@ -100,8 +102,7 @@ def guarded(kind: Kind) -> DependsParameter:
             str | None, Header(alias="If-None-Match", description="`*`: the object must not exist yet.")
         ] = None,
     ) -> AsyncIterator[None]:
-        ids = [str(value) for value in request.path_params.values()]
-        name = "/".join(ids[:2]) if kind == "version" else ids[0]
+        name = "/".join(list(request.path_params.values())[:2])
         mark = expected.set(precondition(kind, name, match, none_match))
         try:
             yield
@@ -122,6 +123,12 @@ def with_version_etag(version: V, response: Response) -> V:
     """Set the header ``ETag`` to that of a version's metadata and signature, and return the version."""
     set_etag(response, version_etag(version))
     return version
+
+
+def with_content_etag(found: B, response: Response, content: Any = None) -> B:
+    """Set the header ``ETag`` to a digest of an object, or of its ``content``, and return the object."""
+    set_etag(response, content_etag(content if content is not None else found.model_dump(mode="json")))
+    return found
 
 
 def set_etag(response: Response, etag: str) -> None:

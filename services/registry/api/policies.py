@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, WithJsonSchema
 
-from services.registry.api.dependencies import RetentionDep
+from services.registry.api.dependencies import RetentionDep, guarded, with_content_etag
 from services.registry.domain.model_policy import ModelPolicy, RetentionPolicy
 from services.registry.domain.retention import Fate
 from tidegate.kernel.errors import BadRequest
@@ -16,6 +16,7 @@ from tidegate.kernel.service.api import JsonRoute
 from tidegate.kernel.service.openapi import inlined
 
 router = APIRouter(prefix="/v1/models/{name}", tags=["models"], route_class=JsonRoute)
+GUARDED = guarded("policy")
 
 # A plain object, because an absent field and null have different meanings. The domain checks the fields.
 PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(inlined(ModelPolicy))]
@@ -29,15 +30,17 @@ class Retained(BaseModel):
 
 
 @router.get("/policy")
-async def get_policy(retention: RetentionDep, name: str) -> ModelPolicy:
+async def get_policy(retention: RetentionDep, name: str, response: Response) -> ModelPolicy:
     """Return a model's policy."""
-    return await retention.policy(name)
+    return with_content_etag(await retention.policy(name), response)
 
 
-@router.patch("/policy")
-async def change_policy(retention: RetentionDep, name: str, body: PolicyPatch) -> ModelPolicy:
+@router.patch("/policy", dependencies=[GUARDED])
+async def change_policy(
+    retention: RetentionDep, name: str, body: PolicyPatch, response: Response
+) -> ModelPolicy:
     """Change a model's policy by a JSON merge patch. The retention is applied within ten minutes."""
-    return await retention.change_policy(name, body)
+    return with_content_etag(await retention.change_policy(name, body), response)
 
 
 class RetentionRequest(Noun):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
 from tidegate.kernel.errors import BadRequest, PreconditionFailed
 from tidegate.kernel.protocol.models import Version
 
-Kind = Literal["deployment", "endpoint", "version", "key"]
+Kind = Literal["deployment", "endpoint", "version", "card", "baseline", "alias", "policy", "key"]
 ANY = "*"
 _ETAG = re.compile(r'(?:W/)?"?([!#-~]{1,80}?)"?')
 
@@ -60,5 +60,9 @@ def precondition(kind: Kind, name: str, match: str | None, none_match: str | Non
 
 def version_etag(version: Version) -> str:
     """Return the ETag of what can change in a version: its metadata and its signature."""
-    changeable = version.model_dump(mode="json", include={"metadata", "signature"})
-    return hashlib.sha256(orjson.dumps(changeable, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+    return content_etag(version.model_dump(mode="json", include={"metadata", "signature"}))
+
+
+def content_etag(content: Any) -> str:
+    """Return the ETag of an object without a revision: a digest of its content, a JSON value."""
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]

@@ -35,6 +35,18 @@ CHANGES: list[tuple[str, list[tuple[str, str, Any]]]] = [
         "/v1/models/digits/versions/1",
         [("PATCH", "", {"metadata": {"notes": "new"}}), ("DELETE", "", None)],
     ),
+    (
+        "/v1/models/digits/versions/1/card",
+        [("PUT", "", {"text": "# Other"}), ("DELETE", "", None)],
+    ),
+    (
+        "/v1/models/digits/aliases/champion",
+        [("PUT", "", {"version": 2}), ("DELETE", "", None)],
+    ),
+    (
+        "/v1/models/digits/policy",
+        [("PATCH", "", {"retention": {"keep_last": 3}})],
+    ),
 ]
 
 
@@ -43,6 +55,9 @@ async def filled(call: Caller) -> Caller:
     await call.register("digits", onnx_bytes(1))
     await call("PUT", "/v1/deployments/mine", DEPLOYMENT)
     await call("PUT", "/v1/endpoints/e", ENDPOINT)
+    await call.register("digits", onnx_bytes(2))
+    await call("PUT", "/v1/models/digits/versions/1/card", {"text": "# Digits"})
+    await call("PUT", "/v1/models/digits/aliases/champion", {"version": 1})
     return call
 
 
