@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,21 @@ def test_a_key_that_may_not_publish_is_told_so_before_the_upload(stack: Stack, t
     url = f"{stack.settings.registry_url}/v1/artifacts/{hashlib.sha256(path.read_bytes()).hexdigest()}"
     headers = {"Authorization": f"Bearer {stack.settings.service_token}"}
     assert httpx.head(url, headers=headers, timeout=120).status_code == 404, "nothing was uploaded"
+
+
+def test_a_file_is_uploaded_in_parts_with_a_key(stack: Stack, tmp_path: Path) -> None:
+    """The SDK sends it through the gateway; the second time it sends nothing."""
+    key = stack.cli("keys", "create", "uploads", "--scope", "publish")["key"]
+    path = tmp_path / "weights.bin"
+    path.write_bytes(os.urandom(20 * 2**20))
+    with Client(stack.settings.gateway_url, timeout_s=120, api_key=key) as client:
+        offsets: list[int] = []
+        done = client.upload(path, progress=lambda offset, _: offsets.append(offset))
+        assert (done["state"], done["size"]) == ("stored", 20 * 2**20)
+        assert offsets == [0, 8 * 2**20, 16 * 2**20, 20 * 2**20]
+        offsets.clear()
+        assert client.upload(path, progress=lambda offset, _: offsets.append(offset))["state"] == "stored"
+        assert offsets == [20 * 2**20]
 
 
 def test_two_deploys_of_one_name_at_once_claim_no_version_together(stack: Stack, tmp_path: Path) -> None:

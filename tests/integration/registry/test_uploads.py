@@ -162,11 +162,14 @@ async def test_a_store_that_fails_at_the_check_is_tried_again(
         assert (await call("GET", f"/v1/uploads/{upload['id']}"))["state"] == "stored"
 
 
-async def test_an_uploaded_artifact_is_registered(call: Caller) -> None:
+async def test_an_uploaded_artifact_is_registered(opened: Open, settings: dict[str, Any]) -> None:
     content = onnx_bytes(1)
-    upload = await call("POST", "/v1/uploads", document(content), status=201)
-    await send(call, upload, content)
-    await call("GET", f"/v1/uploads/{upload['id']}")
-    body = {"artifact": document(content)["sha256"], "filename": "model.onnx"}
-    version = await call("POST", "/v1/models/digits/versions", body, status=201)
-    assert version["artifact_size"] == len(content)
+    async with opened(**settings) as call:
+        upload = await call("POST", "/v1/uploads", document(content), status=201)
+        await send(call, upload, content)
+        await call("GET", f"/v1/uploads/{upload['id']}")
+        body = {"artifact": document(content)["sha256"], "filename": "model.onnx"}
+        version = await call("POST", "/v1/models/digits/versions", body, status=201)
+        assert version["artifact_size"] == len(content)
+        await call("DELETE", "/v1/models/digits?permanent=true")
+        assert not await call.store.has(document(content)["sha256"])

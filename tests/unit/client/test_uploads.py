@@ -30,7 +30,9 @@ class Registry:
         self.troubles: dict[int, Callable[[], httpx.Response]] = {}
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(f"{request.method} {request.url.path.removeprefix('/api/registry/v1')}")
+        self.asked.append(
+            f"{request.method} {request.url.path.removeprefix('/api/registry').removeprefix('/v1')}"
+        )
         if (trouble := self.troubles.pop(len(self.asked), None)) is not None:
             return trouble()
         if request.method == "PATCH":
