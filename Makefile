@@ -93,10 +93,11 @@ test-torch: bootstrap-dev ## test TorchScript models; first install torch into t
 	  $(MAKE) --no-print-directory torch; }
 	$(PY) -m pytest $(PYTEST_FLAGS) -m torch tests/integration/worker
 
-# Not part of `make test`, because the libraries are a download of 400 MB. FORMATS=xgboost tests one of them.
+# Not part of `make test`, because the libraries are a download of 1 GB, or several GB with the default build of torch.
+# FORMATS=xgboost tests one of them: xgboost, lightgbm, catboost, skops, tensorflow, mlflow, huggingface, torch.
 FORMATS ?= 1
-test-formats: bootstrap-dev ## compare answers of XGBoost, LightGBM, CatBoost, skops and TensorFlow with the libraries' own
-	TIDEGATE_TEST_FORMATS=$(FORMATS) $(PY) -m pytest $(PYTEST_FLAGS) -rs tests/integration/worker/test_formats.py
+test-formats: bootstrap-dev ## compare answers of XGBoost, TensorFlow, MLflow, Hugging Face and others with the libraries' own
+	TIDEGATE_TEST_FORMATS=$(FORMATS) $(PY) -m pytest $(PYTEST_FLAGS) -rs --timeout 1800 $(addprefix tests/integration/worker/test_,formats.py mlflow.py hugging_face.py torch_export.py)
 
 # Not part of `make test`, because the tool is a download of 30 MB. The unit tests have files that it wrote.
 test-signing: bootstrap-dev ## test signatures of models with the tool model_signing, in both directions
