@@ -1,8 +1,14 @@
 """MLflow folders in the real Triton, compared with the answers of MLflow's own python_function."""
 
+import contextlib
+import json
+import os
+import signal
 import subprocess
 import tarfile
-from collections.abc import Awaitable, Callable
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +19,22 @@ from services.registry.adapters import artifact_inspection
 from services.registry.adapters.artifact_inspection import Inspection
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.adapters.triton_install import TritonInstall
-from tests.conftest import MadeOnce
+from tests.conftest import PATIENCE_S, MadeOnce
 from tests.integration.worker.other_tools import environments, only_for
+from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.imports import mlflow
+from tidegate.cli.imports.mlflow_server import TrackingServer
 from tidegate.kernel.protocol.archives import ArchiveLimits
-from tidegate.kernel.protocol.models import Signature
+from tidegate.kernel.protocol.models import Signature, VersionMetadata
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
+from tidegate.stack.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
 Run = Callable[..., Awaitable[Any]]
 MAKERS = [
     "mlflow==3.17.2", "pandas<3", "xgboost-cpu==3.2.0", "lightgbm==4.7.0", "skops==0.16.0",
+    "torch==2.13.0",
 ]  # fmt: skip
 """What saves the models. It is installed above the models' own environment, so versions are the same."""
 
@@ -108,7 +119,10 @@ def saved(install: TritonInstall, made_once: MadeOnce) -> Path:
 
 
 @only_for("mlflow")
-@pytest.mark.parametrize("name", ["sklearn_table", "sklearn_skops", "xgboost", "lightgbm", "onnx", "pyfunc"])
+@pytest.mark.parametrize(
+    "name",
+    ["sklearn_table", "sklearn_skops", "xgboost", "lightgbm", "onnx", "pyfunc", "pytorch", "pytorch_pt2"],
+)
 async def test_each_flavour_answers_as_mlflow_does(
     run: Run, install: TritonInstall, saved: Path, tmp_path: Path, name: str
 ) -> None:
@@ -127,3 +141,64 @@ async def test_each_flavour_answers_as_mlflow_does(
             assert answer[key].tolist() == values.ravel().tolist()
         else:
             assert np.allclose(answer[key].reshape(values.shape), values, rtol=1e-6, atol=1e-6), (name, key)
+
+
+@pytest.fixture(scope="session")
+def tracking(install: TritonInstall, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real tracking server, which serves the files of models."""
+    python, home = environments(install).built(MAKERS), tmp_path_factory.mktemp("tracking")
+    (port,) = free_ports(1)
+    command = [
+        str(python), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "files"),
+    ]  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=home, start_new_session=True)
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            assert server.poll() is None, (home / "log").read_text()[-2000:]
+            assert time.monotonic() < end, (home / "log").read_text()[-2000:]
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/health", timeout=1)
+                break
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+@only_for("mlflow")
+def test_a_model_of_a_tracking_server_comes_with_its_run(
+    install: TritonInstall, tracking: str, tmp_path: Path
+) -> None:
+    python = environments(install).built(MAKERS)
+    script = Path(__file__).parent / "makers" / "mlflow_run.py"
+    done = subprocess.run([python, script, tracking], capture_output=True, text=True, check=True)
+    ids = json.loads(done.stdout.splitlines()[-1])
+    server = TrackingServer(tracking, {})
+    sources = [
+        "models:/churn/1",
+        "models:/churn/latest",
+        "models:/churn@champion",
+        f"runs:/{ids['run']}/model",
+    ]
+    for at, source in enumerate([*sources, f"models:/{ids['model']}"]):
+        folder = tmp_path / str(at)
+        facts = server.download(source, folder)
+        plan = mlflow.plan_of(folder, None, source, facts, signed=False)
+        metadata = VersionMetadata.model_validate(plan.metadata)
+        assert metadata.run == ids["run"]
+        assert metadata.metrics == {"accuracy": 0.93}
+        assert metadata.parameters == {"C": "1.0", "solver": "lbfgs"}
+        assert metadata.tags["team"] == "risk"
+        assert metadata.framework == "sklearn"
+        assert plan.name == ("churn" if "churn" in source else "model")
+        assert (folder / "model.pkl").stat().st_size > 100
+    assert plan.pickled
+    with pytest.raises(UsageError, match=r"answers 404.*churn"):
+        server.download("models:/churn/7", tmp_path / "none")
+    with pytest.raises(UsageError, match="does not answer"):
+        TrackingServer("http://127.0.0.1:1", {}).download("models:/churn/1", tmp_path / "none")

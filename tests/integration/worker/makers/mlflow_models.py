@@ -12,6 +12,7 @@ import lightgbm
 import mlflow
 import numpy as np
 import pandas as pd
+import torch
 import xgboost
 from mlflow.models import infer_signature
 from skl2onnx import to_onnx
@@ -75,6 +76,7 @@ def main():
     from mlflow import lightgbm as as_lightgbm
     from mlflow import onnx as as_onnx
     from mlflow import pyfunc as as_pyfunc
+    from mlflow import pytorch as as_pytorch
     from mlflow import sklearn as as_sklearn
     from mlflow import xgboost as as_xgboost
 
@@ -126,6 +128,12 @@ def main():
         signature=infer_signature(first, pd.DataFrame({"sum": [1.0], "kind": ["big"]})),
     )  # fmt: skip
     finish("pyfunc", first)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).eval()
+    with torch.inference_mode():
+        found = net(torch.from_numpy(x)).numpy()
+    save("pytorch", as_pytorch, net, x, found, serialization_format="pickle")
+    save("pytorch_pt2", as_pytorch, net, x, found, serialization_format="pt2", input_example=x)
 
 
 if __name__ == "__main__":
