@@ -24,7 +24,7 @@ TEXTS = [
     "",
     "Zürich 東京",
 ]
-PAIRS = ["Is he hungry?", "No.", "Yes. " * 300, "a", ""]
+PAIRS = ["Is he hungry?", "No.", "Yes. " * 300, "a", "b"]
 
 
 def finish(name, **arrays):
@@ -67,7 +67,7 @@ def text_classifier():
     classes("texts", pipeline_of, TEXTS, labels, text=TEXTS)
     pairs = [{"text": text, "text_pair": other} for text, other in zip(TEXTS, PAIRS, strict=True)]
     classes("pairs", pipeline_of, pairs, labels, text=TEXTS, text_pair=PAIRS)
-    exported(model, tokenizer("a text", return_tensors="pt"), "onnx_texts", folder, "logits")
+    exported(model, tokenizer(TEXTS[:2], padding=True, return_tensors="pt"), "onnx_texts", folder, "logits")
     shutil.copy(OUT / "texts.npz", OUT / "onnx_texts.npz")
 
 
@@ -75,12 +75,11 @@ def exported(model, example, name, folder, output):
     """Write a folder with `onnx/model.onnx` instead of the weights."""
     shutil.copytree(folder, OUT / name, ignore=shutil.ignore_patterns("*.safetensors"))
     (OUT / name / "onnx").mkdir()
-    axes = {
-        key: {0: "rows", 1: "tokens"} if value.ndim == 2 else {0: "rows"} for key, value in example.items()
-    }
+    rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens", max=64)
+    axes = {key: {0: rows, 1: tokens} if each.ndim == 2 else {0: rows} for key, each in example.items()}
     torch.onnx.export(
         model, (), str(OUT / name / "onnx" / "model.onnx"), kwargs=dict(example), input_names=list(example),
-        output_names=[output], dynamic_axes=axes | {output: {0: "rows"}}, dynamo=False,
+        output_names=[output], dynamic_shapes=axes, dynamo=True, external_data=False,
     )  # fmt: skip
 
 
@@ -106,7 +105,7 @@ def image_classifier():
         raw.append(file.getvalue().hex())
     pipeline = transformers.pipeline("image-classification", model=model, image_processor=processor)
     classes("images", pipeline, pictures, labels, image=raw)
-    exported(model, processor(images=pictures[:1], return_tensors="pt"), "onnx_images", folder, "logits")
+    exported(model, processor(images=pictures[:2], return_tensors="pt"), "onnx_images", folder, "logits")
     shutil.copy(OUT / "images.npz", OUT / "onnx_images.npz")
 
 
