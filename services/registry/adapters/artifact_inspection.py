@@ -99,7 +99,9 @@ def inspect(
     if user_signature is not None:
         signature.check(user_signature)
     if format_ in ("mlflow", "huggingface", "pt2"):
-        return _of_other_tools(path, format_, user_signature, max_batch, limits, allow_pickle=allow_pickle)
+        return _of_other_tools(
+            path, format_, user_signature, max_batch, limits, allow_pickle=allow_pickle, trust=trust
+        )
     if format_ == "triton":
         declared, required = triton_config.read(path, model, limits)
         return Inspection(_triton_signature(declared, user_signature), required)
@@ -128,12 +130,15 @@ def _of_other_tools(
     limits: ArchiveLimits,
     *,
     allow_pickle: bool,
+    trust: Sequence[str],
 ) -> Inspection:
     """Inspect a folder of MLflow or Hugging Face, or a file of torch.export."""
     if format_ == "pt2":
         return Inspection(pt2_file.inspect(path, user_signature, max_batch, allow_pickle=allow_pickle))
     if format_ == "mlflow":
-        found = mlflow_artifact.inspect(path, user_signature, max_batch, limits, allow_pickle=allow_pickle)
+        found = mlflow_artifact.inspect(
+            path, user_signature, max_batch, limits, allow_pickle=allow_pickle, trust=trust
+        )
         return Inspection(found.signature, found.requirements, notes=found.notes)
     return Inspection(
         *hugging_face_artifact.inspect(path, user_signature, max_batch, limits, allow_pickle=allow_pickle)

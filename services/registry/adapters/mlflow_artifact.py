@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from services.registry.adapters import archive_reader
-from services.registry.domain import requirements, signature
+from services.registry.adapters import archive_reader, pickle_scan, skops_file
+from services.registry.domain import pickle_verdicts, requirements, signature, skops_types
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import mlflow_model, mlflow_requirements, mlflow_signature
 from tidegate.kernel.protocol.archives import ArchiveLimits
 from tidegate.kernel.protocol.models import Signature
+
+_PICKLES, _SKOPS = (".pkl", ".pickle", ".joblib"), ".skops"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +28,18 @@ class MlflowInspection:
 
 
 def inspect(
-    path: Path, user_signature: Signature | None, max_batch: int, limits: ArchiveLimits, *, allow_pickle: bool
+    path: Path,
+    user_signature: Signature | None,
+    max_batch: int,
+    limits: ArchiveLimits,
+    *,
+    allow_pickle: bool,
+    trust: Sequence[str] = (),
 ) -> MlflowInspection:
-    """Check the archive. Blocking. Raise BadRequest, with what is wrong and what to do."""
+    """Check the archive. Blocking. Raise BadRequest, with what is wrong and what to do.
+
+    ``trust``: names that a pickle or skops file in it may import.
+    """
     names = {mlflow_model.FILE, *mlflow_requirements.FILES}
     contents = archive_reader.read_archive(path, names=names, max_text=mlflow_model.MAX_FILE, limits=limits)
     home = mlflow_model.home_of(contents.files)
@@ -39,6 +52,8 @@ def inspect(
     files = [each.relative_to(home) for each in contents.files if home in each.parents]
     loading = mlflow_model.loading(model, files)
     mlflow_model.check_pickle(loading, allow_pickle=allow_pickle)
+    if loading.file.endswith((*_PICKLES, _SKOPS)):
+        _check_imports(path, home / loading.file, limits, trust, allow_pickle=allow_pickle)
     found = mlflow_signature.signature_of(model, user_signature, max_batch)
     signature.check(found)
     texts = {
@@ -53,6 +68,21 @@ def inspect(
     return MlflowInspection(
         found, needed, [*notes, *(_python_note(model.python_version) if loading.pickled else ())]
     )
+
+
+def _check_imports(
+    path: Path, inner: PurePosixPath, limits: ArchiveLimits, trust: Sequence[str], *, allow_pickle: bool
+) -> None:
+    """Raise BadRequest if the estimator in the archive imports what can run programs, or unknown types."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-registry-") as folder:
+        file = Path(folder, "estimator")
+        archive_reader.extract(path, inner, file)
+        if inner.suffix == _SKOPS:
+            if not allow_pickle:
+                skops_types.check(skops_types.untrusted(skops_file.types(file, limits)), trust)
+            return
+        found = pickle_scan.imports(file)
+        pickle_verdicts.check(pickle_verdicts.dangerous(found, pickle_scan.flagged(found)), trust)
 
 
 def _python_note(saved_with: str) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -145,3 +147,42 @@ async def test_versions_from_before_the_column_have_no_requirements(database_url
     await database.close()
     assert [version.requirements for version in desired_state.versions] == [[]]
     assert [deployment.name for deployment in desired_state.deployments] == ["m-v1"]
+
+
+class Runs:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("id",)
+
+
+def test_an_mlflow_folder_is_read_and_its_pickle_is_checked(tmp_path: Path) -> None:
+    tensor = '[{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, 4]}}]'
+    described = (
+        "flavors:\n  python_function: {loader_module: mlflow.sklearn, model_path: model.pkl}\n"
+        "  sklearn: {pickled_model: model.pkl}\n"
+        f"signature:\n  inputs: '{tensor}'\n  outputs: '{tensor}'\n"
+    )
+
+    def look(pickled: bytes, **more: Any) -> artifact_inspection.Inspection:
+        path = tmp_path / "artifact"
+        with tarfile.open(path, "w:gz") as tar:
+            for name, data in (
+                ("MLmodel", described.encode()),
+                ("model.pkl", pickled),
+                ("requirements.txt", b"mlflow==3.17.2\nscikit-learn==1.9.1\nnumpy==2.3.5\n"),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return artifact_inspection.inspect(
+            path, "mlflow", model="m", user_signature=None, max_batch=64, limits=ArchiveLimits(), **more
+        )
+
+    found = look(pickle.dumps({"a": 1}), allow_pickle=True)
+    assert found.requirements == ["scikit-learn==1.9.1"]
+    assert "numpy==2.3.5" in found.notes[0]
+    assert found.signature is not None
+    assert [(each.name, each.shape) for each in found.signature.inputs] == [("input", [4])]
+    with pytest.raises(BadRequest, match="--allow-pickle"):
+        look(pickle.dumps({"a": 1}))
+    with pytest.raises(BadRequest, match="system"):
+        look(pickle.dumps(Runs()), allow_pickle=True)
