@@ -124,6 +124,9 @@ FROM ?= 026450f
 test-upgrade: bootstrap-dev ## test this revision on the state folder of an earlier one (FROM=026450f)
 	TIDEGATE_UPGRADE_FROM=$(FROM) $(PY) -m pytest $(PYTEST_FLAGS) -rs tests/upgrade
 
+test-offline: bootstrap-dev ## run a stack in the edge profile in a network namespace without a route
+	@exec tests/edge/offline.sh
+
 test-bytecode:
 	@$(PY) -m pytest --collect-only -qq $(PART_TESTS) $(STACK_TESTS) >/dev/null 2>&1 || true
 
