@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import NotFound
+
+if TYPE_CHECKING:
+    from tidegate.cli.api import Service
 
 Fields = Mapping[str, Any]
 # Fields of a stored object that `apply` does not take.
@@ -24,15 +27,18 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print Deployments and Endpoints as YAML for `tidegate apply`. Without NAME, print all of them.
+    """Print Deployments, Endpoints and models as YAML for `tidegate apply`. Without NAME, print all.
 
     Fields with their defaults are left out. Example: tidegate export digits > state.yaml
     """
     from tidegate.cli import output
     from tidegate.cli.api import control
 
-    intention = control().registry.get("/v1/intention")
+    registry = control().registry
+    intention = registry.get("/v1/intention")
     stated = selected(intention, name)
+    if models := _models(registry, intention, {each["model"] for each in stated["deployments"]}):
+        stated["models"] = models
     output.show(stated, json, lambda: print(text_of(stated, intention["deployments"]), end=""))
 
 
@@ -63,10 +69,27 @@ def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) 
         for each in held
         if each["name"] in names and each.get("override")
     ]
-    documents = [{"kind": "Deployment", **each} for each in stated["deployments"]]
+    documents = [{"kind": "Model", **each} for each in stated.get("models", ())]
+    documents += [{"kind": "Deployment", **each} for each in stated["deployments"]]
     documents += [{"kind": "Endpoint", **each} for each in stated["endpoints"]]
     body = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True) if documents else ""
     return "\n".join(lines) + "\n" + body
+
+
+def _models(registry: Service, intention: Fields, names: set[str]) -> list[dict[str, Any]]:
+    """Return the aliases and policies of these models, without those that have neither."""
+    from tidegate.cli.api import part
+
+    found = []
+    for name in sorted(names):
+        policy = registry.get(f"/v1/models/{part(name)}/policy")
+        aliases = (intention.get("aliases") or {}).get(name)
+        kept = {key: value for key, value in policy.items() if value}
+        if not any((policy["retention"] or {}).values()):
+            kept.pop("retention", None)
+        if aliases or kept:
+            found.append({"name": name, **({"aliases": aliases} if aliases else {}), **kept})
+    return found
 
 
 def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -74,7 +74,7 @@ def apply(
     file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE.yaml", help="- reads stdin.")],
     json: Json = False,
 ) -> None:
-    """Create or change Deployments and Endpoints from a YAML file. On any error, nothing is changed.
+    """Create or change Deployments, Endpoints and models from a YAML file. On any error, change nothing.
 
     Example: tidegate export digits > state.yaml, edit it, tidegate apply -f state.yaml
     """
@@ -123,15 +123,16 @@ def documents(text: str, where: str) -> dict[str, list[dict[str, Any]]]:
     except yaml.YAMLError as error:
         raise UsageError(f"{where} is not YAML: {error}") from None
     sorted_: dict[str, list[dict[str, Any]]] = {"deployments": [], "endpoints": []}
+    kinds = ("models", *sorted_)
     for number, document in enumerate(found, start=1):
         kind = str(document.get("kind")) if isinstance(document, dict) else ""
-        if f"{kind.lower()}s" not in sorted_:
+        if f"{kind.lower()}s" not in kinds:
             raise UsageError(
-                f"{where}, document {number}: needs `kind: Deployment` or `kind: Endpoint`, "
+                f"{where}, document {number}: needs `kind: Deployment`, `kind: Endpoint` or `kind: Model`, "
                 f"has {kind or 'none'!r}."
             )
         fields = {key: value for key, value in document.items() if key != "kind"}
-        sorted_[f"{kind.lower()}s"].append(fields)
+        sorted_.setdefault(f"{kind.lower()}s", []).append(fields)
     if not found:
         raise UsageError(f"{where} holds no document.")
     return sorted_

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from services.registry.domain.edits import POLICY_FIELDS, ApplyOutcome
+from services.registry.domain.stated_models import StatedModel
 from tidegate.kernel.protocol.models import (
     Deployment,
     DeploymentSpec,
@@ -40,6 +41,7 @@ DeploymentPatch = Annotated[dict[str, Any], WithJsonSchema(_schema(DeploymentSpe
 _SPEC = _schema(DeploymentSpec, ())
 _POLICY = _SPEC | {"properties": {name: _SPEC["properties"][name] for name in POLICY_FIELDS}}
 PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(_POLICY)]
+ModelFields = Annotated[dict[str, Any], WithJsonSchema(_schema(StatedModel, ("name",)))]
 EndpointFields = Annotated[dict[str, Any], WithJsonSchema(_schema(EndpointSpec, ("targets",)))]
 
 
@@ -197,10 +199,11 @@ class Deployed(BaseModel):
 
 
 class ApplyBody(Noun):
-    """The Deployments and Endpoints of a file."""
+    """The Deployments, Endpoints and models of a file."""
 
     deployments: list[DeploymentFields] = Field(default_factory=list, max_length=1_000)
     endpoints: list[EndpointFields] = Field(default_factory=list, max_length=1_000)
+    models: list[ModelFields] = Field(default_factory=list, max_length=1_000)
 
 
 class Applied(BaseModel):

@@ -10,12 +10,14 @@ from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.api.bodies import Applied, ApplyBody, DeployBody, Deployed
 from services.registry.api.dependencies import TransactionsDep
 from services.registry.application.resolution import version_of
-from services.registry.domain import edits, rollover, stated_rollouts
+from services.registry.domain import edits, rollover, stages, stated_models, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from services.registry.domain.references import of_version
 from services.registry.domain.stated_rollouts import RolloutStart
+from tidegate.kernel.protocol.access import ADMIN
 from tidegate.kernel.protocol.models import DesiredState
 from tidegate.kernel.service.api import JsonRoute
+from tidegate.kernel.service.caller import require
 
 router = APIRouter(prefix="/v1", tags=["desired state"], route_class=JsonRoute)
 
@@ -57,7 +59,10 @@ async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
 
 @router.post("/apply")
 async def apply(transactions: TransactionsDep, body: ApplyBody) -> Applied:
-    """Create or replace many Deployments and Endpoints. If any of them has an error, change nothing."""
+    """Create or replace many Deployments and Endpoints, and the policies and aliases of models.
+
+    If any of them has an error, change nothing.
+    """
     outcomes: list[edits.ApplyOutcome] = []
     started_at = transactions.now().timestamp()
 
@@ -66,7 +71,11 @@ async def apply(transactions: TransactionsDep, body: ApplyBody) -> Applied:
             start = RolloutStart(secrets.token_hex(4), started_at)
             return stated_rollouts.put_endpoint(snapshot, name, fields, start=start)
 
-        changes, outcomes[:] = edits.apply(now, body.deployments, body.endpoints, put)
+        changes, outcomes[:] = edits.apply(
+            now, body.deployments, body.endpoints, put, body.models, stated_models.put_model
+        )
+        if stages.changes_rules(now, changes):
+            require(ADMIN)
         return changes
 
     async def result(reader: DesiredStateReader) -> Applied:

@@ -58,7 +58,7 @@ async def informed(reader: DesiredStateReader, found: Sequence[Version]) -> list
         for alias, number in by_alias.items():
             named.setdefault((model, number), []).append(alias)
     return [
-        VersionInfo(
+        VersionInfo.model_construct(
             **dict(each),
             aliases=named.get((each.model, each.number), []),
             deleted_at=special.get((each.model, each.number), (None, None))[0],

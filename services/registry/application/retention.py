@@ -6,7 +6,7 @@ from services.registry.adapters.sql import audit, deleted, policies
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.application.transactions import Transactions
 from services.registry.domain import names, retention, rollback
-from services.registry.domain.desired_state import ChangeNotification, RegistrySnapshot
+from services.registry.domain.desired_state import PutPolicy, RegistrySnapshot
 from services.registry.domain.model_policy import ModelPolicy, RetentionPolicy, patched
 from services.registry.domain.retention import Fate
 from tidegate.kernel import telemetry
@@ -41,9 +41,7 @@ class Retention:
             if after.guards(before):
                 caller.require(ADMIN)
             if after != before:
-                await policies.put(writer.connection, model, after)
-                notification = ChangeNotification("policy", model, "updated")
-                await writer.note(notification, before.model_dump(mode="json"), after.model_dump(mode="json"))
+                await writer.apply([PutPolicy(model, after)])
         return after
 
     async def plan(self, model: str, policy: RetentionPolicy | None = None) -> list[Fate]:

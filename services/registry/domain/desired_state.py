@@ -115,10 +115,19 @@ class DropAlias:
     alias: str
 
 
+@dataclass(frozen=True, slots=True)
+class PutPolicy:
+    """Set the policy of a model."""
+
+    model: str
+    policy: ModelPolicy
+
+
 Change = (
     PutDeployment
     | PutEndpoint
     | PutAlias
+    | PutPolicy
     | RestoreVersion
     | DropDeployment
     | DropEndpoint
@@ -145,6 +154,8 @@ def notification_of(change: Change) -> ChangeNotification:
             return ChangeNotification("version", f"{model}/{number}", "deleted")
         case PutAlias(model, alias, _, created):
             return ChangeNotification("alias", f"{model}/{alias}", "created" if created else "updated")
+        case PutPolicy(model):
+            return ChangeNotification("policy", model, "updated")
         case DropAlias(model, alias):
             return ChangeNotification("alias", f"{model}/{alias}", "deleted")
 
@@ -212,7 +223,7 @@ class RegistrySnapshot:
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
         """Return the snapshot after these changes."""
         versions, deleted, deployments = set(self.versions), set(self.deleted), dict(self.deployments)
-        endpoints, aliases = dict(self.endpoints), dict(self.aliases)
+        endpoints, aliases, policies = dict(self.endpoints), dict(self.aliases), dict(self.policies)
         for change in changes:
             match change:
                 case PutDeployment(stored):
@@ -236,6 +247,8 @@ class RegistrySnapshot:
                     aliases[model, alias] = number
                 case DropAlias(model, alias):
                     del aliases[model, alias]
+                case PutPolicy(model, policy):
+                    policies[model] = policy
         return replace(
             self,
             versions=frozenset(versions),
@@ -243,6 +256,7 @@ class RegistrySnapshot:
             endpoints=endpoints,
             aliases=aliases,
             deleted=frozenset(deleted),
+            policies=policies,
         )
 
 

@@ -32,7 +32,7 @@ POLICY_FIELDS = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "targe
 class ApplyOutcome:
     """The effect of `apply` on one object."""
 
-    kind: Literal["deployment", "endpoint"]
+    kind: Literal["model", "deployment", "endpoint"]
     name: str
     action: Literal["created", "updated", "unchanged"]
 
@@ -143,18 +143,25 @@ def apply(
     deployments: Sequence[Fields],
     endpoints: Sequence[Fields],
     put: Callable[[RegistrySnapshot, str, Fields], list[Change]] = put_endpoint,
+    models: Sequence[Fields] = (),
+    put_model: Callable[[RegistrySnapshot, str, Fields], list[Change]] | None = None,
 ) -> tuple[list[Change], list[ApplyOutcome]]:
     """Create or replace all objects of a file, in one plan. If one has an error, nothing changes.
 
-    Return the changes, and the outcome for each object in the file's order. ``put`` plans an Endpoint.
+    Return the changes, and the outcome for each object, models first. ``put`` plans an Endpoint, and
+    ``put_model`` a model.
     """
-    stated = [("deployment", each) for each in deployments] + [("endpoint", each) for each in endpoints]
+    stated = [("model", each) for each in models]
+    stated += [("deployment", each) for each in deployments] + [("endpoint", each) for each in endpoints]
     _check_unique(stated)
     changes: list[Change] = []
     outcomes: list[ApplyOutcome] = []
     for kind, fields in stated:
         name = str(fields.get("name", ""))
-        if kind == "deployment":
+        if kind == "model" and put_model is not None:
+            step = put_model(snapshot, name, fields)
+            outcomes.append(ApplyOutcome("model", name, _action(step, exists=True)))
+        elif kind == "deployment":
             step, exists = put_deployment(snapshot, name, fields), name in snapshot.deployments
             outcomes.append(ApplyOutcome("deployment", name, _action(step, exists)))
         else:

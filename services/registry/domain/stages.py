@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from services.registry.domain import names
-from services.registry.domain.desired_state import Change, PutDeployment, RegistrySnapshot
+from services.registry.domain.desired_state import Change, PutDeployment, PutPolicy, RegistrySnapshot
 from services.registry.domain.model_policy import ModelPolicy, Stage
 from tidegate.kernel.errors import BadRequest, Conflict
 
@@ -86,13 +86,25 @@ def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageF
         )
 
 
+def changes_rules(before: RegistrySnapshot, changes: Sequence[Change]) -> bool:
+    """Return True if a change sets other rules of what may serve."""
+    return any(
+        change.policy.guards(before.policies.get(change.model, ModelPolicy()))
+        for change in changes
+        if isinstance(change, PutPolicy)
+    )
+
+
 def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
     """Raise Conflict if a new Deployment runs a version whose stage may not serve."""
+    policies = dict(before.policies)
     for change in changes:
+        if isinstance(change, PutPolicy):
+            policies[change.model] = change.policy
         if not isinstance(change, PutDeployment) or not change.created:
             continue
         model, number = change.stored.spec.model, change.stored.spec.version
-        policy = before.policies.get(model)
+        policy = policies.get(model)
         if policy is None or policy.serve_from is None:
             continue
         stage = before.staged.get((model, number))

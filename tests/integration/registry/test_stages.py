@@ -61,3 +61,34 @@ async def test_a_version_serves_after_its_checks_and_approvals(call):
     assert {"approved": "production", "comment": "fine"} in changes
     await call("PATCH", "/v1/models/digits/policy", {"stages": None, "serve_from": None})
     assert (await call("GET", f"{path}/stage"))["next"] is None
+
+
+async def test_a_file_states_aliases_retention_and_stages(call):
+    for seed in (1, 2, 3):
+        await call.register("digits", onnx_bytes(seed))
+    await call("PUT", "/v1/models/digits/aliases/old", {"version": 1})
+    stated = {"name": "digits", "aliases": {"champion": 2}, "retention": {"keep_last": 5}, **STAGES}
+    publisher = by("ann", PUBLISH)
+    refused = await call("POST", "/v1/apply", {"models": [stated]}, status=403, **publisher)
+    assert refused["reason"] == "forbidden", "the stages need the scope admin, in a file too"
+    applied = await call("POST", "/v1/apply", {"models": [stated]})
+    assert [(item["kind"], item["action"]) for item in applied["items"]] == [("model", "updated")]
+    assert (await call("GET", "/v1/models/digits/aliases"))["items"] == [{"alias": "champion", "version": 2}]
+    policy = await call("GET", "/v1/models/digits/policy")
+    assert (policy["retention"]["keep_last"], policy["serve_from"]) == (5, "production")
+    again = await call("POST", "/v1/apply", {"models": [stated]}, **publisher)
+    assert again["items"][0]["action"] == "unchanged"
+    deployment = {"name": "own", "model": "digits", "version": 1}
+    body = {"models": [stated], "deployments": [deployment]}
+    assert (await call("POST", "/v1/apply", body, status=409))["reason"] == "stage_required"
+    for wrong, words in (
+        ({**stated, "aliases": {"champion": 9}}, "has no version 9"),
+        ({"name": "letters"}, "has no version"),
+        ({"name": "digits", "keep": 1}, "there is no field 'keep'"),
+    ):
+        answer = await call.http.post("/v1/apply", json={"models": [wrong]})
+        assert answer.status_code in (400, 404)
+        assert words in answer.json()["error"]
+    await call("POST", "/v1/apply", {"models": [{"name": "digits"}]})
+    assert (await call("GET", "/v1/models/digits/policy"))["stages"] == []
+    assert len((await call("GET", "/v1/models/digits/aliases"))["items"]) == 1, "not stated, so they stay"

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql import aliases, policies, stages
@@ -33,6 +34,7 @@ from tidegate.kernel.protocol.models import (
 )
 from tidegate.kernel.protocol.verification import REFUSED_STATES, Verification
 
+_VERSION_FIELDS = tuple(name for name in Version.model_fields if name != "verification")
 # Versions that are not deleted.
 LIVE = versions.c.deleted_at.is_(None)
 
@@ -260,8 +262,11 @@ def _all_versions() -> sa.Select[Any]:
 
 def version_of(row: sa.RowMapping) -> Version:
     """Return the version in a row of ``versions`` with the size of its artifact."""
-    fields = {name: value for name, value in row.items() if name in Version.model_fields}
-    return Version.model_validate(finite(fields) | {"verification": _verification(row)})
+    fields = {name: row[name] for name in _VERSION_FIELDS} | {"verification": _verification(row)}
+    try:
+        return Version.model_validate(fields)
+    except ValidationError:  # a row of an older release: see ``finite``
+        return Version.model_validate(finite(fields))
 
 
 def _verification(row: sa.RowMapping) -> Verification:

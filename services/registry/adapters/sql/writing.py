@@ -10,7 +10,16 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.adapters.sql import aliases, audit, baselines, cards, facts, stages, verifications
+from services.registry.adapters.sql import (
+    aliases,
+    audit,
+    baselines,
+    cards,
+    facts,
+    policies,
+    stages,
+    verifications,
+)
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.tables import (
     artifacts,
@@ -33,6 +42,7 @@ from services.registry.domain.desired_state import (
     PutAlias,
     PutDeployment,
     PutEndpoint,
+    PutPolicy,
     RestoreVersion,
     StoredDeployment,
     notification_of,
@@ -79,10 +89,6 @@ class DesiredStateWriter(DesiredStateReader):
                     await self._put_deployment(stored, created=created)
                 case PutEndpoint(spec, created):
                     await self._put_endpoint(spec, created=created)
-                case PutAlias(model, alias, number):
-                    await aliases.put(self._connection, model, alias, number, self.now)
-                case DropAlias(model, alias):
-                    await aliases.drop(self._connection, model, alias)
                 case DropDeployment(name):
                     await self._connection.execute(sa.delete(deployments).where(deployments.c.name == name))
                 case DropEndpoint(name):
@@ -96,7 +102,18 @@ class DesiredStateWriter(DesiredStateReader):
                     for part in (baselines, cards, facts, stages, verifications):
                         await part.drop(self._connection, model, number)
                     await self._connection.execute(sa.delete(versions).where(_is(model, number)))
+                case _:
+                    await self._apply_to_model(change)
             await self.note(notification, before, await self._current(notification))
+
+    async def _apply_to_model(self, change: Change) -> None:
+        match change:
+            case PutAlias(model, alias, number):
+                await aliases.put(self._connection, model, alias, number, self.now)
+            case PutPolicy(model, policy):
+                await policies.put(self._connection, model, policy)
+            case DropAlias(model, alias):
+                await aliases.drop(self._connection, model, alias)
 
     async def note(
         self,
@@ -134,6 +151,9 @@ class DesiredStateWriter(DesiredStateReader):
             objects = await self.deployments(notification.name)
         elif notification.kind == "endpoint":
             objects = await self.endpoints(notification.name)
+        elif notification.kind == "policy":
+            policy = (await policies.read(self._connection)).get(notification.name)
+            return None if policy is None else policy.model_dump(mode="json")
         elif notification.kind == "version":
             model, _, number = notification.name.rpartition("/")
             objects = await self.versions(model, int(number))
