@@ -14,6 +14,6 @@ __all__ = ["environment", "wheel"]
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack that most pages share."""
-    with running_stack(tmp_path_factory.mktemp("stack") / "state") as found:
+    """The stack that most pages share. It verifies versions, as the stacks of readers do."""
+    with running_stack(tmp_path_factory.mktemp("stack") / "state", verification="on") as found:
         yield found

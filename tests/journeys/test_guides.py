@@ -48,7 +48,7 @@ def test_a_page_is_true(
     page = read(path)
     texts = server_of(page, started, tmp_path)
     stack: Stack = (
-        started.enter_context(running_stack(tmp_path / "state"))
+        started.enter_context(running_stack(tmp_path / "state", verification="on"))
         if page.own_stack
         else request.getfixturevalue("stack")
     )
