@@ -81,10 +81,11 @@ class Verifier:
         self._granted: dict[str, float] = {}
         self._started: dict[str, Assignment] = {}
         self._kept: dict[str, float] = {}
+        self._ending: dict[str, str] = {}
         self._running: list[Running] = []
         self._reports: dict[str, ReplicaReport] = {}
         self._generations: dict[str, int] = {}
-        self._adopted = False
+        self._listed = False
         self.problem: str | None = None
 
     def take_over(self) -> None:
@@ -121,17 +122,19 @@ class Verifier:
             return
         pending = self._pending()
         metrics.VERIFYING.set(len(pending))
-        if not pending and not self._running and self._adopted:
+        if not pending and not self._running and self._listed:
             return
         self._running = [
             each
             for each in await self._launcher.list()
             if scratch_of(each.deployment) and not self._pool.became_replica(each.replica)
         ]
-        self._adopted = True
+        self._listed = True
         self._reports = {report.replica: report for report in await self._store.replicas()}
         now = self._clock()
-        found = plan(pending, self._running, self._reports, self._attempts, now)
+        # The outcome of a scratch replica counts once, even if its process cannot be ended now.
+        live = [each for each in self._running if each.replica not in self._ending]
+        found = plan(pending, live, self._reports, self._attempts, now)
         self._attempts = dict(found.attempts)
         self._grant(pending, now)
         await self._act(found)
@@ -183,16 +186,23 @@ class Verifier:
                 self._keep(each)
         now = self._clock()
         for replica, cause in found.kill:
-            if self._is_kept(replica, now) or not self._pool.release_verified(replica):
-                continue
-            log.info("ending a scratch replica", extra={"replica": replica, "cause": cause})
-            await self._launcher.kill(replica)
-            for noted in (self._granted, self._started, self._kept):
-                noted.pop(replica, None)
-            with contextlib.suppress(StoreUnavailable):
-                await self._store.forget_replica(replica)
+            if not self._is_kept(replica, now):
+                self._ending.setdefault(replica, cause)
+        for replica in [each.replica for each in self._running if each.replica in self._ending]:
+            await self._end(replica)
         for version in found.launch:
             await self._launch(version)
+
+    async def _end(self, replica: str) -> None:
+        """End a scratch replica, unless it has become a replica or may be one."""
+        if not self._pool.release_verified(replica):
+            return
+        log.info("ending a scratch replica", extra={"replica": replica, "cause": self._ending[replica]})
+        await self._launcher.kill(replica)
+        for noted in (self._granted, self._started, self._kept, self._ending):
+            noted.pop(replica, None)
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.forget_replica(replica)
 
     def _keep(self, verified: Settle) -> None:
         """Keep the scratch replica of a version that was just verified, for its first replica."""
@@ -246,6 +256,7 @@ class Verifier:
             scratch=task,
         )
         self._started[replica] = assignment
+        self._listed = False  # the next check must see it, even if no version is pending by then
         try:
             await self._launcher.launch(assignment)
         except TidegateError as error:

@@ -28,6 +28,7 @@ RUN_OPTIONS = (
     "threads", "instances", "batching", "max_concurrency", "start_timeout_s", "env", "resources", "image",
     "llm", "upstream",
 )  # fmt: skip
+PENDING_RETRY_S = 2.0  # a small version is verified after about this time
 _SKIPPED: dict[Format, str] = {
     "llm": "A language model is not loaded a second time: its first replica shows if it loads.",
     "oip": "The model runs at another server, and each call may cost money.",
@@ -95,6 +96,7 @@ def refusal(model: str, number: int, verification: Verification) -> Conflict:
             f"Version {number} of model {model!r} is not verified yet: a scratch replica loads it first. "
             f"Wait for it: `tidegate verify {model} --version {number}`. {anyway}",
             reason=NOT_VERIFIED,
+            retry_after_s=PENDING_RETRY_S,
         )
     return Conflict(
         f"Version {number} of model {model!r} was rejected: {verification.message.rstrip('.')}. Correct it "
