@@ -17,7 +17,7 @@ def keep(name, **arrays):
     np.savez(folder + "/" + name + ".npz", **arrays)
 """
 
-XGBOOST = (
+XGBOOST_BINARY = (
     _DATA
     + """
 import xgboost as xgb
@@ -32,6 +32,12 @@ def plain(name, suffix, labels, **options):
     return booster.predict(xgb.DMatrix(x))
 p = plain("binary", ".ubj", two, objective="binary:logistic")
 keep("binary", x=x, probabilities=np.column_stack([1 - p, p]), label=p > 0.5)
+"""
+)
+
+XGBOOST = (
+    XGBOOST_BINARY
+    + """
 p = plain("several", ".json", three, objective="multi:softprob", num_class=3)
 keep("several", x=x, probabilities=p, label=p.argmax(axis=1))
 for name, suffix, labels, options in [
@@ -53,7 +59,7 @@ keep("stopped", x=x, probabilities=stopped.predict_proba(x), label=stopped.predi
 """
 )
 
-LIGHTGBM = (
+LIGHTGBM_CLASSES = (
     _DATA
     + """
 import lightgbm as lgb
@@ -67,6 +73,12 @@ keep("binary", x=wide, probabilities=np.column_stack([1 - p, p]), label=p > 0.5)
 for name, objective in (("several", "multiclass"), ("ova", "multiclassova")):
     p = train(name, three, objective=objective, num_class=3)
     keep(name, x=wide, probabilities=p, label=p.argmax(axis=1))
+"""
+)
+
+LIGHTGBM = (
+    LIGHTGBM_CLASSES
+    + """
 for name, labels, objective in [
     ("regression", x[:, 0], "regression"), ("poisson", np.abs(x[:, 0]), "poisson"),
     ("entropy", two, "cross_entropy"),
