@@ -23,7 +23,7 @@ def main() -> int:
     from tidegate.kernel.blobs import object_store
 
     settings = GatewaySettings()
-    object_store.require("gateway", blob_url=settings.blob_url)
+    object_store.require("gateway", blob_url=settings.blob_url, async_url=settings.async_url)
     parser = argparse.ArgumentParser(prog="services.gateway", description="The gateway.")
     parser.add_argument(
         "--workers",

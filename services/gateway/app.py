@@ -152,7 +152,14 @@ def _rest_app(
             *parts.triton.routers,
             # Before OpenAI's: they share the path of one model.
             *rows_routers(
-                parts.core, access, parts.limits, parts.metrics, parts.log, parts.catalogue, llm.openai.model
+                parts.core,
+                access,
+                parts.limits,
+                parts.metrics,
+                parts.log,
+                parts.catalogue,
+                parts.job_wiring,
+                llm.openai.model,
             ),
             *llm.routers,
             *parts.job_wiring.routers,

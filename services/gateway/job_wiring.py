@@ -7,8 +7,10 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from services.gateway.adapters.acknowledged_jobs import AcknowledgedJobs
+from services.gateway.adapters.async_store import AsyncStore
 from services.gateway.adapters.job_queue import JobQueue
 from services.gateway.adapters.router_client import RouterClient
+from services.gateway.adapters.store.async_outputs import AsyncOutputStore
 from services.gateway.adapters.store.batches import BatchStore
 from services.gateway.adapters.store.files import FileStore
 from services.gateway.api.batches import BatchHandlers
@@ -22,6 +24,7 @@ from services.gateway.api.openai.files import OpenAiFileRoutes
 from services.gateway.api.webhooks import WebhookHandlers
 from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
+from services.gateway.application.async_outputs import AsyncOutputs
 from services.gateway.application.inference.core import InferenceCore
 from services.gateway.application.jobs.batches import BatchService
 from services.gateway.application.jobs.results import JobResults
@@ -60,7 +63,7 @@ class JobWiring:
         # The store of jobs keeps its data in memory, so large tensors go to the blob store.
         claims = Claims(blobs, min(settings.claim_above_bytes, LARGE))
         tracker = JobTracker(self._store, self._queue)
-        self._submitter = JobSubmitter(
+        self.submitter = JobSubmitter(
             core,
             LlmCore(core, accounting),
             tracker,
@@ -75,7 +78,7 @@ class JobWiring:
         self._batch_store = BatchStore.connect(settings.jobs_url)
         self._batches = BatchService(
             self._batch_store,
-            self._submitter,
+            self.submitter,
             tracker,
             results,
             blobs,
@@ -105,11 +108,19 @@ class JobWiring:
         )
         self._webhooks = WebhookStore.connect(settings.jobs_url)
         self._router = RouterClient(settings.router_url, settings.service_token)
-        self._acknowledged = AcknowledgedJobs(self._store, incarnation, lambda: self._submitter.acknowledged)
-        self.submission = JobSubmissionHandler(self._submitter, tracker, responses, access, log)
-        self.llm = LlmJobs(self._submitter, tracker, responses, access, log)
+        self._acknowledged = AcknowledgedJobs(self._store, incarnation, lambda: self.submitter.acknowledged)
+        self.async_store = AsyncStore(settings.async_url) if settings.async_url else None
+        self.async_outputs = (
+            None
+            if self.async_store is None
+            else AsyncOutputs(
+                AsyncOutputStore.connect(settings.jobs_url), self._store, results, self.async_store
+            )
+        )
+        self.submission = JobSubmissionHandler(self.submitter, tracker, responses, access, log)
+        self.llm = LlmJobs(self.submitter, tracker, responses, access, log)
         self.routers: list[APIRouter] = [
-            JobHandlers(self._submitter, tracker, responses, access).router,
+            JobHandlers(self.submitter, tracker, responses, access).router,
             batch_handlers.router,
             OpenAiFileRoutes(self._files, limits).router,
             WebhookHandlers(tracker, self._webhooks, self._router).router,
@@ -121,13 +132,17 @@ class JobWiring:
         self._acknowledged.start()
         self._batches.start()
         self._files.start()
+        if self.async_outputs is not None:
+            self.async_outputs.start()
 
     async def stop(self) -> None:
         """End the leases of batches, write the records of submitted jobs, and disconnect."""
+        if self.async_outputs is not None:
+            await self.async_outputs.stop()
         await self._batches.stop()
         await self._files.stop()
         await self._acknowledged.stop()
-        await self._submitter.stop()
+        await self.submitter.stop()
         await self._queue.stop()
         await self._batch_store.close()
         await self._store.close()

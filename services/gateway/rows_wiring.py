@@ -11,12 +11,14 @@ from services.gateway.api.metrics import GatewayMetrics
 from services.gateway.api.rows.azure_ml import AzureMlRoutes
 from services.gateway.api.rows.door import RowsDoor
 from services.gateway.api.rows.sage_maker import SageMakerRoutes
+from services.gateway.api.rows.sage_maker_async import SageMakerAsyncRoutes
 from services.gateway.api.rows.tf_serving import TfServingRoutes
 from services.gateway.api.rows.torch_serve import TorchServeRoutes
 from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.catalogue import Catalogue
 from services.gateway.application.inference.core import InferenceCore
+from services.gateway.job_wiring import JobWiring
 
 # The paths whose routes limit their bodies, like STREAMED in app.py.
 ROWS_BODIES: dict[str, int | None] = {
@@ -32,6 +34,7 @@ def rows_routers(
     metrics: GatewayMetrics,
     log: AccessLog,
     catalogue: Catalogue,
+    jobs: JobWiring,
     openai: Callable[[str], Awaitable[Response]],
 ) -> list[APIRouter]:
     """Return the routers. ``openai`` answers for a language model at ``GET /v1/models/{model}``."""
@@ -40,5 +43,8 @@ def rows_routers(
         TfServingRoutes(door, catalogue, openai).router,
         TorchServeRoutes(door).router,
         SageMakerRoutes(door).router,
+        SageMakerAsyncRoutes(
+            door, access, limits, log, jobs.submitter, jobs.async_outputs, jobs.async_store
+        ).router,
         AzureMlRoutes(door).router,
     ]

@@ -31,6 +31,11 @@ class GatewaySettings(Settings):
         le=1,
         description="A share of cores: no shadow copy is sent while more of a worker host's cores are busy.",
     )
+    async_url: str = Field(
+        "",
+        description="Store of SageMaker's asynchronous inference: `file://`, `s3://`, `gs://` or `az://`. "
+        "Inputs are read from it, and answers are written to it. Empty: such calls are refused.",
+    )
     max_body_bytes: int = Field(
         256 * 2**20, description="Largest request body that the gateway accepts, in bytes."
     )

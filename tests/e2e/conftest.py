@@ -112,6 +112,11 @@ class Stack:
         """Deploy and wait until it serves."""
         return self.cli("deploy", str(file), "--name", name, "--wait", "--timeout", "120", *options)
 
+    @property
+    def async_url(self) -> str:
+        """Return the store of asynchronous inference."""
+        return self.env["TIDEGATE_ASYNC_URL"]
+
     def replicas(self, deployment: str) -> list[dict[str, Any]]:
         """The replicas of a Deployment."""
         return [r for r in self.autoscaler("/v1/replicas")["items"] if r["deployment"] == deployment]
@@ -163,7 +168,8 @@ def processes_of(state: Path) -> list[psutil.Process]:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack, with nothing deployed. At the end no process of it is left."""
-    with running_stack(tmp_path_factory.mktemp("stack") / "state") as found:
+    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(folder / "state", async_url=f"file://{folder}/async") as found:
         yield found
 
 

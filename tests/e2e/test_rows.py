@@ -164,7 +164,10 @@ class SageMaker:
 
     def invoke(self, *calls: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the answers to calls of ``invoke_endpoint``. Their bodies are bytes."""
-        sent = [call | {"Body": base64.b64encode(call["Body"]).decode()} for call in calls]
+        sent = [
+            call | {"Body": base64.b64encode(call["Body"]).decode()} if "Body" in call else call
+            for call in calls
+        ]
         given = json.dumps({"url": self._url, "key": self._key, "calls": sent})
         script = Path(__file__).with_name("use_sagemaker.py")
         done = subprocess.run(
@@ -178,6 +181,49 @@ class SageMaker:
 @pytest.fixture(scope="module")
 def sagemaker(stack: Stack, served: str, clients_python: Path) -> SageMaker:
     return SageMaker(clients_python, stack.settings.gateway_url, "EMPTY")
+
+
+def test_sagemakers_asynchronous_inference_with_boto3(
+    stack: Stack, sagemaker: SageMaker, digits: Digits, rows: list[list[float]]
+):
+    root = stack.async_url
+    folder = Path(root.removeprefix("file://"))
+    (folder / "in").mkdir(parents=True)
+    (folder / "in/rows.json").write_text(json.dumps({"instances": rows}))
+    (folder / "in/wrong.csv").write_text("1,2\n")
+    to = {"EndpointName": "digits", "InputLocation": f"{root}/in/rows.json"}
+    as_json, as_npy, wrong, missing, elsewhere, endless = sagemaker.invoke(
+        to | {"ContentType": "application/json", "InferenceId": "mine-1"},
+        to | {"ContentType": "application/json", "Accept": "text/csv", "RequestTTLSeconds": 600},
+        to | {"ContentType": "text/csv", "InputLocation": f"{root}/in/wrong.csv"},
+        to | {"InputLocation": f"{root}/in/nothing.json"},
+        to | {"InputLocation": "file:///etc/passwd"},
+        to | {"EndpointName": "nothing"},
+    )
+    assert as_json["InferenceId"] == "mine-1"
+    predictions = json.loads(answer_at(as_json))["predictions"]
+    same(digits, [p["label"] for p in predictions], [p["probabilities"] for p in predictions])
+    assert len(answer_at(as_npy).splitlines()) == ROWS
+    assert len(as_npy["InferenceId"]) == 32
+    for refused, text in (
+        (wrong, "do not fill the shape"),
+        (missing, "there is no input"),
+        (elsewhere, "not below"),
+        (endless, "no model"),
+    ):
+        assert text in refused["error"]["Message"], refused
+    assert sorted(each.name for each in folder.iterdir()) == ["in", "tidegate-async"]
+
+
+def answer_at(accepted: dict[str, Any]) -> str:
+    """Wait for the answer of an asynchronous call, and return it."""
+    path = Path(accepted["OutputLocation"].removeprefix("file://"))
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < deadline
+        assert not Path(accepted["FailureLocation"].removeprefix("file://")).exists()
+        time.sleep(0.05)
+    return path.read_text()
 
 
 def test_sagemaker_with_boto3(sagemaker: SageMaker, digits: Digits, rows: list[list[float]]):

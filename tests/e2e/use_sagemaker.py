@@ -1,7 +1,8 @@
 """SageMaker's client boto3, unmodified. It runs in the environment of other systems' clients.
 
-Standard input is JSON: ``url``, ``key``, and ``calls`` with the arguments of ``invoke_endpoint``. ``Body`` is
-in base64. Standard output is a list with the answer or the error of each call.
+Standard input is JSON: ``url``, ``key``, and ``calls`` with the arguments of ``invoke_endpoint``, or with an
+``InputLocation`` those of ``invoke_endpoint_async``. ``Body`` is in base64. Standard output is a list with
+the answer or the error of each call.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ def main() -> None:
 
 def call(client, **arguments):
     """Return the members of an answer that the test compares, or the error as boto3 reads it."""
+    if "InputLocation" in arguments:
+        try:
+            accepted = client.invoke_endpoint_async(**arguments)
+        except botocore.exceptions.ClientError as refused:
+            return {"error": refused.response["Error"]}
+        return {name: accepted[name] for name in ("InferenceId", "OutputLocation", "FailureLocation")}
     body = base64.b64decode(arguments.pop("Body"))
     try:
         answer = client.invoke_endpoint(**arguments, Body=body)

@@ -366,7 +366,7 @@ GATEWAY = RoutePermissions(
         f"POST {path}": (INFER,)
         for path in (
             *("/invocations", "/models/{model}/invoke", "/endpoints/{model}/invocations"),
-            "/endpoints/{model}/score",
+            *("/endpoints/{model}/async-invocations", "/endpoints/{model}/score"),
         )
     }
     | {"GET /ping": (OPEN,)}

@@ -6,9 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from services.gateway.api.rows.door import Received, RowsDoor
 from services.gateway.api.rows.errors import sage_maker
-from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.rows import content, whole_body
-from tidegate.kernel.protocol import bounded_json
+from services.gateway.domain.rows.typed_body import TypedBody
 
 PROTOCOL = "sagemaker"
 TARGET_MODEL, TARGET_VARIANT = "x-amzn-sagemaker-target-model", "x-amzn-sagemaker-target-variant"
@@ -38,25 +37,13 @@ class SageMakerRoutes:
         async def make(received: Received) -> Response:
             name = model or received.header(TARGET_MODEL).removesuffix(".tar.gz").strip("/")
             name = name or self._door.only(f"name one in the header {TARGET_MODEL}")
-            kind, by_row, whole = received.header("content-type"), True, False
-
-            def decode(contract: Contract) -> Decoded:
-                nonlocal by_row, whole
-                if whole := whole_body.takes_whole_body(contract):
-                    return whole_body.decode(received.body, kind, received.header("accept"), contract)
-                if content.is_json(kind):
-                    document = bounded_json.loads(received.body)
-                    by_row = not content.is_columns(document, contract)
-                    return content.from_json(document, contract)
-                return content.decode(kind, received.body, contract)
-
+            given = TypedBody(received.header("content-type"), received.header("accept"), received.body)
             version = received.header(TARGET_VARIANT).removeprefix("v")
-            answer = await self._door.run(received, PROTOCOL, name, version, decode)
-            if whole:
+            answer = await self._door.run(received, PROTOCOL, name, version, given.decode)
+            if given.whole:
                 media, body = whole_body.answer(answer.result.outputs, answer.result.reply.data)
             else:
-                accept = received.header("accept") or kind
-                media, body = content.encode(accept, answer.outputs, rows=by_row)
+                media, body = content.encode(given.wanted, answer.outputs, rows=given.rows)
             variant = f"v{answer.result.route.version}"
             headers = answer.headers | {"x-amzn-invoked-production-variant": variant}
             if attributes := received.header(ATTRIBUTES):

@@ -64,6 +64,11 @@ class JobResults:
         except ValueError as error:
             raise _unreadable(job, error) from None
 
+    async def tensors(self, job: Job, frame: bytes) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
+        """Return the outputs in a reply frame, their raw data, and the rows. Raises TidegateError."""
+        reply, outputs, _, data = await self._read(job, frame)
+        return outputs, data, reply.rows
+
     async def _read(
         self, job: Job, frame: bytes
     ) -> tuple[Reply, tuple[Tensor, ...], dict[str, Any], list[Buffer]]:

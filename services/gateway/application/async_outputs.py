@@ -1,0 +1,112 @@
+"""Write the answers of asynchronous inference to their store, when their jobs have ended."""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+from prometheus_client import Counter
+
+from services.gateway.adapters.async_store import AsyncStore
+from services.gateway.adapters.store.async_outputs import AsyncOutputStore
+from services.gateway.application.jobs.results import JobResults
+from services.gateway.domain.async_inference import AnswerPlan, failure_key, output_key
+from services.gateway.domain.job_results import failure_of
+from services.gateway.domain.rows.typed_body import encoded
+from tidegate.kernel import telemetry
+from tidegate.kernel.errors import TidegateError, Unavailable
+from tidegate.kernel.protocol.jobs import Job
+from tidegate.kernel.protocol.redaction import for_caller
+from tidegate.kernel.repeating_task import RepeatingTask
+from tidegate.kernel.store import JobStore, StoreUnavailable
+
+log = telemetry.logger(__name__)
+
+WRITTEN = Counter(
+    "tidegate_gateway_async_answers_total", "Answers of asynchronous inference, by outcome.", ["outcome"]
+)
+TAKEN, LEASE_MS, POLL_S, RETRY_S = 64, 60_000, 0.5, 2.0
+# The first look at a new job. Later looks are rarer: a tenth of its age apart.
+FIRST_MS, RAREST_MS = 250, 10_000
+
+
+class AsyncOutputs:
+    """One loop in each gateway process. It writes one answer at a time, so it needs little memory."""
+
+    def __init__(self, due: AsyncOutputStore, jobs: JobStore, results: JobResults, store: AsyncStore) -> None:
+        self._due = due
+        self._jobs = jobs
+        self._results = results
+        self._store = store
+        self._loop = RepeatingTask("asynchronous answers", self._step, retry_s=RETRY_S)
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Stop. Another process writes what is left."""
+        await self._loop.stop()
+        await self._due.close()
+
+    async def expect(self, job: Job) -> None:
+        """Write the answer of a job when it has ended. Raise Unavailable."""
+        await self._due.add(job.id, int(time.time() * 1e3) + FIRST_MS)
+
+    async def _step(self) -> float:
+        try:
+            ids = await self._due.take(TAKEN, LEASE_MS)
+            if not ids:
+                return POLL_S
+            jobs = await self._jobs.get_many(ids)
+        except StoreUnavailable:
+            return RETRY_S
+        done: list[bytes] = []
+        again: dict[bytes, int] = {}
+        now = int(time.time() * 1e3)
+        for id_, job in zip(ids, jobs, strict=True):
+            if job is None:
+                done.append(id_)  # its record was deleted meanwhile
+            elif not job.terminal:
+                again[id_] = now + min(RAREST_MS, max(FIRST_MS, (now - job.created_ms) // 10))
+        ended = [job for job in jobs if job is not None and job.terminal]
+        for job in ended:
+            if await self._write(job):
+                done.append(job.id)
+            else:
+                again[job.id] = now + RAREST_MS
+        try:
+            await self._due.settle(done, again)
+        except StoreUnavailable:
+            return RETRY_S  # their leases end, and they are written again
+        return 0.0 if len(ids) == TAKEN else POLL_S
+
+    async def _write(self, job: Job) -> bool:
+        """Write a job's answer or error. Return False if the store failed."""
+        name = job.id.hex()
+        try:
+            key, body, outcome = await self._answer(job, name)
+            await self._store.write(key, body)
+        except Unavailable as error:
+            log.warning("an answer was not written", extra={"job": name, "problem": error.message})
+            return False
+        WRITTEN.labels(outcome).inc()
+        return True
+
+    async def _answer(self, job: Job, name: str) -> tuple[str, bytes, str]:
+        try:
+            if job.state != "succeeded":
+                raise failure_of(job)
+            plan = AnswerPlan.from_ask(job.ask)
+            tensors, data, rows = await self._results.tensors(job, await self._results.frame(job))
+            _, body = encoded(plan.accept, tensors, data, rows, rows=plan.rows, whole=plan.whole)
+            return output_key(name), body, "written"
+        except Unavailable:
+            raise
+        except TidegateError as failure:
+            error = failure
+        except Exception:  # an answer that cannot be encoded must not be tried for ever
+            log.exception("an answer cannot be encoded", extra={"job": name})
+            error = TidegateError("internal error; see the log of the service")
+        document = {"reason": error.reason, "message": for_caller(error), "job": name}
+        return failure_key(name), orjson.dumps(document), "failed"

@@ -1,0 +1,85 @@
+"""Asynchronous inference as SageMaker has it: where inputs may lie, and where answers go. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.protocol.bounded_json import shown
+
+# Answers have a folder of their own, which is no place for inputs.
+FOLDER = "tidegate-async"
+# The member of a job's record that says how its answer is written.
+ASK = "async"
+ID = re.compile(r"[\x21-\x7e]{1,64}")
+MAX_LOCATION = 1024
+# SageMaker keeps a request for 6 hours by default, and for 6 hours at most.
+LEAST_TTL_S, DEFAULT_TTL_S, MOST_TTL_S = 60, 21_600, 21_600
+
+
+class AnswerPlan(NamedTuple):
+    """The form in which an answer is written. ``accept``: the wanted types. ``rows``: the request had rows.
+
+    ``whole``: the model answers with a whole body.
+    """
+
+    accept: str
+    rows: bool = True
+    whole: bool = False
+
+    def to_ask(self) -> dict[str, Any]:
+        """Return the plan as a member of a job's record."""
+        return {ASK: {"accept": self.accept[:200], "rows": self.rows, "whole": self.whole}}
+
+    @classmethod
+    def from_ask(cls, ask: Mapping[str, Any]) -> AnswerPlan:
+        """Return the plan in a job's record."""
+        found = ask.get(ASK, {})
+        rows, whole = bool(found.get("rows", True)), bool(found.get("whole", False))
+        return cls(str(found.get("accept", "")), rows, whole)
+
+
+def key_of(location: str, root: str) -> str:
+    """Return the path of an input below ``root``, the URL of the store. Raise BadRequest."""
+    if not location or len(location) > MAX_LOCATION:
+        raise BadRequest(f"X-Amzn-SageMaker-InputLocation must name the input, below {root}/")
+    if not location.startswith(f"{root}/"):
+        raise BadRequest(
+            f"InputLocation {shown(location)} is not below {root}/, the store of asynchronous inference "
+            "(TIDEGATE_ASYNC_URL)"
+        )
+    key = location.removeprefix(f"{root}/")
+    parts = key.split("/")
+    if not key.isprintable() or {"", ".", ".."} & set(parts) or parts[0] == FOLDER:
+        raise BadRequest(f"InputLocation {shown(location)} is not a path of an input")
+    return key
+
+
+def output_key(job: str) -> str:
+    """Return the path of a job's answer."""
+    return f"{FOLDER}/output/{job}.out"
+
+
+def failure_key(job: str) -> str:
+    """Return the path of a job's error."""
+    return f"{FOLDER}/failure/{job}-error.out"
+
+
+def ttl_s(text: str) -> float:
+    """Return the time after which a waiting request expires, in seconds. Raise BadRequest."""
+    if not text:
+        return DEFAULT_TTL_S
+    if not text.isdecimal() or not LEAST_TTL_S <= int(text[:9]) <= MOST_TTL_S:
+        raise BadRequest(
+            f"RequestTTLSeconds must be a number from {LEAST_TTL_S} to {MOST_TTL_S}, got {shown(text)}"
+        )
+    return float(text)
+
+
+def inference_id(text: str, job: str) -> str:
+    """Return the caller's id of a request, or else the job's. Raise BadRequest."""
+    if text and ID.fullmatch(text) is None:
+        raise BadRequest(f"InferenceId must have 1 to 64 characters without blanks, got {shown(text)}")
+    return text or job

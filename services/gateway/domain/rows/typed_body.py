@@ -1,0 +1,48 @@
+"""A body with its content type, as SageMaker's containers take it, and the answer in an accepted type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.gateway.domain.contract import Contract, Decoded
+from services.gateway.domain.rows import content, encoding, whole_body
+from tidegate.kernel.protocol import bounded_json
+from tidegate.kernel.protocol.envelope import Buffer, Tensor
+
+
+class TypedBody:
+    """The body of one request. After :meth:`decode`, ``rows`` is True if it had rows.
+
+    ``whole`` is True if the model takes the whole body and answers with one.
+    """
+
+    def __init__(self, kind: str, accept: str, body: Buffer) -> None:
+        self._kind = kind
+        self._accept = accept
+        self._body = body
+        self.rows, self.whole = True, False
+
+    def decode(self, contract: Contract) -> Decoded:
+        """Return the request. Raise BadRequest, PayloadTooLarge, or Unavailable without a signature."""
+        self.whole = whole_body.takes_whole_body(contract)
+        if self.whole:
+            return whole_body.decode(self._body, self._kind, self._accept, contract)
+        if not content.is_json(self._kind):
+            return content.decode(self._kind, self._body, contract)
+        document = bounded_json.loads(self._body)
+        self.rows = not content.is_columns(document, contract)
+        return content.from_json(document, contract)
+
+    @property
+    def wanted(self) -> str:
+        """Return the content types that the caller accepts; without any, that of the request."""
+        return self._accept or self._kind
+
+
+def encoded(
+    wanted: str, outputs: Sequence[Tensor], data: Sequence[Buffer], batch: int, *, rows: bool, whole: bool
+) -> tuple[str, bytes]:
+    """Return the content type and the body of an answer. ``batch``: its rows, 0 without a batch axis."""
+    if whole:
+        return whole_body.answer(outputs, data)
+    return content.encode(wanted, encoding.arrays(outputs, data, batch), rows=rows)
