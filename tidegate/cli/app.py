@@ -52,6 +52,7 @@ from tidegate.cli import (
     top,
     traffic,
     tune,
+    uploads,
     verify,
     version_archive,
 )
@@ -103,6 +104,7 @@ for name, command, panel in (
     ("signatures", signatures.signatures, _MODELS),
     ("save", version_archive.save, _MODELS),
     ("load", version_archive.load, _MODELS),
+    ("uploads", uploads.uploads, _MODELS),
     ("search", catalogue.search, _MODELS),
     ("show", catalogue.show, _MODELS),
     ("describe", catalogue.describe, _MODELS),

@@ -71,7 +71,7 @@ def check_new(uploads: Sequence[Upload], size: int, limits: UploadLimits) -> Non
             "(TIDEGATE_MAX_ARTIFACT_BYTES)."
         )
     unfinished = [each for each in uploads if each.is_unfinished]
-    remedy = "Finish one, or delete one: GET /v1/uploads lists them, DELETE /v1/uploads/ID deletes one."
+    remedy = "Finish one, or delete one: `tidegate uploads` lists them (API: GET /v1/uploads)."
     if len(unfinished) >= limits.number:
         raise TooMany(
             f"You have {len(unfinished)} unfinished uploads, the limit "

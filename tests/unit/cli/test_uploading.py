@@ -68,6 +68,18 @@ def test_a_lost_connection_is_shown(run: Run, capsys: pytest.CaptureFixture[str]
     assert "upload: waiting (The registry does not answer" in capsys.readouterr().err
 
 
+def test_uploads_are_listed_and_deleted(plane: Any, tidegate: Any) -> None:
+    unfinished = Registry()
+    unfinished.stored = CONTENT[:600]
+    plane.answers |= {
+        "GET /v1/uploads": {"items": [unfinished.document()]},
+        "DELETE /v1/uploads/u1": lambda _: httpx.Response(204),
+    }
+    assert "600 B of 1.28 kB" in tidegate("uploads")[1]
+    assert "Deleted upload u1" in tidegate("uploads", "--delete", "u1")[1]
+    assert plane.seen[-1] == "registry DELETE /v1/uploads/u1"
+
+
 def test_an_upload_that_is_given_up_says_what_to_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "PATIENCE_S", -1.0)
     registry = Registry()
