@@ -24,6 +24,7 @@ from services.autoscaler.domain.snapshot import (
     Snapshot,
     describe,
 )
+from services.autoscaler.domain.verification import is_scratch
 from tidegate.kernel.protocol.presence import ReplicaReport
 
 
@@ -124,7 +125,9 @@ def _adopt(
         seen = replicas[each.replica] = replica_health.with_heartbeat(
             each, (reports or {}).get(each.replica), memory, now
         )
-        if each.replica in state.replicas and seen.ready_at is not None and memory.ready_at is None:
+        ready = each.replica in state.replicas and seen.ready_at is not None and memory.ready_at is None
+        # Only the first replica of a version begins as a scratch replica, so its start is no measure.
+        if ready and not is_scratch(each.worker):
             took = max(0.0, now - each.launched_at - seen.installing_s)
             starts[each.deployment] = (took, *starts.get(each.deployment, ()))[:STARTS_KEPT]
         _raise_generation(generations, each.deployment, each.slot, each.generation)

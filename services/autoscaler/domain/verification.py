@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.autoscaler.domain.launcher import Running
+from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.snapshot import Host, Policy
 from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
@@ -67,6 +67,12 @@ def scratch_of(deployment: str) -> Key | None:
         return None
     model, _, number = deployment[len(PREFIX) : -len(SUFFIX)].rpartition("-")
     return (model, int(number)) if model and number.isdecimal() else None
+
+
+def is_scratch(worker: str) -> bool:
+    """Return True if a worker was started as a scratch replica."""
+    parsed = parse_replica(worker)
+    return parsed is not None and scratch_of(parsed[0]) is not None
 
 
 def fits(scratch: Assignment, assignment: Assignment) -> bool:

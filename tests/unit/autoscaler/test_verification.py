@@ -19,6 +19,7 @@ from services.autoscaler.domain.verification import (
     after_failed_launch,
     deployment_of_scratch,
     fits,
+    is_scratch,
     obstacle,
     plan,
     scratch_of,
@@ -62,8 +63,11 @@ def test_the_name_of_a_scratch_replica_gives_its_version_back():
         name = deployment_of_scratch(model, number)
         assert scratch_of(name) == (model, number)
         assert parse_replica(replica_name(name, 0, 3)) == (name, 0, 3)
+        assert is_scratch(replica_name(name, 0, 3))
     for other in ("digits-v1", "warm-cpu-", "scratch-digits-v1", "scratch--"):
         assert scratch_of(other) is None
+        assert not is_scratch(replica_name(other, 0, 3))
+    assert not is_scratch(""), "a replica that came from nowhere else"
 
 
 def test_a_pending_version_gets_one_scratch_replica_and_only_a_few_start_at_once():
