@@ -11,6 +11,9 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Signature
 from tidegate.kernel.protocol.tensors import DATATYPES, from_json, to_json
 
+# The member of Triton's InferParameter for a value in JSON.
+_PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+
 
 def request_of(model: str, sample: Mapping[str, Any]) -> Any:
     """Return the ``ModelInferRequest`` of an OIP request in JSON. Raise BadRequest."""
@@ -25,6 +28,9 @@ def request_of(model: str, sample: Mapping[str, Any]) -> Any:
                 f"an input of the sample cannot be read ({error!r}): it needs name, datatype, shape and data"
             ) from None
         request.raw_input_contents.append(raw)
+    for name, value in (sample.get("parameters") or {}).items():
+        if (field := _PARAMETERS.get(type(value))) is not None:
+            setattr(request.parameters[name], field, value)
     return request
 
 

@@ -183,11 +183,12 @@ class ScratchReplica:
             signature = await self._signature(client, model)
             instances = await client.instances(model)
             limits = call_limits(self._deployment, signature, instances)
+            stateful = (await client.config(model)).HasField("sequence_batching")
             with self._phases.measure("warm_up"):
                 await warm_up(client, model, signature, max_batch=limits.max_rows or None)
         start_s = time.time() - self._assignment.launched_at
         self._status.step("checking its answers")
-        check = VersionCheck(client, model, signature, limits.max_rows or None)
+        check = VersionCheck(client, model, signature, limits.max_rows or None, stateful=stateful)
         await check.check(self._task_of_version.samples)
         self._status.step("measuring it")
         batches = await check.measure(instances)

@@ -25,13 +25,25 @@ _MISSING = re.compile(r"No module named|ImportError|ModuleNotFoundError")
 
 
 class VersionCheck:
-    """The checks of one loaded model. ``largest``: the most rows of a call that its Deployment makes."""
+    """The checks of one loaded model. ``largest``: the most rows of a call that its Deployment makes.
 
-    def __init__(self, client: TritonClient, model: str, signature: Signature, largest: int | None) -> None:
+    ``stateful``: each call belongs to a sequence, so it is called with samples only, and not measured.
+    """
+
+    def __init__(
+        self,
+        client: TritonClient,
+        model: str,
+        signature: Signature,
+        largest: int | None,
+        *,
+        stateful: bool = False,
+    ) -> None:
         self._client = client
         self._model = model
         self._signature = signature
         self._largest = largest
+        self._stateful = stateful
         self._request: Any = None
         self.caveat = ""
 
@@ -47,6 +59,9 @@ class VersionCheck:
             await self._sample(given, f"sample {number}")
         if samples:
             return
+        if self._stateful:
+            self.caveat = "It is stateful, so it was only loaded. Give samples with a sequence_id to call it."
+            return
         try:
             request = zeros(self._model, self._signature, 1)
             await self._outputs(request, "the sample that was made from its signature (zeros)")
@@ -60,7 +75,7 @@ class VersionCheck:
 
     async def measure(self, instances: int) -> list[BatchFigures]:
         """Return the figures of a few batch sizes; none if the model has no input that it accepts."""
-        if self._request is None:
+        if self._request is None or self._stateful:
             return []
         found = []
         rows = rows_of(self._request, self._signature)
