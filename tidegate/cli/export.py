@@ -84,9 +84,8 @@ def _models(registry: Service, intention: Fields, names: set[str]) -> list[dict[
     for name in sorted(names):
         policy = registry.get(f"/v1/models/{part(name)}/policy")
         aliases = (intention.get("aliases") or {}).get(name)
-        kept = {key: value for key, value in policy.items() if value}
-        if not any((policy["retention"] or {}).values()):
-            kept.pop("retention", None)
+        limits = {key: value for key, value in policy["retention"].items() if value}
+        kept = {key: value for key, value in {**policy, "retention": limits}.items() if value}
         if aliases or kept:
             found.append({"name": name, **({"aliases": aliases} if aliases else {}), **kept})
     return found

@@ -12,7 +12,7 @@ import typer
 
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
-from tidegate.kernel.errors import BadRequest, NotFound
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control
@@ -202,7 +202,12 @@ def _version(plane: Control, model: str, number: int) -> list[Removal]:
     from tidegate.cli.api import part
 
     path = f"/v1/models/{part(model)}/versions/{number}"
-    plane.registry.get(path)
+    found = plane.registry.get(path)
+    if named := found.get("aliases"):
+        raise Conflict(
+            f"Version {number} of {model} has the alias {', '.join(named)}, so nothing was deleted. Move it "
+            f"first: tidegate alias set {model} {named[0]} N"
+        )
     held = plane.registry.items("/v1/deployments", model=model)
     gone = [deployment["name"] for deployment in held if deployment["version"] == number]
     removals = [Removal(f"deployment {name}", f"/v1/deployments/{part(name)}") for name in gone]

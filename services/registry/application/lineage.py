@@ -51,15 +51,18 @@ async def lineage_of(reader: DesiredStateReader, version: Version) -> Lineage:
     return Lineage(ancestors, [_relative(child) for child in children])
 
 
-async def with_parent(reader: DesiredStateReader, metadata: VersionMetadata) -> VersionMetadata:
-    """Return the metadata with the number of the parent, if an alias or ``latest`` names it.
+async def with_parent(reader: DesiredStateReader, metadata: VersionMetadata, own: str) -> VersionMetadata:
+    """Return the metadata of the version ``own`` with the number of its parent.
 
-    An alias may move, and the parent does not. A parent that is not registered here stays as it is.
+    An alias or ``latest`` may name the parent; these may move, and the parent does not. A parent that is not
+    registered here stays as it is. Raise BadRequest if the version would be its own parent.
     """
     parent = metadata.parent
     if parent is None or "@" not in parent:
         return metadata
     found = await _registered(reader, parent)
+    if found is not None and _named(found) == own:
+        raise BadRequest(f"{parent} is the version itself, and a version is not made from itself.")
     return metadata if found is None else metadata.model_copy(update={"parent": _named(found)})
 
 

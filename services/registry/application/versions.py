@@ -138,6 +138,7 @@ class Versions:
             names.check_new("model", request.model, await writer.models())
             compatibility.check(stored, inspection.signature, breaking=request.breaking)
             await check_quota(writer, request.artifact, size)
+            described = await with_parent(writer, request.metadata or VersionMetadata(), own="")
             version = Version(
                 model=request.model,
                 number=await writer.next_number(request.model),
@@ -148,7 +149,7 @@ class Versions:
                 signature=inspection.signature,
                 requirements=inspection.requirements,
                 trusted=inspection.trusted,
-                metadata=await with_parent(writer, request.metadata or VersionMetadata()),
+                metadata=described,
                 created_at=writer.now,
                 verification=self._verifications.first(format_),
             )
@@ -216,7 +217,7 @@ class Versions:
             if added is not None:
                 signature.check(added)
             described = version_metadata.patched(metadata or version.metadata, patch or {})
-            described = await with_parent(writer, described)
+            described = await with_parent(writer, described, f"{model}@{number}")
             update = {"metadata": described, "signature": added or version.signature}
             changed = version.model_copy(update=update)
             if changed != version:
@@ -296,7 +297,7 @@ async def _with_metadata(
 ) -> Version:
     fields = {name: getattr(changes, name) for name in changes.model_fields_set} if changes else {}
     metadata = version_metadata.check(version.metadata.model_copy(update=fields))
-    metadata = await with_parent(writer, metadata)
+    metadata = await with_parent(writer, metadata, f"{version.model}@{version.number}")
     if metadata == version.metadata:
         return version
     await writer.describe_version(version.model, version.number, metadata, version.signature)

@@ -210,6 +210,9 @@ async def test_lineage_follows_parents_and_finds_children(four):
     assert found["children"] == []
     found = await four("GET", "/v1/models/digits/versions/1/lineage")
     assert [each["version"] for each in found["children"]] == ["digits@2"]
+    own = {"metadata_patch": {"parent": "digits@latest"}}
+    refused = await four("PATCH", "/v1/models/digits/versions/3", own, status=400)
+    assert "is the version itself" in refused["error"]
     await describe(1, parent="digits@3")
     circle = await four("GET", "/v1/models/digits/versions/3/lineage")
     assert [each["version"] for each in circle["ancestors"]] == ["digits@2", "digits@1"]

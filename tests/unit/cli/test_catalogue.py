@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tidegate.cli import catalogue, metadata_options
+from tidegate.cli import catalogue, metadata_options, retention, serving
 from tidegate.cli.exit_codes import UsageError
 
 
@@ -78,3 +80,25 @@ def test_compatibility_is_one_sentence():
     assert "can call a@2" in line({**known, "compatible": True, "breaking": []}, "a@1", "a@2")
     assert line({**known, "same": True}, "a", "b") == "The signatures are the same."
     assert "cannot be compared" in line({**known, "known": False}, "a", "b")
+
+
+def test_a_retention_in_words_and_as_a_change():
+    change = retention._patch
+    assert change(None, None, None, off=False) is None
+    assert change(3, "90d", None, off=False) == {"keep_last": 3, "max_age_days": 90}
+    assert change(None, None, None, off=True) == {"keep_last": None, "max_age_days": None, "sleeping": None}
+    with pytest.raises(UsageError, match="no other option"):
+        change(3, None, None, off=True)
+    words = retention._shown
+    assert words({"keep_last": None, "max_age_days": None}).startswith("Every version is kept")
+    assert words({"keep_last": 3, "max_age_days": 90.0}) == (
+        "Kept: the newest 3 versions and versions of the last 90 days, and those in use."
+    )
+
+
+def test_a_reference_names_a_registered_version(tmp_path):
+    assert serving.referenced(Path("digits@champion"), None) == (Path("digits"), "champion")
+    assert serving.referenced(Path("digits"), "3") == (Path("digits"), "3")
+    (tmp_path / "a@b.onnx").write_bytes(b"")
+    file = tmp_path / "a@b.onnx"
+    assert serving.referenced(file, None) == (file, None), "a file may have this name"

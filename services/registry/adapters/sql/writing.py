@@ -47,6 +47,7 @@ from services.registry.domain.desired_state import (
     StoredDeployment,
     notification_of,
 )
+from services.registry.domain.model_policy import ModelPolicy
 from tidegate.kernel import telemetry
 from tidegate.kernel.protocol.models import EndpointSpec, Signature, Version, VersionMetadata
 from tidegate.kernel.protocol.verification import Verification
@@ -152,8 +153,8 @@ class DesiredStateWriter(DesiredStateReader):
         elif notification.kind == "endpoint":
             objects = await self.endpoints(notification.name)
         elif notification.kind == "policy":
-            policy = (await policies.read(self._connection)).get(notification.name)
-            return None if policy is None else policy.model_dump(mode="json")
+            policy = (await policies.read(self._connection)).get(notification.name, ModelPolicy())
+            return policy.model_dump(mode="json")
         elif notification.kind == "version":
             model, _, number = notification.name.rpartition("/")
             objects = await self.versions(model, int(number))
