@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidegate.cli.exit_codes import UsageError
+from tidegate.kernel.errors import TidegateError
 
 if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
@@ -139,7 +140,6 @@ def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
 
     Raise UsageError, StudyFailed.
     """
-    from tidegate.cli import api
     from tidegate.cli.interrupts import interrupted_by_signals
     from tidegate.quantize.choice import choose
     from tidegate.quantize.study import Options, python_of, studied
@@ -150,7 +150,7 @@ def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
         steps.change("quantise", "running", text)
 
     options = Options(wish.labels, wish.measure, wish.threads, wish.seconds)
-    python = python_of(api.settings().runtime_path)
+    python = python_of(_runtime())
     with interrupted_by_signals(), studied(python, path, samples, options, on_step) as study:
         wanted: Wanted = "int8" if wish.precision == "int8" else "auto"
         choice = choose(study.results, wish.max_loss, wanted, portable=wish.portable)
@@ -160,6 +160,16 @@ def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
         what = f"{choice.name}, loss {found.chosen.loss:.2%}" if file else "fp32 stays"
         steps.change("quantise", "done", what)
         yield found
+
+
+def _runtime() -> Path:
+    """Return the folder with the models' environment. Quantisation needs no stack, so none need exist."""
+    from tidegate.cli import api
+
+    try:
+        return api.settings().runtime_path
+    except TidegateError:
+        return api.settings_with({}).runtime_path
 
 
 def _marked(study: Study, choice: Choice, precision: Precision) -> Path:

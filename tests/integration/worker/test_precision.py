@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from services.worker.adapters.precision_check import measured_here
@@ -55,6 +56,19 @@ async def test_a_worker_measures_it_on_its_own_cpu(smaller: Quantised, run: Run,
     assert "WARNING: this is above" in await measured_here(
         running.client, running.model, replace(found, outputs=wrong)
     )
+
+
+def test_an_interrupt_ends_the_process_and_leaves_no_files(models: Path, runtime: Path):
+    seen: list[psutil.Process] = []
+
+    def interrupt(_: str) -> None:
+        seen.extend(each for each in psutil.Process().children() if "recipes.py" in " ".join(each.cmdline()))
+        raise KeyboardInterrupt
+
+    study = studied(python_of(runtime), models / "model.onnx", models / "heldout.npz", Options(), interrupt)
+    with pytest.raises(KeyboardInterrupt), study:
+        pass
+    assert [process.is_running() for process in seen] == [False]
 
 
 @pytest.mark.parametrize(
