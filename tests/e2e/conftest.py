@@ -61,6 +61,7 @@ LONG = (
     "test_scale",
     "test_batches",
     "test_large",
+    "test_edge",
     "test_access",
 )
 

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import uvloop
 from starlette.types import ASGIApp
 
+from tidegate.kernel import telemetry
 from tidegate.kernel.service.app import Server, prepare, server_of
 from tidegate.kernel.settings.base import Settings
+
+log = telemetry.logger(__name__)
 
 POLL_S = 0.02
 FAILED = 3  # uvicorn's exit code for a lifespan that did not start
@@ -41,7 +44,7 @@ async def _run(servers: Sequence[Server]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     running: list[tuple[Server, asyncio.Task[None]]] = []
     for server in servers:
-        running.append((server, asyncio.create_task(server.serve())))
+        running.append((server, asyncio.create_task(_serve(server))))
         while not (server.started or running[-1][1].done() or stop.is_set()):
             await asyncio.sleep(POLL_S)
         if running[-1][1].done() or stop.is_set():
@@ -53,3 +56,11 @@ async def _run(servers: Sequence[Server]) -> int:
         server.should_exit = True
         await asyncio.wait([task])
     return 0 if stop.is_set() else FAILED
+
+
+async def _serve(server: Server) -> None:
+    """Serve until the server ends. A failed start ends this server only, so that the others can stop."""
+    try:
+        await server.serve()
+    except SystemExit as error:
+        log.error("a service did not start", extra={"code": error.code})
