@@ -44,6 +44,9 @@ def prepare(version: Version, artifact: Path, folder: Path) -> str:
     (folder / f"tidegate_{version.format}.json").write_text(json.dumps(plan))
     for source in runtime.glob("*.py"):
         shutil.copyfile(source, folder / source.name)
+    # ONNX files are opened as that format does it: a GPU that cannot be used is refused.
+    shutil.copyfile(_RUNTIMES / "onnx" / "model.py", folder / "onnx_session.py")
+    shutil.copyfile(_RUNTIMES / "rows.py", folder / "rows.py")
     add_runtime(folder, calling_plan(signature))
     return RUNTIME
 

@@ -30,6 +30,8 @@ def test_python_runtimes_serve_the_rest() -> None:
     assert choose("sklearn", NATIVE, everything) == Serving("python", "model.joblib", "sklearn")
     assert choose("torchscript", WHEEL, everything) == Serving("python", "model.pt", "torchscript")
     assert choose("python", WHEEL, nothing) == Serving("python", "model.py")
+    assert choose("pt2", NATIVE, everything) == Serving("python", "model.pt2", "torchscript")
+    assert choose("mlflow", WHEEL, nothing) == choose("huggingface", WHEEL, nothing)
 
 
 def test_a_missing_package_is_named_with_the_remedy() -> None:

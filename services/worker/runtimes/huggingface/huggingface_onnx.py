@@ -7,22 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+from onnx_session import open_session, options
 
 
 class OnnxEngine:
     """An ONNX session with the folder's own tokenizer or image processor."""
 
     def __init__(self, plan: dict[str, Any], home: Path, device: str, threads: int) -> None:
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        gpu = [] if device == "cpu" else ["CUDAExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(
-            str(home / plan["file"]), settings, providers=[*gpu, "CPUExecutionProvider"]
-        )
+        gpu = None if device == "cpu" else int(device.partition(":")[2])
+        settings = options({"parameters": {"threads": {"string_value": str(threads)}}})
+        self._session = open_session(home / plan["file"], settings, gpu)
         self._inputs = [each.name for each in self._session.get_inputs()]
         self._outputs = [each.name for each in self._session.get_outputs()]
         if plan["task"] == "image-classification":

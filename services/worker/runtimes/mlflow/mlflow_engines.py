@@ -14,7 +14,15 @@ Predict = Callable[[Any], Any]
 
 
 def loaded(plan: dict[str, Any], home: Path, device: str, threads: int) -> Predict:
-    """Return a function from MLflow's input to the flavour's output."""
+    """Return a function from MLflow's input to the flavour's output.
+
+    Raise RuntimeError if the replica has a GPU that the flavour cannot use.
+    """
+    if device != "cpu" and plan["engine"] in _CPU_ONLY:
+        raise RuntimeError(
+            f"This replica has a GPU, but models of MLflow's flavour {plan['engine']} run on the CPU. Deploy "
+            "the model without `gpus` and `gpu_memory_mb`, or allow the CPU: `--resource allow_cpu=1`."
+        )
     return _ENGINES[plan["engine"]](plan, home, device, threads)
 
 
@@ -68,17 +76,10 @@ def _lightgbm(plan: dict[str, Any], home: Path, device: str, threads: int) -> Pr
 
 
 def _onnx(plan: dict[str, Any], home: Path, device: str, threads: int) -> Predict:
-    import onnxruntime
+    from onnx_session import open_session, options
 
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.inter_op_num_threads = 1
-    settings.log_severity_level = 3
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = ["CUDAExecutionProvider"] if device != "cpu" else []
-    session = onnxruntime.InferenceSession(
-        str(home / plan["file"]), settings, providers=[*providers, "CPUExecutionProvider"]
-    )
+    gpu = None if device == "cpu" else int(device.partition(":")[2])
+    session = open_session(home / plan["file"], options({"parameters": _threads(threads)}), gpu)
     inputs = {each.name: each.type for each in session.get_inputs()}
 
     def predict(data: Any) -> Any:
@@ -124,6 +125,11 @@ def _pytorch(plan: dict[str, Any], home: Path, device: str, threads: int) -> Pre
     return predict
 
 
+def _threads(count: int) -> dict[str, Any]:
+    return {"threads": {"string_value": str(count)}}
+
+
+_CPU_ONLY = ("sklearn", "xgboost", "lightgbm")
 _ENGINES = {
     "python_function": _pyfunc,
     "sklearn": _sklearn,
