@@ -107,7 +107,7 @@ def test_models_of_three_systems_answer_as_they_did_there(
         mar.writestr("words.json", '["tide", "gate"]')
 
     refused = stack.run("import", "mlflow", str(folder), "--no-wait")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "--allow-pickle" in refused.stderr
     report = stack.cli("import", "mlflow", str(folder), "--dry-run")["import"]
     assert report["needs_allow_pickle"]

@@ -55,7 +55,7 @@ def plan_of(folder: Path, name: str | None) -> ImportPlan:
     plan.map("packages", ", ".join(plan.requirements))
     skipped = sum(1 for path in folder.rglob("*") if path.is_file()) - len(files)
     if skipped:
-        plan.leave(f"{skipped} other files", "other copies of the weights are not uploaded")
+        plan.leave(f"other files ({skipped})", "copies of the weights and files of git are not uploaded")
     if "auto_map" in config:
         plan.leave("code of the folder (auto_map)", "Tidegate runs only classes of transformers")
     return plan
