@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -89,46 +91,88 @@ def iris(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_models_of_three_systems_answer_as_they_did_there(
-    stack: Stack, client: Client, iris: Path, tmp_path: Path
-) -> None:
-    """One test, because each deploy takes seconds, and the three can start together."""
-    folder = tmp_path / "flowers"
+@pytest.fixture(scope="module")
+def flowers(iris: Path) -> Path:
+    """An MLflow folder, as mlflow.sklearn writes it."""
+    folder = iris / "flowers"
     folder.mkdir()
     (folder / "MLmodel").write_text(MLMODEL)
     (folder / "model.pkl").write_bytes((iris / "model.pkl").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(stack: Stack, iris: Path, flowers: Path) -> Any:
+    """Import a model of each system, which start together. Return the document of the MLflow model."""
     files = {"code/inference.py": SCRIPT.encode(), "model.joblib": (iris / "model.joblib").read_bytes()}
-    sagemaker = tar_of(tmp_path / "scores.tar.gz", files)
-    torchserve = tmp_path / "words.mar"
-    with zipfile.ZipFile(torchserve, "w") as mar:
+    words = iris / "words.mar"
+    with zipfile.ZipFile(words, "w") as mar:
         manifest = {"model": {"modelName": "words", "handler": "words.py", "modelVersion": "1.0"}}
         mar.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
         mar.writestr("words.py", HANDLER)
         mar.writestr("words.json", '["tide", "gate"]')
+    found = stack.cli("import", "mlflow", str(flowers), "--allow-pickle", "--no-wait")
+    stack.cli("import", "sagemaker", str(tar_of(iris / "scores.tar.gz", files)), "--no-wait")
+    stack.cli("import", "torchserve", str(words))
+    return found
 
-    refused = stack.run("import", "mlflow", str(folder), "--no-wait")
+
+@pytest.fixture
+def http(stack: Stack) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=stack.settings.gateway_url, timeout=120) as made:
+        yield made
+
+
+def test_a_pickle_needs_the_permission_and_a_dry_run_says_so(stack: Stack, flowers: Path) -> None:
+    refused = stack.run("import", "mlflow", str(flowers), "--no-wait")
     assert refused.returncode == 2
     assert "--allow-pickle" in refused.stderr
-    report = stack.cli("import", "mlflow", str(folder), "--dry-run")["import"]
-    assert report["needs_allow_pickle"]
-    found = stack.cli("import", "mlflow", str(folder), "--allow-pickle", "--no-wait")
-    assert found["version"]["metadata"]["run"] == "4f1c"
-    assert {"from": "flavour sklearn", "to": "format mlflow, file model.pkl"} in found["import"]["mapped"]
-    stack.cli("import", "sagemaker", str(sagemaker), "--no-wait")
-    stack.cli("import", "torchserve", str(torchserve))
+    assert stack.cli("import", "mlflow", str(flowers), "--dry-run")["import"]["needs_allow_pickle"]
 
+
+def test_an_mlflow_model(client: Client, imported: Any, iris: Path) -> None:
+    assert imported["version"]["metadata"]["run"] == "4f1c"
+    assert {"from": "flavour sklearn", "to": "format mlflow, file model.pkl"} in imported["import"]["mapped"]
     with np.load(iris / "held.npz") as held:
-        x, label, scores = held["x"], held["label"], held["scores"]
-    http = httpx.Client(base_url=stack.settings.gateway_url, timeout=120)
-    text = {"text": "the tide comes in"}
-    answer = http.post("/predictions/words", json=text)
+        assert client.infer("flowers", {"input": held["x"]})["output"].tolist() == held["label"].tolist()
+
+
+def test_a_handler_of_torchserve_gets_the_body(http: httpx.Client, imported: Any) -> None:
+    answer = http.post("/predictions/words", json={"text": "the tide comes in"})
     assert (answer.status_code, answer.json()) == (200, {"found": ["tide"]})
     assert answer.headers["content-type"] == "application/json"
 
+
+def test_a_script_of_sagemaker_gets_the_body_and_its_type(
+    http: httpx.Client, imported: Any, iris: Path
+) -> None:
+    with np.load(iris / "held.npz") as held:
+        x, scores = held["x"], held["scores"]
     lines = "\n".join(",".join(map(str, row)) for row in x.tolist())
     for body, kind in ((json.dumps({"flowers": x.tolist()}), "application/json"), (lines, "text/csv")):
         answer = http.post("/endpoints/scores/invocations", content=body, headers={"content-type": kind})
         assert answer.status_code == 200, answer.text
         assert np.array_equal(np.array(answer.json()["scores"]), scores)
 
-    assert client.infer("flowers", {"input": x})["output"].tolist() == label.tolist()
+
+def test_boto3_calls_an_imported_script(
+    stack: Stack, imported: Any, iris: Path, clients_python: Path
+) -> None:
+    with np.load(iris / "held.npz") as held:
+        x, scores = held["x"], held["scores"]
+    body = base64.b64encode(json.dumps({"flowers": x.tolist()}).encode()).decode()
+    call = {"EndpointName": "scores", "ContentType": "application/json", "Body": body}
+    given = {"url": stack.settings.gateway_url, "key": "none", "calls": [call]}
+    script = Path(__file__).with_name("use_sagemaker.py")
+    done = subprocess.run(
+        [clients_python, script],
+        input=json.dumps(given),
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)
+    assert np.array_equal(np.array(json.loads(base64.b64decode(answer["Body"]))["scores"]), scores)
+    assert answer["ContentType"] == "application/json"
