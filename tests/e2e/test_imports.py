@@ -162,7 +162,7 @@ def test_boto3_calls_an_imported_script(
         x, scores = held["x"], held["scores"]
     body = base64.b64encode(json.dumps({"flowers": x.tolist()}).encode()).decode()
     call = {"EndpointName": "scores", "ContentType": "application/json", "Body": body}
-    given = {"url": stack.settings.gateway_url, "key": "none", "calls": [call]}
+    given = {"url": stack.settings.gateway_url, "key": "EMPTY", "calls": [call]}
     script = Path(__file__).with_name("use_sagemaker.py")
     done = subprocess.run(
         [clients_python, script],
