@@ -159,6 +159,7 @@ def _rest_app(
                 parts.log,
                 parts.catalogue,
                 parts.job_wiring,
+                parts.triton.control,
                 llm.openai.model,
             ),
             *llm.routers,

@@ -18,6 +18,7 @@ from services.gateway.application.access import Access
 from services.gateway.application.access_log import AccessLog
 from services.gateway.application.catalogue import Catalogue
 from services.gateway.application.inference.core import InferenceCore
+from services.gateway.application.model_control import ModelControl
 from services.gateway.job_wiring import JobWiring
 
 # The paths whose routes limit their bodies, like STREAMED in app.py.
@@ -35,13 +36,14 @@ def rows_routers(
     log: AccessLog,
     catalogue: Catalogue,
     jobs: JobWiring,
+    control: ModelControl,
     openai: Callable[[str], Awaitable[Response]],
 ) -> list[APIRouter]:
     """Return the routers. ``openai`` answers for a language model at ``GET /v1/models/{model}``."""
     door = RowsDoor(core, access, limits, metrics, log)
     return [
         TfServingRoutes(door, catalogue, openai).router,
-        TorchServeRoutes(door).router,
+        TorchServeRoutes(door, control).router,
         SageMakerRoutes(door).router,
         SageMakerAsyncRoutes(
             door, access, limits, log, jobs.submitter, jobs.async_outputs, jobs.async_store

@@ -23,7 +23,7 @@ from tidegate.kernel.protocol.permissions import GATEWAY, RoutePermissions
 
 
 class TritonWiring:
-    """The parts. ``beside``: what a request may use beside its body."""
+    """The parts. ``beside``: what a request may use beside its body. ``control``: loads, unloads, scales."""
 
     def __init__(
         self, settings: GatewaySettings, core: InferenceCore, limits: BodyLimits, *, traced: bool
@@ -31,11 +31,11 @@ class TritonWiring:
         self._autoscaler = AutoscalerClient(settings.autoscaler_url, settings.service_token)
         regions = _regions(settings, limits)
         self.beside = BesideBody(regions, settings.header_forward_pattern)
-        control = ModelControl(core, self._autoscaler, settings.model_control)
+        self.control = ModelControl(core, self._autoscaler, settings.model_control)
         shown = ServerSettings(settings.log_level, traced=traced)
-        self.methods = ManagementMethods(control, regions, shown)
+        self.methods = ManagementMethods(self.control, regions, shown)
         self.routers: list[APIRouter] = [
-            ModelControlRoutes(control).router,
+            ModelControlRoutes(self.control).router,
             SharedMemoryRoutes(regions).router,
             ServerSettingsRoutes(shown).router,
         ]

@@ -152,8 +152,21 @@ def test_torchserve(http: httpx.Client, digits: Digits, rows: list[list[float]])
     assert (described["modelVersion"], len(described["workers"])) == ("1.0", 1)
     unknown = http.post("/predictions/nobody", json=rows)
     assert (unknown.status_code, unknown.json()["type"]) == (404, "ModelNotFoundException")
-    scaled = http.put("/models/digits", params={"min_worker": 2})
-    assert (scaled.status_code, "tidegate scale" in scaled.json()["message"]) == (400, True)
+    removed = http.delete("/models/digits")
+    assert (removed.status_code, "tidegate delete" in removed.json()["message"]) == (400, True)
+
+
+def test_torchserves_scaling_needs_an_operator(stack: Stack, http: httpx.Client):
+    workers: dict[str, str] = {"min_worker": "1", "synchronous": "true"}
+    assert http.put("/models/digits", params=workers).status_code == 401
+    operator = {"Authorization": f"Bearer {stack.settings.service_token}"}
+    scaled = http.put("/models/digits/1.0", params=workers, headers=operator)
+    assert (scaled.status_code, scaled.json()) == (200, {"status": "Workers scaled to 1 for model: digits"})
+    held = httpx.get(f"{stack.settings.registry_url}/v1/deployments/digits-v1", headers=operator).json()
+    assert held["override"]["replicas"] == 1
+    assert stack.run("scale", "digits", "--auto").returncode == 0
+    unknown = http.put("/models/nobody", params=workers, headers=operator)
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "ModelNotFoundException")
 
 
 class SageMaker:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import httpx
 
 from tidegate.kernel.errors import BY_REASON, TidegateError, Unavailable
@@ -32,14 +34,21 @@ class AutoscalerClient:
         """Let the policy of a Deployment set its replicas, for the current caller; raise TidegateError."""
         await self._post(f"/v1/deployments/{deployment}/resume", None)
 
+    async def hold(self, deployment: str, replicas: int) -> None:
+        """Hold a Deployment at a number of replicas, for the current caller; raise TidegateError."""
+        await self._send("PUT", f"/v1/deployments/{deployment}/replicas", {"replicas": replicas})
+
     async def _post(self, path: str, body: dict[str, str] | None) -> None:
+        await self._send("POST", path, body)
+
+    async def _send(self, method: str, path: str, body: Mapping[str, str | int] | None) -> None:
         if self._http is None:
             self._http = httpx.AsyncClient(
                 base_url=self._url, timeout=TIMEOUT_S, trust_env=False, verify=trusted(self._url)
             )
         headers = caller.onward() | {"authorization": f"Bearer {self._token}"}
         try:
-            answer = await self._http.post(path, json=body, headers=headers)
+            answer = await self._http.request(method, path, json=body, headers=headers)
         except httpx.HTTPError as error:
             why = str(error) or type(error).__name__
             raise Unavailable(f"the autoscaler does not answer: {why}", retry_after_s=2.0) from error

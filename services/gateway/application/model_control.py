@@ -1,4 +1,4 @@
-"""Load and unload models for clients of Triton: wake and pause the Deployments of an endpoint."""
+"""Load, unload and scale models for clients of Triton and TorchServe, by operations on Deployments."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ class Operations(Protocol):
     async def resume(self, deployment: str) -> None:
         """Let the policy of a Deployment set its replicas."""
 
+    async def hold(self, deployment: str, replicas: int) -> None:
+        """Hold a Deployment at a number of replicas."""
+
 
 class ModelControl:
-    """Triton's model control. ``allowed``: the callers that may use it."""
+    """Model control. ``allowed``: the callers that may use it."""
 
     def __init__(self, core: InferenceCore, operations: Operations, allowed: Allowed) -> None:
         self._core = core
@@ -62,6 +65,28 @@ class ModelControl:
                 await self._operations.pause(route.name)
         end = time.monotonic() + UNLOAD_S
         while time.monotonic() < end and any(map(self._answers, self._routes(model, "unload"))):
+            await asyncio.sleep(POLL_S)
+
+    async def scale(
+        self, model: str, version: str, replicas: int, principal: Principal, *, wait: bool
+    ) -> None:
+        """Hold a version, or every target, at a number of replicas; raise TidegateError.
+
+        With ``wait``, return when so many are ready.
+        """
+        self._permit(model, principal)
+        endpoint = self._endpoint(model, "scale")
+        routes = [self._core.find(model, version)[1]] if version else model_control.targets_of(endpoint)
+        with _acting(principal):
+            for route in routes:
+                await self._operations.hold(route.name, replicas)
+        end = time.monotonic() + LOAD_S
+        while wait and any(self._core.fleet(route.name).ready < replicas for route in routes):
+            if time.monotonic() > end:
+                raise DeadlinePassed(
+                    f"{model!r} does not have {replicas} workers after {LOAD_S:g} s: it goes on; see "
+                    f"`tidegate why {routes[0].name}`"
+                )
             await asyncio.sleep(POLL_S)
 
     def _permit(self, model: str, principal: Principal) -> None:

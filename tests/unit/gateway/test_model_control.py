@@ -49,6 +49,9 @@ class World:
     def table(self) -> RouteTable:
         return self.found
 
+    def find(self, model: str, version: str) -> Any:
+        return self.found.find(model, version)
+
     def fleet(self, name: str) -> ReplicaFleet:
         return self.fleets.get(name, ReplicaFleet())
 
@@ -59,6 +62,10 @@ class World:
     async def pause(self, deployment: str) -> None:
         self._note("pause", deployment, wakeable=False)
         self.fleets[deployment] = ReplicaFleet(0)
+
+    async def hold(self, deployment: str, replicas: int) -> None:
+        self._note(f"hold {replicas}", deployment, wakeable=bool(replicas))
+        self.fleets[deployment] = ReplicaFleet(replicas)
 
     async def resume(self, deployment: str) -> None:
         self._note("resume", deployment, wakeable=True)
@@ -87,6 +94,16 @@ async def test_a_load_wakes_a_paused_model_for_its_caller(world: World, control:
     assert len(world.done) == 1, "it is loaded"
     await control().unload("digits", OPERATOR)
     assert world.done[1:] == [("pause", "d-1", "o")]
+
+
+async def test_a_model_is_scaled_for_its_caller(world: World, control: Any):
+    await control().scale("digits", "", 3, OPERATOR, wait=True)
+    assert world.done == [("hold 3", "d-1", "o")]
+    with pytest.raises(NotFound):
+        await control().scale("digits", "7", 3, OPERATOR, wait=False)
+    with pytest.raises((Forbidden, Unauthorized)):
+        await control().scale("digits", "", 3, USER, wait=False)
+    assert len(world.done) == 1
 
 
 async def test_a_model_that_does_not_load_says_why(world: World, control: Any, monkeypatch: Any):

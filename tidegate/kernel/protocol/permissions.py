@@ -360,7 +360,8 @@ GATEWAY = RoutePermissions(
     # TorchServe's API. The routes of the third line only say what to run instead.
     | {f"POST /predictions/{{model}}{part}": (INFER,) for part in ("", "/{version}")}
     | {f"GET /models{part}": (INFER,) for part in ("", "/{model}", "/{model}/{version}")}
-    | {"POST /models": (INFER,), "PUT /models/{model}": (INFER,), "DELETE /models/{model}": (INFER,)}
+    | {"POST /models": (INFER,), "DELETE /models/{model}": (INFER,)}
+    | {f"PUT /models/{{model}}{part}": (INFER, OPERATE) for part in ("", "/{version}")}
     # SageMaker's and Azure ML's APIs.
     | {
         f"POST {path}": (INFER,)

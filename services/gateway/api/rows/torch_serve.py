@@ -1,14 +1,15 @@
-"""Serve TorchServe's inference API, and the parts of its management API that only read."""
+"""Serve TorchServe's inference API, and of its management API: list, describe, and scale."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from services.gateway.api.rows.door import Received, RowsDoor
+from services.gateway.api.rows.door import Received, RowsDoor, principal
 from services.gateway.api.rows.errors import torch_serve
+from services.gateway.application.model_control import ModelControl
 from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.rows import content, encoding, whole_body
 from tidegate.kernel.errors import BadRequest, TidegateError
@@ -16,7 +17,6 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 PROTOCOL = "torchserve"
 _INSTEAD = {
     "POST": "to register a model: `tidegate deploy FILE --name NAME`",
-    "PUT": "to change the number of workers: `tidegate scale NAME N`",
     "DELETE": "to remove a model: `tidegate delete NAME`",
 }
 
@@ -24,8 +24,9 @@ _INSTEAD = {
 class TorchServeRoutes:
     """The routes of TorchServe."""
 
-    def __init__(self, door: RowsDoor) -> None:
+    def __init__(self, door: RowsDoor, control: ModelControl) -> None:
         self._door = door
+        self._control = control
         self.router = APIRouter(tags=["TorchServe"])
         add = self.router.add_api_route
         for path in ("/predictions/{model}", "/predictions/{model}/{version}"):
@@ -34,9 +35,9 @@ class TorchServeRoutes:
         for path in ("/models/{model}", "/models/{model}/{version}"):
             add(path, self.describe, methods=["GET"], response_model=None)
         add("/models", self.refuse, methods=["POST"], response_model=None)
-        for method in ("PUT", "DELETE"):
-            name = f"refuse_{method.lower()}"
-            add("/models/{model}", self.refuse, methods=[method], response_model=None, name=name)
+        add("/models/{model}", self.refuse, methods=["DELETE"], response_model=None, name="refuse_delete")
+        for path in ("/models/{model}", "/models/{model}/{version}"):
+            add(path, self.scale, methods=["PUT"], response_model=None)
 
     async def predict(self, request: Request, model: str, version: str = "") -> Response:
         """Answer with the outputs as JSON: a list, or one value if the request was one value."""
@@ -93,6 +94,27 @@ class TorchServeRoutes:
             for number, route in routes
         ]
         return Response(orjson.dumps(found), media_type="application/json")
+
+    async def scale(
+        self,
+        model: str,
+        version: str = "",
+        min_worker: int = Query(1, ge=0, le=100_000),
+        synchronous: bool = False,
+    ) -> Response:
+        """Hold a model at ``min_worker`` replicas. It needs the scope ``operate``.
+
+        With ``synchronous``, answer when so many are ready.
+        """
+        number = version.partition(".")[0]
+        try:
+            await self._control.scale(model, number, min_worker, principal(), wait=synchronous)
+        except TidegateError as error:
+            return torch_serve(error)
+        done = f"Workers scaled to {min_worker} for model: {model}"
+        status = done if synchronous else "Processing worker updates..."
+        body = orjson.dumps({"status": status})
+        return Response(body, 200 if synchronous else 202, media_type="application/json")
 
     async def refuse(self, request: Request) -> Response:
         """Refuse to manage models, and say which command does it."""
