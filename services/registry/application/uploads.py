@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from services.registry.adapters.sql import uploads as rows
 from services.registry.application.artifacts import Artifacts
@@ -21,6 +22,23 @@ log = telemetry.logger(__name__)
 WAIT_S = 10.0
 
 
+@dataclass(slots=True)
+class _Arrived:
+    """The bytes of one request that are in no part yet."""
+
+    part: bytearray = field(default_factory=bytearray)
+    is_given_up: bool = False
+
+    def taken(self) -> bytearray:
+        """Return the bytes, and begin with none."""
+        taken, self.part = self.part, bytearray()
+        return taken
+
+    def give_up(self) -> None:
+        """Free the bytes."""
+        self.is_given_up, self.part = True, bytearray()
+
+
 class Uploads:
     """Opens uploads, appends to them, and turns complete ones into artifacts.
 
@@ -34,6 +52,7 @@ class Uploads:
         self._store = artifacts.store
         self._limits = limits
         self._checks: dict[str, asyncio.Task[None]] = {}
+        self._arrived: dict[str, _Arrived] = {}
 
     async def open(self, owner: str, sha256: str, size: int) -> tuple[Upload, bool]:
         """Return the caller's unfinished upload of these bytes, or a new one, and whether it is new.
@@ -84,21 +103,21 @@ class Uploads:
         """
         upload = await self._find(owner, id_)
         uploads.check_append(upload, offset, announced)
-        part = bytearray()
-        try:
-            async for chunk in chunks:
-                part += chunk
-                if upload.received + len(part) > upload.size:
-                    raise uploads.too_many_bytes(upload)
-                if len(part) >= uploads.PART_BYTES:
-                    upload, part = await self._commit(upload, part), bytearray()
-        except Exception as error:
-            if isinstance(error, TidegateError):
+        with self._only_writer(id_) as arrived:
+            try:
+                async for chunk in chunks:
+                    await self._check_only_writer(arrived, upload)
+                    arrived.part += chunk
+                    if upload.received + len(arrived.part) > upload.size:
+                        raise uploads.too_many_bytes(upload)
+                    if len(arrived.part) >= uploads.PART_BYTES:
+                        upload = await self._commit(upload, arrived.taken())
+            except Exception as error:
+                if not isinstance(error, TidegateError):
+                    # The sender has disconnected. It continues behind this part.
+                    await self._commit_rest(upload, arrived.taken())
                 raise
-            # The sender has disconnected. It continues behind this part.
-            await self._commit_rest(upload, part)
-            raise
-        return await self._commit_rest(upload, part)
+            return await self._commit_rest(upload, arrived.taken())
 
     async def abort(self, owner: str, id_: str) -> None:
         """Delete an upload and its bytes. Raise NotFound."""
@@ -126,6 +145,27 @@ class Uploads:
     async def close(self) -> None:
         """Stop the checks. The next request for their uploads begins them again."""
         await tasks.end(*self._checks.values())
+
+    @contextmanager
+    def _only_writer(self, id_: str) -> Iterator[_Arrived]:
+        """Make this request the only one here that appends to an upload. An earlier one loses its bytes.
+
+        Its connection may be dead, and it must not hold a part in memory until that is noticed.
+        """
+        if (earlier := self._arrived.get(id_)) is not None:
+            earlier.give_up()
+        self._arrived[id_] = arrived = _Arrived()
+        try:
+            yield arrived
+        finally:
+            if self._arrived.get(id_) is arrived:
+                del self._arrived[id_]
+
+    async def _check_only_writer(self, arrived: _Arrived, upload: Upload) -> None:
+        """Raise Conflict if another request has continued the upload."""
+        if arrived.is_given_up:
+            now = await self._find(upload.owner, upload.id)
+            raise uploads.moved(now.received, upload.received)
 
     async def _find(self, owner: str, id_: str) -> Upload:
         async with self._transactions.read() as reader:
