@@ -257,6 +257,7 @@ def _lines(version: Doc) -> list[tuple[str, Any]]:
             lines += [(side[:-1], f"{t['name']} {t['datatype']} {t['shape']}") for t in signature[side]]
         lines.append(("max_batch_size", signature["max_batch_size"]))
     lines += [("requirement", line) for line in version["requirements"]]
+    lines += [("trusted", name) for name in version.get("trusted", ())]
     return lines
 
 

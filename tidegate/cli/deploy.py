@@ -29,8 +29,8 @@ def deploy(
     model_format: Annotated[
         str | None,
         typer.Option(
-            help="onnx, sklearn, torchscript, pt2, python, mlflow, huggingface, triton or llm; default: by "
-            "the contents."
+            help="onnx, sklearn, xgboost, lightgbm, catboost, tflite, tensorflow, torchscript, pt2, python, "
+            "mlflow, huggingface, triton or llm; default: by the contents."
         ),
     ] = None,
     min_replicas: Annotated[

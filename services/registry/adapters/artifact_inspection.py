@@ -228,6 +228,7 @@ def _estimator(
     return Inspection(
         user_signature,
         saved_by=pickles.releases_in(pickle_file.pieces(path)),
+        needs=tuple(needs.of_modules({module.partition(".")[0] for module, _ in found})),
         notes=pickle_verdicts.notes(found),
         trusted=sorted(set(trust)),
     )

@@ -38,7 +38,7 @@ def _is_tar(head: bytes) -> bool:
     return head[archives.TAR_AT :].startswith(archives.TAR)
 
 
-def _with_members(glimpse: Glimpse, members: dict[str, int]) -> Glimpse:
+def _with_members(glimpse: Glimpse, members: dict[str, int] | None) -> Glimpse:
     return Glimpse(glimpse.filename, glimpse.size, glimpse.head, b"", members)
 
 
@@ -47,16 +47,17 @@ def _members(path: Path, limits: ArchiveLimits) -> dict[str, int]:
     return {str(inner): size for inner, size in contents.sizes.items()}
 
 
-def _zip_members(path: Path) -> dict[str, int]:
-    """Return the files of a zip. It may be no archive of ours: each library writes its own kind of zip.
+def _zip_members(path: Path) -> dict[str, int] | None:
+    """Return the files of a zip, or None if it is damaged.
 
-    The inspection of an archive refuses what is wrong in it, with a message.
+    It may be no archive of ours: each library writes its own kind of zip. The inspection of an archive
+    refuses what is wrong in it, with a message.
     """
     try:
         with archives.reading():
             return {member.name: member.size for member, _ in archives.members(path) if member.kind == "file"}
     except archives.BrokenArchive:
-        return {}
+        return None
 
 
 def _unpacked(path: Path) -> bytes:

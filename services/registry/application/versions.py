@@ -266,7 +266,12 @@ class Versions:
         lines = inspection.requirements
         if request.requirements is not None:
             lines = _requirement_lines(request.requirements)
-        return replace(inspection, requirements=needs.added(lines, inspection.needs, self._settings.packages))
+        added = needs.unmet(lines, inspection.needs, self._settings.packages)
+        return replace(
+            inspection,
+            requirements=[*lines, *(need.line for need in added)],
+            notes=[*inspection.notes, *(need.note for need in added if need.note)],
+        )
 
 
 def _check_request(request: Registration) -> Format | None:

@@ -117,7 +117,13 @@ SERVED: tuple[Kind, ...] = (
 GENERAL: tuple[Kind, ...] = (
     Kind("a pickle", _is_pickle, "sklearn"),
     Kind("a file compressed with lz4", starts(LZ4), "sklearn"),
-    Kind("an archive", _is_archive, "triton", fits=FOLDERS),
+    Kind("an archive", _is_archive, "triton", fits=FOLDERS, general=True),
+    Kind(
+        "a zip archive that is damaged",
+        starts(b"PK\x03\x04"),
+        fits=FOLDERS | {"torchscript", "pt2", "sklearn"},
+        remedy="Save or pack it again.",
+    ),
     Kind("compressed by gzip", starts(b"\x1f\x8b"), remedy="Unpack it first: gunzip FILE."),
     Kind("a Python file", _is_python, "python"),
     Kind("an ONNX model", _is_onnx, "onnx"),

@@ -15,16 +15,27 @@ CATBOOST = "1.2.10"
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A line for pip. ``packages``: the names of packages, each of which meets the need."""
+    """A line for pip. ``packages``: the names of packages, each of which meets the need.
+
+    ``note``: a warning for a publisher whose version gets this requirement.
+    """
 
     line: str
     packages: tuple[str, ...]
+    note: str = ""
 
 
 OF_FORMAT: dict[Format, Need] = {
     "lightgbm": Need("lightgbm==4.7.0", ("lightgbm",)),
     "tflite": Need("ai-edge-litert==2.3.0", ("ai-edge-litert", "tflite-runtime")),
-    "tensorflow": Need("tensorflow-cpu==2.21.0", ("tensorflow-cpu", "tensorflow")),
+    "tensorflow": Need(
+        "tensorflow-cpu==2.21.0",
+        ("tensorflow-cpu", "tensorflow"),
+        "The SavedModel runs on tensorflow-cpu, which the first replica of a host downloads (274 MB), and "
+        "each replica needs about 500 MB of memory. To serve it on onnxruntime instead: pip install "
+        "tensorflow-cpu tf2onnx, then python -m tf2onnx.convert --saved-model FOLDER --output model.onnx, "
+        "and deploy that file.",
+    ),
 }
 SKOPS = Need("skops==0.16.0", ("skops",))
 
@@ -40,13 +51,19 @@ def catboost(release: str) -> Need:
     return Need(f"catboost=={release or CATBOOST}", ("catboost",))
 
 
-def added(lines: Sequence[str], needs: Sequence[Need], installed: Collection[str]) -> list[str]:
-    """Return the requirements with the needs that neither they nor the models' environment meet.
+def of_modules(modules: Collection[str]) -> list[Need]:
+    """Return the needs of a pickle that imports these top-level modules."""
+    known = {"xgboost": xgboost(()), "lightgbm": OF_FORMAT["lightgbm"], "catboost": catboost("")}
+    return [need for module, need in known.items() if module in modules]
+
+
+def unmet(lines: Sequence[str], needs: Sequence[Need], installed: Collection[str]) -> list[Need]:
+    """Return the needs that neither the requirements nor the models' environment meet.
 
     ``installed``: the packages of the models' environment.
     """
     met = named(lines) | set(installed)
-    return [*lines, *(need.line for need in needs if not met & set(need.packages))]
+    return [need for need in needs if not met & set(need.packages)]
 
 
 def named(lines: Sequence[str]) -> set[str]:

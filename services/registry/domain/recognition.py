@@ -82,7 +82,7 @@ class Kind:
     """A kind of file: the text for messages ("a PNG image"), a test, and the format that serves it.
 
     ``format`` None: it cannot be served, and ``remedy`` is the next step. ``fits``: formats that a publisher
-    may state for it all the same.
+    may state for it all the same. ``general``: the kind says little, so the name must not suggest another.
     """
 
     what: str
@@ -90,6 +90,7 @@ class Kind:
     format: Format | None = None
     remedy: str = ""
     fits: frozenset[Format] = field(default_factory=frozenset)
+    general: bool = False
 
 
 def recognise(glimpse: Glimpse, table: Sequence[Kind]) -> Kind | None:
@@ -110,22 +111,22 @@ def decide(filename: str, kind: Kind | None, stated: Format | None, by_name: For
             f"Neither the contents nor the name of {filename[:80]!r} say what kind of model it is. "
             f"State it with --model-format (in the API: format): {', '.join(LABELS)}."
         )
+    wanted = stated or by_name
     if stated is not None and (stated == kind.format or stated in kind.fits):
         return stated
-    if stated is None and kind.format is not None:
+    agrees = wanted is None or wanted in kind.fits
+    if stated is None and kind.format is not None and (agrees or not kind.general):
         return kind.format
-    if stated is None and by_name is not None and by_name in kind.fits:
+    if stated is None and by_name is not None and agrees:
         return by_name
-    raise BadRequest(_wrong(filename, kind, stated or by_name))
+    raise BadRequest(_wrong(filename, kind, stated, wanted))
 
 
-def _wrong(filename: str, kind: Kind, wanted: Format | None) -> str:
+def _wrong(filename: str, kind: Kind, stated: Format | None, wanted: Format | None) -> str:
     expected = "a model that can be served" if wanted is None else LABELS[wanted]
-    remedy = kind.remedy or (
-        f"Leave out --model-format (in the API: format), to deploy it as {LABELS[kind.format]}."
-        if kind.format is not None
-        else "Deploy the model's own file."
-    )
+    remedy = kind.remedy or "Deploy the model's own file."
+    if not kind.remedy and kind.format is not None and stated is not None:
+        remedy = f"Leave out --model-format (in the API: format), to deploy it as {LABELS[kind.format]}."
     return f"{filename[:80]!r} is {kind.what}, not {expected}. {remedy}"
 
 

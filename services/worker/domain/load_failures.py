@@ -9,6 +9,7 @@ _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
+    "xgboost": "xgboost-cpu", "tensorflow": "tensorflow-cpu",
 }  # fmt: skip
 _STACK = re.compile(r"\n\nAt:\n((?:  .*(?:\n|$))+)")
 _FRAME = re.compile(r"  (?P<path>.*)\((?P<line>\d+)\): (?P<function>.*)")

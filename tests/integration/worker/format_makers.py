@@ -156,6 +156,10 @@ found = {name: each.numpy() for name, each in net(rows).items()}
 keep("net", x=rows, **found)
 light = tf.lite.TFLiteConverter.from_saved_model(folder + "/net").convert()
 open(folder + "/light.tflite", "wb").write(light)
+import subprocess
+convert = ["-m", "tf2onnx.convert", "--saved-model", folder + "/net", "--output", folder + "/converted.onnx"]
+subprocess.run([sys.executable, *convert], check=True)
+keep("converted", x=rows, **found)
 reader = tf.lite.Interpreter(model_content=light).get_signature_runner()
 keep("light", x=rows, **reader(x=rows))
 """

@@ -109,6 +109,7 @@ def test_times() -> None:
         (["model.py", "config.pbtxt"], "triton"),
         (["model.py", "1/model.py"], "triton"),
         (["a/config.pbtxt", "a/1/model.py"], "triton"),
+        (["saved_model.pb", "variables/variables.index"], "tensorflow"),
     ],
 )
 def test_what_a_folder_is(tmp_path: Path, files: list[str], kind: str) -> None:

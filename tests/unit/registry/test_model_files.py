@@ -312,9 +312,11 @@ def test_a_users_signature_must_fit_the_file():
 
 def test_the_package_of_a_format_is_added_once():
     need = needs.xgboost((2, 1, 4))
-    assert needs.added(["pandas"], [need], ()) == ["pandas", "xgboost-cpu==2.1.4"]
-    assert needs.added(["XGBoost[plot] >= 2"], [need], ()) == ["XGBoost[plot] >= 2"]
-    assert needs.added([], [need], ["xgboost-cpu"]) == []
+    assert need.line == "xgboost-cpu==2.1.4"
+    assert needs.unmet(["pandas"], [need], ()) == [need]
+    assert needs.unmet(["XGBoost[plot] >= 2"], [need], ()) == []
+    assert needs.unmet([], [need], ["xgboost-cpu"]) == []
+    assert [each.line for each in needs.of_modules({"lightgbm", "numpy"})] == ["lightgbm==4.7.0"]
     assert needs.xgboost((1, 7, 6)).line == needs.xgboost(()).line == "xgboost-cpu==3.2.0"
     assert (needs.catboost("1.1.1").line, needs.catboost("").line) == ("catboost==1.1.1", "catboost==1.2.10")
 

@@ -107,6 +107,17 @@ def test_a_stated_format_must_agree_with_the_contents():
     assert format_of(glimpse("upstream.json", b'{"upstream": "https://h/v2"}'), "oip") == "oip"
 
 
+def test_a_damaged_zip_and_an_archive_follow_the_name():
+    """A reader of the format then says what is wrong. The contents say too little to contradict the name."""
+    assert format_of(glimpse("net.pt", ZIP + b"cut off")) == "torchscript"
+    assert format_of(glimpse("m.zip", ZIP + b"cut off")) == "triton"
+    with pytest.raises(BadRequest, match="'m' is a zip archive that is damaged"):
+        format_of(glimpse("m", ZIP + b"cut off"))
+    with pytest.raises(BadRequest, match=r"'m\.json' is an archive, not an XGBoost model"):
+        format_of(glimpse("m.json", ZIP, "readme.txt"))
+    assert format_of(glimpse("m", ZIP, "readme.txt")) == "triton"
+
+
 def test_every_format_has_a_label():
     from typing import get_args
 
