@@ -22,7 +22,7 @@ class ModelControlRoutes:
         self.router = APIRouter(prefix="/v2/repository/models", tags=["Open Inference Protocol v2"])
         for action in (self.load, self.unload):
             self.router.add_api_route(
-                f"/{{model}}/{action.__name__}", action, methods=["POST"], response_model=None
+                f"/{{model}}/{action.__name__}", action, methods=["POST"], response_class=Response
             )
 
     async def load(self, request: Request, model: str) -> Response:

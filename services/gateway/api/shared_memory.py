@@ -33,12 +33,17 @@ class SharedMemoryRoutes:
         region = "/region/{name}"
         for path in ("/systemsharedmemory", f"/systemsharedmemory{region}"):
             add(f"{path}/status", self.status, methods=["GET"])
-            add(f"{path}/unregister", self.unregister, methods=["POST"], response_model=None)
-        add(f"/systemsharedmemory{region}/register", self.register, methods=["POST"], response_model=None)
+            add(f"{path}/unregister", self.unregister, methods=["POST"], response_class=Response)
+        add(f"/systemsharedmemory{region}/register", self.register, methods=["POST"], response_class=Response)
         for path in ("/cudasharedmemory", f"/cudasharedmemory{region}"):
             add(f"{path}/status", self.cuda_status, methods=["GET"])
-            add(f"{path}/unregister", self.cuda_unregister, methods=["POST"], response_model=None)
-        add(f"/cudasharedmemory{region}/register", self.cuda_register, methods=["POST"], response_model=None)
+            add(f"{path}/unregister", self.cuda_unregister, methods=["POST"], response_class=Response)
+        add(
+            f"/cudasharedmemory{region}/register",
+            self.cuda_register,
+            methods=["POST"],
+            response_class=Response,
+        )
 
     async def status(self, name: str = "") -> list[dict[str, Any]]:
         """Return the caller's regions, or the one with this name."""
