@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from services.gateway.api.request_body import small_body
+from services.gateway.application.inference.core import parse_timeout
 from services.gateway.application.model_control import ModelControl
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.bounded_json import plain
@@ -28,7 +29,9 @@ class ModelControlRoutes:
     async def load(self, request: Request, model: str) -> Response:
         """Wake a model, also a paused one, and answer when it is ready."""
         parameters = parameters_of(await small_body(request))
-        await self._control.load(model, parameters, caller.current.get().principal)
+        header = request.headers.get("x-request-timeout-ms")
+        timeout_ms = parse_timeout(None if header is None else header.encode("latin-1"))
+        await self._control.load(model, parameters, caller.current.get().principal, timeout_ms)
         return Response()
 
     async def unload(self, request: Request, model: str) -> Response:

@@ -44,8 +44,17 @@ class ModelControl:
         self._operations = operations
         self._allowed = allowed
 
-    async def load(self, model: str, parameters: Mapping[str, Any], principal: Principal) -> None:
-        """Wake a model, also if it is paused, and return when it is ready; raise TidegateError."""
+    async def load(
+        self,
+        model: str,
+        parameters: Mapping[str, Any],
+        principal: Principal,
+        timeout_ms: float | None = None,
+    ) -> None:
+        """Wake a model, also if it is paused, and return when it is ready; raise TidegateError.
+
+        ``timeout_ms``: how long to wait; None: ``LOAD_S``.
+        """
         self._permit(model, principal)
         model_control.check_parameters(model, parameters)
         endpoint = self._endpoint(model, "load")
@@ -53,7 +62,7 @@ class ModelControl:
             for route in model_control.deployments_of(endpoint):
                 if not route.wakeable:
                     await self._operations.resume(route.name)
-        await self._until_ready(model)
+        await self._until_ready(model, LOAD_S if timeout_ms is None else timeout_ms / 1e3)
 
     async def unload(self, model: str, principal: Principal) -> None:
         """Hold every version of a model at 0 replicas, and return when none is left; raise TidegateError."""
@@ -114,7 +123,7 @@ class ModelControl:
     def _answers(self, route: DeploymentRoute) -> bool:
         return route.wakeable or self._core.fleet(route.name).ready > 0
 
-    async def _until_ready(self, model: str) -> None:
+    async def _until_ready(self, model: str, limit_s: float) -> None:
         began, woken = time.monotonic(), 0.0
         while True:
             targets = model_control.targets_of(self._endpoint(model, "load"))
@@ -123,14 +132,14 @@ class ModelControl:
                 return
             spent = time.monotonic() - began
             for route in waiting:
-                self._check_progress(model, route, spent)
+                self._check_progress(model, route, spent, limit_s)
             if spent >= woken:
                 woken = spent + WAKE_EVERY_S
                 for route in waiting:
                     self._core.wake(route)
             await asyncio.sleep(POLL_S)
 
-    def _check_progress(self, model: str, route: DeploymentRoute, spent: float) -> None:
+    def _check_progress(self, model: str, route: DeploymentRoute, spent: float, limit_s: float) -> None:
         """Raise if a Deployment that should start cannot become ready."""
         if not route.wakeable:
             if spent > TABLE_S:
@@ -140,9 +149,9 @@ class ModelControl:
                 )
         elif fault := self._core.fleet(route.name).fault:
             raise ModelFailed(f"failed to load {model!r}, {fault}")
-        if spent > LOAD_S:
+        if spent > limit_s:
             raise DeadlinePassed(
-                f"failed to load {model!r}, it is not ready after {LOAD_S:g} s: it goes on; see "
+                f"failed to load {model!r}, it is not ready after {limit_s:g} s: it goes on; see "
                 f"`tidegate why {route.name}`"
             )
 

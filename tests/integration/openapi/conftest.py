@@ -60,6 +60,8 @@ def services(rabbitmq_url, valkey_url, jobs_url) -> Iterator[dict[str, str]]:
             "TIDEGATE_JOBS_URL": jobs_url,
             "TIDEGATE_GATEWAY_PROCESSES": "1",
             "TIDEGATE_VERIFICATION": "off",
+            # No worker starts here, so a load would wait for one.
+            "TIDEGATE_MODEL_CONTROL": "off",
         }
         found = {"registry": stack.enter_context(running("registry", env, folder, "migrate"))}
         publish(found["registry"])

@@ -20,6 +20,7 @@ from tests.integration.gateway.process import make_table
 from tidegate.kernel.errors import (
     BadRequest,
     Conflict,
+    DeadlinePassed,
     Forbidden,
     ModelFailed,
     NotFound,
@@ -116,6 +117,12 @@ async def test_a_model_that_does_not_load_says_why(world: World, control: Any, m
     world.found = parse_table(make_table("d-1", wakeable=False))
     with pytest.raises(Conflict, match="may not start a replica: see `tidegate why d-1`"):
         await control().load("digits", {}, OPERATOR)
+
+
+async def test_a_load_waits_as_long_as_its_caller_wants(world: World, control: Any):
+    world.comes_up = ReplicaFleet(0)
+    with pytest.raises(DeadlinePassed, match=r"failed to load 'digits', it is not ready after 0.001 s"):
+        await control().load("digits", {}, OPERATOR, 1.0)
 
 
 async def _nothing(_: str) -> None:
