@@ -20,6 +20,7 @@ from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.heartbeat import Heartbeat
 from services.gateway.adapters.model_metadata import ModelMetadataCache
 from services.gateway.adapters.route_table import RouteTableCache
+from services.gateway.adapters.store.sequences import SequencePlaces
 from services.gateway.adapters.traffic_publisher import TrafficPublisher
 from services.gateway.api import cors, home, models
 from services.gateway.api.body_limits import BodyLimits
@@ -244,7 +245,8 @@ def _parts(settings: GatewaySettings) -> Parts:
     )
     feedback = FeedbackWiring(settings, routes)
     costs = RequestCosts()
-    core = InferenceCore(routes, dispatcher, heartbeat, feedback.tags, shadows, costs)
+    places = SequencePlaces.connect(settings.redis_url)
+    core = InferenceCore(routes, dispatcher, heartbeat, feedback.tags, shadows, costs, places)
     metadata = ModelMetadataCache(store, routes.deployments)
     traces, export = request_traces_of(settings.trace_slow_ms)
     log = access_log_of(settings, traces)
@@ -312,6 +314,7 @@ async def _running(
     await parts.metadata.stop()
     await parts.job_wiring.stop()
     await parts.shadows.stop()
+    await parts.core.sequences.stop()
     await parts.dispatcher.stop()
     await parts.heartbeat.stop()
     await parts.traffic.stop()

@@ -23,8 +23,8 @@ from services.worker.domain.llm_bands import LlmRoom
 from services.worker.settings import WorkerSettings
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.blobs.store import Blobs
-from tidegate.kernel.broker.topology import Queue, requests_queue
-from tidegate.kernel.protocol.models import Assignment, Deployment, LlmSpec
+from tidegate.kernel.broker.topology import Queue, deployment_of, requests_queue, sequences_queue
+from tidegate.kernel.protocol.models import Assignment, Deployment, LlmSpec, SequenceSpec
 from tidegate.kernel.store import JobStore, Store
 from tidegate.kernel.store.profiles import ProfileStore
 
@@ -41,14 +41,19 @@ def build_serving(
     on_lost: OnLost,
     jobs: JobServing | None = None,
     sampler: Sampler | None = None,
+    sequences: SequenceSpec | None = None,
 ) -> ReplicaServing:
     """Return the parts that run the requests of ``queue``, and with ``jobs`` also jobs.
 
     ``fetch_bytes`` is the most bytes of tensors that are fetched from the blob store before their model call.
+    ``sequences``: the model is stateful; None: it is not.
     """
     if jobs is not None:
         jobs.scheduler.sampler = sampler
-    requests = RequestConsumer(amqp_url, queue, replica, publisher, claims=claims, fetch_bytes=fetch_bytes)
+    own = sequences_queue(deployment_of(queue.name), replica) if sequences is not None else None
+    requests = RequestConsumer(
+        amqp_url, queue, replica, publisher, claims=claims, fetch_bytes=fetch_bytes, sequences=own
+    )
     scheduler = BatchScheduler(
         publisher,
         requests.settle,
@@ -57,6 +62,7 @@ def build_serving(
         on_lost=on_lost,
         jobs=jobs.scheduler if jobs else None,
         sampler=sampler,
+        sequences=sequences,
     )
     requests.deliver_to(scheduler)
     return ReplicaServing(publisher, requests, scheduler, jobs, sampler)
@@ -156,7 +162,7 @@ def build_replica(
 
     room = llm_room(assignment.deployment) if assignment.version.format == "llm" else None
 
-    def build(limits: CallLimits, on_lost: OnLost) -> ReplicaServing:
+    def build(limits: CallLimits, on_lost: OnLost, sequences: SequenceSpec | None) -> ReplicaServing:
         if room is not None:
             limits = replace(limits, streams=room.slots)
         jobs = build_job_serving(
@@ -195,6 +201,7 @@ def build_replica(
             on_lost=on_lost,
             jobs=jobs,
             sampler=build_sampler(settings.redis_url, blobs, assignment.deployment, replica),
+            sequences=sequences,
         )
 
     token = read_token(folder)

@@ -95,9 +95,6 @@ def test_what_is_wrong_is_said(client: Any, identity: str) -> None:
         client.infer("nobody", [x(rows(1))])
     assert caught.value.status() == "StatusCode.NOT_FOUND"
     with pytest.raises(InferenceServerException) as caught:
-        client.infer(identity, [x(rows(1))], sequence_id=9, sequence_start=True)
-    assert "stateful sequences" in caught.value.message()
-    with pytest.raises(InferenceServerException) as caught:
         client.unload_model(identity)
     assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
 

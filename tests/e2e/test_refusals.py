@@ -44,7 +44,7 @@ def image(**changes: Any) -> dict[str, Any]:
         (image(data=["a"] * 64), 400, "data is not FP32"),
         (image(shape=[0, 64], data=[]), 400, "batch-size must be <= 64"),
         (image() | {"outputs": [{"name": "nope"}]}, 400, "output 'nope' does not exist"),
-        (image() | {"parameters": {"sequence_id": 7}}, 400, "stateful sequences"),
+        (image() | {"parameters": {"sequence_id": -7}}, 400, "parameter 'sequence_id' must be from 0"),
     ],
 )
 def test_what_is_wrong_with_a_request(stack: Stack, served: str, body: Any, status: int, told: str):

@@ -224,11 +224,6 @@ class TritonPythonModel:
     assert answer.status_code == 400
     assert "missing required input(s) ['x']" in answer.json()["error"]
 
-    (folder / "config.pbtxt").write_text(XY + own.replace("dynamic_batching {", "sequence_batching {"))
-    done = stack.run("deploy", str(folder), "--name", "own")
-    assert done.returncode != 0
-    assert "sequence_batching keeps a caller's state" in done.stdout + done.stderr
-
 
 def test_an_ensemble(stack: Stack, client: Client):
     stack.deploy(ENSEMBLES / "text-length", "text-length")

@@ -60,7 +60,12 @@ class Core:
             if request_id is not None:
                 headers["X-Request-Id"] = request_id
             answer = yield from self.caller.call(
-                "POST", f"{path}/infer", timeout_s=left, headers=headers, content=body
+                "POST",
+                f"{path}/infer",
+                timeout_s=left,
+                headers=headers,
+                content=body,
+                repeatable=_may_repeat(parameters),
             )
             return read_result(answer)
 
@@ -86,7 +91,13 @@ class Core:
             if request_id is not None:
                 headers["X-Request-Id"] = request_id
             answer = yield from self.caller.call(
-                "POST", f"{path}/generate_stream", timeout_s=left, headers=headers, content=body, stream=True
+                "POST",
+                f"{path}/generate_stream",
+                timeout_s=left,
+                headers=headers,
+                content=body,
+                stream=True,
+                repeatable=_may_repeat(parameters),
             )
             return Opened(answer, metadata)
 
@@ -232,6 +243,11 @@ class Core:
         """Send one call and return its answer, within ``timeout_s`` (None: the client's)."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         return (yield from self.caller.call(method, path, timeout_s=limit, content=content, at_once=at_once))
+
+
+def _may_repeat(parameters: Mapping[str, Any] | None) -> bool:
+    """Return False for a request of a sequence: a second copy of it would change the state of the model."""
+    return not (parameters or {}).get("sequence_id")
 
 
 def arrange(model: str, inputs: Any, metadata: Metadata) -> list[Tensor]:

@@ -78,6 +78,12 @@ class PreconditionFailed(Conflict):
     reason = "precondition_failed"
 
 
+class SequenceLost(TidegateError):
+    """The state of a sequence is gone with its replica. The caller must start the sequence again."""
+
+    reason = "sequence_lost"
+
+
 class PayloadTooLarge(TidegateError):
     """The payload exceeds the stated limit."""
 
@@ -168,6 +174,7 @@ BY_REASON: dict[str, type[TidegateError]] = {
         MethodNotAllowed,
         Conflict,
         PreconditionFailed,
+        SequenceLost,
         PayloadTooLarge,
         TooMany,
         Overloaded,

@@ -62,6 +62,9 @@ def measure(
         utilization=_utilization(memory.services),
         gpu_utilization=_mean(r.gpu_utilization for r in reports if r.state == "ready"),
         measured=memory.services[-1].count > memory.services[0].count,
+        # Those of a replica that drains end there, so they need no other replica.
+        sequences=sum(r.sequences for r in reports if r.state == "ready"),
+        sequence_slots=max((r.sequence_slots for r in reports), default=0),
     )
     return load, memory
 

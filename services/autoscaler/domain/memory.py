@@ -71,7 +71,8 @@ class Load:
     is the known part of the demand. ``burst_rate`` is the arrival rate over a shorter window, ``trend`` its
     steady growth per second, ``expected`` the forecast for the time when a replica that starts now is ready.
     ``utilization`` is the share of time that replicas were busy, ``gpu_utilization`` that of their GPUs.
-    ``measured``: replicas finished work within the window. ``llm`` is for language models.
+    ``measured``: replicas finished work within the window. ``llm`` is for language models. ``sequences`` are
+    those that the replicas of a stateful model keep, and each keeps up to ``sequence_slots``.
     """
 
     demand: int | None
@@ -89,6 +90,8 @@ class Load:
     gpu_utilization: float | None = None
     measured: bool = False
     llm: LlmLoad | None = None
+    sequences: int = 0
+    sequence_slots: int = 0
 
     @property
     def service_rate(self) -> float | None:

@@ -236,13 +236,23 @@ def _report(report: ReplicaReport) -> list[Any]:
         report.jobs,
         decoupled,
         report.gpu_utilization,
-        *([] if report.llm is None else [asdict(report.llm)]),
+        *_optional(report),
     ]
+
+
+def _optional(report: ReplicaReport) -> list[Any]:
+    """Return what only some replicas report: the facts of an engine, and sequences with their slots."""
+    engine = None if report.llm is None else asdict(report.llm)
+    if report.sequence_slots:
+        return [engine, [report.sequences, report.sequence_slots]]
+    return [] if engine is None else [engine]
 
 
 def _read_report(plain: list[Any]) -> ReplicaReport:
     replica, deployment, generation, state, message, environment, inflight, completed = plain[:8]
-    failed, busy_ms, call_ms, batch_mean, jobs, decoupled, gpu_utilization, *llm = plain[8:]
+    failed, busy_ms, call_ms, batch_mean, jobs, decoupled, gpu_utilization, *more = plain[8:]
+    engine, kept = [*more, None, None][:2]
+    sequences, slots = kept or (0, 0)
     return ReplicaReport(
         replica=replica,
         deployment=deployment,
@@ -261,7 +271,9 @@ def _read_report(plain: list[Any]) -> ReplicaReport:
         jobs=jobs,
         signature={"decoupled": True} if decoupled else None,
         gpu_utilization=gpu_utilization,
-        llm=EngineReport.of(llm[0]) if llm else None,
+        llm=EngineReport.of(engine) if engine else None,
+        sequences=sequences,
+        sequence_slots=slots,
     )
 
 

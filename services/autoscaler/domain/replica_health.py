@@ -55,7 +55,8 @@ class ReplicaTimeouts:
 class Verdict:
     """The phase of a replica, or the cause of its end with a message.
 
-    ``reported`` is False if it has no heartbeat now. Then its phase is the last known one.
+    ``reported`` is False if it has no heartbeat now. Then its phase is the last known one. ``inflight``: the
+    requests that it works on and the sequences that it keeps.
     """
 
     running: Running
@@ -105,7 +106,7 @@ def judge(
 ) -> Verdict:
     """Return the state of a replica; ``memory`` is the result of :func:`with_heartbeat`."""
     phase = phase_of(memory)
-    inflight = report.inflight if report else 0
+    inflight = report.inflight + report.sequences if report else 0
     failed = report is not None and report.state == "failed"
     failure = report.message.strip("; \n") if report is not None and failed else ""
     if not running.alive:

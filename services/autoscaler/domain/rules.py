@@ -13,6 +13,9 @@ replicas do the work of R*U/u. This is the formula of the Kubernetes HPA, with i
 
 *backlog*. N / (number of requests per replica that the Deployment allows).
 
+*sequences*, for stateful models: the sequences that are kept / (slots of a replica). Unanswered requests
+count if no slot is free, because one of them may start a sequence.
+
 *tokens* and *kv*, for language models: see ``llm_rules.py``. Their requests in one engine share its slots, so
 their c is the number of slots, and s is the time of a request divided by c.
 
@@ -57,6 +60,8 @@ def rule_needs(load: Load, outstanding: int, tuning: Tuning, fleet: ReplicaCount
         rising = _ahead(load, tuning, fleet)
         found.append(_by_rate("trend", rising, f"in {fleet.start_s:.0f} s {each}", load, tuning))
         found.append(_by_rate("forecast", load.expected, f"expected soon {each}", load, tuning))
+    if load.sequence_slots:
+        found.append(_sequences(load, outstanding, fleet))
     if load.llm is not None:
         found += llm_needs(load.llm, tuning, fleet.ready, fleet.start_s)
     if tuning.by_utilization:
@@ -123,6 +128,13 @@ def _backlog(outstanding: int, tuning: Tuning) -> RuleNeed | None:
         math.ceil(outstanding / each - TINY),
         f"{outstanding} outstanding, {each:g} for each replica",
     )
+
+
+def _sequences(load: Load, outstanding: int, fleet: ReplicaCounts) -> RuleNeed:
+    full = load.sequences >= fleet.ready * load.sequence_slots
+    kept = load.sequences + (outstanding if full else 0)
+    words = f"{load.sequences} sequences, {load.sequence_slots} for each replica"
+    return RuleNeed("sequences", math.ceil(kept / load.sequence_slots), words)
 
 
 def _by_rate(rule: str, rate: float | None, words: str, load: Load, tuning: Tuning) -> RuleNeed | None:

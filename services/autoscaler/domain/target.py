@@ -56,7 +56,7 @@ def target(
     tuned = tuning(deployment, policy, start_s)
     limits = bounds(deployment, now, start_s, around.over_budget)
     hinted = around.hint_at is not None and now - around.hint_at < policy.hint_hold_s
-    busy = load.demand is None or load.demand > 0 or load.new > 0 or hinted
+    busy = load.demand is None or load.demand > 0 or load.new > 0 or hinted or load.sequences > 0
     memory = replace(memory, last_active=now) if busy else memory
     outstanding = max(load.at_least if load.demand is None else load.demand, 1 if hinted else 0)
     need, memory = _need(load, outstanding, memory, around.fleet, tuned, policy, now)

@@ -11,7 +11,6 @@ from functools import partial
 from services.gateway.adapters.claim_fetcher import ReplyClaimFetcher
 from services.gateway.adapters.event_publisher import EventPublisher
 from services.gateway.adapters.pending_requests import (
-    NOT_SENT_AGAIN,
     DeploymentQueue,
     Lane,
     OnReply,
@@ -19,8 +18,10 @@ from services.gateway.adapters.pending_requests import (
     frame_of,
     lane_of,
     message_of,
+    never_again,
+    prepare_again,
     publish_failure,
-    renumbered,
+    replies_in,
 )
 from services.gateway.domain.admission import no_replica, too_late
 from services.gateway.domain.chunk_order import ChunkOrder, ChunkPlace
@@ -32,7 +33,7 @@ from services.gateway.domain.routing import DeploymentRoute
 from tidegate.kernel import telemetry
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery, Refused, Unroutable
-from tidegate.kernel.broker.topology import CANCELS, EVENTS, Queue, replies_queue
+from tidegate.kernel.broker.topology import CANCELS, EVENTS, Queue, replies_queue, sequences_queue
 from tidegate.kernel.errors import TidegateError, Unavailable, WorkerLost
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
@@ -81,7 +82,7 @@ class Dispatcher:
             answers,
             self._pending,
             on_reply=self._answer,
-            on_failure=self._fail,
+            on_failure=self.fail,
             spawn=self._tasks.start,
         )
 
@@ -94,7 +95,7 @@ class Dispatcher:
     async def stop(self) -> None:
         """Fail the requests in flight and disconnect."""
         for id_ in list(self._pending):
-            self._fail(id_, Unavailable("the gateway is stopping"))
+            self.fail(id_, Unavailable("the gateway is stopping"))
         await self.out.stop()
         await self.back.stop()
 
@@ -124,6 +125,11 @@ class Dispatcher:
         """Return the counters of every Deployment for which this process has had requests."""
         return {name: queue.report() for name, queue in self._queues.items()}
 
+    def new_id(self) -> bytes:
+        """Return the id of a request that is sent later."""
+        self._counter += 1
+        return self._incarnation + self._counter.to_bytes(8, "little")
+
     def send(
         self,
         route: DeploymentRoute,
@@ -140,20 +146,21 @@ class Dispatcher:
         wait_ms: float = 0.0,
         caller: FlowKey = NO_CALLER,
         cost: float = 0.0,
+        id_: bytes = b"",
+        keeper: str = "",
     ) -> bytes:
         """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
 
         Callers share the Deployment by their weight. The request counts for ``cost``; 0: for its rows.
-
         A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
+        A request of a sequence goes to its ``keeper`` only, and is never sent twice.
 
         With ``stream``, ``done`` is called with each chunk, and last with END or an error. Requests that
         are queued for a Deployment in one event-loop turn are published together, at the end of the turn.
         """
         loop = self._loop
         queue = self.queue_of(route)
-        self._counter += 1
-        id_ = self._incarnation + self._counter.to_bytes(8, "little")
+        id_ = id_ or self.new_id()
         deadline_ms = int((time.time() + timeout_s) * 1e3)
         flags = (envelope.RETRY_SAFE if route.retry_safe else 0) | priority << envelope.PRIORITY_SHIFT
         if stream:
@@ -163,6 +170,9 @@ class Dispatcher:
         if stream and route.format == "llm":
             band = band_of(flags)
             lane, fair = lane_of(route.name, band, replica, wait_ms), queue.band(band)
+        elif keeper:
+            flags &= ~envelope.RETRY_SAFE
+            lane, fair = Lane(sequences_queue(route.name, keeper), sequence=True), queue.sequences
         flow = fair.flow(caller)
         size = sum(map(len, data))
         frame: bytes | list[Buffer] | None = None
@@ -174,6 +184,8 @@ class Dispatcher:
         )
         if stream:
             pending.order, pending.lane = ChunkOrder(), lane
+        elif keeper:
+            pending.lane = lane
         self._pending[id_] = pending
         queue.begin(pending)
         if frame is None:
@@ -181,6 +193,10 @@ class Dispatcher:
         else:
             self._enqueue(queue, pending)
         return id_
+
+    def uploads(self, id_: bytes) -> bool:
+        """Return True while the data of a large request goes to the blob store."""
+        return (pending := self._pending.get(id_)) is not None and not pending.published
 
     def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
         """Publish a request in this turn of the event loop, or let it wait for its turn."""
@@ -223,7 +239,7 @@ class Dispatcher:
         try:
             claim = await self._claims.give(data, pending.deadline - self._loop.time())
         except Unavailable as error:
-            self._fail(pending.id, error)
+            self.fail(pending.id, error)
             return
         if pending.id not in self._pending:
             await self._claims.drop(claim)
@@ -249,7 +265,7 @@ class Dispatcher:
             self._events.demand(channel, pending.route.name)
         if lane.own is not None:
             self._publish_to_replica(channel, pending, lane, lane.own)
-        elif lane.shared.name in self._declared:
+        elif lane.sequence or lane.shared.name in self._declared:
             self._publish(channel, lane.shared, [pending])
         else:
             self._tasks.start(self._declare(channel, lane.shared, [pending]))
@@ -330,13 +346,13 @@ class Dispatcher:
         except Exception:  # an error in one envelope must not stop the others
             log.exception("an envelope was not sent", extra={"queue": queue.name})
             for pending in live:
-                self._fail(pending.id, Unavailable("the request could not be sent"))
+                self.fail(pending.id, Unavailable("the request could not be sent"))
 
     def _on_publish_failure(self, queue: Queue, batch: list[PendingRequest], error: Unavailable) -> None:
         if isinstance(error, Unroutable):
             # The queue was deleted. These requests fail; the next one declares the queue again.
             self._declared.discard(queue.name)
-        failure = publish_failure(queue, error)
+        failure = publish_failure(queue, error, batch[0].lane)
         if failure is None:
             log.info(
                 "the broker connection was lost; requests that may be retried are sent again later",
@@ -344,7 +360,7 @@ class Dispatcher:
             )
             return
         for pending in batch:
-            self._fail(pending.id, failure)
+            self.fail(pending.id, failure)
 
     async def _on_out_setup(self, channel: Channel) -> None:
         self._declared.clear()
@@ -360,16 +376,11 @@ class Dispatcher:
         for id_, pending in list(self._pending.items()):
             if pending.frame is None or not pending.published:
                 continue
-            if pending.sent and (pending.resent or not pending.route.retry_safe):
-                if not pending.route.retry_safe:
-                    self._fail(id_, Unavailable(NOT_SENT_AGAIN))
+            if (error := never_again(pending)) is not None:
+                self.fail(id_, error)
+            if error is not None or pending.resent:
                 continue
-            if pending.sent and pending.order is not None:
-                # A worker may also run the first copy. The chunks of the two copies must not mix. The attempt
-                # after the first copy's is taken if the copy moves on from its replica's own queue.
-                pending.order.attempt += 1 if pending.lane is None else 2
-                pending.frame = renumbered(pending.frame, pending.order.attempt)
-            pending.resent = pending.sent
+            prepare_again(pending)
             if pending.lane is not None:
                 self._publish_alone(pending, pending.lane)
             else:
@@ -383,12 +394,7 @@ class Dispatcher:
         await channel.consume(self._reply_to, self._on_replies, prefetch=0, no_ack=True)
 
     def _on_replies(self, delivery: Delivery) -> None:
-        try:
-            replies = [envelope.read_reply(f) for f in envelope.unpack(envelope.REPLIES, delivery.body)]
-        except envelope.Undecodable as error:
-            log.error("undecodable reply envelope", extra={"problem": str(error)})
-            return
-        for reply in replies:
+        for reply in replies_in(delivery.body):
             try:
                 if reply.claimed or reply.id in self._claim_fetcher.queued:
                     self._claim_fetcher.add(reply)
@@ -430,19 +436,19 @@ class Dispatcher:
         """Cancel and fail a stream whose next chunk is missing. That of a language model may continue."""
         self._events.cancel(pending.id)
         failure = Unavailable if pending.lane is None else WorkerLost
-        self._fail(pending.id, failure(f"{problem}: start the stream again"))
+        self.fail(pending.id, failure(f"{problem}: start the stream again"))
 
     def _expire(self, id_: bytes) -> None:
         pending = self._pending[id_]
         if pending.order is None:
-            self._fail(id_, self._too_late(pending, "the deadline passed before the answer came"))
+            self.fail(id_, self._too_late(pending, "the deadline passed before the answer came"))
         elif (left := pending.deadline - self._loop.time()) > 0:
             pending.timer = self._loop.call_later(left, self._expire, id_)
         else:
             self._events.cancel(id_)  # the worker runs the stream until it gets the cancel
             what = "next" if pending.order.emitted else "first"
             passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream came"
-            self._fail(id_, self._too_late(pending, passed))
+            self.fail(id_, self._too_late(pending, passed))
 
     def _too_late(self, pending: PendingRequest, passed: str) -> TidegateError:
         """Return the error for a passed deadline. If no replica can start, the error says why."""
@@ -463,9 +469,10 @@ class Dispatcher:
             if fleet.load_failed and queue.load.outstanding:
                 error = no_replica(fleet, name)
                 for id_ in [id_ for id_, each in self._pending.items() if each.route.name == name]:
-                    self._fail(id_, error)
+                    self.fail(id_, error)
 
-    def _fail(self, id_: bytes, error: TidegateError) -> None:
+    def fail(self, id_: bytes, error: TidegateError) -> None:
+        """End a request with an error, because it will have no answer."""
         pending = self._settle(id_)
         if pending is not None:
             pending.done(error)

@@ -10,13 +10,16 @@ from services.gateway.domain.chunk_order import ChunkOrder
 from services.gateway.domain.fair_lane import FairLane, Flow, FlowKey, Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet, window_of
 from services.gateway.domain.routing import DeploymentRoute
+from tidegate.kernel import telemetry
 from tidegate.kernel.broker.connection import Refused, Unroutable
 from tidegate.kernel.broker.topology import Queue, replica_queue, requests_queue
-from tidegate.kernel.errors import TidegateError, Unavailable
+from tidegate.kernel.errors import SequenceLost, TidegateError, Unavailable
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 from tidegate.kernel.protocol.llm import Band
 from tidegate.kernel.protocol.presence import GatewayLoad
+
+log = telemetry.logger(__name__)
 
 ReplyOrError = Reply | TidegateError
 OnReply = Callable[[ReplyOrError], None]
@@ -25,6 +28,11 @@ NOT_SENT_AGAIN = (
     "the connection to the broker was lost after this request was sent. It was not sent again, because its "
     "deployment has `retry: never`"
 )
+SEQUENCE_UNKNOWN = (
+    "the connection to the broker was lost after this request of a sequence was sent. It is not known if the "
+    "model ran the request: start the sequence again"
+)
+SEQUENCE_LOST = "the replica of this sequence has ended, and the state is gone: start the sequence again"
 # A heartbeat reports at most this many flows of a lane: those with the most requests.
 MOST_FLOWS = 64
 
@@ -34,11 +42,13 @@ class Lane:
     """The queues of a request to a language model: its band's shared one, and that of a preferred replica.
 
     In the queue of the replica (``own``) it waits for up to ``wait_ms``. None: it prefers no replica.
+    ``sequence``: the request is a part of a sequence, and ``shared`` is the queue of its replica.
     """
 
     shared: Queue
     own: Queue | None = None
     wait_ms: float = 0.0
+    sequence: bool = False
 
 
 def lane_of(deployment: str, band: Band, replica: str, wait_ms: float) -> Lane:
@@ -88,6 +98,7 @@ class DeploymentQueue:
     """The requests to one Deployment that this turn of the event loop publishes, and the counters.
 
     ``lane`` has the requests that wait for their turn. A language model has one for each band of ``lanes``.
+    The requests of ``sequences`` do not wait, because their order must not change.
     """
 
     amqp_queue: Queue
@@ -95,6 +106,7 @@ class DeploymentQueue:
     load: GatewayLoad = field(default_factory=GatewayLoad)
     lane: FairLane[PendingRequest] = field(default_factory=FairLane)
     lanes: dict[Band, FairLane[PendingRequest]] = field(default_factory=dict)
+    sequences: FairLane[PendingRequest] = field(default_factory=FairLane)
 
     def __post_init__(self) -> None:
         self.lanes["normal"] = self.lane
@@ -163,9 +175,14 @@ def frame_of(
     return b"".join((head, *data)) if size <= envelope.LARGE else [head, *data]
 
 
-def publish_failure(queue: Queue, error: Unavailable) -> Unavailable | None:
-    """Return the error for requests that were not published; None if they may be sent again later."""
+def publish_failure(queue: Queue, error: Unavailable, lane: Lane | None = None) -> TidegateError | None:
+    """Return the error for requests that were not published; None if they may be sent again later.
+
+    ``lane``: that of the first one.
+    """
     if isinstance(error, Unroutable):
+        if lane is not None and lane.sequence:
+            return SequenceLost(SEQUENCE_LOST)
         return Unavailable(
             f"the queue {queue.name} was deleted: retry the request, which declares the queue",
             retry_after_s=1.0,
@@ -173,6 +190,26 @@ def publish_failure(queue: Queue, error: Unavailable) -> Unavailable | None:
     if isinstance(error, Refused):
         return Unavailable(error.message, retry_after_s=error.retry_after_s or 1.0)
     return None
+
+
+def never_again(pending: PendingRequest) -> TidegateError | None:
+    """Return the error for a request that was sent and may not be sent again; None for any other."""
+    if not pending.sent:
+        return None
+    if pending.lane is not None and pending.lane.sequence:
+        return SequenceLost(SEQUENCE_UNKNOWN)
+    return None if pending.route.retry_safe else Unavailable(NOT_SENT_AGAIN)
+
+
+def prepare_again(pending: PendingRequest) -> None:
+    """Prepare a request to be sent after a reconnect."""
+    if pending.sent and pending.order is not None:
+        # A worker may also run the first copy. The chunks of the two copies must not mix. The attempt after
+        # the first copy's is taken if the copy moves on from its replica's own queue.
+        assert pending.frame is not None
+        pending.order.attempt += 1 if pending.lane is None else 2
+        pending.frame = renumbered(pending.frame, pending.order.attempt)
+    pending.resent = pending.sent
 
 
 def renumbered(frame: bytes | list[Buffer], attempt: int) -> bytes | list[Buffer]:
@@ -187,3 +224,12 @@ def message_of(frames: list[bytes | list[Buffer]]) -> bytes | list[Buffer]:
     if isinstance(frames[0], list):
         return envelope.pack_alone(envelope.REQUESTS, frames[0])
     return envelope.pack(envelope.REQUESTS, [frame for frame in frames if not isinstance(frame, list)])
+
+
+def replies_in(body: Buffer) -> list[Reply]:
+    """Return the replies of a message; none if it cannot be read."""
+    try:
+        return [envelope.read_reply(frame) for frame in envelope.unpack(envelope.REPLIES, body)]
+    except envelope.Undecodable as error:
+        log.error("undecodable reply envelope", extra={"problem": str(error)})
+        return []

@@ -13,11 +13,13 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from services.gateway.domain.sequences import sequence_of
 from services.gateway.domain.shared_memory import OFFSET, REGION, SIZE, Regions, Sink, UsesRegions
 from tidegate.kernel.errors import BadRequest, Unavailable
 from tidegate.kernel.protocol.bounded_json import shown
 from tidegate.kernel.protocol.envelope import KEPT_KEY, LAST_PRIORITY, MAX_KEY, Buffer, Tensor, call_key
 from tidegate.kernel.protocol.models import Signature
+from tidegate.kernel.protocol.sequences import PARAMETERS, SequenceMark
 from tidegate.kernel.protocol.tensors import (
     BINARY_ONLY,
     DATATYPES,
@@ -33,7 +35,6 @@ from tidegate.kernel.protocol.tensors import (
 _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
 _FOR_THE_QUEUE = frozenset({"timeout", "priority"})
 # Request parameters of Triton that a queue cannot support; they are refused.
-_STATEFUL = {"sequence_id", "sequence_start", "sequence_end"}
 _SHARED_MEMORY = {REGION, OFFSET, SIZE}
 
 _KEYS_KEPT = 1024
@@ -57,6 +58,7 @@ class Decoded(NamedTuple):
 
     ``timeout_ms``: the timeout in the request, or None. ``priority``: 1 goes first; 0 means none was given.
     ``sinks``: the places in shared memory of the outputs that have one.
+    ``sequence``: the sequence that it is a part of, or None.
     """
 
     id: str
@@ -68,6 +70,7 @@ class Decoded(NamedTuple):
     timeout_ms: float | None = None
     priority: int = 0
     sinks: Mapping[str, Sink] | None = None
+    sequence: SequenceMark | None = None
 
 
 class Beside(NamedTuple):
@@ -86,6 +89,7 @@ class Options(NamedTuple):
     for_model: dict[str, Any]
     timeout_ms: float | None = None
     priority: int = 0
+    sequence: SequenceMark | None = None
 
 
 _NO_OPTIONS = Options({})
@@ -237,10 +241,6 @@ def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) ->
         return {}
     if not isinstance(parameters, dict):
         raise BadRequest(f"{where}: 'parameters' must be an object")
-    if not parameters.keys().isdisjoint(_STATEFUL) and parameters.get("sequence_id"):
-        raise BadRequest(
-            f"{where}: stateful sequences (sequence_id) are not supported: any worker may answer"
-        )
     if not in_memory and not parameters.keys().isdisjoint(_SHARED_MEMORY):
         raise UsesRegions(where)
     return parameters
@@ -255,7 +255,7 @@ def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options
     if not parameters:
         return Options(for_model) if for_model else _NO_OPTIONS
     for name, value in parameters.items():
-        if name in _FOR_US or name in _STATEFUL:
+        if name in _FOR_US or name in PARAMETERS:
             continue
         if name in _FOR_THE_QUEUE:
             if type(value) is not int or not 0 <= value < _MAX_INT:
@@ -282,7 +282,10 @@ def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options
             for_model[name] = value
     timeout_us = parameters.get("timeout", 0)
     priority = min(parameters.get("priority", 0), LAST_PRIORITY)
-    return Options(for_model, timeout_us / 1e3 if timeout_us else None, priority)
+    sequence = sequence_of(parameters)
+    if sequence is not None:
+        for_model |= sequence.parameters()
+    return Options(for_model, timeout_us / 1e3 if timeout_us else None, priority, sequence)
 
 
 def check_name(kind: str, name: str) -> None:

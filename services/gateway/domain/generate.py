@@ -44,13 +44,13 @@ def decode(body: Buffer, contract: Contract) -> Decoded:
             _put(inputs, contract, name, value)
         elif name not in _RESERVED:
             extra[name] = value
-    for_model, timeout_ms, priority = options(check_parameters(extra, "request") | parameters)
+    for_model, timeout_ms, priority, sequence = options(check_parameters(extra, "request") | parameters)
     tensors, data, rows = inputs.done()
     id_ = members.get("id", "")
     if not isinstance(id_, str):
         raise BadRequest(f"'id' must be a string, got {type(id_).__name__}")
     key = contract.key(tensors, (), for_model)
-    return Decoded(id_, rows, key, data, None, False, timeout_ms, priority)
+    return Decoded(id_, rows, key, data, None, False, timeout_ms, priority, sequence=sequence)
 
 
 def request_parameters(body: Buffer) -> dict[str, Any]:

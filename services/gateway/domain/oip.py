@@ -64,12 +64,12 @@ def decode_head(
     wanted = _wanted(head.get("outputs"), binary, contract, regions, sinks)
     tensors, data, rows = _inputs(head.get("inputs"), tail, contract, regions)
     names = tuple(output.name for output in wanted) if wanted else ()
-    for_model, timeout_ms, priority = options(parameters, beside)
+    for_model, timeout_ms, priority, sequence = options(parameters, beside)
     id_ = head.get("id", "")
     if not isinstance(id_, str):
         raise BadRequest(f"'id' must be a string, got {type(id_).__name__}")
     key = contract.key(tensors, names, for_model)
-    return Decoded(id_, rows, key, data, wanted, binary, timeout_ms, priority, sinks)
+    return Decoded(id_, rows, key, data, wanted, binary, timeout_ms, priority, sinks, sequence)
 
 
 def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | None, memoryview]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from services.gateway.domain.fair_lane import UNLIMITED, FlowLoad
 from services.gateway.domain.replica_choice import ReplicaSlots
+from services.gateway.domain.sequences import SequenceSlots
 from tidegate.kernel.protocol.presence import GatewayLoad, GatewayView, ReplicaReport
 
 LOAD_FAILED = "LoadFailed"
@@ -28,6 +29,7 @@ class ReplicaFleet:
     ``holds``: the requests that the ready replicas hold together; 0: a replica does not report it.
     ``flows_elsewhere``: the requests of each flow at other gateways. ``gateways``: how many gateways have
     requests, with this one. ``host_busy``: the share of time that the cores of the busiest host were busy.
+    ``sequences``: the ready ones of a stateful model.
     """
 
     ready: int = 0
@@ -44,6 +46,7 @@ class ReplicaFleet:
     flows_elsewhere: Mapping[str, FlowLoad] = field(default_factory=dict)
     gateways: int = 1
     host_busy: float | None = None
+    sequences: tuple[SequenceSlots, ...] = ()
 
 
 class LoadElsewhere(NamedTuple):
@@ -115,6 +118,7 @@ def fleets(
             load.flows,
             1 + load.gateways,
             max((r.host_busy for r in ready[name] if r.host_busy is not None), default=None),
+            tuple(SequenceSlots(r.replica, r.sequence_slots) for r in ready[name] if r.sequence_slots),
         )
     return result
 

@@ -61,6 +61,11 @@ class DeploymentRoute:
         """Return True if the model may return many answers to one request; False without a signature."""
         return self.contract.signature is not None and self.contract.signature.decoupled
 
+    @property
+    def stateful(self) -> bool:
+        """Return True if the model keeps a state between the requests of a sequence."""
+        return self.contract.signature is not None and self.contract.signature.sequences is not None
+
 
 @dataclass(frozen=True, slots=True)
 class ShadowRoute:
@@ -91,6 +96,7 @@ class EndpointRoute:
     for requests that the targets cannot answer. ``reserves``: replicas of a target, by its name, that serve
     only this endpoint.
     ``experiment``: the id of the running experiment, or empty. ``labels``: aliases of versions.
+    ``stateful``: a Deployment keeps sequences.
     """
 
     name: str
@@ -109,10 +115,13 @@ class EndpointRoute:
     reserves: Mapping[str, DeploymentRoute] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = field(init=False)
+    stateful: bool = field(init=False)
     _flows: dict[str, FlowKey] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(route.name for route in self.targets))
+        routes = (*self.targets, *self.versions.values())
+        object.__setattr__(self, "stateful", any(route.stateful for route in routes))
 
     def flow_of(self, caller: Principal) -> FlowKey:
         """Return the flow of a caller's requests: the same object each time, because that is quick."""

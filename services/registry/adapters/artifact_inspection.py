@@ -152,8 +152,9 @@ def _tflite(path: Path) -> OnnxGraph:
 
 def _triton_signature(declared: Signature | None, user_signature: Signature | None) -> Signature | None:
     if declared is not None and user_signature is not None:
-        # Users do not state if the model is decoupled: only the config says it.
-        user_signature = user_signature.model_copy(update={"decoupled": declared.decoupled})
+        # Users do not state if the model is decoupled or stateful: only the config says it.
+        from_config = {"decoupled": declared.decoupled, "sequences": declared.sequences}
+        user_signature = user_signature.model_copy(update=from_config)
     if declared is not None and user_signature is not None and declared != user_signature:
         raise BadRequest(
             "The given signature differs from the one in config.pbtxt. Leave it out, or correct one of them."

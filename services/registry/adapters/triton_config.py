@@ -10,7 +10,8 @@ from services.registry.adapters import archive_reader
 from services.registry.domain import requirements, signature, triton_layout
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.archives import ArchiveLimits
-from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
+from tidegate.kernel.protocol.models import Datatype, SequenceSpec, Signature, TensorSpec
+from tidegate.kernel.protocol.sequences import spec_of, tightest
 
 MAX_CONFIG = 1024 * 1024
 
@@ -27,11 +28,13 @@ class TritonConfig:
     """The fields of a config.pbtxt that the registry needs.
 
     ``signature`` None: the config declares no inputs or no outputs. ``parts``: the models of an ensemble.
+    ``sequences``: the model is stateful; None: it is not.
     """
 
     is_ensemble: bool
     parts: frozenset[str]
     signature: Signature | None
+    sequences: SequenceSpec | None = None
 
 
 def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | None, list[str]]:
@@ -56,6 +59,10 @@ def read(path: Path, model: str, limits: ArchiveLimits) -> tuple[Signature | Non
         if folder not in configs or not configs[folder].is_ensemble:
             triton_layout.check_versions(folder, contents.files)
     declared = configs[served].signature if served in configs else None
+    # A model that calls a stateful one is stateful too.
+    stateful = [config.sequences for config in configs.values() if config.sequences is not None]
+    if declared is not None and stateful:
+        declared = declared.model_copy(update={"sequences": tightest(stateful)})
     return declared, requirements.gathered(folders, contents.texts)
 
 
@@ -75,27 +82,24 @@ def parse(text: str, where: str) -> TritonConfig:
         raise BadRequest(
             f"config.pbtxt of {where!r} cannot be read: {reason}. Correct it and deploy again."
         ) from None
-    if config.HasField("sequence_batching"):
-        raise BadRequest(
-            f"config.pbtxt of {where!r}: sequence_batching keeps a caller's state in one server, but any "
-            "replica may get the next request. Remove it, and send the state with each request."
-        )
     if config.max_batch_size < 0:
         raise BadRequest(
             f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}; use 0 or more."
         )
     is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
     parts = frozenset(step.model_name for step in config.ensemble_scheduling.step)
+    sequences = spec_of(config)
     if not config.input or not config.output:
-        return TritonConfig(is_ensemble, parts, None)
+        return TritonConfig(is_ensemble, parts, None, sequences)
     declared = Signature(
         inputs=[_tensor(each, where) for each in config.input],
         outputs=[_tensor(each, where) for each in config.output],
         max_batch_size=config.max_batch_size,
         decoupled=config.model_transaction_policy.decoupled,
+        sequences=sequences,
     )
     signature.check(declared)
-    return TritonConfig(is_ensemble, parts, declared)
+    return TritonConfig(is_ensemble, parts, declared, sequences)
 
 
 def _tensor(declared: Any, where: str) -> TensorSpec:

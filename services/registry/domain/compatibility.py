@@ -23,6 +23,8 @@ def breaking_changes(before: Signature, after: Signature) -> list[str]:
         changes.append(
             f"it is {'now' if after.decoupled else 'no longer'} decoupled (many responses to a request)"
         )
+    if (before.sequences is None) != (after.sequences is None):
+        changes.append(f"it {'now' if after.sequences else 'no longer'} keeps sequences (sequence_batching)")
     return changes
 
 

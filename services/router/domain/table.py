@@ -79,10 +79,13 @@ def _queues(deployment: str, format: Format) -> list[Queue]:
 
 
 def _deployment(deployment: Deployment, version: Version, ready: int, learned: Any) -> dict[str, Any]:
-    signature = version.signature.model_dump() if version.signature else learned
-    if version.signature and learned and learned.get("decoupled"):
-        # The worker has read this from Triton, so it replaces the registered value.
-        signature["decoupled"] = True
+    signature = version.signature.model_dump(exclude_none=True) if version.signature else learned
+    if version.signature and learned:
+        # The worker has read these from Triton, so they replace the registered values.
+        if learned.get("decoupled"):
+            signature["decoupled"] = True
+        if learned.get("sequences"):
+            signature["sequences"] = learned["sequences"]
     return {
         "model": deployment.model,
         "version": deployment.version,

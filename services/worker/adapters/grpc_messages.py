@@ -14,6 +14,7 @@ from tidegate.kernel.triton_protocol import ModelInferRequest
 # The protobuf tag of ``raw_input_contents`` in a ModelInferRequest: field 7, bytes. Fields may come in any
 # order, so the contents can be appended to a head that was serialized earlier.
 RAW_INPUT = bytes((7 << 3 | 2,))
+_SIGN = 2**63
 
 
 def begin(model: str, parameters: Mapping[str, object]) -> Any:
@@ -90,7 +91,8 @@ def _with_parameters(message: Any, parameters: Mapping[str, object]) -> Any:
         if isinstance(value, bool):
             parameter.bool_param = value
         elif isinstance(value, int):
-            parameter.int64_param = value
+            # Triton reads the id of a sequence, which has 64 bits without a sign, from the same field.
+            parameter.int64_param = value if value < _SIGN else value - 2 * _SIGN
         elif isinstance(value, float):
             parameter.double_param = value
         else:

@@ -37,6 +37,10 @@ FIRST_CHUNK_SECONDS = Histogram(
     "Time from a stream's start to its first answer.",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
 )
+SEQUENCES = Gauge("tidegate_worker_sequences", "Sequences of a stateful model that this worker keeps.")
+SEQUENCES_LOST = Counter(
+    "tidegate_worker_sequences_lost_total", "Sequences whose state was lost with the model server."
+)
 IN_HAND = Gauge("tidegate_worker_in_hand", "Requests of this worker that wait or are in a call.")
 TRITON_RESTARTS = Counter(
     "tidegate_worker_triton_restarts_total", "Times that Triton crashed and was restarted."

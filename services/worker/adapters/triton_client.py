@@ -30,7 +30,8 @@ from tidegate.kernel.errors import (
     Unavailable,
 )
 from tidegate.kernel.protocol.envelope import Buffer
-from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.models import SequenceSpec, Signature, TensorSpec
+from tidegate.kernel.protocol.sequences import spec_of, tightest
 from tidegate.kernel.triton_protocol import ModelInferRequest, ModelInferResponse, pb
 
 _SERVICE = "/inference.GRPCInferenceService/"
@@ -226,6 +227,11 @@ class TritonClient:
         """Return the signature of a loaded model, without the batch axis in its shapes."""
         metadata, config = await asyncio.gather(self.metadata(model), self.config(model))
         return signature_of(metadata, config)
+
+    async def sequences(self, models: Sequence[str]) -> SequenceSpec | None:
+        """Return the sequences that the loaded models keep; None if none of them is stateful."""
+        found = [spec_of(await self.config(model)) for model in models]
+        return tightest([spec for spec in found if spec is not None])
 
     async def instances(self, model: str) -> int:
         """Return how many calls the model runs at the same time. For an ensemble, add up its steps."""

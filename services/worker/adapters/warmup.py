@@ -14,6 +14,7 @@ from services.worker.domain.split import Output
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
 from tidegate.kernel.protocol.models import Signature
+from tidegate.kernel.protocol.sequences import END, ID, START
 
 log = telemetry.logger(__name__)
 
@@ -23,6 +24,8 @@ ITEM_BYTES = {
     "BYTES": 4,  # an empty string is encoded as its length, four zero bytes
 }  # fmt: skip
 FIRST_ANSWER_S = 10.0
+# The id of a sequence of the warm-up: far from those that callers choose.
+WARM_UP_ID = 2**62 + 11
 BYTES_LIMIT = 16 * 1024 * 1024
 
 
@@ -82,6 +85,8 @@ async def _first_answer(client: TritonClient, request: Any, timeout_s: float) ->
 
 def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]:
     """Return the batch sizes for the warm-up: 1, and the largest that a call may have."""
+    if signature.sequences is not None:
+        return [1]  # Triton refuses more rows in a request of a sequence
     largest = min(signature.max_batch_size, max_batch or signature.max_batch_size)
     fixed = all(-1 not in tensor.shape for tensor in signature.inputs)
     row = sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.datatype] for tensor in signature.inputs)
@@ -91,6 +96,9 @@ def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]
 def zeros(model: str, signature: Signature, rows: int) -> Any:
     """Return a ``ModelInferRequest`` with zeros (for BYTES: empty strings). Dims that are not fixed are 1."""
     request = ModelInferRequest(model_name=model)
+    if signature.sequences is not None:  # a whole sequence in each request, so no state stays
+        request.parameters[ID].int64_param = WARM_UP_ID
+        request.parameters[START].bool_param = request.parameters[END].bool_param = True
     for spec in signature.inputs:
         shape = [abs(dim) for dim in spec.shape]
         if signature.max_batch_size > 0:

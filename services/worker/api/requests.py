@@ -33,10 +33,16 @@ log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
 BLOCKED_POLL_S = 1.0
+# The requests of sequences that a worker holds at a time. The others wait in the replica's own queue.
+SEQUENCE_PREFETCH = 512
 
 
 class RequestConsumer:
-    """Consumes a Deployment's queue of requests while it is open, and settles their deliveries."""
+    """Consumes a Deployment's queue of requests while it is open, and settles their deliveries.
+
+    ``sequences``: the replica's own queue, for the requests of its sequences. It is always consumed, because
+    no other replica can run them.
+    """
 
     def __init__(
         self,
@@ -47,8 +53,10 @@ class RequestConsumer:
         *,
         claims: Claims,
         fetch_bytes: int,
+        sequences: Queue | None = None,
     ) -> None:
         self._queue = queue
+        self._sequences_queue = sequences
         self._cancels = cancels_queue(replica, os.urandom(4).hex())
         self._publisher = publisher
         self._acks = AckTracker()
@@ -71,6 +79,8 @@ class RequestConsumer:
     def deliver_to(self, scheduler: BatchScheduler) -> None:
         """Pass requests to this scheduler."""
         self._scheduler = scheduler
+        if scheduler.sequences is not None:
+            scheduler.sequences.fetch = self._claim_fetcher.fetch
 
     def start(self) -> None:
         """Connect; no request is consumed before :meth:`open`."""
@@ -82,6 +92,10 @@ class RequestConsumer:
         """Disconnect; unsettled requests go back to the queue."""
         await tasks.end(self._retune_task)
         await self._suspects.stop()
+        if self._sequences_queue is not None and self._channel is not None:
+            with contextlib.suppress(Unavailable, TimeoutError):  # then the gateways find no consumer
+                async with asyncio.timeout(BLOCKED_POLL_S):
+                    await self._channel.delete(self._sequences_queue)
         await self._claim_fetcher.stop()
         await self.connection.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -183,6 +197,9 @@ class RequestConsumer:
         await channel.bind(self._cancels, CANCELS)
         await channel.consume(self._cancels, self._on_cancels, prefetch=100, no_ack=True)
         self._channel, self._acks, self._consumer = channel, AckTracker(), None
+        if self._sequences_queue is not None:
+            await channel.declare(self._sequences_queue)
+            await channel.consume(self._sequences_queue, self._on_sequences, prefetch=SEQUENCE_PREFETCH)
         async with self._changing:
             if self._open and self._consumer is None:
                 await self._consume(channel)
@@ -280,6 +297,22 @@ class RequestConsumer:
                 self._claim_fetcher.start(item)
             else:
                 scheduler.add(item)
+        return None
+
+    def _on_sequences(self, delivery: Delivery) -> Coroutine[Any, Any, None] | None:
+        channel, scheduler = self._channel, self._scheduler
+        if channel is None or scheduler is None or scheduler.sequences is None:
+            return None  # the channel is ending; the broker delivers the unsettled message again
+        self._acks.delivered(delivery.tag)
+        try:
+            requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
+        except envelope.Undecodable as error:
+            log.error("undecodable envelope of a sequence", extra={"problem": str(error)})
+            return self._reject(channel, delivery)
+        unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", len(requests))
+        for request in requests:
+            item = QueuedRequest(request, unacked, time.monotonic())
+            scheduler.sequences.add(item, again=delivery.redelivered)
         return None
 
     async def _reject(self, channel: Channel, delivery: Delivery) -> None:

@@ -29,6 +29,7 @@ from services.worker.application.model_calls import (
     replies_to,
 )
 from services.worker.application.sampler import Sampler
+from services.worker.application.sequence_scheduler import SequenceScheduler, lost_in_call
 from services.worker.application.stream_scheduler import StreamScheduler
 from services.worker.domain.backlog import Backlog, QueuedRequest
 from services.worker.domain.concurrency import CallLimits, calls_in_flight, effective_concurrency, job_calls
@@ -37,6 +38,7 @@ from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
+from tidegate.kernel.protocol.models import SequenceSpec
 
 log = telemetry.logger(__name__)
 
@@ -56,7 +58,7 @@ class BatchScheduler:
     publisher sends the replies, and then ``settle`` is called.
 
     ``on_lost`` is called with a model whose server ended during a call. No call starts then until
-    :meth:`use` is called with a model.
+    :meth:`use` is called with a model. ``sequences``: the model is stateful; None: it is not.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class BatchScheduler:
         on_lost: OnLost,
         jobs: JobScheduler | None = None,
         sampler: Sampler | None = None,
+        sequences: SequenceSpec | None = None,
     ) -> None:
+        self.sequences = SequenceScheduler(sequences, limits.instances, self) if sequences else None
         self._publisher = publisher
         self._settle = settle
         self._send_replies = send_replies
@@ -117,7 +121,18 @@ class BatchScheduler:
         """Return how many requests and jobs wait here or are in a call."""
         calls = sum(len(group) for group in self._calls.values())
         jobs = len(self._jobs.by_id) if self._jobs else 0
-        return len(self.backlog) + calls + self.streams.in_hand + jobs
+        behind = self.sequences.waiting if self.sequences else 0
+        return len(self.backlog) + calls + self.streams.in_hand + jobs + behind
+
+    @property
+    def kept_sequences(self) -> int:
+        """Return how many sequences of a stateful model this worker keeps."""
+        return self.sequences.kept if self.sequences else 0
+
+    @property
+    def sequence_slots(self) -> int:
+        """Return how many sequences this worker can keep; 0: its model is not stateful."""
+        return self.sequences.slots if self.sequences else 0
 
     @property
     def copies(self) -> int:
@@ -171,6 +186,8 @@ class BatchScheduler:
     async def stop(self) -> None:
         """Stop immediately; the requests here stay unsettled and go back to the queue."""
         self._running = False
+        if self.sequences is not None:
+            await self.sequences.stop()
         await tasks.end(*self._calls)
         await self.streams.stop()
         if self._jobs is not None:
@@ -180,6 +197,8 @@ class BatchScheduler:
         """Call this model from now on; with None, start no calls."""
         self._model = model
         self.streams.use(model)
+        if self.sequences is not None and model is not None:
+            self.sequences.serve()
         if self._jobs is not None:
             self._jobs.use(model)
         self._wake()
@@ -190,6 +209,8 @@ class BatchScheduler:
             self._died_alone = self._open_calls() == 1
             self.suspect_died = self._died_alone and self._paused
             self.use(None)
+            if self.sequences is not None:
+                self.sequences.lose()
 
     def _on_model_lost(self, model: Model) -> None:
         if self._model is model:
@@ -244,6 +265,18 @@ class BatchScheduler:
             return self.streams.start(self._model, item)
         return self._start_call(self._model, group)
 
+    def call_in_sequence(self, item: QueuedRequest) -> asyncio.Task[None] | None:
+        """Start the call of a request of a sequence. If its caller no longer waits, return None."""
+        if (model := self._model) is None or not (group := self._drop_unwanted([item])):
+            return None
+        if self._limits.streams and item.request.flags & envelope.STREAM:
+            return self.streams.start(model, item)
+        return self._start_call(model, group)
+
+    async def refuse(self, item: QueuedRequest, error: TidegateError) -> None:
+        """Answer a request with an error."""
+        await self._reply_failure(item, log_failure(item.request, error))
+
     def add(self, item: QueuedRequest) -> None:
         """Queue a request."""
         if self._limits.streams and item.request.flags & envelope.STREAM:
@@ -258,7 +291,8 @@ class BatchScheduler:
         self._cancelled = {id_: at for id_, at in self._cancelled.items() if now - at < CANCELLED_KEPT_S}
         self._cancelled |= dict.fromkeys(ids, now)
         for task, group in self._calls.items():
-            if all(item.request.id in self._cancelled for item in group):
+            # The state of a sequence would be unknown after a cancelled call.
+            if group[0].sequence is None and all(item.request.id in self._cancelled for item in group):
                 self._cancelled_calls.add(task)
                 task.cancel()
         self.streams.cancel()
@@ -269,6 +303,8 @@ class BatchScheduler:
         """Discard the requests that wait. Their channel has ended, so the broker delivers them again."""
         self.backlog.clear()
         self.streams.discard_waiting()
+        if self.sequences is not None:
+            self.sequences.discard_waiting()
 
     def _wake(self) -> None:
         """Start calls at the end of this turn of the event loop."""
@@ -396,6 +432,9 @@ class BatchScheduler:
             for item in failure.lost:
                 shared = len(failure.lost)
                 log_request(logging.WARNING, "request lost its model server", item.request, shared=shared)
+            if (first := failure.lost[0]).sequence is not None:
+                await self._reply_failure(first, lost_in_call(first.request, failure.error))
+                return
             alone = self._died_alone and len(failure.lost) == 1
             await self._publisher.publish_lost(failure.lost, alone=alone)
             self._settle(list(failure.lost))
@@ -409,6 +448,8 @@ class BatchScheduler:
 
     async def _reply_failure(self, item: QueuedRequest, error: TidegateError) -> None:
         request = item.request
+        if item.sequence is not None:
+            item.sequence.error = error
         count_failure(self.stats, item)
         self._count(error.reason, [item])
         frame = envelope.failure_frame(request.id, request.attempt, error.reason, error.message)

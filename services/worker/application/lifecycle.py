@@ -33,7 +33,7 @@ from services.worker.domain.time_ledger import TimeLedger
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks, telemetry
 from tidegate.kernel.errors import TidegateError
-from tidegate.kernel.protocol.models import Assignment
+from tidegate.kernel.protocol.models import Assignment, SequenceSpec
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.redaction import told
 from tidegate.kernel.store import Store
@@ -42,7 +42,7 @@ log = telemetry.logger(__name__)
 
 DRAIN_POLL_S = 0.005
 
-Build = Callable[[CallLimits, OnLost], ReplicaServing]
+Build = Callable[[CallLimits, OnLost, SequenceSpec | None], ReplicaServing]
 
 
 class ReplicaLifecycle:
@@ -146,7 +146,7 @@ class ReplicaLifecycle:
 
     async def _serve(self, model: Model) -> ReplicaServing:
         """Connect to the broker and start the schedulers. Nothing is consumed yet."""
-        serving = self._serving = self._build(self._triton.limits, self._on_lost)
+        serving = self._serving = self._build(self._triton.limits, self._on_lost, self._triton.sequences)
         self._model_report.tally = serving.scheduler.stats.counts
         serving.scheduler.stats.time = self._time
         self._gpus.start()
@@ -177,7 +177,9 @@ class ReplicaLifecycle:
             await self._heartbeat.beat()
 
     async def drain(self) -> None:
-        """Stop consuming; finish the requests and jobs that this worker has, for up to ``drain_limit_s``.
+        """Stop consuming; finish the work that this worker has, for up to ``drain_limit_s``.
+
+        This is its requests, its jobs, and the sequences that it keeps.
 
         If Triton crashes meanwhile, it is started again to finish them.
         """
@@ -189,7 +191,7 @@ class ReplicaLifecycle:
             await serving.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._deployment.drain_limit_s):
-                    while (serving.unsettled or serving.scheduler.in_hand) and not self.ended.is_set():
+                    while serving.busy and not self.ended.is_set():
                         await asyncio.sleep(DRAIN_POLL_S)
         self.ended.set()
 
@@ -287,4 +289,6 @@ class ReplicaLifecycle:
             llm=self._engine.report,
             holds=serving.requests.holds if serving else 0,
             host_busy=self._host_load.read(),
+            sequences=serving.scheduler.kept_sequences if serving else 0,
+            sequence_slots=serving.scheduler.sequence_slots if serving else 0,
         )

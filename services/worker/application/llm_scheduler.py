@@ -90,6 +90,8 @@ class LlmScheduler:
 
     # A suspect never runs alone in a language model, so every loss counts.
     suspect_died = False
+    # A language model keeps no sequences of Triton.
+    kept_sequences = sequence_slots = 0
     # A call has one request, so it does not wait for others.
     max_batch = awaited_batch = 0
 

@@ -74,6 +74,14 @@ class Scheduler(Protocol):
     def effective_concurrency(self) -> float:
         """Return how many requests share the duration of one call when the model is fully loaded."""
 
+    @property
+    def kept_sequences(self) -> int:
+        """Return how many sequences of a stateful model this worker keeps."""
+
+    @property
+    def sequence_slots(self) -> int:
+        """Return how many sequences this worker can keep; 0: its model is not stateful."""
+
     def start(self) -> None:
         """Start to run requests."""
 
@@ -123,6 +131,12 @@ class ReplicaServing:
     def unsettled(self) -> int:
         """Return how many messages of requests and jobs are not settled yet."""
         return self.requests.unsettled + self.unsettled_jobs
+
+    @property
+    def busy(self) -> bool:
+        """Return True while there are requests, jobs or sequences that this worker has begun."""
+        scheduler = self.scheduler
+        return bool(self.unsettled or scheduler.in_hand or scheduler.kept_sequences)
 
     @property
     def unsettled_jobs(self) -> int:

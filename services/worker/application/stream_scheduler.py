@@ -21,6 +21,7 @@ from services.worker.application.model_calls import (
     count_slot_success,
     count_stream_time,
 )
+from services.worker.application.sequence_scheduler import lost_in_call
 from services.worker.application.stream_answers import send_answers
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.statistics import WorkStats
@@ -173,7 +174,12 @@ class StreamScheduler:
         self, model: Model, item: QueuedRequest, chunks: int, failure: CallFailure[QueuedRequest]
     ) -> None:
         request, error = item.request, failure.error
-        if failure.lost:
+        if item.sequence is not None:
+            if failure.lost:
+                self._on_lost(model)
+                error = lost_in_call(request, error)
+            item.sequence.error = error
+        elif failure.lost:
             self._on_lost(model)
             if chunks == 0:
                 # The caller has no answer yet, so another attempt may follow.

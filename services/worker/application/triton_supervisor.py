@@ -23,7 +23,7 @@ from services.worker.domain.deaths import Death
 from services.worker.domain.output_check import OutputCheck
 from services.worker.domain.phases import Phases
 from tidegate.kernel import tasks
-from tidegate.kernel.protocol.models import Deployment, Signature
+from tidegate.kernel.protocol.models import Deployment, SequenceSpec, Signature
 from tidegate.kernel.protocol.presence import ModelDeath
 
 BACKOFF_POLL_S = 0.05
@@ -141,7 +141,7 @@ class TritonSupervisor:
         self._on_step("loading the model")
         with self._phases.measure("load"):
             await self._prepared.loader.load(client, models, triton.tail)
-            signature = await self._read_signature(client, models[-1])
+            signature = await self._read_signature(client, models)
             self.instances = await client.instances(models[-1])
         self._on_step("warming up")
         with self._phases.measure("warm_up"):
@@ -163,12 +163,21 @@ class TritonSupervisor:
             self._output_check,
         )
 
-    async def _read_signature(self, client: TritonClient, name: str) -> Signature:
-        """Return the registered signature, or else Triton's. ``decoupled`` is always Triton's."""
-        loaded = await client.signature(name)
+    async def _read_signature(self, client: TritonClient, models: Sequence[str]) -> Signature:
+        """Return the registered signature, or else Triton's.
+
+        ``decoupled`` and ``sequences`` are always Triton's.
+        """
+        loaded = await client.signature(models[-1])
         registered = self.signature or loaded
-        self.signature = registered.model_copy(update={"decoupled": loaded.decoupled})
+        sequences = await client.sequences(models)
+        self.signature = registered.model_copy(update={"decoupled": loaded.decoupled, "sequences": sequences})
         return self.signature
+
+    @property
+    def sequences(self) -> SequenceSpec | None:
+        """Return the sequences of the loaded model; None if it keeps no state."""
+        return self.signature.sequences if self.signature is not None else None
 
     def watch(self, model: Model) -> None:
         """Watch the processes of a model that was just started."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from tidegate.kernel.fair_order import BURST, FairOrder
 from tidegate.kernel.protocol.envelope import COPY, LAST_PRIORITY, PRIORITY_SHIFT, Request
 from tidegate.kernel.protocol.tenant import weight_of
+
+if TYPE_CHECKING:
+    from services.worker.domain.sequence_table import KeptSequence
 
 # The priority of a request that states none. It is between the urgent requests and those that can wait.
 DEFAULT_PRIORITY = 4
@@ -40,12 +43,16 @@ class UnackedDelivery:
 
 @dataclass(slots=True)
 class QueuedRequest:
-    """A request of this worker; ``received`` is in seconds of the worker's monotonic clock."""
+    """A request of this worker; ``received`` is in seconds of the worker's monotonic clock.
+
+    ``sequence``: the sequence that it is a part of; None for most requests.
+    """
 
     request: Request
     delivery: UnackedDelivery
     received: float
     settled: bool = False
+    sequence: KeptSequence | None = None
 
 
 class Backlog:

@@ -191,7 +191,7 @@ async def test_timeout_and_priority_parameters_reach_the_queue(client, worker):
     [
         (request(model_version="9"), "NOT_FOUND", "not_found"),
         (
-            request(id="a", parameters={"sequence_id": pb.InferParameter(int64_param=3)}),
+            request(id="a", parameters={"sequence_id": pb.InferParameter(int64_param=-3)}),
             "INVALID_ARGUMENT",
             "",
         ),

@@ -20,6 +20,7 @@ from services.registry.adapters.sql.database import RegistryDatabase, engine_for
 from tests.integration.registry.onnx_files import onnx_bytes
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.archives import ArchiveLimits
+from tidegate.kernel.protocol.models import SequenceSpec
 
 Look = Callable[..., artifact_inspection.Inspection]
 
@@ -77,13 +78,25 @@ def test_the_outermost_ensemble_is_served(look):
     assert found.requirements == ["six", "tidepool>=1"]
 
 
+def test_a_stateful_model(look):
+    batching = "max_sequence_idle_microseconds: 5000000 oldest { max_candidate_sequences: 9 }"
+    stateful = f"{XY} sequence_batching {{ {batching} }}"
+    found = look({"config.pbtxt": stateful, "1/model.py": CODE}).signature.sequences
+    assert found == SequenceSpec(strategy="oldest", slots=9, idle_ms=5000)
+    files = {
+        "part/config.pbtxt": stateful, "part/1/model.py": CODE,
+        "outer/config.pbtxt": ensemble("part"), "outer/1/.keep": "",
+    }  # fmt: skip
+    assert look(files).signature.sequences == found, "an ensemble of a stateful model is stateful"
+    direct = look({"config.pbtxt": f"{XY} sequence_batching {{ }}", "1/model.py": CODE}).signature
+    assert direct.sequences == SequenceSpec(slots=max(1, direct.max_batch_size), idle_ms=1000)
+    iterative = f"{XY} sequence_batching {{ iterative_sequence: true }}"
+    assert look({"config.pbtxt": iterative, "1/model.py": CODE}).signature.sequences is None
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (
-            {"config.pbtxt": f"{XY} sequence_batching {{ }}", "1/model.py": CODE},
-            "sequence_batching keeps a caller's state",
-        ),
         ({"config.pbtxt": XY, "model.py": CODE}, "no version folder with a file in it"),
         ({"a/config.pbtxt": XY, "a/x/model.py": CODE, "b/config.pbtxt": ensemble("a")}, "in a/1/"),
         (

@@ -69,6 +69,7 @@ class Worker:
     remark: str = ""
     phases_ms: dict[str, float] = field(default_factory=dict)
     death: ModelDeath | None = None
+    sequences: int = 0
 
 
 class World:
@@ -97,6 +98,7 @@ class World:
         self.fail_load = ""
         self.fail_launch = ""
         self.call_ms: float | None = None
+        self.sequence_slots = 0
         self.metrics: dict[str, float] = {}
         self.decisions: list[Decision] = []
         self.rounds: list[tuple[State, Snapshot, Plan, float]] = []
@@ -202,6 +204,8 @@ class World:
             completed=worker.completed,
             busy_ms=worker.busy_ms,
             call_ms=self.call_ms,
+            sequences=worker.sequences,
+            sequence_slots=self.sequence_slots,
         )
 
     def _do(self, action) -> None:

@@ -103,6 +103,18 @@ def test_whatever_happened_is_decided_the_same_again(events, call_ms, first):
         assert then == now
 
 
+def test_sequences_are_recorded():
+    world = World(a_deployment(min_replicas=1, max_replicas=4))
+    world.sequence_slots = 3
+    world.run(5)
+    world.workers[world.names()[0]].sequences = 8
+    world.run(5)
+    found = list(decide_again([kept(world)]))
+    assert len(found) == len(world.rounds)
+    assert all(then == now for _, then, now in found)
+    assert max(len(plan.actions) for _, _, plan, _ in world.rounds) == 2, "two more replicas were started"
+
+
 def test_a_round_is_told_by_what_changed():
     world = World(a_deployment(min_replicas=3, max_replicas=3))
     world.run(30)

@@ -130,6 +130,21 @@ def test_infer(make: Any, gateway: Gateway) -> None:
         result["z"]
 
 
+@pytest.mark.parametrize(("parameters", "sent"), [({"echo": 1}, 2), ({"sequence_id": 7}, 1)])
+def test_a_request_of_a_sequence_is_sent_once(
+    make: Any, gateway: Gateway, parameters: dict[str, int], sent: int
+) -> None:
+    def broken(request: httpx.Request) -> httpx.Response:
+        answer = gateway(request)
+        if request.url.path.endswith("/infer"):
+            raise httpx.ReadError("the connection broke")
+        return answer
+
+    with pytest.raises(Unreachable):
+        make(broken, retries=1).infer("double", [1], parameters=parameters)
+    assert gateway.calls.count("POST /v2/models/double/infer") == sent
+
+
 def test_a_bare_array_goes_to_the_only_input(make: Any, gateway: Gateway) -> None:
     assert make(gateway).infer("double", [1, 2])["y"].tolist() == [2.0, 4.0]
 

@@ -114,7 +114,7 @@ def test_values_that_do_not_fit_the_shape(dims, value):
         (b'{"text_input": {"a": 1}}', "data is not BYTES"),
         (b'{"text_input": "a", "max_tokens": 3000000000}', "data is not INT32"),
         (b'{"text_input": "a", "grid": [[1, 2], [3]]}', "needs 4 elements, got 3"),
-        (b'{"text_input": "a", "sequence_id": 7}', "stateful sequences"),
+        (b'{"text_input": "a", "sequence_id": -7}', "parameter 'sequence_id' must be from 0"),
         (b'{"text_input": "a", "unknown": [1]}', "parameter 'unknown' has invalid type"),
         (b'{"text_input": "a", "id": 1}', "'id' must be a string"),
         (b'{"text_input": "a", "parameters": []}', "'parameters' must be an object"),

@@ -179,8 +179,8 @@ def both() -> Any:
         (typed("FP32", "fp32_contents", [1], (1, 2)), "input 'x': shape [1, 2] needs 2 elements, got 1"),
         (typed("FP32", "int_contents", [1, 2], (1, 2)), "input 'x': shape [1, 2] needs 2 elements, got 0"),
         (
-            with_parameter(m := raw(ROW), m, "sequence_id", int64_param=1),
-            "request: stateful sequences (sequence_id) are not supported: any worker may answer",
+            with_parameter(m := raw(ROW), m, "sequence_start", int64_param=1),
+            "parameter 'sequence_start' must be a boolean, got 1",
         ),
         (
             with_parameter(m := raw(ROW), m.inputs[0], "shared_memory_region", string_param="r"),

@@ -286,6 +286,7 @@ EXPECTED = {
     "NotFound": (404, "not_found"),
     "MethodNotAllowed": (405, "method_not_allowed"),
     "Conflict": (409, "conflict"),
+    "SequenceLost": (409, "sequence_lost"),
     "PayloadTooLarge": (413, "payload_too_large"),
     "TooMany": (429, "too_many_requests"),
     "ModelFailed": (500, "model_failed"),

@@ -170,8 +170,20 @@ def test_parameters_of_the_door_do_not_reach_the_model():
     assert read_call_key(got.key).parameters == {"seed": 7}
 
 
-def test_a_sequence_of_zero_is_none():
-    assert ask(SINGLE, X, parameters={"sequence_id": 0})
+@pytest.mark.parametrize("id_", [0, ""])
+def test_a_sequence_without_an_id_is_none(id_):
+    got = ask(SINGLE, X, parameters={"sequence_id": id_, "sequence_start": True, "sequence_end": True})
+    assert got.sequence is None
+    assert read_call_key(got.key).parameters == {}
+
+
+@pytest.mark.parametrize("id_", [1, 2**64 - 1, "session-1"])
+def test_the_sequence_of_a_request(id_):
+    got = ask(SINGLE, X, parameters={"sequence_id": id_, "sequence_start": True, "seed": 7})
+    assert got.sequence == (id_, True, False)
+    assert read_call_key(got.key).parameters == {
+        "sequence_id": id_, "sequence_start": True, "sequence_end": False, "seed": 7
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -366,8 +378,11 @@ def test_wrong_binary_strings(raw, message):
     [
         ({"id": 7}, "'id' must be a string, got int"),
         ({"parameters": []}, "request: 'parameters' must be an object"),
-        ({"parameters": {"sequence_id": 3}}, "request: stateful sequences (sequence_id) are not supported"),
-        ({"parameters": {"sequence_id": "a", "sequence_end": True}}, "request: stateful sequences"),
+        ({"parameters": {"sequence_id": -1}}, "parameter 'sequence_id' must be from 0 to 2**64 - 1"),
+        ({"parameters": {"sequence_id": "a" * 129}}, "string correlation ID cannot be longer than 128"),
+        ({"parameters": {"sequence_id": 1.5}}, "parameter 'sequence_id' must be a whole number or a string"),
+        ({"parameters": {"sequence_id": True}}, "parameter 'sequence_id' must be a whole number or a string"),
+        ({"parameters": {"sequence_id": 1, "sequence_end": 1}}, "parameter 'sequence_end' must be a boolean"),
         ({"parameters": {"shared_memory_offset": 0}}, "request: shared memory regions are only for"),
         ({"outputs": {"name": "y"}}, "Unable to parse 'outputs': it must be a list"),
         ({"outputs": "y"}, "Unable to parse 'outputs': it must be a list"),

@@ -110,6 +110,15 @@ def replica_queue(deployment: str, replica: str, band: Band) -> Queue:
     return Queue(f"{REQUESTS_PREFIX}{word_of(deployment)}.r.{word_of(replica)}.{band}", arguments)
 
 
+def sequences_queue(deployment: str, replica: str) -> Queue:
+    """Return the queue of the sequences that a replica keeps: gateway -> its worker. Both declare it.
+
+    The messages never move to another replica, because only this one has the state of the sequences.
+    """
+    name = f"{REQUESTS_PREFIX}{word_of(deployment)}.r.{word_of(replica)}.sequences"
+    return Queue(name, {"x-expires": REPLICA_QUEUE_EXPIRES_MS})
+
+
 def suspects_queue(requests: Queue) -> Queue:
     """Return the queue of suspects, one request per envelope: worker -> the Deployment's workers.
 

@@ -59,16 +59,30 @@ class TensorSpec(Noun):
     optional: bool = False
 
 
+class SequenceSpec(Noun):
+    """The sequences of a stateful model (Triton's ``sequence_batching``).
+
+    ``slots``: how many sequences one instance of the model keeps at the same time. ``idle_ms``: a sequence
+    without a request for this time ends.
+    """
+
+    strategy: Literal["direct", "oldest"] = "direct"
+    slots: int = Field(1, ge=1, le=LARGEST)
+    idle_ms: float = Field(1000.0, gt=0)
+
+
 class Signature(Noun):
     """The inputs and outputs of a version. ``max_batch_size`` 0: the model has no batch axis.
 
     ``decoupled``: it returns any number of answers to one request (Triton's policy of that name).
+    ``sequences``: it keeps a state between the requests of a sequence; None: it keeps none.
     """
 
     inputs: list[TensorSpec] = Field(min_length=1)
     outputs: list[TensorSpec] = Field(min_length=1)
     max_batch_size: int = Field(0, ge=0, le=LARGEST)
     decoupled: bool = False
+    sequences: SequenceSpec | None = None
 
 
 class VersionMetadata(Written):

@@ -85,6 +85,8 @@ class ReplicaReport:
     ``holds`` is the number of requests that it holds at a time, running and waiting; 0: not known.
     ``host_busy`` is the share of time that the host's cores were busy (0 to 1); None: not known.
     ``scratch`` is the outcome of a scratch replica, in the form of a ``ScratchOutcome``; None: there is none.
+    ``sequences`` is the number of sequences that it keeps, and ``sequence_slots`` the most that it can keep;
+    0: its model is not stateful.
     """
 
     replica: str
@@ -117,6 +119,8 @@ class ReplicaReport:
     holds: int = 0
     host_busy: float | None = None
     scratch: dict[str, Any] | None = None
+    sequences: int = 0
+    sequence_slots: int = 0
 
     def to_json(self) -> bytes:
         """Return the report as JSON."""

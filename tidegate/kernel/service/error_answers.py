@@ -23,6 +23,7 @@ STATUS: dict[type[TidegateError], int] = {
     errors.MethodNotAllowed: 405,
     errors.Conflict: 409,
     errors.PreconditionFailed: 412,
+    errors.SequenceLost: 409,
     errors.PayloadTooLarge: 413,
     errors.TooMany: 429,
     errors.ModelFailed: 500,

@@ -99,9 +99,9 @@ def decode(message: Any, contract: Contract, beside: Beside | None = None) -> De
     if at != len(raws):
         raise _wrong_number(message, at, contract)
     tensors, data, rows = inputs.done()
-    for_model, timeout_ms, priority = options(parameters, beside)
+    for_model, timeout_ms, priority, sequence = options(parameters, beside)
     key = contract.key(tensors, tuple(output.name for output in wanted), for_model)
-    return Decoded(message.id, rows, key, data, wanted or None, True, timeout_ms, priority, sinks)
+    return Decoded(message.id, rows, key, data, wanted or None, True, timeout_ms, priority, sinks, sequence)
 
 
 def _wanted(

@@ -17,6 +17,7 @@ CODES: dict[type[TidegateError], StatusCode] = {
     errors.NotFound: StatusCode.NOT_FOUND,
     errors.MethodNotAllowed: StatusCode.UNIMPLEMENTED,
     errors.Conflict: StatusCode.ABORTED,
+    errors.SequenceLost: StatusCode.ABORTED,
     errors.PayloadTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     errors.TooMany: StatusCode.RESOURCE_EXHAUSTED,
     errors.Overloaded: StatusCode.UNAVAILABLE,

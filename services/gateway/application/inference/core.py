@@ -16,12 +16,14 @@ from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.adapters.heartbeat import Heartbeat
 from services.gateway.adapters.pending_requests import ReplyOrError
 from services.gateway.adapters.route_table import RouteTableCache
+from services.gateway.adapters.store.sequences import SequencePlaces
 from services.gateway.application.feedback import FeedbackTags
 from services.gateway.application.inference.chunk_buffer import ChunkBuffer
 from services.gateway.application.inference.failover import Failover, elsewhere
+from services.gateway.application.inference.sequences import SequenceRouter
 from services.gateway.application.inference.shadow_traffic import ShadowTraffic
 from services.gateway.domain import admission
-from services.gateway.domain.contract import Contract, Decoded
+from services.gateway.domain.contract import Contract, Decoded, inputs_unknown
 from services.gateway.domain.fair_lane import NO_CALLER, FlowKey
 from services.gateway.domain.feedback_ids import FeedbackIds
 from services.gateway.domain.replica_fleet import ReplicaFleet
@@ -90,7 +92,9 @@ class InferenceCore:
         feedback: FeedbackTags | None = None,
         shadows: ShadowTraffic | None = None,
         costs: RequestCosts | None = None,
+        places: SequencePlaces | None = None,
     ) -> None:
+        self.sequences = SequenceRouter(self, dispatcher, self.fleet, places)
         self._costs = costs or RequestCosts()
         self.feedback = feedback or FeedbackTags(FeedbackIds(""))
         self._shadows = shadows
@@ -113,6 +117,7 @@ class InferenceCore:
 
     def abandon(self, id_: bytes) -> None:
         """Forget a request whose caller disconnected, and cancel it at the worker."""
+        self.sequences.abandon(id_)
         self._dispatcher.abandon(id_)
 
     def wake(self, route: DeploymentRoute) -> None:
@@ -171,6 +176,12 @@ class InferenceCore:
                 f"model {model!r} is decoupled (any number of answers to a request): "
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
+        if request.sequence is not None and self._keeps_sequences(endpoint, route):
+            if request.sequence.start:  # the others go on where the sequence is, even if that replica drains
+                self.admit(route, timeout_ms, flow)
+            return self.sequences.begin(
+                endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, done
+            )
         try:
             self.admit(route, timeout_ms, flow)
         except (NoCapacity, ColdStart) as error:
@@ -195,8 +206,14 @@ class InferenceCore:
         trace: bytes,
         done: Callable[[InferenceResult | TidegateError], None],
         flow: FlowKey,
+        *,
+        id_: bytes = b"",
+        keeper: str = "",
     ) -> bytes:
-        """Queue a request that was admitted, and return its id. ``done`` is called as :meth:`begin` says."""
+        """Queue a request that was admitted, and return its id. ``done`` is called as :meth:`begin` says.
+
+        ``keeper``: the replica that keeps the request's sequence.
+        """
         # The callback exists until the reply arrives, so it must not keep the request's tensors in memory.
         kept = request._replace(data=[])
 
@@ -220,6 +237,8 @@ class InferenceCore:
             on_outcome,
             priority=request.priority,
             caller=flow,
+            id_=id_,
+            keeper=keeper,
         )
 
     async def infer(
@@ -248,7 +267,7 @@ class InferenceCore:
         try:
             outcome = await future
         except asyncio.CancelledError:
-            self._dispatcher.abandon(id_)
+            self.abandon(id_)
             raise
         if isinstance(outcome, TidegateError):
             raise outcome
@@ -271,12 +290,19 @@ class InferenceCore:
         TidegateError if the request is refused or fails. ``queued`` is called when the request is in the
         queue. Closing the generator cancels the request.
         """
-        _, route, request, timeout_ms, decode_s, flow = self._prepare(
+        endpoint, route, request, timeout_ms, decode_s, flow = self._prepare(
             model, version, timeout_ms, decode, origin, caller
         )
         if route.llm is not None:
             raise not_tensors(model)
-        answers = self.stream_from(route, request, timeout_ms, decode_s, trace, queued, flow=flow)
+        if request.sequence is not None and self._keeps_sequences(endpoint, route):
+            if request.sequence.start:  # the others go on where the sequence is, even if that replica drains
+                self.admit(route, timeout_ms, flow)
+            answers = self.sequences.stream(
+                endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, queued
+            )
+        else:
+            answers = self.stream_from(route, request, timeout_ms, decode_s, trace, queued, flow=flow)
         del request
         async with aclosing(answers):
             async for answer in answers:
@@ -296,12 +322,15 @@ class InferenceCore:
         admitted: bool = False,
         replica: str | None = None,
         wait_ms: float = 0.0,
+        id_: bytes = b"",
+        keeper: str = "",
     ) -> AsyncGenerator[InferenceResult]:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
         ``decode_s``: the seconds that decoding took. ``admitted``: it continues a request that was admitted.
         ``flow``: its caller at its endpoint. ``cost``: what it counts for beside other callers; 0: its rows.
         A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
+        ``keeper``: the replica that keeps the request's sequence.
         """
         if not admitted:
             self.admit(route, timeout_ms, flow)
@@ -321,6 +350,8 @@ class InferenceCore:
             wait_ms=wait_ms,
             caller=flow,
             cost=cost,
+            id_=id_,
+            keeper=keeper,
         )
         del request
         queued()
@@ -361,6 +392,12 @@ class InferenceCore:
             timeout_ms = min(timeout_ms, request.timeout_ms)
         flow = endpoint.flow_of(caller)
         return endpoint, route, request, timeout_ms, time.perf_counter() - started, flow
+
+    def _keeps_sequences(self, endpoint: EndpointRoute, route: DeploymentRoute) -> bool:
+        """Return True if the endpoint has a stateful model. Raise Unavailable while that is not known."""
+        if route.contract.signature is None:
+            raise self.needs_replica(route, inputs_unknown())
+        return endpoint.stateful
 
     def needs_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
         """Request a replica, because a call needs data that only a replica has. Return the error to raise.

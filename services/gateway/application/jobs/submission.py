@@ -137,6 +137,11 @@ class JobSubmitter:
             request = decode(route.contract)
         except Unavailable as error:
             raise self._core.needs_replica(route, error) from None
+        if request.sequence is not None:
+            raise BadRequest(
+                "a job cannot be a part of a sequence (sequence_id), because jobs run in any order: send the "
+                f"requests of a sequence to /v2/models/{model}/infer"
+            )
         return JobRequest(
             endpoint.name,
             route,

@@ -1,0 +1,99 @@
+"""Notices that a replica has ended, while requests wait in the queue that only this replica reads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from tidegate.kernel import telemetry
+from tidegate.kernel.broker.connection import Channel, Connection
+from tidegate.kernel.broker.topology import Queue
+from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.tasks import TaskSet
+
+log = telemetry.logger(__name__)
+
+LOOK_S = 0.4
+# A worker that reconnects to the broker has no consumer for a moment.
+LOOKS = 2
+
+
+class ReplicaWatch:
+    """Requests that wait for one replica. ``on_lost`` is called with each, if nobody reads its queue."""
+
+    def __init__(self, connection: Callable[[], Connection], on_lost: Callable[[bytes], None]) -> None:
+        self._connection = connection
+        self._on_lost = on_lost
+        self._waiting: dict[str, dict[bytes, float]] = {}
+        self._queues: dict[str, Queue] = {}
+        self._declared_on: Channel | None = None
+        self._declared: set[str] = set()
+        self._tasks = TaskSet()
+        self._running = False
+
+    async def declare(self, queue: Queue) -> None:
+        """Declare the queue of a replica, so that messages can be sent to it. Raise Unavailable."""
+        connection = self._connection()
+        channel = connection.channel
+        if channel is None:
+            raise Unavailable(connection.problem or "the broker is not connected", retry_after_s=1.0)
+        if self._declared_on is not channel:
+            self._declared_on, self._declared = channel, set()
+        if queue.name not in self._declared:
+            await channel.declare(queue)
+            self._declared.add(queue.name)
+
+    async def has_ended(self, queue: Queue) -> bool:
+        """Return True if nobody reads a replica's queue now. Raise Unavailable."""
+        channel = self._connection().channel
+        return channel is not None and not await channel.consumers(queue)
+
+    def begin(self, queue: Queue, id_: bytes) -> None:
+        """Watch a request that was just sent."""
+        self._waiting.setdefault(queue.name, {})[id_] = time.monotonic()
+        self._queues[queue.name] = queue
+        if not self._running:
+            self._running = True
+            self._tasks.start(self._run(), "watch replicas")
+
+    def end(self, queue: Queue, id_: bytes) -> None:
+        """Stop watching a request, because it has ended."""
+        waiting = self._waiting.get(queue.name)
+        if waiting is not None:
+            waiting.pop(id_, None)
+            if not waiting:
+                del self._waiting[queue.name], self._queues[queue.name]
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        await self._tasks.end()
+
+    async def _run(self) -> None:
+        silent: dict[str, int] = {}
+        try:
+            while self._waiting:
+                await asyncio.sleep(LOOK_S)
+                silent = await self._look(silent)
+        finally:
+            self._running = False
+
+    async def _look(self, silent: dict[str, int]) -> dict[str, int]:
+        """Return how often in a row each queue had no consumer. Report the requests of those that end."""
+        before, found = time.monotonic() - LOOK_S / 2, dict[str, int]()
+        for name, waiting in list(self._waiting.items()):
+            channel = self._connection().channel
+            if channel is None or min(waiting.values(), default=before) >= before:
+                continue
+            try:
+                consumers = await channel.consumers(self._queues[name])
+            except (Unavailable, KeyError):  # the broker is away, or the last request has just ended
+                continue
+            if consumers:
+                continue
+            found[name] = silent.get(name, 0) + 1
+            if found[name] >= LOOKS:
+                log.warning("a replica with sequences is lost", extra={"queue": name})
+                for id_ in list(self._waiting.get(name, ())):
+                    self._on_lost(id_)
+        return found

@@ -1,0 +1,395 @@
+"""Sends the requests of a sequence to the replica that keeps its state, in the order of their arrival.
+
+The replica is chosen when the sequence starts: the one with the most free slots. The live store has the
+place, so all gateways agree. A request goes to the replica's own queue, and no other replica ever gets it. If
+the replica is lost, its callers get an error, because the state is gone (ADR 053).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from prometheus_client import Counter
+
+from services.gateway.adapters.dispatcher import Dispatcher
+from services.gateway.adapters.replica_watch import ReplicaWatch
+from services.gateway.adapters.store.sequences import SequencePlaces
+from services.gateway.application.inference.sequence_request import Line, Sender, SequenceRequest, Turn
+from services.gateway.domain import sequences
+from services.gateway.domain.contract import Contract, Decoded
+from services.gateway.domain.fair_lane import FlowKey
+from services.gateway.domain.replica_fleet import ReplicaFleet
+from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
+from services.gateway.domain.sequences import Place, SequenceSlots
+from tidegate.kernel import telemetry
+from tidegate.kernel.broker.topology import Queue, sequences_queue
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, SequenceLost, TidegateError
+from tidegate.kernel.protocol.sequences import START_FLAG, lost, not_started
+from tidegate.kernel.store import StoreUnavailable
+from tidegate.kernel.tasks import TaskSet
+
+log = telemetry.logger(__name__)
+
+SEQUENCES = Counter(
+    "tidegate_gateway_sequences_total",
+    "Sequences of stateful models by event: started, ended, lost, unknown, full.",
+    ["event"],
+)
+# A sequence that finds no free slot waits for this share of its request's timeout, and no longer than this.
+WAIT_SHARE, WAIT_S = 0.8, 10.0
+POLL_S, UPLOAD_POLL_S = 0.05, 0.005
+# A lost replica may be reported as ready for some seconds.
+DEAD_S = 15.0
+STARTS = 3
+REMEMBERED = 10_000
+
+
+class SequenceRouter:
+    """Finds the replicas of sequences, and sends their requests there."""
+
+    def __init__(
+        self,
+        core: Sender,
+        dispatcher: Dispatcher,
+        fleet: Callable[[str], ReplicaFleet],
+        places: SequencePlaces | None,
+    ) -> None:
+        self._core = core
+        self._dispatcher = dispatcher
+        self._fleet = fleet
+        self._places = places
+        self._lines: dict[str, Line] = {}
+        self._remembered: OrderedDict[str, Place] = OrderedDict()
+        self._dead: dict[str, float] = {}
+        self._sending: dict[bytes, asyncio.Task[None]] = {}
+        self._open: dict[str, int] = {}
+        self._tasks = TaskSet()
+        self._watch = ReplicaWatch(lambda: dispatcher.out, self._on_silent)
+        self._sent: dict[bytes, SequenceRequest] = {}
+
+    async def stop(self) -> None:
+        """Stop to watch replicas, and end what runs in the background."""
+        await self._watch.stop()
+        await self._tasks.end()
+        if self._places is not None:
+            await self._places.close()
+
+    def abandon(self, id_: bytes) -> None:
+        """Forget a request that waits for its turn, because its caller has gone."""
+        task = self._sending.pop(id_, None)
+        if task is not None:
+            task.cancel()
+
+    # --- send ------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        endpoint: EndpointRoute,
+        version: str,
+        route: DeploymentRoute,
+        request: Decoded,
+        decode: Callable[[Contract], Decoded],
+        timeout_ms: float,
+        flow: FlowKey,
+        trace: bytes,
+        decode_s: float,
+        done: Callable[[Any], None],
+    ) -> bytes:
+        """Send a request when its turn comes, and return its id. ``done`` gets the result or an error.
+
+        ``decode`` reads the body again, if the sequence is at a Deployment with another signature.
+        """
+        ends_at, id_ = time.monotonic() + timeout_ms / 1e3, self._dispatcher.new_id()
+        sequenced = SequenceRequest(
+            id_, endpoint, version, route, request, decode, ends_at, flow, trace, decode_s
+        )
+        self._begin_sending(sequenced, done)
+        return id_
+
+    def _begin_sending(self, request: SequenceRequest, done: Callable[[Any], None]) -> None:
+        task = self._tasks.start(self._send(request, done), "send to a sequence")
+        self._sending[request.id] = task
+        task.add_done_callback(lambda _: self._sending.pop(request.id, None))
+
+    async def _send(self, request: SequenceRequest, done: Callable[[Any], None]) -> None:
+        turn = Turn(self._lines, request.key)
+        try:
+            await turn.take()
+            place = await self._find_place(request)
+            await self._declare(place)
+            self._begin(request, place)
+            self._core.send(
+                request.endpoint,
+                request.route,
+                request.request,
+                request.left_ms,
+                request.decode_s,
+                request.trace,
+                partial(self._on_outcome, request, done),
+                request.flow,
+                id_=request.id,
+                keeper=place.replica,
+            )
+            request.forget_data()
+            while self._dispatcher.uploads(request.id):  # a later request must not overtake this one
+                await asyncio.sleep(UPLOAD_POLL_S)
+        except TidegateError as error:
+            error.deployment = request.route.name
+            done(error)
+        except Exception:
+            log.exception("a request of a sequence was not sent")
+            done(TidegateError("internal error; see the log of the service"))
+        finally:
+            turn.end()
+
+    def stream(
+        self,
+        endpoint: EndpointRoute,
+        version: str,
+        route: DeploymentRoute,
+        request: Decoded,
+        decode: Callable[[Contract], Decoded],
+        timeout_ms: float,
+        flow: FlowKey,
+        trace: bytes,
+        decode_s: float,
+        queued: Callable[[], None],
+    ) -> AsyncGenerator[Any]:
+        """Yield the answers to a request of a sequence. Closing the generator cancels the request."""
+        ends_at, id_ = time.monotonic() + timeout_ms / 1e3, self._dispatcher.new_id()
+        sequenced = SequenceRequest(
+            id_, endpoint, version, route, request, decode, ends_at, flow, trace, decode_s
+        )
+        return self._stream(sequenced, queued)
+
+    async def _stream(self, request: SequenceRequest, queued: Callable[[], None]) -> AsyncGenerator[Any]:
+        turn, outcome = Turn(self._lines, request.key), None
+
+        def sent() -> None:
+            request.forget_data()
+            queued()
+            turn.release()
+
+        try:
+            await turn.take()
+            place = await self._find_place(request)
+            await self._declare(place)
+            self._begin(request, place)
+            answers = self._core.stream_from(
+                request.route,
+                request.request,
+                request.left_ms,
+                request.decode_s,
+                request.trace,
+                sent,
+                flow=request.flow,
+                admitted=True,
+                id_=request.id,
+                keeper=place.replica,
+            )
+            async with aclosing(answers):
+                async for answer in answers:
+                    yield answer
+        except TidegateError as error:
+            outcome = error
+            error.deployment = request.route.name
+            raise
+        finally:
+            turn.end()
+            if request.place is not None:
+                self._ended(request)
+                self._tasks.start(self._record(request, outcome), "record a sequence")
+
+    def _begin(self, request: SequenceRequest, place: Place) -> None:
+        request.place = place
+        self._open[request.key] = self._open.get(request.key, 0) + 1
+        self._sent[request.id] = request
+        self._watch.begin(_queue_of(place), request.id)
+
+    def _ended(self, request: SequenceRequest) -> None:
+        place = request.place
+        assert place is not None
+        self._watch.end(_queue_of(place), request.id)
+        self._sent.pop(request.id, None)
+        left = self._open.get(request.key, 1) - 1
+        if left > 0:
+            self._open[request.key] = left
+        else:
+            self._open.pop(request.key, None)
+
+    def _on_outcome(self, request: SequenceRequest, done: Callable[[Any], None], outcome: Any) -> None:
+        self._ended(request)
+        starts_again = isinstance(outcome, SequenceLost) and request.mark.start and request.route.retry_safe
+        if starts_again and request.starts < STARTS and request.left_ms > 1.0:
+            # No state is lost yet, so another replica may start the sequence.
+            request.id = self._dispatcher.new_id()
+            self._begin_sending(request, done)
+            return
+        if not request.mark.end:
+            done(outcome)
+            self._tasks.start(self._record(request, outcome), "record a sequence")
+            return
+        # The slot is free when the caller gets the answer.
+        recording = self._tasks.start(self._record(request, outcome), "record a sequence")
+        recording.add_done_callback(lambda _: done(outcome))
+
+    def _on_silent(self, id_: bytes) -> None:
+        request = self._sent.get(id_)
+        if request is None or request.place is None:
+            return
+        replica = request.place.replica
+        now = time.monotonic()
+        self._dead = {name: until for name, until in self._dead.items() if until > now}
+        self._dead[replica] = now + DEAD_S
+        self._dispatcher.fail(id_, self._lost(request, f"its replica {replica} has ended"))
+
+    def _lost(self, request: SequenceRequest, why: str) -> SequenceLost:
+        return lost(request.mark, request.endpoint.name, why)
+
+    async def _declare(self, place: Place) -> None:
+        await self._watch.declare(_queue_of(place))
+
+    # --- places ----------------------------------------------------------------------------------------
+
+    async def _find_place(self, request: SequenceRequest) -> Place:
+        held = await self._held(request)
+        if request.mark.start:
+            return await self._start(request, held)
+        if held is None:
+            SEQUENCES.labels("unknown").inc()
+            raise not_started(request.mark, request.endpoint.name)
+        if held.lost:
+            raise self._lost(request, f"its replica {held.replica} has ended")
+        if not self._lives(held.replica):
+            if await self._watch.has_ended(_queue_of(held)):
+                await self._record_end(request.key, held, lost=True)
+                raise self._lost(request, f"its replica {held.replica} has ended")
+            del self._dead[held.replica]  # it had lost only its connection
+        if held.deployment != request.route.name:
+            self._move(request, held)
+        await self._keep(request, held, request.left_ms)
+        return held
+
+    async def _held(self, request: SequenceRequest) -> Place | None:
+        """Return the place of a sequence, as the store says. While it is away, as this gateway remembers."""
+        try:
+            found = await self._places.find(request.key) if self._places is not None else None
+        except StoreUnavailable:
+            found = self._remembered.get(request.key)
+        if self._places is None:
+            found = self._remembered.get(request.key)
+        return found
+
+    def _move(self, request: SequenceRequest, held: Place) -> None:
+        """Send a request to the Deployment where its sequence began, which may be an earlier version's."""
+        routes = (*request.endpoint.versions.values(), *request.endpoint.targets)
+        route = next((each for each in routes if each.name == held.deployment), None)
+        if route is None:
+            raise self._lost(request, f"its Deployment {held.deployment} was removed")
+        request.route, request.request = route, request.decode(route.contract)
+
+    async def _start(self, request: SequenceRequest, held: Place | None) -> Place:
+        """Return a place for a new sequence. Wait until a replica is ready and has a free slot."""
+        request.starts += 1
+        name, began = request.route.name, time.monotonic()
+        if held is not None and held.deployment != name:
+            await self._record_end(request.key, held)
+        waits_until = min(began + WAIT_S, began + request.left_ms / 1e3 * WAIT_SHARE)
+        load = self._dispatcher.queue_of(request.route).load
+        load.outstanding += 1  # the autoscaler sees the sequence while it waits
+        try:
+            while True:
+                fleet = self._fleet(name)
+                ready = [each for each in fleet.sequences if self._lives(each.name)]
+                if ready and (place := await self._choose(request, ready)) is not None:
+                    SEQUENCES.labels("started").inc()
+                    return place
+                if ready and time.monotonic() > waits_until:
+                    SEQUENCES.labels("full").inc()
+                    slots = sum(each.slots for each in ready)
+                    raise sequences.all_taken(
+                        request.endpoint.name, len(ready), slots, _idle_ms(request.route)
+                    )
+                if time.monotonic() > request.ends_at:
+                    raise DeadlinePassed(f"no replica of {name} was ready before the deadline")
+                if not ready:
+                    self._dispatcher.demand(request.route)
+                await asyncio.sleep(POLL_S)
+        finally:
+            load.outstanding -= 1
+
+    def _lives(self, replica: str) -> bool:
+        return self._dead.get(replica, 0.0) < time.monotonic()
+
+    async def _choose(self, request: SequenceRequest, ready: list[SequenceSlots]) -> Place | None:
+        token, name = os.urandom(6).hex(), request.route.name
+        place: Place | None
+        try:
+            if self._places is None:
+                raise StoreUnavailable("no store")
+            ttl_ms = self._ttl_ms(request, request.left_ms)
+            place = await self._places.start(request.key, name, ready, token, ttl_ms)
+        except StoreUnavailable:
+            place = Place(name, sequences.favourite(request.key, ready), token)
+        if place is not None:
+            self._remembered[request.key] = place
+            self._remembered.move_to_end(request.key)
+            if len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        return place
+
+    def _ttl_ms(self, request: SequenceRequest, busy_ms: float) -> int:
+        return int(busy_ms + _idle_ms(request.route)) + sequences.IDLE_MARGIN_MS
+
+    # --- records ---------------------------------------------------------------------------------------
+
+    async def _record(self, request: SequenceRequest, outcome: Any) -> None:
+        """Note in the store that a sequence has ended, is lost, or goes on."""
+        place = request.place
+        assert place is not None
+        if isinstance(outcome, SequenceLost):
+            SEQUENCES.labels("lost").inc()
+            await self._record_end(request.key, place, lost=True)
+        elif isinstance(outcome, BadRequest):
+            # The model server has refused the request: a first one began nothing, and others change nothing.
+            if request.mark.start or START_FLAG in outcome.message:
+                await self._record_end(request.key, place)
+        elif request.mark.end and not isinstance(outcome, TidegateError):
+            SEQUENCES.labels("ended").inc()
+            await self._record_end(request.key, place)
+        elif request.key not in self._open:
+            await self._keep(request, place, 0.0)
+
+    async def _record_end(self, key: str, place: Place, *, lost: bool = False) -> None:
+        if self._remembered.get(key) == place:
+            del self._remembered[key]
+        try:
+            if self._places is not None:
+                await self._places.end(key, place, lost=lost)
+        except StoreUnavailable:
+            log.info("the end of a sequence was not recorded; it ends when it is idle")
+
+    async def _keep(self, request: SequenceRequest, place: Place, busy_ms: float) -> None:
+        try:
+            if self._places is not None:
+                await self._places.keep(request.key, place, self._ttl_ms(request, busy_ms))
+        except StoreUnavailable:
+            log.debug("the store is away; the gateway remembers the sequence")
+
+
+def _queue_of(place: Place) -> Queue:
+    return sequences_queue(place.deployment, place.replica)
+
+
+def _idle_ms(route: DeploymentRoute) -> float:
+    signature = route.contract.signature
+    return (
+        signature.sequences.idle_ms if signature is not None and signature.sequences is not None else 1000.0
+    )

@@ -1,0 +1,78 @@
+"""Sequences of stateful models: the checks of their parameters, their keys and their places. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from tidegate.kernel.errors import BadRequest, Overloaded
+from tidegate.kernel.protocol.bounded_json import shown
+from tidegate.kernel.protocol.sequences import END, ID, START, SequenceMark
+
+# Triton counts sequences in 64 bits without a sign.
+_LARGEST_ID, _LONGEST_ID = 2**64 - 1, 128
+# The margin of the gateways' clock for an idle sequence. The model server's own clock decides.
+IDLE_MARGIN_MS = 250
+# The time for which a lost sequence is remembered, so that its caller gets a clear error.
+LOST_KEPT_MS = 120_000
+
+
+class Place(NamedTuple):
+    """Where a sequence is. ``token`` is new at each start. ``lost``: the replica has ended."""
+
+    deployment: str
+    replica: str
+    token: str
+    lost: bool = False
+
+
+class SequenceSlots(NamedTuple):
+    """A ready replica of a stateful model, and how many sequences it can keep."""
+
+    name: str
+    slots: int
+
+
+def sequence_of(parameters: Mapping[str, Any]) -> SequenceMark | None:
+    """Return the sequence that a request's parameters name; None for no id, 0 or an empty one.
+
+    Raise BadRequest for a value that Triton does not accept.
+    """
+    id_ = parameters.get(ID, 0)
+    if type(id_) is int:
+        if not 0 <= id_ <= _LARGEST_ID:
+            raise BadRequest(f"parameter '{ID}' must be from 0 to 2**64 - 1, got {shown(id_)}")
+    elif not isinstance(id_, str):
+        raise BadRequest(f"parameter '{ID}' must be a whole number or a string, got {shown(id_)}")
+    elif len(id_) > _LONGEST_ID:
+        raise BadRequest(f"string correlation ID cannot be longer than {_LONGEST_ID} characters")
+    for name in (START, END):
+        if not isinstance(parameters.get(name, False), bool):
+            raise BadRequest(f"parameter '{name}' must be a boolean, got {shown(parameters[name])}")
+    if not id_:
+        return None
+    return SequenceMark(id_, parameters.get(START, False), parameters.get(END, False))
+
+
+def key_of(endpoint: str, version: str, caller: str, id_: int | str) -> str:
+    """Return the key of a sequence. Callers cannot reach each other's sequences, even with the same id."""
+    parts = (endpoint, version, caller, type(id_).__name__, str(id_))
+    return blake2b("\x1f".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def favourite(key: str, replicas: Iterable[SequenceSlots]) -> str:
+    """Return the replica of a sequence while the store is away: the same one in every gateway."""
+    return max(
+        (replica.name for replica in replicas),
+        key=lambda name: blake2b(f"{key}{name}".encode(), digest_size=8).digest(),
+    )
+
+
+def all_taken(model: str, replicas: int, slots: int, idle_ms: float) -> Overloaded:
+    """Return the error for a sequence that cannot start, because every replica keeps as many as it can."""
+    return Overloaded(
+        f"model '{model}' keeps as many sequences as its {replicas} ready replicas can keep ({slots}): end a "
+        "sequence, or raise max_replicas of its Deployment (`tidegate scale`)",
+        retry_after_s=max(1.0, idle_ms / 1e3),
+    )

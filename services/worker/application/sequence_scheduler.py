@@ -1,0 +1,235 @@
+"""Runs the requests of sequences: those of one sequence in their order, one at a time, each in its own call.
+
+The model server keeps the state and puts requests of several sequences together in one execution. A request
+never runs twice, because that would change the state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from services.worker.adapters.metrics import SEQUENCES, SEQUENCES_LOST
+from services.worker.domain.backlog import QueuedRequest
+from services.worker.domain.sequence_table import KeptSequence, SequenceTable, key_of, with_model_id
+from tidegate.kernel import tasks, telemetry
+from tidegate.kernel.errors import BadRequest, TidegateError
+from tidegate.kernel.protocol import envelope
+from tidegate.kernel.protocol.envelope import Request
+from tidegate.kernel.protocol.models import SequenceSpec
+from tidegate.kernel.protocol.sequences import START_FLAG, SequenceMark, lost, not_started, read_mark
+from tidegate.kernel.tasks import TaskSet
+
+log = telemetry.logger(__name__)
+
+MODEL_LOST = "the model server of its replica has ended"
+REPLY_LOST = "the connection to the broker was lost while the model ran a request"
+# The worker keeps a sequence for a bit longer than the model server does.
+IDLE_MARGIN_S = 0.25
+
+
+class Calls(Protocol):
+    """Calls the model with single requests, and answers them."""
+
+    @property
+    def serving(self) -> bool:
+        """Return True if this worker runs requests now and has a model."""
+
+    def call_in_sequence(self, item: QueuedRequest) -> asyncio.Task[None] | None:
+        """Start the call of a request. If its caller no longer waits, settle it and return None."""
+
+    async def refuse(self, item: QueuedRequest, error: TidegateError) -> None:
+        """Answer a request with an error."""
+
+
+class SequenceScheduler:
+    """Runs the requests of the sequences that this replica keeps, at most ``slots`` at the same time.
+
+    ``fetch`` fetches the tensors of a large request; it returns False if it has answered with an error.
+    """
+
+    def __init__(self, spec: SequenceSpec, instances: int, calls: Calls) -> None:
+        self.slots = spec.slots * instances
+        self._idle_s = spec.idle_ms / 1e3 + IDLE_MARGIN_S
+        self._calls = calls
+        self._table = SequenceTable()
+        self._runs: dict[KeptSequence, asyncio.Task[None]] = {}
+        self._timers: dict[KeptSequence, asyncio.TimerHandle] = {}
+        self._serves = asyncio.Event()
+        self._tasks = TaskSet()
+        self.fetch: Callable[[QueuedRequest], Awaitable[bool]] = _nothing_to_fetch
+
+    @property
+    def kept(self) -> int:
+        """Return how many sequences this replica keeps."""
+        return len(self._table.kept)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many requests wait for an earlier request of their sequence."""
+        return sum(len(sequence.waiting) for sequence in self._runs)
+
+    async def stop(self) -> None:
+        """Stop immediately. The requests stay unsettled."""
+        for timer in self._timers.values():
+            timer.cancel()
+        await tasks.end(*self._runs.values())
+        await self._tasks.end()
+
+    def serve(self) -> None:
+        """Start the requests that wait for a model, because there is one now."""
+        self._serves.set()
+
+    def add(self, item: QueuedRequest, *, again: bool = False) -> None:
+        """Run a request after those of its sequence that came before it.
+
+        ``again``: the broker delivers it for the second time, because the connection was lost.
+        """
+        try:
+            key = envelope.read_call_key(item.request.key)
+        except envelope.Undecodable as error:
+            self._refuse(item, BadRequest(str(error)))
+            return
+        mark = read_mark(key.parameters)
+        if mark is None:
+            self._refuse(item, BadRequest("this request is not a part of a sequence: send sequence_id"))
+            return
+        sequence_key = key_of(item.request, mark)
+        kept = self._table.kept.get(sequence_key)
+        if again and self._table.has_begun(item.request.id):
+            self._take_over(item, kept, mark)
+            return
+        if kept is None and not mark.start:
+            why = self._table.why_lost(sequence_key)
+            model = sequence_key.endpoint
+            self._refuse(item, lost(mark, model, why) if why else not_started(mark, model))
+            return
+        sequence = self._table.open(sequence_key)
+        item.request = with_model_id(item.request, key, sequence.model_id)
+        item.sequence = sequence
+        sequence.waiting.append(item)
+        self._run(sequence)
+
+    def lose(self) -> None:
+        """Forget all sequences, because the model server has ended and their state is gone."""
+        self._serves.clear()
+        for sequence in self._table.lose(MODEL_LOST):
+            SEQUENCES_LOST.inc()
+            if (timer := self._timers.pop(sequence, None)) is not None:
+                timer.cancel()
+            while sequence.waiting:
+                self._refuse_lost(sequence.waiting.popleft())
+        SEQUENCES.set(0)
+
+    def discard_waiting(self) -> None:
+        """Discard the requests that wait. Their channel has ended, so the broker delivers them again."""
+        for sequence in self._table.kept.values():
+            sequence.waiting.clear()
+
+    # --- run -------------------------------------------------------------------------------------------
+
+    def _run(self, sequence: KeptSequence) -> None:
+        if (timer := self._timers.pop(sequence, None)) is not None:
+            timer.cancel()
+        if sequence not in self._runs:
+            run = self._runs[sequence] = asyncio.create_task(self._run_in_order(sequence), name="sequence")
+            run.add_done_callback(lambda _: self._on_run_done(sequence))
+        SEQUENCES.set(self.kept)
+
+    def _on_run_done(self, sequence: KeptSequence) -> None:
+        self._runs.pop(sequence, None)
+        if sequence.waiting and not sequence.lost:
+            self._run(sequence)
+        elif self._table.kept.get(sequence.key) is sequence:
+            self._timers[sequence] = asyncio.get_running_loop().call_later(
+                self._idle_s, self._close, sequence
+            )
+        SEQUENCES.set(self.kept)
+
+    async def _run_in_order(self, sequence: KeptSequence) -> None:
+        while sequence.waiting:
+            item = sequence.waiting.popleft()
+            if item.request.flags & envelope.CLAIM and not await self.fetch(item):
+                continue
+            mark = read_mark(envelope.read_call_key(item.request.key).parameters)
+            assert mark is not None
+            await self._wait_for_model(item)
+            sequence.error = None
+            call = self._calls.call_in_sequence(item) if self._calls.serving else None
+            if call is None:
+                continue
+            self._table.begin(item.request.id)
+            sequence.current = item
+            await asyncio.wait({call})
+            sequence.current = None
+            if not sequence.lost and self._has_ended(sequence, mark):
+                self._close(sequence)
+                if sequence.waiting:  # more requests came before the answer, such as another first one
+                    self._continue(sequence)
+                    return
+
+    async def _wait_for_model(self, item: QueuedRequest) -> None:
+        """Wait until a model is there, or the deadline of a request has passed."""
+        while not self._calls.serving:
+            self._serves.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(item.request.deadline_ms / 1e3 - time.time(), 0.0)):
+                    await self._serves.wait()
+                continue
+            return
+
+    @staticmethod
+    def _has_ended(sequence: KeptSequence, mark: SequenceMark) -> bool:
+        error = sequence.error
+        if error is None:
+            return mark.end
+        refused = isinstance(error, BadRequest)
+        return refused and (mark.start or START_FLAG in error.message)
+
+    def _continue(self, ended: KeptSequence) -> None:
+        """Begin a new sequence with the requests that came after the last one of a sequence."""
+        sequence = self._table.open(ended.key)
+        while ended.waiting:
+            item = ended.waiting.popleft()
+            key = envelope.read_call_key(item.request.key)
+            item.request = with_model_id(item.request, key, sequence.model_id)
+            item.sequence = sequence
+            sequence.waiting.append(item)
+        self._run(sequence)
+
+    def _close(self, sequence: KeptSequence) -> None:
+        self._timers.pop(sequence, None)
+        self._table.close(sequence)
+        SEQUENCES.set(self.kept)
+
+    # --- refuse ----------------------------------------------------------------------------------------
+
+    def _take_over(self, item: QueuedRequest, kept: KeptSequence | None, mark: SequenceMark) -> None:
+        """Settle a request that had begun when the connection was lost. It must not run again."""
+        current = kept.current if kept is not None else None
+        if current is not None and current.request.id == item.request.id:
+            current.delivery = item.delivery
+            return
+        # The gateway ignores this error if it has the answer.
+        self._refuse(item, lost(mark, key_of(item.request, mark).endpoint, REPLY_LOST))
+
+    def _refuse_lost(self, item: QueuedRequest) -> None:
+        mark = read_mark(envelope.read_call_key(item.request.key).parameters)
+        if mark is not None:
+            self._refuse(item, lost(mark, key_of(item.request, mark).endpoint, MODEL_LOST))
+
+    def _refuse(self, item: QueuedRequest, error: TidegateError) -> None:
+        self._tasks.start(self._calls.refuse(item, error), "refuse a request of a sequence")
+
+
+def lost_in_call(request: Request, error: TidegateError) -> TidegateError:
+    """Return the error for a request of a sequence whose model server was lost during the call."""
+    mark = read_mark(envelope.read_call_key(request.key).parameters)
+    return error if mark is None else lost(mark, key_of(request, mark).endpoint, MODEL_LOST)
+
+
+async def _nothing_to_fetch(_: QueuedRequest) -> bool:
+    return True
