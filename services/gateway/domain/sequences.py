@@ -19,7 +19,7 @@ LOST_KEPT_MS = 120_000
 
 
 class Place(NamedTuple):
-    """Where a sequence is. ``token`` is new at each start. ``lost``: the replica has ended."""
+    """The place of a sequence. ``token`` is new at each start. ``lost``: the replica has ended."""
 
     deployment: str
     replica: str
