@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.fair_order import BURST, FairOrder
 from tidegate.kernel.protocol.envelope import COPY, LAST_PRIORITY, PRIORITY_SHIFT, Request
 from tidegate.kernel.protocol.tenant import weight_of
-
-if TYPE_CHECKING:
-    from services.worker.domain.sequence_table import KeptSequence
 
 # The priority of a request that states none. It is between the urgent requests and those that can wait.
 DEFAULT_PRIORITY = 4
@@ -41,6 +39,12 @@ class UnackedDelivery:
     open: int
 
 
+class OfSequence(Protocol):
+    """The sequence of a request. ``error``: the failure of its last request."""
+
+    error: TidegateError | None
+
+
 @dataclass(slots=True)
 class QueuedRequest:
     """A request of this worker; ``received`` is in seconds of the worker's monotonic clock.
@@ -52,7 +56,7 @@ class QueuedRequest:
     delivery: UnackedDelivery
     received: float
     settled: bool = False
-    sequence: KeptSequence | None = None
+    sequence: OfSequence | None = None
 
 
 class Backlog:
