@@ -55,6 +55,7 @@ LONG = (
     "test_job_worker",
     "test_stream",
     "test_warm",
+    "test_verification",
     "test_tune",
     "test_resilience",
     "test_jobs",

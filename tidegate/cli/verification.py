@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tidegate.cli.api import Control, Doc
     from tidegate.cli.progress import Steps
 
-POLL_S = 0.1
+POLL_S, LOOK_S = 0.05, 0.5  # the registry waits up to LOOK_S seconds for the end, and then answers
 STEP = "verify"
 REJECTED = "version_rejected"
 
@@ -47,7 +47,7 @@ def wait_verified(control: Control, version: Doc, timeout_s: float, steps: Steps
                 f"{step}. Wait for it: tidegate verify {version['model']} --version {version['number']}"
             )
         time.sleep(POLL_S)
-        version = {**version, "verification": control.registry.get(_path(version))}
+        version = {**version, "verification": control.registry.get(_path(version), wait_s=LOOK_S)}
 
 
 def state_words(verification: Mapping[str, Any]) -> str:
