@@ -16,6 +16,17 @@ from services.worker.adapters import process_table
 STUB = b"triton_python_backend_stub"[:15]
 
 
+def model_processes(server: int, descendants: Iterable[int]) -> list[int]:
+    """Return the processes of Python models of a tritonserver, also those that have just ended.
+
+    Only Triton's own children count. A process that the model forks has the same name, but it may end at any
+    time.
+    """
+    return [
+        pid for pid in descendants if process_table.name(pid) == STUB and process_table.parent(pid) == server
+    ]
+
+
 class ModelProcesses:
     """A watch over the Python processes of one tritonserver.
 
@@ -29,13 +40,7 @@ class ModelProcesses:
         self._on_end = on_end
         self._open: dict[int, int] = {}
         self._stopped: set[int] = set()
-        # Only Triton's own children are watched. A process that the model forks has the same name, but it may
-        # end at any time.
-        self.pids = [
-            pid
-            for pid in descendants
-            if process_table.name(pid) == STUB and process_table.parent(pid) == server
-        ]
+        self.pids = model_processes(server, descendants)
         loop = asyncio.get_running_loop()
         for pid in self.pids:
             with contextlib.suppress(OSError, AttributeError):

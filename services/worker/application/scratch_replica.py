@@ -16,6 +16,7 @@ from pathlib import Path
 
 from services.worker.adapters.cpu_model import cpu_model
 from services.worker.adapters.heartbeat import ReplicaHeartbeat
+from services.worker.adapters.model_processes import model_processes
 from services.worker.adapters.process_table import memory_mb
 from services.worker.adapters.sandbox import sandbox_of
 from services.worker.adapters.triton_client import TritonClient
@@ -136,8 +137,13 @@ class ScratchReplica:
         self.ended.set()
 
     async def _offer(self) -> Assignment:
-        """Return the replica that this worker becomes, once it has claimed an offered one."""
+        """Return the replica that this worker becomes, once it has claimed an offered one.
+
+        Before that, the model's processes end. Else the replica would take their end for a death of its own.
+        """
         await self._unload()
+        while self._triton is not None and model_processes(self._triton.pid, self._triton.descendants()):
+            await asyncio.sleep(OFFER_POLL_S)
         while True:
             with contextlib.suppress(StoreUnavailable):
                 raw = await self._store.offered(self._assignment.replica)
