@@ -44,6 +44,89 @@ class Pictures(torch.nn.Module):
         return self.layers(x)
 
 
+WORDS = """
+import torch
+
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag = torch.nn.EmbeddingBag(6, 4)
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, text, offsets):
+        return self.layer(self.bag(text, offsets))
+"""
+BOXES = """
+import torch
+
+class Boxes(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, images):
+        found = []
+        for image in images:
+            height, width = image.shape[1:]
+            boxes = torch.tensor([[0.0, 0.0, width * 1.0, height * 1.0], [1.0, 1.0, 2.0, 2.0]]) * self.scale
+            found.append({"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.1])})
+        return found
+"""
+
+
+def mar(name, handler, files, **model):
+    """Write an archive as torch-model-archiver does."""
+    manifest = {
+        "createdOn": "29/11/2026 21:00:00", "runtime": "python", "archiverVersion": "0.12.0",
+        "model": {"modelName": name, "handler": handler, "modelVersion": "1.0", **model},
+    }  # fmt: skip
+    with zipfile.ZipFile(OUT / f"{name}.mar", "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        for path, data in files.items():
+            archive.writestr(path, data)
+
+
+def saved(value):
+    """Return what torch.save writes."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def made(source, name):
+    """Return an instance of the class in a model file."""
+    found = {}
+    exec(source, found)
+    return found[name]().eval()
+
+
+def words():
+    """Write an archive with the built-in handler of texts, a model file and its weights."""
+    net = made(WORDS, "Words")
+    vocabulary = {"<unk>": 0, "good": 1, "bad": 2, "film": 3, "good film": 4, ".": 5}
+    files = {
+        "words.py": WORDS, "words.pth": saved(net.state_dict()), "source_vocab.pt": saved(vocabulary),
+        "index_to_name.json": json.dumps({"0": "negative", "1": "positive"}),
+    }  # fmt: skip
+    mar("words", "text_classifier", files, modelFile="words.py", serializedFile="words.pth")
+    # "Good film." has the words good, film and ., and the pairs "good film" and "film .".
+    with torch.inference_mode():
+        scores = torch.softmax(net(torch.tensor([1, 3, 5, 4, 0]), torch.tensor([0])), dim=1)[0].tolist()
+    (OUT / "words.json").write_text(json.dumps(dict(zip(("negative", "positive"), scores, strict=True))))
+
+
+def boxes():
+    """Write an archive with the built-in handler of objects."""
+    net = made(BOXES, "Boxes")
+    files = {
+        "boxes.py": BOXES,
+        "boxes.pth": saved(net.state_dict()),
+        "index_to_name.json": '{"1": "cat", "2": "dog"}',
+    }
+    mar("boxes", "object_detector", files, modelFile="boxes.py", serializedFile="boxes.pth")
+    (OUT / "boxes.json").write_text(json.dumps([{"cat": [0.0, 0.0, 200.0, 150.0], "score": 0.9}]))
+
+
 def programs():
     """Save a program with an open batch axis, and one with fixed sizes."""
     net, x, scale = Net().eval(), torch.randn(5, 8), torch.rand(5, 1)
@@ -66,19 +149,9 @@ def archive():
     net = Pictures().eval()
     weights = io.BytesIO()
     torch.jit.save(torch.jit.script(net), weights)
-    manifest = {
-        "createdOn": "29/11/2026 21:00:00", "runtime": "python", "archiverVersion": "0.12.0",
-        "model": {
-            "modelName": "pictures", "serializedFile": "net.pt", "handler": "image_classifier",
-            "modelVersion": "1.0",
-        },
-    }  # fmt: skip
-    with zipfile.ZipFile(OUT / "pictures.mar", "w") as mar:
-        mar.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        mar.writestr("net.pt", weights.getvalue())
-        mar.writestr(
-            "index_to_name.json", json.dumps({"0": ["n1", "cat"], "1": ["n2", "dog"], "2": ["n3", "fish"]})
-        )
+    labels = {"0": ["n1", "cat"], "1": ["n2", "dog"], "2": ["n3", "fish"]}
+    files = {"net.pt": weights.getvalue(), "index_to_name.json": json.dumps(labels)}
+    mar("pictures", "image_classifier", files, serializedFile="net.pt")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8))
     picture.save(OUT / "picture.png")
     # As torchvision's Resize(256), CenterCrop(224), ToTensor and Normalize do.
@@ -87,10 +160,12 @@ def archive():
     with torch.inference_mode():
         scores = torch.softmax(net(((pixels - MEAN[:, None, None]) / STD[:, None, None])[None]), dim=1)[0]
     expected = dict(zip(("cat", "dog", "fish"), scores.tolist(), strict=True))
-    (OUT / "picture.json").write_text(json.dumps(expected))
+    (OUT / "pictures.json").write_text(json.dumps(expected))
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
     programs()
     archive()
+    words()
+    boxes()
