@@ -17,13 +17,13 @@ from tidegate.kernel.protocol.models import Format, Signature
 
 def llm_or_other(path: Path, limits: ArchiveLimits) -> Format:
     """Return the format of a language model's file: "huggingface" if it classifies or embeds. Blocking."""
-    found = _folder(_read(path, limits)) if archives.is_archive(path) else None
-    if found is None:
-        return "llm"
-    texts, files = found
     try:
+        found = _folder(_read(path, limits)) if archives.is_archive(path) else None
+        if found is None:
+            return "llm"
+        texts, files = found
         config = hugging_face.read(texts, CONFIG)
-    except BadRequest:
+    except BadRequest:  # the inspection of a language model says what is wrong
         return "llm"
     return "llm" if task_of_config(config, files) is None else "huggingface"
 

@@ -62,8 +62,7 @@ def inspect(
         if home / name in contents.texts
     }
     lines = requirements.parse(mlflow_requirements.lines_in(texts), mlflow_requirements.PIP)
-    inputs = mlflow_signature.inputs_of(model)
-    table = inputs is not None and inputs.columns is not None
+    table = mlflow_signature.columns_of(model, found) is not None
     needed, notes = mlflow_requirements.needed(lines, loading, model.mlflow_version or "", table=table)
     return MlflowInspection(
         found, needed, [*notes, *(_python_note(model.python_version) if loading.pickled else ())]

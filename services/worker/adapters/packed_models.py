@@ -76,7 +76,7 @@ def _mlflow(artifact: Path, signature: Signature) -> dict[str, Any]:
     model = mlflow_model.parsed((artifact / home / mlflow_model.FILE).read_text())
     loading = mlflow_model.loading(model, [each.relative_to(home) for each in files if home in each.parents])
     schema = mlflow_signature.inputs_of(model)
-    columns = schema.columns if schema is not None else None
+    columns = mlflow_signature.columns_of(model, signature)
     return {
         "home": str(home),
         "code": str(model.flavors.get(mlflow_model.PYFUNC, {}).get("code") or ""),
@@ -88,7 +88,7 @@ def _mlflow(artifact: Path, signature: Signature) -> dict[str, Any]:
         "trusted": list(loading.trusted),
         "columns": columns,
         "table": mlflow_model.takes_table(loading, named=columns is not None),
-        "named": schema.named if schema is not None else len(signature.inputs) > 1,
+        "named": schema is not None and schema.named,
         "outputs": {spec.name: not spec.shape for spec in signature.outputs},
     }
 

@@ -11,6 +11,7 @@ import pytest
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import mlflow_model, mlflow_requirements, mlflow_signature
 from tidegate.kernel.protocol.mlflow_model import Loading
+from tidegate.kernel.protocol.models import Signature, TensorSpec
 
 pytestmark = pytest.mark.unit
 
@@ -179,6 +180,18 @@ def test_a_schema_that_cannot_be_served_says_what_to_do(inputs: list[Any], messa
 def test_a_model_without_a_signature_says_what_to_do() -> None:
     with pytest.raises(BadRequest, match=r"does not say its inputs.*infer_signature"):
         mlflow_signature.signature_of(mlflow_model.parsed(SKLEARN), None, 8)
+
+
+def test_inputs_that_only_the_user_says_are_the_columns_of_a_table() -> None:
+    model = mlflow_model.parsed(SKLEARN)
+    tensors = [TensorSpec(name="age", datatype="INT64"), TensorSpec(name="city", datatype="BYTES")]
+    given = Signature(inputs=tensors, outputs=tensors[:1], max_batch_size=8)
+    assert mlflow_signature.signature_of(model, given, 64) == given
+    assert mlflow_signature.columns_of(model, given) == {"age": "any number", "city": "string"}
+    assert mlflow_signature.columns_of(model, given.model_copy(update={"inputs": tensors[:1]})) is None
+    named = described([{"type": "double", "name": "age"}], [tensor("int64", -1)])
+    with pytest.raises(BadRequest, match=r"Use the model's names"):
+        mlflow_signature.signature_of(named, given, 64)
 
 
 def test_requirements_leave_out_mlflow_and_numpy_2() -> None:

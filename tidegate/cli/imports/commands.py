@@ -91,8 +91,9 @@ def mlflow_model(
     from tidegate.cli.imports.mlflow_server import TrackingServer
 
     def make(work: Path) -> ImportPlan:
-        if "://" not in source and not source.startswith(("models:/", "runs:/")):
-            return mlflow.plan_of(Path(source), name, source, {}, signed=signature is not None)
+        if not source.startswith(("models:/", "runs:/")):
+            folder = Path(source.removeprefix("file://"))
+            return mlflow.plan_of(folder, name, source, {}, signed=signature is not None)
         folder = work / "model"
         facts = TrackingServer(tracking_uri).download(source, folder)
         return mlflow.plan_of(folder, name, source, facts, signed=signature is not None)

@@ -49,6 +49,19 @@ def inputs_of(model: MlflowModel) -> Schema | None:
     return _schema(model, "inputs", "input")
 
 
+def columns_of(model: MlflowModel, signature: Signature) -> dict[str, str] | None:
+    """Return the type of each column if the model gets a table; None if it gets tensors.
+
+    If only the user says the inputs, several of them are the columns of a table.
+    """
+    schema = inputs_of(model)
+    if schema is not None:
+        return schema.columns
+    if len(signature.inputs) == 1:
+        return None
+    return {each.name: "string" if each.datatype == "BYTES" else "any number" for each in signature.inputs}
+
+
 def signature_of(model: MlflowModel, given: Signature | None, default_max_batch: int) -> Signature:
     """Return the given signature, or the one in ``MLmodel``. Raise BadRequest, with what to do.
 

@@ -27,7 +27,9 @@ class TorchEngine:
         self._device, self._max_tokens = device, plan["max_tokens"]
         kind = getattr(transformers, _CLASSES[plan["task"]])
         only_here = {"local_files_only": True, "trust_remote_code": False}
-        self._model = kind.from_pretrained(home, dtype=torch.float32, **only_here).eval().to(device)
+        # Beside safetensors, a pickle is never read: the registry has not asked for its permission.
+        safe = {"use_safetensors": True} if any(home.glob("*.safetensors")) else {}
+        self._model = kind.from_pretrained(home, dtype=torch.float32, **safe, **only_here).eval().to(device)
         if plan["task"] == "image-classification":
             # The processors that need Pillow only. They were renamed in transformers 5.
             release = int(transformers.__version__.partition(".")[0])
