@@ -255,7 +255,7 @@ def _lines(version: Doc) -> list[tuple[str, Any]]:
     if signature := version["signature"]:
         for side in ("inputs", "outputs"):
             lines += [(side[:-1], f"{t['name']} {t['datatype']} {t['shape']}") for t in signature[side]]
-        lines.append(("max_batch_size", signature["max_batch_size"]))
+        lines.append(("max_batch_size", signature.get("max_batch_size")))
     lines += [("requirement", line) for line in version["requirements"]]
     lines += [("trusted", name) for name in version.get("trusted", ())]
     return lines

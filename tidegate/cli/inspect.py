@@ -38,8 +38,9 @@ def models(
         name = item["name"]
         served = [e["name"] for e in endpoints if name in models_of(e, deployments)]
         latest = item["latest"]
-        rows.append((name, latest["number"], latest["format"], output.moment(latest["created_at"]), served))
-    columns = ("model", "latest", "format", "registered", "endpoints")
+        about = (latest["format"], output.moment(latest["created_at"]), item.get("aliases"), served)
+        rows.append((name, latest["number"], *about))
+    columns = ("model", "latest", "format", "registered", "aliases", "endpoints")
     output.show(
         {"items": items},
         json,

@@ -156,6 +156,7 @@ class ModelInfo(BaseModel):
     name: Name
     created_at: Any
     versions: list[int] = Field(description="Version numbers, ascending.")
+    aliases: dict[str, int] = Field(default_factory=dict, description="Aliases, and the version of each.")
     latest: Version
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
+from services.registry.adapters.sql.aliases import of_models
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.search import find, models_page
 from services.registry.api.bodies import (
@@ -182,9 +183,15 @@ async def delete_version(
 
 async def _models(reader: DesiredStateReader, names_: list[str]) -> list[ModelInfo]:
     created, numbers = await reader.model_created(names_), await reader.numbers(names_)
-    latest = await reader.latest_versions(names_)
+    latest, aliases = await reader.latest_versions(names_), await of_models(reader.connection, names_)
     return [
-        ModelInfo(name=name, created_at=created[name], versions=numbers[name], latest=latest[name])
+        ModelInfo(
+            name=name,
+            created_at=created[name],
+            versions=numbers[name],
+            aliases=aliases.get(name, {}),
+            latest=latest[name],
+        )
         for name in names_
         if name in latest
     ]

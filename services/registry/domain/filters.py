@@ -225,9 +225,10 @@ def _time(token: _Token, text: str) -> datetime:
     written = token.text[:-1] + "+00:00" if token.text.endswith("Z") else token.text
     try:
         found = datetime.fromisoformat(written)
-    except ValueError:
+        found = found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise _wrong(text, token, "this is not a date. Write 2026-01-31 or 2026-01-31T12:00:00Z.") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return found
 
 
 def _subject(word: str) -> Subject | None:

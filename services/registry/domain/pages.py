@@ -13,6 +13,9 @@ from tidegate.kernel.errors import BadRequest
 MOST = 1_000
 DEFAULT = 100
 LONGEST = 4_000
+# The largest numbers in cursors: a time in microseconds of the year 9999, and the number of a version.
+MOST_NUMBER = 1.8e308
+MOST_INTEGER = 2**31 - 1
 
 
 def cursor_of(order: str, *last: Any) -> str:
@@ -20,8 +23,11 @@ def cursor_of(order: str, *last: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps([order, *last]).encode()).decode().rstrip("=")
 
 
-def read_cursor(cursor: str | None, order: str, length: int) -> list[Any] | None:
-    """Return the ``length`` sort keys in a cursor; None for no cursor. Raise BadRequest."""
+def read_cursor(cursor: str | None, order: str, *types: type) -> list[Any] | None:
+    """Return the sort keys in a cursor; None for no cursor. Raise BadRequest.
+
+    ``types`` are those of the keys. Databases refuse other types only in the middle of a query.
+    """
     if cursor is None:
         return None
     try:
@@ -30,12 +36,20 @@ def read_cursor(cursor: str | None, order: str, length: int) -> list[Any] | None
         found = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, binascii.Error, RecursionError):
         found = None
-    if not isinstance(found, list) or len(found) != length + 1 or not all(map(_plain, found)):
-        raise BadRequest("cursor must be the `next` of the previous page. Leave it out for the first page.")
-    if found[0] != order:
+    if not isinstance(found, list) or len(found) != len(types) + 1 or not isinstance(found[0], str):
+        found = None
+    elif found[0] != order:
         raise BadRequest("The cursor is of a list with another order. Repeat the first page without cursor.")
-    return found[1:]
+    if found is None or not all(map(_is, found[1:], types)):
+        raise BadRequest("cursor must be the `next` of the previous page. Leave it out for the first page.")
+    return list(found[1:])
 
 
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float)
+def _is(value: Any, type_: type) -> bool:
+    if isinstance(value, bool):
+        return False
+    if type_ is float:
+        return value is None or (isinstance(value, int | float) and abs(value) <= MOST_NUMBER)
+    if type_ is int:
+        return isinstance(value, int) and abs(value) <= MOST_INTEGER
+    return isinstance(value, str) or value is None

@@ -11,6 +11,7 @@ from alembic import command
 
 from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import engine_for
+from services.registry.domain.pages import cursor_of
 from tests.integration.registry.onnx_files import onnx_bytes
 
 
@@ -82,6 +83,10 @@ async def test_pages_hold_each_version_once_in_every_order(four):
             listed += [(item["model"], item["number"]) for item in page["items"]]
             cursor, pages = page["next"], pages + 1
         assert (listed, pages) == (expected, 4), order
+    for order, value in (("created", 1e300), ("created", -(10**18)), ("size", 1e308), ("owner", "x" * 99)):
+        cursor = cursor_of(f"{'field' if order == 'owner' else 'column'}.{order} asc", value, "m", 1)
+        answer = await four.http.get("/v1/versions", params={"order_by": order, "cursor": cursor})
+        assert answer.status_code in (200, 400), answer.text
     page = await four("GET", "/v1/models", params={"limit": 1})
     assert [item["name"] for item in page["items"]] == ["Fraud"]
     rest = await four("GET", "/v1/models", params={"cursor": page["next"]})
@@ -164,6 +169,7 @@ async def test_aliases_move_at_once_and_keep_their_history(four):
         (None, 2, "service token"),
     ]
     assert (await four("GET", "/v1/models/digits/versions/champion"))["number"] == 3
+    assert (await four("GET", "/v1/models/digits"))["aliases"] == {"champion": 3}
     assert await found(four, "alias = champion and name = digits") == [("digits", 3)]
     listed = await four("GET", "/v1/models/digits/versions")
     assert [item["aliases"] for item in listed["items"]] == [[], [], ["champion"]]

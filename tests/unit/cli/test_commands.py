@@ -222,7 +222,7 @@ def test_models_and_versions(plane: Any, tidegate: Any) -> None:
     code, out, _ = tidegate("models")
     assert code == 0
     head, row = out.splitlines()
-    assert head.split() == ["MODEL", "LATEST", "FORMAT", "REGISTERED", "ENDPOINTS"]
+    assert head.split() == ["MODEL", "LATEST", "FORMAT", "REGISTERED", "ALIASES", "ENDPOINTS"]
     assert row.split()[0:3] == ["digits", "1", "onnx"]
     assert row.split()[-1] == "digits"
     code, out, _ = tidegate("versions", "digits", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -49,6 +50,7 @@ def test_a_bare_name_with_a_number_is_a_metric():
         ("created > yesterday", "not a date"),
         ("created > 2026-13-01", "not a date"),
         ("created = 5", "compare it with a date"),
+        ("created > 0001-01-01T00:00:00+10:00", "not a date"),
         ("owner > ann", "texts have no order"),
         ("owner = a or owner = b", "no `or`"),
         ("owner = a owner = b", "`and` must follow"),
@@ -82,14 +84,20 @@ def test_orders():
 
 
 def test_cursors_belong_to_their_order():
+    types = (float, str, int)
     cursor = pages.cursor_of("column.created desc", 0.1, "digits", 3)
-    assert pages.read_cursor(cursor, "column.created desc", 3) == [0.1, "digits", 3]
-    assert pages.read_cursor(None, "column.created desc", 3) is None
+    assert pages.read_cursor(cursor, "column.created desc", *types) == [0.1, "digits", 3]
+    assert pages.read_cursor(pages.cursor_of("o", None, "digits", 3), "o", *types) == [None, "digits", 3]
+    assert pages.read_cursor(None, "column.created desc", *types) is None
     with pytest.raises(BadRequest, match="another order"):
-        pages.read_cursor(cursor, "column.created asc", 3)
-    for wrong in ("?", "AAAA", "x" * 5_000, pages.cursor_of("o", [], "m", 1)):
+        pages.read_cursor(cursor, "column.created asc", *types)
+    keys: list[tuple[Any, ...]] = [
+        ([], "m", 1), ("1", "m", 1), (True, "m", 1), (1, 2, 1), (1, "m", 1.5), (1, "m", 2**40),
+    ]  # fmt: skip
+    made = [pages.cursor_of("o", *each) for each in keys]
+    for wrong in ("?", "AAAA", "x" * 5_000, pages.cursor_of("o"), *made):
         with pytest.raises(BadRequest, match="previous page"):
-            pages.read_cursor(wrong, "o", 3)
+            pages.read_cursor(wrong, "o", *types)
 
 
 @pytest.mark.fuzz

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +18,7 @@ from services.registry.adapters.sql.tables import Moment, aliases, artifacts, ve
 from services.registry.domain import pages
 from services.registry.domain.filters import Condition, Order, Subject, Value
 from services.registry.domain.version_metadata import seconds
+from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Version
 
 _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
@@ -31,6 +32,7 @@ _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
     "created": versions.c.created_at,
 }
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COMPARISONS: dict[str, Callable[[Any, Any], sa.ColumnElement[bool]]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -68,7 +70,7 @@ async def find(connection: AsyncConnection, search: Search) -> tuple[list[Versio
         found = found.where(_where(condition))
     descending = search.order is not None and search.order.descending
     ordered = str(search.order)
-    last = pages.read_cursor(search.cursor, ordered, 3)
+    last = pages.read_cursor(search.cursor, ordered, _type_of(search.order), str, int)
     if last is not None:
         found = found.where(_after(key, last, descending=descending, order=search.order))
     keys = (_exact(versions.c.model), versions.c.number)
@@ -99,7 +101,7 @@ async def models_page(
         query = query.where(_like(versions.c.model, f"%{_escaped(named)}%"))
     for condition in search.conditions:
         query = query.where(_where(condition))
-    last = pages.read_cursor(search.cursor, "models", 1)
+    last = pages.read_cursor(search.cursor, "models", str)
     if last is not None:
         query = query.where(name > str(last[0]))
     query = query.distinct().order_by(sa.text("name")).limit(search.limit + 1)
@@ -146,15 +148,23 @@ def _after(
     return sa.or_(beyond(key, bound), sa.and_(key == bound, tie), key.is_(None))
 
 
+def _type_of(order: Order | None) -> type:
+    """Return the type of the sort key in a cursor: a time is a number there."""
+    return str if order is not None and order.subject.type == "text" else float
+
+
 def _bound(value: Any, subject: Subject) -> Any:
     if subject.kind == "column" and subject.type == "time":
-        return sa.literal(datetime.fromtimestamp(float(value) / 1e6, UTC), Moment)
-    return value
+        try:
+            return sa.literal(_EPOCH + timedelta(microseconds=value), Moment)
+        except OverflowError:
+            raise BadRequest("cursor must be the `next` of the previous page.") from None
+    return sa.literal(float(value), sa.Double) if isinstance(value, int | float) else value
 
 
 def _plain(value: Any) -> Any:
     """Return a sort key as JSON: a time in microseconds, so that it stays exact."""
-    return round(value.timestamp() * 1e6) if isinstance(value, datetime) else value
+    return (value - _EPOCH) // timedelta(microseconds=1) if isinstance(value, datetime) else value
 
 
 def _where(condition: Condition) -> sa.ColumnElement[bool]:
