@@ -138,6 +138,8 @@ def test_none_of_five_bad_versions_gets_a_request_and_the_user_reads_why(verifyi
     assert [each["rows"] for each in card["batches"]] == [1, 8]
     assert card["cpu"]
     assert not stack.autoscaler("/v1/verifications")["items"]
+    (replica,) = stack.replicas("m-v1")
+    assert not replica.get("death"), "no process of its verification counts as one of its own"
 
 
 def test_a_rejected_version_serves_only_if_forced(verifying: Stack):
