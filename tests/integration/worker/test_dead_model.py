@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from services.worker.adapters.model import Model
+from services.worker.adapters.model_processes import model_processes
 from services.worker.application.model_watchdog import ModelWatchdog
 from services.worker.domain.deaths import Death
 from tests.conftest import PATIENCE_S
@@ -85,4 +86,31 @@ async def test_the_worker_sees_that_the_models_process_is_of_no_use(
     assert watch.record_death(code) == 0.0, "the first death"
     assert watch.last is not None
     assert (watch.last.words, watch.last.total) == (words, 1)
+    await watch.stop()
+
+
+async def test_the_process_of_an_unloaded_model_ends_and_is_not_taken_for_the_next_one(
+    run: Run, tmp_path: Path
+) -> None:
+    """A scratch replica unloads its model before it becomes a replica, which loads and watches it again."""
+    (tmp_path / "model.py").write_bytes(DEATHS.read_bytes())
+    running = await run("python", tmp_path / "model.py", SIGNATURE)
+    triton = running.process
+    first = model_processes(triton.pid, triton.descendants())
+    assert len(first) == 1
+    await running.client.unload(running.model, 20)
+    async with asyncio.timeout(PATIENCE_S):
+        while model_processes(triton.pid, triton.descendants()):
+            await asyncio.sleep(0.01)
+    await running.client.load(running.model, 60)
+    died: list[Death] = []
+    watch = ModelWatchdog(None, died.append, list)
+    model = Model(running.client, running.model, SIGNATURE.outputs)
+    watch.start(triton, model)
+    second = model_processes(triton.pid, triton.descendants())
+    assert len(second) == 1
+    assert second != first
+    await model.call([request(2.0)], 20)
+    watch.check()
+    assert not died
     await watch.stop()
