@@ -29,7 +29,7 @@ from services.worker.application.model_calls import (
     replies_to,
 )
 from services.worker.application.sampler import Sampler
-from services.worker.application.sequence_scheduler import SequenceScheduler, lost_in_call
+from services.worker.application.sequence_scheduler import lost_in_call, sequence_scheduler
 from services.worker.application.stream_scheduler import StreamScheduler
 from services.worker.domain.backlog import Backlog, QueuedRequest
 from services.worker.domain.concurrency import CallLimits, calls_in_flight, effective_concurrency, job_calls
@@ -73,7 +73,7 @@ class BatchScheduler:
         sampler: Sampler | None = None,
         sequences: SequenceSpec | None = None,
     ) -> None:
-        self.sequences = SequenceScheduler(sequences, limits.instances, self) if sequences else None
+        self.sequences = sequence_scheduler(sequences, limits.instances, self, limits.max_concurrency)
         self._publisher = publisher
         self._settle = settle
         self._send_replies = send_replies

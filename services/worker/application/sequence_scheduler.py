@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -51,8 +52,11 @@ class SequenceScheduler:
     ``fetch`` fetches the tensors of a large request; it returns False if it has answered with an error.
     """
 
-    def __init__(self, spec: SequenceSpec, instances: int, calls: Calls) -> None:
-        self.slots = spec.slots * instances
+    def __init__(
+        self, spec: SequenceSpec, instances: int, calls: Calls, max_concurrency: int | None = None
+    ) -> None:
+        # Each sequence has at most one call, so this also limits the calls.
+        self.slots = min(spec.slots * instances, max_concurrency or sys.maxsize)
         self._idle_s = spec.idle_ms / 1e3 + IDLE_MARGIN_S
         self._calls = calls
         self._table = SequenceTable()
@@ -223,6 +227,13 @@ class SequenceScheduler:
 
     def _refuse(self, item: QueuedRequest, error: TidegateError) -> None:
         self._tasks.start(self._calls.refuse(item, error), "refuse a request of a sequence")
+
+
+def sequence_scheduler(
+    spec: SequenceSpec | None, instances: int, calls: Calls, max_concurrency: int | None
+) -> SequenceScheduler | None:
+    """Return the scheduler of a model's sequences; None if the model is not stateful."""
+    return SequenceScheduler(spec, instances, calls, max_concurrency) if spec is not None else None
 
 
 def lost_in_call(request: Request, error: TidegateError) -> TidegateError:

@@ -30,7 +30,7 @@ from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from services.gateway.domain.sequences import Place, SequenceSlots
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker.topology import Queue, sequences_queue
-from tidegate.kernel.errors import BadRequest, DeadlinePassed, SequenceLost, TidegateError
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, SequenceLost, TidegateError, Unavailable
 from tidegate.kernel.protocol.sequences import START_FLAG, lost, not_started
 from tidegate.kernel.store import StoreUnavailable
 from tidegate.kernel.tasks import TaskSet
@@ -71,11 +71,13 @@ class SequenceRouter:
         self._sending: dict[bytes, asyncio.Task[None]] = {}
         self._open: dict[str, int] = {}
         self._tasks = TaskSet()
+        self._stopping = False
         self._watch = ReplicaWatch(lambda: dispatcher.out, self._on_silent)
         self._sent: dict[bytes, SequenceRequest] = {}
 
     async def stop(self) -> None:
         """Stop to watch replicas, and end what runs in the background."""
+        self._stopping = True
         await self._watch.stop()
         await self._tasks.end()
         if self._places is not None:
@@ -143,6 +145,10 @@ class SequenceRouter:
         except TidegateError as error:
             error.deployment = request.route.name
             done(error)
+        except asyncio.CancelledError:
+            if self._stopping:
+                done(Unavailable("the gateway is stopping"))
+            raise
         except Exception:
             log.exception("a request of a sequence was not sent")
             done(TidegateError("internal error; see the log of the service"))
@@ -278,14 +284,28 @@ class SequenceRouter:
         return held
 
     async def _held(self, request: SequenceRequest) -> Place | None:
-        """Return the place of a sequence, as the store says. While it is away, as this gateway remembers."""
+        """Return the place of a sequence: as the store says, else as this gateway remembers.
+
+        The store may be away or may have lost its content. A remembered place may be wrong, but its worker
+        knows if it keeps the sequence.
+        """
+        found = None
         try:
-            found = await self._places.find(request.key) if self._places is not None else None
+            if self._places is not None:
+                found = await self._places.find(request.key)
         except StoreUnavailable:
-            found = self._remembered.get(request.key)
-        if self._places is None:
-            found = self._remembered.get(request.key)
+            log.debug("the store is away; the gateway uses the places that it remembers")
+        if found is None:
+            return self._remembered.get(request.key)
+        if not found.lost:
+            self._remember(request.key, found)
         return found
+
+    def _remember(self, key: str, place: Place) -> None:
+        self._remembered[key] = place
+        self._remembered.move_to_end(key)
+        if len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
 
     def _move(self, request: SequenceRequest, held: Place) -> None:
         """Send a request to the Deployment where its sequence began, which may be an earlier version's."""
@@ -339,10 +359,7 @@ class SequenceRouter:
         except StoreUnavailable:
             place = Place(name, sequences.favourite(request.key, ready), token)
         if place is not None:
-            self._remembered[request.key] = place
-            self._remembered.move_to_end(request.key)
-            if len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
+            self._remember(request.key, place)
         return place
 
     def _ttl_ms(self, request: SequenceRequest, busy_ms: float) -> int:
