@@ -84,10 +84,14 @@ class SequenceRouter:
             await self._places.close()
 
     def abandon(self, id_: bytes) -> None:
-        """Forget a request that waits for its turn, because its caller has gone."""
+        """Forget a request, because its caller has gone. The worker may still run it."""
         task = self._sending.pop(id_, None)
         if task is not None:
             task.cancel()
+        if (request := self._sent.get(id_)) is not None:
+            self._ended(request)
+            gone = DeadlinePassed("the caller has gone")
+            self._tasks.start(self._record(request, gone), "record a sequence")
 
     # --- send ------------------------------------------------------------------------------------------
 
