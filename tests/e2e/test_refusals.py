@@ -43,7 +43,11 @@ def image(**changes: Any) -> dict[str, Any]:
         (image(data=[0] * 63), 400, "needs 64 elements, got 63"),
         (image(data=["a"] * 64), 400, "data is not FP32"),
         (image(shape=[0, 64], data=[]), 400, "batch-size must be <= 64"),
-        (image() | {"outputs": [{"name": "nope"}]}, 400, "output 'nope' does not exist"),
+        (
+            image() | {"outputs": [{"name": "nope"}]},
+            400,
+            "unexpected inference output 'nope' for model 'digits'",
+        ),
         (image() | {"parameters": {"sequence_id": -7}}, 400, "parameter 'sequence_id' must be from 0"),
     ],
 )

@@ -16,6 +16,7 @@ from tidegate.kernel.store import Store
 SERVER_NAME = "triton"
 EXTENSIONS = [
     "classification",
+    "sequence",
     "model_repository",
     "schedule_policy",
     "model_configuration",
