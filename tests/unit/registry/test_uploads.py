@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.registry.domain import uploads
+from services.registry.domain.uploads import Upload, UploadLimits
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, TooMany
+
+LIMITS = UploadLimits(number=2, total_bytes=100, artifact_bytes=80, idle=timedelta(days=1))
+HALF = Upload("u1", "me", "a" * 64, 60, datetime(2026, 1, 1, tzinfo=UTC), received=30, parts=("p",))
+WHOLE = replace(HALF, received=60)
+
+
+def test_states() -> None:
+    assert [HALF.state, WHOLE.state] == ["open", "verifying"]
+    assert uploads.checked(WHOLE, "a" * 64).state == "stored"
+    wrong = uploads.checked(WHOLE, "b" * 64)
+    assert (wrong.state, wrong.parts, wrong.is_unfinished) == ("failed", (), False)
+    assert "send them again" in wrong.problem
+    assert uploads.lost(WHOLE).state == "failed"
+
+
+def test_the_same_bytes_are_continued() -> None:
+    ended = uploads.lost(replace(WHOLE, id="u0"))
+    assert uploads.resumed([ended, HALF], HALF.sha256, HALF.size) is HALF
+    assert uploads.resumed([ended], HALF.sha256, HALF.size) is None
+    assert uploads.resumed([HALF], HALF.sha256, 61) is None, "the size was announced wrongly"
+
+
+@pytest.mark.parametrize(
+    ("held", "size", "error", "words"),
+    [
+        ([], 81, PayloadTooLarge, "TIDEGATE_MAX_ARTIFACT_BYTES"),
+        ([HALF], 41, TooMany, "would have 101 bytes"),
+        ([replace(HALF, size=1), replace(HALF, size=1)], 1, TooMany, "2 unfinished uploads, the limit"),
+    ],
+)
+def test_limits_of_a_caller(held: list[Upload], size: int, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        uploads.check_new(held, size, LIMITS)
+
+
+def test_what_has_ended_does_not_count() -> None:
+    uploads.check_new([HALF], 40, LIMITS)
+    uploads.check_new([uploads.lost(WHOLE), uploads.checked(WHOLE, WHOLE.sha256), HALF], 40, LIMITS)
+
+
+def test_where_bytes_may_be_appended() -> None:
+    uploads.check_append(HALF, 30, 30)
+    uploads.check_append(HALF, 30, None)
+    with pytest.raises(Conflict, match="continues at 30, not at 29") as moved:
+        uploads.check_append(HALF, 29, 1)
+    assert moved.value.reason == "wrong_offset"
+    with pytest.raises(BadRequest, match="opened for 60 bytes"):
+        uploads.check_append(HALF, 30, 31)
+    with pytest.raises(Conflict, match="has ended"):
+        uploads.check_append(uploads.lost(WHOLE), 60, 0)
+
+
+def test_an_upload_is_only_its_owners() -> None:
+    assert uploads.own(HALF, "u1", "me") is HALF
+    for found, owner in ((HALF, "other"), (None, "me")):
+        with pytest.raises(NotFound, match="open it again"):
+            uploads.own(found, "u1", owner)
