@@ -33,7 +33,7 @@ class UploadParts:
         if not self._is_local:
             # The random end keeps the parts of two connections apart. Only one of them is committed.
             name = f"{offset:020d}-{os.urandom(8).hex()}"
-            self._fs.pipe_file(f"{self._folder}/{upload}/{name}", bytes(data))
+            self._fs.pipe_file(f"{self._folder}/{upload}/{name}", data)
             return name
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         handle = os.open(self.file(upload), os.O_WRONLY | os.O_CREAT, 0o644)

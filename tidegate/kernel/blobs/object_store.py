@@ -34,7 +34,7 @@ PACKAGES = {
 GOOD = "Name a folder, s3://, gs:// or az://."
 PIECE = 2**20
 # A file is uploaded to an object store in parts of this size, so many at once. Both bound the memory.
-PART = 8 * 2**20
+PART = 5 * 2**20  # the least that S3 accepts
 PARTS_AT_ONCE = 2
 # S3 accepts at most 10,000 parts.
 MOST_PARTS = 10_000
