@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import hugging_face
@@ -149,3 +152,25 @@ def test_a_bad_folder_says_what_is_wrong(name: str, text: str, message: str) -> 
     texts = {"config.json": json.dumps(TEXT), name: text}
     with pytest.raises(BadRequest, match=message):
         hugging_face.plan(texts, [*texts, *WEIGHTS], allow_pickle=False)
+
+
+NAMES = st.sampled_from([
+    "architectures", "id2label", "num_labels", "problem_type", "hidden_size", "max_position_embeddings",
+    "max_seq_length", "model_max_length", "pooling_mode", "do_lower_case", "image_processor_type",
+])  # fmt: skip
+VALUES = (
+    st.none() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.text(max_size=8), max_size=2)
+)
+OBJECTS = st.dictionaries(
+    NAMES, VALUES | st.dictionaries(st.text(max_size=3), VALUES, max_size=3), max_size=6
+)
+
+
+@pytest.mark.fuzz
+@given(st.sampled_from([TEXT, IMAGE, SENTENCES]), OBJECTS, OBJECTS, OBJECTS)
+def test_any_configuration_is_read_or_refused(known: Any, config: Any, tokenizer: Any, pooling: Any) -> None:
+    texts = {"tokenizer_config.json": tokenizer, "1_Pooling/config.json": pooling, "modules.json": MODULES}
+    with contextlib.suppress(BadRequest):
+        hugging_face.signature_of(
+            plan({**config, **known, **config}, "preprocessor_config.json", *WEIGHTS, texts=texts), 8
+        )

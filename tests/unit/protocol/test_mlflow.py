@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import mlflow_model, mlflow_requirements, mlflow_signature
@@ -175,6 +178,32 @@ def test_columns_without_names_are_one_array() -> None:
 def test_a_schema_that_cannot_be_served_says_what_to_do(inputs: list[Any], message: str) -> None:
     with pytest.raises(BadRequest, match=f"{message}.*--signature|cannot be read"):
         mlflow_signature.signature_of(described(inputs, [tensor("int64", -1)]), None, 8)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=10,
+)
+KNOWN = st.sampled_from(
+    ["type", "name", "tensor-spec", "dtype", "shape", "required", "tensor", "long", "float32"]
+)
+ENTRIES = st.lists(st.dictionaries(KNOWN, KNOWN | JSON, max_size=4), max_size=3)
+
+
+@pytest.mark.fuzz
+@given(ENTRIES | JSON, ENTRIES | JSON)
+def test_any_schema_is_read_or_refused(inputs: Any, outputs: Any) -> None:
+    model = mlflow_model.MlflowModel({}, {"inputs": json.dumps(inputs), "outputs": outputs})
+    with contextlib.suppress(BadRequest):
+        mlflow_signature.signature_of(model, None, 8)
+
+
+@pytest.mark.fuzz
+@given(st.text() | JSON.map(json.dumps) | st.dictionaries(st.just("flavors"), JSON).map(json.dumps))
+def test_any_description_is_read_or_refused(text: str) -> None:
+    with contextlib.suppress(BadRequest):
+        mlflow_model.loading(mlflow_model.parsed(text), FILES)
 
 
 def test_a_model_without_a_signature_says_what_to_do() -> None:

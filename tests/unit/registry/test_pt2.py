@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.registry.domain import pt2
 from tidegate.kernel.errors import BadRequest
@@ -117,3 +120,42 @@ def test_what_could_run_code(expression: str, payload: str, names: set[str], why
     made = program({"x": [expression, 8]}, {"y": [OPEN, 4]}, LEAF)
     found = pt2.runs_code(made, {"data/weights/model_weights_config.json": payload}, {"data/s.pt": names})
     assert (why in found) if why else not found
+
+
+@pytest.mark.fuzz
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "graph_module",
+                        "graph",
+                        "signature",
+                        "input_specs",
+                        "user_input",
+                        "arg",
+                        "in_spec",
+                        "expr_str",
+                    ]
+                ),
+                inner,
+                max_size=3,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_program_is_read_or_refused(made: Any) -> None:
+    found = made if isinstance(made, dict) else {"graph_module": made}
+    pt2.runs_code(found, {}, {})
+    with contextlib.suppress(BadRequest):
+        pt2.signature_of(found, None, 8)
+
+
+@pytest.mark.fuzz
+@given(st.text(max_size=40))
+def test_any_expression_is_judged(text: str) -> None:
+    assert pt2.runs_code({"expr_str": text}, {}, {}) in ("", f"it has the expression {text[:80]!r}")

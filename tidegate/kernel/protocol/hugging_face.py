@@ -108,8 +108,8 @@ def plan(texts: Mapping[str, str], files: Collection[str], *, allow_pickle: bool
         activation=_activation(config),
         pooling=_pooling(pooling),
         normalize=any(kind.endswith("Normalize") for kind in modules),
-        size=int(config.get("hidden_size") or config.get("dim") or -1),
-        max_tokens=next((int(each) for each in limits if each and 0 < int(each) < _LONGEST), 512),
+        size=_number(config.get("hidden_size")) or _number(config.get("dim")) or -1,
+        max_tokens=next((each for each in map(_number, limits) if each), 512),
         lower_case=bool(sentences.get("do_lower_case")),
     )
 
@@ -174,6 +174,11 @@ def _is_plain_images(config: Mapping[str, Any]) -> bool:
     return name in _PLAIN_IMAGES
 
 
+def _number(value: Any) -> int | None:
+    """Return a positive whole number; None for anything else, and for a number that means "no limit"."""
+    return value if type(value) is int and 0 < value < _LONGEST else None
+
+
 def _modules(texts: Mapping[str, str]) -> list[str]:
     """Return the modules of a sentence-transformers model. Raise BadRequest for an unknown one."""
     if MODULES not in texts:
@@ -213,7 +218,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
         if [number for number, _ in numbers] == list(range(len(numbers))) and len(numbers) <= _MAX_LABELS:
             return tuple(label for _, label in numbers)
         raise BadRequest(f"id2label in {CONFIG} does not number the labels from 0: correct it.")
-    count = int(config.get("num_labels") or 2)
+    count = _number(config.get("num_labels")) or 2
     return tuple(f"LABEL_{number}" for number in range(min(count, _MAX_LABELS)))
 
 
@@ -222,7 +227,7 @@ def _activation(config: Mapping[str, Any]) -> str:
     kind = config.get("problem_type")
     if kind == "regression":
         return "none"
-    if kind == "multi_label_classification" or len(config.get("id2label") or (0, 1)) == 1:
+    if kind == "multi_label_classification" or len(_labels(config)) == 1:
         return "sigmoid"
     return "softmax"
 
