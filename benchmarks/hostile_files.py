@@ -80,6 +80,7 @@ class Registry:
             "TIDEGATE_ARTIFACT_URL": f"file://{folder}/artifacts",
             "TIDEGATE_AMQP_URL": "amqp://guest:guest@127.0.0.1:9/",  # nothing listens there
             "TIDEGATE_PENDING_ARTIFACT_S": str(PENDING_S),
+            "TIDEGATE_DELETED_VERSION_S": "0",
             "TIDEGATE_PROBE_EVERY_S": "1",
             "TMPDIR": str(folder / "tmp"),
         }
