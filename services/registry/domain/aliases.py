@@ -5,7 +5,10 @@ from __future__ import annotations
 from services.registry.domain import names
 from services.registry.domain.desired_state import Change, DropAlias, PutAlias, RegistrySnapshot
 from services.registry.domain.references import check_alias
-from tidegate.kernel.errors import Conflict, NotFound
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound
+
+# The most aliases of a model.
+MOST = 100
 
 
 def put(
@@ -28,6 +31,8 @@ def put(
         raise Conflict(
             f"Alias {alias!r} of model {model!r} {there}, but {wanted}. Read it again and repeat the change."
         )
+    if now is None and len(snapshot.aliases_of(model)) >= MOST:
+        raise BadRequest(f"Model {model!r} has {MOST} aliases, and no more are allowed. Delete one first.")
     return [] if now == number else [PutAlias(model, alias, number, created=now is None)]
 
 

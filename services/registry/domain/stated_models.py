@@ -18,7 +18,7 @@ class StatedModel(ModelPolicy):
     """A model in a file. ``aliases`` None: they stay as they are."""
 
     name: Name
-    aliases: dict[str, Annotated[int, Field(ge=1, le=LARGEST)]] | None = Field(None, max_length=100)
+    aliases: dict[str, Annotated[int, Field(ge=1, le=LARGEST)]] | None = Field(None, max_length=aliases.MOST)
 
     def policy(self) -> ModelPolicy:
         """Return the policy that the file states."""

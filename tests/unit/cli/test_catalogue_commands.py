@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import orjson
 
-from tests.unit.cli.test_commands import VERSION
+from tests.unit.cli.test_commands import VERSION, deployable  # noqa: F401
 
 PATH = "/v1/models/digits/versions"
 NUMBERED = {**VERSION, "number": 3, "requirements": ["torch"], "aliases": ["champion"]}
@@ -184,3 +184,21 @@ def test_compare_and_lineage(plane: Any, tidegate: Any) -> None:
         ["ancestor", "digits@1", "r-1"],
         ["itself", "digits@3", "-"],
     ]
+
+
+def test_a_file_is_registered_without_serving_it(
+    deployable: Any,  # noqa: F811
+    tidegate: Any,
+    tmp_path: Any,
+) -> None:
+    (tmp_path / "digits.onnx").write_bytes(b"model")
+    (tmp_path / "card.md").write_text("# Digits\n")
+    deployable.answers[f"PUT {PATH}/1/card"] = {"text": "# Digits\n"}
+    arguments = ("--register-only", "--owner", "ann", "--framework", "xgboost==2.1.0", "--card", "card.md")
+    code, out, error = tidegate("deploy", "digits.onnx", "--name", "digits", *arguments)
+    assert code == 0, error
+    assert out == "digits@1 is registered, and does not serve. To serve it: tidegate deploy digits@1\n"
+    assert "registry POST /v1/deploy" not in deployable.seen
+    assert "registry PUT /v1/models/digits/versions/1/card" in deployable.seen
+    stated = [orjson.loads(body) for body in deployable.bodies if b'"artifact"' in body][-1]["metadata"]
+    assert stated == {"framework": "xgboost", "framework_version": "2.1.0", "owner": "ann"}

@@ -88,6 +88,10 @@ def test_aliases_protect_their_version(book):
     with pytest.raises(NotFound, match=r"It has: champion \(2\)"):
         aliases.drop(book.now, "digits", "winner")
     assert gone(book, 3, keep_last=1) == [1]
+    for each in range(aliases.MOST - 1):
+        book.carry_out(aliases.put(book.now, "digits", f"a{each}", 1))
+    with pytest.raises(BadRequest, match="no more are allowed"):
+        aliases.put(book.now, "digits", "another", 1)
     book.carry_out(removal.delete_model(book.now, "digits", cascade=True))
     assert book.now.aliases == {}
 

@@ -231,11 +231,13 @@ class DesiredStateReader:
         return {(row["model"], row["number"]): _verification(row) for row in rows}
 
     async def totals(self) -> Totals:
-        """Return the numbers of stored objects."""
-        counts = [
-            sa.select(sa.func.count()).select_from(table).scalar_subquery()
+        """Return the numbers of stored objects, without deleted versions."""
+        queries = [
+            sa.select(sa.func.count()).select_from(table)
             for table in (versions, deployments, endpoints, artifacts)
         ]
+        queries[0] = queries[0].where(LIVE)
+        counts = [query.scalar_subquery() for query in queries]
         size = sa.select(sa.func.coalesce(sa.func.sum(artifacts.c.size), 0)).scalar_subquery()
         row = (await self._connection.execute(sa.select(*counts, size))).one()
         return Totals(*(int(value) for value in row))
