@@ -12,6 +12,8 @@ from tidegate.kernel.errors import Unavailable
 
 # Larger files are uploaded in parts, so that a lost connection costs one part.
 RESUMABLE_BYTES = 32 * 2**20
+# The progress is shown in so many steps, also without a terminal.
+SHOWN = 10
 
 
 def upload(control: Control, package: Package, steps: Steps) -> None:
@@ -41,8 +43,11 @@ def upload_in_parts(control: Control, package: Package, steps: Steps, count: Cal
         if problem:
             steps.change("upload", "waiting", f"{problem} It goes on at {size_of(offset)} of {total}.")
             return
+        arrived = f"{size_of(offset)} of {total}"
         if stored < 0 and offset:
-            steps.change("upload", "starting", f"{package.filename}, goes on at {size_of(offset)} of {total}")
+            steps.change("upload", "starting", f"{package.filename}, goes on at {arrived}")
+        elif offset * SHOWN // package.size > max(0, stored) * SHOWN // package.size:
+            steps.change("upload", "sending", f"{package.filename}, {arrived}")
         count(offset - max(0, stored))
         stored = offset
 

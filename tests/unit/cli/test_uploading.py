@@ -65,7 +65,9 @@ def test_a_lost_connection_is_shown(run: Run, capsys: pytest.CaptureFixture[str]
     registry = Registry()
     registry.troubles = {3: lost}
     assert sum(run(registry)) == len(CONTENT)
-    assert "upload: waiting (The registry does not answer" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "upload: waiting (The registry does not answer" in said
+    assert "upload: sending (model.bin, 300 B of 1.28 kB)" in said
 
 
 def test_uploads_are_listed_and_deleted(plane: Any, tidegate: Any) -> None:
