@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from services.worker.adapters.triton_client import ModelInferRequest, TritonClient
 from services.worker.adapters.warmup import warm_up
+from tests.integration.registry.onnx_files import model, value
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed
-from tidegate.kernel.protocol.models import Signature, TensorSpec
+from tidegate.kernel.protocol.models import SequenceSpec, Signature, TensorSpec
 
 pytestmark = pytest.mark.integration
 
@@ -156,6 +158,49 @@ async def test_dynamic_batches_are_joined(run: Run, models: Path, tmp_path: Path
         assert np.abs(answer["probabilities"] - probabilities[begin : begin + size]).max() < 1e-5
     statistics = await running.client.statistics("anything")
     assert statistics.execution_count < len(sizes)
+
+
+async def test_the_implicit_state_of_an_onnx_model(run: Run, tmp_path: Path) -> None:
+    """Sequences add their inputs, each in its own state."""
+    tensors = [value(name, "batch", 1) for name in ("x", "before", "y", "after")]
+    nodes = [
+        helper.make_node("Add", ["x", "before"], ["y"]),
+        helper.make_node("Identity", ["y"], ["after"]),
+    ]
+    made = model(tensors[:2], tensors[2:], nodes)
+    made.ir_version, made.opset_import[0].version = 8, 13
+    archive = tmp_path / "m.zip"
+    tensor = "data_type: TYPE_FP32 dims: [ 1 ]"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("sums/1/model.onnx", made.SerializeToString())
+        file.writestr(
+            "sums/config.pbtxt",
+            f'backend: "onnxruntime" max_batch_size: 4 input [ {{ name: "x" {tensor} }} ]\n'
+            f'output [ {{ name: "y" {tensor} }} ]\n'
+            "sequence_batching { max_sequence_idle_microseconds: 60000000\n"
+            "  oldest { max_candidate_sequences: 8 }\n"
+            f'  state [ {{ input_name: "before" output_name: "after" {tensor}\n'
+            f'    initial_state {{ name: "zero" {tensor} zero_data: true }} }} ] }}\n',
+        )
+    running = await run("triton", archive, None)
+    assert await running.client.sequences([running.model]) == SequenceSpec(
+        strategy="oldest", slots=8, idle_ms=60_000
+    )
+
+    async def add(sequence: int | str, number: int) -> float:
+        message = request(running.model, "x", np.array([[number]], np.float32))
+        id_ = message.parameters["sequence_id"]
+        if isinstance(sequence, int):
+            id_.int64_param = sequence
+        else:
+            id_.string_param = sequence
+        message.parameters["sequence_start"].bool_param = number == 1
+        return float((await ask(running.client, message))["y"].item())
+
+    for number in range(1, 6):
+        found = await asyncio.gather(*(add(sequence, number) for sequence in (1, 2, "a")))
+        assert found == [number * (number + 1) / 2] * 3
+    assert await add(1, 1) == 1.0, "it begins again"
 
 
 async def test_an_ensemble_serves_under_its_own_name(run: Run, example: Example, tmp_path: Path) -> None:

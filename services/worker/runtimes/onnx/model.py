@@ -44,7 +44,12 @@ class TritonPythonModel:
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self._session = open_session(path, options(config), gpu)
         check_outputs(self._session)
-        self.execute = Rows(config, self._run).execute
+        if config.get("sequence_batching", {}).get("state"):
+            from states import StatefulRows  # no other model needs this file
+
+            self.execute = StatefulRows(config, self._run).execute
+        else:
+            self.execute = Rows(config, self._run).execute
 
     def _run(self, feed: dict[str, Any], names: list[str]) -> list[Any]:
         outputs: list[Any] = self._session.run(names, feed)

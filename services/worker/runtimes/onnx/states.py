@@ -1,0 +1,50 @@
+"""Keep the implicit state of sequences, because Triton's Python backend cannot return it to Triton.
+
+Triton gives the initial state with the first request of a sequence. After that, the state is the one that the
+model returned last.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from rows import Call, Rows, failure, response
+
+
+class StatefulRows(Rows):
+    """A runner that calls the model for one request at a time, with the state of its sequence."""
+
+    def __init__(self, config: dict[str, Any], call: Call) -> None:
+        super().__init__(config, call)
+        batching = config["sequence_batching"]
+        self._states = {state["input_name"]: state["output_name"] for state in batching["state"]}
+        # As many sequences as Triton keeps. Those that have not been used for longest have ended.
+        slots = batching.get("oldest", {}).get("max_candidate_sequences", 0)
+        self._most = max(1, int(slots), int(config["max_batch_size"]))
+        self._kept: OrderedDict[Any, dict[str, Any]] = OrderedDict()
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Return one response for each request, in order. An error affects only its own request."""
+        return [self._run_stateful(request) for request in requests]
+
+    def _run_stateful(self, request: Any) -> Any:
+        try:
+            id_, flags = request.correlation_id(), request.flags()
+            feed, names = self._feed(request), request.requested_output_names() or self.outputs
+            if not flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+                feed |= self._kept.get(id_, {})
+            wanted = [*names, *(name for name in self._states.values() if name not in names)]
+            found = dict(zip(wanted, self._call(feed, wanted)))  # noqa: B905
+            if id_:  # a slot without a request has no id
+                self._keep(id_, {put: found[got] for put, got in self._states.items()})
+            return response(names, [found[name] for name in names])
+        except Exception as problem:
+            return failure(problem)
+
+    def _keep(self, id_: Any, state: dict[str, Any]) -> None:
+        self._kept[id_] = state
+        self._kept.move_to_end(id_)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
