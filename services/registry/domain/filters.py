@@ -32,6 +32,7 @@ NAMES: dict[str, tuple[Kind, str, Type]] = {
     "sha256": ("column", "sha256", "text"),
     "stage": ("column", "stage", "text"),
     "verification": ("column", "verification", "text"),
+    "registered_by": ("column", "registered_by", "text"),
     "size": ("column", "size", "number"),
     "created": ("column", "created", "time"),
     "trained": ("field", "trained", "time"),

@@ -98,6 +98,8 @@ async def test_a_keys_quota_counts_its_versions_and_their_bytes(call):
     refused = await call("POST", "/v1/models/digits/check", check, status=403, **own)
     assert refused["reason"] == "quota_exceeded", "before the upload, too"
     await call("DELETE", "/v1/models/digits/versions/1", status=204)
+    mine = await call("GET", "/v1/versions", params={"filter": f"registered_by = '{made['id']}'"})
+    assert [item["number"] for item in mine["items"]] == [2]
     await register(3)
     size = len(onnx_bytes(2)) + len(onnx_bytes(3))
     limits = {"max_versions": None, "max_artifact_bytes": size + 1}

@@ -29,6 +29,7 @@ _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
     "size": artifacts.c.size,
     "stage": versions.c.stage,
     "verification": versions.c.verification_state,
+    "registered_by": versions.c.created_by,
     "created": versions.c.created_at,
 }
 
