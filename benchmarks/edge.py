@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load, options, report, session, stack, workloads
+from benchmarks import cpu, load, options, report, session, stack, workloads
 from benchmarks.load import Figures, Load
 from benchmarks.model import ensure_digits
 from benchmarks.stack import Stack
-from tidegate.stack import memory
+from tidegate.stack import memory, processes
 from tidegate.stack.memory import PartMemory
 from tidegate.stack.record import RunFolder
 
@@ -32,12 +32,13 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A profile's memory at rest, under load and after it, and the runs of the load."""
+    """A profile's memory at rest and under load, its use of the core at rest, and the runs of the load."""
 
     profile: str
     limited: bool
     rest: list[PartMemory]
     loaded: list[PartMemory]
+    cpu_at_rest: dict[str, float]
     runs: list[Figures]
 
     def to_json(self) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class Result:
             "memory_limit": MEMORY if self.limited else None,
             "rest": [asdict(part) for part in self.rest],
             "loaded": [asdict(part) for part in self.loaded],
+            "cpu_at_rest": self.cpu_at_rest,
             "runs": [run.to_json() for run in self.runs],
         }
 
@@ -109,7 +111,7 @@ def measure(profile: str, core: int, connections: Sequence[int], seconds: int) -
             exchange = workloads.exchange("digits", "oip")
             load.warm(running.url, exchange, 1)
             time.sleep(REST_S)
-            rest = look(running)
+            rest, busy = look(running), idle_cpu(running)
             for count in connections:
                 run = Load(running.url, exchange, count, seconds)
                 time.sleep(seconds * 0.8)
@@ -118,7 +120,16 @@ def measure(profile: str, core: int, connections: Sequence[int], seconds: int) -
     finally:
         os.sched_setaffinity(0, cores)
         _leave(GROUPS / f"tidegate-edge-{os.getpid()}")
-    return Result(profile, limited, rest, loaded, runs)
+    return Result(profile, limited, rest, loaded, busy, runs)
+
+
+def idle_cpu(running: Stack) -> dict[str, float]:
+    """Return the share of a core that each kind of process uses at rest."""
+    members = processes.marked(running.state)
+    before, began = cpu.usage(members), time.monotonic()
+    time.sleep(REST_S)
+    spent_us = cpu.usage(members).since(before)
+    return {kind: us / 1e6 / (time.monotonic() - began) for kind, us in spent_us.items()}
 
 
 def look(running: Stack) -> list[PartMemory]:
@@ -138,7 +149,8 @@ def show(result: Result) -> None:
     sums = [f"{memory.total(parts) / MIB:.0f}" for parts in (result.rest, result.loaded)]
     rows.append(["all", str(sum(part.processes for part in result.rest)), sums[0], "", sums[1]])
     print(report.table(["part", "processes", "PSS at rest, MiB", "RSS at rest", "PSS under load"], rows))
-    print()
+    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in sorted(result.cpu_at_rest.items()))
+    print(f"\nThe core at rest: {sum(result.cpu_at_rest.values()):.1%} used ({shares}).\n")
     runs = [
         [str(run.connections), f"{run.rate:,.0f}", f"{run.p50_ms:.2f}", f"{run.p99_ms:.2f}", str(run.errors)]
         for run in result.runs
