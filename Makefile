@@ -277,7 +277,7 @@ bench-amplification: bootstrap ## measure what hostile bodies cost a gateway and
 bench-hostile: bootstrap ## measure a valid caller beside 8,000 hostile connections: responses, p99, memory
 	$(PY) -m benchmarks.hostile $(BENCH_FLAGS)
 
-hostile-files: bootstrap ## send the registry 149 hostile files, print the answer to each, the peak of memory and what was left
+hostile-files: bootstrap ## send the registry 150 hostile files, print the answer to each, the peak of memory and what was left
 	$(PY) -m benchmarks.hostile_files $(BENCH_FLAGS)
 
 bench-deaths: bootstrap ## kill the model's process every 5 s under 16 callers; os._exit in 1 of 50 requests

@@ -240,6 +240,14 @@ CASES: tuple[Case, ...] = (
         TRUST,
     ),
     Case("skops with 100,000 lists in each other", "m.skops", lambda: skops("[" * 100_000), "levels"),
+    Case(
+        "skops with 20,000 types",
+        "m.skops",
+        lambda: skops(
+            str([{"__class__": f"A{n}", "__module__": "b"} for n in range(20_000)]).replace("'", '"')
+        ),
+        "more than 10000 types",
+    ),
     Case("skops without a schema that ends", "m.skops", lambda: skops('{"__class__": "a'), "cannot be read"),
     Case("MLmodel of a billion laughs", "MLmodel", lambda: laughs(), "MLmodel file|YAML|MLflow"),
     Case("archive with an MLmodel of a billion laughs", "m.zip", lambda: zipped(("MLmodel", laughs())), "."),

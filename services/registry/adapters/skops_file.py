@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -10,20 +9,25 @@ from services.registry.adapters import archive_reader
 from services.registry.domain import json_outline
 from services.registry.domain.json_outline import Malformed
 from services.registry.domain.skops_types import SkopsType
+from tidegate.kernel import archives
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.archives import ArchiveLimits
 
 SCHEMA = "schema.json"
-MAX_SCHEMA = 256 * 1024 * 1024
+MAX_SCHEMA = 64 * 1024 * 1024
+MAX_TYPES = 10_000
 _KEYS = ("__module__", "__class__", "__loader__")
 
 
 def is_skops(path: Path) -> bool:
     """Return True if a file is a zip with a skops schema."""
+    with path.open("rb") as file:
+        if file.read(4) != archives.ZIP:
+            return False
     try:
-        with zipfile.ZipFile(path) as archive:
-            return SCHEMA in archive.namelist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        with archives.reading():
+            return any(member.name == SCHEMA for member, _ in archives.members(path))
+    except archives.BrokenArchive:
         return False
 
 
@@ -36,7 +40,12 @@ def types(path: Path, limits: ArchiveLimits) -> set[SkopsType]:
             f"The skops file has no {SCHEMA}. Save the estimator with skops.io.dump(model, path)."
         )
     try:
-        return set(_types(schema.encode()))
+        found: set[SkopsType] = set()
+        for each in _types(schema.encode()):
+            found.add(each)
+            if len(found) > MAX_TYPES:
+                raise Malformed(f"it names more than {MAX_TYPES} types")
+        return found
     except Malformed as error:
         raise BadRequest(f"The {SCHEMA} of the skops file cannot be read ({error}). Save it again.") from None
 

@@ -65,8 +65,9 @@ def check(names: Sequence[str], trusted: Collection[str]) -> None:
     if refused:
         flags = " ".join(f"--trust {name}" for name in refused[:8])
         raise BadRequest(
-            f"The skops file has {', '.join(refused[:8])[:400]}, which is no part of scikit-learn: loading "
-            f"it runs the code of that package. If you trust it: {flags[:400]} (in the API: trust)."
+            f"The skops file has {', '.join(refused[:8])[:400]}, which is neither plain data nor an object "
+            "of scikit-learn: loading it may run the code of that package. If you trust it: "
+            f"{flags[:400]} (in the API: trust)."
         )
 
 

@@ -8,11 +8,14 @@ import pickle
 import pickletools
 import struct
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.registry.domain import pickle_verdicts
 from services.registry.domain.pickle_machine import Unscannable, imports
@@ -184,3 +187,14 @@ def test_a_flood_of_opcodes_ends():
     deep = b"(" * 600_000 + b"."
     with pytest.raises(Unscannable, match="more than"):
         found(struct.pack("<2s", b"\x80\x02") + deep)
+
+
+@pytest.mark.fuzz
+@given(data=st.data())
+def test_a_changed_pickle_never_breaks_the_machine(data):
+    value = {"a": [OrderedDict(x=1), np.arange(3.0)], "b": Runs(os.system, "true")}
+    content = bytearray(pickle.dumps(value, data.draw(st.integers(0, 5))))
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(Unscannable):
+        found(bytes(content[: data.draw(st.integers(1, len(content)))]))
