@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
 UPLOAD_TIMEOUT_S = 300.0
+# A registration reads the artifact, which the registry may have to copy from an object store first.
+REGISTER_TIMEOUT_S = 300.0
 REVISIONS = 5
 MOST_ITEMS = 1_000  # the largest page of a list
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tidegate.cli import precheck
-from tidegate.cli.api import Control, Doc, part
+from tidegate.cli.api import REGISTER_TIMEOUT_S, Control, Doc, part
 from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.options import parsed
 from tidegate.cli.package import Package, packed
@@ -41,7 +41,9 @@ def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
         warnings = precheck.check_there(control, package, request, _registration(package, request))
         upload(control, package, steps)
         if bundle is not None:
-            stored = control.registry.post(f"/v1/artifacts/{package.sha256}/signatures", bundle)
+            stored = control.registry.post(
+                f"/v1/artifacts/{package.sha256}/signatures", bundle, REGISTER_TIMEOUT_S
+            )
             steps.change("signature", "done", f"by the key {stored['key'][:12]}")
         version = register(control, package, request)
     precheck.warn([*warnings, *version.get("warnings", ())])
@@ -88,9 +90,8 @@ def register(control: Control, package: Package, request: DeployRequest) -> Doc:
     body = _registration(package, request)
     verification = {"deployment": request.options, "samples": request.samples}
     # A registry of an earlier release refuses the field, so it is sent only if it says something.
-    version: Doc = control.registry.post(
-        path, body | ({"verification": verification} if any(verification.values()) else {})
-    )
+    body |= {"verification": verification} if any(verification.values()) else {}
+    version: Doc = control.registry.post(path, body, REGISTER_TIMEOUT_S)
     if not _says(version["metadata"], request.metadata):
         # A version with the same bytes exists: merge the new metadata into it.
         said = {"metadata": {**version["metadata"], **request.metadata}}

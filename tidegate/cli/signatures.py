@@ -70,14 +70,14 @@ def signatures(
     Example: tidegate signatures digits --add model.sig
     """
     from tidegate.cli import output
-    from tidegate.cli.api import control
+    from tidegate.cli.api import REGISTER_TIMEOUT_S, control
     from tidegate.cli.publish import read_bundle
 
     plane = control()
     sha256 = version_of(plane, name, version)["artifact_sha256"]
     address = f"/v1/artifacts/{sha256}/signatures"
     if add is not None:
-        plane.registry.post(address, read_bundle(add))
+        plane.registry.post(address, read_bundle(add), REGISTER_TIMEOUT_S)
     if remove is not None:
         plane.registry.delete(f"{address}/{_one_of(plane.registry.items(address), remove)}")
     items = plane.registry.items(address)

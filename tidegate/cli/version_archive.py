@@ -199,15 +199,16 @@ def _load(
         steps.change("seal", "done", f"signed by the key {signer[:12]}")
     sha256, model = digests[ARTIFACT], name or str(version["model"])
     _upload(plane, file, sha256, size, str(version["filename"]), steps)
-    for bundle in _document(texts, SIGNATURES, file):
-        plane.registry.post(f"/v1/artifacts/{sha256}/signatures", bundle)
-    body = {field: version[field] for field in _REGISTERED if version.get(field) is not None}
-    from tidegate.cli.api import part
+    from tidegate.cli.api import REGISTER_TIMEOUT_S, part
 
+    for bundle in _document(texts, SIGNATURES, file):
+        plane.registry.post(f"/v1/artifacts/{sha256}/signatures", bundle, REGISTER_TIMEOUT_S)
+    body = {field: version[field] for field in _REGISTERED if version.get(field) is not None}
     path = f"/v1/models/{part(model)}/versions"
     if version.get("trusted") and allow_pickle:
         body["trust"] = version["trusted"]
-    found: Doc = plane.registry.post(path, {**body, "artifact": sha256, "allow_pickle": allow_pickle})
+    body |= {"artifact": sha256, "allow_pickle": allow_pickle}
+    found: Doc = plane.registry.post(path, body, REGISTER_TIMEOUT_S)
     if BASELINE in texts:
         plane.registry.put(f"{path}/{found['number']}/baseline", _document(texts, BASELINE, file))
     steps.change("register", "done", f"{model} version {found['number']} ({found['format']})")
