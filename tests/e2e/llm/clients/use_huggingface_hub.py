@@ -70,7 +70,7 @@ def check_a_refused_parameter():
 def check_an_unknown_model():
     stranger = InferenceClient(f"{URL}/tgi/nobody")
     error = refused(TextGenerationError, lambda: stranger.text_generation(PROMPT))
-    assert "no model 'nobody'" in str(error)
+    assert "unknown model: 'nobody'" in str(error)
 
 
 async def check_the_async_client():
