@@ -160,6 +160,17 @@ class EndpointRoute:
             f"{self.name!r} has no label {label[:60]!r}: leave it out, name a version, or use one of {others}"
         )
 
+    def route_named(self, deployment: str) -> DeploymentRoute | None:
+        """Return the Deployment with this name, if requests to this endpoint may reach it; else None."""
+        routes = (
+            *self.targets,
+            *self.versions.values(),
+            *self.reserves.values(),
+            *self.failover,
+            *(route for _, route in self.rules),
+        )
+        return next((route for route in routes if route.name == deployment), None)
+
     def has_rule_for(self, origin: Origin) -> bool:
         """Return True if a rule decides the Deployment of a request, so that no other one may run it."""
         return any(rule.matches(origin) for rule, _ in self.rules)

@@ -28,8 +28,8 @@ NO_ANSWER, NOT_SENT = "no answer", "not sent"
 
 
 def is_unfit(route: DeploymentRoute) -> bool:
-    """Return True for a model whose answers cannot be compared: it may return many answers to a request."""
-    return route.decoupled or route.llm is not None
+    """Return True for a model that cannot answer copies of single requests with one answer each."""
+    return route.decoupled or route.stateful or route.llm is not None
 
 
 def is_host_busy(fleet: ReplicaFleet, most: float) -> bool:

@@ -313,8 +313,7 @@ class SequenceRouter:
 
     def _move(self, request: SequenceRequest, held: Place) -> None:
         """Send a request to the Deployment where its sequence began, which may be an earlier version's."""
-        routes = (*request.endpoint.versions.values(), *request.endpoint.targets)
-        route = next((each for each in routes if each.name == held.deployment), None)
+        route = request.endpoint.route_named(held.deployment)
         if route is None:
             raise self._lost(request, f"its Deployment {held.deployment} was removed")
         request.route, request.request = route, request.decode(route.contract)
