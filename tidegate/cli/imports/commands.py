@@ -29,6 +29,12 @@ _Register = Annotated[bool, typer.Option("--register-only", help="Register the v
 _Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Accept a pickle. Loading it can run any code.")
 ]
+_Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust", metavar="NAME", help="A type that a pickle or skops file may import; repeatable."
+    ),
+]
 _Signature = Annotated[
     Path | None,
     typer.Option("--signature", metavar="FILE.json", help="Inputs and outputs, if the source has none."),
@@ -57,6 +63,7 @@ class Choices:
     wait: bool
     timeout: str
     json: bool
+    trust: list[str] | None = None
 
 
 @imports.command("mlflow")
@@ -75,6 +82,7 @@ def mlflow_model(
     dry_run: _DryRun = False,
     register_only: _Register = False,
     allow_pickle: _Pickle = False,
+    trust: _Trust = None,
     signature: _Signature = None,
     requirements: _Requirements = None,
     env: _Env = None,
@@ -99,7 +107,10 @@ def mlflow_model(
         return mlflow.plan_of(folder, name, source, facts, signed=signature is not None)
 
     _carry_out(
-        make, Choices(dry_run, register_only, allow_pickle, signature, requirements, env, wait, timeout, json)
+        make,
+        Choices(
+            dry_run, register_only, allow_pickle, signature, requirements, env, wait, timeout, json, trust
+        ),
     )
 
 
@@ -138,6 +149,7 @@ def sagemaker_archive(
     dry_run: _DryRun = False,
     register_only: _Register = False,
     allow_pickle: _Pickle = False,
+    trust: _Trust = None,
     signature: _Signature = None,
     requirements: _Requirements = None,
     env: _Env = None,
@@ -153,7 +165,9 @@ def sagemaker_archive(
 
     _carry_out(
         lambda work: sagemaker.plan_of(archive, name, work, entry_point),
-        Choices(dry_run, register_only, allow_pickle, signature, requirements, env, wait, timeout, json),
+        Choices(
+            dry_run, register_only, allow_pickle, signature, requirements, env, wait, timeout, json, trust
+        ),
     )
 
 
@@ -211,6 +225,7 @@ def _carry_out(make: Callable[[Path], ImportPlan], choices: Choices) -> None:
             requirements=read_lines(choices.requirements) if choices.requirements else plan.requirements,
             metadata=plan.metadata,
             allow_pickle=choices.allow_pickle,
+            trust=choices.trust or [],
         )
         if choices.register_only:
             register_only(request, choices.json, report)
