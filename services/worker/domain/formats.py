@@ -22,6 +22,7 @@ _RUNTIMES: dict[Format, tuple[str, str]] = {
     "tflite": ("model.tflite", "ai_edge_litert"),
     "tensorflow": ("saved_model", "tensorflow"),
 }
+_NATIVE = frozenset({"onnx", "torchscript"})
 _PACKAGES = {
     "sklearn": "scikit-learn", "xgboost": "xgboost-cpu", "ai_edge_litert": "ai-edge-litert",
     "tensorflow": "tensorflow-cpu",
@@ -56,7 +57,7 @@ def choose(artifact_format: Format, backends: frozenset[str], has_module: Callab
     if artifact_format in _RUNTIMES:
         return _with_runtime(artifact_format, *_RUNTIMES[artifact_format], has_module)
     if artifact_format == "pt2":
-        return _with_runtime("torchscript", "model.pt2", "torch", has_module)
+        return _with_runtime("torchscript", "model.pt2", "torch", has_module, native=False)
     if artifact_format in ("python", "mlflow", "huggingface"):
         return Serving("python", "model.py")
     if artifact_format == "llm":
@@ -91,13 +92,17 @@ def stand_in(
     return choose(_STAND_INS[backend], backends, has_module)
 
 
-def _with_runtime(runtime: str, file: str, module: str, has_module: Callable[[str], bool]) -> Serving:
+def _with_runtime(
+    runtime: str, file: str, module: str, has_module: Callable[[str], bool], *, native: bool = True
+) -> Serving:
+    """Return a runtime of Tidegate. ``native``: some Tritons have a backend for these files."""
     if not has_module(module):
         package = _PACKAGES.get(module, module)
+        also = ", or use a Triton with the native backend" if native and runtime in _NATIVE else ""
         raise ModelFailed(
-            f"Serving {runtime} needs the Python package {package!r} in the models' environment, where it is "
+            f"Serving {file} needs the Python package {package!r} in the models' environment, where it is "
             f"missing. To add it, {_REMEDIES.get(module, '')}deploy the model with a requirements file "
-            "that names it (`--requirements FILE`), or use a Triton with the native backend."
+            f"that names it (`--requirements FILE`){also}."
         )
     return Serving("python", file, runtime)
 
