@@ -106,10 +106,10 @@ def written(
 
 @pytest.fixture(scope="module", autouse=True)
 def models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Deploy two models: one on two replicas, and a decoupled one that keeps two sequences for 1.5 s."""
+    """Deploy two models: one on two replicas, and a decoupled one that keeps two sequences for 0.8 s."""
     folder = tmp_path_factory.mktemp("models")
     large = written(folder / SUMS, idle_us=60_000_000)
-    small = written(folder / SMALL, idle_us=1_500_000, strategy="direct { }", rows=2, decoupled=True)
+    small = written(folder / SMALL, idle_us=800_000, strategy="direct { }", rows=2, decoupled=True)
     with ThreadPoolExecutor() as pool:
         both = [
             pool.submit(stack.deploy, large, SUMS, "--min", "2", "--max", "2"),
@@ -309,10 +309,45 @@ def on_two_replicas(client: Any, first: int) -> dict[int, int]:
     return homes
 
 
+def test_a_lost_replica_loses_its_sequences_only(stack: Stack, client: Any) -> None:
+    homes = on_two_replicas(client, 100)
+    victim = next(each for each in stack.replicas(f"{SUMS}-v1") if each["state"] == "ready")
+    os.kill(victim["pid"], signal.SIGKILL)
+    lost, kept = dict[int, InferenceServerException](), set()
+    for sequence in homes:
+        try:
+            answer = client.infer(SUMS, x(1), sequence_id=sequence, client_timeout=PATIENCE_S)
+        except InferenceServerException as error:
+            lost[sequence] = error
+        else:
+            assert answer.as_numpy("sum").item() == sequence + 1
+            kept.add(sequence)
+    assert lost
+    assert kept
+    for told in lost.values():
+        assert told.status() == "StatusCode.ABORTED"
+        assert "start the sequence again" in told.message()
+        assert "must specify the START flag" in told.message()
+    assert not {homes[each] for each in lost} & {homes[each] for each in kept}
+    again = min(lost)
+    answer = client.infer(SUMS, x(5), sequence_id=again, sequence_start=True, sequence_end=True)
+    assert answer.as_numpy("sum").item() == 5
+    for sequence in kept:
+        client.infer(SUMS, x(1), sequence_id=sequence, sequence_end=True)
+    url = f"{stack.settings.gateway_url}/v2/models/{SUMS}/infer"
+    body = {"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 1], "data": [1]}]}
+    if rest := lost.keys() - {again}:
+        answered = httpx.post(url, json=body | {"parameters": {"sequence_id": min(rest)}}, timeout=PATIENCE_S)
+        assert (answered.status_code, answered.json()["reason"]) == (409, "sequence_lost")
+
+
 def test_a_sequence_ends_where_it_began(stack: Stack, client: Any, tmp_path: Path) -> None:
     """A next version takes over, and a replica is drained. Both wait for the sequences that run."""
-    homes, end = on_two_replicas(client, 200), time.monotonic() + PATIENCE_S
-    stack.deploy(written(tmp_path / SUMS, idle_us=60_000_000, sign=-1), SUMS, "--min", "2", "--max", "2")
+    homes, end = dict[int, int](), time.monotonic() + PATIENCE_S
+    for sequence in range(200, 204):
+        answer = client.infer(SUMS, x(sequence), sequence_id=sequence, sequence_start=True)
+        homes[sequence] = int(answer.as_numpy("home").item())
+    stack.deploy(written(tmp_path / SUMS, idle_us=60_000_000, sign=-1), SUMS, "--min", "1", "--max", "1")
     once = {"sequence_id": 300, "sequence_start": True, "sequence_end": True}
     while (found := client.infer(SUMS, x(5), **once).as_numpy("sum").item()) == 5:
         assert time.monotonic() < end, "the next version has not taken over"
@@ -326,38 +361,3 @@ def test_a_sequence_ends_where_it_began(stack: Stack, client: Any, tmp_path: Pat
         answer = client.infer(SUMS, x(1), sequence_id=sequence, sequence_end=True)
         assert answer.as_numpy("sum").item() == sequence + 1
         assert answer.as_numpy("home").item() == home
-
-
-def test_a_lost_replica_loses_its_sequences_only(stack: Stack, client: Any) -> None:
-    homes, end = on_two_replicas(client, 100), time.monotonic() + PATIENCE_S
-    victim = next(each for each in stack.replicas(f"{SUMS}-v2") if each["state"] == "ready")
-    os.kill(victim["pid"], signal.SIGKILL)
-    lost, kept = dict[int, InferenceServerException](), set()
-    for sequence in homes:
-        try:
-            answer = client.infer(SUMS, x(1), sequence_id=sequence, client_timeout=PATIENCE_S)
-        except InferenceServerException as error:
-            lost[sequence] = error
-        else:
-            assert answer.as_numpy("sum").item() == -sequence - 1
-            kept.add(sequence)
-    assert lost
-    assert kept
-    for told in lost.values():
-        assert told.status() == "StatusCode.ABORTED"
-        assert "start the sequence again" in told.message()
-        assert "must specify the START flag" in told.message()
-    assert not {homes[each] for each in lost} & {homes[each] for each in kept}
-    again = min(lost)
-    answer = client.infer(SUMS, x(5), sequence_id=again, sequence_start=True, sequence_end=True)
-    assert answer.as_numpy("sum").item() == -5
-    for sequence in kept:
-        client.infer(SUMS, x(1), sequence_id=sequence, sequence_end=True)
-    url = f"{stack.settings.gateway_url}/v2/models/{SUMS}/infer"
-    body = {"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 1], "data": [1]}]}
-    if rest := lost.keys() - {again}:
-        answered = httpx.post(url, json=body | {"parameters": {"sequence_id": min(rest)}}, timeout=PATIENCE_S)
-        assert (answered.status_code, answered.json()["reason"]) == (409, "sequence_lost")
-    while stack.replicas(f"{SUMS}-v1"):
-        assert time.monotonic() < end, "the replicas that were drained do not end"
-        time.sleep(0.05)
