@@ -11,10 +11,10 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import Counter
 
@@ -49,6 +49,9 @@ POLL_S, UPLOAD_POLL_S = 0.05, 0.005
 DEAD_S = 15.0
 STARTS = 3
 REMEMBERED = 10_000
+# After a call of the store has failed, the next calls do not wait for it.
+AWAY_S = 2.0
+T = TypeVar("T")
 
 
 class SequenceRouter:
@@ -71,7 +74,7 @@ class SequenceRouter:
         self._sending: dict[bytes, asyncio.Task[None]] = {}
         self._open: dict[str, int] = {}
         self._tasks = TaskSet()
-        self._stopping = False
+        self._stopping, self._away_until = False, 0.0
         self._watch = ReplicaWatch(lambda: dispatcher.out, self._on_silent)
         self._sent: dict[bytes, SequenceRequest] = {}
 
@@ -295,8 +298,7 @@ class SequenceRouter:
         """
         found = None
         try:
-            if self._places is not None:
-                found = await self._places.find(request.key)
+            found = await self._asked(lambda places: places.find(request.key))
         except StoreUnavailable:
             log.debug("the store is away; the gateway uses the places that it remembers")
         if found is None:
@@ -304,6 +306,16 @@ class SequenceRouter:
         if not found.lost:
             self._remember(request.key, found)
         return found
+
+    async def _asked(self, call: Callable[[SequencePlaces], Awaitable[T]]) -> T:
+        """Return the store's answer; raise StoreUnavailable. After a failure, do not call it for a while."""
+        if self._places is None or time.monotonic() < self._away_until:
+            raise StoreUnavailable("the store is away")
+        try:
+            return await call(self._places)
+        except StoreUnavailable:
+            self._away_until = time.monotonic() + AWAY_S
+            raise
 
     def _remember(self, key: str, place: Place) -> None:
         self._remembered[key] = place
@@ -354,11 +366,9 @@ class SequenceRouter:
     async def _choose(self, request: SequenceRequest, ready: list[SequenceSlots]) -> Place | None:
         token, name = os.urandom(6).hex(), request.route.name
         place: Place | None
+        ttl_ms = self._ttl_ms(request, request.left_ms)
         try:
-            if self._places is None:
-                raise StoreUnavailable("no store")
-            ttl_ms = self._ttl_ms(request, request.left_ms)
-            place = await self._places.start(request.key, name, ready, token, ttl_ms)
+            place = await self._asked(lambda places: places.start(request.key, name, ready, token, ttl_ms))
         except StoreUnavailable:
             place = Place(name, sequences.favourite(request.key, ready), token)
         if place is not None:
@@ -391,15 +401,14 @@ class SequenceRouter:
         if self._remembered.get(key) == place:
             del self._remembered[key]
         try:
-            if self._places is not None:
-                await self._places.end(key, place, lost=lost)
+            await self._asked(lambda places: places.end(key, place, lost=lost))
         except StoreUnavailable:
             log.info("the end of a sequence was not recorded; it ends when it is idle")
 
     async def _keep(self, request: SequenceRequest, place: Place, busy_ms: float) -> None:
         try:
-            if self._places is not None:
-                await self._places.keep(request.key, place, self._ttl_ms(request, busy_ms))
+            ttl_ms = self._ttl_ms(request, busy_ms)
+            await self._asked(lambda places: places.keep(request.key, place, ttl_ms))
         except StoreUnavailable:
             log.debug("the store is away; the gateway remembers the sequence")
 
