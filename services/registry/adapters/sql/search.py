@@ -60,12 +60,10 @@ class Search:
 
 async def find(connection: AsyncConnection, search: Search) -> tuple[list[Version], str | None]:
     """Return a page of the versions that meet all conditions, and the cursor of the next page."""
-    key, join = _sort_key(search.order)
+    key = _sort_key(search.order)
     found = sa.select(versions, artifacts.c.size.label("artifact_size"), key.label("sort_key")).join(
         artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
     )
-    if join is not None:
-        found = found.outerjoin(*join)
     found = found.where(_state(search))
     for condition in search.conditions:
         found = found.where(_where(condition))
@@ -115,20 +113,15 @@ def _state(search: Search) -> sa.ColumnElement[bool]:
     return ~LIVE if search.deleted else LIVE
 
 
-def _sort_key(order: Order | None) -> tuple[sa.ColumnElement[Any], Any]:
+def _sort_key(order: Order | None) -> sa.ColumnElement[Any]:
     if order is None:
-        return sa.literal(0), None
+        return sa.literal(0)
+    by_text = order.subject.type == "text"
     if order.subject.kind == "column":
-        column = _COLUMNS[order.subject.name]
-        return (_exact(column) if order.subject.type == "text" else column), None
-    fact = version_facts.alias("sorted")
-    mine = (
-        (fact.c.model == versions.c.model)
-        & (fact.c.number == versions.c.number)
-        & (fact.c.kind == order.subject.kind)
-        & (fact.c.name == order.subject.name)
-    )
-    return (_exact(fact.c.text) if order.subject.type == "text" else fact.c.value), (fact, mine)
+        key = _COLUMNS[order.subject.name]
+    else:
+        key = _fact(order.subject, by_text=by_text)
+    return _exact(key) if by_text else key
 
 
 def _after(
@@ -179,19 +172,25 @@ def _where(condition: Condition) -> sa.ColumnElement[bool]:
         return sa.exists().where(named, _compared(aliases.c.alias, condition))
     if subject.kind == "column":
         return _compared(_COLUMNS[subject.name], condition)
-    fact = version_facts
+    numeric = any(isinstance(value, float | datetime) for value in condition.values)
+    return _compared(_fact(subject, by_text=not numeric), condition)
+
+
+def _fact(subject: Subject, *, by_text: bool) -> sa.ColumnElement[Any]:
+    """Return a fact of a version, found by its primary key; null if the version does not have it.
+
+    It is a scalar subquery, because PostgreSQL may join an EXISTS in a slow order while its statistics are
+    old.
+    """
+    fact = version_facts.alias()
     mine = (
         (fact.c.model == versions.c.model)
         & (fact.c.number == versions.c.number)
         & (fact.c.kind == subject.kind)
         & (fact.c.name == subject.name)
     )
-    if condition.operator == "null":
-        return ~sa.exists().where(mine)
-    if condition.operator == "not null":
-        return sa.exists().where(mine)
-    numeric = any(isinstance(value, float | datetime) for value in condition.values)
-    return sa.exists().where(mine, _compared(fact.c.value if numeric else fact.c.text, condition))
+    column: sa.ColumnElement[Any] = fact.c.text if by_text else fact.c.value
+    return sa.select(column).where(mine).correlate(versions).scalar_subquery()
 
 
 def _compared(column: sa.ColumnElement[Any], condition: Condition) -> sa.ColumnElement[bool]:
