@@ -73,5 +73,5 @@ async def test_another_gateway_writes_the_answer_of_one_that_died(gateways, work
 
 async def test_a_gateway_without_a_store_refuses(http):
     answer = await http.post("/endpoints/digits/async-invocations")
-    assert answer.status_code == 405
+    assert answer.status_code == 400
     assert "TIDEGATE_ASYNC_URL" in answer.json()["message"]

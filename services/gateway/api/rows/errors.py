@@ -95,7 +95,7 @@ _FORMS = (
     (re.compile(r"/v1/models/[^/]+(/(versions|labels)/[^/]+)?:(predict|classify|regress)"), tf_serving),
     (re.compile(r"/v1/models/[^/]+/((versions|labels)/[^/]+|.*metadata)"), tf_serving),
     (re.compile(r"/predictions/.*|/models(/[^/]+){0,2}"), torch_serve),
-    (re.compile(r"/invocations|/endpoints/[^/]+/invocations|/models/[^/]+/invoke"), sage_maker),
+    (re.compile(r"/invocations|/endpoints/[^/]+/(async-)?invocations|/models/[^/]+/invoke"), sage_maker),
     (re.compile(r"/endpoints/[^/]+/score"), azure_ml),
 )
 

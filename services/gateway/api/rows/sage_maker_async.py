@@ -27,7 +27,7 @@ from services.gateway.domain.job_options import JobOptions
 from services.gateway.domain.rows.typed_body import TypedBody
 from services.gateway.domain.traffic_split import Origin
 from tidegate.kernel import telemetry
-from tidegate.kernel.errors import MethodNotAllowed
+from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.jobs import Job
 
 PROTOCOL = "sagemaker-async"
@@ -71,7 +71,7 @@ class SageMakerAsyncRoutes:
 
         async def make(received: Received) -> Response:
             if self._store is None or self._outputs is None:
-                raise MethodNotAllowed(
+                raise BadRequest(
                     "asynchronous inference has no store here: an operator sets TIDEGATE_ASYNC_URL"
                 )
             return await self._accept(received, model, self._store, self._outputs)
