@@ -41,7 +41,11 @@ class Registry:
                 stdout=out,
                 stderr=out,
             )
-        wait_ready(self.process, port, log)
+        try:
+            wait_ready(self.process, port, log)
+        except BaseException:
+            self.process.kill()
+            raise
         self.http = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60
         )
