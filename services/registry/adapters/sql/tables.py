@@ -145,7 +145,6 @@ version_facts = sa.Table(
     sa.Column("text", sa.Text, nullable=False),
     sa.Column("value", sa.Double),
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
-    sa.Index("ix_version_facts_kind", "kind", "name", "value"),
 )
 
 # How many versions of a model are kept, and which stages they have.

@@ -1,0 +1,20 @@
+"""Drop an index of facts: with old statistics, PostgreSQL used it instead of the primary key."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0015"
+down_revision = "0014"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Drop the index."""
+    op.drop_index("ix_version_facts_kind", "version_facts")
+
+
+def downgrade() -> None:
+    """Create the index."""
+    op.create_index("ix_version_facts_kind", "version_facts", ["kind", "name", "value"])
