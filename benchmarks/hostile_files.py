@@ -172,12 +172,13 @@ def running(folder: Path) -> Iterator[Registry]:
         registry.stop()
 
 
-def measure(folder: Path, *, slow: bool = True) -> Outcome:
-    """Send all hostile files to a registry in an empty folder; without ``slow`` only the quick ones."""
+def measure(folder: Path, *, short: bool = False) -> Outcome:
+    """Send all hostile files to a registry in an empty folder; ``short``: only half of the quick ones."""
     outcome = Outcome()
     with running(folder) as registry:
         outcome.began_mib = registry.memory_mib("VmHWM")
-        outcome.answers = [registry.refuse(case) for case in CASES if slow or not case.slow]
+        cases = [case for case in CASES if not case.slow][::2] if short else CASES
+        outcome.answers = [registry.refuse(case) for case in cases]
         outcome.left = registry.left()
         outcome.peak_mib = registry.memory_mib("VmHWM")
     return outcome

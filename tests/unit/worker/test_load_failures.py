@@ -19,7 +19,8 @@ At:
 
 
 @pytest.mark.parametrize(
-    ("module", "package"), [("xgboost", "xgboost"), ("cv2.dnn", "opencv-python-headless"), ("PIL", "pillow")]
+    ("module", "package"),
+    [("xgboost", "xgboost-cpu"), ("cv2.dnn", "opencv-python-headless"), ("PIL", "pillow")],
 )
 def test_a_missing_package_names_the_option(module, package):
     told = explain(f"{STATE}ModuleNotFoundError: No module named '{module}'{STACK};")
