@@ -50,6 +50,7 @@ def permissions_of(settings: GatewaySettings) -> RoutePermissions:
     if settings.model_control != "infer":
         return GATEWAY
     routes = [f"POST /v2/repository/models/{{model}}/{action}" for action in ("load", "unload")]
+    routes += [f"PUT /models/{{model}}{part}" for part in ("", "/{version}")]
     return RoutePermissions({**GATEWAY.table, **dict.fromkeys(routes, (INFER, OPERATE))})
 
 

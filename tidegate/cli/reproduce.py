@@ -51,6 +51,7 @@ def reproduce(
 def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
     """Return the assignment of a replica like those of a deployment."""
     from tidegate.cli.api import part
+    from tidegate.kernel.protocol.models import Version
 
     wanted = control.registry.get(f"/v1/deployments/{part(deployment)}")
     version = control.registry.get(f"/v1/models/{part(wanted['model'])}/versions/{wanted['version']}")
@@ -58,7 +59,8 @@ def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
         "replica": f"reproduce-{letter['letter']}",
         "generation": 0,
         "deployment": wanted,
-        "version": version,
+        # The registry shows more of a version than a worker takes.
+        "version": {name: version[name] for name in Version.model_fields if name in version},
         "launched_at": time.time(),
     }
 

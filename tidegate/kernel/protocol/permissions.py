@@ -361,7 +361,7 @@ GATEWAY = RoutePermissions(
     | {f"POST /predictions/{{model}}{part}": (INFER,) for part in ("", "/{version}")}
     | {f"GET /models{part}": (INFER,) for part in ("", "/{model}", "/{model}/{version}")}
     | {"POST /models": (INFER,), "DELETE /models/{model}": (INFER,)}
-    | {f"PUT /models/{{model}}{part}": (INFER, OPERATE) for part in ("", "/{version}")}
+    | {f"PUT /models/{{model}}{part}": (OPERATE,) for part in ("", "/{version}")}
     # SageMaker's and Azure ML's APIs.
     | {
         f"POST {path}": (INFER,)
