@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+# A socket that its program has closed is listed with user 0 and no inode, until its connection has ended.
+_OPEN, _NO_INODE = "01", "0"
 Address = tuple[str, int]
 
 
 def user_of(client: Address, server: Address) -> int | None:
     """Return the user id of the program at ``client`` that is connected to ``server``.
 
-    Return None if the client is not on a loopback address, or if the connection is not listed.
+    Return None if the client is not on a loopback address, or if the connection is not open at its side:
+    then the kernel does not tell its user.
     """
     here, there = _packed(client), _packed(server)
     if here is None or there is None:
@@ -33,7 +36,8 @@ def _connections() -> Iterator[tuple[tuple[bytes, int], tuple[bytes, int], int]]
             continue
         for line in lines:
             fields = line.split()
-            yield _listed(fields[1]), _listed(fields[2]), int(fields[7])
+            if fields[3] == _OPEN and fields[9] != _NO_INODE:
+                yield _listed(fields[1]), _listed(fields[2]), int(fields[7])
 
 
 def _packed(address: Address) -> tuple[bytes, int] | None:

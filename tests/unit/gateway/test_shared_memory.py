@@ -196,6 +196,17 @@ def test_the_user_of_a_connection(host: str):
     assert socket_peer.user_of(("example", 5), ("127.0.0.1", 6)) is None
 
 
+def test_a_closed_connection_has_no_user():
+    # The kernel lists it with user 0, to whom every segment would belong.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        mine, its = client.getsockname(), client.getpeername()
+        with server.accept()[0]:
+            assert socket_peer.user_of(mine, its) == ME
+            client.close()
+            assert socket_peer.user_of(mine, its) is None
+
+
 def rest(tensor: dict[str, Any], output: dict[str, Any], beside: Beside | None) -> Any:
     x = {"name": "x", "datatype": "FP32", "shape": [1, 2], **tensor}
     body = {"inputs": [x], "outputs": [{"name": "y", **output}]}
