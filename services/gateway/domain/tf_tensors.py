@@ -54,7 +54,8 @@ MAX_DIMS = 16
 def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], bytes]:
     """Return the datatype, the shape and the raw bytes of a ``TensorProto``.
 
-    ``most_bytes``: the largest raw tensor. Raise BadRequest, or PayloadTooLarge.
+    ``most_bytes``: how many raw bytes the request may still have, because a short list can mean a large
+    tensor. Raise BadRequest, or PayloadTooLarge.
     """
     kind = KINDS.get(tensor.dtype)
     if kind is None:
@@ -62,10 +63,9 @@ def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], byt
     shape = _shape(name, tensor.tensor_shape)
     count = math.prod(shape)
     if kind.name == "BYTES":
-        return kind.name, shape, _strings(name, list(tensor.string_val), count)
+        return kind.name, shape, _strings(name, list(tensor.string_val), count, most_bytes)
     size = count * np.dtype(kind.numpy).itemsize
-    if size > most_bytes:
-        raise PayloadTooLarge(f"input {name!r} has {size} bytes; the limit is {most_bytes}")
+    _check_size(name, size, most_bytes)
     if content := tensor.tensor_content:
         if len(content) != size:
             raise BadRequest(
@@ -114,14 +114,24 @@ def columns(examples: Sequence[Mapping[str, Any]], datatypes: Mapping[str, str])
         if len({len(row) for row in rows}) != 1 or not rows[0]:
             raise BadRequest(f"feature {name!r} must have the same number of values in every example")
         kind = KINDS[NUMBERS[datatypes[name]]] if datatypes[name] in NUMBERS else None
-        if kind is None or (kind.name == "BYTES") != isinstance(rows[0][0], bytes):
+        if kind is None or not all(_holds(kind, row[0]) for row in rows):
             raise BadRequest(
                 f"feature {name!r}: the model takes {datatypes[name]}, got another kind of values"
             )
-        found[name] = np.array(rows, dtype=object if kind.name == "BYTES" else kind.numpy)
+        try:
+            found[name] = np.array(rows, dtype=object if kind.name == "BYTES" else kind.numpy)
+        except OverflowError:
+            raise BadRequest(f"feature {name!r} has a value that does not fit into {kind.name}") from None
     if any(each.keys() != examples[0].keys() for each in examples):
         raise BadRequest(f"every example must have the features {sorted(examples[0])}")
     return found
+
+
+def _holds(kind: Kind, value: Any) -> bool:
+    """Return True if a datatype has such values. Numbers of BF16 are bits here, and no float is cut off."""
+    if kind.name in ("BYTES", "BF16"):
+        return kind.name == "BYTES" and isinstance(value, bytes)
+    return isinstance(value, int) or (isinstance(value, float) and np.dtype(kind.numpy).kind == "f")
 
 
 def _feature(feature: Any) -> list[Any]:
@@ -136,11 +146,20 @@ def _shape(name: str, shape: Any) -> list[int]:
     return sizes
 
 
-def _strings(name: str, values: list[bytes], count: int) -> bytes:
+def _check_size(name: str, size: int, most_bytes: int) -> None:
+    if size > most_bytes:
+        raise PayloadTooLarge(
+            f"input {name!r} has {size} bytes; the limit of all inputs leaves {most_bytes} "
+            "(TIDEGATE_MAX_BODY_BYTES)"
+        )
+
+
+def _strings(name: str, values: list[bytes], count: int, most_bytes: int) -> bytes:
     check_count(name, count)
     if len(values) != count:
         if len(values) > count or not values:
             raise BadRequest(f"input {name!r}: the shape needs {count} strings, got {len(values)}")
+        _check_size(name, sum(map(len, values)) + (count - len(values)) * len(values[-1]), most_bytes)
         values += [values[-1]] * (count - len(values))
     return pack_strings(values)
 

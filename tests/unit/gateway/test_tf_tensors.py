@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from services.gateway.api.grpc import tf_serving
 from services.gateway.api.grpc.tf_messages import MESSAGES
 from services.gateway.domain.tf_tensors import KINDS, columns, proto_of, raw_of
 from tidegate.kernel.errors import BadRequest, PayloadTooLarge
@@ -76,6 +77,7 @@ def test_a_short_list_repeats_its_last_value() -> None:
         (proto(7, [2]), BadRequest, "needs 2 strings, got 0"),
         (proto(1, [2**40], float_val=[1]), PayloadTooLarge, "the limit is"),
         (proto(7, [2**40], string_val=[b"a"]), BadRequest, "elements"),
+        (proto(7, [2**20], string_val=[b"a" * 1000]), PayloadTooLarge, "the limit of all inputs"),
     ],
 )
 def test_wrong_tensors_are_refused_without_much_memory(tensor: Any, error: type, text: str) -> None:
@@ -117,3 +119,35 @@ def test_examples_become_columns() -> None:
 def test_wrong_examples_are_refused(given: list[dict[str, Any]], text: str) -> None:
     with pytest.raises(BadRequest, match=text):
         columns(examples(*given), {"a": "FP32", "s": "BYTES"})
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value", "text"),
+    [
+        ("BF16", 1.5, "another kind of values"),
+        ("INT32", 1.5, "another kind of values"),
+        ("INT8", 300, "does not fit into INT8"),
+    ],
+)
+def test_numbers_that_a_datatype_lacks_are_refused(datatype: str, value: float, text: str) -> None:
+    with pytest.raises(BadRequest, match=text):
+        columns(examples({"a": [value]}), {"a": datatype})
+
+
+async def test_the_inputs_of_a_request_have_one_limit() -> None:
+    serving = tf_serving.TfServing(cast(Any, None), cast(Any, None), max_bytes=1000)
+    request = MESSAGES["PredictRequest"]()
+    for name in "ab":
+        request.inputs[name].CopyFrom(proto(1, [150]))
+    with pytest.raises(PayloadTooLarge, match="the limit of all inputs leaves 400"):
+        await serving.predict(request, None)
+
+
+def test_the_context_counts_for_each_example() -> None:
+    given = MESSAGES["Input"]()
+    for _ in range(4096):
+        given.example_list_with_context.examples.add()
+    for at in range(300):
+        given.example_list_with_context.context.features.feature[str(at)].SetInParent()
+    with pytest.raises(BadRequest, match="features together"):
+        tf_serving._features(given)

@@ -35,7 +35,7 @@ MOST_EXAMPLES, MOST_VALUES = 4096, 2**20
 
 
 class TfServing:
-    """The methods of TensorFlow Serving. ``max_bytes``: of a request, and of a tensor in it."""
+    """The methods of TensorFlow Serving. ``max_bytes``: of a request, and of all its raw tensors."""
 
     def __init__(self, calls: GrpcInference, catalogue: Catalogue, *, max_bytes: int) -> None:
         self._calls = calls
@@ -64,9 +64,10 @@ class TfServing:
 
     async def predict(self, request: Any, context: Any) -> Any:
         """Handle ``Predict``."""
-        inputs = {
-            name: tf_tensors.raw_of(name, tensor, self._max_bytes) for name, tensor in request.inputs.items()
-        }
+        inputs, left = dict[str, tuple[str, list[int], bytes]](), self._max_bytes
+        for name, tensor in request.inputs.items():
+            inputs[name] = tf_tensors.raw_of(name, tensor, left)
+            left -= len(inputs[name][2])
         answer = await self._infer(request.model_spec, inputs, request.output_filter, context)
         if answer is None:
             return None
@@ -191,6 +192,9 @@ def _features(given: Any) -> list[dict[str, Any]]:
     common = dict(source.context.features.feature) if with_context else {}
     if len(source.examples) > MOST_EXAMPLES:
         raise BadRequest(f"a request may have {MOST_EXAMPLES} examples: use Predict for more")
+    features = sum(len(each.features.feature) + len(common) for each in source.examples)
+    if features > MOST_VALUES:
+        raise BadRequest(f"the examples may have {MOST_VALUES} features together: use Predict for more")
     found = [{**common, **dict(each.features.feature)} for each in source.examples]
     values = sum(
         len(getattr(feature, kind).value)
