@@ -71,7 +71,7 @@ def ttl_s(text: str) -> float:
     """Return the time after which a waiting request expires, in seconds. Raise BadRequest."""
     if not text:
         return DEFAULT_TTL_S
-    if not text.isdecimal() or not LEAST_TTL_S <= int(text[:9]) <= MOST_TTL_S:
+    if not text.isdecimal() or len(text) > 9 or not LEAST_TTL_S <= int(text) <= MOST_TTL_S:
         raise BadRequest(
             f"RequestTTLSeconds must be a number from {LEAST_TTL_S} to {MOST_TTL_S}, got {shown(text)}"
         )
