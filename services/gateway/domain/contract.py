@@ -246,6 +246,11 @@ def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) ->
     return parameters
 
 
+def is_ours(name: str) -> bool:
+    """Return True if a parameter of this name means something here or in Triton, so no header may be it."""
+    return name in _FOR_US | _FOR_THE_QUEUE | PARAMETERS or name.startswith("triton_")
+
+
 def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options:
     """Separate a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton.
 

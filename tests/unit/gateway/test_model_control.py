@@ -193,6 +193,10 @@ def test_headers_for_models():
         b"authorization": b"secret",
         b"cookie": b"c",
         b":path": b"/",
+        b"x-amz-security-token": b"secret",
+        b"sequence_id": b"7",
+        b"triton_mine": b"1",
+        b"priority": b"u=1",
     }
     assert BesideBody(None, "x-user").headers(headers).forwarded == {"x-user": "7"}
     assert BesideBody(None, ".*").headers(headers).forwarded == {"x-user": "7", "x-user-id": "8"}

@@ -6,12 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
-from services.gateway.domain.contract import Beside
+from services.gateway.domain.contract import Beside, is_ours
 from services.gateway.domain.shared_memory import Regions, UsesRegions
 from tidegate.kernel.protocol.access import Principal
 
 # No model gets these, whatever the pattern says.
-_SECRET = frozenset({"authorization", "proxy-authorization", "cookie"})
+_SECRET = frozenset({
+    "authorization", "proxy-authorization", "cookie", "x-amz-security-token", "x-api-key", "api-key",
+})  # fmt: skip
 MAX_VALUE = 8192
 
 
@@ -48,5 +50,6 @@ class BesideBody:
         return {
             name: value[:MAX_VALUE].decode("latin-1")
             for name, value in named
-            if name not in _SECRET and not name.startswith(":") and self._pattern.fullmatch(name)
+            if self._pattern.fullmatch(name)
+            and not (name in _SECRET or name.startswith(":") or is_ours(name))
         }
