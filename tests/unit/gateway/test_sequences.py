@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -184,6 +185,24 @@ async def test_a_lost_replica():
     gateway.ask("again", start=True)
     await settled()
     assert gateway.sent[-1] == ("again", "sums-v2", "b"), "a is reported as ready, but has ended"
+
+
+async def test_a_replica_that_had_lost_only_its_connection():
+    gateway = Gateway("a")
+    for id_ in (1, 2):
+        gateway.ask(f"start {id_}", id_, start=True)
+    await settled()
+
+    async def has_ended(_: Any) -> bool:
+        await asyncio.sleep(0)
+        return False
+
+    cast(Any, gateway).has_ended = has_ended
+    gateway.router._dead["a"] = time.monotonic() + 60
+    for id_ in (1, 2):
+        gateway.ask(f"next {id_}", id_)
+    await settled()
+    assert [name for name, _, _ in gateway.sent[2:]] == ["next 1", "next 2"]
 
 
 async def test_a_lost_start_goes_to_another_replica():

@@ -284,7 +284,7 @@ class SequenceRouter:
             if await self._watch.has_ended(_queue_of(held)):
                 await self._record_end(request.key, held, lost=True)
                 raise self._lost(request, f"its replica {held.replica} has ended")
-            del self._dead[held.replica]  # it had lost only its connection
+            self._dead.pop(held.replica, None)  # it had lost only its connection
         if held.deployment != request.route.name:
             self._move(request, held)
         await self._keep(request, held, request.left_ms)
