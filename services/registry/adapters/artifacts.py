@@ -201,11 +201,17 @@ class ArtifactStore:
     def _assemble(self, upload: str, parts: Sequence[str], sha256: str, size: int) -> str:
         digest = hashlib.sha256()
         if self._is_local:
-            os.truncate(self.parts.file(upload), size)
-            for piece in self.parts.pieces(upload, parts, size):
-                digest.update(piece)
-            if digest.hexdigest() == sha256:
-                self._keep(StagedArtifact(sha256, size, self.parts.file(upload)))
+            try:
+                with self.parts.unchanging(upload):
+                    os.truncate(self.parts.file(upload), size)
+                    for piece in self.parts.pieces(upload, parts, size):
+                        digest.update(piece)
+                    if digest.hexdigest() == sha256:
+                        self._keep(StagedArtifact(sha256, size, self.parts.file(upload)))
+            except FileNotFoundError:
+                if not self._has(sha256):
+                    raise
+                return sha256  # another registry was faster
             return digest.hexdigest()
         # The object exists only after `close`, so wrong bytes never have the artifact's name.
         writer = self._opened.writer(self._place(sha256), size)

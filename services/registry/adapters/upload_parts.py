@@ -6,9 +6,10 @@ which bytes count: what a writer has not committed there is written again, or de
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,10 @@ class UploadParts:
         return f"{self._folder}/{upload}"
 
     def write(self, upload: str, offset: int, data: bytes | bytearray) -> str:
-        """Write bytes at an offset, and return the name of the part. They are on disk when this returns."""
+        """Write bytes at an offset, and return the name of the part. They are on disk when this returns.
+
+        Bytes that come too late, when the file is complete, are dropped: the database refuses them anyway.
+        """
         if not self._is_local:
             # The random end keeps the parts of two connections apart. Only one of them is committed.
             name = f"{offset:020d}-{os.urandom(8).hex()}"
@@ -38,6 +42,8 @@ class UploadParts:
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         handle = os.open(self.file(upload), os.O_WRONLY | os.O_CREAT, 0o644)
         try:
+            if not self._locks(handle, upload, fcntl.LOCK_SH | fcntl.LOCK_NB):
+                return ""
             view = memoryview(data)
             while view:
                 written = os.pwrite(handle, view, offset)
@@ -60,6 +66,29 @@ class UploadParts:
                 yield from stream.pieces
             finally:
                 stream.close()
+
+    @contextmanager
+    def unchanging(self, upload: str) -> Iterator[None]:
+        """Let nobody write to the file of an upload in the block, which hashes it and moves it away.
+
+        A late request, also one to another registry, could else change bytes after their check. Raise
+        FileNotFoundError.
+        """
+        handle = os.open(self.file(upload), os.O_RDWR)
+        try:
+            if not self._locks(handle, upload, fcntl.LOCK_EX):
+                raise FileNotFoundError(self.file(upload))
+            yield
+        finally:
+            os.close(handle)
+
+    def _locks(self, handle: int, upload: str, kind: int) -> bool:
+        """Lock the open file of an upload. Return False if it is locked, or is no longer in its place."""
+        try:
+            fcntl.flock(handle, kind)
+            return os.path.samestat(os.fstat(handle), Path(self.file(upload)).stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
     def delete(self, upload: str) -> None:
         """Delete the bytes of an upload."""

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
+from services.registry.adapters.artifacts import ArtifactStore
 from services.registry.domain import uploads
 from services.registry.domain.uploads import Upload, UploadLimits
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, TooMany
@@ -65,3 +68,16 @@ def test_an_upload_is_only_its_owners() -> None:
     for found, owner in ((HALF, "other"), (None, "me")):
         with pytest.raises(NotFound, match="open it again"):
             uploads.own(found, "u1", owner)
+
+
+async def test_bytes_that_come_late_change_nothing(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path), max_bytes=100)
+    parts, digest = store.parts, sha256(b"good").hexdigest()
+    parts.write("u1", 0, b"good")
+    with parts.unchanging("u1"):
+        parts.write("u1", 0, b"evil")
+    assert Path(parts.file("u1")).read_bytes() == b"good"
+    assert await store.assemble("u1", [], digest, 4) == digest
+    assert await store.assemble("u1", [], digest, 4) == digest  # another registry has assembled it
+    with pytest.raises(FileNotFoundError):
+        await store.assemble("u2", [], sha256(b"other").hexdigest(), 5)
