@@ -152,6 +152,7 @@ _WIDTHS = {
     b"D": 8,
 }  # fmt: skip
 _WHOLE = b"iUIlL"
+_VALUE_BYTES = 32
 
 
 def pick_ubj(data: mmap | bytes, wanted: Collection[Path]) -> dict[Path, Any]:
@@ -200,6 +201,12 @@ class _Ubj:
             raise Malformed(f"its values have more than {MAX_VALUE} bytes")
         return data
 
+    def _keep_values(self, count: int) -> None:
+        """Count values that are kept. A value without bytes needs memory, too."""
+        self._kept += _VALUE_BYTES * count
+        if self._kept > 64 * MAX_VALUE:
+            raise Malformed("it has too many values where few belong")
+
     def value(self, marker: bytes, path: Path, depth: int, *, keep: bool) -> Any:
         """Read or skip one value, of the type that its marker says."""
         self._parts += 1
@@ -207,6 +214,8 @@ class _Ubj:
             raise Malformed(f"it has more than {MAX_PARTS} parts, or more than {MAX_DEPTH} levels")
         wanted = path in self._wanted
         keep = keep or wanted
+        if keep:
+            self._keep_values(1)
         if marker == b"{":
             found: Any = dict(self._fields(path, depth, keep))
         elif marker == b"[":
@@ -260,6 +269,7 @@ class _Ubj:
         kind, count = self._head()
         if count is not None and kind in _WIDTHS and kind:
             if keep and count <= MAX_VALUE // 8:
+                self._keep_values(count)
                 return [self._scalar(kind) for _ in range(count)]
             self._skip(count * _WIDTHS[kind])
             return []

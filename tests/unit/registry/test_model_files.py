@@ -22,7 +22,7 @@ from services.registry.domain import (
     trees,
     xgboost_file,
 )
-from services.registry.domain.json_outline import Malformed
+from services.registry.domain.json_outline import Malformed, pick_ubj
 from services.registry.domain.skops_types import SkopsType
 from services.registry.domain.trees import TreeModel
 from tidegate.kernel.errors import BadRequest
@@ -43,6 +43,13 @@ def ubj(value: Any, *, typed: bool = True) -> bytes:
     if typed and value and all(isinstance(each, int) for each in value):
         return b"[$l#L" + struct.pack(">q", len(value)) + struct.pack(f">{len(value)}i", *value)
     return b"[#L" + struct.pack(">q", len(value)) + b"".join(ubj(each, typed=typed) for each in value)
+
+
+def test_values_without_bytes_count_too():
+    nothing = b"[$N#l" + struct.pack(">i", 500_000)
+    made = b"{L" + struct.pack(">q", 7) + b"version[#l" + struct.pack(">i", 20) + nothing * 20 + b"}"
+    with pytest.raises(Malformed, match="too many values"):
+        pick_ubj(made, {("version",)})
 
 
 def document(objective: str = "reg:squarederror", classes: int = 0, targets: int = 1, **more: Any) -> Any:
