@@ -86,6 +86,14 @@ def load(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Take a pickle. Its code runs on the workers.")
     ] = False,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Accept a name in a pickle or skops file that was refused (repeatable). Of a file that "
+            "--trusted accepts, the names that its publisher trusted are accepted.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Register the version in a file of `tidegate save`. It gets the next number of this stack.
@@ -98,7 +106,7 @@ def load(
     from tidegate.cli.progress import Steps
 
     with Steps().shown() as steps:
-        version = _load(control(), file, name, trusted, allow_pickle, steps)
+        version = _load(control(), file, name, trusted, allow_pickle, trust or [], steps)
     place = f"{version['model']} version {version['number']}"
 
     def human() -> None:
@@ -185,7 +193,13 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _load(
-    plane: Control, file: Path, name: str | None, trusted: Path | None, allow_pickle: bool, steps: Steps
+    plane: Control,
+    file: Path,
+    name: str | None,
+    trusted: Path | None,
+    allow_pickle: bool,
+    trust: list[str],
+    steps: Steps,
 ) -> Doc:
     texts, digests, size = _read(file)
     document = _document(texts, VERSION, file)
@@ -197,6 +211,7 @@ def _load(
     if trusted is not None:
         signer = _check_seal(texts, digests, trusted, file)
         steps.change("seal", "done", f"signed by the key {signer[:12]}")
+        trust = [*trust, *(version.get("trusted") or [])]
     sha256, model = digests[ARTIFACT], name or str(version["model"])
     _upload(plane, file, sha256, size, str(version["filename"]), steps)
     from tidegate.cli.api import REGISTER_TIMEOUT_S, part
@@ -205,8 +220,8 @@ def _load(
         plane.registry.post(f"/v1/artifacts/{sha256}/signatures", bundle, REGISTER_TIMEOUT_S)
     body = {field: version[field] for field in _REGISTERED if version.get(field) is not None}
     path = f"/v1/models/{part(model)}/versions"
-    if version.get("trusted") and allow_pickle:
-        body["trust"] = version["trusted"]
+    if trust:  # a file that nobody signed cannot say which names are harmless
+        body["trust"] = trust
     body |= {"artifact": sha256, "allow_pickle": allow_pickle}
     found: Doc = plane.registry.post(path, body, REGISTER_TIMEOUT_S)
     if BASELINE in texts:
