@@ -52,8 +52,8 @@ def inspect(
     files = [each.relative_to(home) for each in contents.files if home in each.parents]
     loading = mlflow_model.loading(model, files)
     mlflow_model.check_pickle(loading, allow_pickle=allow_pickle)
-    if loading.file.endswith((*_PICKLES, _SKOPS)):
-        _check_imports(path, home / loading.file, limits, trust, allow_pickle=allow_pickle)
+    if loading.file.endswith((*_PICKLES, _SKOPS)) or mlflow_model.loads_pickle(loading):
+        _check_imports(path, home, loading, limits, trust, allow_pickle=allow_pickle)
     found = mlflow_signature.signature_of(model, user_signature, max_batch)
     signature.check(found)
     texts = {
@@ -70,9 +70,16 @@ def inspect(
 
 
 def _check_imports(
-    path: Path, inner: PurePosixPath, limits: ArchiveLimits, trust: Sequence[str], *, allow_pickle: bool
+    path: Path,
+    home: PurePosixPath,
+    loading: mlflow_model.Loading,
+    limits: ArchiveLimits,
+    trust: Sequence[str],
+    *,
+    allow_pickle: bool,
 ) -> None:
     """Raise BadRequest if the estimator in the archive imports what can run programs, or unknown types."""
+    inner = home / loading.file
     with tempfile.TemporaryDirectory(prefix="tidegate-registry-") as folder:
         file = Path(folder, "estimator")
         archive_reader.extract(path, inner, file)
@@ -80,7 +87,7 @@ def _check_imports(
             if not allow_pickle:
                 skops_types.check(skops_types.untrusted(skops_file.types(file, limits)), trust)
             return
-        found = pickle_scan.imports(file)
+        found = pickle_scan.imports(file, joblib=loading.engine == mlflow_model.SKLEARN)
         pickle_verdicts.check(pickle_verdicts.dangerous(found, pickle_scan.flagged(found)), trust)
 
 

@@ -16,8 +16,11 @@ from tidegate.kernel.errors import BadRequest, Unavailable
 STEP = 64 * 1024
 
 
-def imports(path: Path) -> set[Import]:
-    """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest."""
+def imports(path: Path, *, joblib: bool = True) -> set[Import]:
+    """Return each (module, name) that loading a file would import. Blocking. Raise BadRequest.
+
+    ``joblib``: joblib loads the file. pickle unpacks nothing, and knows no arrays between the opcodes.
+    """
     with path.open("rb") as file:
         head = file.read(6)
         if head.startswith(b"\x04\x22\x4d\x18"):
@@ -26,9 +29,10 @@ def imports(path: Path) -> set[Import]:
                 "checked. Save it with joblib.dump(model, path, compress=3)."
             )
         file.seek(0)
-        source = _Plain(file) if pickle_file.is_plain(head) else _Pieces(pickle_file.pieces(path))
+        plain = not joblib or pickle_file.is_plain(head)
+        source = _Plain(file) if plain else _Pieces(pickle_file.pieces(path))
         try:
-            return pickle_machine.imports(source)
+            return pickle_machine.imports(source, arrays=joblib)
         except Unscannable as problem:
             raise BadRequest(
                 f"The pickle cannot be checked: {problem}. Save the estimator with joblib.dump(model, path), "
@@ -57,8 +61,12 @@ class _Plain:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._left = file.seek(0, 2)
+        self._size = self._left = file.seek(0, 2)
         file.seek(0)
+
+    @property
+    def at(self) -> int:
+        return self._size - self._left
 
     def read(self, size: int) -> bytes:
         self._take(size)
@@ -90,6 +98,11 @@ class _Pieces:
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._piece, self._at = b"", 0
+        self._before = 0  # bytes of earlier pieces
+
+    @property
+    def at(self) -> int:
+        return self._before + self._at
 
     def read(self, size: int) -> bytes:
         if self._at + size <= len(self._piece):
@@ -112,7 +125,7 @@ class _Pieces:
         first = b""
         while True:
             if self._at == len(self._piece):
-                self._piece, self._at = self._next(), 0
+                self._next()
             end = self._piece.find(b"\n", self._at)
             part = self._piece[self._at : end if end >= 0 else len(self._piece)]
             first += part[: limit - len(first)]
@@ -123,18 +136,19 @@ class _Pieces:
 
     def _some(self, size: int) -> bytes:
         if self._at == len(self._piece):
-            self._piece, self._at = self._next(), 0
+            self._next()
         part = self._piece[self._at : self._at + size]
         self._at += len(part)
         return part
 
-    def _next(self) -> bytes:
-        while True:
+    def _next(self) -> None:
+        self._before += len(self._piece)
+        self._piece, self._at = b"", 0
+        while not self._piece:
             piece = next(self._pieces, None)
             if piece is None:
                 raise _too_short()
-            if piece:
-                return piece
+            self._piece = piece
 
 
 def _too_short() -> Unscannable:

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 MAX_OPCODES = 10_000_000
 MAX_KEPT = 1_000_000
 """The most values that are remembered for later use. An import that uses another one counts as unknown."""
-MAX_DEPTH = 16
 MAX_STACK = 500_000
 _LONGEST_TEXT, _LONGEST_LINE, _LONGEST_TUPLE = 256, 65_536, 64
 UNKNOWN = "unknown"
@@ -31,6 +30,10 @@ class Unscannable(Exception):
 
 class Source(Protocol):
     """The unpacked bytes of a pickle, from front to back."""
+
+    @property
+    def at(self) -> int:
+        """Return how many bytes are behind."""
 
     def read(self, size: int) -> bytes:
         """Return exactly ``size`` bytes. Raise Unscannable if there are fewer."""
@@ -66,9 +69,12 @@ class Ref:
     name: Import
 
 
-def imports(source: Source) -> set[Import]:
-    """Return each (module, name) that loading the pickle would import. Raise Unscannable."""
-    return _Machine(source, _Budget(), 0).run()
+def imports(source: Source, *, arrays: bool = True) -> set[Import]:
+    """Return each (module, name) that loading the pickle would import. Raise Unscannable.
+
+    ``arrays``: joblib loads the file, so arrays lie between the opcodes. pickle would read them as opcodes.
+    """
+    return _Machine(source, _Budget(), arrays=arrays).run()
 
 
 @dataclass(slots=True)
@@ -82,7 +88,7 @@ _BY_CODE = {ord(each.code): each for each in pickletools.opcodes}
 _INTS = {
     "BININT": "<i", "BININT1": "<B", "BININT2": "<H",
 }  # fmt: skip
-_FIXED = {"BINFLOAT": 8, "EXT1": 1, "EXT2": 2, "EXT4": 4, "PROTO": 1, "FRAME": 8}
+_FIXED = {"BINFLOAT": 8, "EXT1": 1, "EXT2": 2, "EXT4": 4, "PROTO": 1, "FRAME": 0}
 _LENGTHS = {
     "SHORT_BINSTRING": "<B", "BINSTRING": "<i", "SHORT_BINBYTES": "<B", "BINBYTES": "<I", "BINBYTES8": "<Q",
     "BYTEARRAY8": "<Q", "SHORT_BINUNICODE": "<B", "BINUNICODE": "<I", "BINUNICODE8": "<Q", "LONG1": "<B",
@@ -96,13 +102,16 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "NEXT_BUFFER": lambda: OPAQUE,
 }  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# joblib's description of an array, and the key of a description that the machine does not know as a whole.
+_WRAPPER, _DTYPE, _INCOMPLETE = ("joblib.numpy_pickle", "NumpyArrayWrapper"), ("numpy", "dtype"), None
+# The kinds of datatypes whose sizes are known, and those whose sizes the state of the datatype sets.
+_SIZED, _STATED = frozenset("biufcmM"), frozenset("SUV")
 
 
 class _Machine:
-    def __init__(self, source: Source, budget: _Budget, depth: int) -> None:
-        if depth > MAX_DEPTH:
-            raise Unscannable(f"pickles are nested more than {MAX_DEPTH} levels deep")
-        self._source, self._budget, self._depth = source, budget, depth
+    def __init__(self, source: Source, budget: _Budget, *, arrays: bool) -> None:
+        self._source, self._budget, self._arrays = source, budget, arrays
+        self._frame_end = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._memoized = 0
@@ -119,15 +128,30 @@ class _Machine:
             self._step(opcode.name)
         return self._budget.found
 
+    def check_frame(self) -> None:
+        """Raise Unscannable within a frame. Unpicklers read a frame ahead, so what follows lies behind it."""
+        if self._source.at < self._frame_end:
+            raise Unscannable("it has something else in the middle of a frame")
+
     # --- the stack ---------------------------------------------------------------------------------------
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
 
-    def _pop(self) -> Any:
+    def _take(self) -> Any:
         if not self._stack:
             raise Unscannable("it takes a value that is not there")
         return self._stack.pop()
+
+    def _pop(self) -> Any:
+        """Return the top value. The description of an array may only be built where the array follows.
+
+        What a function makes of a description is unknown here, and joblib would read an array behind it.
+        """
+        value = self._take()
+        if _is_wrapper(value):
+            raise Unscannable("it uses the description of an array of joblib elsewhere")
+        return value
 
     def _pop_mark(self) -> list[Any]:
         values: list[Any] = []
@@ -163,12 +187,7 @@ class _Machine:
         elif name in _LINES:
             self._line(name)
         elif name in _FIXED:
-            self._source.skip(_FIXED[name])
-            if name == "BINFLOAT":
-                self._push(OPAQUE)
-            elif name.startswith("EXT"):
-                # A number in a registry of the process that loads it: no reader can tell what it means.
-                self._found((UNKNOWN, "extension"))
+            self._fixed(name)
         elif name in _TUPLES:
             values = [self._pop() for _ in range(_TUPLES[name])]
             self._push(tuple(reversed(values)))
@@ -178,6 +197,18 @@ class _Machine:
             self._make(name)
         else:
             self._collect(name)
+
+    def _fixed(self, name: str) -> None:
+        self._source.skip(_FIXED[name])
+        if name == "FRAME":
+            size = self._number("<Q")
+            self.check_frame()
+            self._frame_end = self._source.at + size
+        elif name == "BINFLOAT":
+            self._push(OPAQUE)
+        elif name.startswith("EXT"):
+            # A number in a registry of the process that loads it: no reader can tell what it means.
+            self._found((UNKNOWN, "extension"))
 
     def _long_value(self, name: str) -> Any:
         length = self._number(_LENGTHS[name])
@@ -263,7 +294,9 @@ class _Machine:
         else:
             if opcode == "NEWOBJ_EX":
                 self._pop()
-            arguments, maker = self._pop(), self._pop()
+            arguments, maker = self._pop(), self._take()
+            if _is_wrapper(maker) and (opcode, arguments) != ("NEWOBJ", ()):
+                raise Unscannable("the description of an array of joblib is made in an unknown way")
         self._push(Made(maker.name, arguments) if isinstance(maker, Ref) else OPAQUE)
 
     def _collect(self, name: str) -> None:
@@ -296,57 +329,95 @@ class _Machine:
 
     def _build(self, state: Any) -> None:
         made = self._top()
+        if isinstance(made, Ref):
+            raise Unscannable(f"it changes {'.'.join(made.name)[:200]}, which it imports")
         if not isinstance(made, Made):
             return
+        if made.made_by in (_WRAPPER, _DTYPE) and made.state is not OPAQUE:
+            raise Unscannable("it builds the description of an array twice")
         made.state = state
-        if made.made_by[0] == "joblib.numpy_pickle" and made.made_by[1] == "NumpyArrayWrapper":
+        if made.made_by == _WRAPPER:
             self._skip_array(state)
+            self._stack[-1] = OPAQUE  # joblib puts the array here
 
     def _skip_array(self, state: Any) -> None:
         """Skip an array that joblib writes right after the wrapper's state: padding, then its bytes."""
-        if not isinstance(state, dict):
-            raise Unscannable("an array of joblib has no description")
+        if not self._arrays:
+            raise Unscannable("it has an array of joblib where joblib does not read one")
+        self.check_frame()
+        if not isinstance(state, dict) or _INCOMPLETE in state:
+            raise Unscannable("an array of joblib has no description that can be read")
         shape, datatype = state.get("shape"), state.get("dtype")
         if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
             raise Unscannable("an array of joblib has no shape")
-        if not isinstance(datatype, Made) or datatype.made_by != ("numpy", "dtype"):
+        if not isinstance(datatype, Made) or datatype.made_by != _DTYPE:
             raise Unscannable("an array of joblib has no datatype")
         if _has_objects(datatype):
-            _Machine(self._source, self._budget, self._depth + 1).run()
+            # joblib loads them with a plain unpickler.
+            inner = _Machine(self._source, self._budget, arrays=False)
+            inner.run()
+            inner.check_frame()
             return
-        if type(state.get("numpy_array_alignment_bytes")) is int:
+        alignment = state.get("numpy_array_alignment_bytes", NOTHING)
+        if alignment is not NOTHING and type(alignment) is not int:
+            raise Unscannable("an array of joblib has an unknown alignment")
+        if alignment is not NOTHING:
             self._source.skip(self._source.read(1)[0])
         self._source.skip(math.prod(shape) * _item_size(datatype))
+
+
+def _is_wrapper(value: Any) -> bool:
+    return (isinstance(value, Ref) and value.name == _WRAPPER) or (
+        isinstance(value, Made) and value.made_by == _WRAPPER
+    )
 
 
 def _set(target: Any, pairs: list[Any]) -> Any:
     """Put the pairs into a dict, as long as it is small. Only an array's description is looked up later."""
     if isinstance(target, dict):
         for key, value in zip(pairs[::2], pairs[1::2], strict=False):
-            if isinstance(key, str) and len(target) < _LONGEST_TUPLE:
+            if isinstance(key, str) and (key in target or len(target) < _LONGEST_TUPLE):
                 target[key] = value
+            else:
+                target[_INCOMPLETE] = OPAQUE
     return target
 
 
 def _code_of(datatype: Made) -> str:
     arguments = datatype.arguments
     code = arguments[0] if isinstance(arguments, tuple) and arguments else None
-    if not isinstance(code, str) or not code:
-        raise Unscannable("an array of joblib has an unknown datatype")
-    return code.lstrip("<>|=")
+    code = code.lstrip("<>|=") if isinstance(code, str) else ""
+    if code[:1] not in _SIZED | _STATED | {"O"} or not (code[1:].isdecimal() or code == "O"):
+        raise Unscannable(f"an array of joblib has the unknown datatype {code[:20]!r}")
+    return code
+
+
+def _state_of(datatype: Made) -> tuple[int, int]:
+    """Return the size and the flags in numpy's state of a datatype. Raise Unscannable.
+
+    numpy computes the flags itself for states before version 3.
+    """
+    state = datatype.state
+    known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)
+    if not known or any(type(state[at]) is not int for at in (0, 5, 7)):
+        raise Unscannable("an array of joblib has a datatype with an unknown state")
+    return state[5], state[7]
 
 
 def _has_objects(datatype: Made) -> bool:
-    if _code_of(datatype)[:1] == "O":
-        return True
-    # numpy's state of a datatype ends in its flags; the first bit says that it has references to objects.
-    flags = datatype.state[-1] if isinstance(datatype.state, tuple) and datatype.state else 0
-    return type(flags) is not int or bool(flags & 1)
+    """Return True if the first bit of the flags says that the array has references to objects."""
+    kind, (_, flags) = _code_of(datatype)[0], _state_of(datatype)
+    if kind != "V" and bool(flags & 1) != (kind == "O"):
+        raise Unscannable("an array of joblib has a datatype with wrong flags")
+    return bool(flags & 1)
 
 
 def _item_size(datatype: Made) -> int:
-    code = _code_of(datatype)
-    if not (code[1:].isdecimal() and len(code) < 12):
+    code, (size, _) = _code_of(datatype), _state_of(datatype)
+    if code[0] in _STATED:
+        if size < 0:
+            raise Unscannable("an array of joblib has a datatype without a size")
+        return size
+    if len(code) > 4:
         raise Unscannable(f"an array of joblib has the unknown datatype {code[:20]!r}")
-    width = 8 if code[0] in "mM" else int(code[1:])
-    return width * 4 if code[0] == "U" else width
+    return 8 if code[0] in "mM" else int(code[1:])

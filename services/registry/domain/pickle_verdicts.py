@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection, Iterable, Sequence
 
@@ -10,7 +11,7 @@ from tidegate.kernel.errors import BadRequest
 
 # Parts of the standard library that estimators use, and that run no code of the file. Everything else of the
 # standard library is dangerous in a pickle.
-_SAFE: dict[str, frozenset[str] | None] = {
+_SAFE: dict[str, frozenset[str]] = {
     "builtins": frozenset(
         [
             "object",
@@ -67,16 +68,19 @@ _SAFE: dict[str, frozenset[str] | None] = {
             "type",
         ]
     ),
-    "collections": None,
+    # Only classes, and never all names of a module: `enum.bltns` is the module builtins.
+    "collections": frozenset(
+        {"OrderedDict", "defaultdict", "deque", "Counter", "ChainMap", "UserDict", "UserList", "UserString"}
+    ),
     "copy_reg": frozenset({"_reconstructor"}),
     "copyreg": frozenset({"_reconstructor", "__newobj__", "__newobj_ex__"}),
-    "datetime": None,
-    "decimal": None,
-    "fractions": None,
-    "enum": None,
-    "zoneinfo": None,
-    "array": None,
-    "math": None,
+    "datetime": frozenset({"datetime", "date", "time", "timedelta", "timezone", "tzinfo"}),
+    "decimal": frozenset({"Decimal", "Context", "DecimalTuple"}),
+    "fractions": frozenset({"Fraction"}),
+    "enum": frozenset({"Enum", "IntEnum", "StrEnum", "Flag", "IntFlag", "EnumMeta", "EnumType", "auto"}),
+    "zoneinfo": frozenset({"ZoneInfo", "ZoneInfo._unpickle"}),
+    "array": frozenset({"array", "_array_reconstructor"}),
+    "math": frozenset(name for name in dir(math) if not name.startswith("_")),
     "_codecs": frozenset({"encode"}),
     "types": frozenset({"SimpleNamespace", "NoneType"}),
     "random": frozenset({"Random"}),
@@ -117,6 +121,11 @@ _DANGEROUS_MODULES = (
     "pandas.io", "pandas.core.computation", "scipy.io", "sklearn.datasets", "sklearn.externals", "pip",
     "setuptools", "pkg_resources", "cloudpickle", "dill", "torch.hub", "torch.serialization", "IPython",
 )  # fmt: skip
+# Modules that other modules have as attributes.
+_MODULES = frozenset({
+    "os", "sys", "subprocess", "shutil", "builtins", "importlib", "pickle", "marshal", "ctypes", "socket",
+    "runpy", "pty", "code", "tempfile", "inspect",
+})  # fmt: skip
 _FAMILIAR = frozenset({
     "sklearn", "numpy", "scipy", "joblib", "pandas", "xgboost", "lightgbm", "catboost", "imblearn",
 })  # fmt: skip
@@ -162,12 +171,26 @@ def _is_dangerous(name: Import, flagged: bool) -> bool:
     if UNKNOWN in name or not module or not attribute:
         return True
     if module in _SAFE:
-        allowed = _SAFE[module]
-        return allowed is not None and attribute not in allowed
+        return attribute not in _SAFE[module]
     if top in sys.stdlib_module_names or top in ("__builtin__", "commands", "httplib"):
         return True
     below = any(module == each or module.startswith(f"{each}.") for each in _DANGEROUS_MODULES)
-    return flagged or below or attribute.partition(".")[0] in _DANGEROUS.get(module, frozenset())
+    whose = top if top in ("numpy", "pandas") else module
+    listed = attribute.partition(".")[0] in _DANGEROUS.get(whose, frozenset())
+    return flagged or below or listed or _reaches_out(module, attribute)
+
+
+def _reaches_out(module: str, attribute: str) -> bool:
+    """Return True if an import is a module, or something inside of an attribute that may be one.
+
+    `joblib.disk` imports os, so its `os.system` is the function. Only classes in classes are what they seem.
+    """
+    if module.startswith("joblib.numpy_pickle"):
+        return attribute != "NumpyArrayWrapper"
+    parts = attribute.split(".")
+    if len(parts) > 1:
+        return not all(part.removeprefix("_")[:1].isupper() for part in parts)
+    return attribute in _MODULES
 
 
 def _text(name: Import) -> str:

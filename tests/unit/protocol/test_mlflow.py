@@ -86,6 +86,21 @@ def test_a_loader_that_tidegate_does_not_know_runs_with_mlflow(module: str) -> N
     assert mlflow_model.loading(model, FILES) == Loading("python_function", "", pickled=True)
 
 
+@pytest.mark.parametrize(
+    ("loading", "expected"),
+    [
+        (Loading("sklearn", "model.bin", pickled=True), True),
+        (Loading("sklearn", "model.skops", pickled=True), False),
+        (Loading("lightgbm", "model", pickled=True, kind="lightgbm.LGBMClassifier"), True),
+        (Loading("lightgbm", "model", pickled=True, kind="lightgbm.Booster"), False),
+        (Loading("lightgbm", "model.txt", pickled=False), False),
+        (Loading("onnx", "model.onnx", pickled=False), False),
+    ],
+)
+def test_the_engine_and_not_the_name_says_if_a_file_is_a_pickle(loading: Loading, expected: bool) -> None:
+    assert mlflow_model.loads_pickle(loading) is expected
+
+
 def test_types_of_other_packages_in_a_skops_file_need_the_permission() -> None:
     settings = {"pickled_model": "m.skops", "skops_trusted_types": ["os.system"]}
     model = mlflow_model.MlflowModel({"sklearn": settings})

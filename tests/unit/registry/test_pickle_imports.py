@@ -28,6 +28,10 @@ class Bytes:
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
 
+    @property
+    def at(self) -> int:
+        return self._file.tell()
+
     def read(self, size: int) -> bytes:
         data = self._file.read(size) if size < 2**40 else b""
         if len(data) != size:
@@ -103,6 +107,14 @@ HIDDEN = [
     (b"cnumpy\nload\n.", "numpy.load"),
     (b"cjoblib\nload\n.", "joblib.load"),
     (b"cpandas.io.pickle\nread_pickle\n.", "pandas.io.pickle.read_pickle"),
+    # Modules have other modules as attributes.
+    (b"\x80\x04\x8c\x04enum\x8c\x0abltns.eval\x93.", "enum.bltns.eval"),
+    (b"\x80\x04\x8c\x0bcollections\x8c\x0c_sys.modules\x93.", "collections._sys.modules"),
+    (b"\x80\x04\x8c\x0bjoblib.disk\x8c\x09os.system\x93.", "joblib.disk.os.system"),
+    (b"cjoblib.disk\nos\n.", "joblib.disk.os"),
+    (b"\x80\x04\x8c\x06pandas\x8c\x0eDataFrame.query\x93.", "pandas.DataFrame.query"),
+    (b"cnumpy.core.memmap\nmemmap\n.", "numpy.core.memmap.memmap"),
+    (b"cjoblib.numpy_pickle\nload\n.", "joblib.numpy_pickle.load"),
 ]
 
 
@@ -153,6 +165,74 @@ def test_objects_in_an_array_of_joblib_are_another_pickle():
     wrapper = b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81" + pickle.dumps(state, 2)[2:-1] + b"b"
     inner = pickle.dumps(Runs(os.system, "true"), 2)
     assert dangerous(b"\x80\x02(" + wrapper + inner + b"cnt\nsystem\nl.") == ["nt.system", "posix.system"]
+
+
+WRAPPER = b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n"
+PLAIN = {"shape": (1,), "order": "C", "dtype": np.dtype("f8"), "allow_mmap": False}
+
+
+def described(**changes: Any) -> bytes:
+    return pickle.dumps({**PLAIN, **changes}, 2)[2:-1]
+
+
+def numpy_type(code: str, *state: Any) -> Any:
+    class Type:
+        def __reduce__(self) -> Any:
+            return np.dtype, (code, False, True), state
+
+    return Type()
+
+
+def simple(code: str, version: int, flags: int) -> Any:
+    return numpy_type(code, version, "|", None, None, None, -1, -1, flags)
+
+
+NEW = WRAPPER + b")\x81"
+UNCLEAR = [
+    # joblib and the machine would disagree about the length of the array, or if there is one.
+    (NEW + described(numpy_array_alignment_bytes=True) + b"b", "alignment"),
+    (NEW + described() + b"V\\u0073hape\nK\x02\x85sb", "no description"),
+    (NEW + described(**{f"x{n}": 1 for n in range(70)}) + b"b", "no description"),
+    (NEW + described(dtype=simple("f8", 2, 0)) + b"b", "state"),
+    (NEW + described(dtype=simple("f8", 3, 1)) + b"b", "flags"),
+    (NEW + described(dtype=simple("O8", 3, 0)) + b"b", "flags"),
+    (WRAPPER + b")R" + described() + b"b", "unknown way"),
+    (NEW + b"q\xf0" + described() + b"b" + b"\0" * 8 + b"h\xf0" + described() + b"b", "twice"),
+    (b"cbuiltins\nmin\n(" + NEW + b"l\x85R" + described() + b"b", "elsewhere"),
+    (b"ccopyreg\n_reconstructor\n" + WRAPPER + b"NN\x87R" + described() + b"b", "elsewhere"),
+    (WRAPPER + b"}X\x05\0\0\0shapeK\x01\x85sb", "it changes joblib"),
+    (b"\x95\xff\0\0\0\0\0\0\0" + NEW + described() + b"b", "frame"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("start", "text"), UNCLEAR)
+def test_an_array_whose_end_is_unclear_is_refused(start: bytes, text: str):
+    with pytest.raises(Unscannable, match=text):
+        found(b"\x80\x04" + start + b"\0" * 64 + b".")
+
+
+def test_the_size_of_a_datatype_is_that_of_its_state():
+    pair = numpy_type("V1", 3, "|", None, None, None, 16, 1, 0)
+    assert dangerous(array_of_joblib(pair, (2,), b"\0" * 32, b"cposix\nsystem\n")) == ["posix.system"]
+    for honest in ("M8[ns]", "U2", "S8", "?", "c16"):
+        datatype = np.dtype(honest)
+        raw = b"\0" * 2 * datatype.itemsize
+        assert dangerous(array_of_joblib(datatype, (2,), raw, b"cposix\nsystem\n")) == ["posix.system"]
+
+
+def test_only_joblib_reads_arrays_and_only_outside_of_other_arrays():
+    array = array_of_joblib(np.dtype("f8"), (1,), b"\0" * 8, b"N")
+    assert dangerous(array) == []
+    with pytest.raises(Unscannable, match="where joblib does not read one"):
+        imports(Bytes(array), arrays=False)
+    outer = b"\x80\x02" + WRAPPER + b")\x81" + described(dtype=np.dtype("O")) + b"b" + array + b"."
+    with pytest.raises(Unscannable, match="where joblib does not read one"):
+        found(outer)
+
+
+def test_classes_in_classes_are_what_they_seem():
+    harmless = [("mine.models", "Outer._Inner"), ("zoneinfo", "ZoneInfo._unpickle"), ("enum", "IntEnum")]
+    assert pickle_verdicts.dangerous(harmless, ()) == []
 
 
 def test_an_array_with_a_lying_shape_is_refused():

@@ -141,6 +141,13 @@ def takes_table(loading: Loading, *, named: bool) -> bool:
     return named and loading.engine not in (ONNX, PYTORCH)
 
 
+def loads_pickle(loading: Loading) -> bool:
+    """Return True if the engine reads the model's file with joblib or pickle, whatever the file's name is."""
+    if loading.engine == LIGHTGBM:
+        return loading.pickled and not loading.kind.endswith("Booster")
+    return loading.engine == SKLEARN and not loading.file.endswith(".skops")
+
+
 def check_pickle(loading: Loading, *, allow_pickle: bool) -> None:
     """Raise BadRequest if loading the model can run code in it, unless its publisher has allowed that."""
     if loading.pickled and not allow_pickle:
