@@ -101,9 +101,9 @@ def members(path: Path) -> Iterator[tuple[Member, Opener]]:
             yield from _tar(_Capped(file))
 
 
-def check_zip(path: Path) -> None:
-    """Raise :class:`BrokenArchive` unless the whole file is a zip."""
-    with reading(), path.open("rb") as file:
+def check_zip(source: Path | bytes) -> None:
+    """Raise :class:`BrokenArchive` unless the whole file, or all bytes, are a zip."""
+    with reading(), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         if file.read(4) != ZIP:
             raise ValueError("it does not start like a zip")
         for _ in _zip(file):

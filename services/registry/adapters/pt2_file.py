@@ -51,9 +51,14 @@ def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, all
 
 
 def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
-    """Return the description of the program, and why loading the file could run code."""
+    """Return the description of the program, and why loading the file could run code.
+
+    torch finds files without regard to case, below the folder of the first one.
+    """
     sizes = {info.filename: info.file_size for info in archive.infolist()}
-    inner = {name.partition("/")[2]: name for name in sizes}
+    inner = {name.partition("/")[2].lower(): name for name in sizes}
+    if len(inner) < len(sizes) or len({name.partition("/")[0] for name in sizes}) > 1:
+        raise ValueError("it has two folders at its root, or names that differ only by case")
     models = [each for each in inner if each.startswith("models/") and each.endswith(".json")]
     if len(models) != 1:
         old = "serialized_exported_program.json" in sizes
@@ -67,7 +72,9 @@ def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
     for each, name in inner.items():
         if each.startswith("data/aotinductor/"):
             return program, "it has compiled libraries"
-        if each.endswith("_config.json") and each.startswith("data/") and sizes[name] <= MAX_PROGRAM:
+        if each.endswith("_config.json") and each.startswith("data/"):
+            if sizes[name] > MAX_PROGRAM:
+                return program, f"{each} has more than {MAX_PROGRAM} bytes"
             payloads[each] = archive.read(name).decode()
         elif each.endswith(".pt"):
             if sizes[name] > MAX_EXAMPLES:
@@ -80,9 +87,13 @@ def _names_in(saved: bytes) -> set[str]:
     """Return what the pickles in a file of torch.save name. A pickle that cannot be read names "?"."""
     found: set[str] = set()
     try:
+        # torch reads what does not begin like a zip as a pickle, and zipfile only looks at its end.
+        archives.check_zip(saved)
         with zipfile.ZipFile(io.BytesIO(saved)) as archive:
-            pickles = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
+            files = archive.infolist()
+            pickles = [info for info in files if info.filename.lower().endswith("data.pkl")]
+            folders = {info.filename.partition("/")[0] for info in files}
+            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE or len(folders) != 1:
                 return {"?"}
             texts: list[str] = []
             for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
@@ -96,6 +107,6 @@ def _names_in(saved: bytes) -> set[str]:
                     texts.append(str(argument))
                 elif opcode.name not in _MEMOS:
                     texts = []
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, KeyError, IndexError):
+    except (*_BROKEN, ValueError, OSError, NotImplementedError, KeyError, IndexError):
         return {"?"}
     return found

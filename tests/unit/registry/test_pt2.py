@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.registry.adapters import pt2_file
 from services.registry.domain import pt2
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Signature, TensorSpec
@@ -159,3 +166,53 @@ def test_any_program_is_read_or_refused(made: Any) -> None:
 @given(st.text(max_size=40))
 def test_any_expression_is_judged(text: str) -> None:
     assert pt2.runs_code({"expr_str": text}, {}, {}) in ("", f"it has the expression {text[:80]!r}")
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+EVIL, CALM = pickle.dumps(Evil(), 2), pickle.dumps(OrderedDict(), 2)
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def test_the_names_in_a_pickle_of_torch() -> None:
+    assert pt2_file._names_in(zipped({"a/data.pkl": CALM, "a/version": b"3"})) == {"collections OrderedDict"}
+    assert pt2_file._names_in(zipped({"a/data.pkl": EVIL})) == {"posix system"}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        EVIL + zipped({"a/data.pkl": CALM}),
+        zipped({"a/data.pkl": CALM}) + b"x",
+        zipped({"a/DATA.PKL": EVIL, "a/data.pkl": CALM}),
+        zipped({"a/version": b"3", "b/data.pkl": CALM}),
+    ],
+)
+def test_what_torch_would_read_in_another_way_names_anything(saved: bytes) -> None:
+    assert pt2_file._names_in(saved) == {"?"}
+
+
+def read(files: Mapping[str, bytes]) -> str:
+    with zipfile.ZipFile(io.BytesIO(zipped({"m/models/model.json": b"{}", **files}))) as archive:
+        return pt2_file._read(archive)[1]
+
+
+def test_every_file_that_torch_finds_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = zipped({"a/data.pkl": EVIL})
+    assert read({}) == ""
+    assert "names posix system" in read({"m/data/sample_inputs/MODEL.PT": evil})
+    for other in ("n/data/x.pt", "m/Models/model.json"):
+        with pytest.raises(ValueError, match="two folders at its root"):
+            read({other: evil})
+    monkeypatch.setattr(pt2_file, "MAX_PROGRAM", 100)
+    assert "has more than 100 bytes" in read({"m/data/weights/x_weights_config.json": b" " * 101})
