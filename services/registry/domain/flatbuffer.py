@@ -8,12 +8,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from mmap import mmap
 
 from services.registry.domain.json_outline import Malformed
 
 MAX_TEXT = 4 * 1024 * 1024
 MAX_ITEMS = 1_000_000
+
+
+@dataclass(slots=True)
+class Budget:
+    """The bytes of texts that may still be read. Many offsets can point to one long text."""
+
+    text: int = 16 * MAX_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +32,7 @@ class Table:
     begin: int
     end: int
     at: int
+    budget: Budget = attribute(default_factory=Budget)
 
     def number(self, field: int, default: int = 0, code: str = "<i") -> int:
         """Return a whole number, by its code of :mod:`struct`."""
@@ -74,13 +83,16 @@ class Table:
 
     def _table(self, at: int) -> Table:
         self._check(at, 4)
-        return Table(self.data, self.begin, self.end, at)
+        return Table(self.data, self.begin, self.end, at, self.budget)
 
     def _text(self, at: int) -> str:
         length = self._unpack("<I", at)
         if length > MAX_TEXT:
             raise Malformed(f"a text has {length} bytes; the limit is {MAX_TEXT}")
         self._check(at + 4, length)
+        self.budget.text -= length
+        if self.budget.text < 0:
+            raise Malformed("its texts have more bytes than are read")
         return self.data[at + 4 : at + 4 + length].decode("utf-8", "replace")
 
     def _unpack(self, code: str, at: int) -> int:

@@ -255,6 +255,14 @@ def test_catboost():
         catboost_file.read(catboost(texts=1))
 
 
+def test_many_offsets_to_one_text_have_a_budget():
+    data = struct.pack("<HHHHiII", 6, 8, 4, 0, 8, 4, 5) + b"abcde"
+    table = flatbuffer.Table(data, 0, len(data), 8, flatbuffer.Budget(9))
+    assert table.text(0) == "abcde"
+    with pytest.raises(Malformed, match="more bytes than are read"):
+        table.text(0)
+
+
 def tflite(shape: list[int], kind: int = 0, *, named: bool = True) -> bytes:
     tensors = [Flat({1: kind, 3: "in_tensor", 7: shape}), Flat({0: [1, 3], 1: 0, 3: "out_tensor"})]
     graph = Flat({0: tensors, 1: [0], 2: [1]})
