@@ -17,6 +17,7 @@ import pytest
 
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.imports import hugging_face, mlflow, sagemaker, torchserve
+from tidegate.cli.imports.mlflow_server import TrackingServer
 from tidegate.cli.imports.plan import ImportPlan
 from tidegate.kernel.protocol import python_model, python_signature
 from tidegate.kernel.protocol.models import VersionMetadata
@@ -221,11 +222,21 @@ def test_a_built_in_handler_needs_its_packages(tmp_path: Path) -> None:
         ({}, "no readable MAR-INF"),
         ({"model": {"handler": "image_segmenter"}}, "neither a file of the archive nor one of base_handler"),
         ({"model": {"handler": "base_handler", "serializedFile": "gone.pt"}}, r"names gone\.pt"),
+        ({"model": {"handler": "../words.py"}}, "no path in the archive"),
+        ({"model": {"handler": "base_handler", "requirementsFile": "/etc/hosts"}}, "no path in the archive"),
     ],
 )
 def test_a_bad_torchserve_archive_says_what_is_wrong(tmp_path: Path, manifest: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         torchserve.plan_of(mar_of(tmp_path / "n.mar", {}, manifest), None, tmp_path / "work")
+
+
+def test_a_tracking_server_cannot_make_its_caller_copy_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "key").write_text("secret")
+    with pytest.raises(UsageError, match="a folder of the tracking server's machine"):
+        TrackingServer("http://127.0.0.1:1", {})._fetch(f"file://{tmp_path}/mine", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_an_mlflow_folder_reports_what_is_mapped(tmp_path: Path) -> None:

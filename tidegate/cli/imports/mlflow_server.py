@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from tidegate.cli.exit_codes import UsageError
+from tidegate.kernel.protocol import mlflow_model
 from tidegate.kernel.protocol.archives import Unsafe, safe_path
 
 TIMEOUT_S = 60.0
@@ -130,7 +131,8 @@ class TrackingServer:
         scheme = urlsplit(where).scheme
         if scheme in ("", "file"):
             folder = Path(urlsplit(where).path)
-            if not folder.is_dir():
+            # The server must not make its caller copy any folder of this machine.
+            if not (folder / mlflow_model.FILE).is_file():
                 raise UsageError(
                     f"The model's files are at {where}, a folder of the tracking server's machine. Start "
                     "the server with --serve-artifacts, or copy the folder and import it: tidegate import "

@@ -11,6 +11,7 @@ from tidegate.cli.imports import scripts
 from tidegate.cli.imports.archives import unpack
 from tidegate.cli.imports.plan import ImportPlan
 from tidegate.kernel.protocol import names
+from tidegate.kernel.protocol.archives import Unsafe, safe_path
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 # TorchServe's own handlers that run here, and what each needs beside torch.
@@ -39,7 +40,7 @@ def plan_of(archive: Path, name: str | None, work: Path) -> ImportPlan:
     scripts.write(folder, "torchserve", facts)
     for key in ("serializedFile", "modelFile"):
         if model.get(key):
-            if not (home / str(model[key])).is_file():
+            if not _inside(home, model[key]).is_file():
                 raise UsageError(
                     f"The manifest of {archive} names {model[key]!s:.80}, which the archive lacks."
                 )
@@ -49,7 +50,7 @@ def plan_of(archive: Path, name: str | None, work: Path) -> ImportPlan:
     )
     code = scripts.python_files(home)
     needs_torch = module.startswith("ts.") or any(b"ts.torch_handler" in path.read_bytes() for path in code)
-    listed = home / str(model.get("requirementsFile") or "requirements.txt")
+    listed = _inside(home, model.get("requirementsFile") or "requirements.txt")
     scripts.map_requirements(plan, listed, code, extra=(*(("torch",) if needs_torch else ()), *extra))
     _leave(plan, model, home)
     return plan
@@ -73,7 +74,7 @@ def _handler(plan: ImportPlan, home: Path, stated: str) -> tuple[str, str, tuple
     if file in BUILT_IN:
         plan.map(f"handler {file}", f"the same steps, in {file}.py without TorchServe")
         return f"ts.torch_handler.{file}", "", BUILT_IN[file]
-    path = home / (file if file.endswith(".py") else f"{file}.py")
+    path = _inside(home, file if file.endswith(".py") else f"{file}.py")
     if not path.is_file():
         raise UsageError(
             f"The handler {stated[:80]!r} is neither a file of the archive nor one of {', '.join(BUILT_IN)}. "
@@ -83,6 +84,14 @@ def _handler(plan: ImportPlan, home: Path, stated: str) -> tuple[str, str, tuple
     base = path.read_text(errors="replace")
     used = tuple(package for name, packages in BUILT_IN.items() if name in base for package in packages)
     return path.stem, function, tuple(dict.fromkeys(used + (("pillow",) if "vision_handler" in base else ())))
+
+
+def _inside(home: Path, name: Any) -> Path:
+    """Return the path of a file that the manifest names. Raise UsageError for one outside of the archive."""
+    try:
+        return home / safe_path(str(name))
+    except Unsafe:
+        raise UsageError(f"The manifest names {str(name)[:80]!r}, which is no path in the archive.") from None
 
 
 def _leave(plan: ImportPlan, model: dict[str, Any], home: Path) -> None:
