@@ -54,6 +54,8 @@ _FAMILIES: dict[str, tuple[Kind, Type]] = {
     "tags": ("tag", "any"),
     "tag": ("tag", "any"),
 }
+# A backslash at the end that escapes nothing. PostgreSQL refuses such a pattern.
+_ESCAPES = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
 _TOKENS = re.compile(
     r"""\s*(?:
       (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
@@ -108,6 +110,8 @@ def parse(text: str) -> tuple[Condition, ...]:
     """Return the conditions of a filter; empty for an empty text. Raise BadRequest."""
     if len(text) > LONGEST:
         raise BadRequest(f"The filter has {len(text)} characters; at most {LONGEST} are read.")
+    if "\0" in text:
+        raise BadRequest("The filter has a NUL character, which no version's fields have. Leave it out.")
     tokens = list(_tokens(text))
     if not tokens:
         return ()
@@ -265,6 +269,8 @@ def _checked(head: _Token, text: str, operator: Operator, values: tuple[Value, .
         raise _wrong(text, head, f"texts have no order, so `{operator}` needs a number or a date.")
     if operator == "like":
         fitted = tuple(str(value) for value in values)
+        if any(_ESCAPES.search(str(value)) for value in fitted):
+            raise _wrong(text, head, "its pattern ends with a backslash: write two of them for one.")
     return Condition(subject, operator, fitted)
 
 

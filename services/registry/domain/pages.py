@@ -52,4 +52,9 @@ def _is(value: Any, type_: type) -> bool:
         return value is None or (isinstance(value, int | float) and abs(value) <= MOST_NUMBER)
     if type_ is int:
         return isinstance(value, int) and abs(value) <= MOST_INTEGER
-    return isinstance(value, str) or value is None
+    return value is None or (isinstance(value, str) and _is_text(value))
+
+
+def _is_text(value: str) -> bool:
+    """Return True if databases take a text: no NUL, and no half of a character."""
+    return "\0" not in value and value.encode(errors="ignore").decode() == value

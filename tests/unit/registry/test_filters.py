@@ -63,6 +63,8 @@ def test_a_bare_name_with_a_number_is_a_metric():
         ("owner ; drop table versions", "cannot be read at '; drop table version'"),
         ("owner = 'open", "cannot be read"),
         ("version like 3", "`like` compares texts"),
+        (r"owner like 'a\\'", "ends with a backslash"),
+        ("owner = 'a\0'", "NUL"),
         (" and ".join(["version > 1"] * 33), "at most 32"),
         ("x" * 4_001, "at most 4000"),
         ("metrics. > 1", "a name must follow the dot"),
@@ -93,6 +95,7 @@ def test_cursors_belong_to_their_order():
         pages.read_cursor(cursor, "column.created asc", *types)
     keys: list[tuple[Any, ...]] = [
         ([], "m", 1), ("1", "m", 1), (True, "m", 1), (1, 2, 1), (1, "m", 1.5), (1, "m", 2**40),
+        (1, "m\0", 1), (1, "\ud800", 1),
     ]  # fmt: skip
     made = [pages.cursor_of("o", *each) for each in keys]
     for wrong in ("?", "AAAA", "x" * 5_000, pages.cursor_of("o"), *made):
