@@ -112,7 +112,7 @@ HIDDEN = [
     (b"\x80\x04\x8c\x0bcollections\x8c\x0c_sys.modules\x93.", "collections._sys.modules"),
     (b"\x80\x04\x8c\x0bjoblib.disk\x8c\x09os.system\x93.", "joblib.disk.os.system"),
     (b"cjoblib.disk\nos\n.", "joblib.disk.os"),
-    (b"\x80\x04\x8c\x06pandas\x8c\x0eDataFrame.query\x93.", "pandas.DataFrame.query"),
+    (b"\x80\x04\x8c\x06pandas\x8c\x0fDataFrame.query\x93.", "pandas.DataFrame.query"),
     (b"cnumpy.core.memmap\nmemmap\n.", "numpy.core.memmap.memmap"),
     (b"cjoblib.numpy_pickle\nload\n.", "joblib.numpy_pickle.load"),
 ]
