@@ -103,11 +103,13 @@ def members(path: Path) -> Iterator[tuple[Member, Opener]]:
 
 def check_zip(source: Path | bytes) -> None:
     """Raise :class:`BrokenArchive` unless the whole file, or all bytes, are a zip."""
-    with reading(), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        if file.read(4) != ZIP:
-            raise ValueError("it does not start like a zip")
-        for _ in _zip(file):
-            pass
+    with reading():
+        opened: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        with opened as file:
+            if file.read(4) != ZIP:
+                raise ValueError("it does not start like a zip")
+            for _ in _zip(file):
+                pass
 
 
 # --- zip -------------------------------------------------------------------------------------------------
