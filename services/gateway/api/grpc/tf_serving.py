@@ -82,8 +82,13 @@ class TfServing:
         answer = await self._examples(request, context)
         if answer is None:
             return None
+        scores = encoding.scores(_arrays(answer))
+        if scores.size > MOST_VALUES:
+            raise BadRequest(
+                f"the answer has {scores.size} scores; at most {MOST_VALUES} are written: use Predict"
+            )
         response = MESSAGES["ClassificationResponse"]()
-        for row in encoding.scores(_arrays(answer)).tolist():
+        for row in scores.tolist():
             classes = response.result.classifications.add().classes
             for at, score in enumerate(row):
                 classes.add(label=str(at), score=score)
