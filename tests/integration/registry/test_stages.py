@@ -63,6 +63,20 @@ async def test_a_version_serves_after_its_checks_and_approvals(call):
     assert (await call("GET", f"{path}/stage"))["next"] is None
 
 
+async def test_the_stages_of_a_model_outlive_it(call):
+    ann = by("ann", PUBLISH, OPERATE)
+    body = {"artifact": await call.upload(onnx_bytes()), "filename": "m.onnx"}
+    await call("POST", "/v1/models/digits/versions", body, **ann)
+    await call("PATCH", "/v1/models/digits/policy", STAGES | {"retention": {"keep_last": 3}})
+    await call("DELETE", "/v1/models/digits?permanent=true", **ann)
+    body = {"artifact": await call.upload(onnx_bytes()), "filename": "m.onnx"}
+    await call("POST", "/v1/models/digits/versions", body, **ann)
+    refused = await call("POST", "/v1/deploy", {"model": "digits"}, status=409, **ann)
+    assert refused["reason"] == "stage_required"
+    policy = await call("GET", "/v1/models/digits/policy")
+    assert (policy["serve_from"], policy["retention"]["keep_last"]) == ("production", None)
+
+
 async def test_a_file_states_aliases_retention_and_stages(call):
     for seed in (1, 2, 3):
         await call.register("digits", onnx_bytes(seed))

@@ -24,6 +24,14 @@ async def put(connection: AsyncConnection, model: str, policy: ModelPolicy) -> N
 
 
 async def drop_unused(connection: AsyncConnection) -> None:
-    """Delete the policies of models that have no version, not even a deleted one."""
+    """Delete the policies of models that have no version, not even a deleted one, but keep their stages.
+
+    Only an admin changes these. A publisher must not lose them by deleting and registering a model.
+    """
     used = sa.exists().where(versions.c.model == model_policies.c.model)
-    await connection.execute(sa.delete(model_policies).where(~used))
+    rows = await connection.execute(sa.select(model_policies.c.model, model_policies.c.document).where(~used))
+    for model, document in rows.all():
+        policy = ModelPolicy.model_validate(document)
+        kept = ModelPolicy(stages=policy.stages, serve_from=policy.serve_from)
+        if kept != policy:
+            await put(connection, model, kept)
