@@ -17,7 +17,7 @@ from services.worker.adapters.metrics import SEQUENCES, SEQUENCES_LOST
 from services.worker.domain.backlog import QueuedRequest
 from services.worker.domain.sequence_table import KeptSequence, SequenceTable, key_of, with_model_id
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.errors import BadRequest, TidegateError
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, TidegateError
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Request
 from tidegate.kernel.protocol.models import SequenceSpec
@@ -103,7 +103,7 @@ class SequenceScheduler:
             return
         sequence_key = key_of(item.request, mark)
         kept = self._table.kept.get(sequence_key)
-        if again and self._table.has_begun(item.request.id):
+        if again and (self._table.has_begun(item.request.id) or _has_in_hand(kept, item)):
             self._take_over(item, kept, mark)
             return
         if kept is None and not mark.start:
@@ -155,35 +155,48 @@ class SequenceScheduler:
 
     async def _run_in_order(self, sequence: KeptSequence) -> None:
         while sequence.waiting:
-            item = sequence.waiting.popleft()
-            if item.request.flags & envelope.CLAIM and not await self.fetch(item):
-                continue
-            mark = read_mark(envelope.read_call_key(item.request.key).parameters)
-            assert mark is not None
-            await self._wait_for_model(item)
-            sequence.error = None
-            call = self._calls.call_in_sequence(item) if self._calls.serving else None
-            if call is None:
-                continue
-            self._table.begin(item.request.id)
-            sequence.current = item
-            await asyncio.wait({call})
-            sequence.current = None
-            if not sequence.lost and self._has_ended(sequence, mark):
+            item = sequence.current = sequence.waiting.popleft()
+            try:
+                has_ended = await self._run_one(sequence, item)
+            finally:
+                sequence.current = None
+            if has_ended and not sequence.lost:
                 self._close(sequence)
                 if sequence.waiting:  # more requests came before the answer, such as another first one
                     self._continue(sequence)
                     return
 
-    async def _wait_for_model(self, item: QueuedRequest) -> None:
-        """Wait until a model is there, or the deadline of a request has passed."""
+    async def _run_one(self, sequence: KeptSequence, item: QueuedRequest) -> bool:
+        """Run a request, or answer it with an error. Return True if it ends its sequence."""
+        if item.request.flags & envelope.CLAIM and not await self.fetch(item):
+            return False
+        mark = read_mark(envelope.read_call_key(item.request.key).parameters)
+        assert mark is not None
+        if not await self._wait_for_model(item):
+            await self._calls.refuse(item, DeadlinePassed("the deadline passed before the model was ready"))
+            return False
+        if sequence.lost:  # the model server ended while this request waited
+            self._refuse_lost(item)
+            return False
+        sequence.error = None
+        call = self._calls.call_in_sequence(item)
+        if call is None:
+            return False
+        self._table.begin(item.request.id)
+        await asyncio.wait({call})
+        return self._has_ended(sequence, mark)
+
+    async def _wait_for_model(self, item: QueuedRequest) -> bool:
+        """Wait until a model is there. Return False if the deadline of a request passes before that."""
         while not self._calls.serving:
+            left_s = item.request.deadline_ms / 1e3 - time.time()
+            if left_s <= 0:
+                return False
             self._serves.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(item.request.deadline_ms / 1e3 - time.time(), 0.0)):
+                async with asyncio.timeout(left_s):
                     await self._serves.wait()
-                continue
-            return
+        return True
 
     @staticmethod
     def _has_ended(sequence: KeptSequence, mark: SequenceMark) -> bool:
@@ -212,7 +225,7 @@ class SequenceScheduler:
     # --- refuse ----------------------------------------------------------------------------------------
 
     def _take_over(self, item: QueuedRequest, kept: KeptSequence | None, mark: SequenceMark) -> None:
-        """Settle a request that had begun when the connection was lost. It must not run again."""
+        """Settle a request that was in hand when the connection was lost. It must not run twice."""
         current = kept.current if kept is not None else None
         if current is not None and current.request.id == item.request.id:
             current.delivery = item.delivery
@@ -240,6 +253,12 @@ def lost_in_call(request: Request, error: TidegateError) -> TidegateError:
     """Return the error for a request of a sequence whose model server was lost during the call."""
     mark = read_mark(envelope.read_call_key(request.key).parameters)
     return error if mark is None else lost(mark, key_of(request, mark).endpoint, MODEL_LOST)
+
+
+def _has_in_hand(sequence: KeptSequence | None, item: QueuedRequest) -> bool:
+    """Return True if a sequence runs this request now, or fetches its tensors, or waits for a model."""
+    current = sequence.current if sequence is not None else None
+    return current is not None and current.request.id == item.request.id
 
 
 async def _nothing_to_fetch(_: QueuedRequest) -> bool:

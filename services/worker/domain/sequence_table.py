@@ -29,8 +29,8 @@ class SequenceKey(NamedTuple):
 class KeptSequence:
     """A sequence of this replica. ``model_id`` is its id in the model server.
 
-    ``waiting``: its requests that wait for the one in the model, which is ``current``. ``error``: the failure
-    of its last request. ``lost``: the model server has ended, and the state with it.
+    ``waiting``: its requests that wait for ``current``, which is in the model or goes there next. ``error``:
+    the failure of its last request. ``lost``: the model server has ended, and the state with it.
     """
 
     key: SequenceKey

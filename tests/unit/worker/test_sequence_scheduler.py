@@ -11,7 +11,7 @@ import pytest
 
 from services.worker.application.sequence_scheduler import SequenceScheduler
 from services.worker.domain.backlog import QueuedRequest, UnackedDelivery
-from tidegate.kernel.errors import BadRequest, ModelFailed, SequenceLost, TidegateError
+from tidegate.kernel.errors import BadRequest, DeadlinePassed, ModelFailed, SequenceLost, TidegateError
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.models import SequenceSpec
 from tidegate.kernel.protocol.sequences import START_FLAG
@@ -56,12 +56,13 @@ async def settled() -> None:
 
 
 def item(
-    name: str, id_: int | str = 1, *, caller: str = "k", start: bool = False, end: bool = False
-) -> QueuedRequest:
+    name: str, id_: int | str = 1, *, caller: str = "k", start: bool = False, end: bool = False,
+    lives_s: float = 600.0, flags: int = 0,
+) -> QueuedRequest:  # fmt: skip
     parameters = {"sequence_id": id_, "sequence_start": start, "sequence_end": end}
     frame = envelope.request_frame(
-        os.urandom(16), int((time.time() + 600) * 1e3), 1, envelope.call_key((), (), parameters), [],
-        tenant=tenant_of(caller, "sums"), trace=name.encode(), flags=0,
+        os.urandom(16), int((time.time() + lives_s) * 1e3), 1, envelope.call_key((), (), parameters), [],
+        tenant=tenant_of(caller, "sums"), trace=name.encode(), flags=flags,
     )  # fmt: skip
     return QueuedRequest(envelope.read_request(frame), UnackedDelivery(None, 1, "", 1), time.monotonic())
 
@@ -207,3 +208,55 @@ async def test_what_is_delivered_again(calls: Calls, scheduler: SequenceSchedule
     assert second.delivery.tag == 9, "the reply settles the second delivery"
     await calls.end("b")
     assert [name for name, _ in calls.begun] == ["a", "b", "c"], "c had not begun"
+
+
+async def test_a_request_that_waits_for_a_model_does_not_run_twice(
+    calls: Calls, scheduler: SequenceScheduler
+):
+    calls.serving = False
+    first = item("a", start=True)
+    scheduler.add(first)
+    await settled()
+    scheduler.discard_waiting()  # the connection was lost
+    again = QueuedRequest(first.request, UnackedDelivery(None, 9, "", 1), time.monotonic())
+    scheduler.add(again, again=True)
+    calls.serving = True
+    scheduler.serve()
+    await settled()
+    await calls.end("a")
+    await settled()
+    assert [name for name, _ in calls.begun] == ["a"]
+    assert first.delivery.tag == 9
+    assert calls.refused == []
+
+
+async def test_a_request_whose_deadline_passes_without_a_model_is_answered(
+    calls: Calls, scheduler: SequenceScheduler
+):
+    calls.serving = False
+    scheduler.add(item("a", start=True, lives_s=0.01))
+    while not calls.refused:
+        await asyncio.sleep(0.005)
+    ((name, error),) = calls.refused
+    assert (name, type(error)) == ("a", DeadlinePassed), "its message must be settled"
+
+
+async def test_a_request_that_fetches_its_tensors_while_the_model_server_ends(
+    calls: Calls, scheduler: SequenceScheduler
+):
+    fetched = asyncio.Event()
+
+    async def fetch(_: QueuedRequest) -> bool:
+        return await fetched.wait()
+
+    scheduler.fetch = fetch
+    scheduler.add(item("a", start=True))
+    await settled()
+    await calls.end("a")
+    scheduler.add(item("large", flags=envelope.CLAIM))
+    await settled()
+    scheduler.lose()
+    fetched.set()
+    await settled()
+    assert [(name, type(error)) for name, error in calls.refused] == [("large", SequenceLost)]
+    assert [name for name, _ in calls.begun] == ["a"]
