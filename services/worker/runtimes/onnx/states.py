@@ -33,15 +33,24 @@ class StatefulRows(Rows):
         try:
             id_, flags = request.correlation_id(), request.flags()
             feed, names = self._feed(request), request.requested_output_names() or self.outputs
-            if not flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
-                feed |= self._kept.get(id_, {})
+            if id_ and not flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+                feed |= self._state_of(id_)
             wanted = [*names, *(name for name in self._states.values() if name not in names)]
             found = dict(zip(wanted, self._call(feed, wanted)))  # noqa: B905
-            if id_:  # a slot without a request has no id
+            if flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
+                self._kept.pop(id_, None)  # else it would take the place of a sequence that goes on
+            elif id_:  # a slot without a request has no id
                 self._keep(id_, {put: found[got] for put, got in self._states.items()})
             return response(names, [found[name] for name in names])
         except Exception as problem:
             return failure(problem)
+
+    def _state_of(self, id_: Any) -> dict[str, Any]:
+        """Return the state of a sequence. Raise an error if it is gone: the initial one would be wrong."""
+        state = self._kept.get(id_)
+        if state is None:
+            raise RuntimeError(f"the state of sequence {id_} is gone: start the sequence again")
+        return state
 
     def _keep(self, id_: Any, state: dict[str, Any]) -> None:
         self._kept[id_] = state
