@@ -17,6 +17,8 @@ log = telemetry.logger(__name__)
 LOOK_S = 0.4
 # A worker that reconnects to the broker has no consumer for a moment.
 LOOKS = 2
+# After a loss of the broker, workers may reconnect later than this gateway: they try every two seconds.
+BACK_S = 5.0
 
 
 class ReplicaWatch:
@@ -27,7 +29,8 @@ class ReplicaWatch:
         self._on_lost = on_lost
         self._waiting: dict[str, dict[bytes, float]] = {}
         self._queues: dict[str, Queue] = {}
-        self._declared_on: Channel | None = None
+        self._channel: Channel | None = None
+        self._back_at = float("-inf")
         self._declared: set[str] = set()
         self._tasks = TaskSet()
         self._running = False
@@ -38,11 +41,17 @@ class ReplicaWatch:
         channel = connection.channel
         if channel is None:
             raise Unavailable(connection.problem or "the broker is not connected", retry_after_s=1.0)
-        if self._declared_on is not channel:
-            self._declared_on, self._declared = channel, set()
+        self._note(channel)
         if queue.name not in self._declared:
             await channel.declare(queue)
             self._declared.add(queue.name)
+
+    def _note(self, channel: Channel) -> None:
+        """Note a new channel, and when it came if it is not the first one."""
+        if self._channel is not channel:
+            if self._channel is not None:
+                self._back_at = time.monotonic()
+            self._channel, self._declared = channel, set()
 
     async def has_ended(self, queue: Queue) -> bool:
         """Return True if nobody reads a replica's queue now. Raise Unavailable."""
@@ -84,6 +93,9 @@ class ReplicaWatch:
         for name, waiting in list(self._waiting.items()):
             channel = self._connection().channel
             if channel is None or min(waiting.values(), default=before) >= before:
+                continue
+            self._note(channel)
+            if time.monotonic() - self._back_at < BACK_S:
                 continue
             try:
                 consumers = await channel.consumers(self._queues[name])
