@@ -16,7 +16,7 @@ from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import EndpointRoute, parse_table
 from services.gateway.domain.sequences import SequenceSlots, favourite, key_of
-from tidegate.kernel.errors import BadRequest, Overloaded, SequenceLost, TidegateError
+from tidegate.kernel.errors import BadRequest, Overloaded, SequenceLost, TidegateError, Unavailable
 from tidegate.kernel.protocol.presence import GatewayLoad
 from tidegate.kernel.protocol.sequences import SequenceMark
 
@@ -57,6 +57,8 @@ class Gateway:
         self.uploading = set[bytes]()
         self.ids: dict[bytes, str] = {}
         self.count = 0
+        self.ended = True
+        self.broken = False
         self.router = SequenceRouter(
             cast(Any, self), cast(Any, self), lambda _: ReplicaFleet(sequences=self.replicas), None
         )
@@ -82,7 +84,8 @@ class Gateway:
         """Have all queues."""
 
     async def has_ended(self, _: Any) -> bool:
-        return True
+        await asyncio.sleep(0)
+        return self.ended
 
     def begin(self, *_: Any) -> None:
         """Watch nothing."""
@@ -96,6 +99,8 @@ class Gateway:
     def send(
         self, _: Any, route: Any, request: Decoded, *rest: Any, id_: bytes = b"", keeper: str = ""
     ) -> bytes:
+        if self.broken:
+            raise Unavailable("it cannot be sent")
         self.sent.append((request.id, route.name, keeper))
         self.done[id_], self.ids[id_] = rest[3], request.id
         return id_
@@ -255,6 +260,32 @@ async def test_a_caller_that_has_gone_leaves_nothing_behind():
     router = gateway.router
     assert [router._sent, router._open, router._lines, router._sending] == [{}] * 4
     assert gateway.outcomes == []
+
+
+async def test_two_sequences_of_a_replica_that_had_lost_only_its_connection():
+    gateway = Gateway("a")
+    for id_ in (1, 2):
+        gateway.ask(f"start {id_}", id_, start=True)
+    await settled()
+    for id_ in (1, 2):
+        await gateway.answer(f"start {id_}")
+    gateway.router._dead["a"] = float("inf")
+    gateway.ended = False
+    for id_ in (1, 2):
+        gateway.ask(f"next {id_}", id_)
+    await settled()
+    assert [name for name, _, _ in gateway.sent[2:]] == ["next 1", "next 2"]
+    assert len(gateway.outcomes) == 2
+
+
+async def test_a_request_that_cannot_be_sent_leaves_nothing_behind():
+    gateway = Gateway("a")
+    gateway.broken = True
+    gateway.ask("start", start=True)
+    await settled()
+    ((_, error),) = gateway.outcomes
+    assert isinstance(error, Unavailable)
+    assert [gateway.router._sent, gateway.router._open, gateway.router._lines] == [{}] * 3
 
 
 def test_keys_of_sequences():

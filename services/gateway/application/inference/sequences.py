@@ -150,6 +150,7 @@ class SequenceRouter:
             while self._dispatcher.uploads(request.id):  # a later request must not overtake this one
                 await asyncio.sleep(UPLOAD_POLL_S)
         except TidegateError as error:
+            self._forget(request)
             error.deployment = request.route.name
             done(error)
         except asyncio.CancelledError:
@@ -158,6 +159,7 @@ class SequenceRouter:
             raise
         except Exception:
             log.exception("a request of a sequence was not sent")
+            self._forget(request)
             done(TidegateError("internal error; see the log of the service"))
         finally:
             turn.end()
@@ -225,6 +227,11 @@ class SequenceRouter:
         self._open[request.key] = self._open.get(request.key, 0) + 1
         self._sent[request.id] = request
         self._watch.begin(_queue_of(place), request.id)
+
+    def _forget(self, request: SequenceRequest) -> None:
+        """Stop watching a request that could not be sent."""
+        if self._sent.get(request.id) is request:
+            self._ended(request)
 
     def _ended(self, request: SequenceRequest) -> None:
         place = request.place
