@@ -82,6 +82,8 @@ class Verifier:
         self._started: dict[str, Assignment] = {}
         self._kept: dict[str, float] = {}
         self._ending: dict[str, str] = {}
+        self._heard: dict[str, float] = {}
+        self._answered_since: float | None = None
         self._running: list[Running] = []
         self._reports: dict[str, ReplicaReport] = {}
         self._generations: dict[str, int] = {}
@@ -111,10 +113,17 @@ class Verifier:
             except Exception as error:  # the next check tries again
                 log.exception("verifying versions failed")
                 self.problem = f"The last check of the scratch replicas failed: {error}"
-            kept = KEPT_PERIOD_S if self._running else PERIOD_S
-            pause = BUSY_PERIOD_S if self._pending() else kept
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+                await asyncio.wait_for(self._wake.wait(), self.pause_s())
+
+    def pause_s(self) -> float:
+        """Return the seconds until the next check. While versions only wait for room, it is not soon."""
+        pending = self._pending()
+        if not pending:
+            return KEPT_PERIOD_S if self._running else PERIOD_S
+        waits = any((each.model, each.number) in self._waiting for each in pending)
+        works = any(each.replica not in self._kept for each in self._running)
+        return KEPT_PERIOD_S if waits and not works else BUSY_PERIOD_S
 
     async def check(self) -> None:
         """Look at the pending versions and the scratch replicas once, and act."""
@@ -130,13 +139,17 @@ class Verifier:
             if scratch_of(each.deployment) and not self._pool.became_replica(each.replica)
         ]
         self._listed = True
-        self._reports = {report.replica: report for report in await self._store.replicas()}
+        self._drop_notes()
         now = self._clock()
+        self._grant(pending, now)  # also while the store is away
+        heard = await self._read_reports(now)
         # The outcome of a scratch replica counts once, even if its process cannot be ended now.
         live = [each for each in self._running if each.replica not in self._ending]
-        found = plan(pending, live, self._reports, self._attempts, now)
-        self._attempts = dict(found.attempts)
-        self._grant(pending, now)
+        found = plan(pending, live, self._reports, self._attempts, now, heard)
+        # A result counts when it is written. Until then, the next check finds it again.
+        settled = {(each.model, each.number) for each in found.settle}
+        before = {key: kept for key, kept in self._attempts.items() if key in settled}
+        self._attempts = {key: kept for key, kept in found.attempts.items() if key not in settled} | before
         await self._act(found)
 
     def view(self) -> list[dict[str, Any]]:
@@ -179,7 +192,37 @@ class Verifier:
                 self._granted[each.replica] = now
                 self._grants.launching(each.replica, version.artifact_sha256)
 
+    async def _read_reports(self, now: float) -> dict[str, float]:
+        """Read the heartbeats. Return since when each scratch replica may be silent.
+
+        An outage of the store is not the silence of a replica.
+        """
+        try:
+            self._reports = {report.replica: report for report in await self._store.replicas()}
+        except StoreUnavailable:
+            self._answered_since = None
+            raise
+        answered = self._answered_since = now if self._answered_since is None else self._answered_since
+        self._heard |= {each.replica: now for each in self._running if each.replica in self._reports}
+        return {each.replica: max(answered, self._heard.get(each.replica, 0.0)) for each in self._running}
+
+    def _drop_notes(self) -> None:
+        """Forget scratch replicas that have ended or have become replicas."""
+        there = {each.replica for each in self._running}
+        for noted in (self._granted, self._started, self._kept, self._ending, self._heard):
+            for replica in noted.keys() - there:
+                del noted[replica]
+
+    def _version_of(self, replica: str) -> Key | None:
+        """Return the version that a scratch replica verifies."""
+        return next((scratch_of(each.deployment) for each in self._running if each.replica == replica), None)
+
     async def _act(self, found: ScratchPlan) -> None:
+        settled = {(each.model, each.number) for each in found.settle}
+        # These outcomes are counted, so they must not be found again if the registry does not answer below.
+        for replica, cause in found.kill:
+            if self._version_of(replica) not in settled and not self._is_kept(replica, self._clock()):
+                self._ending.setdefault(replica, cause)
         for each in found.settle:
             await self._settle(each)
             if each.result.state == "verified":

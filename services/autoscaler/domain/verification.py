@@ -93,8 +93,12 @@ def plan(
     reports: Mapping[str, ReplicaReport],
     attempts: Mapping[Key, Attempts],
     now: float,
+    heard: Mapping[str, float] | None = None,
 ) -> ScratchPlan:
-    """Return what to do now. ``running`` are the scratch replicas, ``reports`` the heartbeats of workers."""
+    """Return what to do now. ``running`` are the scratch replicas, ``reports`` the heartbeats of workers.
+
+    ``heard``: when each scratch replica was heard last; missing: never.
+    """
     wanted = {(version.model, version.number): version for version in pending}
     memory = {
         key: kept
@@ -108,7 +112,8 @@ def plan(
         if key is None or version is None:
             kill.append((each.replica, "its version is not pending"))
             continue
-        outcome = _outcome(each, reports.get(each.replica), version.verification.round, now)
+        since = max(each.launched_at, (heard or {}).get(each.replica, 0.0))
+        outcome = _outcome(each, reports.get(each.replica), version.verification.round, now, now - since)
         if outcome is None:
             busy.add(key)
             continue
@@ -155,9 +160,9 @@ def obstacle(deployment: Deployment, host: Host | None, policy: Policy, *, cordo
 
 
 def _outcome(
-    running: Running, report: ReplicaReport | None, round_: int, now: float
+    running: Running, report: ReplicaReport | None, round_: int, now: float, silent_s: float
 ) -> ScratchOutcome | None:
-    """Return how a scratch replica ended; None while it works."""
+    """Return how a scratch replica ended; None while it works. Without a report, it is silent so long."""
     if report is not None and report.scratch is not None:
         found = ScratchOutcome.model_validate(report.scratch)
         if found.round == round_:
@@ -170,7 +175,7 @@ def _outcome(
             {"round": round_, "kind": kind, "message": f"{why}{running.ending or 'its process is gone'}"}
         )
     age = now - running.launched_at
-    if age > LONGEST_S or (report is None and age > SILENT_S):
+    if age > LONGEST_S or (report is None and silent_s > SILENT_S):
         late = f"no result after {LONGEST_S:g} s" if age > LONGEST_S else f"no heartbeat for {SILENT_S:g} s"
         return ScratchOutcome(round=round_, kind="interrupted", message=late)
     return None

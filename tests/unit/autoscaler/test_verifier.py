@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from services.autoscaler.application.verifier import KEEP_S, Verifier
+from services.autoscaler.application.verifier import BUSY_PERIOD_S, KEEP_S, KEPT_PERIOD_S, Verifier
 from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.snapshot import Host, Policy
+from services.autoscaler.domain.verification import SILENT_S
 from tests.unit.autoscaler.conftest import a_version
 from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.models import DeploymentSpec, DesiredState, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.verification import ScratchTask, Verification, VerificationResult
+from tidegate.kernel.store import StoreUnavailable
 
 START = 1_000.0
 
@@ -27,6 +29,7 @@ class World:
         self.version: Version = a_version().model_copy(
             update={"verification": Verification(state="pending", round=1)}
         )
+        self.others: list[Version] = []
         self.running: dict[str, Running] = {}
         self.reports: dict[str, ReplicaReport] = {}
         self.results: list[VerificationResult] = []
@@ -35,6 +38,7 @@ class World:
         self.kill_fails = False
         self.full = False
         self.answered = True
+        self.store_away = False
 
     # the launcher
     async def launch(self, assignment: Any) -> None:
@@ -63,6 +67,8 @@ class World:
 
     # the store
     async def replicas(self) -> Any:
+        if self.store_away:
+            raise StoreUnavailable("the store does not answer")
         return list(self.reports.values())
 
     async def forget_replica(self, replica: str) -> None:
@@ -79,7 +85,7 @@ class World:
 
     @property
     def current(self) -> DesiredState:
-        return DesiredState(revision=1, versions=[self.version])
+        return DesiredState(revision=1, versions=[self.version, *self.others])
 
     def refresh_soon(self) -> None:
         pass
@@ -97,8 +103,10 @@ class World:
     async def read(self) -> Host:
         return Host(2, 1000, 10 if self.full else 900)
 
-    def reports_outcome(self, kind: str, message: str = "") -> str:
-        ((replica, running),) = self.running.items()
+    def reports_outcome(self, kind: str, message: str = "", version: int = 1) -> str:
+        ((replica, running),) = (
+            item for item in self.running.items() if item[1].deployment == f"scratch-digits-{version}-"
+        )
         outcome = {"round": 1, "kind": kind, "message": message, "card": None}
         self.reports[replica] = ReplicaReport(
             replica, running.deployment, running.generation, "h", 1, "starting", scratch=outcome
@@ -182,6 +190,57 @@ def test_a_result_is_written_when_the_registry_answers_again(checked: Checked):
     assert not world.running
 
 
+def test_outcomes_count_once_while_the_registry_does_not_answer(checked: Checked):
+    world = checked.world
+    world.others = [world.version.model_copy(update={"number": 2})]
+    checked.check(1.0)
+    world.reports_outcome("rejected", "no", 1)
+    world.reports_outcome("died", "signal 9", 2)
+    world.answered = False
+    for _ in range(4):
+        with pytest.raises(Unavailable):
+            checked.check(0.1)
+    world.answered = True
+    checked.check(10.0)
+    assert [result.message for result in world.results] == ["no"], "version 2 died once"
+    checked.check(1.0)
+    assert list(world.running) == ["scratch-digits-2--0-2"]
+    world.reports_outcome("died", "signal 9", 2)
+    world.answered = False
+    for _ in range(4):
+        with pytest.raises(Unavailable):
+            checked.check(1.0)
+    world.answered = True
+    checked.check(1.0)
+    assert world.results[-1].message == "After 2 tries: signal 9"
+
+
+def test_an_outage_of_the_store_is_not_the_silence_of_a_scratch_replica(checked: Checked):
+    world = checked.world
+    replica = "scratch-digits-1--0-1"
+    world.reports[replica] = ReplicaReport(replica, "scratch-digits-1-", 1, "h", 1, "starting")
+    checked.check(SILENT_S)
+    world.store_away = True
+    with pytest.raises(StoreUnavailable):
+        checked.check(SILENT_S * 2)
+    world.store_away = False
+    world.reports.clear()  # its heartbeat has expired meanwhile
+    checked.check(1.0)
+    checked.check(SILENT_S - 2)
+    assert replica in world.running
+    checked.check(4.0)
+    assert replica not in world.running
+
+
+def test_nothing_is_noted_about_a_scratch_replica_that_became_a_replica(checked: Checked):
+    world, verifier = checked.world, checked.verifier
+    replica = world.reports_outcome("verified")
+    checked.check(1.0)
+    world.replicas_now.add(replica)
+    checked.check(1.0)
+    assert [verifier._started, verifier._kept, verifier._granted, verifier._ending] == [{}] * 4
+
+
 def test_a_version_waits_on_a_full_host_and_says_why():
     found = Checked()
     found.world.full = True
@@ -189,9 +248,11 @@ def test_a_version_waits_on_a_full_host_and_says_why():
     assert not found.world.running
     (shown,) = found.verifier.view()
     assert "MiB free" in shown["step"]
+    assert found.verifier.pause_s() == KEPT_PERIOD_S, "waiting for room must not keep the registry busy"
     found.world.full = False
     found.check(1.0)
     assert found.world.running
+    assert found.verifier.pause_s() == BUSY_PERIOD_S
 
 
 def test_the_scratch_replica_of_a_deleted_version_ends(checked: Checked):
