@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from services.registry.adapters import metrics
 from services.registry.adapters.artifacts import ArtifactStore, StagedArtifact
+from services.registry.adapters.sql.writing import DesiredStateWriter
 from services.registry.application.transactions import Transactions
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
@@ -76,6 +77,14 @@ class Artifacts:
                     raise Unavailable("The artifact was deleted while it was stored. Upload it again.")
                 await self.store.keep(staged)
         metrics.UPLOADED.inc(size)
+
+    async def keep_longer(self, writer: DesiredStateWriter, sha256: str) -> bool:
+        """Keep an artifact as long as a new one, if it is stored. Return False if it is not."""
+        size = await writer.artifact_size(sha256)
+        if size is None or not await self.store.has(sha256):
+            return False
+        await writer.note_artifact(sha256, size, writer.now + self._keep_unused)
+        return True
 
     async def size(self, sha256: str) -> int:
         """Return the bytes of an artifact. Raise NotFound if it is not stored."""

@@ -61,7 +61,7 @@ class Uploads:
         """
         async with self._transactions.change() as writer:
             opened = Upload(uuid.uuid4().hex, owner, sha256, size, writer.now)
-            if await writer.artifact_size(sha256) is not None:
+            if await self._artifacts.keep_longer(writer, sha256):
                 return replace(opened, received=size, stored=True), False
             own = await rows.of_owner(writer.connection, owner)
             if (known := uploads.resumed(own, sha256, size)) is not None:
@@ -178,7 +178,12 @@ class Uploads:
         return await self._commit(upload, part)
 
     async def _commit(self, upload: Upload, part: bytearray) -> Upload:
-        """Write a part, then say so in the database. Raise Conflict if another connection was faster."""
+        """Write a part, then say so in the database. Raise Conflict if another connection was faster.
+
+        A folder keeps an upload in one file. So late bytes must not change what was checked meanwhile.
+        """
+        now = await self._find(upload.owner, upload.id)
+        uploads.check_append(now, upload.received, None)
         name = await self._store.do(self._store.parts.write, upload.id, upload.received, part)
         async with self._transactions.change() as writer:
             changed = replace(
@@ -195,20 +200,23 @@ class Uploads:
     async def _finish(self, upload: Upload) -> None:
         """Compare the bytes with the announced sha256, and make them an artifact or fail the upload."""
         async with self._transactions.read() as reader:
-            is_stored = await reader.artifact_size(upload.sha256) is not None
-        found = upload.sha256
-        try:
-            if not is_stored:
-                found = await self._store.assemble(upload.id, upload.parts, upload.sha256, upload.size)
-        except FileNotFoundError:
-            done = uploads.lost(upload)
-        else:
-            if found == upload.sha256 and not is_stored:
-                await self._artifacts.admit(upload.sha256, upload.size)
-            done = uploads.checked(upload, found)
+            is_noted = await reader.artifact_size(upload.sha256) is not None
+        is_stored = is_noted and await self._store.has(upload.sha256)
+        found = upload.sha256 if is_stored else await self._assembled(upload)
+        if found == upload.sha256 and not is_stored:
+            await self._artifacts.admit(upload.sha256, upload.size)
+        done = uploads.lost(upload) if found is None else uploads.checked(upload, found)
         async with self._transactions.change() as writer:
             await rows.change(writer.connection, done, upload.received)
         await self._store.do(self._store.parts.delete, upload.id)
+
+    async def _assembled(self, upload: Upload) -> str | None:
+        """Make the bytes of an upload an artifact, and return their sha256; None if they are gone."""
+        try:
+            return await self._store.assemble(upload.id, upload.parts, upload.sha256, upload.size)
+        except FileNotFoundError:
+            # Another registry that checks this upload, too, may have moved the bytes to their place.
+            return upload.sha256 if await self._store.has(upload.sha256) else None
 
     def _on_check_ended(self, check: asyncio.Task[None]) -> None:
         self._checks.pop(check.get_name(), None)

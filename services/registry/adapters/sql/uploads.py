@@ -34,8 +34,9 @@ async def add(connection: AsyncConnection, upload: Upload, now: datetime) -> Non
 
 
 async def change(connection: AsyncConnection, upload: Upload, before: int) -> bool:
-    """Write an upload if it still has ``before`` bytes. Return False if another connection has added some."""
-    query = sa.update(uploads).where(uploads.c.id == upload.id, uploads.c.received == before)
+    """Write an upload if it still has ``before`` bytes and has not ended. Return False if it is not so."""
+    unfinished = sa.not_(uploads.c.stored) & (uploads.c.problem == "")
+    query = sa.update(uploads).where(uploads.c.id == upload.id, uploads.c.received == before, unfinished)
     return bool((await connection.execute(query.values(_fields(upload)))).rowcount)
 
 
