@@ -38,6 +38,8 @@ REQUEST_S = 60.0
 PATIENCE_S = 120.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
+# Another process that sends the same bytes gets so much time for a part, at most.
+LONGEST_TURN_S = 30.0
 CHECK_PAUSE_S = 0.2
 
 # Called with the number of stored bytes, and with the problem while the connection is lost ("": none).
@@ -86,7 +88,8 @@ class Uploading:
     def flow(self) -> Flow[Document]:
         """Send what the registry lacks, wait until it has checked the bytes, and return the upload.
 
-        Retry after a lost connection, for ``patience_s`` without progress. Raise the last error then,
+        Retry after a lost connection, or after another process that sends the same bytes, for ``patience_s``
+        without progress. Raise the last error then,
         BadRequest if other bytes arrived than were announced, or another error of the registry.
         """
         stored, pause, since = -1, FIRST_PAUSE_S, self.clock()
@@ -99,6 +102,13 @@ class Uploading:
                 self.progress(max(0, stored), lost.message)
                 yield Sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+                continue
+            except Conflict:
+                # Another process sends the same bytes. Each interrupts the other, so both must give way.
+                if self.clock() - since > self.patience_s:
+                    raise
+                yield Sleep(pause)
+                pause = min(2 * pause, LONGEST_TURN_S)
                 continue
             if upload["state"] == "failed":
                 raise BadRequest(str(upload["problem"]))
@@ -132,8 +142,7 @@ class Uploading:
         headers = {"Upload-Offset": str(offset), "Content-Type": "application/octet-stream"}
         try:
             later = yield from self._send("PATCH", f"/{upload['id']}", part, headers)
-        except (Conflict, NotFound):
-            # Another process continues it, or it has expired: opening returns the state.
+        except NotFound:  # it has expired: opening returns another one
             return (yield from self._open())
         if later["offset"] == offset:
             raise BadAnswer(f"The registry has stored nothing of a part of {len(part)} bytes at {offset}.")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from tests.unit.client.test_client import make  # noqa: F401
 from tidegate.client import uploads
-from tidegate.client.errors import BadAnswer, BadRequest, Unreachable
+from tidegate.client.errors import BadAnswer, BadRequest, Conflict, Unreachable
+from tidegate.client.flow import Answer, Send, Sleep
 
 CONTENT = bytes(range(256)) * 5
 PART = 300
@@ -61,7 +64,7 @@ class Registry:
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S", "CHECK_PAUSE_S"):
+    for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S", "LONGEST_TURN_S", "CHECK_PAUSE_S"):
         monkeypatch.setattr(uploads, name, 0.0)
     path = tmp_path / "model.bin"
     path.write_bytes(CONTENT)
@@ -113,6 +116,30 @@ def test_it_follows_another_process_and_an_expired_upload(make: Any, file: Path)
     registry.troubles = {3: other_process, 5: expired}
     make(registry).upload(file)
     assert registry.stored == CONTENT
+
+
+def test_two_processes_that_send_the_same_bytes_give_way() -> None:
+    now, pauses = [0.0], list[float]()
+    upload = orjson.dumps(Registry().document())
+    source = uploads.Source.of(io.BytesIO(CONTENT))
+    flow = uploads.Uploading(source, "", clock=lambda: now[0]).flow()
+
+    def drive() -> None:
+        step = next(flow)
+        while True:
+            if isinstance(step, Sleep):
+                pauses.append(step.seconds)
+                now[0] += step.seconds
+                step = next(flow)
+            elif isinstance(step, Send) and step.method == "PATCH":
+                step = flow.send(Answer(409, {}, b'{"error": "elsewhere", "reason": "wrong_offset"}'))
+            else:
+                step = flow.send(Answer(200, {}, upload))
+
+    with pytest.raises(Conflict):
+        drive()
+    assert pauses[:4] == [0.2, 0.4, 0.8, 1.6]
+    assert max(pauses) == uploads.LONGEST_TURN_S, "a slow connection can send a part in this time"
 
 
 def test_it_gives_up(make: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
