@@ -72,6 +72,10 @@ class Decoded(NamedTuple):
     sinks: Mapping[str, Sink] | None = None
     sequence: SequenceMark | None = None
 
+    def without_data(self) -> Decoded:
+        """Return the request without its tensors. This is quicker than ``_replace``."""
+        return Decoded._make((*self[:3], [], *self[4:]))
+
 
 class Beside(NamedTuple):
     """The things that a request may use beside its body.
@@ -256,9 +260,9 @@ def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options
 
     The model also gets the forwarded headers of ``beside``; a parameter of the same name replaces one.
     """
+    if not parameters and (beside is None or not beside.forwarded):
+        return _NO_OPTIONS
     for_model: dict[str, Any] = {} if beside is None else dict(beside.forwarded)
-    if not parameters:
-        return Options(for_model) if for_model else _NO_OPTIONS
     for name, value in parameters.items():
         if name in _FOR_US or name in PARAMETERS:
             continue
@@ -287,7 +291,7 @@ def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options
             for_model[name] = value
     timeout_us = parameters.get("timeout", 0)
     priority = min(parameters.get("priority", 0), LAST_PRIORITY)
-    sequence = sequence_of(parameters)
+    sequence = None if PARAMETERS.isdisjoint(parameters) else sequence_of(parameters)
     if sequence is not None:
         for_model |= sequence.parameters()
     return Options(for_model, timeout_us / 1e3 if timeout_us else None, priority, sequence)

@@ -215,7 +215,7 @@ class InferenceCore:
         ``keeper``: the replica that keeps the request's sequence.
         """
         # The callback exists until the reply arrives, so it must not keep the request's tensors in memory.
-        kept = request._replace(data=[])
+        kept = request.without_data()
 
         def on_outcome(outcome: ReplyOrError) -> None:
             result = (
@@ -334,7 +334,7 @@ class InferenceCore:
         """
         if not admitted:
             self.admit(route, timeout_ms, flow)
-        kept = request._replace(data=[])
+        kept = request.without_data()
         chunks = ChunkBuffer(lambda: self._dispatcher.abandon(id_))
         id_ = self._dispatcher.send(
             route,

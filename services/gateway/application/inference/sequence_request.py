@@ -41,7 +41,7 @@ class SequenceRequest:
     def forget_data(self) -> None:
         """Drop the tensors of a request that was sent. A first request keeps them: it may be sent again."""
         if not self.mark.start:
-            self.request, self.decode = self.request._replace(data=[]), _forgotten
+            self.request, self.decode = self.request.without_data(), _forgotten
 
     def __post_init__(self) -> None:
         assert self.request.sequence is not None

@@ -155,7 +155,7 @@ class ShadowTraffic:
             return done
         asked = sum(map(len, request.data))
         if asked > self._largest:
-            request = request._replace(data=[])  # no copy is sent, so the tensors need not stay in memory
+            request = request.without_data()  # no copy is sent, so the tensors need not stay in memory
         started = time.perf_counter()
 
         def answered(outcome: A | TidegateError) -> None:
