@@ -367,9 +367,9 @@ class JobScheduler:
             return False
         await asyncio.sleep(pause_s)
         left = [job for job in group if not job.ended]
-        if self._model is model and left:
+        if left and self._model is model:
             self._start_call(model, left)
-        else:
+        elif left:
             self._requeue(left)
         return True
 
