@@ -73,7 +73,7 @@ async def test_both_registries_check_the_same_upload(shared: Shared) -> None:
         await one._finish(upload)
         return await assemble(*args)
 
-    two._store.assemble = slowly  # type: ignore[method-assign]
+    two._store.assemble = slowly  # type: ignore[method-assign, assignment]
     assert (await two.get("me", upload.id)).state == "stored"
 
 
