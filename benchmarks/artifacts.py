@@ -1,6 +1,6 @@
 """``python -m benchmarks.artifacts``: upload and download a large artifact, with bounds on memory.
 
-``tidegate deploy`` uploads an archive of pseudo-random bytes. At half, the command and the registry are
+``tidegate deploy`` uploads an archive of pseudo-random bytes. Halfway, the command and the registry are
 killed with -9. Both are started again, and the upload continues. Then a process with a worker's modules
 downloads the artifact with a replica's token. Neither it nor the registry may need more than 200 MiB.
 """
@@ -196,7 +196,7 @@ def measure(size: int, folder: Path, store: str) -> Measured:
 
 
 def _kill_at_half(bench: Bench, archive: Path) -> tuple[int, float]:
-    """Kill the command at half of the upload, then the registry. Return the stored bytes, and when."""
+    """Kill the command halfway through the upload, then the registry. Return the stored bytes, and when."""
     command, half = bench.upload(archive), archive.stat().st_size // 2
     stored = 0
     while stored < half:

@@ -79,7 +79,7 @@ def describe(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Change the metadata of a version. What no option names stays.
+    """Change the metadata of a version. Values that no option names stay.
 
     Example: `tidegate describe digits@3 --metric accuracy=0.98 --tag team=vision --remove notes`
     """
@@ -128,7 +128,7 @@ def card(
     from tidegate.cli.publish import read_text
 
     if set_ is not None and delete:
-        raise UsageError("--set and --delete exclude each other.")
+        raise UsageError("Use --set or --delete, not both.")
     text = read_text(set_) if set_ is not None else ""
     plane = control()
     found = version_of(plane, version)

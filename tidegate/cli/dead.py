@@ -85,7 +85,7 @@ def download(
 def replay(
     id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The letter's id.")] = None,
     all: Annotated[
-        bool, typer.Option("--all", help="Replay all letters that were not replayed yet.")
+        bool, typer.Option("--all", help="Replay all dead letters that were not replayed yet.")
     ] = False,
     deployment: Deployment = None,
     to: Annotated[

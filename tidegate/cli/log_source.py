@@ -60,7 +60,7 @@ class Local:
 
 
 class Remote:
-    """The autoscaler's API."""
+    """Logs that are read through the autoscaler's API."""
 
     def __init__(self, plane: Control) -> None:
         self._autoscaler = plane.autoscaler

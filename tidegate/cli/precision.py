@@ -50,7 +50,7 @@ class Wish:
             )
         for file in (path, self.samples):
             if not file.is_file():
-                raise UsageError(f"{file} is not a file.")
+                raise UsageError(f"{file}: there is no such file.")
         if path.suffix.lower() != ".onnx":
             raise UsageError(f"{path} is not an .onnx file: only ONNX models can be quantised.")
         return self.samples
@@ -115,7 +115,10 @@ class Quantised:
             f"Loss: {kind} of {study.output!r} on {study.rows} rows{shared}. A call has {study.batch} rows."
         )
         if not self.choice.quantised:
-            output.line("No recipe is better within this loss, so the model stays fp32.", style="bold")
+            output.line(
+                "No recipe is better within this loss, so the model stays fp32. --max-loss allows more.",
+                style="bold",
+            )
 
 
 def _number(value: float | None, each: Measured, form: str) -> str:

@@ -69,7 +69,7 @@ def retention(
 
     patch = _patch(keep_last, max_age, sleeping, off=off)
     if dry_run and now:
-        raise UsageError("--dry-run and --now exclude each other.")
+        raise UsageError("Use --dry-run or --now, not both.")
     registry, path = control().registry, f"/v1/models/{part(name)}"
     if patch is not None and not dry_run:
         registry.patch(f"{path}/policy", {"retention": patch})
@@ -100,7 +100,7 @@ def _patch(
     }
     given = {key: value for key, value in named.items() if value is not None}
     if off and given:
-        raise UsageError("--off keeps every version, so it goes with no other option.")
+        raise UsageError("--off keeps every version: leave out --keep-last, --max-age and --sleeping.")
     return {"keep_last": None, "max_age_days": None, "sleeping": None} if off else given or None
 
 

@@ -61,7 +61,8 @@ def signatures(
     version: Annotated[int | None, typer.Option(min=1, help="Default: the latest version.")] = None,
     add: Annotated[Path | None, typer.Option(metavar="FILE", help="Add a bundle, such as model.sig.")] = None,
     remove: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Remove the signature by this key: its id or a part.")
+        str | None,
+        typer.Option(metavar="KEY", help="Remove the signature by this key: its id, or the beginning of it."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -138,5 +139,5 @@ def _one_of(items: list[Doc], text: str) -> str:
     found = [each["key"] for each in items if each["key"].startswith(text.lower())]
     if len(found) != 1:
         known = ", ".join(each["key"][:12] for each in items) or "none"
-        raise UsageError(f"{len(found)} signatures are by a key {text!r}. The keys: {known}.")
+        raise UsageError(f"--remove {text}: {len(found)} keys begin so, expected one. The keys: {known}.")
     return str(found[0])

@@ -36,7 +36,7 @@ def stages(
     from tidegate.cli.metadata_options import read_metadata
 
     if set_ is not None and off:
-        raise UsageError("--set and --off exclude each other.")
+        raise UsageError("Use --set or --off, not both.")
     path = f"/v1/models/{part(name)}/policy"
     patch: dict[str, Any] | None = {"stages": None, "serve_from": None} if off else None
     if set_ is not None:

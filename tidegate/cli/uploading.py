@@ -12,7 +12,7 @@ from tidegate.kernel.errors import Unavailable
 
 # Larger files are uploaded in parts, so that a lost connection costs one part.
 RESUMABLE_BYTES = 32 * 2**20
-# The progress is shown in so many steps, also without a terminal.
+# The number of steps in which the progress is shown, also without a terminal.
 SHOWN = 10
 
 
@@ -33,7 +33,7 @@ def upload(control: Control, package: Package, steps: Steps) -> None:
 
 
 def upload_in_parts(control: Control, package: Package, steps: Steps, count: Callable[[int], None]) -> None:
-    """Upload the bytes so that the upload can be continued: by itself, and by the same command later."""
+    """Upload the bytes in parts. A lost connection is retried, and the same command continues later."""
     from tidegate.client.uploads import Source, Uploading, with_remedy
 
     stored, total = -1, size_of(package.size)
@@ -41,11 +41,11 @@ def upload_in_parts(control: Control, package: Package, steps: Steps, count: Cal
     def progress(offset: int, problem: str) -> None:
         nonlocal stored
         if problem:
-            steps.change("upload", "waiting", f"{problem} It goes on at {size_of(offset)} of {total}.")
+            steps.change("upload", "waiting", f"{problem} It continues at {size_of(offset)} of {total}.")
             return
         arrived = f"{size_of(offset)} of {total}"
         if stored < 0 and offset:
-            steps.change("upload", "starting", f"{package.filename}, goes on at {arrived}")
+            steps.change("upload", "starting", f"{package.filename}, continues at {arrived}")
         elif offset * SHOWN // package.size > max(0, stored) * SHOWN // package.size:
             steps.change("upload", "sending", f"{package.filename}, {arrived}")
         count(offset - max(0, stored))
@@ -56,7 +56,7 @@ def upload_in_parts(control: Control, package: Package, steps: Steps, count: Cal
         control.registry.run(Uploading(source, "", progress).flow())
     except KeyboardInterrupt:
         say(
-            f"The upload stopped at {size_of(max(0, stored))} of {total}. To go on, run the same command "
+            f"The upload stopped at {size_of(max(0, stored))} of {total}. To continue, run the same command "
             "again. The registry keeps what has arrived for a day (TIDEGATE_UPLOAD_IDLE_S)."
         )
         raise

@@ -17,7 +17,7 @@ def uploads(
 ) -> None:
     """List your uploads of large files, or delete one: `tidegate uploads --delete ID`.
 
-    An upload that was cut off goes on when the same file is deployed again. After a day it is deleted.
+    To continue an interrupted upload, deploy the same file again. The registry keeps it for a day.
     """
     from tidegate.cli import output
     from tidegate.cli.api import control, part

@@ -85,7 +85,7 @@ def _rejection(version: Doc, verification: Doc) -> str:
     name, number = version["model"], version["number"]
     return (
         f"Version {number} of {name} was rejected: {verification['message'].rstrip()}\n"
-        "It got no request, and what served before goes on. Correct the model and deploy it again. "
+        "It got no request. Versions that already serve continue. Correct the model and deploy it again. "
         f"To verify it again: `tidegate verify {name} --version {number}`. "
         f"To serve it anyway: `tidegate deploy {name} --version {number} --force`."
     )

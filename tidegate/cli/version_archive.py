@@ -31,7 +31,7 @@ ARTIFACT, SEAL = "artifact", "archive.sig"
 MAX_DOCUMENT = 256 * 2**20
 CHUNK = 1024 * 1024
 _NAMES = {VERSION, SIGNATURES, BASELINE, ARTIFACT, SEAL}
-# What a registration takes of a version.
+# The fields of a version that a registration takes.
 _REGISTERED = ("filename", "format", "signature", "requirements", "metadata")
 
 
@@ -205,9 +205,14 @@ def _load(
     document = _document(texts, VERSION, file)
     version = document.get("version") if isinstance(document, dict) else None
     if not isinstance(version, dict) or document.get("archive") != ARCHIVE:
-        raise UsageError(f"{file} was not made by `tidegate save`, or by a newer one.")
+        raise UsageError(
+            f"{file} cannot be read: `tidegate save` of this release did not make it. Save the version again "
+            "with this release, or upgrade Tidegate here."
+        )
     if digests.get(ARTIFACT) != version.get("artifact_sha256"):
-        raise UsageError(f"{file}: its artifact is not the one that {VERSION} names: a damaged copy?")
+        raise UsageError(
+            f"{file} is damaged: its artifact is not the one that {VERSION} names. Copy the file again."
+        )
     if trusted is not None:
         signer = _check_seal(texts, digests, trusted, file)
         steps.change("seal", "done", f"signed by the key {signer[:12]}")
@@ -241,12 +246,16 @@ def _read(file: Path) -> tuple[dict[str, bytes], dict[str, str], int]:
                 content = tar.extractfile(entry) if entry.isfile() else None
                 if content is None or entry.name in digests or entry.name not in _NAMES:
                     raise UsageError(
-                        f"{file} has the member {entry.name[:60]!r}: not made by `tidegate save`."
+                        f"{file} has the member {entry.name[:60]!r}, so `tidegate save` did not make "
+                        "it. Name a file of `tidegate save`."
                     )
                 if entry.name == ARTIFACT:
                     size = entry.size
                 elif entry.size > MAX_DOCUMENT:
-                    raise UsageError(f"{file}: {entry.name} is larger than {MAX_DOCUMENT} bytes.")
+                    raise UsageError(
+                        f"{file}: {entry.name} has {entry.size} bytes, and at most {MAX_DOCUMENT} are read. "
+                        "Save the version again."
+                    )
                 else:
                     texts[entry.name] = content.read()
                     digests[entry.name] = hashlib.sha256(texts[entry.name]).hexdigest()
@@ -268,7 +277,9 @@ def _document(texts: dict[str, bytes], name: str, file: Path) -> Any:
     try:
         return orjson.loads(texts[name])
     except (KeyError, orjson.JSONDecodeError):
-        raise UsageError(f"{file} has no {name} that can be read: not made by `tidegate save`.") from None
+        raise UsageError(
+            f"{file} has no {name} that can be read. Copy the file again, or save the version again."
+        ) from None
 
 
 def _check_seal(texts: dict[str, bytes], digests: dict[str, str], trusted: Path, file: Path) -> str:
@@ -284,12 +295,17 @@ def _check_seal(texts: dict[str, bytes], digests: dict[str, str], trusted: Path,
         signature = read_bundle(_document(texts, SEAL, file))
         keys = signing.TrustedKeys.read(trusted)
     except (BadRequest, signing.BadKey) as error:
-        raise UsageError(f"{error}") from None
+        raise UsageError(f"{str(error).rstrip('.')}.") from None
     if not keys.trusts(signature):
-        raise UsageError(f"{file} is signed by the key {signature.key[:12]}, which is not in {trusted}.")
+        raise UsageError(
+            f"{file} is signed by the key {signature.key[:12]}, but {trusted} has no such key, or the "
+            "signature is wrong. If you trust the sender, add its public key."
+        )
     sealed = {name: digest for name, digest in digests.items() if name != SEAL}
     if problem := difference(signature.files, sealed):
-        raise UsageError(f"{file} was changed after it was signed: {problem}.")
+        raise UsageError(
+            f"{file} was changed after it was signed: {problem}. Get a new copy from its sender."
+        )
     return signature.key
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tidegate.kernel.protocol.gguf import GgufHeader, context_of, kv_bytes_per_token, kv_tokens_of
 
-# What an engine needs beside weights and KV cache: its code, its buffers, the Python process in Triton.
+# The memory of an engine beside weights and KV cache: its code, its buffers, the Python process in Triton.
 OVERHEAD = 256 * 2**20
 
 

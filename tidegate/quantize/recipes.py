@@ -180,20 +180,26 @@ def read_samples(path: Path, session: Any, label_name: str | None) -> Samples:
         )
     inputs = {name: fitted(arrays[name][:MAX_ROWS], each) for name, each in expected.items()}
     if len({len(values) for values in inputs.values()}) != 1:
-        raise Problem("The arrays of the samples have different numbers of rows.")
+        raise Problem(
+            "The arrays of the samples have different numbers of rows. Give each input the same rows."
+        )
     rows = len(next(iter(inputs.values())))
     fixed = [each.shape[0] for each in expected.values() if each.shape and isinstance(each.shape[0], int)]
     batch = fixed[0] if fixed else max(1, min(BATCH, rows // 2))
     if rows < batch or rows == 0:
-        raise Problem(f"The samples have {rows} rows, but a call of the model takes {batch}.")
+        raise Problem(f"The samples have {rows} rows, but a call of the model takes {batch}. Add more rows.")
     outputs = {each.name for each in session.get_outputs()}
     names = [label_name] if label_name else [n for n in LABELS if n not in expected and n not in outputs]
     name = next((each for each in names if each in arrays), None)
     if label_name and name is None:
-        raise Problem(f"The samples have no array {label_name!r}: they have {', '.join(sorted(arrays))}.")
+        raise Problem(
+            f"The samples have no array {label_name!r}. Use --labels with one of {', '.join(sorted(arrays))}."
+        )
     labels = None if name is None else arrays[name][:MAX_ROWS]
     if labels is not None and len(labels) != rows:
-        raise Problem(f"The array {name!r} has {len(labels)} labels for {rows} rows.")
+        raise Problem(
+            f"The array {name!r} has {len(labels)} labels for {rows} rows. Write one label for each row."
+        )
     return Samples(inputs, labels, batch, bool(fixed))
 
 
@@ -212,7 +218,8 @@ def fitted(values: Any, tensor: Any) -> Any:
     )
     if not fits:
         raise Problem(
-            f"The samples of {tensor.name!r} have the shape {list(values.shape)}; expected {shape}."
+            f"The samples of {tensor.name!r} have the shape {list(values.shape)}; expected {shape} "
+            "(-1: any size)."
         )
     return values.astype(NUMPY.get(tensor.type, values.dtype), copy=False)
 

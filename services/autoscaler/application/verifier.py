@@ -1,4 +1,4 @@
-"""Verifies pending versions: starts a scratch replica for each, and writes the results to the registry.
+"""Verify pending versions: start a scratch replica for each, and write the results to the registry.
 
 A scratch replica that has verified its version is kept for a while. The warm pool offers it to the first
 replica of the version, so that nothing starts twice.

@@ -1,7 +1,7 @@
 """Decide which scratch replicas start and end, and which versions are verified or rejected. Pure.
 
 A scratch replica loads one pending version, checks it and reports. The name of its Deployment is
-``scratch-<model>-<version>-``, which is never the name of a Deployment.
+``scratch-<model>-<version>-``, which no other Deployment can have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.verification import MAX_MESSAGE, ScratchOutcome, VerificationResult
 
-# One model that dies twice is rejected. What is not the model's fault gets one more try.
+# A model whose process dies twice is rejected. A cause that is not the model gets one more try.
 DEATHS, INTERRUPTIONS = 2, 3
 AT_ONCE = 2  # more scratch replicas at the same time would measure each other
 PREFIX, SUFFIX = "scratch-", "-"
@@ -134,9 +134,10 @@ def plan(
 def after_failed_launch(
     version: Version, deployment: Deployment, kept: Attempts | None, message: str, now: float
 ) -> tuple[Attempts, VerificationResult | None]:
-    """Return the attempts after a scratch replica that could not be started, and the result, if that was it.
+    """Return the attempts after a scratch replica could not be started, and the result after the last one.
 
-    If the machine has no free GPU, the version is skipped. Else it could never replace the one that serves.
+    If the machine has no free GPU, the version is skipped. Otherwise no version could replace one that holds
+    the only GPU.
     """
     round_ = version.verification.round
     outcome = ScratchOutcome(round=round_, kind="interrupted", message=message)

@@ -44,7 +44,7 @@ class AsyncStore:
             path, root = f"{self._store.root}/{key}", self._store.root
             stream = _local(path, root) if self._is_local else self._store.stream(path)
         except FileNotFoundError:
-            raise NotFound(f"there is no input at {self.location(key)}") from None
+            raise NotFound(f"there is no input at {self.location(key)}: upload it first") from None
         found = bytearray()
         try:
             for piece in stream.pieces:

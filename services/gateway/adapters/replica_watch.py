@@ -1,4 +1,4 @@
-"""Notices that a replica has ended, while requests wait in the queue that only this replica reads."""
+"""Notice that a replica has ended while requests wait in its queue, which no other replica reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACK_S = 5.0
 
 
 class ReplicaWatch:
-    """Requests that wait for one replica. ``on_lost`` is called with each, if nobody reads its queue."""
+    """Requests that wait for one replica. ``on_lost`` is called with each if the queue has no consumer."""
 
     def __init__(self, connection: Callable[[], Connection], on_lost: Callable[[bytes], None]) -> None:
         self._connection = connection
@@ -54,7 +54,7 @@ class ReplicaWatch:
             self._channel, self._declared = channel, set()
 
     async def has_ended(self, queue: Queue) -> bool:
-        """Return True if nobody reads a replica's queue now. Raise Unavailable."""
+        """Return True if a replica's queue has no consumer now. Raise Unavailable."""
         channel = self._connection().channel
         return channel is not None and not await channel.consumers(queue)
 
@@ -88,7 +88,7 @@ class ReplicaWatch:
             self._running = False
 
     async def _look(self, silent: dict[str, int]) -> dict[str, int]:
-        """Return how often in a row each queue had no consumer. Report the requests of those that end."""
+        """Return how often in a row each queue had no consumer. Report the requests of lost replicas."""
         before, found = time.monotonic() - LOOK_S / 2, dict[str, int]()
         for name, waiting in list(self._waiting.items()):
             channel = self._connection().channel

@@ -26,7 +26,7 @@ WRITTEN = Counter(
     "tidegate_gateway_async_answers_total", "Answers of asynchronous inference, by outcome.", ["outcome"]
 )
 TAKEN, LEASE_MS, POLL_S, RETRY_S = 64, 60_000, 0.5, 2.0
-# The first look at a new job. Later looks are rarer: a tenth of its age apart.
+# A new job is looked at after this time. Later looks are a tenth of its age apart.
 FIRST_MS, RAREST_MS = 250, 10_000
 
 
@@ -105,7 +105,7 @@ class AsyncOutputs:
             raise
         except TidegateError as failure:
             error = failure
-        except Exception:  # an answer that cannot be encoded must not be tried for ever
+        except Exception:  # such an answer must not be retried for ever
             log.exception("an answer cannot be encoded", extra={"job": name})
             error = TidegateError("internal error; see the log of the service")
         document = {"reason": error.reason, "message": for_caller(error), "job": name}

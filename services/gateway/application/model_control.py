@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.access import INFER, OPERATE, Principal, may_not_u
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.caller import Caller
 
-# How long a load may take. An unload that takes longer is answered, and goes on.
+# The longest waits for a load and for an unload. After its wait, an unload is answered and continues.
 LOAD_S, UNLOAD_S = 600.0, 60.0
 # How long the route table may take to show a change of the registry.
 TABLE_S = 30.0
@@ -81,7 +81,7 @@ class ModelControl:
     ) -> None:
         """Hold a version, or every target, at a number of replicas; raise TidegateError.
 
-        With ``wait``, return when so many are ready.
+        With ``wait``, return when that many are ready.
         """
         self._permit(model, principal)
         endpoint = self._endpoint(model, "scale")
@@ -93,7 +93,7 @@ class ModelControl:
         while wait and any(self._core.fleet(route.name).ready < replicas for route in routes):
             if time.monotonic() > end:
                 raise DeadlinePassed(
-                    f"{model!r} does not have {replicas} workers after {LOAD_S:g} s: it goes on; see "
+                    f"{model!r} does not have {replicas} workers after {LOAD_S:g} s. It still starts: see "
                     f"`tidegate why {routes[0].name}`"
                 )
             await asyncio.sleep(POLL_S)
@@ -151,7 +151,7 @@ class ModelControl:
             raise ModelFailed(f"failed to load {model!r}, {fault}")
         if spent > limit_s:
             raise DeadlinePassed(
-                f"failed to load {model!r}, it is not ready after {limit_s:g} s: it goes on; see "
+                f"failed to load {model!r}, it is not ready after {limit_s:g} s. It is still starting: see "
                 f"`tidegate why {route.name}`"
             )
 

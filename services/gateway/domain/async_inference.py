@@ -1,4 +1,4 @@
-"""Asynchronous inference as SageMaker has it: where inputs may lie, and where answers go. Pure."""
+"""Decide where the inputs of SageMaker's asynchronous inference may lie, and where answers go. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.bounded_json import shown
 
-# Answers have a folder of their own, which is no place for inputs.
+# The folder of the answers. Inputs must not lie in it.
 FOLDER = "tidegate-async"
 # The member of a job's record that says how its answer is written.
 ASK = "async"
@@ -53,7 +53,10 @@ def key_of(location: str, root: str) -> str:
     key = location.removeprefix(f"{root}/")
     parts = key.split("/")
     if not key.isprintable() or {"", ".", ".."} & set(parts) or parts[0] == FOLDER:
-        raise BadRequest(f"InputLocation {shown(location)} is not a path of an input")
+        raise BadRequest(
+            f"InputLocation {shown(location)} is not the path of an input: name a file below {root}/, "
+            f"outside of {FOLDER}/"
+        )
     return key
 
 

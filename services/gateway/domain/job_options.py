@@ -88,7 +88,7 @@ def from_headers(headers: Mapping[bytes, bytes], base: JobOptions = _DEFAULT) ->
 
 
 def from_fields(head: Mapping[str, Any], base: JobOptions = _DEFAULT) -> JobOptions:
-    """Return ``base``, changed by the options in a body's fields. Raises BadRequest."""
+    """Return ``base`` with the options that a body's fields set. Raise BadRequest."""
     changes: dict[str, Any] = {}
     if (level := head.get("priority")) is not None:
         changes["level"] = check_level(level)

@@ -14,8 +14,8 @@ BURST_S = 5.0
 class Paces:
     """A limit of ``per_s`` events per second for each caller. ``what`` names the events in the error.
 
-    A caller may save the events of ``BURST_S`` seconds. More events than it has left are taken on credit, if
-    it has any left. So one large call passes, and the next call waits.
+    A caller may save the events of ``BURST_S`` seconds. A call with more events than the caller has left
+    passes if any are left, and the caller owes the rest. So one large call passes, and the next one waits.
     """
 
     def __init__(self, per_s: float, what: str) -> None:

@@ -49,7 +49,7 @@ def flagged(found: Collection[Import]) -> set[Import]:
             "The registry cannot check pickles, because the package picklescan is not installed. Install it: "
             "make bootstrap."
         ) from None
-    # It logs each finding by itself, with text of the file.
+    # picklescan itself logs each finding, with text of the file.
     logging.getLogger("picklescan").setLevel(logging.CRITICAL)
     result = scanner._build_scan_result_from_raw_globals(set(found), "artifact")
     unsafe = scanner.SafetyLevel.Dangerous

@@ -1,7 +1,7 @@
 """The bytes of uploads in progress: one file in a folder, one object for each part in another store.
 
 ``<root>/uploads/<id>`` is such a file, and ``<root>/uploads/<id>/<part>`` such an object. The database says
-which bytes count: what a writer has not committed there is written again, or deleted with the upload.
+which bytes count. Bytes that a writer has not committed there are written again, or deleted with the upload.
 """
 
 from __future__ import annotations

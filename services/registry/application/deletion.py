@@ -55,7 +55,7 @@ class Deletion:
         return [change.number for change in changes if isinstance(change, RestoreVersion)]
 
     async def purge(self) -> int:
-        """Remove versions for good whose grace time is over. Return their number."""
+        """Remove for good the versions whose grace time is over. Return their number."""
         count = 0
         before = self._transactions.now() - self.grace
         while True:

@@ -42,8 +42,8 @@ class _Arrived:
 class Uploads:
     """Opens uploads, appends to them, and turns complete ones into artifacts.
 
-    The rows are the truth: bytes count when the row says so. So a registry that shares database and store
-    can continue an upload that another one began.
+    Bytes count only after the upload's row in the database counts them. So a registry that shares database
+    and store can continue an upload that another one began.
     """
 
     def __init__(self, transactions: Transactions, artifacts: Artifacts, limits: UploadLimits) -> None:
@@ -114,7 +114,7 @@ class Uploads:
                         upload = await self._commit(upload, arrived.taken())
             except Exception as error:
                 if not isinstance(error, TidegateError):
-                    # The sender has disconnected. It continues behind this part.
+                    # The sender has disconnected. It continues after this part.
                     await self._commit_rest(upload, arrived.taken())
                 raise
             return await self._commit_rest(upload, arrived.taken())
@@ -150,7 +150,8 @@ class Uploads:
     def _only_writer(self, id_: str) -> Iterator[_Arrived]:
         """Make this request the only one here that appends to an upload. An earlier one loses its bytes.
 
-        Its connection may be dead, and it must not hold a part in memory until that is noticed.
+        The connection of the earlier request may be dead. Until that is noticed, it must not hold a part in
+        memory.
         """
         if (earlier := self._arrived.get(id_)) is not None:
             earlier.give_up()
@@ -178,7 +179,7 @@ class Uploads:
         return await self._commit(upload, part)
 
     async def _commit(self, upload: Upload, part: bytearray) -> Upload:
-        """Write a part, then say so in the database. Raise Conflict if another connection was faster.
+        """Write a part, then note it in the database. Raise Conflict if another connection was faster.
 
         A folder keeps an upload in one file. So late bytes must not change what was checked meanwhile.
         """

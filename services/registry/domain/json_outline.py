@@ -1,4 +1,4 @@
-"""Read a few values of a large JSON or UBJSON document in place. What is skipped costs no memory. Pure."""
+"""Read a few values of a large JSON or UBJSON document in place. Skipped values cost no memory. Pure."""
 
 from __future__ import annotations
 

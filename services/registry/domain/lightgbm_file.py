@@ -17,7 +17,7 @@ def read(data: mmap | bytes) -> TreeModel:
     """Return the model that a file describes. Raise Malformed if it is damaged."""
     if data.find(_END) < 0:
         raise Malformed("it has no end of trees: a broken copy?")
-    # A model without a tree has an empty place before its end.
+    # A model without trees has no first tree: its header ends at the end of the trees.
     end = data.find(_FIRST_TREE, 0, MAX_HEADER)
     end = data.find(_END, 0, MAX_HEADER) if end < 0 else end
     if end < 0:

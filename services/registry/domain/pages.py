@@ -9,7 +9,7 @@ from typing import Any
 
 from tidegate.kernel.errors import BadRequest
 
-# The largest page, and the size of a page if the request has no limit.
+# The largest page, which a request without a limit gets, and the page of a search inside the registry.
 MOST = 1_000
 DEFAULT = 100
 LONGEST = 4_000

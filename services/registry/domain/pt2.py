@@ -30,7 +30,7 @@ _CALM = (
 )  # fmt: skip
 _LONGEST = 4096
 _EXAMPLE = "torch.export.save(torch.export.export(model.eval(), (example,), dynamic_shapes=...), 'model.pt2')"
-# What torch names in the pickle of example inputs.
+# The names that torch writes into the pickle of example inputs.
 _PICKLED = re.compile(r"torch\._utils _rebuild_tensor_v2|torch \w+Storage|collections OrderedDict")
 
 

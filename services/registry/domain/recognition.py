@@ -82,7 +82,7 @@ class Kind:
     """A kind of file: the text for messages ("a PNG image"), a test, and the format that serves it.
 
     ``format`` None: it cannot be served, and ``remedy`` is the next step. ``fits``: formats that a publisher
-    may state for it all the same. ``general``: the kind says little, so the name must not suggest another.
+    may also state for it. ``general``: the kind says little, so the name must not suggest another.
     """
 
     what: str

@@ -81,9 +81,22 @@ def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageF
     if lacks := missing(policy, stage, facts):
         raise Conflict(
             f"Version {number} of model {model!r} cannot enter the stage {name}: {'; '.join(lacks)}. "
-            f"Approve it: tidegate approve {model}@{number} --stage {name}",
+            f"{_next_step(policy, stage, facts, f'{model}@{number}')}",
             reason=REASON,
         )
+
+
+def _next_step(policy: ModelPolicy, stage: Stage, facts: StageFacts, version: str) -> str:
+    """Return the command that helps with the first thing that a version lacks."""
+    before = policy.rank(stage.name) - 1
+    model, _, number = version.partition("@")
+    if policy.rank(facts.stage) < before:
+        return f"Move it there: tidegate stage {version} --to {policy.stages[before - 1].name}"
+    if stage.verified and facts.verification != "verified":
+        return f"Verify it: tidegate verify {model} --version {number}"
+    if stage.checks and not facts.checks_met:
+        return f"See its metadata: tidegate show {version}"
+    return f"Approve it: tidegate approve {version} --stage {stage.name}"
 
 
 def changes_rules(before: RegistrySnapshot, changes: Sequence[Change]) -> bool:

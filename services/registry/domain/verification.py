@@ -73,7 +73,7 @@ def scratch_spec(
 def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
     """Raise Conflict if a change gives work to a version that is pending or was rejected.
 
-    A Deployment with ``unverified`` may run it. What runs already may stay: only new Deployments, and new
+    A Deployment with ``unverified`` may run it. Deployments that run already may stay: only new ones, and new
     targets, rules, shadows and failovers of an Endpoint are checked.
     """
     after = before.after(changes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cpu_model() -> str:
-    """Return the name of the CPU's model; the kind of the CPU if the kernel does not say the model."""
+    """Return the name of the CPU's model; its architecture if the kernel does not name the model."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")

@@ -1,7 +1,7 @@
 """Check that a trusted key has signed an artifact.
 
-The registry keeps the signatures. A worker trusts only the keys on its own host. So a registry that was
-changed, or anybody who may publish, cannot make it load a model that nobody signed.
+The registry keeps the signatures. A worker trusts only the keys on its own host. So neither a registry that
+was changed nor a caller with the scope publish can make it load a model without a trusted signature.
 """
 
 from __future__ import annotations

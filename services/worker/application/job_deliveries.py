@@ -9,7 +9,7 @@ from services.worker.domain.job_backlog import QueuedJob
 
 
 class JobDeliveries(Protocol):
-    """Settles the messages of jobs."""
+    """The port that settles the messages of jobs."""
 
     def ack(self, group: Sequence[QueuedJob]) -> None:
         """Ack the messages of jobs that are done."""

@@ -41,7 +41,8 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# The autoscaler ends a scratch replica as soon as it has read the outcome. If it is away, this ends it.
+# The autoscaler ends a scratch replica when it has read the outcome. If the autoscaler is away, the replica
+# ends itself after this time.
 REPORT_S = 120.0
 EXIT_S = 1.0
 OFFER_POLL_S = 0.05
@@ -85,7 +86,7 @@ class ScratchReplica:
 
     @property
     def failed(self) -> bool:
-        """Return False: an outcome of any kind is what a scratch replica is for."""
+        """Return False, because every outcome is a valid result of a scratch replica."""
         return False
 
     @property
@@ -104,7 +105,7 @@ class ScratchReplica:
         self.ended.set()
 
     async def wait(self) -> tuple[Assignment, TritonProcess] | None:
-        """Wait for the end. Return the replica to become, and the running Triton; None if it is to exit."""
+        """Wait for the end. Return the replica to become, and the running Triton; None if it must exit."""
         await self.ended.wait()
         if self._assigned is None or self._triton is None:
             return None
@@ -133,13 +134,13 @@ class ScratchReplica:
                 else:
                     await asyncio.Event().wait()
         except TimeoutError:
-            log.info("nobody ended this scratch replica")
+            log.info("the autoscaler did not end this scratch replica in time")
         self.ended.set()
 
     async def _offer(self) -> Assignment:
         """Return the replica that this worker becomes, once it has claimed an offered one.
 
-        Before that, the model's processes end. Else the replica would take their end for a death of its own.
+        The model's processes end first. Otherwise the replica would count their end as a crash of its own.
         """
         await self._unload()
         while self._triton is not None and model_processes(self._triton.pid, self._triton.descendants()):

@@ -1,4 +1,4 @@
-"""Runs the requests of sequences: those of one sequence in their order, one at a time, each in its own call.
+"""Run the requests of sequences: those of one sequence in their order, one at a time, each in its own call.
 
 The model server keeps the state and puts requests of several sequences together in one execution. A request
 never runs twice, because that would change the state.

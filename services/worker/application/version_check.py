@@ -1,4 +1,4 @@
-"""Checks of a loaded model: it answers its samples as expected. Then its capacity is measured."""
+"""Check that a loaded model answers its samples as expected, and measure its capacity."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class TokenUsage:
         self._meta: Buffer = b""
 
     def hear(self, outputs: Sequence[Output]) -> None:
-        """Keep the facts of an answer if they have counts. They are parsed only once, at the end."""
+        """Keep the metadata of an answer if it has token counts. It is parsed only once, at the end."""
         for output in outputs:
             if output.name == META and _USAGE.search(output.raw):
                 self._meta = output.raw

@@ -35,8 +35,8 @@ def problem(precision: Precision, here: Cpu, loss: float | None, rows: int) -> s
         return f"WARNING: this is above the accepted loss of {precision.max_loss:.2%}: {again}"
     if precision.full_range and not here.exact:
         return (
-            f"WARNING: {here.name} has no VNNI, on which sums of 8 bits saturate; it was chosen on "
-            f"{precision.cpu}: {again} or with --portable"
+            f"WARNING: {here.name} has no VNNI, so sums of 8-bit products saturate here. The recipe was "
+            f"chosen on {precision.cpu}: {again}, or make the model with `tidegate quantize --portable`"
         )
     missing = [flag for flag in precision.flags if flag not in here.flags]
     if missing:

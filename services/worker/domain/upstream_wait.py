@@ -1,11 +1,11 @@
-"""Decide when a job calls an upstream again that did not answer. Pure."""
+"""Decide when a job again calls an upstream that did not answer. Pure."""
 
 from __future__ import annotations
 
 from services.worker.domain import llm_answers
 from tidegate.kernel.protocol.llm import Meta
 
-# The statuses of an upstream that is away: that of our runtime, and that of a gateway before the upstream.
+# The statuses of an upstream that is away: from our runtime, and from a proxy in front of the upstream.
 AWAY = frozenset({502, 504})
 
 

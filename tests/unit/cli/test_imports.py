@@ -160,7 +160,7 @@ def test_a_sagemaker_archive_without_code(
     [
         ({"code/inference.py": "def predict_fn(): ..."}, "has no model_fn"),
         ({"code/inference.py": "def ("}, "not valid Python"),
-        ({"code/serve.py": ""}, r"has no code/inference\.py, but serve\.py.*--entry-point"),
+        ({"code/serve.py": ""}, r"has no script code/inference\.py\..*serve\.py.*--entry-point"),
         ({"readme.md": ""}, "0 files of a framework"),
         ({"a.onnx": "", "b.onnx": ""}, "2 files of a framework"),
         ({"xgboost-model": "\x80\x04"}, "pickled Booster"),

@@ -58,7 +58,7 @@ def test_after_ctrl_c_the_same_command_goes_on(run: Run, capsys: pytest.CaptureF
     assert "run the same command again" in said
     assert sum(run(registry)) == len(CONTENT)
     assert registry.stored == CONTENT
-    assert "goes on at 600 B of 1.28 kB" in capsys.readouterr().err
+    assert "continues at 600 B of 1.28 kB" in capsys.readouterr().err
 
 
 def test_a_lost_connection_is_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

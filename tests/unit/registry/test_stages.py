@@ -61,6 +61,27 @@ def test_a_version_may_always_go_back():
         stages.stage_of(POLICY, "digits", "prod")
 
 
+@pytest.mark.parametrize(
+    ("facts", "command"),
+    [
+        (FACTS, "tidegate stage digits@3 --to staging"),
+        (replace(FACTS, stage="staging"), "tidegate verify digits --version 3"),
+        (
+            replace(FACTS, stage="staging", verification="verified"),
+            "tidegate approve digits@3 --stage production",
+        ),
+    ],
+)
+def test_the_error_names_the_command_for_what_a_version_lacks(facts: StageFacts, command: str):
+    with pytest.raises(Conflict, match=f"{command}$"):
+        stages.enter(POLICY, "digits", 3, "production", facts)
+
+
+def test_a_version_that_does_not_match_the_checks_is_shown():
+    with pytest.raises(Conflict, match=r"tidegate show digits@3$"):
+        stages.enter(POLICY, "digits", 3, "staging", replace(FACTS, checks_met=False))
+
+
 def test_only_versions_of_the_stage_get_a_deployment(book):
     book.now = replace(book.now, policies={"digits": POLICY}, staged={("digits", 1): "staging"})
 

@@ -26,7 +26,8 @@ def test_the_same_cpu_is_reported_without_a_warning():
 def test_missing_flags_are_named_and_saturation_is_a_warning():
     assert problem(CHOSEN, OLD, 0.0, 16).startswith("this CPU lacks avx512_vnni, which EPYC had")
     full = replace(CHOSEN, full_range=True)
-    assert problem(full, OLD, 0.0, 16).startswith("WARNING: Atom has no VNNI")
+    assert problem(full, OLD, 0.0, 16).startswith("WARNING: Atom has no VNNI, so sums")
+    assert "`tidegate quantize --portable`" in problem(full, OLD, 0.0, 16), "`deploy` has no such option"
     assert problem(full, SAME, 0.0, 16) == ""
 
 

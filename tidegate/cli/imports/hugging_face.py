@@ -66,10 +66,11 @@ def _config(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError) as problem:
         raise UsageError(
-            f"{folder} is not a Hugging Face folder: its config.json cannot be read ({problem})."
+            f"{folder} is not a Hugging Face folder: its config.json cannot be read ({problem}). Name the "
+            "folder that has config.json."
         ) from None
     if not isinstance(found, dict):
-        raise UsageError(f"{folder}/config.json is not a JSON object.")
+        raise UsageError(f"{folder}/config.json is not a JSON object. Download the folder again.")
     return found
 
 

@@ -24,7 +24,10 @@ def plan_of(
     """
     file = folder / mlflow_model.FILE
     if not file.is_file():
-        raise UsageError(f"{folder} has no file {mlflow_model.FILE}, so it is not an MLflow model.")
+        raise UsageError(
+            f"{folder} has no file {mlflow_model.FILE}, so it is not an MLflow model. Name the folder "
+            "that has it."
+        )
     try:
         model = mlflow_model.parsed(file.read_text())
         files = [PurePosixPath(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file()]
@@ -59,7 +62,7 @@ def plan_of(
         plan.leave("params of the signature", "requests cannot set them; the model uses their defaults")
     if (folder / "input_example.json").is_file():
         plan.leave(
-            "input_example.json", "it stays in the artifact; give samples with `tidegate deploy --check`"
+            "input_example.json", "verification does not use it; give samples with `tidegate deploy --check`"
         )
     plan.pickled = f"{loading.engine} loads its files with pickle" if loading.pickled else ""
     return plan

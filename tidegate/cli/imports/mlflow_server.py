@@ -154,14 +154,20 @@ class TrackingServer:
                 inner = f"{folder_path}/{each['path']}"
                 count += 1
                 if count > MAX_FILES:
-                    raise UsageError(f"The model has more than {MAX_FILES} files.")
+                    raise UsageError(
+                        f"The model has more than {MAX_FILES} files. Download it (mlflow artifacts "
+                        "download), then: tidegate import mlflow DIR"
+                    )
                 if each.get("is_dir"):
                     left.append(inner)
                     continue
                 try:
                     target = into / safe_path(inner[len(root) + 1 :])
                 except Unsafe:
-                    raise UsageError(f"The tracking server names the file {each['path'][:80]!r}.") from None
+                    raise UsageError(
+                        f"The tracking server names the file {each['path'][:80]!r}, which is not a path "
+                        "in the model's folder. Download the model yourself, then: tidegate import mlflow DIR"
+                    ) from None
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with self._open(f"{_FILES}/{quote(inner)}") as answer, target.open("xb") as file:
                     shutil.copyfileobj(answer, file, 1024 * 1024)
@@ -181,7 +187,9 @@ class TrackingServer:
         except ValueError:
             found = None
         if len(text) > MAX_ANSWER or not isinstance(found, dict):
-            raise UsageError(f"{self.address} does not answer as an MLflow tracking server does.")
+            raise UsageError(
+                f"{self.address} does not answer as an MLflow tracking server does. Check --tracking-uri."
+            )
         return found
 
     def _open(self, path: str) -> Any:
@@ -192,11 +200,13 @@ class TrackingServer:
         except urllib.error.HTTPError as problem:
             raise UsageError(f"{self.address} answers {problem.code}: {_message(problem)}") from None
         except (OSError, ValueError) as problem:
-            raise UsageError(f"The tracking server {self.address} does not answer: {problem}.") from None
+            raise UsageError(
+                f"The tracking server {self.address} does not answer: {problem}. Check --tracking-uri."
+            ) from None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Raises HTTPError for a redirect."""
+    """A handler that follows no redirect. urllib then raises HTTPError."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Return None: there is no other request."""

@@ -38,7 +38,10 @@ def plan_of(archive: Path, name: str | None, work: Path, entry: str | None) -> I
         _script(plan, home, script)
     elif entry is not None or (home / CODE).is_dir():
         there = ", ".join(path.name for path in scripts.python_files(home / CODE)[:8]) or "no Python file"
-        raise UsageError(f"{archive} has no code/{entry or ENTRY}, but {there}: name one with --entry-point.")
+        raise UsageError(
+            f"{archive} has no script code/{entry or ENTRY}. Its folder code/ has: {there}. Name the script: "
+            "--entry-point FILE.py"
+        )
     elif (
         (home / "saved_model.pb").exists()
         or list(home.glob("*/saved_model.pb"))
@@ -55,8 +58,8 @@ def _script(plan: ImportPlan, home: Path, script: Path) -> None:
     functions = _functions(script)
     if "model_fn" not in functions:
         raise UsageError(
-            f"code/{script.name} has no model_fn, and the default of its container is not known here. Add "
-            " `def model_fn(model_dir)` that returns the model, and pack the archive again."
+            f"code/{script.name} has no model_fn, and Tidegate does not have the default of its container. "
+            "Add `def model_fn(model_dir)` that returns the model, and pack the archive again."
         )
     scripts.write(plan.path, "sagemaker", {"code": CODE, "module": script.stem})
     plan.format = "python"
@@ -130,5 +133,8 @@ def _functions(script: Path) -> set[str]:
 def _only_parent(home: Path, name: str) -> Path:
     found = sorted(path.parent for path in home.rglob(name))
     if len(found) > 1:
-        raise UsageError(f"The archive has {len(found)} files {name}: deploy one of their folders.")
+        raise UsageError(
+            f"The archive has {len(found)} files {name}, expected one. Unpack it, and deploy one of the "
+            "folders: tidegate deploy FOLDER --name NAME"
+        )
     return found[0]

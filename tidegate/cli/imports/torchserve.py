@@ -42,7 +42,8 @@ def plan_of(archive: Path, name: str | None, work: Path) -> ImportPlan:
         if model.get(key):
             if not _inside(home, model[key]).is_file():
                 raise UsageError(
-                    f"The manifest of {archive} names {model[key]!s:.80}, which the archive lacks."
+                    f"The manifest of {archive} names {model[key]!s:.80}, and the archive has no such file. "
+                    "Make the archive again with torch-model-archiver."
                 )
             plan.map(f"{key} {model[key]}", "loaded by the handler")
     plan.map(

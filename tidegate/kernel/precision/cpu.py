@@ -1,4 +1,4 @@
-"""The CPU of this machine, as far as it decides how fast and how exact a model of a lower precision is."""
+"""The features of this machine's CPU that decide how fast and how exact a quantised model is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model of a lower precision says about itself: its recipe, and samples with the original's answers.
+"""Read and write the recipe of a model of a lower precision in its file, and samples with expected answers.
 
 They are entries of ``metadata_props`` of the ONNX file. So they stay with its bytes wherever these go, and
 runtimes ignore them. Protobuf merges repeated fields of appended bytes, so appending needs no ONNX library.

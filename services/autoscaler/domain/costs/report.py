@@ -18,7 +18,7 @@ from tidegate.kernel.protocol.replica_time import BUSY, IDLE, Part, Spent
 By = Literal["deployment", "version", "endpoint", "key"]
 # The item of Deployments that had no request in the period.
 UNUSED = "(unused)"
-# Time that was not reported yet. The next report says what it was.
+# Time of replicas that is not reported yet. The next report says how it was used.
 PENDING = "pending"
 
 Row = tuple[Place, Amount]

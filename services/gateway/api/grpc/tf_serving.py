@@ -1,7 +1,7 @@
 """TensorFlow Serving over gRPC: ``PredictionService`` and ``ModelService``.
 
-A request becomes a ``ModelInferRequest`` and goes the same way as one. So limits, traffic rules, logs and
-metrics apply, and the errors have the same codes.
+Each request becomes a ``ModelInferRequest``. So the same limits, traffic rules, logs and metrics apply, and
+the errors have the same codes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a request may use beside its body: shared memory of its caller, and headers for the model."""
+"""The sources of a request beside its body: shared memory of its caller, and headers for the model."""
 
 from __future__ import annotations
 

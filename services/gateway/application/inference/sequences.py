@@ -1,4 +1,4 @@
-"""Sends the requests of a sequence to the replica that keeps its state, in the order of their arrival.
+"""Send the requests of a sequence to the replica that keeps its state, in the order of their arrival.
 
 The replica is chosen when the sequence starts: the one with the most free slots. The live store has the
 place, so all gateways agree. A request goes to the replica's own queue, and no other replica ever gets it. If
@@ -79,7 +79,7 @@ class SequenceRouter:
         self._sent: dict[bytes, SequenceRequest] = {}
 
     async def stop(self) -> None:
-        """Stop to watch replicas, and end what runs in the background."""
+        """Stop watching replicas, and end the background tasks."""
         self._stopping = True
         await self._watch.stop()
         await self._tasks.end()
@@ -388,7 +388,7 @@ class SequenceRouter:
     # --- records ---------------------------------------------------------------------------------------
 
     async def _record(self, request: SequenceRequest, outcome: Any) -> None:
-        """Note in the store that a sequence has ended, is lost, or goes on."""
+        """Note in the store that a sequence has ended, is lost, or continues."""
         place = request.place
         assert place is not None
         if isinstance(outcome, SequenceLost):

@@ -156,7 +156,10 @@ class FileService:
         purpose: str | None,
         oldest_first: bool,
     ) -> list[StoredFile]:
-        """Return files after ``after``, in the order of their creation. ``principal`` None: of all."""
+        """Return a page of files, in the order of creation. ``after``: the last id of the previous page.
+
+        ``principal``: the owner; None: all owners.
+        """
         return await self._store.latest(principal, after, limit, purpose=purpose, oldest_first=oldest_first)
 
     async def chunks(self, file: StoredFile) -> list[FileChunk]:

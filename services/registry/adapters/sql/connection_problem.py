@@ -8,7 +8,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, SQLAl
 SETTING = "TIDEGATE_DATABASE_URL"
 DRIVERS = {"sqlite+aiosqlite", "postgresql+asyncpg"}
 FORMS = "Write sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
-# What opening a database raises, by its driver or by the network.
+# The errors that opening a database raises, by its driver or by the network.
 OPENING = (SQLAlchemyError, OSError, ImportError, ValueError, TimeoutError)
 # PostgreSQL's SQL states.
 WRONG_PASSWORD, NO_USER, NO_DATABASE, NO_RIGHT = "28P01", "28000", "3D000", "42501"

@@ -1,4 +1,4 @@
-"""What the versions of a key use, in SQL."""
+"""The use of a key's quota, in SQL: its versions and the bytes of their artifacts."""
 
 from __future__ import annotations
 

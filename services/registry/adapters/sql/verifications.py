@@ -1,4 +1,4 @@
-"""What scratch replicas run, in SQL: the Deployment and the samples of each version's verification."""
+"""The tasks of scratch replicas in SQL: the Deployment and the samples of each version's verification."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class StreamEvents:
 
 
 def _remove_logprobs(choice: Event) -> None:
-    """Give a choice the form that it has without log probabilities."""
+    """Remove the log probabilities from a choice, as if the request had not asked for them."""
     if "delta" in choice:
         del choice["logprobs"]
     else:

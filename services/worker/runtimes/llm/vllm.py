@@ -189,7 +189,7 @@ class Vllm:
             pass
 
     def _reason(self) -> str:
-        """Return the first error in the end of the log, or else the last line."""
+        """Return the first error near the end of the log; without one, the last line."""
         lines = list(self._lines)
         found = next(
             (line for line in lines if _ROOT_CAUSE.search(line)), lines[-1] if lines else "no output"

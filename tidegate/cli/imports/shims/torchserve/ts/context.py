@@ -38,7 +38,7 @@ class Context:
 
 
 class Metrics:
-    """Accepts a handler's own metrics, and keeps none."""
+    """The metrics of a handler. All calls are accepted and ignored."""
 
     def __getattr__(self, name):
         return lambda *_, **__: Metrics()

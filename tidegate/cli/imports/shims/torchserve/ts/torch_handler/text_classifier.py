@@ -26,11 +26,11 @@ class TextClassifier(BaseHandler):
         path = Path(context.system_properties["model_dir"], "source_vocab.pt")
         found = torch.load(path, weights_only=True)
         if not isinstance(found, dict):
-            raise ValueError("source_vocab.pt is no dict: save vocab.get_stoi() with torch.save")
+            raise ValueError("source_vocab.pt is not a dict: save vocab.get_stoi() with torch.save")
         self.source_vocab = found
 
     def preprocess(self, data):
-        """Return the numbers of the words of one text."""
+        """Return the token ids of one text: of its words, and of its pairs of words."""
         text = data[0].get("data") if data[0].get("data") is not None else data[0].get("body")
         text = (text.decode() if isinstance(text, (bytes, bytearray)) else str(text)).lower()
         for pattern, new in _REPLACED:

@@ -34,7 +34,9 @@ def opened(data):
     """Return an encoded image as an RGB picture. Raise ValueError."""
     picture = Image.open(io.BytesIO(data))
     if picture.width * picture.height > MAX_PIXELS:
-        raise ValueError(f"the image has {picture.width} x {picture.height} pixels")
+        raise ValueError(
+            f"the image has {picture.width} x {picture.height} pixels, and at most {MAX_PIXELS} are decoded"
+        )
     return picture.convert("RGB")
 
 
