@@ -35,7 +35,9 @@ async def get_verification(
     verifications: VerificationsDep,
     name: str,
     number: Number,
-    wait_s: Annotated[float, Query(ge=0, le=60, description="Wait so long while it is pending.")] = 0.0,
+    wait_s: Annotated[
+        float, Query(ge=0, le=60, description="Most seconds to wait while it is pending.")
+    ] = 0.0,
 ) -> Verification:
     """Return the verification of a version, with its capacity card."""
     return await verifications.read(name, number, wait_s)

@@ -62,7 +62,9 @@ async def with_parent(reader: DesiredStateReader, metadata: VersionMetadata, own
         return metadata
     found = await _registered(reader, parent)
     if found is not None and _named(found) == own:
-        raise BadRequest(f"{parent} is the version itself, and a version is not made from itself.")
+        raise BadRequest(
+            f"{parent} is the version itself. Name the version that it was made from as its parent."
+        )
     return metadata if found is None else metadata.model_copy(update={"parent": _named(found)})
 
 

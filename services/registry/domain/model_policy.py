@@ -62,7 +62,9 @@ class ModelPolicy(Noun):
         if NO_STAGE in names:
             raise ValueError(f"a stage cannot be called {NO_STAGE!r}, which means no stage")
         if self.serve_from is not None and self.serve_from not in names:
-            raise ValueError(f"serve_from is {self.serve_from!r}, which is none of the stages")
+            raise ValueError(
+                f"serve_from is {self.serve_from!r}, which is none of the stages: name one of them"
+            )
         return self
 
     def rank(self, stage: str | None) -> int:

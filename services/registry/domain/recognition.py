@@ -108,7 +108,7 @@ def decide(filename: str, kind: Kind | None, stated: Format | None, by_name: For
         if (known := stated or by_name) is not None:
             return known
         raise BadRequest(
-            f"Neither the contents nor the name of {filename[:80]!r} say what kind of model it is. "
+            f"Neither the contents nor the name of {filename[:80]!r} says what kind of model it is. "
             f"State it with --model-format (in the API: format): {', '.join(LABELS)}."
         )
     wanted = stated or by_name

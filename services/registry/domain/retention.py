@@ -83,7 +83,7 @@ def _fate(
     if policy.keep_last is not None and rank < policy.keep_last:
         return Fate(number, False, f"it is among the newest {policy.keep_last}")
     if policy.max_age_days is not None and days <= policy.max_age_days:
-        return Fate(number, False, f"it is {days:.1f} days old, at most {policy.max_age_days:g}")
+        return Fate(number, False, f"it is {days:.1f} days old, and the limit is {policy.max_age_days:g}")
     why = [f"it is not among the newest {policy.keep_last}"] if policy.keep_last is not None else []
     if policy.max_age_days is not None:
         why.append(f"it is older than {policy.max_age_days:g} days")

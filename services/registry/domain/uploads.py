@@ -91,7 +91,7 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
     ``announced``: the size in bytes that the sender has stated for this request.
     """
     if not upload.is_unfinished:
-        raise Conflict(f"The upload has ended ({upload.state}), so it takes no more bytes.")
+        raise Conflict(f"The upload has ended ({upload.state}), so it takes no more bytes. Open another one.")
     if offset != upload.received:
         raise moved(upload.received, offset)
     if announced is not None and offset + announced > upload.size:

@@ -39,7 +39,7 @@ async def check(registry_url: str, token: str, artifact: Path, sha256: str, keys
     except (BadSignature, BadRequest) as error:
         raise ModelFailed(
             f"This worker loads only signed models, and the artifact {sha256[:12]} is not accepted: {error}. "
-            "Sign the model, and type: tidegate signatures NAME --add model.sig"
+            "Sign the model, and type: tidegate signatures NAME --add model.sig. Then: tidegate verify NAME"
         ) from None
 
 

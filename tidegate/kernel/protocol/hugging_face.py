@@ -64,9 +64,13 @@ def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
     try:
         found = json.loads(texts[name])
     except (ValueError, RecursionError) as problem:
-        raise BadRequest(f"{name} of the Hugging Face folder is not JSON: {str(problem)[:120]}.") from None
+        raise BadRequest(
+            f"{name} of the Hugging Face folder is not JSON: {str(problem)[:120]}. Download the folder again."
+        ) from None
     if not isinstance(found, dict):
-        raise BadRequest(f"{name} of the Hugging Face folder is not a JSON object.")
+        raise BadRequest(
+            f"{name} of the Hugging Face folder is not a JSON object. Download the folder again."
+        )
     return found
 
 

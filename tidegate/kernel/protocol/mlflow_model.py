@@ -76,7 +76,10 @@ def parsed(text: str) -> MlflowModel:
     found = yaml_of(text, FILE)
     flavors = found.get("flavors") if isinstance(found, dict) else None
     if not isinstance(flavors, dict) or not flavors:
-        raise BadRequest(f"{FILE} names no flavours, so it is not the description of an MLflow model.")
+        raise BadRequest(
+            f"{FILE} names no flavours, so it is not the description of an MLflow model. Deploy the folder "
+            "that MLflow wrote."
+        )
     signature = found.get("signature")
     return MlflowModel(
         {str(name): value if isinstance(value, dict) else {} for name, value in flavors.items()},
