@@ -32,8 +32,8 @@ log = telemetry.logger(__name__)
 class PreparedModel:
     """A written model repository, and the options of the Triton to start for it.
 
-    ``models`` are loaded in this order. Requests go to the last one. ``embedded``: what the file
-    of a model of a lower precision says about itself.
+    ``models`` are loaded in this order. Requests go to the last one. ``embedded``: the recipe and
+    the samples in the file of a model of a lower precision.
     """
 
     install: TritonInstall
