@@ -415,7 +415,10 @@ def deploy(
         or baseline
         or signed
         or precision
+        or samples
+        or max_loss
         or quantization
+        or breaking
     )
     path, version = referenced(path, version)
     if version is not None:
@@ -456,6 +459,8 @@ def deploy(
         samples=samples_of(check) if check else [],
     )
     wish = None
+    if precision is None and (samples or max_loss):
+        raise UsageError("--samples and --max-loss belong to a smaller model: add --precision auto or int8.")
     if precision is not None:
         wish = Wish(precision, samples, loss_of(max_loss or DEFAULT_LOSS), threads=threads or 1)
         wish.check(path)
