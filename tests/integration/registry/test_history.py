@@ -106,7 +106,11 @@ async def reporting(url: str) -> AsyncIterator[Channel]:
         await channel.declare(USAGE)
 
     async with Connection(url, "test", declare) as connection:
-        yield await connection.wait_up(PATIENCE_S)
+        channel = await connection.wait_up(PATIENCE_S)
+        # A gateway of an earlier test may have left a report.
+        await channel.delete(USAGE)
+        await channel.declare(USAGE)
+        yield channel
 
 
 async def test_usage_is_added_once_and_summed(opened, rabbitmq_url, until):
