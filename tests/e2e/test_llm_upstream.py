@@ -103,22 +103,22 @@ def test_an_upstream_shares_the_traffic_of_an_endpoint(
 ):
     own = tmp_path / "own.gguf"
     own.symlink_to(smollm2.provide("q4"))
-    stack.deploy(own, "own", "--slots", "2", "--context", "1024")
+    stack.deploy(own, "own-llm", "--slots", "2", "--context", "1024")
     sent = provider.connections
-    stack.cli("split", "own", "own-v1=0", f"{upstream}-v1=100")
+    stack.cli("split", "own-llm", "own-llm-v1=0", f"{upstream}-v1=100")
     until = time.monotonic() + PATIENCE_S
     while provider.connections == sent:
-        assert chat(stack, "own").status_code == 200
+        assert chat(stack, "own-llm").status_code == 200
         assert time.monotonic() < until
-    stack.cli("split", "own", "own-v1=100")
+    stack.cli("split", "own-llm", "own-llm-v1=100")
     while provider.connections != sent:
         sent = provider.connections
-        assert chat(stack, "own").status_code == 200
+        assert chat(stack, "own-llm").status_code == 200
         assert time.monotonic() < until
     provider.faults.extend([closed()] * 20)
-    stack.cli("split", "own", "own-v1=50", f"{upstream}-v1=50")
+    stack.cli("split", "own-llm", "own-llm-v1=50", f"{upstream}-v1=50")
     before = provider.connections
     while provider.connections == before:  # it fails, and the own model answers instead
-        assert (answer := chat(stack, "own")).status_code == 200, answer.text
+        assert (answer := chat(stack, "own-llm")).status_code == 200, answer.text
         assert time.monotonic() < until
     provider.faults.clear()
