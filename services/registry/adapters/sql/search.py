@@ -76,7 +76,6 @@ async def find(connection: AsyncConnection, search: Search) -> tuple[list[Versio
     if search.order is not None:
         found = found.order_by((key.desc() if descending else key.asc()).nulls_last())
     found = found.order_by(*(each.desc() if descending else each.asc() for each in keys))
-    await _without_jit(connection)
     rows = (await connection.execute(found.limit(search.limit + 1))).mappings().all()
     page = rows[: search.limit]
     following = None
@@ -105,16 +104,9 @@ async def models_page(
     if last is not None:
         query = query.where(name > str(last[0]))
     query = query.distinct().order_by(sa.text("name")).limit(search.limit + 1)
-    await _without_jit(connection)
     found = list((await connection.execute(query)).scalars())
     page = found[: search.limit]
     return page, pages.cursor_of("models", page[-1]) if len(found) > len(page) else None
-
-
-async def _without_jit(connection: AsyncConnection) -> None:
-    """Let PostgreSQL compile nothing in this transaction. It would compile for longer than a search takes."""
-    if connection.dialect.name == "postgresql":
-        await connection.execute(sa.text("SET LOCAL jit = off"))
 
 
 def _state(search: Search) -> sa.ColumnElement[bool]:
