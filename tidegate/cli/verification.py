@@ -56,7 +56,7 @@ def state_words(verification: Mapping[str, Any]) -> str:
     state: str = verification.get("state", "unchecked")
     if state == "verified" and card.get("requests_per_s"):
         return (
-            f"verified: up to {rate(card['requests_per_s'])} requests/s, {card['memory_mb']:,} MiB, "
+            f"verified: up to {rate(card['requests_per_s'])} rows/s in Triton, {card['memory_mb']:,} MiB, "
             f"starts in {card['start_s']:.1f} s"
         )
     message = str(verification.get("message") or "").strip()

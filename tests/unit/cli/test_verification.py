@@ -54,7 +54,7 @@ def test_verify_shows_the_step_and_then_the_card(plane: Any, tidegate: Any) -> N
     code, out, err = tidegate("verify", "m")
     assert code == 0
     assert "scratch replica: loading the model; 1 failed before" in err
-    assert "up to 1,234 requests/s, 133 MiB, starts in 1.6 s" in out
+    assert "up to 1,234 rows/s in Triton, 133 MiB, starts in 1.6 s" in out
     assert "batch    8: p50 0.50 ms, p99 2.00 ms, 1,234 rows/s" in out
     code, out, _ = tidegate("verify", "m", "--version", "2", "--json")
     assert orjson.loads(out)["card"]["cpu"] == "AMD EPYC"
