@@ -20,7 +20,7 @@ import orjson
 
 from tidegate.client import contexts
 from tidegate.client.errors import BadAnswer, Unreachable, from_answer
-from tidegate.client.flow import Answer, Flow, Send, Sleep, Step, T
+from tidegate.client.flow import Answer, Flow, Send, Sleep, Step, T, driven
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, NotFound, PreconditionFailed, TidegateError
 
 if TYPE_CHECKING:
@@ -134,20 +134,7 @@ class Service:
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow of the SDK against this service, and return its result."""
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    result = self._step(step)
-                except TidegateError as error:
-                    problem = error
-                else:
-                    step = flow.send(result)
-                    continue
-                step = flow.throw(problem)
-        except StopIteration as done:
-            value: T = done.value
-            return value
+        return driven(flow, self._step)
 
     def _step(self, step: Step) -> Answer | None:
         from tidegate.client.http import answer_of

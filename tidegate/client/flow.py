@@ -72,6 +72,24 @@ Step = Send | Sleep | Alone
 Flow = Generator[Step, Any, T]
 
 
+def driven(flow: Flow[T], do: Callable[[Step], object]) -> T:
+    """Run a flow to its end, and return its result. ``do`` takes each step; the flow gets its errors."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = do(step)
+            except TidegateError as error:
+                problem = error
+            else:
+                step = flow.send(result)
+                continue
+            step = flow.throw(problem)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Send requests within a deadline. Retry if that is safe and in time.

@@ -17,7 +17,7 @@ from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read
 from tidegate.client.catalogue import CatalogueCalls, CatalogueFlows
 from tidegate.client.core import Core, Metadata, Version
 from tidegate.client.feedback import FeedbackFlows, item_of
-from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T
+from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T, driven
 from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
 from tidegate.client.llm import ChatResult
 from tidegate.client.llm_flows import LlmFlows
@@ -28,7 +28,6 @@ from tidegate.client.streams import read_line
 from tidegate.client.traffic import TrafficCalls, TrafficFlows
 from tidegate.client.uploads import UploadCalls, UploadFlows
 from tidegate.client.verification import VerificationCalls, VerificationFlows
-from tidegate.kernel.errors import TidegateError
 
 
 class JobHandle(Handle):
@@ -336,20 +335,7 @@ class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls, CatalogueCalls, 
         self.close()
 
     def _run(self, flow: Flow[T]) -> T:
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    result = self._do(step)
-                except TidegateError as error:
-                    problem = error
-                else:
-                    step = flow.send(result)
-                    continue
-                step = flow.throw(problem)
-        except StopIteration as done:
-            value: T = done.value
-            return value
+        return driven(flow, self._do)
 
     def _lines(self, answer: Answer) -> Generator[str, None, None]:
         """Yield the lines of an open response, then close it."""
