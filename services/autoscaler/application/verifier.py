@@ -117,11 +117,15 @@ class Verifier:
                 await asyncio.wait_for(self._wake.wait(), self.pause_s())
 
     def pause_s(self) -> float:
-        """Return the seconds until the next check. While versions only wait for room, it is not soon."""
+        """Return the seconds until the next check. While versions only wait, it is not soon."""
         pending = self._pending()
         if not pending:
             return KEPT_PERIOD_S if self._running else PERIOD_S
-        waits = any((each.model, each.number) in self._waiting for each in pending)
+        soon = self._clock() + KEPT_PERIOD_S
+        waits = any(
+            key in self._waiting or (key in self._attempts and self._attempts[key].not_before > soon)
+            for key in ((each.model, each.number) for each in pending)
+        )
         works = any(each.replica not in self._kept for each in self._running)
         return KEPT_PERIOD_S if waits and not works else BUSY_PERIOD_S
 
@@ -145,7 +149,7 @@ class Verifier:
         heard = await self._read_reports(now)
         # The outcome of a scratch replica counts once, even if its process cannot be ended now.
         live = [each for each in self._running if each.replica not in self._ending]
-        found = plan(pending, live, self._reports, self._attempts, now, heard)
+        found = plan(pending, live, self._reports, self._attempts, now, heard, self._heard)
         # A result counts when it is written. Until then, the next check finds it again.
         settled = {(each.model, each.number) for each in found.settle}
         before = {key: kept for key, kept in self._attempts.items() if key in settled}
@@ -161,18 +165,25 @@ class Verifier:
             replica = running.get(key)
             report = self._reports.get(replica.replica) if replica else None
             kept = self._attempts.get(key, Attempts(0))
-            step = report.message if report else "starting" if replica else self._waiting.get(key, "waiting")
+            step = report.message if report else "starting" if replica else self._wait_of(key, kept)
             found.append(
                 {
                     "model": version.model,
                     "version": version.number,
                     "replica": replica.replica if replica else None,
                     "step": step,
-                    "failed_tries": kept.deaths + kept.interruptions,
+                    "failed_tries": kept.tries,
                     "last_failure": kept.message,
                 }
             )
         return found
+
+    def _wait_of(self, key: Key, kept: Attempts) -> str:
+        """Return what a version without a scratch replica waits for, in words."""
+        if key in self._waiting:
+            return self._waiting[key]
+        reason = self.problem or kept.message
+        return f"waiting for the next try: {reason}" if reason else "waiting"
 
     def _pending(self) -> list[Version]:
         versions = self._source.current.versions if self._source.current else []
@@ -304,9 +315,7 @@ class Verifier:
             await self._launcher.launch(assignment)
         except TidegateError as error:
             log.warning("starting a scratch replica failed", extra={"problem": error.message})
-            memory, result = after_failed_launch(
-                version, deployment, self._attempts.get(key), error.message, now
-            )
+            memory, result = after_failed_launch(version, self._attempts.get(key), error, now)
             self._attempts[key] = memory
             if result is not None:
                 await self._settle(Settle(*key, result))

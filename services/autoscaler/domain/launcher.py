@@ -28,6 +28,14 @@ class LaunchFailed(Unavailable):
     """The worker could not be started. The message says why."""
 
 
+class NoFreeGpu(LaunchFailed):
+    """The machine has no free GPU for the worker."""
+
+
+class OptionsRefused(LaunchFailed):
+    """The launcher cannot start any worker with these options of the Deployment."""
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A replica that exists at the launcher. ``alive`` is False if only its remains exist.

@@ -6,35 +6,48 @@ A scratch replica loads one pending version, checks it and reports. The name of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from services.autoscaler.domain.launcher import Running, parse_replica
+from services.autoscaler.domain.launcher import NoFreeGpu, OptionsRefused, Running, parse_replica
 from services.autoscaler.domain.snapshot import Host, Policy
+from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol.models import Assignment, Deployment, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.verification import MAX_MESSAGE, ScratchOutcome, VerificationResult
 
-# A model whose process dies twice is rejected. A cause that is not the model gets one more try.
+# A model whose process dies twice is rejected, and after an unknown cause it gets one more try. A failure of
+# the platform never rejects.
 DEATHS, INTERRUPTIONS = 2, 3
 AT_ONCE = 2  # more scratch replicas at the same time would measure each other
 PREFIX, SUFFIX = "scratch-", "-"
 SILENT_S = 30.0
 LONGEST_S = 2400.0  # a worker ends its own installation and start before that
-BACKOFF_S = 1.0
+# The first and the longest pause before the next try.
+BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 
 Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The failed scratch replicas of one round of a version. The next one starts at ``not_before``."""
+    """The failed scratch replicas of one round of a version. The next one starts at ``not_before``.
+
+    ``deaths``: a process of the model ended. ``interruptions``: the cause is not known. ``outages``: the
+    platform failed.
+    """
 
     round: int
     deaths: int = 0
     interruptions: int = 0
+    outages: int = 0
     not_before: float = 0.0
     message: str = ""
+
+    @property
+    def tries(self) -> int:
+        """Return how many scratch replicas failed."""
+        return self.deaths + self.interruptions + self.outages
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +107,12 @@ def plan(
     attempts: Mapping[Key, Attempts],
     now: float,
     heard: Mapping[str, float] | None = None,
+    reported: Container[str] = frozenset(),
 ) -> ScratchPlan:
     """Return what to do now. ``running`` are the scratch replicas, ``reports`` the heartbeats of workers.
 
-    ``heard``: when each scratch replica was heard last; missing: never.
+    ``heard``: when each scratch replica was heard last; missing: never. ``reported``: the scratch replicas
+    with a heartbeat so far.
     """
     wanted = {(version.model, version.number): version for version in pending}
     memory = {
@@ -113,7 +128,14 @@ def plan(
             kill.append((each.replica, "its version is not pending"))
             continue
         since = max(each.launched_at, (heard or {}).get(each.replica, 0.0))
-        outcome = _outcome(each, reports.get(each.replica), version.verification.round, now, now - since)
+        outcome = _outcome(
+            each,
+            reports.get(each.replica),
+            version.verification.round,
+            now,
+            now - since,
+            began=each.replica in reported or each.replica in reports,
+        )
         if outcome is None:
             busy.add(key)
             continue
@@ -132,17 +154,20 @@ def plan(
 
 
 def after_failed_launch(
-    version: Version, deployment: Deployment, kept: Attempts | None, message: str, now: float
+    version: Version, kept: Attempts | None, error: TidegateError, now: float
 ) -> tuple[Attempts, VerificationResult | None]:
     """Return the attempts after a scratch replica could not be started, and the result after the last one.
 
-    If the machine has no free GPU, the version is skipped. Otherwise no version could replace one that holds
-    the only GPU.
+    While the launcher fails, the version stays pending. If the machine has no free GPU, the version is
+    skipped. Otherwise no version could replace one that holds the only GPU.
     """
+    kind = {NoFreeGpu: "interrupted", OptionsRefused: "rejected"}.get(type(error), "unavailable")
     round_ = version.verification.round
-    outcome = ScratchOutcome(round=round_, kind="interrupted", message=message)
+    outcome = ScratchOutcome.model_validate(
+        {"round": round_, "kind": kind, "message": error.message[:MAX_MESSAGE]}
+    )
     memory, result = _judged(kept or Attempts(round_), outcome, now)
-    if result is not None and (deployment.resources.gpus or deployment.resources.gpu_memory_mb):
+    if result is not None and isinstance(error, NoFreeGpu):
         result = result.model_copy(update={"state": "skipped"})
     return memory, result
 
@@ -161,16 +186,26 @@ def obstacle(deployment: Deployment, host: Host | None, policy: Policy, *, cordo
 
 
 def _outcome(
-    running: Running, report: ReplicaReport | None, round_: int, now: float, silent_s: float
+    running: Running,
+    report: ReplicaReport | None,
+    round_: int,
+    now: float,
+    silent_s: float,
+    *,
+    began: bool,
 ) -> ScratchOutcome | None:
-    """Return how a scratch replica ended; None while it works. Without a report, it is silent so long."""
+    """Return how a scratch replica ended; None while it works. Without a report, it is silent so long.
+
+    ``began``: it had a heartbeat. Before the first heartbeat, no part of the model runs.
+    """
+    unknown = "interrupted" if began else "unavailable"
     if report is not None and report.scratch is not None:
         found = ScratchOutcome.model_validate(report.scratch)
         if found.round == round_:
             return found
         return ScratchOutcome(round=round_, kind="interrupted", message="it was of an earlier round")
     if not running.alive:
-        kind = "died" if running.out_of_memory else "interrupted"
+        kind = "died" if running.out_of_memory else unknown
         why = "its memory limit was reached: " if running.out_of_memory else ""
         return ScratchOutcome.model_validate(
             {"round": round_, "kind": kind, "message": f"{why}{running.ending or 'its process is gone'}"}
@@ -178,7 +213,7 @@ def _outcome(
     age = now - running.launched_at
     if age > LONGEST_S or (report is None and silent_s > SILENT_S):
         late = f"no result after {LONGEST_S:g} s" if age > LONGEST_S else f"no heartbeat for {SILENT_S:g} s"
-        return ScratchOutcome(round=round_, kind="interrupted", message=late)
+        return ScratchOutcome.model_validate({"round": round_, "kind": unknown, "message": late})
     return None
 
 
@@ -195,12 +230,16 @@ def _judged(
     kept = replace(
         kept,
         deaths=kept.deaths + died,
-        interruptions=kept.interruptions + (not died),
+        interruptions=kept.interruptions + (outcome.kind == "interrupted"),
+        outages=kept.outages + (outcome.kind == "unavailable"),
         message=outcome.message,
     )
-    kept = replace(kept, not_before=now + BACKOFF_S * 2 ** (kept.deaths + kept.interruptions - 1))
+    pause_s = min(BACKOFF_S * 2.0 ** min(kept.tries - 1, 10), LONGEST_BACKOFF_S)
+    kept = replace(kept, not_before=now + pause_s)
+    if outcome.kind == "unavailable":
+        return kept, None
     if kept.deaths < DEATHS and kept.interruptions < INTERRUPTIONS:
         return kept, None
     cause = "" if died else "no scratch replica reported a result: "
-    message = f"After {kept.deaths + kept.interruptions} tries: {cause}{outcome.message}"
+    message = f"After {kept.tries} tries: {cause}{outcome.message}"
     return kept, VerificationResult(round=outcome.round, state="rejected", message=message[:MAX_MESSAGE])

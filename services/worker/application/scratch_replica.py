@@ -32,7 +32,7 @@ from services.worker.domain.load_failures import DIED
 from services.worker.domain.phases import Phases
 from services.worker.settings import WorkerSettings
 from tidegate.kernel import tasks, telemetry
-from tidegate.kernel.errors import ModelFailed, TidegateError
+from tidegate.kernel.errors import ModelFailed, TidegateError, Unavailable
 from tidegate.kernel.protocol.models import Assignment, Signature
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.redaction import without_paths
@@ -167,15 +167,18 @@ class ScratchReplica:
         try:
             return await self._verify(limit_s)
         except TimeoutError:
+            # Before the model is prepared, a slow artifact store may be the cause.
             return self._outcome_of(
-                "rejected", f"It was not loaded within {limit_s:g} s; the last step: {self._status.message}."
+                "rejected" if self._models else "interrupted",
+                f"It was not loaded within {limit_s:g} s; the last step: {self._status.message}.",
             )
         except ModelFailed as error:
             return self._outcome_of("died" if error.message.startswith(DIED) else "rejected", error.message)
         except TidegateError as error:
             if (death := await self._death()) is not None:
                 return self._outcome_of("died", death)
-            return self._outcome_of("interrupted", error.message)
+            fetching = isinstance(error, Unavailable) and not self._models
+            return self._outcome_of("unavailable" if fetching else "interrupted", error.message)
         except Exception as error:
             log.exception("unexpected end")
             return self._outcome_of("interrupted", f"unexpected error: {error!r}")

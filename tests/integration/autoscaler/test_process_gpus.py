@@ -88,7 +88,7 @@ async def test_launches_at_once_of_two_autoscalers_never_share_a_whole_gpu(harne
         for slot, launcher in enumerate([harness.launcher(), harness.launcher()] * 3)
     )
     ends = await asyncio.gather(*launches, return_exceptions=True)
-    assert sorted(type(end).__name__ for end in ends) == ["LaunchFailed"] * 4 + ["NoneType"] * 2
+    assert sorted(type(end).__name__ for end in ends) == ["NoFreeGpu"] * 4 + ["NoneType"] * 2
     held = [each.gpus for each in await harness.launcher().list()]
     assert sorted(held) == [("GPU-big",), ("GPU-small",)]
 

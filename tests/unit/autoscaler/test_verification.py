@@ -9,12 +9,20 @@ import pytest
 from services.autoscaler.domain.capacity import ReplicaSize, size_of
 from services.autoscaler.domain.cold_start import start_time
 from services.autoscaler.domain.desired_state import index_of
-from services.autoscaler.domain.launcher import Running, parse_replica, replica_name
+from services.autoscaler.domain.launcher import (
+    LaunchFailed,
+    NoFreeGpu,
+    OptionsRefused,
+    Running,
+    parse_replica,
+    replica_name,
+)
 from services.autoscaler.domain.load import with_guess
 from services.autoscaler.domain.memory import Load, State
 from services.autoscaler.domain.snapshot import Host, Policy
 from services.autoscaler.domain.verification import (
     AT_ONCE,
+    LONGEST_BACKOFF_S,
     Attempts,
     after_failed_launch,
     deployment_of_scratch,
@@ -25,6 +33,7 @@ from services.autoscaler.domain.verification import (
     scratch_of,
 )
 from tests.unit.autoscaler.conftest import BORN, a_deployment, a_version
+from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.models import Assignment, DesiredState, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.verification import BatchFigures, CapacityCard, Verification
@@ -55,7 +64,7 @@ def outcome_of(kind: str | None, kept: Attempts | None = None, message: str = ""
     running = scratch(**given)
     reports = {} if kind is None else {running.replica: report(running, kind, message)}
     memory = {("digits", 1): kept} if kept else {}
-    return plan([pending()], [running], reports, memory, NOW)
+    return plan([pending()], [running], reports, memory, NOW, reported={running.replica})
 
 
 def test_the_name_of_a_scratch_replica_gives_its_version_back():
@@ -135,14 +144,50 @@ def test_a_silent_scratch_replica_is_ended():
     assert outcome_of(None, launched_at=NOW - 40).kill
 
 
-def test_a_scratch_replica_without_a_free_gpu_skips_the_verification_and_other_failures_reject():
-    for resources, state in (({"gpus": 1}, "skipped"), ({}, "rejected")):
-        deployment, kept, result = a_deployment(resources=resources), None, None
-        for _ in range(3):
-            assert result is None
-            kept, result = after_failed_launch(pending(), deployment, kept, "no room", NOW)
-        assert result is not None
-        assert (result.state, "no room" in result.message) == (state, True)
+def test_a_scratch_replica_without_a_free_gpu_skips_the_verification():
+    kept, result = None, None
+    for _ in range(3):
+        assert result is None
+        kept, result = after_failed_launch(pending(), kept, NoFreeGpu("no room"), NOW)
+    assert result is not None
+    assert (result.state, "no room" in result.message) == ("skipped", True)
+
+
+def test_options_that_the_launcher_does_not_have_reject_at_once():
+    _, result = after_failed_launch(pending(), None, OptionsRefused("no images here"), NOW)
+    assert result is not None
+    assert (result.state, result.message) == ("rejected", "no images here")
+
+
+@pytest.mark.parametrize("error", [Unavailable("the engine is away"), LaunchFailed("the engine refuses")])
+def test_a_launcher_that_fails_never_rejects_and_is_called_less_and_less_often(error):
+    kept, pauses = None, []
+    for _ in range(40):
+        kept, result = after_failed_launch(pending(), kept, error, NOW)
+        assert result is None
+        pauses.append(kept.not_before - NOW)
+    assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert pauses[-1] == LONGEST_BACKOFF_S
+    assert kept is not None
+    assert (kept.outages, kept.message) == (40, error.message)
+    found = outcome_of("died", kept, "signal 9")
+    assert not found.settle, "the outages are not deaths of the model"
+
+
+def test_failures_before_the_model_is_loaded_never_reject():
+    fetch, dead, silent = None, None, None
+    for _ in range(10):
+        found = outcome_of("unavailable", fetch, "the artifact cannot be fetched: the registry is away")
+        assert not found.settle
+        fetch = found.attempts["digits", 1]
+        one, late = scratch(alive=False, ending="exit code 1"), scratch(launched_at=NOW - 40)
+        found = plan([pending()], [one], {}, {("digits", 1): dead} if dead else {}, NOW)
+        assert not found.settle, "it had no heartbeat, so no model ran"
+        dead = found.attempts["digits", 1]
+        found = plan([pending()], [late], {}, {("digits", 1): silent} if silent else {}, NOW)
+        assert not found.settle
+        silent = found.attempts["digits", 1]
+    assert [kept.outages for kept in (fetch, dead, silent)] == [10, 10, 10]
 
 
 def test_no_scratch_replica_starts_on_a_full_or_cordoned_host():

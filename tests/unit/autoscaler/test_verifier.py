@@ -12,7 +12,7 @@ from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.snapshot import Host, Policy
 from services.autoscaler.domain.verification import SILENT_S
 from tests.unit.autoscaler.conftest import a_version
-from tidegate.kernel.errors import Unavailable
+from tidegate.kernel.errors import TidegateError, Unavailable
 from tidegate.kernel.protocol.models import DeploymentSpec, DesiredState, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.verification import ScratchTask, Verification, VerificationResult
@@ -36,12 +36,15 @@ class World:
         self.kept: list[str] = []
         self.replicas_now: set[str] = set()
         self.kill_fails = False
+        self.launch_error: TidegateError | None = None
         self.full = False
         self.answered = True
         self.store_away = False
 
     # the launcher
     async def launch(self, assignment: Any) -> None:
+        if self.launch_error is not None:
+            raise self.launch_error
         name, slot, generation = parse_replica(assignment.replica) or ("", 0, 0)
         self.running[assignment.replica] = Running(
             assignment.replica, name, slot, generation, 1, True, self.now
@@ -253,6 +256,22 @@ def test_a_version_waits_on_a_full_host_and_says_why():
     found.check(1.0)
     assert found.world.running
     assert found.verifier.pause_s() == BUSY_PERIOD_S
+
+
+def test_a_version_waits_while_the_launcher_is_away_and_says_why():
+    found = Checked()
+    found.world.launch_error = Unavailable("The container engine does not answer.")
+    for tries in range(1, 8):
+        found.check(60.0)
+        (shown,) = found.verifier.view()
+        assert (shown["failed_tries"], "engine does not answer" in shown["step"]) == (tries, True)
+    assert found.verifier.pause_s() == KEPT_PERIOD_S
+    assert not found.world.results
+    found.world.launch_error = None
+    found.check(60.0)
+    found.world.reports_outcome("verified")
+    found.check(1.0)
+    assert [result.state for result in found.world.results] == ["verified"]
 
 
 def test_the_scratch_replica_of_a_deleted_version_ends(checked: Checked):

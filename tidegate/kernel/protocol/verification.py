@@ -105,10 +105,11 @@ class ScratchOutcome(Noun):
     """The outcome that a scratch replica reports in its heartbeats.
 
     ``rejected``: the model is wrong, and another try would be the same. ``died``: a process of the model
-    ended. ``interrupted``: the cause is not the model, so it is tried again.
+    ended. ``interrupted``: the cause is not known, so it is tried again. ``unavailable``: a part of the
+    platform failed, so it is tried again until that part works.
     """
 
     round: int
-    kind: Literal["verified", "rejected", "died", "interrupted"]
+    kind: Literal["verified", "rejected", "died", "interrupted", "unavailable"]
     message: str = ""
     card: CapacityCard | None = None

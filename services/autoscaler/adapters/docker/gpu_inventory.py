@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 
 from services.autoscaler.adapters.docker.container_spec import STACK, DockerPlan
-from services.autoscaler.adapters.docker.engine import Engine
+from services.autoscaler.adapters.docker.engine import Engine, EngineError
 from services.autoscaler.adapters.process.gpu_inventory import PROBE_TIMEOUT_S, RETRY_AFTER_S
 from services.autoscaler.domain.gpus import QUERY, Gpu, read_inventory
+from services.autoscaler.domain.launcher import NoFreeGpu
 from tidegate.kernel import telemetry
 from tidegate.kernel.errors import Unavailable
 
@@ -28,21 +29,24 @@ class EngineGpus:
         self._plan = plan
         self._clock = clock
         self._found: tuple[Gpu, ...] = ()
-        self._problem = ""
+        self._problem: Unavailable | None = None
         self._not_before = 0.0
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """Return the GPUs. Raise ``Unavailable`` if they cannot be listed."""
+        """Return the GPUs. Raise ``NoFreeGpu`` if there is none, or ``Unavailable`` if the engine is away."""
         if not self._found and self._clock() >= self._not_before:
             self._not_before = self._clock() + RETRY_AFTER_S
-            self._problem = ""
+            self._problem = None
             try:
                 self._found = read_inventory(await self._probe())
             except Unavailable as error:
-                self._problem = error.message
+                self._problem = error
                 log.warning("GPUs cannot be listed", extra={"problem": error.message})
-        if self._problem:
-            raise Unavailable(f"The engine's GPUs cannot be listed: {self._problem}")
+        if self._problem is not None:
+            # The engine answers with an error if the host has no GPU or no driver.
+            answered = isinstance(self._problem, EngineError | NoFreeGpu)
+            message = f"The engine's GPUs cannot be listed: {self._problem.message}"
+            raise NoFreeGpu(message) if answered else Unavailable(message)
         return self._found
 
     async def _probe(self) -> str:
@@ -57,7 +61,7 @@ class EngineGpus:
             with contextlib.suppress(Unavailable):
                 await self._engine.remove(name)
         if code != 0:
-            raise Unavailable(f"nvidia-smi exited with code {code}: {output.strip()[-300:]}")
+            raise NoFreeGpu(f"nvidia-smi exited with code {code}: {output.strip()[-300:]}")
         return output
 
 

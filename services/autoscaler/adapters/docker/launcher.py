@@ -35,6 +35,7 @@ from services.autoscaler.domain.launcher import (
     LaunchFailed,
     LaunchSpec,
     NameTaken,
+    NoFreeGpu,
     Running,
     parse_replica,
     pool_of,
@@ -148,14 +149,14 @@ class DockerLauncher:
         try:
             shares = place(inventory, await self._claims(), start.resources)
         except NoRoom as reason:
-            raise LaunchFailed(f"The worker {replica} {reason}.") from None
+            raise NoFreeGpu(f"The worker {replica} {reason}.") from None
         await self._create(start, shares)
         # Another process may have chosen the same GPU meanwhile. Then the order of the claims decides.
         claims = await self._claims()
         mine = next((claim for claim in claims if claim.replica == replica), None)
         if mine is None or not stands(inventory, claims, mine):
             await self._engine.remove(self._plan.name(replica))
-            raise LaunchFailed(
+            raise NoFreeGpu(
                 f"The worker {replica} lost its GPU to another one that was launched at the same time."
             )
 

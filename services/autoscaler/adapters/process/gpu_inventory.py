@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from services.autoscaler.domain.gpus import QUERY, Gpu, read_inventory, visible
-from services.autoscaler.domain.launcher import LaunchFailed
+from services.autoscaler.domain.launcher import NoFreeGpu
 from tidegate.kernel import telemetry
 
 log = telemetry.logger(__name__)
@@ -31,12 +31,12 @@ class MachineGpus:
         self._not_before = float("-inf")
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """Return the GPUs that replicas may use. Raise ``LaunchFailed`` if none was found."""
+        """Return the GPUs that replicas may use. Raise ``NoFreeGpu`` if none was found."""
         if not self._found and self._clock() >= self._not_before:
             self._not_before = self._clock() + RETRY_AFTER_S
             self._found, self._problem = await self._read()
         if not self._found:
-            raise LaunchFailed(
+            raise NoFreeGpu(
                 f"This host has no GPU: {self._problem} Deploy without `gpus` and `gpu_memory_mb`, "
                 "or start the stack on a host with an NVIDIA GPU and its driver."
             )

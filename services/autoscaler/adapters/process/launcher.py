@@ -23,7 +23,14 @@ from services.autoscaler.adapters.process.replica_folder import ReplicaFolder
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.domain.exit_message import describe_exit, with_last_log_line
 from services.autoscaler.domain.gpus import Gpu, GpuClaim, GpuInventory, NoRoom, Shares, place
-from services.autoscaler.domain.launcher import LaunchFailed, LaunchSpec, Running, parse_replica
+from services.autoscaler.domain.launcher import (
+    LaunchFailed,
+    LaunchSpec,
+    NoFreeGpu,
+    OptionsRefused,
+    Running,
+    parse_replica,
+)
 from services.autoscaler.domain.log_retention import LogLimits
 from tidegate.kernel import model_users
 from tidegate.kernel.errors import Unavailable
@@ -64,10 +71,10 @@ class ProcessPlan:
 
 
 def _reject_container_options(start: LaunchSpec) -> None:
-    """Raise ``LaunchFailed`` for options that only containers have."""
+    """Raise ``OptionsRefused`` for options that only containers have."""
     for value, option in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
         if value is not None:
-            raise LaunchFailed(
+            raise OptionsRefused(
                 f"The worker {start.replica} cannot use {option} ({value}): workers are processes here, and "
                 "only containers have that. Deploy without it, or set TIDEGATE_LAUNCHER=docker."
             )
@@ -126,7 +133,7 @@ class ProcessLauncher:
             try:
                 shares = place(inventory, self._claims(), start.resources)
             except NoRoom as reason:
-                raise LaunchFailed(f"The worker {start.replica} {reason}.") from None
+                raise NoFreeGpu(f"The worker {start.replica} {reason}.") from None
             self._launch(start, shares)
 
     @contextlib.contextmanager
