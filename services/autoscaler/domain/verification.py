@@ -161,13 +161,14 @@ def after_failed_launch(
     While the launcher fails, the version stays pending. If the machine has no free GPU, the version is
     skipped. Otherwise no version could replace one that holds the only GPU.
     """
-    kind = {NoFreeGpu: "interrupted", OptionsRefused: "rejected"}.get(type(error), "unavailable")
+    no_gpu = isinstance(error, NoFreeGpu)
+    kind = "interrupted" if no_gpu else "rejected" if isinstance(error, OptionsRefused) else "unavailable"
     round_ = version.verification.round
     outcome = ScratchOutcome.model_validate(
         {"round": round_, "kind": kind, "message": error.message[:MAX_MESSAGE]}
     )
     memory, result = _judged(kept or Attempts(round_), outcome, now)
-    if result is not None and isinstance(error, NoFreeGpu):
+    if result is not None and no_gpu:
         result = result.model_copy(update={"state": "skipped"})
     return memory, result
 

@@ -187,7 +187,7 @@ def test_failures_before_the_model_is_loaded_never_reject():
         found = plan([pending()], [late], {}, {("digits", 1): silent} if silent else {}, NOW)
         assert not found.settle
         silent = found.attempts["digits", 1]
-    assert [kept.outages for kept in (fetch, dead, silent)] == [10, 10, 10]
+    assert [kept and kept.outages for kept in (fetch, dead, silent)] == [10, 10, 10]
 
 
 def test_no_scratch_replica_starts_on_a_full_or_cordoned_host():
