@@ -266,6 +266,7 @@ class ControlLoop:
                 await self._parts.launcher.drain(action.replica)
             case Kill():
                 await self._parts.launcher.kill(action.replica)
+                self._parts.costs.killed(action.replica, self._clock())
                 self._causes.pop(action.replica, None)
                 if action.forget:
                     with contextlib.suppress(StoreUnavailable):

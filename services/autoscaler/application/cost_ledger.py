@@ -90,6 +90,12 @@ class CostLedger:
         if self._book.note(running, self._deployments, devices, self.prices.current(), now):
             self._due.set()
 
+    def killed(self, replica: str, at: float) -> None:
+        """Note that the launcher ended a replica, which it does not list again."""
+        life = self._book.lives.get(replica)
+        if life is not None and life.end(at):
+            self._due.set()
+
     async def run(self) -> None:
         """Book until cancelled: every few seconds, and when a replica has ended."""
         retired_at = 0.0

@@ -44,7 +44,8 @@ class Running:
     Deployment at the launch. ``ending`` says how a dead worker ended, if that is known; ``out_of_memory``
     means that the kernel killed it at its memory limit. ``image`` is the container's image with its digest,
     ``gpus`` has the UUIDs of its GPUs. ``worker`` is the launcher's name for it if it came from a warm pool.
-    ``memory_mb`` is the memory of its processes; 0: not known.
+    ``memory_mb`` is the memory of its processes; 0: not known. ``ended_at`` is the end of a dead worker's
+    process; None: not known.
     """
 
     replica: str
@@ -63,6 +64,7 @@ class Running:
     gpus: tuple[str, ...] = ()
     worker: str = ""
     memory_mb: int = 0
+    ended_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ import pytest
 from services.autoscaler.adapters.process import procfs
 from services.autoscaler.adapters.process.launcher import LAUNCH_GRACE_S, ProcessLauncher, ProcessPlan
 from services.autoscaler.application.end_replicas import end_replicas
+from services.autoscaler.domain.costs.lives import NS, OBSERVED, LifeBook
 from services.autoscaler.domain.launcher import LaunchFailed
-from tests.integration.autoscaler.test_launchers import one
+from tests.integration.autoscaler.test_launchers import gone, one
+from tidegate.kernel.protocol.prices import PriceList
 
 ONE, TWO = "digits-v1-0-1", "digits-v1-1-1"
 
@@ -44,6 +46,39 @@ async def test_what_a_killed_worker_leaves_is_ended(harness, assign, mode):
     assert harness.processes(ONE), "its server still lives and has to be ended"
     await launcher.kill(ONE)
     assert harness.processes(ONE) == []
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_the_end_of_a_killed_worker_is_booked_exactly(harness, assign, adopted):
+    """The ledger books the end at the moment of the end, and not at the next round."""
+    launcher, book, prices = harness.launcher(), LifeBook(), PriceList()
+    await launcher.launch(assign(ONE))
+    harness.until_up(ONE)
+    launcher = harness.launcher() if adopted else launcher
+    seen = await one(launcher)
+    book.note([seen], {}, {}, prices, time.time())
+    killed_at = time.time()
+    harness.crash(ONE)
+    await asyncio.sleep(0.01)  # the event loop reads the pidfd
+    looked_at = time.time()
+    assert book.note(await launcher.list(), {}, {}, prices, looked_at)
+    ended_at = (await one(launcher)).ended_at
+    assert ended_at is not None
+    assert ended_at == book.lives[ONE].gone_at
+    assert killed_at <= ended_at <= looked_at
+    bookings, _ = book.book({}, prices, time.time())
+    observed = [amount.spent.ns for place, amount in bookings.items() if place.part.kind == OBSERVED]
+    assert sum(observed) == pytest.approx((ended_at - seen.launched_at) * NS, abs=1000)
+
+
+async def test_a_worker_that_ended_between_two_rounds_has_an_end(harness, assign):
+    launcher = harness.launcher("broken")
+    started = assign(ONE)
+    await launcher.launch(started)
+    harness.until(lambda: "no module" in harness.output(ONE), "it has failed")
+    dead = await gone(launcher)
+    assert started.launched_at <= dead.ended_at <= time.time()
+    await launcher.kill(ONE)
 
 
 async def test_a_command_that_is_not_there_fails_the_launch_and_frees_the_name(harness, assign):

@@ -94,8 +94,10 @@ async def test_a_killed_worker_is_seen_and_its_server_does_not_outlive_it(harnes
     launcher = harness.launcher(mode)
     await launcher.launch(assign(ONE))
     harness.until_up(ONE)
+    up = time.time()
     harness.crash(ONE)
     dead = await gone(launcher)
+    assert up <= dead.ended_at <= time.time()
     assert dead.ending == "the worker was ended by SIGKILL; last log line: up"
     assert not dead.out_of_memory
     await launcher.kill(ONE)

@@ -11,6 +11,7 @@ import pytest
 
 from services.autoscaler.adapters.docker.container_spec import DockerPlan, body
 from services.autoscaler.adapters.docker.gpu_inventory import probe_body
+from services.autoscaler.adapters.docker.launcher import finished_at
 from services.autoscaler.domain.engine_rules import StackBounds, refusal
 from services.autoscaler.domain.launcher import LaunchSpec
 from tidegate.kernel.protocol.models import Assignment, Deployment, Version
@@ -226,3 +227,17 @@ def test_what_the_engine_could_read_otherwise_is_refused():
     assert ask("POST", "/images/create", pull) is None
     assert ask("POST", "/images/create", pull, b"fromImage=alpine") is not None
     assert ask("POST", "/images/create", {"fromImage": "ours/x;fromImage=alpine"}) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2023-11-14T22:13:20.250000123Z", 1_700_000_000.25),
+        ("2023-11-14T23:13:20.25+01:00", 1_700_000_000.25),
+        ("0001-01-01T00:00:00Z", None),
+        ("", None),
+    ],
+)
+def test_the_end_of_a_container(text, expected):
+    """The engine writes the year 1 for a container that has not ended."""
+    assert finished_at({"FinishedAt": text}) == expected

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 from services.autoscaler.adapters.docker.container_spec import (
     DEFAULTS,
@@ -207,7 +208,7 @@ class DockerLauncher:
         if parsed is None or row["State"] == "removing":
             return None
         alive = self._alive(row)
-        ending, out_of_memory = ("", False) if alive else await self._ending(row)
+        ending, out_of_memory, ended_at = ("", False, None) if alive else await self._ending(row)
         return Running(
             replica=labels[REPLICA],
             deployment=parsed[0],
@@ -223,6 +224,7 @@ class DockerLauncher:
             out_of_memory=out_of_memory,
             image=labels.get(IMAGE_DIGEST, ""),
             gpus=tuple(sorted(from_label(labels.get(GPUS, "")))),
+            ended_at=ended_at,
         )
 
     def _fingerprint(self, deployment: str, labels: Mapping[str, str]) -> str:
@@ -236,18 +238,19 @@ class DockerLauncher:
             return row["Labels"][REPLICA] in self._launching or age_s < LAUNCH_GRACE_S
         return row["State"] in ALIVE
 
-    async def _ending(self, row: Doc) -> tuple[str, bool]:
-        """Return how a container ended, and whether it ran out of memory."""
+    async def _ending(self, row: Doc) -> tuple[str, bool, float | None]:
+        """Return how a container ended, whether it ran out of memory, and when it ended."""
         if row["State"] == "created":
-            return "its launch was interrupted before it started", False
+            return "its launch was interrupted before it started", False, None
         # By name, because the proxy of the engine checks names.
         name = self._plan.name(row["Labels"][REPLICA])
         try:
             found = await self._engine.inspect(name)
         except EngineError:  # removed meanwhile
-            return describe_exit(None), False
+            return describe_exit(None), False, None
         how, out_of_memory = _ending_of(found)
-        return with_last_log_line(how, await self._engine.output(name, LAST_LINES)), out_of_memory
+        output = await self._engine.output(name, LAST_LINES)
+        return with_last_log_line(how, output), out_of_memory, finished_at(found["State"])
 
 
 def _ending_of(found: Doc) -> tuple[str, bool]:
@@ -261,6 +264,16 @@ def _ending_of(found: Doc) -> tuple[str, bool]:
     if state.get("Error"):
         return f"{how} ({state['Error']})", False
     return how, False
+
+
+def finished_at(state: Doc) -> float | None:
+    """Return when a container ended, by the engine's description of its state; None if not known."""
+    text = str(state.get("FinishedAt", ""))
+    try:
+        found = datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+    return found if found > 0 else None  # the year 1 means that it has not ended
 
 
 def _number(text: str | None, otherwise: float) -> float:

@@ -14,11 +14,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.autoscaler.adapters.process import procfs
 from services.autoscaler.adapters.process.gpu_inventory import MachineGpus
+from services.autoscaler.adapters.process.process_ends import ProcessEnds
 from services.autoscaler.adapters.process.replica_folder import ReplicaFolder
 from services.autoscaler.adapters.replica_logs import ReplicaLogs
 from services.autoscaler.domain.exit_message import describe_exit, with_last_log_line
@@ -92,6 +93,7 @@ class ProcessLauncher:
         self._replicas = plan.state_dir / "replicas"
         self._logs = ReplicaLogs(plan.state_dir / "log", plan.logs)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ends = ProcessEnds(clock)
         self._memory: dict[int, int] = {}
         self._measured_at = float("-inf")
 
@@ -103,6 +105,7 @@ class ProcessLauncher:
             await asyncio.to_thread(self._launch_with_gpus, start, await self._inventory.gpus())
         else:
             await asyncio.to_thread(self._launch, start, {})
+        self._ends.watch(start.replica, self._children[start.replica].pid)
 
     async def drain(self, replica: str) -> None:
         """Send SIGTERM to the worker, but not to its Triton, which it needs to finish its work."""
@@ -114,10 +117,15 @@ class ProcessLauncher:
         Raise ``Unavailable`` if a process does not die. The name stays in use until then.
         """
         await asyncio.to_thread(self._kill, replica)
+        self._ends.forget(replica)
 
     async def list(self) -> Replicas:
         """Return every replica that has a folder."""
-        return await asyncio.to_thread(self._list)
+        rows = await asyncio.to_thread(self._list)
+        for row in rows:
+            if row.alive and row.pid:  # another autoscaler may have started it
+                self._ends.watch(row.replica, row.pid)
+        return [row if row.alive else replace(row, ended_at=self._ends.ended_at(row.replica)) for row in rows]
 
     async def output(self, replica: str, lines: int) -> str:
         """Return an empty string, because the log folder has the output."""

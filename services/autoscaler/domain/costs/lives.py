@@ -1,9 +1,10 @@
 """Book the time of every replica: turn the totals that workers report into amounts by hour.
 
-A life is a replica from its launch to its end, as the launcher shows it. Each collection books the growth of
-the worker's totals. At the end of a life, its last open calls are booked as lost, and the time that no report
-covers as ``stopping`` (after the worker's last report) or ``unreported`` (it crashed). So the booked parts of
-an ended life sum to its duration exactly.
+A life is a replica from its launch to its end, as the launcher shows it. The launcher knows the moment of the
+end. Without that moment, the end lies between the last round with the replica and the first one without it.
+Each collection books the growth of the worker's totals. At the end of a life, its last open calls are booked
+as lost, and the time that no report covers as ``stopping`` (after the worker's last report) or ``unreported``
+(it crashed). So the booked parts of an ended life sum to its duration exactly.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ class Amount(NamedTuple):
 class Life:
     """A replica's life. Times are seconds since the epoch.
 
-    ``seen_at``: when it was last seen. ``gone_at``: when it was first missing; None: it runs. ``booked_at``:
-    the time of the last booking. ``observed_ns``: the duration that was booked as observed. ``counted``: the
-    totals that were booked. ``covered_ns`` and ``calls_ns``: those of the last report.
+    ``seen_at``: when it was last seen. ``gone_at``: when it was first missing; None: it runs. Both are the
+    moment of its end if that is known. ``booked_at``: the time of the last booking. ``observed_ns``: the
+    duration that was booked as observed. ``counted``: the totals that were booked. ``covered_ns`` and
+    ``calls_ns``: those of the last report.
     """
 
     replica: str
@@ -74,6 +76,13 @@ class Life:
     counted: dict[Part, Spent] = field(default_factory=dict)
     covered_ns: int = 0
     calls_ns: int = 0
+
+    def end(self, at: float) -> bool:
+        """End this life at a known moment. Return False if it has ended before."""
+        if self.gone_at is not None:
+            return False
+        self.seen_at = self.gone_at = max(at, self.seen_at)
+        return True
 
     @property
     def counted_ns(self) -> int:
@@ -104,6 +113,8 @@ class LifeBook:
     def __init__(self, lives: Iterable[Life] = ()) -> None:
         self.lives = {life.replica: life for life in lives}
         self.sharing: dict[str, float] = {}
+        # A replica that was launched before this time was listed before.
+        self._noted_at = float("inf")
         self._prices: PriceList | None = None
         self._rates: dict[tuple[str, int, str], Rate] = {}
 
@@ -132,20 +143,26 @@ class LifeBook:
         ``devices`` has the devices that the replicas report.
         """
         alive: set[str] = set()
+        ended = False
         for each in running:
-            if not each.alive:
-                continue
-            alive.add(each.replica)
             life = self.lives.get(each.replica)
             if life is None:
+                if not each.alive and (each.ended_at is None or each.launched_at < self._noted_at):
+                    continue  # remains of a life that was booked, or whose end is not known
                 life = self.lives[each.replica] = _begun(each, deployments, prices)
-            life.seen_at, life.gone_at = max(now, life.launched_at), None
             if (deployment := deployments.get(each.deployment)) is not None:
                 life.rate = self._rate_of(deployment, prices, devices.get(each.replica, life.rate.gpu))
-        ended = False
+            if (waited := self.lives.get(each.worker)) is not None:  # it left its warm pool
+                ended |= waited.end(each.launched_at)
+            if each.alive:
+                alive.add(each.replica)
+                life.seen_at, life.gone_at = max(now, life.launched_at), None
+            elif each.ended_at is not None:
+                ended |= life.end(each.ended_at)
         for life in self.lives.values():
             if life.replica not in alive and life.gone_at is None:
                 life.gone_at, ended = now, True
+        self._noted_at = max([now, *(each.launched_at for each in running)])
         return ended
 
     def book(

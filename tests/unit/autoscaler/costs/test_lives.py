@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -35,8 +35,12 @@ PRICES = PriceList(core_hour=3.6, gib_hour=0, gpu_hour={})
 DEPLOYMENT = a_deployment(name="d")
 
 
-def running(replica: str, at: float, *, alive: bool = True, deployment: str = "d") -> Running:
-    return Running(replica, deployment, 0, 1, 1, alive, at)
+def running(
+    replica: str, at: float, *, ended_at: float | None = None, deployment: str = "d", worker: str = ""
+) -> Running:
+    return Running(
+        replica, deployment, 0, 1, 1, alive=ended_at is None, launched_at=at, ended_at=ended_at, worker=worker
+    )
 
 
 def a_report(replica: str, *, open_ns: int = 0, ended: bool = False, **parts: int) -> ReplicaTime:
@@ -83,8 +87,49 @@ def test_the_end_of_a_life(ended, rest, seconds):
 def test_dead_remains_are_no_life():
     book = LifeBook()
     note(book, START + 1, running("d-0-1", START))
-    assert note(book, START + 2, running("d-0-1", START, alive=False))
-    assert not note(book, START + 3, running("d-0-1", START, alive=False))
+    remains = replace(running("d-0-1", START), alive=False)
+    assert note(book, START + 2, remains)
+    assert not note(book, START + 3, remains)
+
+
+@pytest.mark.parametrize(("ended", "rest"), [(True, STOPPING), (False, UNREPORTED)])
+def test_a_known_end_is_booked_exactly(ended, rest):
+    """The round that sees the end of a process may be late."""
+    book = LifeBook()
+    note(book, START + 10, running("d-0-1", START))
+    assert note(book, START + 14, running("d-0-1", START, ended_at=START + 10.75)), "a replica has ended"
+    note(book, START + 15, running("d-0-1", START, ended_at=START + 10.75))
+    times = {"d-0-1": a_report("d-0-1", ended=ended, idle=8 * NS)}
+    found, closed = book.book(times, PRICES, START + 15)
+    assert closed == ["d-0-1"]
+    assert by_kind(found) == {IDLE: 8 * NS, rest: int(2.75 * NS), OBSERVED: int(10.75 * NS)}
+    assert not note(book, START + 16, running("d-0-1", START, ended_at=START + 10.75)), "only remains"
+
+
+def test_a_replica_that_ended_before_the_first_round_with_it_is_booked():
+    book = LifeBook()
+    note(book, START)
+    row = running("d-0-1", START + 0.25, ended_at=START + 0.75)
+    assert note(book, START + 1, row)
+    found, closed = book.book({}, PRICES, START + 1)
+    assert closed == ["d-0-1"]
+    assert by_kind(found) == {UNREPORTED: NS // 2, OBSERVED: NS // 2}
+    assert not note(book, START + 2, row), "its remains are no second life"
+
+
+def test_the_first_round_of_an_autoscaler_books_no_remains():
+    """The former leader has booked them."""
+    assert not note(LifeBook(), START + 1, running("d-0-1", START, ended_at=START + 0.75))
+
+
+def test_a_worker_of_a_warm_pool_waits_until_its_claim():
+    book = LifeBook()
+    name = "warm-cpu--0-1"
+    note(book, START + 60, running(name, START, deployment="warm-cpu-"))
+    note(book, START + 61, running("d-0-1", START + 60.25, worker=name))
+    found, closed = book.book({}, PRICES, START + 61)
+    assert closed == [name]
+    assert by_kind(found)[IDLE] == int(60.25 * NS)
 
 
 def test_an_outage_of_the_autoscaler_is_no_life():

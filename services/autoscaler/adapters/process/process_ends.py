@@ -1,0 +1,48 @@
+"""Learn the moment at which a worker's process ends, from the kernel.
+
+A pidfd becomes readable when its process ends. It also works for a process that another autoscaler started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+
+class ProcessEnds:
+    """The ends of workers' processes. Use it in the event loop only; ``clock`` gives the times."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._watched: dict[str, int] = {}  # the pidfd of each replica
+        self._ended: dict[str, float] = {}
+
+    def watch(self, replica: str, pid: int) -> None:
+        """Wait for the end of a replica's process, unless it is watched already."""
+        if replica in self._watched or replica in self._ended:
+            return
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:  # the process is gone, or no descriptor is free: then its end is not exact
+            return
+        self._watched[replica] = descriptor
+        asyncio.get_running_loop().add_reader(descriptor, self._note, replica)
+
+    def ended_at(self, replica: str) -> float | None:
+        """Return when a process ended. Call it only for one that has ended. None: it was not watched."""
+        if replica in self._watched:  # the loop was too busy to note the end
+            self._note(replica)
+        return self._ended.get(replica)
+
+    def forget(self, replica: str) -> None:
+        """Forget a replica, whose name is never used again."""
+        if replica in self._watched:
+            self._note(replica)
+        self._ended.pop(replica, None)
+
+    def _note(self, replica: str) -> None:
+        self._ended[replica] = self._clock()
+        descriptor = self._watched.pop(replica)
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
