@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-_HEAD = """
+HEAD = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -61,6 +61,31 @@ _SEQUENCE = """
             value += read("CORRID")
         return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([[value]], np.int32))])
 """
+_TOTAL = """
+    def initialize(self, args):
+        self.totals = {}
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        def read(name):
+            return int(pb_utils.get_input_tensor_by_name(request, name).as_numpy().ravel()[0])
+        key = read("CORRID")
+        before = 0 if read("START") else self.totals[key]
+        self.totals[key] = before + read("INPUT")
+        value = self.totals[key] + (key if read("END") else 0)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array([[value]], np.int32))])
+"""
+_ECHO = """
+    def execute(self, requests):
+        for request in requests:
+            words = pb_utils.get_input_tensor_by_name(request, "PROMPT").as_numpy()
+            sender = request.get_response_sender()
+            sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("TEXT", words)]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+_DECOUPLED = "model_transaction_policy { decoupled: True }"
 _START = 'control_input { name: "START" control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }'
 _END_AND_ID = """
   control_input { name: "END" control { kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ] } }
@@ -80,7 +105,7 @@ class Example(NamedTuple):
     def write(self, folder: Path) -> None:
         """Write the model as a directory of Triton's."""
         (folder / "1").mkdir(parents=True)
-        (folder / "1" / "model.py").write_text(_HEAD + self.source)
+        (folder / "1" / "model.py").write_text(HEAD + self.source)
         lines = ['backend: "python"', f"max_batch_size: {self.max_batch}"]
         for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
             lines += [f'{kind} {{ name: "{n}" data_type: TYPE_{t} dims: {dims} }}' for n, t, dims in tensors]
@@ -96,15 +121,13 @@ def _sums(datatype: str) -> Example:
     )
 
 
-def _sequence(*, adds_id: bool) -> Example:
+def _sequence(source: str, strategy: str, controls: str) -> Example:
     """Return a stateful model. The examples also send ids that are strings to the one that adds no id."""
-    strategy = "oldest { max_candidate_sequences: 4 }" if adds_id else "direct { }"
-    controls = _START + (_END_AND_ID if adds_id else "")
     more = f"sequence_batching {{ max_sequence_idle_microseconds: 5000000 {strategy} {controls} }}"
-    source = _SEQUENCE.replace("ADDS_ID", str(adds_id))
     return Example(source, [("INPUT", "INT32", [1])], [("OUTPUT", "INT32", [1])], more=more)
 
 
+_OLDEST = "oldest { max_candidate_sequences: 4 }"
 MODELS = {
     "simple": _sums("INT32"),
     "simple_int8": _sums("INT8"),
@@ -115,8 +138,19 @@ MODELS = {
         [("IN", "INT32", [-1]), ("DELAY", "UINT32", [-1]), ("WAIT", "UINT32", [1])],
         [("OUT", "INT32", [1]), ("IDX", "UINT32", [1])],
         max_batch=0,
-        more="model_transaction_policy { decoupled: True }",
+        more=_DECOUPLED,
     ),
-    "simple_sequence": _sequence(adds_id=False),
-    "simple_dyna_sequence": _sequence(adds_id=True),
+    "simple_sequence": _sequence(_SEQUENCE.replace("ADDS_ID", "False"), "direct { }", _START),
+    "simple_dyna_sequence": _sequence(_SEQUENCE.replace("ADDS_ID", "True"), _OLDEST, _START + _END_AND_ID),
+    "simple_string_dyna_sequence": _sequence(
+        _TOTAL, _OLDEST, _START + _END_AND_ID.replace("TYPE_UINT64", "TYPE_STRING")
+    ),
+    "custom_identity_int32": Example(_IDENTITY, [("INPUT0", "INT32", [-1])], [("OUTPUT0", "INT32", [-1])]),
+    "vllm": Example(
+        _ECHO,
+        [("PROMPT", "STRING", [1]), ("STREAM", "BOOL", [1])],
+        [("TEXT", "STRING", [-1])],
+        max_batch=0,
+        more=_DECOUPLED,
+    ),
 }
