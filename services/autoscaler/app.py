@@ -130,9 +130,7 @@ async def _start(
     tasks, leads = TaskSet(), asyncio.Event()
     stack.push_async_callback(tasks.end)
     tasks.start(source.run(settings.autoscaler_relist_s), "read the registry")
-    tasks.start(
-        _lead(leader, loop, pool, lambda: ledger.take_over(source.deployments), leads), "control loop"
-    )
+    tasks.start(_lead(leader, loop, pool, lambda: ledger.take_over(source.current), leads), "control loop")
     tasks.start(_book(ledger, leads), "book costs")
     tasks.start(_hold(pool, loop, leads), "warm pool")
     tasks.start(_grant(grants, leads), "report replicas")

@@ -10,7 +10,14 @@ from typing import Any
 
 from services.autoscaler.adapters import metrics
 from services.autoscaler.adapters.history.cost_store import CostStore
-from services.autoscaler.domain.costs.budgets import BudgetUsed, Spending, periods, refusal, used_up
+from services.autoscaler.domain.costs.budgets import (
+    BudgetUsed,
+    Spending,
+    periods,
+    refusal,
+    spendings,
+    used_up,
+)
 from services.autoscaler.domain.costs.forecast import HISTORY_S, forecast
 from services.autoscaler.domain.costs.lives import LifeBook
 from services.autoscaler.domain.costs.report import By, idle_per_month, pending_rows, report
@@ -22,6 +29,7 @@ from tidegate.kernel.price_file import PriceFile
 from tidegate.kernel.protocol.cost_facts import NANOS, CostFacts, DeploymentCosts
 from tidegate.kernel.protocol.models import Deployment, DesiredState
 from tidegate.kernel.protocol.prices import Rate, rate_of
+from tidegate.kernel.protocol.reserves import holders
 from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
@@ -52,6 +60,7 @@ class CostLedger:
         self._book = LifeBook()
         self._desired_state: DesiredState | None = None
         self._deployments: Mapping[str, Deployment] = {}
+        self._holders: Mapping[str, str] = {}
         self._due = asyncio.Event()
         self._leads = False
         self._turn = asyncio.Lock()
@@ -60,13 +69,14 @@ class CostLedger:
         # The Deployments that have used up a budget, and which.
         self.over_budget: dict[str, str] = {}
 
-    def take_over(self, deployments: Sequence[Deployment]) -> None:
+    def take_over(self, desired_state: DesiredState | None) -> None:
         """Read the lives that the former leader had not booked completely. Call it when this process leads.
 
-        ``deployments``: those of the last desired state, whose budgets count from the first round on.
+        ``desired_state``: the last one. Its budgets count from the first round on.
         """
         self._leads = True
-        self._deployments = {each.name: each for each in deployments}
+        if desired_state is not None:
+            self._learn(desired_state)
         self._book = LifeBook(self._costs.lives())
         self._used = self._used_up()
         self.over_budget = {name: used.words for name, used in self._used.items()}
@@ -80,7 +90,7 @@ class CostLedger:
             return
         if snapshot.desired_state is not None and snapshot.desired_state is not self._desired_state:
             self._desired_state, before = snapshot.desired_state, self._limited()
-            self._deployments = {each.name: each for each in snapshot.desired_state.deployments}
+            self._learn(snapshot.desired_state)
             if {name: each.scaling for name, each in before.items()} != {
                 name: each.scaling for name, each in self._limited().items()
             }:
@@ -89,6 +99,10 @@ class CostLedger:
         running = [*snapshot.running, *self._waiting()]
         if self._book.note(running, self._deployments, devices, self.prices.current(), now):
             self._due.set()
+
+    def _learn(self, desired_state: DesiredState) -> None:
+        self._deployments = {each.name: each for each in desired_state.deployments}
+        self._holders = holders(desired_state)
 
     def killed(self, replica: str, at: float) -> None:
         """Note that the launcher ended a replica, which it does not list again."""
@@ -162,15 +176,16 @@ class CostLedger:
         }
 
     def _budgets(self, deployment: str | None) -> list[dict[str, Any]]:
-        names = sorted(self._limited()) if deployment is None else [deployment]
+        """Return the budgets, without those of reserves, which are the budgets of their Deployments."""
+        names = self._limited().keys() - self._holders.keys() if deployment is None else {deployment}
         limited = {name: each for name, each in self._limited().items() if name in names}
-        spendings = self._spendings(limited)
+        spent = self._spendings(limited)
         return [
             {
                 "deployment": name,
-                "day": spendings[name].day,
+                "day": spent[name].day,
                 "max_cost_per_day": each.scaling.max_cost_per_day,
-                "month": spendings[name].month,
+                "month": spent[name].month,
                 "max_cost_per_month": each.scaling.max_cost_per_month,
                 "used_up": self.over_budget.get(name, ""),
             }
@@ -192,7 +207,7 @@ class CostLedger:
 
     def _spendings(self, limited: Iterable[str]) -> dict[str, Spending]:
         days, months = (self._costs.spent(since) for since in periods(self._clock()))
-        return {name: Spending(days.get(name, 0.0), months.get(name, 0.0)) for name in limited}
+        return spendings(limited, days, months, self._holders)
 
     def _facts(self) -> CostFacts:
         """Return what gateways need to know about costs."""
@@ -201,7 +216,8 @@ class CostLedger:
         for name, deployment in self._deployments.items():
             used = self._used.get(name)
             alone = self._rate_of(deployment).per_hour * NANOS / 3.6e9
-            refused = refusal(deployment, used) if used is not None else ""
+            holder = self._holders.get(name, name)
+            refused = refusal(deployment, used, holder) if used is not None else ""
             until = used.until if used is not None else 0.0
             found[name] = DeploymentCosts(alone * self._book.sharing.get(name, 1.0), refused, until, alone)
         return CostFacts(prices.currency, found, prices.tokens)

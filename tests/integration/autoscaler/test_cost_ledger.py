@@ -15,8 +15,9 @@ from services.autoscaler.domain.costs.lives import HOUR_S, NS
 from services.autoscaler.domain.launcher import Running
 from services.autoscaler.domain.snapshot import Snapshot
 from tidegate.kernel.price_file import PriceFile
-from tidegate.kernel.protocol.models import Deployment, DesiredState
+from tidegate.kernel.protocol.models import Deployment, DesiredState, Endpoint, Target
 from tidegate.kernel.protocol.replica_time import BUSY, IDLE, Part, ReplicaTime, Spent
+from tidegate.kernel.protocol.reserves import with_reserves
 from tidegate.kernel.store import Store
 
 NOW = datetime(2026, 6, 15, 12, 30, tzinfo=UTC).timestamp()
@@ -38,14 +39,18 @@ def a_deployment(name: str, **scaling: Any) -> Deployment:
 
 def a_ledger(store: Store, path: Path, clock: list[float], *deployments: Deployment) -> CostLedger:
     ledger = CostLedger(store, CostStore(path), PriceFile(None), list, lambda: clock[0])
-    ledger.take_over(deployments)
+    ledger.take_over(desired(*deployments))
     return ledger
+
+
+def desired(*deployments: Deployment, **fields: Any) -> DesiredState:
+    whole = {"revision": 1, "versions": [], "endpoints": [], **fields}
+    return DesiredState(deployments=list(deployments), **whole)
 
 
 def seen(deployment: Deployment, *replicas: str) -> Snapshot:
     rows = tuple(Running(each, deployment.name, 0, 1, 1, True, NOW - 100) for each in replicas)
-    state = DesiredState(revision=1, versions=[], deployments=[deployment], endpoints=[])
-    return Snapshot(state, rows, {}, None)
+    return Snapshot(desired(deployment), rows, {}, None)
 
 
 async def worked(store: Store, replica: str, deployment: str, busy_s: int, idle_s: int) -> None:
@@ -100,6 +105,31 @@ async def test_gateways_learn_rates_and_refusals(store: Store, fresh: Any, tmp_p
     assert datetime.fromtimestamp(rate.until, UTC) == datetime(2026, 6, 16, tzinfo=UTC)
     again = a_ledger(store, tmp_path / "costs.db", clock, deployment)
     assert deployment.name in again.over_budget, "known from the first round on"
+
+
+async def test_reserved_replicas_spend_from_the_budget_of_their_deployment(
+    store: Store, fresh: Any, tmp_path: Path
+):
+    """Neither spends the budget alone."""
+    shared = a_deployment(fresh("d"), max_cost_per_day=0.05, over_budget="stop")
+    target = Target(deployment=shared.name, weight=1)
+    endpoint = Endpoint(name="shop", targets=[target], reserved=1, revision=1)
+    state = with_reserves(desired(shared, endpoints=[endpoint]))
+    reserve = f"{shared.name}-for-shop"
+    rows = tuple(Running(f"{name}-0-1", name, 0, 1, 1, True, NOW - 100) for name in (shared.name, reserve))
+    ledger = a_ledger(store, tmp_path / "costs.db", [NOW])
+    ledger.note(Snapshot(state, rows, {}, None), NOW)
+    await worked(store, rows[0].replica, shared.name, 10, 20)
+    await ledger.collect()
+    assert ledger.over_budget == {}
+    await worked(store, rows[1].replica, reserve, 10, 20)
+    await ledger.collect()
+    assert ledger.over_budget.keys() == {shared.name, reserve}
+    facts = await store.cost_facts()
+    assert facts is not None
+    assert f"`tidegate policy {shared.name} --set" in facts.deployments[reserve].refused
+    (budget,) = (await ledger.report(SINCE, NOW, "version", None))["budgets"]
+    assert (budget["deployment"], budget["day"]) == (shared.name, pytest.approx(0.06))
 
 
 async def test_a_standby_books_nothing(store: Store, fresh: Any, tmp_path: Path):

@@ -27,7 +27,7 @@ from tidegate.kernel.protocol.models import (
     Version,
 )
 from tidegate.kernel.protocol.presence import ReplicaReport
-from tidegate.kernel.protocol.reserves import reserved_targets, with_reserves
+from tidegate.kernel.protocol.reserves import holders, reserved_targets, with_reserves
 from tidegate.kernel.protocol.scaling import Scaling
 
 pytestmark = pytest.mark.unit
@@ -368,6 +368,10 @@ def test_reserved_replicas_are_a_deployment_that_only_their_endpoint_uses():
     (reserve,) = [each for each in desired.deployments if each.name not in stored]
     assert (reserve.name, reserve.version) == ("digits-v2-for-digits", 2)
     assert (reserve.min_replicas, reserve.max_replicas) == (2, 2)
+    assert holders(desired) == {reserve.name: "digits-v2"}
+    assert holders(there) == {}, "nothing is derived yet"
+    foreign = deployment(1).model_copy(update={"name": reserve.name})
+    assert holders(there.model_copy(update={"deployments": [*there.deployments, foreign]})) == {}
     table = build_table(desired, {"digits-v2-for-digits": 2}, {})
     assert table["endpoints"]["digits"]["reserved"] == {"digits-v2": "digits-v2-for-digits"}
     assert table["endpoints"]["other"]["reserved"] == {}

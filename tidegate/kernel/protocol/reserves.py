@@ -42,6 +42,16 @@ def reserve_names(desired: DesiredState) -> frozenset[str]:
     )
 
 
+def holders(desired: DesiredState) -> dict[str, str]:
+    """Return the Deployment of each reserve, whose budgets the reserve shares, by the reserve's name."""
+    known = {each.name: (each.model, each.version) for each in desired.deployments}
+    found = {
+        reserve_of(name, each.name): name for each in desired.endpoints for name in reserved_targets(each)
+    }
+    # The name of a reserve may be that of a Deployment of another version.
+    return {own: name for own, name in found.items() if own in known and known[own] == known.get(name)}
+
+
 def with_reserves(desired: DesiredState) -> DesiredState:
     """Return the desired state with a Deployment for each reserve."""
     known = {each.name: each for each in desired.deployments}

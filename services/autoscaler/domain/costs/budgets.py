@@ -1,8 +1,11 @@
-"""The budgets of Deployments: what they may cost in a day and a month, with all their replicas' time."""
+"""The budgets of Deployments: what they may cost in a day and a month, with all their replicas' time.
+
+The replicas of a Deployment that are reserved for an endpoint spend from the Deployment's budget.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -35,6 +38,30 @@ def month_end(now: float) -> float:
     return (first + timedelta(days=32)).replace(day=1).timestamp()
 
 
+def spendings(
+    names: Iterable[str], days: Mapping[str, float], months: Mapping[str, float], holders: Mapping[str, str]
+) -> dict[str, Spending]:
+    """Return the spending that counts against each Deployment's budgets.
+
+    ``days`` and ``months`` have the costs of the current day and month. ``holders`` has the Deployment of
+    each reserve: both share its budgets.
+    """
+    day, month = _together(days, holders), _together(months, holders)
+    return {
+        name: Spending(day.get(holders.get(name, name), 0.0), month.get(holders.get(name, name), 0.0))
+        for name in names
+    }
+
+
+def _together(costs: Mapping[str, float], holders: Mapping[str, str]) -> dict[str, float]:
+    """Return the sums of Deployments with their reserves."""
+    found: dict[str, float] = {}
+    for name, cost in costs.items():
+        holder = holders.get(name, name)
+        found[holder] = found.get(holder, 0.0) + cost
+    return found
+
+
 def used_up(
     deployments: Mapping[str, Deployment], spendings: Mapping[str, Spending], currency: str, now: float
 ) -> dict[str, BudgetUsed]:
@@ -53,11 +80,14 @@ def used_up(
     return found
 
 
-def refusal(deployment: Deployment, used: BudgetUsed) -> str:
-    """Return why a Deployment takes no requests; empty if its budget leaves it replicas."""
+def refusal(deployment: Deployment, used: BudgetUsed, holder: str) -> str:
+    """Return why a Deployment takes no requests; empty if its budget leaves it replicas.
+
+    ``holder``: the Deployment that has the budget.
+    """
     if deployment.scaling.over_budget == "minimum" and deployment.min_replicas:
         return ""
     return (
         f"Deployment {deployment.name} takes no requests: {used.words}. Send again after Retry-After, or let "
-        f"an operator raise it with `tidegate policy {deployment.name} --set max_cost_per_day=N` (or _month)"
+        f"an operator raise it with `tidegate policy {holder} --set max_cost_per_day=N` (or _month)"
     )

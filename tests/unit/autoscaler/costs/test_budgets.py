@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from services.autoscaler.domain.bounds import bounds
-from services.autoscaler.domain.costs.budgets import Spending, month_end, periods, refusal, used_up
+from services.autoscaler.domain.costs.budgets import Spending, month_end, periods, refusal, spendings, used_up
 from services.autoscaler.domain.recording import LastRound, read_round, write_round
 from tests.unit.autoscaler.conftest import World, a_deployment
 
@@ -50,9 +50,17 @@ def test_only_a_deployment_without_replicas_refuses_requests():
     used = used_up({"d": a_deployment(scaling={"max_cost_per_day": 5})}, {"d": Spending(5, 5)}, "EUR", NOW)[
         "d"
     ]
-    assert refusal(a_deployment(min_replicas=1), used) == ""
-    assert "takes no requests" in refusal(a_deployment(min_replicas=0), used)
-    assert "takes no requests" in refusal(a_deployment(min_replicas=1, scaling={"over_budget": "stop"}), used)
+    assert refusal(a_deployment(min_replicas=1), used, "d") == ""
+    assert "takes no requests" in refusal(a_deployment(min_replicas=0), used, "d")
+    stopped = a_deployment(min_replicas=1, scaling={"over_budget": "stop"})
+    assert "raise it with `tidegate policy d --set" in refusal(stopped, used, "d")
+
+
+def test_a_deployment_and_its_reserves_spend_from_one_budget():
+    days = {"d": 3.0, "d-for-shop": 1.5, "d-for-app": 1.0, "other": 7.0}
+    months = {"d": 20.0, "d-for-app": 5.0}
+    found = spendings(["d", "d-for-shop", "other"], days, months, {"d-for-shop": "d", "d-for-app": "d"})
+    assert found == {"d": Spending(5.5, 25.0), "d-for-shop": Spending(5.5, 25.0), "other": Spending(7.0, 0.0)}
 
 
 def test_over_a_budget_a_deployment_keeps_its_minimum():

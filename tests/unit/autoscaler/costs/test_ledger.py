@@ -37,7 +37,7 @@ async def test_an_unreadable_report_does_not_end_the_ledger(tmp_path, monkeypatc
     store: Any = UnreadableOnce()
     costs = CostStore(tmp_path / "costs.db")
     ledger = CostLedger(store, costs, PriceFile(None), list)
-    ledger.take_over([])
+    ledger.take_over(None)
     running = asyncio.create_task(ledger.run())
     try:
         await asyncio.wait_for(store.read_again.wait(), PATIENCE_S)
