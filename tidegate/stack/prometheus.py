@@ -37,6 +37,9 @@ _NO_HASH = "!"
 VERSION_LIMIT_S = 10.0
 # One query may read this many samples: 16 bytes each, and 50 million by default.
 MOST_SAMPLES = 5_000_000
+# A page with more samples is not read, so that no target fills Prometheus's memory. A gateway's page has 121
+# for each Deployment and about 10 for each endpoint (of a language model 120 more): 1,000 Deployments fit.
+PAGE_SAMPLES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ def config(place: Place) -> str:
         **_alerting(place.alertmanager),
         "scrape_configs": [
             *(_service(name, place, token) for name in place.targets),
-            {"job_name": "workers", "http_sd_configs": [workers]},
+            {"job_name": "workers", "sample_limit": PAGE_SAMPLES, "http_sd_configs": [workers]},
         ],
     }
     return yaml.safe_dump(document, sort_keys=False)
@@ -191,6 +194,7 @@ def _alerting(url: str) -> dict[str, Any]:
 def _service(name: str, place: Place, token: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "job_name": name,
+        "sample_limit": PAGE_SAMPLES,
         "authorization": dict(token),
         "static_configs": [{"targets": [place.targets[name]]}],
     }

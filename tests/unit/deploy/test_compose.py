@@ -85,6 +85,8 @@ def test_both_stacks_have_the_same_metrics_and_rules():
     (workers,) = made["scrape_configs"][-1]["http_sd_configs"]
     workers["refresh_interval"] = "5s"
     assert jobs == made["scrape_configs"]
+    limits = {each["job_name"]: each["sample_limit"] for each in mine["scrape_configs"]}
+    assert limits == dict.fromkeys([*SERVICES, "workers", "rabbitmq"], prometheus.PAGE_SAMPLES)
     assert mine["rule_files"] == made["rule_files"]
     mounted = yaml.safe_load(FILE.read_text())["services"]["prometheus"]["volumes"]
     inside = {line.split(":")[1]: FILE.parent / line.split(":")[0] for line in mounted if line[0] == "."}
