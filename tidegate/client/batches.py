@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 import orjson
 
+from tidegate.client.calls import Call
 from tidegate.client.codec import Tensor, from_json_output, to_json_input
 from tidegate.client.core import Core, Metadata, Version, arrange
 from tidegate.client.errors import BadAnswer, from_document
@@ -21,8 +22,12 @@ PATH = "/v1/batches"
 POLL_S = 0.5
 
 
-class BatchHandleBase(Handle):
-    """The base of both batch handles, without calls."""
+class BatchCalls(Handle):
+    """A batch's handle with the calls that both clients have."""
+
+    def __init__(self, document: Document, batches: BatchFlows) -> None:
+        super().__init__(document)
+        self._batches = batches
 
     @property
     def lines(self) -> int:
@@ -33,6 +38,21 @@ class BatchHandleBase(Handle):
     def done(self) -> int:
         """Return how many requests had ended when the document was read."""
         return int(self.document["done"])
+
+    @Call
+    def status(self) -> Flow[str]:
+        """Fetch the status: ``running``, ``cancelling``, ``completed``, ``cancelled`` or ``failed``."""
+        return self._heard(self._batches.status(self.id))
+
+    @Call
+    def wait(self, timeout_s: float | None = None) -> Flow[str]:
+        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
+        return self._heard(self._batches.wait(self.id, timeout_s))
+
+    @Call
+    def cancel(self) -> Flow[str]:
+        """Cancel the requests that have not ended. Return the batch's status."""
+        return self._heard(self._batches.cancel(self.id))
 
 
 @dataclass(frozen=True, slots=True)

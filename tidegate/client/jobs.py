@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import orjson
 
+from tidegate.client.calls import Call
 from tidegate.client.codec import HEAD_LENGTH, encode_request
 from tidegate.client.core import Core, Metadata, Version, arrange
 from tidegate.client.errors import BadAnswer
@@ -47,7 +48,7 @@ class JobOptions:
 
 
 class Handle:
-    """The base of both job handles, without calls."""
+    """The base of the handles of jobs and batches."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -59,6 +60,10 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id}; {self.document.get('status')})"
+
+    def _heard(self, flow: Flow[Document]) -> Flow[str]:
+        self.document = yield from flow
+        return str(self.document["status"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +156,35 @@ def document_of(answer: Answer) -> Document:
     if not isinstance(found, dict):
         raise BadAnswer("The answer is not a JSON object; is this the URL of a Tidegate gateway?")
     return found
+
+
+class JobCalls(Handle):
+    """A job's handle with the calls that both clients have."""
+
+    def __init__(self, document: Document, jobs: JobFlows) -> None:
+        super().__init__(document)
+        self._jobs = jobs
+
+    @Call
+    def status(self) -> Flow[str]:
+        """Fetch the status: queued, running, succeeded, failed, cancelled or expired."""
+        return self._heard(self._jobs.status(self.id))
+
+    @Call
+    def wait(self, timeout_s: float | None = None) -> Flow[str]:
+        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
+        return self._heard(self._jobs.wait(self.id, timeout_s))
+
+    @Call
+    def result(self, timeout_s: float | None = None) -> Flow[InferResult]:
+        """Wait for the result and return it. It can be fetched again.
+
+        Raise DeadlinePassed after ``timeout_s`` seconds (None: never), or the job's own error: ModelFailed,
+        Conflict if it was cancelled, DeadlinePassed if it expired.
+        """
+        return self._jobs.result(self.id, timeout_s)
+
+    @Call
+    def cancel(self) -> Flow[str]:
+        """Cancel the job and return its status. The status is not ``cancelled`` if the job ended first."""
+        return self._heard(self._jobs.cancel(self.id))

@@ -9,9 +9,10 @@ from typing import Any, Literal, overload
 from typing_extensions import Self
 
 from tidegate.client import llm
-from tidegate.client.flow import Answer, Flow, T
-from tidegate.client.llm import ChatChunk, ChatResult, Collected, Embeddings, Messages
-from tidegate.client.llm_flows import CallOptions, LlmFlows
+from tidegate.client.calls import Awaited
+from tidegate.client.flow import Answer
+from tidegate.client.llm import ChatChunk, ChatResult, Collected, Messages
+from tidegate.client.llm_flows import CallOptions, EmbedCalls
 
 
 class AsyncChatStream(AsyncIterator[ChatChunk]):
@@ -74,13 +75,8 @@ class AsyncChatStream(AsyncIterator[ChatChunk]):
         await self.close()
 
 
-class AsyncLlmCalls:
+class AsyncLlmCalls(EmbedCalls, Awaited):
     """The calls of language models that :class:`tidegate.AsyncClient` has."""
-
-    _llm: LlmFlows
-
-    @abstractmethod
-    async def _run(self, flow: Flow[T]) -> T: ...
 
     @abstractmethod
     def _lines(self, answer: Answer) -> AsyncGenerator[str, None]: ...
@@ -172,21 +168,6 @@ class AsyncLlmCalls:
         body = llm.completion_body(model, prompt, stream, options)
         return (
             self._stream(llm.COMPLETIONS, body, call) if stream else self._result(llm.COMPLETIONS, body, call)
-        )
-
-    async def embed(
-        self,
-        model: str,
-        texts: str | Sequence[str],
-        *,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> Embeddings:
-        """Return a vector for each text, as one array of floats. Errors are those of :meth:`infer`."""
-        return await self._run(
-            self._llm.embeddings(model, texts, options, CallOptions(timeout_s, request_id, headers))
         )
 
     async def _result(self, path: str, body: bytes, call: CallOptions) -> ChatResult:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidegate.client import llm
+from tidegate.client.calls import Call
 from tidegate.client.core import Core
 from tidegate.client.flow import Answer, Flow
 
@@ -53,3 +54,24 @@ class LlmFlows:
             "POST", path, timeout_s=limit, headers=headers, content=body, stream=stream
         )
         return answer
+
+
+class EmbedCalls:
+    """The call of embeddings, which both clients have."""
+
+    _llm: LlmFlows
+
+    @Call
+    def embed(
+        self,
+        /,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Flow[llm.Embeddings]:
+        """Return a vector for each text, as one array of floats. Errors are those of :meth:`infer`."""
+        return self._llm.embeddings(model, texts, options, CallOptions(timeout_s, request_id, headers))

@@ -9,9 +9,10 @@ from typing import Any, Literal, overload
 from typing_extensions import Self
 
 from tidegate.client import llm
-from tidegate.client.flow import Answer, Flow, T
-from tidegate.client.llm import ChatChunk, ChatResult, Collected, Embeddings, Messages
-from tidegate.client.llm_flows import CallOptions, LlmFlows
+from tidegate.client.calls import Blocking
+from tidegate.client.flow import Answer
+from tidegate.client.llm import ChatChunk, ChatResult, Collected, Messages
+from tidegate.client.llm_flows import CallOptions, EmbedCalls
 
 
 class ChatStream(Iterator[ChatChunk]):
@@ -60,13 +61,8 @@ class ChatStream(Iterator[ChatChunk]):
         self.close()
 
 
-class LlmCalls:
+class LlmCalls(EmbedCalls, Blocking):
     """The calls of language models that :class:`tidegate.Client` has."""
-
-    _llm: LlmFlows
-
-    @abstractmethod
-    def _run(self, flow: Flow[T]) -> T: ...
 
     @abstractmethod
     def _lines(self, answer: Answer) -> Generator[str, None, None]: ...
@@ -162,21 +158,6 @@ class LlmCalls:
         body = llm.completion_body(model, prompt, stream, options)
         return (
             self._stream(llm.COMPLETIONS, body, call) if stream else self._result(llm.COMPLETIONS, body, call)
-        )
-
-    def embed(
-        self,
-        model: str,
-        texts: str | Sequence[str],
-        *,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> Embeddings:
-        """Return a vector for each text, as one array of floats. Errors are those of :meth:`infer`."""
-        return self._run(
-            self._llm.embeddings(model, texts, options, CallOptions(timeout_s, request_id, headers))
         )
 
     def _result(self, path: str, body: bytes, call: CallOptions) -> ChatResult:

@@ -5,12 +5,12 @@ The caller's key needs the scope that the router's routes need (`docs/access.md`
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from tidegate.client.calls import Call
 from tidegate.client.core import Core
-from tidegate.client.flow import Flow, T
+from tidegate.client.flow import Flow
 from tidegate.client.jobs import Document, document_of
 
 
@@ -39,45 +39,24 @@ class QualityFlows:
 
 
 class QualityCalls:
-    """The blocking calls. See `docs/drift.md`."""
+    """The calls of both clients. See `docs/drift.md`."""
 
     _quality: QualityFlows
 
-    @abstractmethod
-    def _run(self, flow: Flow[T]) -> T: ...
-
-    def drift(self, name: str | None = None) -> Document:
+    @Call
+    def drift(self, name: str | None = None) -> Flow[Document]:
         """Return ``items``: the drift of each version behind an endpoint, a Deployment or a model.
 
         With a name the items have all ``columns`` and ``points``. None: a summary of all deployed versions.
         """
-        return self._run(self._quality.read("drift", name))
+        return self._quality.read("drift", name)
 
-    def quality(self, name: str | None = None) -> Document:
+    @Call
+    def quality(self, name: str | None = None) -> Flow[Document]:
         """Return ``items``: the quality of each version, from labels and estimated without them."""
-        return self._run(self._quality.read("quality", name))
+        return self._quality.read("quality", name)
 
-    def rebase_drift(self, name: str) -> Document:
+    @Call
+    def rebase_drift(self, name: str) -> Flow[Document]:
         """Freeze new baselines from the next rows. Versions with training data keep theirs."""
-        return self._run(self._quality.rebase(name))
-
-
-class AsyncQualityCalls:
-    """The calls of :class:`QualityCalls` for asyncio."""
-
-    _quality: QualityFlows
-
-    @abstractmethod
-    async def _run(self, flow: Flow[T]) -> T: ...
-
-    async def drift(self, name: str | None = None) -> Document:
-        """Return the drift of versions; see :meth:`QualityCalls.drift`."""
-        return await self._run(self._quality.read("drift", name))
-
-    async def quality(self, name: str | None = None) -> Document:
-        """Return the quality of versions; see :meth:`QualityCalls.quality`."""
-        return await self._run(self._quality.read("quality", name))
-
-    async def rebase_drift(self, name: str) -> Document:
-        """Freeze new baselines; see :meth:`QualityCalls.rebase_drift`."""
-        return await self._run(self._quality.rebase(name))
+        return self._quality.rebase(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Literal
 
 import httpx
@@ -13,73 +12,39 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from tidegate.client import address, http
-from tidegate.client.batches import BatchFlows, BatchHandleBase, BatchItem, read_item
-from tidegate.client.catalogue import CatalogueCalls, CatalogueFlows
-from tidegate.client.core import Core, Metadata, Version
-from tidegate.client.feedback import FeedbackFlows, item_of
-from tidegate.client.flow import Alone, Answer, Caller, Flow, Send, Sleep, Step, T, driven
-from tidegate.client.jobs import Document, Handle, JobFlows, JobOptions
-from tidegate.client.llm import ChatResult
-from tidegate.client.llm_flows import LlmFlows
+from tidegate.client.batches import BatchCalls, BatchItem, read_item
+from tidegate.client.calls import Blocking
+from tidegate.client.core import Version
+from tidegate.client.flow import Alone, Answer, Flow, Send, Sleep, Step, T, driven
+from tidegate.client.jobs import Document, JobCalls, JobOptions
 from tidegate.client.llm_sync import LlmCalls
-from tidegate.client.quality import QualityCalls, QualityFlows
 from tidegate.client.result import InferResult
+from tidegate.client.shared_calls import SharedCalls
 from tidegate.client.streams import read_line
-from tidegate.client.traffic import TrafficCalls, TrafficFlows
-from tidegate.client.uploads import UploadCalls, UploadFlows
-from tidegate.client.verification import VerificationCalls, VerificationFlows
+from tidegate.client.uploads import UploadCalls
 
 
-class JobHandle(Handle):
+class JobHandle(JobCalls, Blocking):
     """A submitted job. ``document`` is its last known state."""
 
     def __init__(self, client: Client, document: Document) -> None:
-        super().__init__(document)
+        super().__init__(document, client._jobs)
         self._client = client
-
-    def status(self) -> str:
-        """Fetch the status: queued, running, succeeded, failed, cancelled or expired."""
-        return self._heard(self._client._jobs.status(self.id))
-
-    def wait(self, timeout_s: float | None = None) -> str:
-        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
-        return self._heard(self._client._jobs.wait(self.id, timeout_s))
-
-    def result(self, timeout_s: float | None = None) -> InferResult:
-        """Wait for the result and return it. It can be fetched again.
-
-        Raise DeadlinePassed after ``timeout_s`` seconds (None: never), or the job's own error: ModelFailed,
-        Conflict if it was cancelled, DeadlinePassed if it expired.
-        """
-        return self._client._run(self._client._jobs.result(self.id, timeout_s))
-
-    def cancel(self) -> str:
-        """Cancel the job and return its status. The status is not ``cancelled`` if the job ended first."""
-        return self._heard(self._client._jobs.cancel(self.id))
 
     def retry(self) -> JobHandle:
         """Submit a failed job's request again, as a new job. Raise Conflict if the job has not failed."""
         return JobHandle(self._client, self._client._run(self._client._jobs.retry(self.id)))
 
-    def _heard(self, flow: Flow[Document]) -> str:
-        self.document = self._client._run(flow)
-        return str(self.document["status"])
+    def _run(self, flow: Flow[T]) -> T:
+        return self._client._run(flow)
 
 
-class BatchHandle(BatchHandleBase):
+class BatchHandle(BatchCalls, Blocking):
     """A submitted batch. ``document`` is its last known state."""
 
     def __init__(self, client: Client, document: Document) -> None:
-        super().__init__(document)
+        super().__init__(document, client._batches)
         self._client = client
-
-    def status(self) -> str:
-        """Fetch the status: ``running``, ``cancelling``, ``completed``, ``cancelled`` or ``failed``."""
-        return self._heard(self._client._batches.status(self.id))
-
-    def wait(self, timeout_s: float | None = None) -> str:
-        """Wait for the end and return the status. Raise DeadlinePassed after ``timeout_s`` (None: never)."""
-        return self._heard(self._client._batches.wait(self.id, timeout_s))
 
     def results(self, timeout_s: float | None = None) -> Generator[BatchItem, None, None]:
         """Wait for the end, then yield the outcome of each request, in the order of the requests.
@@ -91,16 +56,11 @@ class BatchHandle(BatchHandleBase):
             if line:
                 yield read_item(line)
 
-    def cancel(self) -> str:
-        """Cancel the requests that have not ended. Return the batch's status."""
-        return self._heard(self._client._batches.cancel(self.id))
-
-    def _heard(self, flow: Flow[Document]) -> str:
-        self.document = self._client._run(flow)
-        return str(self.document["status"])
+    def _run(self, flow: Flow[T]) -> T:
+        return self._client._run(flow)
 
 
-class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls, CatalogueCalls, VerificationCalls):
+class Client(SharedCalls, LlmCalls, UploadCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
     ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
@@ -119,53 +79,11 @@ class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls, CatalogueCalls, 
         retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        super().__init__(timeout_s, retries)
         found = address.find(url, api_key)
         self.url = found.url
-        self._core = Core(timeout_s, Caller(retries))
-        self._jobs = JobFlows(self._core)
-        self._batches = BatchFlows(self._core)
-        self._llm = LlmFlows(self._core)
-        self._feedback = FeedbackFlows(self._core)
-        self._traffic = TrafficFlows(self._core)
-        self._quality = QualityFlows(self._core)
-        self._uploads = UploadFlows(self._core)
-        self._catalogue = CatalogueFlows(self._core)
-        self._verification = VerificationFlows(self._core)
         self._alone = threading.Lock()
         self._http = httpx.Client(**found.options(), transport=transport)
-
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
-        *,
-        version: Version = None,
-        outputs: Sequence[str] | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> InferResult:
-        """Run ``model`` on arrays by input name, or on one array if it has a single input.
-
-        An array of another dtype is cast if no value changes. float64 arrays and lists are rounded to the
-        model's floats. Raise TypeError, with the expected datatype, for all other arrays.
-        BYTES inputs are object arrays of ``bytes`` or ``str``, BF16 inputs float32 (rounded). ``outputs``
-        names the outputs to return (default: all).
-
-        Raise DeadlinePassed after ``timeout_s`` seconds, Overloaded with ``retry_after_s``, NotFound,
-        BadRequest, ModelFailed with the model's own message, Unreachable if no gateway answers.
-        """
-        return self._run(
-            self._core.infer(
-                model,
-                inputs,
-                version=version,
-                outputs=outputs,
-                timeout_s=timeout_s,
-                request_id=request_id,
-                parameters=parameters,
-            )
-        )
 
     def submit(
         self,
@@ -260,69 +178,6 @@ class Client(LlmCalls, TrafficCalls, QualityCalls, UploadCalls, CatalogueCalls, 
     def job(self, id: str) -> JobHandle:
         """Return the handle of a job by its id. Raise NotFound."""
         return JobHandle(self, self._run(self._jobs.status(id)))
-
-    def feedback(
-        self,
-        answer: InferResult | ChatResult | Handle | str | None = None,
-        *,
-        score: float | None = None,
-        reward: float | None = None,
-        label: str | int | float | bool | None = None,
-        metric: str | None = None,
-        value: float | str | None = None,
-        at: datetime | float | None = None,
-        idempotency_key: str | None = None,
-        timeout_s: float | None = None,
-    ) -> Document:
-        """Report how good an answer was: a score, a reward, a label, or any ``metric`` with a ``value``.
-
-        ``answer``: a result, a job, or an id (``feedback_id``). ``idempotency_key`` names a job instead.
-        ``at``: the time of the outcome. The first value of each metric counts, so a repeated call is safe.
-        Raise NotFound for an unknown or old answer, Forbidden for the answer of another key.
-        """
-        outcomes = {"score": score, "reward": reward, "label": label, "metric": metric, "value": value}
-        return self._run(self._feedback.one(item_of(answer, idempotency_key, outcomes, at), timeout_s))
-
-    def feedback_many(
-        self, items: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
-    ) -> list[Document]:
-        """Report many outcomes: objects with the members of ``POST /v1/feedback``, in calls of 1,000.
-
-        Return for each item its ``index``, its ``status``, and for a refused one a ``message``.
-        """
-        return self._run(self._feedback.many(items, timeout_s))
-
-    def metadata(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> Metadata:
-        """Return a model's name, versions, platform, inputs and outputs. Raise NotFound."""
-        return self._run(self._core.metadata(model, version=version, timeout_s=timeout_s))
-
-    def models(self, *, timeout_s: float | None = None) -> list[Metadata]:
-        """Return every model that can be called, each with ``name``, ``version`` and ``state``."""
-        return self._run(self._core.models(timeout_s=timeout_s))
-
-    def costs(
-        self,
-        *,
-        by: str = "deployment",
-        since: float | None = None,
-        until: float | None = None,
-        deployment: str | None = None,
-        timeout_s: float | None = None,
-    ) -> dict[str, Any]:
-        """Return what replicas cost, ``by`` deployment, version, endpoint or key. Needs the scope operate.
-
-        ``since`` and ``until`` are seconds since the epoch; default: the last day. docs/costs.md explains the
-        members.
-        """
-        return self._run(self._core.costs(by, since, until, deployment, timeout_s))
-
-    def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> bool:
-        """Return True if the model accepts requests, even if it must start first. Unknown name: False."""
-        return self._run(self._core.is_ready(model, version=version, timeout_s=timeout_s))
-
-    def wait_ready(self, model: str, timeout_s: float = 120.0, *, version: Version = None) -> None:
-        """Wait until the model is ready. Raise DeadlinePassed after ``timeout_s`` seconds."""
-        self._run(self._core.wait_ready(model, version=version, timeout_s=timeout_s))
 
     def close(self) -> None:
         """Close the connections."""

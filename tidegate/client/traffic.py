@@ -5,7 +5,6 @@ The caller's key needs the scope that the registry's routes need (`docs/access.m
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,9 @@ from urllib.parse import quote
 
 import orjson
 
+from tidegate.client.calls import Call
 from tidegate.client.core import Core
-from tidegate.client.flow import Flow, Sleep, T
+from tidegate.client.flow import Flow, Sleep
 from tidegate.client.jobs import Document, document_of
 from tidegate.kernel.errors import DeadlinePassed
 
@@ -128,143 +128,91 @@ def _part(name: str) -> str:
 
 
 class TrafficCalls:
-    """The blocking calls. See `docs/canaries.md`."""
+    """The calls of both clients. See `docs/canaries.md`."""
 
     _traffic: TrafficFlows
 
-    @abstractmethod
-    def _run(self, flow: Flow[T]) -> T: ...
-
-    def start_rollout(self, endpoint: str, to: To, *, swap: bool = False, **options: Any) -> Document:
+    @Call
+    def start_rollout(
+        self, /, endpoint: str, to: To, *, swap: bool = False, **options: Any
+    ) -> Flow[Document]:
         """Start a canary and return the endpoint. ``to``: a version's number, or a deployment's name.
 
         ``options`` are those of ``CanaryOptions``, such as ``steps``, ``hold_s`` and ``min_samples``.
         ``swap``: replace the present version immediately, without a canary. Raise Conflict while another
         rollout is in progress.
         """
-        return self._run(self._traffic.start(endpoint, to, swap, options))
+        return self._traffic.start(endpoint, to, swap, options)
 
-    def rollout(self, endpoint: str) -> Document:
+    @Call
+    def rollout(self, endpoint: str) -> Flow[Document]:
         """Return an endpoint's ``rollout`` (None: never one), ``evidence``, ``missing`` and ``points``."""
-        return self._run(self._traffic.rollout(endpoint))
+        return self._traffic.rollout(endpoint)
 
-    def wait_rollout(self, endpoint: str, timeout_s: float | None = None) -> Document:
+    @Call
+    def wait_rollout(self, endpoint: str, timeout_s: float | None = None) -> Flow[Document]:
         """Return the rollout at its end. Raise DeadlinePassed after ``timeout_s`` seconds (None: never)."""
-        return self._run(self._traffic.wait(endpoint, timeout_s))
+        return self._traffic.wait(endpoint, timeout_s)
 
-    def promote(self, endpoint: str) -> Document:
+    @Call
+    def promote(self, endpoint: str) -> Flow[Document]:
         """Send all traffic to the canary, whatever its evidence. Return the endpoint."""
-        return self._run(self._traffic.change(endpoint, "promote"))
+        return self._traffic.change(endpoint, "promote")
 
-    def pause_rollout(self, endpoint: str) -> Document:
+    @Call
+    def pause_rollout(self, endpoint: str) -> Flow[Document]:
         """Keep the canary's share. Return the endpoint."""
-        return self._run(self._traffic.change(endpoint, "pause"))
+        return self._traffic.change(endpoint, "pause")
 
-    def resume_rollout(self, endpoint: str) -> Document:
+    @Call
+    def resume_rollout(self, endpoint: str) -> Flow[Document]:
         """Continue a paused canary. Return the endpoint."""
-        return self._run(self._traffic.change(endpoint, "resume"))
+        return self._traffic.change(endpoint, "resume")
 
-    def rollback(self, endpoint: str, version: int | None = None) -> Document:
+    @Call
+    def rollback(self, endpoint: str, version: int | None = None) -> Flow[Document]:
         """End a canary, or go back to an earlier version (None: the last one)."""
-        return self._run(self._traffic.rollback(endpoint, version))
+        return self._traffic.rollback(endpoint, version)
 
-    def start_shadow(self, endpoint: str, to: To, **options: Any) -> Document:
+    @Call
+    def start_shadow(self, /, endpoint: str, to: To, **options: Any) -> Flow[Document]:
         """Copy answered requests to a version or a deployment, and compare. Return the endpoint.
 
         ``options``: ``rate`` (percent), ``max_per_s``, ``tolerance`` (a dict of ``rtol`` and ``atol``),
         ``wake`` and ``until`` (a time as text).
         """
-        return self._run(self._traffic.start_shadow(endpoint, to, options))
+        return self._traffic.start_shadow(endpoint, to, options)
 
-    def shadow(self, endpoint: str) -> Document:
+    @Call
+    def shadow(self, endpoint: str) -> Flow[Document]:
         """Return an endpoint's ``shadow`` (None: none now) and its ``report`` (None: no counts yet)."""
-        return self._run(self._traffic.shadow(endpoint))
+        return self._traffic.shadow(endpoint)
 
-    def stop_shadow(self, endpoint: str) -> Document:
+    @Call
+    def stop_shadow(self, endpoint: str) -> Flow[Document]:
         """End shadow traffic. Return the endpoint."""
-        return self._run(self._traffic.stop_shadow(endpoint))
+        return self._traffic.stop_shadow(endpoint)
 
-    def start_experiment(self, endpoint: str, *to: To, **options: Any) -> Document:
+    @Call
+    def start_experiment(self, /, endpoint: str, *to: To, **options: Any) -> Flow[Document]:
         """Compare versions or deployments with the present one by feedback. Return the endpoint.
 
         ``options`` are those of ``ExperimentOptions``: ``share``, ``metrics``, ``sticky``, ``samples`` and
         others. Raise Conflict while a rollout or an experiment is in progress.
         """
-        return self._run(self._traffic.start_experiment(endpoint, to, options))
+        return self._traffic.start_experiment(endpoint, to, options)
 
-    def experiment(self, endpoint: str) -> Document:
+    @Call
+    def experiment(self, endpoint: str) -> Flow[Document]:
         """Return an endpoint's ``experiment`` (None: never one), its ``metrics`` and a ``summary``."""
-        return self._run(self._traffic.experiment(endpoint))
+        return self._traffic.experiment(endpoint)
 
-    def stop_experiment(self, endpoint: str) -> Document:
+    @Call
+    def stop_experiment(self, endpoint: str) -> Flow[Document]:
         """End an experiment: the control gets all traffic. Return the endpoint."""
-        return self._run(self._traffic.end_experiment(endpoint, None))
+        return self._traffic.end_experiment(endpoint, None)
 
-    def choose_winner(self, endpoint: str, deployment: str) -> Document:
+    @Call
+    def choose_winner(self, endpoint: str, deployment: str) -> Flow[Document]:
         """Send all traffic to a variant of an experiment that runs or has ended. Return the endpoint."""
-        return self._run(self._traffic.end_experiment(endpoint, deployment))
-
-
-class AsyncTrafficCalls:
-    """The calls of :class:`TrafficCalls` for asyncio."""
-
-    _traffic: TrafficFlows
-
-    @abstractmethod
-    async def _run(self, flow: Flow[T]) -> T: ...
-
-    async def start_rollout(self, endpoint: str, to: To, *, swap: bool = False, **options: Any) -> Document:
-        """Start a canary; see :meth:`TrafficCalls.start_rollout`."""
-        return await self._run(self._traffic.start(endpoint, to, swap, options))
-
-    async def rollout(self, endpoint: str) -> Document:
-        """Return an endpoint's rollout; see :meth:`TrafficCalls.rollout`."""
-        return await self._run(self._traffic.rollout(endpoint))
-
-    async def wait_rollout(self, endpoint: str, timeout_s: float | None = None) -> Document:
-        """Return the rollout at its end; see :meth:`TrafficCalls.wait_rollout`."""
-        return await self._run(self._traffic.wait(endpoint, timeout_s))
-
-    async def promote(self, endpoint: str) -> Document:
-        """Send all traffic to the canary; see :meth:`TrafficCalls.promote`."""
-        return await self._run(self._traffic.change(endpoint, "promote"))
-
-    async def pause_rollout(self, endpoint: str) -> Document:
-        """Keep the canary's share. Return the endpoint."""
-        return await self._run(self._traffic.change(endpoint, "pause"))
-
-    async def resume_rollout(self, endpoint: str) -> Document:
-        """Continue a paused canary. Return the endpoint."""
-        return await self._run(self._traffic.change(endpoint, "resume"))
-
-    async def rollback(self, endpoint: str, version: int | None = None) -> Document:
-        """End a canary, or go back to an earlier version (None: the last one)."""
-        return await self._run(self._traffic.rollback(endpoint, version))
-
-    async def start_shadow(self, endpoint: str, to: To, **options: Any) -> Document:
-        """Copy answered requests and compare; see :meth:`TrafficCalls.start_shadow`."""
-        return await self._run(self._traffic.start_shadow(endpoint, to, options))
-
-    async def shadow(self, endpoint: str) -> Document:
-        """Return an endpoint's shadow; see :meth:`TrafficCalls.shadow`."""
-        return await self._run(self._traffic.shadow(endpoint))
-
-    async def stop_shadow(self, endpoint: str) -> Document:
-        """End shadow traffic. Return the endpoint."""
-        return await self._run(self._traffic.stop_shadow(endpoint))
-
-    async def start_experiment(self, endpoint: str, *to: To, **options: Any) -> Document:
-        """Compare versions by feedback; see :meth:`TrafficCalls.start_experiment`."""
-        return await self._run(self._traffic.start_experiment(endpoint, to, options))
-
-    async def experiment(self, endpoint: str) -> Document:
-        """Return an endpoint's experiment; see :meth:`TrafficCalls.experiment`."""
-        return await self._run(self._traffic.experiment(endpoint))
-
-    async def stop_experiment(self, endpoint: str) -> Document:
-        """End an experiment: the control gets all traffic. Return the endpoint."""
-        return await self._run(self._traffic.end_experiment(endpoint, None))
-
-    async def choose_winner(self, endpoint: str, deployment: str) -> Document:
-        """Send all traffic to a variant of an experiment; see :meth:`TrafficCalls.choose_winner`."""
-        return await self._run(self._traffic.end_experiment(endpoint, deployment))
+        return self._traffic.end_experiment(endpoint, deployment)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import BinaryIO
 
 import orjson
 
+from tidegate.client.calls import Awaited, Blocking
 from tidegate.client.core import Core
 from tidegate.client.errors import BadAnswer, from_answer
-from tidegate.client.flow import Answer, Flow, Send, Sleep, T
+from tidegate.client.flow import Answer, Flow, Send, Sleep
 from tidegate.client.jobs import Document, document_of
 from tidegate.kernel.errors import (
     BadRequest,
@@ -178,13 +178,10 @@ class UploadFlows:
         return (yield from uploading.flow())
 
 
-class UploadCalls:
+class UploadCalls(Blocking):
     """The blocking call. See `docs/stores.md`."""
 
     _uploads: UploadFlows
-
-    @abstractmethod
-    def _run(self, flow: Flow[T]) -> T: ...
 
     def upload(self, path: str | Path, *, progress: Progress | None = None) -> Document:
         """Upload a model's file in parts, and return a document with its ``sha256`` and ``size``.
@@ -197,13 +194,10 @@ class UploadCalls:
             return self._run(self._uploads.upload(Source.of(file), progress))
 
 
-class AsyncUploadCalls:
+class AsyncUploadCalls(Awaited):
     """The call of :class:`UploadCalls` for asyncio."""
 
     _uploads: UploadFlows
-
-    @abstractmethod
-    async def _run(self, flow: Flow[T]) -> T: ...
 
     async def upload(self, path: str | Path, *, progress: Progress | None = None) -> Document:
         """Upload a model's file in parts; see :meth:`UploadCalls.upload`."""

@@ -5,15 +5,15 @@ The caller's key needs the scope that the registry's routes need (`docs/access.m
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import orjson
 
+from tidegate.client.calls import Call
 from tidegate.client.core import Core
-from tidegate.client.flow import Flow, Sleep, T
+from tidegate.client.flow import Flow, Sleep
 from tidegate.client.jobs import Document, document_of
 from tidegate.kernel.errors import DeadlinePassed
 
@@ -60,45 +60,24 @@ class VerificationFlows:
 
 
 class VerificationCalls:
-    """The blocking calls. See `docs/verification.md`."""
+    """The calls of both clients. See `docs/verification.md`."""
 
     _verification: VerificationFlows
 
-    @abstractmethod
-    def _run(self, flow: Flow[T]) -> T: ...
-
-    def verification(self, model: str, version: int) -> Document:
+    @Call
+    def verification(self, model: str, version: int) -> Flow[Document]:
         """Return the ``state`` of a version's verification, its ``message`` and its capacity ``card``."""
-        return self._run(self._verification.read(model, version))
+        return self._verification.read(model, version)
 
-    def verify(self, model: str, version: int, samples: Sequence[Document] = ()) -> Document:
+    @Call
+    def verify(self, model: str, version: int, samples: Sequence[Document] = ()) -> Flow[Document]:
         """Verify a version again, with these samples or with those of the last verification."""
-        return self._run(self._verification.start(model, version, samples))
+        return self._verification.start(model, version, samples)
 
-    def wait_verified(self, model: str, version: int, timeout_s: float = 120.0) -> Document:
+    @Call
+    def wait_verified(self, model: str, version: int, timeout_s: float = 120.0) -> Flow[Document]:
         """Wait until a version is verified, rejected or skipped. Raise DeadlinePassed."""
-        return self._run(self._verification.wait(model, version, timeout_s))
-
-
-class AsyncVerificationCalls:
-    """The calls of :class:`VerificationCalls` for asyncio."""
-
-    _verification: VerificationFlows
-
-    @abstractmethod
-    async def _run(self, flow: Flow[T]) -> T: ...
-
-    async def verification(self, model: str, version: int) -> Document:
-        """Return the verification of a version; see :meth:`VerificationCalls.verification`."""
-        return await self._run(self._verification.read(model, version))
-
-    async def verify(self, model: str, version: int, samples: Sequence[Document] = ()) -> Document:
-        """Verify a version again; see :meth:`VerificationCalls.verify`."""
-        return await self._run(self._verification.start(model, version, samples))
-
-    async def wait_verified(self, model: str, version: int, timeout_s: float = 120.0) -> Document:
-        """Wait until a version is settled; see :meth:`VerificationCalls.wait_verified`."""
-        return await self._run(self._verification.wait(model, version, timeout_s))
+        return self._verification.wait(model, version, timeout_s)
 
 
 def _path(model: str, version: int) -> str:

@@ -1,0 +1,144 @@
+"""The calls that both clients have. A call whose result has another class in each client is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy.typing as npt
+
+from tidegate.client.batches import BatchFlows
+from tidegate.client.calls import Call
+from tidegate.client.catalogue import CatalogueCalls, CatalogueFlows
+from tidegate.client.core import Core, Metadata, Version
+from tidegate.client.feedback import FeedbackFlows, item_of
+from tidegate.client.flow import Caller, Flow
+from tidegate.client.jobs import Document, Handle, JobFlows
+from tidegate.client.llm import ChatResult
+from tidegate.client.llm_flows import LlmFlows
+from tidegate.client.quality import QualityCalls, QualityFlows
+from tidegate.client.result import InferResult
+from tidegate.client.traffic import TrafficCalls, TrafficFlows
+from tidegate.client.uploads import UploadFlows
+from tidegate.client.verification import VerificationCalls, VerificationFlows
+
+
+class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls):
+    """The flows of a client, and the calls that only run them."""
+
+    def __init__(self, timeout_s: float, retries: int) -> None:
+        self._core = Core(timeout_s, Caller(retries))
+        self._jobs = JobFlows(self._core)
+        self._batches = BatchFlows(self._core)
+        self._llm = LlmFlows(self._core)
+        self._feedback = FeedbackFlows(self._core)
+        self._traffic = TrafficFlows(self._core)
+        self._quality = QualityFlows(self._core)
+        self._uploads = UploadFlows(self._core)
+        self._catalogue = CatalogueFlows(self._core)
+        self._verification = VerificationFlows(self._core)
+
+    @Call
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike,
+        *,
+        version: Version = None,
+        outputs: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Flow[InferResult]:
+        """Run ``model`` on arrays by input name, or on one array if it has a single input.
+
+        An array of another dtype is cast if no value changes. float64 arrays and lists are rounded to the
+        model's floats. Raise TypeError, with the expected datatype, for all other arrays.
+        BYTES inputs are object arrays of ``bytes`` or ``str``, BF16 inputs float32 (rounded). ``outputs``
+        names the outputs to return (default: all).
+
+        Raise DeadlinePassed after ``timeout_s`` seconds, Overloaded with ``retry_after_s``, NotFound,
+        BadRequest, ModelFailed with the model's own message, Unreachable if no gateway answers.
+        """
+        return self._core.infer(
+            model,
+            inputs,
+            version=version,
+            outputs=outputs,
+            timeout_s=timeout_s,
+            request_id=request_id,
+            parameters=parameters,
+        )
+
+    @Call
+    def feedback(
+        self,
+        answer: InferResult | ChatResult | Handle | str | None = None,
+        *,
+        score: float | None = None,
+        reward: float | None = None,
+        label: str | int | float | bool | None = None,
+        metric: str | None = None,
+        value: float | str | None = None,
+        at: datetime | float | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Flow[Document]:
+        """Report how good an answer was: a score, a reward, a label, or any ``metric`` with a ``value``.
+
+        ``answer``: a result, a job, or an id (``feedback_id``). ``idempotency_key`` names a job instead.
+        ``at``: the time of the outcome. The first value of each metric counts, so a repeated call is safe.
+        Raise NotFound for an unknown or old answer, Forbidden for the answer of another key.
+        """
+        outcomes = {"score": score, "reward": reward, "label": label, "metric": metric, "value": value}
+        return self._feedback.one(item_of(answer, idempotency_key, outcomes, at), timeout_s)
+
+    @Call
+    def feedback_many(
+        self, items: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> Flow[list[Document]]:
+        """Report many outcomes: objects with the members of ``POST /v1/feedback``, in calls of 1,000.
+
+        Return for each item its ``index``, its ``status``, and for a refused one a ``message``.
+        """
+        return self._feedback.many(items, timeout_s)
+
+    @Call
+    def metadata(
+        self, model: str, *, version: Version = None, timeout_s: float | None = None
+    ) -> Flow[Metadata]:
+        """Return a model's name, versions, platform, inputs and outputs. Raise NotFound."""
+        return self._core.metadata(model, version=version, timeout_s=timeout_s)
+
+    @Call
+    def models(self, *, timeout_s: float | None = None) -> Flow[list[Metadata]]:
+        """Return every model that can be called, each with ``name``, ``version`` and ``state``."""
+        return self._core.models(timeout_s=timeout_s)
+
+    @Call
+    def costs(
+        self,
+        *,
+        by: str = "deployment",
+        since: float | None = None,
+        until: float | None = None,
+        deployment: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Flow[dict[str, Any]]:
+        """Return what replicas cost, ``by`` deployment, version, endpoint or key. Needs the scope operate.
+
+        ``since`` and ``until`` are seconds since the epoch; default: the last day. docs/costs.md explains the
+        members.
+        """
+        return self._core.costs(by, since, until, deployment, timeout_s)
+
+    @Call
+    def is_ready(self, model: str, *, version: Version = None, timeout_s: float | None = None) -> Flow[bool]:
+        """Return True if the model accepts requests, even if it must start first. Unknown name: False."""
+        return self._core.is_ready(model, version=version, timeout_s=timeout_s)
+
+    @Call
+    def wait_ready(self, model: str, timeout_s: float = 120.0, *, version: Version = None) -> Flow[None]:
+        """Wait until the model is ready. Raise DeadlinePassed after ``timeout_s`` seconds."""
+        return self._core.wait_ready(model, version=version, timeout_s=timeout_s)
