@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from tidegate.kernel.errors import BadRequest, Overloaded
+from tidegate.kernel.errors import BadRequest, Overloaded, Unavailable
 from tidegate.kernel.protocol.bounded_json import shown
 from tidegate.kernel.protocol.sequences import END, ID, START, SequenceMark
 
@@ -25,6 +25,13 @@ class Place(NamedTuple):
     replica: str
     token: str
     lost: bool = False
+
+
+class Times(NamedTuple):
+    """Milliseconds that a request may still take (0: it has ended), and that its sequence may be idle."""
+
+    busy_ms: int
+    idle_ms: int
 
 
 class SequenceSlots(NamedTuple):
@@ -61,11 +68,16 @@ def key_of(endpoint: str, version: str, caller: str, id_: int | str) -> str:
     return blake2b("\x1f".join(parts).encode(), digest_size=16).hexdigest()
 
 
-def favourite(key: str, replicas: Iterable[SequenceSlots]) -> str:
-    """Return the replica of a sequence while the store is away: the same one in every gateway."""
-    return max(
-        (replica.name for replica in replicas),
-        key=lambda name: blake2b(f"{key}{name}".encode(), digest_size=8).digest(),
+def store_away(model: str, mark: SequenceMark, retry_after_s: float) -> Unavailable:
+    """Return the error for a request whose sequence has no known replica, because the store is away."""
+    what = (
+        f"a sequence of model '{model}' cannot start" if mark.start else "the sequence's replica is not known"
+    )
+    return Unavailable(
+        f"{what}, because the live store (Valkey), which has the replica of each sequence, does not answer. "
+        f"Send the request again in {retry_after_s:g} s",
+        reason="store_unavailable",
+        retry_after_s=retry_after_s,
     )
 
 

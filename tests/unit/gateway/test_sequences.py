@@ -15,10 +15,11 @@ from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import EndpointRoute, parse_table
-from services.gateway.domain.sequences import SequenceSlots, favourite, key_of
+from services.gateway.domain.sequences import Place, SequenceSlots, key_of
 from tidegate.kernel.errors import BadRequest, Overloaded, SequenceLost, TidegateError, Unavailable
 from tidegate.kernel.protocol.presence import GatewayLoad
 from tidegate.kernel.protocol.sequences import SequenceMark
+from tidegate.kernel.store import StoreUnavailable
 
 pytestmark = pytest.mark.unit
 
@@ -45,6 +46,37 @@ def endpoint() -> EndpointRoute:
     return parse_table(table).endpoints["sums"]
 
 
+class Places:
+    """The places of sequences in memory. ``away``: the store does not answer."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Place] = {}
+        self.away = False
+
+    async def find(self, key: str) -> Place | None:
+        self._answer()
+        return self.found.get(key)
+
+    async def start(self, key: str, name: str, ready: list[SequenceSlots], token: str, *_: Any) -> Place:
+        self._answer()
+        self.found[key] = Place(name, ready[-1].name, token)
+        return self.found[key]
+
+    async def keep(self, *_: Any) -> None:
+        self._answer()
+
+    async def end(self, key: str, place: Place, *, lost: bool = False) -> None:
+        self._answer()
+        if self.found.get(key) == place:
+            del self.found[key]
+            if lost:
+                self.found[key] = place._replace(lost=True)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise StoreUnavailable("The store does not answer.")
+
+
 class Gateway:
     """A router whose requests are kept. ``replicas`` are ready."""
 
@@ -59,8 +91,12 @@ class Gateway:
         self.count = 0
         self.ended = True
         self.broken = False
+        self.places = Places()
         self.router = SequenceRouter(
-            cast(Any, self), cast(Any, self), lambda _: ReplicaFleet(sequences=self.replicas), None
+            cast(Any, self),
+            cast(Any, self),
+            lambda _: ReplicaFleet(sequences=self.replicas),
+            cast(Any, self.places),
         )
         self.router._watch = cast(Any, self)
         self.load = GatewayLoad()
@@ -258,7 +294,7 @@ async def test_a_caller_that_has_gone_leaves_nothing_behind():
     await settled()
     assert [name for name, _, _ in gateway.sent] == ["start"]
     router = gateway.router
-    assert [router._sent, router._open, router._lines, router._sending] == [{}] * 4
+    assert [router._sent, router._lines, router._sending] == [{}] * 3
     assert gateway.outcomes == []
 
 
@@ -285,7 +321,35 @@ async def test_a_request_that_cannot_be_sent_leaves_nothing_behind():
     await settled()
     ((_, error),) = gateway.outcomes
     assert isinstance(error, Unavailable)
-    assert [gateway.router._sent, gateway.router._open, gateway.router._lines] == [{}] * 3
+    assert [gateway.router._sent, gateway.router._lines] == [{}] * 2
+
+
+async def test_no_sequence_starts_while_the_store_is_away():
+    gateway = Gateway("a")
+    gateway.places.away = True
+    gateway.ask("start", start=True)
+    gateway.ask("next", 2)
+    await settled()
+    assert gateway.sent == []
+    (_, start), (_, other) = gateway.outcomes
+    for error, words in ((start, "cannot start"), (other, "replica is not known")):
+        assert isinstance(error, Unavailable)
+        assert (error.reason, error.retry_after_s, words in error.message) == ("store_unavailable", 2.0, True)
+    gateway.places.away, gateway.router._away_until = False, 0.0
+    gateway.ask("again", start=True)
+    await settled()
+    assert [name for name, _, _ in gateway.sent] == ["again"]
+
+
+async def test_a_sequence_that_this_gateway_knows_goes_on_while_the_store_is_away():
+    gateway = Gateway("a")
+    gateway.ask("start", start=True)
+    await settled()
+    await gateway.answer("start")
+    gateway.places.away = True
+    gateway.ask("next")
+    await settled()
+    assert gateway.sent[-1] == ("next", "sums-v2", "a")
 
 
 def test_keys_of_sequences():
@@ -294,8 +358,3 @@ def test_keys_of_sequences():
         key_of("sums", "2", "one", 7), key_of("other", "", "one", 7),
     }  # fmt: skip
     assert len(keys) == 5
-    replicas = [SequenceSlots(f"r{number}", 1) for number in range(5)]
-    chosen = {key: favourite(key, replicas) for key in map(str, range(200))}
-    assert set(chosen.values()) == {each.name for each in replicas}
-    fewer = {key: favourite(key, replicas[:-1]) for key in chosen}
-    assert all(chosen[key] in (fewer[key], "r4") for key in chosen), "only those of the lost replica move"

@@ -27,7 +27,7 @@ from services.gateway.domain.contract import Contract, Decoded
 from services.gateway.domain.fair_lane import FlowKey
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
-from services.gateway.domain.sequences import Place, SequenceSlots
+from services.gateway.domain.sequences import Place, SequenceSlots, Times
 from tidegate.kernel import telemetry
 from tidegate.kernel.broker.topology import Queue, sequences_queue
 from tidegate.kernel.errors import BadRequest, DeadlinePassed, SequenceLost, TidegateError, Unavailable
@@ -72,7 +72,6 @@ class SequenceRouter:
         self._remembered: OrderedDict[str, Place] = OrderedDict()
         self._dead: dict[str, float] = {}
         self._sending: dict[bytes, asyncio.Task[None]] = {}
-        self._open: dict[str, int] = {}
         self._tasks = TaskSet()
         self._stopping, self._away_until = False, 0.0
         self._watch = ReplicaWatch(lambda: dispatcher.out, self._on_silent)
@@ -224,7 +223,6 @@ class SequenceRouter:
 
     def _begin(self, request: SequenceRequest, place: Place) -> None:
         request.place = place
-        self._open[request.key] = self._open.get(request.key, 0) + 1
         self._sent[request.id] = request
         self._watch.begin(_queue_of(place), request.id)
 
@@ -238,11 +236,6 @@ class SequenceRouter:
         assert place is not None
         self._watch.end(_queue_of(place), request.id)
         self._sent.pop(request.id, None)
-        left = self._open.get(request.key, 1) - 1
-        if left > 0:
-            self._open[request.key] = left
-        else:
-            self._open.pop(request.key, None)
 
     def _on_outcome(self, request: SequenceRequest, done: Callable[[Any], None], outcome: Any) -> None:
         self._ended(request)
@@ -301,15 +294,17 @@ class SequenceRouter:
         """Return the place of a sequence: as the store says, else as this gateway remembers.
 
         The store may be away or may have lost its content. A remembered place may be wrong, but its worker
-        knows if it keeps the sequence.
+        knows if it keeps the sequence. If the store is away and nothing is remembered, raise Unavailable.
         """
-        found = None
+        known = self._remembered.get(request.key)
         try:
             found = await self._asked(lambda places: places.find(request.key))
         except StoreUnavailable:
-            log.debug("the store is away; the gateway uses the places that it remembers")
+            if known is None:
+                raise sequences.store_away(request.endpoint.name, request.mark, AWAY_S) from None
+            return known
         if found is None:
-            return self._remembered.get(request.key)
+            return known
         if not found.lost:
             self._remember(request.key, found)
         return found
@@ -371,19 +366,21 @@ class SequenceRouter:
         return self._dead.get(replica, 0.0) < time.monotonic()
 
     async def _choose(self, request: SequenceRequest, ready: list[SequenceSlots]) -> Place | None:
+        """Return the place that the store has chosen; None if all are taken. Raise Unavailable.
+
+        Without the store, no other gateway would find the sequence.
+        """
         token, name = os.urandom(6).hex(), request.route.name
-        place: Place | None
-        ttl_ms = self._ttl_ms(request, request.left_ms)
+        times = _times(request, request.left_ms)
         try:
-            place = await self._asked(lambda places: places.start(request.key, name, ready, token, ttl_ms))
+            place = await self._asked(
+                lambda places: places.start(request.key, name, ready, token, request.id, times)
+            )
         except StoreUnavailable:
-            place = Place(name, sequences.favourite(request.key, ready), token)
+            raise sequences.store_away(request.endpoint.name, request.mark, AWAY_S) from None
         if place is not None:
             self._remember(request.key, place)
         return place
-
-    def _ttl_ms(self, request: SequenceRequest, busy_ms: float) -> int:
-        return int(busy_ms + _idle_ms(request.route)) + sequences.IDLE_MARGIN_MS
 
     # --- records ---------------------------------------------------------------------------------------
 
@@ -401,7 +398,7 @@ class SequenceRouter:
         elif request.mark.end and not isinstance(outcome, TidegateError):
             SEQUENCES.labels("ended").inc()
             await self._record_end(request.key, place)
-        elif request.key not in self._open:
+        else:
             await self._keep(request, place, 0.0)
 
     async def _record_end(self, key: str, place: Place, *, lost: bool = False) -> None:
@@ -414,14 +411,18 @@ class SequenceRouter:
 
     async def _keep(self, request: SequenceRequest, place: Place, busy_ms: float) -> None:
         try:
-            ttl_ms = self._ttl_ms(request, busy_ms)
-            await self._asked(lambda places: places.keep(request.key, place, ttl_ms))
+            times = _times(request, busy_ms)
+            await self._asked(lambda places: places.keep(request.key, place, request.id, times))
         except StoreUnavailable:
             log.debug("the store is away; the gateway remembers the sequence")
 
 
 def _queue_of(place: Place) -> Queue:
     return sequences_queue(place.deployment, place.replica)
+
+
+def _times(request: SequenceRequest, busy_ms: float) -> Times:
+    return Times(int(busy_ms), int(_idle_ms(request.route)) + sequences.IDLE_MARGIN_MS)
 
 
 def _idle_ms(route: DeploymentRoute) -> float:
