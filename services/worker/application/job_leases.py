@@ -98,7 +98,8 @@ class JobLeases:
     def _is_due(self, job: QueuedJob, now: float) -> bool:
         if job.leased_at is not None:
             return now - job.leased_at >= RENEW_S
-        return now - job.delivered >= self._max_unacked_s or not self._deliveries.can_ack(job)
+        # A wait may be long. With a lease, a restart of the host does not count as a delivery.
+        return job.waits or now - job.delivered >= self._max_unacked_s or not self._deliveries.can_ack(job)
 
     async def _lease(self, job: QueuedJob, lease_s: float) -> bool:
         until_ms = int((time.time() + lease_s) * 1e3)

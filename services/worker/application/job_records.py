@@ -16,6 +16,7 @@ from tidegate.kernel.protocol.envelope import Reply, Request
 from tidegate.kernel.protocol.jobs import Finish, Take, Taken, Terminal
 from tidegate.kernel.protocol.redaction import without_paths
 from tidegate.kernel.store import JobStore, StoreUnavailable
+from tidegate.kernel.store.transitions import JobWait
 
 log = telemetry.logger(__name__)
 
@@ -87,6 +88,31 @@ class JobRecords:
                 log.warning("the tensors of a job cannot be fetched yet", extra={"problem": error.message})
                 await asyncio.sleep(_backoff(tries))
         raise AssertionError("not reached")
+
+    async def wait(self, group: Sequence[QueuedJob], pause_s: float) -> None:
+        """Wait before a call of jobs is made again. Their records say so: a wait is no attempt.
+
+        Return when the records say that the jobs run. If the store is away, wait for it.
+        """
+        for job in group:
+            job.waits = True
+        try:
+            await self._store.waits([JobWait(job.id, job.attempt, True) for job in group])
+        except StoreUnavailable as error:
+            log.warning("a wait was not recorded", extra={"problem": error.message})
+        await asyncio.sleep(pause_s)
+        tries = 0
+        while left := [job for job in group if not job.ended]:
+            try:
+                await self._store.waits([JobWait(job.id, job.attempt, False) for job in left])
+                break
+            except StoreUnavailable as error:
+                if tries == 0:
+                    log.warning("jobs wait for the store", extra={"problem": error.message})
+                await asyncio.sleep(_backoff(tries))
+                tries += 1
+        for job in group:
+            job.waits = False
 
     async def record(self, ends: Sequence[AttemptEnd]) -> list[bool]:
         """Record durably how attempts ended. Return for each job True if this worker still had it.

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from services.worker.adapters.metrics import JOBS, SUSPECTS
@@ -334,7 +335,8 @@ class JobScheduler:
         ledger = self.stats.time
         mark = ledger.begin()
         try:
-            found = await llm_answer(model, job.request, timeout_s, self._patience.wait_s)
+            wait = partial(self._records.wait, [job])
+            found = await llm_answer(model, job.request, timeout_s, self._patience.wait_s, wait)
             spent = time.monotonic() - started
             (reply,) = replies_to([job], found.answer, started, spent)
         except Exception as error:
@@ -365,7 +367,7 @@ class JobScheduler:
         pause_s = self._patience.pause_s(group, failure)
         if pause_s is None:
             return False
-        await asyncio.sleep(pause_s)
+        await self._records.wait(group, pause_s)
         left = [job for job in group if not job.ended]
         if left and self._model is model:
             self._start_call(model, left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -36,13 +37,18 @@ class LlmAnswer:
 
 
 async def llm_answer(
-    model: Model, request: Request, timeout_s: float, upstream_wait_s: float = 0.0
+    model: Model,
+    request: Request,
+    timeout_s: float,
+    upstream_wait_s: float = 0.0,
+    wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> LlmAnswer:
     """Return the answer of a language model to a request that does not stream.
 
     If the engine or its provider is busy (429 or 503), the call is made again later. While the upstream is
-    away (502 or 504), it is made again for at most ``upstream_wait_s`` seconds. Raises DeadlinePassed, and
-    the errors of :meth:`Model.stream`. Cancelling the task cancels the request in the engine.
+    away (502 or 504), it is made again for at most ``upstream_wait_s`` seconds. ``wait`` waits so many
+    seconds between two calls. Raises DeadlinePassed, and the errors of :meth:`Model.stream`. Cancelling the
+    task cancels the request in the engine.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -57,7 +63,7 @@ async def llm_answer(
                 if tries == 0:
                     status = found.meta.status
                     log.info("a job waits for its engine", extra={"status": status, "pause_s": pause_s})
-                await asyncio.sleep(pause_s)
+                await wait(pause_s)
                 tries += 1
     except TimeoutError:
         raise DeadlinePassed("the job expired before the model had answered") from None

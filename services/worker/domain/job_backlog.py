@@ -22,6 +22,7 @@ class QueuedJob:
     ``read_at``: when its record was last read.
     ``ended``: this worker no longer runs it; its end may not be recorded yet.
     ``upstream_since``: when its upstream first did not answer; None: it answered, or there is none.
+    ``waits``: it waits for its upstream or engine, and nothing of it runs.
     """
 
     request: Request
@@ -40,6 +41,7 @@ class QueuedJob:
     read_at: float = 0.0
     ended: bool = False
     upstream_since: float | None = None
+    waits: bool = False
 
     def set_attempt(self, attempt: int, now: float) -> None:
         """Set the attempt that now runs here by the job's record."""

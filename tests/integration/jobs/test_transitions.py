@@ -9,7 +9,8 @@ import pytest
 
 from tidegate.kernel.errors import Conflict
 from tidegate.kernel.protocol import envelope
-from tidegate.kernel.protocol.jobs import Finish, Idempotency, Take, Taken
+from tidegate.kernel.protocol.jobs import MAX_ATTEMPTS, Finish, Idempotency, Take, Taken
+from tidegate.kernel.store.transitions import JobWait
 
 pytestmark = pytest.mark.integration
 
@@ -89,6 +90,35 @@ async def test_what_fails_keeps_its_request(store, way):
     assert (await way.job(job.id)).error == error
     assert await store.request(job.id) is not None
     assert (await store.log(job.id))[-1].detail == "model_failed"
+
+
+@pytest.mark.parametrize("safe", [True, False])
+async def test_a_loss_during_a_wait_is_no_attempt(store, way, safe):
+    job = await way.running(retry_safe=safe)
+    for attempt in range(1, MAX_ATTEMPTS + 3):
+        assert await store.waits([JobWait(job.id, attempt, True)]) == [True]
+        found = await way.take(job.id, redelivered=True, alone=False)
+        assert found == Taken("run", attempt + 1), "and it is no suspect"
+    last = MAX_ATTEMPTS + 3
+    assert await store.waits([JobWait(job.id, last, True), JobWait(job.id, last - 1, True)]) == [True, False]
+    assert await store.waits([JobWait(job.id, last, False)]) == [True]
+    if safe:
+        for attempt in range(last + 1, last + MAX_ATTEMPTS):
+            assert (await way.take(job.id, redelivered=True, alone=False)).outcome == "suspect"
+            assert await way.take(job.id, redelivered=True) == Taken("run", attempt)
+    assert (await way.take(job.id, redelivered=True)).outcome == "failed", "its model was called"
+    reason = "attempts_exhausted" if safe else "worker_lost"
+    assert (await way.job(job.id)).error["reason"] == reason
+
+
+async def test_a_waiting_job_is_published_again_however_often_its_host_restarts(store, way):
+    job = await way.running()
+    for attempt in range(1, 300):
+        assert await store.waits([JobWait(job.id, attempt, True)]) == [True]
+        frame = await store.claim_republish(job.id, attempt, "running")
+        assert frame is not None
+        assert frame[28] == min(attempt, 255)
+        assert await way.take(job.id, frame_attempt=frame[28]) == Taken("run", attempt + 1)
 
 
 @pytest.mark.parametrize("steps", ["accept", "queued", "take"])

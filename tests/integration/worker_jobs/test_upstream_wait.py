@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from services.worker.application import job_leases
 from services.worker.domain import llm_answers
+from tests.integration.worker_jobs.conftest import Doubler
 from tests.integration.worker_jobs.test_llm_jobs import Talker, submit  # noqa: F401 - a fixture
 from tidegate.kernel.errors import ModelFailed
+from tidegate.kernel.protocol.jobs import MAX_ATTEMPTS
+from tidegate.kernel.store.jobs import RECORD
 
 pytestmark = pytest.mark.integration
 
@@ -16,6 +20,17 @@ AWAY = "Failed to process the request(s) for model instance 'm_0', message: Upst
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm_answers, "PAUSES_S", (0.02, 0.05))
+
+
+@pytest.fixture
+def waits(gateway):
+    """Return ``await waits(id_, attempt)``: True if the record says that this attempt waits."""
+
+    async def read(id_: bytes, attempt: int) -> bool:
+        found = await gateway.store._redis.hmget(RECORD.encode() + id_, "waits", "attempt")
+        return [int(value or 0) for value in found] == [attempt, attempt]
+
+    return read
 
 
 def away(times: int):
@@ -54,6 +69,56 @@ async def test_without_the_setting_and_after_the_time_a_job_fails(start, gateway
     second = await gateway.submit(1)
     await until(lambda: gateway.is_in("failed", second))
     assert len(patient.model.calls) > 1
+
+
+async def test_a_restart_during_a_wait_is_no_attempt(start, gateway, until, waits, monkeypatch):
+    """More restarts than attempts, with an upstream that is away all the time."""
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (20.0, 20.0))
+    monkeypatch.setattr(job_leases, "CHECK_S", 600.0)
+    id_ = await gateway.submit(1)
+    for restart in range(1, MAX_ATTEMPTS + 3):
+        model = Doubler()
+        model.fail = away(1000)
+        worker = await start(upstream_wait_s=600, model=model)
+        await until(lambda restart=restart: waits(id_, restart))
+        await worker.die()
+    last = await start(upstream_wait_s=600)
+    await until(lambda: gateway.is_in("succeeded", id_))
+    assert await gateway.result(id_) == [2.0]
+    assert len(last.model.calls) == 1
+
+
+async def test_a_language_models_job_may_be_lost_often_while_it_waits(
+    start,
+    gateway,
+    submit,  # noqa: F811
+    until,
+    waits,
+    monkeypatch,
+    nothing_is_left,
+):
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (20.0, 20.0))
+    monkeypatch.setattr(job_leases, "CHECK_S", 600.0)
+    id_ = await submit("a prompt")
+    for restart in range(1, MAX_ATTEMPTS + 3):
+        model = Talker()
+        model.refusals = [{"status": 502}]
+        worker = await start(max_rows=0, streams=4, model=model, upstream_wait_s=600)
+        await until(lambda restart=restart: waits(id_, restart))
+        await worker.die()
+    last = await start(max_rows=0, streams=4, model=Talker(), upstream_wait_s=600)
+    await until(lambda: gateway.is_in("succeeded", id_))
+    await nothing_is_left(last)
+
+
+async def test_a_waiting_job_is_leased_so_that_restarts_are_no_deliveries(start, gateway, until, monkeypatch):
+    monkeypatch.setattr(llm_answers, "PAUSES_S", (20.0, 20.0))
+    monkeypatch.setattr(job_leases, "CHECK_S", 0.05)
+    worker = await start(upstream_wait_s=600)
+    worker.model.fail = away(1000)
+    id_ = await gateway.submit(1)
+    await until(lambda: worker.jobs.by_id and worker.messages.unsettled == 0)
+    assert worker.jobs.by_id[id_].leased_at is not None
 
 
 async def test_a_waiting_job_can_be_cancelled(start, gateway, until, nothing_is_left):

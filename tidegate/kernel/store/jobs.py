@@ -33,7 +33,7 @@ from tidegate.kernel.protocol.jobs import (
 from tidegate.kernel.store import records
 from tidegate.kernel.store.connection import answer, connect
 from tidegate.kernel.store.scripts import Scripts
-from tidegate.kernel.store.transitions import JobLease, Transitions
+from tidegate.kernel.store.transitions import JobLease, JobWait, Transitions
 from tidegate.kernel.store.watch import JobWatch
 
 PREFIX = "tidegate:job:"
@@ -108,6 +108,14 @@ class JobStore:
         Return False if the job is over, or if another attempt or worker has it: stop working on it.
         """
         return await self._transitions.lease.do(JobLease(id, attempt, worker, until_ms))
+
+    async def waits(self, waits: Sequence[JobWait]) -> Ends:
+        """Record that running jobs wait for their upstream or engine, or run again.
+
+        The loss of a worker does not count as an attempt of a job that waits. Return False for each job that
+        is over, or that another attempt has.
+        """
+        return await self._transitions.waits.do_all(waits)
 
     async def cancel(self, id: bytes) -> Job | None:
         """Cancel a job unless it is over. Return the job after that, or None if it does not exist."""

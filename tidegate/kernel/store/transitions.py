@@ -20,6 +20,14 @@ class JobLease(NamedTuple):
     until_ms: int
 
 
+class JobWait(NamedTuple):
+    """A worker's note that an attempt of a job waits for its upstream or engine, or runs again."""
+
+    id: bytes
+    attempt: int
+    waits: bool
+
+
 class Transitions:
     """One grouped call for each kind of transition, used by :class:`tidegate.kernel.store.jobs.JobStore`.
 
@@ -33,6 +41,7 @@ class Transitions:
         self.take: Grouped[Take, Taken] = Grouped(self._take)
         self.finish: Grouped[Arguments, bool] = Grouped(self._finish, _size)
         self.lease: Grouped[JobLease, bool] = Grouped(self._lease)
+        self.waits: Grouped[JobWait, bool] = Grouped(self._waits)
 
     async def stop(self) -> None:
         """Return when every call has its answer."""
@@ -41,6 +50,7 @@ class Transitions:
         await self.take.stop()
         await self.finish.stop()
         await self.lease.stop()
+        await self.waits.stop()
 
     async def _accept(self, group: list[Arguments]) -> list[bytes]:
         found: list[bytes] = await self._scripts.run("accept", [part for one in group for part in one])
@@ -65,6 +75,13 @@ class Transitions:
     async def _lease(self, group: list[JobLease]) -> list[bool]:
         arguments: list[Argument] = [part for lease in group for part in lease]
         found: bytes = await self._scripts.run("lease", arguments)
+        return [one == ord("y") for one in found]
+
+    async def _waits(self, group: list[JobWait]) -> list[bool]:
+        arguments: list[Argument] = []
+        for wait in group:
+            arguments += (wait.id, wait.attempt, int(wait.waits))
+        found: bytes = await self._scripts.run("waits", arguments)
         return [one == ord("y") for one in found]
 
 

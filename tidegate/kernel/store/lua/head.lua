@@ -121,7 +121,7 @@ end
 local function read(id)
   local found = call('HMGET', RECORD .. id,
     'state', 'attempt', 'deployment', 'level', 'expires', 'worker', 'token', 'lease', 'webhook', 'safe',
-    'principal', 'endpoint')
+    'principal', 'endpoint', 'waits', 'waited')
   if not found[1] then
     return nil
   end
@@ -129,7 +129,7 @@ local function read(id)
     id = id, state = found[1], attempt = tonumber(found[2]), deployment = found[3], level = found[4],
     expires = tonumber(found[5]), worker = found[6] or '', token = found[7] or '',
     lease = tonumber(found[8]) or 0, webhook = found[9] == '1', safe = found[10] == '1',
-    principal = found[11], endpoint = found[12],
+    principal = found[11], endpoint = found[12], waits = tonumber(found[13]) or 0, waited = tonumber(found[14]) or 0,
   }
 end
 
@@ -170,16 +170,26 @@ local function fail(job, now, reason, message)
   finish(job, 'failed', now, reason, 'error', cjson.encode({reason = reason, message = message}))
 end
 
--- Return true if a job whose worker was lost may be retried. If not, fail it.
+-- Return true if a running job waits for its upstream or engine, so nothing of it runs. `waits` is the attempt that
+-- waits, and `waited` is the number of attempts that were lost while they waited.
+local function idle(job)
+  return job.waits > 0 and job.waits == job.attempt
+end
+
+-- Return true if a job whose worker was lost may be retried. If not, fail it. A wait is no attempt.
 local function retry(job, now)
+  if idle(job) then
+    return true
+  end
+  local attempts = job.attempt - job.waited
   if not job.safe then
     fail(job, now, 'worker_lost',
       'The worker was lost while it ran the job, and the deployment says that it must not run twice.')
     return false
   end
-  if job.attempt >= 3 then
+  if attempts >= 3 then
     fail(job, now, 'attempts_exhausted',
-      'The worker was lost in each of ' .. job.attempt .. ' attempts to run the job.')
+      'The worker was lost in each of ' .. attempts .. ' attempts to run the job.')
     return false
   end
   return true

@@ -16,6 +16,9 @@ local function begin(job, worker, token)
   if not leased then
     displace(DUE, job.id)
   end
+  if job.waits > 0 then
+    call('HSET', RECORD .. job.id, 'waits', 0, 'waited', job.waited + (idle(job) and 1 or 0))
+  end
   job.attempt = job.attempt + 1
   call('HSET', RECORD .. job.id, 'state', 'running', 'attempt', job.attempt, 'started', now, 'worker', worker,
     'token', token, 'lease', leased and job.lease or 0)
@@ -24,7 +27,7 @@ end
 
 -- Return true if a message of a running job shows that its attempt was lost. Else the message is a duplicate.
 local function was_lost(job, redelivered, frame_attempt)
-  return job.lease <= now and (redelivered or frame_attempt == job.attempt)
+  return job.lease <= now and (redelivered or frame_attempt == math.min(job.attempt, 255))
 end
 
 local function take(job, worker, redelivered, frame_attempt, token, lost, alone)
@@ -46,7 +49,7 @@ local function take(job, worker, redelivered, frame_attempt, token, lost, alone)
     if not retry(job, now) then
       return 'f'
     end
-    if not alone then
+    if not alone and not idle(job) then
       return 's'
     end
   elseif job.lease > now and job.worker ~= worker then
