@@ -11,7 +11,8 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tidegate.kernel import telemetry
@@ -29,6 +30,8 @@ Attributes = Mapping[str, str | int | float | bool]
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 # The longest wait for the last spans at the end of a process. A receiver may not answer.
 CLOSE_S = 2.0
+# Readings of the clocks for one offset. A process that is preempted between two clocks spoils one reading.
+READINGS = 5
 
 
 class Span(NamedTuple):
@@ -57,6 +60,22 @@ def wanted(environment: Mapping[str, str] = os.environ) -> bool:
 def new_context(trace_id: int = 0) -> TraceContext:
     """Return the context of a new span, in a new trace without ``trace_id``."""
     return TraceContext(trace_id or random.getrandbits(128) | 1, random.getrandbits(64) | 1, True)
+
+
+def epoch_ahead(
+    wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+) -> float:
+    """Return the seconds by which the clock of the day is ahead of the monotonic clock.
+
+    The clock of the day is read between two readings of the monotonic clock, ``READINGS`` times. The offset
+    with the shortest gap is returned. Use one offset for all spans of a request, so their order is exact.
+    ``time.monotonic`` and ``time.perf_counter`` are the same clock.
+    """
+    readings = []
+    for _ in range(READINGS):
+        before, now, after = monotonic(), wall(), monotonic()
+        readings.append((after - before, now - (before + after) / 2))
+    return min(readings)[1]
 
 
 class SpanExport:

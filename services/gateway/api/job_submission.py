@@ -89,9 +89,8 @@ class JobSubmissionHandler:
                     status=response.status, received=received, sent=len(response.body), headers=headers,
                     total=time.perf_counter() - began,
                 )  # fmt: skip
-            spent = time.perf_counter() - began
             self._log.trace_job(
-                trace, headers, endpoint, route.name, job.id.hex(), status=response.status, total=spent
+                trace, headers, endpoint, route.name, job.id.hex(), status=response.status, started=began
             )
             done(response)
 

@@ -58,23 +58,22 @@ class StreamObserver:
             error = TidegateError("the caller closed the connection", reason=CALLER_GONE)
             raise
         finally:
-            total = time.perf_counter() - started
             if error is not None:
                 self._log.refused(
                     self._protocol, model, error, principal, rid,
-                    status=_status(error), received=received, total=total, chunks=cost.answers,
+                    status=_status(error), received=received, started=started, chunks=cost.answers,
                     headers=headers, trace=trace,
                 )  # fmt: skip
             elif first is not None and self._log.take():
                 self._log.answered(
                     self._protocol, model, first, principal, rid,
-                    status=200, received=received, total=total, chunks=cost.answers, sent=cost.sent,
-                    headers=headers,
+                    status=200, received=received, total=time.perf_counter() - started, chunks=cost.answers,
+                    sent=cost.sent, headers=headers,
                 )  # fmt: skip
             if error is None and first is not None and self._log.traces is not None:
                 self._log.trace_answer(
                     trace, headers, self._protocol, model, first,
-                    status=200, total=total, chunks=cost.answers,
+                    status=200, started=started, chunks=cost.answers,
                 )  # fmt: skip
 
 

@@ -148,11 +148,15 @@ class AccessLog:
         answer: LoggedAnswer,
         *,
         status: int | str,
-        total: float,
+        started: float,
         **extra: Any,
     ) -> None:
-        """Export an answered request, if it is traced or slow. Call this only if there are :attr:`traces`."""
+        """Export an answered request, if it is traced or slow. Call this only if there are :attr:`traces`.
+
+        ``started``: the time of ``time.perf_counter`` at which the request began.
+        """
         assert self.traces is not None
+        total = time.perf_counter() - started
         if not self.traces.wants(trace, total):
             return
         route = answer.route
@@ -163,8 +167,10 @@ class AccessLog:
             "tidegate.rows": answer.request.rows,
             **{f"tidegate.{name}": value for name, value in extra.items()},
         }
-        name = f"{protocol} {model}"
-        self.traces.ended(trace, headers, name, total, about, deployment=route.name, timing=answer.timing)
+        self.traces.ended(
+            trace, headers, f"{protocol} {model}", started, total, about,
+            deployment=route.name, timing=answer.timing,
+        )  # fmt: skip
 
     def trace_job(
         self,
@@ -175,15 +181,18 @@ class AccessLog:
         job: str,
         *,
         status: int,
-        total: float,
+        started: float,
     ) -> None:
         """Export an accepted job, if it is traced or slow."""
-        if self.traces is not None and self.traces.wants(trace, total):
+        if self.traces is None:
+            return
+        total = time.perf_counter() - started
+        if self.traces.wants(trace, total):
             about = _about(trace, "job", model, status) | {
                 "tidegate.deployment": deployment,
                 "tidegate.job": job,
             }
-            self.traces.ended(trace, headers, f"job {model}", total, about, deployment=deployment)
+            self.traces.ended(trace, headers, f"job {model}", started, total, about, deployment=deployment)
 
     def accepted(
         self, model: str, deployment: str, version: str, job: str, principal: Principal, rid: str,
@@ -220,16 +229,24 @@ class AccessLog:
         *,
         status: int | str,
         received: int = 0,
-        total: float = 0.0,
+        started: float | None = None,
         headers: Headers | None = None,
         trace: bytes = b"",
         **extra: Any,
     ) -> None:
-        """Log a failed or refused request, and export it. Above the limit per second, only count it."""
+        """Log a failed or refused request, and export it. Above the limit per second, only count it.
+
+        ``started``: the time of ``time.perf_counter`` at which the request began; None: now.
+        """
+        ended = time.perf_counter()
+        started = ended if started is None else started
+        total = ended - started
         if self.traces is not None and self.traces.wants(trace, total, error):
             about = _about(trace or rid.encode("latin-1", "replace"), protocol, model, status)
             name = f"{protocol} {model[:200]}"
-            self.traces.ended(trace, headers, name, total, about, deployment=error.deployment, error=error)
+            self.traces.ended(
+                trace, headers, name, started, total, about, deployment=error.deployment, error=error
+            )
         now = time.monotonic()
         if self._write is None or not self._errors.take(now):
             return

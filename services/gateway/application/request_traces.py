@@ -20,7 +20,7 @@ from tidegate.kernel.errors import TidegateError
 from tidegate.kernel.protocol import trace_context
 from tidegate.kernel.protocol.trace_context import SEPARATOR
 from tidegate.kernel.token_bucket import TokenBucket
-from tidegate.kernel.tracing import Attributes, Span, SpanExport, export_of, new_context
+from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, export_of, new_context
 
 log = telemetry.logger(__name__)
 
@@ -72,6 +72,7 @@ class RequestTraces:
         trace: bytes,
         headers: Headers | None,
         name: str,
+        started: float,
         total: float,
         attributes: Attributes,
         *,
@@ -79,18 +80,22 @@ class RequestTraces:
         timing: Timing | None = None,
         error: TidegateError | None = None,
     ) -> None:
-        """Export a request that has ended now, after ``total`` seconds. :meth:`wants` has returned True."""
+        """Export a request that took ``total`` seconds. :meth:`wants` has returned True.
+
+        ``started``: a ``time.perf_counter`` time. The process may have been preempted since the request
+        ended. So the spans' times come from ``started`` and one offset, not from the time of this call.
+        """
         sent = trace_context.detached(trace)[1]
         parent = trace_context.parse(headers.get(b"traceparent")) if headers else None
         trace_id = sent.trace_id if sent else parent.trace_id if parent else 0
-        own, end = new_context(trace_id), time.time()
+        own, begin = new_context(trace_id), started + epoch_ahead()
         problem = f"{error.reason}: {error.message[:500]}" if error else ""
         parts = timing_attributes(timing, total) if timing else {}
         self._export.add(
-            Span(name, "server", own, parent, end - total, end, {**attributes, **parts}, error=problem)
+            Span(name, "server", own, parent, begin, begin + total, {**attributes, **parts}, error=problem)
         )
         if sent is not None and deployment:
-            start = end - total + (timing.decode if timing else 0.0)
+            start, end = begin + (timing.decode if timing else 0.0), begin + total
             about = {
                 "messaging.system": "rabbitmq",
                 "messaging.operation.type": "send",

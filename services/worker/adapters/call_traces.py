@@ -6,7 +6,6 @@ span, as OpenTelemetry's conventions for messages in batches say.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +13,7 @@ from typing import Protocol
 from tidegate.kernel.protocol import trace_context
 from tidegate.kernel.protocol.envelope import Request
 from tidegate.kernel.protocol.trace_context import SEPARATOR, TraceContext
-from tidegate.kernel.tracing import Attributes, Span, SpanExport, export_of, new_context
+from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, export_of, new_context
 
 
 class Received(Protocol):
@@ -52,7 +51,7 @@ class CallTraces:
         if self._export is None or not traced:
             return
         call = Call(self._deployment, self._replica, started, spent, error)
-        for span in spans(group, traced, call, time.time() - time.monotonic()):
+        for span in spans(group, traced, call, epoch_ahead()):
             self._export.add(span)
 
 

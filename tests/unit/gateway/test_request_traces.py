@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -30,9 +31,9 @@ def traces(ratio: float = 0.0, slow_s: float = 1.0) -> tuple[RequestTraces, Span
 
 
 def end(made: RequestTraces, trace: bytes, total: float = 0.1, **more: Any) -> None:
-    headers = more.pop("headers", {})
+    headers, started = more.pop("headers", {}), more.pop("started", time.perf_counter() - total)
     if made.wants(trace, total, more.get("error")):
-        made.ended(trace, headers, "rest m", total, {"tidegate.model": "m"}, **more)
+        made.ended(trace, headers, "rest m", started, total, {"tidegate.model": "m"}, **more)
 
 
 def test_a_traced_request_has_a_span_for_the_gateway_and_one_for_the_queue():
@@ -52,6 +53,16 @@ def test_a_traced_request_has_a_span_for_the_gateway_and_one_for_the_queue():
         server.attributes[f"tidegate.{n}_ms"] for n in ("decode", "transit", "wait", "compute", "encode")
     ]
     assert parts == pytest.approx([10, 30, 20, 30, 10])
+
+
+def test_the_times_of_the_spans_do_not_depend_on_when_the_spans_are_built():
+    made, spans = traces()
+    trace = made.begin(b"mine", HEADERS)
+    hour_ago = time.perf_counter() - 3600
+    end(made, trace, headers=HEADERS, deployment="m-v1", timing=Timing(decode=0.01), started=hour_ago)
+    server, send = spans
+    assert time.time() - server.start >= 3599
+    assert server.start <= send.start <= send.end == server.end
 
 
 def test_a_request_that_is_not_traced_keeps_its_id_and_has_no_span():
@@ -92,5 +103,5 @@ def test_attributes_are_built_only_for_requests_that_are_exported():
     made, spans = traces()
     log = AccessLog(None, first=0, fraction=0, errors_per_s=1, traces=made)
     nothing: Any = object()
-    log.trace_answer(b"mine", {}, "rest", "m", nothing, status=200, total=0.1)
+    log.trace_answer(b"mine", {}, "rest", "m", nothing, status=200, started=time.perf_counter())
     assert not spans

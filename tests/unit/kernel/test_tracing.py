@@ -7,7 +7,16 @@ import time
 import pytest
 
 from benchmarks.otlp import receiver
-from tidegate.kernel.tracing import CLOSE_S, Span, SpanExport, export_of, new_context, wanted
+from tidegate.kernel.tracing import (
+    CLOSE_S,
+    READINGS,
+    Span,
+    SpanExport,
+    epoch_ahead,
+    export_of,
+    new_context,
+    wanted,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -32,6 +41,24 @@ def test_without_a_receiver_nothing_is_imported(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
     assert export_of("gateway") is None
+
+
+@pytest.mark.parametrize("preempted_at", [1, 2])
+@pytest.mark.parametrize("undisturbed", range(READINGS))
+def test_a_process_that_is_preempted_between_two_clocks_does_not_shift_its_spans(
+    preempted_at: int, undisturbed: int
+):
+    """Preempt the process before the second or the third clock of every round but one."""
+    clock = {"now": 100.0, "reading": 0}
+
+    def read(ahead: float) -> float:
+        round_, step = divmod(clock["reading"], 3)
+        clock["reading"] += 1
+        clock["now"] += 0.0026 if step == preempted_at and round_ != undisturbed else 1e-7
+        return clock["now"] + ahead
+
+    ahead = epoch_ahead(wall=lambda: read(1_000.0), monotonic=lambda: read(0.0))
+    assert ahead == pytest.approx(1_000.0, abs=1e-6)
 
 
 def span() -> Span:

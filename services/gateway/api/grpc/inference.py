@@ -234,9 +234,8 @@ class GrpcInference:
     ) -> None:
         """Export an answered request, if it is traced or slow."""
         if self.log.traces is not None:
-            total = time.perf_counter() - started
             name = request.model_name
-            self.log.trace_answer(trace, headers, "grpc", name, answer, status="OK", total=total, **more)
+            self.log.trace_answer(trace, headers, "grpc", name, answer, status="OK", started=started, **more)
 
     def refused(
         self,
@@ -259,7 +258,7 @@ class GrpcInference:
             rid,
             status=status,
             received=request.ByteSize(),
-            total=time.perf_counter() - started,
+            started=started,
             trace=trace,
             **more,
         )

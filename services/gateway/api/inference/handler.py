@@ -186,8 +186,9 @@ class InferenceHandler:
                 if self._log.take():
                     self._answered(model, outcome, principal, rid, received, response, started, headers)
                 if self._log.traces is not None:
-                    spent = time.perf_counter() - started
-                    self._log.trace_answer(trace, headers, "rest", model, outcome, status=200, total=spent)
+                    self._log.trace_answer(
+                        trace, headers, "rest", model, outcome, status=200, started=started
+                    )
             except TidegateError as error:
                 response = self._error_response(
                     model, error, rid, started, principal, received, headers, trace=trace
@@ -384,7 +385,7 @@ class InferenceHandler:
             telemetry.shown_id(rid),
             status=status_of(error),
             received=received,
-            total=time.perf_counter() - started,
+            started=started,
             headers=request_headers,
             trace=trace,
         )

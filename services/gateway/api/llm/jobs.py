@@ -116,7 +116,7 @@ class LlmJobs:
             )  # fmt: skip
         self._log.trace_job(
             trace, received.headers, job.endpoint, route.name, job.id.hex(),
-            status=answer.status, total=time.perf_counter() - received.started,
+            status=answer.status, started=received.started,
         )  # fmt: skip
         return await as_response(answer, received.headers)
 

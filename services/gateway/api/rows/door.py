@@ -193,7 +193,9 @@ class RowsDoor:
                 status=200, received=len(received.body), sent=sent, total=total, headers=received.headers,
             )  # fmt: skip
         if self._log.traces is not None:
-            self._log.trace_answer(trace, received.headers, protocol, model, result, status=200, total=total)
+            self._log.trace_answer(
+                trace, received.headers, protocol, model, result, status=200, started=received.started
+            )
         return Answer(result, outputs, {"Server-Timing": server_timing(result, total).decode()})
 
     def _refused(
@@ -207,7 +209,7 @@ class RowsDoor:
         self._log.refused(
             protocol, model, error, principal(), telemetry.request_id.get(),
             status=CLIENT_CLOSED if gone else status_of(error), received=len(received.body),
-            total=time.perf_counter() - received.started, headers=received.headers, trace=trace,
+            started=received.started, headers=received.headers, trace=trace,
         )  # fmt: skip
 
 

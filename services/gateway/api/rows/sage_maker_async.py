@@ -136,5 +136,11 @@ class SageMakerAsyncRoutes:
                 status=202, received=size, sent=0, headers=received.headers, total=total,
             )  # fmt: skip
         self._log.trace_job(
-            request.trace, received.headers, job.endpoint, route.name, name, status=202, total=total
+            request.trace,
+            received.headers,
+            job.endpoint,
+            route.name,
+            name,
+            status=202,
+            started=received.started,
         )
