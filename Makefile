@@ -11,9 +11,11 @@ STATE := $(or $(TIDEGATE_STATE_DIR),.tidegate)
 RUNTIME := $(or $(TIDEGATE_RUNTIME_DIR),$(STATE)/runtime)
 # The tests of a file share servers, or a whole stack. Test processes often wait, so there are more of them than
 # cores. Each takes whole files, the short ones last, so a file's servers start only once and its tests stay in order.
+# The tests with a stack wait most. The tests of parts run beside them, and use the cores meanwhile.
 PART_TESTS ?= tests/integration tests/unit
 STACK_TESTS ?= tests/chaos tests/e2e
 PYTEST_FLAGS ?= -q
+BY_FILE = --dist loadfile --no-loadscope-reorder
 
 # TIDEGATE_PYTHON, else the Python of an existing environment, else the first complete and optimized one, else the
 # first usable one; else python3, which then prints what to do.
@@ -76,10 +78,16 @@ clean: down ## stop everything and delete the data (installed packages stay)
 # that the type checker leaves idle. An error there appears again below, with its message.
 test: export PYTHONDONTWRITEBYTECODE =
 test: bootstrap-dev ## install what is missing, check the code, run every test
-	@$(MAKE) --no-print-directory --jobs=2 check test-bytecode
-	@$(PY) -m benchmarks.install --only llm_clients smollm2 moto || echo "Tests of language models or of a second S3 server are skipped without these packages."
-	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(PART_TESTS)
-	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) $(STACK_TESTS)
+	@$(MAKE) --no-print-directory --jobs=3 check test-bytecode test-packages
+	@$(MAKE) --no-print-directory --jobs=2 test-stacks test-parts
+
+# Both outputs at once would be hard to read. So this one appears at its end, as a whole.
+test-parts:
+	@log=$$(mktemp); $(PY) -m pytest -n 3 $(BY_FILE) $(PYTEST_FLAGS) $(PART_TESTS) >"$$log" 2>&1; code=$$?; \
+	printf '\nThe tests of parts (%s):\n' "$(PART_TESTS)"; cat "$$log"; rm -f "$$log"; exit $$code
+
+test-stacks:
+	$(PY) -m pytest -n 4 $(BY_FILE) $(PYTEST_FLAGS) $(STACK_TESTS)
 
 # Names the tests that failed in each run. A run takes about eight minutes on two idle cores.
 REPEAT_FLAGS ?= --runs 3
@@ -126,6 +134,9 @@ test-upgrade: bootstrap-dev ## test this revision on the state folder of an earl
 
 test-offline: bootstrap-dev ## run a stack in the edge profile in a network namespace without a route
 	@exec tests/edge/offline.sh
+
+test-packages:
+	@$(PY) -m benchmarks.install --only llm_clients smollm2 moto || echo "Tests of language models or of a second S3 server are skipped without these packages."
 
 test-bytecode:
 	@$(PY) -m pytest --collect-only -qq $(PART_TESTS) $(STACK_TESTS) >/dev/null 2>&1 || true
