@@ -34,7 +34,9 @@ class WorkerSettings(Settings):
         description="Tensors with more bytes than this are passed to Triton in shared memory; 0: none are.",
     )
     max_fetched_bytes: int = Field(
-        512 * 2**20, description="Most bytes of large requests that a worker fetches before their model call."
+        512 * 2**20,
+        description="Most bytes of large requests that a worker fetches before their model call, and of one "
+        "answer of an upstream with the Open Inference Protocol.",
     )
     heartbeat_interval_s: float = Field(0.5, description="Seconds between two heartbeats of a worker.")
     model_log_bytes_per_s: int = Field(

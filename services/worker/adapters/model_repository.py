@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -25,6 +26,8 @@ CONFIG = "config.pbtxt"
 # Triton imports this module before a Python model. `runtimes/output.py` explains its contents.
 UPSTREAM_PLAN = "tidegate_upstream.json"
 UTILS = "triton_python_backend_utils.py"
+# The default of TIDEGATE_MAX_FETCHED_BYTES.
+ANSWER_BYTES = 512 * 2**20
 
 
 def prepare(
@@ -36,13 +39,14 @@ def prepare(
     gpus: GpuNumbers = (),
     *,
     symlinks: bool = True,
+    answer_bytes: int = ANSWER_BYTES,
 ) -> list[str]:
     """Replace the contents of ``repository`` with this version. Return the models in the order to load them.
 
-    The last model gets the requests. It uses the others, as an ensemble or by calls from Python. ``gpus``:
-    the GPUs for the model; empty: it runs on the CPU. ``symlinks``: False if the model's process cannot
-    follow links into the cache. Blocking. Raises ModelFailed, with the remedy, if this worker cannot serve
-    the version.
+    The last model gets the requests. It uses the others, as an ensemble or by calls from Python.
+    ``gpus``: the GPUs for the model; empty: it runs on the CPU. ``symlinks``: False if the model's
+    process cannot follow links into the cache. ``answer_bytes``: the longest answer of an upstream.
+    Blocking. Raises ModelFailed, with the remedy, if this worker cannot serve the version.
     """
     # The folder is emptied but not removed, because a Triton in a sandbox has mounted it.
     repository.mkdir(parents=True, exist_ok=True)
@@ -54,6 +58,8 @@ def prepare(
         models = _prepare_llm(version, deployment, artifact, repository, install, gpus, symlinks=symlinks)
     else:
         models = _prepare_file(version, deployment, artifact, repository, install, gpus, symlinks=symlinks)
+        if version.format == "oip":
+            _add_upstream(deployment, repository / version.model / "1", answer_bytes)
     for code in repository.glob("*/*/model.py"):
         if not code.with_name(UTILS).exists():
             shutil.copyfile(RUNTIMES / "output.py", code.with_name(UTILS))
@@ -90,8 +96,6 @@ def _prepare_file(
         place(artifact, folder / serving.file, symlinks=symlinks)
     if serving.runtime is not None:
         _add_runtime(serving.runtime, folder)
-    if version.format == "oip":
-        _add_upstream(deployment, folder)
     if version.format == "python":
         file = adopt(folder, version)
     text = model_config.build(
@@ -274,13 +278,14 @@ def _add_runtime(runtime: str, folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
 
 
-def _add_upstream(deployment: DeploymentSpec, folder: Path) -> None:
+def _add_upstream(deployment: DeploymentSpec, folder: Path, answer_bytes: int) -> None:
     if deployment.upstream is None:
         raise ModelFailed(
             f"The Deployment {deployment.name} has no upstream, which its version needs. Deploy it with "
             "--upstream https://HOST/v2/models/NAME."
         )
-    (folder / UPSTREAM_PLAN).write_text(deployment.upstream.model_dump_json(exclude={"credential"}))
+    plan = deployment.upstream.model_dump(mode="json", exclude={"credential"})
+    (folder / UPSTREAM_PLAN).write_text(json.dumps(plan | {"answer_bytes": answer_bytes}))
     shutil.copyfile(RUNTIMES / "llm" / "breaker.py", folder / "breaker.py")
 
 

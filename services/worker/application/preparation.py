@@ -114,6 +114,7 @@ class Preparation:
             repository,
             install,
             symlinks=not self._sandbox.mounts,
+            answer_bytes=self._settings.max_fetched_bytes,
         )
         loader = ModelLoader(self._deployment, write)
         models = await loader.prepare()

@@ -37,6 +37,7 @@ class Upstream:
         self.host = target.hostname or ""
         self._path = target.path.rstrip("/") + "/infer"
         self._binary, self._timeout_s = plan["binary"], plan["timeout_s"]
+        self._most_bytes: int = plan["answer_bytes"]
         self._secure, self._port = target.scheme == "https", target.port
         self._headers = {"Authorization": f"Bearer {credential}"} if credential else {}
         self._credential = credential
@@ -93,7 +94,7 @@ class Upstream:
             try:
                 connection.request("POST", self._path, body, {**self._headers, **headers})
                 answer = connection.getresponse()
-                return answer.status, answer.headers, answer.read()
+                return answer.status, answer.headers, self._read(answer)
             except (OSError, http.client.HTTPException) as problem:
                 self.close()
                 # A server may close an idle connection at any time. It has not seen the request then.
@@ -103,6 +104,18 @@ class Upstream:
                 if not (closed and was_used):
                     raise UpstreamUnavailable(f"{self.host} does not answer: {problem!r}") from None
         raise UpstreamUnavailable(f"{self.host} closes its connections")
+
+    def _read(self, answer: http.client.HTTPResponse) -> bytes:
+        """Return the body of an answer. Raise UpstreamRefused if it is too long for this worker's memory."""
+        if (answer.length or 0) <= self._most_bytes:
+            body = answer.read(self._most_bytes + 1)
+            if len(body) <= self._most_bytes:
+                return body
+        self.close()  # the rest of the answer is still on the connection
+        raise UpstreamRefused(
+            f"{self.host} sent an answer of more than {self._most_bytes} bytes. Send fewer rows in a "
+            "request, ask for fewer outputs, or raise TIDEGATE_MAX_FETCHED_BYTES of the worker"
+        )
 
     def _open(self, *, fresh: bool) -> http.client.HTTPConnection:
         if fresh:
