@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 
 from services.gateway.adapters.claim_fetcher import ReplyClaimFetcher
 from services.gateway.adapters.event_publisher import EventPublisher
@@ -65,7 +66,7 @@ class Dispatcher:
         self._max_frames = max_frames
         self._fleet = fleet
         self._reply_to = replies_queue(incarnation.hex())
-        self._counter = 0
+        self._numbers = count(1)
         self._pending: dict[bytes, PendingRequest] = {}
         self._queues: dict[str, DeploymentQueue] = {}
         self._declared: set[str] = set()
@@ -127,8 +128,7 @@ class Dispatcher:
 
     def new_id(self) -> bytes:
         """Return the id of a request that is sent later."""
-        self._counter += 1
-        return self._incarnation + self._counter.to_bytes(8, "little")
+        return self._incarnation + next(self._numbers).to_bytes(8, "little")
 
     def send(
         self,
@@ -160,7 +160,7 @@ class Dispatcher:
         """
         loop = self._loop
         queue = self.queue_of(route)
-        id_ = id_ or self.new_id()
+        id_ = id_ or self._incarnation + next(self._numbers).to_bytes(8, "little")
         deadline_ms = int((time.time() + timeout_s) * 1e3)
         flags = (envelope.RETRY_SAFE if route.retry_safe else 0) | priority << envelope.PRIORITY_SHIFT
         if stream:

@@ -74,7 +74,8 @@ class Decoded(NamedTuple):
 
     def without_data(self) -> Decoded:
         """Return the request without its tensors. This is quicker than ``_replace``."""
-        return Decoded._make((*self[:3], [], *self[4:]))
+        id_, rows, key, _, wanted, binary, timeout_ms, priority, sinks, sequence = self
+        return Decoded(id_, rows, key, [], wanted, binary, timeout_ms, priority, sinks, sequence)
 
 
 class Beside(NamedTuple):
@@ -215,6 +216,9 @@ class Inputs:
                 f"{contract.model!r}. Got input(s) {_names(self._seen)}, but missing required input(s) "
                 f"{_names(missing)}. Please provide all required input(s)."
             )
+        if len(slots) == 1:  # as most requests have
+            _, tensor, raw = slots[0]
+            return (tensor,), [raw], max(self.rows, 0)
         slots.sort(key=lambda entry: entry[0])
         return tuple(entry[1] for entry in slots), [entry[2] for entry in slots], max(self.rows, 0)
 
@@ -305,17 +309,24 @@ def check_name(kind: str, name: str) -> None:
 
 def check_shape(name: str, shape: Any) -> list[int]:
     """Check a tensor's shape (with the batch axis) and return it; raise BadRequest."""
-    if isinstance(shape, list) and len(shape) > _MAX_DIMS:
+    if not isinstance(shape, list):
+        raise _no_shape(name, shape)
+    if len(shape) > _MAX_DIMS:
         raise BadRequest(f"input {name!r}: {len(shape)} dimensions, but at most {_MAX_DIMS} are possible")
-    if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= _MAX_DIM for d in shape):
-        raise BadRequest(
-            f"Unable to parse 'shape': input {name!r}: 'shape' must be a list of sizes, got {shown(shape)}"
-        )
+    for size in shape:  # a loop is quicker than a generator, and most shapes are short
+        if type(size) is not int or not 0 <= size <= _MAX_DIM:
+            raise _no_shape(name, shape)
     if elements(shape) > _MAX_DIM:
         raise BadRequest(
             f"input {name!r}: 'shape' causes total element count to exceed maximum size of {_MAX_DIM}"
         )
     return shape
+
+
+def _no_shape(name: str, given: Any) -> BadRequest:
+    return BadRequest(
+        f"Unable to parse 'shape': input {name!r}: 'shape' must be a list of sizes, got {shown(given)}"
+    )
 
 
 def _checked(
@@ -352,7 +363,9 @@ def _checked(
         )
     batched = contract.max_batch > 0
     dims = tuple(shape[1:]) if batched else tuple(shape)
-    fits = len(dims) == len(spec.dims) and all(e in (-1, d) for e, d in zip(spec.dims, dims, strict=True))
+    fits = dims == spec.dims or (
+        len(dims) == len(spec.dims) and all(e in (-1, d) for e, d in zip(spec.dims, dims, strict=True))
+    )
     if not fits or (batched and not shape):
         expected = [-1, *spec.dims] if batched else list(spec.dims)
         raise BadRequest(

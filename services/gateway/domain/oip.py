@@ -48,7 +48,8 @@ def decode(
     whole body is the data of the model's only input; then raise Unavailable without a signature. Without
     regions in ``beside``, raise UsesRegions for tensors in shared memory.
     """
-    return decode_head(*parts(body, header_length), contract, beside)
+    head, tail = parts(body, header_length)
+    return decode_head(head, tail, contract, beside)
 
 
 def decode_head(
@@ -61,7 +62,11 @@ def decode_head(
     binary = bool(parameters.get("binary_data_output", False))
     regions = None if beside is None else beside.regions
     sinks: dict[str, Sink] | None = None if regions is None else {}
-    wanted = _wanted(head.get("outputs"), binary, contract, regions, sinks)
+    wanted = None
+    if outputs := head.get("outputs"):
+        wanted = _wanted(outputs, binary, contract, regions, sinks)
+    else:
+        contract.want_all(binary)
     tensors, data, rows = _inputs(head.get("inputs"), tail, contract, regions)
     names = tuple(output.name for output in wanted) if wanted else ()
     for_model, timeout_ms, priority, sequence = options(parameters, beside)
@@ -107,10 +112,7 @@ def _wanted(
     contract: Contract,
     regions: Regions | None,
     sinks: dict[str, Sink] | None,
-) -> tuple[WantedOutput, ...] | None:
-    if not outputs:
-        contract.want_all(binary)
-        return None
+) -> tuple[WantedOutput, ...]:
     if not isinstance(outputs, list):
         raise BadRequest("Unable to parse 'outputs': it must be a list")
     wanted = []
@@ -158,8 +160,9 @@ def _inputs(
         check_name("input", name)
         shape = check_shape(name, item.get("shape"))
         datatype = inputs.expect(name, item.get("datatype"), shape)
-        parameters = check_parameters(
-            item.get("parameters"), f"input {name!r}", in_memory=regions is not None
+        given = item.get("parameters")
+        parameters = (
+            {} if given is None else check_parameters(given, f"input {name!r}", in_memory=regions is not None)
         )
         size = parameters.get("binary_data_size")
         raw: Buffer
@@ -278,8 +281,10 @@ def encode(
 
     ``labels``: the class names by output. Raise BadRequest for an output that cannot have the requested form.
     """
-    outputs, data = classified(request, rows, outputs, data, labels or {})
-    forms = {w.name: w.binary for w in request.wanted} if request.wanted else {}
+    forms: dict[str, bool] = {}
+    if request.wanted:
+        outputs, data = classified(request, rows, outputs, data, labels or {})
+        forms = {w.name: w.binary for w in request.wanted}
     items: list[dict[str, Any]] = []
     tail: list[Buffer] = []
     for tensor, raw in zip(outputs, data, strict=True):

@@ -32,8 +32,7 @@ def new_request_id() -> str:
     try:
         return _unused_ids.pop()
     except IndexError:
-        random = os.urandom(8 * _IDS_AT_ONCE).hex()
-        _unused_ids.extend(random[at : at + 16] for at in range(0, len(random), 16))
+        _unused_ids.extend(os.urandom(8 * _IDS_AT_ONCE).hex(" ", 8).split())
         return _unused_ids.pop()
 
 

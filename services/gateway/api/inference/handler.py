@@ -226,14 +226,14 @@ class InferenceHandler:
         self, headers: Headers, body: Buffer, length: int | None, principal: Principal
     ) -> Callable[[Contract], Decoded]:
         """Return the function that decodes a request, with the caller's shared memory if it uses any."""
+        forwarded = self._beside.headers(headers) if self._beside.forwards else None
 
         def decode(contract: Contract) -> Decoded:
-            beside = self._beside.headers(headers) if self._beside.forwards else None
             try:
-                return oip.decode(body, length, contract, beside)
+                return oip.decode(body, length, contract, forwarded)
             except UsesRegions as refusal:
-                beside = self._beside.memory(headers, principal, refusal)
-                return oip.decode(body, length, contract, beside)
+                memory = self._beside.memory(headers, principal, refusal)
+                return oip.decode(body, length, contract, memory)
 
         return decode
 

@@ -61,7 +61,8 @@ class Timing:
 
     def transit(self, total: float) -> float:
         """Return the time in queues, sockets and event loops: ``total`` minus the measured parts."""
-        return max(0.0, total - self.decode - self.wait - self.compute - self.encode)
+        rest = total - self.decode - self.wait - self.compute - self.encode
+        return rest if rest > 0.0 else 0.0
 
 
 @dataclass(slots=True)
