@@ -32,7 +32,7 @@ class TritonWiring:
         regions = _regions(settings, limits)
         self.beside = BesideBody(regions, settings.header_forward_pattern)
         self.control = ModelControl(core, self._autoscaler, settings.model_control)
-        shown = ServerSettings(settings.log_level, traced=traced)
+        shown = ServerSettings(settings.log_level, core, traced=traced)
         self.methods = ManagementMethods(self.control, regions, shown)
         self.routers: list[APIRouter] = [
             ModelControlRoutes(self.control).router,

@@ -210,7 +210,7 @@ def test_a_model_with_one_answer_streams_it(stack: Stack, deploy_python):
     [
         (b"{", 400, "not JSON"),
         (b"[]", 400, "must be a JSON object"),
-        (b"{}", 400, "missing input 'text_input'"),
+        (b"{}", 400, "missing required input(s) ['text_input']"),
         (b'{"text_input": 7}', 400, "data is not BYTES"),
         (b'{"text_input": ["a", "b"]}', 400, "2 values do not fill the shape [1]"),
         (b'{"text_input": "a", "delay_ms": "x"}', 400, "data is not FP32"),

@@ -9,18 +9,33 @@ import orjson
 from fastapi import APIRouter, Request
 
 from services.gateway.api.request_body import small_body
+from services.gateway.application.inference.core import InferenceCore
 from services.gateway.domain import server_settings
 from services.gateway.domain.server_settings import LOG_REMEDY, TRACE_REMEDY
-from tidegate.kernel.errors import BadRequest
+from tidegate.kernel.errors import BadRequest, Forbidden
+from tidegate.kernel.protocol.access import INFER, Principal, may_not_use
 from tidegate.kernel.protocol.bounded_json import plain
+from tidegate.kernel.service import caller
 
 
 class ServerSettings:
     """The settings in Triton's form. ``log_level``: of the gateway. ``traced``: it exports traces."""
 
-    def __init__(self, log_level: str, *, traced: bool) -> None:
+    def __init__(self, log_level: str, core: InferenceCore, *, traced: bool) -> None:
         self.log = server_settings.log_settings(log_level)
-        self.trace = server_settings.trace_settings(on=traced)
+        self._trace = server_settings.trace_settings(on=traced)
+        self._core = core
+
+    def trace(self, model: str, principal: Principal) -> dict[str, Any]:
+        """Return the trace settings, which are those of every model. Without a name: those of the server.
+
+        Raise Forbidden if the caller may not use the model. Raise NotFound if there is no such model.
+        """
+        if model:
+            if not principal.may(INFER, model):
+                raise Forbidden(may_not_use(principal, model))
+            self._core.find(model, "")
+        return self._trace
 
 
 class ServerSettingsRoutes:
@@ -46,11 +61,12 @@ class ServerSettingsRoutes:
 
     async def tracing(self, model: str = "") -> dict[str, Any]:
         """Return the trace settings, which are those of every model."""
-        return self._settings.trace
+        return self._settings.trace(model, caller.current.get().principal)
 
     async def change_tracing(self, request: Request, model: str = "") -> dict[str, Any]:
         """Return the trace settings. Refuse to change one."""
-        return await _unchanged(request, self._settings.trace, TRACE_REMEDY)
+        present = self._settings.trace(model, caller.current.get().principal)
+        return await _unchanged(request, present, TRACE_REMEDY)
 
 
 async def _unchanged(request: Request, present: dict[str, Any], remedy: str) -> dict[str, Any]:

@@ -34,9 +34,6 @@ def decode(body: Buffer, contract: Contract) -> Decoded:
     if contract.signature is None:
         raise inputs_unknown()
     members = _members(body)
-    if missing := sorted(contract.required - members.keys()):
-        names = ", ".join(map(repr, missing))
-        raise BadRequest(f"missing input {names}; the model takes {list(contract.inputs)}")
     parameters = check_parameters(members.get("parameters"), "request")
     inputs, extra = Inputs(contract), {}
     for name, value in members.items():
@@ -77,7 +74,10 @@ def encode(
 
 
 def _members(body: Buffer) -> dict[str, Any]:
-    members = bounded_json.loads(body)
+    try:
+        members = bounded_json.loads(body)
+    except BadRequest as error:
+        raise BadRequest(f"failed to parse the request JSON buffer: {error.message}") from None
     if not isinstance(members, dict):
         raise BadRequest("the request must be a JSON object with a member for each input")
     return members

@@ -242,6 +242,11 @@ def _no_version(route: EndpointRoute, version: str) -> str:
             f"with `tidegate deploy MODEL --version {version}`"
         )
     labels = f", and the aliases {sorted(route.labels)}" if route.labels else ""
+    if not version.isdecimal():
+        return (  # it begins with Triton's words
+            f"failed to get model version from specified version string {version!r}: model {route.name!r} "
+            f"has the versions {sorted(route.versions)}{labels}"
+        )
     return (
         f"Request for unknown model: {route.name!r} version {version} is not found; it has "
         f"{sorted(route.versions)}{labels}"

@@ -241,6 +241,9 @@ async def test_settings_of_traces_and_logs_are_only_shown(stub):
     assert list(traces.settings["trace_level"].value) == ["OFF"]
     with pytest.raises(grpc.aio.AioRpcError, match="OTEL_TRACES_SAMPLER_ARG"):
         await stub.TraceSetting(pb.TraceSettingRequest(settings={"trace_level": {"value": ["TIMESTAMPS"]}}))
+    with pytest.raises(grpc.aio.AioRpcError, match="Request for unknown model") as caught:
+        await stub.TraceSetting(pb.TraceSettingRequest(model_name="nobody"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 @pytest.mark.parametrize("metadata", [(), (("x-request-timeout-ms", "50"),)])

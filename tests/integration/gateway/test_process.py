@@ -155,6 +155,8 @@ async def test_configuration_and_statistics(client, gateway):
         ("POST", "/v2/cudasharedmemory/region/r/register", 400),
         ("GET", "/v2/trace/setting", 200),
         ("POST", "/v2/models/digits/trace/setting", 200),
+        ("GET", "/v2/models/nobody/trace/setting", 404),
+        ("POST", "/v2/models/nobody/trace/setting", 404),
         ("POST", "/v2/logging", 200),
         ("POST", "/v2/repository/models/digits/load", 401),
     ],

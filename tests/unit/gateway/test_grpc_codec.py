@@ -146,8 +146,8 @@ def with_parameter(made: Any, where: Any, name: str, **value: Any) -> Any:
     return made
 
 
-def both() -> Any:
-    made = raw(ROW)
+def both(*raws: bytes) -> Any:
+    made = raw(*raws)
     made.inputs[0].contents.fp32_contents.extend([1, 2])
     return made
 
@@ -172,7 +172,12 @@ def both() -> Any:
             "inference request batch-size must be <= 4 for '': input 'x' has 5 rows, and needs 1 to 4",
         ),
         (
-            both(),
+            both(ROW),
+            "contents field must not be specified when using raw_input_contents for 'x' for model '': "
+            "send one of them",
+        ),
+        (
+            both(ROW, ROW),
             "contents field must not be specified when using raw_input_contents for 'x' for model '': "
             "send one of them",
         ),

@@ -117,7 +117,8 @@ def test_an_explicit_version_ignores_weights():
         (
             "digits",
             "latest",
-            "Request for unknown model: 'digits' version latest is not found; it has ['1', '2']",
+            "failed to get model version from specified version string 'latest': model 'digits' has the "
+            "versions ['1', '2']",
         ),
     ],
 )
@@ -133,7 +134,7 @@ def test_a_label_is_an_alias_of_a_version():
     with pytest.raises(NotFound, match=r"'old' of model 'digits' is version 7, which has no deployment"):
         compiled.find("digits", "old")
     with pytest.raises(
-        NotFound, match=r"version new is not found; it has .*, and the aliases \['champion', 'old'\]"
+        NotFound, match=r"version string 'new': .* has the versions .*, and the aliases \['champion', 'old'\]"
     ):
         compiled.find("digits", "new")
 

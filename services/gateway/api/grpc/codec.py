@@ -65,9 +65,7 @@ def decode(message: Any, contract: Contract, beside: Beside | None = None) -> De
     inputs = Inputs(contract)
     raws = message.raw_input_contents
     if raws and len(raws) != len(message.inputs) and regions is None:
-        for tensor in message.inputs:
-            _parameters(tensor.parameters, f"input {tensor.name!r}")  # raises UsesRegions for one in memory
-        raise _wrong_number(message, len(message.inputs), contract)
+        raise _unlike_numbers(message, contract)
     at = 0
     for tensor in message.inputs:
         name = tensor.name
@@ -86,10 +84,7 @@ def decode(message: Any, contract: Contract, beside: Beside | None = None) -> De
             inputs.put(_contents(name, datatype, shape, tensor.contents))
             continue
         if tensor.HasField("contents"):
-            raise BadRequest(
-                f"contents field must not be specified when using raw_input_contents for {name!r} for model "
-                f"{contract.model!r}: send one of them"
-            )
+            raise _both_contents(name, contract)
         if at == len(raws):
             raise _wrong_number(message, at + 1, contract)
         raw = raws[at]
@@ -112,6 +107,24 @@ def _wanted(
     if regions is not None and sinks is not None and given:
         given = sink_of(name, given, regions, sinks)
     return contract.want(name, True, given)
+
+
+def _unlike_numbers(message: Any, contract: Contract) -> BadRequest:
+    """Return the error of raw contents that are more or fewer than the inputs. Raise UsesRegions."""
+    for tensor in message.inputs:
+        _parameters(tensor.parameters, f"input {tensor.name!r}")  # raises UsesRegions for one in memory
+    # Triton finds contents of both kinds before it misses raw contents.
+    for tensor in message.inputs[: len(message.raw_input_contents)]:
+        if tensor.HasField("contents"):
+            return _both_contents(tensor.name, contract)
+    return _wrong_number(message, len(message.inputs), contract)
+
+
+def _both_contents(name: str, contract: Contract) -> BadRequest:
+    return BadRequest(
+        f"contents field must not be specified when using raw_input_contents for {name!r} for model "
+        f"{contract.model!r}: send one of them"
+    )
 
 
 def _wrong_number(message: Any, expected: int, contract: Contract) -> BadRequest:

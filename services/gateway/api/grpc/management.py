@@ -93,7 +93,7 @@ class ManagementMethods:
         return pb.CudaSharedMemoryUnregisterResponse()
 
     async def _trace(self, request: Any, context: Any) -> Any:
-        present = self._settings.trace
+        present = self._settings.trace(request.model_name, context.principal)
         given = {name: _trace_value(setting, present.get(name)) for name, setting in request.settings.items()}
         server_settings.check_update(present, given, TRACE_REMEDY)
         response = pb.TraceSettingResponse()
