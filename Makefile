@@ -159,11 +159,17 @@ test-triton-examples: bootstrap-dev ## run the client examples of Triton in EXAM
 test-llm-losses: bootstrap-dev ## kill workers, engines and connections under the streams of a language model
 	LLM_LOSSES=1 $(PY) -m pytest $(PYTEST_FLAGS) tests/e2e/llm/test_losses.py
 
-check: ## check lint, format, types, import rules and sizes
+check: check-types check-client check-code ## check lint, format, types, import rules and sizes
+
+check-types:
+	$(PY) -m mypy
+
+check-client:
+	$(PY) -m mypy --python-version 3.10 --no-warn-return-any tidegate/cli tidegate/client
+
+check-code:
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
-	$(PY) -m mypy --python-version 3.10 --no-warn-return-any tidegate/cli tidegate/client
 	$(PY) .venv/bin/lint-imports --no-logo
 	$(PY) -m deploy.import_graph >/dev/null || { $(PY) -m deploy.import_graph | grep -E 'UP|CYCLE|loose'; false; }
 	$(PY) -m deploy.docstring_check
