@@ -254,6 +254,7 @@ def test_a_canary_that_fails_is_rolled_back_by_itself(stack: Stack, two: str, tm
             json.loads(shown.stdout)["rollout"]["phase"] == "running"
         ):
             assert time.monotonic() < end, shown
+            time.sleep(0.2)
         found = stack.cli("rollout", two)
         assert found["rollout"]["phase"] == "rolled_back", found
         assert found["rollout"]["reason"].startswith("errors: ")
