@@ -50,12 +50,18 @@ class World:
         return found
 
     def workers(self, deployment: str = "") -> dict[str, str]:
-        """The running workers as `docker ps` shows them: container's name by replica."""
+        """The running workers as `docker ps` shows them: container's name by replica.
+
+        The first replica of a version runs in the container of its scratch replica, and keeps the label.
+        """
+        items = self.ask("GET", "/api/autoscaler/v1/replicas")["items"]
+        replicas = {each["worker"]: each["replica"] for each in items if "worker" in each}
         listed = self.tool.engine(
             "ps", "--filter", f"label=tidegate.stack={self.tool.project}",
             "--format", '{{.Label "tidegate.replica"}} {{.Names}}',
         )  # fmt: skip
-        found = dict(line.split() for line in listed.splitlines() if len(line.split()) == 2)
+        lines = [line.split() for line in listed.splitlines() if len(line.split()) == 2]
+        found = {replicas.get(label, label): name for label, name in lines}
         return {replica: name for replica, name in found.items() if replica.startswith(deployment)}
 
     def container(self, service: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from services.autoscaler.adapters.registry.client import RegistryClient
 from services.autoscaler.adapters.registry.desired_state import DesiredStateSource
 from services.autoscaler.adapters.registry.replica_grants import ReplicaGrants
 from services.autoscaler.application.warm_pool import WarmPool
-from services.autoscaler.domain.launcher import Launcher, Running, replica_name
+from services.autoscaler.domain.launcher import Launcher, LaunchFailed, Running, replica_name
 from services.autoscaler.domain.snapshot import HostProbe, Policy
 from services.autoscaler.domain.verification import (
     Attempts,
@@ -313,9 +313,10 @@ class Verifier:
         self._listed = False  # the next check must see it, even if no version is pending by then
         try:
             await self._launcher.launch(assignment)
-        except TidegateError as error:
-            log.warning("starting a scratch replica failed", extra={"problem": error.message})
-            memory, result = after_failed_launch(version, self._attempts.get(key), error, now)
+        except (TidegateError, OSError) as error:  # such as a full disk
+            failed = error if isinstance(error, TidegateError) else LaunchFailed(str(error))
+            log.warning("starting a scratch replica failed", extra={"problem": failed.message})
+            memory, result = after_failed_launch(version, self._attempts.get(key), failed, now)
             self._attempts[key] = memory
             if result is not None:
                 await self._settle(Settle(*key, result))

@@ -12,7 +12,7 @@ from services.autoscaler.domain.launcher import Running, parse_replica
 from services.autoscaler.domain.snapshot import Host, Policy
 from services.autoscaler.domain.verification import SILENT_S
 from tests.unit.autoscaler.conftest import a_version
-from tidegate.kernel.errors import TidegateError, Unavailable
+from tidegate.kernel.errors import Unavailable
 from tidegate.kernel.protocol.models import DeploymentSpec, DesiredState, Version
 from tidegate.kernel.protocol.presence import ReplicaReport
 from tidegate.kernel.protocol.verification import ScratchTask, Verification, VerificationResult
@@ -36,7 +36,7 @@ class World:
         self.kept: list[str] = []
         self.replicas_now: set[str] = set()
         self.kill_fails = False
-        self.launch_error: TidegateError | None = None
+        self.launch_error: Exception | None = None
         self.full = False
         self.answered = True
         self.store_away = False
@@ -258,13 +258,14 @@ def test_a_version_waits_on_a_full_host_and_says_why():
     assert found.verifier.pause_s() == BUSY_PERIOD_S
 
 
-def test_a_version_waits_while_the_launcher_is_away_and_says_why():
+@pytest.mark.parametrize("error", [Unavailable("It does not answer."), OSError("It does not answer.")])
+def test_a_version_waits_while_the_launcher_is_away_and_says_why(error: Exception):
     found = Checked()
-    found.world.launch_error = Unavailable("The container engine does not answer.")
+    found.world.launch_error = error
     for tries in range(1, 8):
         found.check(60.0)
         (shown,) = found.verifier.view()
-        assert (shown["failed_tries"], "engine does not answer" in shown["step"]) == (tries, True)
+        assert (shown["failed_tries"], "does not answer" in shown["step"]) == (tries, True)
     assert found.verifier.pause_s() == KEPT_PERIOD_S
     assert not found.world.results
     found.world.launch_error = None
