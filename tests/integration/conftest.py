@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from benchmarks import install
 from tests.integration.kernel import s3 as s3_of
@@ -21,6 +22,15 @@ def blobs(tmp_path) -> Iterator[Blobs]:
     found = Blobs(f"file://{tmp_path / 'blobs'}")
     yield found
     found.close()
+
+
+@pytest.fixture
+async def redis(jobs_url) -> AsyncIterator[Redis]:
+    """Yield a plain client of the store of jobs, which is empty."""
+    found = Redis.from_url(jobs_url)
+    await found.flushall()
+    yield found
+    await found.aclose()
 
 
 @pytest.fixture(scope="session")

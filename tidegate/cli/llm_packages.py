@@ -68,17 +68,20 @@ def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO,
         found = files_of(source) if source.is_dir() else {"": source}
         files |= {f"{inside}/{each}".rstrip("/"): where for each, where in found.items()}
     gguf = any("/" not in name and name.lower().endswith(".gguf") for name in files) or is_gguf(path)
-    with uncompressed(files) as archive:
+    with uncompressed(dict(sorted(files.items()))) as archive:
         yield archive, f"{_stem(path)}{'.gguf' if gguf else ''}.tar"
 
 
 @contextmanager
 def uncompressed(files: Mapping[str, Path]) -> Iterator[BinaryIO]:
-    """Yield a tar of files by their name in it. Equal files make equal tars. Raise UsageError."""
+    """Yield a tar of files by their name in it, in their order. Raise UsageError.
+
+    Equal files make equal tars.
+    """
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for name in sorted(files):
-                _add(tar, files[name], name)
+            for name, path in files.items():
+                _add(tar, path, name)
         yield archive
 
 

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import mmap
-import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from tidegate.cli.exit_codes import UsageError
 from tidegate.kernel.protocol import onnx_external
@@ -66,25 +61,6 @@ def _inside(model: Path, location: str) -> PurePosixPath:
     return path
 
 
-@contextmanager
-def packed(model: Path) -> Iterator[BinaryIO]:
-    """Yield a tar of the model and its external data. Equal files make equal tars. Raise UsageError.
-
-    The tar is not compressed: weights hardly get smaller, and gigabytes would take minutes.
-    """
-    with tempfile.TemporaryFile() as archive:
-        with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for name in (model.name, *external_files(model)):
-                _add(tar, model.parent / name, name)
-        yield archive
-
-
-def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    info = tarfile.TarInfo(name)
-    info.mode = 0o644
-    try:
-        info.size = path.stat().st_size
-        with path.open("rb") as file:
-            tar.addfile(info, file)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}.") from None
+def files_of(model: Path) -> dict[str, Path]:
+    """Return the files to pack, by their path in the archive: the model and its external data."""
+    return {name: model.parent / name for name in (model.name, *external_files(model))}

@@ -52,11 +52,11 @@ def packed(path: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[P
         return
     if path.is_dir() and hugging_face_packages.task_of(path) is not None:
         files = hugging_face_packages.files_of(path)
-        with llm_packages.uncompressed(files) as archive:
+        with llm_packages.uncompressed(dict(sorted(files.items()))) as archive:
             yield _package(archive, f"{path.resolve().name}.tar", "huggingface")
         return
     if not (path / "MLmodel").exists() and (model := onnx_packages.model_in(path)) is not None:
-        with onnx_packages.packed(model) as archive:
+        with llm_packages.uncompressed(onnx_packages.files_of(model)) as archive:
             yield _package(archive, f"{model.name}.tar", "onnx")
         return
     if path.is_dir():

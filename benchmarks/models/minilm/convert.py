@@ -24,7 +24,6 @@ from onnx import TensorProto, helper, numpy_helper
 LAYERS, WIDTH, HEADS = 6, 384, 12
 SENTENCES, TOKENS = 256, 32
 EPSILON = 1e-12
-INPUTS = ("input_ids", "attention_mask")
 
 
 class Graph:

@@ -19,8 +19,6 @@ MAX_METADATA_BYTES = 4096
 MAX_KEY = 255
 _WAIT = re.compile(rb"wait\s*=\s*\"?(\d{1,9})\"?")
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
-# The fields of POST /v1/jobs that describe the job; all others belong to the inference request.
-OWN_FIELDS = ("model", "version", "priority", "ttl_s", "webhook", "metadata")
 
 
 @dataclass(frozen=True, slots=True)

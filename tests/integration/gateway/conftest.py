@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import orjson
 import pytest
 from redis import Redis
+from tritonclient.grpc import service_pb2_grpc as stubs
 
 from services.gateway.adapters.dispatcher import Dispatcher
 from services.gateway.domain.memory_budget import MemoryBudget
@@ -275,6 +277,28 @@ def gateway(rabbitmq_url, valkey_url, table, gateway_env, gateway_route) -> Iter
             redis.close()
         assert code == 0, (Path(state) / "log").read_text()
         assert not redis.keys(GATEWAY + "*"), "the heartbeat is removed"
+
+
+@pytest.fixture
+async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of the gateway."""
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as found:
+        yield found
+
+
+@pytest.fixture
+async def client_with_token(gateway) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of the gateway with the token of the services."""
+    headers = {"Authorization": "Bearer token"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=PATIENCE_S) as found:
+        yield found
+
+
+@pytest.fixture
+async def stub(gateway) -> AsyncIterator[Any]:
+    """Yield the stub of the gateway's gRPC API."""
+    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
+        yield stubs.GRPCInferenceServiceStub(channel)
 
 
 @pytest.fixture

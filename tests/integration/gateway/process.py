@@ -52,6 +52,13 @@ def make_table(deployment: str, **given: Any) -> dict[str, Any]:
     return {"epoch": "e", "n": 1, "endpoints": {"digits": endpoint}, "deployments": {deployment: entry}}
 
 
+def make_table_with_feedback(deployment: str, **given: Any) -> dict[str, Any]:
+    """Return a table whose endpoint collects feedback."""
+    found = make_table(deployment, **given)
+    found["endpoints"]["digits"]["feedback"] = True
+    return found
+
+
 def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path, scheme: str = "http") -> None:
     """Return once a service that was just started says that it is ready."""
     end = time.monotonic() + PATIENCE_S

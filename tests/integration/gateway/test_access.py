@@ -33,12 +33,6 @@ def gateway_env(registry) -> dict[str, str]:
 
 
 @pytest.fixture
-async def client(gateway):
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as found:
-        yield found
-
-
-@pytest.fixture
 def made(registry, client, until):
     """Makes a key and waits until the gateway knows it; ``made.infer(key)`` sends a request with it."""
 

@@ -73,12 +73,6 @@ def body_of(data: bytes) -> tuple[bytes, dict[str, str]]:
     return head + data, {"Inference-Header-Content-Length": str(len(head))}
 
 
-@pytest.fixture
-async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as found:
-        yield found
-
-
 def tensor_of(answer: httpx.Response) -> bytes:
     assert answer.status_code == 200, answer.text
     return answer.content[int(answer.headers["inference-header-content-length"]) :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +23,6 @@ pytestmark = pytest.mark.integration
 MAX_QUEUE = 3
 NO_LOAD = {"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "the file is no model"}
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
-
-
-@pytest.fixture
-async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as found:
-        yield found
 
 
 async def infer(client: httpx.AsyncClient, model: str, timeout_ms: int = 20_000) -> httpx.Response:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
-
 import grpc
-import httpx
 import orjson
 import pytest
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc as stubs
 
 from tests.conftest import PATIENCE_S
 from tidegate.kernel.protocol.presence import ReplicaReport
@@ -19,18 +14,6 @@ from tidegate.kernel.store.live import REPLICA, STATUSES
 pytestmark = pytest.mark.integration
 
 INDEX = "/v2/repository/index"
-
-
-@pytest.fixture
-async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as found:
-        yield found
-
-
-@pytest.fixture
-async def stub(gateway) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
-        yield stubs.GRPCInferenceServiceStub(channel)
 
 
 @pytest.mark.parametrize("version", ["", "/versions/1"])

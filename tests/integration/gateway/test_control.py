@@ -74,12 +74,6 @@ def gateway_env(registry, issuer) -> dict[str, str]:
 
 
 @pytest.fixture
-async def client(gateway):
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as found:
-        yield found
-
-
-@pytest.fixture
 def as_(registry, client, until):
     """``await as_(*scopes)`` returns the headers of a new key, once the gateway knows it."""
 

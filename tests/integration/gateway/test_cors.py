@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import struct
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -40,12 +39,6 @@ def gateway_env(registry) -> dict[str, str]:
         "TIDEGATE_MODEL_CONTROL": "off",
         "TIDEGATE_SHARED_MEMORY": "off",
     }
-
-
-@pytest.fixture
-async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as found:
-        yield found
 
 
 def preflight(origin: str) -> dict[str, str]:

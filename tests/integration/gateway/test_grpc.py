@@ -17,13 +17,12 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc as stubs
 from tritonclient.utils import InferenceServerException
 
 from services.gateway.application.inference.core import MAX_TIMEOUT_MS
 from services.gateway.domain.feedback_ids import FeedbackIds
 from tests.conftest import PATIENCE_S
-from tests.integration.gateway.process import make_table
+from tests.integration.gateway.process import make_table_with_feedback
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.presence import ModelMetadata
 from tidegate.kernel.store import Store
@@ -48,20 +47,7 @@ def request(**given: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def table() -> Callable[..., dict[str, Any]]:
-    """Return a table whose endpoint collects feedback."""
-
-    def made(deployment: str, **given: Any) -> dict[str, Any]:
-        found = make_table(deployment, **given)
-        found["endpoints"]["digits"]["feedback"] = True
-        return found
-
-    return made
-
-
-@pytest.fixture
-async def stub(gateway) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(gateway.grpc) as channel:
-        yield stubs.GRPCInferenceServiceStub(channel)
+    return make_table_with_feedback
 
 
 @pytest.fixture

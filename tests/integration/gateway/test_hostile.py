@@ -7,10 +7,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.conftest import PATIENCE_S, Figure
@@ -34,12 +33,6 @@ def gateway_env() -> dict[str, str]:
         "TIDEGATE_HTTP_BODY_GRACE_S": "3600",
         "TIDEGATE_HTTP_HEADER_TIMEOUT_S": "3600",
     }
-
-
-@pytest.fixture
-async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as found:
-        yield found
 
 
 def infer(body: bytes, *lines: str, path: str = INFER) -> bytes:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 
-from tests.conftest import PATIENCE_S
 from tests.integration.gateway.test_openai import Engine
 from tidegate.kernel.protocol.llm import SIGNATURE
 
@@ -32,10 +30,8 @@ def gateway_route() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": "Bearer token"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=PATIENCE_S) as found:
-        yield found
+def client(client_with_token) -> httpx.AsyncClient:
+    return client_with_token
 
 
 @pytest.fixture

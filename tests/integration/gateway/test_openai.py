@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -11,8 +11,7 @@ import orjson
 import pytest
 
 from services.gateway.domain.feedback_ids import FeedbackIds
-from tests.conftest import PATIENCE_S
-from tests.integration.gateway.process import make_table
+from tests.integration.gateway.process import make_table_with_feedback
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, SIGNATURE, LlmRequest, Resume
 from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
@@ -25,14 +24,7 @@ HELLO = {"model": "digits", "messages": [{"role": "user", "content": "hello"}], 
 
 @pytest.fixture(scope="module")
 def table() -> Callable[..., dict[str, Any]]:
-    """Return a table whose endpoint collects feedback."""
-
-    def made(deployment: str, **given: Any) -> dict[str, Any]:
-        found = make_table(deployment, **given)
-        found["endpoints"]["digits"]["feedback"] = True
-        return found
-
-    return made
+    return make_table_with_feedback
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +43,8 @@ def gateway_route() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def client(gateway) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": "Bearer token"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=PATIENCE_S) as found:
-        yield found
+def client(client_with_token) -> httpx.AsyncClient:
+    return client_with_token
 
 
 class Engine:

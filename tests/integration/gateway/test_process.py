@@ -7,7 +7,6 @@ import json
 import socket
 import struct
 
-import httpx
 import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,12 +20,6 @@ pytestmark = pytest.mark.integration
 
 X = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
 INFER = "/v2/models/digits/infer"
-
-
-@pytest.fixture
-async def client(gateway):
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as found:
-        yield found
 
 
 async def test_json(client, worker):

@@ -7,20 +7,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from redis.asyncio import Redis
 
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.jobs import Finish, Job, NewJob, Take, Taken, new_id
 from tidegate.kernel.store import JobStore
-
-
-@pytest.fixture
-async def redis(jobs_url) -> AsyncIterator[Redis]:
-    """The same server, seen past the store; empty."""
-    found = Redis.from_url(jobs_url)
-    await found.flushall()
-    yield found
-    await found.aclose()
 
 
 @pytest.fixture

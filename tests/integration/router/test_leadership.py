@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 import pytest
-from redis.asyncio import Redis
 
 from services.router.adapters import process_identity
 from services.router.application.leadership import Leadership
@@ -25,15 +24,6 @@ pytestmark = pytest.mark.integration
 
 # Long enough for a busy machine to renew it: no test waits for its end but those of a short one.
 LEASE_S, SHORT_S = 60.0, 0.3
-
-
-@pytest.fixture
-async def redis(jobs_url) -> AsyncIterator[Redis]:
-    """A plain client of the store of jobs, which is empty."""
-    found = Redis.from_url(jobs_url)
-    await found.flushall()
-    yield found
-    await found.aclose()
 
 
 @pytest.fixture

@@ -16,14 +16,12 @@ import pytest
 from services.worker.adapters.model import Model
 from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
-from services.worker.api.requests import RequestConsumer
-from services.worker.application.batch_scheduler import BatchScheduler
-from services.worker.application.serving import ReplicaServing
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.split import Output
 from services.worker.replica_wiring import build_serving
 from tests.conftest import PATIENCE_S
 from tests.integration.gated_model import GatedModel
+from tests.integration.serving_worker import ServingWorker
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection, Delivery
 from tidegate.kernel.broker.topology import (
@@ -69,35 +67,10 @@ class Doubler(GatedModel):
 
 
 @dataclass
-class Worker:
-    """A replica without Triton, from the builder that replicas use."""
+class Worker(ServingWorker):
+    """A worker whose model doubles."""
 
     model: Doubler
-    serving: ReplicaServing
-
-    @property
-    def publisher(self) -> ReplyPublisher:
-        return self.serving.publisher
-
-    @property
-    def requests(self) -> RequestConsumer:
-        assert isinstance(self.serving.requests, RequestConsumer)
-        return self.serving.requests
-
-    @property
-    def scheduler(self) -> BatchScheduler:
-        assert isinstance(self.serving.scheduler, BatchScheduler)
-        return self.serving.scheduler
-
-    async def die(self) -> None:
-        """Die as by SIGKILL: the connections break, nothing is settled."""
-        await self.requests.connection.stop()
-        await self.stop()
-
-    async def stop(self) -> None:
-        """Stop in the order of ``ReplicaLifecycle.stop``."""
-        await self.serving.stop()
-        await self.publisher.connection.stop()
 
 
 def ask(
@@ -263,7 +236,7 @@ async def start(rabbitmq_url, queue, fresh, claims) -> AsyncIterator[Callable[..
                 fetch_bytes=fetch_bytes,
                 on_lost=on_lost,
             )
-            worker = Worker(model or Doubler(), parts)
+            worker = Worker(parts, model or Doubler())
             if serving:
                 worker.scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
             publisher.connection.start()

@@ -16,15 +16,13 @@ from services.worker.adapters.model_call import ModelAnswer
 from services.worker.adapters.reply_publisher import ReplyPublisher
 from services.worker.api import jobs as consumer_module
 from services.worker.api.jobs import JobConsumer
-from services.worker.api.requests import RequestConsumer
-from services.worker.application.batch_scheduler import BatchScheduler
 from services.worker.application.job_scheduler import JobScheduler
-from services.worker.application.serving import ReplicaServing
 from services.worker.domain.concurrency import CallLimits
 from services.worker.domain.split import Output
 from services.worker.replica_wiring import build_job_serving, build_serving
 from tests.conftest import PATIENCE_S
 from tests.integration.gated_model import GatedModel
+from tests.integration.serving_worker import ServingWorker
 from tidegate.kernel.blobs.claims import Claims
 from tidegate.kernel.broker.connection import Channel, Connection
 from tidegate.kernel.broker.topology import CANCELS, jobs_queue, requests_queue
@@ -146,25 +144,10 @@ class JobGateway:
 
 
 @dataclass
-class Worker:
-    """A replica without Triton, from the builder that replicas use."""
+class Worker(ServingWorker):
+    """A worker with jobs."""
 
     model: Doubler
-    serving: ReplicaServing
-
-    @property
-    def publisher(self) -> ReplyPublisher:
-        return self.serving.publisher
-
-    @property
-    def requests(self) -> RequestConsumer:
-        assert isinstance(self.serving.requests, RequestConsumer)
-        return self.serving.requests
-
-    @property
-    def scheduler(self) -> BatchScheduler:
-        assert isinstance(self.serving.scheduler, BatchScheduler)
-        return self.serving.scheduler
 
     @property
     def jobs(self) -> JobScheduler:
@@ -182,11 +165,6 @@ class Worker:
         self.jobs.by_id.clear()
         await self.messages.connection.stop()
         await self.stop()
-
-    async def stop(self) -> None:
-        """Stop in the order of ``ReplicaLifecycle.stop``."""
-        await self.serving.stop()
-        await self.publisher.connection.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -267,7 +245,7 @@ async def start(
                 on_lost=lambda lost: parts.scheduler.use(lost),
                 jobs=jobs,
             )
-            worker = Worker(model or Doubler(), parts)
+            worker = Worker(parts, model or Doubler())
             if serving:
                 worker.scheduler.use(worker.model)  # type: ignore[arg-type]  # a model of the same shape
             publisher.connection.start()

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 pytestmark = pytest.mark.unit
 
-FOLDER = Path(__file__).parents[3] / "services" / "worker" / "runtimes" / "llm"
-
 
 @pytest.fixture(scope="module")
-def breaker() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("breaker")
-    sys.path.remove(str(FOLDER))
+def breaker(llm_module) -> ModuleType:
+    return llm_module("breaker")
 
 
 def test_failures_in_a_row_open_the_circuit_and_a_success_between_them_does_not(breaker: ModuleType):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,26 +10,17 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
-FOLDER = Path(__file__).parents[3] / "services" / "worker" / "runtimes" / "llm"
 WORDS = {"a": [1], " b": [2], "🦊": [7, 8, 9], " stop": [5], " s": [6]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder_on_path() -> Iterator[None]:
-    """Import the modules as Triton's Python does: by their plain names."""
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
+@pytest.fixture(scope="module")
+def events(llm_module) -> ModuleType:
+    return llm_module("llamacpp_events")
 
 
 @pytest.fixture(scope="module")
-def events() -> ModuleType:
-    return importlib.import_module("llamacpp_events")
-
-
-@pytest.fixture(scope="module")
-def resume() -> ModuleType:
-    return importlib.import_module("llamacpp_resume")
+def resume(llm_module) -> ModuleType:
+    return llm_module("llamacpp_resume")
 
 
 def entry(text: str, last: int) -> dict[str, Any]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import enum
-import importlib
 import json
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,30 +13,20 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
-FOLDER = Path(__file__).parents[3] / "services" / "worker" / "runtimes" / "llm"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def folder_on_path() -> Iterator[None]:
-    """Import the modules as Triton's Python does: by their plain names."""
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
+@pytest.fixture(scope="module")
+def calls(llm_module) -> ModuleType:
+    return llm_module("calls")
 
 
 @pytest.fixture(scope="module")
-def calls() -> ModuleType:
-    return importlib.import_module("calls")
+def events(llm_module) -> ModuleType:
+    return llm_module("llamacpp_events")
 
 
 @pytest.fixture(scope="module")
-def events() -> ModuleType:
-    return importlib.import_module("llamacpp_events")
-
-
-@pytest.fixture(scope="module")
-def settings() -> ModuleType:
-    return importlib.import_module("llamacpp_settings")
+def settings(llm_module) -> ModuleType:
+    return llm_module("llamacpp_settings")
 
 
 # --- calls -----------------------------------------------------------------------------------------------
@@ -66,15 +53,15 @@ def test_events_that_are_ready_together_are_taken_together(calls):
     ],
 )
 @pytest.mark.parametrize("place", ["messages", "input"])
-def test_an_address_of_an_image_is_refused(calls, part: dict[str, Any], place: str):
-    media = importlib.import_module("media")
+def test_an_address_of_an_image_is_refused(calls, part: dict[str, Any], place: str, llm_module):
+    media = llm_module("media")
     with pytest.raises(calls.Refused, match="send the data itself") as refused:
         media.check_media({place: [{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]})
     assert refused.value.status == 400
 
 
-def test_data_and_words_about_addresses_are_accepted():
-    media = importlib.import_module("media")
+def test_data_and_words_about_addresses_are_accepted(llm_module):
+    media = llm_module("media")
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aaaa"}}
     words = {"type": "text", "text": "image_url: http://example.com"}
     media.check_media({"messages": [{"role": "user", "content": [image, words]}], "tools": [{"url": "x"}]})
@@ -91,14 +78,14 @@ def test_data_and_words_about_addresses_are_accepted():
     ],
 )
 def test_only_upstreams_and_engines_with_a_list_of_domains_fetch(
-    engine: str, arguments: dict[str, Any], expected: bool
+    llm_module, engine: str, arguments: dict[str, Any], expected: bool
 ):
-    media = importlib.import_module("media")
+    media = llm_module("media")
     assert media.may_fetch({"engine": engine, "arguments": arguments}) is expected
 
 
-def test_a_tally_counts_slots_and_tokens(calls):
-    tally = importlib.import_module("tally").Tally({"slots": 1, "kv_total": 64})
+def test_a_tally_counts_slots_and_tokens(calls, llm_module):
+    tally = llm_module("tally").Tally({"slots": 1, "kv_total": 64})
     slots, first, second = threading.BoundedSemaphore(1), calls.Call(), calls.Call()
     inside, leave = threading.Event(), threading.Event()
 
@@ -124,8 +111,8 @@ def test_a_tally_counts_slots_and_tokens(calls):
     assert tally.stats() == known | {"prompt_tokens": 10, "answer_tokens": 6, "cached_tokens": 8}
 
 
-def test_a_call_with_counts_that_are_no_numbers_frees_its_slot(calls):
-    tally = importlib.import_module("tally").Tally({"slots": 1})
+def test_a_call_with_counts_that_are_no_numbers_frees_its_slot(calls, llm_module):
+    tally = llm_module("tally").Tally({"slots": 1})
     slots, call = threading.BoundedSemaphore(1), calls.Call()
     with pytest.raises(TypeError), tally.slot(call, slots):
         call.emit([b"a"], {"usage": [None, 1, 0]})
@@ -276,9 +263,9 @@ def test_other_arguments_are_refused(settings, name: str, value: Any, says: str)
 # --- the model ---------------------------------------------------------------------------------------------
 
 
-def test_a_sender_that_fails_ends_the_engines_call_and_frees_its_slot(calls, monkeypatch):
+def test_a_sender_that_fails_ends_the_engines_call_and_frees_its_slot(calls, monkeypatch, llm_module):
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("pb_utils"))
-    model = importlib.import_module("model")
+    model = llm_module("model")
     cancelled = threading.Event()
 
     class Sender:
@@ -296,7 +283,7 @@ def test_a_sender_that_fails_ends_the_engines_call_and_frees_its_slot(calls, mon
 
     served = model.TritonPythonModel()
     served._engine, served._slots, served._may_fetch = Engine(), threading.BoundedSemaphore(1), False
-    served._tally = importlib.import_module("tally").Tally({"slots": 1})
+    served._tally = llm_module("tally").Tally({"slots": 1})
     monkeypatch.setattr(model, "_response", lambda events, meta: events)
     with pytest.raises(ValueError, match="takes no answer"):
         served._relay(Sender(), {"path": "/v1/completions", "body": {}})

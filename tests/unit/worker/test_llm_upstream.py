@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +11,12 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
-FOLDER = Path(__file__).parents[3] / "services" / "worker" / "runtimes" / "llm"
 CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[Any]:
-    """Import the modules as Triton's Python does: by their plain names."""
-    sys.path.insert(0, str(FOLDER))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("bridge", "calls", "upstream")})
-    sys.path.remove(str(FOLDER))
+def llm(llm_module) -> Any:
+    return SimpleNamespace(**{name: llm_module(name) for name in ("bridge", "calls", "upstream")})
 
 
 @pytest.fixture

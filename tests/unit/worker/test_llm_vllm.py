@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +16,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import PATIENCE_S
+from tests.unit.worker.conftest import LLM_RUNTIME
 
 pytestmark = pytest.mark.unit
 
-FOLDER = Path(__file__).parents[3] / "services" / "worker" / "runtimes" / "llm"
 NAMES = ("calls", "keeper", "vllm", "vllm_command", "vllm_events", "vllm_metrics", "vllm_resume")
 CHAT = "/v1/chat/completions"
 CONFIG = {
@@ -31,11 +29,8 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[Any]:
-    """Import the modules as Triton's Python does: by their plain names."""
-    sys.path.insert(0, str(FOLDER))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
-    sys.path.remove(str(FOLDER))
+def llm(llm_module) -> Any:
+    return SimpleNamespace(**{name: llm_module(name) for name in NAMES})
 
 
 def plan(**fields: Any) -> dict[str, Any]:
@@ -277,7 +272,8 @@ time.sleep(600)
 def kept_server(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
     folder.mkdir()
     keeper = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(FOLDER / "keeper.py"), str(folder), sys.executable, "-c", SERVER],
+        [sys.executable, "-I", "-S", str(LLM_RUNTIME / "keeper.py"), str(folder),
+         sys.executable, "-c", SERVER],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert keeper.stdout is not None

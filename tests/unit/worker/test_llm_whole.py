@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,16 +10,12 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
-FOLDER = Path(__file__).parents[3] / "services" / "worker" / "runtimes" / "llm"
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
 
 
 @pytest.fixture(scope="module")
-def whole() -> Iterator[ModuleType]:
-    """Import the module as Triton's Python does: by its plain name."""
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("llamacpp_whole")
-    sys.path.remove(str(FOLDER))
+def whole(llm_module) -> ModuleType:
+    return llm_module("llamacpp_whole")
 
 
 def delta(reason: str | None = None, **members: Any) -> dict[str, Any]:
