@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Doc, Service, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit, seconds
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Doc, Service
 
 alerts = typer.Typer(
     name="alerts",
@@ -47,7 +46,6 @@ def listed(
     """List the alerts that fire or are pending. Example: tidegate alerts --firing"""
     if context.invoked_subcommand is not None:
         return
-    from tidegate.cli import output
 
     if export is not None:
         _export(json)
@@ -72,8 +70,6 @@ def silence(
 
     Example: tidegate alerts silence digits --for 2h --why "load test" --rule QueueAge
     """
-    from tidegate.cli import output
-
     body = {"endpoint": name, "rule": rule, "for_s": seconds(length), "why": why}
     made = _router().post("/v1/alerts/silences", body)
     until = output.moment(made["until"])
@@ -84,8 +80,6 @@ def silence(
 @alerts.command()
 def silences(json: Json = False) -> None:
     """List the silences that have not ended. Example: tidegate alerts silences --json"""
-    from tidegate.cli import output
-
     items = _router().items("/v1/alerts/silences")
     rows = [(s["id"], s["endpoint"], s["rule"], output.moment(s["until"]), s["by"], s["why"]) for s in items]
     heads = ("id", "endpoint", "rule", "until", "by", "why")
@@ -98,9 +92,6 @@ def unsilence(
     json: Json = False,
 ) -> None:
     """End a silence. Its firing alerts are sent now. Example: tidegate alerts unsilence 9f2c41d0"""
-    from tidegate.cli import output
-    from tidegate.cli.api import part
-
     _router().delete(f"/v1/alerts/silences/{part(id)}")
     output.show({"ended": id}, json, lambda: output.line(f"Silence {id} ended."))
 
@@ -118,8 +109,6 @@ def try_receivers(
     """
     from urllib.parse import urlencode
 
-    from tidegate.cli import output
-
     query = "" if receiver is None else f"?{urlencode({'receiver': receiver})}"
     items = _router().post(f"/v1/alerts/test{query}", {}, timeout=90.0)["items"]
     rows = [
@@ -136,8 +125,6 @@ def try_receivers(
 @alerts.command()
 def messages(limit: Limit = 20, json: Json = False) -> None:
     """List the last messages to receivers, with the result of each. Example: tidegate alerts messages -n 5"""
-    from tidegate.cli import output
-
     items = _router().items("/v1/alerts/messages", limit=limit)
     rows = [
         (output.moment(i["made_at"]), i["receiver"], i["title"], i["state"], i["attempt"], i["detail"])
@@ -153,8 +140,6 @@ def receivers(json: Json = False) -> None:
 
     Example: tidegate alerts receivers
     """
-    from tidegate.cli import output
-
     items = _router().items("/v1/alerts/receivers")
     rows = [(i["name"], i["kind"], i["to"], i["endpoint"], i["severity"]) for i in items]
     heads = ("receiver", "kind", "to", "endpoints", "at least")
@@ -182,9 +167,6 @@ def add_receiver(
 
     Example: tidegate alerts add-receiver chat --slack https://hooks.slack.com/services/...
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import part
-
     given = [(kind, to) for kind, to in (("webhook", webhook), ("slack", slack), ("email", email)) if to]
     if len(given) != 1:
         raise UsageError("Give one of --webhook URL, --slack URL and --email ADDRESS.")
@@ -200,16 +182,11 @@ def remove_receiver(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The receiver's name.")], json: Json = False
 ) -> None:
     """Remove a receiver, and the messages that wait for it. Example: tidegate alerts remove-receiver chat"""
-    from tidegate.cli import output
-    from tidegate.cli.api import part
-
     _router().delete(f"/v1/alerts/receivers/{part(name)}")
     output.show({"removed": name}, json, lambda: output.line(f"{name} gets no more alerts."))
 
 
 def _print(items: list[Any], empty: str) -> None:
-    from tidegate.cli import output
-
     rows = [
         (
             item["endpoint"],
@@ -228,8 +205,6 @@ def _print(items: list[Any], empty: str) -> None:
 
 
 def _export(json: bool) -> None:
-    from tidegate.cli import output
-
     if json:
         output.dump({"items": _router().items("/v1/alerts/rules")})
     else:
@@ -237,6 +212,4 @@ def _export(json: bool) -> None:
 
 
 def _router() -> Service:
-    from tidegate.cli.api import control
-
     return control().router

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control, part
 from tidegate.cli.options import Json, Model
 
 alias = typer.Typer(
@@ -20,9 +22,6 @@ Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The alias, such as 
 @alias.command("list")
 def listed(name: Model, json: Json = False) -> None:
     """List the aliases of a model."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     items = control().registry.items(f"/v1/models/{part(name)}/aliases")
     rows = [(item["alias"], item["version"]) for item in items]
     empty = f"No alias yet: tidegate alias set {name} champion N"
@@ -43,9 +42,6 @@ def set_(
     json: Json = False,
 ) -> None:
     """Point an alias to a version, at once: `tidegate alias set digits champion 3`."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     plane = control()
     number = plane.registry.get(f"/v1/models/{part(name)}/versions/{part(version)}")["number"]
     body: dict[str, Any] = {"version": number}
@@ -58,9 +54,6 @@ def set_(
 @alias.command()
 def history(name: Model, alias: Alias, json: Json = False) -> None:
     """Show who moved an alias, when, from which version and to which, newest first."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     found = control().registry.get(f"/v1/models/{part(name)}/aliases/{part(alias)}")
     rows = [
         (output.moment(move["at"]), move["by"], move["from_version"], move["to_version"])
@@ -72,8 +65,5 @@ def history(name: Model, alias: Alias, json: Json = False) -> None:
 @alias.command()
 def delete(name: Model, alias: Alias, json: Json = False) -> None:
     """Delete an alias. Its version stays."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     control().registry.delete(f"/v1/models/{part(name)}/aliases/{part(alias)}")
     output.show({"deleted": alias}, json, lambda: output.line(f"deleted: {name}@{alias}"))

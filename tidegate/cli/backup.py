@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tidegate.cli import source_checkout
+from tidegate.cli import api, output, source_checkout
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
+from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import Conflict
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ def backup(
     """
     source_checkout.require("backup")
     from tidegate import stack
-    from tidegate.cli import output
     from tidegate.cli.own_stack import StackFailed, own
-    from tidegate.cli.progress import Steps
     from tidegate.stack.backup import backup as write
 
     if file.is_dir():
@@ -75,9 +74,7 @@ def restore(
     """
     source_checkout.require("restore")
     from tidegate import stack
-    from tidegate.cli import api, output
     from tidegate.cli.own_stack import StackFailed, own
-    from tidegate.cli.progress import Steps
     from tidegate.stack.restore import restore as read
 
     found = own(starting=True) if into is None else api.settings_with({"state_dir": into.absolute()})

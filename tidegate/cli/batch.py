@@ -12,9 +12,12 @@ from typing import Annotated
 
 import typer
 
+from tidegate.cli import output
 from tidegate.cli.api import Doc, Service
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
+from tidegate.cli.output import console, say
+from tidegate.cli.progress import transfer
 
 POLL_S = 0.5
 PIECE = 2**20
@@ -42,7 +45,6 @@ def batch(
     "data": ...}]}. Ctrl-C stops the wait, not the batch: `tidegate batch ID` waits again.
     Example: tidegate batch requests.jsonl --model digits -o results.jsonl
     """
-    from tidegate.cli import output
     from tidegate.cli.jobs import gateway
 
     service = gateway()
@@ -69,8 +71,6 @@ def batch(
 def _create(
     service: Service, file: Path, model: str | None, version: str | None, priority: str, ttl: str | None
 ) -> Doc:
-    from tidegate.cli.progress import transfer
-
     query = {"model": model, "version": version, "priority": priority}
     if ttl is not None:
         query["ttl_s"] = str(seconds(ttl))
@@ -103,8 +103,6 @@ def _followed(service: Service, found: Doc) -> Doc:
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal. Elsewhere print a line after each tenth."""
-    from tidegate.cli.output import console, say
-
     if console(stderr=True).is_terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli.api import Control, part, settings, token_of, unreachable
 from tidegate.cli.exit_codes import ERROR, INTERRUPTED, UsageError
 from tidegate.cli.options import Json, seconds
 
@@ -90,7 +91,6 @@ def bench(
     Example: tidegate bench smollm2 --callers 4 --for 30s --prompt-tokens 200 --answer-tokens 100
     """
     from tidegate.cli import load_display, output
-    from tidegate.cli.api import settings
     from tidegate.cli.chat import members
     from tidegate.tune.llm_load import LlmLoadPlan
     from tidegate.tune.prompts import ChatBodies, Prompts
@@ -153,7 +153,6 @@ def _first_call(
     """Start the model, and return prompts of the requested length, by the token count of a first request."""
     from dataclasses import replace
 
-    from tidegate.cli.api import Control, token_of, unreachable
     from tidegate.cli.conversation import no_such_model
     from tidegate.cli.waiting_line import WaitingLine, state_of
     from tidegate.client import Client
@@ -176,7 +175,6 @@ def _first_call(
 
 
 def _target(found: Settings, path: str, limit_s: float, priority: str | None) -> Target:
-    from tidegate.cli.api import token_of
     from tidegate.cli.chat import PRIORITY
     from tidegate.client.flow import MAX_TIMEOUT_MS
     from tidegate.tune.http_call import Target
@@ -189,8 +187,6 @@ def _target(found: Settings, path: str, limit_s: float, priority: str | None) ->
 
 
 def _infer_path(name: str) -> str:
-    from tidegate.cli.api import part
-
     return f"/v2/models/{part(name)}/infer"
 
 

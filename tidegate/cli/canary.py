@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.canary_state import ENDED, event_line, line_of, read
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
+from tidegate.cli.progress import Steps
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tidegate.cli.api import Control, Doc
 
 Endpoint = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
 _POLL_S = 1.0
@@ -113,9 +114,7 @@ def rollout(
     and tidegate rollout digits --to v2 --ab --share 50 --metric score:5%
     """
     from tidegate.cli import experiment as experiments
-    from tidegate.cli import output
     from tidegate.cli import shadow as shadows
-    from tidegate.cli.api import control
 
     plane = control()
     of_shadow = rate is not None or max_per_s is not None or tolerance or lasts or wake
@@ -163,9 +162,6 @@ def promote(name: Endpoint, json: Json = False) -> None:
 
     Example: tidegate promote digits
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     plane = control()
     promoted = _change(plane, name, "promote")["targets"][0]["deployment"]
     settled = _settled(plane, name)
@@ -182,8 +178,6 @@ def promote(name: Endpoint, json: Json = False) -> None:
 
 def _settled(plane: Control, name: str) -> bool:
     """Return True when the traffic has moved to the endpoint's targets, False if it takes longer."""
-    from tidegate.cli.api import part
-
     end = time.monotonic() + _SETTLE_S
     while plane.registry.get(f"/v1/endpoints/{part(name)}")["previous"]:
         if time.monotonic() > end:
@@ -222,8 +216,6 @@ def options_of(
 def _start(
     plane: Control, name: str, to: str, options: Doc, *, full_capacity: bool = False, swap: bool = False
 ) -> None:
-    from tidegate.cli.api import part
-
     if swap and (options or full_capacity):
         raise UsageError("--swap has no canary: leave out all options of canaries.")
     if full_capacity:
@@ -238,15 +230,11 @@ def _start(
 
 
 def _change(plane: Control, name: str, what: str) -> Doc:
-    from tidegate.cli.api import part
-
     endpoint: Doc = plane.registry.post(f"/v1/endpoints/{part(name)}/rollout/{what}", {})
     return endpoint
 
 
 def _waited(plane: Control, name: str) -> Doc:
-    from tidegate.cli.progress import Steps
-
     with Steps().shown() as steps:
         while True:
             found = read(plane, name)

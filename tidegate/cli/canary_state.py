@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, part
 
 ENDED = ("promoted", "rolled_back", "aborted")
 
@@ -17,7 +17,6 @@ def read(plane: Control, name: str) -> Doc:
     The router may know an older state than the registry.
     """
     from tidegate.cli import shadow
-    from tidegate.cli.api import part
 
     endpoint = plane.registry.get(f"/v1/endpoints/{part(name)}")
     rollout = endpoint["rollout"]
@@ -42,6 +41,4 @@ def line_of(found: Mapping[str, Any]) -> str:
 
 def event_line(event: Mapping[str, Any]) -> str:
     """Return an event of a rollout in one line."""
-    from tidegate.cli import output
-
     return f"{output.moment(event['at'])}  {event['share']:>3}%  {event['phase']}: {event['reason']}"

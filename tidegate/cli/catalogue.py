@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tidegate.cli import metadata_options as about
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, OrderBy, Reference
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
 
 _COLUMNS = ("model", "version", "alias", "format", "size", "registered", "owner", "metrics", "tags")
 
@@ -30,9 +29,6 @@ def search(
 
     Example: `tidegate search 'metrics.accuracy > 0.9 and tags.team = fraud and created > 2026-01-01'`
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     items = control().registry.pages("/v1/versions", limit, filter=filter_, order_by=order_by)
     rows = [
         (
@@ -51,9 +47,6 @@ def search(
 
 def show(version: Reference, json: Json = False) -> None:
     """Show everything that is known about one version. Example: `tidegate show digits@3`."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     found = version_of(control(), version)
     output.show(found, json, lambda: output.table(_lines(found), ("what", "value")))
 
@@ -83,9 +76,6 @@ def describe(
 
     Example: `tidegate describe digits@3 --metric accuracy=0.98 --tag team=vision --remove notes`
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     options = about.stated(
         trained_at=trained_at,
         metrics=metric,
@@ -123,8 +113,6 @@ def card(
     json: Json = False,
 ) -> None:
     """Print the model card of a version, a Markdown text, or set or delete it."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
     from tidegate.cli.publish import read_text
 
     if set_ is not None and delete:
@@ -146,9 +134,6 @@ def card(
 
 def lineage(version: Reference, json: Json = False) -> None:
     """Show from which versions, runs and data a version was made, and what was made from it."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     plane = control()
     about = version_of(plane, version)
     found = plane.registry.get(f"{path_of(about)}/lineage")
@@ -170,9 +155,6 @@ def compare(
 
     Examples: `tidegate compare digits@3 digits@5`, `tidegate compare digits digits-small`
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     found = control().registry.get("/v1/compare", a=a, b=b)
 
     def human() -> None:
@@ -217,8 +199,6 @@ def compatibility_line(signature: Doc, a: str, b: str) -> str:
 
 def version_of(plane: Control, reference: str) -> Doc:
     """Return the version that a reference names, such as ``digits@3`` or ``digits``."""
-    from tidegate.cli.api import part
-
     model, _, version = reference.partition("@")
     found: Doc = plane.registry.get(f"/v1/models/{part(model)}/versions/{part(version or 'latest')}")
     return found
@@ -226,14 +206,10 @@ def version_of(plane: Control, reference: str) -> Doc:
 
 def path_of(version: Doc) -> str:
     """Return the path of a version."""
-    from tidegate.cli.api import part
-
     return f"/v1/models/{part(version['model'])}/versions/{version['number']}"
 
 
 def _lines(version: Doc) -> list[tuple[str, Any]]:
-    from tidegate.cli import output
-
     described = version["metadata"]
     lines: list[tuple[str, Any]] = [
         ("version", f"{version['model']}@{version['number']}"),
@@ -281,8 +257,6 @@ def _delta(delta: Doc) -> str:
 
 
 def _shown(name: str, value: Any) -> Any:
-    from tidegate.cli import output
-
     if value is None:
         return None
     match name:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, settings, token_of, unreachable
 from tidegate.cli.exit_codes import INTERRUPTED, UsageError
-from tidegate.cli.options import Json, seconds
+from tidegate.cli.options import Json, pairs, seconds
+from tidegate.cli.output import plain, say
 
 if TYPE_CHECKING:
     from tidegate.cli.conversation import Conversation, Turn
@@ -58,7 +61,6 @@ def chat(
     On a terminal without PROMPT, a session of many messages starts; /help lists its commands.
     Examples: tidegate chat smollm2 "Say hello."    tidegate chat smollm2 "Summarise:" < notes.txt
     """
-    from tidegate.cli.api import Control, settings, token_of, unreachable
     from tidegate.cli.conversation import Conversation, no_such_model
     from tidegate.cli.waiting_line import WaitingLine, state_of
     from tidegate.client import Client
@@ -111,8 +113,6 @@ def members(more: list[str] | None) -> dict[str, Any]:
     """Return the members of the request that ``--set K=JSON`` adds. Text needs no quotes."""
     import orjson
 
-    from tidegate.cli.options import pairs
-
     found: dict[str, Any] = {}
     for key, value in pairs("--set", more).items():
         try:
@@ -123,8 +123,6 @@ def members(more: list[str] | None) -> dict[str, Any]:
 
 
 def _once(talk: Conversation, text: str, waiting: WaitingLine, *, stats: bool, json: bool) -> None:
-    from tidegate.cli import output
-
     turn = talk.ask(text, (lambda _: None) if json else writer(), waiting)
     if json:
         output.dump(turn.document(talk.model))
@@ -136,7 +134,6 @@ def _once(talk: Conversation, text: str, waiting: WaitingLine, *, stats: bool, j
 
 def writer() -> Callable[[str], None]:
     """Return a function that prints a piece of an answer without delay. A terminal gets no control codes."""
-    from tidegate.cli.output import plain
 
     def write(piece: str) -> None:
         sys.stdout.write(plain(piece) if sys.stdout.isatty() else piece)
@@ -146,8 +143,6 @@ def writer() -> Callable[[str], None]:
 
 
 def _end_of(turn: Turn, stats: bool) -> None:
-    from tidegate.cli.output import say
-
     if turn.pieces:
         sys.stdout.write("\n")
         sys.stdout.flush()
@@ -172,8 +167,6 @@ class Session:
 
     def run(self) -> None:
         """Read messages and answer them, until /exit, Ctrl-D, or Ctrl-C twice."""
-        from tidegate.cli.output import say
-
         try:
             import readline  # noqa: F401 - gives `input` the keys for editing
         except ImportError:
@@ -188,8 +181,6 @@ class Session:
 
     def _read(self) -> str | None:
         """Return the next message; "" if there is none, None to end the session."""
-        from tidegate.cli.output import say
-
         try:
             text = _message(input)
         except EOFError:
@@ -206,7 +197,6 @@ class Session:
         return text
 
     def _turn(self, text: str) -> None:
-        from tidegate.cli.output import say
         from tidegate.client.errors import request_id_of
         from tidegate.kernel.errors import NotFound, TidegateError
 
@@ -226,8 +216,6 @@ class Session:
 
     def _command(self, text: str) -> bool:
         """Run a command, a line that begins with ``/``. Return False to end the session."""
-        from tidegate.cli.output import say
-
         word, _, rest = text.partition(" ")
         match word:
             case "/exit" | "/quit" | "/bye":

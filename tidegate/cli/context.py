@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli import output
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 
@@ -26,7 +27,6 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The context's name.")
 @context.command("list")
 def listed(json: Json = False) -> None:
     """List the contexts; the star marks the current one."""
-    from tidegate.cli import output
     from tidegate.client import contexts as places
 
     contexts = places.read()
@@ -47,7 +47,6 @@ def use(name: Name, json: Json = False) -> None:
     A command in a folder of `make up` uses that folder's stack, and `--context NAME` or TIDEGATE_CONTEXT
     chooses another one.
     """
-    from tidegate.cli import output
     from tidegate.client import contexts as places
 
     contexts = places.read()
@@ -78,7 +77,6 @@ def add(
     json: Json = False,
 ) -> None:
     """Add a stack, or change one: `tidegate context add prod --url https://models.example.com --key -`."""
-    from tidegate.cli import output
     from tidegate.client import contexts as places
 
     if "/" in name or name in ("", ".", ".."):
@@ -116,7 +114,6 @@ def add(
 @context.command()
 def remove(name: Name, json: Json = False) -> None:
     """Remove a context. The stack itself does not change."""
-    from tidegate.cli import output
     from tidegate.client import contexts as places
 
     contexts = places.read()
@@ -132,7 +129,6 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one context; its key is masked."""
-    from tidegate.cli import output
     from tidegate.client import contexts as places
 
     contexts = places.read()

@@ -7,16 +7,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, control
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, parsed, seconds
 from tidegate.cli.replay import TIME_LIMIT_S, variation
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control
 
 BY = ("deployment", "version", "endpoint", "key")
 # The replay takes at most a week of recorded requests.
@@ -57,9 +56,6 @@ def costs(
 
     Example: tidegate costs --by key --since month
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     plane = control()
     if prices:
         found = plane.autoscaler.get("/v1/prices")
@@ -115,7 +111,6 @@ def _replayed(plane: Control, query: Mapping[str, Any], texts: list[str], now: f
 
 
 def _draw(found: Mapping[str, Any], path: Path) -> None:
-    from tidegate.cli import output
     from tidegate.cli.cost_picture import svg
 
     try:
@@ -144,8 +139,6 @@ def _moment(text: str, now: float) -> float:
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
-
     total, by = found["total"], found["by"]
     period = f"{output.moment(found['since'])} to {output.moment(found['until'])}"
     money = f"{output.money_of(total['cost'])} {found['currency']}"
@@ -180,8 +173,6 @@ def _show(found: Mapping[str, Any]) -> None:
 
 
 def _show_replayed(results: Sequence[Mapping[str, Any]]) -> None:
-    from tidegate.cli import output
-
     rows = [
         (
             each["name"],
@@ -199,8 +190,6 @@ def _show_replayed(results: Sequence[Mapping[str, Any]]) -> None:
 
 def _show_outlook(found: Mapping[str, Any]) -> None:
     """Print the forecast, the cost of idle time, and the budgets."""
-    from tidegate.cli import output
-
     currency, month = found["currency"], found["month"]
     if found["problem"]:
         output.say(found["problem"], style="red")
@@ -242,8 +231,6 @@ def _write_csv(found: Mapping[str, Any]) -> None:
 
 
 def _show_prices(found: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
-
     prices = found["prices"]
     source = found["file"] or "the defaults; TIDEGATE_PRICES names a file with your own"
     output.line(f"Prices in {prices['currency']}: {source}", style="bold")

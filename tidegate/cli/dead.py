@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Doc, Service, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Doc, Service
 
 dead = typer.Typer(
     name="dead",
@@ -38,7 +37,6 @@ def listed(
     """List the latest dead letters, newest first. The commands below act on them."""
     if context.invoked_subcommand is not None:
         return
-    from tidegate.cli import output
 
     items = _router().items("/v1/dead", deployment=deployment, cause=cause, limit=limit)
     rows = [
@@ -61,8 +59,6 @@ def listed(
 @dead.command()
 def show(id: Id, json: Json = False) -> None:
     """Show one dead letter, and the results of its replays."""
-    from tidegate.cli import output
-
     found = _router().get(_path(id))
     output.show(found, json, lambda: _print(found))
 
@@ -74,8 +70,6 @@ def download(
     json: Json = False,
 ) -> None:
     """Save a dead letter's request as a frame (docs/envelope.md). It contains private data of its caller."""
-    from tidegate.cli import output
-
     size = save(_router(), id, output_file)
     told = {"file": str(output_file), "bytes": size}
     output.show(told, json, lambda: output.line(f"{output.size_of(size)} written to {output_file}"))
@@ -94,8 +88,6 @@ def replay(
     json: Json = False,
 ) -> None:
     """Run one dead letter, or all, again as jobs. `tidegate job ID --result` shows a result."""
-    from tidegate.cli import output
-
     if all == (id is not None):
         raise UsageError("Give the id of one letter, or --all.")
     if id is not None:
@@ -114,8 +106,6 @@ def replay(
 @dead.command()
 def delete(id: Id, json: Json = False) -> None:
     """Delete a dead letter and its payload."""
-    from tidegate.cli import output
-
     _router().delete(_path(id))
     output.show({"deleted": id}, json, lambda: output.line(f"{id} is deleted."))
 
@@ -145,20 +135,14 @@ def save(router: Service, id: str, file: Path) -> int:
 
 
 def _router() -> Service:
-    from tidegate.cli.api import control
-
     return control().router
 
 
 def _path(id: str) -> str:
-    from tidegate.cli.api import part
-
     return f"/v1/dead/{part(id)}"
 
 
 def _print(found: Doc) -> None:
-    from tidegate.cli import output
-
     kept = output.size_of(found["payload_bytes"]) if found["payload"] else f"none: {found['missing']}"
     rows: list[tuple[str, Any]] = [
         ("letter", found["letter"]),

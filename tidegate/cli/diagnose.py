@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control
 from tidegate.cli.options import Json, seconds
 
 
@@ -23,9 +25,6 @@ def diagnose(
 
     Each finding has evidence, and a command as its remedy. Example: tidegate diagnose digits --window 5m
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     found = control().router.get(
         "/v1/diagnosis", name=name, window_s=seconds(window), past_s=seconds(past), recent_days=days
     )
@@ -33,8 +32,6 @@ def diagnose(
 
 
 def _tell(found: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
-
     for item in found["items"]:
         output.line(f"{item['endpoint']}: {item['title']} ({item['cause']})", style="bold red")
         for sentence in item["evidence"]:

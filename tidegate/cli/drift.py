@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control
+from tidegate.cli.progress import Steps
 
 Name = Annotated[
     str | None,
@@ -51,9 +51,6 @@ def drift(
     A column has drifted if it was above its limit in two windows in a row. What is compared: docs/drift.md.
     Example: tidegate drift digits --plot drift.svg
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     plane = control()
     if name is None:
         if rebase or plot or baseline or rows:
@@ -78,8 +75,6 @@ def drift(
 
 
 def _write_rows(plane: Control, name: str, path: Path) -> None:
-    from tidegate.cli.api import part
-
     # A new file, so that a failed download leaves an existing file as it is.
     new = path.with_name(f"{path.name}.part")
     try:
@@ -92,8 +87,6 @@ def _write_rows(plane: Control, name: str, path: Path) -> None:
 
 def _set_baseline(plane: Control, name: str, path: Path) -> None:
     """Set the baseline of the newest version behind a name."""
-    from tidegate.cli.api import part
-    from tidegate.cli.progress import Steps
     from tidegate.cli.publish import set_baseline
 
     with Steps().shown() as steps:
@@ -112,8 +105,6 @@ def rebased(changed: Mapping[str, Any]) -> str:
 
 def show_all(found: Mapping[str, Any]) -> None:
     """Print a line for each version."""
-    from tidegate.cli import output
-
     rows = [
         (
             each["model"],
@@ -140,8 +131,6 @@ def baseline_of(version: Mapping[str, Any]) -> str:
 
 def show(found: Mapping[str, Any], *, every: bool) -> None:
     """Print each version with its columns, those that moved most first."""
-    from tidegate.cli import output
-
     for version in found["items"]:
         output.line(line_of(version), style="bold")
         if version["baseline"]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tidegate
-from tidegate.cli.api import Control, Doc, part, token_of
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, part, settings, token_of
 from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.progress import Steps
 from tidegate.cli.publish import publish, read_json, wait_serving
@@ -50,8 +51,6 @@ class Answered:
 
     def show(self) -> None:
         """Print the image, the answer, and the command that repeats it."""
-        from tidegate.cli import output
-
         for row in range(8):
             pixels = self.image[row * 8 : row * 8 + 8]
             output.line("  " + "".join(SHADES[min(9, int(value / 17 * 10))] * 2 for value in pixels))
@@ -157,8 +156,6 @@ class Example:
 
 def main() -> None:
     """Run the example on a running stack: ``python -m tidegate.cli.example``."""
-    from tidegate.cli.api import settings
-
     steps = Steps()
     with steps.shown():
         answered = Example(settings(), steps).run()

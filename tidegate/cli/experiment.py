@@ -6,15 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, parse_sticky, parsed, seconds
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
+from tidegate.cli.progress import Steps
 
 _POLL_S = 1.0
 _MEASURED = ("errors", "latency")
@@ -44,9 +44,6 @@ def experiment(
     `tidegate rollout NAME --to VERSION --ab` starts an experiment. Example: tidegate experiment digits
     --winner v2
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     if sum((stop, winner is not None, wait)) > 1 or (csv and json):
         raise UsageError("Use only one of --stop, --winner and --wait, and one of --csv and --json.")
     plane = control()
@@ -67,8 +64,6 @@ def experiment(
 
 def start(plane: Control, name: str, to: str, options: Doc) -> None:
     """Start an experiment of one or more versions or Deployments, separated by commas."""
-    from tidegate.cli.api import part
-
     body: Doc = {"versions": [], "deployments": [], "options": options}
     for each in (text.strip() for text in to.split(",")):
         number = each.removeprefix("v")
@@ -139,8 +134,6 @@ def moment_of(text: str) -> datetime:
 
 def read(plane: Control, name: str) -> Doc:
     """Return the report. The router may know an older experiment than the registry."""
-    from tidegate.cli.api import part
-
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("experiment")
     shown: Doc = plane.router.get(f"/v1/experiments/{part(name)}")
     if stated is not None and (shown["experiment"] or {}).get("id") != stated["id"]:
@@ -161,8 +154,6 @@ def _variant(plane: Control, endpoint: Doc, text: str) -> str:
 
 
 def _waited(plane: Control, name: str) -> Doc:
-    from tidegate.cli.progress import Steps
-
     with Steps().shown() as steps:
         while True:
             found = read(plane, name)
@@ -217,8 +208,6 @@ def line_of(found: Mapping[str, Any]) -> str:
 
 def show(found: Mapping[str, Any]) -> None:
     """Print an experiment and its report."""
-    from tidegate.cli import output
-
     stated = found["experiment"]
     if stated is None:
         output.line(

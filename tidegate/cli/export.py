@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Service, control, part
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import NotFound
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Service
 
 Fields = Mapping[str, Any]
 # Fields of a stored object that `apply` does not take.
@@ -31,9 +30,6 @@ def export(
 
     Fields with their defaults are left out. Example: tidegate export digits > state.yaml
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     registry = control().registry
     intention = registry.get("/v1/intention")
     stated = selected(intention, name)
@@ -78,8 +74,6 @@ def text_of(stated: Mapping[str, list[dict[str, Any]]], held: Iterable[Fields]) 
 
 def _models(registry: Service, intention: Fields, names: set[str]) -> list[dict[str, Any]]:
     """Return the aliases and policies of these models, without those that have neither."""
-    from tidegate.cli.api import part
-
     found = []
     for name in sorted(names):
         policy = registry.get(f"/v1/models/{part(name)}/policy")

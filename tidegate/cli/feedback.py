@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import settings, token_of, unreachable
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 
@@ -41,8 +43,6 @@ def feedback(
     The first value of each metric counts, so a repeated command changes nothing. With refused lines in a
     file, the exit code is 1. Example: tidegate feedback fb1.WyJk... --score 0.9
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import settings, token_of, unreachable
     from tidegate.client import Client
     from tidegate.client.errors import Unreachable
 
@@ -115,8 +115,6 @@ def summary_of(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
-
     counts = ", ".join(f"{document[name]} {name}" for name in ("accepted", "duplicate", "refused"))
     output.line(counts)
     for item in document["problems"][:20]:

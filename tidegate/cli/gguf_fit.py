@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.output import padded, say, widths_of
 from tidegate.kernel.protocol import gguf
 from tidegate.kernel.protocol.models import LlmSpec
 from tidegate.quantize.gguf_choice import Candidate, Fit, candidate, choose
@@ -36,8 +37,6 @@ class FitOfFolder:
 
     def show(self) -> None:
         """Print the files with their memory on stderr, because stdout is the command's result."""
-        from tidegate.cli.output import say
-
         for line in lines(self.candidates, self.fit, self.memory):
             say(line)
 
@@ -88,8 +87,6 @@ def header_of(path: Path) -> gguf.GgufHeader:
 
 def lines(candidates: list[Candidate] | tuple[Candidate, ...], fit: Fit, memory: int) -> list[str]:
     """Return a table of the files: weights, KV cache, total, and why."""
-    from tidegate.cli.output import padded, widths_of
-
     rows = [["FILE", "WEIGHTS", "KV CACHE", "IN ALL", "WHY"]]
     for each in candidates:
         sizes = [f"{part / 2**20:.0f} MiB" for part in (each.weights, each.kv, each.total)]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tidegate.cli import output
 from tidegate.cli.api import Control, Doc, Service, settings
 from tidegate.cli.stack_memory import memory_of, show_memory
 from tidegate.kernel.errors import TidegateError
@@ -78,8 +79,6 @@ class Overview:
 
     def show(self) -> None:
         """Print the report."""
-        from tidegate.cli import output
-
         output.table([(s["name"], s["state"], s["url"], s["detail"]) for s in self._rows()], _SERVICE)
         if self.endpoints:
             output.line()

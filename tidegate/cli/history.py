@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit, seconds
 
@@ -28,9 +30,6 @@ def audit(
     json: Json = False,
 ) -> None:
     """List changes, newest first, each with its time, principal, object and source address."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     query = {"kind": kind, "name": name, "principal": by, "limit": min(limit, 1000)}
     page = control().registry.get("/v1/audit", **query)
     rows = [
@@ -75,9 +74,6 @@ def usage(
     json: Json = False,
 ) -> None:
     """Show usage on whole days (UTC): requests, model time, bytes and tokens."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     query = {"since": day_of(since), "until": until, "by": by, "principal": key, "endpoint": endpoint}
     given = {name: value for name, value in query.items() if value is not None}
     registry = control().registry

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import settings, token_of, unreachable
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 
@@ -40,8 +42,6 @@ def infer(
     json: Json = False,
 ) -> None:
     """Send one request. Inputs: {"name": [...]}, an OIP request, or an array if the model has one input."""
-    from tidegate.cli import output
-    from tidegate.cli.api import settings, token_of, unreachable
     from tidegate.cli.tensors import save
     from tidegate.client import Client
     from tidegate.client.errors import Unreachable
@@ -122,7 +122,6 @@ def readable(array: Array) -> Array:
 def _print(result: InferResult) -> None:
     import numpy as np
 
-    from tidegate.cli import output
     from tidegate.client.codec import datatype_of
 
     for name, array in result.items():

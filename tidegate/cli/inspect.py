@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control, part
 from tidegate.cli.options import Filter, Json, Limit, Model, Name, OrderBy
+from tidegate.cli.output import moment
 
 PHASES = ("launch", "fetch", "triton_start", "load", "warm_up")
 
@@ -26,9 +29,6 @@ def models(
 
     Example: `tidegate models --filter 'tags.team = fraud'`
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     registry = control().registry
     items = registry.pages("/v1/models", name=text, filter=filter_)
     deployments = {d["name"]: d for d in registry.items("/v1/deployments")}
@@ -70,8 +70,6 @@ def versions(
 
     Example: `tidegate versions digits --order-by 'metrics.accuracy desc' -n 5`
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
     from tidegate.cli.verification import state_words
 
     path = f"/v1/models/{part(name)}/versions"
@@ -117,9 +115,6 @@ def _shortened(text: str, length: int) -> str:
 
 def routes(json: Json = False) -> None:
     """Show the route table that the router published last."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     found = control().router.get("/v1/routes")
     rows = route_rows(found)
     columns = ("endpoint", "deployment", "weight", "model", "version", "ready", "wakeable", "queue")
@@ -145,9 +140,6 @@ def route_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 def replicas(json: Json = False) -> None:
     """List the running replicas, with the figures of their heartbeats."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     items = control().autoscaler.items("/v1/replicas")
     rows = [
         (
@@ -181,9 +173,6 @@ def memory_of(replica: Mapping[str, Any]) -> str:
 
 def decisions(name: Name, limit: Limit = 20, json: Json = False) -> None:
     """List the autoscaler's decisions with their reasons, newest first."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     plane = control()
     deployment = plane.deployment_of(name)
     items = plane.autoscaler.items("/v1/decisions", deployment=deployment, limit=limit)
@@ -209,9 +198,6 @@ def cold_starts(
     json: Json = False,
 ) -> None:
     """Show the phases of each cold start, in milliseconds."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     plane = control()
     if name is None:
         _cold_start_report(plane.autoscaler.items("/v1/cold-starts"), json)
@@ -224,8 +210,6 @@ def cold_starts(
 
 
 def _cold_start_report(items: list[dict[str, Any]], json: bool) -> None:
-    from tidegate.cli import output
-
     rows = [
         (
             found["deployment"],
@@ -243,8 +227,6 @@ def _cold_start_report(items: list[dict[str, Any]], json: bool) -> None:
 
 def cold_start_row(start: dict[str, Any]) -> tuple[Any, ...]:
     """Return the row of one cold start: its phases in order, and their sum."""
-    from tidegate.cli.output import moment
-
     parts = start.get("phases_ms") or {}
     total = start.get("total_ms") or (sum(parts.values()) if parts else None)
     return (

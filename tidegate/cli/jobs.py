@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import api, output
 from tidegate.cli.api import Doc, Service, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit, seconds
@@ -26,8 +27,6 @@ def jobs(
     json: Json = False,
 ) -> None:
     """List the latest jobs, newest first."""
-    from tidegate.cli import output
-
     items = gateway().items("/v1/jobs", status=status, endpoint=endpoint, batch=batch, limit=limit)
     rows = [
         (
@@ -60,8 +59,6 @@ def job(
     json: Json = False,
 ) -> None:
     """Show a job's state, times and error. Options cancel it, retry it, or get its result."""
-    from tidegate.cli import output
-
     if sum((cancel, retry, result or output_file is not None)) > 1:
         raise UsageError("--cancel, --retry and --result (or --output) exclude each other.")
     service, path = gateway(), f"/v1/jobs/{part(id)}"
@@ -82,8 +79,6 @@ def job(
 
 def gateway() -> Service:
     """Return the gateway, with the service token if there is one: it gives access to every caller's jobs."""
-    from tidegate.cli import api
-
     found = api.settings()
     return api.Service("gateway", found.gateway_url, api.token_of(found))
 
@@ -103,7 +98,6 @@ def _waited(service: Service, path: str, found: Doc, timeout_s: float) -> Doc:
 def _show_result(service: Service, path: str, found: Doc, file: Path | None) -> None:
     import orjson
 
-    from tidegate.cli import output
     from tidegate.kernel.errors import Conflict
 
     answer = service.get(f"{path}/result")
@@ -122,8 +116,6 @@ def _show_result(service: Service, path: str, found: Doc, file: Path | None) -> 
 
 
 def _print(found: Doc) -> None:
-    from tidegate.cli import output
-
     error = found["error"] or {}
     rows: list[tuple[str, Any]] = [
         ("job", found["id"]),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Doc, Service, control
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
 from tidegate.kernel.errors import NotFound
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Doc, Service
 
 keys = typer.Typer(
     name="keys",
@@ -99,8 +98,6 @@ def listed(
     """List the keys. The commands below create and change them."""
     if context.invoked_subcommand is not None:
         return
-    from tidegate.cli import output
-    from tidegate.cli.api import control
 
     items = control().registry.items("/v1/keys", all=str(all).lower())
     rows = [
@@ -148,7 +145,6 @@ def create(
     limits = (rate, burst, concurrency, day, month, *money, max_versions, max_artifact_bytes)
     body = _fields(name, scope, endpoint, expires, weight, limits)
     body |= _token_fields(tokens_per_minute, tokens_per_day)
-    from tidegate.cli.api import control
 
     _show_key(control().registry.post("/v1/keys", body), json)
 
@@ -190,8 +186,6 @@ def change(
         body["expires_at" if what == "expires" else what.replace("-", "_")] = None
     if not body:
         raise UsageError("Name at least one change, such as --rate 50.")
-    from tidegate.cli import output
-    from tidegate.cli.api import control
 
     registry = control().registry
     changed = registry.patch(f"/v1/keys/{_id_of(registry, key)}", body)
@@ -205,8 +199,6 @@ def rotate(
     json: Json = False,
 ) -> None:
     """Give a key a new secret. Its name, limits and usage stay."""
-    from tidegate.cli.api import control
-
     registry = control().registry
     body = {"grace_s": seconds(grace)}
     _show_key(registry.post(f"/v1/keys/{_id_of(registry, key)}/rotate", body), json)
@@ -219,8 +211,6 @@ def revoke(
     json: Json = False,
 ) -> None:
     """Revoke a key. This cannot be undone."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
     from tidegate.cli.manage import confirm
 
     registry = control().registry
@@ -293,8 +283,6 @@ def _id_of(registry: Service, key: str) -> str:
 
 
 def _show_key(made: Doc, json: bool) -> None:
-    from tidegate.cli import output
-
     def shown() -> None:
         output.line(made["key"])
         output.say(f"This is the key of {made['name']}. It is not shown again.")

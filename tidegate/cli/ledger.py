@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli import exit_codes
+from tidegate.cli import exit_codes, output
+from tidegate.cli.api import control
 from tidegate.cli.options import Json
 
 Of = Annotated[
@@ -19,9 +20,6 @@ Of = Annotated[
 
 def ledger(json: Json = False) -> None:
     """Count jobs by state and place. Exit code 1: a job is lost; 6: the count is not known now."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     found = control().router.get("/v1/ledger")
     output.show(found, json, lambda: _show(found))
     if found["unaccounted"]:
@@ -31,8 +29,6 @@ def ledger(json: Json = False) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from tidegate.cli import output
-
     unaccounted = found["unaccounted"]
     if unaccounted is None:
         output.line("unaccounted  unknown", style="yellow")
@@ -60,8 +56,5 @@ def _show(found: dict[str, Any]) -> None:
 
 def webhook_secret(of: Of = "anonymous", json: Json = False) -> None:
     """Print the secret that signs webhooks. Any verifier of Standard Webhooks accepts it."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     found = control().router.get("/v1/webhooks/secret", principal=of)
     output.show(found, json, lambda: output.line(found["secret"]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidegate.cli import output
 from tidegate.cli.api import Control, Doc, part, token_of
 from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.example import ExampleFailed
@@ -42,8 +43,6 @@ class ExampleAnswer:
 
     def show(self) -> None:
         """Print the figures of the answer, and how to call the model."""
-        from tidegate.cli import output
-
         output.say(self.turn.stats(), style="dim")
         output.line()
         output.line("Talk to the model:")

@@ -7,6 +7,8 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from tidegate.cli import output
+from tidegate.cli.output import console, say
 from tidegate.tune.llm_figures import LlmFigures
 from tidegate.tune.llm_load import LlmLoad, LlmLoadPlan
 
@@ -46,8 +48,6 @@ async def _run(plan: LlmLoadPlan) -> tuple[LlmFigures, bool]:
 
 
 async def _show(load: LlmLoad) -> None:
-    from tidegate.cli.output import console, say
-
     if not console(stderr=True).is_terminal:
         while True:
             await asyncio.sleep(QUIET_S)
@@ -72,8 +72,6 @@ def _progress(load: LlmLoad) -> str:
 
 def show(figures: LlmFigures) -> None:
     """Print the figures as a table and two lines."""
-    from tidegate.cli import output
-
     rows = [
         (title, spread.mean, *spread.percentiles.values())
         for title, spread in (

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import settings
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
+from tidegate.cli.output import plain
 from tidegate.kernel.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -55,7 +58,6 @@ def logs(
     Examples: `tidegate logs digits -f`, `tidegate logs digits --since 10m`, `tidegate logs gateway`,
     `tidegate logs --request 6ecec3572916c219`.
     """
-    from tidegate.cli.api import settings
     from tidegate.cli.log_source import Local, source
 
     if follow and json:
@@ -90,8 +92,6 @@ def _since(text: str | None) -> float:
 
 def _show_file(path: Path, lines: int, *, follow: bool, json: bool) -> None:
     """Show the log file of a service, also lines without a time."""
-    from tidegate.cli import output
-
     if json:
         output.dump({"file": str(path), "lines": [_parsed(text) for text in tail(path, lines)]})
         return
@@ -104,7 +104,6 @@ def _show_file(path: Path, lines: int, *, follow: bool, json: bool) -> None:
 
 
 def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: bool, json: bool) -> None:
-    from tidegate.cli import output
     from tidegate.kernel.log_files import SETTLE_S
 
     until = time.time() - SETTLE_S if follow else EVER
@@ -123,7 +122,6 @@ def _show_merged(found: Source, name: str, lines: int, after: float, *, follow: 
 
 
 def _show_request(found: Source, id_: str, *, json: bool) -> None:
-    from tidegate.cli import output
     from tidegate.kernel.protocol.request_ids import LONGEST_ID
 
     lines = found.of_request(id_[:LONGEST_ID])
@@ -155,8 +153,6 @@ def _write(text: str) -> None:
     # A pipe gets the text unchanged. For a terminal, control characters are escaped, because they may come
     # from a model or a caller.
     if sys.stdout.isatty():
-        from tidegate.cli.output import plain
-
         text = plain(text)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

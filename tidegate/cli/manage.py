@@ -6,16 +6,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
+from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control
 
 VERIFICATION_S = 300.0  # the longest wait for the verification of a version
 
@@ -36,9 +36,6 @@ def scale(
     json: Json = False,
 ) -> None:
     """Hold a deployment at N replicas, whatever its load. With --auto, scale it by its load again."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     if (replicas is None) == (not auto):
         raise UsageError("Give either a number of replicas or --auto.")
     if auto and (ttl or force):
@@ -78,9 +75,6 @@ def apply(
 
     Example: tidegate export digits > state.yaml, edit it, tidegate apply -f state.yaml
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     stated, plane = documents(_read(file), str(file)), control()
     _wait_for_verifications(plane, stated["deployments"])
     applied = plane.registry.post("/v1/apply", stated)
@@ -90,8 +84,6 @@ def apply(
 
 def _wait_for_verifications(plane: Control, deployments: list[dict[str, Any]]) -> None:
     """Wait for the versions that are being verified. The registry says what else is wrong."""
-    from tidegate.cli.api import part
-    from tidegate.cli.progress import Steps
     from tidegate.cli.verification import wait_verified
 
     with Steps().shown() as steps:
@@ -159,9 +151,6 @@ def delete(
 
     `tidegate undelete` restores versions for a while (TIDEGATE_DELETED_VERSION_S).
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     if deployment + endpoint + (version is not None) > 1:
         raise UsageError("--version, --deployment and --endpoint exclude each other.")
     plane = control()
@@ -191,16 +180,12 @@ class Removal(NamedTuple):
 
 
 def _one(plane: Control, kind: str, name: str) -> Removal:
-    from tidegate.cli.api import part
-
     path = f"/v1/{kind}s/{part(name)}"
     plane.registry.get(path)
     return Removal(f"{kind} {name}", path)
 
 
 def _version(plane: Control, model: str, number: int) -> list[Removal]:
-    from tidegate.cli.api import part
-
     path = f"/v1/models/{part(model)}/versions/{number}"
     found = plane.registry.get(path)
     if named := found.get("aliases"):
@@ -215,8 +200,6 @@ def _version(plane: Control, model: str, number: int) -> list[Removal]:
 
 
 def _everything(plane: Control, name: str) -> Removal:
-    from tidegate.cli.api import part
-
     try:
         plane.registry.get(f"/v1/models/{part(name)}")
     except NotFound:

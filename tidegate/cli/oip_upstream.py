@@ -7,14 +7,12 @@ import os
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from tidegate.cli.api import Doc
 from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.exit_codes import UsageError
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Doc
 
 TIMEOUT_S = 10.0
 # Each instance sends one request at a time. They wait for the upstream, and use no processor meanwhile.

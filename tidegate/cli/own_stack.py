@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate.cli import source_checkout
+from tidegate.cli import api, source_checkout
 from tidegate.kernel.errors import TidegateError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ class StackFailed(TidegateError):
 
 def own(*, starting: bool) -> Settings:
     """Return the settings of the stack on this machine, for a start or from its last start."""
-    from tidegate.cli import api
     from tidegate.client import started
 
     state = _own_folder(starting=starting)
@@ -41,7 +40,6 @@ def own_folder() -> Path:
 
 
 def _own_folder(*, starting: bool) -> Path | None:
-    from tidegate.cli import api
     from tidegate.client import contexts
 
     return contexts.find_own(

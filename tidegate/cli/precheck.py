@@ -6,6 +6,7 @@ import ast
 from typing import TYPE_CHECKING
 
 from tidegate.cli import output
+from tidegate.cli.api import REGISTER_TIMEOUT_S, Control, Doc, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.package import format_of
 from tidegate.kernel.errors import NotFound
@@ -14,7 +15,6 @@ from tidegate.kernel.protocol import backend_class, names
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tidegate.cli.api import Control, Doc
     from tidegate.cli.deploy_request import DeployRequest
     from tidegate.cli.package import Package
 
@@ -79,8 +79,6 @@ def _check_functions(tree: ast.Module, given: Doc | None) -> None:
 
 def check_there(control: Control, package: Package, request: DeployRequest, body: Doc) -> list[str]:
     """Let the registry check the version and its Deployment. Return its warnings; its errors are raised."""
-    from tidegate.cli.api import REGISTER_TIMEOUT_S, part
-
     asked = body | {"size": package.size, "deployment": request.options, "endpoint": request.name}
     try:
         found = control.registry.post(f"/v1/models/{part(request.name)}/check", asked, REGISTER_TIMEOUT_S)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tidegate.cli import api, output
+from tidegate.cli.api import Control, Doc
 from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import TidegateError
 
 if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
     from tidegate.cli.deploy_request import DeployRequest
-    from tidegate.cli.progress import Steps
     from tidegate.kernel.precision.embedded import Precision
     from tidegate.quantize.choice import Choice, Measured, Wanted
     from tidegate.quantize.study import Study
@@ -99,8 +100,6 @@ class Quantised:
 
     def show(self) -> None:
         """Print the table of recipes."""
-        from tidegate.cli import output
-
         study = self.study
         rows = [
             [each.name, "-" if each.problem else f"{each.loss:.2%}", _number(each.likeness, each, ".4f"),
@@ -167,8 +166,6 @@ def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
 
 def _runtime() -> Path:
     """Return the folder with the models' environment. Quantisation needs no stack, so none need exist."""
-    from tidegate.cli import api
-
     try:
         return api.settings().runtime_path
     except TidegateError:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tidegate.cli import precheck
 from tidegate.cli.api import REGISTER_TIMEOUT_S, Control, Doc, part
 from tidegate.cli.deploy_request import DeployRequest
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import parsed
 from tidegate.cli.package import Package, packed
 from tidegate.cli.progress import Steps
@@ -267,8 +268,6 @@ def read_lines(path: Path) -> list[str]:
 
 def read_text(path: Path) -> str:
     """Return the content of a text file. Raise UsageError."""
-    from tidegate.cli.exit_codes import UsageError
-
     try:
         return path.read_text()
     except OSError as error:
@@ -281,8 +280,6 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raise UsageError."""
     import orjson
 
-    from tidegate.cli.exit_codes import UsageError
-
     try:
         return orjson.loads(path.read_bytes())
     except OSError as error:
@@ -293,7 +290,6 @@ def read_json(path: Path) -> Any:
 
 def read_bundle(path: Path) -> Any:
     """Return the bundle in a file. Raise UsageError unless it has a signature that can be read."""
-    from tidegate.cli.exit_codes import UsageError
     from tidegate.kernel.errors import BadRequest
     from tidegate.kernel.protocol import model_signature
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control, part
 from tidegate.cli.options import Json
 
 Name = Annotated[
@@ -26,9 +28,6 @@ def quality(
     Without labels, a classifier's accuracy is estimated from its own probabilities, and named an estimate.
     How to send labels: docs/drift.md. Example: tidegate quality digits
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     plane = control()
     if name is None:
         found = plane.router.get("/v1/quality")
@@ -40,8 +39,6 @@ def quality(
 
 def show_all(found: Mapping[str, Any]) -> None:
     """Print a line for each version."""
-    from tidegate.cli import output
-
     rows = [
         (
             each["model"],
@@ -59,8 +56,6 @@ def show_all(found: Mapping[str, Any]) -> None:
 
 def show(found: Mapping[str, Any], windows: int) -> None:
     """Print each version with its last windows."""
-    from tidegate.cli import output
-
     for version in found["items"]:
         output.line(line_of(version), style="bold")
         rows = [

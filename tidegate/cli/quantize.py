@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from tidegate.cli import exit_codes, output
 from tidegate.cli.options import Json
 from tidegate.cli.precision import DEFAULT_LOSS
+from tidegate.cli.progress import Steps
 
 SamplesFile = Annotated[
     Path | None,
@@ -50,9 +52,7 @@ def quantize(
     the loss, and nothing is written.
     Example: tidegate quantize model.onnx --samples data.npz --max-loss 0.5%
     """
-    from tidegate.cli import exit_codes, output
     from tidegate.cli.precision import Wish, loss_of, quantised
-    from tidegate.cli.progress import Steps
 
     wish = Wish(precision, samples, loss_of(max_loss), measure, labels, portable, threads)
     target = out or path.with_suffix(".int8.onnx")

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
 from tidegate.cli.scaling import changes_of
@@ -99,9 +101,6 @@ def replay(
 
     Arrivals are generated (--shape), read from a file, or recorded. The autoscaler's own code decides.
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     plane = control()
     deployment = plane.deployment_of(name)
     if verify:
@@ -175,8 +174,6 @@ def _keep(path: Path, picture: str) -> None:
 
 
 def _tell(found: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
-
     service = found["service"]
     slots = f" in {service['slots']} slots" if service.get("slots", 1) > 1 else ""
     output.line(
@@ -189,8 +186,6 @@ def _tell(found: Mapping[str, Any]) -> None:
 
 
 def _verify(plane: Any, deployment: str, length_s: float, json: bool) -> None:
-    from tidegate.cli import output
-
     order = {"deployment": deployment, "since": time.time() - length_s}
     found = plane.autoscaler.post("/v1/replay/verify", order, timeout=TIME_LIMIT_S)
 

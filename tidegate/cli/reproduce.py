@@ -11,15 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tidegate.cli import source_checkout
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.options import seconds
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
+from tidegate.cli.output import say
 
 GRACE_S = 15.0
 
@@ -36,7 +35,6 @@ def reproduce(
     Exit code 0: it was answered; 1: it failed; 3: it killed the model's process, Triton or the worker.
     """
     source_checkout.require("reproduce")
-    from tidegate.cli.api import control, part
     from tidegate.cli.dead import save
 
     limit_s, found = seconds(timeout), control()
@@ -50,7 +48,6 @@ def reproduce(
 
 def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
     """Return the assignment of a replica like those of a deployment."""
-    from tidegate.cli.api import part
     from tidegate.kernel.protocol.models import Version
 
     wanted = control.registry.get(f"/v1/deployments/{part(deployment)}")
@@ -67,8 +64,6 @@ def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
 
 def _run(folder: Path, timeout_s: float) -> int:
     """Run the worker in a separate process, because the model may kill it. Return its exit code."""
-    from tidegate.cli.output import say
-
     command = [sys.executable, "-m", "services.worker.reproduce", "--replica-dir", str(folder)]
     command += ["--payload", str(folder / "payload"), "--timeout", str(timeout_s)]
     with subprocess.Popen(command) as process:

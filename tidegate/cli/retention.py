@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Model, seconds
 
@@ -23,9 +25,6 @@ def undelete(
 
     `tidegate versions NAME --deleted` lists them. Deployments and endpoints stay deleted.
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     name, at, number = version.partition("@")
     if at and not number.isdecimal():
         raise UsageError(f"{version}: a deleted version is named by its number, such as {name}@3.")
@@ -64,9 +63,6 @@ def retention(
 
     Example: `tidegate retention digits --keep-last 10 --max-age 90d --dry-run`
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     patch = _patch(keep_last, max_age, sleeping, off=off)
     if dry_run and now:
         raise UsageError("Use --dry-run or --now, not both.")

@@ -6,17 +6,16 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
+from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import BadRequest
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
-    from tidegate.cli.progress import Steps
 
 Endpoint = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]
@@ -38,9 +37,6 @@ def rollback(
     The current version serves until the earlier version has a ready replica. A deployment that was deleted
     is created again. Example: tidegate rollback digits --to 2
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-    from tidegate.cli.progress import Steps
     from tidegate.cli.publish import wait_serving
     from tidegate.cli.serving import show
 
@@ -81,10 +77,6 @@ def split(
     Each version gets its share of the sum; versions that are not named get no traffic. The current versions
     serve until each version with a share has a ready replica. Example: tidegate split digits v1=90 v2=10
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-    from tidegate.cli.progress import Steps
-
     wanted, limit_s = weights(shares), seconds(timeout) if wait else None
     plane = control()
     targets = _targets(plane, name, wanted)
@@ -133,8 +125,6 @@ def percent(wanted: Mapping[str, int]) -> list[float]:
 
 def _targets(plane: Control, name: str, wanted: Mapping[str, int]) -> list[Doc]:
     """Return the endpoint's new targets. Raise BadRequest if a version has no Deployment."""
-    from tidegate.cli.api import part
-
     endpoint = plane.registry.get(f"/v1/endpoints/{part(name)}")
     held = plane.registry.items("/v1/deployments")
     return chosen(endpoint, held, wanted)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Name, seconds
 
@@ -21,9 +23,6 @@ _PLACES = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "target_wait
 
 def deployments(json: Json = False) -> None:
     """List the deployments: replicas, queue, rates, predicted wait, cost."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     items = control().autoscaler.items("/v1/deployments")
     rows = [deployment_row(item) for item in items]
     output.show({"items": items}, json, lambda: output.table(rows, _HEADS, "Nothing is deployed."))
@@ -44,17 +43,12 @@ def deployment_row(status: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def why(name: Name, json: Json = False) -> None:
     """Explain a deployment's number of replicas: rule, bounds, signals, recent ends and decisions."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     plane = control()
     found = plane.autoscaler.get(f"/v1/deployments/{part(plane.deployment_of(name))}/why")
     output.show(found, json, lambda: _tell(found))
 
 
 def _tell(found: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
-
     there = ", ".join(f"{count} {phase}" for phase, count in found["replicas"].items() if count)
     output.line(f"{found['deployment']}: {found['desired']} wanted ({there or 'none running'})", style="bold")
     output.line(f"  {found['rule']}: {found['reason']}")
@@ -94,9 +88,6 @@ def policy(
     json: Json = False,
 ) -> None:
     """Show how a deployment scales, or change it."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     plane = control()
     path = f"/v1/deployments/{part(plane.deployment_of(name))}/policy"
     autoscaler = plane.autoscaler
@@ -123,8 +114,6 @@ def changes_of(given: list[str]) -> dict[str, Any]:
 
 
 def _show_policy(found: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
-
     given = {**found["given"], **found["given"]["scaling"]}
     del given["scaling"]
     output.table(list(given.items()), ("given", "value"))
@@ -161,9 +150,6 @@ def drain(
     json: Json = False,
 ) -> None:
     """Drain one replica: it finishes its requests and exits. Another replica replaces it."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     found = control().autoscaler.post(f"/v1/replicas/{part(replica)}/drain", {})
     output.show(found, json, lambda: output.line(f"{replica} drains"))
 
@@ -177,9 +163,6 @@ def cordon(
     json: Json = False,
 ) -> None:
     """Start no more replicas on a host. Without HOST: list the hosts and their free capacity."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     autoscaler = control().autoscaler
     if host is None:
         if off or drain_:
@@ -202,9 +185,6 @@ def cordon(
 
 def warm(json: Json = False) -> None:
     """List the warm pools: workers that run a model server and wait for a model."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     items = control().autoscaler.items("/v1/warm")
     rows = [
         (each["pool"], each["workers"], len(each["ready"]), each["there"], each["image"], each["problem"])
@@ -216,9 +196,6 @@ def warm(json: Json = False) -> None:
 
 
 def _ask(name: str, verb: str, body: dict[str, Any], told: Any, json: bool) -> None:
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     plane = control()
     deployment = plane.deployment_of(name)
     answer = plane.autoscaler.post(f"/v1/deployments/{part(deployment)}/{verb}", body)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli import source_checkout
+from tidegate.cli import output, source_checkout
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import NotFound, TidegateError
@@ -62,7 +62,6 @@ def install(
     json: Json = False,
 ) -> None:
     """Write and enable the unit of this stack. TIDEGATE_ settings of this shell are written into it."""
-    from tidegate.cli import output
     from tidegate.stack.unit import text_of
 
     unit, left_out = described(user, name, run_as)
@@ -110,8 +109,6 @@ def install(
 @service.command()
 def uninstall(user: UserWide = None, name: Name = "tidegate", json: Json = False) -> None:
     """Stop the stack and remove its unit. The data stays."""
-    from tidegate.cli import output
-
     unit, _ = described(user, name, None)
     place = place_of(unit)
     _require(place)
@@ -128,8 +125,6 @@ def uninstall(user: UserWide = None, name: Name = "tidegate", json: Json = False
 @service.command()
 def status(user: UserWide = None, name: Name = "tidegate", json: Json = False) -> None:
     """Show the state of the unit, as systemd reports it."""
-    from tidegate.cli import output
-
     unit, _ = described(user, name, None)
     place = place_of(unit)
     _require(place)

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.exit_codes import UsageError
+from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import ModelFailed
 
 if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
     from tidegate.cli.deploy_request import DeployRequest
     from tidegate.cli.precision import Quantised, Wish
-    from tidegate.cli.progress import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,6 @@ def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) ->
 
 def register_only(request: DeployRequest, json: bool, more: Doc) -> None:
     """Upload and register a file, without serving it. ``more``: more for the JSON document."""
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-    from tidegate.cli.progress import Steps
     from tidegate.cli.publish import registered
 
     with Steps().shown() as steps:
@@ -82,7 +80,6 @@ def register_only(request: DeployRequest, json: bool, more: Doc) -> None:
 
 def serve_version(name: str, version: str, options: Doc, way: Way, json: bool) -> None:
     """Serve a version that is registered already (``deploy NAME@N``). ``version``: a number or an alias."""
-    from tidegate.cli.api import part
     from tidegate.cli.smoke import samples_of
     from tidegate.cli.verification import again
 
@@ -127,8 +124,6 @@ def still_trying(placed: Doc) -> str:
 
 
 def _show_registered(version: Doc, json: bool) -> None:
-    from tidegate.cli import output
-
     named = f"{version['model']}@{version['number']}"
     said = f"{named} is registered, and does not serve. To serve it: tidegate deploy {named}"
     output.show({"version": version}, json, lambda: output.line(said))
@@ -142,9 +137,6 @@ def _serve(
     studies: Sequence[Quantised] = (),
     report: Doc | None = None,
 ) -> None:
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-    from tidegate.cli.progress import Steps
     from tidegate.cli.publish import place, wait_ready, wait_serving
     from tidegate.cli.smoke import checked, read_samples
     from tidegate.cli.verification import wait_verified
@@ -194,8 +186,6 @@ def _serve(
 
 def show(name: str, document: Doc) -> None:
     """Print that a version serves, or is starting."""
-    from tidegate.cli import output
-
     number, deployment = document["deployment"]["version"], document["deployment"]["name"]
     if document["status"] is None:
         output.line(f"{name} version {number} is starting as {deployment}. Follow it: tidegate status")
@@ -205,8 +195,6 @@ def show(name: str, document: Doc) -> None:
 
 
 def _show_idle(document: Doc) -> None:
-    from tidegate.cli import output
-
     deployment, endpoint = document["deployment"], document["endpoint"]
     state = "is ready" if document["status"] else "is on its way"
     output.line(f"{deployment['model']} version {deployment['version']} {state} as {deployment['name']}.")

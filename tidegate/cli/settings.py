@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidegate.cli import exit_codes as exits
-from tidegate.cli import source_checkout
+from tidegate.cli import output, source_checkout
+from tidegate.cli.api import Control, Doc
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import BadRequest, TidegateError
 
 if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
     from tidegate.kernel.settings.base import Settings
 
 settings = typer.Typer(
@@ -52,7 +52,6 @@ def listed(
     """
     if context.invoked_subcommand is not None:
         return
-    from tidegate.cli import output
 
     reports, problems, running = _reports()
     items = [item for item in merged(reports) if fits(item, grep, changed=changed)]
@@ -198,7 +197,6 @@ def check_file(found: Settings) -> None:
 def _change(command: str, values: dict[str, str | None], json: bool) -> None:
     source_checkout.require(command)
     from deploy.settings_check import OUTSIDE, names, problems, unknown
-    from tidegate.cli import output
     from tidegate.cli.own_stack import own_folder
     from tidegate.kernel.settings import file as settings_file
     from tidegate.stack.record import RunFolder

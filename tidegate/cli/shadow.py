@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, seconds
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
+from tidegate.cli.progress import Steps
 
 _TIMES = ("p50", "p90", "p99")
 _UNKNOWN = ("none", "too few")
@@ -34,9 +34,6 @@ def shadow(
     `tidegate rollout NAME --to VERSION --shadow` starts it, and `tidegate promote NAME` sends all traffic to
     the shadow. Callers never see an answer of the shadow. Example: tidegate shadow digits --stop
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     if stop and wait:
         raise UsageError("Use --stop or --wait, not both.")
     plane = control()
@@ -50,8 +47,6 @@ def shadow(
 
 def _waited(plane: Control, name: str, timeout_s: float) -> Doc:
     """Return the shadow when its verdict is known, when it has ended, or after ``timeout_s``."""
-    from tidegate.cli.progress import Steps
-
     end = time.monotonic() + timeout_s
     with Steps().shown() as steps:
         while True:
@@ -66,8 +61,6 @@ def _waited(plane: Control, name: str, timeout_s: float) -> Doc:
 
 def start(plane: Control, name: str, to: str, options: Doc) -> None:
     """Start shadow traffic to a version or a Deployment."""
-    from tidegate.cli.api import part
-
     number = to.removeprefix("v")
     target = {"version": int(number)} if number.isdecimal() else {"deployment": to}
     plane.registry.put(f"/v1/endpoints/{part(name)}/shadow", {**target, **options})
@@ -75,8 +68,6 @@ def start(plane: Control, name: str, to: str, options: Doc) -> None:
 
 def read(plane: Control, name: str) -> Doc:
     """Return the shadow of the registry with the router's report. The router may know an older shadow."""
-    from tidegate.cli.api import part
-
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("shadow")
     shown: Doc = plane.router.get(f"/v1/shadows/{part(name)}")
     if stated is not None and (shown["shadow"] or {}).get("id") != stated["id"]:
@@ -128,8 +119,6 @@ def line_of(found: Mapping[str, Any]) -> str:
 
 def show(found: Mapping[str, Any]) -> None:
     """Print shadow traffic: the verdict, copies by outcome, agreement by output, and latencies."""
-    from tidegate.cli import output
-
     report, name = found["report"], found["endpoint"]
     if found["shadow"] is None and report is None:
         output.line(f"{name} has no shadow. Start one: tidegate rollout {name} --to VERSION --shadow")
@@ -164,8 +153,6 @@ def show(found: Mapping[str, Any]) -> None:
 
 
 def _show_agreement(report: Mapping[str, Any]) -> None:
-    from tidegate.cli import output
-
     rows = [
         (
             name,
@@ -192,8 +179,6 @@ def _difference(output: Mapping[str, Any]) -> str:
 
 
 def _show_times(times: Mapping[str, Mapping[str, float] | None]) -> None:
-    from tidegate.cli import output
-
     rows = [
         (label, *(f"{found[each]:.3g}" for each in _TIMES))
         for key, label in (

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import REGISTER_TIMEOUT_S, Control, Doc, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Model
 
 if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
     from tidegate.cli.package import Package
 
 _PASSWORD = "TIDEGATE_SIGNING_PASSWORD"
@@ -34,7 +35,6 @@ def sign(
     A key's password is read from TIDEGATE_SIGNING_PASSWORD.
     Example: tidegate sign model.onnx --key signing.pem
     """
-    from tidegate.cli import output
     from tidegate.cli.package import packed
 
     if not path.exists():
@@ -70,8 +70,6 @@ def signatures(
 
     Example: tidegate signatures digits --add model.sig
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import REGISTER_TIMEOUT_S, control
     from tidegate.cli.publish import read_bundle
 
     plane = control()
@@ -89,8 +87,6 @@ def signatures(
 
 def version_of(plane: Control, name: str, number: int | None) -> Doc:
     """Return a version of a model; the latest one if ``number`` is None."""
-    from tidegate.cli.api import part
-
     path = f"/v1/models/{part(name)}"
     found: Doc = (
         plane.registry.get(path)["latest"]

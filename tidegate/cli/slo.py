@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.kernel.errors import NotFound
@@ -36,9 +38,6 @@ def slo(
 
     Example: tidegate slo digits --availability 99.9 --latency-ms 200
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     given = {
         "availability": availability,
         "latency_ms": latency_ms,
@@ -77,8 +76,6 @@ def _objectives(found: Mapping[str, Any] | None) -> str:
 
 
 def _print(items: Sequence[Mapping[str, Any]]) -> None:
-    from tidegate.cli import output
-
     rows = [
         (
             item["endpoint"],

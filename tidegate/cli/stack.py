@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidegate.cli import edge_profile, exit_codes, monitoring, source_checkout
+from tidegate.cli import edge_profile, exit_codes, monitoring, output, source_checkout
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
+from tidegate.cli.output import say
 from tidegate.cli.own_stack import StackFailed, own
+from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import TidegateError
 
 if TYPE_CHECKING:
@@ -58,8 +60,6 @@ def up(
     """
     source_checkout.require("up")
     from tidegate import stack
-    from tidegate.cli import output
-    from tidegate.cli.progress import Steps
     from tidegate.cli.settings import check_file
     from tidegate.cli.stack_memory import memory_of, show_memory
 
@@ -141,7 +141,6 @@ def _with_options(
 def _tell_misspelled() -> None:
     """Warn about environment variables that look like a misspelled setting."""
     from deploy.settings_check import misspelled
-    from tidegate.cli.output import say
 
     for name, meant in misspelled(os.environ).items():
         say(f"{name} is not a setting, so it changes nothing. Did you mean {meant}?", style="yellow")
@@ -150,7 +149,6 @@ def _tell_misspelled() -> None:
 def _tell_forgotten(found: Settings) -> None:
     """Warn about settings that the last start had in its environment and this start lacks."""
     from deploy.settings_check import names
-    from tidegate.cli.output import say
     from tidegate.client import started
 
     lost = started.forgotten(started.read(found.state_path), os.environ, found.file_values)
@@ -165,7 +163,6 @@ def _tell_forgotten(found: Settings) -> None:
 
 def _register(found: Settings) -> str | None:
     """Make the stack the user's current context. Return its name, or None if it cannot be stored."""
-    from tidegate.cli.output import say
     from tidegate.client import contexts
 
     try:
@@ -176,8 +173,6 @@ def _register(found: Settings) -> str | None:
 
 
 def _show_urls(found: Settings, prometheus: str | None, took_s: float) -> None:
-    from tidegate.cli import output
-
     output.line()
     output.line(f"Tidegate is up after {took_s:.1f} s.", style="bold")
     for name in SERVICES:
@@ -207,8 +202,6 @@ def down(json: Json = False) -> None:
     """Stop all processes of the stack. The data stays."""
     source_checkout.require("down")
     from tidegate import stack
-    from tidegate.cli import output
-    from tidegate.cli.progress import Steps
 
     found = own(starting=False)
     with Steps().shown() as steps:
@@ -229,7 +222,6 @@ def status(json: Json = False) -> None:
 
     Exit code 1: the key lacks a scope, which the message names.
     """
-    from tidegate.cli import output
     from tidegate.cli.health import Overview
 
     overview = Overview.look()
@@ -240,7 +232,6 @@ def status(json: Json = False) -> None:
 
 def version(json: Json = False) -> None:
     """Show the version of Tidegate and of Python."""
-    from tidegate.cli import output
     from tidegate.version import VERSION
 
     document = {"tidegate": VERSION, "python": platform.python_version()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tidegate.cli import output
+from tidegate.cli.api import Doc
+
 if TYPE_CHECKING:
-    from tidegate.cli.api import Doc
     from tidegate.kernel.settings.base import Settings
     from tidegate.stack.record import StackRecord
 
@@ -22,8 +24,6 @@ def memory_of(found: Settings, record: StackRecord) -> Doc | None:
 
 def show_memory(document: Doc | None) -> None:
     """Print the sum and the parts in one line."""
-    from tidegate.cli import output
-
     if document is None:
         return
     parts = ", ".join(f"{part['name']} {part['pss'] / 2**20:.0f}" for part in document["parts"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Doc, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Model, Reference
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Doc
 
 _FILE = "stages: [{name: staging}, {name: production, approvals: 2, verified: true}], serve_from: production"
 
@@ -31,8 +30,6 @@ def stages(
 
     Example: `tidegate stages digits --set stages.yaml`
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
     from tidegate.cli.metadata_options import read_metadata
 
     if set_ is not None and off:
@@ -73,7 +70,6 @@ def stage(
 
     Example: `tidegate stage digits@3 --to production`
     """
-    from tidegate.cli.api import control
     from tidegate.cli.catalogue import path_of, version_of
 
     registry = control()
@@ -91,7 +87,6 @@ def approve(
     json: Json = False,
 ) -> None:
     """Approve a version for a stage, with your key: `tidegate approve digits@3 --stage production`."""
-    from tidegate.cli.api import control, part
     from tidegate.cli.catalogue import path_of, version_of
 
     plane = control()
@@ -106,8 +101,6 @@ def approve(
 
 
 def _show(version: Doc, view: Doc, json: bool) -> None:
-    from tidegate.cli import output
-
     def human() -> None:
         named = f"{version['model']}@{version['number']}"
         output.line(

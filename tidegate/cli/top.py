@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Service, control, part
 from tidegate.cli.options import Json, seconds
+from tidegate.cli.output import console, plain
 from tidegate.kernel.errors import TidegateError, Unavailable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-    from tidegate.cli.api import Service
 
 # Orders of the lines, by the key that chooses them.
 ORDERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
@@ -51,9 +52,6 @@ def top(
 
     Rates and times are those of the last 30 s. q or Ctrl-C quits. Example: tidegate top --once --json
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-
     router = control().router
     if plot is not None:
         Screen(router, 1.0).draw(plot)
@@ -124,7 +122,6 @@ class Screen:
 
         from tidegate.cli.interrupts import interrupted_by_signals
         from tidegate.cli.keyboard import keys
-        from tidegate.cli.output import console
 
         with (
             suppress(KeyboardInterrupt),
@@ -166,8 +163,6 @@ class Screen:
 
     def fill(self) -> None:
         """Read the rates of the last minute, so that the bars begin with them."""
-        from tidegate.cli.api import part
-
         for item in self._items[:MOST_FILLED]:
             with suppress(TidegateError):
                 past = self._router.items(f"/v1/history/{part(item['endpoint'])}", last_s=120.0)[-POINTS:]
@@ -229,8 +224,6 @@ _COLUMNS = (
 
 
 def _cells(item: Mapping[str, Any], rates: Sequence[float]) -> dict[str, str]:
-    from tidegate.cli.output import plain
-
     cells = {
         "endpoint": item["endpoint"],
         "req/s": _number(item["rate"]),

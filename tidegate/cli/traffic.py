@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, parse_sticky
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
 
 _HEADS = ("deployment", "version", "share", "gets now", "ready", "arriving/s", "note")
 # The last events of a rollout that are printed.
@@ -70,9 +69,6 @@ def traffic(
     A version in the request decides first, then rules, then sticky keys, then the shares of
     `tidegate split`. Example: tidegate traffic digits --rule header:X-Beta=1:v2 --sticky header:X-User
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     plane = control()
     path = f"/v1/endpoints/{part(name)}"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tidegate.cli.api import Doc
 from tidegate.cli.exit_codes import UsageError
 from tidegate.kernel.profiles.baseline import training_baseline
 from tidegate.kernel.profiles.columns import (
@@ -20,9 +21,6 @@ from tidegate.kernel.profiles.columns import (
 )
 from tidegate.kernel.profiles.predictions import CONFIDENCE, PREDICTION, SCORE
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Doc
 
 # The columns that a version's outputs have, whatever their names.
 _OUTPUTS = (PREDICTION, CONFIDENCE, SCORE)

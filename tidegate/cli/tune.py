@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import Control, Doc, control, part
 from tidegate.cli.exit_codes import ERROR, UsageError
 from tidegate.cli.options import Json, Name, seconds
+from tidegate.cli.progress import Steps
 
 if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
     from tidegate.cli.batching_sweep import SweepPlan, SweepResults
     from tidegate.tune.curve import Point
 
@@ -82,10 +84,8 @@ def tune(
     The measurement uses a temporary replica. Without --data or --file the inputs are zeros. The capacity is
     stored with the version.
     """
-    from tidegate.cli.api import control, part
     from tidegate.cli.batching_sweep import BatchingSweep, SweepPlan
     from tidegate.cli.infer import given_inputs
-    from tidegate.cli.progress import Steps
     from tidegate.tune import grid
     from tidegate.tune.picture import drawable
 
@@ -121,7 +121,6 @@ def _conclude(
     apply: bool,
     json: bool,
 ) -> None:
-    from tidegate.cli import output
     from tidegate.tune.curve import choose
     from tidegate.tune.picture import draw
 
@@ -165,8 +164,6 @@ def _tell(
     *,
     applied: bool,
 ) -> None:
-    from tidegate.cli import output
-
     if results.left:
         output.say(f"No time was left for {results.left} settings (--limit).", style="yellow")
     if chosen:
@@ -219,8 +216,6 @@ def _documents(points: list[Point], chosen: Point | None) -> list[dict[str, Any]
 
 def _store(plane: Control, source: Doc, chosen: Point) -> dict[str, float]:
     """Merge the capacity into the version's current metrics."""
-    from tidegate.cli.api import part
-
     path = f"/v1/models/{part(source['model'])}/versions/{source['version']}"
     metadata = plane.registry.get(path)["metadata"]
     found = chosen.capacity().to_metrics()
@@ -233,8 +228,6 @@ def _has(source: Doc, chosen: Point) -> bool:
 
 
 def _apply(plane: Control, source: Doc, chosen: Point) -> None:
-    from tidegate.cli.api import part
-
     plane.registry.patch(f"/v1/deployments/{part(source['name'])}", {"batching": chosen.setting.to_json()})
 
 

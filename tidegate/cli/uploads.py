@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control, part
 from tidegate.cli.options import Json
 
 
@@ -19,9 +21,6 @@ def uploads(
 
     To continue an interrupted upload, deploy the same file again. The registry keeps it for a day.
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-
     registry = control().registry
     if delete is not None:
         registry.delete(f"/v1/uploads/{part(delete)}")

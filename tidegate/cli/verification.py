@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tidegate.cli.api import Control, Doc, part
+from tidegate.cli.progress import Steps
 from tidegate.kernel.errors import DeadlinePassed, ModelFailed, TidegateError
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
-    from tidegate.cli.progress import Steps
 
 POLL_S, LOOK_S = 0.05, 0.5  # the registry waits up to LOOK_S seconds for the end, and then answers
 STEP = "verify"
@@ -105,6 +103,4 @@ def _step(control: Control, version: Doc) -> str:
 
 
 def _path(version: Doc) -> str:
-    from tidegate.cli.api import part
-
     return f"/v1/models/{part(version['model'])}/versions/{version['number']}/verification"

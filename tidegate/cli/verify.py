@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import control, part
 from tidegate.cli.options import Json, Model, seconds
+from tidegate.cli.progress import Steps
 
 
 def verify(
@@ -29,9 +32,6 @@ def verify(
 
     Examples: `tidegate verify digits`, `tidegate verify digits --version 2 --check sample.json`.
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control, part
-    from tidegate.cli.progress import Steps
     from tidegate.cli.smoke import samples_of
     from tidegate.cli.verification import again, card_lines, state_words, wait_verified
 

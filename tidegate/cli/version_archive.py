@@ -11,19 +11,18 @@ import io
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, Annotated, Any
 
 import orjson
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.api import REGISTER_TIMEOUT_S, Control, Doc, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.cli.package import Package
+from tidegate.cli.progress import Steps, transfer
 from tidegate.kernel.errors import Conflict, NotFound, Unavailable
-
-if TYPE_CHECKING:
-    from tidegate.cli.api import Control, Doc
-    from tidegate.cli.progress import Steps
 
 ARCHIVE = 1
 VERSION, SIGNATURES, BASELINE = "version.json", "signatures.json", "baseline.json"
@@ -48,9 +47,6 @@ def save(
 
     Example: tidegate save digits@3 digits-3.tar --key signing.pem; there: tidegate load digits-3.tar
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-    from tidegate.cli.progress import Steps
     from tidegate.cli.signatures import version_of
 
     model, number = named(name)
@@ -101,10 +97,6 @@ def load(
     Nothing is served yet: tidegate deploy NAME --version N.
     Example: tidegate load digits-3.tar --trusted keys/
     """
-    from tidegate.cli import output
-    from tidegate.cli.api import control
-    from tidegate.cli.progress import Steps
-
     with Steps().shown() as steps:
         version = _load(control(), file, name, trusted, allow_pickle, trust or [], steps)
     place = f"{version['model']} version {version['number']}"
@@ -145,8 +137,6 @@ def _write(plane: Control, version: Doc, file: Path, key: Path | None, steps: St
 
 
 def _download(plane: Control, version: Doc, into: IO[bytes], steps: Steps) -> None:
-    from tidegate.cli.progress import transfer
-
     digest = hashlib.sha256()
     with transfer(version["filename"], version["artifact_size"], "downloading") as count:
 
@@ -162,8 +152,6 @@ def _download(plane: Control, version: Doc, into: IO[bytes], steps: Steps) -> No
 
 
 def _baseline(plane: Control, version: Doc) -> Any:
-    from tidegate.cli.api import part
-
     try:
         return plane.registry.get(
             f"/v1/models/{part(version['model'])}/versions/{version['number']}/baseline"
@@ -219,7 +207,6 @@ def _load(
         trust = [*trust, *(version.get("trusted") or [])]
     sha256, model = digests[ARTIFACT], name or str(version["model"])
     _upload(plane, file, sha256, size, str(version["filename"]), steps)
-    from tidegate.cli.api import REGISTER_TIMEOUT_S, part
 
     for bundle in _document(texts, SIGNATURES, file):
         plane.registry.post(f"/v1/artifacts/{sha256}/signatures", bundle, REGISTER_TIMEOUT_S)

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tidegate.cli.api import Control, Doc
 from tidegate.cli.output import console, plain, say
 from tidegate.kernel.errors import TidegateError
 
 if TYPE_CHECKING:
     from rich.status import Status
-
-    from tidegate.cli.api import Control, Doc
 
 # A ready model usually answers sooner, so no line appears.
 AFTER_S = 1.5

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidegate.cli import output
+from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, pairs, seconds
 
 if TYPE_CHECKING:
@@ -197,9 +199,7 @@ def torchserve_archive(
 
 def _carry_out(make: Callable[[Path], ImportPlan], choices: Choices) -> None:
     """Make the plan, show it, and register or serve it."""
-    from tidegate.cli import output
     from tidegate.cli.deploy_request import DeployRequest
-    from tidegate.cli.exit_codes import UsageError
     from tidegate.cli.publish import read_json, read_lines
     from tidegate.cli.serving import Way, register_only, serve_imported
 

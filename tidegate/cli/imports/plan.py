@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tidegate.cli.api import Doc
+from tidegate.cli import output
+from tidegate.cli.api import Doc
 
 
 @dataclass(slots=True)
@@ -55,8 +55,6 @@ class ImportPlan:
 
     def show(self) -> None:
         """Print the report for people."""
-        from tidegate.cli import output
-
         output.line(f"{self.source} -> model {self.name}")
         for there, here in self.mapped:
             output.line(f"  mapped      {there} -> {here}")
