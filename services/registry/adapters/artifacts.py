@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,6 +42,10 @@ class StagedArtifact:
     sha256: str
     size: int
     path: str
+
+
+class _WrongBytes(Exception):
+    """The bytes of an upload have another sha256 than its sender has stated."""
 
 
 class ArtifactStore:
@@ -213,13 +217,17 @@ class ArtifactStore:
                     raise
                 return sha256  # another registry was faster
             return digest.hexdigest()
-        # The object exists only after `close`, so wrong bytes never have the artifact's name.
-        writer = self._opened.writer(self._place(sha256), size)
-        for piece in self.parts.pieces(upload, parts, size):
-            digest.update(piece)
-            writer.write(piece)
-        if digest.hexdigest() == sha256:
-            writer.close()
+
+        def checked() -> Iterator[bytes]:
+            for piece in self.parts.pieces(upload, parts, size):
+                digest.update(piece)
+                yield piece
+            if digest.hexdigest() != sha256:
+                raise _WrongBytes
+
+        # Wrong bytes never have the artifact's name, and their multipart upload is aborted.
+        with suppress(_WrongBytes):
+            self._opened.put(self._place(sha256), size, checked())
         return digest.hexdigest()
 
     def _download(self, place: str, target: Path) -> None:
@@ -234,10 +242,7 @@ class ArtifactStore:
 
     def _write_pieces(self, place: str, size: int, stream: object_store.Stream) -> None:
         try:
-            writer = self._opened.writer(place, size)
-            for piece in stream.pieces:
-                writer.write(piece)
-            writer.close()
+            self._opened.put(place, size, stream.pieces)
         finally:
             stream.close()
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
+from benchmarks import places
 from services.registry.adapters import artifacts
 from services.registry.adapters.artifacts import CHUNK, ArtifactStore
 from services.registry.settings import RegistrySettings
 from tests.conftest import PATIENCE_S
-from tests.integration.kernel.s3 import SERVERS
+from tests.integration.kernel.s3 import BUCKET, MOTO, SERVERS
 from tests.integration.registry.conftest import NO_BROKER, TOKEN, serving
 from tests.integration.registry.onnx_files import onnx_bytes
+from tidegate.kernel.blobs import object_store
 from tidegate.kernel.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
 
 
@@ -68,6 +72,34 @@ async def test_a_file_that_is_too_large_for_one_copy_is_stored(store, monkeypatc
     await store.keep(staged)
     assert b"".join([piece async for piece in await store.read(staged.sha256)]) == content
     assert store._fs.find(store._incoming) == []
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_wrong_bytes_leave_no_unfinished_multipart_upload(s3_at, server):
+    """They have no name in the bucket, but their owner pays for them."""
+    s3 = s3_at(server)
+    store = ArtifactStore(s3.url, max_bytes=1 << 30)
+    content = os.urandom(object_store.PART + CHUNK)
+    part = await store.do(store.parts.write, "u1", 0, content)
+    right, wrong = hashlib.sha256(content).hexdigest(), hashlib.sha256(b"").hexdigest()
+    assert await store.assemble("u1", [part], wrong, len(content)) == right
+    assert not await store.has(wrong)
+    assert await asyncio.to_thread(_unfinished_uploads) == [[], ["proof"]]
+    assert await store.assemble("u1", [part], right, len(content)) == right
+    assert b"".join([piece async for piece in await store.read(right)]) == content
+
+
+def _unfinished_uploads() -> list[list[str]]:
+    """Return the names of the unfinished uploads, and again after one more has begun."""
+    program = (
+        "import boto3, json; s3 = boto3.client('s3'); bucket = {'Bucket': '" + BUCKET + "'}\n"
+        "def listed(): return [u['Key'] for u in s3.list_multipart_uploads(**bucket).get('Uploads', [])]\n"
+        "before = listed(); s3.create_multipart_upload(**bucket, Key='proof')\n"
+        "print(json.dumps([before, listed()]))"
+    )
+    command = [str(places.python(MOTO)), "-c", program]
+    found: list[list[str]] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return found
 
 
 async def test_too_large_empty_and_cut_off_uploads_leave_nothing(store):

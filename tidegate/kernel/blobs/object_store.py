@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -67,6 +69,7 @@ class Opened(NamedTuple):
 
     ``stream`` opens a file for reading from a byte on, with one request. It raises FileNotFoundError before
     the first piece is read. ``writer`` opens a file for writing; ``size`` is the most bytes that it may get.
+    ``put`` stores a file of ``size`` bytes from pieces. If reading a piece raises, it stores nothing.
     ``signed`` returns a URL that opens a file without credentials for some time; None: not in this store.
     """
 
@@ -74,6 +77,7 @@ class Opened(NamedTuple):
     root: str
     stream: Callable[..., Stream]
     writer: Callable[[str, int], Writer]
+    put: Callable[[str, int, Iterable[bytes]], object]
     signed: Callable[[str, timedelta], str] | None = None
 
 
@@ -95,7 +99,18 @@ def opened(url: str) -> Opened:
         file: Writer = files.open(path, "wb")
         return file
 
-    return Opened(files, root.rstrip("/"), stream, writer)
+    def put(path: str, size: int, pieces: Iterable[bytes]) -> None:
+        file = files.open(path, "wb")
+        try:
+            for piece in pieces:
+                file.write(piece)
+        except BaseException:
+            with suppress(AttributeError, NotImplementedError):
+                file.discard()
+            raise
+        file.close()
+
+    return Opened(files, root.rstrip("/"), stream, writer, put)
 
 
 def problem(setting: str, url: str) -> str | None:
@@ -150,6 +165,18 @@ def _without(skipped: int, pieces: Iterable[bytes]) -> Generator[bytes, None, No
         skipped = max(0, skipped - len(piece))
 
 
+def _read_by(reader: Executor, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield pieces that a thread reads. obstore cannot read a store in the thread that writes to one."""
+    source = iter(pieces)
+    while piece := reader.submit(next, source, b"").result():
+        yield piece
+
+
+def _part(size: int) -> int:
+    """Return the bytes of each part of a file of ``size`` bytes."""
+    return max(PART, -(-size // MOST_PARTS))
+
+
 def _objects(url: str) -> Opened:
     import obstore
     from obstore.fsspec import FsspecStore
@@ -175,11 +202,17 @@ def _objects(url: str) -> Opened:
         return Stream(pieces, pieces.close)
 
     def writer(path: str, size: int) -> Writer:
-        part = max(PART, -(-size // MOST_PARTS))
         name = path.removeprefix(f"{root}/")
-        return obstore.open_writer(whole, name, buffer_size=part, max_concurrency=PARTS_AT_ONCE)
+        return obstore.open_writer(whole, name, buffer_size=_part(size), max_concurrency=PARTS_AT_ONCE)
+
+    def put(path: str, size: int, pieces: Iterable[bytes]) -> None:
+        # Unlike a writer that is not closed, this aborts the multipart upload if a piece raises.
+        how: Any = {"chunk_size": _part(size), "max_concurrency": PARTS_AT_ONCE}
+        with ThreadPoolExecutor(1) as reader:
+            read = _read_by(reader, pieces)
+            obstore.put(whole, path.removeprefix(f"{root}/"), read, use_multipart=size > PART, **how)
 
     def signed(path: str, lasts: timedelta) -> str:
         return str(obstore.sign(whole, "GET", path.removeprefix(f"{root}/"), lasts))  # type: ignore[call-overload]
 
-    return Opened(files, root, stream, writer, signed if parts.scheme in SIGNED else None)
+    return Opened(files, root, stream, writer, put, signed if parts.scheme in SIGNED else None)
