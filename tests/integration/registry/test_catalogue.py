@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -11,6 +12,8 @@ from alembic import command
 
 from services.registry.adapters.sql import migrate
 from services.registry.adapters.sql.database import engine_for
+from services.registry.adapters.sql.search import Search, find, models_page
+from services.registry.domain import filters
 from services.registry.domain.pages import cursor_of
 from tests.integration.registry.onnx_files import onnx_bytes
 
@@ -63,6 +66,37 @@ async def test_searches_find_versions_by_their_metadata(four):
     assert "there is no 'onwer'" in answer["error"]
     await four("PATCH", "/v1/models/digits/versions/1", {"metadata_patch": {"owner": "eve", "tags": None}})
     assert await found(four, "owner = eve and tags.team is null and accuracy = 0.5") == [one]
+
+
+@pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+async def test_a_search_has_no_join_that_old_statistics_make_slow(database_url):
+    """Each fact and size is found by a primary key, whatever PostgreSQL knows about the tables."""
+    engine = engine_for(database_url)
+    async with engine.connect() as connection:
+        recorder = _Recorder(connection)
+        conditions = filters.parse("metrics.accuracy > 0.5 and tags.team = 'fraud' and size > 5")
+        for order in ("metrics.accuracy desc", "size", "owner"):
+            await find(recorder, Search(conditions, filters.parse_order(order)))
+        await models_page(recorder, Search(conditions), "digits")
+        assert len(recorder.queries) == 4
+        for query in recorder.queries:
+            sql = query.compile(dialect=engine.dialect, compile_kwargs={"literal_binds": True})
+            plan = "\n".join((await connection.exec_driver_sql(f"EXPLAIN {sql}")).scalars())
+            assert "SubPlan" in plan
+            assert not re.search("Join|Nested Loop|Merge", plan), plan
+    await engine.dispose()
+
+
+class _Recorder:
+    """A connection that keeps its queries."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.queries: list[Any] = []
+
+    async def execute(self, query: Any) -> Any:
+        self.queries.append(query)
+        return await self._connection.execute(query)
 
 
 async def test_pages_hold_each_version_once_in_every_order(four):
