@@ -28,6 +28,7 @@ _LIFTED = (
     *(name.replace("_", "-") for name in (*_LIMITS, *_TOKENS)),
     "endpoint-tokens",
     "endpoints",
+    "owner",
     "expires",
 )
 Which = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, or its name if no other has it.")]
@@ -37,6 +38,10 @@ Scopes = Annotated[
 ]
 Endpoints = Annotated[
     list[str] | None, typer.Option("--endpoint", metavar="NAME", help="Only these endpoints; repeatable.")
+]
+Owner = Annotated[
+    str | None,
+    typer.Option(metavar="WHO", help="The person that holds it; approvals by keys of one owner count once."),
 ]
 Expires = Annotated[str | None, typer.Option(metavar="TIME", help="Expires after this time, such as 90d.")]
 Rate = Annotated[float | None, typer.Option(metavar="N", help="Requests per second.")]
@@ -109,10 +114,11 @@ def listed(
             _shown_limits(item),
             item["state"],
             output.moment(item["expires_at"]),
+            item.get("owner") or "-",
         )
         for item in items
     ]
-    columns = ("key", "name", "scopes", "endpoints", "limits", "state", "expires")
+    columns = ("key", "name", "scopes", "endpoints", "limits", "state", "expires", "owner")
     empty = "No key yet: `tidegate keys create NAME`"
     output.show({"items": items}, json, lambda: output.table(rows, columns, empty))
 
@@ -121,6 +127,7 @@ def listed(
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
     scope: Scopes = None,
+    owner: Owner = None,
     endpoint: Endpoints = None,
     expires: Expires = None,
     rate: Rate = None,
@@ -143,7 +150,7 @@ def create(
     """
     money = (budget_per_day, budget_per_month)
     limits = (rate, burst, concurrency, day, month, *money, max_versions, max_artifact_bytes)
-    body = _fields(name, scope, endpoint, expires, weight, limits)
+    body = _fields(name, owner, scope, endpoint, expires, weight, limits)
     body |= _token_fields(tokens_per_minute, tokens_per_day)
 
     _show_key(control().registry.post("/v1/keys", body), json)
@@ -155,6 +162,7 @@ def change(
     key: Which,
     name: Annotated[str | None, typer.Option(metavar="NAME")] = None,
     scope: Scopes = None,
+    owner: Owner = None,
     endpoint: Endpoints = None,
     expires: Expires = None,
     rate: Rate = None,
@@ -178,7 +186,7 @@ def change(
     """Change a key's scopes, endpoints, limits or expiry. Its secret stays the same."""
     money = (budget_per_day, budget_per_month)
     limits = (rate, burst, concurrency, day, month, *money, max_versions, max_artifact_bytes)
-    body = _fields(name, scope, endpoint, expires, weight, limits)
+    body = _fields(name, owner, scope, endpoint, expires, weight, limits)
     body |= _token_fields(tokens_per_minute, tokens_per_day)
     for what in lift or ():
         if what not in _LIFTED:
@@ -223,6 +231,7 @@ def revoke(
 
 def _fields(
     name: str | None,
+    owner: str | None,
     scopes: list[str] | None,
     endpoints: list[str] | None,
     expires: str | None,
@@ -232,6 +241,7 @@ def _fields(
     """Return the fields of a key that have a value. ``limits`` are in the order of ``_LIMITS``."""
     fields = {
         "name": name,
+        "owner": owner,
         "scopes": scopes,
         "endpoints": endpoints,
         "ttl_s": None if expires is None else seconds(expires),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.registry.adapters.sql import policies
+from services.registry.adapters.sql import keys, policies
 from services.registry.adapters.sql import stages as stored
 from services.registry.adapters.sql.reading import DesiredStateReader
 from services.registry.adapters.sql.search import Search, find
@@ -98,9 +98,12 @@ async def _view(reader: DesiredStateReader, model: str, number: int) -> StageVie
 async def _facts(reader: DesiredStateReader, model: str, number: int, stage: Stage) -> StageFacts:
     current = await stored.find(reader.connection, model, number)
     version = await reader.version(model, number)
+    registered_by = current.registered_by
+    owners = {} if registered_by is None else await keys.owners(reader.connection, [registered_by])
     return StageFacts(
         stage=current.stage,
-        registered_by=current.registered_by,
+        registered_by=registered_by,
+        registered_for=owners.get(registered_by or ""),
         approvals=await stored.approvals(reader.connection, model, number),
         verification=version.verification.state if version is not None else "",
         checks_met=await _meets(reader, model, number, stage.checks),

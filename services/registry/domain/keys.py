@@ -47,6 +47,9 @@ class KeySpec(TokenLimits):
     """Scopes and limits of a key. A limit is for all gateway processes together; None: no limit."""
 
     name: KeyName
+    owner: KeyName | None = Field(
+        None, description="The person that holds the key. Approvals by keys of one owner count once."
+    )
     scopes: list[Scope] = Field(["infer"], min_length=1)
     endpoints: list[Name] | None = Field(None, min_length=1, max_length=1_000)
     expires_at: AwareDatetime | None = None

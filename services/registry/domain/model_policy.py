@@ -35,8 +35,8 @@ class RetentionPolicy(Noun):
 class Stage(Noun):
     """A stage of versions, and what a version needs to enter it.
 
-    ``approvals``: approvals of this many principals with the scope ``scope``. The principal that registered
-    the version is not one of them. ``verified``: the version must be verified. ``checks``: a filter that the
+    ``approvals``: approvals of this many owners with the scope ``scope``. The owner that registered the
+    version is not one of them. ``verified``: the version must be verified. ``checks``: a filter that the
     version must match.
     """
 

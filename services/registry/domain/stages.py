@@ -10,19 +10,24 @@ from services.registry.domain import names
 from services.registry.domain.desired_state import Change, PutDeployment, PutPolicy, RegistrySnapshot
 from services.registry.domain.model_policy import ModelPolicy, Stage
 from tidegate.kernel.errors import BadRequest, Conflict
+from tidegate.kernel.protocol.access import JWT_PREFIX
 
 REASON = "stage_required"
 
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """The approval of a version for a stage by a principal. ``by`` is the principal's name."""
+    """The approval of a version for a stage by a principal. ``by`` is the principal's name.
+
+    ``owner``: the owner of the principal's key; None: it has none.
+    """
 
     stage: str
     principal: str
     by: str
     at: datetime
     comment: str = ""
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class StageFacts:
     """The facts about a version that decide if it may enter a stage.
 
     ``checks_met``: it matches the stage's filter. ``verification``: the state of its verification.
+    ``registered_by``: the principal that registered it. ``registered_for``: the owner of its key.
     """
 
     stage: str | None
@@ -37,6 +43,17 @@ class StageFacts:
     approvals: Sequence[Approval]
     verification: str
     checks_met: bool
+    registered_for: str | None = None
+
+
+def approver(principal: str, owner: str | None) -> tuple[str, str]:
+    """Return the person that an approval counts for: the owner of a key, the subject of a token.
+
+    A principal without either counts by its id.
+    """
+    if owner is None and principal.startswith(JWT_PREFIX):
+        owner = principal.removeprefix(JWT_PREFIX)
+    return ("key", principal) if owner is None else ("owner", owner.casefold())
 
 
 def stage_of(policy: ModelPolicy, model: str, name: str) -> Stage:
@@ -61,16 +78,24 @@ def missing(policy: ModelPolicy, stage: Stage, facts: StageFacts) -> list[str]:
         found.append(f"it must be verified, and is {facts.verification}")
     if stage.checks and not facts.checks_met:
         found.append(f"it does not match {stage.checks!r}")
-    given = {
-        each.principal
-        for each in facts.approvals
-        if each.stage == stage.name and each.principal != facts.registered_by
-    }
-    if len(given) < stage.approvals:
-        found.append(
-            f"it has {len(given)} of {stage.approvals} approvals by other keys with the scope {stage.scope}"
-        )
+    if (lack := _missing_approvals(stage, facts)) is not None:
+        found.append(lack)
     return found
+
+
+def _missing_approvals(stage: Stage, facts: StageFacts) -> str | None:
+    """Return which approvals a version lacks, as a phrase; None if it has them."""
+    approvals = [each for each in facts.approvals if each.stage == stage.name]
+    others = {each.principal for each in approvals} - {facts.registered_by}
+    given = {approver(each.principal, each.owner) for each in approvals}
+    if facts.registered_by is not None:
+        given.discard(approver(facts.registered_by, facts.registered_for))
+    if len(given) >= stage.approvals:
+        return None
+    lack = f"it has {len(given)} of {stage.approvals} approvals by other keys with the scope {stage.scope}"
+    if len(given) == len(others):
+        return lack
+    return f"{lack} (keys of one owner count once, and not for a version that the owner registered)"
 
 
 def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageFacts) -> None:

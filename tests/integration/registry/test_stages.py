@@ -63,6 +63,27 @@ async def test_a_version_serves_after_its_checks_and_approvals(call):
     assert (await call("GET", f"{path}/stage"))["next"] is None
 
 
+async def test_two_keys_of_one_owner_are_one_approval(call):
+    made = {}
+    for name, owner in (("bob1", "bob"), ("bob2", "bob"), ("eve", None)):
+        body = {"name": name, "scopes": ["operate"], "owner": owner}
+        made[name] = (await call("POST", "/v1/keys", body, status=201))["id"]
+    await call.register("digits", onnx_bytes())
+    await call("PATCH", "/v1/models/digits/policy", {"stages": [{"name": "production", "approvals": 2}]})
+    path = "/v1/models/digits/versions/1"
+    for name in ("bob1", "bob2"):
+        await call("POST", f"{path}/approvals", {"stage": "production"}, **by(made[name], OPERATE))
+    refused = await call("PUT", f"{path}/stage", {"stage": "production"}, status=409)
+    assert "it has 1 of 2 approvals" in refused["error"]
+    assert "keys of one owner count once" in refused["error"]
+    view = await call("POST", f"{path}/approvals", {"stage": "production"}, **by(made["eve"], OPERATE))
+    assert ([each["owner"] for each in view["approvals"]], view["missing"]) == (["bob", "bob", None], [])
+    await call("PATCH", f"/v1/keys/{made['eve']}", {"owner": "bob"})
+    assert len((await call("GET", f"{path}/stage"))["missing"]) == 1
+    await call("PATCH", f"/v1/keys/{made['bob2']}", {"owner": None})
+    await call("PUT", f"{path}/stage", {"stage": "production"})
+
+
 async def test_the_stages_of_a_model_outlive_it(call):
     ann = by("ann", PUBLISH, OPERATE)
     body = {"artifact": await call.upload(onnx_bytes()), "filename": "m.onnx"}

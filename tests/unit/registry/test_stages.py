@@ -52,6 +52,23 @@ def test_what_is_missing_for_a_stage():
     assert stages.missing(POLICY, PRODUCTION, replace(almost, approvals=approved("bob", "eve"))) == []
 
 
+def test_keys_of_one_owner_count_once():
+    almost = replace(FACTS, stage="staging", verification="verified")
+
+    def lacks(*approvals: tuple[str, str | None], registered_for: str | None = None) -> list[str]:
+        given = [Approval("production", key, key, NOW, owner=owner) for key, owner in approvals]
+        facts = replace(almost, approvals=given, registered_for=registered_for)
+        return stages.missing(POLICY, PRODUCTION, facts)
+
+    (lack,) = lacks(("key1", "bob"), ("key2", "Bob"))
+    assert lack.startswith("it has 1 of 2 approvals by other keys with the scope operate (keys of one owner")
+    assert lacks(("key1", "bob"), ("jwt:bob", None)) == [lack], "a token's subject is its owner"
+    assert lacks(("key1", "ann"), ("key2", "bob"), registered_for="ann") == [lack]
+    assert lacks(("key1", "bob"), ("key2", "eve"), registered_for="ann") == []
+    assert lacks(("key1", None), ("key2", None), registered_for="ann") == []
+    assert lacks(("bob", None), ("key2", "bob")) == [], "a key's id is not an owner's name"
+
+
 def test_a_version_may_always_go_back():
     with pytest.raises(Conflict, match=r"cannot enter the stage production: .*; it has 0 of 2") as error:
         stages.enter(POLICY, "digits", 3, "production", FACTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +18,13 @@ async def read(connection: AsyncConnection, id_: str | None = None) -> list[Stor
     if id_ is not None:
         query = query.where(api_keys.c.id == id_)
     return [_key(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def owners(connection: AsyncConnection, ids: Collection[str]) -> dict[str, str]:
+    """Return the owner of each of these keys that has one, also of revoked keys."""
+    query = sa.select(api_keys.c.id, api_keys.c.options).where(api_keys.c.id.in_(ids))
+    rows = await connection.execute(query)
+    return {row.id: row.options["owner"] for row in rows if row.options.get("owner")}
 
 
 async def not_revoked(connection: AsyncConnection) -> list[StoredKey]:

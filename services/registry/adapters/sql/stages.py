@@ -7,6 +7,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.registry.adapters.sql import keys
 from services.registry.adapters.sql.tables import stage_approvals, versions
 from services.registry.domain.stages import Approval
 
@@ -41,7 +42,12 @@ async def approvals(connection: AsyncConnection, model: str, number: int) -> lis
     """Return the approvals of a version, oldest first."""
     mine = (stage_approvals.c.model == model) & (stage_approvals.c.number == number)
     rows = await connection.execute(sa.select(stage_approvals).where(mine).order_by(stage_approvals.c.at))
-    return [Approval(row.stage, row.principal, row.name, row.at, row.comment) for row in rows]
+    found = rows.all()
+    owners = await keys.owners(connection, {row.principal for row in found})
+    return [
+        Approval(row.stage, row.principal, row.name, row.at, row.comment, owners.get(row.principal))
+        for row in found
+    ]
 
 
 async def approve(connection: AsyncConnection, model: str, number: int, approval: Approval) -> None:
