@@ -80,7 +80,7 @@ class Service:
         found: list[Doc] = []
         cursor: str | None = None
         while limit is None or len(found) < limit:
-            most = None if limit is None else min(limit - len(found), MOST_ITEMS)
+            most = MOST_ITEMS if limit is None else min(limit - len(found), MOST_ITEMS)
             page = self.get(path, **query, limit=most, cursor=cursor)
             found += page["items"]
             if (cursor := page.get("next")) is None:

@@ -148,7 +148,7 @@ def _variant(plane: Control, endpoint: Doc, text: str) -> str:
     if text in variants:
         return text
     number = text.removeprefix("v")
-    held = {each["name"]: each for each in plane.registry.items("/v1/deployments")}
+    held = {each["name"]: each for each in plane.registry.pages("/v1/deployments")}
     found = [each for each in variants if each in held and str(held[each]["version"]) == number]
     return found[0] if len(found) == 1 else text
 

@@ -43,8 +43,8 @@ class Overview:
         overview.problems += dict.fromkeys(s.pop("refusal") for s in overview.services if "refusal" in s)
         if overview.forbidden:
             return overview
-        overview.endpoints = overview._ask(lambda: plane.registry.items("/v1/endpoints"))
-        overview.wanted = overview._ask(lambda: plane.registry.items("/v1/deployments"))
+        overview.endpoints = overview._ask(lambda: plane.registry.pages("/v1/endpoints"))
+        overview.wanted = overview._ask(lambda: plane.registry.pages("/v1/deployments"))
         overview.deployments = overview._ask(lambda: plane.autoscaler.items("/v1/deployments"))
         return overview
 

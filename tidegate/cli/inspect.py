@@ -31,8 +31,8 @@ def models(
     """
     registry = control().registry
     items = registry.pages("/v1/models", name=text, filter=filter_)
-    deployments = {d["name"]: d for d in registry.items("/v1/deployments")}
-    endpoints = registry.items("/v1/endpoints")
+    deployments = {d["name"]: d for d in registry.pages("/v1/deployments")}
+    endpoints = registry.pages("/v1/endpoints")
     rows = []
     for item in items:
         name = item["name"]

@@ -52,7 +52,7 @@ class Local:
     def _endpoint(self, name: str) -> tuple[list[str], list[str]]:
         """Return an Endpoint's Deployments, and all Endpoints; both empty if the registry does not answer."""
         try:
-            found = Control(self._settings).registry.items("/v1/endpoints")
+            found = Control(self._settings).registry.pages("/v1/endpoints")
         except TidegateError:
             return [], []
         targets = [t["deployment"] for each in found if each["name"] == name for t in each["targets"]]

@@ -193,7 +193,7 @@ def _version(plane: Control, model: str, number: int) -> list[Removal]:
             f"Version {number} of {model} has the alias {', '.join(named)}, so nothing was deleted. Move it "
             f"first: tidegate alias set {model} {named[0]} N"
         )
-    held = plane.registry.items("/v1/deployments", model=model)
+    held = plane.registry.pages("/v1/deployments", model=model)
     gone = [deployment["name"] for deployment in held if deployment["version"] == number]
     removals = [Removal(f"deployment {name}", f"/v1/deployments/{part(name)}") for name in gone]
     return [*removals, Removal(f"{model} version {number}", path)]
@@ -209,7 +209,7 @@ def _everything(plane: Control, name: str) -> Removal:
             raise NotFound(
                 f"There is neither a model nor an endpoint {name!r}. `tidegate status` lists them."
             ) from None
-    held = [deployment["name"] for deployment in plane.registry.items("/v1/deployments", model=name)]
+    held = [deployment["name"] for deployment in plane.registry.pages("/v1/deployments", model=name)]
     shown = f"model {name} with {', '.join(held)}" if held else f"model {name}"
     return Removal(shown, f"/v1/models/{part(name)}", {"cascade": "true"})
 

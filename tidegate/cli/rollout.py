@@ -126,7 +126,7 @@ def percent(wanted: Mapping[str, int]) -> list[float]:
 def _targets(plane: Control, name: str, wanted: Mapping[str, int]) -> list[Doc]:
     """Return the endpoint's new targets. Raise BadRequest if a version has no Deployment."""
     endpoint = plane.registry.get(f"/v1/endpoints/{part(name)}")
-    held = plane.registry.items("/v1/deployments")
+    held = plane.registry.pages("/v1/deployments")
     return chosen(endpoint, held, wanted)
 
 

@@ -57,7 +57,7 @@ def checked(
     Deployment, or restore its old options.
     """
     before = {
-        each["name"]: each for each in control.registry.items("/v1/deployments", model=version["model"])
+        each["name"]: each for each in control.registry.pages("/v1/deployments", model=version["model"])
     }
     with interrupted_by_signals():
         deployment = ""

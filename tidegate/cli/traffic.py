@@ -97,7 +97,7 @@ def _changes(
         raise UsageError("Use --rule or --no-rules, not both.")
     if rules:
         parsed = [parse_rule(text) for text in rules]
-        held = plane.registry.items("/v1/deployments")
+        held = plane.registry.pages("/v1/deployments")
         for each in parsed:
             each["deployment"] = chosen(endpoint, held, {each["deployment"]: 1})[0]["deployment"]
         changes["rules"] = parsed
@@ -118,7 +118,7 @@ def _failover(plane: Control, endpoint: Doc, named: Sequence[str]) -> list[str]:
 
     if list(named) == ["none"]:
         return []
-    held = plane.registry.items("/v1/deployments")
+    held = plane.registry.pages("/v1/deployments")
     known = {each["name"] for each in held}
     return [
         each if each in known else str(chosen(endpoint, held, {each: 1})[0]["deployment"]) for each in named

@@ -96,6 +96,16 @@ class CatalogueCalls:
         return self._catalogue.pages("models", None, {"name": name, "filter": filter})
 
     @Call
+    def deployments(self, model: str | None = None) -> Flow[list[Document]]:
+        """Return the Deployments of all models, or of one, by name."""
+        return self._catalogue.pages("deployments", None, {"model": model})
+
+    @Call
+    def endpoints(self) -> Flow[list[Document]]:
+        """Return the Endpoints by name."""
+        return self._catalogue.pages("endpoints", None, {})
+
+    @Call
     def version(self, reference: str) -> Flow[Document]:
         """Return one version with its metadata."""
         return self._catalogue.version(reference)

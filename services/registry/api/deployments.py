@@ -8,8 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.bodies import DeploymentFields, DeploymentPatch, Items, OverrideBody, PolicyPatch
+from services.registry.api.bodies import DeploymentFields, DeploymentPatch, OverrideBody, Page, PolicyPatch
 from services.registry.api.dependencies import TransactionsDep, guarded, with_etag
+from services.registry.api.searches import NamedPageDep
 from services.registry.application.transactions import Transactions
 from services.registry.domain import edits, names
 from services.registry.domain.desired_state import Change, RegistrySnapshot
@@ -40,11 +41,13 @@ async def put(
 @router.get("")
 async def list_all(
     transactions: TransactionsDep,
+    page: NamedPageDep,
     model: Annotated[str | None, Query(description="Only those of this model.")] = None,
-) -> Items[Deployment]:
-    """Return every Deployment."""
+) -> Page[Deployment]:
+    """Return every Deployment by name, or a page of them."""
     async with transactions.read() as reader:
-        return Items(items=await reader.deployments(model=model))
+        items, following = page.split(await reader.deployments(model=model, page=page))
+        return Page(items=items, next=following)
 
 
 @router.get("/{name}")

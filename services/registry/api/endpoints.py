@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 
 from services.registry.adapters.sql.reading import DesiredStateReader
-from services.registry.api.bodies import EndpointFields, Items, SettleBody
+from services.registry.api.bodies import EndpointFields, Page, SettleBody
 from services.registry.api.dependencies import TransactionsDep, guarded, with_etag
+from services.registry.api.searches import NamedPageDep
 from services.registry.domain import edits, names, rollover, stated_rollouts
 from services.registry.domain.desired_state import Change, RegistrySnapshot
 from services.registry.domain.stated_rollouts import RolloutStart
@@ -41,10 +42,11 @@ async def put(transactions: TransactionsDep, name: str, body: EndpointFields, re
 
 
 @router.get("")
-async def list_all(transactions: TransactionsDep) -> Items[Endpoint]:
-    """Return every Endpoint."""
+async def list_all(transactions: TransactionsDep, page: NamedPageDep) -> Page[Endpoint]:
+    """Return every Endpoint by name, or a page of them."""
     async with transactions.read() as reader:
-        return Items(items=await reader.endpoints())
+        items, following = page.split(await reader.endpoints(page=page))
+        return Page(items=items, next=following)
 
 
 @router.get("/{name}", response_model=Endpoint, responses={304: {"description": "It has not changed."}})

@@ -14,6 +14,7 @@ from services.registry.adapters.sql.search import Search, find
 from services.registry.api.bodies import Page, VersionInfo
 from services.registry.api.dependencies import TransactionsDep
 from services.registry.domain import filters, pages
+from services.registry.domain.pages import NamedPage
 from tidegate.kernel.protocol.models import Version
 from tidegate.kernel.service.api import JsonRoute
 
@@ -38,6 +39,16 @@ def _search(
     return Search(filters.parse(filter_), order, limit, cursor, deleted)
 
 
+def _named_page(
+    limit: Annotated[
+        int | None, Query(ge=1, le=pages.MOST, description="The most objects; without it, all.")
+    ] = None,
+    cursor: Annotated[str | None, Query(description="The `next` of the previous page.")] = None,
+) -> NamedPage:
+    return pages.named_page(limit, cursor)
+
+
+NamedPageDep = Annotated[NamedPage, Depends(_named_page)]
 SearchDep = Annotated[Search, Depends(_search)]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from tidegate.kernel.errors import BadRequest
 
@@ -16,6 +17,48 @@ LONGEST = 4_000
 # The largest numbers in cursors: a time in microseconds of the year 9999, and the number of a version.
 MOST_NUMBER = 1.8e308
 MOST_INTEGER = 2**31 - 1
+
+
+_BY_NAME = "name"
+
+
+class Named(Protocol):
+    """An object with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPage:
+    """A page of a list that is sorted by name. ``limit`` None: all. ``after``: the last name before it."""
+
+    limit: int | None = None
+    after: str | None = None
+
+    @property
+    def most(self) -> int | None:
+        """Return how many objects to read: one more than the page has."""
+        return None if self.limit is None else self.limit + 1
+
+    def split(self, found: list[N]) -> tuple[list[N], str | None]:
+        """Return the page, and the cursor of the next one; None: this is the last page."""
+        if self.limit is None or len(found) <= self.limit:
+            return found, None
+        page = found[: self.limit]
+        return page, cursor_of(_BY_NAME, page[-1].name)
+
+
+EVERYTHING = NamedPage()
+
+
+def named_page(limit: int | None, cursor: str | None) -> NamedPage:
+    """Return the page that a request names. Raise BadRequest for a wrong cursor."""
+    last = read_cursor(cursor, _BY_NAME, str)
+    return NamedPage(limit, None if last is None else last[0])
 
 
 def cursor_of(order: str, *last: Any) -> str:

@@ -73,7 +73,7 @@ async def test_a_search_has_no_join_that_old_statistics_make_slow(database_url):
     """Each fact and size is found by a primary key, whatever PostgreSQL knows about the tables."""
     engine = engine_for(database_url)
     async with engine.connect() as connection:
-        recorder = _Recorder(connection)
+        recorder: Any = _Recorder(connection)
         conditions = filters.parse("metrics.accuracy > 0.5 and tags.team = 'fraud' and size > 5")
         for order in ("metrics.accuracy desc", "size", "owner"):
             await find(recorder, Search(conditions, filters.parse_order(order)))
@@ -132,6 +132,34 @@ async def test_pages_hold_each_version_once_in_every_order(four):
     assert [item["name"] for item in named["items"]] == ["digits"]
     high = await four("GET", "/v1/models", params={"filter": "license = MIT"})
     assert [item["name"] for item in high["items"]] == ["Fraud"]
+
+
+async def test_deployments_and_endpoints_have_pages(call):
+    await call.register("digits", onnx_bytes())
+    await call.register("other", onnx_bytes(2))
+    names = ["a", "a-b", "ab", "b-1", "b1"]  # in the order of their bytes, unlike that of a language
+    for name in names:
+        await call("PUT", f"/v1/deployments/{name}", {"model": "digits", "version": 1}, status=201)
+        target = {"deployment": name, "weight": 1}
+        await call("PUT", f"/v1/endpoints/{name}", {"targets": [target]}, status=201)
+    await call("PUT", "/v1/deployments/aa", {"model": "other", "version": 1}, status=201)
+    for path, query in (("/v1/deployments", {"model": "digits"}), ("/v1/endpoints", {})):
+        whole = await call("GET", path, params=query)
+        assert ([item["name"] for item in whole["items"]], whole["next"]) == (names, None)
+        items: list[Any] = []
+        cursor = None
+        while True:
+            paged = {**query, "limit": 2, **({"cursor": cursor} if cursor else {})}
+            page = await call("GET", path, params=paged)
+            items += page["items"]
+            assert 1 <= len(page["items"]) <= 2
+            if (cursor := page["next"]) is None:
+                break
+            if path == "/v1/endpoints":  # the end of a page may be deleted before the next page is read
+                await call("DELETE", f"{path}/{page['items'][-1]['name']}", status=204)
+        assert items == whole["items"]
+        for wrong in ({"limit": 0}, {"cursor": "x"}, {"cursor": cursor_of("models", "a")}):
+            assert (await call.http.get(path, params=wrong)).status_code == 400
 
 
 async def test_metadata_has_limits_and_cards_are_text(call):

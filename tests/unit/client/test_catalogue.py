@@ -21,13 +21,14 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
             return httpx.Response(200, json={"items": [{"alias": "champion", "version": 3}]})
         if path.endswith("/restore"):
             return httpx.Response(200, json={"versions": [3]})
-        if path.startswith("versions") or "/retention" in path:
+        if path.startswith(("versions", "deployments", "endpoints")) or "/retention" in path:
             return httpx.Response(200, json={"items": [1, 2], "next": None if "cursor" in path else "c"})
         return httpx.Response(200, json={"model": "digits", "number": 3, "text": "# Digits"})
 
     client = make(plane)
     assert client.search_versions("accuracy > 0.9", order_by="created desc") == [1, 2, 1, 2]
     assert client.search_versions(limit=2) == [1, 2]
+    assert client.deployments("digits") == client.endpoints() == [1, 2, 1, 2]
     assert client.version("digits@champion")["number"] == 3
     client.describe_version("digits", {"owner": None})
     assert client.card("digits@3") == "# Digits"
@@ -52,6 +53,10 @@ def test_calls_of_the_catalogue(make: Any) -> None:  # noqa: F811
         "GET versions?filter=accuracy+%3E+0.9&order_by=created+desc&limit=1000",
         "GET versions?filter=accuracy+%3E+0.9&order_by=created+desc&limit=1000&cursor=c",
         "GET versions?filter=&limit=2",
+        "GET deployments?model=digits&limit=1000",
+        "GET deployments?model=digits&limit=1000&cursor=c",
+        "GET endpoints?limit=1000",
+        "GET endpoints?limit=1000&cursor=c",
         f"{version}/champion",
         f"{version}/latest",
         'PATCH models/digits/versions/3 {"metadata_patch":{"owner":null}}',

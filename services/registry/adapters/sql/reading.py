@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql import aliases, policies, stages
+from services.registry.adapters.sql.byte_order import exact
 from services.registry.adapters.sql.tables import (
     artifacts,
     deployments,
@@ -22,6 +23,7 @@ from services.registry.adapters.sql.tables import (
     versions,
 )
 from services.registry.domain.desired_state import RegistrySnapshot, StoredDeployment, StoredEndpoint
+from services.registry.domain.pages import EVERYTHING, NamedPage
 from tidegate.kernel.protocol.models import (
     Deployment,
     DeploymentSpec,
@@ -144,9 +146,11 @@ class DesiredStateReader:
         rows = await self._connection.execute(sa.select(versions.c.model).where(LIVE).distinct())
         return sorted(rows.scalars())
 
-    async def deployments(self, name: str | None = None, model: str | None = None) -> list[Deployment]:
+    async def deployments(
+        self, name: str | None = None, model: str | None = None, page: NamedPage = EVERYTHING
+    ) -> list[Deployment]:
         """Return all Deployments, the one with this name, or those of a model, sorted by name."""
-        query = sa.select(deployments)
+        query = _paged(sa.select(deployments), deployments.c.name, page)
         if name is not None:
             query = query.where(deployments.c.name == name)
         if model is not None:
@@ -165,9 +169,9 @@ class DesiredStateReader:
         ]
         return sorted(result, key=lambda deployment: deployment.name)
 
-    async def endpoints(self, name: str | None = None) -> list[Endpoint]:
+    async def endpoints(self, name: str | None = None, page: NamedPage = EVERYTHING) -> list[Endpoint]:
         """Return all Endpoints, or the one with this name, sorted by name."""
-        query = sa.select(endpoints)
+        query = _paged(sa.select(endpoints), endpoints.c.name, page)
         if name is not None:
             query = query.where(endpoints.c.name == name)
         rows = (await self._connection.execute(query)).mappings().all()
@@ -253,6 +257,13 @@ class DesiredStateReader:
             target = Target(deployment=row["deployment"], weight=row["weight"])
             targets[row["endpoint"], row["role"]].append(target)
         return targets
+
+
+def _paged(query: sa.Select[Any], name: sa.Column[str], page: NamedPage) -> sa.Select[Any]:
+    """Return the query of one page of a list that is sorted by name."""
+    if page.after is not None:
+        query = query.where(exact(name) > page.after)
+    return query if page.most is None else query.order_by(exact(name)).limit(page.most)
 
 
 def _all_versions() -> sa.Select[Any]:

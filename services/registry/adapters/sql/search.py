@@ -10,9 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
+from services.registry.adapters.sql.byte_order import exact
 from services.registry.adapters.sql.reading import LIVE, version_of
 from services.registry.adapters.sql.tables import Moment, aliases, artifacts, version_facts, versions
 from services.registry.domain import pages
@@ -74,7 +73,7 @@ async def find(connection: AsyncConnection, search: Search) -> tuple[list[Versio
     last = pages.read_cursor(search.cursor, ordered, _type_of(search.order), str, int)
     if last is not None:
         found = found.where(_after(key, last, descending=descending, order=search.order))
-    keys = (_exact(versions.c.model), versions.c.number)
+    keys = (exact(versions.c.model), versions.c.number)
     if search.order is not None:
         found = found.order_by((key.desc() if descending else key.asc()).nulls_last())
     found = found.order_by(*(each.desc() if descending else each.asc() for each in keys))
@@ -91,7 +90,7 @@ async def models_page(
     connection: AsyncConnection, search: Search, named: str | None
 ) -> tuple[list[str], str | None]:
     """Return a page of the names of models with a version that meets all conditions, and the next cursor."""
-    name = _exact(versions.c.model)
+    name = exact(versions.c.model)
     query = sa.select(name.label("name")).select_from(versions).where(_state(search))
     if named:
         query = query.where(_like(versions.c.model, f"%{_escaped(named)}%"))
@@ -118,7 +117,7 @@ def _sort_key(order: Order | None) -> sa.ColumnElement[Any]:
         key = _COLUMNS[order.subject.name]
     else:
         key = _fact(order.subject, by_text=by_text)
-    return _exact(key) if by_text else key
+    return exact(key) if by_text else key
 
 
 def _after(
@@ -126,7 +125,7 @@ def _after(
 ) -> sa.ColumnElement[bool]:
     """Return the condition for versions after the last one of a page. Versions without a key are last."""
     value, model, number = last
-    name = _exact(versions.c.model)
+    name = exact(versions.c.model)
 
     beyond = _COMPARISONS["<" if descending else ">"]
 
@@ -218,23 +217,3 @@ def _like(column: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
-def _exact(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
-    """Return a text column in the order of its bytes, as SQLite sorts it. PostgreSQL sorts by language."""
-    return _Exact(column)
-
-
-class _Exact(FunctionElement[str]):
-    type = sa.String()
-    inherit_cache = True
-
-
-@compiles(_Exact)
-def _compile_exact(element: Any, compiler: Any, **options: Any) -> str:
-    return str(compiler.process(element.clauses, **options))
-
-
-@compiles(_Exact, "postgresql")
-def _compile_exact_postgresql(element: Any, compiler: Any, **options: Any) -> str:
-    return f'({compiler.process(element.clauses, **options)} COLLATE "C")'
