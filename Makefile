@@ -89,7 +89,7 @@ test-parts:
 test-stacks:
 	$(PY) -m pytest -n 4 $(BY_FILE) $(PYTEST_FLAGS) $(STACK_TESTS)
 
-# Names the tests that failed in each run. A run takes about eight minutes on two idle cores.
+# Names the tests that failed in each run. A run takes about a quarter of an hour on two cores.
 REPEAT_FLAGS ?= --runs 3
 test-repeat: bootstrap-dev ## run the tests in fresh clones (REPEAT_FLAGS="--runs 10 --busy 2 --cores 1": ten times, under load)
 	$(PY) -m tests.repeat $(REPEAT_FLAGS)
