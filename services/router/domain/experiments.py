@@ -114,9 +114,7 @@ def compare(control: Moments, variant: Moments, alpha: float = 0.05, best_at: in
     return Comparison(difference, difference - half, difference + half, lift, p_value, evidence, needed)
 
 
-def needed_for(
-    control: Moments, variant: Moments, lift: float, alpha: float = 0.05, best_at: int = BEST_AT
-) -> int | None:
+def needed_for(control: Moments, variant: Moments, lift: float, alpha: float = 0.05) -> int | None:
     """Return how many more outcomes of both variants find a difference of this part of the control's mean.
 
     None: it is not known, because there are too few outcomes or the control's mean is 0.
@@ -124,7 +122,7 @@ def needed_for(
     if min(control.n, variant.n) < MIN_OUTCOMES or not control.mean:
         return None
     n, variance = control.n + variant.n, _variance(control, variant)
-    return _needed(n, abs(control.mean) * lift, variance, alpha, best_rho(best_at, alpha))
+    return _needed(n, abs(control.mean) * lift, variance, alpha, best_rho(BEST_AT, alpha))
 
 
 def interval(found: Moments, alpha: float = 0.05, best_at: int = BEST_AT) -> tuple[float, float]:

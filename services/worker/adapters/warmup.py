@@ -27,15 +27,11 @@ FIRST_ANSWER_S = 10.0
 # The id of a sequence of the warm-up: far from those that callers choose.
 WARM_UP_ID = 2**62 + 11
 BYTES_LIMIT = 16 * 1024 * 1024
+CALL_S = 30.0
 
 
 async def warm_up(
-    client: TritonClient,
-    model: str,
-    signature: Signature,
-    *,
-    max_batch: int | None = None,
-    timeout_s: float = 30.0,
+    client: TritonClient, model: str, signature: Signature, *, max_batch: int | None = None
 ) -> None:
     """Call the model with zeros: first with one row, then with the largest batch.
 
@@ -48,9 +44,9 @@ async def warm_up(
         request = zeros(model, signature, rows)
         try:
             if signature.decoupled:
-                await _first_answer(client, request, min(timeout_s, FIRST_ANSWER_S))
+                await _first_answer(client, request, FIRST_ANSWER_S)
             else:
-                _verify(check, await client.infer(request, timeout_s), rows)
+                _verify(check, await client.infer(request, CALL_S), rows)
         except (Contradiction, Unavailable):
             raise
         except TidegateError as refusal:

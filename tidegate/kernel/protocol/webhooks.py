@@ -64,12 +64,6 @@ def read_url(url: str) -> WebhookTarget | None:
     return WebhookTarget(scheme, host, port, path if path.startswith("/") else f"/{path}")
 
 
-def is_refused(target: WebhookTarget) -> bool:
-    """Return True if the URL has a forbidden address. The addresses of names are checked later."""
-    address = _literal(target.host)
-    return target.host == "localhost" or (address is not None and not is_public(address))
-
-
 def is_public(address: Address) -> bool:
     """Return True if an address is public.
 

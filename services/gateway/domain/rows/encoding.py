@@ -73,10 +73,10 @@ def _text(raw: bytes) -> str | dict[str, str]:
         return {"b64": base64.b64encode(raw).decode()}
 
 
-def scores(found: dict[str, np.ndarray], output: str | None = None) -> np.ndarray:
+def scores(found: dict[str, np.ndarray]) -> np.ndarray:
     """Return the scores of classes: the first output of floats with one axis beside the rows."""
-    for name, each in found.items():
-        if (output is None or name == output) and each.ndim == 2 and each.dtype.kind == "f":
+    for each in found.values():
+        if each.ndim == 2 and each.dtype.kind == "f":
             return each
     raise BadRequest("this model has no output with a score for each class: use predict")
 
