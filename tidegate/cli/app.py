@@ -57,6 +57,7 @@ from tidegate.cli import (
     version_archive,
 )
 from tidegate.cli.imports.commands import imports
+from tidegate.client.errors import request_id_of
 from tidegate.kernel.errors import TidegateError
 
 app = typer.Typer(
@@ -186,7 +187,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(error: TidegateError, json: bool) -> None:
     from tidegate.cli.output import dump, say
-    from tidegate.client.errors import request_id_of
 
     rid = request_id_of(error)
     say(f"Error: {error.message}", style="red")

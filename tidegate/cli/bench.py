@@ -11,6 +11,8 @@ import typer
 from tidegate.cli.api import Control, part, settings, token_of, unreachable
 from tidegate.cli.exit_codes import ERROR, INTERRUPTED, UsageError
 from tidegate.cli.options import Json, seconds
+from tidegate.client.errors import Unreachable
+from tidegate.kernel.errors import NotFound
 
 if TYPE_CHECKING:
     from tidegate.kernel.settings.base import Settings
@@ -156,8 +158,6 @@ def _first_call(
     from tidegate.cli.conversation import no_such_model
     from tidegate.cli.waiting_line import WaitingLine, state_of
     from tidegate.client import Client
-    from tidegate.client.errors import Unreachable
-    from tidegate.kernel.errors import NotFound
     from tidegate.tune.prompts import fitted
 
     with Client(found.gateway_url, timeout_s=limit_s, api_key=token_of(found) or None) as client:

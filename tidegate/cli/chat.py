@@ -15,6 +15,8 @@ from tidegate.cli.api import Control, settings, token_of, unreachable
 from tidegate.cli.exit_codes import INTERRUPTED, UsageError
 from tidegate.cli.options import Json, pairs, seconds
 from tidegate.cli.output import plain, say
+from tidegate.client.errors import Unreachable, request_id_of
+from tidegate.kernel.errors import NotFound, TidegateError
 
 if TYPE_CHECKING:
     from tidegate.cli.conversation import Conversation, Turn
@@ -64,8 +66,6 @@ def chat(
     from tidegate.cli.conversation import Conversation, no_such_model
     from tidegate.cli.waiting_line import WaitingLine, state_of
     from tidegate.client import Client
-    from tidegate.client.errors import Unreachable
-    from tidegate.kernel.errors import NotFound
 
     text = _whole_prompt(prompt)
     if json and text is None:
@@ -197,9 +197,6 @@ class Session:
         return text
 
     def _turn(self, text: str) -> None:
-        from tidegate.client.errors import request_id_of
-        from tidegate.kernel.errors import NotFound, TidegateError
-
         try:
             turn = self._talk.ask(text, writer(), self._waiting)
         except NotFound:

@@ -11,6 +11,7 @@ import typer
 from tidegate.cli import output
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
+from tidegate.client import contexts as places
 
 if TYPE_CHECKING:
     from tidegate.client.contexts import Context, Contexts
@@ -27,8 +28,6 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The context's name.")
 @context.command("list")
 def listed(json: Json = False) -> None:
     """List the contexts; the star marks the current one."""
-    from tidegate.client import contexts as places
-
     contexts = places.read()
     items = [_document(each, contexts) for _, each in sorted(contexts.items.items())]
     rows = [
@@ -47,8 +46,6 @@ def use(name: Name, json: Json = False) -> None:
     A command in a folder of `make up` uses that folder's stack, and `--context NAME` or TIDEGATE_CONTEXT
     chooses another one.
     """
-    from tidegate.client import contexts as places
-
     contexts = places.read()
     found = contexts.get(name)
     changed = contexts.having(found, current=True)
@@ -77,8 +74,6 @@ def add(
     json: Json = False,
 ) -> None:
     """Add a stack, or change one: `tidegate context add prod --url https://models.example.com --key -`."""
-    from tidegate.client import contexts as places
-
     if "/" in name or name in ("", ".", ".."):
         raise UsageError(
             f"{name!r} cannot be the name of a context, because a folder gets that name. Leave out the '/'."
@@ -114,8 +109,6 @@ def add(
 @context.command()
 def remove(name: Name, json: Json = False) -> None:
     """Remove a context. The stack itself does not change."""
-    from tidegate.client import contexts as places
-
     contexts = places.read()
     found, left = contexts.get(name), contexts.without(name)
     places.write(left)
@@ -129,8 +122,6 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one context; its key is masked."""
-    from tidegate.client import contexts as places
-
     contexts = places.read()
     if not (name or contexts.current):
         raise UsageError("No context is current. `tidegate context list` shows the contexts.")

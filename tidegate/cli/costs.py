@@ -16,6 +16,7 @@ from tidegate.cli.api import Control, control
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, parsed, seconds
 from tidegate.cli.replay import TIME_LIMIT_S, variation
+from tidegate.kernel.errors import TidegateError
 
 BY = ("deployment", "version", "endpoint", "key")
 # The replay takes at most a week of recorded requests.
@@ -86,8 +87,6 @@ def costs(
 
 def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
     """Add the names of keys. A caller that may not list keys sees their ids."""
-    from tidegate.kernel.errors import TidegateError
-
     try:
         names = {each["id"]: each["name"] for each in plane.registry.items("/v1/keys", all="true")}
     except TidegateError:

@@ -11,6 +11,7 @@ from tidegate.cli import output
 from tidegate.cli.api import Doc, Service, control, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit
+from tidegate.kernel.errors import TidegateError
 
 dead = typer.Typer(
     name="dead",
@@ -112,8 +113,6 @@ def delete(id: Id, json: Json = False) -> None:
 
 def save(router: Service, id: str, file: Path) -> int:
     """Write the payload of a letter to a file that only its owner can read. Return its size in bytes."""
-    from tidegate.kernel.errors import TidegateError
-
     part = file.with_name(f"{file.name}.part")
     size = 0
     try:

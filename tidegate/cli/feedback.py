@@ -14,6 +14,7 @@ from tidegate.cli import output
 from tidegate.cli.api import settings, token_of, unreachable
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
+from tidegate.client.errors import Unreachable
 
 
 def feedback(
@@ -44,7 +45,6 @@ def feedback(
     file, the exit code is 1. Example: tidegate feedback fb1.WyJk... --score 0.9
     """
     from tidegate.client import Client
-    from tidegate.client.errors import Unreachable
 
     given = {"score": score, "reward": reward, "label": label, "at": at} | metric_of(metric)
     outcomes = {name: value for name, value in given.items() if value is not None}

@@ -13,6 +13,7 @@ from tidegate.cli import output
 from tidegate.cli.api import settings, token_of, unreachable
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
+from tidegate.client.errors import Unreachable
 
 if TYPE_CHECKING:
     from tidegate.client import InferResult
@@ -44,7 +45,6 @@ def infer(
     """Send one request. Inputs: {"name": [...]}, an OIP request, or an array if the model has one input."""
     from tidegate.cli.tensors import save
     from tidegate.client import Client
-    from tidegate.client.errors import Unreachable
 
     inputs = given_inputs(data, file)
     found = settings()

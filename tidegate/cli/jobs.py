@@ -12,6 +12,7 @@ from tidegate.cli import api, output
 from tidegate.cli.api import Doc, Service, part
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json, Limit, seconds
+from tidegate.kernel.errors import Conflict, DeadlinePassed
 
 POLL_S = 20
 Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
@@ -84,8 +85,6 @@ def gateway() -> Service:
 
 
 def _waited(service: Service, path: str, found: Doc, timeout_s: float) -> Doc:
-    from tidegate.kernel.errors import DeadlinePassed
-
     deadline = time.monotonic() + timeout_s
     while not found["finished_at"]:
         left = deadline - time.monotonic()
@@ -97,8 +96,6 @@ def _waited(service: Service, path: str, found: Doc, timeout_s: float) -> Doc:
 
 def _show_result(service: Service, path: str, found: Doc, file: Path | None) -> None:
     import orjson
-
-    from tidegate.kernel.errors import Conflict
 
     answer = service.get(f"{path}/result")
     if not found["finished_at"] and "outputs" not in answer:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidegate.cli import api, source_checkout
+from tidegate.client import contexts
 from tidegate.kernel.errors import TidegateError
 
 if TYPE_CHECKING:
@@ -33,15 +34,11 @@ def own(*, starting: bool) -> Settings:
 
 def own_folder() -> Path:
     """Return the state folder of the stack on this machine."""
-    from tidegate.client import contexts
-
     stated = os.environ.get("TIDEGATE_STATE_DIR") or contexts.STATE
     return _own_folder(starting=False) or Path(stated).absolute()
 
 
 def _own_folder(*, starting: bool) -> Path | None:
-    from tidegate.client import contexts
-
     return contexts.find_own(
         api.chosen.get(), os.environ, Path.cwd(), contexts.read(), source_checkout.root(), starting=starting
     )

@@ -17,7 +17,15 @@ from tidegate.cli.package import Package, packed
 from tidegate.cli.progress import Steps
 from tidegate.cli.uploading import upload
 from tidegate.cli.verification import wait_verified
-from tidegate.kernel.errors import Conflict, DeadlinePassed, ModelFailed, NotFound, TidegateError, Unavailable
+from tidegate.kernel.errors import (
+    BadRequest,
+    Conflict,
+    DeadlinePassed,
+    ModelFailed,
+    NotFound,
+    TidegateError,
+    Unavailable,
+)
 
 POLL_S = 0.5
 # A status can be older than the deploy. A failure counts if it is newer, or still there after these seconds.
@@ -290,7 +298,6 @@ def read_json(path: Path) -> Any:
 
 def read_bundle(path: Path) -> Any:
     """Return the bundle in a file. Raise UsageError unless it has a signature that can be read."""
-    from tidegate.kernel.errors import BadRequest
     from tidegate.kernel.protocol import model_signature
 
     bundle = read_json(path)

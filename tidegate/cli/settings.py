@@ -13,6 +13,7 @@ from tidegate.cli import output, source_checkout
 from tidegate.cli.api import Control, Doc
 from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
+from tidegate.client.errors import Unreachable
 from tidegate.kernel.errors import BadRequest, TidegateError
 
 if TYPE_CHECKING:
@@ -137,7 +138,6 @@ def fits(item: Doc, word: str | None, *, changed: bool) -> bool:
 def _reports() -> tuple[list[Doc], list[str], bool]:
     """Return the services' reports, the problems, and True if a service runs."""
     from tidegate.cli.api import Control, settings
-    from tidegate.client.errors import Unreachable
 
     found = settings()
     plane = Control(found)

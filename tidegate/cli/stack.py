@@ -18,7 +18,9 @@ from tidegate.cli.options import Json
 from tidegate.cli.output import say
 from tidegate.cli.own_stack import StackFailed, own
 from tidegate.cli.progress import Steps
+from tidegate.client import contexts
 from tidegate.kernel.errors import TidegateError
+from tidegate.version import VERSION
 
 if TYPE_CHECKING:
     from tidegate.kernel.settings.base import Settings
@@ -163,8 +165,6 @@ def _tell_forgotten(found: Settings) -> None:
 
 def _register(found: Settings) -> str | None:
     """Make the stack the user's current context. Return its name, or None if it cannot be stored."""
-    from tidegate.client import contexts
-
     try:
         return contexts.register(found.state_path, found.gateway_url)
     except TidegateError as error:
@@ -232,7 +232,5 @@ def status(json: Json = False) -> None:
 
 def version(json: Json = False) -> None:
     """Show the version of Tidegate and of Python."""
-    from tidegate.version import VERSION
-
     document = {"tidegate": VERSION, "python": platform.python_version()}
     output.show(document, json, lambda: output.line(f"tidegate {VERSION} (Python {document['python']})"))

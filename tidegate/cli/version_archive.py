@@ -22,7 +22,7 @@ from tidegate.cli.exit_codes import UsageError
 from tidegate.cli.options import Json
 from tidegate.cli.package import Package
 from tidegate.cli.progress import Steps, transfer
-from tidegate.kernel.errors import Conflict, NotFound, Unavailable
+from tidegate.kernel.errors import BadRequest, Conflict, NotFound, Unavailable
 
 ARCHIVE = 1
 VERSION, SIGNATURES, BASELINE = "version.json", "signatures.json", "baseline.json"
@@ -272,7 +272,6 @@ def _document(texts: dict[str, bytes], name: str, file: Path) -> Any:
 def _check_seal(texts: dict[str, bytes], digests: dict[str, str], trusted: Path, file: Path) -> str:
     """Return the id of the key that signed an archive. Raise UsageError if no trusted key did."""
     from tidegate.cli.signatures import signing_module
-    from tidegate.kernel.errors import BadRequest
     from tidegate.kernel.protocol.model_signature import difference, read_bundle
 
     signing = signing_module()
