@@ -212,6 +212,9 @@ REV ?= HEAD~1
 bench-against: bootstrap ## measure the hot path against another revision (REV=HEAD~1), alternating in one run
 	$(PY) -m benchmarks.against $(REV) $(BENCH_FLAGS)
 
+bench-jobs-against: bootstrap ## measure jobs against another revision (REV=HEAD~1), alternating in one run
+	$(PY) -m benchmarks.jobs_against $(REV) $(BENCH_FLAGS)
+
 bench-observed: bootstrap ## measure what samples for drift and traces of 1 % of the requests cost
 	$(PY) -m benchmarks.observed $(BENCH_FLAGS)
 
