@@ -171,7 +171,7 @@ def _add_checks(
 ) -> None:
     app.state.health.add(
         "leader",
-        lambda: None if leader.held else f"Standby: process {leader.holder()} leads.",
+        lambda: None if leader.held else f"Standby: process {leader.holder()} is the leader.",
     )
     app.state.health.add("intention", lambda: source.problem if source.current is None else None)
     app.state.health.add("loop", lambda: loop.problem if leader.held else None)

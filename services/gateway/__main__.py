@@ -29,7 +29,7 @@ def main() -> int:
         "--workers",
         type=int,
         default=settings.gateway_workers,
-        help="gateway processes that share the port (default: %(default)s)",
+        help="number of gateway processes, which share the port (default: %(default)s)",
     )
     workers: int = parser.parse_args().workers
     telemetry.configure("gateway", settings.log_level)

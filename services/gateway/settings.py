@@ -18,7 +18,9 @@ class GatewaySettings(Settings):
 
     service: ClassVar[str] = "gateway"
 
-    gateway_workers: int = Field(1, ge=1, le=64, description="Gateway processes that share the port.")
+    gateway_workers: int = Field(
+        1, ge=1, le=64, description=("Number of gateway processes, which share the port.")
+    )
     envelope_max_frames: int = Field(
         256, ge=1, le=4096, description="Largest number of requests in one envelope."
     )
@@ -29,12 +31,14 @@ class GatewaySettings(Settings):
         0.9,
         gt=0,
         le=1,
-        description="A share of cores: no shadow copy is sent while more of a worker host's cores are busy.",
+        description="Share of a worker host's cores. While more of them are busy, no shadow copies are sent.",
     )
     async_url: str = Field(
         "",
-        description="Store of SageMaker's asynchronous inference: `file://`, `s3://`, `gs://` or `az://`. "
-        "Inputs are read from it, and answers are written to it. Empty: such calls are refused.",
+        description=(
+            "Store of SageMaker's asynchronous inference: `file://`, `s3://`, `gs://` or `az://`. Inputs "
+            "are read from it, and answers are written to it. Empty: asynchronous calls are refused."
+        ),
     )
     max_body_bytes: int = Field(
         256 * 2**20, description="Largest request body that the gateway accepts, in bytes."
@@ -51,20 +55,29 @@ class GatewaySettings(Settings):
     max_grpc_connections: int = Field(
         4096,
         ge=1,
-        description="Most gRPC connections of a gateway process. Above it, a new one replaces an idle one.",
+        description=(
+            "Most gRPC connections of a gateway process. Above this number, a new connection replaces an "
+            "idle one."
+        ),
     )
     max_waiting_jobs: int = Field(
-        1_000_000, ge=1, description="Most jobs that wait for one Deployment; more are refused with 503."
+        1_000_000,
+        ge=1,
+        description=("Most jobs that wait for one Deployment; further jobs are refused with 503."),
     )
     max_batch_bytes: int = Field(
-        2**31, ge=1, description="Largest file of a batch, decompressed, in bytes; the blob store keeps it."
+        2**31,
+        ge=1,
+        description=("Largest decompressed file of a batch, in bytes. The blob store keeps the file."),
     )
     max_batch_line_bytes: int = Field(
         16 * 2**20, ge=1, description="Longest line in the file of a batch, in bytes."
     )
     max_batch_lines: int = Field(1_000_000, ge=1, description="Most lines in the file of a batch.")
     max_files: int = Field(
-        1000, ge=1, description="Most files of OpenAI's API that one caller keeps; more are refused with 429."
+        1000,
+        ge=1,
+        description=("Most files of OpenAI's API that one caller keeps; further files are refused with 429."),
     )
     max_files_bytes: int = Field(
         10 * 2**30, ge=1, description="Most bytes of the files of OpenAI's API that one caller keeps."
@@ -80,28 +93,36 @@ class GatewaySettings(Settings):
         7 * 86_400.0,
         ge=60,
         le=90 * 86_400,
-        description="How long after an answer `POST /v1/feedback` accepts outcomes of it, in seconds.",
+        description="For how many seconds after an answer `POST /v1/feedback` accepts its outcomes.",
     )
     access_log: Literal["file", "stdout", "off"] = Field(
         "file",
-        description="Where the access log goes: `log/access.log` in the state folder, the gateway's output, "
-        "or nowhere.",
+        description=(
+            "Where the gateway writes the access log: `log/access.log` in the state folder, its own output, "
+            "or nowhere."
+        ),
     )
     access_log_sample: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="Share of successful requests that are logged, beyond those of "
-        "TIDEGATE_ACCESS_LOG_FIRST_PER_S; 1: all.",
+        description=(
+            "Share of successful requests that are logged in addition to those of "
+            "TIDEGATE_ACCESS_LOG_FIRST_PER_S; 1: all."
+        ),
     )
     access_log_first_per_s: int = Field(
-        20, ge=0, description="Successful requests that are always logged, per second and gateway process."
+        20,
+        ge=0,
+        description=("Number of successful requests per second that each gateway process always logs."),
     )
     access_log_errors_per_s: int = Field(
         200,
         ge=1,
-        description="Most failed requests that are logged, per second and gateway process, after a burst of "
-        "ten times as many. One more line has the number of the others.",
+        description=(
+            "Most failed requests per second that each gateway process logs. A burst may have ten times as "
+            "many. One more line states how many were left out."
+        ),
     )
     access_log_mb: int = Field(
         256, ge=1, description="Most disk space for the access log and its rotated parts, in MiB."
@@ -112,35 +133,44 @@ class GatewaySettings(Settings):
     trace_slow_ms: float = Field(
         1000.0,
         ge=0,
-        description="A request that takes longer is always exported as a trace, as is a failed one, in "
-        "milliseconds.",
+        description="Milliseconds. Slower requests and failed requests are always exported as traces.",
     )
     llm_queue_comments: bool = Field(
         False,
-        description="Streams of language models say in comments (`: x-tidegate-queue`) how many requests are "
-        "before them. The header `X-Tidegate-Queue: on` or `off` decides for one request.",
+        description=(
+            "Streams of language models report in comments (`: x-tidegate-queue`) how many requests wait "
+            "before them. The header `X-Tidegate-Queue: on` or `off` decides for one request."
+        ),
     )
     report_interval_s: float = Field(0.5, description="How often a gateway reports its load, in seconds.")
     auth: Literal["auto", "required"] = Field(
         "auto",
-        description="`required`: every request needs a credential. `auto`: if the gateway listens on a "
-        "loopback address, inference needs none; on any other address, the same as `required`.",
+        description=(
+            "`required`: every request needs a credential. `auto`: inference needs no credential if the "
+            "gateway listens on a loopback address; on other addresses `auto` means `required`."
+        ),
     )
     model_control: Literal["operate", "infer", "off"] = Field(
         "operate",
-        description="Who may load and unload models by Triton's API: callers with the scope `operate`; "
-        "`infer`: every caller that may use the model, as in Triton; `off`: nobody.",
+        description=(
+            "Who may load and unload models by Triton's API: callers with the scope `operate`; `infer`: "
+            "every caller that may use the model, as in Triton; `off`: no caller."
+        ),
     )
     shared_memory: Literal["local", "off"] = Field(
         "local",
-        description="`local`: callers on the gateway's host may put tensors into system shared memory, and "
-        "register segments of their own user. `off`: nobody may.",
+        description=(
+            "`local`: callers on the gateway's host may put tensors into system shared memory, and register "
+            "segments of their own user. `off`: no caller may."
+        ),
     )
     header_forward_pattern: str = Field(
         "",
-        description="Regular expression for names of request headers, in lower case. A header whose whole "
-        "name matches becomes a parameter of the request for the model; credentials never do. Empty: none. "
-        "Requests with different values do not share a model call.",
+        description=(
+            "Regular expression for names of request headers, in lower case. A header whose whole name "
+            "matches becomes a parameter of the request for the model; credentials never become one. Empty: "
+            "no header. Requests with different values do not share a model call."
+        ),
     )
     usage_interval_s: float = Field(
         2.0, gt=0, description="How often a gateway reports its callers' usage, in seconds."
@@ -152,11 +182,11 @@ class GatewaySettings(Settings):
     jwt_issuer: str = Field("", description="`iss` that tokens must have; required with a JWKS.")
     jwt_audience: str = Field("", description="`aud` that tokens must have; required with a JWKS.")
     jwt_roles_claim: str = Field(
-        "roles", description="Claim with a token's roles. `a.b` is the claim `b` inside the claim `a`."
+        "roles", description="Claim that has a token's roles. `a.b` is the claim `b` inside the claim `a`."
     )
     jwt_role_scopes: dict[str, list[Scope]] = Field(
         {},
-        description="Scopes of each role, as JSON. Empty: each role stands for the scope of the same name.",
+        description="Scopes of each role, as JSON. Empty: each role has the scope of the same name.",
     )
 
     cors_origins: str = Field(

@@ -196,6 +196,6 @@ def test_a_model_that_only_a_replica_knows(stack: Stack, tmp_path: Path):
         told.append((answer.status_code, answer.json()["error"], answer.headers.get("retry-after")))
         time.sleep(0.1)
     assert answer.status_code == 200, told
-    assert (503, "the model's inputs are not known before its first replica is ready", "2") in told
+    assert (503, "the model's inputs are not known until the first replica is ready", "2") in told
     (output,) = json.loads(answer.content[: int(answer.headers[HEADER])])["outputs"]
     assert output["shape"] == [3]

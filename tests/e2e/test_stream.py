@@ -212,7 +212,7 @@ def test_a_model_with_one_answer_streams_it(stack: Stack, deploy_python):
         (b"[]", 400, "must be a JSON object"),
         (b"{}", 400, "missing required input(s) ['text_input']"),
         (b'{"text_input": 7}', 400, "data is not BYTES"),
-        (b'{"text_input": ["a", "b"]}', 400, "2 values do not fill the shape [1]"),
+        (b'{"text_input": ["a", "b"]}', 400, "2 values cannot fill the shape [1]"),
         (b'{"text_input": "a", "delay_ms": "x"}', 400, "data is not FP32"),
         (b'{"text_input": "a", "id": 7}', 400, "'id' must be a string"),
         (b'{"text_input": "a", "parameters": 7}', 400, "'parameters' must be an object"),

@@ -16,7 +16,9 @@ REPLICAS = Gauge(
     ["deployment", "state"],
 )
 DEMAND = Gauge(
-    "tidegate_autoscaler_demand", "Requests and jobs that wait or run; NaN: not known.", ["deployment"]
+    "tidegate_autoscaler_demand",
+    ("Requests and jobs that wait or run; NaN if the number is not known."),
+    ["deployment"],
 )
 DECISIONS = Counter("tidegate_autoscaler_decisions_total", "Decisions by rule.", ["deployment", "rule"])
 REPLACEMENTS = Counter(
@@ -30,34 +32,34 @@ LAUNCH_SECONDS = Histogram(
 )
 ROUND_SECONDS = Histogram(
     "tidegate_autoscaler_round_seconds",
-    "Time of one round of observe, decide and act.",
+    "Time of one round, in which the autoscaler observes, decides and acts.",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
 # The label `flavour` is the name of the pool. It is published, so it keeps its old name.
 WARM_WORKERS = Gauge(
-    "tidegate_autoscaler_warm_workers", "Workers that wait without a model and are available.", ["flavour"]
+    "tidegate_autoscaler_warm_workers",
+    ("Workers of the warm pool that are available: ready, and without a model."),
+    ["flavour"],
 )
 WARM_GIVEN = Counter(
     "tidegate_autoscaler_warm_given_total",
-    "Replicas requested from the warm pool, by outcome: given, none waits, not taken.",
+    "Requests for a replica from the warm pool, by outcome: given, none waits, not taken.",
     ["flavour", "outcome"],
 )
 VERIFICATIONS = Counter(
     "tidegate_autoscaler_verifications_total",
-    "Verifications of versions that ended, by state: verified, rejected, skipped.",
+    "Ended verifications of versions, by state: verified, rejected, skipped.",
     ["state"],
 )
-VERIFYING = Gauge(
-    "tidegate_autoscaler_verifications_pending", "Versions that wait for the end of their verification."
-)
+VERIFYING = Gauge("tidegate_autoscaler_verifications_pending", "Versions whose verification has not ended.")
 REPLICA_SECONDS = Counter(
     "tidegate_autoscaler_replica_seconds_total",
-    "Time of replicas by its part: busy, idle, starting, wasted, stopping, unreported.",
+    "Time of replicas, by part: busy, idle, starting, wasted, stopping, unreported.",
     ["deployment", "part"],
 )
 COST = Counter(
     "tidegate_autoscaler_cost_total",
-    "Cost of the replicas' time by its part, and of a provider's tokens, in the price list's currency.",
+    "Cost of the replicas' time, by part, and of a provider's tokens, in the price list's currency.",
     ["deployment", "part"],
 )
 OVER_BUDGET = Gauge(

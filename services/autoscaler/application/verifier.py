@@ -108,7 +108,10 @@ class Verifier:
                 self.problem = None
             except (TidegateError, StoreUnavailable) as error:
                 if error.message != self.problem:
-                    log.warning("versions were not verified", extra={"problem": error.message})
+                    log.warning(
+                        ("the autoscaler could not verify versions and tries again"),
+                        extra={"problem": error.message},
+                    )
                 self.problem = error.message
             except Exception as error:  # the next check tries again
                 log.exception("verifying versions failed")

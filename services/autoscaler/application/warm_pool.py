@@ -175,7 +175,10 @@ class WarmPool:
                 self.problem = None
             except Unavailable as error:
                 if error.message != self.problem:
-                    log.warning("the warm pool was not checked", extra={"problem": error.message})
+                    log.warning(
+                        ("the warm pool could not be checked; the autoscaler tries again"),
+                        extra={"problem": error.message},
+                    )
                 self.problem = error.message
             except Exception as error:  # the next check tries again
                 log.exception("checking the warm pool failed")
@@ -290,7 +293,10 @@ class WarmPool:
         except StoreUnavailable:
             raise
         except (Unavailable, TimeoutError) as error:
-            log.warning("the offer to the warm pool failed", extra={"problem": str(error) or "no confirm"})
+            log.warning(
+                ("a replica could not be offered to the warm pool"),
+                extra={"problem": str(error) or "no confirm"},
+            )
             worker = await self._store.claim_replica(start.replica, NOBODY)
         if worker == NOBODY:
             self._claims.drop(start.replica)
@@ -327,7 +333,7 @@ class WarmPool:
         for worker, cause in plan.kill:
             if self._in_doubt or worker in self._claims.workers:
                 return  # a worker became a replica meanwhile
-            log.info("ending a waiting worker", extra={"worker": worker, "cause": cause})
+            log.info("ending a worker of the warm pool", extra={"worker": worker, "cause": cause})
             await self._launcher.kill(worker)
             with contextlib.suppress(StoreUnavailable):
                 await self._store.forget_replica(worker)
@@ -353,4 +359,4 @@ class WarmPool:
             failed = PoolFailures(1, self._clock() + PAUSE_S, error.message)
             failures = {**self._memory.failures, pool: failed}
             self._memory = PoolMemory(self._memory.heartbeats, failures)
-            log.warning("starting a waiting worker failed", extra={"problem": error.message})
+            log.warning("a worker of the warm pool could not be started", extra={"problem": error.message})

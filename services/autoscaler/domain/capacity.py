@@ -82,11 +82,11 @@ def size_of(
         return ReplicaSize(float(measured_mb), cores, "measured")
     card = version.verification.card if version is not None else None
     if card is not None and card.memory_mb:
-        return ReplicaSize(float(card.memory_mb), cores, "measured when it was verified")
+        return ReplicaSize(float(card.memory_mb), cores, "measured during the version's verification")
     if version is not None and version.format == "llm":
         estimate = math.ceil(LLM_MEMORY * version.artifact_size / 2**20) + LLM_ENGINE_MB
         if estimate > policy.replica_memory_mb:
-            return ReplicaSize(float(estimate), cores, "estimated from its weights")
+            return ReplicaSize(float(estimate), cores, "estimated from the size of the weights")
     return ReplicaSize(float(policy.replica_memory_mb), cores, "assumed")
 
 

@@ -60,14 +60,16 @@ def place(gpus: Sequence[Gpu], claims: Iterable[GpuClaim], resources: Resources)
     if resources.gpu_memory_mb:
         fitting = [gpu for gpu in gpus if free[gpu.uuid] >= resources.gpu_memory_mb]
         if not fitting:
-            raise NoRoom(f"needs {resources.gpu_memory_mb} MiB of a GPU; {_state(gpus, free, claims)}")
+            raise NoRoom(
+                f"a replica needs {resources.gpu_memory_mb} MiB of a GPU; {_state(gpus, free, claims)}"
+            )
         best = min(fitting, key=lambda gpu: (free[gpu.uuid], gpu.uuid))
         return {best.uuid: resources.gpu_memory_mb}
     whole = sorted(
         (gpu for gpu in gpus if free[gpu.uuid] == gpu.memory_mb), key=lambda gpu: (gpu.memory_mb, gpu.uuid)
     )
     if len(whole) < resources.gpus:
-        raise NoRoom(f"needs {counted(resources.gpus, 'whole GPU')}; {_state(gpus, free, claims)}")
+        raise NoRoom(f"a replica needs {counted(resources.gpus, 'whole GPU')}; {_state(gpus, free, claims)}")
     return {gpu.uuid: gpu.memory_mb for gpu in whole[: resources.gpus]}
 
 
@@ -131,7 +133,7 @@ def _held(uuid: str, claims: Iterable[GpuClaim]) -> int:
 def _state(gpus: Sequence[Gpu], free: Shares, claims: Sequence[GpuClaim]) -> str:
     """Describe how much of each GPU is free, and which replicas hold the rest."""
     if not gpus:
-        return "there are no GPUs"
+        return "this host has no GPU"
     parts = []
     for gpu in gpus:
         holders = [claim.replica for claim in claims if gpu.uuid in claim.shares]

@@ -227,7 +227,7 @@ def with_guess(load: Load, version: Version | None) -> Load:
     if load.ms_per_request is not None or not rps:
         return load
     shown = f"{rps:,.0f}" if rps >= 10 else f"{rps:.2g}"
-    guess = f"a first guess from the measured capacity of its version, {shown} requests/s"
+    guess = f"estimated from the version's measured capacity of {shown} requests/s"
     return replace(load, ms_per_request=1000.0 * load.slots / rps, guess=guess)
 
 

@@ -115,7 +115,7 @@ def judge(
         return Verdict(running, phase, FAILED, failure or "the worker reports a failure without a message")
     if memory.draining_since is not None:
         overdue = now - memory.draining_since > running.drain_limit_s + policy.drain_grace_s
-        message = f"it did not finish its work within {running.drain_limit_s:g} s" if overdue else ""
+        message = f"the replica did not finish its work within {running.drain_limit_s:g} s" if overdue else ""
         return Verdict(running, phase, DRAIN_OVERDUE if overdue else "", message, inflight)
     start_s = timeouts.start_s + memory.installing_s
     if phase == "starting" and _start_overdue(running, state, start_s, policy, now):
@@ -129,8 +129,8 @@ def judge(
 def _dead(running: Running, phase: Phase, memory: ReplicaMemory, failure: str | None) -> Verdict:
     """Return the verdict on a dead worker. ``failure`` is its reported failure; None if it reported none."""
     if phase == "draining":
-        return Verdict(running, phase, DRAINED, "it was drained: it finished its work and exited")
-    message = failure or running.ending or memory.message or "the worker's process is gone"
+        return Verdict(running, phase, DRAINED, "the replica was drained: it finished its work and exited")
+    message = failure or running.ending or memory.message or "the worker's process has ended"
     cause = OUT_OF_MEMORY if running.out_of_memory else DIED if failure is None else FAILED
     return Verdict(running, phase, cause, message)
 
@@ -195,7 +195,8 @@ def _stuck(
     if now - memory.progress_at <= limit + policy.start_grace_s:
         return ""
     return (
-        f"it sends heartbeats, but finished none of its {counted(report.inflight, 'request')} in {limit:g} s"
+        f"the replica sends heartbeats, but finished none of its {counted(report.inflight, 'request')} in "
+        f"{limit:g} s"
     )
 
 

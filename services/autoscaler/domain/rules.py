@@ -105,7 +105,7 @@ def _wait(load: Load, outstanding: int, tuning: Tuning, fleet: ReplicaCounts) ->
         return math.ceil(waiting * each_ms / load.slots / spare - TINY)
 
     by = f" ({load.guess})" if load.guess else ""
-    why = f"{outstanding} outstanding at {each_ms:.3g} ms each{by}"
+    why = f"{outstanding} requests and jobs at {each_ms:.3g} ms each{by}"
     if load.llm is not None:
         why = f"{words(load.llm)}; {each_ms * load.batch / 1e3:.3g} s each{by}"
     now, there = needed(outstanding), fleet.ready + fleet.starting
@@ -116,7 +116,7 @@ def _wait(load: Load, outstanding: int, tuning: Tuning, fleet: ReplicaCounts) ->
     later = max(there, needed(left))
     if later >= now:
         return RuleNeed("wait", now, why)
-    return RuleNeed("wait", later, f"{why}; {left:.0f} will be left when a new replica is ready")
+    return RuleNeed("wait", later, f"{why}; {left:.0f} of them will remain when a new replica is ready")
 
 
 def _backlog(outstanding: int, tuning: Tuning) -> RuleNeed | None:
@@ -126,7 +126,7 @@ def _backlog(outstanding: int, tuning: Tuning) -> RuleNeed | None:
     return RuleNeed(
         "backlog",
         math.ceil(outstanding / each - TINY),
-        f"{outstanding} outstanding, {each:g} for each replica",
+        f"{outstanding} requests and jobs, {each:g} for each replica",
     )
 
 
@@ -141,7 +141,9 @@ def _by_rate(rule: str, rate: float | None, words: str, load: Load, tuning: Tuni
     if rate is None:
         return None
     replicas = math.ceil(load.busy(rate) / tuning.utilization - TINY)
-    return RuleNeed(rule, replicas, f"{rate:.3g} requests/s {words}, {tuning.utilization:.0%} busy at most")
+    return RuleNeed(
+        rule, replicas, (f"{rate:.3g} requests/s {words}; a replica may be {tuning.utilization:.0%} busy")
+    )
 
 
 def _ahead(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> float | None:
@@ -160,5 +162,5 @@ def _measured(load: Load, tuning: Tuning, fleet: ReplicaCounts) -> RuleNeed | No
     ratio = measured / tuning.utilization
     near = abs(ratio - 1.0) <= TOLERANCE
     replicas = fleet.ready if near else math.ceil(fleet.ready * ratio - TINY)
-    words = f"{fleet.ready} replicas {measured:.0%} busy, {tuning.utilization:.0%} at most"
+    words = f"{fleet.ready} replicas are {measured:.0%} busy; they may be {tuning.utilization:.0%} busy"
     return RuleNeed("busy", replicas, words)

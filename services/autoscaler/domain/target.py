@@ -99,7 +99,7 @@ def _need(
     by_backlog = most.replicas if most else 0
     if not outstanding:
         return Need(by_backlog, "demand", "nothing outstanding", tuple(found)), memory
-    why = f"{outstanding} outstanding, service rate not known yet"
+    why = f"{outstanding} requests and jobs wait or run; the time for each is not known yet"
     replicas, settled = max(memory.target, 1), now - memory.last_step >= policy.step_every_s
     if outstanding > fleet.ready and fleet.starting == 0 and settled:
         replicas, memory = max(memory.target, fleet.ready + 1), replace(memory, last_step=now)
@@ -143,7 +143,7 @@ def _overridden(override: LocalOverride | None, limits: ReplicaBounds, now: floa
     if override.force or override.replicas <= limits.high:
         return Target(override.replicas, "override", request)
     allowed = limits.high_words or f"max_replicas is {limits.high}"
-    return Target(limits.high, "override", f"{request}; {allowed}, so {limits.high} run")
+    return Target(limits.high, "override", f"{request}; {allowed}, so the target is {limits.high}")
 
 
 def _unknown(load: Load, need: Need, memory: DeploymentMemory, limits: ReplicaBounds) -> Target | None:
@@ -151,7 +151,7 @@ def _unknown(load: Load, need: Need, memory: DeploymentMemory, limits: ReplicaBo
         return None
     held = limits.hold(max(memory.target, need.replicas))
     silent = "a gateway or the store does not report, so nothing is scaled down"
-    grown = f"; the known part: {need.why}" if held > memory.target else ""
+    grown = f"; the known demand: {need.why}" if held > memory.target else ""
     return Target(held, "demand unknown", f"{silent}{grown}")
 
 
@@ -161,7 +161,7 @@ def _asleep(
     if limits.low > 0 or need.replicas > 0:
         return None
     if memory.target == 0:
-        return Target(0, "asleep", "nothing outstanding; the first request starts a replica")
+        return Target(0, "asleep", "no request or job waits; the first one starts a replica")
     if memory.target > 1 and tuned.max_down_per_minute is not None:
         return None
     idle = now - memory.last_active
@@ -179,11 +179,15 @@ def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
         return Target(found, limits.low_rule, f"{need.why}; {minimum}")
     if found < shaped_need:
         maximum = limits.high_words or f"the maximum is {found}"
-        return Target(found, limits.high_rule, f"{need.why}: {shaped_need} are needed; {maximum}")
+        return Target(found, limits.high_rule, f"{need.why}: {shaped_need} replicas are needed; {maximum}")
     if shaped.rule:
         return Target(found, shaped.rule, f"{need.why}; {shaped.words}")
     if shaped.held > max(need.replicas, limits.low, 1):
-        return Target(found, "stabilising", f"{need.why}; {shaped.held} were needed within the window")
+        return Target(
+            found,
+            "stabilising",
+            (f"{need.why}; {shaped.held} replicas were needed within the stabilization window"),
+        )
     if found > need.replicas:
         return Target(found, limits.low_rule, f"{need.why}; {found} stay")
     return Target(found, need.rule, need.why)
@@ -195,7 +199,10 @@ def _kept(found: Target, memory: DeploymentMemory, limits: ReplicaBounds) -> Tar
     if found.replicas >= held or found.rule == "override":
         return found
     return replace(
-        found, replicas=held, rule="rollout", reason=f"{found.reason}; {held} stay until the canary has ended"
+        found,
+        replicas=held,
+        rule="rollout",
+        reason=(f"{found.reason}; {held} replicas stay until the canary has ended"),
     )
 
 

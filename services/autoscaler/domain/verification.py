@@ -125,7 +125,7 @@ def plan(
         key = scratch_of(each.deployment)
         version = wanted.get(key) if key else None
         if key is None or version is None:
-            kill.append((each.replica, "its version is not pending"))
+            kill.append((each.replica, "the verification of this version is no longer pending"))
             continue
         since = max(each.launched_at, (heard or {}).get(each.replica, 0.0))
         outcome = _outcome(
@@ -204,10 +204,12 @@ def _outcome(
         found = ScratchOutcome.model_validate(report.scratch)
         if found.round == round_:
             return found
-        return ScratchOutcome(round=round_, kind="interrupted", message="it was of an earlier round")
+        return ScratchOutcome(
+            round=round_, kind="interrupted", message="the result belongs to an earlier verification"
+        )
     if not running.alive:
         kind = "died" if running.out_of_memory else unknown
-        why = "its memory limit was reached: " if running.out_of_memory else ""
+        why = "the memory limit was reached: " if running.out_of_memory else ""
         return ScratchOutcome.model_validate(
             {"round": round_, "kind": kind, "message": f"{why}{running.ending or 'its process is gone'}"}
         )

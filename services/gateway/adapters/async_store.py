@@ -44,13 +44,13 @@ class AsyncStore:
             path, root = f"{self._store.root}/{key}", self._store.root
             stream = _local(path, root) if self._is_local else self._store.stream(path)
         except FileNotFoundError:
-            raise NotFound(f"there is no input at {self.location(key)}: upload it first") from None
+            raise NotFound(f"the input {self.location(key)} does not exist: upload it first") from None
         found = bytearray()
         try:
             for piece in stream.pieces:
                 found += piece
                 if len(found) > most_bytes:
-                    raise PayloadTooLarge(f"the input is larger than {most_bytes} bytes")
+                    raise PayloadTooLarge(f"the input is larger than the limit of {most_bytes} bytes")
         finally:
             stream.close()
         return bytes(found)

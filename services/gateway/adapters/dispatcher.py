@@ -344,7 +344,7 @@ class Dispatcher:
         except Unavailable as error:
             on_failure(error)
         except Exception:  # an error in one envelope must not stop the others
-            log.exception("an envelope was not sent", extra={"queue": queue.name})
+            log.exception("an envelope of requests was not sent", extra={"queue": queue.name})
             for pending in live:
                 self.fail(pending.id, Unavailable("the request could not be sent"))
 
@@ -355,7 +355,7 @@ class Dispatcher:
         failure = publish_failure(queue, error, batch[0].lane)
         if failure is None:
             log.info(
-                "the broker connection was lost; requests that may be retried are sent again later",
+                "the connection to the broker was lost; requests that may be retried are sent again later",
                 extra={"queue": queue.name},
             )
             return
@@ -428,7 +428,7 @@ class Dispatcher:
                     self._settle(reply.id)
                 pending.done(reply)
             case ChunkPlace.RESTARTED:
-                self._fail_broken(pending, "the worker was lost in the middle of the stream")
+                self._fail_broken(pending, "the worker ended in the middle of the stream")
             case ChunkPlace.GAP:
                 self._fail_broken(pending, "a part of the stream was lost")
 
@@ -441,13 +441,13 @@ class Dispatcher:
     def _expire(self, id_: bytes) -> None:
         pending = self._pending[id_]
         if pending.order is None:
-            self.fail(id_, self._too_late(pending, "the deadline passed before the answer came"))
+            self.fail(id_, self._too_late(pending, "the deadline passed before the answer arrived"))
         elif (left := pending.deadline - self._loop.time()) > 0:
             pending.timer = self._loop.call_later(left, self._expire, id_)
         else:
             self._events.cancel(id_)  # the worker runs the stream until it gets the cancel
             what = "next" if pending.order.emitted else "first"
-            passed = f"{pending.timeout_s:g} s passed before the {what} part of the stream came"
+            passed = f"the {what} part of the stream did not arrive within {pending.timeout_s:g} s"
             self.fail(id_, self._too_late(pending, passed))
 
     def _too_late(self, pending: PendingRequest, passed: str) -> TidegateError:

@@ -29,10 +29,12 @@ NOT_SENT_AGAIN = (
     "deployment has `retry: never`"
 )
 SEQUENCE_UNKNOWN = (
-    "the connection to the broker was lost after this request of a sequence was sent. It is not known if the "
-    "model ran the request: start the sequence again"
+    "the connection to the broker was lost after this request of a sequence was sent. The model may or may "
+    "not have run the request: start the sequence again"
 )
-SEQUENCE_LOST = "the replica of this sequence has ended, and the state is gone: start the sequence again"
+SEQUENCE_LOST = (
+    "the replica of this sequence has ended, and the sequence's state is lost: start the sequence again"
+)
 # A heartbeat reports at most this many flows of a lane: those with the most requests.
 MOST_FLOWS = 64
 
@@ -184,7 +186,7 @@ def publish_failure(queue: Queue, error: Unavailable, lane: Lane | None = None) 
         if lane is not None and lane.sequence:
             return SequenceLost(SEQUENCE_LOST)
         return Unavailable(
-            f"the queue {queue.name} was deleted: retry the request, which declares the queue",
+            f"the queue {queue.name} was deleted: send the request again, which declares the queue again",
             retry_after_s=1.0,
         )
     if isinstance(error, Refused):

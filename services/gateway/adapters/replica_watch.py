@@ -105,7 +105,7 @@ class ReplicaWatch:
                 continue
             found[name] = silent.get(name, 0) + 1
             if found[name] >= LOOKS:
-                log.warning("a replica with sequences is lost", extra={"queue": name})
+                log.warning("a replica that kept sequences has ended", extra={"queue": name})
                 for id_ in list(self._waiting.get(name, ())):
                     self._on_lost(id_)
         return found

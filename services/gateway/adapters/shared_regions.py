@@ -99,8 +99,8 @@ class SharedRegions:
         of_owner = sum(1 for each, _ in self._regions if each == owner)
         if of_owner >= MOST_OF_ONE or len(self._regions) >= MOST:
             raise TooMany(
-                f"{of_owner} shared memory regions of this caller are registered, the limit is {MOST_OF_ONE} "
-                f"({MOST} of all callers): unregister some"
+                f"{of_owner} shared memory regions of this caller are registered. The limit is "
+                f"{MOST_OF_ONE} ({MOST} for all callers together): unregister some"
             )
         region = self._open(name, key, file, offset, size, user)
         self._regions[owner, name] = region
@@ -125,7 +125,8 @@ class SharedRegions:
         ]
         if name and not found:
             raise NotFound(
-                f"Unable to find system shared memory region: {name!r}: the status without a name lists yours"
+                f"Unable to find system shared memory region: {name!r}: a status request without a name "
+                "lists your regions"
             )
         return sorted(found, key=lambda each: str(each["name"]))
 
@@ -154,7 +155,7 @@ class SharedRegions:
                 "(TIDEGATE_MAX_BODY_BYTES)"
             )
         if not self._budget.take(size):
-            raise Overloaded("too many bytes of requests are in memory: try again", retry_after_s=1.0)
+            raise Overloaded("the gateway's memory for requests is full: try again", retry_after_s=1.0)
         return Copy(self._budget, size)
 
     def _open(self, name: str, key: str, file: str, offset: int, size: int, user: int | None) -> Region:

@@ -49,5 +49,5 @@ def parameters_of(body: bytes) -> dict[str, Any]:
         raise BadRequest(f"failed to parse the request JSON buffer: {plain(error)}") from None
     parameters = request.get("parameters", {}) if isinstance(request, dict) else None
     if not isinstance(parameters, dict):
-        raise BadRequest("the request must be a JSON object, and its 'parameters' too")
+        raise BadRequest("the request and its 'parameters' must be JSON objects")
     return parameters

@@ -16,8 +16,8 @@ from tidegate.kernel.protocol.bounded_json import plain, shown
 from tidegate.kernel.service import caller
 
 OFF = (
-    "system shared memory is off: an operator allows it with TIDEGATE_SHARED_MEMORY=local; or send the "
-    "tensors as binary data"
+    "system shared memory is off. An operator allows it with TIDEGATE_SHARED_MEMORY=local. Without it, send "
+    "the tensors as binary data"
 )
 # A proxy sets one of these, and its callers may be on other hosts.
 FORWARDED = frozenset({b"x-forwarded-for", b"forwarded"})

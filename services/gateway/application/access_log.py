@@ -306,7 +306,8 @@ class AccessLog:
         lines, self._lines = self._lines, []
         if dropped := self._errors.settled():
             message = (
-                f"{dropped} lines were dropped: more requests failed than TIDEGATE_ACCESS_LOG_ERRORS_PER_S"
+                f"{dropped} lines were dropped, because more requests failed than "
+                "TIDEGATE_ACCESS_LOG_ERRORS_PER_S allows"
             )
             lines.append({"at": time.time(), "level": "warning", "message": message, "dropped": dropped})
         if lines and self._write is not None:

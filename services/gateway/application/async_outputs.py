@@ -88,7 +88,9 @@ class AsyncOutputs:
             key, body, outcome = await self._answer(job, name)
             await self._store.write(key, body)
         except Unavailable as error:
-            log.warning("an answer was not written", extra={"job": name, "problem": error.message})
+            log.warning(
+                ("an answer could not be written to the store"), extra={"job": name, "problem": error.message}
+            )
             return False
         WRITTEN.labels(outcome).inc()
         return True

@@ -96,7 +96,7 @@ class Catalogue:
     def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> TidegateError:
         """Request a replica, because only a ready one reports the metadata. Return the error to raise."""
         error = Unavailable(
-            f"the {what} of {endpoint.name!r} is not known before its first replica is ready",
+            f"the {what} of {endpoint.name!r} is not known until the first replica is ready",
             reason="not_known_yet",
             retry_after_s=1.0,
         )

@@ -26,7 +26,7 @@ from tidegate.kernel.protocol.request_ids import LONGEST_ID
 from tidegate.kernel.store import JobStore
 from tidegate.kernel.store.feedback import MOST_NAMES, Added, FeedbackStore
 
-RECEIVED = Counter("tidegate_gateway_feedback_total", "Feedback from callers, by its outcome.", ["outcome"])
+RECEIVED = Counter("tidegate_gateway_feedback_total", "Feedback from callers, by outcome.", ["outcome"])
 
 HEADER = b"x-feedback-id"
 # The member of a job's record that has the id.
@@ -174,23 +174,23 @@ class FeedbackIntake:
         if now - facts.at // 1000 > self._window_ms:
             return ItemAnswer(
                 "expired",
-                f"the answer is older than {self._window_ms / 86_400_000:g} days: later feedback is not "
-                "counted (TIDEGATE_FEEDBACK_WINDOW_S)",
+                f"the answer is older than {self._window_ms / 86_400_000:g} days, the limit for feedback "
+                "(TIDEGATE_FEEDBACK_WINDOW_S)",
             )
         return None
 
 
 _UNKNOWN_ID = (
-    "no answer of this stack has this id: send the header X-Feedback-Id of the answer, or the id of a job"
+    "this stack has no answer with this id: send the header X-Feedback-Id of the answer, or the id of a job"
 )
 _UNKNOWN_KEY = (
     "none of your jobs has this idempotency key, or the job was deleted: send X-Feedback-Id instead"
 )
 _NOT_COLLECTED = (
-    "the endpoint collected no feedback when this job was submitted: start an experiment, or switch it on "
-    "with `tidegate traffic NAME --feedback`"
+    "the endpoint collected no feedback when this job was submitted: start an experiment, or switch "
+    "feedback on with `tidegate traffic NAME --feedback`"
 )
-_FOREIGN = "another key got this answer: use that key, or one with the scope operate"
+_FOREIGN = "this answer belongs to another key: use that key, or a key with the scope operate"
 
 
 def _key(facts: AnswerFacts) -> str:
@@ -223,6 +223,9 @@ def _answer(results: set[Added]) -> ItemAnswer:
         return ItemAnswer("accepted")
     if "too_many" in results:
         return ItemAnswer(
-            "invalid", f"this answer has {MOST_NAMES} metrics of your own names: use fewer names"
+            "invalid",
+            (f"this answer has {MOST_NAMES} metrics with names of your own, the limit: use fewer names"),
         )
-    return ItemAnswer("duplicate", "this answer has a value for this metric already: the first one counts")
+    return ItemAnswer(
+        "duplicate", ("this answer already has a value for this metric, and only the first value counts")
+    )

@@ -93,8 +93,8 @@ class ModelControl:
         while wait and any(self._core.fleet(route.name).ready < replicas for route in routes):
             if time.monotonic() > end:
                 raise DeadlinePassed(
-                    f"{model!r} does not have {replicas} workers after {LOAD_S:g} s. It still starts: see "
-                    f"`tidegate why {routes[0].name}`"
+                    f"{model!r} does not have {replicas} workers after {LOAD_S:g} s. More are still "
+                    f"starting: see `tidegate why {routes[0].name}`"
                 )
             await asyncio.sleep(POLL_S)
 

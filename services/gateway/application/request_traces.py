@@ -124,6 +124,6 @@ def request_traces_of(slow_ms: float) -> tuple[RequestTraces, SpanExport] | tupl
     try:
         sampler = sampler_of(os.environ)
     except ValueError as problem:
-        log.error("requests are traced by the default", extra={"problem": str(problem)})
+        log.error("requests are traced by the default rule", extra={"problem": str(problem)})
         sampler = sampler_of({})
     return RequestTraces(export, sampler, slow_ms / 1e3), export

@@ -41,19 +41,19 @@ def refusal(
             wait_ms = min(wait_ms, wait_ms * mine / (waiting * standing.share))
         if waiting >= max_queue and mine >= (own_limit := max(1, int(max_queue * standing.share))):
             return Overloaded(
-                f"{name}: {mine} requests of this caller wait already. Its share beside other callers is "
-                f"{own_limit} of {max_queue}: retry after the time in Retry-After, or ask the operator for a "
-                "greater weight",
+                f"{name}: {mine} requests of this caller already wait. The caller's share of the queue is "
+                f"{own_limit} of {max_queue}. Retry after the time in Retry-After, or ask the operator for "
+                "a greater weight",
                 retry_after_s=(wait_ms or 1_000.0) / 1e3,
             )
     elif waiting >= max_queue:
         return Overloaded(
-            f"{name}: {waiting} requests wait already, and the limit is {max_queue}",
+            f"{name}: {waiting} requests already wait, and the limit is {max_queue}",
             retry_after_s=(wait_ms or 1_000.0) / 1e3,
         )
     if wait_ms is not None and wait_ms > timeout_ms * (1 - RESERVE):
         return Overloaded(
-            f"{name}: the predicted wait is {wait_ms:.0f} ms, but the request has {timeout_ms:.0f} ms",
+            f"{name}: the predicted wait is {wait_ms:.0f} ms, but the request has {timeout_ms:.0f} ms left",
             retry_after_s=(wait_ms - timeout_ms * (1 - RESERVE)) / 1e3,
         )
     return None
@@ -65,16 +65,16 @@ def no_replica_in_time(
     """Return an error, or None if a replica may be ready within ``timeout_ms``. No replica is ready now."""
     if not wakeable:
         return NoCapacity(
-            f"{name} has no replica and may not start one: it is held at 0 replicas (an operator can change "
-            f"that with `tidegate scale {name} --auto`)",
+            f"{name} has no replica and may not start one, because an operator holds it at 0 replicas. To "
+            f"change that: `tidegate scale {name} --auto`",
             retry_after_s=30.0,
         )
     if fleet.fault:
         return no_replica(fleet, name)
     if fleet.start_ms is not None and fleet.start_ms > timeout_ms:
         return ColdStart(
-            f"{name} needs {fleet.start_ms:.0f} ms more to start, but the request has {timeout_ms:.0f} ms: "
-            "set a longer timeout, or retry after Retry-After",
+            f"{name} needs {fleet.start_ms:.0f} ms more to start, but the request has {timeout_ms:.0f} ms "
+            "left: set a longer timeout, or retry after Retry-After",
             retry_after_s=fleet.start_ms / 1e3,
         )
     return None
@@ -98,8 +98,9 @@ def too_late(
     if held is None or not fleet.ready:
         return DeadlinePassed(passed)
     return Overloaded(
-        f"{name}: the request waited {waited_s:g} s for its turn, and was not sent to a replica: more wait "
-        "than the replicas can answer in this time. Send fewer at a time, or set a longer timeout",
+        f"{name}: the request waited {waited_s:g} s and was not sent to a replica. More requests wait than "
+        "the replicas can answer in this time. Send fewer requests at the same time, or set a longer "
+        "timeout",
         retry_after_s=(predicted_wait_ms(held, fleet) or 1_000.0) / 1e3,
     )
 
@@ -119,7 +120,10 @@ def state(wakeable: bool, fleet: ReplicaFleet) -> ModelState:
     if fleet.ready:
         return READY
     if not wakeable:
-        return ModelState("UNAVAILABLE", "unloaded: it is held at 0 replicas (`tidegate resume NAME`)")
+        return ModelState(
+            "UNAVAILABLE",
+            ("unloaded: an operator holds the model at 0 replicas (`tidegate resume NAME` starts it)"),
+        )
     if fleet.fault:
         return ModelState("UNAVAILABLE", fleet.fault)
     return ModelState("LOADING", fleet.reloading) if fleet.reloading else READY

@@ -44,7 +44,7 @@ class AnswerPlan(NamedTuple):
 def key_of(location: str, root: str) -> str:
     """Return the path of an input below ``root``, the URL of the store. Raise BadRequest."""
     if not location or len(location) > MAX_LOCATION:
-        raise BadRequest(f"X-Amzn-SageMaker-InputLocation must name the input, below {root}/")
+        raise BadRequest(f"the header X-Amzn-SageMaker-InputLocation must name an input below {root}/")
     if not location.startswith(f"{root}/"):
         raise BadRequest(
             f"InputLocation {shown(location)} is not below {root}/, the store of asynchronous inference "
@@ -54,8 +54,8 @@ def key_of(location: str, root: str) -> str:
     parts = key.split("/")
     if not key.isprintable() or {"", ".", ".."} & set(parts) or parts[0] == FOLDER:
         raise BadRequest(
-            f"InputLocation {shown(location)} is not the path of an input: name a file below {root}/, "
-            f"outside of {FOLDER}/"
+            f"InputLocation {shown(location)} is not the path of an input: name a file below {root}/, but "
+            f"not in {FOLDER}/"
         )
     return key
 

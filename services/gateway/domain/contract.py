@@ -159,7 +159,7 @@ class Contract:
         if type(classes) is not int or classes < 0:
             raise BadRequest(
                 f"invalid value for 'classification' parameter, expected >= 0: output {name!r} has "
-                f"{shown(classes)}, which is no number of classes"
+                f"{shown(classes)}, which is not a number of classes"
             )
         binary = bool(parameters.get("binary_data", binary))
         if name in self.binary_only and not (binary or classes):
@@ -193,8 +193,8 @@ class Inputs:
         self._seen.add(name)
         if self.rows not in (-1, rows):
             raise BadRequest(
-                f"input {name!r} batch size does not match other inputs for {self._contract.model!r}: it is "
-                f"{rows}, but the inputs before it have {self.rows}"
+                f"input {name!r} batch size does not match other inputs for {self._contract.model!r}: this "
+                f"input has {rows} rows, but the inputs before it have {self.rows}"
             )
         self.name, self.rows = name, rows
         return self._datatype
@@ -235,8 +235,8 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
             return key
         size = len(key)
     raise BadRequest(
-        f"the names, shapes and parameters of {names} tensors take {size} bytes, but the limit is {MAX_KEY}: "
-        "send large values as tensors"
+        f"the names, shapes and parameters of {names} tensors have {size} bytes together, but the limit is "
+        f"{MAX_KEY}: send large values as tensors"
     )
 
 
@@ -279,7 +279,7 @@ def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options
         elif name.startswith("triton_"):
             raise BadRequest(
                 "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
-                f"specified. Use another name than {shown(name)}"
+                f"specified. Rename {shown(name)}"
             )
         elif not isinstance(value, str | int | float):
             raise BadRequest(
@@ -312,7 +312,7 @@ def check_shape(name: str, shape: Any) -> list[int]:
     if not isinstance(shape, list):
         raise _no_shape(name, shape)
     if len(shape) > _MAX_DIMS:
-        raise BadRequest(f"input {name!r}: {len(shape)} dimensions, but at most {_MAX_DIMS} are possible")
+        raise BadRequest(f"input {name!r} has {len(shape)} dimensions, but the limit is {_MAX_DIMS}")
     for size in shape:  # a loop is quicker than a generator, and most shapes are short
         if type(size) is not int or not 0 <= size <= _MAX_DIM:
             raise _no_shape(name, shape)
@@ -416,7 +416,7 @@ def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer, mod
 def inputs_unknown() -> Unavailable:
     """Return the error for a request that cannot be decoded until the signature is known."""
     return Unavailable(
-        "the model's inputs are not known before its first replica is ready", retry_after_s=RETRY_AFTER_S
+        "the model's inputs are not known until the first replica is ready", retry_after_s=RETRY_AFTER_S
     )
 
 

@@ -108,7 +108,7 @@ def fitting(name: str, dims: tuple[int, ...], value: Any) -> list[int]:
     else:
         fits, size = count == known, 0
     if not fits:
-        raise BadRequest(f"input {name!r}: {count} values do not fill the shape {list(dims)}")
+        raise BadRequest(f"input {name!r}: {count} values cannot fill the shape {list(dims)}")
     return [size if dim == -1 else dim for dim in dims]
 
 

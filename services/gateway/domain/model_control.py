@@ -24,8 +24,8 @@ def check_parameters(model: str, parameters: Mapping[str, Any]) -> None:
     else:
         return
     raise BadRequest(
-        f"failed to load {model!r}, a load cannot bring {what}, because a version never changes: change the "
-        f"model's directory, and deploy it as a new version with `tidegate deploy FOLDER --name {model}`"
+        f"failed to load {model!r}: a load cannot include {what}, because a version never changes. Change "
+        f"the model's directory, and deploy it as a new version with `tidegate deploy FOLDER --name {model}`"
     )
 
 
@@ -48,6 +48,6 @@ def check_unshared(endpoint: EndpointRoute, others: Iterable[EndpointRoute]) -> 
         if other.name != endpoint.name and shared:
             name = min(shared)
             raise Conflict(
-                f"failed to unload {endpoint.name!r}, its Deployment {name} also serves {other.name!r}: stop "
-                f"both with `tidegate pause {name}`"
+                f"failed to unload {endpoint.name!r}, because the Deployment {name} also serves "
+                f"{other.name!r}. Stop both with `tidegate pause {name}`"
             )

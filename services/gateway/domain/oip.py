@@ -88,8 +88,8 @@ def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | Non
     size = len(view) if header_length is None else header_length
     if not 0 <= size <= len(view):
         raise BadRequest(
-            f"inference header size should be in range (0, {len(view)}), got: {size}: {HEADER_LENGTH} says "
-            "how many bytes of the body are JSON"
+            f"inference header size should be in range (0, {len(view)}), got: {size}: {HEADER_LENGTH} must "
+            "be the number of bytes of the body that are JSON"
         )
     try:
         head = bounded_json.loads(view[:size])
@@ -119,7 +119,7 @@ def _wanted(
     for output in outputs:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str):
-            raise BadRequest("Unable to parse 'name': every requested output needs one")
+            raise BadRequest("Unable to parse 'name': every requested output needs a name")
         check_name("output", name)
         parameters = check_parameters(
             output.get("parameters"), f"output {name!r}", in_memory=regions is not None
@@ -155,7 +155,7 @@ def _inputs(
     at = 0
     for order, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise BadRequest(f"Unable to parse 'name': inputs[{order}] needs one")
+            raise BadRequest(f"Unable to parse 'name': inputs[{order}] needs a name")
         name = item["name"]
         check_name("input", name)
         shape = check_shape(name, item.get("shape"))
@@ -232,7 +232,8 @@ def _raw(body: memoryview, contract: Contract) -> Decoded:
     if shape.count(-1) > 1:
         raise BadRequest(
             f"The shape of the raw input {name!r} can not be deduced because there are more than one "
-            f"variable-sized dimension: a raw body can determine only one (-1), but {shape} has more"
+            "variable-sized dimension: a raw body can determine only one variable dimension (-1), but "
+            f"{shape} has more"
         )
     raw: Buffer = body
     if spec.datatype.size:

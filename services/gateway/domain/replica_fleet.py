@@ -130,7 +130,7 @@ def _decoupled(report: ReplicaReport) -> bool:
 def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -> ReplicaFault:
     """Return why a Deployment without ready replicas cannot answer. ``reports``: those of its replicas."""
     reloads = [
-        report.message or "it loads its model again"
+        report.message or "the replica loads its model again"
         for report in reports
         if report.state == "starting" and report.ready_at
     ]

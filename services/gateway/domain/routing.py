@@ -144,8 +144,7 @@ class EndpointRoute:
             return targets[0]
         if not targets:
             raise NotFound(
-                f"model {self.name!r} has no deployment that takes traffic: "
-                "set its share with `tidegate split`"
+                f"no deployment of model {self.name!r} gets traffic: give one a share with `tidegate split`"
             )
         return targets[splitter.draw(self.name, self.names, self.weights)]
 
@@ -157,7 +156,8 @@ class EndpointRoute:
             return ""
         others = ", ".join(sorted({*self.labels, STABLE}))
         raise NotFound(
-            f"{self.name!r} has no label {label[:60]!r}: leave it out, name a version, or use one of {others}"
+            f"{self.name!r} has no label {label[:60]!r}: leave the label out, name a version, or use one of "
+            f"{others}"
         )
 
     def route_named(self, deployment: str) -> DeploymentRoute | None:

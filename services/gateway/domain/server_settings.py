@@ -10,8 +10,8 @@ from tidegate.kernel.errors import BadRequest
 # Triton's names of levels, by the levels of Tidegate's logs that include them.
 _LEVELS = {"log_info": {"DEBUG", "INFO"}, "log_warning": {"DEBUG", "INFO", "WARNING"}}
 
-LOG_REMEDY = "an operator changes the logs with `tidegate settings set TIDEGATE_LOG_LEVEL=DEBUG`"
-TRACE_REMEDY = "an operator starts the stack with OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER_ARG"
+LOG_REMEDY = "an operator changes the log level with `tidegate settings set TIDEGATE_LOG_LEVEL=DEBUG`"
+TRACE_REMEDY = "an operator must start the stack with OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER_ARG"
 
 
 def log_settings(level: str) -> dict[str, Any]:
@@ -41,6 +41,6 @@ def check_update(present: Mapping[str, Any], given: Mapping[str, Any], remedy: s
     """Raise BadRequest if an update would change a setting. An update without a change is accepted."""
     for name, value in given.items():
         if name not in present:
-            raise BadRequest(f"Unknown setting {name[:80]!r}: there are {', '.join(sorted(present))}")
+            raise BadRequest(f"Unknown setting {name[:80]!r}: the settings are {', '.join(sorted(present))}")
         if value != present[name]:
             raise BadRequest(f"{name!r} cannot be changed over this API: {remedy}")

@@ -30,8 +30,8 @@ class UsesRegions(BadRequest):
 
     def __init__(self, where: str) -> None:
         super().__init__(
-            f"{where}: shared memory regions are only for /infer and ModelInfer of callers on the gateway's "
-            "host, if TIDEGATE_SHARED_MEMORY is local: send the tensor as binary data"
+            f"{where}: a shared memory region needs /infer or ModelInfer, a caller on the gateway's host, "
+            "and TIDEGATE_SHARED_MEMORY=local. Without them, send the tensor as binary data"
         )
 
 
@@ -106,13 +106,13 @@ def check_part(part: RegionPart, region_size: int) -> None:
     """Raise BadRequest if a part does not lie within its region."""
     if part.offset >= region_size:
         raise BadRequest(
-            f"Invalid offset for shared memory region: {part.region!r}: {part.offset}, but its size is "
-            f"{region_size}"
+            f"Invalid offset for shared memory region: {part.region!r}: the offset is {part.offset}, but "
+            f"the region has {region_size} bytes"
         )
     if part.offset + part.size > region_size:
         raise BadRequest(
             f"Invalid offset + byte size for shared memory region: {part.region!r}: {part.offset} + "
-            f"{part.size}, but its size is {region_size}"
+            f"{part.size} is past the end of the region, which has {region_size} bytes"
         )
 
 

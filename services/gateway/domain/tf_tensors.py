@@ -59,7 +59,7 @@ def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], byt
     """
     kind = KINDS.get(tensor.dtype)
     if kind is None:
-        raise BadRequest(f"input {name!r}: the datatype {tensor.dtype} of TensorFlow cannot be served")
+        raise BadRequest(f"input {name!r}: TensorFlow's datatype {tensor.dtype} is not supported")
     shape = _shape(name, tensor.tensor_shape)
     count = math.prod(shape)
     if kind.name == "BYTES":
@@ -105,7 +105,7 @@ def columns(examples: Sequence[Mapping[str, Any]], datatypes: Mapping[str, str])
     BadRequest.
     """
     if not examples:
-        raise BadRequest("the request has no example")
+        raise BadRequest("the request has no examples")
     found = {}
     for name in examples[0]:
         if name not in datatypes:
@@ -116,7 +116,7 @@ def columns(examples: Sequence[Mapping[str, Any]], datatypes: Mapping[str, str])
         kind = KINDS[NUMBERS[datatypes[name]]] if datatypes[name] in NUMBERS else None
         if kind is None or not all(_holds(kind, row[0]) for row in rows):
             raise BadRequest(
-                f"feature {name!r}: the model takes {datatypes[name]}, got another kind of values"
+                f"feature {name!r}: the model takes {datatypes[name]}, but the values are of another kind"
             )
         try:
             found[name] = np.array(rows, dtype=object if kind.name == "BYTES" else kind.numpy)
@@ -149,7 +149,7 @@ def _shape(name: str, shape: Any) -> list[int]:
 def _check_size(name: str, size: int, most_bytes: int) -> None:
     if size > most_bytes:
         raise PayloadTooLarge(
-            f"input {name!r} has {size} bytes; the limit of all inputs leaves {most_bytes} "
+            f"input {name!r} has {size} bytes, but only {most_bytes} are left of the limit for all inputs "
             "(TIDEGATE_MAX_BODY_BYTES)"
         )
 

@@ -84,7 +84,7 @@ class _Download:
                         f"The artifact {self._path.name[:12]} cannot be fetched: {_text(problem)}"
                     ) from None
                 log.warning(
-                    "the download of an artifact failed; it is tried again",
+                    "the download of an artifact failed; the worker tries again",
                     extra={"artifact": self._path.name, "problem": _text(problem)},
                 )
             await asyncio.sleep(pause_s)
@@ -203,7 +203,7 @@ def _is_whole(path: Path, sha256: str, size: int) -> bool:
     if whole:
         _remember(path)
     else:
-        log.warning("a cached artifact is damaged; it is downloaded again", extra={"artifact": sha256})
+        log.warning("a cached artifact is damaged; the worker downloads it again", extra={"artifact": sha256})
     return whole
 
 

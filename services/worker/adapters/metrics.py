@@ -18,18 +18,19 @@ CONTRADICTIONS = Counter(
 )
 JOBS = Counter(
     "tidegate_worker_jobs_total",
-    "Jobs by outcome. dropped: the message was a duplicate; lost: it is no longer this worker's job.",
+    "Jobs by outcome. dropped: the message was a duplicate; lost: the job no longer belongs to this worker.",
     ["outcome"],
 )
 LEASES = Counter(
     "tidegate_worker_job_leases_total",
-    "Jobs that run under a lease in their record, after the ack.",
+    "Jobs that run under a lease after their message was acked.",
 )
 REDELIVERED = Counter(
     "tidegate_worker_redelivered_total", "Requests and jobs that the broker delivered again."
 )
 SUSPECTS = Counter(
-    "tidegate_worker_suspects_total", "Requests and jobs that ran alone, because they were lost in a call."
+    "tidegate_worker_suspects_total",
+    ("Requests and jobs that ran alone, because an earlier call with them was lost."),
 )
 CHUNKS = Counter("tidegate_worker_chunks_total", "Answers of streams.")
 FIRST_CHUNK_SECONDS = Histogram(
@@ -37,11 +38,11 @@ FIRST_CHUNK_SECONDS = Histogram(
     "Time from a stream's start to its first answer.",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
 )
-SEQUENCES = Gauge("tidegate_worker_sequences", "Sequences of a stateful model that this worker keeps.")
+SEQUENCES = Gauge("tidegate_worker_sequences", "Sequences of a stateful model whose state this worker keeps.")
 SEQUENCES_LOST = Counter(
-    "tidegate_worker_sequences_lost_total", "Sequences whose state was lost with the model server."
+    "tidegate_worker_sequences_lost_total", "Sequences whose state was lost when the model server ended."
 )
-IN_HAND = Gauge("tidegate_worker_in_hand", "Requests of this worker that wait or are in a call.")
+IN_HAND = Gauge("tidegate_worker_in_hand", "Requests that wait in this worker or are in a call.")
 TRITON_RESTARTS = Counter(
     "tidegate_worker_triton_restarts_total", "Times that Triton crashed and was restarted."
 )
@@ -49,19 +50,20 @@ MODEL_DEATHS = Counter(
     "tidegate_worker_model_deaths_total",
     "Times that the model's process or Triton ended, or was killed because it did not answer.",
 )
-SAMPLED = Counter("tidegate_worker_sampled_rows_total", "Rows that were sampled into profiles.")
+SAMPLED = Counter("tidegate_worker_sampled_rows_total", "Rows that the sampler counted in profiles.")
 SAMPLES_DROPPED = Counter(
-    "tidegate_worker_sampled_rows_dropped_total", "Rows that found no room in the buffer of the sampler."
+    "tidegate_worker_sampled_rows_dropped_total",
+    ("Rows that the sampler dropped, because its buffer was full."),
 )
-LLM_SLOTS = Gauge("tidegate_worker_llm_slots", "Requests that a language model works on at the same time.")
+LLM_SLOTS = Gauge("tidegate_worker_llm_slots", "Requests that a language model runs at the same time.")
 LLM_TAKEN = Counter(
     "tidegate_worker_llm_taken_total",
-    "Requests to a language model that this worker took, by band and queue (shared, or the replica's own).",
+    "Requests to a language model that this worker took, by band and queue (shared, or that of the replica).",
     ["band", "queue"],
 )
 LLM_RETURNED = Counter(
     "tidegate_worker_llm_returned_total",
-    "Requests to a language model that arrived while no slot was free. They went back to the shared queue.",
+    "Requests to a language model that arrived while no slot was free and were requeued to the shared queue.",
 )
 LLM_LOST = Counter(
     "tidegate_worker_llm_lost_total",
@@ -70,20 +72,24 @@ LLM_LOST = Counter(
 )
 
 LLM_GAUGES = {
-    "slots": Gauge("tidegate_llm_slots", "Sequences that the engine works on at the same time."),
-    "running": Gauge("tidegate_llm_requests_running", "Requests in a slot of the engine."),
+    "slots": Gauge("tidegate_llm_slots", "Sequences that the engine runs at the same time."),
+    "running": Gauge("tidegate_llm_requests_running", "Requests that run in a slot of the engine."),
     "waiting": Gauge("tidegate_llm_requests_waiting", "Requests in the engine's own queue."),
     "kv_used": Gauge("tidegate_llm_kv_cache_used_tokens", "Tokens of running requests in the KV cache."),
     "kv_total": Gauge("tidegate_llm_kv_cache_tokens", "The most tokens in the KV cache."),
 }
 LLM_KV_USAGE = Histogram(
     "tidegate_llm_kv_cache_usage_ratio",
-    "The used part of the KV cache, read every second.",
+    "The used share of the KV cache, read every second.",
     buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1),
 )
 LLM_COUNTERS = {
-    "prompt_tokens": Counter("tidegate_llm_engine_prompt_tokens_total", "Prompt tokens, by the engine."),
-    "answer_tokens": Counter("tidegate_llm_engine_answer_tokens_total", "Answer tokens, by the engine."),
+    "prompt_tokens": Counter(
+        "tidegate_llm_engine_prompt_tokens_total", ("Prompt tokens that the engine has processed.")
+    ),
+    "answer_tokens": Counter(
+        "tidegate_llm_engine_answer_tokens_total", ("Answer tokens that the engine has generated.")
+    ),
     "cached_tokens": Counter(
         "tidegate_llm_prefix_cache_hit_tokens_total", "Prompt tokens that were in the engine's prefix cache."
     ),

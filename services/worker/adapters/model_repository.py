@@ -281,8 +281,8 @@ def _add_runtime(runtime: str, folder: Path) -> None:
 def _add_upstream(deployment: DeploymentSpec, folder: Path, answer_bytes: int) -> None:
     if deployment.upstream is None:
         raise ModelFailed(
-            f"The Deployment {deployment.name} has no upstream, which its version needs. Deploy it with "
-            "--upstream https://HOST/v2/models/NAME."
+            f"The Deployment {deployment.name} has no upstream, but the version needs one. Deploy the "
+            "version with --upstream https://HOST/v2/models/NAME."
         )
     plan = deployment.upstream.model_dump(mode="json", exclude={"credential"})
     (folder / UPSTREAM_PLAN).write_text(json.dumps(plan | {"answer_bytes": answer_bytes}))

@@ -41,7 +41,7 @@ async def measured_here(client: TritonClient, model: str, embedded: Embedded) ->
             )
     text = judging.report(precision, here, loss, rows, call_ms)
     report = log.warning if "WARNING" in text else log.info
-    report("the precision on this CPU", extra={"model": model, "cpu": here.name, "result": text})
+    report("the precision of the model on this CPU", extra={"model": model, "cpu": here.name, "result": text})
     return text
 
 

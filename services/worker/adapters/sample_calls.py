@@ -25,7 +25,8 @@ def request_of(model: str, sample: Mapping[str, Any]) -> Any:
             request.inputs.add(name=name, datatype=kind.name, shape=shape)
         except (KeyError, TypeError, ValueError) as error:
             raise BadRequest(
-                f"an input of the sample cannot be read ({error!r}): it needs name, datatype, shape and data"
+                f"an input of the sample cannot be read ({error!r}): an input needs name, datatype, shape "
+                "and data"
             ) from None
         request.raw_input_contents.append(raw)
     for name, value in (sample.get("parameters") or {}).items():

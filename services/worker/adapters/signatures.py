@@ -38,8 +38,9 @@ async def check(registry_url: str, token: str, artifact: Path, sha256: str, keys
         raise ModelFailed(f"The trusted keys cannot be read (TIDEGATE_TRUSTED_KEYS): {error}") from None
     except (BadSignature, BadRequest) as error:
         raise ModelFailed(
-            f"This worker loads only signed models, and the artifact {sha256[:12]} is not accepted: {error}. "
-            "Sign the model, and type: tidegate signatures NAME --add model.sig. Then: tidegate verify NAME"
+            f"This worker loads only signed models, and the artifact {sha256[:12]} is not accepted: "
+            f"{error}. Sign the model and add the signature: tidegate signatures NAME --add model.sig. Then "
+            "verify the version again: tidegate verify NAME"
         ) from None
 
 

@@ -149,7 +149,7 @@ class TritonClient:
         except CallFailed as error:
             raise self._note_death(await self._error_for(error.code, error.message)) from None
         except ConnectionEnded as error:
-            raise Unavailable(f"The model server is gone: {error}") from None
+            raise Unavailable(f"The model server has ended: {error}") from None
 
     async def stream(self, request: Any) -> AsyncGenerator[Any]:
         """Send a ``ModelInferRequest`` and yield each response as it arrives. There is no time limit.
@@ -279,7 +279,7 @@ class TritonClient:
         # Triton's errors have the same codes as a broken connection, so check if it is alive.
         if not cut and await self.live():
             return ModelFailed(message)
-        return Unavailable(f"The model server is gone: {message}")
+        return Unavailable(f"The model server has ended: {message}")
 
 
 def _status(error: grpc.aio.AioRpcError) -> tuple[int, str]:
@@ -299,7 +299,7 @@ def signature_of(metadata: Any, config: Any) -> Signature:
         missing = "inputs" if not metadata.inputs else "outputs"
         raise ModelFailed(
             f"The model does not describe its {missing}. Deploy it with a signature (`tidegate deploy "
-            "--signature FILE.json`), or describe them in its auto_complete_config."
+            "--signature FILE.json`), or describe them in the model's auto_complete_config."
         )
     optional = {tensor.name for tensor in config.input if tensor.optional}
 

@@ -125,7 +125,7 @@ class RequestConsumer:
                 await self._publisher.requeue(item.request, item.delivery.reply_to)
                 self.settle([item])
             if waiting:
-                log.info("requests were handed back", extra={"requests": len(waiting)})
+                log.info("requests were requeued", extra={"requests": len(waiting)})
 
     @property
     def accepting(self) -> tuple[Channel, BatchScheduler] | None:
@@ -307,7 +307,7 @@ class RequestConsumer:
         try:
             requests = [envelope.read_request(f) for f in envelope.unpack(envelope.REQUESTS, delivery.body)]
         except envelope.Undecodable as error:
-            log.error("undecodable envelope of a sequence", extra={"problem": str(error)})
+            log.error("an envelope of a sequence cannot be decoded", extra={"problem": str(error)})
             return self._reject(channel, delivery)
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", len(requests))
         for request in requests:

@@ -431,7 +431,12 @@ class BatchScheduler:
             self._on_model_lost(model)
             for item in failure.lost:
                 shared = len(failure.lost)
-                log_request(logging.WARNING, "request lost its model server", item.request, shared=shared)
+                log_request(
+                    logging.WARNING,
+                    ("the model server was lost while a request ran"),
+                    item.request,
+                    shared=shared,
+                )
             if (first := failure.lost[0]).sequence is not None:
                 await self._reply_failure(first, lost_in_call(first.request, failure.error))
                 return

@@ -61,7 +61,7 @@ class JobLeases:
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*(self._lease(job, 0.0) for job in leased))
         except (TimeoutError, StoreUnavailable):
-            log.warning("leases were not released; they will expire", extra={"jobs": len(leased)})
+            log.warning("leases of jobs were not released; they will expire", extra={"jobs": len(leased)})
 
     async def _run(self) -> None:
         unavailable = False
@@ -72,7 +72,9 @@ class JobLeases:
                 unavailable = False
             except StoreUnavailable as error:
                 if not unavailable:
-                    log.warning("jobs cannot be leased; it is tried again", extra={"problem": error.message})
+                    log.warning(
+                        ("jobs cannot be leased; the worker tries again"), extra={"problem": error.message}
+                    )
                 unavailable = True
 
     async def _check(self) -> None:

@@ -242,7 +242,7 @@ class JobScheduler:
 
     def _on_suspects_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("suspected jobs were not run; they are tried again", exc_info=error)
+            log.error("suspect jobs did not run; the worker tries again", exc_info=error)
             self._pause()
             asyncio.get_running_loop().call_later(RETRY_S, self._start_suspects)
 
@@ -272,7 +272,7 @@ class JobScheduler:
         try:
             (taken,) = await self._records.take([job], alone=True)
         except Unavailable as error:
-            log.warning("a suspected job waits for the store", extra={"problem": error.message})
+            log.warning("a suspect job waits for the store", extra={"problem": error.message})
             self._requeue_one(job, self._suspects.append)
             await asyncio.sleep(RETRY_S)
             return None
@@ -396,9 +396,13 @@ class JobScheduler:
 
     def _requeue_lost(self, group: Sequence[QueuedJob], error: TidegateError) -> None:
         """Queue jobs whose model server died. They run again here when the model server is back."""
-        log.warning("jobs lost their model server", extra={"jobs": len(group), "problem": error.message})
+        log.warning(
+            ("the model server was lost while jobs ran"), extra={"jobs": len(group), "problem": error.message}
+        )
         for job in group:
-            log_request(logging.WARNING, "job lost its model server", job.request, job=job.id.hex())
+            log_request(
+                logging.WARNING, ("the model server was lost while a job ran"), job.request, job=job.id.hex()
+            )
             if not job.ended:
                 job.lost_attempt, job.started = job.attempt, False
                 self._backlog.add(job)
@@ -407,7 +411,7 @@ class JobScheduler:
     def _on_call_done(self, task: asyncio.Task[None]) -> None:
         group = self._calls.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a job's call ended unexpectedly", exc_info=error)
+            log.error("a model call with jobs ended unexpectedly", exc_info=error)
             self._requeue_lost(group, ModelFailed(repr(error)))
         self.wake()
 
@@ -484,7 +488,7 @@ class JobScheduler:
         def on_done(task: asyncio.Task[None]) -> None:
             tasks_.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("jobs were not handled; they are requeued", exc_info=error)
+                log.error("jobs could not be handled; they are requeued", exc_info=error)
                 self._abandon(group)
             self.wake()
 

@@ -241,7 +241,7 @@ class ReplicaLifecycle:
         self._engine.lose()
         self._time.serve(False)
         self._publisher.loss = description
-        self._status.set("starting", f"{description}; starting it again")
+        self._status.set("starting", f"{description}; Triton is started again")
 
     # --- state -----------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ async def llm_answer(
                 await wait(pause_s)
                 tries += 1
     except TimeoutError:
-        raise DeadlinePassed("the job expired before the model had answered") from None
+        raise DeadlinePassed("the job expired before the model answered") from None
 
 
 async def _collect(model: Model, request: Request) -> Collected:

@@ -310,7 +310,8 @@ class LlmScheduler:
 
     async def _refuse(self, item: QueuedRequest) -> None:
         await self._fail(
-            item, BadRequest("a language model returns any number of answers: send the request as a stream")
+            item,
+            BadRequest("a language model returns many answers to a request: send the request as a stream"),
         )
 
     async def _fail(self, item: QueuedRequest, error: TidegateError) -> None:

@@ -170,7 +170,7 @@ class ScratchReplica:
             # Before the model is prepared, a slow artifact store may be the cause.
             return self._outcome_of(
                 "rejected" if self._models else "interrupted",
-                f"It was not loaded within {limit_s:g} s; the last step: {self._status.message}.",
+                f"The version did not load within {limit_s:g} s; the last step: {self._status.message}.",
             )
         except ModelFailed as error:
             return self._outcome_of("died" if error.message.startswith(DIED) else "rejected", error.message)
@@ -243,7 +243,7 @@ class ScratchReplica:
                 death = Death(SERVER, time.time(), code, triton.ran_out_of_memory).description
                 return f"While the version was verified, {death}. The end of its log:\n{triton.tail()}"
         if client.model_died:
-            return f"The model's process ended while it was called. The end of its log:\n{triton.tail()}"
+            return f"The model's process ended during a call. The end of its log:\n{triton.tail()}"
         return None
 
     def _memory_mb(self) -> int:

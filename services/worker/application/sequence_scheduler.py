@@ -26,7 +26,7 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-MODEL_LOST = "the model server of its replica has ended"
+MODEL_LOST = "the replica's model server has ended"
 REPLY_LOST = "the connection to the broker was lost while the model ran a request"
 # The worker keeps a sequence for a bit longer than the model server does.
 IDLE_MARGIN_S = 0.25
@@ -99,7 +99,9 @@ class SequenceScheduler:
             return
         mark = read_mark(key.parameters)
         if mark is None:
-            self._refuse(item, BadRequest("this request is not a part of a sequence: send sequence_id"))
+            self._refuse(
+                item, BadRequest("this request does not belong to a sequence: send the parameter sequence_id")
+            )
             return
         sequence_key = key_of(item.request, mark)
         kept = self._table.kept.get(sequence_key)

@@ -53,25 +53,30 @@ class VersionCheck:
         ``caveat`` says why a model that rejects zeros is not rejected: they may be no valid input for it.
         """
         if self._signature.decoupled:
-            self.caveat = "It is decoupled, so it was only loaded and warmed up."
+            self.caveat = "The model is decoupled, so the check only loaded it and warmed it up."
             return
         for number, given in enumerate(samples, start=1):
             await self._sample(given, f"sample {number}")
         if samples:
             return
         if self._stateful:
-            self.caveat = "It is stateful, so it was only loaded. Give samples with a sequence_id to call it."
+            self.caveat = (
+                "The model is stateful, so the check only loaded it. To call the model, give samples with a "
+                "sequence_id."
+            )
             return
         try:
             request = zeros(self._model, self._signature, 1)
-            await self._outputs(request, "the sample that was made from its signature (zeros)")
+            await self._outputs(request, "the sample of zeros that was made from the signature")
             self._request = request
         except ModelFailed as error:
             if _is_certain(self._signature) or _MISSING.search(error.message):
-                hint = "If zeros are no valid input, give a sample: `tidegate deploy --check FILE.json`."
+                hint = "If zeros are not a valid input, give a sample: `tidegate deploy --check FILE.json`."
                 error.message = f"{error.message.rstrip()} {hint}"
                 raise
-            self.caveat = f"It was only loaded, because it rejected zeros: {error.message.strip()}"
+            self.caveat = (
+                f"The check only loaded the model, because the model rejected zeros: {error.message.strip()}"
+            )
 
     async def measure(self, instances: int) -> list[BatchFigures]:
         """Return the figures of a few batch sizes; none if the model has no input that it accepts."""
@@ -97,25 +102,25 @@ class VersionCheck:
             raise ModelFailed(error.message) from None
         found = differences(sample, as_json(await self._outputs(request, name)))
         if found:
-            raise ModelFailed(f"It gave an unexpected answer to {name}: {'; '.join(found)}.")
+            raise ModelFailed(f"The model gave an unexpected answer to {name}: {'; '.join(found)}.")
         self._request = self._request or request
 
     async def _outputs(self, request: Any, name: str) -> Any:
         try:
             answer = await self._client.infer(request, CALL_S)
         except DeadlinePassed:
-            raise ModelFailed(f"It did not answer {name} within {CALL_S:g} s.") from None
+            raise ModelFailed(f"The model did not answer {name} within {CALL_S:g} s.") from None
         except Unavailable:
             raise
         except TidegateError as error:
-            raise ModelFailed(f"It failed on {name}: {error.message.strip()}") from None
+            raise ModelFailed(f"The model failed on {name}: {error.message.strip()}") from None
         outputs, check = outputs_of(answer), OutputCheck(self._signature)
         rows = rows_of(request, self._signature)
         problem = "" if check.agrees(outputs, rows) else check.last
         if problem := problem or check.missing(outputs):
             raise ModelFailed(
-                f"Its answer to {name} contradicts its signature: {problem}. Correct the model, or deploy it "
-                "with a correct signature (`tidegate deploy --signature FILE.json`)."
+                f"The model's answer to {name} contradicts the signature: {problem}. Correct the model, or "
+                "deploy it with a correct signature (`tidegate deploy --signature FILE.json`)."
             )
         return outputs
 

@@ -69,17 +69,17 @@ def check_instance_groups(model: str, groups: Iterable[InstanceGroup], devices: 
             continue
         if group.kind == "gpu" and not devices:
             raise ModelFailed(
-                f"The config.pbtxt of {model!r} asks for a GPU (instance_group with KIND_GPU), but this "
-                "replica holds none. Deploy with `--resource gpus=1`, or write KIND_CPU."
+                f"The config.pbtxt of {model!r} requests a GPU (instance_group with KIND_GPU), but this "
+                "replica has none. Deploy with `--resource gpus=1`, or write KIND_CPU."
             )
         missing = sorted(set(group.gpus) - set(devices))
         if missing:
             numbers = ", ".join(map(str, missing))
             named = f"0 to {devices[-1]}" if len(devices) > 1 else "0" if devices else "none"
             raise ModelFailed(
-                f"The config.pbtxt of {model!r} asks for GPU {numbers}, but this replica holds "
-                f"{len(devices)} (numbered from 0 inside it: {named}). Change `gpus` in its instance_group, "
-                f"or deploy with `--resource gpus={max(missing) + 1}`."
+                f"The config.pbtxt of {model!r} requests GPU {numbers}, but this replica has {len(devices)} "
+                f"(inside the replica: {named}). Change `gpus` in the instance_group, or deploy with "
+                f"`--resource gpus={max(missing) + 1}`."
             )
 
 

@@ -61,7 +61,7 @@ async def test_the_queue_is_full(client, add_model, make_peer, until):
         await until(lambda: len(peer.requests) == MAX_QUEUE)
         refused = await infer(client, model)
         assert told(refused) == (503, "overloaded", "1")
-        assert f"{MAX_QUEUE} requests wait already, and the limit is {MAX_QUEUE}" in refused.json()["error"]
+        assert f"{MAX_QUEUE} requests already wait, and the limit is {MAX_QUEUE}" in refused.json()["error"]
 
         peer.answer = echo
         await reply(peer, *map(echo, peer.requests))

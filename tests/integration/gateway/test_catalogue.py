@@ -79,7 +79,7 @@ FAILED = {"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "no 
     ("status", "state", "why", "shown_state"),
     [
         ({"conditions": [FAILED]}, None, "no such file", "UNAVAILABLE"),
-        ({}, "starting", "Triton crashed; starting it again", "LOADING"),
+        ({}, "starting", "Triton crashed; Triton is started again", "LOADING"),
     ],
 )
 async def test_a_model_that_failed_or_loads_again_is_not_ready(

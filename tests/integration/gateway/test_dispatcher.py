@@ -93,7 +93,7 @@ async def test_the_deadline(dispatch, peer, route, until):
     peer.answer = lambda _: None
     dispatcher = await dispatch()
     _, future = submit(dispatcher, route(), timeout_s=0.05)
-    with pytest.raises(DeadlinePassed, match="the deadline passed before the answer came"):
+    with pytest.raises(DeadlinePassed, match="the deadline passed before the answer arrived"):
         await future
     assert load(dispatcher, route()) == (0, 1, 1)
     _, future = submit(dispatcher, route(), timeout_s=5)

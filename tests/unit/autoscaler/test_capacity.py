@@ -45,7 +45,7 @@ def test_a_language_model_is_assumed_to_need_more_than_its_weights():
     })  # fmt: skip
     policy, estimate = Policy(replica_memory_mb=256), 1.25 * 4096 + 512
     assert size_of(a_deployment(), 0, policy, version) == ReplicaSize(
-        estimate, 1.0, "estimated from its weights"
+        estimate, 1.0, "estimated from the size of the weights"
     )
     assert size_of(a_deployment(), 900, policy, version) == ReplicaSize(900.0, 1.0, "measured")
     other = version.model_copy(update={"format": "onnx"})

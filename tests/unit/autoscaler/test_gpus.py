@@ -50,7 +50,7 @@ def test_who_wants_none_gets_none():
 
 
 def test_a_wish_that_cannot_be_met_says_what_stands_in_its_way():
-    with pytest.raises(NoRoom, match="there are no GPUs"):
+    with pytest.raises(NoRoom, match="this host has no GPU"):
         place([], [], whole(1))
     held = [GpuClaim("x-0-1", {"GPU-a": 9_000})]
     with pytest.raises(NoRoom, match="GPU-a has 7000 of 16000 MiB free, held by x-0-1"):

@@ -218,7 +218,7 @@ def test_the_capacity_card_is_the_first_estimate_of_throughput_memory_and_start(
         }
     )
     assert fuller.expected_rps == 200.0, "calls of a new replica seldom have more rows"
-    size = ReplicaSize(180.0, 1.0, "measured when it was verified")
+    size = ReplicaSize(180.0, 1.0, "measured during the version's verification")
     assert size_of(a_deployment(), 0, Policy(), verified()) == size
     assert size_of(a_deployment(), 90, Policy(), verified()).memory_mb == 90
     state = DesiredState(revision=1, versions=[verified()], deployments=[a_deployment()])

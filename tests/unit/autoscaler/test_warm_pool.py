@@ -95,7 +95,7 @@ def test_workers_of_a_changed_or_removed_pool_are_ended():
 @pytest.mark.parametrize(
     ("row", "told", "later_s", "why"),
     [
-        (waiting(1, alive=False), {}, 1, "the worker's process is gone"),
+        (waiting(1, alive=False), {}, 1, "the worker's process has ended"),
         (waiting(1), reports(waiting(1), state="failed", message="no Triton"), 1, "no Triton"),
         (waiting(1), {}, 130, "not ready after 120 s"),
         (waiting(1), reports(waiting(1), state="starting"), 130, "not ready after 120 s"),

@@ -92,7 +92,7 @@ def test_a_start_that_takes_too_long():
 
 def test_the_queue_is_full():
     kind, message, retry = told(outstanding=100)
-    assert (kind, message) == (Overloaded, "d: 100 requests wait already, and the limit is 100")
+    assert (kind, message) == (Overloaded, "d: 100 requests already wait, and the limit is 100")
     assert retry == pytest.approx(0.5)
     assert told(outstanding=100, fleet=UNKNOWN_FLEET)[2] == 1.0
     assert told(outstanding=60, fleet=ReplicaFleet(2, 10.0, elsewhere=40))[1].startswith(
@@ -214,7 +214,7 @@ def test_a_caller_within_its_share_is_admitted_beside_a_flood():
     assert decide(**flood, standing=Standing(5, 0.5)) is None
     kind, message, retry_after_s = told(**flood, standing=Standing(50, 0.5))
     assert kind is Overloaded
-    assert "50 requests of this caller wait already. Its share beside other callers is 50 of 100" in message
+    assert "50 requests of this caller already wait. The caller's share of the queue is 50 of 100" in message
     assert retry_after_s == 1.0
 
 
@@ -235,7 +235,7 @@ def test_a_request_that_was_never_published_may_be_sent_again():
     assert (type(error), error.retry_after_s) == (Overloaded, 0.5)
 
 
-AGAIN = report("a", "starting", message="Triton crashed; starting it again", ready_at=5.0)
+AGAIN = report("a", "starting", message="Triton crashed; Triton is started again", ready_at=5.0)
 NO_LOAD = {"conditions": [{"type": "Loaded", "ok": False, "reason": "LoadFailed", "message": "no such file"}]}
 
 
@@ -244,8 +244,8 @@ NO_LOAD = {"conditions": [{"type": "Loaded", "ok": False, "reason": "LoadFailed"
     [
         ([], {}, ReplicaFault()),
         ([report("a", "starting")], {}, ReplicaFault()),
-        ([AGAIN], {}, ReplicaFault(reloading="Triton crashed; starting it again")),
-        ([report("a", "starting", ready_at=5.0)], {}, ReplicaFault(reloading="it loads its model again")),
+        ([AGAIN], {}, ReplicaFault(reloading="Triton crashed; Triton is started again")),
+        ([report("a", "starting", ready_at=5.0)], {}, ReplicaFault(reloading="the replica loads its model again")),
         ([report("a", "starting")], NO_LOAD, ReplicaFault("no such file", True)),
         ([AGAIN], NO_LOAD, ReplicaFault("no such file", False, AGAIN.message)),
         ([report("a", "draining")], NO_LOAD, ReplicaFault("no such file")),
@@ -269,7 +269,7 @@ def test_replica_faults(reports, status, expected):
         (True, ReplicaFleet(1, fault="no such file"), "READY", ""),
         (False, ReplicaFleet(1), "READY", ""),
         (True, ReplicaFleet(), "READY", ""),
-        (False, ReplicaFleet(), "UNAVAILABLE", "unloaded: it is held at 0 replicas (`tidegate resume NAME`)"),
+        (False, ReplicaFleet(), "UNAVAILABLE", "unloaded: an operator holds the model at 0 replicas (`tidegate resume NAME` starts it)"),
         (True, ReplicaFleet(fault="no such file"), "UNAVAILABLE", "no such file"),
         (True, ReplicaFleet(reloading="Triton crashed"), "LOADING", "Triton crashed"),
     ],

@@ -73,7 +73,7 @@ def chunk(dispatcher: Dispatcher, id_: bytes, attempt: int, seq: int) -> None:
 @pytest.mark.parametrize(("format", "kind"), [("onnx", Unavailable), ("llm", WorkerLost)])
 @pytest.mark.parametrize(
     ("attempt", "seq", "problem"),
-    [(0, 2, "a part of the stream was lost"), (1, 0, "the worker was lost in the middle of the stream")],
+    [(0, 2, "a part of the stream was lost"), (1, 0, "the worker ended in the middle of the stream")],
 )
 async def test_only_a_language_models_stream_can_continue(dispatcher, format, kind, attempt, seq, problem):
     id_, replies = stream(dispatcher, format)

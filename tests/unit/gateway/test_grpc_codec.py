@@ -160,7 +160,7 @@ def both(*raws: bytes) -> Any:
             "expected 1 inputs but got 0 inputs for model ''. Got input(s) [], but missing required "
             "input(s) ['x']. Please provide all required input(s).",
         ),
-        (raw(ROW, ROW), "got 2 raw_input_contents for 1 inputs; send one for each"),
+        (raw(ROW, ROW), "got 2 raw_input_contents for 1 inputs; send one for each input"),
         (raw(ROW[:7]), "input byte size mismatch for input 'x' for model ''. Expected 8, got 7: FP32 [1, 2]"),
         (raw(ROW, datatype="FP64"), "inference input 'x' data-type is 'FP64', but model '' expects 'FP32'"),
         (
@@ -196,7 +196,7 @@ def both(*raws: bytes) -> Any:
         (
             with_parameter(m := raw(ROW), m, "triton_x", int64_param=1),
             "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
-            "specified. Use another name than 'triton_x'",
+            "specified. Rename 'triton_x'",
         ),
     ],
 )

@@ -215,7 +215,7 @@ def test_header_length(length):
         decode(b"{}", length, SINGLE)
     assert caught.value.message == (
         f"inference header size should be in range (0, 2), got: {length}: Inference-Header-Content-Length "
-        "says how many bytes of the body are JSON"
+        "must be the number of bytes of the body that are JSON"
     )
 
 
@@ -386,8 +386,8 @@ def test_wrong_binary_strings(raw, message):
         ({"parameters": {"shared_memory_offset": 0}}, "request: shared memory regions are only for"),
         ({"outputs": {"name": "y"}}, "Unable to parse 'outputs': it must be a list"),
         ({"outputs": "y"}, "Unable to parse 'outputs': it must be a list"),
-        ({"outputs": ["y"]}, "Unable to parse 'name': every requested output needs one"),
-        ({"outputs": [{"name": 1}]}, "Unable to parse 'name': every requested output needs one"),
+        ({"outputs": ["y"]}, "Unable to parse 'name': every requested output needs a name"),
+        ({"outputs": [{"name": 1}]}, "Unable to parse 'name': every requested output needs a name"),
         ({"outputs": [{"name": "q"}]}, "unexpected inference output 'q' for model '': it returns ['y']"),
         ({"outputs": [{"name": "y", "parameters": 1}]}, "output 'y': 'parameters' must be an object"),
         ({"outputs": [{"name": "y"}] * 2}, "Duplicate output name 'y' is not allowed in a request"),

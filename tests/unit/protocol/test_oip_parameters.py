@@ -50,7 +50,7 @@ def test_what_is_for_the_queue_is_not_for_the_model():
         (
             {"triton_x": 1},
             "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
-            "specified. Use another name than 'triton_x'",
+            "specified. Rename 'triton_x'",
         ),
         (
             {"seeds": [1]},

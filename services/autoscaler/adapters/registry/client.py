@@ -38,7 +38,7 @@ class RegistryClient:
         try:
             return with_reserves(DesiredState.model_validate_json(raw))
         except ValueError as error:
-            raise Unavailable(f"The desired state from the registry is not valid: {error}") from error
+            raise Unavailable(f"The registry sent a desired state that is not valid: {error}") from error
 
     async def put_override(
         self, deployment: str, replicas: int, ttl_s: float | None, *, force: bool = False

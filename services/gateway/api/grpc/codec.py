@@ -129,7 +129,7 @@ def _both_contents(name: str, contract: Contract) -> BadRequest:
 
 def _wrong_number(message: Any, expected: int, contract: Contract) -> BadRequest:
     count = len(message.raw_input_contents)
-    told = f"got {count} raw_input_contents for {expected} inputs; send one for each"
+    told = f"got {count} raw_input_contents for {expected} inputs; send one for each input"
     if count < expected and count < len(message.inputs):
         name = message.inputs[count].name
         told = (

@@ -224,7 +224,9 @@ class GrpcConnection(asyncio.Protocol):
             high, low, kind, flags, stream = frames.HEAD.unpack_from(buffer, at)
             size = high << 8 | low
             if size > frames.DEFAULT_FRAME:
-                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes is too large")
+                raise ProtocolError(
+                    ErrorCode.FRAME_SIZE_ERROR, (f"a frame of {size} bytes is larger than the limit")
+                )
             if end - at - 9 < size:
                 break
             if self._block is not None and kind != frames.CONTINUATION:
@@ -259,7 +261,7 @@ class GrpcConnection(asyncio.Protocol):
         self._end_for(self._flood.useless_frame(self._loop.time()))
         if self._out.paused and self._transport.get_write_buffer_size() > UNREAD_BYTES:
             raise ProtocolError(
-                ErrorCode.ENHANCE_YOUR_CALM, "the client sends frames and does not read the answers"
+                ErrorCode.ENHANCE_YOUR_CALM, "the client sends frames but does not read the answers"
             )
 
     @staticmethod
@@ -271,7 +273,10 @@ class GrpcConnection(asyncio.Protocol):
         size, ended = len(payload), flags & frames.END_STREAM
         self._receive_window -= size
         if self._receive_window < 0:
-            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the client sent more than the window allows")
+            raise ProtocolError(
+                ErrorCode.FLOW_CONTROL_ERROR,
+                ("the client sent more bytes than the flow-control window allows"),
+            )
         if self._receive_window <= CONNECTION_WINDOW // 2:
             self._transport.write(frames.window_update(0, CONNECTION_WINDOW - self._receive_window))
             self._receive_window = CONNECTION_WINDOW
@@ -281,7 +286,9 @@ class GrpcConnection(asyncio.Protocol):
         call = self.calls.get(stream)
         if call is None:
             if stream > self._last or not stream & 1:
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"data for stream {stream}, which is not open")
+                raise ProtocolError(
+                    ErrorCode.PROTOCOL_ERROR, (f"the client sent data for stream {stream}, which is not open")
+                )
             self._end_for(self._flood.late_data(size))
             return
         call.receive_window -= size
@@ -319,7 +326,9 @@ class GrpcConnection(asyncio.Protocol):
         if flags & frames.HAS_PRIORITY:
             block = block[5:]
         if not stream & 1:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, f"a client may open only odd streams, not {stream}")
+            raise ProtocolError(
+                ErrorCode.PROTOCOL_ERROR, (f"a client may open only streams with odd numbers, not {stream}")
+            )
         if flags & frames.END_HEADERS:
             self._on_head(stream, block, bool(flags & frames.END_STREAM))
         else:
@@ -362,7 +371,7 @@ class GrpcConnection(asyncio.Protocol):
         shared = self._shared
         method = shared.methods.get(head.path)
         if method is None:
-            details = f"there is no method {head.path[:128]!r}"
+            details = f"the method {head.path[:128]!r} does not exist"
             self._refuse(stream, StatusCode.UNIMPLEMENTED, details, (), ended)
             return
         call = ServerCall(self, stream, head, method, shared.limits, self._out.first_window)

@@ -85,7 +85,8 @@ class TfServing:
         scores = encoding.scores(_arrays(answer))
         if scores.size > MOST_VALUES:
             raise BadRequest(
-                f"the answer has {scores.size} scores; at most {MOST_VALUES} are written: use Predict"
+                f"the answer has {scores.size} scores, but this method returns at most {MOST_VALUES}: use "
+                "Predict"
             )
         response = MESSAGES["ClassificationResponse"]()
         for row in scores.tolist():
@@ -110,7 +111,9 @@ class TfServing:
         """Handle ``GetModelMetadata``. The only field is ``signature_def``."""
         name, version = self._wanted(request.model_spec, context)
         if other := set(request.metadata_field) - {"signature_def"}:
-            raise BadRequest(f"there is no metadata {sorted(other)[0][:60]!r}: ask for 'signature_def'")
+            raise BadRequest(
+                f"the metadata {sorted(other)[0][:60]!r} does not exist: request 'signature_def'"
+            )
         _check(context, name)
         found = self._catalogue.metadata(name, version)
         signatures = MESSAGES["SignatureDefMap"]()
@@ -136,7 +139,7 @@ class TfServing:
         _check(context, name)
         endpoint = self._calls.core.table().endpoints.get(name)
         if endpoint is None:
-            raise NotFound(f"there is no model {name[:100]!r}")
+            raise NotFound(f"the model {name[:100]!r} does not exist")
         response = MESSAGES["GetModelStatusResponse"]()
         for each in [version] if version else sorted(endpoint.versions, key=int):
             state = LOADING if self._catalogue.not_ready(name, each) else AVAILABLE
@@ -147,14 +150,15 @@ class TfServing:
         """Return the model and the version that a ``ModelSpec`` names. Raise BadRequest or NotFound."""
         if spec.signature_name not in ("", SIGNATURE):
             raise BadRequest(
-                f"there is no signature {spec.signature_name[:60]!r}: a model has one, {SIGNATURE!r}"
+                f"the signature {spec.signature_name[:60]!r} does not exist: every model has only "
+                f"{SIGNATURE!r}"
             )
         if not spec.version_label:
             return spec.name, str(spec.version.value) if spec.HasField("version") else ""
         _check(context, spec.name)
         endpoint = self._calls.core.table().endpoints.get(spec.name)
         if endpoint is None:
-            raise NotFound(f"there is no model {spec.name[:100]!r}")
+            raise NotFound(f"the model {spec.name[:100]!r} does not exist")
         return spec.name, endpoint.labelled(spec.version_label)
 
     async def _examples(self, request: Any, context: Any) -> Any:
@@ -196,10 +200,12 @@ def _features(given: Any) -> list[dict[str, Any]]:
     source = given.example_list_with_context if with_context else given.example_list
     common = dict(source.context.features.feature) if with_context else {}
     if len(source.examples) > MOST_EXAMPLES:
-        raise BadRequest(f"a request may have {MOST_EXAMPLES} examples: use Predict for more")
+        raise BadRequest(f"a request may have at most {MOST_EXAMPLES} examples: use Predict for more")
     features = sum(len(each.features.feature) + len(common) for each in source.examples)
     if features > MOST_VALUES:
-        raise BadRequest(f"the examples may have {MOST_VALUES} features together: use Predict for more")
+        raise BadRequest(
+            f"all examples together may have at most {MOST_VALUES} features: use Predict for more"
+        )
     found = [{**common, **dict(each.features.feature)} for each in source.examples]
     values = sum(
         len(getattr(feature, kind).value)
@@ -208,7 +214,7 @@ def _features(given: Any) -> list[dict[str, Any]]:
         for kind in ("bytes_list", "float_list", "int64_list")
     )
     if values > MOST_VALUES:
-        raise BadRequest(f"the examples may have {MOST_VALUES} values together: use Predict for more")
+        raise BadRequest(f"all examples together may have at most {MOST_VALUES} values: use Predict for more")
     return found
 
 

@@ -104,8 +104,8 @@ class InferenceHandler:
     def _caller(self, headers: Headers) -> Principal:
         if self._local_only and not is_local(headers):
             raise Forbidden(
-                "this address answers only to local callers: the Host, Origin or Sec-Fetch-Site header is "
-                "missing or foreign"
+                "this address answers only callers on its own host, but the header Host, Origin or "
+                "Sec-Fetch-Site is missing or names another site"
             )
         return self._access.authenticate(headers)
 
@@ -289,7 +289,9 @@ class InferenceHandler:
             grant.done(failed=True)
         model = target.model
         self._metrics.refused(model, CALLER_GONE)
-        error = TidegateError("the caller closed the connection before the answer", reason=CALLER_GONE)
+        error = TidegateError(
+            ("the caller closed the connection before the answer was sent"), reason=CALLER_GONE
+        )
         rid = telemetry.shown_id(headers.get(b"x-request-id", b""))
         principal = self._access.remembered(headers)
         self._log.refused("rest", model, error, principal, rid, status=CLIENT_CLOSED, headers=headers)

@@ -72,7 +72,7 @@ class SageMakerAsyncRoutes:
         async def make(received: Received) -> Response:
             if self._store is None or self._outputs is None:
                 raise BadRequest(
-                    "asynchronous inference has no store here: an operator sets TIDEGATE_ASYNC_URL"
+                    "asynchronous inference has no store: an operator must set TIDEGATE_ASYNC_URL"
                 )
             return await self._accept(received, model, self._store, self._outputs)
 

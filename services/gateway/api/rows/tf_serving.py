@@ -159,7 +159,7 @@ def _document(received: Received) -> dict[str, Any]:
         raise BadRequest("the request must be a JSON object")
     name = document.get("signature_name") or SIGNATURE
     if name != SIGNATURE:
-        raise BadRequest(f"there is no signature {shown(name)}: a model has one, {SIGNATURE!r}")
+        raise BadRequest(f"the signature {shown(name)} does not exist: every model has only {SIGNATURE!r}")
     return document
 
 

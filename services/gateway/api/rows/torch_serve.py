@@ -118,4 +118,6 @@ class TorchServeRoutes:
 
     async def refuse(self, request: Request) -> Response:
         """Refuse to manage models, and say which command does it."""
-        return torch_serve(BadRequest(f"callers of models cannot manage them; {_INSTEAD[request.method]}"))
+        return torch_serve(
+            BadRequest(f"models cannot be managed through this API; {_INSTEAD[request.method]}")
+        )

@@ -449,7 +449,7 @@ def _result(
 def not_tensors(model: str) -> BadRequest:
     """Return the error for tensors to a language model: with them a caller could choose any path."""
     return BadRequest(
-        f"model {model!r} is a language model, which takes no tensors: use /v1/chat/completions",
+        f"model {model!r} is a language model and takes no tensors: use /v1/chat/completions",
         reason="language_model",
     )
 

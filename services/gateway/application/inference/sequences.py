@@ -92,7 +92,7 @@ class SequenceRouter:
             task.cancel()
         if (request := self._sent.get(id_)) is not None:
             self._ended(request)
-            gone = DeadlinePassed("the caller has gone")
+            gone = DeadlinePassed("the caller closed the connection")
             self._tasks.start(self._record(request, gone), "record a sequence")
 
     # --- send ------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class SequenceRouter:
         now = time.monotonic()
         self._dead = {name: until for name, until in self._dead.items() if until > now}
         self._dead[replica] = now + DEAD_S
-        self._dispatcher.fail(id_, self._lost(request, f"its replica {replica} has ended"))
+        self._dispatcher.fail(id_, self._lost(request, f"the replica {replica} has ended"))
 
     def _lost(self, request: SequenceRequest, why: str) -> SequenceLost:
         return lost(request.mark, request.endpoint.name, why)
@@ -279,11 +279,11 @@ class SequenceRouter:
             SEQUENCES.labels("unknown").inc()
             raise not_started(request.mark, request.endpoint.name)
         if held.lost:
-            raise self._lost(request, f"its replica {held.replica} has ended")
+            raise self._lost(request, f"the replica {held.replica} has ended")
         if not self._lives(held.replica):
             if await self._watch.has_ended(_queue_of(held)):
                 await self._record_end(request.key, held, lost=True)
-                raise self._lost(request, f"its replica {held.replica} has ended")
+                raise self._lost(request, f"the replica {held.replica} has ended")
             self._dead.pop(held.replica, None)  # it had lost only its connection
         if held.deployment != request.route.name:
             self._move(request, held)
@@ -312,7 +312,7 @@ class SequenceRouter:
     async def _asked(self, call: Callable[[SequencePlaces], Awaitable[T]]) -> T:
         """Return the store's answer; raise StoreUnavailable. After a failure, do not call it for a while."""
         if self._places is None or time.monotonic() < self._away_until:
-            raise StoreUnavailable("the store is away")
+            raise StoreUnavailable("the store does not answer")
         try:
             return await call(self._places)
         except StoreUnavailable:
@@ -329,7 +329,7 @@ class SequenceRouter:
         """Send a request to the Deployment where its sequence began, which may be an earlier version's."""
         route = request.endpoint.route_named(held.deployment)
         if route is None:
-            raise self._lost(request, f"its Deployment {held.deployment} was removed")
+            raise self._lost(request, f"the Deployment {held.deployment} was removed")
         request.route, request.request = route, request.decode(route.contract)
 
     async def _start(self, request: SequenceRequest, held: Place | None) -> Place:
@@ -407,14 +407,14 @@ class SequenceRouter:
         try:
             await self._asked(lambda places: places.end(key, place, lost=lost))
         except StoreUnavailable:
-            log.info("the end of a sequence was not recorded; it ends when it is idle")
+            log.info("the end of a sequence was not recorded; the sequence expires when it is idle")
 
     async def _keep(self, request: SequenceRequest, place: Place, busy_ms: float) -> None:
         try:
             times = _times(request, busy_ms)
             await self._asked(lambda places: places.keep(request.key, place, request.id, times))
         except StoreUnavailable:
-            log.debug("the store is away; the gateway remembers the sequence")
+            log.debug("the store does not answer; the gateway keeps the sequence in memory")
 
 
 def _queue_of(place: Place) -> Queue:

@@ -368,6 +368,6 @@ def _compare_all(pairs: Sequence[_Pair]) -> list[list[Comparison] | None]:
                 compare(pair.outputs, pair.answer or [], shadow.atol, shadow.rtol, lambda: time.sleep(0))
             )
         except Exception:  # a malformed tensor of a model must not stop the others
-            log.exception("two answers were not compared")
+            log.exception("two answers could not be compared")
             found.append(None)
     return found

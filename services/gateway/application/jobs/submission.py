@@ -139,7 +139,7 @@ class JobSubmitter:
             raise self._core.needs_replica(route, error) from None
         if request.sequence is not None:
             raise BadRequest(
-                "a job cannot be a part of a sequence (sequence_id), because jobs run in any order: send the "
+                "jobs run in any order, so a job cannot belong to a sequence (sequence_id). Send the "
                 f"requests of a sequence to /v2/models/{model}/infer"
             )
         return JobRequest(
@@ -207,7 +207,10 @@ class JobSubmitter:
     def _check_room(self) -> None:
         if self._submitting >= MAX_SUBMITTING:
             raise Overloaded(
-                f"{self._submitting} jobs are being accepted, which is the limit: send the job again",
+                (
+                    f"the gateway accepts {self._submitting} jobs at the same time, the limit: send the job "
+                    "again"
+                ),
                 retry_after_s=1.0,
             )
 
@@ -233,7 +236,7 @@ class JobSubmitter:
             position = await self._backlog.ahead(request.route.name)
             if position is not None and position >= self._max_queued:
                 raise Overloaded(
-                    f"{request.route.name}: {position} jobs are queued, the limit is {self._max_queued}",
+                    f"{request.route.name}: {position} jobs are queued, and the limit is {self._max_queued}",
                     retry_after_s=10.0,
                 )
             new = await self._new_record(request)

@@ -96,7 +96,7 @@ class FileUpload:
             self._created_ms + int(keep_s * 1e3),
         )
         if not await self._store.end_upload(file):
-            raise Unavailable("the upload made no progress for too long: send the file again")
+            raise Unavailable("the upload stopped for too long: send the file again")
         return file
 
     async def abort(self) -> None:
@@ -175,7 +175,8 @@ class FileService:
         """Delete a file. Raises Conflict while a batch reads it."""
         if (reader := await self._batches.reading(file.id)) is not None:
             raise Conflict(
-                f"batch {batch_name(reader)} reads file {file_name(file.id)}: cancel it, or wait for its end"
+                f"batch {batch_name(reader)} reads file {file_name(file.id)}: cancel the batch, or wait "
+                "until it has ended"
             )
         chunks = await self._store.chunks(file.id)
         await self._store.delete(file)

@@ -98,7 +98,7 @@ def _split(table: Any, contract: Contract) -> list[Any]:
     if not isinstance(columns, list) or not isinstance(rows, list):
         raise BadRequest(f"{SPLIT} must be an object with the lists 'columns' and 'data'")
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        raise BadRequest(f"every row of {SPLIT} must be a list of {len(columns)} values, one for each column")
+        raise BadRequest(f"each row of {SPLIT} must be a list of {len(columns)} values, one for each column")
     if not set(map(str, columns)) & contract.inputs.keys():
         return rows  # the model takes one array
     return [dict(zip(columns, row, strict=True)) for row in rows]
@@ -113,13 +113,19 @@ def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[st
     kind = next((each for each in kinds if each in (JSON, CSV, NPY) or each in _LINES), JSON)
     if kind == CSV:
         if (size := sum(each.size for each in found.values())) > _MOST_WRITTEN_CELLS:
-            raise BadRequest(f"the answer has {size} cells, CSV at most {_MOST_WRITTEN_CELLS}: accept {NPY}")
+            raise BadRequest(
+                f"the answer has {size} cells, but an answer as CSV may have at most {_MOST_WRITTEN_CELLS}. "
+                f"Send the header Accept: {NPY}"
+            )
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(cells(found))
         return CSV, text.getvalue().encode()
     if kind == NPY:
         if len(found) != 1:
-            raise BadRequest(f"{NPY} holds one output, but the model returns {list(found)}: accept {JSON}")
+            raise BadRequest(
+                f"{NPY} can hold only one output, but the model returns {list(found)}. Send the header "
+                f"Accept: {JSON}"
+            )
         raw = io.BytesIO()
         (array,) = found.values()
         np.save(raw, _texts(array) if array.dtype == object else array, allow_pickle=False)
@@ -135,7 +141,9 @@ def _texts(array: np.ndarray) -> np.ndarray:
     sizes = (len(each) if isinstance(each, str) else _MOST_TEXT_BYTES for each in array.flat)
     longest = max(sizes, default=0)
     if 4 * longest * array.size > _MOST_TEXT_BYTES:
-        raise BadRequest(f"the strings of the answer are not text, or too long for {NPY}: accept {JSON}")
+        raise BadRequest(
+            f"the strings of the answer are not text, or too long for {NPY}. Send the header Accept: {JSON}"
+        )
     return array.astype(str)
 
 
@@ -171,7 +179,7 @@ def _row(value: Any) -> Any:
 
 def _check_lines(raw: bytes) -> None:
     if max(raw.count(b"\n"), raw.count(b"\r")) > _MOST_LINES:
-        raise PayloadTooLarge(f"the body has more than {_MOST_LINES} lines: send fewer, or {NPY}")
+        raise PayloadTooLarge(f"the body has more than {_MOST_LINES} lines: send fewer lines, or send {NPY}")
 
 
 def _from_csv(body: Buffer, contract: Contract) -> Decoded:
@@ -183,7 +191,7 @@ def _from_csv(body: Buffer, contract: Contract) -> Decoded:
     except (UnicodeDecodeError, csv.Error) as problem:
         raise BadRequest(f"the body is not CSV: {problem}") from None
     if not lines:
-        raise BadRequest("the CSV has no line")
+        raise BadRequest("the CSV has no lines")
     width, names = len(lines[0]), list(contract.inputs)
     if len(names) == 1 or width != len(names):
         values: Any = [_values(line, names[0], contract) for line in lines]
@@ -226,7 +234,7 @@ def _from_npy(body: Buffer, contract: Contract) -> Decoded:
         try:
             texts = array.tolist() if array.dtype.kind in "SU" else array.astype(str).tolist()
         except (ValueError, SystemError) as problem:  # code points that do not exist
-            raise BadRequest(f"input {name!r}: the array is no text: {problem}") from None
+            raise BadRequest(f"input {name!r}: the array is not text: {problem}") from None
         return decoding.from_columns(texts, contract)
     if datatype.name == "BF16" or not np.can_cast(array.dtype, datatype.numpy, "same_kind"):
         raise BadRequest(f"input {name!r}: expected {datatype.name}, got an array of {array.dtype}")
@@ -253,7 +261,7 @@ def _array(body: Buffer) -> np.ndarray:
         raise BadRequest(f"the array has the type {dtype} and the shape {shape}: send numbers or strings")
     size, left = math.prod(shape) * dtype.itemsize, len(body) - file.tell()
     if size != left:
-        raise BadRequest(f"the head of the array says {size} bytes, but {left} follow")
+        raise BadRequest(f"the head of the array promises {size} bytes, but only {left} follow")
     try:
         flat = np.frombuffer(body, dtype, math.prod(shape), file.tell())
         return flat.reshape(shape, order="F" if fortran else "C")
@@ -265,8 +273,8 @@ def _from_bytes(body: Buffer, contract: Contract) -> Decoded:
     names = [name for name, (_, tensor) in contract.inputs.items() if tensor.datatype.name == "BYTES"]
     if len(names) != 1 or contract.required - set(names):
         raise BadRequest(
-            f"raw bytes need a model with one input of strings; this model takes {list(contract.inputs)}: "
-            f"send {JSON}"
+            "only a model with one input of strings takes raw bytes, but this model takes "
+            f"{list(contract.inputs)}: send {JSON}"
         )
     tensor = contract.inputs[names[0]][1]
     value: Any = bytes(body)
