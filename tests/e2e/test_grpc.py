@@ -229,7 +229,7 @@ def test_model_control(client: Any, stack: Stack, identity: str) -> None:
     with pytest.raises(InferenceServerException, match="held at 0 replicas"):
         client.infer(identity, [x(rows(1))])
     with triton_http.InferenceServerClient(stack.settings.gateway_url.removeprefix("http://")) as over_http:
-        with pytest.raises(InferenceServerException, match=r"failed to load .*: a load cannot include"):
+        with pytest.raises(InferenceServerException, match=r"failed to load .*, a load cannot include"):
             over_http.load_model(identity, headers=operator, config='{"max_batch_size": 16}')
         over_http.load_model(identity, headers=operator)
         assert over_http.is_model_ready(identity)

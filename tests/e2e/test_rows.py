@@ -219,8 +219,8 @@ def test_sagemakers_asynchronous_inference_with_boto3(
     assert len(answer_at(as_npy).splitlines()) == ROWS
     assert len(as_npy["InferenceId"]) == 32
     for refused, text in (
-        (wrong, "do not fill the shape"),
-        (missing, "there is no input"),
+        (wrong, "cannot fill the shape"),
+        (missing, "does not exist"),
         (elsewhere, "not below"),
         (endless, "no model"),
     ):

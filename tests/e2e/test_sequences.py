@@ -242,7 +242,7 @@ def test_what_a_client_of_triton_matches_on(stack: Stack, client: Any) -> None:
         headers={"Prefer": "respond-async"},
     )  # fmt: skip
     assert job.status_code == 400
-    assert "a job cannot be a part of a sequence" in job.json()["error"]
+    assert "a job cannot belong to a sequence" in job.json()["error"]
     config = client.get_model_config(SUMS, as_json=True)["config"]
     assert config["sequence_batching"]["oldest"]["max_candidate_sequences"] == 16
 
@@ -290,7 +290,7 @@ def test_idle_sequences_make_room(stack: Stack) -> None:
     refused = events(stack, SMALL, x=3, sequence_id=23, sequence_start=True, timeout_ms=200)
     assert (refused.status_code, refused.json()["reason"]) == (503, "overloaded")
     assert int(refused.headers["retry-after"]) >= 1
-    assert "keeps as many sequences as its 1 ' keep2)" in refused.json()["error"]
+    assert "keeps 2 sequences, the limit of the replicas that are ready (1)" in refused.json()["error"]
     assert sums_in(events(stack, SMALL, x=3, sequence_id=23, sequence_start=True)) == [3, 3], "it has waited"
     gone = events(stack, SMALL, x=1, sequence_id=21)
     assert gone.status_code == 400

@@ -50,7 +50,7 @@ BAD: dict[str, tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]] = {
     "wrong shape": (
         {"y": "np.concatenate([x, x], axis=1)"},
         (),
-        ("contradicts its signature", "FP32 [1, 2]"),
+        ("contradicts the signature", "FP32 [1, 2]"),
     ),
     "wrong golden output": ({"y": "x * 3"}, ("--check", "golden.json"), ("y[0] is 9.0, expected 6",)),
     "crash at load": ({"initialize": "os._exit(13)"}, (), ("ended while it loaded", "2 tries")),

@@ -11,7 +11,7 @@ LONGEST = 500
 def describe_exit(code: int | None) -> str:
     """Return what an exit code means (negative: a signal; None: not known)."""
     if code is None:
-        return "the worker's process is gone"
+        return "the worker's process has ended"
     if code < 0:
         return f"the worker was ended by {_signal_name(-code)}"
     return f"the worker exited with code {code}"

@@ -211,7 +211,11 @@ def _outcome(
         kind = "died" if running.out_of_memory else unknown
         why = "the memory limit was reached: " if running.out_of_memory else ""
         return ScratchOutcome.model_validate(
-            {"round": round_, "kind": kind, "message": f"{why}{running.ending or 'its process is gone'}"}
+            {
+                "round": round_,
+                "kind": kind,
+                "message": f"{why}{running.ending or 'the process of the scratch replica has ended'}",
+            }
         )
     age = now - running.launched_at
     if age > LONGEST_S or (report is None and silent_s > SILENT_S):

@@ -141,7 +141,7 @@ def _failure(
     ``evidence_s``: for how long heartbeats have been readable.
     """
     if not worker.alive:
-        return worker.ending or "the worker's process is gone"
+        return worker.ending or "the worker's process has ended"
     if report is not None and report.state == "failed":
         return report.message or "the worker reports a failure without a message"
     if evidence_s <= SILENT_S:

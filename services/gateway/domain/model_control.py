@@ -24,7 +24,7 @@ def check_parameters(model: str, parameters: Mapping[str, Any]) -> None:
     else:
         return
     raise BadRequest(
-        f"failed to load {model!r}: a load cannot include {what}, because a version never changes. Change "
+        f"failed to load {model!r}, a load cannot include {what}, because a version never changes. Change "
         f"the model's directory, and deploy it as a new version with `tidegate deploy FOLDER --name {model}`"
     )
 

@@ -84,8 +84,7 @@ def store_away(model: str, mark: SequenceMark, retry_after_s: float) -> Unavaila
 def all_taken(model: str, replicas: int, slots: int, idle_ms: float) -> Overloaded:
     """Return the error for a sequence that cannot start, because every replica keeps as many as it can."""
     return Overloaded(
-        f"the {replicas} ready replicas of model '{model}' keep {slots} sequences, the most that they can "
-        "keep. End a sequence, or raise max_replicas of the Deployment: tidegate policy NAME --set "
-        "max_replicas=N",
+        f"model '{model}' keeps {slots} sequences, the limit of the replicas that are ready ({replicas}). "
+        "End a sequence, or raise max_replicas of the Deployment: tidegate policy NAME --set max_replicas=N",
         retry_after_s=max(1.0, idle_ms / 1e3),
     )

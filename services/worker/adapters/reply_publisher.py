@@ -104,7 +104,7 @@ class ReplyPublisher:
         elif request.flags & envelope.STREAM:
             # The deadline has passed. Only a stream that has sent an answer can run on after it, and such a
             # stream is not retried.
-            message = "the worker was lost in the middle of the stream"
+            message = "the worker ended in the middle of the stream"
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
             await self.reply(reply_to, [frame])
 

@@ -67,7 +67,7 @@ def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
     problem = "" if check.agrees(outputs, rows) else check.last
     if problem := problem or check.missing(outputs):
         raise Contradiction(
-            f"The model's answer contradicts its signature: {problem}. Correct the model, or deploy it with "
+            f"The model's answer contradicts the signature: {problem}. Correct the model, or deploy it with "
             "a correct signature (`tidegate deploy --signature FILE.json`)."
         )
 

@@ -31,7 +31,7 @@ async def test_the_same_over_grpc(stub, add_model, make_peer, until):
     model = await add_model(signature=None)
     async with make_peer(model) as peer:
         await peer.connection.wait_up(PATIENCE_S)
-        with pytest.raises(grpc.aio.AioRpcError, match="not known before its first replica") as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match="not known until the first replica") as caught:
             await stub.ModelMetadata(pb.ModelMetadataRequest(name=model))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         trailers = dict(caught.value.trailing_metadata())

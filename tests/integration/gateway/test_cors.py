@@ -159,7 +159,7 @@ async def test_what_an_operator_has_turned_off(client, worker):
     assert (refused.status_code, "TIDEGATE_SHARED_MEMORY=local" in refused.json()["error"]) == (400, True)
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"shared_memory_region": "r"}}
     refused = await client.post(INFER, json={"inputs": [tensor]}, headers=KEY)
-    assert (refused.status_code, "if TIDEGATE_SHARED_MEMORY is local" in refused.json()["error"]) == (
+    assert (refused.status_code, "TIDEGATE_SHARED_MEMORY=local" in refused.json()["error"]) == (
         400,
         True,
     )

@@ -74,7 +74,7 @@ async def test_health_and_metadata(client, gateway):
 
 
 async def test_the_configuration(client, gateway, valkey_url):
-    with pytest.raises(InferenceServerException, match="not known before its first replica") as caught:
+    with pytest.raises(InferenceServerException, match="not known until the first replica") as caught:
         await client.get_model_config("digits")
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
     store = Store.connect(valkey_url)

@@ -58,7 +58,7 @@ async def test_a_users_gpu_that_the_replica_does_not_hold_is_refused(
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("m/config.pbtxt", CONFIG)
         file.write(example("identity")[0], "m/1/model.py")
-    with pytest.raises(ModelFailed, match=r"'m' asks for a GPU .* this replica holds none"):
+    with pytest.raises(ModelFailed, match=r"'m' requests a GPU .* this replica has none"):
         await run("triton", path, None)
 
 

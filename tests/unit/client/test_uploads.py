@@ -76,7 +76,7 @@ def lost() -> httpx.Response:
 
 
 def busy() -> httpx.Response:
-    return httpx.Response(503, json={"error": "the store does not answer", "reason": "unavailable"})
+    return httpx.Response(503, json={"error": "the store is away", "reason": "unavailable"})
 
 
 def test_it_continues_after_lost_connections(make: Any, file: Path) -> None:  # noqa: F811

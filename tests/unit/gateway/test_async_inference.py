@@ -74,5 +74,5 @@ async def test_inputs_in_a_folder_are_plain_files_below_it(tmp_path: Path) -> No
     store = AsyncStore(f"file://{root}")
     assert [await store.read(key, 100) for key in ("input", "same")] == [b"rows", b"rows"]
     for key in ("link", "there/secret", "pipe", "missing"):
-        with pytest.raises(NotFound, match=f"no input at .*{key}"):
+        with pytest.raises(NotFound, match=f"the input .*{key} does not exist"):
             await store.read(key, 100)

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize(
     ("fleet", "told"),
     [
-        (ReplicaFleet(), "not known before its first replica is ready"),
-        (ReplicaFleet(start_ms=60_000), "not known before its first replica is ready"),
+        (ReplicaFleet(), "not known until the first replica is ready"),
+        (ReplicaFleet(start_ms=60_000), "not known until the first replica is ready"),
         (ReplicaFleet(fault="the model does not load"), "digits-v1 has no replica: the model does not load"),
     ],
 )

@@ -100,7 +100,7 @@ def test_shapes(dims, value, shape):
     [((1,), [1, 2]), ((2,), 1), ((-1, 2), [1, 2, 3]), ((-1, -1), [1, 2]), ((), [1, 2]), ((-1, 0), [1])],
 )
 def test_values_that_do_not_fit_the_shape(dims, value):
-    with pytest.raises(BadRequest, match="do not fill the shape"):
+    with pytest.raises(BadRequest, match="cannot fill the shape"):
         generate.fitting("x", dims, value)
 
 

@@ -156,7 +156,7 @@ async def test_who_may(world: World, control: Any, allowed: str, principal: Prin
 
 @pytest.mark.parametrize("given", [{"config": "{}"}, {"config": "{}", "file:1/model.py": "x"}])
 async def test_a_load_brings_nothing(control: Any, given: dict[str, str]):
-    with pytest.raises(BadRequest, match=r"failed to load 'digits': a load cannot include .*tidegate deploy"):
+    with pytest.raises(BadRequest, match=r"failed to load 'digits', a load cannot include .*tidegate deploy"):
         await control().load("digits", given, OPERATOR)
 
 

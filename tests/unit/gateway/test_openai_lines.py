@@ -56,7 +56,7 @@ def test_bad_lines(raw, code, param):
 def checked(lines: list[bytes], unknown: str = "") -> FileCheck:
     def check_model(name: str) -> None:
         if name == unknown:
-            raise NotFound(f"the model {name!r}")
+            raise NotFound(f"there is no model {name!r}")
 
     found = FileCheck(URL, check_model)
     for each in lines:  # in pieces, as the chunks of a file come

@@ -280,7 +280,7 @@ async def test_a_start_waits_for_a_free_slot(monkeypatch: pytest.MonkeyPatch):
     error = gateway.outcomes[0][1]
     assert isinstance(error, Overloaded)
     assert error.retry_after_s == 1.0
-    assert "its 2 ' keep4)" in error.message
+    assert "keeps 4 sequences, the limit of the replicas that are ready (2)" in error.message
     assert gateway.load.outstanding == 0
 
 

@@ -116,13 +116,15 @@ def test_it_shares_calls_with_requests_that_say_what_they_are():
             only("FP32", -1, -1),
             bytes(4),
             "The shape of the raw input 'x' can not be deduced because there are more than one "
-            "variable-sized dimension: a raw body can determine only one variable dimension (-1), but [-1, -1] has more",
+            "variable-sized dimension: a raw body can determine only one variable dimension (-1), "
+            "but [-1, -1] has more",
         ),
         (
             only("BYTES", -1, -1),
             b"a",
             "The shape of the raw input 'x' can not be deduced because there are more than one "
-            "variable-sized dimension: a raw body can determine only one variable dimension (-1), but [-1, -1] has more",
+            "variable-sized dimension: a raw body can determine only one variable dimension (-1), "
+            "but [-1, -1] has more",
         ),
         (only("BYTES", 2), b"a", STRING + "a raw body is one element of BYTES, but the shape is [2]"),
         (

@@ -68,7 +68,7 @@ def test_a_gpu_that_the_replica_does_not_hold_is_refused() -> None:
     check_instance_groups(
         "m", [InstanceGroup("cpu"), InstanceGroup("auto"), InstanceGroup("model", (5,))], ()
     )
-    with pytest.raises(ModelFailed, match=r"'m' asks for a GPU .* holds none\. .*gpus=1"):
+    with pytest.raises(ModelFailed, match=r"'m' requests a GPU .* has none\. .*gpus=1"):
         check_instance_groups("m", [InstanceGroup("gpu")], ())
     with pytest.raises(ModelFailed, match=r"asks for GPU 0, but this replica has 0 .*inside it: none"):
         check_instance_groups("m", [InstanceGroup("auto", (0,))], ())

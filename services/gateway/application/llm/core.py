@@ -363,7 +363,7 @@ def _continues(progress: StreamProgress, losses: int, error: WorkerLost, retry_s
     LOSSES.labels(action).inc()
     if action == "fail":
         raise WorkerLost(
-            "the worker was lost in the middle of the stream, and the stream cannot continue on another one, "
+            "the worker ended in the middle of the stream, and the stream cannot continue on another one, "
             f"because {problem}: send the request again"
         ) from None
     return action == "continue"
