@@ -33,23 +33,27 @@ class RegistrySettings(Settings):
         "on", description="`off`: new versions may serve without a scratch replica that verifies them first."
     )
     pending_artifact_s: float = Field(
-        3600.0, gt=0, description="How long an upload that no version uses yet is kept, in seconds."
+        3600.0, gt=0, description="For how many seconds a finished upload is kept if no version uses it."
     )
     deleted_version_s: float = Field(
         7 * 86_400.0,
         ge=0,
         le=3650 * 86_400.0,
-        description="How long a deleted version can be restored, in seconds; 0: it is gone at once.",
+        description="For how many seconds a deleted version can be restored; 0: it is removed immediately.",
     )
     probe_every_s: float = Field(
-        5.0, gt=0, description="How often database and artifact store are probed, in seconds."
+        5.0,
+        gt=0,
+        description=("How often the registry checks the database and the artifact store, in seconds."),
     )
     max_uploads_per_caller: int = Field(32, ge=1, description="Most unfinished uploads of one caller.")
     max_upload_bytes_per_caller: int = Field(
         64 * GIB, ge=1, description="Most bytes that the unfinished uploads of one caller may have together."
     )
     upload_idle_s: float = Field(
-        86_400.0, gt=0, description="How long an unfinished upload that gets no bytes is kept, in seconds."
+        86_400.0,
+        gt=0,
+        description=("For how many seconds an unfinished upload is kept if no more bytes arrive."),
     )
     presigned_downloads: bool = Field(
         True, description="With an artifact store on S3, replicas download from it directly, by signed URLs."

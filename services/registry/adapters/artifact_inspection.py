@@ -157,7 +157,8 @@ def _triton_signature(declared: Signature | None, user_signature: Signature | No
         user_signature = user_signature.model_copy(update=from_config)
     if declared is not None and user_signature is not None and declared != user_signature:
         raise BadRequest(
-            "The given signature differs from the one in config.pbtxt. Leave it out, or correct one of them."
+            "The given signature differs from the one in config.pbtxt. Leave the given signature out, or "
+            "correct one of them."
         )
     return declared or user_signature
 
@@ -175,8 +176,8 @@ def _check_torchscript(path: Path) -> None:
         ) from None
     if "constants.pkl" not in inner or not any(name.startswith("code/") for name in inner):
         raise BadRequest(
-            "The file holds weights but no code (torch.save of a module or a state dict), so it cannot be "
-            f"loaded without your Python classes. Instead, {remedy}."
+            "The file has weights but no code (torch.save of a module or a state dict). Without your "
+            f"Python classes it cannot be loaded. Instead, {remedy}."
         )
 
 

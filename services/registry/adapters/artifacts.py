@@ -73,7 +73,7 @@ class ArtifactStore:
         try:
             await self.do(self._probe)
         except Unavailable as error:
-            log.warning("artifact store probe failed", extra={"problem": error.message})
+            log.warning("the artifact store failed its health check", extra={"problem": error.message})
 
     async def stage(self, chunks: AsyncIterator[bytes], announced: int | None = None) -> StagedArtifact:
         """Write an upload and hash it. ``announced``: the size in bytes that the sender has stated.

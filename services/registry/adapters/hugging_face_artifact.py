@@ -35,15 +35,16 @@ def inspect(
     found = _folder(_read(path, limits))
     if found is None:
         raise BadRequest(
-            f"The archive has no {CONFIG} at its root, so it is not a Hugging Face folder. Pack "
-            "the folder's contents."
+            f"The archive has no {CONFIG} at its root, so it is not a Hugging Face folder. Pack the "
+            "contents of the folder, not the folder itself."
         )
     plan = hugging_face.plan(*found, allow_pickle=allow_pickle)
     own = hugging_face.signature_of(plan, max_batch)
     given = user_signature or own
     if (given.inputs, given.outputs) != (own.inputs, own.outputs):
         raise BadRequest(
-            f"The given signature differs from that of the Hugging Face folder ({plan.task}). Leave it out."
+            f"The given signature differs from that of the Hugging Face folder ({plan.task}). Leave the "
+            "given signature out."
         )
     signature.check(own)
     return given, hugging_face.requirements_of(plan)

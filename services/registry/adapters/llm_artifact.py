@@ -46,7 +46,7 @@ def check(path: Path, limits: ArchiveLimits, *, allow_pickle: bool) -> None:
     if not is_gguf(path):
         raise BadRequest(
             "The file is not a language model: it is neither GGUF nor an archive of a Hugging Face folder. "
-            "If it should be a GGUF file, download it again."
+            "If you expected a GGUF file, download the file again."
         )
     _check_gguf(path)
 
@@ -56,10 +56,10 @@ def _check_gguf(path: Path) -> None:
         size = len(data)
         needed, problem = _needed_bytes(data)
     if problem:
-        raise BadRequest(f"The GGUF file cannot be used: {problem}. Download it again.")
+        raise BadRequest(f"The GGUF file cannot be used: {problem}. Download the file again.")
     if size < needed:
         raise BadRequest(
-            f"The GGUF file is not complete: it has {size} of {needed} bytes. Download it again."
+            f"The GGUF file is not complete: it has {size} of {needed} bytes. Download the file again."
         )
 
 

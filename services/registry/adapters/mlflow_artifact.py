@@ -46,7 +46,7 @@ def inspect(
     if home is None:
         raise BadRequest(
             f"The archive has no {mlflow_model.FILE} at its root, so it is not an MLflow model. Pack the "
-            f"contents of the folder in which {mlflow_model.FILE} is."
+            f"contents of the folder that has {mlflow_model.FILE}."
         )
     model = mlflow_model.parsed(contents.texts[home / mlflow_model.FILE])
     files = [each.relative_to(home) for each in contents.files if home in each.parents]
@@ -97,5 +97,5 @@ def _python_note(saved_with: str) -> list[str]:
         return []
     return [
         f"The MLflow model was saved with Python {saved_with}, and models here run with Python {here}. "
-        "Functions that were pickled may not load. Save it with this Python, or as code."
+        f"Pickled functions may not load. Save the model with Python {here}, or save it as code."
     ]

@@ -39,7 +39,7 @@ def pieces(path: Path) -> Iterator[bytes]:
                         return
             except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
                 raise BadRequest(
-                    f"The joblib file is compressed and damaged ({error}). Save the estimator again."
+                    f"The compressed joblib file is damaged ({error}). Save the estimator again."
                 ) from None
 
 

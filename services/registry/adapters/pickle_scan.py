@@ -25,8 +25,8 @@ def imports(path: Path, *, joblib: bool = True) -> set[Import]:
         head = file.read(6)
         if head.startswith(b"\x04\x22\x4d\x18"):
             raise BadRequest(
-                "The joblib file is compressed with lz4, which is not read here, so its imports cannot be "
-                "checked. Save it with joblib.dump(model, path, compress=3)."
+                "The joblib file is compressed with lz4, which the registry cannot read, so the file's "
+                "imports cannot be checked. Save the estimator with joblib.dump(model, path, compress=3)."
             )
         file.seek(0)
         plain = not joblib or pickle_file.is_plain(head)
@@ -83,7 +83,7 @@ class _Plain:
             part = self._file.readline(STEP)
             self._take(len(part))
             if not part:
-                raise Unscannable("it has a line that does not end")
+                raise Unscannable("the pickle has a line without an end")
         return first.removesuffix(b"\n")
 
     def _take(self, size: int) -> None:
@@ -152,4 +152,4 @@ class _Pieces:
 
 
 def _too_short() -> Unscannable:
-    return Unscannable("it ends too early, or unpacks to more than 1 GiB")
+    return Unscannable("the pickle ends too early, or unpacks to more than 1 GiB")

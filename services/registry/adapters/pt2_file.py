@@ -42,8 +42,9 @@ def inspect(path: Path, user_signature: Signature | None, max_batch: int, *, all
         ) from None
     if problem and not allow_pickle:
         raise BadRequest(
-            f"Loading this file of torch.export could run any code in it on the workers: {problem}. If you "
-            "trust its origin, deploy with `tidegate deploy --allow-pickle` (in the API: allow_pickle=true)."
+            f"Loading this file of torch.export could run any code on the workers: {problem}. If you trust "
+            "the file's author, deploy with `tidegate deploy --allow-pickle` (in the API: "
+            "allow_pickle=true)."
         )
     found = pt2.signature_of(program, user_signature, max_batch)
     signature.check(found)
@@ -58,11 +59,15 @@ def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
     sizes = {info.filename: info.file_size for info in archive.infolist()}
     inner = {name.partition("/")[2].lower(): name for name in sizes}
     if len(inner) < len(sizes) or len({name.partition("/")[0] for name in sizes}) > 1:
-        raise ValueError("it has two folders at its root, or names that differ only by case")
+        raise ValueError("the file has two folders at its root, or names that differ only by case")
     models = [each for each in inner if each.startswith("models/") and each.endswith(".json")]
     if len(models) != 1:
         old = "serialized_exported_program.json" in sizes
-        raise ValueError("an old release of torch saved it" if old else f"it has {len(models)} programs")
+        raise ValueError(
+            ("an old release of torch saved the file")
+            if old
+            else f"the file has {len(models)} programs, expected one"
+        )
     if sizes[inner[models[0]]] > MAX_PROGRAM:
         raise ValueError(f"the description of the program is larger than {MAX_PROGRAM} bytes")
     program = json.loads(archive.read(inner[models[0]]))
@@ -71,7 +76,7 @@ def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
     payloads, names = {}, {}
     for each, name in inner.items():
         if each.startswith("data/aotinductor/"):
-            return program, "it has compiled libraries"
+            return program, "the file has compiled libraries"
         if each.endswith("_config.json") and each.startswith("data/"):
             if sizes[name] > MAX_PROGRAM:
                 return program, f"{each} has more than {MAX_PROGRAM} bytes"

@@ -44,10 +44,12 @@ def types(path: Path, limits: ArchiveLimits) -> set[SkopsType]:
         for each in _types(schema.encode()):
             found.add(each)
             if len(found) > MAX_TYPES:
-                raise Malformed(f"it names more than {MAX_TYPES} types")
+                raise Malformed(f"the file names more than {MAX_TYPES} types")
         return found
     except Malformed as error:
-        raise BadRequest(f"The {SCHEMA} of the skops file cannot be read ({error}). Save it again.") from None
+        raise BadRequest(
+            f"The {SCHEMA} of the skops file cannot be read ({error}). Save the estimator again."
+        ) from None
 
 
 def _types(schema: bytes) -> Iterator[SkopsType]:

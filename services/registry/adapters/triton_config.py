@@ -80,11 +80,11 @@ def parse(text: str, where: str) -> TritonConfig:
         # The parser quotes the text, which may have characters that a terminal obeys.
         reason = "".join(each if each.isprintable() else "?" for each in str(error))[:300]
         raise BadRequest(
-            f"config.pbtxt of {where!r} cannot be read: {reason}. Correct it and deploy again."
+            f"config.pbtxt of {where!r} cannot be read: {reason}. Correct the file and deploy again."
         ) from None
     if config.max_batch_size < 0:
         raise BadRequest(
-            f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}; use 0 or more."
+            f"config.pbtxt of {where!r}: max_batch_size is {config.max_batch_size}, but must be 0 or more."
         )
     is_ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
     parts = frozenset(step.model_name for step in config.ensemble_scheduling.step)
@@ -110,8 +110,8 @@ def _tensor(declared: Any, where: str) -> TensorSpec:
         raise BadRequest(f"config.pbtxt of {where!r}: {declared.name!r} has no usable data_type ({named}).")
     if not declared.name or any(dim < -1 or dim == 0 for dim in declared.dims):
         raise BadRequest(
-            f"config.pbtxt of {where!r}: each input and output needs a name, and dims of -1 or at least 1, "
-            f"but {declared.name!r} has {list(declared.dims)}."
+            f"config.pbtxt of {where!r}: each input and output needs a name, and each of its dims must be "
+            f"-1 or at least 1. But {declared.name!r} has the dims {list(declared.dims)}."
         )
     # Only inputs have this field.
     optional = bool(getattr(declared, "optional", False))

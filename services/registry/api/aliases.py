@@ -53,7 +53,11 @@ class AliasTarget(Noun):
     version: Annotated[int, Field(ge=1, le=LARGEST)]
     expected: Annotated[
         int | None,
-        Field(ge=0, le=LARGEST, description="The version that it must point to now; 0: it must not exist."),
+        Field(
+            ge=0,
+            le=LARGEST,
+            description=("The version that the alias must point to now; 0: the alias must not exist."),
+        ),
     ] = None
 
 

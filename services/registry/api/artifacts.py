@@ -26,8 +26,10 @@ async def upload(
     artifacts: ArtifactsDep,
     request: Request,
     content_length: Annotated[int | None, Header(ge=0)] = None,
-    sha256: Annotated[Digest | None, Query(description="Compared with the bytes that arrive.")] = None,
-    filename: Annotated[str | None, Query(description="For the sender's own logs; not stored.")] = None,
+    sha256: Annotated[Digest | None, Query(description="sha256 that the arriving bytes must have.")] = None,
+    filename: Annotated[
+        str | None, Query(description=("A name for the sender's own logs. The registry does not store it."))
+    ] = None,
 ) -> ArtifactInfo:
     """Store the request's body under its sha256, while it arrives. The same bytes are stored once.
 
@@ -48,16 +50,16 @@ async def head(artifacts: ArtifactsDep, sha256: str) -> Response:
     response_class=StreamingResponse,
     responses={
         206: {"description": "The bytes from the start of a Range of the form `bytes=N-`."},
-        304: {"description": "The caller has these bytes: `If-None-Match` is their ETag."},
-        307: {"description": "Only for replicas: the bytes are at this signed URL of the artifact store."},
-        416: {"description": "The Range begins behind the last byte."},
+        304: {"description": "The caller already has these bytes: their ETag is in `If-None-Match`."},
+        307: {"description": "Only for replicas: this signed URL of the artifact store has the bytes."},
+        416: {"description": "The Range begins after the last byte."},
     },
 )
 async def download(
     artifacts: ArtifactsDep,
     sha256: str,
     range_: Annotated[
-        str | None, Header(alias="Range", description="`bytes=N-`; others are ignored.")
+        str | None, Header(alias="Range", description="`bytes=N-`; other forms are ignored.")
     ] = None,
     known: Annotated[str | None, Header(alias="If-None-Match")] = None,
     redirect: Annotated[bool, Query(description="Allow a redirect to the artifact store.")] = True,

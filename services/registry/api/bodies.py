@@ -69,20 +69,26 @@ class NewVersion(Noun):
     """A version to register, from an uploaded artifact."""
 
     artifact: Digest = Field(description="sha256 of the artifact.")
-    filename: str = Field(description="The file's name, a hint for its format.")
+    filename: str = Field(description="Name of the file, which may show its format.")
     format: Format | None = None
-    signature: Signature | None = Field(None, description="Not needed for ONNX or a config.pbtxt.")
+    signature: Signature | None = Field(
+        None, description=("Inputs and outputs. ONNX and config.pbtxt need none.")
+    )
     requirements: list[str] | None = Field(
-        None, max_length=2_000, description="Lines of a requirements.txt; None: those in the artifact."
+        None,
+        max_length=2_000,
+        description=("Lines of a requirements.txt; None: the requirements in the artifact."),
     )
     metadata: VersionMetadata | None = None
     allow_pickle: bool = Field(False, description="Accept a pickle; loading it runs code on the workers.")
     trust: Trust = Field(
-        default_factory=list, description="Names that a pickle or a skops file may import, all the same."
+        default_factory=list,
+        description=("Refused names that a pickle or a skops file may import nevertheless."),
     )
     breaking: bool = Field(False, description="Accept a signature that breaks callers of the latest version.")
     verification: VerificationOptions | None = Field(
-        None, description="How a scratch replica verifies it: options of the Deployment, and samples."
+        None,
+        description=("How a scratch replica verifies the version: options of the Deployment, and samples."),
     )
 
 
@@ -110,10 +116,10 @@ class VersionCheck(Noun):
     """A version to check before it is registered and deployed. Its artifact may not be uploaded yet."""
 
     artifact: Digest | None = Field(
-        None, description="sha256. If the artifact is stored here, its bytes are checked too."
+        None, description="sha256. If the artifact is stored, the registry also checks its bytes."
     )
     size: int | None = Field(None, ge=0, description="Bytes.")
-    filename: str = Field(description="As in the registration.")
+    filename: str = Field(description="The same as in the registration.")
     format: Format | None = None
     signature: Signature | None = None
     requirements: list[str] | None = Field(None, max_length=2_000)
@@ -128,8 +134,8 @@ class VersionCheck(Noun):
 class VersionChecked(BaseModel):
     """The result of a check that found no errors. ``version``: an existing version that is the same."""
 
-    format: Format | None = Field(description="None: only the file's contents will show it.")
-    stored: bool = Field(description="The artifact is stored: no upload is needed.")
+    format: Format | None = Field(description="None: only the file's contents can show it.")
+    stored: bool = Field(description="True if the artifact is already stored, so no upload is needed.")
     version: Version | None = None
     warnings: list[str] = Field(default_factory=list)
 
@@ -137,7 +143,9 @@ class VersionChecked(BaseModel):
 class VersionPatch(Noun):
     """Changes of a registered version. A signature can be added only if the version has none."""
 
-    metadata: VersionMetadata | None = Field(None, description="It replaces all metadata.")
+    metadata: VersionMetadata | None = Field(
+        None, description=("The new metadata, which replace all of the old.")
+    )
     metadata_patch: dict[str, Any] | None = Field(
         None, description="A JSON merge patch (RFC 7396) of the metadata: null removes a value."
     )
@@ -156,7 +164,7 @@ class ModelInfo(BaseModel):
     name: Name
     created_at: Any
     versions: list[int] = Field(description="Version numbers, ascending.")
-    aliases: dict[str, int] = Field(default_factory=dict, description="Aliases, and the version of each.")
+    aliases: dict[str, int] = Field(default_factory=dict, description="Each alias with its version.")
     latest: Version
 
 
@@ -168,7 +176,7 @@ class OverrideBody(Noun):
         False, description="Allow more than the Deployment's maximum. The host's capacity still applies."
     )
     ttl_s: float | None = Field(
-        None, gt=0, le=366 * 86_400, description="Seconds; None: until it is removed."
+        None, gt=0, le=366 * 86_400, description="Duration in seconds; None: until the override is removed."
     )
 
 

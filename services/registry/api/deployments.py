@@ -42,7 +42,7 @@ async def put(
 async def list_all(
     transactions: TransactionsDep,
     page: NamedPageDep,
-    model: Annotated[str | None, Query(description="Only those of this model.")] = None,
+    model: Annotated[str | None, Query(description="Only Deployments of this model.")] = None,
 ) -> Page[Deployment]:
     """Return every Deployment by name, or a page of them."""
     async with transactions.read() as reader:

@@ -49,7 +49,9 @@ async def list_all(transactions: TransactionsDep, page: NamedPageDep) -> Page[En
         return Page(items=items, next=following)
 
 
-@router.get("/{name}", response_model=Endpoint, responses={304: {"description": "It has not changed."}})
+@router.get(
+    "/{name}", response_model=Endpoint, responses={304: {"description": ("The Endpoint has not changed.")}}
+)
 async def get(
     transactions: TransactionsDep,
     name: str,

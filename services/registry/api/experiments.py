@@ -32,7 +32,9 @@ class ExperimentBody(Noun):
         description="Versions of the model. Their Deployments are created if they do not exist.",
     )
     deployments: list[Name] = Field(
-        default_factory=list, max_length=_MOST, description="Existing Deployments, beside the versions."
+        default_factory=list,
+        max_length=_MOST,
+        description=("Existing Deployments, in addition to the versions."),
     )
     options: ExperimentOptions = ExperimentOptions()
 
@@ -84,7 +86,9 @@ async def stop(transactions: TransactionsDep, name: str, response: Response) -> 
     """Stop an experiment. The control gets all traffic."""
     now = transactions.now().timestamp()
     endpoint = await transactions.decide(
-        lambda snapshot: experiments.end(snapshot, name, None, "stopped", "an operator stopped it", now),
+        lambda snapshot: experiments.end(
+            snapshot, name, None, "stopped", ("an operator stopped the experiment"), now
+        ),
         lambda reader: _read(reader, name),
     )
     return with_etag(endpoint, response)

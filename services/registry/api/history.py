@@ -46,9 +46,9 @@ class AuditPage(BaseModel):
 @router.get("/audit")
 async def read_audit(
     transactions: TransactionsDep,
-    principal: Annotated[str | None, Query(description="Only changes by this principal (its id).")] = None,
+    principal: Annotated[str | None, Query(description="Only changes by the principal with this id.")] = None,
     kind: Annotated[
-        str | None, Query(description="version, alias, policy, deployment, endpoint or key.")
+        str | None, Query(description="Only this kind: version, alias, policy, deployment, endpoint or key.")
     ] = None,
     name: str | None = None,
     before: Annotated[int | None, Query(description="Only entries with a smaller id.")] = None,
@@ -66,13 +66,17 @@ async def read_audit(
 def _usage_query(
     since: Annotated[date | None, Query(description="First day (UTC).")] = None,
     until: Annotated[date | None, Query(description="Last day (UTC), inclusive.")] = None,
-    principal: Annotated[str | None, Query(description="Only of this principal (its id).")] = None,
+    principal: Annotated[str | None, Query(description="Only usage of the principal with this id.")] = None,
     endpoint: str | None = None,
-    by: Annotated[str, Query(description="Sum by some of day,principal,endpoint.")] = ",".join(BY),
+    by: Annotated[str, Query(description=("Columns to sum by: some of day,principal,endpoint."))] = ",".join(
+        BY
+    ),
 ) -> UsageQuery:
     columns = tuple(dict.fromkeys(word.strip() for word in by.split(",") if word.strip()))
     if set(columns) - set(BY):
-        raise BadRequest(f"by must be some of {', '.join(BY)}, separated by commas, not {by[:80]!r}.")
+        raise BadRequest(
+            f"`by` must name one or more of {', '.join(BY)}, separated by commas, not {by[:80]!r}."
+        )
     return UsageQuery(since, until, principal, endpoint, columns)
 
 

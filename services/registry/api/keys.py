@@ -37,11 +37,11 @@ class KeyInfo(KeySpec):
 
     id: str
     prefix: str = Field(description="The first characters of the key.")
-    state: str = Field(description="active, expired or revoked.")
+    state: str = Field(description="State of the key: active, expired or revoked.")
     created_at: datetime
     revoked_at: datetime | None
     previous_until: datetime | None = Field(
-        description="Until then, the secret before the last rotation also works."
+        description="The time until which the secret before the last rotation also works."
     )
 
 

@@ -46,7 +46,8 @@ GUARDED = guarded("version")
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Permanent = Annotated[
-    bool, Query(description="Delete for good: it cannot be restored, and its artifact is removed.")
+    bool,
+    Query(description=("Delete permanently: the version cannot be restored, and its artifact is removed.")),
 ]
 
 
@@ -103,7 +104,7 @@ async def delete_model(
     deletion: DeletionDep,
     name: str,
     cascade: Annotated[
-        bool, Query(description="Also delete the Deployments and Endpoints that serve it.")
+        bool, Query(description="Also delete the Deployments and Endpoints that serve the model.")
     ] = False,
     permanent: Permanent = False,
 ) -> Items[ChangeNotification]:

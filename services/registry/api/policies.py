@@ -58,6 +58,8 @@ async def apply_retention(
 ) -> Retained:
     """Delete the versions that the model's policy does not keep. They can be restored for a while."""
     if body.retention is not None and not dry_run:
-        raise BadRequest("A body with a retention needs dry_run=true. PATCH the policy to change it.")
+        raise BadRequest(
+            "A body with a retention needs dry_run=true. To change the retention, PATCH the policy."
+        )
     items = await (retention.plan(name, body.retention) if dry_run else retention.apply(name))
     return Retained(applied=not dry_run, items=items)

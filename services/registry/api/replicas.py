@@ -51,7 +51,8 @@ async def refuse_replicas() -> None:
     """Raise Forbidden for a replica. A dependency of every route except those that replicas need."""
     if _replica() is not None:
         raise Forbidden(
-            "A replica's token opens only that replica's own artifact. Use a service token or an API key."
+            "A replica's token gives access only to that replica's artifact. Use a service token or an API "
+            "key."
         )
 
 
@@ -64,7 +65,7 @@ async def own_artifact(sha256: str, running: Annotated[RunningReplicas, Depends(
     """Raise Forbidden for a replica that does not run, or that reads another replica's artifact."""
     replica = _replica()
     if replica is not None and not await running.may_read(replica, sha256):
-        raise Forbidden("This token opens only the artifact of a running replica.")
+        raise Forbidden("This token gives access only to the artifact of a running replica.")
 
 
 @router.put("", status_code=204)

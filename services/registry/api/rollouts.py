@@ -29,14 +29,16 @@ class RolloutBody(Noun):
         None,
         ge=1,
         le=2**31 - 1,
-        description="A version of the model. Its Deployment is created if it does not exist.",
+        description="A version of the model. If it has no Deployment, one is created.",
     )
     deployment: Name | None = Field(None, description="An existing Deployment, instead of a version.")
     options: CanaryOptions = CanaryOptions()
     swap: bool = Field(
         False,
-        description="Replace the present version at once, without a canary and without room for both. "
-        "Requests wait until the new version is ready.",
+        description=(
+            "Replace the present version immediately, without a canary and without room for both versions. "
+            "Requests wait until the new version is ready."
+        ),
     )
 
 
@@ -90,20 +92,24 @@ async def promote(transactions: TransactionsDep, name: str, response: Response) 
             return shadows.promote(snapshot, name)
         return rollouts.advance(snapshot, name, None, progress, now)
 
-    now, progress = transactions.now().timestamp(), Progress("promoted", "an operator promoted it")
+    now, progress = transactions.now().timestamp(), Progress("promoted", "an operator promoted the canary")
     return with_etag(await transactions.decide(decision, lambda reader: _read(reader, name)), response)
 
 
 @router.post("/{name}/rollout/pause", dependencies=[GUARDED])
 async def pause(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Keep a canary's share. The router still rolls it back if it does harm."""
-    return await _advance(transactions, name, None, Progress("paused", "an operator paused it"), response)
+    return await _advance(
+        transactions, name, None, Progress("paused", ("an operator paused the rollout")), response
+    )
 
 
 @router.post("/{name}/rollout/resume", dependencies=[GUARDED])
 async def resume(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Continue the steps of a paused canary."""
-    return await _advance(transactions, name, None, Progress("running", "an operator resumed it"), response)
+    return await _advance(
+        transactions, name, None, Progress("running", ("an operator resumed the rollout")), response
+    )
 
 
 @router.post("/{name}/rollout/progress", dependencies=[GUARDED])

@@ -27,7 +27,8 @@ def _search(
         Query(alias="filter", max_length=filters.LONGEST, description=f"Conditions: `{filters.EXAMPLE}`."),
     ] = "",
     order_by: Annotated[
-        str | None, Query(max_length=400, description="A name and asc or desc: `metrics.accuracy desc`.")
+        str | None,
+        Query(max_length=400, description=("A name, followed by asc or desc: `metrics.accuracy desc`.")),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=pages.MOST)] = pages.MOST,
     cursor: Annotated[str | None, Query(description="The `next` of the previous page.")] = None,

@@ -35,16 +35,18 @@ class ShadowBody(Written):
         None,
         ge=1,
         le=LARGEST,
-        description="A version of the model. Its Deployment is created if it does not exist.",
+        description="A version of the model. If it has no Deployment, one is created.",
     )
     deployment: Name | None = Field(None, description="An existing Deployment, instead of a version.")
     rate: float = Field(100.0, gt=0, le=100, description="Percent of the requests that are copied.")
     max_per_s: float | None = Field(
-        None, gt=0, le=LARGEST, description="The most copies in a second of each gateway process."
+        None, gt=0, le=LARGEST, description="Most copies in a second by each gateway process."
     )
     tolerance: Tolerance = Tolerance(atol=1e-6, rtol=1e-4)
-    wake: bool = Field(False, description="Copies may start a replica. Otherwise they use only idle ones.")
-    until: AwareDatetime | None = Field(None, description="The time of the last copy.")
+    wake: bool = Field(
+        False, description=("True: copies may start a replica. False: copies use only idle replicas.")
+    )
+    until: AwareDatetime | None = Field(None, description="Time after which no more requests are copied.")
 
 
 @router.put("/{name}/shadow", dependencies=[GUARDED])
@@ -90,5 +92,8 @@ async def _checked(reader: DesiredStateReader, name: str) -> Endpoint:
     (deployment,) = await reader.deployments(endpoint.shadow.deployment)
     (version,) = await reader.versions(deployment.model, deployment.version)
     if (problem := unfit_for_shadow(version)) is not None:
-        raise BadRequest(f"{deployment.name} {problem}. Compare it with a canary: leave out --shadow.")
+        raise BadRequest(
+            f"{deployment.name} {problem}. To compare this version, start a canary instead: leave out "
+            "--shadow."
+        )
     return endpoint

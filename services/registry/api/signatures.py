@@ -28,7 +28,7 @@ class ArtifactSignature(BaseModel):
 
     key: Digest = Field(description="sha256 of the public key (PEM, SubjectPublicKeyInfo).")
     created_at: datetime
-    bundle: dict[str, Any] = Field(description="The bundle of OpenSSF Model Signing.")
+    bundle: dict[str, Any] = Field(description="The signature, as a bundle of OpenSSF Model Signing.")
 
 
 @reading.get("")

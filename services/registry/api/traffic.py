@@ -29,8 +29,10 @@ class RolledBack(BaseModel):
 
     deployment: Deployment
     endpoint: Endpoint
-    replaced: list[str] = Field(description="They serve until the new one is ready; empty: nothing changes.")
-    remade: bool = Field(description="The Deployment had been deleted and was created again.")
+    replaced: list[str] = Field(
+        description=("Deployments that serve until the new one is ready; empty: nothing changes.")
+    )
+    remade: bool = Field(description="True if the Deployment had been deleted and was created again.")
 
 
 class SplitBody(Noun):

@@ -42,10 +42,10 @@ class UploadInfo(Noun):
     id: str
     sha256: Digest
     size: int = Field(description="Bytes of the whole file.")
-    offset: int = Field(description="Bytes that are stored. The next part begins here.")
-    state: State = Field(description="open, verifying, stored or failed.")
+    offset: int = Field(description="Number of bytes that are stored; the next part begins at this offset.")
+    state: State = Field(description="State of the upload: open, verifying, stored or failed.")
     problem: str = Field("", description="Why the upload failed.")
-    part_bytes: int = Field(PART_BYTES, description="The best size of a part.")
+    part_bytes: int = Field(PART_BYTES, description="Recommended size of a part.")
 
 
 @router.post("", status_code=201, responses={200: {"model": UploadInfo}, 429: _TOO_MANY})
@@ -77,7 +77,7 @@ async def append(
     id_: str,
     request: Request,
     response: Response,
-    upload_offset: Annotated[int, Header(ge=0, description="Bytes that are stored already.")],
+    upload_offset: Annotated[int, Header(ge=0, description="Number of bytes that are already stored.")],
     content_length: Annotated[int | None, Header(ge=0)] = None,
 ) -> UploadInfo:
     """Append the request's body. Return 409 ``wrong_offset`` if the upload continues at another byte.

@@ -36,7 +36,7 @@ async def get_verification(
     name: str,
     number: Number,
     wait_s: Annotated[
-        float, Query(ge=0, le=60, description="Most seconds to wait while it is pending.")
+        float, Query(ge=0, le=60, description="Most seconds to wait while the verification is pending.")
     ] = 0.0,
 ) -> Verification:
     """Return the verification of a version, with its capacity card."""

@@ -52,7 +52,8 @@ class Artifacts:
         try:
             if expected is not None and expected != staged.sha256:
                 raise BadRequest(
-                    f"The bytes that arrived have sha256 {staged.sha256}, not {expected}: send them again."
+                    f"The bytes that arrived have sha256 {staged.sha256}, not {expected}. Send the file "
+                    "again."
                 )
             # A new artifact is moved first: a long copy must not hold the lock of the database.
             async with self._transactions.read() as reader:
@@ -74,7 +75,7 @@ class Artifacts:
             await writer.note_artifact(sha256, size, writer.now + self._keep_unused)
             if not await self.store.has(sha256):
                 if staged is None:
-                    raise Unavailable("The artifact was deleted while it was stored. Upload it again.")
+                    raise Unavailable("The artifact was deleted during its upload. Upload it again.")
                 await self.store.keep(staged)
         metrics.UPLOADED.inc(size)
 

@@ -63,7 +63,8 @@ async def with_parent(reader: DesiredStateReader, metadata: VersionMetadata, own
     found = await _registered(reader, parent)
     if found is not None and _named(found) == own:
         raise BadRequest(
-            f"{parent} is the version itself. Name the version that it was made from as its parent."
+            f"{parent} is this version itself, so it cannot be the parent. Name the version from which this "
+            "one was made."
         )
     return metadata if found is None else metadata.model_copy(update={"parent": _named(found)})
 

@@ -44,8 +44,8 @@ class Signatures:
         signature = read_bundle(bundle)
         if self._trusted is not None and not (await self._keys(self._trusted)).trusts(signature):
             raise BadRequest(
-                f"The signature by the key {signature.key[:12]} is not by a trusted key, or is wrong. Sign "
-                "with a key of TIDEGATE_TRUSTED_KEYS, or let an operator add your public key there.",
+                f"The key {signature.key[:12]} is not trusted, or its signature is wrong. Sign with a key "
+                "of TIDEGATE_TRUSTED_KEYS, or let an operator add your public key there.",
                 reason="bad_signature",
             )
         async with self._artifacts.store.local(sha256) as path:
@@ -55,7 +55,7 @@ class Signatures:
                 problem = str(error)
         if problem:
             raise BadRequest(
-                f"The signature is not about this artifact: {problem}. Sign what you deploy.",
+                f"The signature does not belong to this artifact: {problem}. Sign the file that you deploy.",
                 reason="bad_signature",
             )
         async with self._transactions.change() as writer:

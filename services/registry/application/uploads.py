@@ -224,5 +224,5 @@ class Uploads:
         if not check.cancelled() and (error := check.exception()) is not None:
             # The next request for the upload begins the check again.
             log.warning(
-                "an upload was not checked", extra={"upload": check.get_name(), "problem": str(error)}
+                "an upload could not be checked", extra={"upload": check.get_name(), "problem": str(error)}
             )

@@ -64,7 +64,7 @@ class Verifications:
         """
         if not self._enabled:
             raise Conflict(
-                "The verification of versions is off here. Set TIDEGATE_VERIFICATION=on and restart the "
+                "The verification of versions is switched off. Set TIDEGATE_VERIFICATION=on and restart the "
                 "registry."
             )
         async with self._transactions.change() as writer:

@@ -212,7 +212,7 @@ class Versions:
             if added is not None and version.signature not in (None, added):
                 raise Conflict(
                     f"Version {number} of model {model!r} already has a signature, and a version never "
-                    "changes. Register the artifact again with the other signature."
+                    "changes. Register the artifact as a new version with the other signature."
                 )
             if added is not None:
                 signature.check(added)

@@ -26,13 +26,16 @@ def put(
     if expected is not None and (now or 0) != expected:
         there = f"points to version {now}" if now else "does not exist"
         wanted = (
-            f"it was expected to point to version {expected}" if expected else "it was expected not to exist"
+            f"the request expected it to point to version {expected}"
+            if expected
+            else ("the request expected no such alias")
         )
         raise Conflict(
-            f"Alias {alias!r} of model {model!r} {there}, but {wanted}. Read it again and repeat the change."
+            f"Alias {alias!r} of model {model!r} {there}, but {wanted}. Read the alias again and repeat the "
+            "change."
         )
     if now is None and len(snapshot.aliases_of(model)) >= MOST:
-        raise BadRequest(f"Model {model!r} has {MOST} aliases, and no more are allowed. Delete one first.")
+        raise BadRequest(f"Model {model!r} has {MOST} aliases, the limit. Delete one first.")
     return [] if now == number else [PutAlias(model, alias, number, created=now is None)]
 
 
@@ -47,6 +50,6 @@ def unknown(model: str, alias: str, known: dict[str, int]) -> NotFound:
     """Return the error for an alias that does not exist. It names those that do."""
     there = ", ".join(f"{name} ({number})" for name, number in sorted(known.items())) or "none"
     return NotFound(
-        f"Model {model[:80]!r} has no alias {alias[:80]!r}. It has: {there}. Set it: "
-        f"tidegate alias set {model[:80]} {alias[:80]} N"
+        f"Model {model[:80]!r} has no alias {alias[:80]!r}. Its aliases: {there}. To set this one: tidegate "
+        f"alias set {model[:80]} {alias[:80]} N"
     )

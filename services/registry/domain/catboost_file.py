@@ -40,11 +40,11 @@ def read(data: mmap | bytes) -> CatboostFile:
     length = int.from_bytes(data[_MAGIC : _MAGIC + 4], "little")
     begin = _MAGIC + 4
     if begin + length > len(data):
-        raise Malformed("it ends too early: a broken copy?")
+        raise Malformed("the file ends too early. The copy may be broken")
     core = flatbuffer.root(data, begin, begin + length)
     trees = core.table(CORE_TREES)
     if trees is None:
-        raise Malformed("it has no trees")
+        raise Malformed("the model has no trees")
     _check_servable(trees)
     info = {each.text(0): each.text(1) for each in core.tables(CORE_INFO)}
     found = _RELEASE.search(info.get("catboost_version_info", ""))
@@ -61,8 +61,8 @@ def _check_servable(trees: Table) -> None:
     for field, kind in ((TREES_TEXTS, "text"), (TREES_EMBEDDINGS, "embedding")):
         if next(trees.tables(field), None) is not None:
             raise BadRequest(
-                f"The CatBoost model has {kind} features, which are not served from its file. Put the file "
-                "beside a model.py with `def predict`, and deploy that folder."
+                f"The CatBoost model has {kind} features, and Tidegate cannot serve these from a CatBoost "
+                "file. Put the file beside a model.py with `def predict`, and deploy that folder."
             )
 
 

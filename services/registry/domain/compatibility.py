@@ -21,10 +21,13 @@ def breaking_changes(before: Signature, after: Signature) -> list[str]:
     changes += _outputs(before.outputs, after.outputs)
     if before.decoupled != after.decoupled:
         changes.append(
-            f"it is {'now' if after.decoupled else 'no longer'} decoupled (many responses to a request)"
+            f"the model is {'now' if after.decoupled else 'no longer'} decoupled (many responses to a "
+            "request)"
         )
     if (before.sequences is None) != (after.sequences is None):
-        changes.append(f"it {'now' if after.sequences else 'no longer'} keeps sequences (sequence_batching)")
+        changes.append(
+            f"the model {'now' if after.sequences else 'no longer'} keeps sequences (sequence_batching)"
+        )
     return changes
 
 
@@ -39,8 +42,8 @@ def check(stored: Sequence[Version], after: Signature | None, *, breaking: bool)
     if changes := breaking_changes(before.signature, after):
         raise Conflict(
             f"The signature breaks callers of version {before.number} of model {before.model!r}: "
-            f"{'; '.join(changes)}. If this is intended, deploy with `tidegate deploy --breaking` (in the "
-            "API: breaking=true). Otherwise use another model name.",
+            f"{'; '.join(changes)}. If you want this, deploy with `tidegate deploy --breaking` (in the API: "
+            "breaking=true). Otherwise deploy under another model name.",
             reason=REASON,
         )
 
@@ -48,7 +51,7 @@ def check(stored: Sequence[Version], after: Signature | None, *, breaking: bool)
 def _batching(before: Signature, after: Signature) -> list[str]:
     was, now = before.max_batch_size, after.max_batch_size
     if bool(was) != bool(now):
-        return [f"its tensors have {'now a' if now else 'no longer a'} batch axis"]
+        return [f"the tensors {'now have a' if now else 'no longer have a'} batch axis"]
     return [f"max_batch_size is {now}, was {was}"] if now < was else []
 
 

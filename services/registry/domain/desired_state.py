@@ -276,4 +276,6 @@ def expect_revision(what: str, revision: int | None, expected: int | None) -> No
     if expected is None or revision == expected:
         return
     now = "does not exist" if revision is None else f"is at revision {revision}"
-    raise Conflict(f"{what} {now}, not at revision {expected}. Read it again and repeat the change.")
+    raise Conflict(
+        f"{what} {now}, not at revision {expected}. Read the present state again and repeat the change."
+    )

@@ -129,7 +129,7 @@ def ended_by_hand(rollout: Rollout | None, reason: str) -> Rollout | None:
 def _kept_rollout(stored: EndpointSpec, spec: EndpointSpec) -> Rollout | None:
     if spec.targets == stored.targets:
         return stored.rollout
-    return ended_by_hand(stored.rollout, "an operator set the targets")
+    return ended_by_hand(stored.rollout, "an operator set the endpoint's targets")
 
 
 def delete_endpoint(snapshot: RegistrySnapshot, name: str) -> list[Change]:
@@ -177,7 +177,7 @@ def require_version(snapshot: RegistrySnapshot, model: str, number: int) -> None
     if (model, number) in snapshot.versions:
         return
     numbers = ", ".join(map(str, snapshot.numbers(model)))
-    existing = f"It has {numbers}" if numbers else "There is no such model"
+    existing = f"It has {numbers}" if numbers else "This model does not exist"
     raise BadRequest(f"Version {number} of model {model!r} is not registered. {existing}.")
 
 
@@ -206,7 +206,7 @@ def _check_targets(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
         for name, times in Counter(target.deployment for target in targets).items():
             if times > 1:
                 raise BadRequest(
-                    f"Endpoint {spec.name!r}: {role} names Deployment {name!r} twice; name it once."
+                    f"Endpoint {spec.name!r}: {role} names Deployment {name!r} twice. Name it only once."
                 )
             if name not in snapshot.deployments:
                 raise BadRequest(
@@ -226,7 +226,8 @@ def _check_targets(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
     _check_shadow(snapshot, spec)
     if not sum(target.weight for target in spec.targets):
         raise BadRequest(
-            f"Endpoint {spec.name!r}: all weights are 0, so no target would get a request. Set one above 0."
+            f"Endpoint {spec.name!r}: all weights are 0, so no target would get a request. Set at least one "
+            "weight above 0."
         )
 
 
@@ -250,8 +251,8 @@ def _check_shadow(snapshot: RegistrySnapshot, spec: EndpointSpec) -> None:
         )
     if name in {target.deployment for target in spec.targets if target.weight}:
         raise BadRequest(
-            f"Endpoint {spec.name!r}: {name} gets traffic, so it cannot be the shadow as well. Name a "
-            "Deployment without a share, or set its weight to 0."
+            f"Endpoint {spec.name!r}: Deployment {name} gets traffic, so it cannot also be the shadow. Name "
+            "a Deployment without a share, or set its weight to 0."
         )
 
 
@@ -260,7 +261,7 @@ def _check_unique(stated: Sequence[tuple[str, Fields]]) -> None:
         if not name:
             raise BadRequest(f"Each {kind} of the file needs a name.")
         if times > 1:
-            raise BadRequest(f"The file has {kind} {name!r} {times} times; keep one.")
+            raise BadRequest(f"The file has {kind} {name!r} {times} times. Keep only one.")
 
 
 def _action(step: list[Change], exists: bool) -> Literal["created", "updated", "unchanged"]:

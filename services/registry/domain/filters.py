@@ -109,9 +109,9 @@ class _Token:
 def parse(text: str) -> tuple[Condition, ...]:
     """Return the conditions of a filter; empty for an empty text. Raise BadRequest."""
     if len(text) > LONGEST:
-        raise BadRequest(f"The filter has {len(text)} characters; at most {LONGEST} are read.")
+        raise BadRequest(f"The filter has {len(text)} characters, but the limit is {LONGEST}.")
     if "\0" in text:
-        raise BadRequest("The filter has a NUL character, which no version's fields have. Leave it out.")
+        raise BadRequest("The filter has a NUL character. Leave the character out.")
     tokens = list(_tokens(text))
     if not tokens:
         return ()
@@ -125,7 +125,7 @@ def parse(text: str) -> tuple[Condition, ...]:
         if not rest:
             return tuple(found)
         if rest[0].text.lower() != "and" or rest[0].kind != "name":
-            hint = " A filter has no `or`: run two searches." if rest[0].text.lower() == "or" else ""
+            hint = " Filters cannot use `or`: run two searches." if rest[0].text.lower() == "or" else ""
             raise _wrong(text, rest[0], f"`and` must follow a condition.{hint}")
         rest = rest[1:]
 
@@ -137,7 +137,7 @@ def parse_order(text: str) -> Order:
         name, direction = text.strip(), "asc"
     tokens = list(_tokens(name)) if name.strip() else []
     if len(tokens) != 1 or tokens[0].kind != "name":
-        raise BadRequest(f"order_by is {text[:80]!r}: write one name, such as `metrics.accuracy desc`.")
+        raise BadRequest(f"order_by is {text[:80]!r}, but must be one name, such as `metrics.accuracy desc`.")
     subject = _subject(tokens[0].text)
     if subject is None:
         subject = Subject("metric", tokens[0].text, "number")
@@ -153,7 +153,8 @@ def _tokens(text: str) -> Iterator[_Token]:
         if found is None:
             start = at + len(text[at:]) - len(text[at:].lstrip())
             raise BadRequest(
-                f"The filter cannot be read at {text[start : start + 20]!r}. Write it like: {EXAMPLE}"
+                f"The filter cannot be read at {text[start : start + 20]!r}. An example of a filter: "
+                f"{EXAMPLE}"
             )
         kind = str(found.lastgroup)
         yield _Token(kind, found[kind], found.start(kind))
@@ -165,7 +166,7 @@ def _condition(tokens: list[_Token], text: str) -> tuple[Condition, list[_Token]
         raise BadRequest(f"The filter ends after `and`: another condition must follow. Example: {EXAMPLE}")
     head, rest = tokens[0], tokens[1:]
     if head.kind != "name":
-        raise _wrong(text, head, "a condition begins with a name, such as `metrics.accuracy` or `owner`.")
+        raise _wrong(text, head, "a condition must begin with a name, such as `metrics.accuracy` or `owner`.")
     if not rest:
         raise _wrong(text, head, "an operator must follow: = != > >= < <= like, in, is null.")
     operator, rest = _operator(rest, text)
@@ -195,7 +196,7 @@ def _operator(tokens: list[_Token], text: str) -> tuple[Operator, list[_Token]]:
         return "null", tokens[2:]
     if words == ["is", "not", "null"]:
         return "not null", tokens[3:]
-    raise _wrong(text, head, "an operator must stand here: = != > >= < <= like, in, is null.")
+    raise _wrong(text, head, "an operator is expected here: = != > >= < <= like, in, is null.")
 
 
 def _list(tokens: list[_Token], text: str) -> tuple[tuple[Value, ...], list[_Token]]:
@@ -223,7 +224,7 @@ def _value(token: _Token, text: str) -> Value:
             return _time(token, text)
         case "name":
             return token.text
-    raise _wrong(text, token, "a value must stand here: a number, a date, or a text in quotes.")
+    raise _wrong(text, token, "a value is expected here: a number, a date, or a text in quotes.")
 
 
 def _time(token: _Token, text: str) -> datetime:
@@ -246,7 +247,9 @@ def _subject(word: str) -> Subject | None:
         kind, type_ = _FAMILIES[family.lower()]
         bare = key[1:-1] if key[:1] in ("`", '"') else key
         if not bare:
-            raise BadRequest(f"The filter has {word!r}: a name must follow the dot, such as {family}.NAME")
+            raise BadRequest(
+                f"The filter has {word!r}, but a name must follow the dot, such as {family}.NAME"
+            )
         return Subject(kind, bare, type_)
     return None
 
@@ -259,18 +262,18 @@ def _checked(head: _Token, text: str, operator: Operator, values: tuple[Value, .
         raise _wrong(
             text,
             head,
-            f"there is no {head.text!r}. The names are {', '.join(NAMES)}, metrics.NAME, parameters.NAME "
-            "and tags.NAME.",
+            f"the name {head.text!r} does not exist. The names are {', '.join(NAMES)}, metrics.NAME, "
+            "parameters.NAME and tags.NAME.",
         )
     if operator == "like" and subject.type in ("number", "time"):
-        raise _wrong(text, head, f"`like` compares texts, and this is a {subject.type}.")
+        raise _wrong(text, head, f"`like` compares texts, but this is a {subject.type}.")
     fitted = tuple(_fitted(subject, value, head, text) for value in values)
     if operator in (">", ">=", "<", "<=") and any(isinstance(value, str) for value in fitted):
         raise _wrong(text, head, f"texts have no order, so `{operator}` needs a number or a date.")
     if operator == "like":
         fitted = tuple(str(value) for value in values)
         if any(_ESCAPES.search(str(value)) for value in fitted):
-            raise _wrong(text, head, "its pattern ends with a backslash: write two of them for one.")
+            raise _wrong(text, head, "the pattern ends with a backslash: write two backslashes for one.")
     return Condition(subject, operator, fitted)
 
 

@@ -66,7 +66,7 @@ class Table:
         at = self._follow(place)
         count = self._unpack("<I", at)
         if count > limit:
-            raise Malformed(f"a list has {count} items; the limit is {limit}")
+            raise Malformed(f"a list in the file has {count} items; the limit is {limit}")
         self._check(at + 4, count * width)
         return range(at + 4, at + 4 + count * width, width)
 
@@ -88,11 +88,11 @@ class Table:
     def _text(self, at: int) -> str:
         length = self._unpack("<I", at)
         if length > MAX_TEXT:
-            raise Malformed(f"a text has {length} bytes; the limit is {MAX_TEXT}")
+            raise Malformed(f"a text in the file has {length} bytes; the limit is {MAX_TEXT}")
         self._check(at + 4, length)
         self.budget.text -= length
         if self.budget.text < 0:
-            raise Malformed("its texts have more bytes than are read")
+            raise Malformed("the texts in the file are larger than the limit")
         return self.data[at + 4 : at + 4 + length].decode("utf-8", "replace")
 
     def _unpack(self, code: str, at: int) -> int:
@@ -101,11 +101,11 @@ class Table:
 
     def _check(self, at: int, size: int) -> None:
         if not (self.begin <= at and at + size <= self.end):
-            raise Malformed("an offset points outside of the file: a broken copy?")
+            raise Malformed("an offset points outside the file. The copy may be broken")
 
 
 def root(data: mmap | bytes, begin: int, end: int) -> Table:
     """Return the root table of a message. Raise Malformed."""
     if not 0 <= begin <= end - 4 <= len(data) - 4:
-        raise Malformed("it ends too early: a broken copy?")
+        raise Malformed("the file ends too early. The copy may be broken")
     return Table(data, begin, end, begin + struct.unpack_from("<I", data, begin)[0])

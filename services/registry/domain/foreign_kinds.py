@@ -7,15 +7,15 @@ import re
 from services.registry.domain.recognition import Glimpse, Kind, Test, both, has_at, holds, matches, starts
 from tidegate.kernel.protocol.models import Format
 
-_DOWNLOAD = "Download the model again: this is not the model's file."
+_DOWNLOAD = "This is not the model's file. Download the model again."
 _IN_CODE: frozenset[Format] = frozenset({"python", "oip", "llm"})
 _TORCH_SAVE = (
-    "It has weights but no code, so it cannot be loaded without your Python classes. Save the whole model: "
-    "torch.jit.save(torch.jit.script(model), 'model.pt'), or export it with torch.onnx.export."
+    "The file has weights but no code. Without your Python classes it cannot be loaded. Save the whole "
+    "model: torch.jit.save(torch.jit.script(model), 'model.pt'), or export it with torch.onnx.export."
 )
-_DATA = "This is data. With a model, `tidegate deploy MODEL --baseline FILE` takes it."
-_KERAS = "Export it: model.export('folder'), then tidegate deploy folder."
-_XGBOOST = "Save it with booster.save_model('model.ubj')."
+_DATA = "This file is data. Use it as the baseline of a model: `tidegate deploy MODEL --baseline FILE`."
+_KERAS = "Export the model with model.export('folder'). Then: tidegate deploy folder"
+_XGBOOST = "Save the model with booster.save_model('model.ubj')."
 
 
 def has_file(path: str) -> Test:
@@ -75,12 +75,12 @@ FOREIGN: tuple[Kind, ...] = (
     Kind(
         "an archive for TorchServe",
         has_file("MAR-INF/MANIFEST.json"),
-        remedy="Import it: tidegate import torchserve FILE.",
+        remedy="Import the archive: tidegate import torchserve FILE.",
     ),
     Kind(
         "a SageMaker model with an inference script",
         has_file("code/inference.py"),
-        remedy="Import it: tidegate import sagemaker FILE.",
+        remedy="Import the archive: tidegate import sagemaker FILE.",
     ),
     Kind("empty", _is_empty, remedy="Save the model again."),
     Kind("a PNG image", starts(b"\x89PNG\r\n")),
@@ -101,11 +101,15 @@ FOREIGN: tuple[Kind, ...] = (
     Kind("an SQLite database", starts(b"SQLite format 3\0")),
     Kind("a Parquet table", starts(b"PAR1"), remedy=_DATA),
     Kind("an Arrow table", starts(b"ARROW1")),
-    Kind("a numpy array", starts(b"\x93NUMPY"), remedy="An array is not a model: put it beside a model.py."),
+    Kind(
+        "a numpy array",
+        starts(b"\x93NUMPY"),
+        remedy=("An array is not a model. Put it beside a model.py, and deploy the folder."),
+    ),
     Kind(
         "an archive of numpy arrays (.npz)",
         _is_npz,
-        remedy="Arrays are not a model: put them beside a model.py.",
+        remedy="Arrays are not a model. Put them beside a model.py, and deploy the folder.",
     ),
     Kind("a Keras or HDF5 file (.h5)", starts(b"\x89HDF\r\n"), remedy=_KERAS),
     Kind("a Keras file (.keras)", holds("config.json", "model.weights.h5"), remedy=_KERAS),
@@ -118,7 +122,7 @@ FOREIGN: tuple[Kind, ...] = (
         "a frozen TensorFlow graph (.pb)",
         _is_frozen_graph,
         remedy=(
-            "Convert it: python -m tf2onnx.convert --graphdef FILE --inputs X:0 --outputs Y:0 "
+            "Convert the graph: python -m tf2onnx.convert --graphdef FILE --inputs X:0 --outputs Y:0 "
             "--output model.onnx"
         ),
     ),
@@ -139,13 +143,21 @@ FOREIGN: tuple[Kind, ...] = (
         remedy="Deploy the folder with its config.json.",
     ),
     Kind(
-        "an XGBoost model in the old binary form", starts(b"binf"), remedy=f"XGBoost 3 removed it. {_XGBOOST}"
+        "an XGBoost model in the old binary form",
+        starts(b"binf"),
+        remedy=(f"XGBoost 3 cannot read this form. {_XGBOOST}"),
     ),
     Kind(
-        "an XGBoost model in the old binary form", _is_old_xgboost, remedy=f"XGBoost 3 removed it. {_XGBOOST}"
+        "an XGBoost model in the old binary form",
+        _is_old_xgboost,
+        remedy=(f"XGBoost 3 cannot read this form. {_XGBOOST}"),
     ),
-    Kind("a GGML file of an old llama.cpp", starts(b"lmgg", b"tjgg", b"ggjt"), remedy="Convert it to GGUF."),
-    Kind("a Python wheel", _is_wheel, remedy="Name it in --requirements of a Python model."),
+    Kind(
+        "a GGML file of an old llama.cpp",
+        starts(b"lmgg", b"tjgg", b"ggjt"),
+        remedy=("Convert the file to GGUF."),
+    ),
+    Kind("a Python wheel", _is_wheel, remedy="Name the package in the --requirements of a Python model."),
     Kind("a Java archive", _is_java, remedy="Export the model to ONNX."),
     Kind("a 7z archive", starts(b"7z\xbc\xaf\x27\x1c"), remedy="Pack the folder as zip or tar.gz."),
     Kind("a RAR archive", starts(b"Rar!"), remedy="Pack the folder as zip or tar.gz."),
@@ -194,7 +206,7 @@ TEXTS: tuple[Kind, ...] = (
         remedy="Save the model with booster.save_model('model.txt').",
     ),
     Kind(
-        "XGBoost's dump for people (dump_model)",
+        "a text of XGBoost's dump_model, which only people can read",
         matches(rb'\s*\[\s*\{\s*"nodeid"|booster\[\d+\]:'),
         remedy=_XGBOOST,
     ),
@@ -214,7 +226,7 @@ TEXTS: tuple[Kind, ...] = (
         "the description of an upstream",
         _json_with("upstream"),
         fits=frozenset({"oip", "llm"}),
-        remedy="Deploy it with `tidegate deploy --upstream ADDRESS --name NAME`.",
+        remedy="Deploy the upstream: `tidegate deploy --upstream ADDRESS --name NAME`.",
     ),
     Kind(
         "a PMML model",
@@ -234,6 +246,6 @@ TEXTS: tuple[Kind, ...] = (
     ),
     Kind("a JSON document", _is_json),
     Kind("a table", _is_table, remedy=_DATA),
-    Kind("Python code", _TEXT_PYTHON, fits=_IN_CODE, remedy="Give it a name that ends in .py."),
+    Kind("Python code", _TEXT_PYTHON, fits=_IN_CODE, remedy="Give the file a name that ends in .py."),
     Kind("a text file", _is_text, fits=_IN_CODE),
 )

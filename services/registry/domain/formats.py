@@ -51,7 +51,7 @@ def check_pickle_allowed(format_: Format | None, *, allow_pickle: bool) -> None:
     """Raise BadRequest for a pickle, unless its publisher has allowed it: loading it runs code."""
     if format_ == "sklearn" and not allow_pickle:
         raise BadRequest(
-            "A scikit-learn joblib file is a pickle: loading it runs any code in it on the workers. "
-            "If you trust its origin, deploy with `tidegate deploy --allow-pickle` (in the API: "
-            "allow_pickle=true). An export to ONNX needs no such permission."
+            "A joblib file of scikit-learn is a pickle. Loading a pickle can run any code on the workers. "
+            "If you trust the author of this file, deploy with `tidegate deploy --allow-pickle` (in the "
+            "API: allow_pickle=true). A model that is exported to ONNX needs no such permission."
         )

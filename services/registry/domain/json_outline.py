@@ -44,7 +44,9 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
     for count, token in enumerate(_TOKEN.finditer(data)):
         first = data[token.start() : token.start() + 1]
         if count > MAX_PARTS or len(frames) > MAX_OBJECTS_DEPTH:
-            raise Malformed(f"it has more than {MAX_PARTS} parts, or more than {MAX_OBJECTS_DEPTH} levels")
+            raise Malformed(
+                f"the file has more than {MAX_PARTS} parts, or more than {MAX_OBJECTS_DEPTH} levels"
+            )
         if first == b'"' and token[1] is not None:
             short = token.start(1) - token.start() < _MAX_KEY
             key = str(_loaded(data[token.start() : token.start(1)])) if short else ""
@@ -52,7 +54,7 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
                 frames[-1][1][key] = None
         elif first == b'"':
             if token.end() == len(data):
-                raise Malformed("it ends inside of a text: a broken copy?")
+                raise Malformed("the file ends inside a text. The copy may be broken")
             if frames and key in keys:
                 frames[-1][1][key] = _loaded(_value(data, token.start(), token.end()))
             key = ""
@@ -61,10 +63,10 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
             key = ""
         else:
             if not frames or (frames[-1][0] == b"{") != (first == b"}"):
-                raise Malformed("its brackets do not match")
+                raise Malformed("the brackets in the file do not match")
             yield frames.pop()[1]
     if frames:
-        raise Malformed("it ends too early: a broken copy?")
+        raise Malformed("the file ends too early. The copy may be broken")
 
 
 @dataclass
@@ -81,7 +83,7 @@ class _Outline:
     def read(self, data: mmap | bytes) -> dict[Path, Any]:
         for count, token in enumerate(_TOKEN.finditer(data)):
             if count > MAX_PARTS:
-                raise Malformed(f"it has more than {MAX_PARTS} parts")
+                raise Malformed(f"the file has more than {MAX_PARTS} parts")
             first = data[token.start() : token.start() + 1]
             if first == b'"':
                 self._string(data, token)
@@ -92,14 +94,14 @@ class _Outline:
                 if not self.open:
                     _check_rest(data, token.end())
                     return self.found
-        raise Malformed("it ends too early: a broken copy?")
+        raise Malformed("the file ends too early. The copy may be broken")
 
     def _path(self) -> Path:
         return (*self.open[1:], self.key)
 
     def _string(self, data: mmap | bytes, token: re.Match[bytes]) -> None:
         if token.end() == len(data):
-            raise Malformed("it ends inside of a text: a broken copy?")
+            raise Malformed("the file ends inside a text. The copy may be broken")
         if token[1] is not None:
             # A longer key is none of the wanted ones.
             short = token.start(1) - token.start() < _MAX_KEY
@@ -111,7 +113,7 @@ class _Outline:
 
     def _opened(self, bracket: bytes, at: int) -> None:
         if len(self.open) >= MAX_DEPTH:
-            raise Malformed(f"it is nested more than {MAX_DEPTH} levels deep")
+            raise Malformed(f"the file is nested more than {MAX_DEPTH} levels deep")
         self.open.append(self.key)
         self.kinds.append(bracket)
         if not self.inside and tuple(self.open[1:]) in self.wanted:
@@ -120,7 +122,7 @@ class _Outline:
 
     def _closed(self, data: mmap | bytes, bracket: bytes, end: int) -> None:
         if not self.kinds or (self.kinds[-1] == b"{") != (bracket == b"}"):
-            raise Malformed("its brackets do not match")
+            raise Malformed("the brackets in the file do not match")
         if self.inside == len(self.open):
             self.found[tuple(self.open[1:])] = _loaded(_value(data, self.begin, end))
             self.inside = 0
@@ -131,12 +133,12 @@ class _Outline:
 
 def _check_rest(data: mmap | bytes, end: int) -> None:
     if data[end : end + 1024].strip(b" \r\n\t\0"):
-        raise Malformed("there is data after its end")
+        raise Malformed("more data follow after the end of the model")
 
 
 def _value(data: mmap | bytes, begin: int, end: int) -> bytes:
     if end - begin > MAX_VALUE:
-        raise Malformed(f"one of its values has more than {MAX_VALUE} bytes")
+        raise Malformed(f"a value in the file has more than {MAX_VALUE} bytes")
     return data[begin:end]
 
 
@@ -144,7 +146,7 @@ def _loaded(text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"it is not JSON: {error}") from None
+        raise Malformed(f"the file is not JSON: {error}") from None
 
 
 _WIDTHS = {
@@ -171,13 +173,13 @@ class _Ubj:
     def take(self, count: int) -> bytes:
         """Return the next bytes."""
         if not 0 <= count <= len(self._data) - self._at:
-            raise Malformed("it states a length beyond its end: a broken copy?")
+            raise Malformed("the file states a length beyond its end. The copy may be broken")
         self._at += count
         return self._data[self._at - count : self._at]
 
     def _skip(self, count: int) -> None:
         if not 0 <= count <= len(self._data) - self._at:
-            raise Malformed("it states a length beyond its end: a broken copy?")
+            raise Malformed("the file states a length beyond its end. The copy may be broken")
         self._at += count
 
     def _peek(self) -> bytes:
@@ -185,7 +187,7 @@ class _Ubj:
 
     def _whole(self, marker: bytes) -> int:
         if marker not in _WIDTHS or marker not in _WHOLE:
-            raise Malformed(f"it has {marker!r} where a whole number belongs")
+            raise Malformed(f"the file has {marker!r} where a whole number is expected")
         return int.from_bytes(self.take(_WIDTHS[marker]), "big", signed=marker != b"U")
 
     def _text(self, keep: bool) -> str:
@@ -198,20 +200,20 @@ class _Ubj:
     def _keep(self, data: bytes) -> bytes:
         self._kept += len(data)
         if len(data) > MAX_VALUE or self._kept > 64 * MAX_VALUE:
-            raise Malformed(f"its values have more than {MAX_VALUE} bytes")
+            raise Malformed(f"the values in the file have more than {MAX_VALUE} bytes")
         return data
 
     def _keep_values(self, count: int) -> None:
         """Count values that are kept. A value without bytes needs memory, too."""
         self._kept += _VALUE_BYTES * count
         if self._kept > 64 * MAX_VALUE:
-            raise Malformed("it has too many values where few belong")
+            raise Malformed("the file has more values in one place than a model has")
 
     def value(self, marker: bytes, path: Path, depth: int, *, keep: bool) -> Any:
         """Read or skip one value, of the type that its marker says."""
         self._parts += 1
         if self._parts > MAX_PARTS or depth > MAX_DEPTH:
-            raise Malformed(f"it has more than {MAX_PARTS} parts, or more than {MAX_DEPTH} levels")
+            raise Malformed(f"the file has more than {MAX_PARTS} parts, or more than {MAX_DEPTH} levels")
         wanted = path in self._wanted
         keep = keep or wanted
         if keep:
@@ -225,7 +227,7 @@ class _Ubj:
         elif marker in _WIDTHS and marker:
             found = self._scalar(marker)
         else:
-            raise Malformed(f"it has {marker!r} where a value belongs")
+            raise Malformed(f"the file has {marker!r} where a value is expected")
         if wanted:
             self.found[path] = found
         return found if keep else None
@@ -246,7 +248,7 @@ class _Ubj:
             self.take(1)
             count = self._whole(self.take(1))
         if (count is not None and count < 0) or (kind and count is None):
-            raise Malformed("a container states no number of elements")
+            raise Malformed("a container in the file does not state its number of elements")
         return kind, count
 
     def _numbers(self, count: int | None, end: bytes) -> Iterator[int]:

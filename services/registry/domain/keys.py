@@ -33,9 +33,11 @@ MOST_MONEY = 10**6
 class TokenLimits(Noun):
     """Limits of a language model's tokens, of prompts and answers together; None: no limit."""
 
-    tokens_per_minute: int | None = Field(None, ge=1, le=MOST_TOKENS, description="Tokens in any 60 seconds.")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, le=MOST_TOKENS, description=("Most tokens in any 60 seconds.")
+    )
     tokens_per_day: int | None = Field(
-        None, ge=1, le=MOST_TOKENS, description="Tokens in a calendar day (UTC)."
+        None, ge=1, le=MOST_TOKENS, description="Most tokens in a calendar day (UTC)."
     )
 
     def token_allowance(self) -> access.TokenAllowance:
@@ -55,22 +57,28 @@ class KeySpec(TokenLimits):
     expires_at: AwareDatetime | None = None
     rate: float | None = Field(None, gt=0, le=1e6, description="Requests per second.")
     burst: int | None = Field(
-        None, ge=1, le=10**7, description="Requests in a burst; None: the rate of one second."
+        None,
+        ge=1,
+        le=10**7,
+        description=("Most requests in a burst; None: as many as the rate allows in a second."),
     )
-    concurrency: int | None = Field(None, ge=1, le=10**6, description="Requests in flight at the same time.")
-    day: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar day (UTC).")
-    month: int | None = Field(None, ge=1, le=10**12, description="Requests in a calendar month (UTC).")
+    concurrency: int | None = Field(None, ge=1, le=10**6, description="Most requests in flight.")
+    day: int | None = Field(None, ge=1, le=10**12, description="Most requests in a calendar day (UTC).")
+    month: int | None = Field(None, ge=1, le=10**12, description="Most requests in a calendar month (UTC).")
     weight: int = Field(
         1, ge=1, le=100, description="Share of a busy Deployment, in proportion to other callers' weights."
     )
     budget_per_day: float | None = Field(
-        None, gt=0, le=MOST_MONEY, description="Money in a calendar day (UTC), in the price list's currency."
+        None,
+        gt=0,
+        le=MOST_MONEY,
+        description=("Highest cost in a calendar day (UTC), in the price list's currency."),
     )
     budget_per_month: float | None = Field(
-        None, gt=0, le=MOST_MONEY, description="Money in a calendar month (UTC), in that currency."
+        None, gt=0, le=MOST_MONEY, description="Highest cost in a calendar month (UTC), in that currency."
     )
     max_versions: int | None = Field(
-        None, ge=0, le=10**9, description="Most versions that the key has registered and that exist."
+        None, ge=0, le=10**9, description="Most versions that the key may register and keep."
     )
     max_artifact_bytes: int | None = Field(
         None, ge=0, le=10**18, description="Most bytes of the artifacts of these versions."
@@ -78,7 +86,7 @@ class KeySpec(TokenLimits):
     endpoint_tokens: dict[Name, TokenLimits] = Field(
         default_factory=dict,
         max_length=1_000,
-        description="Limits of tokens at single endpoints, beside those of the key.",
+        description="Token limits at single endpoints, in addition to those of the key.",
     )
 
     @model_validator(mode="after")
@@ -89,7 +97,7 @@ class KeySpec(TokenLimits):
         if self.burst is None:
             return self
         if self.rate is None:
-            raise ValueError("a burst needs a rate: give both, or no burst")
+            raise ValueError("a burst needs a rate: give both, or leave the burst out")
         least = math.ceil(self.rate * MIN_BURST_S)
         if self.burst < least:
             raise ValueError(f"a rate of {self.rate:g}/s needs a burst of at least {least}")
@@ -155,7 +163,7 @@ def parse_spec(fields: Mapping[str, Any], now: datetime) -> KeySpec:
         values["expires_at"] = _after(now, ttl_s)
     spec = merge.checked(KeySpec, values, "key")
     if spec.expires_at is not None and spec.expires_at <= now:
-        raise BadRequest("expires_at is in the past: a new key must expire later than now.")
+        raise BadRequest("expires_at is in the past. A new key must expire in the future.")
     return spec
 
 
@@ -216,7 +224,7 @@ def revoked(stored: StoredKey, now: datetime) -> StoredKey:
 def _check_not_revoked(stored: StoredKey) -> None:
     if stored.revoked_at is not None:
         raise Conflict(
-            f"Key {stored.id} is revoked and cannot change. Create a new one: `tidegate keys create`."
+            f"Key {stored.id} is revoked and can no longer change. Create a new key: `tidegate keys create`."
         )
 
 

@@ -16,12 +16,12 @@ _PROBABILITIES = {"multiclass", "multiclassova", "softmax", "ova", "ovr"}
 def read(data: mmap | bytes) -> TreeModel:
     """Return the model that a file describes. Raise Malformed if it is damaged."""
     if data.find(_END) < 0:
-        raise Malformed("it has no end of trees: a broken copy?")
+        raise Malformed("the file has no line `end of trees`. The copy may be broken")
     # A model without trees has no first tree: its header ends at the end of the trees.
     end = data.find(_FIRST_TREE, 0, MAX_HEADER)
     end = data.find(_END, 0, MAX_HEADER) if end < 0 else end
     if end < 0:
-        raise Malformed(f"its header has more than {MAX_HEADER} bytes")
+        raise Malformed(f"the file's header has more than {MAX_HEADER} bytes")
     fields = _fields(data, end)
     features = _number(fields, "max_feature_idx") + 1
     classes, objective = _number(fields, "num_class"), fields.get("objective", "").partition(" ")[0]
@@ -46,12 +46,12 @@ def _fields(data: mmap | bytes, end: int) -> dict[str, str]:
             fields.setdefault(key.decode("ascii", "replace"), value.decode("ascii", "replace").strip())
         at = stop + 1
         if len(fields) > 1000:
-            raise Malformed("its header has more than 1,000 fields")
+            raise Malformed("the file's header has more than 1,000 fields")
     return fields
 
 
 def _number(fields: dict[str, str], key: str, default: int | None = None) -> int:
     text = fields.get(key, "" if default is None else str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise Malformed(f"its {key} is {text[:40]!r}, not a number")
+        raise Malformed(f"the file's {key} is {text[:40]!r}, not a number")
     return int(text)

@@ -58,12 +58,12 @@ class ModelPolicy(Noun):
     def _consistent(self) -> Self:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError("two stages have the same name: give each its own")
+            raise ValueError("two stages have the same name: give each stage another name")
         if NO_STAGE in names:
             raise ValueError(f"a stage cannot be called {NO_STAGE!r}, which means no stage")
         if self.serve_from is not None and self.serve_from not in names:
             raise ValueError(
-                f"serve_from is {self.serve_from!r}, which is none of the stages: name one of them"
+                f"serve_from is {self.serve_from!r}, which is not one of the stages: name one of the stages"
             )
         return self
 

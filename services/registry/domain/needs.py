@@ -31,10 +31,10 @@ OF_FORMAT: dict[Format, Need] = {
     "tensorflow": Need(
         "tensorflow-cpu==2.21.0",
         ("tensorflow-cpu", "tensorflow"),
-        "The SavedModel runs on tensorflow-cpu, which the first replica of a host downloads (274 MB), and "
-        "each replica needs about 500 MB of memory. To serve it on onnxruntime instead: pip install "
-        "tensorflow-cpu tf2onnx, then python -m tf2onnx.convert --saved-model FOLDER --output model.onnx, "
-        "and deploy that file.",
+        "The SavedModel runs on tensorflow-cpu. The first replica on a host downloads that package (274 "
+        "MB), and each replica needs about 500 MB of memory. To serve the model on onnxruntime instead: pip "
+        "install tensorflow-cpu tf2onnx, then python -m tf2onnx.convert --saved-model FOLDER --output "
+        "model.onnx, and deploy that file.",
     ),
 }
 SKOPS = Need("skops==0.16.0", ("skops",))

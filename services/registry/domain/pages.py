@@ -82,7 +82,10 @@ def read_cursor(cursor: str | None, order: str, *types: type) -> list[Any] | Non
     if not isinstance(found, list) or len(found) != len(types) + 1 or not isinstance(found[0], str):
         found = None
     elif found[0] != order:
-        raise BadRequest("The cursor is of a list with another order. Repeat the first page without cursor.")
+        raise BadRequest(
+            "The cursor belongs to a list with another order. Begin again with the first page, without a "
+            "cursor."
+        )
     if found is None or not all(map(_is, found[1:], types)):
         raise BadRequest("cursor must be the `next` of the previous page. Leave it out for the first page.")
     return list(found[1:])

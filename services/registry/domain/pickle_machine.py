@@ -122,16 +122,19 @@ class _Machine:
             self._budget.opcodes -= 1
             opcode = _BY_CODE.get(code)
             if self._budget.opcodes < 0 or len(self._stack) > MAX_STACK:
-                raise Unscannable(f"it has more than {MAX_OPCODES} parts, or {MAX_STACK} at once")
+                raise Unscannable(
+                    f"the pickle has more than {MAX_OPCODES} opcodes, or more than {MAX_STACK} values on "
+                    "its stack"
+                )
             if opcode is None:
-                raise Unscannable(f"it has the byte {code:#x} where an opcode belongs")
+                raise Unscannable(f"the pickle has the byte {code:#x} where an opcode is expected")
             self._step(opcode.name)
         return self._budget.found
 
     def check_frame(self) -> None:
         """Raise Unscannable within a frame. Unpicklers read a frame ahead, so what follows lies behind it."""
         if self._source.at < self._frame_end:
-            raise Unscannable("it has something else in the middle of a frame")
+            raise Unscannable("the pickle has other data in the middle of a frame")
 
     # --- the stack ---------------------------------------------------------------------------------------
 
@@ -140,7 +143,7 @@ class _Machine:
 
     def _take(self) -> Any:
         if not self._stack:
-            raise Unscannable("it takes a value that is not there")
+            raise Unscannable("the pickle uses a value that it does not have")
         return self._stack.pop()
 
     def _pop(self) -> Any:
@@ -150,7 +153,7 @@ class _Machine:
         """
         value = self._take()
         if _is_wrapper(value):
-            raise Unscannable("it uses the description of an array of joblib elsewhere")
+            raise Unscannable("the pickle uses the description of a joblib array for something else")
         return value
 
     def _pop_mark(self) -> list[Any]:
@@ -213,7 +216,7 @@ class _Machine:
     def _long_value(self, name: str) -> Any:
         length = self._number(_LENGTHS[name])
         if length < 0:
-            raise Unscannable("it states a negative length")
+            raise Unscannable("the pickle states a negative length")
         if name in ("LONG1", "LONG4") and length <= 8:
             return int.from_bytes(self._source.read(length), "little", signed=True)
         if length > _LONGEST_TEXT or "BYTE" in name or name in ("LONG1", "LONG4"):
@@ -226,7 +229,7 @@ class _Machine:
             self._keep(self._memoized, self._top())
             self._memoized += 1
             if self._numbered:
-                raise Unscannable("it numbers its values in two ways at once")
+                raise Unscannable("the pickle numbers its values in two different ways")
         elif name in _PUTS:
             self._put(self._number(_PUTS[name]))
         else:
@@ -235,19 +238,19 @@ class _Machine:
     def _put(self, at: int) -> None:
         self._numbered = True
         if self._memoized:
-            raise Unscannable("it numbers its values in two ways at once")
+            raise Unscannable("the pickle numbers its values in two different ways")
         self._keep(at, self._top())
 
     def _top(self) -> Any:
         if not self._stack:
-            raise Unscannable("it takes a value that is not there")
+            raise Unscannable("the pickle uses a value that it does not have")
         return self._stack[-1]
 
     def _line(self, name: str) -> None:
         line = self._source.line(_LONGEST_LINE).strip()
         if name in ("GET", "PUT"):
             if not (line.isdigit() and len(line) < 10):
-                raise Unscannable("it has no number where one belongs")
+                raise Unscannable("the pickle has no number where a number is expected")
             if name == "PUT":
                 self._put(int(line))
             else:
@@ -270,7 +273,7 @@ class _Machine:
     def _found(self, name: Import) -> None:
         self._budget.found.add(name)
         if len(self._budget.found) > 100_000:
-            raise Unscannable("it imports more than 100,000 names")
+            raise Unscannable("the pickle imports more than 100,000 names")
         self._push(Ref(name))
 
     def _import(self, opcode: str) -> None:
@@ -296,7 +299,7 @@ class _Machine:
                 self._pop()
             arguments, maker = self._pop(), self._take()
             if _is_wrapper(maker) and (opcode, arguments) != ("NEWOBJ", ()):
-                raise Unscannable("the description of an array of joblib is made in an unknown way")
+                raise Unscannable("the pickle makes the description of a joblib array in an unknown way")
         self._push(Made(maker.name, arguments) if isinstance(maker, Ref) else OPAQUE)
 
     def _collect(self, name: str) -> None:
@@ -325,16 +328,16 @@ class _Machine:
         elif name == "BUILD":
             self._build(self._pop())
         elif name != "READONLY_BUFFER":
-            raise Unscannable(f"it has the opcode {name}, which is not read")
+            raise Unscannable(f"the pickle has the opcode {name}, which the registry does not support")
 
     def _build(self, state: Any) -> None:
         made = self._top()
         if isinstance(made, Ref):
-            raise Unscannable(f"it changes {'.'.join(made.name)[:200]}, which it imports")
+            raise Unscannable(f"the pickle changes {'.'.join(made.name)[:200]}, which it imports")
         if not isinstance(made, Made):
             return
         if made.made_by in (_WRAPPER, _DTYPE) and made.state is not OPAQUE:
-            raise Unscannable("it builds the description of an array twice")
+            raise Unscannable("the pickle builds the description of an array twice")
         made.state = state
         if made.made_by == _WRAPPER:
             self._skip_array(state)
@@ -343,15 +346,15 @@ class _Machine:
     def _skip_array(self, state: Any) -> None:
         """Skip an array that joblib writes right after the wrapper's state: padding, then its bytes."""
         if not self._arrays:
-            raise Unscannable("it has an array of joblib where joblib does not read one")
+            raise Unscannable("the pickle has a joblib array in a place where joblib reads none")
         self.check_frame()
         if not isinstance(state, dict) or _INCOMPLETE in state:
-            raise Unscannable("an array of joblib has no description that can be read")
+            raise Unscannable("a joblib array has no description that can be read")
         shape, datatype = state.get("shape"), state.get("dtype")
         if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-            raise Unscannable("an array of joblib has no shape")
+            raise Unscannable("a joblib array has no shape")
         if not isinstance(datatype, Made) or datatype.made_by != _DTYPE:
-            raise Unscannable("an array of joblib has no datatype")
+            raise Unscannable("a joblib array has no datatype")
         if _has_objects(datatype):
             # joblib loads them with a plain unpickler.
             inner = _Machine(self._source, self._budget, arrays=False)
@@ -360,7 +363,7 @@ class _Machine:
             return
         alignment = state.get("numpy_array_alignment_bytes", NOTHING)
         if alignment is not NOTHING and type(alignment) is not int:
-            raise Unscannable("an array of joblib has an unknown alignment")
+            raise Unscannable("a joblib array has an unknown alignment")
         if alignment is not NOTHING:
             self._source.skip(self._source.read(1)[0])
         self._source.skip(math.prod(shape) * _item_size(datatype))
@@ -388,7 +391,7 @@ def _code_of(datatype: Made) -> str:
     code = arguments[0] if isinstance(arguments, tuple) and arguments else None
     code = code.lstrip("<>|=") if isinstance(code, str) else ""
     if code[:1] not in _SIZED | _STATED | {"O"} or not (code[1:].isdecimal() or code == "O"):
-        raise Unscannable(f"an array of joblib has the unknown datatype {code[:20]!r}")
+        raise Unscannable(f"a joblib array has the unknown datatype {code[:20]!r}")
     return code
 
 
@@ -400,7 +403,7 @@ def _state_of(datatype: Made) -> tuple[int, int]:
     state = datatype.state
     known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)
     if not known or any(type(state[at]) is not int for at in (0, 5, 7)):
-        raise Unscannable("an array of joblib has a datatype with an unknown state")
+        raise Unscannable("a joblib array has a datatype with an unknown state")
     return state[5], state[7]
 
 
@@ -408,7 +411,7 @@ def _has_objects(datatype: Made) -> bool:
     """Return True if the first bit of the flags says that the array has references to objects."""
     kind, (_, flags) = _code_of(datatype)[0], _state_of(datatype)
     if kind != "V" and bool(flags & 1) != (kind == "O"):
-        raise Unscannable("an array of joblib has a datatype with wrong flags")
+        raise Unscannable("a joblib array has a datatype with wrong flags")
     return bool(flags & 1)
 
 
@@ -416,8 +419,8 @@ def _item_size(datatype: Made) -> int:
     code, (size, _) = _code_of(datatype), _state_of(datatype)
     if code[0] in _STATED:
         if size < 0:
-            raise Unscannable("an array of joblib has a datatype without a size")
+            raise Unscannable("a joblib array has a datatype without a size")
         return size
     if len(code) > 4:
-        raise Unscannable(f"an array of joblib has the unknown datatype {code[:20]!r}")
+        raise Unscannable(f"a joblib array has the unknown datatype {code[:20]!r}")
     return 8 if code[0] in "mM" else int(code[1:])

@@ -146,8 +146,8 @@ def notes(found: Iterable[Import]) -> list[str]:
     if not others:
         return []
     return [
-        f"The pickle needs the packages {', '.join(others)[:300]}, and runs their code when it is loaded. "
-        "Name them in --requirements FILE if they are not yet there."
+        f"The pickle needs the packages {', '.join(others)[:300]}, and loading it runs their code. If the "
+        "models' environment does not have them, name them in --requirements FILE."
     ]
 
 
@@ -159,9 +159,9 @@ def check(names: Sequence[str], trusted: Collection[str]) -> None:
     shown = ", ".join(refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
     flags = " ".join(f"--trust {name}" for name in refused[:8])
     raise BadRequest(
-        f"The pickle imports {shown[:400]}, which can run programs or touch files when a worker loads it. "
-        "An estimator needs none of this. Take the file from its author, or export it to ONNX or skops. If "
-        f"you trust it all the same: {flags[:400]} (in the API: trust)."
+        f"The pickle imports {shown[:400]}, which can run programs or change files when a worker loads the "
+        "pickle. An estimator needs no such imports. Get the file from its author, or export the model to "
+        f"ONNX or skops. If you trust the file nevertheless: {flags[:400]} (in the API: trust)."
     )
 
 

@@ -53,16 +53,17 @@ def warnings(saved_by: PickleReleases, here: Mapping[str, str], requirements: Se
     ours = here.get(SKLEARN)
     if saved_by.sklearn and ours and saved_by.sklearn != ours and SKLEARN not in needs.named(requirements):
         messages.append(
-            f"The estimator was saved with scikit-learn {saved_by.sklearn}, and models here run with {ours}. "
-            f"Its results may differ, or it may not load. Save it with scikit-learn=={ours}, or deploy it "
-            f"with --requirements FILE, where FILE has the line scikit-learn=={saved_by.sklearn}."
+            f"The estimator was saved with scikit-learn {saved_by.sklearn}, and models here run with "
+            f"{ours}. The estimator may not load, or its results may differ. Save it with "
+            f"scikit-learn=={ours}, or deploy it with --requirements FILE, where FILE has the line "
+            f"scikit-learn=={saved_by.sklearn}."
         )
     numpy = here.get(NUMPY, "1")
     if saved_by.numpy_2 and numpy.startswith("1"):
         messages.append(
-            f"The estimator was saved with numpy 2, and models here run with numpy "
-            f"{numpy if NUMPY in here else '1.x'}. A compatibility layer reads it: check its results. "
-            "To avoid the layer, save it with numpy<2, or export it to ONNX."
+            "The estimator was saved with numpy 2, and models here run with numpy "
+            f"{numpy if NUMPY in here else '1.x'}. A compatibility layer loads it, so check a few results. "
+            "To avoid the layer, save the estimator with numpy<2, or export it to ONNX."
         )
     return messages
 

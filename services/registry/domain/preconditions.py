@@ -34,13 +34,16 @@ class Precondition:
         what = f"{self.kind.capitalize()} {self.name!r}"
         if self.new and etag is not None:
             raise PreconditionFailed(
-                f"{what} exists already, and If-None-Match: * only creates. Without it, PUT replaces."
+                f"{what} already exists, and If-None-Match: * allows only a new object. To replace the "
+                "object, PUT without this header."
             )
         if self.match is None or (etag is not None and self.match & {etag, ANY}):
             return
         now = "does not exist" if etag is None else f"has the ETag {etag}"
         expected = ", ".join(sorted(self.match))
-        raise PreconditionFailed(f"{what} {now}, not {expected}. Read it again and repeat the change.")
+        raise PreconditionFailed(
+            f"{what} {now}, not {expected}. Read the object again and repeat the change."
+        )
 
 
 def precondition(kind: Kind, name: str, match: str | None, none_match: str | None) -> Precondition | None:
@@ -52,8 +55,8 @@ def precondition(kind: Kind, name: str, match: str | None, none_match: str | Non
     etags = [_ETAG.fullmatch(each.strip()) for each in match.split(",")]
     if not all(etags):
         raise BadRequest(
-            f"If-Match must have the ETag that GET returned, or *, not {match[:40]!r}. "
-            "Several are separated by commas."
+            f"If-Match must have the ETag that GET returned, or *, not {match[:40]!r}. Separate several "
+            "ETags by commas."
         )
     return Precondition(kind, name, frozenset(each[1] for each in etags if each), none_match is not None)
 

@@ -45,8 +45,8 @@ def signature_of(program: Mapping[str, Any], given: Signature | None, default_ma
         outputs = _named(graph, "output_specs", "user_output", _output_names(graph))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as problem:
         raise BadRequest(
-            f"The signature of the exported program cannot be read ({str(problem)[:120]}). Its inputs and "
-            f"outputs must be tensors, which are not nested and have no keywords: {_EXAMPLE}"
+            f"The signature of the exported program cannot be read ({str(problem)[:120]}). Inputs and "
+            f"outputs must be plain tensors: not nested, and not keyword arguments. {_EXAMPLE}"
         ) from None
     if given is not None:
         _check_fits(given, inputs, outputs)
@@ -82,7 +82,7 @@ def runs_code(program: Mapping[str, Any], payloads: Mapping[str, str], names: Ma
             return f"{file} is a pickle that names {unknown[0][:80]}"
     for text in _expressions(program):
         if not _is_calm(text):
-            return f"it has the expression {text[:80]!r}"
+            return f"a shape has the expression {text[:80]!r}"
     return ""
 
 
@@ -98,7 +98,7 @@ def _named(graph: Mapping[str, Any], specs: str, kind: str, names: list[str] | N
         name = spec[kind]["arg"]["as_tensor"]["name"]
         value = graph["graph"]["tensor_values"][name]
         if (datatype := _TYPES.get(value["dtype"])) is None:
-            raise ValueError(f"the datatype of {name!r} cannot be sent")
+            raise ValueError(f"the inference protocol has no datatype for {name!r}")
         sizes = [
             size["as_int"] if "as_int" in size else size["as_expr"]["expr_str"] for size in value["sizes"]
         ]
@@ -106,7 +106,7 @@ def _named(graph: Mapping[str, Any], specs: str, kind: str, names: list[str] | N
     if names is None:
         return found
     if len(names) != len(found):
-        raise ValueError(f"it has {len(found)} tensors for {len(names)} names")
+        raise ValueError(f"the program has {len(found)} tensors, but the signature has {len(names)} names")
     return [(name, datatype, sizes) for name, (_, datatype, sizes) in zip(names, found, strict=True)]
 
 
@@ -118,7 +118,7 @@ def _input_names(graph: Mapping[str, Any]) -> list[str]:
     signature = graph["module_call_graph"][0]["signature"]
     positional, keywords = json.loads(signature["in_spec"])[1]["children_spec"]
     if keywords["children_spec"] or any(each["type"] is not None for each in positional["children_spec"]):
-        raise ValueError("it takes keywords or nested arguments")
+        raise ValueError("the program takes keyword arguments or nested arguments")
     return [str(name) for name in signature["forward_arg_names"]]
 
 
@@ -126,7 +126,7 @@ def _output_names(graph: Mapping[str, Any]) -> list[str]:
     spec = json.loads(graph["module_call_graph"][0]["signature"]["out_spec"])[1]
     children = spec["children_spec"]
     if any(each["type"] is not None for each in children):
-        raise ValueError("it returns nested values")
+        raise ValueError("the program returns nested values")
     if spec["type"] is None:
         return ["output"]
     if spec["type"] == "builtins.dict":
@@ -146,7 +146,7 @@ def _check_fits(given: Signature, inputs: list[Tensor], outputs: list[Tensor]) -
         if [tensor.datatype for tensor in tensors] != wanted:
             raise BadRequest(
                 f"The signature's {role} do not fit the exported program, which has {len(own)} of the types "
-                f"{', '.join(wanted)}. Leave --signature out, or correct it."
+                f"{', '.join(wanted)}. Correct the signature, or leave --signature out."
             )
 
 

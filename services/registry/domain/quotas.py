@@ -31,14 +31,14 @@ def check(quota: Quota, used: Used, size: int) -> None:
     remedy = "Delete versions (`tidegate delete NAME --version N`), or let an admin raise the quota: "
     if quota.versions is not None and used.versions + 1 > quota.versions:
         raise Forbidden(
-            f"The key {quota.key!r} has registered {used.versions} versions, and its quota is "
+            f"The key {quota.key!r} has {used.versions} registered versions, and the key's quota is "
             f"{quota.versions}. {remedy}`tidegate keys change {quota.key} --max-versions N`.",
             reason=REASON,
         )
     if quota.artifact_bytes is not None and used.artifact_bytes + size > quota.artifact_bytes:
         raise Forbidden(
-            f"The versions of the key {quota.key!r} have {used.artifact_bytes} bytes, and {size} more exceed "
-            f"its quota of {quota.artifact_bytes}. {remedy}"
-            f"`tidegate keys change {quota.key} --max-artifact-bytes N`.",
+            f"The versions of the key {quota.key!r} have {used.artifact_bytes} bytes. With {size} more, "
+            f"they would exceed the key's quota of {quota.artifact_bytes}. {remedy}`tidegate keys change "
+            f"{quota.key} --max-artifact-bytes N`.",
             reason=REASON,
         )

@@ -108,8 +108,8 @@ def decide(filename: str, kind: Kind | None, stated: Format | None, by_name: For
         if (known := stated or by_name) is not None:
             return known
         raise BadRequest(
-            f"Neither the contents nor the name of {filename[:80]!r} says what kind of model it is. "
-            f"State it with --model-format (in the API: format): {', '.join(LABELS)}."
+            f"Neither the contents nor the name of {filename[:80]!r} shows what kind of model it is. State "
+            f"the format with --model-format (in the API: format): {', '.join(LABELS)}."
         )
     wanted = stated or by_name
     if stated is not None and (stated == kind.format or stated in kind.fits):
@@ -123,10 +123,10 @@ def decide(filename: str, kind: Kind | None, stated: Format | None, by_name: For
 
 
 def _wrong(filename: str, kind: Kind, stated: Format | None, wanted: Format | None) -> str:
-    expected = "a model that can be served" if wanted is None else LABELS[wanted]
+    expected = "a model that Tidegate can serve" if wanted is None else LABELS[wanted]
     remedy = kind.remedy or "Deploy the model's own file."
     if not kind.remedy and kind.format is not None and stated is not None:
-        remedy = f"Leave out --model-format (in the API: format), to deploy it as {LABELS[kind.format]}."
+        remedy = f"To deploy it as {LABELS[kind.format]}, leave out --model-format (in the API: format)."
     return f"{filename[:80]!r} is {kind.what}, not {expected}. {remedy}"
 
 

@@ -39,7 +39,7 @@ def of_version(model: str, version: str) -> Reference:
     if bare.isdecimal() and bare.isascii():
         number = int(bare[:12])
         if not 1 <= number <= LARGEST:
-            raise BadRequest(f"{version[:20]!r} is not a version: versions are numbers from 1 on.")
+            raise BadRequest(f"{version[:20]!r} is not a version. Versions are numbers: 1, 2, 3 and so on.")
         return Reference(model, number=number)
     return Reference(model, alias=check_alias(version))
 
@@ -49,9 +49,9 @@ def check_alias(alias: str) -> str:
     if protocol_names.problem("alias", alias) is not None:
         raise BadRequest(f"{alias[:80]!r} is not a valid name of an alias: {protocol_names.RULE}.")
     if len(alias) > LONGEST_ALIAS:
-        raise BadRequest(f"The alias has {len(alias)} characters; at most {LONGEST_ALIAS} are allowed.")
+        raise BadRequest(f"The alias has {len(alias)} characters, but the limit is {LONGEST_ALIAS}.")
     if alias == LATEST:
         raise BadRequest("'latest' always means the latest version, so it cannot be set as an alias.")
     if alias.removeprefix("v").isdecimal():
-        raise BadRequest(f"{alias!r} looks like the number of a version. Begin an alias with a word.")
+        raise BadRequest(f"{alias!r} looks like the number of a version. Begin the alias with a word.")
     return alias

@@ -50,8 +50,8 @@ def check_has_signature(
     kind = _UNDESCRIBED[format_]
     also = ", or define auto_complete_config in its class" if format_ == "python" else ""
     raise BadRequest(
-        f"{kind} does not say what its inputs and outputs are. Add a signature "
-        f"(`tidegate deploy --signature FILE.json`){also}. An example of such a file: {_EXAMPLE}"
+        f"{kind} does not declare inputs and outputs. Add a signature (`tidegate deploy --signature "
+        f"FILE.json`){also}. An example of such a file: {_EXAMPLE}"
     )
 
 

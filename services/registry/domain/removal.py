@@ -43,8 +43,9 @@ def delete_version(
     named = sorted(alias for alias, each in snapshot.aliases_of(model).items() if each == number)
     if named:
         raise Conflict(
-            f"Version {number} of model {model!r} has the alias {names.quoted(named)}. Move it first: "
-            f"`tidegate alias set {model} {named[0]} N`, or `tidegate alias delete {model} {named[0]}`."
+            f"Version {number} of model {model!r} has the alias {names.quoted(named)}. Move the alias "
+            f"first: `tidegate alias set {model} {named[0]} N`, or `tidegate alias delete {model} "
+            f"{named[0]}`."
         )
     return [_deleted(model, number, permanent=permanent)]
 
@@ -60,12 +61,12 @@ def restore(snapshot: RegistrySnapshot, model: str, number: int | None) -> list[
     if number in gone:
         return [RestoreVersion(model, number)]
     if number is not None and (model, number) in snapshot.versions:
-        raise Conflict(f"Version {number} of model {model!r} is not deleted, so it needs no restoration.")
+        raise Conflict(f"Version {number} of model {model!r} is not deleted, so there is nothing to restore.")
     what = f"version {number} of model {model!r}" if number else f"version of model {model!r}"
     there = f" These can be restored: {', '.join(map(str, gone))}." if gone else ""
     raise NotFound(
-        f"No deleted {what} is left. Deleted versions are removed for good after a while "
-        f"(TIDEGATE_DELETED_VERSION_S).{there}"
+        f"No deleted {what} can be restored. Deleted versions are removed permanently after "
+        f"TIDEGATE_DELETED_VERSION_S seconds.{there}"
     )
 
 
@@ -85,14 +86,14 @@ def delete_model(
     users = sorted(name for name, stored in snapshot.deployments.items() if stored.spec.model == model)
     if users and not cascade:
         raise Conflict(
-            f"Model {model!r} is in use by Deployment {names.quoted(users)}. "
-            "With cascade=true they and their Endpoints are deleted too."
+            f"Model {model!r} is in use by Deployment {names.quoted(users)}. To delete these Deployments "
+            "and their Endpoints too, use cascade=true."
         )
     named = sorted(snapshot.aliases_of(model))
     if named and not cascade:
         raise Conflict(
-            f"Model {model!r} has the alias {names.quoted(named)}. With cascade=true its aliases are "
-            "deleted too."
+            f"Model {model!r} has the alias {names.quoted(named)}. To delete the aliases too, use "
+            "cascade=true."
         )
     gone = set(users)
     touched = [

@@ -70,23 +70,25 @@ def _fate(
     days = age.total_seconds() / 86_400
     if used:
         asleep = all(_sleeps(snapshot, each) for each in used)
-        note = ", which sleeps: add --sleeping to delete it too" if asleep else ""
+        note = " and sleeps: add --sleeping to delete it too" if asleep else ""
         return Fate(number, False, f"Deployment {_first(used)} runs it{note}")
     if named:
         return Fate(number, False, f"the alias {named[0]} points to it")
     if number in rollback_targets:
         return Fate(number, False, f"a rollback of {rollback_targets[number]} would return to it")
     if rank == 0:
-        return Fate(number, False, "it is the latest version")
+        return Fate(number, False, "this is the latest version")
     if not policy.active:
         return Fate(number, False, "the model has no retention")
     if policy.keep_last is not None and rank < policy.keep_last:
-        return Fate(number, False, f"it is among the newest {policy.keep_last}")
+        return Fate(number, False, f"this version is among the newest {policy.keep_last}")
     if policy.max_age_days is not None and days <= policy.max_age_days:
-        return Fate(number, False, f"it is {days:.1f} days old, and the limit is {policy.max_age_days:g}")
-    why = [f"it is not among the newest {policy.keep_last}"] if policy.keep_last is not None else []
+        return Fate(
+            number, False, (f"this version is {days:.1f} days old, and the limit is {policy.max_age_days:g}")
+        )
+    why = [f"this version is not among the newest {policy.keep_last}"] if policy.keep_last is not None else []
     if policy.max_age_days is not None:
-        why.append(f"it is older than {policy.max_age_days:g} days")
+        why.append(f"this version is older than {policy.max_age_days:g} days")
     gone = tuple(sorted(each.spec.name for each in runs))
     return Fate(number, True, " and ".join(why), gone)
 

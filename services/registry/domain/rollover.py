@@ -70,7 +70,8 @@ def deploy(snapshot: RegistrySnapshot, request: DeployRequest) -> DeployPlan:
     for key in ("model", "version"):
         if options.pop(key, fixed[key]) != fixed[key]:
             raise BadRequest(
-                f"The options of the Deployment name another {key} than the request: remove it there."
+                f"The options of the Deployment name another {key} than the request: remove {key} from the "
+                "options."
             )
     changes = _deployment(snapshot, endpoint, fixed, options)
     if request.traffic:
@@ -161,11 +162,11 @@ def scale_of(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> dict[str, 
 def _version_of(snapshot: RegistrySnapshot, request: DeployRequest) -> int:
     numbers = snapshot.numbers(request.model)
     if not numbers:
-        raise NotFound(f"There is no model {request.model!r}. Register a version of it first.")
+        raise NotFound(f"The model {request.model!r} does not exist. Register a version of it first.")
     version = numbers[-1] if request.version is None else request.version
     if version not in numbers:
         there = ", ".join(map(str, numbers))
-        raise NotFound(f"Model {request.model!r} has no version {version}. It has {there}.")
+        raise NotFound(f"Model {request.model!r} has no version {version}. Its versions: {there}.")
     return version
 
 
@@ -190,8 +191,8 @@ def _deployment(
         ]
     if (stored.spec.model, stored.spec.version) != (fixed["model"], fixed["version"]):
         raise Conflict(
-            f"{what} exists and runs version {stored.spec.version} of model {stored.spec.model!r}. "
-            "Delete it, or set another name in the options of the Deployment."
+            f"{what} exists and runs version {stored.spec.version} of model {stored.spec.model!r}. Delete "
+            "that Deployment, or set another name in the options of the new one."
         )
     base = stored.spec.model_dump()
     if current is not None and name not in snapshot.with_traffic():

@@ -81,7 +81,8 @@ def _check_servable(graph: OnnxGraph) -> None:
     if not graph.inputs or not graph.outputs:
         missing = "input" if not graph.inputs else "output"
         raise BadRequest(
-            f"{_sentence(graph.what)} declares no {missing}, so it cannot serve requests: export it with one."
+            f"{_sentence(graph.what)} declares no {missing}, so it cannot serve requests. Export the model "
+            "with at least one."
         )
     for value in graph.values:
         if value.kind != "tensor":
@@ -92,9 +93,9 @@ def _check_servable(graph: OnnxGraph) -> None:
             )
         if value.datatype is None:
             raise BadRequest(
-                f"{value.name!r} of {graph.what} has an element type that the inference protocol "
-                "does not have. Cast it in the graph to one of FP16, BF16, FP32, FP64, BOOL, "
-                "INT8-64, UINT8-64 or string."
+                f"{value.name!r} of {graph.what} has an element type that the inference protocol does not "
+                "have. In the graph, cast the tensor to one of FP16, BF16, FP32, FP64, BOOL, INT8-64, "
+                "UINT8-64 or string."
             )
 
 
@@ -106,8 +107,8 @@ def _check_agrees(user_signature: Signature, graph: OnnxGraph) -> None:
         declared = {value.name: value for value in values}
         if {tensor.name for tensor in tensors} != set(declared):
             raise BadRequest(
-                f"The signature's {role} are {names.quoted([t.name for t in tensors])}, "
-                f"but those of {graph.what} are {names.quoted(sorted(declared))}. Use these names."
+                f"The signature's {role} are {names.quoted([t.name for t in tensors])}, but those of "
+                f"{graph.what} are {names.quoted(sorted(declared))}. Use the names of the model."
             )
         for tensor in tensors:
             batched = user_signature.max_batch_size > 0

@@ -66,7 +66,7 @@ def check(names: Sequence[str], trusted: Collection[str]) -> None:
         flags = " ".join(f"--trust {name}" for name in refused[:8])
         raise BadRequest(
             f"The skops file has {', '.join(refused[:8])[:400]}, which is neither plain data nor an object "
-            "of scikit-learn: loading it may run the code of that package. If you trust it: "
+            "of scikit-learn. Loading the file may run that package's code. If you trust the file: "
             f"{flags[:400]} (in the API: trust)."
         )
 

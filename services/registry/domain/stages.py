@@ -62,8 +62,8 @@ def stage_of(policy: ModelPolicy, model: str, name: str) -> Stage:
     if found is None:
         known = ", ".join(stage.name for stage in policy.stages) or "none"
         raise BadRequest(
-            f"Model {model!r} has no stage {name[:40]!r}. It has: {known}. Set them: tidegate stages {model} "
-            "--set FILE.yaml"
+            f"Model {model!r} has no stage {name[:40]!r}. Its stages: {known}. To change them: tidegate "
+            f"stages {model} --set FILE.yaml"
         )
     return found
 
@@ -73,11 +73,11 @@ def missing(policy: ModelPolicy, stage: Stage, facts: StageFacts) -> list[str]:
     found = []
     before = policy.rank(stage.name) - 1
     if policy.rank(facts.stage) < before:
-        found.append(f"it must be in the stage {policy.stages[before - 1].name} first")
+        found.append(f"the version must be in the stage {policy.stages[before - 1].name} first")
     if stage.verified and facts.verification != "verified":
-        found.append(f"it must be verified, and is {facts.verification}")
+        found.append(f"the version must be verified, but it is {facts.verification}")
     if stage.checks and not facts.checks_met:
-        found.append(f"it does not match {stage.checks!r}")
+        found.append(f"the version does not match the stage's checks {stage.checks!r}")
     if (lack := _missing_approvals(stage, facts)) is not None:
         found.append(lack)
     return found
@@ -116,12 +116,12 @@ def _next_step(policy: ModelPolicy, stage: Stage, facts: StageFacts, version: st
     before = policy.rank(stage.name) - 1
     model, _, number = version.partition("@")
     if policy.rank(facts.stage) < before:
-        return f"Move it there: tidegate stage {version} --to {policy.stages[before - 1].name}"
+        return f"Move the version there: tidegate stage {version} --to {policy.stages[before - 1].name}"
     if stage.verified and facts.verification != "verified":
-        return f"Verify it: tidegate verify {model} --version {number}"
+        return f"Verify the version: tidegate verify {model} --version {number}"
     if stage.checks and not facts.checks_met:
-        return f"See its metadata: tidegate show {version}"
-    return f"Approve it: tidegate approve {version} --stage {stage.name}"
+        return f"See the version's metadata: tidegate show {version}"
+    return f"Approve the version: tidegate approve {version} --stage {stage.name}"
 
 
 def changes_rules(before: RegistrySnapshot, changes: Sequence[Change]) -> bool:
@@ -151,7 +151,7 @@ def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
             later = [each.name for each in policy.stages[policy.rank(policy.serve_from) - 1 :]]
             raise Conflict(
                 f"Version {number} of model {model!r} {there}, and only versions in {names.quoted(later)} "
-                f"may serve. See what it needs: tidegate stage {model}@{number}. Then: tidegate stage "
-                f"{model}@{number} --to {policy.serve_from}",
+                f"may serve. See what the version needs: tidegate stage {model}@{number}. Then: tidegate "
+                f"stage {model}@{number} --to {policy.serve_from}",
                 reason=REASON,
             )

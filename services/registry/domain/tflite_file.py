@@ -36,7 +36,7 @@ def read(data: mmap | bytes) -> OnnxGraph:
     number = signature.number(SIGNATURE_SUBGRAPH, 0, "<I") if signature is not None else 0
     graphs = list(model.tables(MODEL_SUBGRAPHS))
     if number >= len(graphs):
-        raise Malformed("it has no graph")
+        raise Malformed("the file has no graph")
     tensors = list(graphs[number].tables(GRAPH_TENSORS))
     if signature is not None:
         inputs, outputs = _mapped(signature, SIGNATURE_INPUTS), _mapped(signature, SIGNATURE_OUTPUTS)
@@ -61,7 +61,7 @@ def _listed(graph: Table, tensors: list[Table], field: int) -> Named:
 
 def _at(tensors: list[Table], index: int) -> Table:
     if not 0 <= index < len(tensors):
-        raise Malformed(f"it names tensor {index} of {len(tensors)}")
+        raise Malformed(f"the file names tensor {index}, but has only {len(tensors)} tensors")
     return tensors[index]
 
 

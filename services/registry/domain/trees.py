@@ -39,8 +39,8 @@ def signature_of(model: TreeModel, user_signature: Signature | None, max_batch: 
     """Return the user's signature, which must fit the file, or that of the file. Raise BadRequest."""
     if not 0 < model.features + model.categories <= MAX_FEATURES:
         raise BadRequest(
-            f"The file says that the model has {model.features + model.categories} features, which cannot be "
-            "right. Save the model again, after its training."
+            f"The file says that the model has {model.features + model.categories} features, which cannot "
+            "be right. Train the model, and save it again."
         )
     if not (0 <= model.classes <= MAX_OUTPUTS and 0 <= model.outputs <= MAX_OUTPUTS):
         raise BadRequest(f"The file says that the model has more than {MAX_OUTPUTS} outputs. Save it again.")
@@ -76,7 +76,8 @@ def _check_fits(given: Signature, found: Signature, model: TreeModel) -> None:
     if unknown := [tensor.name for tensor in given.outputs if tensor.name not in outputs]:
         raise BadRequest(
             f"The signature names the outputs {names.quoted(unknown)}, but the model has "
-            f"{names.quoted(sorted(outputs))}. Leave the signature out: the file says what it needs."
+            f"{names.quoted(sorted(outputs))}. Leave the signature out: the file has the names of the "
+            "outputs."
         )
     if model.categories:
         same = {t.name for t in given.inputs} == {t.name for t in found.inputs}

@@ -74,14 +74,14 @@ def check_new(uploads: Sequence[Upload], size: int, limits: UploadLimits) -> Non
     remedy = "Finish one, or delete one: `tidegate uploads` lists them (API: GET /v1/uploads)."
     if len(unfinished) >= limits.number:
         raise TooMany(
-            f"You have {len(unfinished)} unfinished uploads, the limit "
+            f"You have {len(unfinished)} unfinished uploads, which is the limit "
             f"(TIDEGATE_MAX_UPLOADS_PER_CALLER). {remedy}"
         )
     total = sum(each.size for each in unfinished) + size
     if total > limits.total_bytes:
         raise TooMany(
-            f"Your unfinished uploads would have {total} bytes together. The limit is {limits.total_bytes} "
-            f"(TIDEGATE_MAX_UPLOAD_BYTES_PER_CALLER). {remedy}"
+            f"With this upload, your unfinished uploads would have {total} bytes. The limit is "
+            f"{limits.total_bytes} (TIDEGATE_MAX_UPLOAD_BYTES_PER_CALLER). {remedy}"
         )
 
 
@@ -91,7 +91,9 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
     ``announced``: the size in bytes that the sender has stated for this request.
     """
     if not upload.is_unfinished:
-        raise Conflict(f"The upload has ended ({upload.state}), so it takes no more bytes. Open another one.")
+        raise Conflict(
+            f"The upload has ended ({upload.state}), so it takes no more bytes. Open another upload."
+        )
     if offset != upload.received:
         raise moved(upload.received, offset)
     if announced is not None and offset + announced > upload.size:
@@ -101,21 +103,23 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
 def moved(received: int, offset: int) -> Conflict:
     """Return the error for bytes that do not begin where the stored ones end."""
     return Conflict(
-        f"The upload has {received} bytes, so it continues at {received}, not at {offset}.",
+        f"The registry has {received} bytes of this upload. Continue at {received}, not at {offset}.",
         reason="wrong_offset",
     )
 
 
 def too_many_bytes(upload: Upload) -> BadRequest:
     """Return the error for more bytes than announced when the upload was opened."""
-    return BadRequest(f"The upload was opened for {upload.size} bytes, and more arrived. Open another one.")
+    return BadRequest(
+        f"The upload was opened for {upload.size} bytes, but more arrived. Open another upload."
+    )
 
 
 def own(upload: Upload | None, id_: str, owner: str) -> Upload:
     """Return the upload if it is the caller's own. Raise NotFound."""
     if upload is None or upload.owner != owner:
         raise NotFound(
-            f"You have no upload {id_[:40]!r}. It may have expired: open it again with POST /v1/uploads."
+            f"You have no upload {id_[:40]!r}. It may have expired. Open a new upload with POST /v1/uploads."
         )
     return upload
 
@@ -124,12 +128,14 @@ def checked(upload: Upload, found: str) -> Upload:
     """Return the upload as stored; as failed if ``found``, the sha256 of its bytes, is another one."""
     if found == upload.sha256:
         return replace(upload, stored=True, parts=())
-    problem = f"The bytes that arrived have sha256 {found}, not {upload.sha256}: send them again."
+    problem = f"The bytes that arrived have sha256 {found}, not {upload.sha256}. Send the file again."
     return replace(upload, problem=problem, parts=())
 
 
 def lost(upload: Upload) -> Upload:
     """Return the upload as failed, because the store does not have its bytes any more."""
     return replace(
-        upload, problem="The bytes are no longer in the artifact store: send them again.", parts=()
+        upload,
+        problem=("The bytes of this upload are no longer in the artifact store. Send the file again."),
+        parts=(),
     )

@@ -30,8 +30,11 @@ RUN_OPTIONS = (
 )  # fmt: skip
 PENDING_RETRY_S = 2.0  # a small version is verified after about this time
 _SKIPPED: dict[Format, str] = {
-    "llm": "A language model is not loaded a second time: its first replica shows if it loads.",
-    "oip": "The model runs at another server, and each call may cost money.",
+    "llm": (
+        "Language models are not verified, because loading takes long. The first replica shows whether the "
+        "model loads."
+    ),
+    "oip": "Upstreams are not verified, because each call of the other server may cost money.",
 }
 
 
@@ -90,17 +93,21 @@ def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
 
 def refusal(model: str, number: int, verification: Verification) -> Conflict:
     """Return the error for a version that may not serve, with the next command."""
-    anyway = f"Serve it anyway: `tidegate deploy {model} --version {number} --force` (API: unverified=true)."
+    anyway = (
+        f"To serve it without verification: `tidegate deploy {model} --version {number} --force` (API: "
+        "unverified=true)."
+    )
     if verification.state == "pending":
         return Conflict(
-            f"Version {number} of model {model!r} is not verified yet: a scratch replica loads it first. "
-            f"Wait for it: `tidegate verify {model} --version {number}`. {anyway}",
+            f"Version {number} of model {model!r} is not verified yet. A scratch replica must load it "
+            f"first. Wait for the result: `tidegate verify {model} --version {number}`. {anyway}",
             reason=NOT_VERIFIED,
             retry_after_s=PENDING_RETRY_S,
         )
     return Conflict(
-        f"Version {number} of model {model!r} was rejected: {verification.message.rstrip('.')}. Correct it "
-        f"and deploy it again, or verify it again: `tidegate verify {model} --version {number}`. {anyway}",
+        f"Version {number} of model {model!r} was rejected: {verification.message.rstrip('.')}. Correct the "
+        f"model and deploy it again, or verify this version again: `tidegate verify {model} --version "
+        f"{number}`. {anyway}",
         reason=NOT_VERIFIED,
     )
 

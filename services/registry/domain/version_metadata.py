@@ -39,7 +39,7 @@ def check(metadata: VersionMetadata) -> VersionMetadata:
     for name, most in MOST_ENTRIES.items():
         entries = getattr(metadata, name)
         if len(entries) > most:
-            raise BadRequest(f"metadata.{name} has {len(entries)} entries; at most {most} are stored.")
+            raise BadRequest(f"metadata.{name} has {len(entries)} entries, but the limit is {most}.")
         for entry in entries:
             _check_entry(name, entry, None if isinstance(entries, list) else entries[entry])
     for name in TEXTS:
@@ -47,7 +47,7 @@ def check(metadata: VersionMetadata) -> VersionMetadata:
     _check_length("metadata.notes", metadata.notes, LONGEST_NOTES)
     if (size := len(metadata.model_dump_json().encode())) > MOST_BYTES:
         raise BadRequest(
-            f"The metadata has {size} bytes as JSON; at most {MOST_BYTES} are stored. Put long texts into "
+            f"The metadata have {size} bytes as JSON, but the limit is {MOST_BYTES}. Put long texts into "
             "the model card: `tidegate card NAME@N --set FILE`."
         )
     return metadata
@@ -59,7 +59,7 @@ def check_card(text: str) -> str:
     if not text.strip():
         raise BadRequest("The model card is empty. To remove a card: `tidegate card NAME@N --delete`.")
     if size > MOST_CARD_BYTES:
-        raise BadRequest(f"The model card has {size} bytes; at most {MOST_CARD_BYTES} are stored.")
+        raise BadRequest(f"The model card has {size} bytes, but the limit is {MOST_CARD_BYTES}.")
     return text
 
 
@@ -118,4 +118,4 @@ def _check_entry(collection: str, key: str, value: Any) -> None:
 
 def _check_length(what: str, text: str, longest: int) -> None:
     if len(text) > longest:
-        raise BadRequest(f"{what} has {len(text)} characters; at most {longest} are stored.")
+        raise BadRequest(f"{what} has {len(text)} characters, but the limit is {longest}.")

@@ -39,8 +39,8 @@ def read(data: mmap | bytes) -> XgboostFacts:
     parameters, objective = found.get(_PARAMETERS), found.get(_OBJECTIVE)
     if _TREES not in found or not isinstance(parameters, Mapping) or not isinstance(objective, Mapping):
         raise BadRequest(
-            "The file is JSON of XGBoost, but not a model: it lacks trees, parameters or objective (a file "
-            "of save_config?). Save the model with booster.save_model('model.ubj')."
+            "The file is JSON of XGBoost, but not a model: trees, parameters or objective are missing. It "
+            "may be a file of save_config. Save the model with booster.save_model('model.ubj')."
         )
     names = found.get(_NAMES) or ()
     return XgboostFacts(
@@ -70,7 +70,7 @@ def _number(parameters: Mapping[str, Any], key: str, default: int = 0) -> int:
     value = parameters.get(key, default)
     text = str(value)
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise Malformed(f"its {key} is {text[:40]!r}, not a number")
+        raise Malformed(f"the file's {key} is {text[:40]!r}, not a number")
     return int(text)
 
 

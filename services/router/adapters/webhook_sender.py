@@ -62,7 +62,8 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         if not allowed:
             # Callers can read this error, so it does not contain addresses of this network.
             log.info(
-                "a webhook's address is refused", extra={"host": host, "addresses": addresses[:MAX_ADDRESSES]}
+                "the address of a webhook is refused",
+                extra={"host": host, "addresses": addresses[:MAX_ADDRESSES]},
             )
             raise AddressRefused("the address is not allowed: webhooks go to public addresses only")
         problem: Exception | None = None
@@ -95,7 +96,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         try:
             return await loop.run_in_executor(self._threads, _addresses, host, port)
         except (OSError, UnicodeError) as error:
-            raise httpcore.ConnectError("the receiver's name cannot be resolved") from error
+            raise httpcore.ConnectError("the host name of the receiver cannot be resolved") from error
 
 
 def _addresses(host: str, port: int) -> list[str]:

@@ -241,7 +241,7 @@ def withheld(
     """
     rollout = endpoint.rollout if endpoint.rollout is not None and endpoint.rollout.active else None
     if rollout is not None and rollout.id in condemned:
-        return {rollout.deployment: "it was rolled back, and the registry does not answer yet"}
+        return {rollout.deployment: "the canary was rolled back, but the registry does not answer yet"}
     weighted = [target.deployment for target in serving if target.weight]
     if endpoint.when_unready == "fail":  # a new version gets no traffic before it is ready
         unready = [name for name in weighted if not ready.get(name, 0)]
@@ -257,15 +257,15 @@ def withheld(
         if deployment is None or ready.get(name, 0):
             continue
         if _is_paused(deployment):
-            found[name] = "it is paused"
+            found[name] = "the Deployment is paused"
         elif rollout is not None and rollout.deployment == name:
             found[name] = "the canary is not ready yet"
         elif name in failed:
-            found[name] = "its model fails to load"
+            found[name] = "the model fails to load"
         elif _experiment_of(endpoint):
             found[name] = "the variant is not ready yet"
         elif endpoint.when_unready == "others":
-            found[name] = "it has no ready replica"
+            found[name] = "the Deployment has no ready replica"
     return found
 
 

@@ -21,7 +21,7 @@ def of_url(url: str) -> str | None:
     except (ArgumentError, ValueError):
         return f"{SETTING} is not the URL of a database. {FORMS}."
     if parsed.drivername not in DRIVERS:
-        return f"{SETTING} begins with {parsed.drivername}://, which has no driver here. {FORMS}."
+        return f"{SETTING} begins with {parsed.drivername}://, and no driver for it is installed. {FORMS}."
     return None
 
 
@@ -36,8 +36,8 @@ def of_error(url: str, error: BaseException) -> str:
     state = _state(cause)
     if state in (WRONG_PASSWORD, NO_USER):
         return (
-            f"{server} refuses the user {parsed.username!r}: {_first_line(cause)}. "
-            f"Correct user and password in {SETTING}."
+            f"{server} refuses the user {parsed.username!r}: {_first_line(cause)}. Correct the user and the "
+            f"password in {SETTING}."
         )
     if state == NO_DATABASE:
         return (
@@ -46,12 +46,15 @@ def of_error(url: str, error: BaseException) -> str:
         )
     if state == NO_RIGHT:
         return (
-            f"{server} does not let the user {parsed.username!r} do this: {_first_line(cause)}. "
-            f"Make it the owner of the database {parsed.database!r}."
+            f"{server} does not let the user {parsed.username!r} do this: {_first_line(cause)}. Make this "
+            f"user the owner of the database {parsed.database!r}."
         )
     if isinstance(cause, OSError) or "connect" in type(cause).__name__.lower():
-        why = _first_line(cause) or "no answer in time"
-        return f"{server} does not answer: {why}. Check host and port in {SETTING}, and that it runs."
+        why = _first_line(cause) or "it did not answer in time"
+        return (
+            f"{server} does not answer: {why}. Check the host and the port in {SETTING}, and that "
+            "PostgreSQL runs there."
+        )
     if isinstance(cause, InvalidRequestError | ImportError):
         return f"{SETTING} cannot be used: {_first_line(cause)}. {FORMS}."
     return f"The database at {host} cannot be opened: {_first_line(cause)}. Check {SETTING}."

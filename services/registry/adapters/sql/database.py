@@ -136,7 +136,8 @@ class _ErrorTranslation:
             self._database.problem = None
         elif isinstance(error, IntegrityError):
             raise Conflict(
-                "An object that this request names was just changed or deleted: read it again and repeat."
+                "Another request has just changed or deleted an object that this request names. Read the "
+                "object again and repeat the request."
             ) from error
         elif _refuses_value(error):
             raise BadRequest(

@@ -15,7 +15,7 @@ from services.registry.adapters.sql.database import engine_for
 _SCRIPTS = Path(__file__).parent / "migrations"
 # An arbitrary number, for the advisory lock that allows only one `migrate` at a time on PostgreSQL.
 _LOCK = 7_416_001
-NEWER = "of a newer Tidegate"
+NEWER = "which a newer Tidegate made"
 
 
 class NewerDatabase(Exception):
@@ -67,7 +67,7 @@ def _problem(connection: sa.Connection) -> str | None:
     if current == newest:
         return None
     if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
-        return f"The database is at revision {current}, {NEWER}. Run that version or a later one."
+        return f"The database is at revision {current}, {NEWER}. Run that version of Tidegate or a later one."
     return (
         f"The database is at revision {current or 'none'}, but this Tidegate needs {newest}. "
         "Run `python -m services.registry migrate`."

@@ -77,7 +77,7 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
         if is_new(case):
             return "model", Remedy(
                 f"tidegate rollback {name}",
-                f"{main.name} is new in this time: the version before it was faster",
+                f"the version of {main.name} is new, and the version before it was faster",
             )
         return "model", Remedy(
             f"tidegate logs {name} --since {max(1, round(case.spans.window_s / 60))}m",
@@ -86,21 +86,24 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
     if part in ("decode", "encode"):
         return "client", Remedy(
             f"tidegate usage --by principal --endpoint {name}",
-            "callers send or get larger bodies: this shows which; binary tensors are quicker than JSON",
+            (
+                "bodies of requests or answers are larger: the command shows whose; binary tensors are "
+                "quicker than JSON"
+            ),
         )
     if case.recent.cold_s > 0.02 * case.recent.seconds and case.recent.cold_s > case.before.cold_s:
         return "cold start", Remedy(
             f"tidegate policy {main.name} --set min_replicas={max(1, main.low)}",
-            f"requests waited {case.recent.cold_s:.0f} s without a ready replica: keep one running",
+            f"requests waited {case.recent.cold_s:.0f} s without a ready replica: keep one replica running",
         )
     if part == "wait" and (case.recent.utilization or 0.0) < 0.5:
         return "batching", Remedy(
             f"tidegate deploy {main.model or name} --version {main.version} --batch-window-ms 0",
-            "requests wait for a batch although the replicas have time",
+            "requests wait until a batch is full, although replicas are idle",
         )
     if (case.recent.utilization or 0.0) < 0.5:
         return "network", Remedy(
-            "tidegate status", "replicas have time: look at the broker, the gateways and their machines"
+            "tidegate status", "replicas are idle: check the broker, the gateways and their machines"
         )
     return "queue", more_replicas(case)
 
@@ -115,7 +118,7 @@ def more_replicas(case: Case) -> Remedy:
     """Return the remedy for too few replicas."""
     main = case.main
     if main.override is not None:
-        why = f"an operator holds it at {main.override} replicas"
+        why = f"an operator holds the Deployment at {main.override} replicas"
         return Remedy(f"tidegate scale {main.name} --auto", why)
     if main.host_full:
         return Remedy(
@@ -174,8 +177,8 @@ def inconsistent_times(case: Case) -> Symptom | None:
 
 def _tail_text(case: Case, p50: float, p99: float, now: float, ratios: Usual) -> str:
     return (
-        f"p99 is {ms(p99)} and p50 is {ms(p50)} in the last {span(case.spans.window_s)}: {now:.1f} times as "
-        f"long; usually it is {ratios.middle:.1f} times, and at most {ratios.high:.1f}"
+        f"p99 is {ms(p99)} and p50 is {ms(p50)} in the last {span(case.spans.window_s)}, a ratio of "
+        f"{now:.1f}; usually the ratio is {ratios.middle:.1f}, and at most {ratios.high:.1f}"
     )
 
 
@@ -192,7 +195,7 @@ def _tail_cause(case: Case) -> tuple[str, tuple[str, ...], Remedy]:
         return (
             f"replica {name}",
             (text,),
-            Remedy(f"tidegate drain {name}", "its requests go to the other replicas, and a new one starts"),
+            Remedy(f"tidegate drain {name}", "requests go to the other replicas, and a new replica starts"),
         )
     now, before = _batch(case.recent), _batch(case.before)
     if now is not None and before is not None and now > 1.5 * before:
@@ -207,8 +210,8 @@ def _tail_cause(case: Case) -> tuple[str, tuple[str, ...], Remedy]:
         )
     return (
         UNKNOWN,
-        ("no replica and no batch size stands out",),
-        Remedy(f"tidegate tune {case.endpoint}", "it measures batches, instances and threads"),
+        ("no replica and no batch size is unusual",),
+        Remedy(f"tidegate tune {case.endpoint}", "the command measures batches, instances and threads"),
     )
 
 
@@ -229,7 +232,7 @@ def slow_replica(window: Window) -> tuple[str, str] | None:
             f"a call of {worst} takes {mine:.3g} ms{size}; those of the other replicas take {usual:.3g} ms",
         )
     if stuck > STUCK_PART * window.seconds and stuck > 3 * max(work.stuck_s for work in others):
-        return worst, f"{worst} finished no request in {stuck:.0f} s, although it had some"
+        return worst, f"{worst} finished no request in {stuck:.0f} s, although it has requests"
     return None
 
 
