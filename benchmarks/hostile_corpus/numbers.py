@@ -52,7 +52,7 @@ CASES: tuple[Case, ...] = (
         "XGBoost JSON with a text without an end",
         "m.json",
         lambda: xgboost()[:20] + b'"' + b'\\"' * (8 * MIB),
-        "inside of a text",
+        "inside a text",
     ),
     Case("XGBoost JSON with 10^9 features", "m.json", lambda: xgboost('"999999999"'), "999999999 features"),
     Case("XGBoost JSON with -1 features", "m.json", lambda: xgboost('"-1"'), "num_feature is '-1'"),
@@ -107,7 +107,7 @@ CASES: tuple[Case, ...] = (
         "LightGBM with a line of 8 MB and no end",
         "m.txt",
         lambda: lightgbm("feature_names=" + "a" * 8 * MIB, end=""),
-        "no end of trees",
+        "no line `end of trees`",
     ),
     Case(
         "LightGBM with 10^9 features",

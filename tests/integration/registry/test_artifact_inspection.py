@@ -170,7 +170,7 @@ def test_triton_directory_without_a_signature(look, config):
     [
         ({"config.pbtxt": "input {", "1/model.py": ""}, "config.pbtxt of '.' cannot be read: 1:"),
         ({"config.pbtxt": CONFIG.replace("TYPE_FP32", "TYPE_INVALID")}, "no usable data_type"),
-        ({"config.pbtxt": CONFIG.replace("[ 64 ]", "[ 0 ]")}, "dims of -1 or at least 1"),
+        ({"config.pbtxt": CONFIG.replace("[ 64 ]", "[ 0 ]")}, "each of its dims must be -1 or at least 1"),
         ({"../config.pbtxt": CONFIG}, "below its root"),
         ({"a.txt": "x"}, "not a Triton model directory"),
     ],

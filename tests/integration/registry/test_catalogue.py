@@ -218,7 +218,7 @@ async def test_aliases_move_at_once_and_keep_their_history(four):
     await four("PUT", f"{path}/champion", {"version": 2, "expected": 0})
     four.clock.forward(60)
     lost = await four("PUT", f"{path}/champion", {"version": 1, "expected": 3}, status=409)
-    assert "points to version 2, but it was expected to point to version 3" in lost["error"]
+    assert "points to version 2, but the request expected it to point to version 3" in lost["error"]
     revision = (await four("GET", "/v1/desired-state"))["revision"]
     await four("PUT", f"{path}/champion", {"version": 3, "expected": 2})
     await four("PUT", f"{path}/champion", {"version": 3})
@@ -280,7 +280,7 @@ async def test_lineage_follows_parents_and_finds_children(four):
     assert [each["version"] for each in found["children"]] == ["digits@2"]
     own = {"metadata_patch": {"parent": "digits@latest"}}
     refused = await four("PATCH", "/v1/models/digits/versions/3", own, status=400)
-    assert "is the version itself" in refused["error"]
+    assert "is this version itself" in refused["error"]
     await describe(1, parent="digits@3")
     circle = await four("GET", "/v1/models/digits/versions/3/lineage")
     assert [each["version"] for each in circle["ancestors"]] == ["digits@2", "digits@1"]

@@ -93,7 +93,7 @@ async def test_a_keys_quota_counts_its_versions_and_their_bytes(call):
     await register(2)  # the same version again
     refused = await register(3, status=403)
     assert refused["reason"] == "quota_exceeded"
-    assert "has registered 2 versions, and its quota is 2" in refused["error"]
+    assert "has 2 registered versions, and the key's quota is 2" in refused["error"]
     check = {"filename": "m.onnx", "artifact": await call.upload(onnx_bytes(3))}
     refused = await call("POST", "/v1/models/digits/check", check, status=403, **own)
     assert refused["reason"] == "quota_exceeded", "before the upload, too"
@@ -104,5 +104,5 @@ async def test_a_keys_quota_counts_its_versions_and_their_bytes(call):
     size = len(onnx_bytes(2)) + len(onnx_bytes(3))
     limits = {"max_versions": None, "max_artifact_bytes": size + 1}
     await call("PATCH", f"/v1/keys/{made['id']}", limits)
-    assert "more exceed its quota" in (await register(4, status=403))["error"]
+    assert "more, they would exceed the key's quota" in (await register(4, status=403))["error"]
     await call.register("digits", onnx_bytes(4))

@@ -49,8 +49,8 @@ async def test_newer_database_is_not_touched(database_url):
     async with engine.begin() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     await engine.dispose()
-    assert "of a newer Tidegate" in (await migrate.problem(database_url) or "")
-    with pytest.raises(migrate.NewerDatabase, match="of a newer Tidegate"):
+    assert "a newer Tidegate made" in (await migrate.problem(database_url) or "")
+    with pytest.raises(migrate.NewerDatabase, match="a newer Tidegate made"):
         await migrate.migrate(database_url)
 
 

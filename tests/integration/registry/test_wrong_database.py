@@ -19,7 +19,10 @@ SECRET = "wrong-secret"
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("postgresql://u:wrong-secret@host/x", "begins with postgresql://, which has no driver here"),
+        (
+            "postgresql://u:wrong-secret@host/x",
+            "begins with postgresql://, and no driver for it is installed",
+        ),
         ("mysql+aiomysql://u:wrong-secret@host/x", "Write sqlite"),
         ("no url", "is not the URL of a database"),
         ("postgresql+asyncpg://u:wrong-secret@host:port/x", "is not the URL of a database"),
@@ -60,7 +63,7 @@ async def test_a_user_a_password_and_a_database_that_are_wrong(postgres: postgre
     assert "refuses the user 'guarded': password authentication failed" in refused
     assert "does not exist" in await _problem(url.replace("tidegate@", "nobody@"))
     assert "has no database 'absent'. Create it" in await _problem(postgres.url("absent"))
-    assert "Make it the owner" in await _problem(guarded.replace(SECRET, "right"))
+    assert "Make this user the owner" in await _problem(guarded.replace(SECRET, "right"))
 
 
 def test_the_command_prints_one_line(tmp_path: Path) -> None:

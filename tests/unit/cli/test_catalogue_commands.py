@@ -96,7 +96,7 @@ def test_a_version_with_an_alias_keeps_its_deployments(plane: Any, tidegate: Any
 
 
 def test_undelete_and_retention(plane: Any, tidegate: Any) -> None:
-    fate = {"version": 1, "delete": True, "reason": "it is not among the newest 3"}
+    fate = {"version": 1, "delete": True, "reason": "this version is not among the newest 3"}
     policy = {"retention": {"keep_last": 3, "max_age_days": None, "sleeping": False}}
     plane.answers |= {
         f"POST {PATH}/3/restore": {"versions": [3]},

@@ -84,7 +84,7 @@ def test_a_start_that_takes_too_long():
     kind, message, retry = told(fleet=ReplicaFleet(0, start_ms=5000.0), timeout_ms=4999)
     assert (kind, retry) == (ColdStart, 5.0)
     assert message.startswith(
-        "d needs 5000 ms more to start, but the request has 4999 ms: set a longer timeout"
+        "d needs 5000 ms more to start, but the request has 4999 ms left: set a longer timeout"
     )
     assert decide(fleet=ReplicaFleet(0, start_ms=5000.0), timeout_ms=5000) is None
     assert decide(fleet=ReplicaFleet(1, start_ms=5000.0), timeout_ms=1) is None

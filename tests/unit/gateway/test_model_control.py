@@ -201,5 +201,5 @@ def test_headers_for_models():
     assert BesideBody(None, "x-user").headers(headers).forwarded == {"x-user": "7"}
     assert BesideBody(None, ".*").headers(headers).forwarded == {"x-user": "7", "x-user-id": "8"}
     assert BesideBody().headers(headers).forwarded == {}
-    with pytest.raises(UsesRegions, match=re.escape("'x': shared memory regions are only for /infer")):
+    with pytest.raises(UsesRegions, match=re.escape("'x': a shared memory region needs /infer")):
         BesideBody().memory(headers, USER, UsesRegions("input 'x'"))

@@ -92,12 +92,12 @@ def test_every_draw_finds_a_target_with_weight(weights, seed):
 
 
 def test_weights_of_zero_take_nothing():
-    with pytest.raises(NotFound, match="'digits' has no deployment that takes traffic"):
+    with pytest.raises(NotFound, match="no deployment of model 'digits' gets traffic"):
         table([0, 0]).pick("digits", "", TrafficSplitter())
 
 
 def test_no_targets():
-    with pytest.raises(NotFound, match="no deployment that takes traffic"):
+    with pytest.raises(NotFound, match="no deployment of model 'digits' gets traffic"):
         table([1], targets=[]).pick("digits", "", TrafficSplitter())
 
 

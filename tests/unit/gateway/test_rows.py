@@ -175,7 +175,7 @@ def test_raw_bytes_become_one_row():
         ("application/x-npy", npy(np.zeros((2, 2), "<f4"))[:-1], "but 15 follow"),
         ("application/x-npy", npy(np.array([{"a": 1}], object)), "Python objects"),
         ("application/x-npy", npy(np.zeros((1, 2), "<c8")), "expected FP32, got an array of complex64"),
-        ("image/png", b"\x89PNG", "raw bytes need a model with one input of strings"),
+        ("image/png", b"\x89PNG", "only a model with one input of strings takes raw bytes"),
     ],
 )
 def test_wrong_bodies_are_refused(kind: str, body: bytes, problem: str):
@@ -285,7 +285,7 @@ def test_arrays_of_strings():
     raw = content.decode("application/x-npy", npy(np.array([b"\xff", b"a"])), contract(NAME)).data[0]
     assert unpack_strings(bytes(raw)) == [b"\xff", b"a"]
     wrong = head("{'descr': '<U1', 'fortran_order': False, 'shape': (1,)}", b"\xff\xff\xff\x7f")
-    with pytest.raises(BadRequest, match="is no text"):
+    with pytest.raises(BadRequest, match="is not text"):
         content.decode("application/x-npy", wrong, contract(NAME))
     with pytest.raises(BadRequest, match="at most"):
         content.decode("application/x-npy", npy(np.zeros(2**20 + 1, bool)), contract(NAME))

@@ -67,17 +67,17 @@ def test_a_short_list_repeats_its_last_value() -> None:
 @pytest.mark.parametrize(
     ("tensor", "error", "text"),
     [
-        (proto(8, [1]), BadRequest, "cannot be served"),
-        (proto(0, [1]), BadRequest, "cannot be served"),
+        (proto(8, [1]), BadRequest, "is not supported"),
+        (proto(0, [1]), BadRequest, "is not supported"),
         (proto(1, [-1]), BadRequest, "known shape"),
         (proto(1, [1] * 17), BadRequest, "known shape"),
         (proto(1, [2], float_val=[1, 2, 3]), BadRequest, "needs 2 values, got 3"),
         (proto(1, [2], tensor_content=b"1234"), BadRequest, "needs 8 bytes, got 4"),
         (proto(6, [1], int_val=[300]), BadRequest, "does not fit into INT8"),
         (proto(7, [2]), BadRequest, "needs 2 strings, got 0"),
-        (proto(1, [2**40], float_val=[1]), PayloadTooLarge, "the limit of all"),
+        (proto(1, [2**40], float_val=[1]), PayloadTooLarge, "the limit for all"),
         (proto(7, [2**40], string_val=[b"a"]), BadRequest, "elements"),
-        (proto(7, [2**20], string_val=[b"a" * 1000]), PayloadTooLarge, "the limit of all inputs"),
+        (proto(7, [2**20], string_val=[b"a" * 1000]), PayloadTooLarge, "the limit for all inputs"),
     ],
 )
 def test_wrong_tensors_are_refused_without_much_memory(tensor: Any, error: type, text: str) -> None:
@@ -112,7 +112,7 @@ def test_examples_become_columns() -> None:
         ([{"z": [1.0]}], "'z' does not exist"),
         ([{"a": [1.0]}, {"a": [1.0, 2.0]}], "same number of values"),
         ([{"a": [1.0]}, {}], "same number of values"),
-        ([{"a": [b"text"]}], "another kind of values"),
+        ([{"a": [b"text"]}], "of another kind"),
         ([{"a": [1.0]}, {"a": [1.0], "s": [b"x"]}], "must have the features"),
     ],
 )
@@ -124,8 +124,8 @@ def test_wrong_examples_are_refused(given: list[dict[str, Any]], text: str) -> N
 @pytest.mark.parametrize(
     ("datatype", "value", "text"),
     [
-        ("BF16", 1.5, "another kind of values"),
-        ("INT32", 1.5, "another kind of values"),
+        ("BF16", 1.5, "of another kind"),
+        ("INT32", 1.5, "of another kind"),
         ("INT8", 300, "does not fit into INT8"),
     ],
 )
@@ -139,7 +139,7 @@ async def test_the_inputs_of_a_request_have_one_limit() -> None:
     request = MESSAGES["PredictRequest"]()
     for name in "ab":
         request.inputs[name].CopyFrom(proto(1, [150]))
-    with pytest.raises(PayloadTooLarge, match="the limit of all inputs leaves 400"):
+    with pytest.raises(PayloadTooLarge, match="only 400 are left of the limit for all inputs"):
         await serving.predict(request, None)
 
 
@@ -149,5 +149,5 @@ def test_the_context_counts_for_each_example() -> None:
         given.example_list_with_context.examples.add()
     for at in range(300):
         given.example_list_with_context.context.features.feature[str(at)].SetInParent()
-    with pytest.raises(BadRequest, match="features together"):
+    with pytest.raises(BadRequest, match="all examples together"):
         tf_serving._features(given)

@@ -287,7 +287,7 @@ CASES: list[tuple[Contract, list[Any], str]] = [
     (
         SINGLE,
         [x(data=..., parameters={"shared_memory_region": "r"})],
-        "input 'x': shared memory regions are only for",
+        "input 'x': a shared memory region needs",
     ),
     (
         SINGLE,
@@ -383,7 +383,7 @@ def test_wrong_binary_strings(raw, message):
         ({"parameters": {"sequence_id": 1.5}}, "parameter 'sequence_id' must be a whole number or a string"),
         ({"parameters": {"sequence_id": True}}, "parameter 'sequence_id' must be a whole number or a string"),
         ({"parameters": {"sequence_id": 1, "sequence_end": 1}}, "parameter 'sequence_end' must be a boolean"),
-        ({"parameters": {"shared_memory_offset": 0}}, "request: shared memory regions are only for"),
+        ({"parameters": {"shared_memory_offset": 0}}, "request: a shared memory region needs"),
         ({"outputs": {"name": "y"}}, "Unable to parse 'outputs': it must be a list"),
         ({"outputs": "y"}, "Unable to parse 'outputs': it must be a list"),
         ({"outputs": ["y"]}, "Unable to parse 'name': every requested output needs a name"),
@@ -397,7 +397,7 @@ def test_wrong_binary_strings(raw, message):
         ),
         (
             {"outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
-            "output 'y': shared memory regions are only for",
+            "output 'y': a shared memory region needs",
         ),
     ],
 )

@@ -71,8 +71,8 @@ def test_references():
     for wrong, words in (
         ("digits@", "no version after the @"),
         ("@3", "not a valid name"),
-        ("digits@0", "numbers from 1"),
-        ("digits@99999999999", "numbers from 1"),
+        ("digits@0", "Versions are numbers"),
+        ("digits@99999999999", "Versions are numbers"),
         ("digits@a b", "not a valid name of an alias"),
     ):
         with pytest.raises(BadRequest, match=words):

@@ -57,7 +57,7 @@ def test_a_bare_name_with_a_number_is_a_metric():
         ("owner = a and", "ends after `and`"),
         ("owner =", "a value must follow"),
         ("owner", "an operator must follow"),
-        ("= 5", "begins with a name"),
+        ("= 5", "must begin with a name"),
         ("owner in ann", "in parentheses"),
         ("owner in (ann", "in parentheses"),
         ("owner ; drop table versions", "cannot be read at '; drop table version'"),

@@ -223,10 +223,10 @@ def test_the_size_of_a_datatype_is_that_of_its_state():
 def test_only_joblib_reads_arrays_and_only_outside_of_other_arrays():
     array = array_of_joblib(np.dtype("f8"), (1,), b"\0" * 8, b"N")
     assert dangerous(array) == []
-    with pytest.raises(Unscannable, match="where joblib does not read one"):
+    with pytest.raises(Unscannable, match="in a place where joblib reads none"):
         imports(Bytes(array), arrays=False)
     outer = b"\x80\x02" + WRAPPER + b")\x81" + described(dtype=np.dtype("O")) + b"b" + array + b"."
-    with pytest.raises(Unscannable, match="where joblib does not read one"):
+    with pytest.raises(Unscannable, match="in a place where joblib reads none"):
         found(outer)
 
 

@@ -165,7 +165,7 @@ def test_any_program_is_read_or_refused(made: Any) -> None:
 @pytest.mark.fuzz
 @given(st.text(max_size=40))
 def test_any_expression_is_judged(text: str) -> None:
-    assert pt2.runs_code({"expr_str": text}, {}, {}) in ("", f"it has the expression {text[:80]!r}")
+    assert pt2.runs_code({"expr_str": text}, {}, {}) in ("", f"a shape has the expression {text[:80]!r}")
 
 
 class Evil:

@@ -79,9 +79,11 @@ def test_a_deleted_version_is_restored_or_removed_for_good(book):
 def test_aliases_protect_their_version(book):
     book.carry_out(aliases.put(book.now, "digits", "champion", 2))
     assert aliases.put(book.now, "digits", "champion", 2) == []
-    with pytest.raises(Conflict, match="points to version 2, but it was expected to point to version 1"):
+    with pytest.raises(
+        Conflict, match="points to version 2, but the request expected it to point to version 1"
+    ):
         aliases.put(book.now, "digits", "champion", 3, expected=1)
-    with pytest.raises(Conflict, match="expected not to exist"):
+    with pytest.raises(Conflict, match="expected no such alias"):
         aliases.put(book.now, "digits", "champion", 3, expected=0)
     with pytest.raises(Conflict, match="has the alias 'champion'"):
         removal.delete_version(book.now, "digits", 2)
@@ -90,7 +92,7 @@ def test_aliases_protect_their_version(book):
     assert gone(book, 3, keep_last=1) == [1]
     for each in range(aliases.MOST - 1):
         book.carry_out(aliases.put(book.now, "digits", f"a{each}", 1))
-    with pytest.raises(BadRequest, match="no more are allowed"):
+    with pytest.raises(BadRequest, match="aliases, the limit"):
         aliases.put(book.now, "digits", "another", 1)
     book.carry_out(removal.delete_model(book.now, "digits", cascade=True))
     assert book.now.aliases == {}
@@ -110,7 +112,9 @@ def test_policies_are_patched():
 def test_a_quota_counts_versions_and_bytes():
     quotas.check(Quota("ci"), Used(10**6, 10**12), 1)
     quotas.check(Quota("ci", versions=3, artifact_bytes=100), Used(2, 90), 10)
-    with pytest.raises(Forbidden, match="registered 3 versions, and its quota is 3"):
+    with pytest.raises(Forbidden, match="has 3 registered versions, and the key's quota is 3"):
         quotas.check(Quota("ci", versions=3), Used(3, 0), 0)
-    with pytest.raises(Forbidden, match="have 90 bytes, and 11 more exceed its quota of 100"):
+    with pytest.raises(
+        Forbidden, match="have 90 bytes. With 11 more, they would exceed the key's quota of 100"
+    ):
         quotas.check(Quota("ci", artifact_bytes=100), Used(0, 90), 11)

@@ -80,7 +80,7 @@ def test_a_deployment_with_a_share_is_no_shadow(served):
     with pytest.raises(NotFound, match="There is no Deployment"):
         start(served, "absent")
     spec = served.now.endpoint("digits").spec.model_dump()
-    for name, told in (("digits-v2", "cannot be the shadow as well"), ("absent", "does not exist")):
+    for name, told in (("digits-v2", "cannot also be the shadow"), ("absent", "does not exist")):
         with pytest.raises(BadRequest, match=told):
             edits.put_endpoint(served.now, "digits", {**spec, "shadow": {"deployment": name}})
 

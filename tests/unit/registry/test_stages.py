@@ -33,12 +33,12 @@ def approved(*principals: str, stage: str = "production") -> list[Approval]:
 def test_what_is_missing_for_a_stage():
     assert stages.missing(POLICY, STAGING, FACTS) == []
     assert stages.missing(POLICY, STAGING, replace(FACTS, checks_met=False)) == [
-        "it does not match 'accuracy > 0.9'"
+        "the version does not match the stage's checks 'accuracy > 0.9'"
     ]
     assert stages.missing(POLICY, PRODUCTION, FACTS) == [
-        "it must be in the stage staging first",
-        "it must be verified, and is pending",
-        "it has 0 of 2 approvals by other keys with the scope operate",
+        "the version must be in the stage staging first",
+        "the version must be verified, but it is pending",
+        "the version has 0 of 2 approvals by other keys with the scope operate",
     ]
     almost = replace(FACTS, stage="staging", verification="verified")
     for given, count in (
@@ -125,8 +125,8 @@ def test_wrong_policies_are_refused():
         ({"stages": [{"name": "a"}, {"name": "a"}]}, "same name"),
         ({"stages": [{"name": "none"}]}, "cannot be called"),
         ({"stages": [{"name": "Prod"}]}, "name"),
-        ({"stages": two, "serve_from": "prod"}, "none of the stages"),
-        ({"stages": [{"name": "a", "checks": "onwer = x"}]}, "there is no 'onwer'"),
+        ({"stages": two, "serve_from": "prod"}, "not one of the stages"),
+        ({"stages": [{"name": "a", "checks": "onwer = x"}]}, "the name 'onwer' does not exist"),
         ({"stages": [{"name": "a", "approvals": 99}]}, "less than or equal to 20"),
     ):
         with pytest.raises(BadRequest, match=words):

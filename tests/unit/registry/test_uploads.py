@@ -38,7 +38,12 @@ def test_the_same_bytes_are_continued() -> None:
     [
         ([], 81, PayloadTooLarge, "TIDEGATE_MAX_ARTIFACT_BYTES"),
         ([HALF], 41, TooMany, "would have 101 bytes"),
-        ([replace(HALF, size=1), replace(HALF, size=1)], 1, TooMany, "2 unfinished uploads, the limit"),
+        (
+            [replace(HALF, size=1), replace(HALF, size=1)],
+            1,
+            TooMany,
+            "2 unfinished uploads, which is the limit",
+        ),
     ],
 )
 def test_limits_of_a_caller(held: list[Upload], size: int, error: type[Exception], words: str) -> None:
@@ -66,7 +71,7 @@ def test_where_bytes_may_be_appended() -> None:
 def test_an_upload_is_only_its_owners() -> None:
     assert uploads.own(HALF, "u1", "me") is HALF
     for found, owner in ((HALF, "other"), (None, "me")):
-        with pytest.raises(NotFound, match="open it again"):
+        with pytest.raises(NotFound, match="Open a new upload"):
             uploads.own(found, "u1", owner)
 
 
