@@ -164,7 +164,7 @@ async def test_an_upload_that_no_version_uses_is_deleted_later(call):
 async def test_wrong_digest_is_refused(call):
     answer = await call.http.put(f"/v1/artifacts?sha256={'0' * 64}", content=b"bytes")
     assert answer.status_code == 400
-    assert "send them again" in answer.json()["error"]
+    assert "Send the file again" in answer.json()["error"]
     assert call.stored() == []
     assert call.incoming() == []
 

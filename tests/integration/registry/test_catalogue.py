@@ -63,7 +63,7 @@ async def test_searches_find_versions_by_their_metadata(four):
         assert await found(four, filter_) == expected, filter_
     assert await found(four, "owner = bob", "/v1/models/digits/versions") == [three]
     answer = await four("GET", "/v1/versions", params={"filter": "onwer = x"}, status=400)
-    assert "there is no 'onwer'" in answer["error"]
+    assert "the name 'onwer' does not exist" in answer["error"]
     await four("PATCH", "/v1/models/digits/versions/1", {"metadata_patch": {"owner": "eve", "tags": None}})
     assert await found(four, "owner = eve and tags.team is null and accuracy = 0.5") == [one]
 
@@ -167,9 +167,9 @@ async def test_metadata_has_limits_and_cards_are_text(call):
     path = "/v1/models/digits/versions/1"
     for wrong, words in (
         ({"metrics": {"": 1}}, "1 to 128 characters"),
-        ({"tags": {"a": "x" * 1_001}}, "at most 1000"),
-        ({"notes": "x" * 16_001}, "at most 16000"),
-        ({"parameters": {str(n): n for n in range(501)}}, "at most 500"),
+        ({"tags": {"a": "x" * 1_001}}, "the limit is 1000"),
+        ({"notes": "x" * 16_001}, "the limit is 16000"),
+        ({"parameters": {str(n): n for n in range(501)}}, "the limit is 500"),
         ({"dependencies": ["x" * 900] * 80}, "model card"),
         ({"onwer": "x"}, "there is no field 'onwer'"),
     ):
@@ -212,7 +212,7 @@ async def test_going_back_drops_what_an_earlier_release_refuses(database_url, op
 async def test_aliases_move_at_once_and_keep_their_history(four):
     path = "/v1/models/digits/aliases"
     assert "has no version 9" in (await four("PUT", f"{path}/champion", {"version": 9}, status=404))["error"]
-    for wrong, words in (("latest", "cannot be set"), ("v3", "looks like"), ("a" * 33, "at most 32")):
+    for wrong, words in (("latest", "cannot be set"), ("v3", "looks like"), ("a" * 33, "the limit is 32")):
         answer = await four("PUT", f"{path}/{wrong}", {"version": 1}, status=400)
         assert words in answer["error"], answer
     await four("PUT", f"{path}/champion", {"version": 2, "expected": 0})
@@ -246,7 +246,7 @@ async def test_aliases_move_at_once_and_keep_their_history(four):
     desired = await four("GET", "/v1/desired-state")
     assert (desired["deployments"][0]["version"], desired["aliases"]) == (3, {"digits": {"champion": 3}})
     unknown = await four("POST", "/v1/deploy", {"model": "digits", "version": "winner"}, status=404)
-    assert "It has: champion (3)" in unknown["error"]
+    assert "Its aliases: champion (3)" in unknown["error"]
     await four("DELETE", f"{path}/champion", status=204)
     gone = await four("GET", f"{path}/champion")
     assert (gone["version"], gone["moves"][0]["from_version"], gone["moves"][0]["to_version"]) == (

@@ -44,7 +44,7 @@ async def test_a_version_serves_after_its_checks_and_approvals(call):
     await call("POST", f"{path}/approvals", {"stage": "production"}, **eve)
     await call("DELETE", f"{path}/approvals/production", status=204, **eve)
     refused = await call("PUT", f"{path}/stage", {"stage": "production"}, status=409, **ann)
-    assert "it has 1 of 2 approvals" in refused["error"]
+    assert "the version has 1 of 2 approvals" in refused["error"]
     view = await call("POST", f"{path}/approvals", {"stage": "production"}, **eve)
     assert (view["next"], view["missing"]) == ("production", [])
     await call("PUT", f"{path}/stage", {"stage": "production"}, **ann)

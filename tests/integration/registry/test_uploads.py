@@ -109,7 +109,7 @@ async def test_two_connections_continue_one_upload(call: Caller, content: bytes)
 async def test_what_is_wrong_with_a_part_is_said(call: Caller, content: bytes) -> None:
     upload = await call("POST", "/v1/uploads", document(content), status=201)
     wrong = await send(call, {**upload, "offset": 7}, b"x", status=409)
-    assert "continues at 0, not at 7" in wrong["error"]
+    assert "Continue at 0, not at 7" in wrong["error"]
     small = await send(call, upload, b"x" * 1000)
     assert small["offset"] == 0, "many small parts would be expensive"
     assert "opened for" in (await send(call, upload, content + b"x", status=400))["error"]

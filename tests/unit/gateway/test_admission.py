@@ -67,8 +67,8 @@ def test_a_request_is_admitted_without_a_measurement():
 def test_a_deployment_held_at_zero_replicas_is_refused():
     assert told(fleet=UNKNOWN_FLEET, wakeable=False) == (
         NoCapacity,
-        "d has no replica and may not start one: it is held at 0 replicas (an operator can change that with "
-        "`tidegate scale d --auto`)",
+        "d has no replica and may not start one, because an operator holds it at 0 replicas. To change that: "
+        "`tidegate scale d --auto`",
         30.0,
     )
     assert decide(wakeable=False) is None, "a draining replica still answers"
@@ -96,14 +96,14 @@ def test_the_queue_is_full():
     assert retry == pytest.approx(0.5)
     assert told(outstanding=100, fleet=UNKNOWN_FLEET)[2] == 1.0
     assert told(outstanding=60, fleet=ReplicaFleet(2, 10.0, elsewhere=40))[1].startswith(
-        "d: 100 requests wait"
+        "d: 100 requests already wait"
     )
 
 
 def test_the_wait_is_too_long():
     kind, message, retry = told(outstanding=50, timeout_ms=200)
     assert kind is Overloaded
-    assert message == "d: the predicted wait is 250 ms, but the request has 200 ms"
+    assert message == "d: the predicted wait is 250 ms, but the request has 200 ms left"
     assert retry == pytest.approx((250 - 200 * (1 - RESERVE)) / 1e3)
     assert decide(outstanding=50, timeout_ms=250 / (1 - RESERVE) + 1) is None
 

@@ -172,7 +172,7 @@ def test_raw_bytes_become_one_row():
         ("text/csv", b"\xff\n", "not CSV"),
         ("text/csv", b"\n\n", "no line"),
         ("application/x-npy", b"\x93NUMPY\x01", "NumPy's format"),
-        ("application/x-npy", npy(np.zeros((2, 2), "<f4"))[:-1], "but 15 follow"),
+        ("application/x-npy", npy(np.zeros((2, 2), "<f4"))[:-1], "but only 15 follow"),
         ("application/x-npy", npy(np.array([{"a": 1}], object)), "Python objects"),
         ("application/x-npy", npy(np.zeros((1, 2), "<c8")), "expected FP32, got an array of complex64"),
         ("image/png", b"\x89PNG", "only a model with one input of strings takes raw bytes"),
@@ -308,7 +308,7 @@ def test_the_number_of_strings_is_limited_before_they_are_read():
 
 def test_strings_of_very_different_lengths_are_not_answered_in_numpys_format():
     found = {"t": np.array(["x" * 100_000, *["y"] * 1000], object)}
-    with pytest.raises(BadRequest, match="accept application/json"):
+    with pytest.raises(BadRequest, match="Accept: application/json"):
         content.encode("application/x-npy", found, rows=True)
 
 

@@ -230,9 +230,9 @@ def test_no_inputs(inputs):
 
 ADDITIONAL = "unexpected additional input data for model '': "
 CASES: list[tuple[Contract, list[Any], str]] = [
-    (SINGLE, [7], "Unable to parse 'name': inputs[0] needs one"),
-    (SINGLE, [x(name=...)], "Unable to parse 'name': inputs[0] needs one"),
-    (BATCHED, [TEXT, x(name=1)], "Unable to parse 'name': inputs[1] needs one"),
+    (SINGLE, [7], "Unable to parse 'name': inputs[0] needs a name"),
+    (SINGLE, [x(name=...)], "Unable to parse 'name': inputs[0] needs a name"),
+    (BATCHED, [TEXT, x(name=1)], "Unable to parse 'name': inputs[1] needs a name"),
     (SINGLE, [X, X], "input 'x' already exists in request"),
     (BATCHED, [X], "expected 2 inputs but got 1 inputs for model ''. Got input(s) ['x'], but missing"),
     (BATCHED, [x(name="q")], "unexpected inference input 'q' for model '': it takes ['x', 'text']"),
@@ -277,7 +277,7 @@ CASES: list[tuple[Contract, list[Any], str]] = [
     (
         BATCHED,
         [X, TEXT | {"shape": [2, 1], "data": ["a", "b"]}],
-        "input 'text' batch size does not match other inputs for '': it is 2",
+        "input 'text' batch size does not match other inputs for '': this input has 2 rows",
     ),
     (SINGLE, [x(data=...)], "Input must set only one of the following fields: 'data', 'binary_data_size'"),
     (SINGLE, [x(data="12")], "Input must set only one of the following fields: 'data', 'binary_data_size'"),

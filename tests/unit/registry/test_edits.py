@@ -83,7 +83,7 @@ def test_endpoint_targets_are_checked(book, targets, match):
     ("fields", "match"),
     [
         ({"model": "digits", "version": 9}, "It has 1, 2, 3"),
-        ({"model": "absent", "version": 1}, "no such model"),
+        ({"model": "absent", "version": 1}, "This model does not exist"),
         ({"model": "digits"}, "version is required"),
         ({"model": "digits", "version": 1, "max_replicas": 0, "min_replicas": 0}, "never serve"),
         ({"model": "digits", "version": 1, "threads": "many"}, "threads"),
@@ -116,7 +116,7 @@ def test_apply_is_one_plan_and_idempotent(book):
 
 def test_apply_refuses_duplicates_and_missing_names(book):
     one = {"name": "d1", "model": "digits", "version": 1}
-    with pytest.raises(BadRequest, match="2 times; keep one"):
+    with pytest.raises(BadRequest, match="2 times. Keep only one"):
         edits.apply(book.now, [one, one], [])
     with pytest.raises(BadRequest, match="needs a name"):
         edits.apply(book.now, [{"model": "digits", "version": 1}], [])

@@ -198,9 +198,9 @@ UNCLEAR = [
     (NEW + described(dtype=simple("O8", 3, 0)) + b"b", "flags"),
     (WRAPPER + b")R" + described() + b"b", "unknown way"),
     (NEW + b"q\xf0" + described() + b"b" + b"\0" * 8 + b"h\xf0" + described() + b"b", "twice"),
-    (b"cbuiltins\nmin\n(" + NEW + b"l\x85R" + described() + b"b", "elsewhere"),
-    (b"ccopyreg\n_reconstructor\n" + WRAPPER + b"NN\x87R" + described() + b"b", "elsewhere"),
-    (WRAPPER + b"}X\x05\0\0\0shapeK\x01\x85sb", "it changes joblib"),
+    (b"cbuiltins\nmin\n(" + NEW + b"l\x85R" + described() + b"b", "for something else"),
+    (b"ccopyreg\n_reconstructor\n" + WRAPPER + b"NN\x87R" + described() + b"b", "for something else"),
+    (WRAPPER + b"}X\x05\0\0\0shapeK\x01\x85sb", "the pickle changes joblib"),
     (b"\x95\xff\0\0\0\0\0\0\0" + NEW + described() + b"b", "frame"),
 ]  # fmt: skip
 

@@ -19,7 +19,7 @@ def test_an_object_that_is_as_expected(match: str) -> None:
         ('"4"', None, "5", "Deployment 'mine' has the ETag 5, not 4"),
         ("*", None, None, "does not exist"),
         ('"4"', None, None, "does not exist"),
-        (None, "*", "5", "exists already"),
+        (None, "*", "5", "already exists"),
     ],
 )
 def test_an_object_that_is_not(

@@ -84,7 +84,7 @@ NARROWER = [
     (signature(outputs=[tensor("y", "FP64")]), "output 'y' is FP64, was FP32"),
     (signature(outputs=[tensor("y", shape=(-1,))]), r"output 'y' has shape \[-1\], had \[4\]"),
     (signature(max_batch_size=4), "max_batch_size is 4, was 8"),
-    (signature(max_batch_size=0), "no longer a batch axis"),
+    (signature(max_batch_size=0), "no longer have a batch axis"),
     (signature(decoupled=True), "now decoupled"),
 ]
 

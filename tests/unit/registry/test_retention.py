@@ -87,7 +87,7 @@ def test_aliases_protect_their_version(book):
         aliases.put(book.now, "digits", "champion", 3, expected=0)
     with pytest.raises(Conflict, match="has the alias 'champion'"):
         removal.delete_version(book.now, "digits", 2)
-    with pytest.raises(NotFound, match=r"It has: champion \(2\)"):
+    with pytest.raises(NotFound, match=r"Its aliases: champion \(2\)"):
         aliases.drop(book.now, "digits", "winner")
     assert gone(book, 3, keep_last=1) == [1]
     for each in range(aliases.MOST - 1):
@@ -115,6 +115,6 @@ def test_a_quota_counts_versions_and_bytes():
     with pytest.raises(Forbidden, match="has 3 registered versions, and the key's quota is 3"):
         quotas.check(Quota("ci", versions=3), Used(3, 0), 0)
     with pytest.raises(
-        Forbidden, match="have 90 bytes. With 11 more, they would exceed the key's quota of 100"
+        Forbidden, match=r"have 90 bytes\. With 11 more, they would exceed the key's quota of 100"
     ):
         quotas.check(Quota("ci", artifact_bytes=100), Used(0, 90), 11)

@@ -124,7 +124,7 @@ def test_a_rollback_to_the_current_version_changes_nothing(third):
 
 
 def test_an_unregistered_version_is_refused(third):
-    with pytest.raises(NotFound, match=r"has no version 9. It has 1, 2, 3"):
+    with pytest.raises(NotFound, match=r"has no version 9. Its versions: 1, 2, 3"):
         go_back(third, 9)
     with pytest.raises(NotFound, match="no Endpoint 'absent'"):
         rollback(third.now, "absent", None, EndpointHistory())

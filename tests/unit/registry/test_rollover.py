@@ -121,7 +121,7 @@ def test_canary_is_replaced_as_a_whole(book):
 def test_settle_refuses_an_endpoint_that_has_changed(book):
     book.deploy(version=1)
     book.deploy(version=2)
-    with pytest.raises(Conflict, match="Read the .* again"):
+    with pytest.raises(Conflict, match=r"Read the .* again"):
         rollover.settle(book.now, "digits", 99)
 
 
@@ -134,8 +134,8 @@ def test_two_models_under_one_endpoint(book):
 @pytest.mark.parametrize(
     ("order", "error", "match"),
     [
-        (rollover.DeployRequest("absent"), NotFound, "no model 'absent'"),
-        (rollover.DeployRequest("digits", 9), NotFound, "It has 1, 2, 3"),
+        (rollover.DeployRequest("absent"), NotFound, "The model 'absent' does not exist"),
+        (rollover.DeployRequest("digits", 9), NotFound, "Its versions: 1, 2, 3"),
         (rollover.DeployRequest("digits", 1, {"treads": 1}), BadRequest, "no field 'treads'"),
         (rollover.DeployRequest("digits", 1, {"min_replicas": 3, "max_replicas": 2}), BadRequest, "above"),
         (rollover.DeployRequest("digits", 1, {"version": 2}), BadRequest, "another version"),

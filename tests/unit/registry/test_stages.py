@@ -48,7 +48,7 @@ def test_what_is_missing_for_a_stage():
         (approved("bob", "bob"), 1),
     ):
         (lack,) = stages.missing(POLICY, PRODUCTION, replace(almost, approvals=given))
-        assert f"it has {count} of 2" in lack
+        assert f"the version has {count} of 2" in lack
     assert stages.missing(POLICY, PRODUCTION, replace(almost, approvals=approved("bob", "eve"))) == []
 
 
@@ -70,11 +70,13 @@ def test_keys_of_one_owner_count_once():
 
 
 def test_a_version_may_always_go_back():
-    with pytest.raises(Conflict, match=r"cannot enter the stage production: .*; it has 0 of 2") as error:
+    with pytest.raises(
+        Conflict, match=r"cannot enter the stage production: .*; the version has 0 of 2"
+    ) as error:
         stages.enter(POLICY, "digits", 3, "production", FACTS)
     assert error.value.reason == "stage_required"
     stages.enter(POLICY, "digits", 3, "staging", replace(FACTS, stage="production", checks_met=False))
-    with pytest.raises(BadRequest, match="It has: staging, production"):
+    with pytest.raises(BadRequest, match="Its stages: staging, production"):
         stages.stage_of(POLICY, "digits", "prod")
 
 

@@ -22,7 +22,7 @@ def test_states() -> None:
     assert uploads.checked(WHOLE, "a" * 64).state == "stored"
     wrong = uploads.checked(WHOLE, "b" * 64)
     assert (wrong.state, wrong.parts, wrong.is_unfinished) == ("failed", (), False)
-    assert "send them again" in wrong.problem
+    assert "Send the file again" in wrong.problem
     assert uploads.lost(WHOLE).state == "failed"
 
 
@@ -59,7 +59,7 @@ def test_what_has_ended_does_not_count() -> None:
 def test_where_bytes_may_be_appended() -> None:
     uploads.check_append(HALF, 30, 30)
     uploads.check_append(HALF, 30, None)
-    with pytest.raises(Conflict, match="continues at 30, not at 29") as moved:
+    with pytest.raises(Conflict, match="Continue at 30, not at 29") as moved:
         uploads.check_append(HALF, 29, 1)
     assert moved.value.reason == "wrong_offset"
     with pytest.raises(BadRequest, match="opened for 60 bytes"):

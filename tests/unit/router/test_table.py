@@ -290,7 +290,7 @@ def test_a_paused_target_gives_its_share_to_the_others():
     state = world(endpoint(SPLIT))
     state.deployments[1] = deployment(2, override=Override(replicas=0))
     entry = build_table(state, {"digits-v1": 1}, {})["endpoints"]["digits"]
-    assert entry["withheld"] == {"digits-v2": "it is paused"}
+    assert entry["withheld"] == {"digits-v2": "the Deployment is paused"}
 
 
 def test_a_canary_gets_no_traffic_before_it_is_ready_whatever_the_policy():

@@ -70,9 +70,11 @@ def test_a_gpu_that_the_replica_does_not_hold_is_refused() -> None:
     )
     with pytest.raises(ModelFailed, match=r"'m' requests a GPU .* has none\. .*gpus=1"):
         check_instance_groups("m", [InstanceGroup("gpu")], ())
-    with pytest.raises(ModelFailed, match=r"asks for GPU 0, but this replica has 0 .*inside it: none"):
+    with pytest.raises(
+        ModelFailed, match=r"requests GPU 0, but this replica has 0 .*inside the replica: none"
+    ):
         check_instance_groups("m", [InstanceGroup("auto", (0,))], ())
-    with pytest.raises(ModelFailed, match=r"asks for GPU 1, 3, .* holds 1 .*inside it: 0\).*gpus=4"):
+    with pytest.raises(ModelFailed, match=r"requests GPU 1, 3, .* has 1 .*inside the replica: 0\).*gpus=4"):
         check_instance_groups("m", [InstanceGroup("gpu", (0, 1, 3))], (0,))
 
 
