@@ -47,7 +47,7 @@ CASES: tuple[Case, ...] = (
         "levels deep",
     ),
     Case("XGBoost JSON with brackets that do not match", "m.json", lambda: xgboost(trees="[}"), "brackets"),
-    Case("XGBoost JSON that is cut off", "m.json", lambda: xgboost()[:-40], "broken copy"),
+    Case("XGBoost JSON that is cut off", "m.json", lambda: xgboost()[:-40], "may be broken"),
     Case(
         "XGBoost JSON with a text without an end",
         "m.json",
@@ -70,7 +70,7 @@ CASES: tuple[Case, ...] = (
         "more than",
     ),
     Case("XGBoost JSON without trees", "m.json", raw(b'{"learner":{},"version":[3,2,0]}'), "not a model"),
-    Case("XGBoost JSON with data behind it", "m.json", lambda: xgboost() + b"rm -rf", "after its end"),
+    Case("XGBoost JSON with data behind it", "m.json", lambda: xgboost() + b"rm -rf", "after the end"),
     Case("XGBoost UBJSON with a length of 2^62", "m.ubj", lambda: ubj(b"L" + HUGE), "beyond its end"),
     Case(
         "XGBoost UBJSON with an array of 2^62 numbers",

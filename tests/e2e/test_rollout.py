@@ -178,7 +178,7 @@ def test_the_share_of_a_target_without_replicas_is_never_lost_silently(stack: St
         return {each["deployment"]: each["note"] for each in stack.cli("traffic", two)["targets"]}
 
     end = time.monotonic() + PATIENCE_S
-    while "it is paused" not in shown()[f"{two}-v3"]:
+    while "the Deployment is paused" not in shown()[f"{two}-v3"]:
         assert time.monotonic() < end, shown()
     with Client(stack.settings.gateway_url, timeout_s=30) as client:
         assert {float(client.infer(two, {"x": ONE})["y"][0, 0]) for _ in range(40)} == {1.0}

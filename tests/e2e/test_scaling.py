@@ -99,7 +99,7 @@ def test_load_scales_up_and_every_decision_can_be_explained_and_made_again(
     assert why["rule"] in {"maximum", "panic", "demand", "utilization"}
     assert max(need["replicas"] for need in why["needs"]) >= 2
     assert why["signals"]["demand"] > 0
-    assert any("outstanding" in decision["reason"] for decision in why["decisions"])
+    assert any("requests and jobs" in decision["reason"] for decision in why["decisions"])
 
     checked: dict[str, Any] = {}
 

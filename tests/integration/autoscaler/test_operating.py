@@ -36,7 +36,10 @@ async def test_why_and_the_policy(bench: Bench) -> None:
         assert status["start_s"] > 0
         document = (await client.get(f"{PATH}/why")).json()
         assert (document["desired"], document["rule"]) == (3, "maximum")
-        assert "40 outstanding at 20 ms each: 4 are needed; the maximum is 3" in document["reason"]
+        assert (
+            "40 requests and jobs at 20 ms each: 4 replicas are needed; the maximum is 3"
+            in document["reason"]
+        )
         assert {need["rule"]: need["replicas"] for need in document["needs"]}["wait"] == 4
         assert document["signals"]["demand"] == 40
         assert document["replicas"] == {"ready": 3, "starting": 0, "draining": 0}

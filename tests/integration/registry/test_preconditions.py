@@ -84,7 +84,7 @@ async def test_a_stale_etag_changes_nothing(filled: Caller, path: str, changes: 
 async def test_only_create_and_only_replace(filled: Caller) -> None:
     create, replace = {"headers": {"If-None-Match": "*"}}, {"headers": {"If-Match": "*"}}
     assert (
-        "exists already"
+        "already exists"
         in (await filled("PUT", "/v1/deployments/mine", DEPLOYMENT, status=412, **create))["error"]
     )
     await filled("PUT", "/v1/deployments/new", DEPLOYMENT, status=201, **create)

@@ -78,7 +78,7 @@ async def test_wrong_bytes_never_become_an_artifact(
         upload = await send(call, upload, content[:-1] + bytes([content[-1] ^ 1]))
         failed = await call("GET", f"/v1/uploads/{upload['id']}")
         assert failed["state"] == "failed"
-        assert "send them again" in failed["problem"]
+        assert "Send the file again" in failed["problem"]
         sha256 = document(content)["sha256"]
         assert (await call.http.head(f"/v1/artifacts/{sha256}")).status_code == 404
         assert not await call.store.has(sha256)

@@ -147,7 +147,8 @@ def test_an_override_is_bounded_by_the_maximum_unless_it_is_forced(make_world, d
     world.overrides[NAME] = LocalOverride(396, None)
     world.run(10)
     assert len(world.names()) == 1
-    assert "an operator set the replicas to 396; max_replicas is 1, so 1 run" in world.decisions[-1].reason
+    reason = world.decisions[-1].reason
+    assert "an operator set the replicas to 396; max_replicas is 1, so the target is 1" in reason
     world.overrides[NAME] = LocalOverride(3, None, force=True)
     world.run(10)
     assert len(world.names()) == 3

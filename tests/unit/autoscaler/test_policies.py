@@ -82,7 +82,7 @@ def test_backlog_per_replica_needs_no_service_rate(make_world, deployment):
     world.round()
     assert world.target() == 7
     assert world.decisions[-1].rule == "backlog"
-    assert "31 outstanding, 5 for each replica" in world.decisions[-1].reason
+    assert "31 requests and jobs, 5 for each replica" in world.decisions[-1].reason
 
 
 def test_the_largest_of_the_rules_counts(deployment):
@@ -218,7 +218,7 @@ def test_of_unknown_demand_the_known_part_may_scale_up(make_world, deployment):
     world.round()
     assert world.target() == 4
     assert world.decisions[-1].rule == "demand unknown"
-    assert "the known part: 40 outstanding" in world.decisions[-1].reason
+    assert "the known demand: 40 requests and jobs" in world.decisions[-1].reason
     world.outstanding[NAME] = 0
     world.run(300)
     assert world.target() == 4

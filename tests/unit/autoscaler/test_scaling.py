@@ -176,7 +176,7 @@ def test_a_measured_capacity_is_the_first_guess(make_world, deployment):
     world.round()
     assert world.target() == 4
     decision = world.decisions[-1]
-    assert "40 outstanding at 20 ms each (a first guess from " in decision.reason
+    assert "40 requests and jobs at 20 ms each (estimated from " in decision.reason
     assert "50 requests/s" in decision.reason
     assert decision.inputs["guessed"]
     assert world.statuses[NAME].service_rate is None, "nothing was measured of its replicas"
@@ -321,7 +321,7 @@ def test_every_change_is_explained(make_world, deployment):
     last = world.decisions[-1]
     assert (last.rule, last.before, last.after) == ("demand", 1, 4)
     assert last.inputs["demand"] == 40
-    assert "40 outstanding" in last.reason
+    assert "40 requests and jobs" in last.reason
     assert len(last.actions) == 3
 
 

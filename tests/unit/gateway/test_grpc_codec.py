@@ -189,8 +189,8 @@ def both(*raws: bytes) -> Any:
         ),
         (
             with_parameter(m := raw(ROW), m.inputs[0], "shared_memory_region", string_param="r"),
-            "input 'x': a shared memory region needs /infer or ModelInfer, a caller on the gateway's host, and "
-            "TIDEGATE_SHARED_MEMORY=local. Without them, send the tensor as binary data",
+            "input 'x': a shared memory region needs /infer or ModelInfer, a caller on the gateway's host, "
+            "and TIDEGATE_SHARED_MEMORY=local. Without them, send the tensor as binary data",
         ),
         (with_parameter(m := raw(ROW), m, "nothing"), "request: parameter 'nothing' has no value"),
         (

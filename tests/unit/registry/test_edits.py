@@ -116,7 +116,7 @@ def test_apply_is_one_plan_and_idempotent(book):
 
 def test_apply_refuses_duplicates_and_missing_names(book):
     one = {"name": "d1", "model": "digits", "version": 1}
-    with pytest.raises(BadRequest, match="2 times. Keep only one"):
+    with pytest.raises(BadRequest, match=r"2 times\. Keep only one"):
         edits.apply(book.now, [one, one], [])
     with pytest.raises(BadRequest, match="needs a name"):
         edits.apply(book.now, [{"model": "digits", "version": 1}], [])
