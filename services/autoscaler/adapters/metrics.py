@@ -17,7 +17,7 @@ REPLICAS = Gauge(
 )
 DEMAND = Gauge(
     "tidegate_autoscaler_demand",
-    ("Requests and jobs that wait or run; NaN if the number is not known."),
+    "Requests and jobs that wait or run; NaN if the number is not known.",
     ["deployment"],
 )
 DECISIONS = Counter("tidegate_autoscaler_decisions_total", "Decisions by rule.", ["deployment", "rule"])
@@ -38,7 +38,7 @@ ROUND_SECONDS = Histogram(
 # The label `flavour` is the name of the pool. It is published, so it keeps its old name.
 WARM_WORKERS = Gauge(
     "tidegate_autoscaler_warm_workers",
-    ("Workers of the warm pool that are available: ready, and without a model."),
+    "Workers of the warm pool that are available: ready, and without a model.",
     ["flavour"],
 )
 WARM_GIVEN = Counter(

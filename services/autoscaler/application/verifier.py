@@ -109,7 +109,7 @@ class Verifier:
             except (TidegateError, StoreUnavailable) as error:
                 if error.message != self.problem:
                     log.warning(
-                        ("the autoscaler could not verify versions and tries again"),
+                        "the autoscaler could not verify versions and tries again",
                         extra={"problem": error.message},
                     )
                 self.problem = error.message

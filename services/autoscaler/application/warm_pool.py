@@ -176,7 +176,7 @@ class WarmPool:
             except Unavailable as error:
                 if error.message != self.problem:
                     log.warning(
-                        ("the warm pool could not be checked; the autoscaler tries again"),
+                        "the warm pool could not be checked; the autoscaler tries again",
                         extra={"problem": error.message},
                     )
                 self.problem = error.message
@@ -294,7 +294,7 @@ class WarmPool:
             raise
         except (Unavailable, TimeoutError) as error:
             log.warning(
-                ("a replica could not be offered to the warm pool"),
+                "a replica could not be offered to the warm pool",
                 extra={"problem": str(error) or "no confirm"},
             )
             worker = await self._store.claim_replica(start.replica, NOBODY)

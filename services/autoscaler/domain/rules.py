@@ -142,7 +142,7 @@ def _by_rate(rule: str, rate: float | None, words: str, load: Load, tuning: Tuni
         return None
     replicas = math.ceil(load.busy(rate) / tuning.utilization - TINY)
     return RuleNeed(
-        rule, replicas, (f"{rate:.3g} requests/s {words}; a replica may be {tuning.utilization:.0%} busy")
+        rule, replicas, f"{rate:.3g} requests/s {words}; a replica may be {tuning.utilization:.0%} busy"
     )
 
 

@@ -186,7 +186,7 @@ def _by_need(need: Need, shaped: Shaped, limits: ReplicaBounds) -> Target:
         return Target(
             found,
             "stabilising",
-            (f"{need.why}; {shaped.held} replicas were needed within the stabilization window"),
+            f"{need.why}; {shaped.held} replicas were needed within the stabilization window",
         )
     if found > need.replicas:
         return Target(found, limits.low_rule, f"{need.why}; {found} stay")

@@ -224,8 +224,8 @@ def _answer(results: set[Added]) -> ItemAnswer:
     if "too_many" in results:
         return ItemAnswer(
             "invalid",
-            (f"this answer has {MOST_NAMES} metrics with names of your own, the limit: use fewer names"),
+            f"this answer has {MOST_NAMES} metrics with names of your own, the limit: use fewer names",
         )
     return ItemAnswer(
-        "duplicate", ("this answer already has a value for this metric, and only the first value counts")
+        "duplicate", "this answer already has a value for this metric, and only the first value counts"
     )

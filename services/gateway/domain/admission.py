@@ -122,7 +122,7 @@ def state(wakeable: bool, fleet: ReplicaFleet) -> ModelState:
     if not wakeable:
         return ModelState(
             "UNAVAILABLE",
-            ("unloaded: an operator holds the model at 0 replicas (`tidegate resume NAME` starts it)"),
+            "unloaded: an operator holds the model at 0 replicas (`tidegate resume NAME` starts it)",
         )
     if fleet.fault:
         return ModelState("UNAVAILABLE", fleet.fault)

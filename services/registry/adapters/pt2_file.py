@@ -64,7 +64,7 @@ def _read(archive: zipfile.ZipFile) -> tuple[dict[str, object], str]:
     if len(models) != 1:
         old = "serialized_exported_program.json" in sizes
         raise ValueError(
-            ("an old release of torch saved the file")
+            "an old release of torch saved the file"
             if old
             else f"the file has {len(models)} programs, expected one"
         )

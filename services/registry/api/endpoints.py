@@ -50,7 +50,7 @@ async def list_all(transactions: TransactionsDep, page: NamedPageDep) -> Page[En
 
 
 @router.get(
-    "/{name}", response_model=Endpoint, responses={304: {"description": ("The Endpoint has not changed.")}}
+    "/{name}", response_model=Endpoint, responses={304: {"description": "The Endpoint has not changed."}}
 )
 async def get(
     transactions: TransactionsDep,

@@ -100,7 +100,7 @@ async def promote(transactions: TransactionsDep, name: str, response: Response) 
 async def pause(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Keep a canary's share. The router still rolls it back if it does harm."""
     return await _advance(
-        transactions, name, None, Progress("paused", ("an operator paused the rollout")), response
+        transactions, name, None, Progress("paused", "an operator paused the rollout"), response
     )
 
 
@@ -108,7 +108,7 @@ async def pause(transactions: TransactionsDep, name: str, response: Response) ->
 async def resume(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
     """Continue the steps of a paused canary."""
     return await _advance(
-        transactions, name, None, Progress("running", ("an operator resumed the rollout")), response
+        transactions, name, None, Progress("running", "an operator resumed the rollout"), response
     )
 
 

@@ -84,7 +84,7 @@ def _fate(
         return Fate(number, False, f"this version is among the newest {policy.keep_last}")
     if policy.max_age_days is not None and days <= policy.max_age_days:
         return Fate(
-            number, False, (f"this version is {days:.1f} days old, and the limit is {policy.max_age_days:g}")
+            number, False, f"this version is {days:.1f} days old, and the limit is {policy.max_age_days:g}"
         )
     why = [f"this version is not among the newest {policy.keep_last}"] if policy.keep_last is not None else []
     if policy.max_age_days is not None:

@@ -30,7 +30,7 @@ REDELIVERED = Counter(
 )
 SUSPECTS = Counter(
     "tidegate_worker_suspects_total",
-    ("Requests and jobs that ran alone, because an earlier call with them was lost."),
+    "Requests and jobs that ran alone, because an earlier call with them was lost.",
 )
 CHUNKS = Counter("tidegate_worker_chunks_total", "Answers of streams.")
 FIRST_CHUNK_SECONDS = Histogram(
@@ -53,7 +53,7 @@ MODEL_DEATHS = Counter(
 SAMPLED = Counter("tidegate_worker_sampled_rows_total", "Rows that the sampler counted in profiles.")
 SAMPLES_DROPPED = Counter(
     "tidegate_worker_sampled_rows_dropped_total",
-    ("Rows that the sampler dropped, because its buffer was full."),
+    "Rows that the sampler dropped, because its buffer was full.",
 )
 LLM_SLOTS = Gauge("tidegate_worker_llm_slots", "Requests that a language model runs at the same time.")
 LLM_TAKEN = Counter(
@@ -85,10 +85,10 @@ LLM_KV_USAGE = Histogram(
 )
 LLM_COUNTERS = {
     "prompt_tokens": Counter(
-        "tidegate_llm_engine_prompt_tokens_total", ("Prompt tokens that the engine has processed.")
+        "tidegate_llm_engine_prompt_tokens_total", "Prompt tokens that the engine has processed."
     ),
     "answer_tokens": Counter(
-        "tidegate_llm_engine_answer_tokens_total", ("Answer tokens that the engine has generated.")
+        "tidegate_llm_engine_answer_tokens_total", "Answer tokens that the engine has generated."
     ),
     "cached_tokens": Counter(
         "tidegate_llm_prefix_cache_hit_tokens_total", "Prompt tokens that were in the engine's prefix cache."

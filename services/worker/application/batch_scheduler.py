@@ -433,7 +433,7 @@ class BatchScheduler:
                 shared = len(failure.lost)
                 log_request(
                     logging.WARNING,
-                    ("the model server was lost while a request ran"),
+                    "the model server was lost while a request ran",
                     item.request,
                     shared=shared,
                 )

@@ -225,7 +225,7 @@ class GrpcConnection(asyncio.Protocol):
             size = high << 8 | low
             if size > frames.DEFAULT_FRAME:
                 raise ProtocolError(
-                    ErrorCode.FRAME_SIZE_ERROR, (f"a frame of {size} bytes is larger than the limit")
+                    ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes is larger than the limit"
                 )
             if end - at - 9 < size:
                 break
@@ -275,7 +275,7 @@ class GrpcConnection(asyncio.Protocol):
         if self._receive_window < 0:
             raise ProtocolError(
                 ErrorCode.FLOW_CONTROL_ERROR,
-                ("the client sent more bytes than the flow-control window allows"),
+                "the client sent more bytes than the flow-control window allows",
             )
         if self._receive_window <= CONNECTION_WINDOW // 2:
             self._transport.write(frames.window_update(0, CONNECTION_WINDOW - self._receive_window))
@@ -287,7 +287,7 @@ class GrpcConnection(asyncio.Protocol):
         if call is None:
             if stream > self._last or not stream & 1:
                 raise ProtocolError(
-                    ErrorCode.PROTOCOL_ERROR, (f"the client sent data for stream {stream}, which is not open")
+                    ErrorCode.PROTOCOL_ERROR, f"the client sent data for stream {stream}, which is not open"
                 )
             self._end_for(self._flood.late_data(size))
             return
@@ -327,7 +327,7 @@ class GrpcConnection(asyncio.Protocol):
             block = block[5:]
         if not stream & 1:
             raise ProtocolError(
-                ErrorCode.PROTOCOL_ERROR, (f"a client may open only streams with odd numbers, not {stream}")
+                ErrorCode.PROTOCOL_ERROR, f"a client may open only streams with odd numbers, not {stream}"
             )
         if flags & frames.END_HEADERS:
             self._on_head(stream, block, bool(flags & frames.END_STREAM))
