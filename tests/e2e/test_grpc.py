@@ -226,7 +226,7 @@ def test_model_control(client: Any, stack: Stack, identity: str) -> None:
     assert not client.is_model_ready(identity)
     (found,) = [each for each in client.get_model_repository_index().models if each.name == identity]
     assert (found.state, found.reason[:8]) == ("UNAVAILABLE", "unloaded")
-    with pytest.raises(InferenceServerException, match="held at 0 replicas"):
+    with pytest.raises(InferenceServerException, match="at 0 replicas"):
         client.infer(identity, [x(rows(1))])
     with triton_http.InferenceServerClient(stack.settings.gateway_url.removeprefix("http://")) as over_http:
         with pytest.raises(InferenceServerException, match=r"failed to load .*, a load cannot include"):

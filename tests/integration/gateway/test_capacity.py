@@ -92,7 +92,7 @@ async def test_held_at_no_replica(gateway, client, add_model, make_peer, until):
         await peer.connection.wait_up(PATIENCE_S)
         refused = await infer(client, model)
         assert told(refused) == (503, "no_capacity", "30")
-        assert "held at 0 replicas" in refused.json()["error"]
+        assert "at 0 replicas" in refused.json()["error"]
         await until(lambda: model in peer.demanded)
         assert not peer.requests
 
