@@ -92,7 +92,10 @@ def _missing_approvals(stage: Stage, facts: StageFacts) -> str | None:
         given.discard(approver(facts.registered_by, facts.registered_for))
     if len(given) >= stage.approvals:
         return None
-    lack = f"it has {len(given)} of {stage.approvals} approvals by other keys with the scope {stage.scope}"
+    lack = (
+        f"the version has {len(given)} of {stage.approvals} approvals by other keys with the scope "
+        f"{stage.scope}"
+    )
     if len(given) == len(others):
         return lack
     return f"{lack} (keys of one owner count once, and not for a version that the owner registered)"
