@@ -36,7 +36,9 @@ def set_(
     expected: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="N", help="Only if it points to this version now; 0: only if it does not exist."
+            min=0,
+            metavar="N",
+            help=("Only if the alias points to this version now; 0: only if the alias does not exist."),
         ),
     ] = None,
     json: Json = False,

@@ -100,7 +100,7 @@ def replay(
     items = _router().post("/v1/dead/replay", {"deployment": deployment, "to": to}, timeout=300.0)["items"]
     rows = [(item["letter"], item["job"], item["error"]) for item in items]
     columns = ("letter", "job", "error")
-    empty = "There is no dead letter left to replay."
+    empty = "No dead letter is left to replay."
     output.show({"items": items}, json, lambda: output.table(rows, columns, empty))
 
 
@@ -157,7 +157,7 @@ def _print(found: Doc) -> None:
     for each in found["replays"]:
         error = each["error"] or {}
         told = f"{error['reason']}: {error['message']}" if error else ""
-        state = each["status"] or "its record was deleted"
+        state = each["status"] or "the job's record was deleted"
         rows.append(("replay", f"job {each['job']} on {each['to']}: {state} {told}".rstrip()))
     for name, value in rows:
         text = output.text_of(value)

@@ -24,7 +24,9 @@ def audit(
             metavar="KIND", help="Only this kind: version, alias, policy, deployment, endpoint or key."
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Only changes to this.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help=("Only changes to the object with this name."))
+    ] = None,
     by: Annotated[str | None, typer.Option(metavar="ID", help="Only changes by this principal.")] = None,
     limit: Limit = 20,
     json: Json = False,

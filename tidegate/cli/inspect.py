@@ -17,11 +17,13 @@ PHASES = ("launch", "fetch", "triton_start", "load", "warm_up")
 
 def models(
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="Only models whose name contains it.")
+        str | None, typer.Argument(metavar="TEXT", help="Only models whose name contains this text.")
     ] = None,
     filter_: Annotated[
         str | None,
-        typer.Option("--filter", metavar="FILTER", help="Only models with a version that matches it."),
+        typer.Option(
+            "--filter", metavar="FILTER", help=("Only models with a version that matches this filter.")
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -31,7 +31,9 @@ _LIFTED = (
     "owner",
     "expires",
 )
-Which = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, or its name if no other has it.")]
+Which = Annotated[
+    str, typer.Argument(metavar="KEY", help=("The id of a key, or its name if no other key has this name."))
+]
 Scopes = Annotated[
     list[str] | None,
     typer.Option("--scope", metavar="SCOPE", help="infer, publish, operate or admin; repeatable."),
@@ -56,19 +58,28 @@ Day = Annotated[int | None, typer.Option("--day", metavar="N", help="Maximum req
 Month = Annotated[int | None, typer.Option("--month", metavar="N", help="Maximum requests in a month (UTC).")]
 BudgetPerDay = Annotated[
     float | None,
-    typer.Option("--budget-per-day", metavar="MONEY", help="Maximum cost of its requests in a day."),
+    typer.Option("--budget-per-day", metavar="MONEY", help="Maximum cost of the key's requests in a day."),
 ]
 BudgetPerMonth = Annotated[
     float | None,
-    typer.Option("--budget-per-month", metavar="MONEY", help="Maximum cost of its requests in a month."),
+    typer.Option(
+        "--budget-per-month", metavar="MONEY", help=("Maximum cost of the key's requests in a month.")
+    ),
 ]
 MaxVersions = Annotated[
     int | None,
-    typer.Option("--max-versions", metavar="N", min=0, help="Most versions that it registers and keeps."),
+    typer.Option(
+        "--max-versions", metavar="N", min=0, help=("Most versions that the key may register and keep.")
+    ),
 ]
 MaxArtifactBytes = Annotated[
     int | None,
-    typer.Option("--max-artifact-bytes", metavar="N", min=0, help="Most bytes of these versions."),
+    typer.Option(
+        "--max-artifact-bytes",
+        metavar="N",
+        min=0,
+        help=("Most bytes of all versions that the key has registered."),
+    ),
 ]
 Weight = Annotated[
     int | None,
@@ -125,7 +136,7 @@ def listed(
 
 @keys.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A note on what the key is for.")],
     scope: Scopes = None,
     owner: Owner = None,
     endpoint: Endpoints = None,

@@ -138,11 +138,13 @@ def delete(
         int | None, typer.Option(metavar="N", help="Only this version, with its deployments.")
     ] = None,
     deployment: Annotated[
-        bool, typer.Option("--deployment", help="NAME is a deployment: only that.")
+        bool, typer.Option("--deployment", help="NAME is a deployment: delete only the deployment.")
     ] = False,
-    endpoint: Annotated[bool, typer.Option("--endpoint", help="NAME is an endpoint: only that.")] = False,
+    endpoint: Annotated[
+        bool, typer.Option("--endpoint", help=("NAME is an endpoint: delete only the endpoint."))
+    ] = False,
     permanent: Annotated[
-        bool, typer.Option("--permanent", help="Delete versions for good: `undelete` cannot restore them.")
+        bool, typer.Option("--permanent", help="Delete versions permanently: `undelete` cannot restore them.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     json: Json = False,

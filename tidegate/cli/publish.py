@@ -167,7 +167,7 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
     asleep = ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}
     if asleep and endpoint["previous"] and ready is not None and ready["reason"] == "Asleep":
         # The status is older than the deploy, which always starts a replica.
-        return Look("starting", "it was asleep; it gets traffic when a replica is ready")
+        return Look("starting", "the Deployment was asleep; it gets traffic when a replica is ready")
     if asleep:
         return Look("ready", "asleep; the first request starts it")
     if not status["ready"]:

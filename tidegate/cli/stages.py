@@ -62,7 +62,8 @@ def stages(
 def stage(
     version: Reference,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="STAGE", help="Move it to this stage; `none`: to no stage.")
+        str | None,
+        typer.Option("--to", metavar="STAGE", help=("Move the version to this stage; `none`: to no stage.")),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -81,8 +82,10 @@ def stage(
 
 def approve(
     version: Reference,
-    stage: Annotated[str, typer.Option("--stage", metavar="STAGE", help="The stage that it may enter.")],
-    comment: Annotated[str, typer.Option(help="Why, for the others.")] = "",
+    stage: Annotated[
+        str, typer.Option("--stage", metavar="STAGE", help=("The stage that the version may enter."))
+    ],
+    comment: Annotated[str, typer.Option(help="A note with the reason, for other people.")] = "",
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Withdraw your approval.")] = False,
     json: Json = False,
 ) -> None:
@@ -115,6 +118,6 @@ def _show(version: Doc, view: Doc, json: bool) -> None:
         for lack in view["missing"]:
             output.line(f"For {view['next']}: {lack}.")
         if view["next"] and not view["missing"]:
-            output.line(f"It may enter {view['next']}: tidegate stage {named} --to {view['next']}")
+            output.line(f"The next stage is {view['next']}: tidegate stage {named} --to {view['next']}")
 
     output.show(view, json, human)

@@ -80,7 +80,8 @@ def load(
         typer.Option(metavar="FILE|DIR", help="Refuse the file unless one of these public keys signed it."),
     ] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Take a pickle. Its code runs on the workers.")
+        bool,
+        typer.Option("--allow-pickle", help=("Accept a pickle. Loading it can run any code on the workers.")),
     ] = False,
     trust: Annotated[
         list[str] | None,

@@ -88,7 +88,7 @@ class TrustedKeys:
 
         ``sha256``: the artifact's digest, which has been checked. Raise BadSignature.
         """
-        problem = "it has no signature"
+        problem = "the artifact has no signature"
         for bundle in bundles:
             signature = read_bundle(bundle)
             if not self.trusts(signature):
@@ -123,7 +123,7 @@ def digests_of(archive: Path) -> dict[str, str]:
                     with content() as stream:
                         found[str(inner)] = _digest(stream)
     except (archives.BrokenArchive, Unsafe) as error:
-        raise BadSignature(f"its archive cannot be read: {error}") from None
+        raise BadSignature(f"the archive of the model cannot be read: {error}") from None
     return found
 
 

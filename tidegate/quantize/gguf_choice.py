@@ -48,7 +48,7 @@ def choose(candidates: Sequence[Candidate], memory: int) -> Fit:
         if each is best:
             reasons[each.name] = "chosen: the largest that fits"
         elif each.total > memory:
-            reasons[each.name] = f"needs {(each.total - memory) / 2**20:.0f} MiB more than there is"
+            reasons[each.name] = f"needs {(each.total - memory) / 2**20:.0f} MiB more than is available"
         else:
             reasons[each.name] = f"smaller than {best.name if best else 'the chosen one'}, so less exact"
     return Fit(best, reasons)

@@ -266,7 +266,11 @@ def prepared(model: Path, folder: Path) -> Path:
         quant_pre_process(str(model), str(target), skip_symbolic_shape=True)
         add_types(target)
     except Exception as error:
-        say(step=f"the shapes cannot be inferred ({type(error).__name__}); going on without them")
+        say(
+            step=(
+                f"the shapes cannot be inferred ({type(error).__name__}); quantisation continues without them"
+            )
+        )
         return model
     return target
 

@@ -39,7 +39,7 @@ async def report_costs(
     end = now if until is None else until
     begin = (end - DAY_S if since is None else since) // HOUR_S * HOUR_S
     if not begin <= end:
-        raise BadRequest("`since` is later than `until`: swap them.")
+        raise BadRequest("`since` is later than `until`. Swap the two times.")
     return await ledger.report(begin, end, by, deployment)
 
 

@@ -315,7 +315,7 @@ class ControlLoop:
         try:
             await asyncio.to_thread(write)
         except Unavailable as error:
-            log.warning("a decision or cold start was not stored", extra={"problem": error.message})
+            log.warning("a decision or a cold start could not be stored", extra={"problem": error.message})
 
 
 def deployment_of(action: Action) -> str:

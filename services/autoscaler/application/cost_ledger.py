@@ -123,9 +123,12 @@ class CostLedger:
                     retired_at = self._clock()
                     await asyncio.to_thread(self._costs.retire, retired_at)
             except Unavailable as error:
-                log.warning("costs were not booked; they are booked later", extra={"problem": error.message})
+                log.warning(
+                    "costs could not be booked; the autoscaler books them later",
+                    extra={"problem": error.message},
+                )
             except Exception:  # the budgets need the ledger, so it must survive every error
-                log.exception("costs were not booked; they are booked later")
+                log.exception("costs could not be booked; the autoscaler books them later")
             await asyncio.sleep(RETRY_S)
 
     async def collect(self) -> None:

@@ -79,7 +79,7 @@ def _holds(
     if memory.recommended and needed > memory.recommended[-1][1]:
         at = next(at for at, n in memory.recommended if n == needed)
         left_s = _left(at, tuned, now)
-        yield f"{needed} were needed {now - at:.0f} s ago; this counts for another {left_s:.0f} s"
+        yield f"{needed} replicas were needed {now - at:.0f} s ago; they are kept for another {left_s:.0f} s"
     if now < memory.panic_until:
         yield f"after a sudden load, no replica is removed for another {memory.panic_until - now:.0f} s"
     yield from _limits(memory, tuned, now)

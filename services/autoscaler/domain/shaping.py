@@ -53,7 +53,7 @@ def shape(
     current = memory.target
     found = Shaped(most, most)
     if most > current and not panic and max(least, current) < most:
-        wait = f"{need} are needed, but have not been for {tuning.up_window_s:g} s yet"
+        wait = f"{need} replicas are needed, but only for less than {tuning.up_window_s:g} s"
         found = Shaped(max(least, current), most, "waiting", wait)
     if panic:
         found = Shaped(max(found.replicas, current), most)
@@ -71,12 +71,17 @@ def _limited(memory: DeploymentMemory, found: Shaped, tuning: Tuning, now: float
         room = max(0, tuning.max_up_per_minute - sum(change for change in recent if change > 0))
         up = max(1, current + room)
         if up < found.replicas:
-            words = f"{found.replicas} are needed, but max_up_per_minute is {tuning.max_up_per_minute}"
+            words = (
+                f"{found.replicas} replicas are needed, but max_up_per_minute is {tuning.max_up_per_minute}"
+            )
             return Shaped(up, found.held, "limited", words)
     if tuning.max_down_per_minute is not None and found.replicas < current:
         room = max(0, tuning.max_down_per_minute + sum(change for change in recent if change < 0))
         if current - room > found.replicas:
-            words = f"{found.replicas} are enough, but max_down_per_minute is {tuning.max_down_per_minute}"
+            words = (
+                f"{found.replicas} replicas are enough, but max_down_per_minute is "
+                f"{tuning.max_down_per_minute}"
+            )
             return Shaped(current - room, found.held, "limited", words)
     return found
 

@@ -46,7 +46,10 @@ class EventPublisher:
                 routing_key=demand_key(deployment),
             )
         except Unavailable:
-            log.info("a demand hint was lost with the broker connection", extra={"deployment": deployment})
+            log.info(
+                "a request for a replica was lost with the broker connection",
+                extra={"deployment": deployment},
+            )
 
     async def _publish_cancels(self) -> None:
         ids, self._cancelled = self._cancelled, []
@@ -61,4 +64,4 @@ async def publish_cancels(channel: Channel | None, ids: Sequence[bytes]) -> None
         body = envelope.pack(envelope.CANCELS, list(ids))
         await channel.publish(body, exchange=CANCELS.name, routing_key="")
     except Unavailable:
-        log.info("cancels were lost with the broker connection", extra={"count": len(ids)})
+        log.info("cancellations were lost with the broker connection", extra={"count": len(ids)})

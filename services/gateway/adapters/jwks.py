@@ -124,7 +124,8 @@ class Jwks:
             self._keys = _usable(orjson.loads(await self._read()))
         except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning(
-                "the JWKS could not be read; the last one stays in use", extra={"problem": str(error)[:200]}
+                "the JWKS could not be read; the last valid JWKS stays in use",
+                extra={"problem": str(error)[:200]},
             )
 
     async def _read(self) -> bytes:

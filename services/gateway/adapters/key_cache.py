@@ -118,7 +118,8 @@ class KeyCache:
     def _note(self, problem: str | None) -> None:
         if problem is not None and self._problem is None:
             log.warning(
-                "keys were not read from the registry; the last ones stay in use", extra={"problem": problem}
+                "the keys could not be read from the registry; the last known keys stay in use",
+                extra={"problem": problem},
             )
         self._problem = problem
 
@@ -128,7 +129,7 @@ class KeyCache:
         except (ValueError, KeyError, TypeError) as error:
             # Log only the error's type. Its message may quote the input, which contains the keys' digests.
             log.error(
-                "the table of keys cannot be parsed; the last one stays in use",
+                "the table of keys cannot be parsed; the last valid table stays in use",
                 extra={"problem": type(error).__name__},
             )
             return False

@@ -22,12 +22,12 @@ log = telemetry.logger(__name__)
 
 LOCAL = Gauge(
     "tidegate_gateway_limits_local",
-    "1 while the store is away and this process applies its own share of every limit.",
+    "1 while the store does not answer and this process applies only its own share of every limit.",
     multiprocess_mode="max",
 )
 ON_OWN = Counter(
     "tidegate_gateway_limits_on_own_total",
-    "Settlements of a caller's limits without the store.",
+    "Reports of a caller's usage of limits that could not reach the store.",
 )
 
 TICK_S = 0.02
@@ -112,7 +112,7 @@ class LimitLeases:
             try:
                 await self._settle_due()
             except Exception:
-                log.exception("limits were not settled")
+                log.exception("the usage of limits could not be reported to the store")
                 await asyncio.sleep(RETRY_S)
 
     def _note_day(self) -> None:
@@ -146,7 +146,7 @@ class LimitLeases:
         async with asyncio.timeout(SLOW_S):
             grants = await self._store.settle(self._process, [request for _, request in due])
         if self._away_since is not None:
-            log.info("the store is back; limits are shared again")
+            log.info("the store answers again; limits are shared again")
             self._away_since = None
             LOCAL.set(0)
         now = time.monotonic()
@@ -162,7 +162,7 @@ class LimitLeases:
             self._away_since = time.monotonic()
             LOCAL.set(1)
             log.warning(
-                "the store is away; this process applies its share of every limit",
+                "the store does not answer; this process applies its own share of every limit",
                 extra={"problem": problem},
             )
 

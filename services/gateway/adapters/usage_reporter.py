@@ -63,7 +63,8 @@ class UsageReporter:
         if lost:
             LOST.inc(lost)
             log.error(
-                "usage is lost: the broker was away when this process stopped", extra={"requests": lost}
+                "usage was lost: the broker did not answer when this process stopped",
+                extra={"requests": lost},
             )
         await self.connection.stop()
 
@@ -84,7 +85,7 @@ class UsageReporter:
             except (Unavailable, TimeoutError) as error:
                 if not self._waiting:
                     log.warning(
-                        "usage could not be reported; it is tried again", extra={"problem": str(error)}
+                        "usage could not be reported; the gateway tries again", extra={"problem": str(error)}
                     )
                 self._waiting = True
 

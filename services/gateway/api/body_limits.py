@@ -46,8 +46,8 @@ class BodyLimits:
     def overloaded(self) -> Overloaded:
         """Return the error for a body that does not fit in the budget."""
         return Overloaded(
-            f"this gateway holds {self.bodies.used} bytes of requests and {self.answers.used} of answers; "
-            f"the limit is {self.bodies.limit} of each",
+            f"this gateway's memory for bodies is full: {self.bodies.used} bytes of requests and "
+            f"{self.answers.used} bytes of answers; the limit is {self.bodies.limit} for each. Try again",
             retry_after_s=RETRY_AFTER_S,
         )
 

@@ -58,7 +58,7 @@ FIRST_CHUNK = Histogram(
 CHUNKS = Counter("tidegate_gateway_chunks_total", "Answers of streams.", ["deployment"])
 COPIES = Counter(
     "tidegate_gateway_shadow_copies_total",
-    "Copies for shadow traffic by outcome: answered, failed, or the reason why there was no copy.",
+    "Copies for shadow traffic by outcome: answered, failed, or the reason why no copy was sent.",
     ["model", "outcome"],
 )
 

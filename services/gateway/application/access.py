@@ -47,7 +47,7 @@ _REFUSALS = {
     ),
     "concurrency": (
         "too_many_concurrent",
-        "this key has reached its limit of requests in flight: wait for one to end",
+        "this key has reached its limit of requests in flight: wait until one of them ends",
     ),
     "day": (
         "quota_exhausted",
@@ -71,7 +71,7 @@ _REFUSALS = {
 
 _LEASING = (
     "budget_exhausted",
-    "the rest of this key's budget is with other requests or gateway processes: send again after Retry-After",
+    "other requests or gateway processes hold the rest of this key's budget: send again after Retry-After",
 )
 
 
@@ -305,8 +305,8 @@ class Access:
             if self._verify is not None:
                 return self._verify(bearer)
             raise Unauthorized(
-                "this stack does not know the key: it does not look like one of its keys (tg_...); "
-                "`tidegate keys` lists them"
+                "this stack does not know the key. A key of this stack begins with tg_; `tidegate keys` "
+                "lists all keys"
             )
         if self._table is None:
             raise _keys_unknown()

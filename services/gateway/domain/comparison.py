@@ -62,7 +62,11 @@ def compare(
         pause()
         a, b = mine.get(name), theirs.get(name)
         if a is None or b is None:
-            missing = "the shadow lacks it" if b is None else "only the shadow has it"
+            missing = (
+                "the shadow's answer does not have this output"
+                if b is None
+                else "only the shadow's answer has this output"
+            )
             found.append(_unlike(name, missing))
         elif (a.tensor.datatype, a.shape) != (b.tensor.datatype, b.shape):
             found.append(_unlike(name, f"{_kind(b)} instead of {_kind(a)}"))

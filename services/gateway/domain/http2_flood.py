@@ -36,7 +36,7 @@ class FloodGuard:
             return None
         earned = (now - self._since) * USELESS_FRAMES_PER_S
         self._left, self._since = min(USELESS_FRAMES, self._left + earned), now
-        return "too many frames that do no work" if self._left < 0 else None
+        return "the client sends too many frames that belong to no request" if self._left < 0 else None
 
     def ping(self, now: float) -> str | None:
         """Count a ping from the client."""
@@ -48,12 +48,16 @@ class FloodGuard:
     def reset(self) -> str | None:
         """Count a call that the client cancelled before it was answered."""
         self._resets += 1
-        return "too many cancelled calls" if self._resets > RESETS + 4 * self._answered else None
+        return "the client cancels too many calls" if self._resets > RESETS + 4 * self._answered else None
 
     def late_data(self, count: int) -> str | None:
         """Count bytes for a call that has ended."""
         self._late_bytes += count
-        return "too many bytes for calls that have ended" if self._late_bytes > LATE_BYTES else None
+        return (
+            "the client sends too many bytes for calls that have ended"
+            if self._late_bytes > LATE_BYTES
+            else None
+        )
 
     def call_began(self, window: int) -> None:
         """Allow one window more of late bytes. If the new call ends early, that many may still come."""

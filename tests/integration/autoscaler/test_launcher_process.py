@@ -90,7 +90,7 @@ async def test_a_command_that_is_not_there_fails_the_launch_and_frees_the_name(h
 
 @pytest.mark.parametrize("wish", [{"image": "ours/worker"}, {"resources": {"shm_mb": 64}}])
 async def test_what_only_containers_have_is_refused_and_not_ignored(harness, assign, wish):
-    with pytest.raises(LaunchFailed, match="only containers have that"):
+    with pytest.raises(LaunchFailed, match="only containers support this option"):
         await harness.launcher().launch(assign(ONE, **wish))
     assert await harness.launcher().list() == []
 

@@ -265,7 +265,7 @@ async def test_calls_that_are_cancelled_as_soon_as_they_begin(gateway, key, conn
         reset = frame(h2.RST_STREAM, 0, stream, struct.pack(">I", 8))
         client.send(client.headers(stream, more=credential(key)), frame(h2.DATA, 0, stream, body), reset)
     await client.until(lambda: client.goaway() is not None)
-    assert client.goaway()[1:] == (11, b"too many cancelled calls")
+    assert client.goaway()[1:] == (11, b"cancels too many calls")
 
 
 async def test_idle_connections_make_room_for_new_ones(gateway, key):

@@ -115,7 +115,7 @@ async def test_a_worker_loads_only_what_a_key_on_its_host_has_signed(
     await call("POST", f"/v1/artifacts/{sha256}/signatures", {}, status=403, **as_replica())
     other = signing.sign("m", {".": sha256}, private_key(tmp_path / "other.pem"))
     async with served(call) as url:
-        with pytest.raises(ModelFailed, match="it has no signature"):
+        with pytest.raises(ModelFailed, match="the artifact has no signature"):
             await signatures.check(url, token, file, sha256, known)
         await call("POST", f"/v1/artifacts/{sha256}/signatures", other, status=201)
         with pytest.raises(ModelFailed, match="the key is not trusted"):
@@ -125,7 +125,7 @@ async def test_a_worker_loads_only_what_a_key_on_its_host_has_signed(
         changed = hashlib.sha256(b"hi!").hexdigest()
         file.write_bytes(b"hi!")
         await running(call, digits_v1_0_1=await call.upload(b"hi!"))
-        with pytest.raises(ModelFailed, match="it has no signature"):
+        with pytest.raises(ModelFailed, match="the artifact has no signature"):
             await signatures.check(url, token, file, changed, known)
         with pytest.raises(ModelFailed, match="No such file"):
             await signatures.check(url, token, file, changed, tmp_path / "gone.pem")

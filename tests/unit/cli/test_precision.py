@@ -115,8 +115,8 @@ def test_the_largest_gguf_file_that_fits_is_chosen():
     assert name == "q4"
     assert reasons == {
         "q4": "chosen: the largest that fits",
-        "q8": "needs 46 MiB more than there is",
-        "f32": "needs 436 MiB more than there is",
+        "q8": "needs 46 MiB more than is available",
+        "f32": "needs 436 MiB more than is available",
     }
     assert fitting(sizes, 2048 * MIB)[1]["q8"] == "smaller than f32, so less exact"
     assert fitting(sizes, 100 * MIB)[0] is None

@@ -88,8 +88,8 @@ def test_other_shapes_and_datatypes_are_unlike(a, b, told):
 def test_a_missing_output_is_named():
     found = compare([numbers([[1.0]], name="a")], [numbers([[1.0]], name="b")], 0, 0)
     assert [(each.name, each.difference) for each in found] == [
-        ("a", "the shadow lacks it"),
-        ("b", "only the shadow has it"),
+        ("a", "the shadow's answer does not have this output"),
+        ("b", "only the shadow's answer has this output"),
     ]
 
 

@@ -102,5 +102,7 @@ def _leave(plan: ImportPlan, model: dict[str, Any], home: Path) -> None:
             "workers, batches and timeouts are options of the Deployment: tidegate deploy --instances, "
             "--max-batch",
         )
-    plan.leave("batches", "the handler gets one request at a time; --instances N runs N at once")
+    plan.leave(
+        "batches", "the handler gets one request at a time; --instances N runs N handlers at the same time"
+    )
     plan.leave("/explanations and metrics of the handler", "Tidegate has its own metrics")

@@ -94,15 +94,15 @@ def read(data: bytes | memoryview) -> GgufHeader:
     try:
         return _read(_Reader(data))
     except (struct.error, UnicodeDecodeError, OverflowError) as error:
-        raise NotGguf(f"its header is cut off or broken ({error})") from None
+        raise NotGguf(f"the header of the file is cut off or broken ({error})") from None
 
 
 def _read(reader: _Reader) -> GgufHeader:
     if reader.take(4) != MAGIC:
-        raise NotGguf("it does not begin with GGUF")
+        raise NotGguf("the file does not begin with GGUF")
     version = reader.scalar("<I")
     if version not in (2, 3):
-        raise NotGguf(f"it has version {version} of the format; 2 and 3 are known")
+        raise NotGguf(f"the file has version {version} of the format, but only 2 and 3 are supported")
     tensors, pairs = reader.count(), reader.count()
     metadata = {}
     for _ in range(pairs):
@@ -111,7 +111,7 @@ def _read(reader: _Reader) -> GgufHeader:
     ends = [_tensor_end(reader) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**20:
-        raise NotGguf(f"its alignment is {alignment!r}")
+        raise NotGguf(f"the file states the alignment {alignment!r}")
     start = -(-reader.at // alignment) * alignment
     return GgufHeader(metadata, start + max(ends, default=0))
 
@@ -137,7 +137,7 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if count > len(self._data) - self.at:
-            raise NotGguf("its header is cut off")
+            raise NotGguf("the header of the file is cut off")
         self.at += count
         return bytes(self._data[self.at - count : self.at])
 
@@ -147,7 +147,7 @@ class _Reader:
     def count(self) -> int:
         found = int(self.scalar("<Q"))
         if found > _MAX_COUNT:
-            raise NotGguf(f"its header states {found} entries")
+            raise NotGguf(f"the header of the file states {found} entries")
         return found
 
     def text(self) -> str:
@@ -158,7 +158,7 @@ class _Reader:
             return self.text()
         if kind != _ARRAY:
             if kind not in _SCALARS:
-                raise NotGguf(f"its header has a value of the unknown type {kind}")
+                raise NotGguf(f"the header of the file has a value of the unknown type {kind}")
             return self.scalar(_SCALARS[kind])
         inner, count = self.scalar("<I"), self.count()
         if inner in _SCALARS and count > _KEPT_ARRAY:

@@ -56,12 +56,13 @@ def read_bundle(bundle: Any) -> ModelSignature:
         type_, signature = envelope["payloadType"], _decoded(signed["sig"])
     except (KeyError, TypeError, ValueError, IndexError):
         raise _bad(
-            "it is not a Sigstore bundle with a signature by a key, as `model_signing sign key` writes it"
+            "the file is not a Sigstore bundle with a signature by a key, as `model_signing sign key` "
+            "writes it"
         ) from None
     if not isinstance(key, str) or _SHA256.fullmatch(key) is None:
-        raise _bad("it does not name its key: sign the model again with a newer model_signing")
+        raise _bad("the bundle does not name its key: sign the model again with a newer model_signing")
     if type_ != PAYLOAD_TYPE:
-        raise _bad(f"its payload is {str(type_)[:60]!r}, not {PAYLOAD_TYPE!r}")
+        raise _bad(f"the bundle's payload is {str(type_)[:60]!r}, not {PAYLOAD_TYPE!r}")
     return ModelSignature(key, message_of(statement), signature, _files_of(statement))
 
 
@@ -134,22 +135,23 @@ def _files_of(raw: bytes) -> dict[str, str]:
         rows = [(each["name"], each["algorithm"], each["digest"]) for each in resources]
         method, hash_ = ways["method"], ways["hash_type"]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        raise _bad("its payload is not a statement about a model's files") from None
+        raise _bad("the bundle's payload is not a statement about a model's files") from None
     if kinds != (STATEMENT, PREDICATE):
-        raise _bad(f"its payload is {str(kinds[1])[:60]!r}, not {PREDICATE!r}")
+        raise _bad(f"the bundle's payload is {str(kinds[1])[:60]!r}, not {PREDICATE!r}")
     if (method, hash_) != ("files", "sha256") or any(algorithm != "sha256" for _, algorithm, _ in rows):
         raise _bad(
-            f"its files are hashed as {str(method)[:20]}, {str(hash_)[:20]}: sign whole files with sha256"
+            f"the signed files are hashed as {str(method)[:20]}, {str(hash_)[:20]}: sign whole files with "
+            "sha256"
         )
     files: dict[str, str] = {}
     for name, _, digest in rows:
         if not isinstance(name, str) or not isinstance(digest, str) or _SHA256.fullmatch(digest) is None:
-            raise _bad("it names a file without a sha256")
+            raise _bad("the bundle names a file without a sha256")
         if name in files or name != str(PurePosixPath(name)) or name.startswith(("/", "../")):
-            raise _bad(f"it names the file {name[:80]!r}, which is no plain path, or names it twice")
+            raise _bad(f"the bundle names the file {name[:80]!r} twice, or its path is not plain")
         files[name] = digest
     if not files or root != _root(files):
-        raise _bad("its list of files does not agree with its own digest")
+        raise _bad("the bundle's list of files does not agree with the bundle's digest")
     return files
 
 

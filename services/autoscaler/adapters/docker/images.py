@@ -93,7 +93,7 @@ class Images:
         failed = running.pull.exception() if running is not None else None
         self._begin(reference)
         if isinstance(failed, Unavailable):
-            return f"The image {reference} is missing: {failed.message} It is pulled again."
+            return f"The image {reference} is missing: {failed.message} The autoscaler pulls the image again."
         return f"The image {reference} is being pulled."
 
     def _begin(self, reference: str) -> ImagePull:
@@ -105,4 +105,4 @@ class Images:
 
 def _log_failure(pull: asyncio.Task[None]) -> None:
     if not pull.cancelled() and (error := pull.exception()) is not None:
-        log.warning("an image was not pulled", extra={"problem": str(error)})
+        log.warning("an image could not be pulled", extra={"problem": str(error)})

@@ -241,7 +241,7 @@ class DockerLauncher:
     async def _ending(self, row: Doc) -> tuple[str, bool, float | None]:
         """Return how a container ended, whether it ran out of memory, and when it ended."""
         if row["State"] == "created":
-            return "its launch was interrupted before it started", False, None
+            return "the launch was interrupted before the replica started", False, None
         # By name, because the proxy of the engine checks names.
         name = self._plan.name(row["Labels"][REPLICA])
         try:
@@ -259,8 +259,8 @@ def _ending_of(found: Doc) -> tuple[str, bool]:
     # The init process reports a signal as 128 + its number.
     how = describe_exit(128 - code if 128 < code < 128 + 65 else code)
     if state.get("OOMKilled"):
-        limit = f"its container's limit of {limit_mb} MiB" if limit_mb else "the memory of its machine"
-        return f"{how}, out of memory: it reached {limit}", True
+        limit = f"the container's limit of {limit_mb} MiB" if limit_mb else "the memory of the machine"
+        return f"{how}, out of memory: the worker reached {limit}", True
     if state.get("Error"):
         return f"{how} ({state['Error']})", False
     return how, False

@@ -76,8 +76,8 @@ def _reject_container_options(start: LaunchSpec) -> None:
     for value, option in ((start.image, "image"), (start.resources.shm_mb, "resources.shm_mb")):
         if value is not None:
             raise OptionsRefused(
-                f"The worker {start.replica} cannot use {option} ({value}): workers are processes here, and "
-                "only containers have that. Deploy without it, or set TIDEGATE_LAUNCHER=docker."
+                f"The worker {start.replica} cannot use {option} ({value}): workers are processes, and only "
+                f"containers support this option. Deploy without {option}, or set TIDEGATE_LAUNCHER=docker."
             )
 
 
@@ -221,7 +221,7 @@ class ProcessLauncher:
                 child.wait(timeout=1.0)
         if left:
             pids = ", ".join(str(process.pid) for process in left)
-            raise Unavailable(f"Processes of {replica} do not die: {pids}.")
+            raise Unavailable(f"Processes of {replica} do not end after they were killed: {pids}.")
         self._children.pop(replica, None)
         folder.remove()
         self._logs.prune(lambda each: self._folder(each).path.is_dir())

@@ -68,7 +68,8 @@ class DesiredStateSource:
         self.answered = True
         if not acceptable(self.current, fresh):
             self._fail(
-                "The registry lost its Deployments: its revision went back. The last desired state is kept."
+                "The registry lost Deployments: its revision is lower than before. The autoscaler keeps the "
+                "last desired state."
             )
             return
         if self.problem is not None:

@@ -122,5 +122,7 @@ def _end_oldest(calls: dict[ServerCall, None]) -> None:
     """End the oldest of these calls. Skip calls that are about to be answered, but not health watches."""
     for call in calls:
         if call.task is None or call.method.lasting:
-            call.fail(Overloaded("closed to make room for newer calls without a credential"))
+            call.fail(
+                Overloaded("the connection was closed to make room for newer calls without a credential")
+            )
             return

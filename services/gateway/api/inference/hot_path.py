@@ -37,7 +37,9 @@ _PREFIX, _SUFFIX, _JOBS = INFER_PREFIX.encode(), INFER_SUFFIX.encode(), JOBS_PAT
 SCATTER = 64 * 1024
 
 _EVICTED = Refusal(
-    408, "body_too_slow", "The request's body came too slowly while memory for bodies was short; try again."
+    408,
+    "body_too_slow",
+    "The request's body arrived too slowly while memory for bodies was short. Send the request again.",
 )
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 

@@ -66,7 +66,7 @@ def _size(outcome: ReplyOrError) -> int:
 
 def _too_slow() -> TidegateError:
     return Overloaded(
-        f"the caller reads too slowly: {MAX_CHUNKS} answers or {MAX_BYTES} bytes wait for it, so the stream "
-        "was cancelled",
+        f"the stream was cancelled, because the caller reads too slowly: {MAX_CHUNKS} answers or "
+        f"{MAX_BYTES} bytes wait to be read",
         reason="slow_reader",
     )

@@ -43,7 +43,7 @@ def elsewhere(
         raise error
     FAILOVERS.labels(endpoint.name, route.name, other.name).inc()
     log.warning(
-        "a request goes to another target",
+        "a request is sent to another target",
         extra={"deployment": route.name, "other": other.name, "problem": error.message},
     )
     return other

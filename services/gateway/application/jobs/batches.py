@@ -189,7 +189,7 @@ class BatchService:
             return  # the lease expires, and a gateway claims the batch again
         try:
             await runner.run()
-            log.info("a batch is over", extra=context)
+            log.info("a batch has ended", extra=context)
         except LeaseLost:
             log.info("another gateway has taken over a batch", extra=context)
         except asyncio.CancelledError:
@@ -203,7 +203,7 @@ class BatchService:
             with suppress(LeaseLost, StoreUnavailable):
                 await runner.fail(error.message)
         except Exception:
-            log.exception("running a batch failed; a gateway will continue it", extra=context)
+            log.exception("running a batch failed; a gateway will continue the batch", extra=context)
 
 
 def _not_found(id_: bytes) -> NotFound:

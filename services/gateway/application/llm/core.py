@@ -282,7 +282,7 @@ class LlmCore:
                 if other is None:
                     raise refused from None
                 log.warning(
-                    "a request goes to another target",
+                    "a request is sent to another target",
                     extra={"deployment": route.name, "other": other.name, "problem": error.message},
                 )
                 route, progress = (
@@ -359,7 +359,10 @@ def _continues(progress: StreamProgress, losses: int, error: WorkerLost, retry_s
     """Return True if a stream continues after a loss, False if it has ended; raise WorkerLost if it fails."""
     action, problem = progress.after_loss(retry_safe=retry_safe)
     if action == "continue" and losses > MAX_LOSSES:
-        action, problem = "fail", f"{losses} workers were lost in it. The last one: {error.message}"
+        action, problem = (
+            "fail",
+            f"{losses} workers were lost during this request. The last error: {error.message}",
+        )
     LOSSES.labels(action).inc()
     if action == "fail":
         raise WorkerLost(

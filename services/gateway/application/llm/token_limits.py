@@ -264,7 +264,7 @@ class TokenLimits:
                 await asyncio.sleep(RETRY_S)
                 self._woken.set()
             except Exception:
-                log.exception("tokens were not settled")
+                log.exception("the usage of tokens could not be reported to the store")
                 await asyncio.sleep(RETRY_S)
 
     async def _flush(self) -> None:

@@ -100,5 +100,6 @@ def text_of(answer: bytes) -> dict[str, Any]:
 def not_there(model: str, path: str, message: str) -> NotFound:
     """Return the error for a path that an engine does not have."""
     return NotFound(
-        f"the engine of {model!r} has no {path} (it answered: {message}); vLLM has it for models that can"
+        f"the engine of {model!r} does not support {path} (its answer: {message}); vLLM supports {path} for "
+        "suitable models"
     )

@@ -40,7 +40,7 @@ _IGNORED = {
     "num_keep": "the engine refuses a prompt that is too long",
     "keep_alive": "the Deployment's scale_to_zero_after_s sets this",
 }
-_UNKNOWN = "there is no such option here"
+_UNKNOWN = "Tidegate does not have this option"
 
 
 @dataclass(frozen=True, slots=True)
