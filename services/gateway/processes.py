@@ -74,7 +74,9 @@ class Members:
             if code is None:
                 continue
             del self._alive[member]
-            log.error("a gateway process ended; starting another", extra={"pid": member.pid, "code": code})
+            log.error(
+                ("a gateway process ended; another one is started"), extra={"pid": member.pid, "code": code}
+            )
             _forget_metrics(member.pid, self._metrics_dir)
             lived = time.monotonic() - since
             self._delay = BACKOFF_S[0] if lived > HEALTHY_AFTER_S else min(self._delay * 2, BACKOFF_S[1])

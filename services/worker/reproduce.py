@@ -121,7 +121,7 @@ async def _run(model: Model, request: Request, timeout_s: float) -> None:
 
 async def _how_it_died(triton: TritonProcess, client: TritonClient, error: Unavailable) -> str:
     if client.model_died:
-        return "Reproduced: the model's process died; what it printed is above."
+        return "Reproduced: the model's process died. Its output is above."
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2.0):
             code = await triton.wait()
@@ -187,7 +187,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="services.worker.reproduce", description="One request, run alone.")
     parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
     parser.add_argument("--payload", type=Path, required=True, help="a file with the request's frame")
-    parser.add_argument("--timeout", type=float, default=60.0, help="how long it may take, in seconds")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help=("how long the request may take, in seconds")
+    )
     chosen = parser.parse_args()
     try:
         request = read_request(chosen.payload.read_bytes())

@@ -96,7 +96,7 @@ def test_allow_cpu_serves_and_status_says_where(stack: Stack, client: Client, di
     assert devices == ["cpu"]
     assert replica["gpus"] == ["GPU-0a1b"], "the lease"
     assert replica["device"] == "cpu", "the truth"
-    assert replica["message"].startswith("runs on the CPU, as allow_cpu says; on the GPU it failed")
+    assert replica["message"].startswith("runs on the CPU, which allow_cpu permits, because the GPU failed")
     assert (client.infer("lenient", {"image": digits.images[:9]})["label"] == digits.labels[:9]).all()
     for command in ("status", "replicas"):
         assert "RUNS ON" in stack.run(command).stdout

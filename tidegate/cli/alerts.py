@@ -158,9 +158,11 @@ def add_receiver(
     ] = None,
     email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Needs TIDEGATE_SMTP_URL.")] = None,
     endpoint: Annotated[
-        str, typer.Option(metavar="NAMES", help="Only these endpoints; * and ? match.")
+        str, typer.Option(metavar="NAMES", help="Only these endpoints; * and ? match any characters.")
     ] = "*",
-    severity: Annotated[Severity, typer.Option(help="The least severe alerts.")] = Severity.WARNING,
+    severity: Annotated[
+        Severity, typer.Option(help=("Send only alerts of this severity or above."))
+    ] = Severity.WARNING,
     json: Json = False,
 ) -> None:
     """Add or replace a receiver: a signed webhook, a chat by Slack's JSON, or an e-mail address.

@@ -94,7 +94,7 @@ def restore(
         for part, why in manifest.left_out.items():
             output.line(f"  not in the backup: {part}, because {why}", style="yellow")
         where = f"TIDEGATE_STATE_DIR={found.state_path} " if into is not None else ""
-        output.line(f"Start it: {where}tidegate up")
+        output.line(f"Start the stack: {where}tidegate up")
 
     output.show({"state_dir": str(found.state_path), **_summary(manifest)}, json, human)
 

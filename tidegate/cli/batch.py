@@ -28,8 +28,8 @@ def batch(
         str,
         typer.Argument(metavar="FILE|ID", help="Requests, one JSON object per line; or a batch's id."),
     ],
-    model: Annotated[str | None, typer.Option(help="The endpoint of lines without one.")] = None,
-    version: Annotated[str | None, typer.Option(help="The version of lines without one.")] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint for lines that name none.")] = None,
+    version: Annotated[str | None, typer.Option(help="The version for lines that name none.")] = None,
     priority: Annotated[str, typer.Option(help="high, normal or low.")] = "low",
     ttl: Annotated[str | None, typer.Option(help="Time from a line's queueing until it expires.")] = None,
     output_file: Annotated[

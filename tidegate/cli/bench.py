@@ -33,13 +33,18 @@ def bench(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Instead: requests per second, at random times.", rich_help_panel=_LOAD),
+        typer.Option(
+            min=0.001,
+            help=("Instead of --callers: requests per second, at random times."),
+            rich_help_panel=_LOAD,
+        ),
     ] = None,
     duration: Annotated[
         str | None, typer.Option("--for", metavar="TIME", help="Duration. [20s]", rich_help_panel=_LOAD)
     ] = None,
     requests: Annotated[
-        int | None, typer.Option(min=1, help="Instead: number of requests.", rich_help_panel=_LOAD)
+        int | None,
+        typer.Option(min=1, help=("Instead of a duration: number of requests."), rich_help_panel=_LOAD),
     ] = None,
     prompt_tokens: Annotated[
         int, typer.Option(min=1, help="Length of each prompt, in tokens.", rich_help_panel=_REQUEST)
@@ -68,13 +73,20 @@ def bench(
     more: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="K=JSON", help="Another member of the request.", rich_help_panel=_REQUEST
+            "--set",
+            metavar="K=JSON",
+            help=("Another member of the request, such as top_k=40."),
+            rich_help_panel=_REQUEST,
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", "-d", metavar="JSON", help="For other models: an OIP request.", rich_help_panel=_REQUEST
+            "--data",
+            "-d",
+            metavar="JSON",
+            help=("For other models: a request of the Open Inference Protocol, as JSON."),
+            rich_help_panel=_REQUEST,
         ),
     ] = None,
     priority: Annotated[

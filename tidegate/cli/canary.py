@@ -64,14 +64,21 @@ def rollout(
         bool, typer.Option("--shadow", help="Copy requests to the version and compare, instead of a canary.")
     ] = False,
     rate: Annotated[
-        float | None, typer.Option(metavar="PERCENT", min=0, max=100, help="Shadow: requests copied. [100]")
+        float | None,
+        typer.Option(
+            metavar="PERCENT", min=0, max=100, help=("Shadow: percent of the requests that are copied. [100]")
+        ),
     ] = None,
     max_per_s: Annotated[
-        float | None, typer.Option(metavar="N", help="Shadow: most copies/s of each gateway process.")
+        float | None,
+        typer.Option(metavar="N", help=("Shadow: most copies per second by each gateway process.")),
     ] = None,
     tolerance: Annotated[
         str | None,
-        typer.Option(metavar="RTOL[,ATOL]", help="Shadow: numbers may differ by this. [1e-4,1e-6]"),
+        typer.Option(
+            metavar="RTOL[,ATOL]",
+            help=("Shadow: accepted difference of numbers, relative and absolute. [1e-4,1e-6]"),
+        ),
     ] = None,
     lasts: Annotated[
         str | None, typer.Option("--for", metavar="TIME", help="Shadow: time until the last copy.")
@@ -86,21 +93,30 @@ def rollout(
     ] = False,
     share: Annotated[
         int | None,
-        typer.Option(metavar="PERCENT", min=1, max=99, help="--ab: their traffic; default 50."),
+        typer.Option(
+            metavar="PERCENT",
+            min=1,
+            max=99,
+            help=("--ab: percent of the traffic for the treatments; default: 50."),
+        ),
     ] = None,
     unit: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="--ab: what stays at one version: header:NAME, parameter:NAME or key. "
-            "Default: header:X-Unit-Id.",
+            help=(
+                "--ab: the unit whose requests stay at one version: header:NAME, parameter:NAME or key. "
+                "Default: header:X-Unit-Id."
+            ),
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="--ab: end at this many outcomes of each version.")
+        int | None,
+        typer.Option(metavar="N", min=1, help=("--ab: end when each version has this many outcomes.")),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="--ab: end after this time, or at it: 7d or ISO 8601.")
+        str | None,
+        typer.Option(metavar="TIME", help=("--ab: end after this time (7d), or at this time (ISO 8601).")),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -42,12 +42,14 @@ def chat(
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="0: always the most likely token.")
+        float | None, typer.Option(min=0.0, help="Temperature; 0: always the most likely token.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes an answer repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, which makes an answer repeatable.")] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="K=JSON", help="Another member of the request; repeatable."),
+        typer.Option(
+            "--set", metavar="K=JSON", help=("Another member of the request, such as top_k=40; repeatable.")
+        ),
     ] = None,
     priority: Annotated[str | None, typer.Option(help="high, normal or low; default: normal.")] = None,
     timeout: Annotated[

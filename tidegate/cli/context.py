@@ -70,7 +70,7 @@ def add(
         Path | None,
         typer.Option(metavar="DIR", help="State folder of a stack on this machine, instead of a URL."),
     ] = None,
-    use: Annotated[bool, typer.Option("--use", help="Make it the current one.")] = False,
+    use: Annotated[bool, typer.Option("--use", help="Make the new context the current one.")] = False,
     json: Json = False,
 ) -> None:
     """Add a stack, or change one: `tidegate context add prod --url https://models.example.com --key -`."""
@@ -102,7 +102,11 @@ def add(
     )
     contexts = places.read().having(made, current=use)
     path = places.write(contexts)
-    now = "Commands use it now." if contexts.current == name else f"Use it: tidegate context use {name}"
+    now = (
+        "Commands use this context now."
+        if contexts.current == name
+        else f"To use this context: tidegate context use {name}"
+    )
     output.show(_document(made, contexts), json, lambda: output.line(f"Added {name} to {path}. {now}"))
 
 
@@ -118,7 +122,9 @@ def remove(name: Name, json: Json = False) -> None:
 
 @context.command()
 def show(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Default: the current one.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help=("The context; default: the current one."))
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show one context; its key is masked."""

@@ -11,7 +11,7 @@ from services.registry.adapters.sql.reading import Totals
 
 REQUESTS = Counter("tidegate_registry_requests_total", "HTTP requests.", ["method", "route", "status"])
 SECONDS = Histogram("tidegate_registry_request_seconds", "Time of HTTP requests.", ["method", "route"])
-REVISION = Gauge("tidegate_registry_revision", "Number of the last change to the desired state.")
+REVISION = Gauge("tidegate_registry_revision", "Revision of the desired state, which grows with each change.")
 UPLOADED = Counter("tidegate_registry_uploaded_bytes_total", "Bytes of artifacts that were uploaded.")
 STORED = {
     "versions": Gauge("tidegate_registry_versions", "Model versions."),

@@ -56,8 +56,8 @@ def start(
         )
     if base[0] in treatments or len(set(treatments)) < len(treatments):
         raise BadRequest(
-            f"{base[0]} is the control, because it has the traffic of Endpoint {name!r} now. "
-            "Name each treatment once, and not the control."
+            f"{base[0]} has the traffic of Endpoint {name!r} now, so it is the control. Name each treatment "
+            "only once, and do not name the control."
         )
     experiment = _noted(
         Experiment(
@@ -120,8 +120,8 @@ def choose(snapshot: RegistrySnapshot, name: str, winner: str, now: float) -> li
     experiment = _of(spec, None)
     if winner not in experiment.variants:
         raise BadRequest(
-            f"{winner} is no variant of the experiment of Endpoint {name!r}. "
-            f"Choose one of {', '.join(experiment.variants)}."
+            f"{winner} is not a variant of the experiment of Endpoint {name!r}. Choose one of "
+            f"{', '.join(experiment.variants)}."
         )
     if winner not in snapshot.deployments:
         raise names.unknown("Deployment", winner)

@@ -47,7 +47,7 @@ class ModelLoader:
                 raise
             log.warning("the model runs on the CPU instead of its GPU", extra={"problem": error.message})
             reason = error.message.strip().partition("\n")[0][:MAX_REASON]
-            self.caveat = f"runs on the CPU, as allow_cpu says; on the GPU it failed: {reason}"
+            self.caveat = f"runs on the CPU, which allow_cpu permits, because the GPU failed: {reason}"
             await asyncio.to_thread(self._write, ())
             await self._load(client, models, tail)
         self.device = await model_device.read_device(client, models)

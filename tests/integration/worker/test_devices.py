@@ -97,7 +97,9 @@ async def test_a_deployment_may_allow_the_cpu_in_place_of_its_gpu(
                 continue
             await loads.load(client, names, process.tail)
             assert loads.device == "cpu"
-            assert loads.caveat.startswith("runs on the CPU, as allow_cpu says; on the GPU it failed: This")
+            assert loads.caveat.startswith(
+                "runs on the CPU, which allow_cpu permits, because the GPU failed: This"
+            )
             assert await client.infer(zeros("digits", DIGITS, 1), 5)
             # As after a crash of Triton: it is not tried on the GPU again.
             await loads.load(client, names, process.tail)

@@ -139,7 +139,7 @@ def test_the_commands(plane: Any, tidegate: Any, own_config: Path) -> None:
         "context", "add", "prod", "--url", "https://models.example.com", "--key", "tg_secret"
     )
     assert code == 0
-    assert "Commands use it now" in out
+    assert "Commands use this context now" in out
     assert tidegate("context", "add", "staging", "--url", "https://staging.example.com")[0] == 0
     assert tidegate("context", "use", "staging")[0] == 0
     items = orjson.loads(tidegate("context", "list", "--json")[1])["items"]

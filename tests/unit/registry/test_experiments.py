@@ -129,7 +129,7 @@ def test_only_one_canary_or_experiment(running):
 def test_a_wrong_start_is_refused(two):
     with pytest.raises(BadRequest, match="is the control"):
         start(two, "digits-v1")
-    with pytest.raises(BadRequest, match="Name each treatment once"):
+    with pytest.raises(BadRequest, match="Name each treatment only once"):
         start(two, "digits-v2", "digits-v2")
     with pytest.raises(NotFound):
         start(two, "digits-v9")
