@@ -43,9 +43,9 @@ def obstacle(path: str, body: Mapping[str, Any]) -> str:
     if logprobs is not None and logprobs is not False:  # 0 is a number of alternatives
         return "log probabilities"
     if body.get("echo"):
-        return "the request wants an echo of its prompt"
+        return "an echo of its prompt"
     if any(body.get(name) for name in _PENALTIES):
-        return "the request has penalties for tokens of the answer"
+        return "penalties for the tokens of its answer"
     return ""
 
 
@@ -110,7 +110,7 @@ class StreamProgress:
         if self._finished:
             return AfterLoss("end")
         if not retry_safe:
-            return AfterLoss("fail", "the Deployment has `retry: never`")
+            return AfterLoss("fail", "its Deployment has `retry: never`")
         if not self._emitted:
             return AfterLoss("continue")
         if self._obstacle:
@@ -166,7 +166,7 @@ class StreamProgress:
         for event in events:
             document = orjson.loads(event)
             if not isinstance(document, dict):
-                self._obstacle = self._obstacle or "the engine's events have an unknown form"
+                self._obstacle = self._obstacle or "events of an unknown form"
                 continue
             if not self._head:
                 self._head = {k: document[k] for k in ("id", "object", "created", "model") if k in document}

@@ -133,7 +133,7 @@ def test_events_of_a_continuation_are_those_of_the_first_part():
 
 def test_a_deployment_whose_requests_may_not_run_twice():
     found = progress()
-    assert found.after_loss(retry_safe=False) == ("fail", "the Deployment has `retry: never`")
+    assert found.after_loss(retry_safe=False) == ("fail", "its Deployment has `retry: never`")
     found.add([chunk("a")], Meta(prompt_ids=[1], ids=[2], usage=(1, 1, 0)))
     assert found.after_loss(retry_safe=False).action == "fail"
     assert found.after_loss().action == "continue"
