@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 def test_frames_without_work_are_counted_and_earned_again_over_time():
     guard = FloodGuard(0.0)
     assert not any(guard.useless_frame(0.0) for _ in range(2000))
-    assert guard.useless_frame(0.0) == "too many frames that belong to no request"
+    assert guard.useless_frame(0.0) == "the client sends too many frames that belong to no request"
     guard = FloodGuard(0.0)
     for second in range(1, 100):
         assert not any(guard.useless_frame(float(second)) for _ in range(499))
@@ -43,7 +43,7 @@ def test_only_quick_pings_between_no_answers_are_strikes():
 def test_cancelled_calls_are_limited_in_proportion_to_answered_ones():
     guard = FloodGuard(0.0)
     assert not any(guard.reset() for _ in range(http2_flood.RESETS))
-    assert guard.reset() == "cancels too many calls"
+    assert guard.reset() == "the client cancels too many calls"
     guard.answered()
     assert not any(guard.reset() for _ in range(3))
 
