@@ -38,7 +38,7 @@ async def test_a_version_serves_after_its_checks_and_approvals(call):
     await call("PATCH", path, {"metadata_patch": {"metrics": {"accuracy": 0.95}, "owner": "ann"}})
     assert (await call("PUT", f"{path}/stage", {"stage": "staging"}, **ann))["stage"] == "staging"
     own = await call("POST", f"{path}/approvals", {"stage": "production"}, **ann)
-    assert own["missing"] == ["it has 0 of 2 approvals by other keys with the scope operate"]
+    assert own["missing"] == ["the version has 0 of 2 approvals by other keys with the scope operate"]
     await call("POST", f"{path}/approvals", {"stage": "production"}, status=403, **by("joe", PUBLISH))
     await call("POST", f"{path}/approvals", {"stage": "production", "comment": "fine"}, **bob)
     await call("POST", f"{path}/approvals", {"stage": "production"}, **eve)
@@ -74,7 +74,7 @@ async def test_two_keys_of_one_owner_are_one_approval(call):
     for name in ("bob1", "bob2"):
         await call("POST", f"{path}/approvals", {"stage": "production"}, **by(made[name], OPERATE))
     refused = await call("PUT", f"{path}/stage", {"stage": "production"}, status=409)
-    assert "it has 1 of 2 approvals" in refused["error"]
+    assert "the version has 1 of 2 approvals" in refused["error"]
     assert "keys of one owner count once" in refused["error"]
     view = await call("POST", f"{path}/approvals", {"stage": "production"}, **by(made["eve"], OPERATE))
     owners = {each["principal"]: each["owner"] for each in view["approvals"]}
