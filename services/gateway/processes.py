@@ -75,7 +75,7 @@ class Members:
                 continue
             del self._alive[member]
             log.error(
-                ("a gateway process ended; another one is started"), extra={"pid": member.pid, "code": code}
+                "a gateway process ended; another one is started", extra={"pid": member.pid, "code": code}
             )
             _forget_metrics(member.pid, self._metrics_dir)
             lived = time.monotonic() - since

@@ -89,7 +89,7 @@ class AsyncOutputs:
             await self._store.write(key, body)
         except Unavailable as error:
             log.warning(
-                ("an answer could not be written to the store"), extra={"job": name, "problem": error.message}
+                "an answer could not be written to the store", extra={"job": name, "problem": error.message}
             )
             return False
         WRITTEN.labels(outcome).inc()

@@ -87,7 +87,7 @@ async def stop(transactions: TransactionsDep, name: str, response: Response) -> 
     now = transactions.now().timestamp()
     endpoint = await transactions.decide(
         lambda snapshot: experiments.end(
-            snapshot, name, None, "stopped", ("an operator stopped the experiment"), now
+            snapshot, name, None, "stopped", "an operator stopped the experiment", now
         ),
         lambda reader: _read(reader, name),
     )

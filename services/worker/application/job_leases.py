@@ -73,7 +73,7 @@ class JobLeases:
             except StoreUnavailable as error:
                 if not unavailable:
                     log.warning(
-                        ("jobs cannot be leased; the worker tries again"), extra={"problem": error.message}
+                        "jobs cannot be leased; the worker tries again", extra={"problem": error.message}
                     )
                 unavailable = True
 

@@ -396,13 +396,9 @@ class JobScheduler:
 
     def _requeue_lost(self, group: Sequence[QueuedJob], error: TidegateError) -> None:
         """Queue jobs whose model server died. They run again here when the model server is back."""
-        log.warning(
-            ("the model server was lost while jobs ran"), extra={"jobs": len(group), "problem": error.message}
-        )
+        log.warning("jobs lost the model server", extra={"jobs": len(group), "problem": error.message})
         for job in group:
-            log_request(
-                logging.WARNING, ("the model server was lost while a job ran"), job.request, job=job.id.hex()
-            )
+            log_request(logging.WARNING, "a job lost the model server", job.request, job=job.id.hex())
             if not job.ended:
                 job.lost_attempt, job.started = job.attempt, False
                 self._backlog.add(job)

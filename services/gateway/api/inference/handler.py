@@ -290,7 +290,7 @@ class InferenceHandler:
         model = target.model
         self._metrics.refused(model, CALLER_GONE)
         error = TidegateError(
-            ("the caller closed the connection before the answer was sent"), reason=CALLER_GONE
+            "the caller closed the connection before the answer was sent", reason=CALLER_GONE
         )
         rid = telemetry.shown_id(headers.get(b"x-request-id", b""))
         principal = self._access.remembered(headers)
