@@ -227,7 +227,7 @@ def test_damaged_archives_are_always_a_bad_request(look):
 
 def test_torchscript(look):
     script = archived({"m/constants.pkl": "", "m/code/__torch__.py": "", "m/data.pkl": ""}, "zip")
-    with pytest.raises(BadRequest, match=r"A TorchScript file does not say .* Add a signature"):
+    with pytest.raises(BadRequest, match=r"A TorchScript file does not declare .* Add a signature"):
         look(script, "torchscript")
     assert look(script, "torchscript", user_signature=SIGNATURE) == SIGNATURE
     with pytest.raises(BadRequest, match="weights but no code"):
@@ -240,7 +240,7 @@ def test_python_model(look, tmp_path):
     proof = tmp_path / "ran"
     source = f"open({str(proof)!r}, 'w')\nclass TritonPythonModel:\n    def execute(self, requests): ...\n"
     assert look(source.encode(), "python", user_signature=SIGNATURE) == SIGNATURE
-    with pytest.raises(BadRequest, match=r"A Python model does not say .* Add a signature"):
+    with pytest.raises(BadRequest, match=r"A Python model does not declare .* Add a signature"):
         look(source.encode(), "python")
     described = source + "    @staticmethod\n    def auto_complete_config(config): ...\n"
     assert look(described.encode(), "python") is None
