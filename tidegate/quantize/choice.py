@@ -15,9 +15,9 @@ SAME_MS = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The numbers of one recipe. ``loss`` is a fraction; ``ms`` the median of a call.
+    """The measurements of one recipe. ``loss`` is a fraction; ``ms`` is the median time of a call.
 
-    ``problem``: why it has no numbers. ``full_range``: it is exact only on some CPUs.
+    ``problem``: why the recipe has no measurements. ``full_range``: the recipe is exact only on some CPUs.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Measured:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Measured:
-        """Return the numbers of a row of the study's result."""
+        """Return the measurements in a row of the study's result."""
         return cls(
             name=row["name"],
             ms=row.get("ms"),
@@ -48,7 +48,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The recipe to serve, or :data:`ORIGINAL`; and for each recipe the reason in words."""
+    """The recipe to serve, or :data:`ORIGINAL`. ``reasons``: why each recipe was chosen or refused."""
 
     name: str
     reasons: dict[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def _refusal(
 ) -> str | None:
     if each.problem is not None or each.ms is None:
         return f"failed: {each.problem or 'it was not measured'}"
-    # A loss of exactly the limit, in floating point.
+    # Floating-point rounding must not refuse a loss of exactly the limit.
     if not each.loss <= max_loss + 1e-9:
         return f"its loss of {percent(each.loss)} is above {percent(max_loss)}"
     if portable and each.full_range:

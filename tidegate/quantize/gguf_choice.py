@@ -21,20 +21,23 @@ class Candidate:
 
     @property
     def total(self) -> int:
-        """Return the bytes in all."""
+        """Return the sum: weights, KV cache and overhead."""
         return self.weights + self.kv + OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The file to serve, None if none fits; and for each file the reason in words."""
+    """The file to serve, or None if no file fits. ``reasons``: why each file was chosen or not."""
 
     chosen: Candidate | None
     reasons: dict[str, str]
 
 
 def candidate(name: str, size: int, header: GgufHeader, slots: int, context: int | None) -> Candidate:
-    """Return what a replica with this file needs."""
+    """Return the memory that a replica with this file needs.
+
+    ``size``: bytes of the file. ``context``: tokens of context; None: as the header says.
+    """
     tokens = kv_tokens_of(context_of(header, context), slots, stated=context is not None)
     return Candidate(name, size, tokens * kv_bytes_per_token(header))
 

@@ -2,10 +2,11 @@
 
     <runtime>/model-env/bin/python3 tidegate/quantize/recipes.py MODEL.onnx SAMPLES.npz FOLDER [options]
 
-It runs in the models' environment (onnx, onnxruntime, numpy), which has nothing else of Tidegate. It prints
-JSON documents, one a line: ``{"step": TEXT}`` for progress, at the end ``{"result": ...}`` or
-``{"problem": TEXT}``.
-``FOLDER`` gets the file of each recipe, and ``samples.npz`` with a few rows and the original's answers.
+This script runs in the models' environment. That has onnx, onnxruntime and numpy, but no Tidegate packages.
+The script prints one JSON document per line: ``{"step": TEXT}`` for progress, and at the end
+``{"result": ...}`` or ``{"problem": TEXT}``.
+It writes the file of each recipe to ``FOLDER``. It also writes ``samples.npz``: a few rows and the original's
+answers.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ import loss as comparing  # type: ignore[import-not-found]
 
 LABELS = ("truth", "labels", "label", "target", "y")
 MAX_ROWS, CALIBRATION_ROWS, BATCH = 4096, 256, 64
-# With fewer rows than this, the same rows calibrate and judge.
+# With fewer rows than this, the same rows are used to calibrate and to measure the loss.
 FEW_ROWS = 32
 KEPT_ROWS, KEPT_BYTES = 16, 256 * 1024
-# FP32, by its number in ONNX: the type of tensors whose type is unknown.
+# Treat tensors of unknown type as FP32, which has the number 1 in ONNX.
 FLOAT = {"DefaultTensorType": 1}
 QUANTISABLE = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "LSTM", "Gather"})
 
@@ -43,7 +44,10 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to make a model int8. ``full_range``: weights of 8 bits, whose sums saturate on some CPUs."""
+    """A way to convert a model to int8.
+
+    ``full_range``: the recipe uses 8-bit weights, and their sums saturate on some CPUs.
+    """
 
     name: str
     description: str
@@ -54,7 +58,7 @@ class Recipe:
 def static(
     *, per_channel: bool, reduce_range: bool, unsigned: bool = False, only: tuple[str, ...] | None = None
 ) -> Callable[[Path, Path, Samples], None]:
-    """Return a recipe that takes ranges from samples. ``only``: the operators that it changes."""
+    """Return a recipe that computes value ranges from samples. ``only``: the operators that it changes."""
 
     def make(source: Path, target: Path, samples: Samples) -> None:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -82,7 +86,7 @@ def dynamic(*, per_channel: bool) -> Callable[[Path, Path, Samples], None]:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        # onnxruntime has no convolution with signed weights of this kind.
+        # onnxruntime has no dynamic convolution with signed weights.
         operators = {node.op_type for node in onnx.load(str(source), load_external_data=False).graph.node}
         kind = QuantType.QUInt8 if "Conv" in operators else QuantType.QInt8
         quantize_dynamic(
@@ -126,9 +130,10 @@ class Reader:
 
 
 class Samples:
-    """The rows of a file, split into rows to calibrate with and rows to judge by.
+    """The rows of a file, split into rows for calibration and rows for measuring the loss.
 
-    A call takes ``batch`` rows; ``fixed``: exactly as many. ``shared``: there are too few rows to split.
+    A call has at most ``batch`` rows. ``fixed``: the model accepts only calls of exactly ``batch`` rows.
+    ``shared``: too few rows to split, so both purposes use all rows.
     """
 
     def __init__(self, inputs: dict[str, Any], labels: Any | None, batch: int, fixed: bool) -> None:
@@ -146,13 +151,13 @@ class Samples:
         self.rows = len(judged)
 
     def calibration(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the inputs of calls with the rows that no result is judged by."""
+        """Yield the inputs of the calibration calls."""
         at = self._calibrating[:CALIBRATION_ROWS]
         yield from chunks({name: values[at] for name, values in self._inputs.items()}, self.batch)
 
 
 def chunks(inputs: Mapping[str, Any], size: int) -> Iterator[dict[str, Any]]:
-    """Yield rows in calls of ``size``."""
+    """Yield the inputs in blocks of up to ``size`` rows."""
     rows = len(next(iter(inputs.values())))
     for start in range(0, rows, size):
         yield {name: values[start : start + size] for name, values in inputs.items()}
@@ -225,7 +230,7 @@ def fitted(values: Any, tensor: Any) -> Any:
 
 
 def session_of(path: Path, threads: int) -> Any:
-    """Open a model as a worker does."""
+    """Open a model with the options that a worker uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -236,14 +241,17 @@ def session_of(path: Path, threads: int) -> Any:
 
 
 def answers(session: Any, samples: Samples) -> dict[str, Any]:
-    """Return the outputs for all judged rows."""
+    """Return the model's outputs for all rows that the loss is measured on."""
     names = [each.name for each in session.get_outputs()]
     parts = [session.run(names, feed) for feed in chunks(samples.inputs, samples.batch)]
     return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
 
 
 def latencies(sessions: Mapping[str, Any], samples: Samples, seconds: float) -> dict[str, float]:
-    """Return the median milliseconds of a call for each session. They take turns, so noise hits all alike."""
+    """Return the median time of a call for each session, in milliseconds.
+
+    The sessions take turns, so that noise affects all of them equally.
+    """
     feed = next(chunks(samples.inputs, samples.batch))
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for session in sessions.values():
@@ -258,7 +266,10 @@ def latencies(sessions: Mapping[str, Any], samples: Samples, seconds: float) -> 
 
 
 def prepared(model: Path, folder: Path) -> Path:
-    """Return the model with its shapes inferred, which recipes need; the model itself if that fails."""
+    """Write a copy of the model with inferred shapes, which recipes need, and return its path.
+
+    Return ``model`` if the shapes cannot be inferred.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     target = folder / "prepared.onnx"
@@ -275,7 +286,7 @@ def prepared(model: Path, folder: Path) -> Path:
     return target
 
 
-# ONNX's numbers of types, by onnxruntime's names.
+# The number of each type in ONNX, by the type's name in onnxruntime.
 TYPES = {"tensor(float)": 1, "tensor(int32)": 6, "tensor(int64)": 7, "tensor(double)": 11}
 
 
@@ -299,14 +310,14 @@ def add_types(path: Path) -> None:
     onnx.save(probe, str(probed))
     for each in session_of(probed, 1).get_outputs():
         if each.name in missing and each.type in TYPES:
-            # An unknown shape is empty here, as that of a scalar is.
+            # onnxruntime returns an empty shape for an unknown shape and for a scalar.
             described = onnx.helper.make_tensor_value_info(each.name, TYPES[each.type], each.shape or None)
             graph.value_info.append(described)
     onnx.save(model, str(path))
 
 
 def check_operators(model: Path) -> None:
-    """Raise Problem if the model has nothing that int8 makes faster."""
+    """Raise Problem if the model has no operator that int8 makes faster."""
     import onnx
 
     operators = {node.op_type for node in onnx.load(str(model), load_external_data=False).graph.node}
@@ -318,7 +329,7 @@ def check_operators(model: Path) -> None:
 
 
 def study(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Make and measure every recipe. Return the numbers. Raise Problem."""
+    """Apply and measure every recipe. Return the measurements. Raise Problem."""
     model, folder = arguments.model, arguments.folder
     check_operators(model)
     original = session_of(model, arguments.threads)
@@ -359,7 +370,7 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def total_size(model: Path) -> int:
-    """Return the bytes of the model and of the files beside it that hold its weights."""
+    """Return the size in bytes of the model, including separate files with its weights."""
     import onnx
     from onnx.external_data_helper import uses_external_data
 
@@ -376,7 +387,7 @@ def total_size(model: Path) -> int:
 
 
 def judged(found: Any, expected: Any, samples: Samples, measure: Any, output: str) -> dict[str, Any]:
-    """Return the likeness, loss, SQNR and accuracy of answers."""
+    """Return the likeness, loss, SQNR and accuracy of a recipe's answers, against the original's answers."""
     likeness = comparing.likeness(measure, expected[output], found[output])
     accuracy, loss = None, 1.0 - likeness
     if samples.labels is not None and measure == "agreement":
@@ -389,12 +400,15 @@ def judged(found: Any, expected: Any, samples: Samples, measure: Any, output: st
 
 
 def accuracy_of(values: Any, labels: Any) -> float:
-    """Return the share of rows whose class is the label."""
+    """Return the share of rows with the right class (0 to 1)."""
     return float((comparing.classes(values).reshape(-1) == np.asarray(labels).reshape(-1)).mean())
 
 
 def keep_samples(path: Path, samples: Samples, expected: Mapping[str, Any]) -> None:
-    """Write a few rows with the original's answers, with which a worker measures the model on its own CPU."""
+    """Write a few rows with the original's answers. A worker uses them to measure the loss on its own CPU.
+
+    Write nothing if one row is too large, or if the rows contain texts.
+    """
     rows = samples.batch if samples.fixed else min(samples.rows, KEPT_ROWS)
     arrays = {f"in:{name}": values for name, values in samples.inputs.items()}
     arrays |= {f"out:{name}": values for name, values in expected.items()}
@@ -412,7 +426,7 @@ def keep_samples(path: Path, samples: Samples, expected: Mapping[str, Any]) -> N
 
 
 def say(**document: Any) -> None:
-    """Print one line for the program that started this one."""
+    """Print one JSON line for the parent process."""
     print(json.dumps(document), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Run the study of recipes in the models' environment, as a process of its own."""
+"""Run the study of recipes in a separate process, in the models' environment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ class StudyFailed(TidegateError):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of a study. ``labels``: an array; ``measure``: the comparison. None: by the samples."""
+    """The options of a study. None: decided from the samples.
+
+    ``labels``: the name of the array with labels. ``measure``: how answers are compared. ``seconds``: the
+    time for measuring latencies.
+    """
 
     labels: str | None = None
     measure: str | None = None
@@ -40,10 +44,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """The numbers of all recipes, and the folder with their files.
+    """The measurements of all recipes, and the folder with their files.
 
-    ``rows``: the rows that the loss was measured on, in calls of ``batch`` rows. ``shared``: the same rows
-    were used for calibration. ``measure``, ``output``: what was compared. ``labels``: there were labels.
+    ``rows``: the number of rows that the loss was measured on, in calls of ``batch`` rows. ``shared``: the
+    same rows were used for calibration. ``measure``: how answers were compared. ``output``: the compared
+    output. ``labels``: the samples have labels.
     """
 
     results: tuple[Measured, ...]
@@ -56,7 +61,7 @@ class Study:
     labels: bool
 
     def file(self, recipe: str) -> Path:
-        """Return the model that a recipe made."""
+        """Return the path of the model that a recipe made."""
         return self.folder / f"{recipe}.onnx"
 
     def samples(self) -> bytes | None:
@@ -90,7 +95,7 @@ def studied(
 ) -> Iterator[Study]:
     """Yield the study of a model. Its files are deleted after the block. Raise StudyFailed.
 
-    If the block or the study is interrupted, the process is ended.
+    If the study is interrupted, its process is killed.
     """
     with tempfile.TemporaryDirectory(prefix="tidegate-") as name:
         folder = Path(name)
@@ -131,7 +136,7 @@ def _result(command: Sequence[str], on_step: Callable[[str], None]) -> dict[str,
 
 @contextlib.contextmanager
 def _process(command: Sequence[str], errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    # In a session of its own, so that Ctrl-C ends it once, here, with everything that it has started.
+    # A new session: Ctrl-C does not reach the process directly. The code below ends it and its children.
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
