@@ -1,1 +1,1 @@
-"""Measure the throughput and latency of a model's batching: settings to try, load, curve, picture."""
+"""Measure throughput and latency of a model with several batching settings, and choose the best one."""

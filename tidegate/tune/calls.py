@@ -13,13 +13,13 @@ TIMEOUT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """The model calls since the worker's start, and the requests in them."""
+    """The number of model calls since the worker's start, and the number of requests in these calls."""
 
     calls: float
     requests: float
 
     def mean_since(self, before: Calls) -> float | None:
-        """Return the mean number of requests per call since ``before``; None if there was no call."""
+        """Return the mean number of requests per call since ``before``; None if no call was made."""
         calls = self.calls - before.calls
         return (self.requests - before.requests) / calls if calls > 0 else None
 
@@ -37,7 +37,7 @@ def parse(text: str) -> Calls | None:
 
 
 def read(replica: Mapping[str, Any]) -> Calls | None:
-    """Return a replica's counters. Return None if they are not readable, for example from another host."""
+    """Return a replica's counters; None if they cannot be read, for example because it is on another host."""
     import httpx
 
     from tidegate.kernel.http.certificates import trusted

@@ -35,13 +35,13 @@ class Point:
         return not self.failed and self.p99_ms is not None and self.p99_ms <= latency_ms
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return the point as plain JSON types."""
         fields = asdict(self)
         del fields["setting"]
         return {**self.setting.to_json(), **fields}
 
     def capacity(self) -> Capacity:
-        """Return the capacity to store with the version."""
+        """Return the measured capacity, which is stored with the version."""
         assert self.p99_ms is not None
         return Capacity(self.rps, self.p99_ms, self.setting.max_batch, self.setting.window_ms)
 

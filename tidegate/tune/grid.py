@@ -11,7 +11,7 @@ WINDOWS_MS = (0.0, 2.0, 5.0)
 
 @dataclass(frozen=True, slots=True, order=True)
 class BatchSetting:
-    """A batching to measure: the maximum rows in a call, and the maximum wait for them in milliseconds."""
+    """A batching setting to measure: the most rows in a call, and the longest wait for them (ms)."""
 
     window_ms: float
     max_batch: int
@@ -28,8 +28,8 @@ class BatchSetting:
 def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
     """Return the batch sizes to try: one request's ``rows``, then twice as many each time.
 
-    They end at the model's ``limit``, or at the rows of all concurrent callers if that is less. ``limit`` 0:
-    the model has no batch axis.
+    The last size is the model's ``limit``, or the rows of all concurrent callers if they are fewer. ``limit``
+    0: the model has no batch axis.
     """
     if limit == 0:
         return [1]
@@ -41,9 +41,9 @@ def batches(limit: int, rows: int, connections: Iterable[int]) -> list[int]:
 
 
 def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> list[BatchSetting]:
-    """Return the settings. Those without a window come first, because they matter most if the time runs out.
+    """Return the settings to measure. Those without a window come first, in case the time runs out.
 
-    If one request fills a call, it never waits. So such a batch size is tried only with a window of 0.
+    A batch of one request never waits for more rows. So it is tried only with a window of 0.
     """
     found = {
         BatchSetting(window_ms if batch > rows else 0.0, batch)
@@ -54,5 +54,5 @@ def settings(batches: Iterable[int], windows_ms: Iterable[float], rows: int) -> 
 
 
 def load_levels(connections: Sequence[int] | None) -> list[int]:
-    """Return the numbers of connections to measure with, ascending, without duplicates."""
+    """Return the numbers of connections to try, ascending, without duplicates."""
     return sorted(set(connections or CONNECTIONS))

@@ -1,7 +1,7 @@
-"""One HTTP/1.1 POST whose answer is read line by line, as it arrives.
+"""Send one HTTP/1.1 POST and read the answer line by line, as it arrives.
 
-It costs less time per event than a whole HTTP client, so that the load generator does not delay the answers
-that it measures.
+It needs less time per event than a full HTTP client. So the load generator does not delay the answers that it
+measures.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(slots=True)
 class HttpAnswer:
-    """An answer whose body is not read yet. Names of headers have small letters."""
+    """An answer with an unread body. Names of headers are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -85,7 +85,7 @@ class HttpAnswer:
 
 @asynccontextmanager
 async def posted(target: Target, body: bytes) -> AsyncIterator[HttpAnswer]:
-    """Send a POST and yield its answer when the head has arrived. Leaving the block closes the connection.
+    """Send a POST and yield its answer when the headers have arrived. At the end, close the connection.
 
     Raise OSError, EOFError or asyncio.TimeoutError if the connection fails.
     """

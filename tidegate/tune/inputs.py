@@ -1,4 +1,4 @@
-"""Make the inputs of the request to measure with. Pure."""
+"""Make the inputs of the request that a measurement sends. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.client.codec import Array, Tensor, dtype_of
 
 
 def zeros(signature: Mapping[str, Any]) -> dict[str, Array]:
-    """Return one row of zeros or empty strings for each required input. A free dimension is 1."""
+    """Return one row of zeros or empty strings for each required input. A dimension of any size becomes 1."""
     batched = bool(signature["max_batch_size"])
     found = {}
     for spec in signature["inputs"]:

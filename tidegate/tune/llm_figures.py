@@ -1,4 +1,4 @@
-"""The figures of a load: times to the first token, between tokens, and of whole answers. Pure."""
+"""Compute the figures of a load: time to the first token, between tokens, and of whole answers. Pure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ SHARES = (50, 90, 99)
 class CallRecord:
     """One request. Times are seconds since the load began.
 
-    ``token_times``: when each event with text arrived. ``tokens``: the answer's tokens by the engine's own
-    count, or the number of events if the engine sent no count. ``cut``: the load ended before the answer.
+    ``token_times``: when each event with text arrived. ``tokens``: the answer's tokens as counted by the
+    engine, or the number of events if the engine sent no count. ``cut``: the load ended before the answer was
+    complete.
     """
 
     started: float
@@ -47,21 +48,22 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Spread:
-        """Return the spread of times in seconds."""
+        """Return the mean and percentiles of times, given in seconds."""
         values = sorted(1e3 * each for each in seconds)
         mean = sum(values) / len(values) if values else None
         return cls(mean, {share: quantile(values, share / 100) for share in SHARES})
 
     def document(self) -> dict[str, float | None]:
-        """Return the values by name."""
+        """Return the values as JSON members, such as ``p50_ms``."""
         return {"mean_ms": self.mean, **{f"p{share}_ms": value for share, value in self.percentiles.items()}}
 
 
 @dataclass(frozen=True, slots=True)
 class LlmFigures:
-    """The result of a load. Rates are per second of its ``seconds``.
+    """The result of a load that took ``seconds``.
 
-    ``first_token``, ``between_tokens`` and ``whole``: of all requests with such a time, also of cut ones.
+    ``first_token`` and ``between_tokens`` include requests that were cut off; ``whole`` has only complete
+    answers.
     """
 
     seconds: float
@@ -79,7 +81,7 @@ class LlmFigures:
     whole: Spread
 
     def document(self) -> dict[str, Any]:
-        """Return the document of ``--json``."""
+        """Return the figures as the option ``--json`` prints them."""
         spreads = {
             name: getattr(self, name).document() for name in ("first_token", "between_tokens", "whole")
         }
@@ -88,9 +90,9 @@ class LlmFigures:
 
 
 def figures_of(records: Sequence[CallRecord], began: float, ended: float) -> LlmFigures:
-    """Return the figures of the requests in a window of time. Tokens count if they arrived in the window.
+    """Return the figures of a window of time, given in seconds since the load began.
 
-    If an event has several tokens, each event counts with its share of the answer's tokens.
+    Only tokens that arrived in the window count. The answer's tokens are divided equally among its events.
     """
     seen = [each for each in records if (each.ended or ended) > began and each.started < ended]
     done = [each for each in seen if each.good and (each.ended or 0) <= ended]
@@ -122,7 +124,7 @@ def _tokens_in(record: CallRecord, began: float, ended: float) -> float:
     events = sum(began <= at <= ended for at in record.token_times)
     if not record.token_times:
         return 0.0 if record.problem else float(record.tokens)
-    # The last token is often one without text, such as the end of the answer.
+    # An answer often has more tokens than events with text, such as the token for its end.
     return events * max(record.tokens, 1) / len(record.token_times) if record.good else float(events)
 
 

@@ -1,4 +1,4 @@
-"""Load a language model, or any endpoint: a closed loop of callers, or an open loop of arrivals."""
+"""Load a language model or another endpoint, in a closed loop of callers or an open loop of arrivals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from tidegate.tune.http_call import HttpAnswer, Target, posted
 from tidegate.tune.llm_figures import CallRecord, LlmFigures, figures_of
 
-# If the server sends nothing for this time, not even a keep-alive, the answer counts as lost.
+# If the server sends nothing for this many seconds, not even a keep-alive, the request has failed.
 SILENCE_S = 600.0
 
 
@@ -21,8 +21,8 @@ SILENCE_S = 600.0
 class LlmLoadPlan:
     """A load of ``callers`` (closed loop) or of ``rate`` requests per second at random times (open loop).
 
-    It ends after ``seconds`` or ``requests``. ``body`` returns the body of the request with a number.
-    ``keep_text``: records have the text of the answers.
+    The load ends after ``seconds`` or ``requests``. ``body`` returns the body of the request with a given
+    number. ``keep_text``: keep the text of the answers in the records.
     """
 
     target: Target
@@ -38,7 +38,10 @@ class LlmLoadPlan:
 
 @dataclass(slots=True)
 class LlmLoad:
-    """A running load. ``records``: every request that began; ``began`` and ``ended``: on the loop's clock."""
+    """A load that runs or has ended. ``records``: every request that was sent.
+
+    ``began``: the start, by ``time.perf_counter``. ``duration``: seconds, or 0 while the load runs.
+    """
 
     plan: LlmLoadPlan
     records: list[CallRecord] = field(default_factory=list)
@@ -48,19 +51,19 @@ class LlmLoad:
 
     @property
     def running(self) -> int:
-        """Return the number of requests without an answer yet."""
+        """Return the number of requests in flight."""
         return sum(each.ended is None for each in self.records)
 
     def stop(self) -> None:
-        """End the load now, and cancel requests without an answer."""
+        """End the load now, and cancel requests in flight."""
         self._stopped.set()
 
     def figures(self, after_s: float = 0.0) -> LlmFigures:
-        """Return the figures so far, without the first ``after_s`` seconds."""
+        """Return the figures up to now, without the first ``after_s`` seconds of the load."""
         return figures_of(self.records, after_s, self.duration or self._now())
 
     async def run(self) -> None:
-        """Run the load to its end. At the end of its time, a closed loop cancels open requests."""
+        """Run the load to its end. When its time is over, a closed loop cancels requests in flight."""
         plan, self.began = self.plan, time.perf_counter()
         work = asyncio.create_task(self._closed() if plan.rate is None else self._open(plan.rate))
         stop = asyncio.create_task(self._stopped.wait())
@@ -118,7 +121,7 @@ class LlmLoad:
             record.ended = self._now()
             record.tokens = record.tokens or len(record.token_times)
         if record.problem:
-            await asyncio.sleep(0.1)  # do not call a server that refuses immediately in a tight loop
+            await asyncio.sleep(0.1)  # a server may reject requests immediately
 
     async def _answered(self, record: CallRecord, body: bytes) -> None:
         async with posted(self.plan.target, body) as answer:

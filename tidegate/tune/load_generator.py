@@ -1,8 +1,8 @@
 """Generate load: a closed loop of connections, each with one request at a time.
 
-``python -m tidegate.tune.load_generator`` reads a :class:`LoadPlan` as one line of JSON and then the raw
-HTTP/1.1 request from stdin, and writes a :class:`LoadResult` as JSON. It is a separate process, because the
-parent shows progress at the same time, which would delay the callers.
+``python -m tidegate.tune.load_generator`` reads from stdin: a :class:`LoadPlan` as one line of JSON, then the
+raw HTTP/1.1 request. It writes a :class:`LoadResult` to stdout as JSON. It is a separate process, because the
+parent's progress display would delay the callers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tidegate.kernel.http.certificates import trusted
 from tidegate.tune.curve import quantile
 
 CONNECT_TIMEOUT_S = 5.0
-# Time at the end to wait for requests in flight, so that they do not disturb the next run.
+# Seconds to wait at the end for requests in flight, so that they do not disturb the next run.
 LINGER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """The address, the connections and the duration of a load. ``seconds`` begins after ``warm_s``."""
+    """The address, connections and duration of a load. The warm-up of ``warm_s`` precedes ``seconds``."""
 
     host: str
     port: int
@@ -50,7 +50,7 @@ class LoadResult:
 
 @dataclass(slots=True)
 class LoadCounters:
-    """Counters of all connections. Responses count while ``counts``; connections send while ``open``."""
+    """Counters of all connections. Count responses while ``counts`` is True; send while ``open`` is True."""
 
     open: bool = True
     counts: bool = False

@@ -15,7 +15,7 @@ from tidegate.client.errors import BadAnswer
 from tidegate.kernel.errors import BadRequest
 from tidegate.tune.load_generator import CONNECT_TIMEOUT_S, LINGER_S, LoadPlan, LoadResult
 
-# Time for the child to start on a machine that the model keeps busy.
+# Seconds for the child process to start while the model keeps the machine busy.
 START_LIMIT_S = 20.0
 
 
@@ -41,7 +41,7 @@ class GatewayAddress:
 def request_bytes(
     address: GatewayAddress, endpoint: str, body: bytes, head_length: int, token: str = ""
 ) -> bytes:
-    """Return the bytes of an inference request, to be sent repeatedly."""
+    """Return the bytes of an inference request. The load generator sends them repeatedly."""
     host = f"[{address.host}]" if ":" in address.host else address.host
     lines = (
         f"POST {address.prefix}/v2/models/{quote(endpoint, safe='')}/infer HTTP/1.1",
@@ -58,7 +58,7 @@ def measure(address: GatewayAddress, request: bytes, connections: int, seconds: 
     """Load the endpoint for ``seconds`` after a short warm-up. Raise BadAnswer if there is no result."""
     warm_s = min(0.5, seconds / 4)
     plan = LoadPlan(address.host, address.port, address.tls, connections, warm_s, seconds)
-    # The generator has its own group, so that Ctrl-C reaches only the command, which then ends the load.
+    # A new session: Ctrl-C reaches only this process, which then ends the load generator.
     child = subprocess.Popen(
         [sys.executable, "-m", "tidegate.tune.load_generator"],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Draw the curve: throughput over p99, one line for each setting."""
+"""Draw throughput over p99 latency, with one line for each setting."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _axes(axis: Any, title: str, points: Sequence[Point], latency_ms: float) -> 
     highest = max([latency_ms, lowest * 2, *(p.p99_ms for p in points if p.p99_ms)])
     span = highest / lowest
     axis.set_xscale("log")
-    axis.set_xlim(lowest / span**0.28, highest * span**0.08)  # labels stand to the left of their points
+    axis.set_xlim(lowest / span**0.28, highest * span**0.08)  # room for the labels on the left
     axis.set_ylim(0, 1.18 * max([1.0, *(p.rps for p in points)]))
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -75,7 +75,7 @@ def _axes(axis: Any, title: str, points: Sequence[Point], latency_ms: float) -> 
 
 
 def _settings(axis: Any, points: Sequence[Point]) -> None:
-    """Draw a line through the loads of each setting. The batch sets the colour, the window the marker."""
+    """Draw one line per setting. The batch size decides its colour, the window its marker and dashes."""
     import matplotlib as mpl
     from matplotlib.lines import Line2D
 
@@ -102,7 +102,7 @@ def _settings(axis: Any, points: Sequence[Point]) -> None:
 
 
 def _labels(axis: Any, best: Sequence[Point], chosen: Point | None) -> None:
-    """Label the points of the front. Each label is above the previous one, so that labels do not overlap."""
+    """Label the points of the Pareto front, each above the previous label, so that no labels overlap."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]

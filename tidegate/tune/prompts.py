@@ -1,4 +1,4 @@
-"""Prompts of a given length for a load on a language model. Pure."""
+"""Make prompts of a given length for a load on a language model. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-# Words that are one token in the usual vocabularies, with the space before them.
+# Each word, with the space before it, is one token in the usual vocabularies.
 _TEXT = (
     "the of and to in is that for it as was with be by on not he his but at are this have from or "
     "had an they which one you were all her she there would their we him been has when who will no "
@@ -25,10 +25,10 @@ TASK = "Write a long story with these words:"
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of a load: ``given`` in turn, or ``words`` random words each.
+    """The prompts of a load: the ``given`` ones in turn, or prompts of ``words`` random words.
 
-    Every prompt begins differently, so that no answer comes from a cache of prompts. ``shared`` words are the
-    same in all prompts, at the beginning: the system prompt of many callers.
+    Random prompts contain the request's number, so that an engine cannot reuse its KV cache. The first
+    ``shared`` words are the same in all prompts, like a system prompt.
     """
 
     words: int
@@ -37,7 +37,7 @@ class Prompts:
     seed: int = 0
 
     def prompt(self, number: int) -> str:
-        """Return the prompt of the request with this number."""
+        """Return the prompt of the request with a given number."""
         if self.given:
             return self.given[number % len(self.given)]
         start = " ".join(random.Random(self.seed).choices(WORDS, k=self.shared))
@@ -50,21 +50,21 @@ class Prompts:
 def fitted(words: int, measured: int, wanted: int) -> int:
     """Return the number of words for a prompt of ``wanted`` tokens, if ``words`` made ``measured`` tokens.
 
-    The chat template and the task have tokens too. A word counts as one token.
+    The chat template and the task add tokens. Each word is assumed to be one token.
     """
     return max(1, words + wanted - measured)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatBodies:
-    """The bodies of chats with these prompts. ``options``: other members of the request."""
+    """The bodies of chat requests with these prompts. ``options``: other members of each body."""
 
     model: str
     prompts: Prompts
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, number: int) -> bytes:
-        """Return the body of the request with this number: a stream with its usage."""
+        """Return the body of the request with a given number, for a stream that ends with token counts."""
         return orjson.dumps(
             {
                 "model": self.model,
