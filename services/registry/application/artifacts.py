@@ -16,12 +16,12 @@ from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 
 log = telemetry.logger(__name__)
 
-# A download that has begun goes on after that.
+# A signed URL can be opened for this time. A download that has begun continues after it.
 SIGNED_FOR = timedelta(minutes=10)
 
 
 class Artifacts:
-    """Stores artifacts, and keeps the rows that say which of them are in use."""
+    """Stores artifacts, and maintains their rows in the database."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class Artifacts:
         *,
         signs_urls: bool = False,
     ) -> None:
-        """``keep_unused``: how long an upload is kept if no version uses it.
+        """``keep_unused``: how long an artifact is kept if no version uses it.
 
-        ``signs_urls``: replicas download from the store, if it has signed URLs.
+        ``signs_urls``: let replicas download directly from the store, if the store has signed URLs.
         """
         self._signs_urls = signs_urls
         self._transactions = transactions
@@ -43,10 +43,10 @@ class Artifacts:
     async def upload(
         self, chunks: AsyncIterator[bytes], *, announced: int | None, expected: str | None
     ) -> StagedArtifact:
-        """Store an artifact. The same bytes are stored once.
+        """Store an artifact. The same bytes are stored only once.
 
-        ``announced`` is the size in bytes and ``expected`` the sha256, as the sender has stated them.
-        Raise BadRequest if the sha256 differs, PayloadTooLarge above the limit.
+        ``announced`` is the size in bytes and ``expected`` is the sha256, both as stated by the sender.
+        Raise BadRequest if the sha256 differs, PayloadTooLarge if the artifact exceeds the limit.
         """
         staged = await self.store.stage(chunks, announced)
         try:
@@ -55,7 +55,7 @@ class Artifacts:
                     f"The bytes that arrived have sha256 {staged.sha256}, not {expected}. Send the file "
                     "again."
                 )
-            # A new artifact is moved first: a long copy must not hold the lock of the database.
+            # Move a new artifact before the transaction: a long copy must not hold the lock of the database.
             async with self._transactions.read() as reader:
                 is_known = await reader.artifact_size(staged.sha256) is not None
             if not is_known:
@@ -67,9 +67,9 @@ class Artifacts:
         return staged
 
     async def admit(self, sha256: str, size: int, staged: StagedArtifact | None = None) -> None:
-        """Write the row of an artifact whose file is in its place; if it is not, move ``staged`` there.
+        """Write an artifact's row. If the artifact is not in the store, move ``staged`` there.
 
-        `collect` locks the same row before it deletes a file. Raise Unavailable if it was faster.
+        `collect` locks the same row before it deletes a file. Raise Unavailable if it has deleted this file.
         """
         async with self._transactions.change() as writer:
             await writer.note_artifact(sha256, size, writer.now + self._keep_unused)
@@ -80,7 +80,7 @@ class Artifacts:
         metrics.UPLOADED.inc(size)
 
     async def keep_longer(self, writer: DesiredStateWriter, sha256: str) -> bool:
-        """Keep an artifact as long as a new one, if it is stored. Return False if it is not."""
+        """Restart the time for which an unused artifact is kept. Return False if it is not stored."""
         size = await writer.artifact_size(sha256)
         if size is None or not await self.store.has(sha256):
             return False
@@ -88,7 +88,7 @@ class Artifacts:
         return True
 
     async def size(self, sha256: str) -> int:
-        """Return the bytes of an artifact. Raise NotFound if it is not stored."""
+        """Return the size of an artifact in bytes. Raise NotFound if it is not stored."""
         async with self._transactions.read() as reader:
             size = await reader.artifact_size(sha256)
         if size is None:
@@ -98,13 +98,13 @@ class Artifacts:
         return size
 
     async def signed_url(self, sha256: str) -> str | None:
-        """Return a URL of the store that opens an artifact for ten minutes; None if there is none."""
+        """Return a URL for downloading from the store, valid for ten minutes; None if URLs are not signed."""
         return await self.store.signed_url(sha256, SIGNED_FOR) if self._signs_urls else None
 
     async def collect(self) -> None:
-        """Delete artifacts that no version uses and uploads that were cut off.
+        """Delete unused artifacts, and the files of uploads that were cut off.
 
-        Log an error. The next call then deletes the rest.
+        On an error, log it. The next call deletes the rest.
         """
         try:
             await self.store.sweep()

@@ -19,7 +19,7 @@ class Baselines:
         self._transactions = transactions
 
     async def get(self, model: str, number: int) -> dict[str, Any]:
-        """Return a version's baseline. Raise NotFound if there is no such version, or no baseline."""
+        """Return a version's baseline. Raise NotFound if the version or its baseline does not exist."""
         async with self._transactions.read() as reader:
             await _check_version(reader, model, number)
             found = await baselines.find(reader.connection, model, number)
@@ -31,8 +31,8 @@ class Baselines:
         return found
 
     async def put(self, model: str, number: int, document: dict[str, Any]) -> str:
-        """Set a version's baseline, and return its digest. Raise NotFound or BadRequest."""
-        # Imported here, because it needs numpy, and few registries get a baseline.
+        """Set a version's baseline, and return its sha256. Raise NotFound or BadRequest."""
+        # Imported here, because this module loads numpy, and few registries get a baseline.
         from tidegate.kernel.profiles.baseline import Baseline
 
         try:
@@ -49,7 +49,7 @@ class Baselines:
         return digest
 
     async def delete(self, model: str, number: int) -> None:
-        """Delete a version's baseline. Raise NotFound if there is no such version, or no baseline."""
+        """Delete a version's baseline. Raise NotFound if the version or its baseline does not exist."""
         async with self._transactions.change() as writer:
             await _check_version(writer, model, number)
             if not await baselines.drop(writer.connection, model, number):

@@ -19,7 +19,7 @@ class Cards:
         self._transactions = transactions
 
     async def get(self, model: str, number: int) -> str:
-        """Return a version's card. Raise NotFound if there is no such version, or no card."""
+        """Return a version's card. Raise NotFound if the version or its card does not exist."""
         async with self._transactions.read() as reader:
             await _check_version(reader, model, number)
             found = await cards.find(reader.connection, model, number)
@@ -39,7 +39,7 @@ class Cards:
         return text
 
     async def delete(self, model: str, number: int) -> None:
-        """Delete a version's card. Raise NotFound if there is no such version, or no card."""
+        """Delete a version's card. Raise NotFound if the version or its card does not exist."""
         async with self._transactions.change() as writer:
             await _check_version(writer, model, number)
             if not await cards.drop(writer.connection, model, number):

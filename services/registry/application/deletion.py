@@ -1,4 +1,4 @@
-"""Delete versions and models, restore them for a while, and remove them for good."""
+"""Delete versions and models, restore deleted ones, and remove them permanently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.registry.domain.desired_state import ChangeNotification, DropVersi
 
 
 class Deletion:
-    """Deletes versions. For ``grace`` they can be restored; with a grace of 0 they are gone at once."""
+    """Deletes versions. They can be restored during ``grace``; with a grace of 0, deletion is permanent."""
 
     def __init__(self, transactions: Transactions, artifacts: Artifacts, grace: timedelta) -> None:
         self._transactions = transactions
@@ -21,9 +21,9 @@ class Deletion:
         self.grace = grace
 
     async def delete_version(self, model: str, number: int, *, permanent: bool) -> None:
-        """Delete a version; with ``permanent`` for good, and its artifact if no other version uses it.
+        """Delete a version. With ``permanent`` it cannot be restored, and an unused artifact is deleted too.
 
-        Raise NotFound, or Conflict if it is in use.
+        Raise NotFound, or Conflict if the version is in use.
         """
         for_good = permanent or not self.grace
         await self._transactions.decide(
@@ -33,7 +33,7 @@ class Deletion:
             await self._artifacts.collect()
 
     async def delete_model(self, model: str, *, cascade: bool, permanent: bool) -> list[ChangeNotification]:
-        """Delete all versions of a model; with ``cascade`` also its Deployments and their Endpoints.
+        """Delete all versions of a model. With ``cascade``, also delete its Deployments and their Endpoints.
 
         Return the changes. Without ``cascade``, raise Conflict while the model is in use.
         """
@@ -48,14 +48,17 @@ class Deletion:
         return writer.notifications
 
     async def restore(self, model: str, number: int | None) -> list[int]:
-        """Restore a deleted version, or all of a model (None). Return their numbers. Raise NotFound."""
+        """Restore a deleted version, or all deleted versions of a model (``number`` None).
+
+        Return their numbers. Raise NotFound.
+        """
         async with self._transactions.change() as writer:
             changes = removal.restore(await writer.snapshot(), model, number)
             await writer.apply(changes)
         return [change.number for change in changes if isinstance(change, RestoreVersion)]
 
     async def purge(self) -> int:
-        """Remove for good the versions whose grace time is over. Return their number."""
+        """Permanently remove versions that were deleted longer ago than ``grace``. Return how many."""
         count = 0
         before = self._transactions.now() - self.grace
         while True:

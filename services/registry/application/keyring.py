@@ -1,4 +1,4 @@
-"""Create, change, rotate and revoke API keys, each in one audited transaction."""
+"""Create, change, rotate and revoke API keys. Each change is one transaction with an audit entry."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class Keyring:
         self._transactions = transactions
 
     async def create(self, fields: Mapping[str, Any]) -> tuple[StoredKey, str]:
-        """Create a key. Return it and its secret; only a digest is stored. Raise BadRequest."""
+        """Create a key. Return it and its secret. Only a digest of the secret is stored. Raise BadRequest."""
         async with self._transactions.change() as writer:
             spec = parse_spec(fields, writer.now)
             key, secret_key = created(spec, os.urandom(ID_BYTES + SECRET_BYTES), writer.now)
             return await _put(writer, key, None), secret_key
 
     async def change(self, id_: str, patch: Mapping[str, Any]) -> StoredKey:
-        """Change fields of a key. Raise NotFound, BadRequest, or Conflict for a revoked one."""
+        """Change fields of a key. Raise NotFound, BadRequest, or Conflict for a revoked key."""
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
             return await _put(writer, changed(before, patch, writer.now), before)
 
     async def rotate(self, id_: str, grace_s: float) -> tuple[StoredKey, str]:
-        """Replace a key's secret. The old one works for ``grace_s`` seconds. Raise NotFound, Conflict."""
+        """Replace a key's secret. The old one works for ``grace_s`` more seconds. Raise NotFound or Conflict."""
         async with self._transactions.change() as writer:
             before = await _read(writer, id_)
             key, secret_key = rotated(before, os.urandom(SECRET_BYTES), writer.now, grace_s)
@@ -71,7 +71,10 @@ class Keyring:
             return await keys.read(reader.connection)
 
     async def for_gateways(self, known: str) -> tuple[str, list[StoredKey] | None]:
-        """Return the keys' revision, and the keys that are not revoked; None if ``known`` is the revision."""
+        """Return the revision of the keys, and the keys that are not revoked.
+
+        Return None instead of the keys if ``known`` is the current revision.
+        """
         async with self._transactions.read() as reader:
             mark = str(await keys.revision(reader.connection))
             return mark, None if mark == known else await keys.not_revoked(reader.connection)

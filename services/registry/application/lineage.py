@@ -20,7 +20,10 @@ _PARENT = Subject("field", "parent", "text")
 
 @dataclass(frozen=True, slots=True)
 class Relative:
-    """A version in a lineage, and what it was made from. ``known`` False: it is not registered here."""
+    """A version in a lineage, with the run, data and commit that made it.
+
+    ``known`` False: the version is not registered here.
+    """
 
     version: str
     known: bool
@@ -52,10 +55,10 @@ async def lineage_of(reader: DesiredStateReader, version: Version) -> Lineage:
 
 
 async def with_parent(reader: DesiredStateReader, metadata: VersionMetadata, own: str) -> VersionMetadata:
-    """Return the metadata of the version ``own`` with the number of its parent.
+    """Return the metadata of the version ``own``, with its parent as ``MODEL@NUMBER``.
 
-    An alias or ``latest`` may name the parent; these may move, and the parent does not. A parent that is not
-    registered here stays as it is. Raise BadRequest if the version would be its own parent.
+    The publisher may name the parent by an alias or ``latest``. Both can move later, so the number is stored.
+    A parent that is not registered here stays as it is. Raise BadRequest if the version is its own parent.
     """
     parent = metadata.parent
     if parent is None or "@" not in parent:

@@ -1,4 +1,4 @@
-"""Test the database and the artifact store regularly, and remove versions and artifacts."""
+"""Probe the database and the artifact store regularly, and delete old versions and unused artifacts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLLECT_EVERY_S = 600.0
 
 
 class Maintenance:
-    """Two loops: probe every ``probe_every_s`` seconds; delete what is not kept every ten minutes."""
+    """Two loops: one probes every ``probe_every_s`` seconds, one deletes old data every ten minutes."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Maintenance:
         await self._collect_loop.stop()
 
     async def probe(self) -> None:
-        """Test the database and the store for the health check, and set the gauges of stored objects."""
+        """Probe the database and the store for the health check, and set the gauges of stored objects."""
         await self._database.probe()
         await self._artifacts.store.probe()
         try:
@@ -62,7 +62,7 @@ class Maintenance:
         return self._probe_every_s
 
     async def collect(self) -> None:
-        """Delete what retention does not keep, what was deleted long ago, and artifacts without a version."""
+        """Apply retention, and permanently remove deleted versions, unused artifacts and idle uploads."""
         await self._retention.apply_all()
         await self._deletion.purge()
         await self._artifacts.collect()

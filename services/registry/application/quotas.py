@@ -9,9 +9,9 @@ from tidegate.kernel.service import caller
 
 
 async def check_quota(reader: DesiredStateReader, artifact: str, size: int) -> None:
-    """Raise Forbidden if one more version with this artifact exceeds the quota of the caller's key.
+    """Raise Forbidden if a new version with this artifact would exceed the quota of the caller's key.
 
-    Other callers, such as holders of the service token, have no quota.
+    ``size``: bytes of the artifact. Callers without a key, such as services, have no quota.
     """
     principal = caller.current.get().principal
     stored = next(iter(await keys.read(reader.connection, principal.id)), None)

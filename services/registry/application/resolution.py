@@ -1,4 +1,4 @@
-"""Find the version that a reference means, such as ``digits@3`` or ``digits@latest``."""
+"""Find the version for a reference such as ``digits@3`` or ``digits@latest``."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ log = telemetry.logger(__name__)
 
 
 class Retention:
-    """Reads and changes the policies of models, and deletes what they do not keep."""
+    """Reads and changes the policies of models, and deletes the versions that they do not keep."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -30,9 +30,9 @@ class Retention:
             return (await policies.read(reader.connection)).get(model, ModelPolicy())
 
     async def change_policy(self, model: str, patch: dict[str, object]) -> ModelPolicy:
-        """Change a model's policy by a JSON merge patch, and return it. Raise NotFound or BadRequest.
+        """Change a model's policy by a JSON merge patch. Return the new policy. Raise NotFound or BadRequest.
 
-        Raise Forbidden if the caller changes the stages without the scope admin.
+        Raise Forbidden if the patch changes the stages and the caller lacks the scope admin.
         """
         async with self._transactions.change() as writer:
             await _check_model(writer, model)
@@ -45,13 +45,13 @@ class Retention:
         return after
 
     async def plan(self, model: str, policy: RetentionPolicy | None = None) -> list[Fate]:
-        """Return the fate of each version of a model, by its policy or another one. Change nothing."""
+        """Return the decision of ``policy`` for each version; None: the model's policy. Change nothing."""
         async with self._transactions.read() as reader:
             await _check_model(reader, model)
             return await _fates(reader, model, policy)
 
     async def apply(self, model: str) -> list[Fate]:
-        """Delete what a model's policy does not keep, and return the fate of each version."""
+        """Delete the versions that a model's policy does not keep. Return the decision for each version."""
         async with self._transactions.change() as writer:
             await _check_model(writer, model)
             found = await _fates(writer, model, None)
@@ -86,7 +86,7 @@ async def _fates(reader: DesiredStateReader, model: str, policy: RetentionPolicy
 async def _rollback_targets(
     reader: DesiredStateReader, snapshot: RegistrySnapshot, model: str
 ) -> dict[int, str]:
-    """Return the versions of a model to which a rollback would return, with the Endpoint of each."""
+    """Return the versions of a model that a rollback would restore, each with its Endpoint in words."""
     found: dict[int, str] = {}
     for name, stored in snapshot.endpoints.items():
         targets = [*stored.spec.targets, *stored.spec.previous]

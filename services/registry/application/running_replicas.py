@@ -1,4 +1,4 @@
-"""The replicas that run now, as the autoscaler reports them, and what their tokens open."""
+"""Store the autoscaler's report of running replicas, and check which artifact a replica may read."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from services.registry.application.transactions import Transactions
 
 
 class RunningReplicas:
-    """The running replicas. The autoscaler reports them to any registry of the database."""
+    """The running replicas. They are in the database, so the autoscaler can report to any registry."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
     async def report(self, artifacts: Mapping[str, str]) -> None:
-        """Replace the set of running replicas; each has the sha256 of the artifact that it may read.
+        """Replace the set of running replicas. ``artifacts``: for each replica the sha256 of its artifact.
 
-        The autoscaler reports every two seconds, so a report that changes nothing writes nothing.
+        The autoscaler reports every two seconds. So write nothing if the report is unchanged.
         """
         async with self._transactions.read() as reader:
             if await rows.all_of(reader.connection) == artifacts:

@@ -16,12 +16,12 @@ from tidegate.kernel.errors import BadRequest, NotFound, Unavailable
 from tidegate.kernel.protocol.model_signature import read_bundle
 from tidegate.kernel.signing import BadKey, BadSignature, TrustedKeys
 
-# An artifact rarely has more than two signatures: its publisher's and its examiner's.
+# Most signatures of one artifact. Usually it has at most two: its publisher's and its reviewer's.
 MOST = 16
 
 
 class Signatures:
-    """The signatures of artifacts. ``trusted``: the PEM file or folder of the trusted keys, or None."""
+    """The signatures of artifacts. ``trusted``: PEM file or folder of trusted keys; None: trust any key."""
 
     def __init__(self, transactions: Transactions, artifacts: Artifacts, trusted: Path | None) -> None:
         self._transactions = transactions
@@ -35,10 +35,10 @@ class Signatures:
             return await signatures.find(reader.connection, sha256)
 
     async def put(self, sha256: str, bundle: dict[str, Any]) -> StoredSignature:
-        """Store a signature. It replaces the earlier one by the same key.
+        """Store a signature. It replaces an earlier signature by the same key.
 
-        Raise BadRequest if it is not about the artifact's files, or if there are trusted keys and it is by
-        none of them. Raise NotFound for an unknown artifact.
+        Raise BadRequest if the signature is for other files. If trusted keys are configured, raise BadRequest
+        for a signature by another key. Raise NotFound for an unknown artifact.
         """
         await self._artifacts.size(sha256)
         signature = read_bundle(bundle)
@@ -68,7 +68,7 @@ class Signatures:
         return stored
 
     async def delete(self, sha256: str, key: str) -> None:
-        """Delete the signature by a key. Raise NotFound if there is none."""
+        """Delete the signature by a key. Raise NotFound if the artifact has no such signature."""
         async with self._transactions.change() as writer:
             if not await signatures.drop(writer.connection, sha256, key):
                 raise NotFound(f"The artifact {sha256[:12]} has no signature by the key {key[:12]!r}.")

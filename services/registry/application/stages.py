@@ -1,4 +1,4 @@
-"""Move versions between stages, and keep their approvals. Each change is in the audit log."""
+"""Move versions between stages, and store their approvals. Each change is in the audit log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from tidegate.kernel.service import caller
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """The stage of a version, its approvals, and what the next stage needs. ``next`` None: there is none."""
+    """The stage of a version, its approvals, and the next stage; None: no next stage.
+
+    ``missing``: the requirements of the next stage that are not met.
+    """
 
     stage: str | None
     approvals: list[Approval]
@@ -35,7 +38,7 @@ class Stages:
         self._transactions = transactions
 
     async def view(self, model: str, number: int) -> StageView:
-        """Return the stage of a version, and what it lacks for the next one. Raise NotFound."""
+        """Return the stage of a version, and the missing requirements of the next stage. Raise NotFound."""
         async with self._transactions.read() as reader:
             return await _view(reader, model, number)
 
@@ -64,7 +67,7 @@ class Stages:
             return await _view(writer, model, number)
 
     async def withdraw(self, model: str, number: int, name: str) -> None:
-        """Withdraw the caller's approval. Raise NotFound."""
+        """Withdraw the caller's approval of a version for a stage. Raise NotFound."""
         async with self._transactions.change() as writer:
             await _policy(writer, model, number)
             mine = caller.current.get().principal

@@ -1,4 +1,4 @@
-"""Transactions on the registry's data. Committed changes are published as change notifications."""
+"""Run transactions on the registry's data, and publish a notification of each committed change."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from services.registry.domain.preconditions import Precondition
 
 T = TypeVar("T")
 
-# What the present request expects of the object that it changes. The first change in the request checks it.
+# The precondition of the current request, for the object that it changes. Its first transaction checks it.
 expected: ContextVar[Precondition | None] = ContextVar("expected", default=None)
 
 
 class Transactions:
-    """Gives all API modules their access to the database: read, decide in a pure function, write, notify."""
+    """Access to the database for all API modules: read, decide in a pure function, write, notify."""
 
     def __init__(self, database: RegistryDatabase, notifier: ChangeNotifier) -> None:
         self._database = database
         self.notifier = notifier
 
     def now(self) -> datetime:
-        """Return the time by the registry's clock."""
+        """Return the registry's current time."""
         return self._database.clock()
 
     def read(self) -> AbstractAsyncContextManager[DesiredStateReader]:
-        """Open a read transaction. Everything that is read in it is of one revision. Raise Unavailable."""
+        """Open a read transaction. All its reads see the same revision. Raise Unavailable."""
         return self._database.read()
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[DesiredStateWriter]:
-        """Open a write transaction. Publish its changes after the commit, not before.
+        """Open a write transaction. Publish its notifications only after the commit.
 
-        Raise PreconditionFailed if an object is not as the request expects it.
+        Raise PreconditionFailed if the object does not meet the request's precondition.
         """
         async with self._database.write() as writer:
             if (precondition := expected.get()) is not None:
@@ -56,9 +56,9 @@ class Transactions:
         decision: Callable[[RegistrySnapshot], Sequence[Change]],
         result: Callable[[DesiredStateReader], Awaitable[T]],
     ) -> T:
-        """Apply the changes that ``decision`` returns. Then return the result of ``result``.
+        """Apply the changes that ``decision`` returns. Then return what ``result`` reads.
 
-        Both run in the same transaction. An error of ``decision`` undoes it.
+        Both run in the same transaction. An error in either rolls the transaction back.
         """
         async with self.change() as writer:
             snapshot = await writer.snapshot()

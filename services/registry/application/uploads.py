@@ -1,4 +1,4 @@
-"""Uploads that survive the loss of a connection, the end of their sender, and a restart of the registry."""
+"""Uploads that continue after a lost connection, or after a restart of the sender or the registry."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from tidegate.kernel.errors import TidegateError, Unavailable
 
 log = telemetry.logger(__name__)
 
-# A request for the state waits this long for the check of the bytes.
+# Seconds that a request for the state waits for the check of the bytes.
 WAIT_S = 10.0
 
 
 @dataclass(slots=True)
 class _Arrived:
-    """The bytes of one request that are in no part yet."""
+    """The bytes of one request that are not in a stored part yet."""
 
     part: bytearray = field(default_factory=bytearray)
     is_given_up: bool = False
 
     def taken(self) -> bytearray:
-        """Return the bytes, and begin with none."""
+        """Return the bytes, and start again with an empty buffer."""
         taken, self.part = self.part, bytearray()
         return taken
 
     def give_up(self) -> None:
-        """Free the bytes."""
+        """Drop the bytes, and mark the request as replaced by a later one."""
         self.is_given_up, self.part = True, bytearray()
 
 
 class Uploads:
     """Opens uploads, appends to them, and turns complete ones into artifacts.
 
-    Bytes count only after the upload's row in the database counts them. So a registry that shares database
-    and store can continue an upload that another one began.
+    The upload's row in the database has the number of stored bytes. So another registry that shares the
+    database and the store can continue the upload.
     """
 
     def __init__(self, transactions: Transactions, artifacts: Artifacts, limits: UploadLimits) -> None:
@@ -55,9 +55,10 @@ class Uploads:
         self._arrived: dict[str, _Arrived] = {}
 
     async def open(self, owner: str, sha256: str, size: int) -> tuple[Upload, bool]:
-        """Return the caller's unfinished upload of these bytes, or a new one, and whether it is new.
+        """Return the caller's unfinished upload of these bytes or a new upload, and True if it is new.
 
-        If the artifact is stored, nothing has to be sent. Raise PayloadTooLarge or TooMany.
+        If the artifact is stored already, return an upload in the state ``stored``. Raise PayloadTooLarge or
+        TooMany.
         """
         async with self._transactions.change() as writer:
             opened = Upload(uuid.uuid4().hex, owner, sha256, size, writer.now)
@@ -76,14 +77,14 @@ class Uploads:
             return await rows.of_owner(reader.connection, owner)
 
     async def get(self, owner: str, id_: str) -> Upload:
-        """Return an upload. If all bytes have arrived, wait up to ten seconds for their check.
+        """Return an upload. If all bytes have arrived, wait up to ten seconds until they are checked.
 
         Raise NotFound, or Unavailable if the store failed during the check.
         """
         upload = await self._find(owner, id_)
         if upload.state != "verifying":
             return upload
-        # A registry that has just started finds such an upload, and checks it now.
+        # A restart has ended the check of this upload, so start the check again.
         check = self._checks.get(id_)
         if check is None:
             self._checks[id_] = check = asyncio.create_task(self._finish(upload), name=id_)
@@ -96,10 +97,10 @@ class Uploads:
     async def append(
         self, owner: str, id_: str, offset: int, chunks: AsyncIterator[bytes], announced: int | None
     ) -> Upload:
-        """Store bytes from ``offset`` on, in parts, and return the upload.
+        """Store the bytes from ``offset`` on, in parts, and return the upload.
 
-        If the sender disconnects, the bytes that have arrived stay, except a last part below 1 MiB. Raise
-        NotFound, BadRequest for too many bytes, or Conflict if the upload continues elsewhere.
+        If the sender disconnects, keep the bytes that have arrived, except a last part below 1 MiB. Raise
+        NotFound, BadRequest for too many bytes, or Conflict if ``offset`` is not the number of stored bytes.
         """
         upload = await self._find(owner, id_)
         uploads.check_append(upload, offset, announced)
@@ -114,7 +115,7 @@ class Uploads:
                         upload = await self._commit(upload, arrived.taken())
             except Exception as error:
                 if not isinstance(error, TidegateError):
-                    # The sender has disconnected. It continues after this part.
+                    # The sender has disconnected. It can continue after this part.
                     await self._commit_rest(upload, arrived.taken())
                 raise
             return await self._commit_rest(upload, arrived.taken())
@@ -127,13 +128,13 @@ class Uploads:
         await self._store.do(self._store.parts.delete, id_)
 
     async def sweep(self) -> None:
-        """Delete idle uploads, and bytes that belong to no upload. Log an error."""
+        """Delete idle uploads, and stored bytes without an upload. On an error, log it."""
         try:
             async with self._transactions.change() as writer:
                 idle = await rows.drop_older(writer.connection, writer.now - self._limits.idle)
             for id_ in idle:
                 await self._store.do(self._store.parts.delete, id_)
-            # The store is listed first, because an upload's row is written before its first part.
+            # List the store before the rows: an upload's row is written before its first part.
             listed = await self._store.do(self._store.parts.listed)
             async with self._transactions.read() as reader:
                 known = await rows.ids(reader.connection)
@@ -143,15 +144,15 @@ class Uploads:
             log.warning("uploads not swept", extra={"problem": error.message})
 
     async def close(self) -> None:
-        """Stop the checks. The next request for their uploads begins them again."""
+        """Stop the running checks. The next request for such an upload starts its check again."""
         await tasks.end(*self._checks.values())
 
     @contextmanager
     def _only_writer(self, id_: str) -> Iterator[_Arrived]:
-        """Make this request the only one here that appends to an upload. An earlier one loses its bytes.
+        """Make this request the only one in this process that appends to an upload.
 
-        The connection of the earlier request may be dead. Until that is noticed, it must not hold a part in
-        memory.
+        An earlier request loses its unstored bytes. Its connection may be dead, and until that is noticed, it
+        would hold these bytes in memory.
         """
         if (earlier := self._arrived.get(id_)) is not None:
             earlier.give_up()
@@ -163,7 +164,7 @@ class Uploads:
                 del self._arrived[id_]
 
     async def _check_only_writer(self, arrived: _Arrived, upload: Upload) -> None:
-        """Raise Conflict if another request has continued the upload."""
+        """Raise Conflict if a later request has continued the upload."""
         if arrived.is_given_up:
             now = await self._find(upload.owner, upload.id)
             raise uploads.moved(now.received, upload.received)
@@ -179,9 +180,10 @@ class Uploads:
         return await self._commit(upload, part)
 
     async def _commit(self, upload: Upload, part: bytearray) -> Upload:
-        """Write a part, then note it in the database. Raise Conflict if another connection was faster.
+        """Write a part, then record it in the database. Raise Conflict if another connection was faster.
 
-        A folder keeps an upload in one file. So late bytes must not change what was checked meanwhile.
+        A store in a folder keeps an upload in one file. So check the offset first: late bytes must not
+        overwrite bytes that are checked already.
         """
         now = await self._find(upload.owner, upload.id)
         uploads.check_append(now, upload.received, None)
@@ -199,7 +201,7 @@ class Uploads:
         raise uploads.moved(now.received, upload.received)
 
     async def _finish(self, upload: Upload) -> None:
-        """Compare the bytes with the announced sha256, and make them an artifact or fail the upload."""
+        """Compare the bytes with the announced sha256. Make them an artifact, or fail the upload."""
         async with self._transactions.read() as reader:
             is_noted = await reader.artifact_size(upload.sha256) is not None
         is_stored = is_noted and await self._store.has(upload.sha256)
@@ -212,17 +214,17 @@ class Uploads:
         await self._store.do(self._store.parts.delete, upload.id)
 
     async def _assembled(self, upload: Upload) -> str | None:
-        """Make the bytes of an upload an artifact, and return their sha256; None if they are gone."""
+        """Make the bytes of an upload an artifact, and return their sha256; None if the bytes are lost."""
         try:
             return await self._store.assemble(upload.id, upload.parts, upload.sha256, upload.size)
         except FileNotFoundError:
-            # Another registry that checks this upload, too, may have moved the bytes to their place.
+            # Another registry may have checked this upload too, and moved the bytes to the artifact's place.
             return upload.sha256 if await self._store.has(upload.sha256) else None
 
     def _on_check_ended(self, check: asyncio.Task[None]) -> None:
         self._checks.pop(check.get_name(), None)
         if not check.cancelled() and (error := check.exception()) is not None:
-            # The next request for the upload begins the check again.
+            # The next request for the upload starts the check again.
             log.warning(
                 "an upload could not be checked", extra={"upload": check.get_name(), "problem": str(error)}
             )

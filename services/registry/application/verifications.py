@@ -31,13 +31,16 @@ class Verifications:
         self._enabled = enabled
 
     def first(self, format_: Format) -> Verification:
-        """Return the verification of a version that is registered now."""
+        """Return the initial verification of a new version."""
         return rules.at_registration(format_, self._transactions.now(), enabled=self._enabled)
 
     async def plan(
         self, writer: DesiredStateWriter, version: Version, options: VerificationOptions | None
     ) -> None:
-        """Store what the scratch replica of a pending version runs. Raise BadRequest for invalid options."""
+        """Store the Deployment and samples for the scratch replica of a pending version.
+
+        Raise BadRequest for invalid options.
+        """
         if version.verification.state != "pending":
             return
         options = options or VerificationOptions()
@@ -48,7 +51,7 @@ class Verifications:
     async def plan_again(
         self, writer: DesiredStateWriter, version: Version, options: VerificationOptions | None
     ) -> Version:
-        """Verify a version that is registered again: if it was rejected, or for samples that are new."""
+        """Verify a version again after a repeated registration, if it was rejected or has new samples."""
         if not self._enabled:
             return version
         stored = await verifications.find(writer.connection, version.model, version.number) or {}
@@ -58,7 +61,7 @@ class Verifications:
         return await self._begin(writer, version, options)
 
     async def begin(self, model: str, number: int, options: VerificationOptions) -> Verification:
-        """Verify a version now. Without samples, those of its last verification are used.
+        """Verify a version now. Without samples, use those of its last verification.
 
         Raise NotFound, or Conflict if the verification of versions is off.
         """
@@ -77,7 +80,7 @@ class Verifications:
             return (await self._begin(writer, version, options)).verification
 
     async def read(self, model: str, number: int, wait_s: float = 0.0) -> Verification:
-        """Return the verification of a version, after it is settled or ``wait_s`` seconds have passed."""
+        """Return the verification of a version. While it is pending, wait up to ``wait_s`` seconds."""
         until = time.monotonic() + wait_s
         while True:
             async with self._transactions.read() as reader:
@@ -87,7 +90,7 @@ class Verifications:
             await asyncio.sleep(WAIT_POLL_S)
 
     async def task(self, model: str, number: int) -> tuple[DeploymentSpec, ScratchTask]:
-        """Return what a scratch replica runs, and the samples that it checks. Raise NotFound."""
+        """Return the Deployment of a scratch replica, and the samples that it checks. Raise NotFound."""
         async with self._transactions.read() as reader:
             version = await _version(reader, model, number)
             stored = await verifications.find(reader.connection, model, number)
@@ -98,7 +101,7 @@ class Verifications:
         return spec, ScratchTask(round=round_, samples=stored["samples"])
 
     async def settle(self, model: str, number: int, result: VerificationResult) -> Verification:
-        """Write the result of a round. A result of an earlier round changes nothing."""
+        """Write the result of the current verification round. Ignore a result of an earlier round."""
         async with self._transactions.change() as writer:
             version = await _version(writer, model, number)
             fresh = rules.settled(version.verification, result, writer.now)

@@ -37,11 +37,11 @@ from tidegate.kernel.protocol.verification import VerificationOptions
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A version as its publisher describes it. ``format`` None: decided by the file's contents.
+    """A version as its publisher describes it. ``format`` None: the file's contents decide.
 
-    ``trust``: names that a pickle or a skops file may import although they are dangerous or unknown.
+    ``trust``: dangerous or unknown names that a pickle or a skops file may import.
 
-    ``requirements`` None: those in the artifact, if it has any. A list replaces them.
+    ``requirements`` None: use the requirements in the artifact, if it has any.
     """
 
     model: str
@@ -59,7 +59,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class RegisterResult:
-    """The result of a registration: the version, whether it is new, and warnings for the publisher."""
+    """The result of a registration. ``new`` False: the version existed. ``warnings``: for the publisher."""
 
     version: Version
     new: bool
@@ -68,9 +68,9 @@ class RegisterResult:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of a check before the upload. ``version``: an existing version that is the same.
+    """The result of a check before the upload. ``version``: an existing identical version.
 
-    ``format`` None: only the contents will show it.
+    ``format`` None: only the file's contents can show the format.
     """
 
     format: Format | None
@@ -83,7 +83,8 @@ class CheckResult:
 class InspectionSettings:
     """Settings of the inspection of artifacts.
 
-    ``packages``: the version of each package in the models' environment; empty if it is not on this host.
+    ``packages``: the version of each package in the models' environment; empty if this host does not have
+    that environment.
     """
 
     limits: ArchiveLimits = field(default_factory=ArchiveLimits)
@@ -109,9 +110,9 @@ class Versions:
     async def register(self, request: Registration) -> RegisterResult:
         """Register an uploaded artifact as the next version of a model.
 
-        If a version has the same artifact, format, signature and requirements, return that version, with the
-        fields of ``request.metadata`` if given. Raise BadRequest if the artifact is not stored or not
-        acceptable, Conflict if the signature breaks callers of the latest version.
+        If a version has the same artifact, format, signature and requirements, return that version. Its
+        metadata gets the fields of ``request.metadata``. Raise BadRequest if the artifact is not stored or
+        not acceptable, Conflict if the signature breaks callers of the latest version.
         """
         request = await self._recognised(request)
         format_ = _check_request(request)
@@ -158,9 +159,10 @@ class Versions:
         return RegisterResult(version, True, self._warnings(inspection))
 
     async def check(self, request: Registration, size: int | None, deploy: DeployRequest) -> CheckResult:
-        """Raise the errors that :meth:`register` and a deploy of the version would raise. Change nothing.
+        """Check a version without changing anything. Raise the errors of :meth:`register` and of a deploy.
 
-        ``request.artifact`` may be empty or not uploaded yet. Then its bytes are not checked.
+        ``request.artifact`` may be empty or not uploaded yet; then no bytes are checked. ``size``: of the
+        artifact, in bytes.
         """
         request = await self._recognised(request)
         format_ = _check_request(request)
@@ -200,10 +202,10 @@ class Versions:
         added: Signature | None,
         patch: Mapping[str, Any] | None = None,
     ) -> Version:
-        """Replace a version's metadata, patch it, or add the signature that the version lacks.
+        """Replace or patch a version's metadata, or add a signature to a version without one.
 
         ``patch`` is a JSON merge patch of the metadata. Raise NotFound, BadRequest for wrong metadata, or
-        Conflict if the version has another signature: signatures never change.
+        Conflict if the version has another signature, because signatures never change.
         """
         async with self._transactions.change() as writer:
             version = next(iter(await writer.versions(model, number)), None)
@@ -229,9 +231,10 @@ class Versions:
         return [*inspection.notes, *pickles.warnings(saved_by, here, inspection.requirements)]
 
     async def _recognised(self, request: Registration) -> Registration:
-        """Return the request with the format that the artifact's contents show, if it is stored.
+        """Return the request with the format that the artifact's contents show.
 
-        Raise BadRequest, with what the file is, if it is not what its publisher says or cannot be served.
+        Return the request unchanged if the artifact is not stored. Raise BadRequest if the file is not of the
+        stated format or cannot be served; the message says what the file is.
         """
         formats.check_filename(request.filename)
         async with self._transactions.read() as reader:
@@ -275,9 +278,9 @@ class Versions:
 
 
 def _check_request(request: Registration) -> Format | None:
-    """Return the format of a registration, as far as it is known without the artifact.
+    """Return the stated format, or the format that the file name suggests, or None.
 
-    Raise BadRequest for errors outside the artifact's bytes.
+    Raise BadRequest for errors in any field. The artifact is not read.
     """
     names.check("model", request.model)
     formats.check_filename(request.filename)
