@@ -1,4 +1,4 @@
-"""``python -m services.registry [migrate]``."""
+"""Start the registry, or migrate its database: ``python -m services.registry [migrate]``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 
 from tidegate.kernel import quick_start
 
-M_ARENA_MAX = -8  # of malloc.h
+M_ARENA_MAX = -8  # the parameter's number in malloc.h
 
 
 def main(arguments: list[str]) -> None:
-    """Serve; with ``migrate``, migrate the database and exit."""
+    """Serve the API. With the argument ``migrate``, migrate the database and exit."""
     if arguments not in ([], ["migrate"]):
         raise SystemExit("usage: python -m services.registry [migrate]")
     quick_start.begin()
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"tidegate registry: {problem}")
     if arguments:
         return
-    # Imported here, because the migration does not need these modules and every start waits for it.
+    # Imported here, because a migration does not need these modules, and importing them takes time.
     from services.registry.app import build
     from tidegate.kernel import telemetry
     from tidegate.kernel.service import app as service
@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _share_arenas() -> None:
-    """Let all threads share two arenas of glibc's malloc. In arenas of their own, they keep freed buffers."""
-    with contextlib.suppress(AttributeError, OSError):  # another C library
+    """Limit glibc's malloc to two arenas. With an arena per thread, freed buffers stay in each arena."""
+    with contextlib.suppress(AttributeError, OSError):  # the C library is not glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 

@@ -1,4 +1,4 @@
-"""Settings that only the registry has."""
+"""Settings of the registry, in addition to the shared ones."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Alias(BaseModel):
 
 
 class Move(BaseModel):
-    """A move of an alias. ``from_version`` None: it was set. ``to_version`` None: it was deleted."""
+    """A move of an alias. ``from_version`` None: creation. ``to_version`` None: deletion."""
 
     at: datetime
     by: str
@@ -40,7 +40,7 @@ class Move(BaseModel):
 
 
 class AliasHistory(BaseModel):
-    """An alias and its latest moves, newest first. ``version`` None: it was deleted."""
+    """An alias and its latest moves, newest first. ``version`` None: the alias was deleted."""
 
     alias: str
     version: int | None
@@ -73,7 +73,7 @@ async def list_aliases(transactions: TransactionsDep, name: str) -> Items[Alias]
 
 @router.get("/{alias}")
 async def get_alias(transactions: TransactionsDep, name: str, alias: str, response: Response) -> AliasHistory:
-    """Return an alias and its latest moves: who moved it, when, from which version and to which."""
+    """Return an alias and its latest moves. Each move has its principal, time, and both versions."""
     async with transactions.read() as reader:
         known = (await stored.of_models(reader.connection, [name])).get(name, {})
         entries = await audit.entries(
@@ -99,7 +99,7 @@ async def get_alias(transactions: TransactionsDep, name: str, alias: str, respon
 async def set_alias(
     transactions: TransactionsDep, name: str, alias: str, body: AliasTarget, response: Response
 ) -> Alias:
-    """Point an alias to a version, at once. With ``expected``, only if it points to that version now."""
+    """Point an alias to a version. With ``expected``, return 409 if it does not point to that version now."""
 
     async def result(_: DesiredStateReader) -> Alias:
         set_etag(response, str(body.version))

@@ -14,7 +14,7 @@ from services.registry.api.replicas import is_replica, own_artifact
 from tidegate.kernel.protocol.models import Digest
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
-# A replica's token opens only these routes, and only for the replica's own artifact.
+# With its token, a replica can use only these routes, and only for its own artifact.
 reading = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], dependencies=[Depends(own_artifact)])
 
 _FROM = re.compile(r"bytes=([0-9]{1,18})-")
@@ -31,9 +31,10 @@ async def upload(
         str | None, Query(description=("A name for the sender's own logs. The registry does not store it."))
     ] = None,
 ) -> ArtifactInfo:
-    """Store the request's body under its sha256, while it arrives. The same bytes are stored once.
+    """Store the request's body under its sha256, as it arrives. The same bytes are stored only once.
 
-    Return 413 as soon as the limit is passed. An artifact that no version uses within an hour is deleted.
+    Return 413 as soon as the body exceeds the limit. If no version uses the artifact within
+    ``TIDEGATE_PENDING_ARTIFACT_S`` (an hour), it is deleted.
     """
     stored = await artifacts.upload(request.stream(), announced=content_length, expected=sha256)
     return ArtifactInfo(sha256=stored.sha256, size=stored.size)
@@ -64,9 +65,9 @@ async def download(
     known: Annotated[str | None, Header(alias="If-None-Match")] = None,
     redirect: Annotated[bool, Query(description="Allow a redirect to the artifact store.")] = True,
 ) -> Response:
-    """Return the bytes of an artifact as a stream. The reader must check the digest.
+    """Return the bytes of an artifact as a stream. The caller must check the sha256.
 
-    With an artifact store on S3, replicas are redirected to it (TIDEGATE_PRESIGNED_DOWNLOADS).
+    If the artifact store is on S3, redirect replicas to the store (TIDEGATE_PRESIGNED_DOWNLOADS).
     """
     size = await artifacts.size(sha256)
     headers = _headers(sha256, size)
@@ -87,7 +88,7 @@ async def download(
 
 
 def _start_of(range_: str | None) -> int | None:
-    """Return the first byte of a Range of the form ``bytes=N-``; None for any other one, which is ignored."""
+    """Return N for a Range of the form ``bytes=N-``; None for any other Range, which is ignored."""
     found = _FROM.fullmatch(range_ or "")
     return None if found is None else int(found[1])
 

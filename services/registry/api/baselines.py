@@ -21,7 +21,7 @@ GUARDED = guarded("baseline")
 async def get_baseline(
     baselines: BaselinesDep, name: str, number: Number, response: Response
 ) -> dict[str, Any]:
-    """Return the profile of the training data that a version is compared with."""
+    """Return a version's training baseline: the profile of its training data."""
     found = await baselines.get(name, number)
     set_etag(response, content_etag(found))
     return found
@@ -31,11 +31,11 @@ async def get_baseline(
 async def put_baseline(
     baselines: BaselinesDep, name: str, number: Number, body: dict[str, Any]
 ) -> dict[str, str]:
-    """Set the profile of the training data that a version is compared with. It replaces an earlier one."""
+    """Set or replace a version's training baseline. Return its sha256."""
     return {"sha256": await baselines.put(name, number, body)}
 
 
 @router.delete("", dependencies=[GUARDED], status_code=204)
 async def delete_baseline(baselines: BaselinesDep, name: str, number: Number) -> None:
-    """Delete a version's training baseline. Its present window becomes the baseline."""
+    """Delete a version's training baseline. Its current window of samples becomes the baseline."""
     await baselines.delete(name, number)

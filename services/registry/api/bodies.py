@@ -52,7 +52,7 @@ class Items(BaseModel, Generic[T]):
 
 
 class Page(BaseModel, Generic[T]):
-    """A page of a list. ``next``: the ``cursor`` of the next page; None: this is the last page."""
+    """A page of a list. ``next``: the ``cursor`` of the next page; None on the last page."""
 
     items: list[T]
     next: str | None = None
@@ -93,7 +93,7 @@ class NewVersion(Noun):
 
 
 class VersionInfo(Version):
-    """A version with its aliases and its stage. ``deleted_at``: when it was deleted; None: it is not."""
+    """A version with its aliases and its stage. ``deleted_at`` None: it is not deleted."""
 
     aliases: list[str] = Field(default_factory=list)
     stage: str | None = None
@@ -107,13 +107,13 @@ class Restored(BaseModel):
 
 
 class Registered(Version):
-    """A registered version. ``warnings``: sentences for the user that registered it."""
+    """A registered version. ``warnings``: sentences for the user."""
 
     warnings: list[str] = Field(default_factory=list)
 
 
 class VersionCheck(Noun):
-    """A version to check before it is registered and deployed. Its artifact may not be uploaded yet."""
+    """A version to check before its registration. Its artifact need not be uploaded yet."""
 
     artifact: Digest | None = Field(
         None, description="sha256. If the artifact is stored, the registry also checks its bytes."
@@ -132,7 +132,7 @@ class VersionCheck(Noun):
 
 
 class VersionChecked(BaseModel):
-    """The result of a check that found no errors. ``version``: an existing version that is the same."""
+    """The result of a check without errors. ``version``: an existing identical version."""
 
     format: Format | None = Field(description="None: only the file's contents can show it.")
     stored: bool = Field(description="True if the artifact is already stored, so no upload is needed.")
@@ -141,7 +141,7 @@ class VersionChecked(BaseModel):
 
 
 class VersionPatch(Noun):
-    """Changes of a registered version. A signature can be added only if the version has none."""
+    """Changes to a registered version. A signature can be added only if the version has none."""
 
     metadata: VersionMetadata | None = Field(
         None, description=("The new metadata, which replace all of the old.")
@@ -169,7 +169,10 @@ class ModelInfo(BaseModel):
 
 
 class OverrideBody(Noun):
-    """A number of replicas that an operator sets, up to the Deployment's maximum and the host's capacity."""
+    """A number of replicas that an operator sets.
+
+    The Deployment's maximum and the host's capacity limit it.
+    """
 
     replicas: int = Field(ge=0, le=10_000)
     force: bool = Field(
@@ -181,13 +184,13 @@ class OverrideBody(Noun):
 
 
 class SettleBody(Noun):
-    """The revision that the Endpoint must have; None: any."""
+    """The revision that the Endpoint must have; None: any revision."""
 
     revision: int | None = None
 
 
 class DeployBody(Noun):
-    """A version to serve. ``deployment``: options that differ from those of the previous version."""
+    """A version to serve. ``deployment``: options that differ from the Deployment that it replaces."""
 
     model: Name
     version: Annotated[int, Field(ge=1)] | str | None = Field(
@@ -201,7 +204,7 @@ class DeployBody(Noun):
 
 
 class Deployed(BaseModel):
-    """The version's Deployment and Endpoint. ``endpoint`` None: none exists, as ``traffic`` was False."""
+    """The version's Deployment and Endpoint. ``endpoint`` None: no Endpoint exists (``traffic`` was False)."""
 
     deployment: Deployment
     endpoint: Endpoint | None
@@ -216,7 +219,7 @@ class ApplyBody(Noun):
 
 
 class Applied(BaseModel):
-    """The outcome for each object, and the revision after all changes."""
+    """The outcome for each object of a file, and the revision after all changes."""
 
     revision: int
     items: list[ApplyOutcome]

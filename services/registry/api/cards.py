@@ -24,7 +24,7 @@ async def get_card(cards: CardsDep, name: str, number: Number, response: Respons
 async def put_card(
     cards: CardsDep, name: str, number: Number, body: ModelCard, response: Response
 ) -> ModelCard:
-    """Set a version's model card, a Markdown text. It replaces an earlier one."""
+    """Set or replace a version's model card, a Markdown text."""
     text = await cards.put(name, number, body.text)
     return with_content_etag(ModelCard(text=text), response, text)
 

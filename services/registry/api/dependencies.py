@@ -90,7 +90,7 @@ def _keyring(request: Request) -> Keyring:
 
 
 def guarded(kind: Kind) -> DependsParameter:
-    """Return a dependency of a route that changes one object: its ``If-Match`` and ``If-None-Match``."""
+    """Return a dependency for routes that change one object. It reads ``If-Match`` and ``If-None-Match``."""
 
     async def read(
         request: Request,
@@ -120,13 +120,13 @@ def with_etag(stored: T, response: Response) -> T:
 
 
 def with_version_etag(version: V, response: Response) -> V:
-    """Set the header ``ETag`` to that of a version's metadata and signature, and return the version."""
+    """Set the header ``ETag`` to a digest of a version's metadata and signature. Return the version."""
     set_etag(response, version_etag(version))
     return version
 
 
 def with_content_etag(found: B, response: Response, content: Any = None) -> B:
-    """Set the header ``ETag`` to a digest of an object, or of its ``content``, and return the object."""
+    """Set the header ``ETag`` to a digest of ``content``, or else of the object. Return the object."""
     set_etag(response, content_etag(content if content is not None else found.model_dump(mode="json")))
     return found
 

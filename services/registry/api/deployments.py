@@ -25,7 +25,7 @@ GUARDED = guarded("deployment")
 async def put(
     transactions: TransactionsDep, name: str, body: DeploymentFields, response: Response
 ) -> Deployment:
-    """Create or replace a Deployment. Return 201 if it is new, 409 if its version would change."""
+    """Create or replace a Deployment. Return 201 if it is new, 409 if the body has another version."""
     created = False
 
     def decision(now: RegistrySnapshot) -> list[Change]:
@@ -52,7 +52,7 @@ async def list_all(
 
 @router.get("/{name}")
 async def get(transactions: TransactionsDep, name: str, response: Response) -> Deployment:
-    """Return one Deployment; ``ETag`` is its revision."""
+    """Return one Deployment. The ``ETag`` is its revision."""
     async with transactions.read() as reader:
         return with_etag(await _read(reader, name), response)
 
@@ -61,7 +61,7 @@ async def get(transactions: TransactionsDep, name: str, response: Response) -> D
 async def patch(
     transactions: TransactionsDep, name: str, body: DeploymentPatch, response: Response
 ) -> Deployment:
-    """Change some options (JSON merge patch: null restores the default)."""
+    """Change some options by a JSON merge patch. null restores an option's default."""
     deployment = await transactions.decide(
         lambda now: edits.patch_deployment(now, name, body),
         lambda reader: _read(reader, name),
@@ -73,7 +73,7 @@ async def patch(
 async def patch_policy(
     transactions: TransactionsDep, name: str, body: PolicyPatch, response: Response
 ) -> Deployment:
-    """Change only how a Deployment scales (JSON merge patch)."""
+    """Change how a Deployment scales, by a JSON merge patch."""
     deployment = await transactions.decide(
         lambda now: edits.change_policy(now, name, body), lambda reader: _read(reader, name)
     )

@@ -25,14 +25,14 @@ router = APIRouter(prefix="/v1", tags=["desired state"], route_class=JsonRoute)
 @router.get("/desired-state")
 @router.get("/intention", deprecated=True)  # the older name of the route
 async def read(transactions: TransactionsDep) -> DesiredState:
-    """Return the desired state: all Deployments and Endpoints, and their versions, at one revision."""
+    """Return the desired state at one revision: all Deployments and Endpoints, and their versions."""
     async with transactions.read() as reader:
         return await reader.desired_state()
 
 
 @router.post("/deploy")
 async def deploy(transactions: TransactionsDep, body: DeployBody) -> Deployed:
-    """Serve a version: create or change its Deployment, and start the Endpoint's roll-over to it.
+    """Serve a version: create or change its Deployment, and start to move the Endpoint's traffic to it.
 
     Options that the request leaves out are copied from the Deployment that the new one replaces.
     """

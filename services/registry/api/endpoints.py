@@ -25,8 +25,8 @@ GUARDED = guarded("endpoint")
 async def put(transactions: TransactionsDep, name: str, body: EndpointFields, response: Response) -> Endpoint:
     """Create or replace an Endpoint. Return 201 if it is new.
 
-    Unless ``previous`` is given, the current Deployments serve until the targets are ready. A ``rollout``
-    with only ``deployment`` and ``options`` starts a canary.
+    If the body has no ``previous``, the current Deployments serve until the new targets are ready. A
+    ``rollout`` that has only ``deployment`` and ``options`` starts a canary.
     """
     created = False
     start = RolloutStart(secrets.token_hex(4), transactions.now().timestamp())
@@ -58,7 +58,7 @@ async def get(
     response: Response,
     known: Annotated[str | None, Header(alias="If-None-Match")] = None,
 ) -> Any:
-    """Return one Endpoint; ``ETag`` is its revision. Return 304 if ``If-None-Match`` has it."""
+    """Return one Endpoint. The ``ETag`` is its revision. Return 304 if ``If-None-Match`` contains it."""
     async with transactions.read() as reader:
         found = with_etag(await _read(reader, name), response)
     if known is not None and response.headers["ETag"] in known:
@@ -78,7 +78,7 @@ async def settle(
 ) -> Endpoint:
     """End a roll-over whose targets are ready. Replaced Deployments that `deploy` created go to sleep.
 
-    Return 409 if the Endpoint has changed since ``revision``. If it is settled already, do nothing.
+    Return 409 if the Endpoint has changed since ``revision``. Do nothing if no roll-over is in progress.
     """
     seen = body.revision if body else None
     endpoint = await transactions.decide(

@@ -1,4 +1,4 @@
-"""Routes of experiments: start one, stop it, choose the winner, and the router's note that it is complete."""
+"""Routes of experiments: start, stop, choose the winner, and complete (for the router)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST = 10
 
 
 class ExperimentBody(Noun):
-    """The versions, or the Deployments, that are compared with the present one."""
+    """The versions or Deployments that are compared with the current version."""
 
     versions: list[Annotated[int, Field(ge=1, le=LARGEST)]] = Field(
         default_factory=list,
@@ -46,7 +46,7 @@ class WinnerBody(Noun):
 
 
 class CompleteBody(Noun):
-    """The router's note that an experiment is complete. ``id`` is the id of the experiment."""
+    """The router's report that an experiment is complete. ``id`` is the id of the experiment."""
 
     id: str
     reason: str = Field("", max_length=2000)
@@ -56,7 +56,7 @@ class CompleteBody(Noun):
 async def start(
     transactions: TransactionsDep, name: str, body: ExperimentBody, response: Response
 ) -> Endpoint:
-    """Start an experiment. It counts from the moment at which each variant has a ready replica.
+    """Start an experiment. Outcomes count from the moment when each variant has a ready replica.
 
     Return 409 while a rollout or another experiment is in progress.
     """
@@ -96,7 +96,7 @@ async def stop(transactions: TransactionsDep, name: str, response: Response) -> 
 
 @router.post("/{name}/experiment/winner", dependencies=[GUARDED])
 async def winner(transactions: TransactionsDep, name: str, body: WinnerBody, response: Response) -> Endpoint:
-    """Send all traffic to a variant of an experiment that runs or has ended."""
+    """Send all traffic to a variant. The experiment may be running or ended."""
     now = transactions.now().timestamp()
     endpoint = await transactions.decide(
         lambda snapshot: experiments.choose(snapshot, name, body.deployment, now),
@@ -109,7 +109,7 @@ async def winner(transactions: TransactionsDep, name: str, body: WinnerBody, res
 async def complete(
     transactions: TransactionsDep, name: str, body: CompleteBody, response: Response
 ) -> Endpoint:
-    """End an experiment that has all its samples, or whose time is over. The control gets all traffic."""
+    """End an experiment that has all its samples or all its time. The control gets all traffic."""
     now = transactions.now().timestamp()
     endpoint = await transactions.decide(
         lambda snapshot: experiments.end(snapshot, name, body.id, "complete", body.reason, now),

@@ -37,7 +37,7 @@ class AuditEntry(BaseModel):
 
 
 class AuditPage(BaseModel):
-    """Entries, newest first. ``next``: the ``before`` of the next page; None: there are no more."""
+    """Entries, newest first. ``next``: the parameter ``before`` for the next page; None on the last page."""
 
     items: list[AuditEntry]
     next: int | None
@@ -85,7 +85,7 @@ UsageQueryDep = Annotated[UsageQuery, Depends(_usage_query)]
 
 @router.get("/usage")
 async def read_usage(transactions: TransactionsDep, query: UsageQueryDep) -> Items[dict[str, Any]]:
-    """Return sums of usage. The model's time is in microseconds, sizes of bodies are in bytes."""
+    """Return sums of usage. The time of the model is in microseconds; sizes of bodies are in bytes."""
     async with transactions.read() as reader:
         return Items(items=await usage.sums(reader.connection, query))
 
@@ -101,7 +101,7 @@ async def export_usage(transactions: TransactionsDep, query: UsageQueryDep) -> R
 
 @router.get("/usage/{principal}/quota", include_in_schema=False)
 async def read_quota_usage(transactions: TransactionsDep, principal: str, day: date) -> dict[str, int]:
-    """Return how many requests a principal sent on ``day``, and in that month until ``day``. For gateways."""
+    """Return a principal's number of requests on ``day``, and in that month up to ``day``. For gateways."""
     async with transactions.read() as reader:
         return {
             "day": await usage.requests(reader.connection, principal, day, day),

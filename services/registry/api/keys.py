@@ -52,7 +52,7 @@ class KeyMade(KeyInfo):
 
 
 class RotateBody(Noun):
-    """The body of a rotation: the seconds for which the old secret still works."""
+    """The body of a rotation. ``grace_s``: seconds for which the old secret still works."""
 
     grace_s: float = Field(0.0, ge=0, le=30 * 86_400)
 
@@ -79,7 +79,7 @@ async def list_all(
     now: Now,
     all: Annotated[bool, Query(description="Include revoked and expired keys.")] = False,
 ) -> Items[KeyInfo]:
-    """Return the keys, oldest first; revoked and expired ones only with ``all``."""
+    """Return the keys, oldest first. With ``all``, include revoked and expired keys."""
     keys = [_info(stored, now) for stored in await keyring.all()]
     return Items(items=[key for key in keys if all or key.state == "active"])
 
@@ -88,7 +88,7 @@ async def list_all(
 async def table(
     keyring: KeyringDep, response: Response, known: Annotated[str, Header(alias="If-None-Match")] = ""
 ) -> Any:
-    """Return the keys that are not revoked, for gateways. Return 304 if ``If-None-Match`` is their ETag."""
+    """Return all keys that are not revoked, for gateways. Return 304 if ``If-None-Match`` has their ETag."""
     mark, keys = await keyring.for_gateways(known.strip('"'))
     if keys is None:
         return Response(status_code=304, headers={"ETag": f'"{mark}"'})
@@ -98,13 +98,13 @@ async def table(
 
 @router.get("/{id_}")
 async def get(keyring: KeyringDep, now: Now, id_: str, response: Response) -> KeyInfo:
-    """Return one key; ``ETag`` is its revision."""
+    """Return one key. The ``ETag`` is its revision."""
     return _info(await keyring.get(id_), now, response)
 
 
 @router.patch("/{id_}", dependencies=[GUARDED])
 async def patch(keyring: KeyringDep, now: Now, id_: str, body: KeyPatch, response: Response) -> KeyInfo:
-    """Change some fields (JSON merge patch: null restores the default)."""
+    """Change some fields by a JSON merge patch. null restores a field's default."""
     return _info(await keyring.change(id_, body), now, response)
 
 
@@ -120,7 +120,7 @@ async def rotate(
 
 @router.delete("/{id_}", dependencies=[GUARDED])
 async def revoke(keyring: KeyringDep, now: Now, id_: str, response: Response) -> KeyInfo:
-    """Revoke a key. This cannot be undone. The list of all keys still has it, for usage and audit log."""
+    """Revoke a key. This cannot be undone. The key stays in the list of all keys."""
     return _info(await keyring.revoke(id_), now, response)
 
 

@@ -55,9 +55,9 @@ Permanent = Annotated[
 async def register(versions: VersionsDep, name: str, body: NewVersion, response: Response) -> Registered:
     """Register an uploaded artifact as the model's next version.
 
-    A call can be repeated: if a version has the same artifact, format, signature and requirements, return 200
-    and that version. If the signature breaks callers of the latest version, return 409 ``breaking_change``,
-    unless ``breaking`` is set.
+    The call can be repeated. If a version has the same artifact, format, signature and requirements, return
+    200 and that version. If the signature breaks callers of the latest version, return 409
+    ``breaking_change``, unless ``breaking`` is set.
     """
     result = await versions.register(Registration(model=name, **dict(body)))
     response.status_code = 201 if result.new else 200
@@ -67,7 +67,7 @@ async def register(versions: VersionsDep, name: str, body: NewVersion, response:
 
 @router.post("/{name}/check")
 async def check(versions: VersionsDep, name: str, body: VersionCheck) -> VersionChecked:
-    """Report the errors that a registration and a deploy would have, before the upload. Change nothing."""
+    """Check a version before its upload. Return the errors of a registration and a deploy. Change nothing."""
     fields = dict(body)
     deploy = DeployRequest(name, None, fields.pop("deployment"), fields.pop("endpoint"))
     size, artifact = fields.pop("size"), fields.pop("artifact") or ""
@@ -83,7 +83,10 @@ async def list_models(
     search: SearchDep,
     name: Annotated[str | None, Query(description="Only models whose name contains this text.")] = None,
 ) -> Page[ModelInfo]:
-    """Return every model with its latest version, by name. ``filter``: models with such a version."""
+    """Return every model with its latest version, sorted by name.
+
+    With ``filter``, return only models that have a matching version.
+    """
     async with transactions.read() as reader:
         names_, following = await models_page(reader.connection, search, name)
         return Page(items=await _models(reader, names_), next=following)
@@ -110,7 +113,7 @@ async def delete_model(
 ) -> Items[ChangeNotification]:
     """Delete a model with all its versions. They can be restored for a while, unless ``permanent`` is set.
 
-    If it is in use, return 409 with its Deployments, unless ``cascade`` is set.
+    If the model is in use, return 409 with its Deployments, unless ``cascade`` is set.
 
     Version numbers are never used again, not even by a new model of the same name.
     """
@@ -131,7 +134,7 @@ async def restore_version(deletion: DeletionDep, name: str, number: Number) -> R
 
 @router.get("/{name}/versions")
 async def list_versions(transactions: TransactionsDep, name: str, search: SearchDep) -> Page[VersionInfo]:
-    """Return the versions of a model that match ``filter``, oldest first if ``order_by`` is not given."""
+    """Return the versions of a model that match ``filter``, sorted by ``order_by``. Default: oldest first."""
     mine = Condition(Subject("column", "model", "text"), "=", (name,))
     async with transactions.read() as reader:
         found, following = await find(
@@ -149,7 +152,7 @@ async def get_version(
     number: Annotated[str, Path(description="The number of a version, an alias, or `latest`.")],
     response: Response,
 ) -> VersionInfo:
-    """Return one version. ``ETag`` changes with its metadata and its signature."""
+    """Return one version. The ``ETag`` is a digest of its metadata and signature."""
     async with transactions.read() as reader:
         found = await version_of(reader, of_version(name, number))
         return with_version_etag((await informed(reader, [found]))[0], response)
@@ -157,7 +160,7 @@ async def get_version(
 
 @router.get("/{name}/versions/{number}/lineage")
 async def get_lineage(transactions: TransactionsDep, name: str, number: Number) -> Lineage:
-    """Return the versions from which a version was made, and those that were made from it."""
+    """Return the lineage of a version: its ancestors, and the versions made from it."""
     async with transactions.read() as reader:
         return await lineage_of(reader, await version_of(reader, Reference(name, number)))
 
@@ -166,7 +169,7 @@ async def get_lineage(transactions: TransactionsDep, name: str, number: Number) 
 async def describe_version(
     versions: VersionsDep, name: str, number: Number, body: VersionPatch, response: Response
 ) -> Version:
-    """Replace or patch a version's metadata, or add the signature that the version lacks."""
+    """Replace or patch a version's metadata, or add a signature to a version without one."""
     found = await versions.describe(name, number, body.metadata, body.signature, body.metadata_patch)
     return with_version_etag(found, response)
 
@@ -177,7 +180,7 @@ async def delete_version(
 ) -> None:
     """Delete a version. It can be restored for a while, unless ``permanent`` is set.
 
-    If Deployments run it or an alias points to it, return 409 with their names.
+    If Deployments run the version or an alias points to it, return 409 with their names.
     """
     await deletion.delete_version(name, number, permanent=permanent)
 

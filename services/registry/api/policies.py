@@ -1,4 +1,4 @@
-"""Routes of the policies of models: retention, and what it would delete."""
+"""Routes of the policies of models, and of their retention."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PolicyPatch = Annotated[dict[str, Any], WithJsonSchema(inlined(ModelPolicy))]
 
 
 class Retained(BaseModel):
-    """The fate of each version of a model, oldest first. ``applied`` False: nothing was deleted."""
+    """The decision for each version of a model, oldest first. ``applied`` False: nothing was deleted."""
 
     applied: bool
     items: list[Fate]
@@ -39,12 +39,12 @@ async def get_policy(retention: RetentionDep, name: str, response: Response) -> 
 async def change_policy(
     retention: RetentionDep, name: str, body: PolicyPatch, response: Response
 ) -> ModelPolicy:
-    """Change a model's policy by a JSON merge patch. The retention is applied within ten minutes."""
+    """Change a model's policy by a JSON merge patch. A new retention is applied within ten minutes."""
     return with_content_etag(await retention.change_policy(name, body), response)
 
 
 class RetentionRequest(Noun):
-    """The retention to try with ``dry_run``; None: that of the model's policy."""
+    """The retention to try with ``dry_run``; None: the retention of the model's policy."""
 
     retention: RetentionPolicy | None = None
 

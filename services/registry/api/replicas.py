@@ -1,4 +1,4 @@
-"""The running replicas, and the check that a replica reads only its own artifact."""
+"""The route for the running replicas, and the check that a replica reads only its own artifact."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def identify(service_token: str) -> Identify:
 
 
 def replicas(request: Request) -> RunningReplicas:
-    """Return the replicas that the autoscaler last reported."""
+    """Return the application's object for the running replicas."""
     running: RunningReplicas = request.app.state.replicas
     return running
 
 
 async def refuse_replicas() -> None:
-    """Raise Forbidden for a replica. A dependency of every route except those that replicas need."""
+    """Raise Forbidden if the caller is a replica. Every route has this check, except those for replicas."""
     if _replica() is not None:
         raise Forbidden(
             "A replica's token gives access only to that replica's artifact. Use a service token or an API "
@@ -62,7 +62,7 @@ def is_replica() -> bool:
 
 
 async def own_artifact(sha256: str, running: Annotated[RunningReplicas, Depends(replicas)]) -> None:
-    """Raise Forbidden for a replica that does not run, or that reads another replica's artifact."""
+    """Raise Forbidden if the caller is a replica that does not run or has another artifact."""
     replica = _replica()
     if replica is not None and not await running.may_read(replica, sha256):
         raise Forbidden("This token gives access only to the artifact of a running replica.")

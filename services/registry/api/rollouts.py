@@ -1,4 +1,4 @@
-"""Routes of canaries: start one, promote, pause or resume it, and the router's decisions about it."""
+"""Routes of canaries: start, promote, pause, resume, and progress (for the router)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GUARDED = guarded("endpoint")
 
 
 class RolloutBody(Noun):
-    """The version, or the Deployment, that becomes the canary."""
+    """The version or Deployment that becomes the canary."""
 
     version: int | None = Field(
         None,
@@ -53,7 +53,7 @@ class ProgressBody(Noun):
 
 @router.post("/{name}/rollout", dependencies=[GUARDED], status_code=201)
 async def start(transactions: TransactionsDep, name: str, body: RolloutBody, response: Response) -> Endpoint:
-    """Start a canary. It gets the first step's share when it has a ready replica.
+    """Start a canary. It gets the share of the first step as soon as it has a ready replica.
 
     Return 409 while another rollout is in progress.
     """
@@ -81,9 +81,9 @@ async def start(transactions: TransactionsDep, name: str, body: RolloutBody, res
 
 @router.post("/{name}/rollout/promote", dependencies=[GUARDED])
 async def promote(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
-    """Send all traffic to a canary now, whatever its evidence. Without a canary, send it to the shadow.
+    """Send all traffic to the canary now. If no canary is active, send it to the shadow.
 
-    After a shadow, the present Deployments serve until the new one is ready.
+    A promoted shadow gets traffic when it is ready; until then the current Deployments serve.
     """
 
     def decision(snapshot: RegistrySnapshot) -> list[Change]:
@@ -98,7 +98,7 @@ async def promote(transactions: TransactionsDep, name: str, response: Response) 
 
 @router.post("/{name}/rollout/pause", dependencies=[GUARDED])
 async def pause(transactions: TransactionsDep, name: str, response: Response) -> Endpoint:
-    """Keep a canary's share. The router still rolls it back if it does harm."""
+    """Keep a canary at its share. The router still rolls it back if its results are bad."""
     return await _advance(
         transactions, name, None, Progress("paused", "an operator paused the rollout"), response
     )

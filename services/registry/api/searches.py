@@ -1,4 +1,4 @@
-"""Routes of searches in all versions, and the query parameters that lists share."""
+"""The search route for versions of all models, and the query parameters that lists share."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ SearchDep = Annotated[Search, Depends(_search)]
 
 @router.get("")
 async def search_versions(transactions: TransactionsDep, search: SearchDep) -> Page[VersionInfo]:
-    """Return the versions of all models that match ``filter``, by model and number or by ``order_by``."""
+    """Return the versions of all models that match ``filter``.
+
+    They are sorted by ``order_by``, or else by model and number.
+    """
     async with transactions.read() as reader:
         found, following = await find(reader.connection, search)
         return Page(items=await informed(reader, found), next=following)

@@ -1,4 +1,4 @@
-"""Routes of shadow traffic: start it, and stop it. ``promote`` is the route of rollouts."""
+"""Routes to start and stop shadow traffic. The route ``promote`` is in ``rollouts.py``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GUARDED = guarded("endpoint")
 
 
 class ShadowBody(Written):
-    """The version, or the Deployment, that gets copies of the endpoint's requests."""
+    """The version or Deployment that gets copies of the endpoint's requests."""
 
     version: int | None = Field(
         None,
@@ -53,7 +53,7 @@ class ShadowBody(Written):
 async def start(transactions: TransactionsDep, name: str, body: ShadowBody, response: Response) -> Endpoint:
     """Send copies of an endpoint's answered requests to another Deployment, and compare the answers.
 
-    Another shadow of the endpoint is replaced. Callers never see an answer of the shadow.
+    This replaces an earlier shadow of the endpoint. Callers never see the shadow's answers.
     """
     if (body.version is None) == (body.deployment is None):
         raise BadRequest("Name the shadow by version or by deployment, not by both.")
@@ -78,7 +78,7 @@ async def stop(
     response: Response,
     id: Annotated[str | None, Query(description="End only the shadow with this id.")] = None,
 ) -> Endpoint:
-    """End an endpoint's shadow traffic. A Deployment that nothing else uses goes to sleep."""
+    """End an endpoint's shadow traffic. The shadow's Deployment goes to sleep if nothing else uses it."""
     endpoints = await transactions.decide(
         lambda snapshot: shadows.stop(snapshot, name, id), lambda reader: reader.endpoints(name)
     )
@@ -86,7 +86,7 @@ async def stop(
 
 
 async def _checked(reader: DesiredStateReader, name: str) -> Endpoint:
-    """Return the endpoint. Raise BadRequest, which undoes the change, if its shadow cannot be compared."""
+    """Return the endpoint. Raise BadRequest, which undoes the change, if the answers cannot be compared."""
     (endpoint,) = await reader.endpoints(name)
     assert endpoint.shadow is not None
     (deployment,) = await reader.deployments(endpoint.shadow.deployment)

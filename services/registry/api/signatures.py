@@ -41,8 +41,8 @@ async def get_signatures(signatures: SignaturesDep, sha256: Digest) -> Items[Art
 async def add_signature(signatures: SignaturesDep, sha256: Digest, body: dict[str, Any]) -> ArtifactSignature:
     """Store a bundle of OpenSSF Model Signing, as `model_signing sign key` writes it.
 
-    It replaces the earlier signature by the same key. If the registry has trusted keys, one of them must have
-    made the signature.
+    It replaces an earlier signature by the same key. If the registry has trusted keys, the signature must be
+    by one of them.
     """
     return _shown(await signatures.put(sha256, body))
 

@@ -29,13 +29,13 @@ class ApprovalBody(StageBody):
 
 @router.get("/stage")
 async def get_stage(stages: StagesDep, name: str, number: Number) -> StageView:
-    """Return the stage of a version, its approvals, and what it lacks for the next stage."""
+    """Return the stage of a version, its approvals, and the missing requirements of the next stage."""
     return await stages.view(name, number)
 
 
 @router.put("/stage")
 async def set_stage(stages: StagesDep, name: str, number: Number, body: StageBody) -> StageView:
-    """Move a version to a stage. If it lacks something, return 409 ``stage_required`` with the list.
+    """Move a version to a stage. If requirements are not met, return 409 ``stage_required`` with the list.
 
     A version can always go back to an earlier stage, or to ``none``.
     """
@@ -44,7 +44,7 @@ async def set_stage(stages: StagesDep, name: str, number: Number, body: StageBod
 
 @router.post("/approvals")
 async def approve(stages: StagesDep, name: str, number: Number, body: ApprovalBody) -> StageView:
-    """Approve a version for a stage. The caller needs the scope that the stage states."""
+    """Approve a version for a stage. The caller needs the scope that the stage's rules name."""
     return await stages.approve(name, number, body.stage, body.comment)
 
 

@@ -25,7 +25,7 @@ class RollbackBody(Noun):
 
 
 class RolledBack(BaseModel):
-    """The Deployment to which the traffic moves, and those that it replaces."""
+    """The Deployment that gets the traffic, and the Deployments that it replaces."""
 
     deployment: Deployment
     endpoint: Endpoint
@@ -43,9 +43,9 @@ class SplitBody(Noun):
 
 @router.post("/{name}/rollback", dependencies=[GUARDED])
 async def roll_back(transactions: TransactionsDep, name: str, body: RollbackBody | None = None) -> RolledBack:
-    """Roll an Endpoint back to an earlier version. The current one serves until the earlier one is ready.
+    """Roll an Endpoint back to an earlier version. The current version serves until the earlier one is ready.
 
-    Return 409 if there is no earlier version. A roll-out in progress is abandoned.
+    A rollout in progress is aborted. Return 409 if no earlier version exists.
     """
     version = body.version if body else None
     async with transactions.change() as writer:

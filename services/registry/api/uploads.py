@@ -1,7 +1,7 @@
 """Routes of uploads that can be continued after a lost connection or a restart.
 
-Open one with the sha256 and the size, send parts with PATCH at the offset that the last answer has, then GET
-until the state is ``stored``.
+Open an upload with POST: its sha256 and size. Send parts with PATCH, each at the offset in the last answer.
+Then GET the upload until its state is ``stored``.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class UploadInfo(Noun):
 
 @router.post("", status_code=201, responses={200: {"model": UploadInfo}, 429: _TOO_MANY})
 async def open_upload(uploads: UploadsDep, body: NewUpload, response: Response) -> UploadInfo:
-    """Open an upload. Return 200 and the caller's unfinished upload of the same bytes, if there is one.
+    """Open an upload. If the caller has an unfinished upload of the same bytes, return 200 and that upload.
 
-    If the artifact is stored already, return 200 with the state ``stored``: nothing has to be sent.
+    If the artifact is stored already, return 200 with the state ``stored``. Then nothing must be sent.
     """
     upload, new = await uploads.open(_owner(), body.sha256, body.size)
     response.status_code = 201 if new else 200
@@ -80,9 +80,10 @@ async def append(
     upload_offset: Annotated[int, Header(ge=0, description="Number of bytes that are already stored.")],
     content_length: Annotated[int | None, Header(ge=0)] = None,
 ) -> UploadInfo:
-    """Append the request's body. Return 409 ``wrong_offset`` if the upload continues at another byte.
+    """Append the request's body. Return 409 ``wrong_offset`` if the offset is not the number of stored bytes.
 
-    A rest of less than 1 MiB is kept only at the end of the file, so read ``offset`` in the answer.
+    A remainder of less than 1 MiB is dropped, except at the end of the file. So read ``offset`` in the
+    answer.
     """
     try:
         upload = await uploads.append(_owner(), id_, upload_offset, request.stream(), content_length)

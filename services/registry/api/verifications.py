@@ -47,16 +47,16 @@ async def get_verification(
 async def verify(
     verifications: VerificationsDep, name: str, number: Number, body: VerificationOptions | None = None
 ) -> Verification:
-    """Verify a version, also one that was verified or rejected before.
+    """Verify a version. It may have been verified or rejected before.
 
-    Deployments that run it now go on. Return 409 if the verification of versions is off.
+    Its running Deployments continue. Return 409 if the verification of versions is off.
     """
     return await verifications.begin(name, number, body or VerificationOptions())
 
 
 @router.get("/task")
 async def get_task(verifications: VerificationsDep, name: str, number: Number) -> VerificationTask:
-    """Return what a scratch replica runs. Only for the autoscaler."""
+    """Return the Deployment and the samples for a scratch replica. Only for the autoscaler."""
     deployment, task = await verifications.task(name, number)
     return VerificationTask(deployment=deployment, task=task)
 
