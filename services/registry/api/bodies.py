@@ -204,7 +204,7 @@ class DeployBody(Noun):
 
 
 class Deployed(BaseModel):
-    """The version's Deployment and Endpoint. ``endpoint`` None: no Endpoint exists (``traffic`` was False)."""
+    """The version's Deployment and Endpoint. ``endpoint`` None: none exists (``traffic`` was False)."""
 
     deployment: Deployment
     endpoint: Endpoint | None
