@@ -1,4 +1,4 @@
-"""``python -m services.router``."""
+"""``python -m services.router``: run the router."""
 
 from tidegate.kernel import quick_start
 

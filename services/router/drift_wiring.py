@@ -1,4 +1,4 @@
-"""Build the judges of drift and of quality."""
+"""Build the drift judge and the quality judge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tidegate.kernel.store.profiles import ProfileStore
 def judges_of(
     settings: RouterSettings, registry: RegistryCache, leads: Callable[[], bool]
 ) -> tuple[DriftJudge, QualityJudge]:
-    """Return the judges, not started. The judge of drift passes sampled predictions to that of quality."""
+    """Return the judges, not started. The drift judge passes sampled predictions to the quality judge."""
     data = settings.state_path / "data"
     quality = QualityJudge(
         FeedbackStore.connect(settings.jobs_url),

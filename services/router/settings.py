@@ -118,27 +118,27 @@ class RouterSettings(Settings):
     )
 
     def quality_limits(self) -> QualityLimits:
-        """Return the limits of windows of labels, and of predictions that wait for labels."""
+        """Return the limits for windows of labels and for predictions that wait for labels."""
         return QualityLimits(self.quality_window_rows, self.quality_window_s, self.quality_predictions)
 
     def drift_windows(self) -> WindowLimits:
-        """Return the limits of windows of sampled rows."""
+        """Return the limits for windows of sampled rows."""
         return WindowLimits(self.drift_window_rows, self.drift_window_s)
 
     def drift_policy(self) -> DriftPolicy:
-        """Return the rules of a verdict about drift."""
+        """Return the thresholds from which a difference is drift."""
         return DriftPolicy(min_rows=self.drift_window_rows)
 
     def dead_letter_limits(self) -> DeadLetterLimits:
-        """Return the limits of dead letters."""
+        """Return the limits for the number, the bytes and the age of dead letters."""
         return DeadLetterLimits(self.dead_letters_kept, self.dead_letter_keep_s, self.dead_letter_bytes)
 
     def job_retention(self) -> Retention:
-        """Return the limits of records of finished jobs."""
+        """Return the limits for the records of finished jobs."""
         return Retention(self.job_retention_s, self.jobs_kept, self.jobs_kept_bytes, self.jobs_kept_min_s)
 
     def webhook_limits(self) -> WebhookLimits:
-        """Return the limits of webhooks in flight, and their timeout."""
+        """Return the limits for webhooks in flight, and their timeout."""
         return WebhookLimits(self.webhooks_at_once, self.webhooks_per_host, self.webhook_timeout_s)
 
     def webhook_retry_policy(self) -> RetryPolicy:

@@ -24,12 +24,12 @@ from services.router.domain.alerts.notifications import Pace
 from services.router.settings import RouterSettings
 from tidegate.kernel.store import Store
 
-# Attempts in flight to receivers of alerts.
+# Most attempts in flight to receivers of alerts.
 AT_ONCE = 8
 
 
 class WatchWiring(NamedTuple):
-    """The parts. Both loops start and stop with the router."""
+    """The watch, the alerts and their sender. Both loops start and stop with the router."""
 
     watch: EndpointWatch
     alerts: AlertRunner
@@ -38,7 +38,7 @@ class WatchWiring(NamedTuple):
     diagnosis: Diagnosis
 
     def attach(self, app: FastAPI, drift: Snapshot, quality: Snapshot) -> None:
-        """Let the routes find the parts. ``drift``, ``quality``: the judgements of versions."""
+        """Make the parts available to the routes. ``drift``, ``quality``: the judgements of versions."""
         judgements = app.state.judgements = VersionJudgements(drift, quality)
         self.alerts.findings.append(judgements.findings)
         self.alerts.findings.append(lambda: cost_findings(self.watch.endpoints(), self.watch.last.statuses))
@@ -55,7 +55,7 @@ def watch_of(
     letters: DeadLetters,
     master: bytes,
 ) -> WatchWiring:
-    """Return the parts, not started. ``master``: the secret of webhooks."""
+    """Return the parts, not started. ``master``: the secret from which webhook secrets are derived."""
 
     def dead() -> Iterator[tuple[float, str]]:
         return ((letter.at, letter.deployment) for letter in letters.all)

@@ -34,7 +34,7 @@ Pattern = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0
 
 
 class NewSilence(BaseModel):
-    """A silence. ``for_s``: its length in seconds. ``endpoint``, ``rule``: names with ``*`` and ``?``."""
+    """A silence for ``for_s`` seconds. In ``endpoint`` and ``rule``, ``*`` and ``?`` are wildcards."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,7 +46,7 @@ class NewSilence(BaseModel):
 
 
 class ReceiverBody(BaseModel):
-    """A receiver. ``to``: a URL, or an e-mail address. ``severity``: the least severe alerts that it gets."""
+    """A receiver. ``to``: a URL or an e-mail address. It gets alerts of ``severity`` and of worse ones."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,7 +66,7 @@ def _runner(request: Request) -> AlertRunner:
 async def list_all(
     request: Request, state: Literal["pending", "firing", "resolved"] | None = None
 ) -> dict[str, Any]:
-    """List the alerts, the worst first, each with its silence."""
+    """List the alerts, worst first, each with the silence that matches it (or null)."""
     runner = _runner(request)
     silenced = runner.silenced(time.time())
     alerts = [each for each in runner.alerts.values() if state in (None, each.state)]
@@ -82,14 +82,14 @@ async def list_all(
 async def history(
     request: Request, endpoint: str | None = None, limit: int = Query(100, ge=1, le=10_000)
 ) -> dict[str, Any]:
-    """List the last firings and ends of alerts, newest first."""
+    """List when alerts last started to fire and were resolved, newest first."""
     events = await asyncio.to_thread(_runner(request).file.events, endpoint, limit)
     return {"items": [formats.public(each) for each in events]}
 
 
 @router.get("/rules")
 async def rules() -> dict[str, Any]:
-    """List the rules."""
+    """List the alert rules."""
     return {
         "items": [
             {
@@ -107,7 +107,7 @@ async def rules() -> dict[str, Any]:
 
 @router.get("/prometheus", response_class=PlainTextResponse)
 async def prometheus() -> str:
-    """Return the rules as a file for Prometheus."""
+    """Return the alert rules as a rule file for Prometheus."""
     return rule_file()
 
 
@@ -126,7 +126,7 @@ async def silences(request: Request, _: Operator) -> dict[str, Any]:
 
 @router.post("/silences")
 async def silence(request: Request, operator: Operator, body: NewSilence) -> dict[str, Any]:
-    """Silence the alerts that match all of the matchers, until a time."""
+    """Create a silence for the alerts that match its endpoint, its rule and its severity."""
     now = time.time()
     made = Silence(
         os.urandom(4).hex(), body.endpoint, body.rule, body.severity, now, now + body.for_s, body.why,
@@ -154,7 +154,7 @@ async def receivers(request: Request, _: Operator) -> dict[str, Any]:
 
 @router.put("/receivers/{name}")
 async def put_receiver(request: Request, _: Operator, name: Name, body: ReceiverBody) -> dict[str, Any]:
-    """Create or replace a receiver. It gets every alert that matches, from now on."""
+    """Create or replace a receiver. From now on it gets every alert of its endpoints and severity."""
     _check_address(request, body)
     receiver = Receiver(name, body.kind, body.to, body.endpoint, body.severity)
     _runner(request).file.save_receiver(receiver)
@@ -163,7 +163,7 @@ async def put_receiver(request: Request, _: Operator, name: Name, body: Receiver
 
 @router.delete("/receivers/{name}", status_code=204)
 async def delete_receiver(request: Request, _: Operator, name: str) -> Response:
-    """Delete a receiver, and its waiting messages."""
+    """Delete a receiver and the messages that wait for it."""
     file = _runner(request).file
     _named(file.receivers(), name)
     file.drop_receiver(name)
@@ -172,7 +172,7 @@ async def delete_receiver(request: Request, _: Operator, name: str) -> Response:
 
 @router.post("/test")
 async def send_test(request: Request, _: Operator, receiver: str | None = None) -> dict[str, Any]:
-    """Send a test message to each receiver, or to one, and return what each of them answered."""
+    """Send a test message to all receivers or to one. Return each receiver's response."""
     found = _runner(request).file.receivers()
     if receiver is not None:
         found = [_named(found, receiver)]

@@ -31,7 +31,7 @@ class ReplayOne(BaseModel):
 
 
 class ReplayMany(ReplayOne):
-    """Replay the letters of ``deployment``; None: of all. Letters that were replayed before are skipped."""
+    """Replay the letters of ``deployment`` (None: of all). Letters that were replayed before are skipped."""
 
     deployment: str | None = None
 

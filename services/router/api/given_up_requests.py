@@ -26,14 +26,14 @@ from tidegate.kernel.store import JobStore, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# If the store is unavailable, a job's message goes back to its queue after this time.
+# If the store is unavailable, the consumer waits this time (seconds), then requeues the message.
 RETRY_S = 1.0
-# The token is constant, so that a redelivered message finds the attempt that its first delivery took.
+# Constant, so that a redelivered message continues the attempt that its first delivery started.
 TOKEN = b"exceptions"
 
 
 class ExceptionConsumer:
-    """The consumer of the exceptions queue."""
+    """Consumes the exceptions queue while this router leads."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class ExceptionConsumer:
         self.connection = Connection(amqp_url, "router-exceptions", self._on_setup)
 
     def start(self) -> None:
-        """Connect; consume while this router leads."""
+        """Connect to the broker. If this router leads, start to consume."""
         self._load_or_unload()
         self.out.start()
         self.connection.start()
@@ -67,7 +67,7 @@ class ExceptionConsumer:
         await self.connection.stop()  # unsettled messages go to the next leader
         try:
             self._load_or_unload()
-        except OSError as error:  # such as a full disk; until a retry succeeds, callers get no answer
+        except OSError as error:  # such as a full disk; callers get no answer until a retry succeeds
             log.error(
                 "the journal of dead letters cannot be loaded; trying again", extra={"problem": str(error)}
             )
@@ -102,7 +102,7 @@ class ExceptionConsumer:
                     channel.nack(delivery.tag)
                 return
             except Unavailable:
-                return  # unsettled: it is redelivered on the next channel
+                return  # Not settled: the broker redelivers the message on the next channel.
             channel.ack(delivery.tag)
 
         await channel.declare(EXCEPTIONS)
@@ -129,20 +129,20 @@ class ExceptionConsumer:
             letter = DeadLetter(
                 time.time(), cause, queue, request.id.hex(), request.attempt, len(request.raw), trace
             )
-            # Must precede the reply: after the reply, the gateway deletes the tensors that a claim refers to.
+            # Store the letter before the reply. After the reply, the gateway deletes the tensors of a claim.
             await self._letters.add(replace(letter, tenant=caller_of(request.tenant)), request)
             if error is not None:
                 replies.append(
                     envelope.failure_frame(request.id, request.attempt, error.reason, error.message)
                 )
-        # A message may name any queue, but replies go only to queues of gateways.
+        # A message can name any queue in reply_to, but only gateways' reply queues may get replies.
         reply_to = delivery.reply_to or ""
         if replies and reply_to.startswith(REPLIES_PREFIX):
             out = await self.out.wait_up(10.0)
             await out.publish(envelope.pack(envelope.REPLIES, replies), routing_key=reply_to)
 
     async def _handle_job(self, delivery: Delivery, cause: str, queue: str) -> None:
-        """Mark the job as failed in its record (no caller waits for a reply). Keep its message."""
+        """Mark the job as failed in its record, and keep its message as a dead letter. Send no reply."""
         id_ = job_of(delivery.headers.get("job"), delivery.body)
         if id_ is not None:
             await self._fail(id_, cause)
@@ -160,7 +160,7 @@ class ExceptionConsumer:
         await self._letters.add(letter, request, delivery.body)
 
     async def _fail(self, id_: bytes, cause: str) -> None:
-        # Take the job like a worker. If it is over, or a worker runs it after all, the store refuses that.
+        # Take the job like a worker. The store refuses if the job has ended or a worker runs it.
         (taken,) = await self._jobs.take([Take(id_, "router", False, 0, TOKEN)])
         if taken.outcome == "run":
             error = {"reason": cause, "message": f"the job's message could not be handled: {cause}"}

@@ -1,4 +1,4 @@
-"""Routes of the endpoints' live numbers and history."""
+"""Routes of the endpoints' live numbers, history, error budgets and diagnosis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["monitoring"])
 
 @router.get("/top")
 async def top(request: Request) -> dict[str, Any]:
-    """Return the live numbers of every endpoint, of the last 30 s."""
+    """Return the numbers of the last 30 s for every endpoint."""
     watch = leading(request)
     now = watch.last.at
     drift: dict[str, str] = request.app.state.judgements.drift_states()
@@ -42,7 +42,7 @@ async def history(
     level: Literal["minute", "hour"] = "minute",
     last_s: Annotated[float, Query(gt=0, le=35 * 86_400)] = 3600.0,
 ) -> dict[str, Any]:
-    """Return an endpoint's past: minutes (with the last half hour in shorter spans), or hours."""
+    """Return an endpoint's history by minute or by hour. The last half hour is in shorter spans."""
     watch = leading(request)
     if watch.endpoint(name) is None:
         raise NotFound(f"There is no endpoint {name!r}. `tidegate routes` lists the endpoints.")
@@ -57,7 +57,7 @@ async def history(
 
 @router.get("/slo")
 async def slo(request: Request) -> dict[str, Any]:
-    """Return the error budgets of all endpoints with objectives: what is left, and how fast it burns."""
+    """Return the error budget of every endpoint with objectives: the rest of it and its burn rate."""
     watch = leading(request)
     items = [
         budget
@@ -78,8 +78,8 @@ async def diagnosis(
 ) -> dict[str, Any]:
     """Return the symptoms of every endpoint, or of one, each with its evidence and a remedy.
 
-    The last ``window_s`` are compared with spans of the same length in the ``past_s`` before them, and the
-    last ``recent_days`` full days with the days before.
+    It compares the last ``window_s`` seconds with earlier spans of that length, up to ``past_s`` seconds
+    back. It also compares the last ``recent_days`` full days with the days before them.
     """
     watch = leading(request)
     endpoints = watch.endpoints()
@@ -93,7 +93,7 @@ async def diagnosis(
 
 
 def leading(request: Request) -> EndpointWatch:
-    """Return the watch; raise Unavailable on a router that has not read the traffic."""
+    """Return the watch. Raise Unavailable if this router does not lead or has not read the traffic."""
     watch: EndpointWatch = request.app.state.watch
     if not watch.reads:
         raise Unavailable(

@@ -1,6 +1,6 @@
-"""Evaluate the rules of alerts after each reading, and store the messages that their changes cause.
+"""Evaluate the alert rules after each reading, and store messages about alerts that changed.
 
-Only the leader evaluates. States, silences and messages are in a file of the state folder, so the next leader
+Only the leader evaluates. A file in the state folder holds states, silences and messages, so the next leader
 continues with them.
 """
 
@@ -28,7 +28,7 @@ from tidegate.kernel.protocol.service_level import AlertLimits
 
 log = telemetry.logger(__name__)
 
-# Returns the present findings of another part, such as drift. It must be quick.
+# Returns the current findings of another part, such as drift. It must be quick.
 Findings = Callable[[], Iterable[Finding]]
 BASELINE_S = 60.0
 
@@ -46,7 +46,7 @@ class AlertRunner:
         *,
         rules: Sequence[Rule] = RULES,
     ) -> None:
-        """``sender``: the address that e-mails are from."""
+        """``sender``: the From address of e-mails."""
         self._watch = watch
         self.file = file
         self._metrics = metrics
@@ -61,7 +61,7 @@ class AlertRunner:
         self.on_messages: Callable[[], None] = lambda: None
 
     def forget(self) -> None:
-        """Forget the alerts, because this router does not lead. Its file keeps them."""
+        """Forget the alerts in memory, because this router no longer leads. The file keeps them."""
         self._loaded = False
         self.alerts = {}
         self._metrics.clear()
@@ -86,7 +86,7 @@ class AlertRunner:
             messages = self._messages(notifications, now)
             try:
                 await asyncio.to_thread(self.file.commit, after.values(), events, messages, now)
-            except Unavailable as error:  # nothing was stored, so the next evaluation decides the same
+            except Unavailable as error:  # nothing was stored, so the next evaluation decides the same again
                 log.warning("alerts could not be stored", extra={"problem": error.message})
                 return
             if messages:
@@ -97,7 +97,7 @@ class AlertRunner:
         self._metrics.states(after.values())
 
     def _load(self, stored: Iterable[Alert], now: float) -> None:
-        # While no router ran, no condition was seen to end: the time before its end begins now.
+        # No router could see a condition while none ran. Count every condition as last seen now.
         self.alerts = {each.key: _seen(each, now) for each in stored}
         self._loaded = True
 
@@ -144,7 +144,7 @@ class AlertRunner:
         ]
 
     def silenced(self, now: float) -> Mapping[Key, Silence]:
-        """Return the silences of the present alerts."""
+        """Return the silence of each alert that is silenced now."""
         silences = self.file.silences(now)
         found = {}
         for key, alert in self.alerts.items():
@@ -155,7 +155,7 @@ class AlertRunner:
 
 
 def message_of(notification: Notification, receiver: Receiver, sender: str, now: float) -> AlertMessage:
-    """Return a notification as a message to one receiver."""
+    """Format a notification as a message for one receiver."""
     id_ = f"msg_{_new_id()}"
     if receiver.kind == "webhook":
         body = formats.webhook_body(notification, now)

@@ -1,4 +1,4 @@
-"""Send the messages about alerts, and send them again after an error. Only the leader sends."""
+"""Send the messages about alerts; retry after an error. Only the leader sends."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class AlertSender:
         state: MessageState = "waiting" if decision.outcome == "retry" else decision.outcome
         try:
             self._file.settle(message.id, state, attempt, now + decision.delay_s, described(result))
-        except Unavailable as error:  # it is sent again, with the same id
+        except Unavailable as error:  # the message is sent again, with the same id
             log.warning("the result of a message could not be stored", extra={"problem": error.message})
         if state != "delivered":
             log.warning(
@@ -89,7 +89,7 @@ class AlertSender:
             )
 
     async def send(self, message: AlertMessage, receiver: Receiver) -> WebhookAttempt:
-        """Send a message once. Errors are part of the result."""
+        """Send a message once. Return errors as part of the result."""
         if receiver.kind == "email":
             return await self._mail.send(message.body)
         target = read_url(receiver.to)
@@ -99,7 +99,7 @@ class AlertSender:
         if receiver.kind == "webhook":
             headers = webhooks.signed_headers(self._secret, message.id, int(time.time()), message.body)
         result = await self._http.post(target, message.body, headers)
-        # Slack answers 404 and 410 for a removed address, but it may be an error of a proxy: try again.
+        # A 410 from Slack may be an error of a proxy, so retry it like a 500.
         return replace(result, status=500) if receiver.kind == "slack" and result.status == 410 else result
 
 

@@ -1,4 +1,4 @@
-"""Delete expired payloads from the blob store, every minute."""
+"""Delete expired payloads from the blob store every minute."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class RouteController:
         interval_s: float,
         relist_s: float,
     ) -> None:
-        # Ids of rollouts that were rolled back, while the registry cannot store it yet.
+        # Ids of rollouts that were rolled back, but the registry has not stored the rollback yet.
         self.condemned: Set[str] = frozenset()
         self._store = store
         self._registry = registry
@@ -81,11 +81,11 @@ class RouteController:
 
     @property
     def desired(self) -> DesiredState | None:
-        """Return the desired state as last read; None before the first read."""
+        """Return the last desired state that was read; None before the first read."""
         return self._registry.desired
 
     def relist(self) -> None:
-        """Read the registry at once."""
+        """Read the registry now instead of at the next interval."""
         self._relist = True
         self._loop.wake()
 
@@ -161,7 +161,7 @@ class RouteController:
         ENDPOINTS.set(len(table["endpoints"]))
         raw = orjson.dumps(self.table)
         with contextlib.suppress(StoreUnavailable):
-            # Compared with the table in the store, not with the last one: the store may have lost its data.
+            # Compare with the table in the store, because the store may have lost the last published one.
             if await self._store.read_routes() != raw:
                 if (newer := await self._store.publish_routes(raw)) is not None:
                     log.warning(

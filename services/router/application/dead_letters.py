@@ -1,4 +1,4 @@
-"""Store dead letters within limits: one line each in a journal, the payloads in the blob store."""
+"""Store dead letters within limits: one line for each in a journal, and its payload in the blob store."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class DeadLetters:
         return list(self._letters.values())
 
     def start(self) -> None:
-        """Start to delete letters and payloads above the limits, every minute."""
+        """Start the loop that deletes letters and payloads above the limits every minute."""
         self._loop.start(after_s=SWEEP_S)
 
     def load(self) -> None:
-        """Read the journal. This router manages the dead letters now."""
+        """Read the journal, because this router now manages the dead letters."""
         self._letters.clear()
         self._loaded = True
         if self._journal.exists():
@@ -82,13 +82,13 @@ class DeadLetters:
             self._rewrite()
 
     def unload(self) -> None:
-        """Forget the letters: the new leader manages them now."""
+        """Forget the letters in memory, because the new leader manages them now."""
         self._letters.clear()
         self._loaded = False
         self._lines = 0
 
     async def stop(self) -> None:
-        """Stop, and close the blob store."""
+        """Stop the loop and close the blob store."""
         await self._loop.stop()
         self._blobs.close()
 
@@ -120,7 +120,7 @@ class DeadLetters:
         letter = replace(letter, letter=new_letter_id())
         DEAD.labels(letter.cause if letter.cause in CAUSES else "other").inc()
         log.warning("dead letter", extra=letter.public() | letter.log_ids())
-        # A router that no longer leads only writes the journal. The next leader reads the letter there.
+        # A router that no longer leads writes only the journal, where the next leader finds the letter.
         if self._loaded:
             self._letters[letter.letter] = letter
         self._write([letter.to_json()])

@@ -15,7 +15,7 @@ from tidegate.kernel.protocol.models import Deployment, Endpoint
 
 
 class Diagnosis:
-    """The diagnosis of all endpoints or of one, on demand."""
+    """Diagnoses endpoints on demand."""
 
     def __init__(self, watch: EndpointWatch, registry: RegistryCache) -> None:
         self._watch = watch
@@ -28,7 +28,7 @@ class Diagnosis:
         states: list[dict[str, Any]] = []
         for endpoint in endpoints:
             history, facts = self._watch.history.of(endpoint.name), self._facts(endpoint)
-            # Days of minutes are read and added up, so the event loop does not wait for it.
+            # In a thread, because adding up days of minutes takes long.
             case = await asyncio.to_thread(case_of, endpoint.name, history, facts, spans, now)
             symptoms = await asyncio.to_thread(diagnose, case)
             items += [each.to_json() for each in symptoms]
@@ -47,7 +47,7 @@ class Diagnosis:
 
 
 def facts_of(deployment: Deployment, status: Mapping[str, Any]) -> DeploymentFacts:
-    """Return a Deployment's facts. ``status``: the autoscaler's, as JSON; empty: unknown."""
+    """Return a Deployment's facts. ``status``: the autoscaler's status as JSON; empty if unknown."""
     override = deployment.override
     full = any(
         each.get("reason") == "HostFull" for each in status.get("conditions", ()) if not each.get("ok")

@@ -1,4 +1,4 @@
-"""Add up the replicas' profiles, judge each closed window, and publish the bins. Only the leader does it."""
+"""Add up the replicas' profiles, judge each closed window, and publish the bins. Only the leader does so."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from tidegate.kernel.store.profiles import ProfileStore
 log = telemetry.logger(__name__)
 
 TICK_S = 2.0
-# Bins are written again after this time, because the store may lose them; and training baselines are read.
+# Seconds. At this interval, bins are published again, because the store may lose them, and training
+# baselines are read.
 REPEAT_S = 30.0
 
 
 class DriftJudge:
-    """One of the router's loops."""
+    """One of the router's loops. It judges the drift of each version."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class DriftJudge:
         self._quality = quality
         self._blobs = blobs
         self._versions: dict[VersionKey, DriftHistory] = {}
-        # Comparisons with the version before. They take long, so they are made when a window is closed.
+        # Comparisons with the version before. They are slow, so they are computed when a window closes.
         self._compared: dict[VersionKey, tuple[int, Comparison]] = {}
         self._repeated_at = float("-inf")
         self._published: dict[str, tuple[str, bool]] = {}
@@ -66,17 +67,17 @@ class DriftJudge:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Write the histories and stop."""
+        """Stop the loop and write the histories."""
         await self._loop.stop()
         if self._leads():
             await asyncio.to_thread(self._save, list(self._versions))
         await self._store.close()
         self._blobs.close()
 
-    # --- what others read -------------------------------------------------------------------------------
+    # --- read by the API --------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the state of all deployed versions. Raise Unavailable if another router leads."""
+        """Return the drift of all deployed versions. Raise Unavailable if another router leads."""
         desired = self._desired()
         items = []
         for key in sorted(_deployed(desired)):
@@ -86,7 +87,7 @@ class DriftJudge:
         return {"items": items}
 
     def shown(self, name: str) -> dict[str, Any]:
-        """Return the drift of the versions behind a name, in detail. Raise NotFound or Unavailable."""
+        """Return all details of the drift of the versions behind a name. Raise NotFound or Unavailable."""
         desired = self._desired()
         items = []
         for key in self._keys(desired, name):
@@ -107,7 +108,7 @@ class DriftJudge:
 
     async def _read_rows(self, keys: Iterable[str]) -> AsyncIterator[bytes]:
         for key in keys:
-            with contextlib.suppress(Unavailable):  # it was deleted meanwhile
+            with contextlib.suppress(Unavailable):  # the blob was deleted meanwhile
                 yield await self._blobs.get(key)
 
     async def rebase(self, name: str) -> dict[str, Any]:
@@ -172,14 +173,14 @@ class DriftJudge:
                 self._quality.add_predictions(key, piece.predictions)
 
     async def _adopt_bins(self, deployment: str, history: DriftHistory) -> None:
-        """Use the bins that the replicas have already. The file with them was lost."""
+        """Use the bins that the replicas already use, because the router's file with the bins was lost."""
         with contextlib.suppress(StoreUnavailable, Unreadable):
             raw = await self._store.bins(deployment)
             if raw is not None and (found := PublishedBins.from_bytes(raw)).id:
                 history.use_bins(found.bins)
 
     async def _close(self, keys: Iterable[VersionKey]) -> None:
-        """Close the windows that are full, and judge them in a thread, because a bootstrap takes long."""
+        """Close the full windows. Judge them in a thread, because a bootstrap takes long."""
         closed = []
         for key in keys:
             history = self._of(key)
@@ -212,7 +213,7 @@ class DriftJudge:
             )
 
     async def _publish(self, places: dict[str, VersionKey], labelled: set[str]) -> None:
-        """Publish the bins that changed, and all of them from time to time.
+        """Publish the bins that changed since the last call, and all bins every ``REPEAT_S`` seconds.
 
         Replicas send predictions only for Deployments in ``labelled``, whose endpoints collect feedback.
         """
@@ -231,7 +232,7 @@ class DriftJudge:
             await asyncio.to_thread(self._save, {places[name] for name in due})
 
     async def _read_baselines(self, desired: DesiredState, keys: Iterable[VersionKey]) -> None:
-        """Read training baselines from the registry, and forget what no longer exists, from time to time."""
+        """Every ``REPEAT_S`` seconds, read training baselines and forget versions that no longer exist."""
         if time.monotonic() - self._repeated_at < REPEAT_S:
             return
         self._repeated_at = time.monotonic()
@@ -283,7 +284,7 @@ class DriftJudge:
         return None
 
     async def _compare(self, key: VersionKey, history: DriftHistory) -> None:
-        """Compare the last window with that of the version before."""
+        """Compare the version's last window with the last window of an earlier version."""
         self._compared.pop(key, None)
         if (found := self._predecessor(key)) is not None:
             comparison = await asyncio.to_thread(history.against, found[1], self._policy)

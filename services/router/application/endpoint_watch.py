@@ -1,6 +1,6 @@
 """Watch every endpoint: read the traffic and the replicas, and keep a history.
 
-Only the leader watches. Gateways report totals, so a router that starts again continues from them.
+Only the leader watches. Gateways report totals, so a restarted router can continue from them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from tidegate.kernel.store import Store, StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# How often a router that does not lead looks whether it does.
+# Seconds between the checks of a standby router whether it leads now.
 STANDBY_S = 1.0
 
-# The dead letters: (time, Deployment) of each.
+# Returns the time (seconds since the epoch) and the Deployment of each dead letter.
 Letters = Callable[[], Iterable[tuple[float, str]]]
 
 
 class EndpointWatch:
-    """One of the router's loops. :attr:`history` has the past, :attr:`last` the last reading."""
+    """One of the router's loops. :attr:`history` holds the past, :attr:`last` the last reading."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class EndpointWatch:
         self._letters_until = 0.0
         self.history = History()
         self.last = Reading(0.0)
-        # Called after each reading, with its time.
+        # Called after each reading with the reading's time.
         self.after: list[Callable[[float], Awaitable[None]]] = []
         # Called when this router no longer leads.
         self.when_not_leading: list[Callable[[], None]] = []
@@ -96,7 +96,7 @@ class EndpointWatch:
                     end()
             return min(STANDBY_S, self._every_s)
         if self._registry.desired is None:
-            return min(STANDBY_S, self._every_s)  # without the endpoints, their history would be forgotten
+            return min(STANDBY_S, self._every_s)  # a reading without endpoints would delete their history
         if not self._led:
             await self._begin()
         try:
@@ -110,7 +110,7 @@ class EndpointWatch:
         now = time.time()
         self._letters_until = now
         try:
-            # A thread, because there may be a hundred thousand minutes.
+            # In a thread, because the file can hold a hundred thousand minutes.
             closed = await asyncio.to_thread(lambda: history.restore(self._file.windows(now)))
             await asyncio.to_thread(self._file.add, closed, now)
         except (Unavailable, ValueError) as error:  # a damaged file must not stop the watch
@@ -133,7 +133,7 @@ class EndpointWatch:
             await self._store.count_callers(names, self.day_s, now),
         )
         if not self._leads():
-            return  # a process that was suspended here must not undo what the new leader stores
+            return  # this process may have been suspended; do not overwrite the data of a new leader
         spans = self._readings.spans(self.last)
         objectives = {each.name: each.slo for each in endpoints}
         for name, window in spans.items():

@@ -1,7 +1,7 @@
 """Count the outcomes of every experiment, and end those that are complete.
 
-Only the leader counts. Its file has the position in the stream of feedback beside the counts, in one write.
-So each outcome counts once, also if the router dies, and feedback that came while no router ran is counted.
+Only the leader counts. One write to its file stores the counts and the position in the stream of feedback.
+So each outcome is counted exactly once, even if the router dies or feedback arrives while no router runs.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tidegate.kernel.store.feedback import START, FeedbackStore
 log = telemetry.logger(__name__)
 
 TICK_S = 1.0
-# The file is written at most this often. A crash loses nothing, because the stream is read again.
+# Least seconds between writes of the file. A crash loses no count, because the stream is read again.
 SAVE_S = 2.0
 PAGE = 1000
 
 
 class ExperimentRunner:
-    """One of the router's loops. :attr:`watches` has the counts of each endpoint's last experiment."""
+    """One of the router's loops. :attr:`watches` holds the counts of each endpoint's last experiment."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class ExperimentRunner:
             self._led = True
         experiments = self._experiments()
         if self._registry.desired is None:
-            return TICK_S  # without the experiments, their feedback would be skipped
+            return TICK_S  # if the experiments are unknown, their feedback would be skipped
         with contextlib.suppress(StoreUnavailable):
             self._changed |= await self._take_feedback(experiments)
             self._changed |= await self._count(experiments)
@@ -102,13 +102,13 @@ class ExperimentRunner:
         return TICK_S
 
     def _experiments(self) -> dict[str, Experiment]:
-        """Return the last experiment of each endpoint. Late feedback of an ended one is counted, too."""
+        """Return each endpoint's last experiment, even if it has ended: late feedback still counts."""
         desired = self._registry.desired
         endpoints = desired.endpoints if desired is not None else []
         return {each.name: each.experiment for each in endpoints if each.experiment is not None}
 
     async def _take_feedback(self, experiments: dict[str, Experiment]) -> bool:
-        """Read the stream to its end. Return True if the position moved."""
+        """Count the feedback up to the end of the stream. Return True if the position moved."""
         changed = False
         if await self._feedback.lost(self._position):
             log.warning("feedback was removed before it was read", extra={"after": self._position})
@@ -120,14 +120,14 @@ class ExperimentRunner:
                 if experiment is not None and record.experiment == experiment.id:
                     self._watch(record.endpoint, experiment).take(experiment, record)
                 elif record.experiment and self._registry.problem is not None:
-                    return changed  # the registry may know this experiment, so its feedback waits
+                    return changed  # the registry may know this experiment: read its feedback later
                 self._position, changed = position, True
             if len(records) < PAGE:
                 break
         return changed
 
     async def _count(self, experiments: dict[str, Experiment]) -> bool:
-        """Add the gateways' counts of running experiments. Return True if there were any."""
+        """Add the gateways' counts to running experiments. Return True if a count changed."""
         running = {name: each for name, each in experiments.items() if each.active}
         if not running:
             return False

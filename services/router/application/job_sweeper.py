@@ -25,10 +25,10 @@ from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# For each error reason of a failed job that becomes a dead letter: the cause of the letter.
+# Failed jobs with these error reasons become dead letters. Maps the reason to the letter's cause.
 DEAD_LETTER_CAUSES = {"attempts_exhausted": EXHAUSTED, "worker_lost": NOT_RETRIED}
 BATCH = 500
-# Messages of younger jobs may still be on their way into the queue.
+# Only older jobs can have lost messages. Messages of younger jobs may not have reached the queue yet.
 LOST_AFTER_MS = 10_000
 
 REPUBLISHED = Counter("tidegate_jobs_republished_total", "Jobs whose message was published again.", ["state"])
@@ -37,12 +37,12 @@ RETIRED = Counter("tidegate_jobs_retired_total", "Job records removed by age, nu
 STORE_BYTES = Gauge(
     "tidegate_jobs_store_bytes", "Memory of the store of the jobs, as last read by the router."
 )
-# The store's memory is read once in this many rounds.
+# Rounds between two readings of the store's memory.
 MEMORY_EVERY = 5
 
 
 class JobSweeper:
-    """One of the router's loops. Only the leader sweeps. Steps stay correct if two routers lead."""
+    """One of the router's loops. Only the leader sweeps. Each step is correct even if two routers run it."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class JobSweeper:
         leads: Callable[[], bool],
         letters: DeadLetters | None = None,
     ) -> None:
-        """``lost``: :meth:`services.router.application.ledger.Ledger.take_lost`.
+        """``lost`` is :meth:`services.router.application.ledger.Ledger.take_lost`.
 
-        ``letters`` stores jobs that have failed because their workers were lost.
+        ``letters`` stores jobs that failed because their workers were lost.
         """
         self._jobs = jobs
         self._lost = lost
@@ -113,14 +113,14 @@ class JobSweeper:
             await self._cancel(expired)
 
     async def _cancel(self, jobs: Sequence[Job]) -> None:
-        """Cancel jobs at the workers, so that they do not compute unused results. Best effort."""
+        """Tell the workers to cancel jobs, so that they do not compute unused results. Best effort."""
         body = envelope.pack(envelope.CANCELS, [job.id for job in jobs])
         with contextlib.suppress(Unavailable):
             if self.out.channel is not None:
                 await self.out.channel.publish(body, exchange=CANCELS.name, routing_key="")
 
     async def _revive(self) -> None:
-        """Revive jobs whose messages the broker has lost. Their records still have the requests."""
+        """Queue jobs again if the broker has lost their messages. Their records still hold the requests."""
         for deployment, left in self._lost().items():
             before = _now_ms() - LOST_AFTER_MS
             revived = await self._jobs.revive(deployment, before, orphans=not left)
@@ -129,7 +129,7 @@ class JobSweeper:
     async def _republish(self) -> None:
         channel = self.out.channel
         if channel is None:
-            return  # the next rounds publish them
+            return  # not connected: a later round publishes the jobs
         stale = await self._jobs.stale(_now_ms(), BATCH)
         published = await asyncio.gather(*(self._publish(channel, job) for job in stale))
         confirmed = [job.id for job, done in zip(stale, published, strict=True) if done]
@@ -141,7 +141,7 @@ class JobSweeper:
         frame = await self._jobs.claim_republish(job.id, job.attempt, job.state)
         if frame is None:
             await self._keep_if_failed(job)
-            return False  # its state has changed, or another router publishes it
+            return False  # the job's state has changed, or another router publishes it
         queue = jobs_queue(job.deployment, job.level)
         try:
             if queue.name not in self._declared:
@@ -163,7 +163,7 @@ class JobSweeper:
         return True
 
     async def _keep_if_failed(self, before: Job) -> None:
-        """Store a job as a dead letter if it has just failed because it may not run again."""
+        """Store a job as a dead letter if it has just failed and may not be retried."""
         job = await self._jobs.get(before.id)
         if self._letters is None or job is None or job.state != "failed" or job.attempt != before.attempt:
             return
@@ -200,7 +200,7 @@ class JobSweeper:
             RETIRED.inc(removed)
             surplus -= removed
             if removed < batch:
-                break  # the other jobs are too young
+                break  # the other results are too young to be removed
             await asyncio.sleep(0)
 
 

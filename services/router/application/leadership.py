@@ -1,8 +1,8 @@
-"""Leader election: one router leads. It holds a lease in the store of jobs, and renews it until it stops.
+"""Leader election: one router leads. It holds a lease in the store of jobs and renews it until it stops.
 
 While the store of jobs does not answer, no router can take the lease, so the last leader continues. If only
-this router cannot reach the store, another one gets the lease with a greater epoch. Then the store of the
-route table rejects tables with the smaller epoch.
+the leader cannot reach the store, another router gets the lease with a greater epoch. From then on, the store
+of the route table rejects the old leader's tables, because their epoch is smaller.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tidegate.kernel.store.leader import LeaderStore
 
 log = telemetry.logger(__name__)
 
-# The lease is renewed this many times before it expires, so two renewals may fail.
+# Renewals of the lease before it expires. So two renewals in a row can fail.
 RENEWALS = 4
 
 LEADS = Gauge("tidegate_router_leads", "1 on the router that leads, 0 on the others.")
 
 
 class Leadership:
-    """Claims and renews the lease. ``holder``: the router that leads, as far as this one knows."""
+    """Claims and renews the lease. ``holder``: the leader, as far as this router knows."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Leadership:
         seen: int = 0,
         is_dead: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """``seen``: the highest epoch before the start. ``is_dead``: return True if a holder has died."""
+        """``seen``: the highest epoch before the start. ``is_dead`` returns True if that holder has died."""
         self._store = store
         self._name = name
         self._lease_s = lease_s
@@ -83,7 +83,7 @@ class Leadership:
         return "No router leads yet. One takes over when the last lease expires."
 
     def overtaken(self, epoch: int) -> None:
-        """Stop leading and claim the lease again now, because the published table has a greater epoch."""
+        """Stop leading, because the published table has a greater epoch. Claim the lease again now."""
         self._seen = max(self._seen, epoch)
         self.holder = ""
         self._loop.wake()

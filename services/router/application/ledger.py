@@ -22,7 +22,8 @@ from tidegate.kernel.store.jobs import JobStore
 
 log = telemetry.logger(__name__)
 
-# Workers report every half second. After this pause, their reports are newer than the sources read before.
+# Seconds to wait for new reports of the workers, which report every half second. After this pause, the
+# reports are newer than the sources that were read before it.
 REPORTS_S = 1.2
 
 UNACCOUNTED = Gauge("tidegate_jobs_unaccounted", "Jobs that are lost; NaN while a source does not answer.")
@@ -33,7 +34,7 @@ UNKNOWN = Counter(
 
 
 class SourceUnavailable(Exception):
-    """A source of the ledger cannot be read. It has the source's name and the problem."""
+    """A source of the ledger cannot be read. ``source`` is its name, ``problem`` the reason."""
 
     def __init__(self, source: str, problem: str) -> None:
         super().__init__(problem)
@@ -42,7 +43,7 @@ class SourceUnavailable(Exception):
 
 
 class Ledger:
-    """One of the router's loops. ``report`` is the latest result. Only the leader keeps the ledger."""
+    """One of the router's loops. ``report`` is the latest result. Only the leader counts."""
 
     def __init__(
         self, jobs: JobStore, store: Store, amqp_url: str, interval_s: float, *, leads: Callable[[], bool]
@@ -68,9 +69,9 @@ class Ledger:
         await self._connection.stop()
 
     def take_lost(self) -> dict[str, bool]:
-        """Return the Deployments whose messages are lost, and whether each has other messages left.
+        """Return the Deployments that lost messages. The value is True if other messages are left.
 
-        The caller must repair them: a loss is returned again only after several more readings.
+        The caller must repair the loss. It is returned again only after several more readings.
         """
         lost = ledger.lost_messages(self._missing)
         if lost:

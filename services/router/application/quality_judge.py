@@ -1,4 +1,4 @@
-"""Join feedback with sampled predictions, and keep the quality of each version. Only the leader does it."""
+"""Join feedback with sampled predictions, and measure each version's quality. Only the leader does so."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ log = telemetry.logger(__name__)
 TICK_S = 2.0
 READ = 5000
 PREDICTIONS_S = 60.0
-# The metrics of feedback that are the truth of a prediction.
+# Feedback with one of these metrics is the label of a prediction.
 TRUTHS = ("label", "truth", "actual", "target")
 
 
 class QualityJudge:
-    """One of the router's loops."""
+    """One of the router's loops. It measures the quality of each version."""
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class QualityJudge:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Write the histories and stop."""
+        """Stop the loop and write the histories."""
         await self._loop.stop()
         if self._leads() and self._position is not None:
             await self._save(predictions=True)
         await self._store.close()
 
-    # --- what the judge of drift reports ----------------------------------------------------------------
+    # --- called by the drift judge ----------------------------------------------------------------------
 
     def add_predictions(self, key: VersionKey, predictions: Iterable[SampledPrediction]) -> None:
         """Keep sampled predictions until their labels arrive."""
@@ -81,7 +81,7 @@ class QualityJudge:
             history.add_estimate(found, at)
             self._changed = True
 
-    # --- what others read -------------------------------------------------------------------------------
+    # --- read by the API --------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
         """Return the quality of all deployed versions. Raise Unavailable if another router leads."""

@@ -13,7 +13,7 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# The first and the longest wait before a failed declaration is retried, in seconds. The wait doubles.
+# Seconds from a failed declaration to its retry: the first and the longest wait. The wait doubles.
 RETRY_S = (1.0, 60.0)
 
 
@@ -27,20 +27,20 @@ class FailedDeclaration:
 
 
 class QueueDeclarer:
-    """Declares queues. After a failed declaration, the broker closes the channel."""
+    """Declares the queues of Deployments and retries failed declarations."""
 
     def __init__(self) -> None:
         self._declared: set[str] = set()
         self._failed: dict[str, FailedDeclaration] = {}
 
     def forget(self) -> None:
-        """Declare all queues again: the broker may have lost them. Failed ones keep their retry times."""
+        """Forget which queues are declared, because the broker may have lost them. Keep the retry times."""
         self._declared.clear()
 
     async def declare(self, queues: Mapping[str, Sequence[Queue]], connection: Connection) -> None:
-        """Declare the missing queues of Deployments. Those that failed before are declared last."""
+        """Declare the queues that are not declared yet. Deployments that failed before come last."""
         deployments = set(queues)
-        # Forget deleted Deployments: one that is created again under the same name needs its queues again.
+        # Forget deleted Deployments. A new Deployment with the same name needs its queues declared again.
         self._declared &= deployments
         self._failed = {name: each for name, each in self._failed.items() if name in deployments}
         channel, now = connection.channel, asyncio.get_running_loop().time()
@@ -55,7 +55,7 @@ class QueueDeclarer:
                     await channel.declare(queue)
             except Unavailable as error:
                 self._postpone(name, error.message, now)
-                return  # the channel is closed: the rest is declared on the next one
+                return  # the broker closed the channel; the rest is declared on the next channel
             except ValueError as error:
                 self._postpone(name, str(error), now)
             else:

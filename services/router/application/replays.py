@@ -1,4 +1,4 @@
-"""Replay dead letters as jobs: the caller no longer waits, so the result must be stored."""
+"""Replay dead letters as jobs. The caller no longer waits, so the result must be stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONNECT_S = 10.0
 
 
 class Replays:
-    """Creates jobs from dead letters. ``table`` returns the route table; times are in seconds."""
+    """Creates jobs from dead letters. ``table`` returns the route table. Times are in seconds."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class Replays:
         self._retention_s = retention_s
 
     async def replay(self, letter: DeadLetter, to: str | None, principal: str) -> DeadLetter:
-        """Run a letter's request again, on its Deployment or on the one named ``to``.
+        """Run a letter's request again, on its Deployment or on the Deployment ``to``.
 
-        Raise Conflict for a letter without a request, NotFound, or Unavailable.
+        Raise Conflict if the letter has no request; NotFound, also without such a Deployment; or Unavailable.
         """
         if letter.cause == UNDECODABLE:
             raise Conflict(

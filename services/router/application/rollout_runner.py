@@ -1,7 +1,7 @@
 """Judge every running canary once a second, and write the verdicts to the registry.
 
-Only the leader judges. The memory of each rollout is in a file of the state folder, so another router can
-continue it. The gateways also count while no router runs, so no request is missed.
+Only the leader judges. A file in the state folder holds the evidence of each rollout, so another router can
+continue. The gateways also count while no router runs, so no request is missed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PHASES: dict[canary.Verdict, RolloutPhase] = {
 
 
 class RolloutRunner:
-    """One of the router's loops. :attr:`watches` has the memory of each endpoint's last rollout."""
+    """One of the router's loops. :attr:`watches` holds the evidence of each endpoint's last rollout."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class RolloutRunner:
     ) -> None:
         """``wake`` makes the controller read the registry immediately.
 
-        ``condemned`` gets the ids of rollouts that were rolled back while the registry could not store it.
+        ``condemned`` gets the ids of rollouts that were rolled back when the registry could not store that.
         """
         self._condemned = condemned
         self._feedback = feedback
@@ -169,7 +169,7 @@ class RolloutRunner:
                 self._wake()
 
     async def _reported(self, watch: RolloutWatch, rollout: Rollout) -> list[FeedbackRecord]:
-        """Return the feedback since the last call; nothing if the rollout judges none."""
+        """Return the feedback since the last call; an empty list if the rollout does not use feedback."""
         if rollout.options.metric is None:
             return []
         quality = watch.quality
@@ -177,7 +177,7 @@ class RolloutRunner:
             if not quality.position:
                 quality.position, quality.since = await self._feedback.end(), int(rollout.since * 1000)
             records = await self._feedback.read(quality.position, FEEDBACK_AT_ONCE)
-        except StoreUnavailable:  # errors and latencies are judged all the same
+        except StoreUnavailable:  # errors and latencies can be judged without feedback
             return []
         if not records:
             return []

@@ -1,7 +1,7 @@
-"""Read the counts of shadow traffic from the gateways once a second, and keep the sums.
+"""Read the gateways' counts of shadow traffic once a second, and keep the sums.
 
-Every router reads, and the leader writes the sums to a file of the state folder. The counts of a shadow that
-has ended stay until the endpoint gets another one.
+Every router reads the counts. The leader writes the sums to a file in the state folder. The sums of an ended
+shadow stay until the endpoint gets another shadow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TICK_S = 1.0
 
 
 class ShadowReader:
-    """One of the router's loops."""
+    """One of the router's loops. It adds up the counts of each endpoint's shadow."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ShadowReader:
         await self._loop.stop()
 
     def shown(self, endpoint: Endpoint) -> dict[str, Any]:
-        """Return an endpoint's shadow and its report, for JSON; without a shadow, the last one's report."""
+        """Return an endpoint's shadow and its report, for JSON. Without a shadow, return the last report."""
         shadow = endpoint.shadow
         found: dict[str, Any] = {
             "endpoint": endpoint.name,
@@ -76,7 +76,7 @@ class ShadowReader:
         return found
 
     def _problem(self, endpoint: Endpoint) -> str:
-        """Return why the gateways get no shadow, in words; empty if they do, or if there is none."""
+        """Return why the shadow gets no copies of requests; empty if it gets some or there is no shadow."""
         if endpoint.shadow is not None and (unfit := self._unfit(endpoint.shadow.deployment)):
             return f"{endpoint.shadow.deployment} {unfit}"
         table = self._table()
@@ -89,7 +89,7 @@ class ShadowReader:
         )
 
     def _unfit(self, name: str) -> str | None:
-        """Return why a Deployment cannot be a shadow, as the end of a sentence; None if it can."""
+        """Return why a Deployment cannot be a shadow (the end of a sentence); None if it can."""
         desired = self._registry.desired
         assert desired is not None
         runs = next(((d.model, d.version) for d in desired.deployments if d.name == name), None)
@@ -116,7 +116,7 @@ class ShadowReader:
         return TICK_S
 
     async def _end_late(self, endpoints: list[Endpoint]) -> None:
-        """End the shadows whose time is over. The gateways stop copying by themselves."""
+        """End the expired shadows in the registry. The gateways already stop copying at that time."""
         now = datetime.now(UTC)
         late = [
             each

@@ -1,4 +1,4 @@
-"""Read the drift and the quality of versions for alerts and live numbers, at most every half minute."""
+"""Read the drift and the quality of versions for alerts and live numbers, at most once in 30 s."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Snapshot = Callable[[], dict[str, Any]]
 
 
 class VersionJudgements:
-    """The last drift and quality of all versions. They change once in a window of rows."""
+    """The last drift and quality of all versions. They change only when a window closes."""
 
     def __init__(self, drift: Snapshot, quality: Snapshot) -> None:
         self._drift, self._quality = drift, quality
@@ -26,12 +26,12 @@ class VersionJudgements:
         self._qualities: list[dict[str, Any]] = []
 
     def findings(self) -> list[Finding]:
-        """Return the present findings."""
+        """Return the findings of the last drift and quality."""
         self._read()
         return [*drift_findings(self._drifts), *quality_findings(self._qualities, self._drifts)]
 
     def drift_states(self) -> dict[str, str]:
-        """Return the worst state of drift by endpoint."""
+        """Return each endpoint's worst drift state."""
         self._read()
         return drift_states(self._drifts)
 

@@ -29,8 +29,8 @@ log = telemetry.logger(__name__)
 
 POLL_S = 0.25
 RETRY_S = 1.0
-# A claim lasts LEASE_S, or twice the timeout of an attempt plus MARGIN_S if that is longer. After it, the
-# webhook is due again: its router has died, or has not received the store's response to the claim.
+# A claim lasts LEASE_S seconds, or twice an attempt's timeout plus MARGIN_S if that is longer. Then the
+# webhook is due again, because its router has died or has not received the store's response to the claim.
 LEASE_S, MARGIN_S = 30.0, 10.0
 MAX_QUEUED = 1024
 CLAIMED_AT_ONCE = 256
@@ -58,7 +58,7 @@ class ReceiverQueue:
 
 
 class WebhookDispatcher:
-    """One of the router's loops."""
+    """One of the router's loops. It sends the webhooks of finished jobs."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class WebhookDispatcher:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Stop, and cancel attempts in flight: their claims expire, and the webhooks are sent again."""
+        """Stop and cancel attempts in flight. Their webhooks are sent again when their claims expire."""
         await self._loop.stop()
         await tasks.end(*self._in_flight)
         with contextlib.suppress(StoreUnavailable):
@@ -145,7 +145,7 @@ class WebhookDispatcher:
         """Queue a webhook for its receiver, postpone it, or give up on it."""
         target = read_url(job.webhook) if job is not None and job.webhook and job.terminal else None
         if job is None or target is None:
-            self._settled.append(Settled(due.id, due.claim))  # its record was removed meanwhile
+            self._settled.append(Settled(due.id, due.claim))  # the job's record was removed meanwhile
             return
         if self._age_s(job) > self._retry_policy.give_up_s:
             attempt = WebhookAttempt(None, "its receiver did not answer for too long", 0.0)
@@ -171,7 +171,7 @@ class WebhookDispatcher:
             webhook = queue.webhooks.popleft()
             queue.pacing.waiting -= 1
             if webhook.until - time.monotonic() < self._limits.timeout_s:
-                continue  # another router may claim it before this attempt ends
+                continue  # the claim would expire during the attempt; let another router send it
             queue.pacing.in_flight += 1
             task = asyncio.create_task(self._deliver(queue, webhook))
             self._in_flight.add(task)
@@ -208,7 +208,7 @@ class WebhookDispatcher:
         return await self._sender.post(webhook.target, body, headers)
 
     def _record(self, due: Due, job: Job, attempt: WebhookAttempt, decision: webhooks.RetryDecision) -> None:
-        """Prepare the result of an attempt for the store."""
+        """Add the result of an attempt to those that the next :meth:`_settle` stores."""
         TRIES.labels(decision.outcome).inc()
         retry = decision.outcome == "retry"
         entry = {
@@ -227,7 +227,7 @@ class WebhookDispatcher:
             self._settled.append(Settled(due.id, due.claim, entry, counted=decision.outcome))
 
     def _postpone_all(self, queue: ReceiverQueue) -> None:
-        """Postpone the queued webhooks of a receiver that was just paused."""
+        """Postpone all queued webhooks of a receiver that is paused now."""
         postponed, queue.webhooks = list(queue.webhooks), deque()
         queue.pacing.waiting = 0
         for webhook in postponed:
