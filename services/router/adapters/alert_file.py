@@ -38,7 +38,7 @@ MessageState = Literal["waiting", "delivered", "given_up"]
 
 @dataclass(frozen=True, slots=True)
 class AlertMessage:
-    """A message to one receiver. ``next_at``: when it is sent; ``attempt``: the attempts so far."""
+    """A message to one receiver. ``next_at``: the time of the next attempt. ``attempt``: attempts so far."""
 
     id: str
     receiver: str
@@ -61,7 +61,7 @@ _MESSAGE = "id, receiver, endpoint, title, made, next, body, attempt, state, det
 
 
 class AlertFile:
-    """The durable state of alerts. Several threads may call it; only the leading router writes."""
+    """Stores alerts, silences, receivers and messages. Several threads may use it. Only the leader writes."""
 
     def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
         self._db = Database(path, SCHEMA, owner="router", timeout_s=timeout_s)
@@ -79,7 +79,7 @@ class AlertFile:
     ) -> None:
         """Replace all alerts, and add events and messages, in one transaction.
 
-        So no state is stored without its messages, and no message without its state.
+        So a state is never stored without its messages, nor a message without its state.
         """
         self._db.write(
             ("DELETE FROM alerts", [()]),
@@ -115,7 +115,7 @@ class AlertFile:
         )
 
     def events(self, endpoint: str | None, limit: int) -> list[Alert]:
-        """Return the last firings and ends of alerts, newest first."""
+        """Return the last alerts that fired or were resolved, newest first."""
         where, values = ("WHERE endpoint = ?", (endpoint, limit)) if endpoint else ("", (limit,))
         rows = self._db.read(f"SELECT body FROM events {where} ORDER BY id DESC LIMIT ?", values)
         return [Alert.from_json(orjson.loads(body)) for (body,) in rows]
@@ -126,7 +126,7 @@ class AlertFile:
         return [Silence.from_json(orjson.loads(body)) for (body,) in rows]
 
     def save_silence(self, silence: Silence, now: float) -> None:
-        """Store a silence, and delete those that ended a day ago."""
+        """Store a silence, and delete silences that ended more than a day ago."""
         row = (silence.id, silence.until, orjson.dumps(silence.to_json()))
         self._db.write(
             ("INSERT OR REPLACE INTO silences VALUES (?, ?, ?)", [row]),
@@ -138,7 +138,7 @@ class AlertFile:
         self._db.write(("DELETE FROM silences WHERE id = ?", [(id_,)]))
 
     def receivers(self) -> list[Receiver]:
-        """Return the receivers by name."""
+        """Return the receivers, sorted by name."""
         rows = self._db.read("SELECT body FROM receivers ORDER BY name")
         return [Receiver.from_json(orjson.loads(body)) for (body,) in rows]
 

@@ -1,4 +1,4 @@
-"""The files of drift histories in the state folder: one for each version."""
+"""The files of drift histories in the state folder: one file for each version."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SUFFIX = ".json.z"
 
 
 class DriftFiles:
-    """Reads, writes and removes histories. A file that cannot be read counts as missing."""
+    """Reads, writes and removes histories. A file that cannot be read is treated as missing."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, key: VersionKey) -> dict[str, Any] | None:
-        """Return the document of a version's history; None if there is none."""
+        """Return the document of a version's history; None if no file can be read."""
         try:
             found: dict[str, Any] = orjson.loads(zlib.decompress(self._path(key).read_bytes()))
         except FileNotFoundError:
@@ -38,14 +38,14 @@ class DriftFiles:
         return found
 
     def write(self, key: VersionKey, document: dict[str, Any]) -> None:
-        """Write a version's history. A full disk is logged; the history stays in memory."""
+        """Write a version's history. Log an error, such as a full disk; the history stays in memory."""
         try:
             shared_file.replace(self._path(key), zlib.compress(orjson.dumps(document), 1))
         except OSError as error:
             log.warning("a drift history could not be written", extra={"problem": str(error)})
 
     def keep_only(self, keys: Collection[VersionKey]) -> None:
-        """Remove the files of all other versions."""
+        """Remove the files of all versions except ``keys``."""
         names = {self._path(key).name for key in keys}
         for path in self._folder.glob(f"*{_SUFFIX}"):
             if path.name not in names:

@@ -34,10 +34,10 @@ TOP = 3
 
 
 class QualityMetrics:
-    """Shows the last window of each version with labels, and the last estimate."""
+    """Sets the gauges of quality: each version's last window with labels, and its last estimate."""
 
     def show(self, histories: Mapping[tuple[str, int], QualityHistory]) -> None:
-        """Show these versions, and no others."""
+        """Set the gauges of these versions, and remove all others."""
         QUALITY.clear()
         ESTIMATED.clear()
         for (model, number), history in histories.items():
@@ -49,10 +49,10 @@ class QualityMetrics:
 
 
 class DriftMetrics:
-    """Shows the last verdict on each version."""
+    """Sets the gauges of drift: the last verdict on each version."""
 
     def show(self, comparisons: Mapping[tuple[str, int], Comparison | None]) -> None:
-        """Show these verdicts, and no others."""
+        """Set the gauges of these versions, and remove all others. None: no verdict yet."""
         for gauge in (SCORE, DRIFTED, COLUMN):
             gauge.clear()
         for (model, number), found in comparisons.items():

@@ -1,4 +1,4 @@
-"""The metrics of endpoints, which the exported rules of alerts read. Only the leading router has them."""
+"""The metrics of endpoints. The alert rules for Prometheus read them. Only the leader exports them."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ _ALL = (REQUESTS, FAILED, LATE, P99, QUEUE_AGE, DEAD, RESTARTS, LIMIT, BUDGET, D
 
 
 class EndpointMetrics:
-    """The labels in use, so that those of removed endpoints are deleted."""
+    """Sets the metrics of endpoints, and removes those of deleted endpoints."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
 
     def clear(self) -> None:
-        """Delete all labels, because this router does not lead."""
+        """Remove the metrics of all endpoints, because this router does not lead."""
         self.keep(set())
 
     def keep(self, names: set[str]) -> None:
-        """Delete the labels of all other endpoints."""
+        """Remove the metrics of all endpoints except ``names``."""
         for name in self._names - names:
             for metric in _ALL:
                 metric.remove_by_labels({"endpoint": name})
         self._names = set(names)
 
     def count(self, name: str, window: Window) -> None:
-        """Add what happened since the last reading."""
+        """Add an endpoint's requests since the last reading to its counters."""
         REQUESTS.labels(name).inc(window.requests)
         FAILED.labels(name).inc(window.failed)
         LATE.labels(name).inc(min(window.requests, window.failed + window.slow))
 
     def show(self, facts: Facts) -> None:
-        """Set the numbers of an endpoint now."""
+        """Set an endpoint's gauges."""
         name = facts.endpoint
         if (p99 := facts.recent.quantile_s(0.99)) is not None:
             P99.labels(name).set(p99)

@@ -29,11 +29,11 @@ class MailSender:
 
     @property
     def configured(self) -> bool:
-        """Return True if there is a server."""
+        """Return True if an SMTP server is configured."""
         return bool(self._url)
 
     async def send(self, raw: bytes) -> WebhookAttempt:
-        """Send a message once. Errors are part of the result; the status is 250 if the server took it."""
+        """Send a message once. The result holds errors; status 250 means that the server accepted it."""
         began = time.perf_counter()
         status: int | None = None
         problem = ""
@@ -47,7 +47,7 @@ class MailSender:
         except smtplib.SMTPRecipientsRefused as error:
             status, text = next(iter(error.recipients.values()))
             problem = text.decode("utf-8", "replace")
-        except (OSError, ValueError, smtplib.SMTPException) as error:  # ValueError: a wrong URL, or no ASCII
+        except (OSError, ValueError, smtplib.SMTPException) as error:  # ValueError: bad URL, or not ASCII
             problem = str(error) or type(error).__name__
         return WebhookAttempt(status, problem[:MAX_PROBLEM_LENGTH], (time.perf_counter() - began) * 1e3)
 

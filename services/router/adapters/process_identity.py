@@ -1,4 +1,4 @@
-"""Names of router processes. With a name, a router on the same machine detects that the process died."""
+"""Names of router processes. From a name, a router on the same machine can tell if the process died."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_dead(name: str) -> bool:
     if not namespace or namespace != _namespace() or not pid.isdecimal():
         return False
     if int(pid) == os.getpid():
-        return True  # this process has its pid, as in a restarted container
+        return True  # this process got the pid of the ended one, as in a restarted container
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

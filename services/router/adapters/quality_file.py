@@ -1,7 +1,7 @@
 """The file of quality histories, with the position in the stream of feedback.
 
-Both are in one file that is replaced atomically. So a label is counted once, also after a crash. The
-predictions that wait for labels are in a second file, which is written less often.
+Histories and position are in one file that is replaced atomically. So each label is counted once, even after
+a crash. A second file, written less often, holds the predictions that wait for labels.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ log = telemetry.logger(__name__)
 
 
 class QualityFile:
-    """Reads and writes both files. A file that cannot be read counts as missing."""
+    """Reads and writes both files. A file that cannot be read is treated as missing."""
 
     def __init__(self, folder: Path) -> None:
         self._histories = folder / "histories.json.z"
         self._predictions = folder / "predictions.json.z"
 
     def read(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the document of the histories, None if there is none, and that of the predictions."""
+        """Return the document of the histories (None if missing) and the document of the predictions."""
         return _read(self._histories), _read(self._predictions) or {}
 
     def write(self, document: dict[str, Any]) -> bool:
-        """Write the histories and the position. Return False if that failed."""
+        """Write the histories and the position. Return False on an error."""
         return _write(self._histories, document)
 
     def write_predictions(self, document: dict[str, Any]) -> None:

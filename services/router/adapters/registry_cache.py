@@ -22,7 +22,7 @@ log = telemetry.logger(__name__)
 
 
 class RegistryCache:
-    """The desired state as last read. It stays while the registry does not answer, and is stored on disk."""
+    """The last desired state that was read. A copy on disk serves while the registry does not answer."""
 
     def __init__(self, url: str, token: str, disk: Path) -> None:
         self._client = httpx.AsyncClient(
@@ -47,7 +47,7 @@ class RegistryCache:
     async def refresh(self) -> None:
         """Read the desired state. On an error, keep the last one and set ``problem``."""
         try:
-            # The older name of /v1/desired-state, because the registry may be upgraded after the router.
+            # Use the older name of /v1/desired-state, because the registry may be older than the router.
             response = await self._client.get("/v1/intention")
             response.raise_for_status()
             desired = with_reserves(DesiredState.model_validate_json(response.content))
@@ -71,7 +71,7 @@ class RegistryCache:
             raise Unavailable(f"the training baseline of {model} {version} was not read: {error}") from None
 
     async def settle(self, endpoint: Endpoint) -> None:
-        """Report that an Endpoint's traffic has moved to its targets. On an error, log it."""
+        """Tell the registry that an Endpoint's traffic has moved to its targets. Errors are logged."""
         try:
             response = await self._client.post(
                 f"/v1/endpoints/{endpoint.name}/settle", json={"revision": endpoint.revision}
@@ -81,7 +81,7 @@ class RegistryCache:
             log.info("settling failed; tried again", extra={"endpoint": endpoint.name, "problem": str(error)})
 
     async def end_shadow(self, endpoint: Endpoint) -> None:
-        """End an endpoint's shadow, because its time is over. On an error, log it: then it is ended later."""
+        """End an endpoint's shadow in the registry. Errors are logged; the next call tries again."""
         assert endpoint.shadow is not None
         try:
             response = await self._client.delete(
@@ -95,12 +95,12 @@ class RegistryCache:
             )
 
     async def progress(self, endpoint: str, id: str, phase: RolloutPhase, step: int, reason: str) -> bool:
-        """Write a decision about a canary. Return False if it was not stored: then it is decided again."""
+        """Write a decision about a canary. Return False if it was not stored, so that it is made again."""
         body = {"id": id, "phase": phase, "step": step, "reason": reason[:2000]}
         return await self._decide(f"/v1/endpoints/{endpoint}/rollout/progress", body)
 
     async def complete(self, endpoint: str, id: str, reason: str) -> bool:
-        """Write that an experiment is complete. Return False if it was not stored: then it is tried again."""
+        """Mark an experiment as complete. Return False if that was not stored, so that it is tried again."""
         body = {"id": id, "reason": reason[:2000]}
         return await self._decide(f"/v1/endpoints/{endpoint}/experiment/complete", body)
 

@@ -17,20 +17,20 @@ VERDICTS = Counter("tidegate_router_canary_verdicts_total", "Verdicts about cana
 
 
 class RolloutMetrics:
-    """The gauges of running rollouts. Those of ended ones are removed."""
+    """Sets the gauges of running rollouts, and removes the gauges of ended rollouts."""
 
     def __init__(self) -> None:
         self._known: dict[str, set[str]] = {}
 
     def show(self, endpoint: str, share: int, evidence: Mapping[str, Mapping[str, Any]]) -> None:
-        """Set the gauges of one endpoint's rollout. ``evidence``: by metric, as in the router's API."""
+        """Set the gauges of an endpoint's rollout. ``evidence``: by metric, as in the router's API."""
         SHARE.labels(endpoint).set(share)
         for metric, each in evidence.items():
             HARM.labels(endpoint, metric).set(each["e_worse"] / each["roll_back_at"])
         self._known.setdefault(endpoint, set()).update(evidence)
 
     def keep(self, endpoints: set[str]) -> None:
-        """Remove the gauges of all other endpoints."""
+        """Remove the gauges of all endpoints except ``endpoints``."""
         for endpoint in self._known.keys() - endpoints:
             SHARE.remove(endpoint)
             for metric in self._known.pop(endpoint):

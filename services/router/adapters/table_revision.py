@@ -1,4 +1,4 @@
-"""The route table's revision (epoch, n). The greater one is newer."""
+"""The route table's revision (epoch, n). A greater revision is newer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.router.adapters import shared_file
 
 
 class TableRevision:
-    """The revision: ``epoch`` is that of the router's lease, ``n`` counts the table's changes in this epoch.
+    """The revision. ``epoch`` comes from the router's lease. ``n`` counts the table's changes in this epoch.
 
     The epoch is stored on disk, so that the next epoch is greater even if the store of jobs is lost.
     """
@@ -25,11 +25,11 @@ class TableRevision:
 
     @property
     def text(self) -> str:
-        """Return the epoch as a text of fixed length, so that the texts sort like the numbers."""
+        """Return the epoch as text of fixed length, so that texts sort like numbers."""
         return f"{self.epoch:014d}"
 
     def begin(self, epoch: int) -> None:
-        """Start a new epoch. It is on disk before its first table is published."""
+        """Start a new epoch, and store it on disk before its first table is published."""
         self.epoch, self.n = epoch, 0
         shared_file.replace(self._path, orjson.dumps({"epoch": self.text}))
 

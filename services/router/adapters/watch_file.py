@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS windows (
 
 
 class WatchFile:
-    """The closed minutes and hours. Several threads may call it; only the leading router writes."""
+    """Stores the closed minutes and hours. Several threads may use it. Only the leader writes."""
 
     def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
         self.db = Database(path, SCHEMA, owner="router", timeout_s=timeout_s)

@@ -23,7 +23,7 @@ log = telemetry.logger(__name__)
 KEEPALIVE_S = 5.0
 # At most this many addresses of a name are tried. They share the timeout equally.
 MAX_ADDRESSES = 4
-# Only the status of a response is used, so the rest of its body is not read.
+# Most bytes of a response's body that are read. Only the status is used.
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROBLEM_LENGTH = 200
 
@@ -55,7 +55,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address that answers. Raise :class:`AddressRefused` if none is allowed.
 
-        ``timeout`` is ignored: all addresses together have ``connect_s``.
+        ``timeout`` is ignored: ``connect_s`` is the limit for all addresses together.
         """
         addresses = await self._resolve(host, port)
         allowed = [each for each in addresses if self._allow_private or is_public(ip_address(each))]
@@ -127,7 +127,7 @@ class WebhookSender:
         self._network.close()
 
     async def post(self, target: WebhookTarget, body: bytes, headers: Mapping[str, str]) -> WebhookAttempt:
-        """Send a webhook once. Errors are part of the result."""
+        """Send a webhook once. The result holds errors."""
         began = time.perf_counter()
         status: int | None = None
         problem, retry_after = "", None
@@ -136,7 +136,7 @@ class WebhookSender:
                 status, retry_after = await self._exchange(target, body, headers)
         except TimeoutError:
             problem = f"no answer within {self._timeout_s:g} s"
-        except Exception as error:  # any error of the client is the attempt's result
+        except Exception as error:  # any error of the HTTP client is a failed attempt
             problem = str(error) or type(error).__name__
         took_ms = (time.perf_counter() - began) * 1e3
         return WebhookAttempt(status, problem[:MAX_PROBLEM_LENGTH], took_ms, retry_after)

@@ -82,7 +82,7 @@ async def list_all(
 async def history(
     request: Request, endpoint: str | None = None, limit: int = Query(100, ge=1, le=10_000)
 ) -> dict[str, Any]:
-    """List when alerts last started to fire and were resolved, newest first."""
+    """List the last alerts that fired or were resolved, newest first."""
     events = await asyncio.to_thread(_runner(request).file.events, endpoint, limit)
     return {"items": [formats.public(each) for each in events]}
 

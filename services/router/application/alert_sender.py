@@ -89,7 +89,7 @@ class AlertSender:
             )
 
     async def send(self, message: AlertMessage, receiver: Receiver) -> WebhookAttempt:
-        """Send a message once. Return errors as part of the result."""
+        """Send a message once. The result holds errors."""
         if receiver.kind == "email":
             return await self._mail.send(message.body)
         target = read_url(receiver.to)

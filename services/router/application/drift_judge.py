@@ -232,7 +232,7 @@ class DriftJudge:
             await asyncio.to_thread(self._save, {places[name] for name in due})
 
     async def _read_baselines(self, desired: DesiredState, keys: Iterable[VersionKey]) -> None:
-        """Every ``REPEAT_S`` seconds, read training baselines and forget versions that no longer exist."""
+        """Read training baselines and forget versions that no longer exist, every ``REPEAT_S`` seconds."""
         if time.monotonic() - self._repeated_at < REPEAT_S:
             return
         self._repeated_at = time.monotonic()

@@ -1,9 +1,9 @@
 """Decide about a canary at each tick: hold, advance, promote, pause or roll back. Pure.
 
 The canary's share grows in steps. A step ends when its hold time is over, it has enough requests, and no
-metric shows harm. The step of 100 percent is the promotion, because no baseline is left to compare with. It
-needs every metric to show that the canary is fine. If evidence is missing for too long, the canary pauses and
-says what is missing.
+metric shows harm. The step of 100 percent is the promotion, because no baseline is left to compare with. A
+promotion needs every metric to show that the canary is fine. If evidence is missing for too long, the canary
+pauses, and its reason names the missing evidence.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Phase = Literal["running", "paused", "promoted", "rolled_back"]
 
 STEPS = (1, 5, 25, 50, 100)
 HEALTHY = CanaryHealth()
-# The name of a metric that counts seconds is that of the metric that counts requests, with this ending.
+# A metric that counts seconds has the name of the metric that counts requests, with this suffix.
 SECONDS = "_seconds"
-# The part of alpha that all metrics of seconds share. It is small, because they are slower than the others.
+# The share of alpha for all metrics of seconds together. Small, because the other metrics find harm sooner.
 _ALPHA_OF_SECONDS = 0.05
-# For each metric: the ratio of bad events to the baseline's that still counts as equal, the ratio that counts
-# as harmful, and the factors by which one block and one tick may multiply the evidence. If a replica stalls,
-# many requests are slow together; errors do not come together.
+# For each metric: the largest ratio of bad events (canary to baseline) that is accepted, the ratio that is
+# harmful, and the largest factors by which one block and one tick multiply the evidence. Latency has finite
+# factors, because one stall of a replica makes many requests slow together. Errors come one by one.
 MARGINS = {
     "errors": (1.25, 2.0, inf, inf),
     "slow": (1.15, 1.6, 12.0, 3.0),
@@ -44,13 +44,13 @@ OTHER_MARGINS = (1.15, 1.6, 12.0, 3.0)
 
 @dataclass(frozen=True, slots=True)
 class CanaryPolicy:
-    """The rules by which a canary is judged. ``steps``: percent of the traffic.
+    """The settings for judging a canary. ``steps``: percent of the traffic.
 
     ``hold_s``: the shortest time of a step. ``min_samples``: the fewest requests of the canary in a step.
     ``alpha``: the accepted probability that a canary is rolled back although it is as good as its baseline.
-    ``tolerance``: a rate of bad events that may be added to the baseline's. It decides where the baseline has
-    too few bad events to compare. ``patience_s``: after this time in a step without enough evidence, the
-    canary pauses.
+    ``tolerance``: a canary is also fine if its rate of bad events exceeds the baseline's by at most this. It
+    matters if the baseline has too few bad events to compare. ``patience_s``: after this time in a step
+    without enough evidence, the canary pauses.
     """
 
     steps: tuple[int, ...] = STEPS
@@ -63,7 +63,7 @@ class CanaryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CanaryState:
-    """A canary so far. ``step``: its index. ``since``: when the step began, in seconds since the epoch.
+    """A canary so far. ``step``: the step's index. ``since``: when the step began (seconds since the epoch).
 
     ``samples``: the canary's requests in this step. ``evidence``: by metric, over all steps.
     """
@@ -104,8 +104,8 @@ def judge(
     """Decide about a canary after one tick.
 
     ``ticks``: by metric, the counts since the last tick. ``requests``: the canary's requests since then. A
-    canary that has ended keeps its state. A paused one is judged as well, so that it can be rolled back.
-    ``unjudged``: what a promotion needs before a metric can be judged.
+    canary that has ended keeps its state. A paused canary is judged too, so that it can be rolled back.
+    ``unjudged``: why a metric cannot be judged yet, which prevents the promotion; empty if all can.
     """
     if state.phase in ("promoted", "rolled_back"):
         return CanaryDecision("hold", state.reason, state)
@@ -144,7 +144,7 @@ def _progress(
 
 
 def missing(policy: CanaryPolicy, state: CanaryState, now: float, *, last: bool) -> list[str]:
-    """Return what a step lacks before it can end; empty if nothing. For the last step, all metrics count."""
+    """Return the conditions that a step does not meet yet. The last step also needs evidence of no harm."""
     lacking = []
     left = policy.hold_s - (now - state.since)
     if left > 0:
@@ -164,14 +164,14 @@ def no_evidence(metric: str) -> Evidence:
 
 
 def decides_promotion(metric: str) -> bool:
-    """Return True if a promotion needs evidence about a metric. Seconds are too few for that."""
+    """Return True if a promotion needs evidence about a metric. Metrics of seconds have too few events."""
     return not metric.endswith(SECONDS)
 
 
 def roll_back_at(policy: CanaryPolicy, evidence: Container[str], metric: str) -> float:
     """Return the e-value at which a metric rolls a canary back: m / alpha for m metrics of the same kind.
 
-    Metrics of latency count from the start, although they have no evidence before the quantiles are frozen.
+    m always includes the metrics of latency, although they have no evidence before the quantiles are frozen.
     """
     if metric.endswith(SECONDS):
         return _OF_SECONDS / (policy.alpha * _ALPHA_OF_SECONDS)
@@ -182,8 +182,8 @@ def roll_back_at(policy: CanaryPolicy, evidence: Container[str], metric: str) ->
 def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:
     """Return why a canary must be rolled back; empty if it need not.
 
-    Slow requests count only if their seconds point the same way. Otherwise, two stalls of a replica would be
-    enough, because a stall makes many requests slow together.
+    Slow requests roll a canary back only if the metric of slow seconds also points to harm. Otherwise, two
+    stalls of a replica would be enough, because a stall makes many requests slow together.
     """
     for metric, each in evidence.items():
         limit = roll_back_at(policy, evidence, metric)
@@ -201,7 +201,7 @@ def _harm(policy: CanaryPolicy, evidence: dict[str, Evidence]) -> str:
 
 
 def _unproven(policy: CanaryPolicy, metric: str, each: Evidence) -> str:
-    """Return what is missing to show that a metric does no harm; empty if nothing."""
+    """Return the evidence that is missing to show that a metric is fine; empty if none is missing."""
     e_fine = each.e_fine
     if e_fine >= 1 / policy.alpha:
         return ""

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# A canary without ready replicas is rolled back if its model has failed to load for this time.
+# A canary without ready replicas is rolled back if its model has failed to load for this many seconds.
 LOAD_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryHealth:
-    """A canary's obstacles. Both are empty if it has a ready replica, or if its status is unknown.
+    """Obstacles of a canary. Both texts are empty if it has a ready replica, or if its status is unknown.
 
-    ``waits``: why it gets no requests now. ``broken``: why it never will, so that it must be rolled back.
+    ``waits``: why it gets no requests now. ``broken``: why it must be rolled back.
     """
 
     waits: str = ""
@@ -22,7 +22,7 @@ class CanaryHealth:
 
 
 def health_of(name: str, ready: int, status: Mapping[str, Any] | None, now: float) -> CanaryHealth:
-    """Return the health of a canary. ``status``: from the autoscaler; None: it has not published one."""
+    """Return the health of a canary. ``status``: from the autoscaler; None if none is published."""
     if ready or status is None:
         return CanaryHealth()
     conditions = {each["type"]: each for each in status.get("conditions", ())}

@@ -66,7 +66,7 @@ class DeadLetter:
         return fields
 
     def log_ids(self) -> dict[str, str]:
-        """Return the ids that log lines have: the id of the caller's request, and that of the job."""
+        """Return the ids for log lines: the id of the caller's request, and the job's id if it is a job."""
         return {"request_id": self.trace[:LONGEST_ID]} | ({"job": self.id} if self.kind == "job" else {})
 
 
@@ -109,9 +109,9 @@ class Overdue(NamedTuple):
 
 
 def overdue(letters: Sequence[DeadLetter], now: float, limits: DeadLetterLimits) -> Overdue:
-    """Return what must be deleted: letters above a limit of age or number, and payloads above that of bytes.
+    """Return letters above the limits of age or number, and payloads above the limit of bytes.
 
-    ``letters``: oldest first, and the oldest are deleted first.
+    ``letters``: oldest first. The oldest are deleted first.
     """
     beyond = len(letters) - limits.max_letters
     deleted: list[DeadLetter] = []
@@ -130,7 +130,7 @@ def overdue(letters: Sequence[DeadLetter], now: float, limits: DeadLetterLimits)
 
 
 def without_claim(request: Request, data: Sequence[Buffer]) -> list[Buffer]:
-    """Return a request's frame in pieces, with the tensors ``data`` instead of the claim to them."""
+    """Return a request's frame in pieces, with the tensors ``data`` in place of its claim."""
     head = envelope.request_head(
         request.id,
         request.deadline_ms,
@@ -158,7 +158,7 @@ def job_of_letter(
     now_ms: int,
     expires_ms: int,
 ) -> NewJob:
-    """Return the job that replays a letter. ``data``: its tensors, or the claim to them."""
+    """Return the job that replays a letter. ``data``: the request's tensors, or a claim to them."""
     safe = route["retry"] == "safe"
     flags = request.flags & ~(envelope.STREAM | envelope.CLAIM | envelope.RETRY_SAFE)
     flags |= envelope.RETRY_SAFE if safe else 0
@@ -189,7 +189,7 @@ def job_of_letter(
 
 
 def endpoint_of(endpoints: dict[str, Any], deployment: str, model: str) -> str:
-    """Return the Endpoint that has a Deployment as a target; if none has, return the model's name."""
+    """Return the Endpoint that has a Deployment as a target; without one, return the model's name."""
     for name, endpoint in endpoints.items():
         if any(target["deployment"] == deployment for target in endpoint["targets"]):
             return name
@@ -197,7 +197,7 @@ def endpoint_of(endpoints: dict[str, Any], deployment: str, model: str) -> str:
 
 
 def matching(letters: Iterable[DeadLetter], deployment: str | None, cause: str | None) -> list[DeadLetter]:
-    """Return the letters of this Deployment and cause; None: of any."""
+    """Return the letters of this Deployment (None: any) and this cause (None: any)."""
     return [
         letter
         for letter in letters

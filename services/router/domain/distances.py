@@ -1,4 +1,4 @@
-"""Distances between two histograms of the same bins, and their quantiles when nothing has changed. Pure.
+"""Distances between two histograms with the same bins, and their quantiles if nothing has changed. Pure.
 
 ``p`` is the baseline, ``q`` the window. Both are counts.
 """
@@ -16,7 +16,7 @@ from tidegate.kernel.profiles.bins import Bins
 
 Counts = npt.NDArray[Any]
 
-# Draws for a quantile. The 99.9 % point of 2,000 draws is the third largest.
+# Random draws for a quantile. The 99.9 % quantile of 2,000 draws is the third largest draw.
 DRAWS = 2000
 # A share of 0 would make the PSI infinite.
 LEAST_SHARE = 1e-4
@@ -28,7 +28,7 @@ class Distances:
 
     ``js``: Jensen-Shannon distance, base 2, from 0 to 1. ``ks``: the largest difference of the cumulative
     shares. ``psi``: population stability index. ``wasserstein``: distance in standard deviations of the
-    baseline. The last ones are None if the bins have no order.
+    baseline. ``ks`` and ``wasserstein`` are None if the bins have no order.
     """
 
     psi: float
@@ -66,7 +66,7 @@ def kolmogorov_smirnov(p: Counts, q: Counts) -> npt.NDArray[np.float64]:
 
 
 def wasserstein(p: Counts, q: Counts, bins: Bins, sd: float | None) -> float | None:
-    """Return the Wasserstein distance in standard deviations. Each bin counts as values at its middle."""
+    """Return the Wasserstein distance in standard deviations. All values of a bin are put at its middle."""
     if not sd or not bins.cuts:
         return None
     edges = np.array([min(bins.low, bins.cuts[0]), *bins.cuts, max(bins.high, bins.cuts[-1])])
@@ -76,7 +76,7 @@ def wasserstein(p: Counts, q: Counts, bins: Bins, sd: float | None) -> float | N
 
 
 def null_quantiles(p: Counts, q: Counts, quantile: float) -> tuple[float, float]:
-    """Return this quantile of the distances js and ks between samples of one distribution.
+    """Return this quantile of js and of ks between two samples of the same distribution.
 
     A parametric bootstrap: both samples are drawn from the pooled shares, with the sizes of ``p`` and ``q``
     (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16).

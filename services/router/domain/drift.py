@@ -1,10 +1,10 @@
 """Compare a window of sampled rows with a baseline, column by column, and decide what has drifted. Pure.
 
-A column is above its limit if one of two distances is. The Jensen-Shannon distance finds changes of shape.
-The Kolmogorov-Smirnov distance finds small shifts more reliably (``tests/unit/router/test_drift.py`` has both
-rates). Fixed limits raise false alarms in small windows. So a limit is never below the distance that equal
-data reaches in 1 of 1,000 windows of that size. A column has drifted if it was above its limit in two windows
-in a row.
+Two distances are computed for each column. The column is above its limit if one of them is too large. The
+Jensen-Shannon distance finds changes of shape. The Kolmogorov-Smirnov distance finds small shifts more
+reliably (``tests/unit/router/test_drift.py`` has both rates). Fixed limits raise false alarms in small
+windows. So a limit is never below the distance that equal data reaches in 1 of 1,000 windows of that size. A
+column has drifted if it was above its limit in two windows in a row.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from tidegate.kernel.profiles.profile import NumberCounts, Profile, ValueCounts
 
 ColumnState = Literal["steady", "suspect", "drifted", "unknown"]
 MISSING, OTHER = "missing", "other"
-# The most values of a string column that are compared by name.
+# The most values of a string column that are compared one by one. All other values are compared as one.
 VALUES_COMPARED = 31
 
 
 @dataclass(frozen=True, slots=True)
 class DriftPolicy:
-    """The rules of a verdict.
+    """The settings for a verdict on drift.
 
-    ``min_rows``: the fewest rows of a window, and of its baseline. ``js``, ``ks``: the lowest limits of the
-    distances. ``quantile``: the quantile of equal data that a limit is never below.
+    ``min_rows``: the fewest rows of a window and of its baseline. ``js``, ``ks``: the lowest limits of the
+    distances. ``quantile``: a limit is never below this quantile of the distances between equal data.
     """
 
     min_rows: int = 3000
@@ -49,7 +49,7 @@ class DriftPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ColumnDrift:
-    """The verdict on a column, with the limits that held. ``score``: the distance in parts of its limit."""
+    """The verdict on a column, with the limits that applied. ``score``: the distance divided by its limit."""
 
     state: ColumnState
     distances: Distances | None = None
@@ -61,7 +61,7 @@ class ColumnDrift:
 
     @property
     def score(self) -> float:
-        """Return the larger distance as a part of its limit; 1 or more is above the limit."""
+        """Return the larger ratio of a distance to its limit; 1 or more is above the limit."""
         if self.distances is None:
             return 0.0
         return max(self.distances.js / self.js_limit, (self.distances.ks or 0.0) / self.ks_limit)
@@ -102,12 +102,12 @@ class Comparison:
 
     @property
     def drifted(self) -> list[str]:
-        """Return the columns that have drifted, the largest score first."""
+        """Return the columns that have drifted, largest score first."""
         return [name for name in self.ranked if self.columns[name].state == "drifted"]
 
     @property
     def ranked(self) -> list[str]:
-        """Return the names of all columns, the largest score first."""
+        """Return the names of all columns, largest score first."""
         return sorted(self.columns, key=lambda name: (-self.columns[name].score, name))
 
 

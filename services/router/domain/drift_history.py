@@ -21,7 +21,7 @@ from tidegate.kernel.profiles.profile import Profile
 
 # Bins are learned when this many rows have been summarized.
 LEARN_ROWS = 1000
-# The most summaries of a column. Each has at most 257 numbers.
+# The most summaries that are kept for a column. A summary has at most 257 numbers.
 MAX_SUMMARIES = 1000
 POINTS_KEPT = 500
 TOP_COLUMNS = 10
@@ -38,7 +38,7 @@ class WindowLimits:
 
 @dataclass(slots=True)
 class Window:
-    """The sampled rows of a time. Times are seconds since the epoch."""
+    """The profile of the rows that were sampled between two times (seconds since the epoch)."""
 
     begin: float
     end: float
@@ -50,7 +50,7 @@ class Window:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Window:
-        """Return the window that :meth:`to_json` returned."""
+        """Return the window from a document of :meth:`to_json`."""
         return cls(float(found["begin"]), float(found["end"]), Profile.from_json(found["profile"]))
 
 
@@ -77,7 +77,7 @@ class KeptRows:
 
 @dataclass(slots=True)
 class DriftHistory:
-    """The memory of one version's drift.
+    """The bins, the baseline, the windows and the verdicts of one version.
 
     ``bins`` come from a training baseline, from the predecessor, or from the first rows. ``comparison`` is
     the verdict on the last closed window, ``last``.
@@ -98,11 +98,11 @@ class DriftHistory:
 
     @property
     def bins_id(self) -> str:
-        """Return the id of the bins; empty while there are none."""
+        """Return the id of the bins; empty while they are not known."""
         return "" if self.bins is None else bins_id(self.bins)
 
     def use_training(self, baseline: Baseline | None) -> None:
-        """Compare with this training data from now on. None: there is none (any more)."""
+        """Compare with this training baseline from now on. None: the version has none (any more)."""
         if baseline is None:
             if self.baseline is not None and self.baseline.source == "training":
                 self.reset()
@@ -134,7 +134,7 @@ class DriftHistory:
             self.bins.setdefault(name, FIXED_BINS)
 
     def add(self, piece: ProfilePiece) -> None:
-        """Add a replica's piece. A piece with other bins is ignored: its replica reads the new ones soon."""
+        """Add a replica's piece. Ignore a piece with other bins; its replica will read the new bins soon."""
         self.dropped += piece.dropped
         if piece.rows_key:
             self.kept.append(KeptRows(piece.rows_key, piece.rows, piece.end))
@@ -150,7 +150,7 @@ class DriftHistory:
         self.open.profile.add(piece.profile)
 
     def drop_rows(self, limit: int, now: float) -> list[str]:
-        """Forget raw rows above the limit, oldest first, and those that have expired. Return their keys."""
+        """Forget raw rows above ``limit``, oldest first, and expired ones. Return the keys of their blobs."""
         total, kept = 0, list[KeptRows]()
         for each in reversed(self.kept):
             if total < limit and now - each.at < ROWS_KEPT_S:
@@ -176,7 +176,7 @@ class DriftHistory:
     def close(self, now: float, limits: WindowLimits, policy: DriftPolicy) -> bool:
         """Close the open window if it is full or old, and judge it. Return True if it was closed.
 
-        The first full window becomes the baseline, unless there is one.
+        If the version has no baseline, the first full window becomes the baseline.
         """
         window = self.open
         if window is None or self.bins is None:
@@ -213,8 +213,8 @@ class DriftHistory:
     def against(self, other: DriftHistory | None, policy: DriftPolicy) -> Comparison | None:
         """Compare the last window with another version's last window; None if that is not possible.
 
-        Only columns with the same bins are compared. There is one window of each, so a column above its
-        limit is only suspect.
+        Only columns with the same bins are compared. This comparison uses one window of each version, so a
+        column above its limit is only suspect.
         """
         if other is None or other.last is None or self.last is None or other.bins is None or not self.bins:
             return None
@@ -222,7 +222,7 @@ class DriftHistory:
         return compare(other.last.profile, self.last.profile, same, (), policy)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the memory for JSON."""
+        """Return the history for JSON."""
         return {
             "v": 1,
             "bins": None if self.bins is None else {name: b.to_json() for name, b in self.bins.items()},
@@ -238,7 +238,7 @@ class DriftHistory:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any], policy: DriftPolicy) -> DriftHistory:
-        """Return the memory that :meth:`to_json` returned. Raise ValueError, KeyError or TypeError.
+        """Return the history from a document of :meth:`to_json`. Raise ValueError, KeyError or TypeError.
 
         The last window is judged again.
         """

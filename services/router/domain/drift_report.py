@@ -13,9 +13,9 @@ WORST = 5
 
 
 def versions_of(desired: DesiredState, name: str) -> list[tuple[str, int]]:
-    """Return the versions (model, number) behind a name, those with traffic first; empty if it is unknown.
+    """Return the versions (model, number) behind a name; empty if the name is unknown.
 
-    The name is an endpoint's, a Deployment's or a model's.
+    The name is that of an endpoint, a Deployment or a model. Versions with traffic come first.
     """
     by_name = {each.name: (each.model, each.version) for each in desired.deployments}
     endpoint = next((each for each in desired.endpoints if each.name == name), None)
@@ -38,7 +38,7 @@ def deployments_of(endpoint: Endpoint) -> list[str]:
 
 
 def places(desired: DesiredState, key: tuple[str, int]) -> dict[str, list[str]]:
-    """Return the Deployments of a version, and the endpoints that send traffic there."""
+    """Return the Deployments of a version, and the endpoints that send traffic to them."""
     deployments = [each.name for each in desired.deployments if (each.model, each.version) == key]
     endpoints = [each.name for each in desired.endpoints if set(deployments_of(each)) & set(deployments)]
     return {"deployments": deployments, "endpoints": endpoints}
@@ -47,7 +47,7 @@ def places(desired: DesiredState, key: tuple[str, int]) -> dict[str, list[str]]:
 def state_of(history: DriftHistory) -> tuple[str, str]:
     """Return the state of a version's drift, and the reason if there is no verdict.
 
-    ``learning``: there is no baseline yet. ``unknown``: no window has enough rows. Else the worst column's.
+    ``learning``: no baseline yet. ``unknown``: no window has enough rows. Otherwise the worst column's state.
     """
     if history.bins is None:
         return "learning", f"{history.learned_rows} of {LEARN_ROWS} rows to learn the bins from"
@@ -62,7 +62,7 @@ def state_of(history: DriftHistory) -> tuple[str, str]:
 def summary(
     model: str, version: int, history: DriftHistory, limits: WindowLimits, against: Comparison | None
 ) -> dict[str, Any]:
-    """Return the line of a version in the snapshot, with its worst columns."""
+    """Return a version's item in the snapshot, with its worst columns."""
     state, reason = state_of(history)
     found = history.comparison
     return {
@@ -134,7 +134,7 @@ def _window(history: DriftHistory) -> dict[str, Any] | None:
 
 
 def _histograms(history: DriftHistory, names: Iterable[str]) -> dict[str, Any]:
-    """Return the shares of the worst columns of numbers, in the baseline and in the last window."""
+    """Return the histograms of these number columns, in the baseline and in the last window."""
     found: dict[str, Any] = {}
     if history.baseline is None or history.last is None or history.bins is None:
         return found

@@ -1,21 +1,22 @@
-"""Evidence that a canary is worse than its baseline, or that it is not. It may be read at any time. Pure.
+"""Evidence that a canary is worse than its baseline, or that it is not. Valid at any time. Pure.
 
-Each metric is a bad event: an error, or a request that is slower than a frozen quantile of the baseline. If
+A metric counts bad events: errors, or requests that are slower than a frozen quantile of the baseline. If
 the canary gets the share s of the requests and is r times as bad, a bad event falls into the canary with the
 probability p(r) = s*r / (1 - s + s*r). A likelihood ratio between two values of r, multiplied from tick to
 tick, is an e-process: under the null hypothesis it exceeds 1/alpha with a probability of at most alpha, no
 matter how often it is read (Lindon, Sanden and Shirikian, "Rapid Regression Detection in Software
 Deployments through Sequential Testing", KDD 2022, arXiv 2205.14762; here one-sided and with a margin).
 
-The share is the one of each tick's requests, so the steps of a canary may change it.
+The share s is computed for each tick, so it may change with the canary's steps.
 
-Bad events are not independent: a replica that stalls for a second makes all its requests slow. So the gain
-of one tick and that of one block of ``BLOCK_S`` seconds are limited. This only makes the evidence smaller, so
-its guarantee holds.
+Bad events are not independent: if a replica stalls for a second, all its requests are slow. So the evidence
+that one tick or one block of ``BLOCK_S`` seconds adds is limited. A limit only makes the evidence smaller, so
+the guarantee still holds.
 
-The same formula judges seconds instead of requests. Then each second counts once for the canary and once for
-the baseline, and its bad part is the part of its requests that were bad. Requests of one second may depend on
-each other in any way: for x in [0, 1], a**x <= 1 + x * (a - 1), so the expected factor is at most 1.
+The same formula can judge seconds instead of requests. Then each second is one event of the canary and one of
+the baseline, and it is bad to the degree to which its requests were bad (from 0 to 1). Requests of one second
+may depend on each other in any way: for x in [0, 1], a**x <= 1 + x * (a - 1), so the expected factor is at
+most 1.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from functools import lru_cache
 from math import exp, inf, lgamma, log, log1p
 from operator import add
 
-# The hypotheses, as multiples of the margin.
+# The alternative hypotheses: multiples of ``margin`` (WORSE) and of ``harmful`` (BETTER).
 WORSE = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 BETTER = (0.8, 0.67, 0.5, 0.33, 0.2, 0.1, 0.03)
-# Seconds of a block.
+# Length of a block in seconds.
 BLOCK_S = 10.0
 _NONE_WORSE, _NONE_FINE = (0.0,) * len(WORSE), (0.0,) * len(BETTER)
-# Above this, e-values are not computed: exp would overflow.
+# An e-value with a greater logarithm is treated as infinite, because exp would overflow.
 _MAX_LOG = 700.0
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The requests of one tick, and those of them with a bad event, of canary and baseline.
+    """The numbers of requests and of bad events in one tick, of the canary and of the baseline.
 
-    If seconds are judged, the numbers are 1, and the bad ones are parts of it.
+    If seconds are judged, the numbers of requests are 1, and those of bad events are between 0 and 1.
     """
 
     canary: int
@@ -50,12 +51,12 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The evidence about one metric: the sums of a null hypothesis against each of its alternatives.
+    """The evidence about one metric: a sum for each alternative of a null hypothesis.
 
     ``worse`` rejects "at most ``margin`` times as bad as the baseline". ``fine`` rejects "at least
-    ``harmful`` times as bad". Both are logarithms of likelihood ratios, up to the last complete block. The
-    ``open`` ones are those of the current ``block``. One block multiplies the evidence by up to
-    ``block_factor``, and one tick by up to ``tick_factor``.
+    ``harmful`` times as bad". Both are logarithms of likelihood ratios, up to the last complete block.
+    ``open_worse`` and ``open_fine`` are those of the current ``block``. One block multiplies the evidence by
+    up to ``block_factor``, and one tick by up to ``tick_factor``.
     """
 
     margin: float
@@ -73,7 +74,7 @@ class Evidence:
     base_bad: float = 0
 
     def add(self, tick: Tick, now: float) -> Evidence:
-        """Return the evidence with one more tick. A tick in which one side has no request adds none.
+        """Return the evidence with one more tick. The tick is ignored if one side has no requests.
 
         ``now``: the time of the tick in seconds.
         """
@@ -108,7 +109,7 @@ class Evidence:
         return _mean_exp(self._limited(self.worse, self.open_worse))
 
     def reaches(self, limit: float) -> bool:
-        """Return True if :attr:`e_worse` is at least ``limit``. This is faster than computing it."""
+        """Return True if :attr:`e_worse` is at least ``limit``. Faster than computing :attr:`e_worse`."""
         logs = self._limited(self.worse, self.open_worse)
         return max(logs) >= log(limit) and _mean_exp(logs) >= limit
 
@@ -119,14 +120,14 @@ class Evidence:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Return the rates of bad events of canary and baseline; 0 without requests."""
+        """Return the rate of bad events of the canary, and of the baseline; 0 without requests."""
         return self.canary_bad / max(self.canary, 1), self.base_bad / max(self.base, 1)
 
 
 def _added(
     sums: tuple[float, ...], steps: tuple[tuple[float, float], ...], tick: Tick, most: float
 ) -> tuple[float, ...]:
-    """Return the sums with the gain of one tick for each hypothesis, at most ``most``."""
+    """Add one tick to the sum of each hypothesis. One tick adds at most ``most``."""
     bad, base_bad = tick.canary_bad, tick.base_bad
     found = []
     for total, (ours, theirs) in zip(sums, steps, strict=True):
@@ -135,16 +136,16 @@ def _added(
     return tuple(found)
 
 
-@lru_cache(1024)  # the shares of ticks repeat, and those of seconds are all the same
+@lru_cache(1024)  # many ticks have the same share; ticks of seconds all do
 def _steps(alternatives: tuple[float, ...], null: float, share: float) -> tuple[tuple[float, float], ...]:
-    """Return the gains for one bad event of the canary and one of the baseline, for each hypothesis."""
+    """Return what a bad event of the canary, and one of the baseline, adds for each hypothesis."""
     p0 = _into_canary(null, share)
     into = [_into_canary(null * factor, share) for factor in alternatives]
     return tuple((log(p / p0), log((1 - p) / (1 - p0))) for p in into)
 
 
 def _into_canary(ratio: float, share: float) -> float:
-    """Return the probability that a bad event falls into the canary if it is ``ratio`` times as bad."""
+    """Return the probability that a bad event is the canary's if the canary is ``ratio`` times as bad."""
     return share * ratio / (1 - share + share * ratio)
 
 
@@ -156,7 +157,7 @@ def _mean_exp(logs: tuple[float, ...]) -> float:
 
 
 def upper_bound(bad: float, total: int, alpha: float) -> float:
-    """Return an upper bound of a rate of bad events that holds at all times with probability 1 - ``alpha``.
+    """Return an upper bound of a rate of bad events. It holds at all times with probability 1 - ``alpha``.
 
     The bound is the largest rate that the mixture of all binomial likelihoods under a uniform prior does not
     reject (Robbins, "Statistical methods related to the law of the iterated logarithm", 1970).

@@ -19,14 +19,14 @@ class CallerError:
 EXHAUSTED = "attempts_exhausted"
 NOT_RETRIED = "not_retried"
 UNDECODABLE = "undecodable"
-# The causes that workers send. A message from elsewhere may have any other text.
+# The causes that workers send. Other senders may send any text.
 CAUSES = frozenset({EXHAUSTED, NOT_RETRIED, UNDECODABLE})
 
 MAX_LOSS_LENGTH = 200
 
 
 def caller_error(cause: str, loss: str = "") -> CallerError | None:
-    """Return the error for the caller of a request that was given up; None: the caller is unknown.
+    """Return the error for the caller of a request that was given up; None if the caller is unknown.
 
     ``loss``: how the worker describes the end of the model's process.
     """
@@ -45,8 +45,8 @@ def caller_error(cause: str, loss: str = "") -> CallerError | None:
 def job_of(header: object, body: Buffer) -> bytes | None:
     """Return the id of a message's job, or None if it is unknown.
 
-    ``header`` has the id in hexadecimal digits. Without it, the id is read from the beginning of the frame,
-    which may be intact even if the rest cannot be decoded.
+    ``header`` has the id in hexadecimal digits. Without the header, the id is read from the beginning of the
+    frame, which may be intact even if the rest cannot be decoded.
     """
     if isinstance(header, str) and (id_ := read_id(header)) is not None:
         return id_

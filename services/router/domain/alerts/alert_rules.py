@@ -1,4 +1,4 @@
-"""The rules of alerts. Each decides about one endpoint, and has the same condition for Prometheus. Pure.
+"""The alert rules. A rule checks one endpoint, and has the same condition as a Prometheus expression. Pure.
 
 The burn rates follow "Alerting on SLOs" in Google's SRE workbook (chapter 5): a long window shows that the
 budget is at risk, and a short one shows that the problem still exists.
@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.service_level import ServiceLevel
 Severity = Literal["critical", "warning"]
 LEAST_REQUESTS = 20
 
-# The defaults of the limits.
+# The limits of endpoints that set none.
 ERROR_RATE = 5.0
 P99_RATIO = 2.0
 QUEUE_AGE_S = 10.0
@@ -26,7 +26,7 @@ RESTARTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """A condition that holds: value, limit, and a sentence. ``subject``: empty, or what it is about."""
+    """A rule's condition that holds. ``subject``: the thing it is about, such as a feature; often empty."""
 
     value: float
     limit: float
@@ -36,10 +36,12 @@ class Breach:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule. The alert fires if the condition holds for ``for_s``, and ends ``keep_s`` after it last held.
+    """A rule. Its alert fires when the condition has held for ``for_s`` seconds.
 
-    ``expression``: the same condition for Prometheus, over the router's metrics of endpoints. ``remedy``: a
-    command; ``{endpoint}`` is replaced.
+    The alert ends when the condition has not held for ``keep_s`` seconds.
+
+    ``expression``: the same condition for Prometheus, on the router's metrics. ``remedy``: a command with the
+    placeholder ``{endpoint}``.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Burn:
-    """A pair of windows, and the part of the budget that may be spent in the long one."""
+    """Two windows, and the share of the error budget that may be used up in the long window."""
 
     long_s: float
     short_s: float
@@ -66,7 +68,10 @@ SLOW = (Burn(3 * DAY, 6 * HOUR, 0.10),)
 
 
 def factor(burn: Burn, slo: ServiceLevel) -> float:
-    """Return the burn rate that spends this part of the budget in the long window (14.4 for 30 days)."""
+    """Return the burn rate that uses up ``burn.budget`` in the long window.
+
+    Example: 14.4 uses up 2 % of a 30-day budget in one hour.
+    """
     return burn.budget * slo.window_s / burn.long_s
 
 
@@ -121,7 +126,7 @@ def _target(slo: ServiceLevel, objective: str) -> float | None:
 
 
 def _rate(counts: Counts, bad: Callable[[Counts], int], target: float) -> float:
-    """Return the burn rate: 1 spends exactly the budget."""
+    """Return the burn rate. At 1, the budget is used up exactly when its window ends."""
     return bad(counts) / counts.requests / (1 - target / 100) if counts.requests else 0.0
 
 
@@ -286,7 +291,7 @@ def breaches(facts: Facts, rules: tuple[Rule, ...] = RULES) -> dict[tuple[str, s
 
 
 def limits_of(facts: Facts) -> dict[str, float]:
-    """Return the limits of the rules with one limit, as Prometheus compares them."""
+    """Return the limit of each rule that has only one limit. The rules for Prometheus compare with it."""
     given = facts.limits
     found: dict[str, float] = {
         "ErrorRate": given.error_rate or ERROR_RATE,

@@ -1,4 +1,4 @@
-"""Turn used up budgets and caps of cost into findings that alerts are made of. Pure."""
+"""Turn used-up budgets and reached cost caps into findings for alerts. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from services.router.domain.alerts.facts import Finding
 from services.router.domain.watch.readings import deployments_of
 from tidegate.kernel.protocol.models import Endpoint
 
-# The autoscaler's rules that limit replicas because of their cost.
+# Rules of the autoscaler that limit replicas because of their cost.
 COST_RULES = ("budget", "cost cap")
 
 
 def cost_findings(endpoints: Iterable[Endpoint], statuses: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Return one finding for each endpoint's Deployment whose replicas are limited by their cost."""
+    """Return one finding for each Deployment of an endpoint that a cost rule limits."""
     found = []
     for endpoint in endpoints:
         for name in deployments_of(endpoint):

@@ -1,4 +1,4 @@
-"""The error budgets of an endpoint's objectives: what is left, and how fast it burns. Pure."""
+"""The error budgets of an endpoint's objectives: the share that is left, and the burn rates. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.router.domain.alerts.facts import DAY, HOUR, Counts, totals
 from services.router.domain.watch.history import EndpointHistory
 from tidegate.kernel.protocol.service_level import ServiceLevel
 
-# The windows of the burn rates that are shown.
+# Windows for which burn rates are reported, in seconds.
 SHOWN = {"1h": HOUR, "6h": 6 * HOUR, "3d": 3 * DAY}
 
 
@@ -18,8 +18,8 @@ def error_budgets(
 ) -> Iterator[dict[str, Any]]:
     """Yield one document for each objective.
 
-    ``left``: the part of the budget that is left; it is negative if more was spent. A burn rate of 1 spends
-    exactly the budget in the window. None: there were no requests.
+    ``left``: the share of the budget that is left; negative if it was exceeded. A burn rate of 1 uses up the
+    budget exactly in the objective's window. None: no requests.
     """
     counts = totals(history, now, (*SHOWN.values(), slo.window_s))
     for objective, target in _targets(slo):

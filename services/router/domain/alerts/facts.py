@@ -1,4 +1,4 @@
-"""The facts about one endpoint that the rules of alerts read. Pure."""
+"""The facts about one endpoint that the alert rules read. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOUR = 3600.0
 DAY = 86_400.0
 # The windows of burn rates, as in chapter 5 of Google's SRE workbook.
 BURN_WINDOWS = (FIVE_MINUTES, 1800.0, HOUR, 6 * HOUR, 3 * DAY)
-# A minute with fewer answers has no useful 99th percentile, and a baseline needs this many minutes.
+# A minute with fewer answers has no useful 99th percentile. A baseline needs LEAST_MINUTES useful minutes.
 LEAST_ANSWERS = 50
 LEAST_MINUTES = 30
 
@@ -26,7 +26,7 @@ FindingRule = Literal["Drift", "QualityDrop", "CostCap"]
 
 
 class Counts(NamedTuple):
-    """Requests of a span: all, failed, and answered too slowly."""
+    """Numbers of requests in a span: all, failed, and answered too slowly."""
 
     requests: int = 0
     failed: int = 0
@@ -35,7 +35,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A finding of another part, such as the drift of a feature. ``subject``: what it is about."""
+    """A finding of another part, such as drift. ``subject``: the thing it is about, such as a feature."""
 
     rule: FindingRule
     endpoint: str
@@ -47,7 +47,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """An endpoint's usual 99th percentile in seconds: the median of its minutes, and one that few exceed."""
+    """The 99th percentiles of an endpoint's past minutes, in seconds.
+
+    ``p99_s`` is their median. At most 5 % of the minutes exceed ``high_s``.
+    """
 
     p99_s: float
     high_s: float
@@ -55,7 +58,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One endpoint now. ``recent``: the last five minutes, ``quarter``: the last fifteen."""
+    """One endpoint now. ``recent``: its last 5 minutes. ``quarter``: its last 15 minutes."""
 
     endpoint: str
     recent: Window
@@ -71,7 +74,7 @@ class Facts:
 def totals(
     history: EndpointHistory, now: float, windows: Sequence[float] = BURN_WINDOWS
 ) -> dict[float, Counts]:
-    """Return the counts of each window, from ticks, then minutes, then hours."""
+    """Return the counts of each window (seconds), from ticks and, before them, from minutes and hours."""
     found = dict.fromkeys(windows, Counts())
     for each in pieces(history, now - max(windows)):
         age = now - each.start
@@ -84,7 +87,7 @@ def totals(
 
 
 def pieces(history: EndpointHistory, since: float) -> Iterable[Brief]:
-    """Return the spans of the past without an overlap, in any order."""
+    """Return ticks, minutes and hours since a time, in any order. They do not overlap."""
     ticks = [_tick(each) for each in history.ticks]
     oldest = min((each.start for each in ticks), default=float("inf"))
     minutes = [each for each in history.briefs("minute", since) if each.start + 30.0 < oldest]
@@ -98,7 +101,7 @@ def _tick(window: Window) -> Brief:
 
 
 def baseline(minutes: Iterable[Brief]) -> Baseline | None:
-    """Return the usual 99th percentile of these minutes; None: there are too few with enough answers."""
+    """Return the baseline of these minutes; None if too few of them have enough answers."""
     found = sorted(each.p99 for each in minutes if each.p99 is not None and each.requests >= LEAST_ANSWERS)
     if len(found) < LEAST_MINUTES:
         return None
@@ -106,6 +109,6 @@ def baseline(minutes: Iterable[Brief]) -> Baseline | None:
 
 
 def usual(history: EndpointHistory, now: float) -> Baseline | None:
-    """Return the baseline of the last day, without the last quarter of an hour."""
+    """Return the baseline of the last day, without the last 15 minutes."""
     minutes = history.briefs("minute", now - DAY)
     return baseline(each for each in minutes if each.start < now - QUARTER)

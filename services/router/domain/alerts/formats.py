@@ -16,7 +16,7 @@ _COLOURS = {"critical": "#d40e0d", "warning": "#daa038", "resolved": "#2eb886"}
 
 
 def title(notification: Notification) -> str:
-    """Return one line: ``FIRING digits: ErrorRate, QueueAge``."""
+    """Return the title in one line, such as ``FIRING digits: ErrorRate, QueueAge``."""
     names = list(dict.fromkeys(each.rule for each in notification.alerts))
     return f"{notification.state.upper()} {notification.endpoint}: {', '.join(names)}"
 
@@ -32,7 +32,7 @@ def webhook_body(notification: Notification, at: float) -> bytes:
 
 
 def slack_body(notification: Notification) -> bytes:
-    """Return the JSON of Slack's incoming webhooks, which Mattermost and others accept too."""
+    """Return the JSON for Slack's incoming webhooks. Mattermost and others accept the same format."""
     attachments = [
         {
             "color": _COLOURS["resolved" if alert.state == "resolved" else alert.severity],
@@ -47,7 +47,7 @@ def slack_body(notification: Notification) -> bytes:
 
 
 def email_of(notification: Notification, id_: str, sender: str, to: str, at: float) -> EmailMessage:
-    """Return an e-mail. Its id is the same at each attempt, so mail servers detect duplicates."""
+    """Return an e-mail. Each attempt has the same Message-ID, so mail servers can detect duplicates."""
     message = EmailMessage()
     message["From"], message["To"] = sender, to
     message["Subject"] = f"[Tidegate] {title(notification)}"
@@ -59,7 +59,7 @@ def email_of(notification: Notification, id_: str, sender: str, to: str, at: flo
 
 
 def is_address(text: str) -> bool:
-    """Return True for NAME@DOMAIN that fits into an e-mail. One that does not fit would stop all messages."""
+    """Return True for a NAME@DOMAIN that an e-mail can have. Any other address would block all messages."""
     local, at, domain = text.partition("@")
     if not (at and local and domain) or any(each.isspace() for each in text) or "\0" in text:
         return False
@@ -67,7 +67,7 @@ def is_address(text: str) -> bool:
     try:
         message["To"] = text
         bytes(message)
-    except Exception:  # Python's parser of headers raises many kinds of errors
+    except Exception:  # Python's header parser raises many kinds of errors
         return False
     return True
 
@@ -92,7 +92,7 @@ def public(alert: Alert) -> dict[str, Any]:
 
 
 def escaped(text: str) -> str:
-    """Return text for Slack, where three characters have a meaning."""
+    """Escape ``&``, ``<`` and ``>``, which have a meaning in Slack's text."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

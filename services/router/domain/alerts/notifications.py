@@ -1,7 +1,7 @@
 """Decide which alerts are sent now, grouped by endpoint, and to which receivers. Pure.
 
-The decision compares each alert with what its receivers know. So a restart neither loses a message nor sends
-it twice.
+The decision compares the state of each alert with the state in its last message. So a restart neither loses a
+message nor sends it twice.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _RANK = {"critical": 0, "warning": 1}
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """A receiver of alerts. ``to``: a URL or an e-mail address. ``endpoint``: names with ``*`` and ``?``.
+    """A receiver of alerts. ``to``: a URL or an e-mail address.
 
-    ``severity``: the least severe alerts that it gets.
+    It gets alerts of ``severity`` and of worse ones. ``*`` and ``?`` are wildcards in ``endpoint``.
     """
 
     name: str
@@ -52,7 +52,11 @@ class Receiver:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """``group_s``: how long alerts of an endpoint are collected. ``repeat_s``: when they are repeated."""
+    """The timing of messages, in seconds.
+
+    ``group_s``: how long an endpoint's alerts are collected for one message. ``repeat_s``: how long until a
+    firing alert is sent again.
+    """
 
     group_s: float = 10.0
     repeat_s: float = 4 * 3600.0
@@ -60,7 +64,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """The alerts of one endpoint that are sent together."""
+    """The alerts of one endpoint that are sent in one message."""
 
     endpoint: str
     alerts: tuple[Alert, ...]
@@ -72,14 +76,14 @@ class Notification:
 
     @property
     def state(self) -> Literal["firing", "resolved"]:
-        """Return ``resolved`` if no alert of it fires."""
+        """Return ``firing`` if an alert of the notification fires, otherwise ``resolved``."""
         return "firing" if self.firing else "resolved"
 
 
 def due(
     alerts: Mapping[Key, Alert], silences: Iterable[Silence], now: float, pace: Pace
 ) -> tuple[list[Notification], dict[Key, Alert]]:
-    """Return what is sent now, and the alerts with what their receivers know after it."""
+    """Return the notifications to send now, and all alerts with ``notified`` as it is after sending."""
     silences = list(silences)
     after = dict(alerts)
     waiting: dict[str, list[Alert]] = {}
@@ -87,7 +91,7 @@ def due(
         if not _news(alert, now, pace):
             continue
         if silence_of(alert, silences, now) is not None:
-            if alert.state == "resolved":  # nothing is sent later about a silent alert that is over
+            if alert.state == "resolved":  # a silenced alert that has ended is not reported later
                 after[key] = replace(alert, notified="", notified_at=now)
             continue
         waiting.setdefault(alert.endpoint, []).append(alert)
@@ -108,7 +112,7 @@ def _since(alert: Alert) -> float:
 
 
 def _news(alert: Alert, now: float, pace: Pace) -> bool:
-    """Return True if no message has the alert's present state, or if its message must be repeated."""
+    """Return True if no message reported the alert's current state, or if its message must be repeated."""
     if alert.state == "firing":
         new = alert.notified != "firing" or alert.notified_at < alert.fired_at
         return new or now - alert.notified_at >= pace.repeat_s
@@ -116,6 +120,6 @@ def _news(alert: Alert, now: float, pace: Pace) -> bool:
 
 
 def for_receiver(notification: Notification, receiver: Receiver) -> Notification | None:
-    """Return the part of a notification for one receiver; None: no part."""
+    """Return the part of a notification that a receiver gets; None if it gets no part."""
     alerts = tuple(each for each in notification.alerts if receiver.wants(each))
     return Notification(notification.endpoint, alerts) if alerts else None

@@ -1,4 +1,4 @@
-"""Silences: alerts that match one are not sent until a time. Pure."""
+"""Silences: alerts that match a silence are not sent until it ends. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from services.router.domain.alerts.states import Alert
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A silence. The matchers are names with ``*`` and ``?``; all of them must match.
+    """A silence. Endpoint, rule and severity must all match; ``*`` and ``?`` are wildcards.
 
-    ``by``: the caller that made it. ``why``: its comment.
+    ``by``: the caller that created it. ``why``: the caller's reason.
     """
 
     id: str
@@ -27,12 +27,12 @@ class Silence:
     by: str
 
     def matches(self, alert: Alert) -> bool:
-        """Return True if the silence is about this alert."""
+        """Return True if the silence matches this alert."""
         pairs = ((self.endpoint, alert.endpoint), (self.rule, alert.rule), (self.severity, alert.severity))
         return all(fnmatchcase(value, pattern) for pattern, value in pairs)
 
     def active(self, now: float) -> bool:
-        """Return True while the silence lasts."""
+        """Return True if the silence has begun and has not ended."""
         return self.begins <= now < self.until
 
     def to_json(self) -> dict[str, Any]:
@@ -46,5 +46,5 @@ class Silence:
 
 
 def silence_of(alert: Alert, silences: Iterable[Silence], now: float) -> Silence | None:
-    """Return the silence of an alert now, or None."""
+    """Return the silence that applies to an alert now, or None."""
     return next((each for each in silences if each.active(now) and each.matches(alert)), None)

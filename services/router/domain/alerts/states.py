@@ -1,7 +1,7 @@
 """The states of alerts: pending, firing, resolved. Pure.
 
-A condition that holds makes its alert pending. After the rule's time the alert fires. It is resolved when the
-condition has not held for the rule's ``keep_s``, so that a value near its limit does not send many messages.
+When a condition holds, its alert is pending. After the rule's ``for_s`` the alert fires. It is resolved when
+the condition has not held for the rule's ``keep_s``, so that a value near its limit causes few messages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from services.router.domain.alerts.alert_rules import BY_NAME, Breach, Rule, Sev
 
 AlertState = Literal["pending", "firing", "resolved"]
 Key = tuple[str, str, str]
-# A resolved alert is kept for this long, so that its end is sent.
+# Seconds for which a resolved alert is kept, so that its end can be sent.
 RESOLVED_KEPT_S = 3600.0
 
 
@@ -22,7 +22,7 @@ RESOLVED_KEPT_S = 3600.0
 class Alert:
     """An alert of an endpoint. Times are seconds since the epoch; 0: not yet.
 
-    ``id`` names one firing. ``notified``: the state in the last message. ``notified_at``: when it was made.
+    ``id`` identifies one firing. ``notified`` is the state in the last message, ``notified_at`` its time.
     """
 
     endpoint: str
@@ -44,12 +44,12 @@ class Alert:
 
     @property
     def key(self) -> Key:
-        """Return endpoint, rule and subject, which name the alert."""
+        """Return endpoint, rule and subject, which identify the alert."""
         return self.endpoint, self.rule, self.subject
 
     @property
     def changed_at(self) -> float:
-        """Return when the alert got its present state."""
+        """Return when the alert got its current state."""
         return {"pending": self.since, "firing": self.fired_at, "resolved": self.resolved_at}[self.state]
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _held(
             endpoint, name, subject, rule.severity, "pending", now, now, breach.value, breach.limit,
             breach.summary, rule.remedy.format(endpoint=endpoint),
         )  # fmt: skip
-        if alert is not None and alert.notified == "firing":  # the receivers still wait for its end
+        if alert is not None and alert.notified == "firing":  # receivers think that it fires
             new = replace(
                 new, id=alert.id, fired_at=alert.fired_at, notified="firing", notified_at=alert.notified_at
             )
@@ -104,7 +104,7 @@ def _held(
 
 def _not_held(alert: Alert, rule: Rule | None, now: float) -> Alert | None:
     if alert.state == "pending":
-        # The receivers do not know yet that an earlier firing is over.
+        # If receivers do not know yet that an earlier firing is over, resolve the alert. Otherwise drop it.
         return replace(alert, state="resolved", resolved_at=now) if alert.notified == "firing" else None
     if alert.state == "firing":
         if rule is not None and now - alert.held_at < rule.keep_s:
@@ -114,7 +114,7 @@ def _not_held(alert: Alert, rule: Rule | None, now: float) -> Alert | None:
 
 
 def end_removed(alerts: Mapping[Key, Alert], endpoints: Collection[str], now: float) -> dict[Key, Alert]:
-    """Return the alerts, with an end for those of removed endpoints, so that their receivers hear of it."""
+    """Resolve the alerts of removed endpoints, so that receivers are notified. Return all alerts."""
     found: dict[Key, Alert] = {}
     for key, alert in alerts.items():
         if alert.endpoint in endpoints or alert.state == "resolved":
@@ -125,7 +125,7 @@ def end_removed(alerts: Mapping[Key, Alert], endpoints: Collection[str], now: fl
 
 
 def changes(before: Mapping[Key, Alert], after: Mapping[Key, Alert]) -> list[Alert]:
-    """Return the alerts that fire or are resolved since ``before``, for the history."""
+    """Return the alerts that fired or were resolved since ``before``, for the history."""
     found = []
     for key, alert in after.items():
         old = before.get(key)

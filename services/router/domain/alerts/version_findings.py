@@ -1,4 +1,4 @@
-"""Turn the drift and the quality of versions into findings that alerts are made of. Pure."""
+"""Turn the drift and the quality of versions into findings for alerts. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from services.router.domain.alerts.facts import Finding
 
 SHOWN = 5
-# The states of drift, the worst first.
+# Drift states, worst first.
 DRIFT_STATES = ("drifted", "suspect", "steady", "learning", "unknown")
 
 Line = Mapping[str, Any]
 
 
 def drift_findings(items: Iterable[Line]) -> list[Finding]:
-    """Return one finding for each drifted version and endpoint, from the lines of ``GET /v1/drift``."""
+    """Return one finding for each endpoint of each drifted version. ``items``: of ``GET /v1/drift``."""
     found = []
     for item in items:
         drifted = item.get("drifted") or []
@@ -32,9 +32,9 @@ def drift_findings(items: Iterable[Line]) -> list[Finding]:
 
 
 def quality_findings(items: Iterable[Line], places: Iterable[Line]) -> list[Finding]:
-    """Return one finding for each version whose quality dropped, and each of its endpoints.
+    """Return one finding for each endpoint of each version with dropped quality.
 
-    ``items``: the lines of ``GET /v1/quality``. ``places``: those of ``GET /v1/drift``, which have endpoints.
+    ``items``: of ``GET /v1/quality``. ``places``: the items of ``GET /v1/drift``, which name the endpoints.
     """
     endpoints = {(each["model"], each["version"]): each.get("endpoints", ()) for each in places}
     found = []
@@ -55,7 +55,7 @@ def quality_findings(items: Iterable[Line], places: Iterable[Line]) -> list[Find
 
 
 def drift_states(items: Iterable[Line]) -> dict[str, str]:
-    """Return the worst state of drift of each endpoint's versions."""
+    """Return the worst drift state among the versions of each endpoint."""
     found: dict[str, list[str]] = {}
     for item in items:
         for endpoint in item.get("endpoints", ()):

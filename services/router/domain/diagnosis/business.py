@@ -10,26 +10,26 @@ from services.router.domain.diagnosis.finding import Remedy, Symptom, span, usua
 from services.router.domain.diagnosis.latency import more_replicas
 from services.router.domain.watch.window import Window
 
-# Adoption: callers must fall to this part of the days before, and by this many standard errors.
+# Adoption: callers per day must fall to this share of the days before, and by this many standard errors.
 FALLS_TO = 0.7
 STANDARD_ERRORS = 4.0
 LEAST_CALLERS = 5
 FLAT_ERRORS = 0.01
-# Cost: replicas must grow by this factor, and by that factor more than the requests.
+# Cost: replicas must grow by the first factor. Their growth must be the second factor times that of requests.
 MORE_REPLICAS, MORE_THAN_USAGE = 1.3, 1.5
 IDLE = 0.5
 AIM = 0.6
-# Errors: this part of the requests must fail, and this many times as many as before.
+# Errors: at least this share of the requests must fail, and this many times the share before.
 LEAST_ERRORS, MORE_ERRORS = 0.02, 3.0
 BUSY = 0.8
-# The reasons with which requests are rejected because replicas have too little time.
+# The reasons of requests that were rejected because the replicas lack capacity.
 REJECTIONS = ("overloaded", "deadline_passed", "no_capacity", "cold_start")
 
 
 def adoption_falls(case: Case) -> Symptom | None:
     """Return the symptom if callers per day fall while errors are flat.
 
-    Without keys, callers cannot be distinguished. Then requests per day count.
+    Without API keys, callers cannot be distinguished. Then requests per day are compared.
     """
     count = case.spans.recent_days
     recent, before = list(case.days[-count:]), list(case.days[:-count])
@@ -73,12 +73,12 @@ def _variance(days: list[Day], by_callers: bool) -> float:
 
 
 def per_thousand(window: Window) -> float | None:
-    """Return the seconds of replicas per 1,000 requests; None: no requests."""
+    """Return the replica seconds per 1,000 requests; None without requests."""
     return 1000 * window.replica_s / window.requests if window.requests else None
 
 
 def cost_grows(case: Case) -> Symptom | None:
-    """Return the symptom if replicas were added and do not have enough to do."""
+    """Return the symptom if replicas were added and are mostly idle."""
     now, usual = per_thousand(case.recent), usual_of([per_thousand(each) for each in case.past])
     running = usual_of([_replicas(each) for each in case.past])
     rate = usual_of([each.rate for each in case.past])

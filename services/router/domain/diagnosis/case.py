@@ -1,4 +1,4 @@
-"""The case of one endpoint: its last minutes, its past in spans of the same length, its days. Pure."""
+"""The input of a diagnosis: an endpoint's last minutes, past spans of the same length, and days. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from services.router.domain.alerts.facts import pieces
 from services.router.domain.watch.history import EndpointHistory
 from services.router.domain.watch.window import Window, merged
 
-# A span with fewer requests says nothing about latencies and rates.
+# With fewer requests, latencies and rates of a span mean little.
 LEAST_REQUESTS = 30
 LEAST_BLOCKS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The spans of a diagnosis in seconds. ``recent_days``: full days that are compared with earlier ones."""
+    """The spans of a diagnosis in seconds. ``recent_days``: full days to compare with earlier days."""
 
     window_s: float = 900.0
     past_s: float = 86_400.0
@@ -37,9 +37,9 @@ class Day(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeploymentFacts:
-    """A Deployment of the endpoint. ``override``: an operator's number of replicas. None: not known or none.
+    """A Deployment of the endpoint. ``override``: the number of replicas that an operator set, or None.
 
-    ``host_full``: no more replicas fit.
+    ``host_full``: the hosts have no room for more replicas.
     """
 
     name: str
@@ -55,9 +55,9 @@ class DeploymentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Everything that a diagnosis of one endpoint reads. ``blocks`` are oldest first.
+    """Everything that a diagnosis of one endpoint reads. ``blocks``: past spans, oldest first.
 
-    ``thirds``: the last minutes in three parts. A symptom that only one of them has was a short burst.
+    ``thirds``: the last minutes in three parts. A symptom in only one part was a short burst.
     """
 
     endpoint: str
@@ -77,17 +77,17 @@ class Case:
 
     @property
     def past(self) -> list[Window]:
-        """Return the blocks of the past with enough requests."""
+        """Return the past blocks with enough requests."""
         return [block for block in self.blocks if block.requests >= LEAST_REQUESTS]
 
     @property
     def before(self) -> Window:
-        """Return the sum of the past."""
+        """Return all blocks of :attr:`past` as one window."""
         return merged(self.past, self.recent.start, self.recent.start)
 
     @property
     def learning(self) -> str:
-        """Return what is missing for a comparison with the past; empty: nothing."""
+        """Return what is missing for a comparison with the past; empty if nothing is missing."""
         if len(self.past) < LEAST_BLOCKS:
             length = f"{self.spans.window_s / 60:g} min"
             return (
@@ -97,7 +97,7 @@ class Case:
         return ""
 
     def lasts(self, has: Callable[[Window], bool]) -> bool:
-        """Return True if at least two thirds of the last minutes have a property."""
+        """Return True if at least two of the three parts of the last minutes fulfil ``has``."""
         return not self.thirds or sum(map(has, self.thirds)) >= len(self.thirds) - 1
 
     @property
@@ -113,7 +113,7 @@ def case_of(
     spans: Spans,
     now: float,
 ) -> Case:
-    """Return the case of an endpoint. ``now`` is the end of the last reading."""
+    """Collect the input of an endpoint's diagnosis. ``now``: the time of the last reading."""
     begin = now - spans.window_s
     recent = history.between(begin, now)
     third = spans.window_s / 3
@@ -128,9 +128,9 @@ def case_of(
 
 
 def days_of(history: EndpointHistory, spans: Spans, now: float) -> list[Day]:
-    """Return the full days of the history, oldest first, from the second day with a request.
+    """Return the full days of the history, oldest first.
 
-    The first day and the present one are not full.
+    The first day with a request and the current day are left out, because they are not full.
     """
     found: dict[int, Day] = {}
     for each in pieces(history, float("-inf")):

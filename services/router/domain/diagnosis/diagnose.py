@@ -1,4 +1,4 @@
-"""Find the symptoms of an endpoint, and leave out those that another one explains. Pure."""
+"""Find the symptoms of an endpoint, and leave out symptoms that another symptom explains. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ CHECKS: tuple[Callable[[Case], Symptom | None], ...] = (
     cost_grows,
     adoption_falls,
 )
-# Overload also makes requests slow. A slow replica also raises p95. Replicas are added for a slow model.
+# For each symptom, the symptoms that it explains. Overload also makes requests slow. A slow replica also
+# raises p95. A slow model gets more replicas.
 EXPLAINED: dict[SymptomName, tuple[SymptomName, ...]] = {
     "errors_under_load": ("feels_slow", "inconsistent_times", "cost_grows"),
     "inconsistent_times": ("feels_slow", "cost_grows"),
@@ -26,7 +27,7 @@ EXPLAINED: dict[SymptomName, tuple[SymptomName, ...]] = {
 
 
 def diagnose(case: Case) -> list[Symptom]:
-    """Return the symptoms of an endpoint, the worst first."""
+    """Return the symptoms of an endpoint, worst first."""
     found = [symptom for check in CHECKS if (symptom := check(case)) is not None]
     explained = {name for symptom in found for name in EXPLAINED.get(symptom.symptom, ())}
     return [symptom for symptom in found if symptom.symptom not in explained]

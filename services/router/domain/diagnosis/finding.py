@@ -27,7 +27,7 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """A named symptom of an endpoint. ``numbers`` has the evidence as values."""
+    """A symptom of an endpoint. ``numbers``: the evidence as values by name."""
 
     endpoint: str
     symptom: SymptomName
@@ -43,18 +43,18 @@ class Symptom:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """A number's past: its median, and a value that at most one span in twenty exceeded."""
+    """The past values of a number. ``middle``: their median. At most 1 of 20 exceeds ``high``."""
 
     middle: float
     high: float
 
     def exceeded(self, value: float, ratio: float, margin: float = 1.15) -> bool:
-        """Return True if ``value`` is above ``ratio`` times the median, and clearly above the high value."""
+        """Return True if ``value`` is above ``ratio`` times ``middle`` and ``margin`` times ``high``."""
         return value > self.middle * ratio and value > self.high * margin
 
 
 def usual_of(values: Sequence[float | None]) -> Usual | None:
-    """Return the past of a number; None: nothing is known."""
+    """Summarize the past values of a number; None if all are unknown."""
     found = sorted(value for value in values if value is not None)
     if not found:
         return None

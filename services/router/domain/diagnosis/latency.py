@@ -12,15 +12,15 @@ from tidegate.kernel.protocol.traffic import LEDGER
 # Users do not notice a smaller difference.
 LEAST_FELT_S = 0.002
 SLOWER, CLEARLY = 1.75, 1.4
-# p99/p50 must grow by this factor, and p50 by less than that one.
+# p99/p50 must grow by at least the first factor, and p50 by at most the second factor.
 WIDER, SAME_MIDDLE = 2.0, 1.5
-# With fewer answers, p99 is only the slowest of them.
+# With fewer answers, p99 is only the slowest one or two answers.
 LEAST_ANSWERS = 200
 # A replica stands out if its calls take this many times as long as those of the others.
 STANDS_OUT = 2.0
 STUCK_PART = 0.3
 UNKNOWN = "unknown"
-# The parts of the time ledger, in words, and the cause that each of them shows.
+# The parts of the time ledger in words.
 WORDS = {
     "decode": "reading requests",
     "transit": "queue and network",
@@ -31,7 +31,7 @@ WORDS = {
 
 
 def feels_slow(case: Case) -> Symptom | None:
-    """Return the symptom if p95 is far above the endpoint's own past, with the part that grew most."""
+    """Return the symptom if p95 is far above the endpoint's past. It names the part that grew most."""
     now, usual = case.recent.quantile_s(0.95), usual_of([each.quantile_s(0.95) for each in case.past])
     if not case.comparable or now is None or usual is None:
         return None
@@ -63,7 +63,7 @@ def feels_slow(case: Case) -> Symptom | None:
 
 
 def growth(case: Case) -> dict[str, float]:
-    """Return by how many seconds the 95th percentile of each part of the time ledger grew."""
+    """Return the growth of the 95th percentile of each part of the time ledger, in seconds."""
     before = case.before
     return {
         part: (case.recent.quantile_s(0.95, part) or 0.0) - (before.quantile_s(0.95, part) or 0.0)
@@ -109,7 +109,7 @@ def _slow_remedy(case: Case, part: str) -> tuple[str, Remedy]:
 
 
 def is_new(case: Case) -> bool:
-    """Return True if the main Deployment answers now, and did not in most blocks of the past."""
+    """Return True if the main Deployment answers now, but did not answer in most past blocks."""
     answered = sum(bool(block.answered_by.get(case.main.name)) for block in case.past)
     return bool(case.recent.answered_by.get(case.main.name)) and answered < len(case.past) / 2
 
@@ -133,7 +133,7 @@ def more_replicas(case: Case) -> Remedy:
 
 
 def inconsistent_times(case: Case) -> Symptom | None:
-    """Return the symptom if p99/p50 is far above its own past while the median is as before."""
+    """Return the symptom if p99/p50 is far above its past while the median is as before."""
     past = [each for each in case.past if each.timed() >= LEAST_ANSWERS]
     if case.recent.timed() < LEAST_ANSWERS or len(past) < LEAST_BLOCKS:
         return None
@@ -159,12 +159,12 @@ def inconsistent_times(case: Case) -> Symptom | None:
     has_tail = [(third.quantile_s(0.99) or 0.0) > tails.middle * WIDER for third in case.thirds]
     if has_tail and sum(has_tail) < len(has_tail) - 1:
         return None
-    # When everything becomes slow, p99 of the last minutes rises before their median does.
+    # If the median rises at the end, all requests become slow, and p99 only rose first.
     if case.thirds and (case.thirds[-1].quantile_s(0.5) or 0.0) > middles.middle * SAME_MIDDLE:
         return None
     cause, evidence, remedy = _tail_cause(case)
     if cause == UNKNOWN and not all(has_tail):
-        return None  # a burst of something else on the host, perhaps
+        return None  # perhaps another program on the host was busy for a short time
     return Symptom(
         case.endpoint,
         "inconsistent_times",
@@ -183,7 +183,7 @@ def _tail_text(case: Case, p50: float, p99: float, now: float, ratios: Usual) ->
 
 
 def width(window: Window) -> float | None:
-    """Return p99/p50; None: no answers."""
+    """Return p99/p50; None without answers."""
     p99, p50 = window.quantile_s(0.99), window.quantile_s(0.5)
     return p99 / p50 if p99 and p50 else None
 
@@ -216,7 +216,7 @@ def _tail_cause(case: Case) -> tuple[str, tuple[str, ...], Remedy]:
 
 
 def slow_replica(window: Window) -> tuple[str, str] | None:
-    """Return the replica that stands out, and how; None: no replica does."""
+    """Return the replica that is slower than the others, and how; None if no replica stands out."""
     works = {name: work for name, work in window.replicas.items() if work.requests or work.stuck_s}
     if len(works) < 2:
         return None
