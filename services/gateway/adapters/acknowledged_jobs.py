@@ -12,7 +12,7 @@ INTERVAL_S = 0.5
 
 
 class AcknowledgedJobs:
-    """A background writer of ``total()`` under the process's incarnation. It writes only changes."""
+    """A background loop that writes ``total()`` to the store whenever the number has changed."""
 
     def __init__(self, store: JobStore, incarnation: str, total: Callable[[], int]) -> None:
         self._store = store

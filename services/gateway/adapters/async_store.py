@@ -71,10 +71,10 @@ class AsyncStore:
 
 
 def _local(path: str, root: str) -> Stream:
-    """Open a file in a folder. Raise FileNotFoundError for a link out of the folder, or for no plain file.
+    """Open a plain file in a folder. Raise FileNotFoundError for other files and for links out of the folder.
 
-    Users of this host put the inputs there. A link would show them the gateway's own files, and a pipe would
-    never end.
+    Users of this host put inputs into the folder. A link would show them the gateway's own files, and a
+    pipe would never end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     place = Path(os.path.realpath(f"/proc/self/fd/{handle}"))

@@ -105,14 +105,14 @@ class LineSplitter:
 
 
 class RawPiece(NamedTuple):
-    """Whole lines of a file, uncut. ``lines`` counts those that are not blank."""
+    """Complete lines of a file, as they were sent. ``lines``: how many of them are not blank."""
 
     data: bytes
     lines: int
 
 
 class RawLines:
-    """A cutter of incoming bytes into pieces of whole lines, which together are the file, byte by byte.
+    """A splitter of incoming bytes into pieces of complete lines. All pieces joined are exactly the file.
 
     Raises PayloadTooLarge if the file or a line has too many bytes, and BadRequest for too many lines.
     """
@@ -122,7 +122,7 @@ class RawLines:
         self._total_bytes = total_bytes
         self._most_lines = lines
         self._rest = bytearray()
-        self._tail = 0  # the bytes of the line that is not complete
+        self._tail = 0  # the number of bytes of the incomplete line
         self.size = 0
         self.lines = 0
 

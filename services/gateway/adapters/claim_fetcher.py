@@ -39,7 +39,7 @@ class ReplyClaimFetcher:
         self.queued: dict[bytes, deque[Reply]] = {}
 
     def add(self, reply: Reply) -> None:
-        """Pass a reply on when its data is fetched, after the earlier replies to the same request."""
+        """Pass a reply on once its data is fetched. The replies to one request keep their order."""
         replies = self.queued.get(reply.id)
         if replies is not None:
             replies.append(reply)

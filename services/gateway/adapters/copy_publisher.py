@@ -1,7 +1,7 @@
 """Publish copies of requests for shadow traffic, and pass on their answers. Copies are never sent again.
 
-Copies have ids of their own, so no reply to a copy reaches a caller. They count neither as requests of a
-Deployment nor as demand.
+Copies have separate ids, so no reply to a copy reaches a caller. A copy is not counted as a request of its
+Deployment, nor as demand.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 from tidegate.kernel.protocol.tenant import tenant_of
 
-# Replicas account for their time by caller. No key has this id.
+# Replicas record their time by caller. For copies, this id replaces the caller's. No API key has it.
 CALLER = "(shadow)"
-# Set in the counter of a copy's id. The counter of a request never reaches this bit.
+# This bit marks the id of a copy, in the id's counter. The counter of requests never reaches this bit.
 _OF_COPIES = 1 << 63
 
 
@@ -31,7 +31,7 @@ _OF_COPIES = 1 << 63
 class Copy:
     """A copy of a request. ``done`` is called once, with the reply, or with a reason and a message.
 
-    ``timeout_s``: the longest time for the answer. ``deadline``: a time of ``time.monotonic``, set when the
+    ``timeout_s``: the longest wait for the answer. ``deadline``: a time of ``time.monotonic``, set when the
     copy is sent.
     """
 
@@ -47,12 +47,12 @@ class Copy:
 
     @property
     def size(self) -> int:
-        """Return the bytes of its tensors."""
+        """Return the size of its tensors in bytes."""
         return sum(map(len, self.data))
 
 
 class CopyPublisher:
-    """A publisher of copies on the dispatcher's connection; their replies come in its queue of replies."""
+    """A publisher of copies. It uses the dispatcher's connection and the dispatcher's reply queue."""
 
     def __init__(self, dispatcher: Dispatcher, incarnation: bytes) -> None:
         self._dispatcher = dispatcher
@@ -83,7 +83,7 @@ class CopyPublisher:
             self._in_flight[id_] = copy
             self._by_deployment[copy.route.name] = self.in_flight(copy.route.name) + 1
             deadline_ms = int((time.time() + copy.timeout_s) * 1e3)
-            # A call that fails is repeated for each of its requests alone, if the model allows it.
+            # If a model call fails, each of its requests is retried alone, unless the model forbids retries.
             flags = envelope.COPY | (envelope.RETRY_SAFE if copy.route.retry_safe else 0)
             tenant = tenant_of(CALLER, copy.endpoint)
             head = envelope.request_head(

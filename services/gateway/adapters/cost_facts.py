@@ -10,7 +10,7 @@ EVERY_S = 2.0
 
 
 class CostFactsReader:
-    """One loop of the gateway. While the store does not answer, the last rates count."""
+    """A background loop that reads the rates. While the store does not answer, it keeps the last rates."""
 
     def __init__(self, store: Store, costs: RequestCosts) -> None:
         self._store = store

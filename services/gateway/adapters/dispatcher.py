@@ -72,7 +72,7 @@ class Dispatcher:
         self._declared: set[str] = set()
         self._flush_due = False
         self._tasks = TaskSet()
-        # Called with replies whose request this dispatcher did not send: those of copies for shadow traffic.
+        # Called with each reply to a request that this dispatcher did not send: a copy for shadow traffic.
         self.on_other_reply: Callable[[Reply], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop
         self.out = Connection(amqp_url, "gateway-out", self._on_out_setup, on_up=self._resend, fast=True)
@@ -127,7 +127,7 @@ class Dispatcher:
         return {name: queue.report() for name, queue in self._queues.items()}
 
     def new_id(self) -> bytes:
-        """Return the id of a request that is sent later."""
+        """Return an id for a request that will be sent later."""
         return self._incarnation + next(self._numbers).to_bytes(8, "little")
 
     def send(
@@ -151,9 +151,10 @@ class Dispatcher:
     ) -> bytes:
         """Queue a request and return its id. After that, ``done`` is called with the reply or an error.
 
-        Callers share the Deployment by their weight. The request counts for ``cost``; 0: for its rows.
-        A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
-        A request of a sequence goes to its ``keeper`` only, and is never sent twice.
+        Callers share the Deployment by weight. ``cost``: how much of its caller's share the request uses; 0:
+        its number of rows. A request to a language model waits for its preferred ``replica`` for at most
+        ``wait_ms``. ``keeper``: the replica of the request's sequence. Such a request goes only to this
+        replica, and is never sent twice.
 
         With ``stream``, ``done`` is called with each chunk, and last with END or an error. Requests that
         are queued for a Deployment in one event-loop turn are published together, at the end of the turn.
@@ -195,11 +196,11 @@ class Dispatcher:
         return id_
 
     def uploads(self, id_: bytes) -> bool:
-        """Return True while the data of a large request goes to the blob store."""
+        """Return True while the data of a large request is being uploaded to the blob store."""
         return (pending := self._pending.get(id_)) is not None and not pending.published
 
     def _enqueue(self, queue: DeploymentQueue, pending: PendingRequest) -> None:
-        """Publish a request in this turn of the event loop, or let it wait for its turn."""
+        """Publish a request in this event-loop turn, or hold it until its lane's window has room."""
         if pending.fair.take(pending.flow, pending.cost):
             pending.published = True
             self._add(queue, pending)
@@ -207,7 +208,7 @@ class Dispatcher:
             pending.fair.hold(pending.flow, pending, pending.priority, pending.cost)
 
     def _release(self, queue: DeploymentQueue, fair: FairLane[PendingRequest]) -> None:
-        """Publish the requests whose turn has come."""
+        """Publish the held requests for which the lane's window now has room."""
         for pending in fair.release():
             if pending.id in self._pending:
                 pending.published = True
@@ -257,7 +258,7 @@ class Dispatcher:
             self._events.cancel(id_)
 
     def _publish_alone(self, pending: PendingRequest, lane: Lane) -> None:
-        """Publish a request as the only one of its message, which is acked when the answer has ended."""
+        """Publish a request in a separate message. The worker acks the message when the answer has ended."""
         channel = self.out.channel
         if channel is None or pending.id not in self._pending:
             return  # it is sent after the reconnect, or its deadline passes
@@ -350,7 +351,7 @@ class Dispatcher:
 
     def _on_publish_failure(self, queue: Queue, batch: list[PendingRequest], error: Unavailable) -> None:
         if isinstance(error, Unroutable):
-            # The queue was deleted. These requests fail; the next one declares the queue again.
+            # The queue was deleted. These requests fail. The next request declares the queue again.
             self._declared.discard(queue.name)
         failure = publish_failure(queue, error, batch[0].lane)
         if failure is None:
@@ -368,9 +369,10 @@ class Dispatcher:
         await channel.declare(CANCELS)
 
     def _resend(self) -> None:
-        """Send requests after a reconnect: all that were not sent yet, and once more those that may be lost.
+        """Send requests after a reconnect: those not sent before, and those that may have been lost.
 
-        A request that was sent to a Deployment with ``retry: never`` fails instead.
+        A request is sent again only once. A request of a sequence, or to a Deployment with ``retry: never``,
+        is not sent again: it fails.
         """
         again: dict[str, list[PendingRequest]] = defaultdict(list)
         for id_, pending in list(self._pending.items()):
@@ -414,7 +416,7 @@ class Dispatcher:
             self.on_other_reply(reply)
 
     def _on_streamed(self, reply: Reply) -> None:
-        """Pass a chunk or the end of a stream on to its request."""
+        """Pass a chunk or the end of a stream to the request that it answers."""
         pending, end = self._pending.get(reply.id), reply.status == envelope.END
         if pending is None or pending.order is None:
             if not end:
@@ -422,7 +424,7 @@ class Dispatcher:
             return
         match pending.order.place(reply.attempt, reply.seq, end=end):
             case ChunkPlace.NEXT:
-                # Without a frame, it is never sent again. Its timer checks the new deadline when it fires.
+                # A request without a frame is never sent again. When its timer fires, it checks the deadline.
                 pending.frame, pending.deadline = None, self._loop.time() + pending.timeout_s
                 if end:
                     self._settle(reply.id)
@@ -433,7 +435,10 @@ class Dispatcher:
                 self._fail_broken(pending, "a part of the stream was lost")
 
     def _fail_broken(self, pending: PendingRequest, problem: str) -> None:
-        """Cancel and fail a stream whose next chunk is missing. That of a language model may continue."""
+        """Cancel and fail a stream whose next chunk is missing.
+
+        The error WorkerLost lets the gateway continue the stream of a language model.
+        """
         self._events.cancel(pending.id)
         failure = Unavailable if pending.lane is None else WorkerLost
         self.fail(pending.id, failure(f"{problem}: start the stream again"))
@@ -457,9 +462,9 @@ class Dispatcher:
         return too_late(pending.route.name, fleet, passed, waited_s=waited_s, held=held)
 
     def on_fleets(self, _: Mapping[str, ReplicaFleet]) -> None:
-        """Publish as many requests as the replicas hold now. Fail those to models that cannot be loaded.
+        """Publish as many held requests as the replicas now have room for. Fail requests to broken models.
 
-        Admission refuses new requests to such models.
+        A model is broken if it cannot be loaded. Admission refuses new requests to it.
         """
         for name, queue in list(self._queues.items()):
             fleet = self._fleet(name)

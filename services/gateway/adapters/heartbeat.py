@@ -40,7 +40,8 @@ class Heartbeat:
     ) -> None:
         """``on_fleets`` is called with all fleets after each successful round.
 
-        ``traffic`` returns the counts of endpoints whose traffic is compared, ``shadows`` those of copies.
+        ``traffic`` returns the counts of endpoints whose Deployments are compared. ``shadows`` returns the
+        counts of copies for shadow traffic.
         """
         self._store = store
         self._incarnation = incarnation

@@ -31,12 +31,12 @@ ON_OWN = Counter(
 )
 
 TICK_S = 0.02
-SLOW_S = 0.5  # a store that takes longer counts as away
+SLOW_S = 0.5  # a store that takes longer is treated as unavailable
 RETRY_S = 0.5
 SEED_RETRY_S = 5.0
 ACCOUNTS_PER_CALL = 256
 
-# Read the registry's count of a principal's requests on a day and in its month.
+# A function that returns the registry's count of a principal's requests, on a day and in its month.
 ReadPriorUsage = Callable[[str, str], Awaitable[PriorUsage]]
 
 
@@ -176,7 +176,7 @@ class LimitLeases:
             del self._active[limiter]
 
     async def _seed(self, principal: str, day: str) -> None:
-        """Add the registry's counts from before the account existed in the store."""
+        """Add the requests that the registry had counted before the account existed in the store."""
         try:
             await self._store.seed(await self._read_prior_usage(principal, day))
         except TidegateError as error:

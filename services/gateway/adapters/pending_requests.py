@@ -41,10 +41,11 @@ MOST_FLOWS = 64
 
 @dataclass(slots=True)
 class Lane:
-    """The queues of a request to a language model: its band's shared one, and that of a preferred replica.
+    """The queues for a request to a language model, or for a request of a sequence.
 
-    In the queue of the replica (``own``) it waits for up to ``wait_ms``. None: it prefers no replica.
-    ``sequence``: the request is a part of a sequence, and ``shared`` is the queue of its replica.
+    ``shared``: the queue of the request's band. ``own``: the queue of the preferred replica, in which the
+    request waits for at most ``wait_ms``; None: no replica is preferred. ``sequence``: the request belongs to
+    a sequence, and ``shared`` is the queue of the sequence's replica.
     """
 
     shared: Queue
@@ -54,7 +55,7 @@ class Lane:
 
 
 def lane_of(deployment: str, band: Band, replica: str, wait_ms: float) -> Lane:
-    """Return the queues of a request to a language model. ``replica``: the preferred one; empty: none."""
+    """Return the queues of a request to a language model. ``replica``: the preferred one, or empty."""
     own = replica_queue(deployment, replica, band) if replica else None
     return Lane(requests_queue(deployment, band), own, wait_ms)
 
@@ -67,12 +68,12 @@ class PendingRequest:
     limits the time between two chunks, so each chunk moves ``deadline``.
 
     ``frame`` is a list of pieces if it is large. It is None while the data is uploaded to the blob store,
-    and after a stream's first chunk. ``size`` includes uploaded data, because the worker will hold it.
+    and after a stream's first chunk. ``size`` includes uploaded data, because the worker will hold that data.
 
-    A request to a language model has a ``lane``, and a message of its own.
+    A request to a language model, or of a sequence, has a ``lane`` and is sent in a separate message.
 
-    ``flow`` is its caller's share of ``fair``, the lane that it is in. ``published``: it is in the lane's
-    window; else it waits for its turn. ``cost`` is what it counts for there.
+    Callers share the window of ``fair``. ``flow`` has the caller's requests there. ``published``: the request
+    is in the window; else it is held. ``cost``: how much of the caller's share the request uses.
     """
 
     id: bytes
@@ -97,10 +98,10 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class DeploymentQueue:
-    """The requests to one Deployment that this turn of the event loop publishes, and the counters.
+    """The requests to one Deployment that this event-loop turn publishes, and the counters.
 
-    ``lane`` has the requests that wait for their turn. A language model has one for each band of ``lanes``.
-    The requests of ``sequences`` do not wait, because their order must not change.
+    ``lane`` holds requests until they can be published. A language model has a lane for each band, in
+    ``lanes``. The requests in ``sequences`` are published immediately, because their order must not change.
     """
 
     amqp_queue: Queue
@@ -122,7 +123,7 @@ class DeploymentQueue:
         return lane
 
     def standing(self, key: FlowKey) -> Standing | None:
-        """Return where a caller stands beside others; None if no other caller has requests."""
+        """Return a caller's unanswered requests and its share; None if no other caller has requests."""
         contended, mine, share = False, 0, 1.0
         for lane in self.lanes.values():
             flow = lane.flow(key)
@@ -132,7 +133,7 @@ class DeploymentQueue:
         return Standing(mine + self.lane.elsewhere(flow), share) if contended else None
 
     def learn(self, fleet: ReplicaFleet) -> None:
-        """Learn how many requests the replicas hold now, and the loads of other gateways."""
+        """Set the windows to what the replicas can hold now, and note the loads of other gateways."""
         for lane in self.lanes.values():
             lane.window = window_of(fleet)
             lane.learn(fleet.flows_elsewhere)
@@ -144,7 +145,7 @@ class DeploymentQueue:
         pending.fair.arrive(pending.flow)
 
     def settle(self, pending: PendingRequest) -> FairLane[PendingRequest]:
-        """Count a request as completed. Return its lane, from which others may be published now."""
+        """Count a request as completed. Return its lane, which may now publish another request."""
         self.load.outstanding -= 1
         self.load.completed += 1
         pending.fair.settle(pending.flow, published=pending.published)
@@ -172,7 +173,7 @@ def frame_of(
     flags: int,
     size: int,
 ) -> bytes | list[Buffer]:
-    """Return a request's frame. If its ``size`` bytes of data are many, it is in pieces, to copy none."""
+    """Return a request's frame: as bytes, or, if ``size`` is large, as pieces that need no copy."""
     head = envelope.request_head(id_, deadline_ms, rows, key, data, tenant=tenant, trace=trace, flags=flags)
     return b"".join((head, *data)) if size <= envelope.LARGE else [head, *data]
 
@@ -180,7 +181,7 @@ def frame_of(
 def publish_failure(queue: Queue, error: Unavailable, lane: Lane | None = None) -> TidegateError | None:
     """Return the error for requests that were not published; None if they may be sent again later.
 
-    ``lane``: that of the first one.
+    ``lane``: the lane of the first request.
     """
     if isinstance(error, Unroutable):
         if lane is not None and lane.sequence:
@@ -206,8 +207,8 @@ def never_again(pending: PendingRequest) -> TidegateError | None:
 def prepare_again(pending: PendingRequest) -> None:
     """Prepare a request to be sent after a reconnect."""
     if pending.sent and pending.order is not None:
-        # A worker may also run the first copy. The chunks of the two copies must not mix. The attempt after
-        # the first copy's is taken if the copy moves on from its replica's own queue.
+        # The first copy may still run. So the second copy gets another attempt number, to tell their chunks
+        # apart. With a lane, the next number is in use: a copy that leaves its replica's own queue gets it.
         assert pending.frame is not None
         pending.order.attempt += 1 if pending.lane is None else 2
         pending.frame = renumbered(pending.frame, pending.order.attempt)
@@ -229,7 +230,7 @@ def message_of(frames: list[bytes | list[Buffer]]) -> bytes | list[Buffer]:
 
 
 def replies_in(body: Buffer) -> list[Reply]:
-    """Return the replies of a message; none if it cannot be read."""
+    """Return the replies in a message, or an empty list if it cannot be read."""
     try:
         return [envelope.read_reply(frame) for frame in envelope.unpack(envelope.REPLIES, body)]
     except envelope.Undecodable as error:

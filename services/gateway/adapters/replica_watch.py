@@ -22,7 +22,7 @@ BACK_S = 5.0
 
 
 class ReplicaWatch:
-    """Requests that wait for one replica. ``on_lost`` is called with each if the queue has no consumer."""
+    """The watched requests. ``on_lost`` is called with the id of each request whose queue has no consumer."""
 
     def __init__(self, connection: Callable[[], Connection], on_lost: Callable[[bytes], None]) -> None:
         self._connection = connection
@@ -47,7 +47,7 @@ class ReplicaWatch:
             self._declared.add(queue.name)
 
     def _note(self, channel: Channel) -> None:
-        """Note a new channel, and when it came if it is not the first one."""
+        """Note a new channel. If it replaces another one, note the time of the reconnect, too."""
         if self._channel is not channel:
             if self._channel is not None:
                 self._back_at = time.monotonic()
@@ -88,7 +88,7 @@ class ReplicaWatch:
             self._running = False
 
     async def _look(self, silent: dict[str, int]) -> dict[str, int]:
-        """Return how often in a row each queue had no consumer. Report the requests of lost replicas."""
+        """Report the requests of lost replicas. Return how often in a row each queue had no consumer."""
         before, found = time.monotonic() - LOOK_S / 2, dict[str, int]()
         for name, waiting in list(self._waiting.items()):
             channel = self._connection().channel

@@ -14,7 +14,7 @@ TIMEOUT_S = 5.0
 
 
 class RouterClient:
-    """A client of the router; every failure is ``Unavailable``."""
+    """A client of the router. Every failure raises ``Unavailable``."""
 
     def __init__(self, url: str, token: str) -> None:
         self._client = httpx.AsyncClient(

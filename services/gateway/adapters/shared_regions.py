@@ -19,7 +19,7 @@ from tidegate.kernel.errors import BadRequest, Conflict, Forbidden, NotFound, Ov
 from tidegate.kernel.protocol.envelope import Buffer
 
 FOLDER = Path("/dev/shm")
-# Regions of one caller, and of all callers together. Each takes one descriptor.
+# The most regions of one caller, and of all callers together. Each region needs a file descriptor.
 MOST_OF_ONE, MOST = 256, 1024
 ROOT = 0
 
@@ -74,9 +74,10 @@ class SharedRegions:
     def __init__(
         self, budget: MemoryBudget, body_bytes: int, table: Path | None = None, folder: Path = FOLDER
     ) -> None:
-        """``budget`` counts copies of tensors. ``body_bytes``: most bytes of one.
+        """``budget``: the memory budget for copies of tensors. ``body_bytes``: the most bytes of one copy.
 
-        ``table``: the file with which several gateway processes share the registrations; None: one process.
+        ``table``: the file with which several gateway processes share the registrations;
+        None: there is one process.
         """
         self._budget = budget
         self._body_bytes = body_bytes
@@ -85,7 +86,7 @@ class SharedRegions:
         self._table = None if table is None else RegionTable(table)
 
     def register(self, owner: str, name: str, key: str, offset: int, size: int, user: int | None) -> None:
-        """Register a part of a segment. ``user``: the caller's user id; None: it is not on this host.
+        """Register a part of a segment. ``user``: the caller's user id; None: the caller is not on this host.
 
         Raise BadRequest, Forbidden, NotFound, Conflict or TooMany.
         """
@@ -108,7 +109,7 @@ class SharedRegions:
             self._table.put(owner, name, [key, file, offset, size, *region.identity])
 
     def unregister(self, owner: str, name: str = "") -> None:
-        """Forget a region of a caller, or without a name all of them. An unknown name is not an error."""
+        """Unregister a region of a caller; without a name, all of them. An unknown name is not an error."""
         self._refresh()
         for found in [each for each in self._regions if each[0] == owner and name in ("", each[1])]:
             del self._regions[found]
@@ -116,7 +117,7 @@ class SharedRegions:
             self._table.remove(owner, name)
 
     def status(self, owner: str, name: str = "") -> list[dict[str, Any]]:
-        """Return a caller's regions, or the one with a name; raise NotFound."""
+        """Return a caller's regions, or only the region ``name``; raise NotFound."""
         self._refresh()
         found = [
             {"name": each, "key": region.key, "offset": region.offset, "byte_size": region.size}
@@ -135,7 +136,7 @@ class SharedRegions:
         return CallersRegions(self, owner)
 
     def find(self, owner: str, part: RegionPart) -> Region:
-        """Return the region of a part that lies within it; raise NotFound or BadRequest."""
+        """Return the region that contains a part; raise NotFound or BadRequest."""
         region = self._regions.get((owner, part.region))
         if region is None or self._table is not None:
             self._refresh()
@@ -148,7 +149,7 @@ class SharedRegions:
         return region
 
     def room(self, size: int) -> Copy:
-        """Return memory for a copy, which the budget counts; raise BadRequest or Overloaded."""
+        """Reserve memory for a copy in the budget, and return it; raise BadRequest or Overloaded."""
         if size > self._body_bytes:
             raise BadRequest(
                 f"a tensor in shared memory has {size} bytes, but the limit is {self._body_bytes} "
@@ -232,12 +233,12 @@ class CallersRegions:
         return memoryview(copy)
 
     def sink(self, part: RegionPart) -> RegionSink:
-        """Return the place of an output; raise NotFound or BadRequest."""
+        """Return a writer of an output to a part; raise NotFound or BadRequest."""
         return RegionSink(self._regions.find(self._owner, part), part)
 
 
 class RegionSink:
-    """The place of an output. It holds the region open until the output is written."""
+    """A writer of an output to a part of a region. It keeps the region open until it is freed."""
 
     def __init__(self, region: Region, part: RegionPart) -> None:
         self._region = region

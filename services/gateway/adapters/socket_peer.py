@@ -16,8 +16,8 @@ Address = tuple[str, int]
 def user_of(client: Address, server: Address) -> int | None:
     """Return the user id of the program at ``client`` that is connected to ``server``.
 
-    Return None if the client is not on a loopback address, or if the connection is not open at its side:
-    then the kernel does not tell its user.
+    Return None if the client is not on a loopback address. Also return None if the program has closed its
+    side of the connection, because the kernel then no longer shows the user.
     """
     here, there = _packed(client), _packed(server)
     if here is None or there is None:

@@ -13,7 +13,7 @@ EVERY_S = 2.0
 
 
 class TrafficPublisher:
-    """One loop of the gateway. The router reads what it publishes."""
+    """A background loop that publishes the counts. The router reads them."""
 
     def __init__(
         self, store: Store, incarnation: str, counts: Callable[[], dict[str, EndpointTraffic]]
@@ -34,7 +34,7 @@ class TrafficPublisher:
         await self._publish()
 
     def seen(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note callers with their endpoints, after the usage of an interval was collected."""
+        """Note the callers, with their endpoints, whose usage of an interval was collected."""
         for caller, endpoint in pairs:
             self._callers.setdefault(endpoint, set()).add(caller)
 

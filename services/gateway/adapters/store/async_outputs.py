@@ -1,9 +1,10 @@
 """The jobs whose answers must still be written to the store of asynchronous inference.
 
-tidegate:async:due   sorted set: jobs, by the time at which a gateway looks at them next, in ms
+tidegate:async:due   sorted set of jobs; the score is the time (ms) at which a gateway looks at the job next
 
-It is in the store of jobs, whose writes are on disk when they return. A gateway that takes jobs moves their
-times behind its lease. So another one takes them if it dies, and an answer may be written twice.
+The set is in the store of jobs, where a write returns only when it is on disk. A gateway that takes a job
+sets the job's time to the end of its lease. If the gateway dies, another one takes the job after that time.
+Then an answer may be written twice.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ class AsyncOutputStore(Connected):
         self._take: Any = redis.register_script(_TAKE)
 
     async def add(self, job: bytes, due_ms: int) -> None:
-        """Add a job. When this returns, it is on disk."""
+        """Add a job. The job is on disk when this returns."""
         await answer(self._redis.zadd(DUE, {job: due_ms}))
 
     async def take(self, most: int, lease_ms: int) -> list[bytes]:
-        """Take due jobs for ``lease_ms``."""
+        """Lease at most ``most`` due jobs for ``lease_ms``, and return their ids."""
         now = int(time.time() * 1e3)
         found: list[bytes] = await answer(self._take(keys=[DUE], args=[now, most, now + lease_ms]))
         return found
 
     async def settle(self, done: Sequence[bytes], again: Mapping[bytes, int]) -> None:
-        """Remove jobs that are done, and look at others again at their times, in ms."""
+        """Remove the jobs in ``done``. ``again``: jobs to look at once more, each with its time in ms."""
         pipe = self._redis.pipeline(transaction=True)
         if done:
             pipe.zrem(DUE, *done)

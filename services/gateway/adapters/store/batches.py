@@ -41,7 +41,7 @@ NO_CHUNKS: Mapping[bytes, FileChunk] = {}
 
 
 class BatchStore(Connected):
-    """Typed access to the batches; every failure is a ``StoreUnavailable``."""
+    """Typed access to the batches. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
@@ -131,9 +131,9 @@ class BatchStore(Connected):
     ) -> BatchState | None:
         """Write a batch's progress and renew its lease for ``lease_ms``.
 
-        ``file_chunks``: the next chunks of the files that it writes. With ``end``, end the batch in that
-        state, keep it for ``keep_s`` seconds, and show its ``files``. Return the batch's state, or None if
-        another process has its lease.
+        ``file_chunks``: the next chunk of each file that the batch writes, by file id. With ``end``, end the
+        batch in that state, keep it for ``keep_s`` seconds, and add its ``files`` to the caller's files.
+        Return the batch's state, or None if another process has the lease of the batch.
         """
         pairs = [[chunk_key(id_), orjson.dumps(list(each)).decode()] for id_, each in file_chunks.items()]
         new_chunk = orjson.dumps(list(chunk)) if chunk is not None else b""
@@ -158,12 +158,12 @@ class BatchStore(Connected):
         return cast(BatchState, state.decode()) if state is not None else None
 
     async def validated(self, id: bytes, model: str) -> None:
-        """Write that the file of a batch was checked. ``model``: the one that all lines name, or empty."""
+        """Write that the file of a batch was checked. ``model``: the model that all lines name, or empty."""
         now_ms = int(time.time() * 1e3)
         await answer(self._redis.hset(RECORD + id, mapping={"validated": now_ms, "model": model}))
 
     async def reading(self, file: bytes) -> bytes | None:
-        """Return a batch that is not over and reads a file; None if there is none."""
+        """Return a batch that is not over and reads ``file``; None if no batch does."""
         for id_ in await answer(self._redis.zrange(OPEN, 0, -1)):
             batch = await self.get(id_)
             if batch is not None and batch.openai is not None and batch.openai.input_file == file:

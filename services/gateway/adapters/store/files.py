@@ -23,7 +23,7 @@ AT_A_TIME = 100
 
 
 class FileStore(Connected):
-    """Typed access to the files; every failure is a ``StoreUnavailable``."""
+    """Typed access to the files. Every failure raises ``StoreUnavailable``."""
 
     async def add_chunk(self, id_: bytes, chunk: FileChunk, keep_s: float) -> None:
         """Add a chunk to an upload. :meth:`abandoned` returns the upload if it does not progress."""
@@ -101,7 +101,7 @@ class FileStore(Connected):
         return found
 
     async def delete(self, file: StoredFile) -> bool:
-        """Delete a file's record and its list of chunks. Return False if another call did."""
+        """Delete a file's record and its list of chunks. Return False if it was deleted before."""
         entry = entry_of(file)
         pipe = self._redis.pipeline(transaction=True)
         pipe.delete(entry["record"])

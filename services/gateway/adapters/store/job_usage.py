@@ -17,7 +17,7 @@ _EPOCH = date(1970, 1, 1)
 
 
 class JobUsageStore(Connected):
-    """Typed access to the counts; every failure is a ``StoreUnavailable``."""
+    """Typed access to the counts. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)

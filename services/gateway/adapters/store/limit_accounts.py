@@ -21,7 +21,7 @@ ACCOUNT = "tidegate:limit:"  # + principal; a hash with the bucket, the counts, 
 
 
 class LimitAccounts(Connected):
-    """Typed access to the accounts; every failure is a ``StoreUnavailable``."""
+    """Typed access to the accounts. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
@@ -37,7 +37,10 @@ class LimitAccounts(Connected):
         return [_grant(orjson.loads(grant)) for grant in grants]
 
     async def seed(self, usage: PriorUsage) -> None:
-        """Add the registry's counts from before an account existed, at most once for each day and month."""
+        """Add the requests that the registry had counted before an account existed.
+
+        A repeated call for the same day or month has no effect.
+        """
         args: list[Any] = [usage.day, usage.day_requests, usage.month, usage.month_requests]
         await answer(self._seed(keys=[ACCOUNT + usage.principal], args=args))
 

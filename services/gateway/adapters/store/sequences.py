@@ -4,7 +4,7 @@ tidegate:sequence:<key>       the place: Deployment, replica and token; it expir
 tidegate:sequence:<key>:open  ids of its open requests, of all gateways; the score is their deadline (ms)
 tidegate:sequences:<replica>  keys of the replica's sequences; the score is when they expire (ms)
 
-The store may lose them. Then a gateway uses the places that it remembers (``application/inference``).
+The store may lose these keys. Then a gateway uses the places that it remembers (``application/inference``).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _LOST = "lost"
 
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
-# Chooses the replica with the most free slots, unless one has the sequence already. Sets its place. Returns
-# the number of the replica, or 0 if all are full.
+# Chooses the replica that already has the sequence, else the replica with the most free slots. Writes the
+# place of the sequence. Returns the number of the replica, or 0 if all replicas are full.
 _START = f"""{_NOW}
 local member, value, request = ARGV[1], ARGV[2], ARGV[3]
 local busy, ttl = tonumber(ARGV[4]), tonumber(ARGV[4]) + tonumber(ARGV[5])
@@ -48,8 +48,8 @@ redis.call('ZADD', KEYS[best + 2], now + ttl, member)
 redis.call('PEXPIRE', KEYS[best + 2], {KEPT_MS})
 return best
 """
-# Notes that a request begins or ends, if the place is still the same. The sequence is idle from the deadline
-# of its last open request on, of any gateway. So one gateway never shortens the time that another one needs.
+# Notes that a request begins or ends, if the place is still the same. The sequence is idle after the latest
+# deadline of its open requests at all gateways. So no gateway shortens the time that another one needs.
 _KEEP = f"""{_NOW}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local busy, idle = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -62,7 +62,7 @@ redis.call('PEXPIRE', KEYS[2], ttl)
 redis.call('ZADD', KEYS[3], now + ttl, ARGV[2])
 return 1
 """
-# Removes a sequence, if the place is still the same. With a fourth argument, this replaces the place.
+# Removes a sequence, if the place is still the same. ARGV[3], if given, replaces the place.
 _END = f"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('ZREM', KEYS[3], ARGV[2])
@@ -73,10 +73,10 @@ return 1
 
 
 class SequencePlaces(Connected):
-    """Typed access to the places of sequences; every failure is a ``StoreUnavailable``."""
+    """Typed access to the places of sequences. Every failure raises ``StoreUnavailable``."""
 
     async def find(self, key: str) -> Place | None:
-        """Return the place of a sequence; None if it has not started, has ended, or was idle."""
+        """Return the place of a sequence; None if it has not started, has ended, or was idle for too long."""
         raw = await answer(self._redis.get(PLACE + key))
         return None if raw is None else _read(raw.decode())
 
@@ -91,7 +91,8 @@ class SequencePlaces(Connected):
     ) -> Place | None:
         """Set the place of a new sequence and return it; return None if no replica has a free slot.
 
-        ``request`` is the id of its first request, and ``times`` are those of the request.
+        ``request``: the id of the first request. ``times``: how long this request may take, and how long the
+        sequence may be idle after it.
         """
         keys = [PLACE + key, PLACE + key + OPEN, *(OF_REPLICA + replica.name for replica in replicas)]
         arguments: list[Any] = [key, f"{token}{_PART}{deployment}{_PART}", request, *times]
@@ -101,9 +102,9 @@ class SequencePlaces(Connected):
         return Place(deployment, replicas[chosen - 1].name, token) if chosen else None
 
     async def keep(self, key: str, place: Place, request: bytes, times: Times) -> None:
-        """Note that a request of a sequence begins, or has ended if it needs no more time.
+        """Note that a request of a sequence begins, or that it has ended (``times.busy_ms`` is 0).
 
-        The sequence expires when it has been idle after its last open request.
+        The sequence expires when it has been idle for ``times.idle_ms`` after its last open request.
         """
         await answer(self._redis.eval(_KEEP, 3, *_keys(key, place), _written(place), key, request, *times))
 

@@ -1,6 +1,6 @@
 """The accounts of callers' tokens in the live store, shared by all gateway processes.
 
-The live store may lose them. Then the minute starts empty, and so does the day.
+The live store may lose them. Then the counts of the minute and the day start at 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ACCOUNT = "tidegate:tokens:"  # + the account's id; a hash with the tokens of ea
 
 
 class TokenAccounts(Connected):
-    """Typed access to the accounts; every failure is a ``StoreUnavailable``."""
+    """Typed access to the accounts. Every failure raises ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis)
@@ -44,7 +44,7 @@ class TokenAccounts(Connected):
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
         """Correct the charge of the second ``at`` in the accounts ``ids``.
 
-        ``late``: if that second has left the window, a difference above 0 counts now.
+        ``late``: if that second has left the window, charge a positive difference now.
         """
         await answer(self._settle(keys=[ACCOUNT + each for each in ids], args=[at, difference, int(late)]))
 
