@@ -62,7 +62,7 @@ from tidegate.kernel.service.app import Health
 from tidegate.kernel.store import Store
 from tidegate.kernel.tracing import SpanExport
 
-# A gRPC message may be larger than the limit for bodies by this much.
+# A gRPC message may be this many bytes larger than the limit for bodies.
 HEAD_BYTES = 64 * 1024
 
 # The STREAMED paths have separate limits for bodies. Other paths have this low limit, because the memory
@@ -151,7 +151,7 @@ def _rest_app(
             models.router,
             generate.router,
             *parts.triton.routers,
-            # Before OpenAI's: they share the path of one model.
+            # Before OpenAI's routers, because both have the path of one model.
             *rows_routers(
                 parts.core,
                 access,

@@ -1,4 +1,4 @@
-"""Build the parts of Triton's API beside inference: model control, shared memory, trace and log settings."""
+"""Build the parts of Triton's API except inference: model control, shared memory, trace and log settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tidegate.kernel.protocol.permissions import GATEWAY, RoutePermissions
 
 
 class TritonWiring:
-    """The parts. ``beside``: what a request may use beside its body. ``control``: loads, unloads, scales."""
+    """The parts. ``beside``: data of requests outside their bodies. ``control``: loads and scales models."""
 
     def __init__(
         self, settings: GatewaySettings, core: InferenceCore, limits: BodyLimits, *, traced: bool
@@ -58,6 +58,6 @@ def _regions(settings: GatewaySettings, limits: BodyLimits) -> SharedRegions | N
     if settings.shared_memory == "off":
         return None
     several = processes.MEMBER in os.environ
-    # The parent of the processes is new after each start of the gateway, and so is the table.
+    # Each start of the gateway has a new parent process, so it gets a new table.
     table = settings.state_path / "run" / f"shared-memory-{os.getppid()}.json" if several else None
     return SharedRegions(limits.bodies, settings.max_body_bytes, table)

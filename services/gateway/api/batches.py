@@ -1,8 +1,8 @@
 """The HTTP API of batches: upload a file of requests, read its progress, download the results.
 
-OpenAI's batches have the same paths. A ``POST`` is one of theirs if it is a JSON object with
-``input_file_id``, and an id is one of theirs if it begins with ``batch_``. A list has both kinds: ``items``
-and ``next`` for Tidegate's own, ``data`` and ``has_more`` for OpenAI's.
+OpenAI's batches have the same paths. A ``POST`` creates one if its body is a JSON object with
+``input_file_id``, and their ids begin with ``batch_``. A list has both kinds: ``items`` and ``next`` for
+Tidegate's batches, ``data`` and ``has_more`` for OpenAI's.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tidegate.kernel.errors import BadRequest, NotFound, TidegateError
 from tidegate.kernel.protocol import bounded_json
 from tidegate.kernel.protocol.access import ADMIN, ANONYMOUS
 
-# Split this many bytes into lines at a time. Until they are stored, short lines take twenty times their size.
+# Split this many bytes into lines at a time. In memory, short lines need twenty times their size.
 PIECE = 64 * 1024
-# A JSON body above this size is no batch of OpenAI's API: its metadata has at most 9 KB.
+# A larger JSON body is not a batch of OpenAI's API, because its metadata has at most 9 KB.
 WISH_BYTES = 64 * 1024
 
 
@@ -109,7 +109,7 @@ class BatchHandlers:
     ) -> Response:
         """List batches, newest first. ``cursor``: the ``next`` of the previous page.
 
-        ``data`` has those of OpenAI's API; ``after``: the last id of the previous page of these.
+        ``data`` has the batches of OpenAI's API. ``after``: the last id in ``data`` of the previous page.
         """
         caller = request_principal()
         owner = principal if caller.may(ADMIN) else caller.id
@@ -162,7 +162,7 @@ def _may_be_wish(request: Request) -> bool:
 
 
 async def _begin(body: AsyncIterator[bytes]) -> tuple[bytes, Any]:
-    """Return the first bytes of a body, and its JSON if these are all bytes and are JSON."""
+    """Return the first bytes of a body, and its JSON; None if the body is too large or not JSON."""
     begun = b""
     async for data in body:
         begun += data
@@ -183,7 +183,7 @@ async def _continued(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator
 async def _uncompressed(request: Request, body: AsyncIterator[bytes] | None = None) -> AsyncGenerator[bytes]:
     """Yield the decompressed body in pieces of bounded size. Raises BadRequest.
 
-    ``body``: the request's, if its beginning was read already.
+    ``body``: the whole body, if its beginning was read already; None: read it from ``request``.
     """
     encoding = encoding_of(dict(request.scope["headers"]))
     inflater = Decompressor(encoding) if encoding else None

@@ -45,7 +45,7 @@ class CrossOriginHandler(InferenceHandler):
         self.origins = origins
 
     def check_headers(self, headers: Headers) -> TidegateError | None:
-        """Return why a request is refused by its headers, or None."""
+        """Return why a request must be refused because of its headers, or None."""
         return super().check_headers(without_page(headers, self.origins))
 
     def begin(

@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.access import INFER, OPERATE
 from tidegate.kernel.service import caller
 
 MOST = 1000
-# The limit of the body for the app. A thousand items of the usual size have a third of it.
+# The most bytes of a body. A thousand items of the usual size need a third of it.
 BODY_BYTES = 1024 * 1024
 _LINES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/json-lines")
 
@@ -34,8 +34,8 @@ class FeedbackRoutes:
     async def feedback(self, request: Request) -> Response:
         """Report outcomes of answers: a score, a label, a reward, or any metric with a value.
 
-        ``request_id`` is the header ``X-Feedback-Id`` of an answer, or the id of a job. ``items`` says for
-        each item of a list, or of JSON Lines, what became of it. The first value of each metric counts.
+        ``request_id`` is the header ``X-Feedback-Id`` of an answer, or the id of a job. For a list or
+        JSON Lines, ``items`` has the status of each item. Only the first value of each metric counts.
         """
         principal = caller.require(INFER, OPERATE)
         raw, single = _items(await request.body(), request.headers.get("content-type", ""))
@@ -49,7 +49,7 @@ class FeedbackRoutes:
 
 
 def _items(body: bytes, content_type: str) -> tuple[list[Any], bool]:
-    """Return the items of a body, and True if it is one item and no list. Raise BadRequest."""
+    """Return the items of a body, and True if it is a single item. Raise BadRequest."""
     if content_type.partition(";")[0].strip().lower() in _LINES:
         lines = [line for line in body.splitlines() if line.strip()]
         _check_number(len(lines))
@@ -62,7 +62,7 @@ def _items(body: bytes, content_type: str) -> tuple[list[Any], bool]:
 
 
 def _line(line: bytes) -> Any:
-    """Return a line's item. A line that is not JSON is refused alone, as an item."""
+    """Return a line as an item; None if it is not JSON. Then only this item is refused."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:

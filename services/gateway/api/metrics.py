@@ -74,8 +74,8 @@ Row = tuple[float, float, float, float, float, float]
 class _Times:
     """The times of one Deployment's requests, collected and then added to the histograms together.
 
-    A request has six times. For each, prometheus_client takes a lock and searches a list in Python. Added one
-    by one, they took an eighth of the gateway's CPU time.
+    A request has six times. To add one, prometheus_client takes a lock and searches a list in Python. Adding
+    each time separately took an eighth of the gateway's CPU time.
     """
 
     def __init__(self, model: str, deployment: str) -> None:
@@ -103,7 +103,7 @@ class _Times:
 
 
 def http_status(error: TidegateError) -> int:
-    """Return the HTTP status of an error. An engine that refuses a request says its own."""
+    """Return the HTTP status of an error. If an engine refused the request, this is the engine's status."""
     return error.status if isinstance(error, EngineRefused) else status_of(error)
 
 
@@ -127,7 +127,7 @@ class GatewayMetrics:
         self._table = table
         self._seen: RouteTable | None = None
         self._times: dict[tuple[str, str], _Times] = {}
-        # Called with the name of each endpoint that left the table, for metrics that are made elsewhere.
+        # Called with the name of each endpoint that left the table, for the metrics of other modules.
         self.on_forget: list[Callable[[str], None]] = []
         self.variants = VariantCounter()
         self.traffic = TrafficCounter()
@@ -160,7 +160,7 @@ class GatewayMetrics:
             OUTSTANDING.labels(name).set(load.outstanding)
 
     def _forget(self, before: RouteTable | None, table: RouteTable | None) -> None:
-        """Remove the labels of names that left the table. With several processes, the library cannot."""
+        """Remove the labels of names that left the table. The library cannot do so for several processes."""
         if before is None or table is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             return
         endpoints = before.endpoints.keys() - table.endpoints.keys()
@@ -221,8 +221,8 @@ class GatewayMetrics:
         self.refused(model, error.reason, failed=not served)
         if error.deployment and not served and self._is_compared(model):
             if error.cut_after_s:
-                # The caller chose a shorter time than the endpoint's. This is no failure of the Deployment:
-                # the answer would have taken at least this long.
+                # The caller's timeout was shorter than the endpoint's, so this is no failure of the
+                # Deployment. The answer would have taken at least this long.
                 self.variants.add_time(model, error.deployment, error.cut_after_s)
             else:
                 self.variants.add_failure(model, error.deployment)

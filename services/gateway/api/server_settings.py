@@ -1,4 +1,4 @@
-"""Serve Triton's trace and log settings over HTTP. They can be read; operators change them elsewhere."""
+"""Serve Triton's trace and log settings over HTTP. They are read-only here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tidegate.kernel.service import caller
 
 
 class ServerSettings:
-    """The settings in Triton's form. ``log_level``: of the gateway. ``traced``: it exports traces."""
+    """The settings in Triton's form. ``log_level``: the gateway's. ``traced``: the gateway exports traces."""
 
     def __init__(self, log_level: str, core: InferenceCore, *, traced: bool) -> None:
         self.log = server_settings.log_settings(log_level)
@@ -27,7 +27,7 @@ class ServerSettings:
         self._core = core
 
     def trace(self, model: str, principal: Principal) -> dict[str, Any]:
-        """Return the trace settings, which are those of every model. Without a name: those of the server.
+        """Return the trace settings. They are the same for all models, and without a name for the server.
 
         Raise Forbidden if the caller may not use the model. Raise NotFound if there is no such model.
         """
@@ -56,7 +56,7 @@ class ServerSettingsRoutes:
         return self._settings.log
 
     async def change_logging(self, request: Request) -> dict[str, Any]:
-        """Return the log settings. Refuse to change one."""
+        """Return the log settings. Refuse a request that would change them."""
         return await _unchanged(request, self._settings.log, LOG_REMEDY)
 
     async def tracing(self, model: str = "") -> dict[str, Any]:
@@ -64,7 +64,7 @@ class ServerSettingsRoutes:
         return self._settings.trace(model, caller.current.get().principal)
 
     async def change_tracing(self, request: Request, model: str = "") -> dict[str, Any]:
-        """Return the trace settings. Refuse to change one."""
+        """Return the trace settings. Refuse a request that would change them."""
         present = self._settings.trace(model, caller.current.get().principal)
         return await _unchanged(request, present, TRACE_REMEDY)
 

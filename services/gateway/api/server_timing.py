@@ -20,7 +20,7 @@ def failure_timing(total: float) -> bytes:
 
 
 def stream_timing(first: tuple[LoggedAnswer, float] | None, total: float) -> bytes:
-    """Return the timing of a stream: its parts up to the first answer, that answer's time, and the total.
+    """Return the header for a stream: the parts up to the first answer, the time of that answer, the total.
 
     ``first``: the first answer, and the seconds until it came.
     """

@@ -19,7 +19,7 @@ OFF = (
     "system shared memory is off. An operator allows it with TIDEGATE_SHARED_MEMORY=local. Without it, send "
     "the tensors as binary data"
 )
-# A proxy sets one of these, and its callers may be on other hosts.
+# Headers that a proxy sets. The caller behind a proxy may be on another host.
 FORWARDED = frozenset({b"x-forwarded-for", b"forwarded"})
 
 
@@ -54,7 +54,7 @@ class SharedMemoryRoutes:
         return []
 
     async def unregister(self, name: str = "") -> Response:
-        """Forget a region of the caller, or without a name all of them. The segments stay."""
+        """Unregister a region of the caller; without a name, all of them. The segments stay."""
         if self._regions is not None:
             self._regions.unregister(_owner(), name)
         return Response()
@@ -87,7 +87,7 @@ def _owner() -> str:
 
 
 def _user(request: Request) -> int | None:
-    """Return the user id of the caller; None if it is not on this host, or its proxy is."""
+    """Return the user id of the caller; None if it is on another host or behind a proxy."""
     client, server = request.scope.get("client"), request.scope.get("server")
     if not client or not server or any(name in FORWARDED for name, _ in request.scope["headers"]):
         return None

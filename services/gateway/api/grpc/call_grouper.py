@@ -28,7 +28,7 @@ class CallGrouper:
         self._timer: asyncio.TimerHandle | None = None
 
     async def join(self) -> None:
-        """Wait for other calls if the model is fast and busy. Then the call counts until :meth:`leave`."""
+        """Wait for other calls if the model is fast and busy. Then count this call as in flight."""
         if self._light and self._in_flight >= MIN_IN_FLIGHT:
             loop = asyncio.get_running_loop()
             turn = loop.create_future()
@@ -39,7 +39,7 @@ class CallGrouper:
         self._in_flight += 1
 
     def learn(self, compute_us: int, shared: int) -> None:
-        """Note that the model took ``compute_us`` for ``shared`` requests, to know whether it is fast."""
+        """Note whether the model is fast: it computed ``shared`` requests in ``compute_us`` microseconds."""
         self._light = compute_us <= LIGHT_US * shared
 
     def leave(self) -> None:

@@ -9,7 +9,7 @@ from hpack import Decoder, HPACKError
 
 from services.gateway.api.grpc.frames import ErrorCode, ProtocolError
 
-# Limits of a header block: encoded bytes, decoded bytes (plus 32 a field, as in RFC 7541), number of fields.
+# Limits of a header block: encoded bytes, decoded bytes (plus 32 per field, as in RFC 7541), fields.
 BLOCK_BYTES = 16 * 1024
 LIST_BYTES = 32 * 1024
 FIELDS = 100
@@ -44,8 +44,8 @@ class HeaderBlockReader:
 
     def read(self, block: bytes) -> CallHeaders:
         """Decode a header block: the headers of a call, or trailers; raise ProtocolError."""
-        # The server asks for a dynamic table of size 0. Once a client uses it, a block means the same on
-        # every connection, so the cache can be used.
+        # The server requests a dynamic table of size 0. Once the client has set this size, a block means the
+        # same on every connection, so the cache can be used.
         stateless = self._decoder.header_table_size == 0
         if stateless and (cached := self._cache.get(block)) is not None:
             return cached
@@ -71,7 +71,7 @@ def _parsed(fields: list[tuple[bytes, bytes]]) -> CallHeaders:
         headers[name] = value
     if headers.get(b":method") != b"POST":
         return CallHeaders(problem=405)
-    # A web page of another origin needs a preflight request to send this content type, and that fails here.
+    # To send this content type, a web page of another origin needs a preflight request, which fails here.
     if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
         return CallHeaders(problem=415)
     timeout = headers.get(b"grpc-timeout")

@@ -31,7 +31,7 @@ FINAL = "triton_final_response"
 
 # A shape with more dimensions gets the full check. Any other shape is only checked for negative sizes.
 MANY_DIMS = 16
-# Read no more dimensions of a shape than this. More are an error in any case.
+# Read at most this many dimensions of a shape. A shape with more is always an error.
 MOST_DIMS = 1024
 
 _CONTENTS = {
@@ -48,7 +48,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# Datatypes whose packed field in protobuf has the bytes of the raw tensor, with the tag of the field.
+# Datatypes whose packed protobuf field has the same bytes as the raw tensor, each with the field's tag.
 _RAW_ON_THE_WIRE = {"FP32": 6 << 3 | 2, "FP64": 7 << 3 | 2}
 
 
@@ -110,10 +110,10 @@ def _wanted(
 
 
 def _unlike_numbers(message: Any, contract: Contract) -> BadRequest:
-    """Return the error of raw contents that are more or fewer than the inputs. Raise UsesRegions."""
+    """Return the error for a wrong number of raw contents. Raise UsesRegions for inputs in shared memory."""
     for tensor in message.inputs:
-        _parameters(tensor.parameters, f"input {tensor.name!r}")  # raises UsesRegions for one in memory
-    # Triton finds contents of both kinds before it misses raw contents.
+        _parameters(tensor.parameters, f"input {tensor.name!r}")  # raises UsesRegions
+    # Like Triton, report an input with both kinds of contents before a missing one.
     for tensor in message.inputs[: len(message.raw_input_contents)]:
         if tensor.HasField("contents"):
             return _both_contents(tensor.name, contract)
@@ -209,7 +209,7 @@ def encode(model: str, answer: InferenceResult, labels: Labels) -> Any:
         if request.sinks and (sink := request.sinks.get(tensor.name)) is not None:
             sink.write(tensor.name, raw)
             set_parameters(output.parameters, sink.part.parameters(len(raw)))
-            raw = b""  # its place stays in the list, as in Triton
+            raw = b""  # keep an empty entry for it in the list, as Triton does
         message.raw_output_contents.append(bytes(raw))
     if answer.parameters:
         set_parameters(message.parameters, answer.parameters)

@@ -79,8 +79,8 @@ class GrpcConnection(asyncio.Protocol):
     # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the server's settings. Close the connection if the gateway cannot take another one."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass of it
+        """Send the server's settings. Close the connection if the gateway has too many."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not an asyncio.Transport
         self._out = FrameWriter(self._transport, self.calls)
         if not self._shared.enter(self):
             self.abort()

@@ -123,7 +123,7 @@ class GrpcInference:
     def decoder(
         self, request: Any, headers: dict[bytes, bytes], principal: Principal
     ) -> Callable[[Contract], Decoded]:
-        """Return the function that decodes a request, with the caller's shared memory if it uses any."""
+        """Return a function that decodes a request, including tensors in the caller's shared memory."""
 
         def decode(contract: Contract) -> Decoded:
             beside = self._beside.headers(headers) if self._beside.forwards else None
@@ -189,7 +189,7 @@ class GrpcInference:
     def feedback_of(
         self, request: Any, origin: Callable[[], Origin], rid: str, principal: Principal
     ) -> PendingId | None:
-        """Return the id for feedback of an answer to come; None if its endpoint collects none."""
+        """Return an id for feedback about the coming answer; None if the endpoint collects no feedback."""
         model: str = request.model_name
         if model not in self._feedback.endpoints:
             return None
@@ -265,7 +265,7 @@ class GrpcInference:
         return error
 
     def refused_by_head(self, error: TidegateError, rid: str) -> None:
-        """Count and log a call that is refused by its headers."""
+        """Count and log a call that is refused because of its headers."""
         self.metrics.refused("", error.reason)
         self.log.refused("grpc", "", error, None, rid, status=code_of(error).name)
 
@@ -305,5 +305,5 @@ def _limit_trailers(grant: Grant) -> Metadata:
 
 
 def origin_of(request: Any, headers: dict[bytes, bytes], principal: Principal) -> Callable[[], Origin]:
-    """Return a function that returns the facts of a request that traffic rules and sticky keys read."""
+    """Return a function that returns the facts of a request for traffic rules and sticky keys."""
     return lambda: Origin(headers, principal.id, lambda: codec.request_parameters(request))

@@ -1,4 +1,4 @@
-"""Triton's methods beside inference over gRPC: model control, shared memory, trace and log settings."""
+"""Triton's gRPC methods other than inference: model control, shared memory, trace and log settings."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class ManagementMethods:
 
 
 def _trace_value(setting: Any, present: Any) -> Any:
-    """Return a value of an update. Without one, a client asks for the default, which is the present one."""
+    """Return a setting's value in an update. No value requests the default, which is the present value."""
     values = list(setting.value)
     if not values:
         return present
@@ -139,7 +139,7 @@ def _may_infer(method: MethodHandler) -> MethodHandler:
 
 
 def _user(context: Any) -> int | None:
-    """Return the user id of the caller; None if it is not on this host, or its proxy is."""
+    """Return the user id of the caller; None if it is on another host or behind a proxy."""
     client, server = context.addresses()
     if client is None or server is None or FORWARDED & context.headers.fields.keys():
         return None

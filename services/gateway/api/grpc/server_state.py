@@ -42,7 +42,7 @@ class ServerState:
         refused: Callable[[TidegateError, str], None],
         max_connections: int,
     ) -> None:
-        """``refused`` logs a call that is refused by its headers; its arguments are the error and the id."""
+        """``refused`` logs a call that was refused because of its headers: the error and the request id."""
         self.methods = methods
         self.authenticate = authenticate
         self.limits = limits
@@ -119,7 +119,7 @@ class ServerState:
 
 
 def _end_oldest(calls: dict[ServerCall, None]) -> None:
-    """End the oldest of these calls. Skip calls that are about to be answered, but not health watches."""
+    """End the oldest call that can be ended: a health watch, or a call that is not about to be answered."""
     for call in calls:
         if call.task is None or call.method.lasting:
             call.fail(

@@ -1,9 +1,9 @@
-"""The protobuf messages of TensorFlow Serving's gRPC API, as far as they are served.
+"""The protobuf messages of the gRPC methods of TensorFlow Serving that Tidegate serves.
 
 The generated modules are part of the package tensorflow, which is 600 MB. So the messages are described here.
 Names and numbers are those of ``tensorflow/core`` and ``tensorflow_serving/apis``. Fields that Tidegate does
-not read are left out: protobuf skips them. The messages have a pool of their own, so that a program may also
-import TensorFlow's.
+not read are left out: protobuf skips them. The messages are in a separate descriptor pool, so that a
+program can also import TensorFlow's.
 """
 
 from __future__ import annotations

@@ -30,12 +30,12 @@ SIGNATURE = "serving_default"
 NAME_BYTES = 64 * 1024
 # ``ModelVersionStatus.State``.
 LOADING, AVAILABLE = 20, 30
-# ``Example`` messages are read in loops, which block the event loop.
+# The limits of a request. Reading ``Example`` messages blocks the event loop.
 MOST_EXAMPLES, MOST_VALUES = 4096, 2**20
 
 
 class TfServing:
-    """The methods of TensorFlow Serving. ``max_bytes``: of a request, and of all its raw tensors."""
+    """The methods of TensorFlow Serving. ``max_bytes``: the limit for a request and for its raw tensors."""
 
     def __init__(self, calls: GrpcInference, catalogue: Catalogue, *, max_bytes: int) -> None:
         self._calls = calls
@@ -223,7 +223,7 @@ def _raw(array: tf_tensors.Array) -> bytes:
 
 
 def _arrays(answer: Any) -> dict[str, np.ndarray]:
-    """Return the outputs of numbers by name."""
+    """Return the numeric outputs by name."""
     found = {}
     for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
         kind = tf_tensors.KINDS.get(NUMBERS.get(tensor.datatype, 0))

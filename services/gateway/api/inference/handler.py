@@ -90,7 +90,7 @@ class InferenceHandler:
         self.uploads = UnfinishedUploads(limits.bodies, body_bytes_per_s)
 
     def check_headers(self, headers: Headers) -> TidegateError | None:
-        """Return why a request is refused by its headers, or None."""
+        """Return why a request must be refused because of its headers, or None."""
         try:
             principal = self._caller(headers)
         except TidegateError as error:
@@ -225,7 +225,7 @@ class InferenceHandler:
     def _decoder(
         self, headers: Headers, body: Buffer, length: int | None, principal: Principal
     ) -> Callable[[Contract], Decoded]:
-        """Return the function that decodes a request, with the caller's shared memory if it uses any."""
+        """Return a function that decodes a request, including tensors in the caller's shared memory."""
         forwarded = self._beside.headers(headers) if self._beside.forwards else None
 
         def decode(contract: Contract) -> Decoded:
@@ -246,7 +246,7 @@ class InferenceHandler:
         principal: Principal,
         rid: bytes,
     ) -> PendingId | None:
-        """Return the id for feedback of an answer to come, without keeping the body."""
+        """Return an id for feedback about the coming answer. The id does not keep the body in memory."""
 
         def origin() -> Origin:
             return Origin(headers, principal.id, lambda: oip.request_parameters(body, length))

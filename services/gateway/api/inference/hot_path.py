@@ -178,7 +178,7 @@ class HotPathProtocol(Protocol):
         self.check_head()
         limits, headers = self._inference.limits, dict(self.headers)
         unusual = len(headers) != len(self.headers) or b"upgrade" in headers
-        # A line feed stands for a missing Host, because no header value can contain one.
+        # Check a line feed in place of a missing Host: it is never a valid host.
         if (unusual or not valid_host(headers.get(b"host", b"\n"))) and self.check_unusual():
             return
         call = HotPathCall(target, headers, self.parser.should_keep_alive(), self._on_lost, limits)
@@ -300,7 +300,7 @@ class HotPathProtocol(Protocol):
         self.linger()
 
     def _refuse_and_stop(self, call: HotPathCall, refusal: TidegateError) -> None:
-        """Refuse a call in a callback of the parser. The exception that it raises stops the parser."""
+        """Refuse a call in a callback of the parser. Then stop the parser by an exception."""
         self._refuse(call, refusal)
         raise Refused(Refusal(0, refusal.reason, refusal.message))
 
@@ -326,7 +326,7 @@ class HotPathProtocol(Protocol):
         self.reject(_EVICTED)
 
     def unfinished(self) -> Unfinished:
-        """Return the progress of the incomplete body. It decides which bodies are dropped."""
+        """Return the progress of the incomplete body. It is used to choose the bodies to drop."""
         call = self._direct
         if call is None or (call.body is not None and call.body.taking):
             return Unfinished(0, 0.0, 0, True)

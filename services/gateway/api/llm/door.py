@@ -27,7 +27,7 @@ Headers = dict[bytes, bytes]
 
 
 class ReceivedRequest(NamedTuple):
-    """A JSON body, and what is needed to answer it. ``started``: a time of ``time.perf_counter``."""
+    """A request with its JSON body. ``started``: the time of ``time.perf_counter`` when it was complete."""
 
     body: dict[str, Any]
     headers: Headers
@@ -52,7 +52,7 @@ class LlmDoor:
         *,
         queue_comments: bool = False,
     ) -> None:
-        """``queue_comments``: streams show their place in the queue, also without a request for it."""
+        """``queue_comments``: by default, send each waiting stream its place in the queue."""
         self.core = core
         self._queue_comments = queue_comments
         self._limits = limits
@@ -86,7 +86,7 @@ class LlmDoor:
     def call(self, received: ReceivedRequest, model: str, path: str, body: dict[str, Any]) -> LlmCall:
         """Return a call of ``path`` of OpenAI's API; raise BadRequest for headers that cannot be read.
 
-        ``body`` is in OpenAI's format. It is changed: its model is set, and a stream requests its usage.
+        ``body`` is in OpenAI's format. This method sets its model, and makes a stream request its usage.
         """
         body["model"] = model
         if body.get("stream") is True and path.endswith("completions"):
@@ -128,7 +128,7 @@ class LlmDoor:
 
 
 def bound(answer: Callable[..., Awaitable[Response]], **fixed: Any) -> Callable[..., Awaitable[Response]]:
-    """Return a route's function with fixed arguments. Those of a ``partial`` could be set in the query."""
+    """Return a route's function with fixed arguments. With ``partial``, the query could override them."""
 
     async def answer_bound(request: Request) -> Response:
         return await answer(request, **fixed)

@@ -1,7 +1,7 @@
 """The forms of the errors of other systems' APIs, for the OpenAPI document.
 
-If a request at a path of TGI, Ollama or vLLM is refused before its route is known, the error has Tidegate's
-form. The member ``error`` of that form is a text, too.
+A request at a path of TGI, Ollama or vLLM may be refused before its route is known. Then the error has
+Tidegate's form, whose member ``error`` is also a string.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ERROR_FORMS = MappingProxyType({
     "OpenAI": ErrorForm(
         "OpenAiError", {"type": "object", "required": ["error"], "properties": {"error": _OBJECT}}, _ENGINE
     ),
-    # Below /tgi/{model} are some paths of OpenAI's API, with OpenAI's errors.
+    # Some paths below /tgi/{model} belong to OpenAI's API, and have its errors.
     "TGI": ErrorForm(
         "TgiError",
         {"type": "object", "required": ["error"], "properties": {"error": _EITHER}},

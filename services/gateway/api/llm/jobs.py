@@ -51,7 +51,7 @@ class LlmJobs:
         return job_options.preference(received.headers.get(b"prefer"))
 
     async def answer(self, received: ReceivedRequest, path: str, prefer: Preference) -> Response:
-        """Accept a job. Return the 202, or the model's own answer if it comes in the time to wait.
+        """Accept a job. Return the 202, or the model's own answer if it comes within the requested wait.
 
         Raises TidegateError.
         """

@@ -204,7 +204,7 @@ def _model(name: str, route: DeploymentRoute) -> LlmModel:
 
 
 def _explain(error: EngineRefused, asked: OllamaCall) -> NoReturn:
-    """Raise an engine's refusal of images as BadRequest. Engines answer it with the status of a failure."""
+    """Raise an engine's error. A refusal of images is a BadRequest, although engines report a failure."""
     if asked.images and any(word in error.message for word in ("image", "multimodal")):
         raise BadRequest(f"the model {asked.model!r} does not accept images: {error.message}") from error
     raise error

@@ -83,7 +83,7 @@ def openai_error(error: TidegateError) -> OpenAiError:
         kind = "tokens"
     param = "model" if isinstance(error, errors.NotFound) else None
     if isinstance(error, errors.NotFound) and error.reason != errors.NotFound.reason:
-        param, code = None, error.reason  # the error is about another thing than a model
+        param, code = None, error.reason  # the error is not about a model
     return OpenAiError(status_of(error), kind, code or error.reason, param, for_caller(error))
 
 

@@ -43,8 +43,8 @@ class Answered:
 class Translation:
     """One API on top of the shared :class:`LlmDoor`.
 
-    ``protocol`` names it in the log. ``error_body`` returns the body of an error with a message. ``wrong`` is
-    the status of a wrong request.
+    ``protocol``: its name in the log. ``error_body`` returns the body of an error with a message. ``wrong``:
+    the status of an invalid request.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Translation:
         return chosen([], [name for name, _ in self.door.core.models(principal())], how)
 
     async def respond(self, request: Request, make: Make) -> Response:
-        """Return the response that ``make`` writes. Every error becomes one in the format of this API."""
+        """Return the response that ``make`` writes. Errors have the format of this API."""
         try:
             received = await self.door.receive(request)
         except TidegateError as error:
@@ -115,7 +115,7 @@ class Translation:
 
 
 def code_of(error: TidegateError) -> int:
-    """Return the status code of an error: 502 if a provider refuses this stack, not the caller."""
+    """Return the status code of an error. It is 502 if a provider refuses this stack's credential."""
     if isinstance(error, EngineRefused):
         return 502 if error.status in (401, 403) else error.status
     return status_of(error)

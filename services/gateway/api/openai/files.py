@@ -123,7 +123,7 @@ class OpenAiFileRoutes:
         )
 
     async def delete(self, id: str) -> Response:
-        """Delete a file. 409 while a batch reads it."""
+        """Delete a file. The answer is 409 while a batch reads it."""
         file = await self._find(id)
         await self._files.delete(file)
         return json_response({"id": file_name(file.id), "object": "file", "deleted": True})

@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 
 
 class RowsDoor:
-    """The inference core for requests of rows."""
+    """The steps that all APIs for rows share: receive a request, run it, and log it."""
 
     def __init__(
         self,
@@ -78,14 +78,14 @@ class RowsDoor:
         self._log = log
 
     async def receive(self, request: Request) -> Received:
-        """Return a request. Raise a TidegateError if it is refused. Release ``held`` of the result."""
+        """Receive a request; raise a TidegateError. The caller must release ``held`` of the result."""
         if not principal().may(INFER):
             raise Forbidden(lacks(principal(), (INFER,)))
         body, held, started = await receive_body(request, self._limits)
         return Received(body, dict(request.scope["headers"]), held, started)
 
     async def respond(self, request: Request, make: Make, failed: Failed) -> Response:
-        """Return the response that ``make`` returns for a request. It is cancelled if the caller leaves.
+        """Return a response that ``make`` makes when it is sent. Cancel ``make`` if the caller disconnects.
 
         ``failed`` returns the response for an error, in the form of the API.
         """
@@ -109,7 +109,7 @@ class RowsDoor:
         return CancellableResponse(write, received.held.release)
 
     def endpoints(self) -> list[EndpointRoute]:
-        """Return the endpoints of tensors that the caller may use, by name."""
+        """Return the endpoints for tensors that the caller may use, sorted by name."""
         found = self.core.table().endpoints.values()
         return sorted(
             (each for each in found if principal().may(INFER, each.name) and takes_tensors(each)),
@@ -126,7 +126,10 @@ class RowsDoor:
         return found
 
     def only(self, how: str) -> str:
-        """Return the only endpoint that the caller may use. Raise BadRequest that says how to name one."""
+        """Return the only endpoint that the caller may use.
+
+        If there are none or several, raise BadRequest, which tells the caller ``how`` to name one.
+        """
         names = [each.name for each in self.endpoints()]
         if len(names) != 1:
             raise BadRequest(f"this path names no model, and there are {len(names)}: {how}")
@@ -140,7 +143,7 @@ class RowsDoor:
         version: str,
         decode: Callable[[Contract], Decoded],
     ) -> Answer:
-        """Return the answer to a request; raise a TidegateError. ``protocol``: a word in log and metrics."""
+        """Return the answer to a request; raise a TidegateError. ``protocol``: its name in the log."""
         rid = telemetry.request_id.get()
         trace = self._log.begin(rid.encode("latin-1", "replace"), received.headers)
         caller, cost, error = principal(), UsageCost(), None

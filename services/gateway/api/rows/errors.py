@@ -28,7 +28,7 @@ def _object(*names: str) -> dict[str, Any]:
 
 
 ROWS_ERROR_FORMS = MappingProxyType({
-    # The path of one model is also OpenAI's, whose errors are objects.
+    # The path of one model also belongs to OpenAI's API, in which ``error`` is an object.
     "TensorFlow Serving": ErrorForm("TensorFlowServingError", _EITHER),
     "TorchServe": ErrorForm(
         "TorchServeError",
@@ -101,7 +101,7 @@ _FORMS = (
 
 
 def rows_error_at(path: str, error: TidegateError) -> Response | None:
-    """Return the answer for an error at a path of these APIs, before its route is known; else None."""
+    """Return the answer for an error before the route is known; None if no such API has the path."""
     form = next((form for pattern, form in reversed(_FORMS) if pattern.fullmatch(path)), None)
     return None if form is None else form(error)
 

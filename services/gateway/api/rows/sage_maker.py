@@ -32,7 +32,10 @@ class SageMakerRoutes:
         return Response(body, 200 if healthy else 503, media_type="application/json")
 
     async def invoke(self, request: Request, model: str = "") -> Response:
-        """Answer JSON, JSON Lines, CSV, NumPy's format or raw bytes, in the type that is accepted."""
+        """Run a model on JSON, JSON Lines, CSV, NumPy's format or raw bytes.
+
+        The header ``Accept`` chooses the content type of the answer.
+        """
 
         async def make(received: Received) -> Response:
             name = model or received.header(TARGET_MODEL).removesuffix(".tar.gz").strip("/")

@@ -1,6 +1,7 @@
 """Serve SageMaker's asynchronous inference (``invoke_endpoint_async``) as jobs.
 
-The input lies in a store, and the answer is written there. The caller gets the place of the answer at once.
+The input is read from a store, and the answer is written there. The caller immediately gets the location of
+the answer.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from tidegate.kernel.protocol.jobs import Job
 
 PROTOCOL = "sagemaker-async"
 _HEADER = "x-amzn-sagemaker-"
-# Inputs that are read from the store at the same time, in one process.
+# The most inputs that a process reads from the store at the same time.
 READS = 8
 
 
 class SageMakerAsyncRoutes:
-    """The route of asynchronous inference. ``store`` None: there is no store, and calls are refused."""
+    """The route of asynchronous inference. ``store`` None: calls are refused, because no store is set."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class SageMakerAsyncRoutes:
         )
 
     async def invoke(self, request: Request, model: str) -> Response:
-        """Accept a job for an input in the store. Answer 202 with the place of its answer.
+        """Accept a job for an input in the store. Answer 202 with the location of its result.
 
         The header ``X-Amzn-SageMaker-InputLocation`` names the input. The answer has the content type of
         ``X-Amzn-SageMaker-Accept``, or else of the input.

@@ -27,7 +27,7 @@ _TYPES = {
 
 
 class TfServingRoutes:
-    """The routes of TensorFlow Serving. ``openai`` answers for a language model of the same path."""
+    """The routes of TensorFlow Serving. ``openai`` answers if the path names a language model."""
 
     def __init__(
         self, door: RowsDoor, catalogue: Catalogue, openai: Callable[[str], Awaitable[Response]]

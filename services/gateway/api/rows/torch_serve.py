@@ -1,4 +1,4 @@
-"""Serve TorchServe's inference API, and of its management API: list, describe, and scale."""
+"""Serve TorchServe's inference API, and a part of its management API: list, describe and scale."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ class TorchServeRoutes:
         min_worker: int = Query(1, ge=0, le=100_000),
         synchronous: bool = False,
     ) -> Response:
-        """Hold a model at ``min_worker`` replicas. It needs the scope ``operate``.
+        """Hold a model at ``min_worker`` replicas. The caller needs the scope ``operate``.
 
-        With ``synchronous``, answer when so many are ready.
+        With ``synchronous``, answer when that many replicas are ready.
         """
         number = version.partition(".")[0]
         try:
@@ -117,7 +117,7 @@ class TorchServeRoutes:
         return Response(body, 200 if synchronous else 202, media_type="application/json")
 
     async def refuse(self, request: Request) -> Response:
-        """Refuse to manage models, and say which command does it."""
+        """Refuse to manage models, and name the command to run instead."""
         return torch_serve(
             BadRequest(f"models cannot be managed through this API; {_INSTEAD[request.method]}")
         )
