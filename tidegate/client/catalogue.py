@@ -44,19 +44,19 @@ class CatalogueFlows:
         return (yield from self.read(f"models/{_part(model)}/versions/{_part(version or 'latest')}", {}))
 
     def change(self, method: str, reference: str, what: str, body: Document | None) -> Flow[Document]:
-        """Send a change of the version that a reference names, and return the answer; {} without a body."""
+        """Call a route of the version that a reference names. Return the answer, or {} if it has no body."""
         found = yield from self.version(reference)
         path = f"models/{_part(found['model'])}/versions/{found['number']}{what}"
         return (yield from self.send(method, path, body))
 
     def read(self, path: str, query: Mapping[str, Any]) -> Flow[Document]:
-        """Send GET; query values of None are left out."""
+        """Send a GET request, without the query values that are None."""
         given = urlencode({name: value for name, value in query.items() if value is not None})
         whole = f"/api/registry/v1/{path}" + (f"?{given}" if given else "")
         return document_of((yield from self.core.call("GET", whole, None)))
 
     def send(self, method: str, path: str, body: Document | None) -> Flow[Document]:
-        """Send a change, and return the answer; {} if it has no body."""
+        """Send a change, and return the answer, or {} if it has no body."""
         answer = yield from self.core.caller.call(
             method,
             f"/api/registry/v1/{path}",
@@ -149,9 +149,10 @@ class CatalogueCalls:
     def set_alias(
         self, model: str, alias: str, version: int | None, *, expected: int | None = None
     ) -> Flow[None]:
-        """Point an alias to a version, at once; None deletes it.
+        """Point an alias to a version immediately; None deletes the alias.
 
-        ``expected``: raise Conflict unless it points to this version now; 0: unless it does not exist.
+        ``expected``: the version to which the alias must point now; 0: the alias must not exist. Otherwise
+        raise Conflict.
         """
         path = f"models/{_part(model)}/aliases/{_part(alias)}"
         if version is None:
@@ -189,7 +190,10 @@ class CatalogueCalls:
         self, model: str, *, keep_last: int | None = None, max_age_days: float | None = None,
         sleeping: bool = False, dry_run: bool = True,
     ) -> Flow[list[Document]]:  # fmt: skip
-        """Return the fate of each version. With limits: by these. ``dry_run`` False: delete them now."""
+        """Return for each version whether it is kept. ``dry_run`` False deletes the others now.
+
+        If no limits are given, the limits of the model apply.
+        """
         limits = {"keep_last": keep_last, "max_age_days": max_age_days, "sleeping": sleeping}
         given = keep_last is not None or max_age_days is not None
         path = f"models/{_part(model)}/retention" + ("?dry_run=true" if dry_run else "")
@@ -203,7 +207,7 @@ class CatalogueCalls:
 
     @Call
     def set_stage(self, reference: str, stage: str | None) -> Flow[Document]:
-        """Move a version to a stage; None: to no stage. Raise Conflict, with what the version lacks."""
+        """Move a version to a stage; None: to no stage. Raise Conflict if it lacks a check or an approval."""
         return self._catalogue.change("PUT", reference, "/stage", {"stage": stage or "none"})
 
     @Call
@@ -216,6 +220,6 @@ class CatalogueCalls:
     def set_stages(
         self, model: str, stages: list[Document] | None, *, serve_from: str | None = None
     ) -> Flow[Document]:
-        """Set a model's stages, and the first one that may serve; None removes them. Return the policy."""
+        """Set a model's stages, and the first stage that may serve; None removes them. Return the policy."""
         body = {"stages": stages, "serve_from": serve_from}
         return self._catalogue.send("PATCH", f"models/{_part(model)}/policy", body)

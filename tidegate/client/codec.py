@@ -98,7 +98,7 @@ def encode_request(
     parameters: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, int]:
-    """Return the body of an inference request, and the length of its head. The request is for binary outputs.
+    """Return the body of an inference request, and the length of its head. The body requests binary outputs.
 
     ``extra`` has additional fields for the head.
     """

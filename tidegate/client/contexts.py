@@ -58,18 +58,18 @@ class Contexts:
         return self.items[name]
 
     def having(self, context: Context, *, current: bool) -> Contexts:
-        """Return the contexts with one added or replaced."""
+        """Return the contexts, with this one added or replaced."""
         items = {**self.items, context.name: context}
         return Contexts(context.name if current or not self.current else self.current, items)
 
     def without(self, name: str) -> Contexts:
-        """Return the contexts without one. Raise NotFound."""
+        """Return the contexts without this one. Raise NotFound."""
         self.get(name)
         items = {each: context for each, context in self.items.items() if each != name}
         return Contexts("" if self.current == name else self.current, items)
 
     def name_for(self, state: Path) -> str:
-        """Return the name of a state folder's context, or a free name if it has none."""
+        """Return the name of a state folder's context. If it has no context, return an unused name."""
         for context in self.items.values():
             if context.state_dir == str(state):
                 return context.name
@@ -158,8 +158,8 @@ def find_own(
 ) -> Path | None:
     """Return the state folder of the stack to start or stop here; None if the environment names it.
 
-    A stack starts in this folder if the folder has a stack, else in the source of the command, never
-    elsewhere. Raise BadRequest for a context of another machine.
+    Without a chosen context, a stack starts in ``here`` if that folder has a stack, else in ``source``, the
+    folder of Tidegate's source. Raise BadRequest for a context of another machine.
     """
     name = chosen or environ.get("TIDEGATE_CONTEXT", "")
     if not name and environ.get("TIDEGATE_STATE_DIR"):

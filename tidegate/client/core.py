@@ -222,7 +222,7 @@ class Core:
             try:
                 metadata: Metadata = yield Alone(unless_known())
             except DeadlinePassed:
-                # The time may end before the next poll. The last answer then says more than a timeout.
+                # The timeout may pass before the next poll. Then the last error says more than a timeout.
                 raise last or DeadlinePassed("The timeout passed before the request was sent.") from None
             except Unavailable as error:
                 last = error
@@ -254,7 +254,7 @@ def arrange(model: str, inputs: Any, metadata: Metadata) -> list[Tensor]:
     """Return the tensors to send. ``inputs`` has arrays by name, or is one array if the model has one input.
 
     A scalar becomes an array of one element if the model's input has one axis of size 1 or -1. Raise
-    TypeError if an array does not fit, or for one array if the model has several inputs.
+    TypeError if an array does not fit, or if the model has several inputs and only one array is given.
     """
     specs = {spec["name"]: spec for spec in metadata.get("inputs") or []}
     datatypes = {name: spec["datatype"] for name, spec in specs.items()}

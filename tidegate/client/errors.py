@@ -110,7 +110,7 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> Tidegat
     does not know the reason, the status does. ``retry_after_s`` is ``Retry-After``, in seconds.
     """
     if body.lstrip().startswith(b"<"):
-        # The page comes from another server, or from a proxy in front of the gateway.
+        # A web page comes from another server, or from a proxy in front of the gateway.
         kind = BadAnswer if status < 500 else _BY_STATUS.get(status, TidegateError)
         return kind(f"The answer was {status} with a web page: is this the URL of a Tidegate service?")
     message, reason, rid = _read(body)

@@ -32,7 +32,7 @@ class FeedbackFlows:
         return _document((yield from self._post(orjson.dumps(dict(item)), timeout_s)))
 
     def many(self, items: Iterable[Mapping[str, Any]], timeout_s: float | None) -> Flow[list[Document]]:
-        """Report about many answers. Return for each item what became of it."""
+        """Report about many answers. Return the status of each item."""
         left, found, done = iter(items), list[Document](), 0
         while part := [dict(item) for item in islice(left, MOST)]:
             answer = _document((yield from self._post(orjson.dumps(part), timeout_s)))

@@ -49,7 +49,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that callers of this client run one after another, so that later ones can use its result."""
+    """A flow that a client runs only once at a time, so that the next caller can use its result."""
 
     flow: Flow[Any]
 
@@ -73,7 +73,7 @@ Flow = Generator[Step, Any, T]
 
 
 def driven(flow: Flow[T], do: Callable[[Step], object]) -> T:
-    """Run a flow to its end, and return its result. ``do`` takes each step; the flow gets its errors."""
+    """Run a flow to its end, and return its result. ``do`` runs each step; its errors go to the flow."""
     try:
         step = next(flow)
         while True:

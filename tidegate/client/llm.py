@@ -91,7 +91,7 @@ class ChatResult:
 
     @property
     def tool_calls(self) -> list[Document]:
-        """Return the model's calls of tools."""
+        """Return the model's tool calls."""
         return list(self.message.get("tool_calls") or [])
 
     @property
@@ -250,7 +250,7 @@ class Collected:
 
 
 def _merge(calls: dict[int, Document], piece: Mapping[str, Any]) -> None:
-    """Add a piece of a call: the name comes once, the arguments in pieces."""
+    """Add a piece of a tool call. The name arrives once, the arguments arrive in pieces."""
     call = calls.setdefault(
         int(piece.get("index") or 0),
         {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},

@@ -26,7 +26,7 @@ class QualityFlows:
         return document_of((yield from self.core.call("GET", path, None)))
 
     def rebase(self, name: str) -> Flow[Document]:
-        """Freeze new baselines from the next rows."""
+        """Replace the baselines by new ones from the next rows."""
         answer = yield from self.core.caller.call(
             "POST",
             f"/api/router/v1/drift/{quote(name, safe='')}/rebase",
@@ -58,5 +58,5 @@ class QualityCalls:
 
     @Call
     def rebase_drift(self, name: str) -> Flow[Document]:
-        """Freeze new baselines from the next rows. Versions with training data keep theirs."""
+        """Replace the baselines by new ones from the next rows. Baselines from training data stay."""
         return self._quality.rebase(name)

@@ -1,4 +1,4 @@
-"""The calls that both clients have. A call whose result has another class in each client is there."""
+"""The calls that are the same in both clients. ``sync.py`` and ``aio.py`` have the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tidegate.client.verification import VerificationCalls, VerificationFlows
 
 
 class SharedCalls(TrafficCalls, QualityCalls, CatalogueCalls, VerificationCalls):
-    """The flows of a client, and the calls that only run them."""
+    """The flows of a client, and the calls that run one flow and return its result."""
 
     def __init__(self, timeout_s: float, retries: int) -> None:
         self._core = Core(timeout_s, Caller(retries))

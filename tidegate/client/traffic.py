@@ -1,4 +1,4 @@
-"""Roll versions out, compare shadows and run experiments through a gateway: what both clients share.
+"""Roll versions out, compare shadows and run experiments through a gateway: shared by both clients.
 
 The caller's key needs the scope that the registry's routes need (`docs/access.md`).
 """

@@ -1,7 +1,7 @@
-"""Upload a file to the registry in parts, and continue after a lost connection. Without I/O of its own.
+"""Upload a file to the registry in parts, and continue after a lost connection.
 
-The registry keeps what has arrived. So the same upload also continues in a new process: opening it again
-returns the unfinished upload of the same bytes.
+The upload is a flow, so this module does no network I/O. The registry keeps the bytes that have arrived. So a
+new process can continue an upload: if it sends the same file, the registry returns the unfinished upload.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tidegate.kernel.errors import (
 )
 
 HASH_BYTES = 2**20
-# One request moves a part, or waits for the check of the bytes.
+# The timeout of a request: it sends a part, or waits until the bytes are checked.
 REQUEST_S = 60.0
 # An upload without progress is given up after this time. A registry restarts within seconds.
 PATIENCE_S = 120.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
-# Another process that sends the same bytes gets so much time for a part, at most.
+# The longest pause, in which another process that sends the same bytes can send a part.
 LONGEST_TURN_S = 30.0
 CHECK_PAUSE_S = 0.2
 
@@ -88,9 +88,9 @@ class Uploading:
     def flow(self) -> Flow[Document]:
         """Send what the registry lacks, wait until it has checked the bytes, and return the upload.
 
-        Retry after a lost connection, or after another process that sends the same bytes, for ``patience_s``
-        without progress. Raise the last error then,
-        BadRequest if other bytes arrived than were announced, or another error of the registry.
+        Retry after a lost connection, or if another process sends the same bytes. Raise the last error after
+        ``patience_s`` without progress. Raise BadRequest if the registry got other bytes than were announced.
+        Raise other errors of the registry immediately.
         """
         stored, pause, since = -1, FIRST_PAUSE_S, self.clock()
         while True:
@@ -121,7 +121,7 @@ class Uploading:
                 yield Sleep(CHECK_PAUSE_S)
 
     def _next(self) -> Flow[Document]:
-        """Take the next step, and return the upload. After an error, begin with its state."""
+        """Take the next step of the upload, and return it. After an error, open the upload again first."""
         upload, self._known = self._known, None
         if upload is None:
             upload = yield from self._open()
@@ -142,7 +142,7 @@ class Uploading:
         headers = {"Upload-Offset": str(offset), "Content-Type": "application/octet-stream"}
         try:
             later = yield from self._send("PATCH", f"/{upload['id']}", part, headers)
-        except NotFound:  # it has expired: opening returns another one
+        except NotFound:  # the upload has expired, so open a new one
             return (yield from self._open())
         if later["offset"] == offset:
             raise BadAnswer(f"The registry has stored nothing of a part of {len(part)} bytes at {offset}.")
@@ -160,7 +160,7 @@ class Uploading:
 
 
 def with_remedy(error: TidegateError) -> TidegateError:
-    """Add to an error that the upload can be continued, and return the error."""
+    """Add to an error's message that the upload can be continued. Return the error."""
     error.message = f"{error.message} The registry keeps what has arrived: run the same command again."
     error.args = (error.message,)
     return error
