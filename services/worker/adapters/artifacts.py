@@ -30,8 +30,9 @@ TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 class ArtifactCache:
     """A cache of artifacts in ``folder``, shared by the workers of one host.
 
-    The file ``<sha256>`` is an artifact. The file ``<sha256>.ok`` has the size, modification time and inode
-    that it had when its digest was last checked. The digest is checked again only if one of these changed.
+    The file ``<sha256>`` is an artifact. The file ``<sha256>.ok`` records the artifact's size, modification
+    time and inode at the last check of its digest. The digest is checked again only if one of these three
+    changed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,9 +59,9 @@ class ArtifactCache:
 class _Download:
     """One download of an artifact to ``path``, in several attempts.
 
-    What an attempt has written stays in ``<sha256>.part``. The next attempt, also of another worker,
-    continues there. The registry may redirect to its artifact store: a signed URL opens the artifact there,
-    and the replica's token is not sent. If the store does not answer, the registry is asked for the bytes.
+    Each attempt appends to the file ``<sha256>.part``. The next attempt continues there, also in another
+    worker. The registry may redirect the download to its artifact store by a signed URL. The replica's token
+    is not sent to the store. If the store does not answer, the next attempt gets the bytes from the registry.
     """
 
     def __init__(self, url: str, token: str, path: Path, size: int) -> None:
@@ -72,7 +73,7 @@ class _Download:
         self._redirects = True
 
     async def run(self) -> None:
-        """Download, and try again after a failure. Raise NotFound, or Unavailable after the last attempt."""
+        """Download the artifact, with retries. Raise NotFound, or Unavailable after the last attempt."""
         pause_s = FIRST_PAUSE_S
         for attempt in range(1, TRIES + 1):
             try:
@@ -91,7 +92,7 @@ class _Download:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _attempt(self) -> None:
-        """Download the rest, check the whole, and then rename it to ``path``."""
+        """Download the missing bytes, check the digest of the whole file, and rename the file to ``path``."""
         digest, count = await asyncio.to_thread(self._written)
         sender = "this host"
         if count < self._size:
@@ -116,7 +117,7 @@ class _Download:
         self._part.replace(self._path)
 
     def _written(self) -> tuple[Any, int]:
-        """Return the hash and the number of the bytes of earlier attempts."""
+        """Return the hash and the number of the bytes that earlier attempts have written."""
         try:
             with self._part.open("rb") as written:
                 digest = hashlib.file_digest(written, "sha256")
@@ -126,7 +127,7 @@ class _Download:
 
     @contextlib.asynccontextmanager
     async def _opened(self, start: int) -> AsyncIterator[tuple[httpx.Response, str]]:
-        """Open the artifact from a byte on. Provide the open response, and the name of its sender."""
+        """Open the artifact at byte ``start``. Yield the open response, and the name of its sender."""
         from_start = {"Range": f"bytes={start}-"} if start else {}
         headers = from_start | {"Authorization": f"Bearer {self._token}"}
         query = {} if self._redirects else {"redirect": "false"}
@@ -139,7 +140,7 @@ class _Download:
                 yield answer, "the registry"
                 return
             target = str(answer.url.join(answer.headers["Location"]))
-        # Only a store that sends bytes is asked again.
+        # Use the store again only after it has answered with bytes.
         self._redirects = False
         async with _client(target) as client, client.stream("GET", target, headers=from_start) as answer:
             if answer.status_code not in (200, 206):
@@ -164,7 +165,7 @@ def _check_status(answer: httpx.Response, sha256: str) -> None:
 
 
 def _continues(answer: httpx.Response, start: int) -> bool:
-    """Return True if an answer has the bytes from ``start`` on. Some servers say so with the status 200."""
+    """Return True if an answer begins at byte ``start``. Its status alone does not show this."""
     told: str = answer.headers.get("Content-Range", "")
     return told.startswith(f"bytes {start}-")
 

@@ -1,7 +1,7 @@
-"""Traces of model calls: for each traced request the span of its work here, and one span for the shared call.
+"""Trace model calls: one span for each traced request, and one span for the call that they share.
 
-The span of the call belongs to the trace of the first traced request. The other requests have links to that
-span, as OpenTelemetry's conventions for messages in batches say.
+The span of the call belongs to the trace of the first traced request. The spans of the other requests have
+links to it, as OpenTelemetry's conventions for batches of messages require.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CallTraces:
 
     @property
     def on(self) -> bool:
-        """Return True if calls are exported."""
+        """Return True if the spans of calls are exported."""
         return self._export is not None
 
     def start(self, deployment: str, replica: str) -> None:
@@ -57,7 +57,7 @@ class CallTraces:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A model call: where it ran, when it began on the worker's monotonic clock, and its seconds."""
+    """A model call: where it ran, its start on the worker's monotonic clock, and its duration in seconds."""
 
     deployment: str
     replica: str
@@ -79,8 +79,8 @@ def spans(
 ) -> list[Span]:
     """Return the spans of a call of ``group``.
 
-    ``traced``: at least one request of the group, each with the context of its sender. ``ahead``: the seconds
-    by which the clock of the day is ahead of the worker's monotonic clock.
+    ``traced``: the traced requests of the group (at least one), each with the context of its sender.
+    ``ahead``: the wall clock's time minus the worker's monotonic clock's time, in seconds.
     """
     own = [new_context(sender.trace_id) for _, sender in traced]
     shared = new_context(own[0].trace_id)

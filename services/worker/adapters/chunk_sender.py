@@ -14,12 +14,12 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-# The replies to one gateway process that wait for the broker. At more bytes, the streams wait.
+# For each gateway process: if more bytes than this wait for the broker, streams wait before they add more.
 MAX_WAITING_BYTES = envelope.LARGE
 
 
 class GatewayReplies:
-    """The replies to one gateway process that wait. ``confirmed`` is done when the broker has them."""
+    """Replies that wait to be sent to one gateway process. ``confirmed`` is done when the broker has them."""
 
     def __init__(self) -> None:
         self.frames: list[Buffer] = []
@@ -32,23 +32,23 @@ class GatewayReplies:
         self.size += len(frame)
 
     def take(self) -> tuple[list[Buffer], asyncio.Future[None]]:
-        """Remove and return all replies, and the future of their confirm."""
+        """Remove and return all replies, and the future that is done when the broker has confirmed them."""
         taken = self.frames, self.confirmed
         self.frames, self.size = [], 0
         self.confirmed = asyncio.get_running_loop().create_future()
         return taken
 
     def end(self) -> None:
-        """Let the streams that wait go on."""
+        """Wake the streams that wait for the confirm."""
         if not self.confirmed.done():
             self.confirmed.set_result(None)
 
 
 class ChunkSender:
-    """Sends replies to each gateway process in their order, with one message at a time on its way.
+    """Sends replies to each gateway process in order. Only one message to a gateway process is unconfirmed.
 
-    Replies that become ready meanwhile share the next message. So a stream waits for no confirm. A message
-    that is published again after a reconnect never arrives after a later one.
+    Replies that become ready before its confirm share the next message. So a stream need not wait for each
+    confirm. After a reconnect, a message that is published again cannot arrive after a later message.
     """
 
     def __init__(self, publisher: ReplyPublisher) -> None:
@@ -57,13 +57,13 @@ class ChunkSender:
         self._tasks = TaskSet()
 
     async def stop(self) -> None:
-        """Stop sending, and let the streams that wait go on."""
+        """Stop sending, and wake the streams that wait for a confirm."""
         await self._tasks.end()
 
     async def reply(self, reply_to: str, frames: Sequence[Buffer | Reply], *, left_s: float) -> None:
-        """Send replies. Return at once, unless many bytes wait for the broker or a reply is large.
+        """Send replies. Return immediately, unless a reply is large or too many bytes wait for the broker.
 
-        ``left_s``: how long the caller of a large reply still waits.
+        ``left_s``: for how many seconds the caller of a large reply still waits.
         """
         for frame in frames:
             if isinstance(frame, Reply) or len(frame) > envelope.LARGE:
@@ -75,12 +75,12 @@ class ChunkSender:
                 await self.confirmed(reply_to)
 
     async def reply_last(self, reply_to: str, frame: Buffer) -> None:
-        """Send the last reply of a stream. Return when the broker has it, and all before it."""
+        """Send the last reply of a stream. Return when the broker has this reply and all earlier ones."""
         self._add(reply_to, frame)
         await self.confirmed(reply_to)
 
     async def confirmed(self, reply_to: str) -> None:
-        """Return when the broker has all replies to a gateway process that were added before."""
+        """Wait until the broker has all replies to a gateway process that were added before this call."""
         waiting = self._waiting.get(reply_to)
         if waiting is not None:
             # Several streams share the future, so one that is cancelled must not cancel it.
@@ -91,7 +91,7 @@ class ChunkSender:
         if waiting is None:
             waiting = self._waiting[reply_to] = GatewayReplies()
             task = self._tasks.start(self._send(reply_to, waiting), "send chunks")
-            # A task that is cancelled before it begins does not reach its own end.
+            # If a task is cancelled before its first step, its ``finally`` does not run.
             task.add_done_callback(partial(self._end, reply_to, waiting))
         waiting.add(frame)
 
@@ -101,7 +101,7 @@ class ChunkSender:
                 frames, confirmed = waiting.take()
                 try:
                     await self._publisher.reply(reply_to, frames)
-                except Exception:  # the gateway sees the gap; the other streams go on
+                except Exception:  # the gateway notices the missing chunks; other streams continue
                     log.exception("chunks were not sent", extra={"queue": reply_to})
                 finally:
                     confirmed.set_result(None)

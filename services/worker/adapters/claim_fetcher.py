@@ -24,8 +24,8 @@ MAX_FETCHES = 4
 class ClaimFetcher:
     """Fetches the tensors of up to ``MAX_FETCHES`` requests at the same time.
 
-    The fetched tensors in memory take up to ``limit_bytes``. A larger request is fetched when there are no
-    others in memory. ``add`` is called with each complete request.
+    The fetched tensors in memory have up to ``limit_bytes`` bytes. A request above this limit is fetched only
+    when no other fetched tensors are in memory. ``add`` is called with each complete request.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class ClaimFetcher:
             self._add(item)
 
     async def fetch(self, item: QueuedRequest, *, bounded: bool = False) -> bool:
-        """Fetch the tensors of a request into it. If that fails, settle the request and return False.
+        """Add a request's tensors from the blob store. If that fails, settle the request and return False.
 
-        ``bounded``: first wait until another fetch may run and its bytes are within the limit.
+        ``bounded``: first wait until the limits of concurrent fetches and of bytes allow this fetch.
         """
         request = item.request
         try:

@@ -26,7 +26,10 @@ _KEY = envelope.call_key((envelope.tensor(REQUEST, "BYTES", (1,)),), (), {})
 
 
 class EngineFacts:
-    """The last facts of the engine. ``report`` is None for other models, and before the first reading."""
+    """The last facts that an engine reported.
+
+    ``report`` is None before the first reading, and for models that are not language models.
+    """
 
     def __init__(self) -> None:
         self._model: Model | None = None
@@ -37,7 +40,7 @@ class EngineFacts:
     def use(self, model: Model) -> None:
         """Start to read from a model that was just loaded."""
         self._model = model
-        # A new engine counts from zero.
+        # A new engine's totals begin at zero.
         self._before = EngineReport()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="engine facts")
@@ -69,7 +72,7 @@ class EngineFacts:
 async def _read(model: Model) -> dict[str, object]:
     data: list[envelope.Buffer] = [pack_strings([LlmRequest(PATH, {}).to_bytes()])]
     request = envelope.Request(b"", 0, 0, 1, 0, b"", b"", _KEY, data, b"")
-    # An engine that hangs may still report its facts, so these answers are no sign of life.
+    # An engine that hangs may still report its facts, so these answers do not show that the model works.
     async with aclosing(model.stream(request, counted=False)) as answers:
         async for answer in answers:
             for output in answer.outputs:

@@ -43,7 +43,7 @@ def take_over(path: Path, uid: int | None) -> None:
 
 
 def _tree(path: Path) -> Iterator[Path]:
-    """Yield a folder and all files and folders below it. Links to folders are left out."""
+    """Yield a folder and all files and folders below it. Links to folders are not yielded or followed."""
     for folder, _, files in os.walk(path):
         yield Path(folder)
         yield from (Path(folder, name) for name in files)
@@ -63,9 +63,9 @@ def _take(path: Path, expected: int, uid: int | None) -> None:
 
 
 def _readable(mode: int, *, keep_write: bool) -> int:
-    """Return a mode with which every user may read a file, and execute it if its owner may.
+    """Return a mode with which every user may read a file, and may execute it if its owner may.
 
-    The mode never has the set-user-ID bit.
+    The returned mode never has the set-user-ID bit.
     """
     runs = 0o111 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0
     # A folder stays writable, so that its owner can remove its contents.

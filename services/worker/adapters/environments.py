@@ -74,7 +74,7 @@ class BasePython:
     site_packages: tuple[str, ...]
 
     def packages(self) -> list[str]:
-        """Return the installed packages with versions. If these change, environments are built anew."""
+        """Return the installed packages with their versions. If they change, environments are built again."""
         return sorted(p.name for site in self.site_packages for p in Path(site).glob("*.dist-info"))
 
 

@@ -91,7 +91,7 @@ def _with_parameters(message: Any, parameters: Mapping[str, object]) -> Any:
         if isinstance(value, bool):
             parameter.bool_param = value
         elif isinstance(value, int):
-            # Triton reads the id of a sequence, which has 64 bits without a sign, from the same field.
+            # Triton reads the id of a sequence, an unsigned 64-bit number, from the same field.
             parameter.int64_param = value if value < _SIGN else value - 2 * _SIGN
         elif isinstance(value, float):
             parameter.double_param = value

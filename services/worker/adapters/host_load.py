@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 STAT = Path("/proc/stat")
-# A shorter interval has too few ticks of the kernel (10 ms) for a share.
+# The kernel counts CPU time in ticks of 10 ms. A shorter interval has too few ticks for an exact share.
 SHORTEST_S = 0.4
 _IDLE, _WAITING, _GUESTS = 3, 4, 8
 
@@ -22,13 +22,13 @@ class HostLoad:
         self._busy: float | None = None
 
     def read(self) -> float | None:
-        """Return the share, 0 to 1; None at first, and on a system without ``/proc/stat``."""
+        """Return the busy share, 0 to 1. Return None before the second reading, or without ``/proc/stat``."""
         now = self._clock()
         if self._last is not None and now - self._last[0] < SHORTEST_S:
             return self._busy
         try:
             first = self._stat.read_text().partition("\n")[0]
-            ticks = [int(word) for word in first.split()[1:]][:_GUESTS]  # guests are a part of user
+            ticks = [int(word) for word in first.split()[1:]][:_GUESTS]  # the field "user" includes guests
             idle, total = ticks[_IDLE] + ticks[_WAITING], sum(ticks)
         except (OSError, ValueError, IndexError):
             return None

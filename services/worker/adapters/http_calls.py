@@ -1,7 +1,7 @@
 """Call Triton over HTTP/1.1 on its Unix socket. A call costs Triton a third less than over gRPC.
 
-Triton runs a call over HTTP to its end, even if the caller gives it up. So HTTP is only for calls that are
-too short to be cancelled. A connection carries one call at a time and is kept for the next one.
+Triton runs a call over HTTP to its end, even if its caller no longer waits. So HTTP is used only for calls
+that end before they could be cancelled. A connection carries one call at a time and is kept for the next one.
 
 This follows RFC 9112 (HTTP/1.1) and Triton's binary tensor extension. It reads only responses with a
 Content-Length, as Triton sends them.
@@ -21,7 +21,7 @@ _INVALID_ARGUMENT, _INTERNAL = 3, 13
 
 
 class NotListening(Exception):
-    """The server accepts no connection. Nothing was sent."""
+    """The server accepts no connections. The request was not sent."""
 
 
 class ConnectionEnded(Exception):
@@ -119,7 +119,7 @@ class _Connection(asyncio.Protocol):
         return not self._over and self._answer is None
 
     async def call(self, request: bytes, timeout_s: float | None) -> HttpAnswer:
-        """Make one call, as :meth:`HttpCalls.call` does."""
+        """Make one call; see :meth:`HttpCalls.call`."""
         if self._over:
             raise NotListening("the connection was lost before the call")
         loop = asyncio.get_running_loop()
@@ -130,7 +130,7 @@ class _Connection(asyncio.Protocol):
         try:
             return await answer
         except (asyncio.CancelledError, TimeoutError):
-            self.close()  # a late response must not become the answer of the next call
+            self.close()  # if the response comes late, it must not become the answer of the next call
             raise
         finally:
             if timer is not None:

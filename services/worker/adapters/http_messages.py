@@ -81,7 +81,7 @@ def head(model: str, call: ModelCall, sizes: Sequence[int]) -> bytes:
 
 def read_answer(answer: HttpAnswer) -> ModelAnswer:
     """Return a response's outputs, empty if in shared memory, and the parameters that the model set."""
-    # A long head is not cached, because an equal one is unlikely to come.
+    # A long head is not cached, because the same head is unlikely to come again.
     described = _described(answer.head) if len(answer.head) <= KEPT_KEY else _describe(answer.head)
     found, at = [], 0
     for name, datatype, shape, size in described.outputs:
@@ -116,5 +116,5 @@ def _size(output: Mapping[str, Any]) -> int:
     return size
 
 
-# The result is cached, because equal calls have equal heads.
+# The result is cached, because calls of the same kind have equal heads.
 _described = lru_cache(HEADS_KEPT)(_describe)

@@ -10,15 +10,15 @@ from services.worker.domain import llm_plan
 from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import DeploymentSpec, Version
 
-# The name in `services/worker/runtimes/llm/upstream.py`.
+# The same name as in `services/worker/runtimes/llm/upstream.py`.
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# A model must not read other variables of the worker.
+# The names of variables that a Deployment may use. No model may read other variables of the worker.
 USABLE = re.compile(r"(?!TIDEGATE_)(\w+_API_KEY|UPSTREAM_\w+)")
 MAX_BYTES = 16 * 1024
 
 
 def needs_vllm(version: Version, deployment: DeploymentSpec) -> bool:
-    """Return True if vLLM runs the version. Raise ModelFailed if no engine can."""
+    """Return True if vLLM runs the version. Raise ModelFailed if no engine can run it."""
     return version.format == "llm" and llm_plan.engine_of(version, deployment) == "vllm"
 
 
@@ -36,7 +36,8 @@ def vllm_python(runtime: Path) -> Path:
 def secrets(deployment: DeploymentSpec, folder: Path) -> dict[str, str]:
     """Return the variables with the credential of the Deployment's upstream; empty if it has none.
 
-    ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed, without the secret.
+    ``folder``: the only folder whose files a Deployment may name. Raise ModelFailed if there is no usable
+    credential; the message does not contain the secret.
     """
     spec = deployment.upstream or deployment.llm
     place = spec.credential if spec is not None else None

@@ -45,9 +45,9 @@ def prepare(
     (inner / PLAN).write_text(json.dumps(plan))
     for source in RUNTIME.glob("*.py"):
         shutil.copyfile(source, inner / source.name)
-    # One instance serves all slots. A second one would load the weights a second time.
+    # One instance serves all slots. A second instance would load the weights again.
     single = deployment.model_copy(update={"instances": 1})
-    # One instance uses all GPUs of the replica. By default, Triton would make an instance for each GPU.
+    # One instance uses all GPUs of the replica. By default, Triton would create one instance for each GPU.
     return model_config.build(version, single, model=version.model, backend="python", gpus=gpus[:1])
 
 

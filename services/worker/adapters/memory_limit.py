@@ -1,9 +1,9 @@
 """Limit the memory of a model's processes, and find out if one was killed because memory ran out.
 
 In a container, the container engine sets the limit. Without a container, the worker limits Triton and its
-child processes. It creates a cgroup; if it cannot, it measures their memory. Resource limits do not work.
-RLIMIT_AS limits address space, and Triton and CUDA reserve much more of it than they use. RLIMIT_DATA limits
-each process separately.
+child processes: by a cgroup if it can create one, else by measuring their memory. Resource limits are not
+exact enough. RLIMIT_AS limits address space, and Triton and CUDA reserve much more of it than they use.
+RLIMIT_DATA limits each process separately.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tidegate.kernel import tasks, telemetry
 log = telemetry.logger(__name__)
 
 CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
-# Files with the number of killed processes, of cgroup v2 and v1. The first that exists is read.
+# Files of cgroup v2 and v1 with the number of killed processes. Only the first that exists is read.
 COUNTERS = ("memory.events", "memory.oom_control", "memory/memory.oom_control")
 OUT_OF_MEMORY = "The kernel killed a process, out of memory: this container reached its memory limit."
 # Files in a replica's folder: the limit in MiB that the launcher sets, and the path of its cgroup.
@@ -100,7 +100,7 @@ class MemoryLimit:
                 )
 
     def watch(self, processes: Callable[[], Iterable[int]]) -> None:
-        """Watch the memory of these processes if no cgroup could be created."""
+        """Watch the memory of these processes, unless a cgroup limits them."""
         if self.group is None and self._watching is None:
             self._watching = asyncio.create_task(self._watch(processes))
 
@@ -110,8 +110,8 @@ class MemoryLimit:
         await tasks.end(watching)
         if self.group is not None:
             found = kills(self.group)
-            # Killed processes leave the cgroup a moment later. If some stay in it, the next start uses it
-            # again or the launcher removes it.
+            # Killed processes leave the cgroup a moment later. If processes are left in the cgroup, the next
+            # start reuses it or the launcher removes it.
             until = time.monotonic() + LEAVE_S
             while self.group is not None:
                 try:
@@ -132,7 +132,7 @@ class MemoryLimit:
         used = {pid: _used_bytes(self._proc / str(pid)) for pid in pids}
         if sum(used.values()) <= self.limit_mb * MIB:
             return
-        # The largest process is killed, as the kernel would do.
+        # Kill the largest process, as the kernel would.
         largest = max(used, key=lambda pid: used[pid])
         with contextlib.suppress(ProcessLookupError, PermissionError):
             # Count before the kill, because the worker reads the count as soon as the process ends.
@@ -185,8 +185,9 @@ def _enable_children(parent: Path) -> None:
 def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
     """Yield the cgroups in which a new one may be created: that of this process, then those above it.
 
-    The last one is the first that has a limit itself, because that limit must apply to the model too. In
-    cgroup v2, a cgroup with processes cannot have children with limits, so usually one further up is used.
+    The last one yielded is the first that has a limit, because its limit must apply to the model too. In
+    cgroup v2, a cgroup that contains processes cannot have children with limits. So the new cgroup is usually
+    created further up.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -207,7 +208,7 @@ def _parents(cgroup: Path, proc: Path) -> Iterator[Path]:
 
 
 def _used_bytes(process: Path) -> int:
-    """Return the bytes of a process in memory and in swap. Pages of files do not count."""
+    """Return the bytes of a process in memory and in swap, without the pages of files."""
     found = re.findall(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", _text(process / "status"), re.MULTILINE)
     return sum(map(int, found)) * 1024
 

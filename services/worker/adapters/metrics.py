@@ -97,7 +97,7 @@ LLM_COUNTERS = {
 
 
 def count_engine(before: EngineReport, now: EngineReport) -> None:
-    """Publish the facts of an engine; ``before`` are those of the last reading."""
+    """Publish the facts ``now`` of an engine. ``before``: the facts of the previous reading."""
     for name, gauge in LLM_GAUGES.items():
         if (value := getattr(now, name)) is not None:
             gauge.set(value)

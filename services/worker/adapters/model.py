@@ -62,7 +62,7 @@ class Model:
         check: OutputCheck | None = None,
     ) -> None:
         self.decoupled = decoupled
-        # The number of answers. Errors of the model count too, because they show that it is alive.
+        # The number of answers. Errors of the model are included, because they show that the model works.
         self.answers = 0
         self._check = check
         self._warned_at = float("-inf")
@@ -125,8 +125,8 @@ class Model:
     async def stream(self, request: Request, *, counted: bool = True) -> AsyncGenerator[ModelAnswer]:
         """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
-        ``counted``: the answers are a sign that the model is alive.
-        Raises the errors of :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
+        ``counted``: add the answers to the count that shows that the model works. Raises the errors of
+        :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
         """
         key = read_call_key(request.key)
         message = grpc_messages.begin(self._name, key.parameters)
@@ -152,7 +152,10 @@ class Model:
         timeout_s: float,
         parameters: Mapping[str, str] | None,
     ) -> ModelAnswer:
-        """Request all outputs, because Triton may return a cached answer. Return the outputs of the key."""
+        """Run requests on a model with a response cache. Return the outputs that the key names.
+
+        The call requests all outputs, because the cache ignores which outputs a request names.
+        """
         if key.parameters:
             raise BadRequest(
                 "This model has a response cache, which ignores the parameters of a request "
@@ -223,7 +226,7 @@ class Model:
         return {name: size for name, size in sizes.items() if size > self._shared_above}
 
     def _http_head(self, call: ModelCall, sizes: tuple[int, ...]) -> bytes:
-        """Return an HTTP request without its tensors. Equal keys, rows and sizes have the same one."""
+        """Return an HTTP request without its tensors. It is cached by key, rows and sizes."""
         if call.parameters or call.input_places or call.output_places:
             return http_messages.head(self._name, call, sizes)
         id_ = call.raw_key, call.rows, sizes
@@ -234,7 +237,7 @@ class Model:
         return head
 
     def _grpc_head(self, call: ModelCall) -> bytes:
-        """Return a serialized request without its tensors. Equal keys and rows have the same one."""
+        """Return a serialized request without its tensors. It is cached by key and rows."""
         if call.input_places or call.output_places:
             return grpc_messages.head(self._name, call) + grpc_messages.serialized(call.parameters)
         id_ = call.raw_key, call.rows
@@ -245,7 +248,7 @@ class Model:
         return head + grpc_messages.serialized(call.parameters) if call.parameters else head
 
     def _sorted(self, found: list[Output], key: CallKey) -> list[Output]:
-        # Triton's order of the outputs differs from one of its processes to another.
+        # Each process of Triton may return the outputs in another order.
         order = {name: at for at, name in enumerate(key.outputs)} if key.outputs else self._order
         return sorted(found, key=lambda output: order.get(output.name, len(order)))
 
@@ -273,7 +276,7 @@ def _is_for_http(call: ModelCall, sizes: Sequence[int]) -> bool:
 
 
 def _keep(heads: dict[Id, bytes], id_: Id, head: bytes) -> None:
-    """Cache the head of a call, unless the call's key (the first part of ``id_``) is long."""
+    """Cache the head of a call, unless the call's key (``id_[0]``) is long."""
     if len(id_[0]) <= KEPT_KEY:
         if len(heads) >= HEADS_KEPT:
             heads.clear()
@@ -281,7 +284,7 @@ def _keep(heads: dict[Id, bytes], id_: Id, head: bytes) -> None:
 
 
 def _has_too_little_room(error: TidegateError, requests: Sequence[Request]) -> bool:
-    """Return True if an output was larger than the signature says and the requests may run again."""
+    """Return True if an output did not fit into its shared memory and the requests may run again."""
     return (
         isinstance(error, ModelFailed)
         and "shared memory size" in error.message
@@ -295,7 +298,7 @@ def _row_bytes(output: TensorSpec) -> int:
 
 
 def _from_region(output: Output, region: Region, places: Mapping[str, Place]) -> Output:
-    """Return an output with its bytes; read them from the region if they are there."""
+    """Return an output with its bytes, which may be in the region."""
     if output.name not in places:
         return output
     size = elements(list(output.shape)) * DATATYPES[output.datatype].size

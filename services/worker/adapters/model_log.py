@@ -29,9 +29,9 @@ DROPPED = Counter(
 )
 
 BLOCK = 64 * 1024
-# Reads of at least this size are skipped as a whole if they are beyond the limit.
+# Reads of at least this many bytes are skipped as a whole if they are beyond the limit.
 FLOOD_BYTES = 4 * 1024
-# A file with more raw output than this is cut to its last KEPT_BYTES.
+# The most bytes in the file of raw output. A larger file is cut to its last KEPT_BYTES.
 LIMIT_BYTES = 4 * 2**20
 KEPT_BYTES = 64 * 1024
 # How long to wait until the output has been read.
@@ -44,7 +44,7 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 
 
 class ModelLog:
-    """The log of a Triton, over all its starts. The file ``path`` has the end of the output, unchanged."""
+    """The log of a Triton, over all its starts. The file ``path`` contains the end of the raw output."""
 
     def __init__(self, path: Path, bytes_per_s: int) -> None:
         self.path = path
@@ -60,7 +60,7 @@ class ModelLog:
         self._loggers = {name: telemetry.logger(name) for name in ("model", "triton")}
         for each in self._loggers.values():
             each.setLevel(logging.DEBUG)
-            # If no log is configured, nothing is written to the terminal.
+            # If no log is configured, do not write to the terminal.
             each.addHandler(logging.NullHandler())
 
     @contextlib.contextmanager
@@ -123,7 +123,7 @@ class ModelLog:
             0
         ]:
             self._report_dropped(time.monotonic(), now_due=True)
-        self._busy = True  # set before the read, so that `catch_up` does not end early
+        self._busy = True  # cleared before the read, so that `catch_up` does not end too early
         return os.read(pipe, BLOCK)
 
     def keep(self, lines: list[OutputLine], raw: IO[bytes]) -> None:

@@ -19,8 +19,8 @@ STUB = b"triton_python_backend_stub"[:15]
 def model_processes(server: int, descendants: Iterable[int]) -> list[int]:
     """Return the processes of Python models of a tritonserver, also those that have just ended.
 
-    Only Triton's own children count. A process that the model forks has the same name, but it may end at any
-    time.
+    Only Triton's own children are returned. A process that a model forks has the same name, but it may end at
+    any time.
     """
     return [
         pid for pid in descendants if process_table.name(pid) == STUB and process_table.parent(pid) == server
@@ -57,8 +57,8 @@ class ModelProcesses:
     def look(self) -> bool:
         """Report processes that have ended. Return True if one is stopped now and was at the previous call.
 
-        Triton counts too. A process is stopped by a signal such as SIGSTOP; a stop by a debugger does not
-        count.
+        Triton's own process is checked too. "Stopped" means stopped by a signal such as SIGSTOP, not by a
+        debugger.
         """
         for pid in list(self.pids):
             if process_table.state(pid) in {"Z", "X", ""}:

@@ -44,7 +44,7 @@ def prepare(version: Version, artifact: Path, folder: Path) -> str:
     (folder / f"tidegate_{version.format}.json").write_text(json.dumps(plan))
     for source in runtime.glob("*.py"):
         shutil.copyfile(source, folder / source.name)
-    # ONNX files are opened as that format does it: a GPU that cannot be used is refused.
+    # Open ONNX files with the code of the format onnx. It refuses to use the CPU if the GPU cannot be used.
     shutil.copyfile(_RUNTIMES / "onnx" / "model.py", folder / "onnx_session.py")
     shutil.copyfile(_RUNTIMES / "rows.py", folder / "rows.py")
     add_runtime(folder, calling_plan(signature))
@@ -69,7 +69,7 @@ def calling_plan(signature: Signature) -> dict[str, Any]:
 
 
 def _mlflow(artifact: Path, signature: Signature) -> dict[str, Any]:
-    """Return the plan of `runtimes/mlflow`. It also needs the reader of pickles of numpy 2."""
+    """Return the plan for `runtimes/mlflow`. Also copy the module that reads pickles of numpy 2."""
     shutil.copyfile(_RUNTIMES / "sklearn" / "numpy_2_pickles.py", artifact.with_name("numpy_2_pickles.py"))
     files = _files(artifact)
     home = _home(files, mlflow_model.FILE)
@@ -94,7 +94,7 @@ def _mlflow(artifact: Path, signature: Signature) -> dict[str, Any]:
 
 
 def _hugging_face(artifact: Path, signature: Signature) -> dict[str, Any]:
-    """Return the plan of `runtimes/huggingface`."""
+    """Return the plan for `runtimes/huggingface`."""
     files = _files(artifact)
     home = _home(files, CONFIG)
     names = hugging_face.inside(files, home)

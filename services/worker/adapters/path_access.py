@@ -1,4 +1,4 @@
-"""Find out from owners, groups and modes which paths another user of this machine can reach."""
+"""Find out which paths another user of this machine can reach, from owners, groups and modes."""
 
 from __future__ import annotations
 

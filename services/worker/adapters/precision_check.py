@@ -1,4 +1,4 @@
-"""Measure a model of a lower precision in this worker's Triton, with the samples in its file."""
+"""Measure a model of a lower precision in this worker's Triton, with the samples in the model's file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _NAMES = {np.dtype(each.numpy): each.name for each in DATATYPES.values() if each
 
 
 async def measured_here(client: TritonClient, model: str, embedded: Embedded) -> str:
-    """Return what the model loses and takes on this CPU, as text. Raise Unavailable if Triton is gone.
+    """Return the model's loss and its time per call on this CPU, as text. Raise Unavailable.
 
-    A sample that the model rejects is no error: the text then only compares the CPUs.
+    If the model rejects the samples, the text only compares this CPU with the one that the recipe was chosen
+    on.
     """
     precision, here = embedded.precision, cpu.read()
     rows = len(next(iter(embedded.inputs.values()), ()))

@@ -22,7 +22,7 @@ def exit_status(pid: int) -> int | None:
 def start_ticks(pids: Iterable[int]) -> dict[int, str]:
     """Return the kernel tick in which each process started.
 
-    A later process may get the same pid, but not the same pid and tick.
+    The kernel may reuse a pid, but never with the same tick.
     """
     return {pid: fields[19] for pid in pids if (fields := _stat(pid))}
 
@@ -88,7 +88,7 @@ def name(pid: int) -> bytes:
 
 
 def memory_mb(pids: Iterable[int]) -> int:
-    """Return the MiB of memory that these processes use. Memory that they share counts once."""
+    """Return the MiB of memory that these processes use. Shared memory is counted once."""
     own, shared = 0, 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError, ValueError):

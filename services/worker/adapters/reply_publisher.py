@@ -28,8 +28,8 @@ RETRY_S = 0.05
 class ReplyPublisher:
     """A connection that only publishes, with publisher confirms.
 
-    ``suspected`` is set after a suspect was published. ``loss`` is a text about how the model last ended. The
-    callers of requests without attempts left get it.
+    ``suspected`` is set after a suspect was published. ``loss`` is a text about how the model last ended. It
+    is sent to the callers of requests without attempts left.
     """
 
     def __init__(self, amqp_url: str, queue: Queue, claims: Claims) -> None:
@@ -73,15 +73,15 @@ class ReplyPublisher:
         return envelope.pack_alone(envelope.REPLIES, envelope.reply_pieces(reply))
 
     async def publish_lost(self, group: Sequence[QueuedRequest], *, alone: bool) -> None:
-        """Publish again the requests of a call that was lost; ``alone`` as in :meth:`retry_or_give_up`."""
+        """Publish the requests of a lost call again. :meth:`retry_or_give_up` explains ``alone``."""
         for item in group:
             await self.retry_or_give_up(item.request, item.delivery.reply_to, alone=alone)
 
     async def retry_or_give_up(self, request: Request, reply_to: str, *, alone: bool) -> None:
         """Publish a lost request as a suspect, or as an exception if it may not run again.
 
-        ``alone``: it ran alone in the model, so the loss counts against it. A copy for shadow traffic is
-        dropped, because no caller waits for it.
+        ``alone``: the request ran alone in the model, so the loss is charged to it. A copy for shadow traffic
+        is dropped, because no caller waits for it.
         """
         if request.flags & envelope.COPY:
             log_request(logging.INFO, "a copy for shadow traffic is dropped", request, was_alone=alone)
@@ -98,11 +98,11 @@ class ReplyPublisher:
             await self.publish_suspect(request, attempt, reply_to)
 
     async def publish_suspect(self, request: Request, attempt: int, reply_to: str) -> None:
-        """Publish a request again, to run alone in the model, as this attempt."""
+        """Publish a request as a suspect with this attempt number. A suspect runs alone in the model."""
         if await self._publish_request(self._suspects, request, attempt, reply_to):
             self.suspected.set()
         elif request.flags & envelope.STREAM:
-            # The deadline has passed. Only a stream that has sent an answer can run on after it, and such a
+            # The deadline has passed. Only a stream that has sent an answer can still run then, and such a
             # stream is not retried.
             message = "the worker ended in the middle of the stream"
             frame = envelope.failure_frame(request.id, request.attempt, Unavailable.reason, message)
@@ -111,9 +111,10 @@ class ReplyPublisher:
     async def requeue(
         self, request: Request, reply_to: str, queue: Queue | None = None, *, kept_ms: int = 0
     ) -> None:
-        """Publish an unchanged request again, for any replica. Use this if it was in no call.
+        """Publish an unchanged request again, for any replica. Use this only if the request was in no call.
 
-        ``queue``: another one than that of the requests. The message expires ``kept_ms`` after the deadline.
+        ``queue``: the queue to publish to; None: the queue of requests. The message expires ``kept_ms`` after
+        the deadline.
         """
         await self._publish_request(queue or self._queue, request, request.attempt, reply_to, kept_ms)
 
@@ -139,7 +140,8 @@ class ReplyPublisher:
     ) -> None:
         """Publish an envelope to the router, which answers the callers and keeps dead letters.
 
-        ``queue``: the queue that it came from; default: that of the requests. ``loss``: how the model ended.
+        ``queue``: the queue from which the envelope came; None: the queue of requests. ``loss``: how the
+        model ended.
         """
         headers = {"cause": cause, "queue": queue or self._queue.name, **({"loss": loss} if loss else {})}
         await self._publish(
@@ -163,10 +165,10 @@ class ReplyPublisher:
         mandatory: bool = False,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
-        """Publish a message. If it fails, try again until the broker confirms it or ``timeout_s`` is over.
+        """Publish a message. Retry until the broker confirms it or ``timeout_s`` is over.
 
-        A message that is not confirmed in time is logged and lost. ``mandatory``: a message without a queue
-        is a failure too, because another service may not have declared the queue yet.
+        A message that is not confirmed in time is logged and lost. ``mandatory``: also retry if no queue gets
+        the message, because another service may not have declared the queue yet.
         """
         give_up_at = time.monotonic() + timeout_s
         while True:

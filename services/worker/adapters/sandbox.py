@@ -95,7 +95,7 @@ class Sandbox:
 
     @property
     def mounts(self) -> bool:
-        """Return True if the model's process has separate mounts."""
+        """Return True if the model's process has a separate mount namespace."""
         return self._degrees[0].mounts
 
     @property
@@ -190,7 +190,7 @@ class Sandbox:
         ]
 
     def unreadable(self, paths: Iterable[str]) -> list[str]:
-        """Return those of these paths that exist on this host but that the model's user cannot read."""
+        """Return the paths that exist on this host but that the model's user cannot read."""
         uid = self.user
         found = [Path(path) for path in paths if path.startswith("/") and Path(path).exists()]
         return [str(path) for path in found if uid is not None and not is_usable(path, uid, OTHERS_READ)]
@@ -203,7 +203,7 @@ class Sandbox:
             os.chown(folder, self.user, self.user)
 
     def let_through(self, folder: Path, *, to_read: bool = False) -> None:
-        """Let only the model's user pass through a folder of the worker; ``to_read``: also list it."""
+        """Let only the model's user pass through a folder of the worker, and list it with ``to_read``."""
         if self.user is not None:
             os.chown(folder, -1, self.user)
             folder.chmod(0o750 if to_read else 0o710)
@@ -255,7 +255,7 @@ class Sandbox:
                 folder.chmod(mode & ~stat.S_IRWXO | OTHERS_PASS)
 
     def _rearranged(self, needs: FileNeeds) -> list[str]:
-        """Return the options of the script that hide folders and show the needed paths in them."""
+        """Return the options of `sandbox_entry.py` that hide folders and show the needed paths in them."""
         uid = self.user
         needed = [path for path in (needs.cwd, *needs.read, *needs.write) if path.exists()]
         hidden = {path.resolve() for path in self._hidden if path.is_dir()}
@@ -317,5 +317,5 @@ def device_groups() -> list[int]:
 
 
 def _targets(path: Path, hidden: Iterable[Path]) -> set[Path]:
-    """Return where a path must be shown: at the path and at its real path, if these are hidden."""
+    """Return where to show a path: at the path itself and at its real path, if these are hidden."""
     return {each for each in (path.absolute(), path.resolve()) if any(each.is_relative_to(h) for h in hidden)}

@@ -133,14 +133,14 @@ def contain(options: list[list[str]]) -> None:
     if "--mounts" in by_name:
         own_namespaces("--namespace" in by_name)
         rearrange(options)
-    # The old working folder is in the hidden tree, and the command could reach hidden files from there.
+    # The old working folder is in the hidden tree. The command could reach hidden files from there.
     os.chdir(by_name["--cwd"][0])
     if "--user" in by_name:
         uid, gid, groups = by_name["--user"]
         become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
     if "--mounts" in by_name or "--user" in by_name:
         call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # This is set after the change of the user, because that change clears it.
+    # Set the signal after the change of the user, because the kernel clears it at that change.
     call("end with the worker", "prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     if os.getppid() != int(by_name["--parent"][0]):
         raise OSError(0, "the worker has ended")

@@ -1,7 +1,7 @@
 """Pass large tensors between a worker and its Triton through shared memory.
 
-A region is created, registered with Triton and then unlinked. The kernel frees it when neither process has
-it mapped, so a crash leaves nothing behind. If the worker ends before it unlinks a region, the next Triton in
+A region is created, registered with Triton and then unlinked. The kernel frees it when neither process has it
+mapped, so no memory is left after a crash. If the worker ends before it unlinks a region, the next Triton in
 the same folder finds the region by the prefix of its name, and removes it.
 """
 
@@ -24,11 +24,11 @@ log = telemetry.logger(__name__)
 
 FOLDER = Path("/dev/shm")
 SMALLEST = 2**20
-# Sizes in bytes. A region larger than this is not kept for other calls.
+# In bytes. A larger region is not kept for other calls.
 KEPT_LIMIT = 64 * 2**20
-# All regions together take up to this.
+# The most bytes of all regions together.
 TOTAL_LIMIT = 512 * 2**20
-# The region of a call that was given up is unregistered after this time. Until then Triton may use it.
+# Seconds until the region of a call that was given up is unregistered. Until then Triton may use the region.
 RETIRED_S = 120.0
 ALIGNMENT = 64
 
@@ -70,7 +70,7 @@ class Region:
             os.close(handle)
 
     def unlink(self) -> None:
-        """Remove the name. The memory stays until no process has it mapped."""
+        """Remove the region's name. The memory stays until no process has it mapped."""
         self._path.unlink(missing_ok=True)
 
     def rewind(self) -> None:
@@ -97,7 +97,7 @@ class Region:
 
 
 def aligned(size: int) -> int:
-    """Return how many bytes a place for ``size`` bytes takes."""
+    """Return how many bytes a tensor of ``size`` bytes needs in a region, with its alignment."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

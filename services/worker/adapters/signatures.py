@@ -1,7 +1,7 @@
 """Check that a trusted key has signed an artifact.
 
-The registry keeps the signatures. A worker trusts only the keys on its own host. So neither a registry that
-was changed nor a caller with the scope publish can make it load a model without a trusted signature.
+The registry keeps the signatures, but a worker trusts only the keys on its own host. So a manipulated
+registry, or a caller with the scope publish, cannot make it load a model without a trusted signature.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tidegate.kernel.protocol.model_signature import MAX_BUNDLE_BYTES
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 TRIES, PAUSE_S = 5, 1.0
-# The most bytes of an answer with the signatures of an artifact.
+# The most bytes of the registry's answer with the signatures of an artifact.
 MAX_ANSWER_BYTES = 16 * MAX_BUNDLE_BYTES
 
 
 async def check(registry_url: str, token: str, artifact: Path, sha256: str, keys: Path) -> str:
     """Return the id of the trusted key that has signed an artifact.
 
-    Raise ModelFailed if none of ``keys`` has, and Unavailable if the registry does not answer.
+    Raise ModelFailed if no key of ``keys`` has signed it, and Unavailable if the registry does not answer.
     """
     # Imported here, because most workers have no trusted keys.
     from tidegate.kernel.signing import BadKey, BadSignature, TrustedKeys

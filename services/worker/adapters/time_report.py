@@ -1,4 +1,4 @@
-"""Writes how a replica has spent its time to the store. The autoscaler reads it there."""
+"""Reports to the store how a replica has spent its time. The autoscaler reads the reports."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PARTS_A_SECOND = 200
 
 
 class TimeReport:
-    """Writes totals every second, or less often if there are many callers.
+    """Reports totals every second, or less often if there are many callers.
 
-    If the store does not answer, the next report has the time as well.
+    If the store does not answer, the next report includes the time that was not reported.
     """
 
     def __init__(self, store: Store, replica: str, deployment: str) -> None:
@@ -28,7 +28,7 @@ class TimeReport:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, ledger: TimeLedger) -> None:
-        """Start writing the time of ``ledger``."""
+        """Start reporting the times of ``ledger``."""
         self._ledger = ledger
         self._task = asyncio.create_task(self._run(ledger), name="time report")
 

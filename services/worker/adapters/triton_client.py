@@ -44,7 +44,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 LIVE_TIMEOUT_S = 2.0
-# Error 7: the server refused the stream without processing it (RFC 9113, 8.7), so it may be sent again.
+# Error 7 of HTTP/2 (RFC 9113, 8.7): the server refused the stream without processing it, so it may be sent
+# again.
 _REFUSED = re.compile(r"RST_STREAM with error code 7\b")
 _SENDS = 3
 # gRPC's messages about a lost connection. Its status codes are not enough, because Triton's own errors have
@@ -54,7 +55,7 @@ _CUT = re.compile(
     "Transport closed|failed to connect)"
 )
 _CUT_CODES = {StatusCode.UNKNOWN.value[0], StatusCode.UNAVAILABLE.value[0]}
-# Triton's answer to every call after the process of a Python model has ended. It does not start another one.
+# Triton's answer to every call after the process of a Python model has ended. Triton starts no other process.
 _MODEL_DIED = re.compile("Stub process .* is not healthy")
 _LATE = "the deadline passed while the model ran"
 _BY_CODE: dict[int, type[TidegateError]] = {
@@ -166,7 +167,7 @@ class TritonClient:
             raise self._note_death(error) from None
 
     def _note_death(self, error: TidegateError) -> TidegateError:
-        """Return Unavailable if an error says that the model's process has died; else return the error."""
+        """Return Unavailable if ``error`` says that the model's process has died, else ``error`` itself."""
         if not isinstance(error, ModelFailed) or _MODEL_DIED.search(error.message) is None:
             return error
         self.model_died = True

@@ -19,9 +19,9 @@ class TritonInstall:
     """A usable Triton: the one from the wheel in the runtime folder, or a native one.
 
     ``model_bin`` is the folder of the Python that runs models; None: the system's Python. ``lower_bins`` are
-    the folders of other Pythons, whose packages it can also import. ``constraints`` are pip's constraints on
-    packages that Triton needs. ``engine_python``: the Python of a language model's engine, in an environment
-    of its own; None: the model needs none.
+    the folders of other Pythons. The models' Python can also import their packages. ``constraints`` are pip's
+    constraints on packages that Triton needs. ``engine_python``: the Python of a language model's engine in a
+    separate environment; None: the model needs none.
     """
 
     server: Path
@@ -51,7 +51,7 @@ class TritonInstall:
                     f"The models' Python is not at {model_bin}: run `make up`, or set TIDEGATE_RUNTIME_DIR."
                 )
             backends = backends or triton / "backends"
-            # With numpy 2 a model loads, but each call fails.
+            # With numpy 2, a model loads but each call fails.
             found = cls(binary, backends, model_bin, libraries, constraints=("numpy<2",))
         if not os.access(found.server, os.X_OK):
             raise Unavailable(
@@ -120,7 +120,7 @@ class TritonInstall:
         """
         environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         environment |= {"PYTHONUNBUFFERED": "1", "PATH": os.environ.get("PATH", os.defpath)}
-        # A native Triton needs the variable from its environment, as in NVIDIA's images.
+        # A native Triton finds its libraries by this variable, as in NVIDIA's images.
         if not self.libraries and "LD_LIBRARY_PATH" in os.environ:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         environment |= extra
@@ -147,6 +147,6 @@ def _put_first(environment: dict[str, str], key: str, paths: tuple[Path, ...]) -
 
 
 def _python_libraries(python: Path) -> tuple[Path, ...]:
-    """Return the folder of libpython. By default the loader finds only that of the system's Python."""
+    """Return the folder of libpython. By default the loader finds only the system Python's libpython."""
     lib = python.resolve().parent.parent / "lib"
     return (lib,) if any(lib.glob("libpython3*.so.*")) else ()

@@ -67,7 +67,10 @@ class TritonProcess:
         self._handle = -1
 
     def is_like(self, install: TritonInstall, options: TritonOptions) -> bool:
-        """Return True if it runs with this installation and these options. The replica's name may differ."""
+        """Return True if this Triton runs with this installation and these options.
+
+        The replica's name in the options may differ.
+        """
         alike = replace(options, replica=self._options.replica) == self._options
         return self.running and install == self._install and alike
 
@@ -78,12 +81,12 @@ class TritonProcess:
 
     @property
     def region(self) -> str:
-        """Return the prefix of the names of its shared memory."""
+        """Return the prefix for the names of this Triton's shared memory."""
         return self._region
 
     @property
     def pid(self) -> int:
-        """Return the process id; 0 before the start."""
+        """Return the pid of Triton; 0 before the start."""
         return self._process.pid if self._process else 0
 
     @property
@@ -98,7 +101,7 @@ class TritonProcess:
 
     @property
     def http(self) -> str:
-        """Return the path of its HTTP socket."""
+        """Return the path of Triton's HTTP socket."""
         return self._socket("http")
 
     @property
@@ -116,7 +119,7 @@ class TritonProcess:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start it and wait until gRPC accepts calls. If it fails, raise Unavailable with the log's end."""
+        """Start Triton and wait until gRPC accepts calls. Raise Unavailable, with the end of the log."""
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._handle < 0:
             self._handle = os.open(self._work_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -148,36 +151,36 @@ class TritonProcess:
             )
 
     async def wait(self) -> int:
-        """Wait until the process ends. Return its exit code, or a signal's number as a negative number."""
+        """Wait until Triton ends. Return its exit code, or a signal's number as a negative number."""
         assert self._process is not None, "not started"
         return await self._process.wait()
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Return True if a process was killed since the start because memory ran out."""
+        """Return True if a process was killed because memory ran out, since the last start."""
         return self._killed() > self._kills
 
     @property
     def memory_limit(self) -> str:
-        """Return a text about its memory limit; empty if the worker does not enforce one."""
+        """Return a text about Triton's memory limit; empty if the worker does not enforce one."""
         return self._memory.description if self._memory is not None else ""
 
     def _killed(self) -> int:
         return memory_limit.kills() if self._memory is None else self._memory.kills
 
     def descendants(self) -> list[int]:
-        """Return its child processes, their children, and so on."""
+        """Return Triton's child processes, their children, and so on."""
         return descendants(self.pid) if self.running else []
 
     def kill(self) -> None:
-        """Kill it, but do not wait for its end. Call :meth:`stop` to clean up."""
+        """Kill Triton, but do not wait for its end. Call :meth:`stop` to clean up."""
         if self._process is not None and self.running:
             self._process.kill()
 
     async def stop(self, grace_s: float = 10.0) -> None:
-        """Terminate it. If it runs after ``grace_s`` seconds, kill it. Also kill its Python stubs.
+        """Terminate Triton and kill its Python stubs. After ``grace_s`` seconds, kill Triton too.
 
-        If ``grace_s`` is 0, it is killed immediately, and ``finalize`` of a Python model does not run.
+        If ``grace_s`` is 0, Triton is killed immediately, and ``finalize`` of a Python model does not run.
         """
         if self._process is None:
             self._let_go()
@@ -185,8 +188,8 @@ class TritonProcess:
         models = start_ticks(descendants(self.pid))
         if self.running and grace_s > 0:
             self._process.terminate()
-            # Wait only until the models' processes have ended. Triton itself checks that only once a second,
-            # so it would end later.
+            # Wait only until the models' processes have ended. Triton checks this only once a second, so it
+            # would end later.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     while self.running and any(Path(f"/proc/{pid}").exists() for pid in models):
@@ -202,7 +205,7 @@ class TritonProcess:
         self._let_go()
 
     def tail(self, lines: int = 12) -> str:
-        """Return the last warnings and errors of Triton's log. If memory ran out, the first line says so."""
+        """Return the last warnings and errors of Triton's log. The first line says if memory ran out."""
         self._log.catch_up()
         try:
             with self.log_path.open("rb") as output:
@@ -241,7 +244,7 @@ class TritonProcess:
             self._memory.watch(lambda: [self.pid, *self.descendants()] if self.running else [])
 
     def _lay_out(self) -> FileNeeds:
-        """Create the folders of this start with the owners that the sandbox needs."""
+        """Create the folders of this start, with the owners that the sandbox needs."""
         home = self._work_dir / "home"
         for folder in (self.repository, self._run_dir):
             folder.mkdir(exist_ok=True, mode=0o700)

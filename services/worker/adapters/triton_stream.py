@@ -12,9 +12,9 @@ import grpc
 from tidegate.kernel import tasks
 from tidegate.kernel.errors import ModelFailed
 
-# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). This
-# happened in one of a few hundred cancellations of streams that send without a pause. So a stream is
-# cancelled when nothing has arrived for QUIET_S. If that does not happen, it is cancelled after LEAVE_S.
+# Triton up to 25.01 may crash if a stream is cancelled while Triton sends on it (Triton's issue 8034). Of
+# streams that send without a pause, one in a few hundred cancellations crashed Triton. So a stream is
+# cancelled when nothing has arrived for QUIET_S seconds. If it never pauses, it is cancelled after LEAVE_S.
 QUIET_S = 0.003
 LEAVE_S = 5.0
 
@@ -23,14 +23,14 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
 class TritonStreams:
-    """The streams of one channel. It includes those that callers have left but that have not ended yet."""
+    """The streams of one channel, including running streams that their callers have left."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Cancel the streams that callers have left but that have not ended yet."""
+        """Cancel the running streams that their callers have left."""
         await tasks.end(*self._leaving)
 
     async def answers(self, request: Any) -> AsyncGenerator[Any]:
@@ -49,8 +49,8 @@ class TritonStreams:
                 if answer is grpc.aio.EOF:
                     return
                 if answer.error_message:
-                    # The error has no status code. Triton sends one if the header triton_grpc_error is set.
-                    # But then Triton 2.51 crashes if a model marks its error as the last response.
+                    # The error has no status code. With the header triton_grpc_error, Triton would send one,
+                    # but then Triton 2.51 crashes if a model marks its error as the last response.
                     raise ModelFailed(answer.error_message)
                 found = answer.infer_response
                 final = FINAL in found.parameters and found.parameters[FINAL].bool_param

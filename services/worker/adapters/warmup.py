@@ -24,7 +24,7 @@ ITEM_BYTES = {
     "BYTES": 4,  # an empty string is encoded as its length, four zero bytes
 }  # fmt: skip
 FIRST_ANSWER_S = 10.0
-# The id of a sequence of the warm-up: far from those that callers choose.
+# The id of the warm-up's sequence. It is far from the ids that callers choose.
 WARM_UP_ID = 2**62 + 11
 BYTES_LIMIT = 16 * 1024 * 1024
 CALL_S = 30.0
@@ -73,7 +73,7 @@ def _verify(check: OutputCheck, answer: Any, rows: int) -> None:
 
 
 async def _first_answer(client: TritonClient, request: Any, timeout_s: float) -> None:
-    """Wait only for the first answer, because a decoupled model may send endless answers, or none."""
+    """Wait only for the first answer, up to ``timeout_s``: a decoupled model may send none, or never stop."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s), aclosing(client.stream(request)) as answers:
             await anext(answers, None)
@@ -92,7 +92,7 @@ def batch_sizes(signature: Signature, max_batch: int | None = None) -> list[int]
 def zeros(model: str, signature: Signature, rows: int) -> Any:
     """Return a ``ModelInferRequest`` with zeros (for BYTES: empty strings). Dims that are not fixed are 1."""
     request = ModelInferRequest(model_name=model)
-    if signature.sequences is not None:  # a whole sequence in each request, so no state stays
+    if signature.sequences is not None:  # a whole sequence in each request, so that no state is left
         request.parameters[ID].int64_param = WARM_UP_ID
         request.parameters[START].bool_param = request.parameters[END].bool_param = True
     for spec in signature.inputs:
