@@ -85,7 +85,7 @@ class JobConsumer:
         self.nack(self._jobs.release_suspects())
 
     def can_ack(self, job: QueuedJob) -> bool:
-        """Return True if the channel of the job's message is still open."""
+        """Return True if the channel of the job's message is open, so that the message can be acked."""
         return job.channel is self._channel
 
     async def dead_letter(self, job: QueuedJob) -> None:
@@ -107,7 +107,7 @@ class JobConsumer:
         if channel is None:
             return
         tags = [job.tag for job in group if job.channel is channel and job.leased_at is None]
-        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
+        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
             for tag in tags:
                 if channel is self._channel and self._acks.nacked(tag):
                     channel.nack(tag)
@@ -121,7 +121,7 @@ class JobConsumer:
     def _flush_acks(self, channel: Channel) -> None:
         if channel is self._channel:
             tags, self._to_ack = self._to_ack, []
-            with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
+            with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
                 for tag, multiple in self._acks.settle(tags):
                     channel.ack(tag, multiple=multiple)
 
@@ -143,7 +143,7 @@ class JobConsumer:
         self._jobs.discard_waiting()
 
     async def _update_consumers(self) -> None:
-        """Start consumers with the desired prefetch if open, else cancel them."""
+        """Start consumers with the desired prefetch if this consumer is open. Else cancel them."""
         async with self._changing:
             channel, consumers = self._channel, self._consumers
             if channel is None:
@@ -198,7 +198,7 @@ class JobConsumer:
             token, tag = os.urandom(TOKEN_SIZE), delivery.tag
             self._jobs.add(QueuedJob(request, level, channel, tag, delivery.redelivered, token, now, now))
         elif known.leased_at is None and not self.can_ack(known):
-            # The channel ended while the job ran, and this worker got its message again.
+            # The channel ended while the job ran, and this worker got the message again on the new channel.
             known.channel, known.tag, known.delivered = channel, delivery.tag, now
         else:
             JOBS.labels("dropped").inc()

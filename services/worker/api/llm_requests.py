@@ -1,11 +1,12 @@
 """Takes requests to a language model from the queues of its bands, never more than the engine has slots.
 
-While the queues are empty, consumers wait for requests, so a request starts without delay. When a request
-comes while all slots are in use, it is returned, and the consumers are cancelled. Then requests wait in the
-broker. When a slot is free, the next one is taken by the weights of the bands (``domain/llm_bands.py``).
+While the queues are empty, AMQP consumers wait for requests, so that a request starts without delay. If a
+request arrives while all slots are in use, the worker publishes it again and cancels the consumers. Then
+requests wait in the broker. When a slot is free, the worker takes the next request by the weights of the
+bands (``domain/llm_bands.py``).
 
-A delivery is acked when its answer is complete. So the broker delivers the requests of a dead worker to other
-workers. The worker that gets such a request answers the gateway that the request was lost.
+A delivery is acked when its answer is complete. So if a worker dies, the broker delivers its requests to
+other workers. A worker that gets such a request tells the gateway that the request was lost.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ log = telemetry.logger(__name__)
 # The broker deletes a replica's own queues after a few minutes without use.
 RENEW_S = 15.0
 RETRY_S = 0.2
-# A queue that was empty is not read again for this time, because each read is a round trip to the broker. The
-# free slot stays empty until the read has ended.
+# After a queue was empty, it is not read again for this many seconds, because each read is a round trip to
+# the broker. The free slot stays unused during that round trip.
 EMPTY_S = 0.1
 BLOCKED_POLL_S = 1.0
 # The broker adds this header if a message waited too long for a replica and was moved to another queue.
@@ -114,7 +115,7 @@ class LlmRequestConsumer:
         await self._step_now()
 
     async def close(self) -> None:
-        """Take no more requests; those that were taken still run and are settled."""
+        """Take no more requests. Requests that were taken still run and are settled."""
         self._open = False
         await self._step_now()
 
@@ -130,7 +131,10 @@ class LlmRequestConsumer:
 
     @property
     def holds(self) -> int:
-        """Return how many requests are enough to keep all slots in use: one more waits in the broker."""
+        """Return how many requests to publish for this worker: one more than it has slots.
+
+        So a request waits in the broker when a slot becomes free.
+        """
         return self._scheduler.max_calls + 1
 
     def settle(self, group: list[QueuedRequest]) -> None:
@@ -147,9 +151,9 @@ class LlmRequestConsumer:
 
     def _ack(self, channel: object, tag: int) -> None:
         if self._channel is None or channel is not self._channel:
-            return  # the broker delivers it again; on the new channel this tag means another delivery
+            return  # the broker delivers it again; on the new channel this tag belongs to another delivery
         self._unacked.discard(tag)
-        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
+        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
             self._channel.ack(tag)
 
     # --- channel ---------------------------------------------------------------------------------------
@@ -192,14 +196,14 @@ class LlmRequestConsumer:
                 self._wake.set()
 
     async def _step_now(self) -> None:
-        """Take a step. Return before its end if the broker is short of memory and reads nothing."""
+        """Run :meth:`_step`. Return early if the broker is short of memory and reads nothing."""
         step = self._tasks.start(self._step(), "open or close")
         while not (await asyncio.wait({step}, timeout=BLOCKED_POLL_S))[0]:
             if self._channel is not None and self._channel.blocked:
                 return
 
     async def _step(self) -> None:
-        """Take requests until no slot is free or no request waits. In the second case, consume."""
+        """Take requests until no slot is free or no request waits. If none waits, start the consumers."""
         async with self._stepping:
             channel = self._channel
             if channel is None:
@@ -237,10 +241,10 @@ class LlmRequestConsumer:
         return False
 
     async def _consume(self, channel: Channel) -> None:
-        """Consume all queues. They are consumed together, because each round trip would delay a request."""
+        """Consume all queues. Start the consumers together, because each round trip would delay a request."""
         self._overflowed = False
-        # The same prefetch for all, as many as the engine has slots. So the broker sends no more messages of
-        # a queue that alone fills them.
+        # Each prefetch is the number of slots. So when one queue alone fills all slots, the broker sends no
+        # more messages of this queue.
         prefetch = self._scheduler.max_calls
         self._consumers = await asyncio.gather(
             *(
@@ -286,8 +290,8 @@ class LlmRequestConsumer:
         received = time.monotonic()
         for request in requests:
             if MOVED in delivery.headers:
-                # The replica may have started the request before it died. If the gateway has a part of
-                # that answer, it sees from the attempt's number that this is another attempt.
+                # The replica may have started the request before it died. The gateway may have the beginning
+                # of that answer. From the number of the attempt, it sees that this is another answer.
                 request = request._replace(attempt=min(request.attempt + 1, 255))
             item = QueuedRequest(request, unacked, received)
             if delivery.redelivered:
@@ -305,7 +309,7 @@ class LlmRequestConsumer:
     def _add(self, item: QueuedRequest) -> None:
         if item.request.flags & envelope.CLAIM:
             fetch = self._fetches.start(self._fetch(item), "fetch")
-            # Added last, so it is called when the fetch no longer counts.
+            # This callback is added last, so `free` no longer counts the fetch when it runs.
             fetch.add_done_callback(lambda _: self._wake.set())
         else:
             self._scheduler.add(item)
@@ -316,17 +320,17 @@ class LlmRequestConsumer:
             return
         if self._scheduler.serving:
             self._scheduler.add(item)
-        else:  # the model was lost meanwhile, and the requests that wait have been returned
+        else:  # the model was lost during the fetch, so the requests that wait were returned
             await self._return(item)
 
     def _on_lost(self, item: QueuedRequest) -> None:
-        """Answer that a request was lost, unless it still runs here: then only the connection was lost."""
+        """Answer that a request was lost, unless it still runs here because only the connection was lost."""
         REDELIVERED.inc()
         known = self._scheduler.running(item.request.id)
         if known is None:
             self._tasks.start(self._scheduler.answer_lost(item), "answer lost")
         elif known.delivery.channel is self._channel:
-            self.settle([item])  # a copy, which its gateway sent again
+            self.settle([item])  # a copy that the gateway has sent
         else:
             known.delivery = item.delivery
 
@@ -336,7 +340,7 @@ class LlmRequestConsumer:
         A nack would mark the message as redelivered, which means that its worker was lost.
         """
         LLM_RETURNED.inc()
-        await self._step()  # cancel the consumers, or this worker could get the same request immediately
+        await self._step()  # cancel the consumers first, or this worker could get the same request again
         queue = self._queues[Source(band_of(item.request.flags), False)]
         await self._publisher.requeue(item.request, item.delivery.reply_to, queue, kept_ms=KEPT_MS)
         self.settle([item])

@@ -33,7 +33,7 @@ log = telemetry.logger(__name__)
 
 RETUNE_S = 1.0
 BLOCKED_POLL_S = 1.0
-# The requests of sequences that a worker holds at a time. The others wait in the replica's own queue.
+# The most requests of sequences that a worker holds. Others wait in the replica's own queue.
 SEQUENCE_PREFETCH = 512
 
 
@@ -71,7 +71,8 @@ class RequestConsumer:
         self._scheduler: BatchScheduler | None = None
         self._claim_fetcher = ClaimFetcher(claims, publisher, fetch_bytes, self._on_fetched, self.settle)
         self._suspects = SuspectConsumer(queue, publisher, self)
-        # No confirms are needed: a reply is sent before its request's ack, and the broker keeps the order.
+        # No confirms are needed: a reply is sent before the ack of its request, and the broker keeps this
+        # order.
         self.connection = Connection(
             amqp_url, "worker-in", self._on_setup, self._on_down, confirms=False, fast=True
         )
@@ -93,7 +94,7 @@ class RequestConsumer:
         await tasks.end(self._retune_task)
         await self._suspects.stop()
         if self._sequences_queue is not None and self._channel is not None:
-            with contextlib.suppress(Unavailable, TimeoutError):  # then the gateways find no consumer
+            with contextlib.suppress(Unavailable, TimeoutError):  # else the gateways notice it by themselves
                 async with asyncio.timeout(BLOCKED_POLL_S):
                     await self._channel.delete(self._sequences_queue)
         await self._claim_fetcher.stop()
@@ -106,7 +107,7 @@ class RequestConsumer:
         await self._update_consumer()
 
     async def close(self) -> None:
-        """Stop consuming; requests that were received still run and are settled."""
+        """Stop consuming. Requests that were received still run and are settled."""
         self._open = False
         await self._update_consumer()
 
@@ -116,10 +117,10 @@ class RequestConsumer:
 
     async def _requeue_waiting(self) -> None:
         channel, scheduler = self._channel, self._scheduler
-        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
+        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
             if channel is None or scheduler is None or not await channel.consumers(self._queue):
                 return
-            # If the model serves again by now, the requests run here.
+            # If the model serves again, the requests run here.
             waiting = [] if scheduler.serving else scheduler.take_waiting()
             for item in waiting:
                 await self._publisher.requeue(item.request, item.delivery.reply_to)
@@ -129,7 +130,7 @@ class RequestConsumer:
 
     @property
     def accepting(self) -> tuple[Channel, BatchScheduler] | None:
-        """Return the channel and the scheduler to run suspects with; None while no request may start."""
+        """Return the channel and the scheduler to run suspects with, or None while no request may start."""
         channel, scheduler = self._channel, self._scheduler
         return (channel, scheduler) if self._open and channel is not None and scheduler is not None else None
 
@@ -139,10 +140,10 @@ class RequestConsumer:
         return len(self._acks)
 
     def reply(self, group: list[QueuedRequest], by_gateway: Mapping[str, Sequence[Buffer | Reply]]) -> bool:
-        """Send small replies and settle their requests, all in one write; return False if that is impossible.
+        """Send small replies and settle their requests, all in one write. Return False if nothing was sent.
 
-        This waits for no confirm. If the connection breaks, the broker may not have read some replies. Then
-        it has not read their acks either, so it delivers the requests again.
+        Do not wait for a confirm. If the connection breaks, the broker may not have read some replies. Then
+        it has not read the acks of their requests either, so it delivers these requests again.
         """
         channel = self._channel
         if channel is None or any(
@@ -180,8 +181,8 @@ class RequestConsumer:
 
     def _ack(self, channel: Channel, tags: list[int]) -> None:
         if channel is not self._channel:
-            return  # the broker delivers them again; on the new channel these tags mean other deliveries
-        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker redelivers all
+            return  # the broker delivers them again; on the new channel these tags belong to other deliveries
+        with contextlib.suppress(Unavailable):  # the channel has ended, so the broker delivers all again
             for tag, multiple in self._acks.settle(tags):
                 channel.ack(tag, multiple=multiple)
 
@@ -190,7 +191,7 @@ class RequestConsumer:
     async def _on_setup(self, channel: Channel) -> None:
         await channel.declare(self._queue, bind=False)
         await channel.declare(suspects_queue(self._queue), bind=False)
-        # Only its owner declares an exchange: the right to declare it includes the right to delete it.
+        # Only the owner of an exchange declares it: the right to declare it includes the right to delete it.
         await channel.find(WORKERS)
         await channel.find(CANCELS)
         await channel.declare(self._cancels)
@@ -211,10 +212,10 @@ class RequestConsumer:
             self._scheduler.discard_waiting()
 
     async def _update_consumer(self) -> None:
-        """Start a consumer with the desired prefetch if open, else cancel it.
+        """Start a consumer with the desired prefetch if this consumer is open. Else cancel it.
 
-        A broker that is short of memory reads nothing from this connection. Then this returns early, and
-        the consumer changes when the alarm is over.
+        A broker that is short of memory reads nothing from this connection. Then return early: the consumer
+        changes when the broker reads again.
         """
         changing = self._tasks.start(self._replace_consumer())
         while not (await asyncio.wait({changing}, timeout=BLOCKED_POLL_S))[0]:
@@ -239,7 +240,7 @@ class RequestConsumer:
 
     @property
     def holds(self) -> int:
-        """Return how many requests to publish for this worker, so that it is busy; 0: not known yet."""
+        """Return how many requests to publish to keep this worker busy; 0: not known yet."""
         scheduler = self._scheduler
         if scheduler is None or not self._prefetch:
             return 0
@@ -321,7 +322,7 @@ class RequestConsumer:
 
     async def _retry(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
-            # It is not known if the dead worker had started it, and if other requests were in the model then.
+            # The dead worker may not have started it, or may have run other requests at the same time.
             await self._publisher.retry_or_give_up(request, delivery.reply_to or "", alone=False)
         self._ack(channel, [delivery.tag])
 
@@ -339,7 +340,7 @@ class RequestConsumer:
 
     async def consume_single(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
         """Consume a queue one message at a time; return the consumer's tag."""
-        async with self._changing:  # if two consumers start together, one could get the other's prefetch
+        async with self._changing:  # two consumers that start together could get each other's prefetch
             return await channel.consume(queue, take, prefetch=1)
 
     async def read_suspect(self, channel: Channel, delivery: Delivery) -> QueuedRequest | None:
@@ -361,7 +362,7 @@ class RequestConsumer:
             return None
         unacked = UnackedDelivery(channel, delivery.tag, delivery.reply_to or "", 1)
         item = QueuedRequest(request, unacked, time.monotonic())
-        # This ignores the limit of fetched bytes, because the requests that use it up wait for this one.
+        # No limit of fetched bytes applies here: the requests that use up the limit wait for this one.
         if request.flags & envelope.CLAIM and not await self._claim_fetcher.fetch(item):
             return None
         return item

@@ -1,8 +1,8 @@
-"""Runs requests that were lost with a worker or a model server, each alone in the model.
+"""Runs requests that were lost with a worker or a model server. Each runs alone in the model.
 
 A worker reads the queue of suspects only while nothing else is in the model. It reads one message at a time
-and runs it immediately. So a redelivered message was alone in the model when its worker died, and the loss
-is charged to it.
+and runs it immediately. So a redelivered message was alone in the model when its worker died, and the loss is
+charged to this request.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from tidegate.kernel.errors import Unavailable
 
 log = telemetry.logger(__name__)
 
-# How often a worker looks for suspects that another worker has published.
+# Seconds between two looks for suspects that other workers have published.
 LOOK_S = 1.0
-# A turn of suspects ends after this time. Then other requests get as much time as the turn took, up to this.
+# The most seconds of a turn of suspects. After a turn, other requests run for the same time, but not for
+# longer than this.
 TURN_S = 2.0
-# A suspect keeps other calls from starting for up to this time. If it kills its worker, it does so soon.
+# For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker does
+# it sooner.
 HOLD_S = 5.0
 EMPTY_S = 0.05
 
@@ -37,7 +39,7 @@ class SuspectDeliveries(Protocol):
 
     @property
     def accepting(self) -> tuple[Channel, BatchScheduler] | None:
-        """Return the channel and the scheduler to run suspects with; None while no request may start."""
+        """Return the channel and the scheduler to run suspects with, or None while no request may start."""
 
     async def consume_single(self, channel: Channel, queue: Queue, take: Callable[[Delivery], None]) -> str:
         """Consume a queue one message at a time; return the consumer's tag."""
@@ -63,11 +65,11 @@ class SuspectConsumer:
         self._task = asyncio.create_task(self._run(), name="suspects")
 
     async def stop(self) -> None:
-        """Stop; if a suspect runs, its message stays unsettled."""
+        """Stop. If a suspect runs, its message stays unsettled."""
         await tasks.end(self._task)
 
     async def _run(self) -> None:
-        # At its start, a worker runs the suspects that earlier workers left.
+        # When a worker starts, it runs the suspects that earlier workers have left.
         at_once = True
         while True:
             with contextlib.suppress(TimeoutError):
@@ -82,10 +84,10 @@ class SuspectConsumer:
                 log.exception("suspects were not run; they are tried again")
 
     async def _look(self, *, at_once: bool) -> bool:
-        """Run the suspects in the queue, by turns with other requests. Return ``at_once`` for the next look.
+        """Run the suspects in the queue, in turns with other requests. Return ``at_once`` for the next look.
 
-        If ``at_once`` is False, new suspects stay in the queue until the next look. So the worker that
-        published them can run them first, and the other workers need not pause their calls.
+        If ``at_once`` is False, new suspects stay in the queue until the next look. The worker that published
+        them usually runs them before that. So the other workers need not pause their calls.
         """
         while (accepting := self._deliveries.accepting) is not None:
             channel, scheduler = accepting
@@ -104,7 +106,7 @@ class SuspectConsumer:
         return at_once
 
     async def _run_turn(self, channel: Channel, scheduler: BatchScheduler) -> asyncio.Task[None] | None:
-        """Run suspects until none is left or the turn is over. Return a call that still runs, or None."""
+        """Run suspects until none is left or the turn is over. Return the last call if it still runs."""
         arrived: asyncio.Queue[Delivery] = asyncio.Queue()
         ends_at = time.monotonic() + TURN_S
         running = None
@@ -118,7 +120,8 @@ class SuspectConsumer:
             else:
                 running = await self._run_one(channel, scheduler, delivery)
         await channel.cancel(consumer)
-        # One more may have arrived and has not run. A redelivery would count as a loss, so publish it again.
+        # Another suspect may have arrived that has not run. Publish it again, because a redelivery would
+        # count as a loss.
         while not arrived.empty():
             item = await self._deliveries.read_suspect(channel, arrived.get_nowait())
             if item is not None:
@@ -128,7 +131,7 @@ class SuspectConsumer:
     async def _run_one(
         self, channel: Channel, scheduler: BatchScheduler, delivery: Delivery
     ) -> asyncio.Task[None] | None:
-        """Run a suspect for up to ``HOLD_S``; return its call if it is still running then, or None."""
+        """Run a suspect for up to ``HOLD_S`` seconds. Return its call if it still runs then, or None."""
         item = await self._deliveries.read_suspect(channel, delivery)
         if item is None:
             return None
