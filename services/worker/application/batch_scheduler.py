@@ -46,19 +46,20 @@ Settle = Callable[[list[QueuedRequest]], None]
 SendReplies = Callable[[list[QueuedRequest], Mapping[str, Sequence[Buffer | Reply]]], bool]
 OnLost = Callable[[Model], None]
 
-# A suspect waits this long for open calls to end. A call that kills its worker takes less time.
+# Seconds that a suspect waits for open calls to end. A call that kills its worker does this sooner.
 OTHERS_END_S = 5.0
 CANCELLED_KEPT_S = 60.0
 
 
 class BatchScheduler:
-    """Calls the model with the requests of the backlog. While Triton restarts, they wait.
+    """Calls the model with the requests of the backlog. While Triton restarts, the requests wait.
 
     ``send_replies`` sends small replies and settles their requests in one write. If it returns False, the
     publisher sends the replies, and then ``settle`` is called.
 
-    ``on_lost`` is called with a model whose server ended during a call. No call starts then until
-    :meth:`use` is called with a model. ``sequences``: the model is stateful; None: it is not.
+    ``on_lost`` is called with a model whose server ended during a call. After that, no call starts until
+    :meth:`use` is called with a model. ``sequences``: the sequences of a stateful model; None: it is not
+    stateful.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class BatchScheduler:
 
     @property
     def copies(self) -> int:
-        """Return how many of ``in_hand`` are copies for shadow traffic."""
+        """Return how many of the requests ``in_hand`` are copies for shadow traffic."""
         calls = sum(len(group) for group in self._calls.values() if group[0].request.flags & envelope.COPY)
         return self.backlog.copies + calls
 
@@ -153,12 +154,12 @@ class BatchScheduler:
 
     @property
     def decoupled(self) -> bool:
-        """Return True if the requests are streams, each in a slot of its own."""
+        """Return True if the requests are streams, each in a separate slot."""
         return self._limits.streams > 0
 
     @property
     def awaited_batch(self) -> int:
-        """Return how many requests a call waits for before it starts; 0: it does not wait."""
+        """Return how many rows a call waits for before it starts; 0: it does not wait."""
         return self._max_rows if self._window_s else 0
 
     @property
@@ -168,7 +169,7 @@ class BatchScheduler:
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call when the model is fully loaded."""
+        """Return how many requests share the duration of one call while requests always wait."""
         return effective_concurrency(
             instances=self._limits.instances,
             batch=self._max_rows,
@@ -184,7 +185,7 @@ class BatchScheduler:
         self._wake()
 
     async def stop(self) -> None:
-        """Stop immediately; the requests here stay unsettled and go back to the queue."""
+        """Stop immediately. The requests here stay unsettled, so the broker delivers them again."""
         self._running = False
         if self.sequences is not None:
             await self.sequences.stop()
@@ -204,7 +205,7 @@ class BatchScheduler:
         self._wake()
 
     def lose_model(self) -> None:
-        """Start no more calls, because the model server has ended and each call would count as an attempt."""
+        """Start no more calls, because the model server has ended. A call would use up an attempt."""
         if self._model is not None:
             self._died_alone = self._open_calls() == 1
             self.suspect_died = self._died_alone and self._paused
@@ -218,7 +219,7 @@ class BatchScheduler:
             self._on_lost(model)
 
     def take_waiting(self) -> list[QueuedRequest]:
-        """Remove and return the requests that are in no call yet. The caller sends them to other replicas."""
+        """Remove and return the requests that are in no call. The caller sends them to other replicas."""
         return [*self.backlog.take_all(), *self.streams.take_waiting()]
 
     def _open_calls(self) -> int:
@@ -227,7 +228,7 @@ class BatchScheduler:
     def caller_timeouts_s(self) -> list[float]:
         """Return the longest timeout of the callers of each open call, in seconds.
 
-        It counts from the request's arrival here. For jobs and streams it is infinite.
+        A timeout begins when the request arrives here. For jobs and streams it is infinite.
         """
         offset = time.monotonic() - time.time()
         timeouts = [
@@ -240,8 +241,8 @@ class BatchScheduler:
     async def alone(self) -> AsyncIterator[None]:
         """Let only :meth:`call_alone` start calls in the body of this ``async with``.
 
-        If the model server is lost then, that request is to blame. Before the body, wait until no call is
-        open. After ``OTHERS_END_S`` it is enough that one more request may run.
+        If the model server is lost during such a call, this request is to blame. Before the body, wait until
+        no call is open. After ``OTHERS_END_S`` seconds it is enough that one more request may run.
         """
         async with self._isolating:
             self._paused = self.streams.paused = True
@@ -286,7 +287,7 @@ class BatchScheduler:
         self._wake()
 
     def cancel(self, ids: list[bytes]) -> None:
-        """Never start these requests; cancel a call if all of its requests are cancelled."""
+        """Do not start these requests. Cancel a call if all of its requests are cancelled."""
         now = time.monotonic()
         self._cancelled = {id_: at for id_, at in self._cancelled.items() if now - at < CANCELLED_KEPT_S}
         self._cancelled |= dict.fromkeys(ids, now)
@@ -300,14 +301,14 @@ class BatchScheduler:
             self._jobs.cancel(ids)
 
     def discard_waiting(self) -> None:
-        """Discard the requests that wait. Their channel has ended, so the broker delivers them again."""
+        """Discard the waiting requests, because their channel has ended. The broker delivers them again."""
         self.backlog.clear()
         self.streams.discard_waiting()
         if self.sequences is not None:
             self.sequences.discard_waiting()
 
     def _wake(self) -> None:
-        """Start calls at the end of this turn of the event loop."""
+        """Start calls in the next iteration of the event loop."""
         if self._running and not self._start_due:
             self._start_due = True
             asyncio.get_running_loop().call_soon(self._start_calls)
@@ -341,7 +342,7 @@ class BatchScheduler:
     def _free_calls(self) -> int:
         """Return how many calls may start now. Requests use them first, then jobs.
 
-        A stream has a slot of a decoupled model. A stream that waits gets the next free one.
+        Each stream uses a call. Waiting streams are counted as open, because they get the next free slots.
         """
         in_use = len(self._calls) + (self._jobs.open_calls if self._jobs else 0)
         if self._limits.streams:
@@ -361,26 +362,26 @@ class BatchScheduler:
         cancelled = task in self._cancelled_calls
         self._cancelled_calls.discard(task)
         if task.cancelled():
-            if cancelled:  # else the worker stops, and its unsettled requests go back to the queue
+            if cancelled:  # if not, the worker is stopping, and the broker delivers its requests again
                 self._settle(group)
         elif (error := task.exception()) is not None:
-            # Not settled, so the broker delivers them again as another attempt.
+            # The requests stay unsettled, so the broker delivers them again as another attempt.
             log.error("a call ended unexpectedly", exc_info=error)
 
     def _waits_for_batch(self) -> bool:
-        """Return True while the Deployment's batching window delays the next call, for a fuller batch."""
+        """Return True while the Deployment's batching window delays the next call to get a fuller batch."""
         oldest = self.backlog.oldest() if self._window_s else None
         if oldest is None or oldest.request.rows == 0 or self.backlog.rows_at_head() >= self._max_rows:
             return False
         left = oldest.received + self._window_s - time.monotonic()
         if left > 0:
             if self._window_timer is not None:
-                self._window_timer.cancel()  # it may be set for a request that was due later
+                self._window_timer.cancel()  # the timer may be set for a request with a later end
             self._window_timer = asyncio.get_running_loop().call_later(left, self._wake)
         return left > 0
 
     def _drop_unwanted(self, group: list[QueuedRequest]) -> list[QueuedRequest]:
-        """Return the group without expired and cancelled requests; those are settled without a reply."""
+        """Return the group without expired and cancelled requests. Settle those without a reply."""
         now_ms = time.time() * 1e3
         wanted, unwanted = [], []
         for item in group:
@@ -414,7 +415,7 @@ class BatchScheduler:
             ledger.waste(mark, "cancelled", len(group))
             raise
         ledger.answered(mark, group, time.time() * 1e3, self._cancelled)
-        # Replies go out first. The call is counted before `_publish_replies`, which waits for the broker.
+        # Replies are sent first. The call is counted before `_publish_replies`, which waits for the broker.
         unsent = self._reply(group, replies)
         count_success(self.stats, group, started, spent)
         self._count("ok", group)
@@ -446,7 +447,7 @@ class BatchScheduler:
         for item in failure.failed:
             await self._reply_failure(item, log_failure(item.request, failure.error))
         for item in failure.retried:
-            if self._model is not model:  # an earlier retry of this group ended the server
+            if self._model is not model:  # the server ended in an earlier retry of this group
                 self.add(item)
             elif self._drop_unwanted([item]):
                 await self._call(model, [item])

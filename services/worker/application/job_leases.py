@@ -94,13 +94,13 @@ class JobLeases:
         await self._read_records([job for job in unread if not job.ended], now)
 
     def _is_current(self, job: QueuedJob, attempt: int) -> bool:
-        """Return True if this worker still has the job, in the attempt for which the store was called."""
+        """Return True if this worker still has the job, in the same attempt as when the store was called."""
         return self._jobs.by_id.get(job.id) is job and job.attempt == attempt and not job.take_pending
 
     def _is_due(self, job: QueuedJob, now: float) -> bool:
         if job.leased_at is not None:
             return now - job.leased_at >= RENEW_S
-        # A wait may be long. With a lease, a restart of the host does not count as a delivery.
+        # A job may wait for a long time. Without a lease, a restart of the host would count as a delivery.
         return job.waits or now - job.delivered >= self._max_unacked_s or not self._deliveries.can_ack(job)
 
     async def _lease(self, job: QueuedJob, lease_s: float) -> bool:
@@ -110,7 +110,7 @@ class JobLeases:
     def _apply(self, job: QueuedJob, ours: bool, now: float) -> None:
         """Act on the store's answer to a lease. ``ours``: this worker has the lease."""
         if not ours:
-            if not job.ended:  # for a job that has ended, recording its end finds this out
+            if not job.ended:  # if the job has ended, the write of its end gets the same answer
                 self._jobs.drop_lost(job)
             return
         if job.leased_at is None:
@@ -121,7 +121,7 @@ class JobLeases:
     async def _read_records(self, running: Sequence[QueuedJob], now: float) -> None:
         """Read the jobs' records, and drop the jobs that this worker no longer has.
 
-        This is necessary because the message that cancels a job may be lost.
+        The message that cancels a job may be lost, so the records are read too.
         """
         if not running:
             return

@@ -28,7 +28,7 @@ BACKOFF_S = (0.1, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """The end of a job's attempt: with a reply, with an error, or with neither. Times in seconds.
+    """The end of a job's attempt, with a reply, with an error, or with neither. Times are in seconds.
 
     ``shared`` is the number of jobs in the model call.
     """
@@ -55,7 +55,7 @@ class JobRecords:
         self._keep_s = keep_s
 
     async def take(self, group: Sequence[QueuedJob], *, alone: bool = False) -> list[Taken]:
-        """Set the records of jobs to ``running`` here; return the outcome for each.
+        """Set the records of jobs to ``running`` in this worker. Return the store's outcome for each job.
 
         ``alone``: the job will be alone in the model. Raises Unavailable.
         """
@@ -90,9 +90,10 @@ class JobRecords:
         raise AssertionError("not reached")
 
     async def wait(self, group: Sequence[QueuedJob], pause_s: float) -> None:
-        """Wait before a call of jobs is made again. Their records say so: a wait is no attempt.
+        """Wait ``pause_s`` seconds before the same jobs are called again. Their records say that they wait.
 
-        Return when the records say that the jobs run. If the store is away, wait for it.
+        So the loss of this worker during the wait does not count as an attempt. Return when the records say
+        that the jobs run again. Retry until the store answers.
         """
         for job in group:
             job.waits = True
@@ -115,7 +116,7 @@ class JobRecords:
             job.waits = False
 
     async def record(self, ends: Sequence[AttemptEnd]) -> list[bool]:
-        """Record durably how attempts ended. Return for each job True if this worker still had it.
+        """Record durably how attempts ended. Return for each job True if this worker still had the job.
 
         Retries until the store answers.
         """
@@ -148,7 +149,7 @@ class JobRecords:
         )
 
     async def _store_large(self, reply: Reply, job: QueuedJob) -> bytes | None:
-        """Put a large reply into the blob store; return its frame, which carries a claim.
+        """Put a large reply into the blob store. Return its frame, which has a claim instead of the data.
 
         Return None if the blob store was unavailable until the job's deadline.
         """
@@ -168,7 +169,7 @@ class JobRecords:
 
 
 def _tokens(frame: bytes | None) -> tuple[int, int]:
-    """Return the numbers of tokens that the model read and wrote, as its reply frame says."""
+    """Return the numbers of tokens that the model read and wrote, from a reply frame."""
     if not frame:
         return 0, 0
     _, parameters = envelope.read_result_key(envelope.read_reply(frame).key)

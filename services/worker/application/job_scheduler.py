@@ -44,7 +44,8 @@ log = telemetry.logger(__name__)
 
 # The pause before the next try after the store or the model server failed.
 RETRY_S = 0.5
-# A suspect keeps other calls from starting for up to this time. If it kills its worker, it does so soon.
+# For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker does
+# it sooner.
 HOLD_S = 5.0
 # No new jobs are taken while this many groups of results wait for the store.
 MAX_RECORDING = 16
@@ -53,13 +54,13 @@ MAX_RECORDING = 16
 class JobScheduler:
     """Runs jobs in the calls that requests do not need. ``by_id`` has all jobs of this worker.
 
-    ``wake`` is called when a call may start. ``on_lost`` is called with the model if its server ended during
-    a call. ``alone`` returns a context in which no other call starts.
+    ``wake`` is called when a call may start. ``on_lost`` is called with a model whose server ended during a
+    call. ``alone`` returns a context in which no other call starts.
 
-    A job that was lost with its worker or model server is a suspect: it runs alone in the model.
-    ``slots``: the most requests that a decoupled model works on at the same time; 0: it is not decoupled.
-    ``sampler`` samples the calls; None: they are not sampled.
-    ``upstream_wait_s``: the longest wait of a job for an upstream that does not answer.
+    A job that was lost with its worker or model server is a suspect: it runs alone in the model. ``slots``:
+    the most requests that a decoupled model works on at the same time; 0: it is not decoupled. ``sampler``
+    samples the calls; None: they are not sampled. ``upstream_wait_s``: the most seconds that a job waits for
+    an upstream that does not answer.
     """
 
     sampler: Sampler | None = None
@@ -148,7 +149,7 @@ class JobScheduler:
                 self._abort(job)
 
     def drop_lost(self, job: QueuedJob) -> None:
-        """Drop a job whose record says that this worker no longer has it."""
+        """Drop a job, because its record says that this worker no longer has it."""
         if self.by_id.get(job.id) is job:
             JOBS.labels("lost").inc()
             self._abort(job)
@@ -157,7 +158,8 @@ class JobScheduler:
     def release_waiting(self, received_before: float) -> list[QueuedJob]:
         """Remove and return the waiting jobs that this worker received before a time of its monotonic clock.
 
-        A job whose record may say ``running`` stays, because the next worker would count a lost attempt.
+        Jobs whose record may say ``running`` stay. For such a job, the next worker would count a lost
+        attempt.
         """
         return self._release(lambda job: job.received <= received_before and not job.take_pending)
 
@@ -170,7 +172,7 @@ class JobScheduler:
         return released
 
     def discard_waiting(self) -> None:
-        """Discard the jobs that wait. Their channel has ended, so the broker delivers them again."""
+        """Discard the waiting jobs, because their channel has ended. The broker delivers them again."""
         self._release(lambda job: True)
         self.release_suspects()
 
@@ -181,7 +183,7 @@ class JobScheduler:
     # --- take ------------------------------------------------------------------------------------------
 
     async def _take(self, group: list[QueuedJob]) -> None:
-        """Set the records of jobs to ``running`` here. The jobs that may run are then ready for a call."""
+        """Set the records of jobs to ``running`` here. Queue the jobs that may run for a call."""
         group = [job for job in group if not job.ended]
         for job in group:
             job.started = job.take_pending = True
@@ -207,7 +209,7 @@ class JobScheduler:
         self.wake()
 
     def _reject(self, job: QueuedJob, outcome: str) -> None:
-        """Settle a job that may not run. ``outcome`` is the reason, as the store returned it."""
+        """Settle a job that may not run. ``outcome`` is the store's reason."""
         JOBS.labels("dropped" if outcome == "drop" else outcome).inc()
         if outcome == "failed":
             job.ended = True
@@ -220,7 +222,7 @@ class JobScheduler:
         self._ack_and_forget([job])
 
     async def _fetch_tensors(self, job: QueuedJob) -> bool:
-        """Fetch a job's tensors. If that is impossible, record that the job failed, and return False."""
+        """Fetch a job's tensors. If this fails, record that the job failed, and return False."""
         try:
             job.request = await self._records.with_tensors(job.request)
         except Unavailable as error:
@@ -247,7 +249,7 @@ class JobScheduler:
             asyncio.get_running_loop().call_later(RETRY_S, self._start_suspects)
 
     async def _run_suspects(self) -> None:
-        """Run the suspects one at a time. After each, other work gets as much time as it took."""
+        """Run the suspects one at a time. After each suspect, other work runs for the same time."""
         while self._suspects and self._model is not None:
             began, call = time.monotonic(), None
             async with self.alone():
@@ -283,7 +285,7 @@ class JobScheduler:
         job.set_attempt(taken.attempt, time.monotonic())
         if not await self._fetch_tensors(job) or job.ended:
             return None
-        if self._model is None:  # it will be taken again, in the same attempt
+        if self._model is None:  # the job is taken again later, in the same attempt
             job.started = False
             self._suspects.append(job)
             return None
@@ -331,7 +333,10 @@ class JobScheduler:
         )
 
     async def _call_llm(self, model: Model, job: QueuedJob, started: float, timeout_s: float) -> None:
-        """Run a job on a language model, in one of its slots. A refused job keeps the engine's answer."""
+        """Run a job on a language model, in one of its slots.
+
+        If the engine refuses the job, its record gets the engine's answer.
+        """
         ledger = self.stats.time
         mark = ledger.begin()
         try:
@@ -363,7 +368,10 @@ class JobScheduler:
     async def _wait_for_upstream(
         self, model: Model, group: list[QueuedJob], failure: CallFailure[QueuedJob]
     ) -> bool:
-        """Wait for an upstream that is away, then start the call again. Return False if its jobs fail."""
+        """Wait for an upstream that is away, then call the model again with the jobs that are left.
+
+        Return False, without a wait, if the jobs must fail now.
+        """
         pause_s = self._patience.pause_s(group, failure)
         if pause_s is None:
             return False
@@ -387,7 +395,7 @@ class JobScheduler:
         for job in failure.retried:
             if job.ended:
                 continue
-            if self._model is not model:  # an earlier retry of this group ended the server
+            if self._model is not model:  # the server ended in an earlier retry of this group
                 self._requeue([job])
             elif job.request.deadline_ms <= time.time() * 1e3:
                 self._record([AttemptEnd(job, "expired")])
@@ -395,7 +403,7 @@ class JobScheduler:
                 await self._call(model, [job])
 
     def _requeue_lost(self, group: Sequence[QueuedJob], error: TidegateError) -> None:
-        """Queue jobs whose model server died. They run again here when the model server is back."""
+        """Queue the jobs of a call whose model server died. They run again here when the server is back."""
         log.warning("jobs lost the model server", extra={"jobs": len(group), "problem": error.message})
         for job in group:
             log_request(logging.WARNING, "a job lost the model server", job.request, job=job.id.hex())
@@ -468,7 +476,7 @@ class JobScheduler:
             del self.by_id[job.id]
 
     def _abandon(self, group: list[QueuedJob]) -> None:
-        """Requeue unfinished jobs. A leased job is published again when its lease expires."""
+        """Requeue unfinished jobs. The router publishes a leased job again when its lease expires."""
         unfinished = [job for job in group if self.by_id.get(job.id) is job]
         for job in unfinished:
             job.ended = True
@@ -479,7 +487,7 @@ class JobScheduler:
     def _run_task(
         self, tasks_: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], group: list[QueuedJob]
     ) -> None:
-        """Run ``work`` as one of ``tasks_``. If it fails, its jobs are requeued."""
+        """Run ``work`` as one of ``tasks_``. If it fails, requeue its jobs."""
 
         def on_done(task: asyncio.Task[None]) -> None:
             tasks_.discard(task)

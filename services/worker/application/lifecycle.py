@@ -48,9 +48,9 @@ Build = Callable[[CallLimits, OnLost, SequenceSpec | None], ReplicaServing]
 class ReplicaLifecycle:
     """One replica from its start to its end. ``ended`` is set when the process should exit.
 
-    ``token`` lets the replica download the artifact from the registry. When the model is loaded, ``build``
-    is called to create the parts that serve. ``triton`` is a Triton that was started ahead. It stops when
-    the replica stops, even if it was not used.
+    ``token`` lets the replica download the artifact from the registry. When the model is loaded, ``build`` is
+    called to create the parts that serve. ``triton`` is a Triton that was started earlier. The replica stops
+    it in any case, even if it runs the model in another one.
     """
 
     def __init__(
@@ -177,11 +177,11 @@ class ReplicaLifecycle:
             await self._heartbeat.beat()
 
     async def drain(self) -> None:
-        """Stop consuming; finish the work that this worker has, for up to ``drain_limit_s``.
+        """Stop consuming; finish the work that this worker has, for up to ``drain_limit_s`` seconds.
 
-        This is its requests, its jobs, and the sequences that it keeps.
+        The work is its requests, its jobs, and the sequences that it keeps.
 
-        If Triton crashes meanwhile, it is started again to finish them.
+        If Triton crashes during this time, it is started again to finish the work.
         """
         self._status.draining = True
         serving = self._serving

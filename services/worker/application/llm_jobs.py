@@ -30,7 +30,7 @@ log = telemetry.logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LlmAnswer:
-    """The answer to a job's request. ``refusal``: the error for the job's record if the engine refused it."""
+    """The answer to a job's request. ``refusal``: the error for the job's record if the engine refused."""
 
     answer: ModelAnswer
     refusal: TidegateError | None
@@ -45,10 +45,10 @@ async def llm_answer(
 ) -> LlmAnswer:
     """Return the answer of a language model to a request that does not stream.
 
-    If the engine or its provider is busy (429 or 503), the call is made again later. While the upstream is
-    away (502 or 504), it is made again for at most ``upstream_wait_s`` seconds. ``wait`` waits so many
-    seconds between two calls. Raises DeadlinePassed, and the errors of :meth:`Model.stream`. Cancelling the
-    task cancels the request in the engine.
+    If the engine or its provider is busy (429 or 503), retry later. If the upstream is away (502 or 504),
+    retry for at most ``upstream_wait_s`` seconds. ``wait(seconds)`` is called before each retry. Raises
+    DeadlinePassed, and the errors of :meth:`Model.stream`. Cancelling the task cancels the request in the
+    engine.
     """
     try:
         async with asyncio.timeout(timeout_s):

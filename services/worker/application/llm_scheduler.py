@@ -1,8 +1,8 @@
-"""Runs requests to a language model, never more than the engine has slots: the engine never queues.
+"""Runs requests to a language model, never more than the engine has slots. So the engine never queues.
 
-Other requests stay in the broker. Jobs get a free slot only if no request waits. If an engine is lost, its
-requests are not run again here. The gateway decides about them, because only the gateway knows which part of
-an answer its caller has.
+Other requests stay in the broker. Jobs get a free slot only if no request waits. If an engine is lost, this
+worker does not run its requests again. The gateway decides about them, because only the gateway knows which
+part of an answer its caller has.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tidegate.kernel.protocol.llm import KV_TOKENS, REPLICA
 
 log = telemetry.logger(__name__)
 
-# If a cancel arrives before its request, which still waits in the broker, it is kept for this time.
+# Seconds for which a cancel is kept. It may arrive before its request, which still waits in the broker.
 CANCELLED_KEPT_S = 600.0
 SLOT_POLL_S = 0.01
 
@@ -49,10 +49,10 @@ SLOT_POLL_S = 0.01
 class LlmScheduler:
     """Runs requests in the slots of ``room``, and jobs in the slots that no request needs.
 
-    ``replica`` is this worker's name, which the first part of each answer has. ``on_lost`` is called with a
+    ``replica`` is this worker's name; the first part of each answer contains it. ``on_lost`` is called with a
     model whose server ended during a call. ``on_change`` is called when :attr:`free` may have changed.
-    ``fetching`` returns how many requests will need a slot when their tensors have been fetched.
-    While ``requests_wait`` is True, no job starts.
+    ``fetching`` returns how many requests will need a slot when their tensors have been fetched. While
+    ``requests_wait`` is True, no job starts.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class LlmScheduler:
 
     @property
     def copies(self) -> int:
-        """Return how many of ``in_hand`` are copies for shadow traffic: none, because they need tensors."""
+        """Return 0: requests to a language model are never copied for shadow traffic."""
         return 0
 
     @property
@@ -125,7 +125,7 @@ class LlmScheduler:
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call when the engine is fully loaded."""
+        """Return how many requests share the duration of one call while requests always wait."""
         return float(self._room.slots)
 
     @property
@@ -158,7 +158,7 @@ class LlmScheduler:
             self.use(None)
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return the longest timeout of the callers of each open call: streams and jobs have none."""
+        """Return the longest timeout of the callers of each open call. Streams and jobs have no timeout."""
         return [math.inf] * (len(self._calls) + self._job_calls)
 
     def running(self, id_: bytes) -> QueuedRequest | None:
@@ -175,7 +175,7 @@ class LlmScheduler:
         self._start_waiting()
 
     def cancel(self, ids: list[bytes]) -> None:
-        """Never start these requests, and end those that run. This frees their slots."""
+        """Do not start these requests, and end those that run, so that their slots become free."""
         self._remember_cancelled(ids, time.monotonic())
         for task, item in self._calls.items():
             if item.request.id in self._cancelled and task not in self._cancelled_calls:
@@ -186,9 +186,9 @@ class LlmScheduler:
         self._wake()
 
     def _remember_cancelled(self, ids: list[bytes], now: float) -> None:
-        """Remember ids, and forget the oldest. Every worker gets all cancels, so this must cost little."""
+        """Remember ids, and forget the oldest. Every worker gets all cancels, so this must be quick."""
         for id_ in ids:
-            self._cancelled.pop(id_, None)  # the last one comes last
+            self._cancelled.pop(id_, None)  # move a known id to the end
             self._cancelled[id_] = now
         while self._cancelled:
             oldest = next(iter(self._cancelled))
@@ -209,7 +209,7 @@ class LlmScheduler:
     # --- start -----------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Start calls at the end of this turn of the event loop."""
+        """Start calls in the next iteration of the event loop."""
         if self._running and not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._start_calls)
@@ -233,7 +233,7 @@ class LlmScheduler:
         while self._waiting and (model := self._model) is not None and self._running:
             item = self._waiting[0]
             tokens, reason = _tokens(item), self._unwanted(item)
-            # A request whose caller no longer waits needs no room, and must not delay others.
+            # A request whose caller no longer waits needs no slot, and must not delay other requests.
             if reason is None and not self._room.fits(tokens, others=self._job_calls):
                 return
             self._waiting.popleft()
@@ -330,7 +330,8 @@ class LlmScheduler:
             ):  # otherwise the worker stops, and the request goes back to its queue
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
-            # Not settled: after this worker's end, another worker answers that the request was lost.
+            # The request stays unsettled. When this worker has ended, another worker answers that it was
+            # lost.
             log.error("a request ended unexpectedly", exc_info=error)
         self._cancelled_calls.discard(task)
         self._wake()
@@ -346,7 +347,7 @@ class LlmScheduler:
 
     @asynccontextmanager
     async def _job_slot(self) -> AsyncIterator[None]:
-        """Wait until a job may start. A job that was lost once need not run alone: slots are independent."""
+        """Wait until a job may start. A suspect need not run alone here, because slots are independent."""
         while self.free <= 0 or self._job_calls >= job_slots(self._room.slots):
             await asyncio.sleep(SLOT_POLL_S)
         yield

@@ -51,10 +51,9 @@ Q = TypeVar("Q", bound=Queued)
 class CallFailure(Generic[Q]):
     """The decision on each request of a model call that failed. Each request is in exactly one list.
 
-    ``lost``: the model server ended during the call, so any of them may have ended it.
-    ``expired``: the deadline passed, so no caller waits any more.
-    ``failed``: the caller gets ``error``.
-    ``retried``: may succeed without the others, so each is called again alone.
+    ``lost``: the model server ended during the call. Any of these requests may be the cause. ``expired``: the
+    deadline passed, so no caller waits any more. ``failed``: the caller gets ``error``. ``retried``: may
+    succeed without the others, so each is called again alone.
     """
 
     error: TidegateError
@@ -73,8 +72,8 @@ class CallFailure(Generic[Q]):
         return "expired" if self.expired else "failed"
 
 
-# The runtime of an upstream begins its errors so (`services/worker/runtimes/oip/upstream_http.py`). Only the
-# beginning counts, because other models may repeat a caller's text in their errors.
+# How errors of an upstream's runtime begin (`services/worker/runtimes/oip/upstream_http.py`). The rest of an
+# error is not searched, because other models may repeat a caller's text there.
 _UPSTREAM = re.compile(
     r"(?:Failed to process the request\(s\) for model (?:instance )?'[^']*', message: )?UpstreamUnavailable: "
 )
@@ -92,7 +91,7 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
         case DeadlinePassed():
             return CallFailure(error, expired=group)
         case ModelFailed() if (begin := _UPSTREAM.match(error.message)) is not None:
-            # Calls with single requests would find the same upstream.
+            # Retries with single requests would fail at the same upstream.
             message = error.message[begin.end() :]
             return CallFailure(UpstreamUnavailable(f"the upstream is not available: {message}"), failed=group)
         case BadRequest() | ModelFailed() | PayloadTooLarge():
@@ -100,7 +99,7 @@ def decide_failure(group: list[Q], error: Exception, unexpected: str) -> CallFai
         case RowMismatch() | envelope.Undecodable():
             reported = ModelFailed(str(error))
         case _:
-            # The requests need an answer, or they would stay unsettled and keep their places for ever.
+            # Each request needs an answer. Otherwise it would stay unsettled and keep its place forever.
             ids = [telemetry.shown_id(item.request.trace) for item in group[:LOGGED_IDS]]
             log.error("a model call failed unexpectedly", exc_info=error, extra={"request_ids": ids})
             reported = ModelFailed(f"{unexpected}: {error!r}")
@@ -152,7 +151,7 @@ def replies_to(
 def _reply_keys(
     group: Sequence[Queued], tensors: tuple[Tensor, ...], parameters: dict[str, Any]
 ) -> list[bytes]:
-    """Return the key of each reply. It describes the outputs, and has its part of the answer's parameters."""
+    """Return the key of each reply: its outputs, and its share of the answer's parameters."""
     if not parameters:
         return [envelope.result_key(tensors)] * len(group)
     shares = split_parameters(parameters, [item.request.rows for item in group])
@@ -172,8 +171,8 @@ def check_key_length(length: int) -> None:
 def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spent: float) -> None:
     """Add a call that succeeded to the statistics. :func:`replies_to` explains ``started`` and ``spent``.
 
-    Copies for shadow traffic share no call with requests. They are not work for which replicas are needed,
-    so they count only in the means.
+    Copies for shadow traffic share no call with requests. They are added only to the means, because they need
+    no replicas.
     """
     requests, rows, waited = len(group), 0, 0.0
     for item in group:
@@ -196,8 +195,8 @@ def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spe
 def count_slot_success(stats: WorkStats, slots: int, item: Queued, started: float, spent: float) -> None:
     """Add a request that had one of a decoupled model's ``slots``.
 
-    Up to ``slots`` requests share the worker's time, so each adds its duration divided by ``slots``. call_ms
-    stays unknown: admission cannot predict the first chunk of a stream from a duration.
+    Up to ``slots`` requests share the worker's time, so each adds its duration divided by ``slots``.
+    ``call_ms`` stays unknown, because a stream's duration does not predict its first chunk.
     """
     stats.completed += 1
     stats.busy_s += spent / slots
@@ -219,7 +218,7 @@ def count_stream_time(stats: WorkStats, mark: int, item: Queued, outcome: str | 
 
 
 def count_failure(stats: WorkStats, item: Queued) -> None:
-    """Add a request whose caller gets an error to the statistics; copies for shadow traffic do not count."""
+    """Add a request whose caller gets an error to the statistics, unless it is a copy for shadow traffic."""
     if item.request.flags & envelope.COPY:
         return
     stats.failed += 1

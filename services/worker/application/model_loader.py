@@ -20,7 +20,7 @@ _NO_GPU = ("invalid or unsupported gpu id", "no GPUs are available")
 
 
 class ModelLoader:
-    """Loads models, on the CPU instead of the GPU if the Deployment allows that.
+    """Loads models. If the Deployment allows it, loads them on the CPU when the GPU cannot be used.
 
     ``write`` writes the model repository for the given GPUs, or for the CPU if none are given; it blocks.
     ``device`` says where the models run; it is empty until they are loaded. ``caveat`` says why they do not

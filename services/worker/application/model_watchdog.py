@@ -21,7 +21,7 @@ log = telemetry.logger(__name__)
 
 CHECK_S = 0.25
 PROBE_S = 0.1
-# After a lost call, Triton is restarted if it still runs and does not answer for this long.
+# Seconds that Triton has to answer after a lost call. Then it is killed and started again.
 LOST_LIMIT_S = 5.0
 
 
@@ -90,13 +90,13 @@ class ModelWatchdog:
             self._declare_dead(ended_for=f"it answered no call for {limit:g} s")
 
     def kill(self, reason: str) -> None:
-        """End the model server. ``reason`` is recorded, unless a check finds a more exact one."""
+        """End the model server. Record ``reason``, unless a check finds a more exact reason."""
         self.check()
         if self._death is None:
             self._declare_dead(ended_for=reason)
 
     async def answers_again(self, client: TritonClient, current: Callable[[], bool]) -> bool:
-        """Return True if the model server still answers after a lost call. Else end it, if it has not ended.
+        """Return True if the model server still answers after a lost call. Else end it if it still runs.
 
         ``current`` returns True while ``client`` is the client of the current model server.
         """
@@ -116,7 +116,7 @@ class ModelWatchdog:
     def record_death(self, code: int, *, excused: bool = False) -> float:
         """Record that a model server ended with this exit code. Return the seconds until its next start.
 
-        ``excused``: a request that was lost before ran alone in it, so the request is to blame.
+        ``excused``: a suspect ran alone in the server, so this request is to blame, not the model.
         """
         assert self._triton is not None
         self.end()
@@ -148,7 +148,7 @@ class ModelWatchdog:
             self.check()
 
     def _on_end(self, status: int | None) -> None:
-        # When the server dies, its models' processes end too. That counts as one death.
+        # When the server dies, its models' processes end too. All this is recorded as one death.
         if self._triton is not None and self._triton.running:
             self._declare_dead(status=status)
 

@@ -71,7 +71,7 @@ class Preparation:
     async def install(self) -> TritonInstall:
         """Return this machine's Triton, with an environment for the version if it has requirements.
 
-        The first call on a host may take long, because it downloads packages.
+        The first call on a host may be slow, because it downloads packages.
         """
         settings = self._settings
         requirements = llm_plan.requirements(self._version, self._deployment)

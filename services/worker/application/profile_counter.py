@@ -21,14 +21,14 @@ from tidegate.kernel.profiles.texts import TextAnswer, add_texts
 
 log = telemetry.logger(__name__)
 
-# Rows that wait for bins. Of more rows, the oldest are dropped: the router may have lost their summaries.
+# The most rows that are held until there are bins. If there are more, the oldest rows are dropped.
 HELD_ROWS = 4096
-# The most predictions in one piece that can be joined with feedback.
+# The most predictions in one published piece. Feedback is joined with them.
 MAX_PREDICTIONS = 2500
 
 
 class ProfileCounter:
-    """Counts calls by column. Rows that were sampled before the bins are known are held, and counted then."""
+    """Counts calls by column. Rows that are sampled before there are bins are held, and counted later."""
 
     def __init__(self, replica: str, redact: Collection[str] = (), keep_rows: int = 0) -> None:
         self._replica = replica
@@ -145,7 +145,7 @@ class ProfileCounter:
             self._summarized = max(0, self._summarized - 1)
 
     def _summarize(self, piece: ProfilePiece) -> None:
-        """Add summaries of the rows that were not summarized yet."""
+        """Add summaries of the held rows that no earlier piece has summarized."""
         new, self._summarized = self._held[self._summarized :], len(self._held)
         piece.learned_rows = sum(each.rows for each in new)
         names = {name for each in new for name in each.numbers if name not in FIXED}
@@ -154,7 +154,7 @@ class ProfileCounter:
             piece.summaries[name] = summarize(np.concatenate(held))
 
     def _remember(self, rows: Sequence[SampledRow], found: Predictions) -> None:
-        """Keep the prediction of each request with one row. Feedback names a request, not a row."""
+        """Keep the prediction of each request with one row. Feedback names a request, not a row of it."""
         for at, row in enumerate(rows):
             if row.request_rows <= 1 and row.trace and len(self._predictions) < MAX_PREDICTIONS:
                 self._predictions.append(_prediction(row, found, at))
@@ -165,7 +165,7 @@ class ProfileCounter:
         inputs: Sequence[SampledTensor],
         outputs: Sequence[SampledTensor],
     ) -> None:
-        """Keep raw rows. The router keeps ``keep_rows``, so a replica writes no more than that in an hour."""
+        """Keep raw rows, at most ``keep_rows`` an hour. The router keeps no more rows than that either."""
         if (hour := int(time.time() // 3600)) != self._kept_hour:
             self._kept_hour, self._kept_in_hour = hour, 0
         if (left := self._keep_rows - self._kept_in_hour) > 0:

@@ -1,7 +1,8 @@
-"""Sample the inputs and outputs of calls into profiles, beside the way of the requests.
+"""Sample the inputs and outputs of calls into profiles, without a delay of requests.
 
 The scheduler only adds references to a bounded buffer, while the limit of rows per second allows it. A thread
-counts the rows in batches, and a task publishes the counts. Rows that find no room are dropped and counted.
+counts the rows in batches, and a task publishes the counts. Rows that do not fit into the buffer are dropped,
+and their number is counted.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from tidegate.kernel.store.profiles import ProfileStore
 log = telemetry.logger(__name__)
 T = TypeVar("T")
 
-# The thread counts when this many rows wait, or after this time.
+# The thread counts when this many rows wait, or after this many seconds.
 BATCH_ROWS, BATCH_S = 256, 5.0
-# The counts are published after this time, or after this many rows.
+# The counts are published after this many seconds, or after this many rows.
 PUBLISH_S, PUBLISH_ROWS = 10.0, 1000
-# While there are no bins, the router needs the summaries sooner.
+# In seconds, while there are no bins: the router makes them from the summaries, so it needs these sooner.
 LEARN_S = 2.0
 MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
-# Smaller requests are copied: a reference would keep a whole envelope of requests in memory.
+# Requests up to this many bytes are copied: a reference would keep a whole envelope in memory.
 COPIED_BYTES = 64 * 1024
 # The shortest time between two refills of the limit.
 REFILL_S = 0.1
 UNSENT_KEPT = 20
-# Raw rows are deleted after this time, or when there are more than the Deployment keeps.
+# Raw rows are deleted after this many seconds, or when there are more than the Deployment keeps.
 ROWS_KEPT_S = 7 * 86_400.0
-# The last answers of a stream have the counts of tokens and the reason of its end.
+# How many answers at the end of a stream are kept. They have the counts of tokens and the reason of the end.
 LAST_ANSWERS = 3
 
 
@@ -77,11 +78,11 @@ class StreamSample:
         self._answers: deque[ModelAnswer] = deque(maxlen=LAST_ANSWERS)
 
     def see(self, answer: ModelAnswer) -> None:
-        """Take the next answer."""
+        """Keep the next answer, and forget the oldest."""
         self._answers.append(answer)
 
     def end(self) -> None:
-        """Add the stream to the sample. It has succeeded."""
+        """Add the stream to the sample. Call this when the stream has succeeded."""
         outputs = [answer.outputs for answer in self._answers]
         self._sampler.add_stream(SampledStream(self._trace, outputs, time.time()))
 
@@ -135,7 +136,7 @@ class Sampler:
         self._thread.shutdown(wait=False)
         await self._store.close()
 
-    # --- on the way of the requests ---------------------------------------------------------------------
+    # --- called for each request ------------------------------------------------------------------------
 
     def add(self, group: Sequence[Queued], answer: ModelAnswer) -> None:
         """Add a call to the sample. Call this only if :attr:`wants` is True."""
@@ -178,7 +179,7 @@ class Sampler:
             self._pause()
 
     def _pause(self) -> None:
-        """Stop wanting rows until the limit allows more. Rows above the limit delay the refill."""
+        """Set ``wants`` to False until the limit allows more. Rows above the limit make this longer."""
         due = self._refilled_at + (self._refill - self._left) / self._rows_per_s
         wait_s = due - time.monotonic()
         if wait_s <= 0:
@@ -192,7 +193,7 @@ class Sampler:
         self._refilled_at = time.monotonic()
         self.wants = self._task is not None and not self._task.done()
 
-    # --- beside it --------------------------------------------------------------------------------------
+    # --- count and publish ------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         published_at = float("-inf")
@@ -232,7 +233,7 @@ class Sampler:
         self._counter.count(samples)
 
     async def _publish(self) -> None:
-        """Publish what was counted, and read the bins. While the store is away, the last pieces are kept."""
+        """Publish what was counted, and read the bins. While the store is away, keep the last pieces."""
         if self._counter is None:
             return
         try:
@@ -261,6 +262,6 @@ class Sampler:
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T | None:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
-        except Exception:  # a sample must not end the sampler
+        except Exception:  # an error in a sample must not end the sampler
             log.exception("a step of the sampler failed")
             return None

@@ -1,7 +1,8 @@
-"""A scratch replica: it loads a version in a Triton of its own, checks it, measures it, and reports.
+"""A scratch replica: it loads a version in a separate Triton, checks it, measures it, and reports.
 
 It opens no queue, so it never gets a request. It reports in its heartbeats until the autoscaler ends it. If
-the version is verified, it may become the first replica of a Deployment: then nothing starts twice.
+the version is verified, the worker may become the first replica of a Deployment. Then neither the worker nor
+Triton must be started again.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from tidegate.kernel.store import Store, StoreUnavailable
 log = telemetry.logger(__name__)
 
 # The autoscaler ends a scratch replica when it has read the outcome. If the autoscaler is away, the replica
-# ends itself after this time.
+# ends itself after this many seconds.
 REPORT_S = 120.0
 EXIT_S = 1.0
 OFFER_POLL_S = 0.05
@@ -91,7 +92,7 @@ class ScratchReplica:
 
     @property
     def problem(self) -> str | None:
-        """Return the present step, because a scratch replica is never ready."""
+        """Return the present step as the problem, because a scratch replica is never ready."""
         return self._status.problem
 
     def start(self) -> None:
@@ -101,7 +102,7 @@ class ScratchReplica:
         self._running = asyncio.create_task(self._run(), name="scratch")
 
     async def drain(self) -> None:
-        """End at once: there are no requests to finish."""
+        """End immediately: there are no requests to finish."""
         self.ended.set()
 
     async def wait(self) -> tuple[Assignment, TritonProcess] | None:
@@ -114,7 +115,7 @@ class ScratchReplica:
         return self._assigned, triton
 
     async def stop(self) -> None:
-        """Stop all parts. Triton stops, too, unless a replica has it."""
+        """Stop all parts. Also stop Triton, unless a replica uses it."""
         await tasks.end(self._running)
         if self._client is not None:
             await self._client.close()
@@ -138,9 +139,10 @@ class ScratchReplica:
         self.ended.set()
 
     async def _offer(self) -> Assignment:
-        """Return the replica that this worker becomes, once it has claimed an offered one.
+        """Claim the offered replica, and return it. This worker becomes that replica.
 
-        The model's processes end first. Otherwise the replica would count their end as a crash of its own.
+        The model's processes must end before that. Otherwise the replica would count their end as a crash of
+        its own model.
         """
         await self._unload()
         while self._triton is not None and model_processes(self._triton.pid, self._triton.descendants()):
@@ -156,7 +158,7 @@ class ScratchReplica:
             await asyncio.sleep(OFFER_POLL_S)
 
     async def _unload(self) -> None:
-        """Unload the models, so that the replica loads them as in every start, with its own options."""
+        """Unload the models. The replica loads them again, with its own options."""
         if self._client is not None:
             for model in reversed(self._models):
                 with contextlib.suppress(TidegateError):
@@ -167,7 +169,7 @@ class ScratchReplica:
         try:
             return await self._verify(limit_s)
         except TimeoutError:
-            # Before the model is prepared, a slow artifact store may be the cause.
+            # If the model is not prepared yet, the cause may be a slow artifact store.
             return self._outcome_of(
                 "rejected" if self._models else "interrupted",
                 f"The version did not load within {limit_s:g} s; the last step: {self._status.message}.",

@@ -1,7 +1,7 @@
-"""Run the requests of sequences: those of one sequence in their order, one at a time, each in its own call.
+"""Run the requests of sequences in order. Each sequence has at most one call, with one request.
 
-The model server keeps the state and puts requests of several sequences together in one execution. A request
-never runs twice, because that would change the state.
+The model server keeps the state. It may run requests of several sequences together. A request never runs
+twice, because that would change the state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = telemetry.logger(__name__)
 
 MODEL_LOST = "the replica's model server has ended"
 REPLY_LOST = "the connection to the broker was lost while the model ran a request"
-# The worker keeps a sequence for a bit longer than the model server does.
+# The worker keeps a sequence for this many seconds longer than the model server does.
 IDLE_MARGIN_S = 0.25
 
 
@@ -84,13 +84,13 @@ class SequenceScheduler:
         await self._tasks.end()
 
     def serve(self) -> None:
-        """Start the requests that wait for a model, because there is one now."""
+        """Start the requests that wait for a model. Call this when a model is loaded."""
         self._serves.set()
 
     def add(self, item: QueuedRequest, *, again: bool = False) -> None:
-        """Run a request after those of its sequence that came before it.
+        """Run a request after the earlier requests of its sequence.
 
-        ``again``: the broker delivers it for the second time, because the connection was lost.
+        ``again``: the broker has delivered it a second time, because the connection was lost.
         """
         try:
             key = envelope.read_call_key(item.request.key)
@@ -131,7 +131,7 @@ class SequenceScheduler:
         SEQUENCES.set(0)
 
     def discard_waiting(self) -> None:
-        """Discard the requests that wait. Their channel has ended, so the broker delivers them again."""
+        """Discard the waiting requests, because their channel has ended. The broker delivers them again."""
         for sequence in self._table.kept.values():
             sequence.waiting.clear()
 
@@ -164,7 +164,7 @@ class SequenceScheduler:
                 sequence.current = None
             if has_ended and not sequence.lost:
                 self._close(sequence)
-                if sequence.waiting:  # more requests came before the answer, such as another first one
+                if sequence.waiting:  # more requests came before the answer, such as a new first request
                     self._continue(sequence)
                     return
 
@@ -189,7 +189,7 @@ class SequenceScheduler:
         return self._has_ended(sequence, mark)
 
     async def _wait_for_model(self, item: QueuedRequest) -> bool:
-        """Wait until a model is there. Return False if the deadline of a request passes before that."""
+        """Wait until a model is loaded. Return False if the request's deadline passes before that."""
         while not self._calls.serving:
             left_s = item.request.deadline_ms / 1e3 - time.time()
             if left_s <= 0:
@@ -209,7 +209,7 @@ class SequenceScheduler:
         return refused and (mark.start or START_FLAG in error.message)
 
     def _continue(self, ended: KeptSequence) -> None:
-        """Begin a new sequence with the requests that came after the last one of a sequence."""
+        """Begin a new sequence with the requests that arrived after the last request of ``ended``."""
         sequence = self._table.open(ended.key)
         while ended.waiting:
             item = ended.waiting.popleft()
@@ -227,12 +227,12 @@ class SequenceScheduler:
     # --- refuse ----------------------------------------------------------------------------------------
 
     def _take_over(self, item: QueuedRequest, kept: KeptSequence | None, mark: SequenceMark) -> None:
-        """Settle a request that was in hand when the connection was lost. It must not run twice."""
+        """Settle a request that this worker had before the connection was lost. It must not run twice."""
         current = kept.current if kept is not None else None
         if current is not None and current.request.id == item.request.id:
             current.delivery = item.delivery
             return
-        # The gateway ignores this error if it has the answer.
+        # If the gateway has the answer already, it ignores this error.
         self._refuse(item, lost(mark, key_of(item.request, mark).endpoint, REPLY_LOST))
 
     def _refuse_lost(self, item: QueuedRequest) -> None:
@@ -258,7 +258,7 @@ def lost_in_call(request: Request, error: TidegateError) -> TidegateError:
 
 
 def _has_in_hand(sequence: KeptSequence | None, item: QueuedRequest) -> bool:
-    """Return True if a sequence runs this request now, or fetches its tensors, or waits for a model."""
+    """Return True if a sequence runs this request, fetches its tensors, or waits for a model with it."""
     current = sequence.current if sequence is not None else None
     return current is not None and current.request.id == item.request.id
 

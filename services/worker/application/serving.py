@@ -28,7 +28,7 @@ class Consumer(Protocol):
         """Consume messages from now on."""
 
     async def close(self) -> None:
-        """Stop consuming; requests and jobs that have started still run and are settled."""
+        """Stop consuming. Requests and jobs that have started still run and are settled."""
 
     async def stop(self) -> None:
         """Disconnect; unsettled messages go back to their queues."""
@@ -42,14 +42,14 @@ class Requests(Consumer, Protocol):
 
     @property
     def holds(self) -> int:
-        """Return how many requests to publish for this worker, so that it is busy; 0: not known yet."""
+        """Return how many requests to publish to keep this worker busy; 0: not known yet."""
 
     def requeue_waiting(self) -> None:
         """Publish the waiting requests to the queue again, if other replicas consume it."""
 
 
 class Scheduler(Protocol):
-    """The scheduler of the requests and jobs of a model. A language model has one of its own."""
+    """The scheduler of the requests and jobs of a model. Language models have a separate scheduler."""
 
     stats: WorkStats
     suspect_died: bool
@@ -60,7 +60,7 @@ class Scheduler(Protocol):
 
     @property
     def copies(self) -> int:
-        """Return how many of ``in_hand`` are copies for shadow traffic."""
+        """Return how many of the requests ``in_hand`` are copies for shadow traffic."""
 
     @property
     def max_calls(self) -> int:
@@ -72,7 +72,7 @@ class Scheduler(Protocol):
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call when the model is fully loaded."""
+        """Return how many requests share the duration of one call while requests always wait."""
 
     @property
     def kept_sequences(self) -> int:
@@ -86,7 +86,7 @@ class Scheduler(Protocol):
         """Start to run requests."""
 
     async def stop(self) -> None:
-        """Stop immediately; the requests here stay unsettled and go back to the queue."""
+        """Stop immediately. The requests here stay unsettled, so the broker delivers them again."""
 
     def use(self, model: Model | None) -> None:
         """Call this model from now on; with None, start no calls."""
@@ -134,7 +134,7 @@ class ReplicaServing:
 
     @property
     def busy(self) -> bool:
-        """Return True while there are requests, jobs or sequences that this worker has begun."""
+        """Return True while this worker has unfinished requests, jobs or sequences."""
         scheduler = self.scheduler
         return bool(self.unsettled or scheduler.in_hand or scheduler.kept_sequences)
 
@@ -175,7 +175,7 @@ class ReplicaServing:
             await self.jobs.messages.open()
 
     async def close(self) -> None:
-        """Stop consuming; requests and jobs that were received still run and are settled."""
+        """Stop consuming. Requests and jobs that were received still run and are settled."""
         await self.requests.close()
         if self.jobs is not None:
             await self.jobs.messages.close()

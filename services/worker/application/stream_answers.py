@@ -1,4 +1,4 @@
-"""Sends the answers of a decoupled model to one request, each as a CHUNK as soon as it is made."""
+"""Sends the answers of a decoupled model to one request. Each is sent as a CHUNK as soon as it is made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.worker.domain.split import describe
 from tidegate.kernel.protocol import envelope
 from tidegate.kernel.protocol.envelope import Buffer, Reply
 
-# A stream ends if it has no answer for this long. Usually the gateway cancels it sooner.
+# A stream ends if it has no answer for this many seconds. Usually the gateway cancels it sooner.
 SILENCE_S = 600.0
 _NO_FACTS: Mapping[str, Any] = {}
 

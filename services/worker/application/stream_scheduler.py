@@ -1,7 +1,7 @@
 """Runs streams: requests to a decoupled model, each in a separate call that returns many answers.
 
-Each answer is sent immediately as a CHUNK, in order. After the last one, END is sent. A stream that has sent
-an answer is never retried. Other streams are retried like any other request.
+Each answer is sent immediately as a CHUNK, in order. END is sent after the last answer. A stream that has
+sent an answer is never retried. Other streams are retried like other requests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ log = telemetry.logger(__name__)
 class StreamScheduler:
     """Runs up to ``limit`` streams at the same time. Other streams wait.
 
-    ``taken`` returns how many of the ``limit`` slots jobs have. ``on_free`` is called when a slot is free.
+    ``taken`` returns how many of the ``limit`` slots are used by jobs. ``on_free`` is called when a slot is
+    free.
     """
 
     def __init__(
@@ -113,11 +114,11 @@ class StreamScheduler:
         return waiting
 
     def discard_waiting(self) -> None:
-        """Discard the streams that wait. Their channel has ended, so the broker delivers them again."""
+        """Discard the waiting streams, because their channel has ended. The broker delivers them again."""
         self._waiting.clear()
 
     async def stop(self) -> None:
-        """Stop immediately; streams that wait or run stay unsettled and go back to the queue."""
+        """Stop immediately. Streams that wait or run stay unsettled, so the broker delivers them again."""
         self._stopping = True
         await tasks.end(*self._running)
 
@@ -147,7 +148,7 @@ class StreamScheduler:
             if task in self._cancelled_streams:
                 self._finish(item, "cancelled")
         elif (error := task.exception()) is not None:
-            # Not settled, so the broker delivers it again as another attempt.
+            # The stream stays unsettled, so the broker delivers it again as another attempt.
             log.error("a stream ended unexpectedly", exc_info=error)
         self._cancelled_streams.discard(task)
         self.start_waiting()

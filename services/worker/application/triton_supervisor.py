@@ -33,8 +33,8 @@ class TritonSupervisor:
     """The Triton that has the replica's model, and its restarts. Only one Triton runs at a time.
 
     ``on_step`` is called with a text for each step of a start. ``on_death`` and ``caller_timeouts_s`` are
-    passed to :class:`ModelWatchdog`. ``triton`` is a Triton that was started ahead. It stops when the
-    replica stops, even if it was not used.
+    passed to :class:`ModelWatchdog`. ``triton`` is a Triton that was started earlier. It is stopped in any
+    case, even if the model runs in another one.
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class TritonSupervisor:
 
     @property
     def caveat(self) -> str:
-        """Return why the models do not run on the replica's GPU, and what a lower precision costs here.
+        """Return why the models do not run on the replica's GPU, and the measured loss of a lower precision.
 
-        Empty if they run there, in their original precision.
+        Empty if they run on the GPU in their original precision.
         """
         loader = self._prepared.loader.caveat if self._prepared else ""
         return "; ".join(filter(None, (loader, self._precision)))
@@ -116,7 +116,7 @@ class TritonSupervisor:
         return self._watchdog.last
 
     async def configure(self, prepared: PreparedModel) -> None:
-        """Use the Triton that was started ahead if its options suit the model. Else create a new one."""
+        """Use the Triton that was started earlier if its options suit the model. Else create a new one."""
         self._prepared = prepared
         if self._triton is None or not self._triton.is_like(prepared.install, prepared.options):
             if self._triton is not None:
@@ -185,7 +185,7 @@ class TritonSupervisor:
         self._watchdog.start(self._triton, model)
 
     def probe(self, model: Model, resume: Callable[[Model], None]) -> None:
-        """Find out in the background if a call was lost because Triton ended, or because a connection broke.
+        """Find out in the background why a call was lost: Triton ended, or only a connection broke.
 
         If Triton still answers, ``resume`` is called with the model.
         """
@@ -206,7 +206,7 @@ class TritonSupervisor:
     def record_death(self, code: int, *, excused: bool) -> tuple[ModelDeath, float]:
         """Record that Triton ended. Return the death, and the seconds to wait before the next start.
 
-        ``excused``: a request that was lost before ran alone in it, so the request is to blame.
+        ``excused``: a suspect ran alone in Triton, so this request is to blame, not the model.
         """
         pause_s = self._watchdog.record_death(code, excused=excused)
         TRITON_RESTARTS.inc()
@@ -215,10 +215,10 @@ class TritonSupervisor:
         return self._watchdog.last, pause_s
 
     async def restart(self, pause_s: float, hurry: Callable[[], bool]) -> Model:
-        """Clean up after a Triton that ended, wait ``pause_s``, start it again. Return the model to call.
+        """Clean up after a Triton that ended, wait ``pause_s``, start Triton again. Return the model to call.
 
-        ``hurry`` returns True to end the wait, when this worker has requests that no other can finish. Raises
-        TimeoutError, and the errors of :meth:`start`.
+        If ``hurry`` returns True, this worker has requests that no other worker can finish, and the wait
+        ends. Raises TimeoutError, and the errors of :meth:`start`.
         """
         assert self._triton is not None
         await self._triton.stop(grace_s=0)

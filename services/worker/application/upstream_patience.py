@@ -1,4 +1,4 @@
-"""Let jobs wait for an upstream that does not answer, instead of failing: an uplink may be away for days."""
+"""Let jobs wait for an upstream that does not answer, instead of failing. It may be away for days."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ log = telemetry.logger(__name__)
 
 
 class UpstreamPatience:
-    """The waits of jobs for their upstream. Each job waits up to ``wait_s`` seconds in all; 0: none waits."""
+    """The waits of jobs for their upstream. Each job waits up to ``wait_s`` seconds in total; 0: no waits."""
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
 
     @property
     def wait_s(self) -> float:
-        """Return how long a job waits at most, in seconds."""
+        """Return the most seconds that a job waits."""
         return self._wait_s
 
     def pause_s(self, group: Sequence[QueuedJob], failure: CallFailure[QueuedJob]) -> float | None:
-        """Return the seconds until a call is made again; None if its jobs fail now."""
+        """Return the seconds until the call is made again; None if its jobs must fail now."""
         if not self._wait_s or not isinstance(failure.error, UpstreamUnavailable):
             return None
         return self._next(group, failure.error)

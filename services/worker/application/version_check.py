@@ -19,15 +19,16 @@ from tidegate.kernel.protocol.models import Signature
 from tidegate.kernel.protocol.verification import BatchFigures
 
 CALL_S = 30.0
-# Each batch size is measured for this long, and with at least this many calls, unless one call takes longer.
+# Each batch size is measured for this many seconds, and with at least this many calls. One slow call may be
+# enough.
 MEASURE_S, LEAST_CALLS = 0.2, 5
 _MISSING = re.compile(r"No module named|ImportError|ModuleNotFoundError")
 
 
 class VersionCheck:
-    """The checks of one loaded model. ``largest``: the most rows of a call that its Deployment makes.
+    """The checks of one loaded model. ``largest``: the most rows in a call of its Deployment.
 
-    ``stateful``: each call belongs to a sequence, so it is called with samples only, and not measured.
+    ``stateful``: each call belongs to a sequence. So the model is called only with samples, and not measured.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class VersionCheck:
         self.caveat = ""
 
     async def check(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Call the model with the samples, or with zeros. Raise ModelFailed with what is wrong.
+        """Call the model with the samples, or with zeros. Raise ModelFailed, with the reason.
 
-        ``caveat`` says why a model that rejects zeros is not rejected: they may be no valid input for it.
+        ``caveat`` is set if the model rejects zeros that may be no valid input for it. Then nothing is
+        raised.
         """
         if self._signature.decoupled:
             self.caveat = "The model is decoupled, so the check only loaded it and warmed it up."
@@ -79,7 +81,7 @@ class VersionCheck:
             )
 
     async def measure(self, instances: int) -> list[BatchFigures]:
-        """Return the figures of a few batch sizes; none if the model has no input that it accepts."""
+        """Return the figures of a few batch sizes; none if no valid input of the model is known."""
         if self._request is None or self._stateful:
             return []
         found = []
@@ -91,7 +93,7 @@ class VersionCheck:
             try:
                 found.append(await self._measured(request, rows * times, instances))
             except (BadRequest, ModelFailed, DeadlinePassed):
-                break  # a made-up batch may be too large for it
+                break  # larger batches may be too large for the model
         return found
 
     async def _sample(self, given: dict[str, Any], name: str) -> None:
@@ -143,5 +145,5 @@ class VersionCheck:
 
 
 def _is_certain(signature: Signature) -> bool:
-    """Return True if zeros are an input of exactly the model's signature: only numbers, only fixed sizes."""
+    """Return True if zeros match the signature exactly: only numbers, and only fixed sizes."""
     return all(spec.datatype != "BYTES" and -1 not in spec.shape for spec in signature.inputs)

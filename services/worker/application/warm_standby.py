@@ -108,7 +108,7 @@ class WarmStandby:
             self._settings.runtime_path, self._settings.triton_server, self._settings.triton_backends
         )
         pool = self._start.pool
-        # Most Deployments need these options. A replica that needs other options starts another Triton.
+        # Most Deployments need these options. For other options, the replica starts another Triton.
         options = TritonOptions(
             replica=self._start.replica,
             threads=pool.threads,
@@ -130,14 +130,14 @@ class WarmStandby:
         await channel.consume(queue, on_offer, prefetch=1)
 
     async def _answer_offer(self, channel: Channel, delivery: Delivery) -> None:
-        """Claim an offer unless another worker has it. Ack it when the store has said which worker has it."""
+        """Claim an offer unless another worker has it. Ack the offer when the store has named its worker."""
         try:
             offered = Assignment.model_validate_json(bytes(delivery.body))
         except ValidationError as error:
             log.error("an offer cannot be read", extra={"problem": str(error)})
             channel.ack(delivery.tag)
             return
-        # If the channel has ended, the offer is delivered again.
+        # If the channel has ended, the broker delivers the offer again.
         with contextlib.suppress(Unavailable):
             async with self._claiming:
                 if await self._claim(offered):
@@ -146,10 +146,10 @@ class WarmStandby:
                     channel.nack(delivery.tag)
 
     async def _claim(self, offered: Assignment) -> bool:
-        """Return True when the store has said which worker has the offer.
+        """Return True when the store has named the worker that has the offer.
 
         Return False if this worker no longer waits for offers. After an error of the store, this worker may
-        already have the offer, and then no other worker can claim it. So retry until the store answers.
+        already have the offer. Then no other worker can claim it, so retry until the store answers.
         """
         while not self._closed and not self._assigned.done():
             try:
