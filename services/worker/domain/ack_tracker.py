@@ -35,7 +35,7 @@ class AckTracker:
 
     def settle(self, tags: list[int]) -> list[Ack]:
         """Return the acks to send, now that the deliveries ``tags`` are settled."""
-        # Two calls may settle one delivery at the same time; it is acked once.
+        # Two calls may settle the same delivery. It is acked only once.
         done = [tag for tag in dict.fromkeys(tags) if tag in self._open]
         for tag in done:
             del self._open[tag]

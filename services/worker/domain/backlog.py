@@ -12,16 +12,16 @@ from tidegate.kernel.fair_order import BURST, FairOrder
 from tidegate.kernel.protocol.envelope import COPY, LAST_PRIORITY, PRIORITY_SHIFT, Request
 from tidegate.kernel.protocol.tenant import weight_of
 
-# The priority of a request that states none. It is between the urgent requests and those that can wait.
+# The priority of a request without a stated priority. It is between urgent requests and those that can wait.
 DEFAULT_PRIORITY = 4
-# Tenants without requests whose queues are kept.
+# The most empty queues of tenants that are kept.
 IDLE_KEPT = 64
-# A model counts as shared for this long after a request of another tenant.
+# A model counts as shared for this many seconds after a request of another tenant.
 SHARED_S = 10.0
 
 
 class HasRequest(Protocol):
-    """An entry of a queue. It has a request."""
+    """An entry of a queue, with its request."""
 
     request: Request
 
@@ -31,7 +31,7 @@ T = TypeVar("T", bound=HasRequest)
 
 @dataclass(slots=True)
 class UnackedDelivery:
-    """A delivery, and the number of its requests that are not settled. At 0 the delivery is acked."""
+    """A delivery, and the number of its unsettled requests. When this is 0, the delivery is acked."""
 
     channel: object
     tag: int
@@ -60,15 +60,17 @@ class QueuedRequest:
 
 
 class Backlog:
-    """A queue for each tenant. They share the calls by weight; see :class:`FairOrder` for the order.
+    """A queue for each tenant. Tenants share the calls by weight; :class:`FairOrder` decides the order.
 
-    Within a tenant the lowest priority goes first. Requests of other priorities and tenants fill a call up.
-    Copies for shadow traffic go last, and share no call with requests, because they might kill the model.
+    Within a tenant, the lowest priority number goes first. Free rows of a call are filled with requests of
+    other priorities and tenants. Copies for shadow traffic go last. They share no call with requests, because
+    they might kill the model.
     """
 
     def __init__(self) -> None:
         self._tenants: dict[bytes, _TenantQueue] = {}
-        # Empty queues of tenants that have sent requests before. A new queue for each burst would cost more.
+        # Empty queues of tenants that have sent requests before. To create a queue for each burst would cost
+        # more.
         self._idle: dict[bytes, _TenantQueue] = {}
         self._order: FairOrder[bytes] = FairOrder(BURST)
         self._copies: CallKeyQueue[QueuedRequest] = CallKeyQueue(key_of)
@@ -116,7 +118,7 @@ class Backlog:
         return min(heads, key=lambda item: item.received) if len(heads) > 1 else heads[0]
 
     def rows_at_head(self) -> int:
-        """Return how many rows wait with the key of the next request."""
+        """Return how many waiting rows have the call key of the next request."""
         tenant = self._order.first()
         if tenant is None:
             return self._copies.rows_at_head()
@@ -127,9 +129,9 @@ class Backlog:
         return sum(other.next().rows_of(key_of(head)) for other in self._tenants.values())
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
-        """Remove and return the requests of the next call. They have one key, and at most ``max_rows`` rows.
+        """Remove and return the requests of the next call. They have one key, and up to ``max_rows`` rows.
 
-        A first request with more rows is returned alone.
+        If the first request has more rows, it is returned alone.
         """
         tenant = self._order.first()
         if tenant is None:
@@ -164,14 +166,14 @@ class Backlog:
         return rows
 
     def take_all(self) -> list[QueuedRequest]:
-        """Remove and return all requests, the urgent ones of each tenant first."""
+        """Remove and return all requests. For each tenant, the urgent ones come first."""
         items = [item for queue in self._tenants.values() for item in queue.take_all()]
         items += self._copies.remove(lambda _: True)
         self.clear()
         return items
 
     def clear(self) -> None:
-        """Discard all requests. Their channel has ended, so the broker delivers them again."""
+        """Discard all requests, because their channel has ended. The broker delivers them again."""
         self._tenants.clear()
         self._order.clear()
         self._copies = CallKeyQueue(key_of)
@@ -199,7 +201,7 @@ class _TenantQueue:
         return next((queue for queue in self._queues.values() if queue), _EMPTY)
 
     def take(self, max_rows: int) -> list[QueuedRequest]:
-        """Remove and return the requests of the next call; urgent ones first, others fill it up."""
+        """Remove and return the requests of the next call: urgent ones first, then others that fit."""
         queue = self.next()
         group = queue.take(max_rows)
         if len(self._queues) > 1:
@@ -210,7 +212,7 @@ class _TenantQueue:
     def take_more(
         self, key: bytes, max_rows: int, *, but: CallKeyQueue[QueuedRequest] | None = None
     ) -> list[QueuedRequest]:
-        """Remove and return requests of a key while their rows fit. ``but``: a queue to leave out."""
+        """Remove and return requests of a key while their rows fit, without those of the queue ``but``."""
         group: list[QueuedRequest] = []
         for queue in self._queues.values():
             if queue is not but:
@@ -281,7 +283,7 @@ class CallKeyQueue(Generic[T]):
     def take(self, max_rows: int) -> list[T]:
         """Remove and return the first requests of the key at the head, with at most ``max_rows`` rows.
 
-        A first request with more rows is returned alone.
+        If the first request has more rows, it is returned alone.
         """
         if not self._by_key:
             return []
@@ -289,7 +291,7 @@ class CallKeyQueue(Generic[T]):
         group = [items.popleft()]
         group += self.take_more(key, max_rows - group[0].request.rows)
         if items:
-            self._by_key.move_to_end(key)  # now the other keys are ahead of it
+            self._by_key.move_to_end(key)  # put the key behind the other keys
         return group
 
     def take_more(self, key: bytes, max_rows: int) -> list[T]:

@@ -22,9 +22,9 @@ class Mean:
 class Quickness:
     """Decides if a model's calls are quick, so that they end before a cancellation could stop them.
 
-    Calls are quick if their mean is below ``limit_s``. A call that took ``SLOW_LIMITS`` times the limit, or
-    was given up, raises the mean above the limit, until enough other calls lower it again. A call with an
-    error counts only if it took longer than the mean, because the model may not have run in a shorter one.
+    Calls are quick if their mean is below ``limit_s``. If a call takes ``SLOW_LIMITS`` times the limit, or is
+    given up, the mean is set above the limit. Other calls then lower it again. A call with an error is added
+    only if it took longer than the mean, because a quick error may come from a model that did not run.
     """
 
     def __init__(self, limit_s: float) -> None:

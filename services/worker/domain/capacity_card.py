@@ -14,7 +14,10 @@ def sizes(largest: int) -> list[int]:
 
 
 def figures(rows: int, times_s: Sequence[float], wall_s: float) -> BatchFigures:
-    """Return the figures of one batch size: the times of its calls, and the time of all of them together."""
+    """Return the figures of one batch size: the times of its calls, and the rows per second.
+
+    ``wall_s``: the time of all calls together, in seconds.
+    """
     ordered = sorted(times_s)
     return BatchFigures(
         rows=rows,
@@ -30,7 +33,7 @@ def requests_per_s(batches: Sequence[BatchFigures]) -> float | None:
 
 
 def _rank(ordered: Sequence[float], share: float) -> float:
-    """Return the smallest value that ``share`` of the values do not exceed."""
+    """Return a quantile: the smallest value that is at least as large as ``share`` of all values."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 

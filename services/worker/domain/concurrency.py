@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from tidegate.kernel.protocol import llm
 from tidegate.kernel.protocol.models import LARGEST, Deployment, LlmSpec, Signature
 
-# If calls are shorter than this and have no batch axis, LIGHT_CALLS more calls than instances may be open.
+# If calls have no batch axis and are shorter than this, LIGHT_CALLS more calls than instances may be open.
 LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
-# While several callers share the model, LIGHT_CALLS holds only for calls that are shorter than this.
+# The same limit while several callers share the model.
 SHORTEST_CALL_MS = 1.0
-# Jobs for the next calls are prepared only while calls are shorter than this.
+# Jobs are prepared before a call is free only while calls are shorter than this.
 AHEAD_CALL_MS = 100.0
-# How many streams of a decoupled model run at the same time if its Deployment sets no ``max_concurrency``.
+# The most streams of a decoupled model at the same time, if its Deployment sets no ``max_concurrency``.
 DEFAULT_STREAMS = 16
 
 
@@ -56,10 +56,11 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None, sha
 
     A model that batches gets one call per instance, because more calls would only make the batches smaller.
     Without batching, short calls overlap, so that the time to reach Triton does not delay them. Of long
-    calls, only one more than the instances is open: another replica cannot run requests inside Triton.
+    calls, only one more than the instances is open, because another replica cannot run a request that is
+    already in Triton.
 
-    ``shared``: several callers send requests. Then fewer calls are open, because a caller whose turn it is
-    would wait for them.
+    ``shared``: several callers send requests. Then fewer calls are open, because open calls delay the caller
+    who is next.
     """
     if batches:
         return instances
@@ -79,13 +80,13 @@ def effective_concurrency(
     open_calls: float | None,
     max_concurrency: int | None,
 ) -> float:
-    """Return how many requests share the duration of one call when the model is fully loaded.
+    """Return how many requests share the duration of one call while requests always wait.
 
-    ``batch``: the most rows of a call, 0 without a batch axis. ``call_rows``, ``call_requests`` and
-    ``open_calls`` are recent means (None: not measured yet): the rows and the requests of a call, and the
-    number of calls that were open with it. Without a batch axis a call has one request. Its duration
-    includes the wait inside Triton for the other open calls. By Little's law, the number of requests that
-    end in that time is the mean number of open calls.
+    ``batch``: the most rows of a call, 0 without a batch axis. The other values are recent means (None: not
+    measured yet). ``call_rows`` and ``call_requests`` are those of a call. ``open_calls`` is the number of
+    calls that were open at the same time. Without a batch axis, a call has one request, and its duration
+    includes the wait inside Triton for the other open calls. By Little's law, the number of requests that end
+    in that time is the mean number of open calls.
     """
     if batch:
         rows = max((call_rows or 1.0) / max(call_requests or 1.0, 1.0), 1.0)
@@ -96,14 +97,14 @@ def effective_concurrency(
 
 
 def job_calls(max_calls: int) -> int:
-    """Return how many of the open calls may be calls of jobs. Of two or more, one is kept for requests."""
+    """Return how many of the open calls may run jobs. Of two or more calls, one is kept for requests."""
     return max(1, max_calls - 1)
 
 
 def jobs_ahead(calls: int, call_ms: float | None) -> int:
-    """Return how many groups of jobs to prepare while ``calls`` run.
+    """Return how many groups of jobs to prepare while ``calls`` calls run.
 
-    If calls are short, return ``calls``, so that the model does not wait for the store. If they are long,
-    return 0: a prepared job is recorded as running, and would start much later.
+    If calls are short, return ``calls``, so that the model does not wait for the store. If calls are long,
+    return 0. A prepared job is already recorded as running, although it would start much later.
     """
     return calls if call_ms is not None and call_ms < AHEAD_CALL_MS else 0

@@ -13,8 +13,8 @@ class Death:
     """The end of one process. ``role`` names the process; ``at`` is in seconds since the epoch.
 
     ``status`` is its exit code, or the negative number of a signal; None if it is not known.
-    ``out_of_memory``: the kernel killed a process because memory was short. ``ended_for`` is the reason if
-    the worker itself ended the process.
+    ``out_of_memory``: the kernel killed a process because memory was short. ``ended_for``: the worker's
+    reason, if the worker ended the process.
     """
 
     role: str
@@ -25,7 +25,7 @@ class Death:
 
     @property
     def description(self) -> str:
-        """Return the death as a clause: "the model's process ended (signal 9, out of memory?)"."""
+        """Return the death as a text such as "the model's process ended (signal 9, out of memory?)"."""
         if self.ended_for:
             return f"{self.role} was ended: {self.ended_for}"
         return f"{self.role} ended ({self._describe_status()})"
@@ -33,7 +33,7 @@ class Death:
     def _describe_status(self) -> str:
         if self.out_of_memory:
             return f"{describe_status(self.status)}, out of memory"
-        # No part of Tidegate has sent this signal, so the kernel probably has.
+        # Tidegate did not send this signal, so the kernel probably did.
         guess = ", out of memory?" if self.status == -signal.SIGKILL else ""
         return f"{describe_status(self.status)}{guess}"
 
@@ -46,6 +46,6 @@ def describe_status(status: int | None) -> str:
 
 
 def of_wait_status(raw: int) -> int:
-    """Convert a status of wait(2) to an exit code, or to the negative number of a signal."""
+    """Convert a status of wait(2) to an exit code, or to a negative signal number."""
     number = raw & 0x7F
     return -number if number else raw >> 8 & 0xFF

@@ -11,7 +11,7 @@ from tidegate.kernel.errors import ModelFailed
 from tidegate.kernel.protocol.models import Format, Resources
 
 CPU = "cpu"
-# In each process, CUDA numbers the GPUs from 0. Their numbers on the machine may differ.
+# In each process, CUDA numbers the GPUs from 0. The numbers on the machine may differ.
 GpuNumbers = tuple[int, ...]
 Kind = Literal["auto", "cpu", "gpu", "model"]
 _KINDS: dict[str, Kind] = {
@@ -20,7 +20,7 @@ _KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-# Formats whose library runs on the CPU only, or is installed in its build for the CPU.
+# Formats whose library runs only on the CPU here.
 _CPU_ONLY: dict[Format, str] = {
     "sklearn": "scikit-learn", "xgboost": "XGBoost", "lightgbm": "LightGBM", "catboost": "CatBoost",
     "tflite": "TensorFlow Lite", "tensorflow": "TensorFlow",

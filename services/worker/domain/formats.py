@@ -31,7 +31,7 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Serving:
-    """The backend that serves an artifact, the file name that it expects, and a runtime if it needs one."""
+    """The backend that serves an artifact, the file name that the backend expects, and its runtime if any."""
 
     backend: str
     file: str
@@ -72,9 +72,9 @@ _BY_FILE = {"model.py": "python", "model.onnx": "onnxruntime", "model.pt": "pyto
 
 
 def backend_by_files(files: Collection[str]) -> str | None:
-    """Return the backend for a version folder with these files, if its configuration names no backend.
+    """Return the backend for a version folder with these files. Its configuration names no backend.
 
-    Python comes first, because a folder with a model.py often also has the weights that it loads.
+    Python is tried first, because a folder with a model.py often also contains the weights that it loads.
     """
     return next((backend for name, backend in _BY_FILE.items() if name in files), None)
 
@@ -110,7 +110,6 @@ def _with_runtime(
 def config_is_complete(version: Version) -> bool:
     """Return True if the configuration that Tidegate writes is complete.
 
-    Then Triton need not load the model to complete it. For a Python model this saves one start of an
-    interpreter.
+    If it is not, Triton must load the model to complete it, and a Python model starts one more interpreter.
     """
     return version.format != "triton" and version.signature is not None

@@ -14,15 +14,14 @@ from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 class QueuedJob:
     """A job that this worker has, with its delivery. Times are in seconds of the worker's monotonic clock.
 
-    ``received``: when the job came here first; ``delivered``: when its last delivery came.
-    ``started``: it was chosen for a call. ``attempt``: its attempt here; 0 before the first one.
-    ``lost_attempt``: the attempt in which the model server died; 0: none.
-    ``take_pending``: the call that makes its record ``running`` here has not returned.
-    ``leased_at``: when its lease was last confirmed; None: it has no lease. A leased job has no delivery.
-    ``read_at``: when its record was last read.
-    ``ended``: this worker no longer runs it; its end may not be recorded yet.
-    ``upstream_since``: when its upstream first did not answer; None: it answered, or there is none.
-    ``waits``: it waits for its upstream or engine, and nothing of it runs.
+    ``received``: when the job arrived here first; ``delivered``: when its last delivery arrived. ``started``:
+    the job was chosen for a call. ``attempt``: its attempt here; 0 before the first one. ``lost_attempt``:
+    the attempt in which the model server died; 0: none. ``take_pending``: the store has not answered yet
+    whether its record is ``running`` here. ``leased_at``: when its lease was last confirmed; None: it has no
+    lease. A leased job has no delivery. ``read_at``: when its record was last read. ``ended``: this worker no
+    longer runs the job; the end may not be recorded yet. ``upstream_since``: since when its upstream has not
+    answered; None: it answered, or there is none. ``waits``: the job waits for its upstream or engine, and no
+    call of it runs.
     """
 
     request: Request
@@ -44,7 +43,7 @@ class QueuedJob:
     waits: bool = False
 
     def set_attempt(self, attempt: int, now: float) -> None:
-        """Set the attempt that now runs here by the job's record."""
+        """Set the number of the attempt that now runs here, as in the job's record."""
         self.attempt, self.read_at = attempt, now
         self.request = self.request._replace(attempt=min(attempt, 255))
 
@@ -54,7 +53,7 @@ class QueuedJob:
         return self.request.id
 
 
-# How many rounds an empty level may catch up: its next job may arrive soon.
+# A level without jobs may save up this many turns, because its next job may arrive soon.
 CREDIT = 1.0
 
 
@@ -62,7 +61,7 @@ class JobBacklog:
     """A queue for each level. Levels share the calls by weight, and no level starves.
 
     This is start-time fair queueing. The next level is the one with the fewest served jobs per weight. A
-    level without jobs does not collect more than ``CREDIT`` rounds.
+    level without jobs saves up at most ``CREDIT`` turns.
     """
 
     def __init__(self) -> None:
@@ -83,9 +82,9 @@ class JobBacklog:
         self._count += 1
 
     def take(self, max_rows: int) -> list[QueuedJob]:
-        """Remove and return the jobs of the next call. They have one key, and at most ``max_rows`` rows.
+        """Remove and return the jobs of the next call. They have one key, and up to ``max_rows`` rows.
 
-        A first job with more rows is returned alone.
+        If the first job has more rows, it is returned alone.
         """
         waiting = [level for level in LEVELS if self._queues[level]]
         if not waiting:

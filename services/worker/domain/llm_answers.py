@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.tensors import pack_strings, unpack_strings
 
 # The engine or its provider is busy: the same request may succeed later.
 BUSY = frozenset({429, 503})
-# The first and the longest pause before a retry, in seconds, if the engine names no time.
+# The first and the longest pause before a retry, in seconds. They apply if the engine states no time.
 PAUSES_S = (1.0, 30.0)
 LONGEST_PAUSE_S = 600.0
 _USAGE = re.compile(rb'"usage":\s*\[')
@@ -24,7 +24,7 @@ _BY_STATUS: dict[int, type[TidegateError]] = {404: NotFound, 413: PayloadTooLarg
 
 
 class NotOneEvent(ValueError):
-    """A request without a stream got no event, or more than one."""
+    """The engine sent no event, or more than one, for a request without a stream."""
 
 
 class Collected(NamedTuple):
@@ -42,7 +42,7 @@ class Collected(NamedTuple):
         ]
 
     def parameters(self) -> dict[str, Any]:
-        """Return the counts of tokens, as parameters that every part of Tidegate counts."""
+        """Return the token counts as the answer's parameters, which all parts of Tidegate read."""
         if self.meta.usage is None:
             return {}
         prompt, answer, _ = self.meta.usage
@@ -50,7 +50,7 @@ class Collected(NamedTuple):
 
 
 class TokenUsage:
-    """The token counts of a stream, from the last answer that has them."""
+    """The token counts of a stream. They are taken from its last answer that has counts."""
 
     def __init__(self) -> None:
         self._meta: Buffer = b""
@@ -62,11 +62,11 @@ class TokenUsage:
                 self._meta = output.raw
 
     def tokens(self) -> tuple[int, int, int]:
-        """Return the tokens of the prompt, of the answer, and those of the prompt that were cached."""
+        """Return the numbers of prompt tokens, answer tokens, and cached prompt tokens."""
         try:
             return Meta.from_bytes(unpack_strings(self._meta)[0]).usage or (0, 0, 0)
         except (ValueError, LookupError, TypeError):
-            return 0, 0, 0  # no counts, or none that can be read
+            return 0, 0, 0  # there are no readable counts
 
 
 def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
@@ -76,9 +76,9 @@ def collected(answers: Sequence[tuple[Buffer, Buffer]]) -> Collected:
         raise NotOneEvent(f"{len(events)} events instead of one")
     metas = [unpack_strings(raw)[0] for _, raw in answers]
     facts: dict[str, Any] = {}
-    for meta in metas:  # of each fact, the last value counts
+    for meta in metas:  # the last value of each fact is kept
         facts |= {name: value for name, value in orjson.loads(meta).items() if value not in (None, [])}
-    # Ids of tokens are only for streams that continue on another replica.
+    # The ids of tokens are only for streams, which can continue on another replica.
     raw = orjson.dumps({name: value for name, value in facts.items() if name not in ("prompt_ids", "ids")})
     return Collected(events[0], Meta.from_bytes(raw), raw)
 
@@ -104,7 +104,7 @@ def refusal(found: Collected) -> TidegateError | None:
 
 
 def error_message(event: bytes) -> str:
-    """Return the message of an engine's error body; empty if there is none."""
+    """Return the message in an engine's error body; empty if there is none."""
     try:
         document = orjson.loads(event)
     except orjson.JSONDecodeError:

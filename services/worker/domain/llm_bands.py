@@ -1,4 +1,4 @@
-"""The order in which a worker takes requests to a language model, and the room that they need."""
+"""The order in which a worker takes requests to a language model, and the slots and tokens for them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tidegate.kernel.protocol.llm import BAND_WEIGHTS, Band
 
 
 class Source(NamedTuple):
-    """A queue of a band: the one that all replicas share, or the replica's own."""
+    """A queue of a band: the queue that all replicas share, or the replica's own queue."""
 
     band: Band
     own: bool
 
 
 class BandTurns:
-    """The turns of the bands: while all have requests, they share the slots by their weights.
+    """The turns of the bands. While all bands have requests, they share the slots by their weights.
 
     This is start-time fair queueing. The next band is the one with the fewest served requests per weight. An
-    empty band saves up at most one turn. Within a band, the replica's own queue and the shared one alternate,
-    so that neither starves.
+    empty band saves up at most one turn. Within a band, the replica's own queue and the shared queue
+    alternate, so that neither starves.
     """
 
     def __init__(self, weights: Mapping[Band, int] = BAND_WEIGHTS) -> None:
@@ -36,17 +36,17 @@ class BandTurns:
             yield Source(band, not own)
 
     def served(self, source: Source) -> None:
-        """Count a request that was taken from a queue. The queues before it in the order were empty."""
+        """Count a request that was taken from a queue. All queues before this one in the order were empty."""
         clock = self._served[source.band]
         self._own_next[source.band] = not source.own
         for band, served in self._served.items():
-            if served < clock:  # the band had no request, so it does not get its earlier turns
+            if served < clock:  # the band had no request before, so the turns that it missed are lost
                 self._served[band] = max(served, clock - 1 / self._weights[band])
         self._served[source.band] += 1 / self._weights[source.band]
 
 
 class LlmRoom:
-    """The slots of an engine, and the tokens in its KV cache; ``kv_tokens`` None: no limit of tokens."""
+    """The slots of an engine, and the tokens in its KV cache. ``kv_tokens``: None: tokens are not limited."""
 
     def __init__(self, slots: int, kv_tokens: int | None) -> None:
         self.slots = slots
@@ -64,7 +64,7 @@ class LlmRoom:
         return self.kv_tokens is None or self.used == 0 or self.used_tokens + tokens <= self.kv_tokens
 
     def take(self, tokens: int) -> Callable[[], None]:
-        """Take a slot and ``tokens``. Return a function that frees both."""
+        """Reserve a slot and ``tokens``. Return a function that frees both."""
         self.used += 1
         self.used_tokens += tokens
 

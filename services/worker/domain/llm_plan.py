@@ -19,25 +19,25 @@ _GGUF_ARCHIVE = re.compile(r"\.gguf\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
 
 
 def spec_of(deployment: DeploymentSpec) -> LlmSpec:
-    """Return how the Deployment runs a language model; the defaults if it does not say."""
+    """Return the Deployment's settings for language models, or the defaults if it has none."""
     return deployment.llm or LlmSpec()
 
 
 def holds_gguf(filename: str) -> bool:
     """Return True if an artifact with this name is a GGUF file or an archive with one.
 
-    Other archives are Hugging Face folders. The registry has checked the contents.
+    Other archives contain Hugging Face folders. The registry has checked this.
     """
     return _ARCHIVE.search(filename) is None or _GGUF_ARCHIVE.search(filename) is not None
 
 
 def is_upstream(filename: str) -> bool:
-    """Return True if an artifact with this name only describes an upstream."""
+    """Return True if an artifact with this name is a description of an upstream."""
     return filename.lower().endswith(".json")
 
 
 def engine_of(version: Version, deployment: DeploymentSpec) -> Engine:
-    """Return the engine that runs a version. Raise ModelFailed if it cannot run this kind of artifact."""
+    """Return the engine that runs a version. Raise ModelFailed if the engine cannot read the artifact."""
     named = spec_of(deployment).engine
     if is_upstream(version.filename) and named != "openai-url":
         raise ModelFailed(
@@ -56,7 +56,7 @@ def engine_of(version: Version, deployment: DeploymentSpec) -> Engine:
 
 
 def requirements(version: Version, deployment: DeploymentSpec) -> list[str]:
-    """Return the version's requirements, with the package of its engine if they lack it."""
+    """Return the version's requirements. Add the engine's package if it is missing."""
     lines = list(version.requirements)
     if version.format != "llm" or engine_of(version, deployment) != "llamacpp":
         return lines
@@ -71,9 +71,9 @@ def plan(
     header: GgufHeader | None,
     gpus: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Return what the runtime needs: the fields of :class:`LlmSpec`, with all sizes decided.
+    """Return the plan for the runtime: the fields of :class:`LlmSpec`, with all sizes decided.
 
-    ``weights``: the path of the weights in the model's folder. ``header``: that of a GGUF file.
+    ``weights``: the path of the weights in the model's folder. ``header``: the header of a GGUF file.
     """
     spec = spec_of(deployment)
     context = gguf.context_of(header, spec.context)
@@ -91,9 +91,9 @@ def plan(
 
 
 def main_weights(files: Sequence[str]) -> str:
-    """Return the GGUF file to load, of the names at an archive's root; of a split file, the first part.
+    """Return the GGUF file to load. ``files``: the names at the archive's root.
 
-    Raise ModelFailed unless there is exactly one.
+    Of a split file, return the first part. Raise ModelFailed unless there is exactly one file to load.
     """
     found = sorted(name for name in files if name.lower().endswith(".gguf"))
     parts = [re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", name, re.IGNORECASE) for name in found]

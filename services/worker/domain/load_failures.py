@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _MISSING = re.compile(r"No module named '([A-Za-z_][\w.]*)'")
-# Modules whose package has another name.
+# Modules, each with its package if that has another name.
 _PACKAGES = {
     "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
     "dotenv": "python-dotenv", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml",
@@ -14,7 +14,7 @@ _PACKAGES = {
 _STACK = re.compile(r"\n\nAt:\n((?:  .*(?:\n|$))+)")
 _FRAME = re.compile(r"  (?P<path>.*)\((?P<line>\d+)\): (?P<function>.*)")
 _OURS = re.compile(r"<frozen |/tidegate_runtime\.py|/tidegate_rows\.py|/tidegate_values\.py")
-# Lines of Triton, and of libraries that look for a GPU. They have nothing to do with the model.
+# Lines of Triton, and of libraries that look for a GPU. They say nothing about the model.
 _TRITONS = re.compile(r"[IWEF]\d{4} \d\d:\d\d:|.*evhtp\.c:|Error: Failed to initialize NVML")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST_LOG = 2000
@@ -25,7 +25,7 @@ _FOLDER = re.compile(r"/\S*?/triton/models/[^/\s]+/\d+/")
 def explain(message: str) -> str:
     """Return Triton's message in a shorter form, with the remedy if one is known.
 
-    It has one line of the stack, and its paths are relative to the model's folder. Triton's log has the
+    Only one line of the stack is kept, and paths are relative to the model's folder. Triton's log has the
     whole stack.
     """
     readable = _FOLDER.sub("", _STACK.sub(_place, message)).strip()
@@ -45,7 +45,7 @@ def explain(message: str) -> str:
 def explain_death(deployment: str, log: str) -> str:
     """Return the message for a model whose process ended while it loaded. ``log``: the end of Triton's log.
 
-    It lists possible causes, because Triton does not report the cause.
+    The message lists possible causes, because Triton does not report the cause.
     """
     lines = [line.expandtabs() for line in _COLOUR.sub("", log).splitlines() if not _TRITONS.match(line)]
     # Lines with other escape sequences are left out, because they would change the reader's terminal.

@@ -30,12 +30,12 @@ def build(
 ) -> str:
     """Return the ``config.pbtxt`` of a single-file artifact, served by ``backend`` under the name ``model``.
 
-    ``file`` is the file that Triton loads from the version's folder; None: the backend's default.
-    Each of the ``gpus`` (numbers inside the replica) gets the Deployment's number of instances.
+    ``file`` is the file that Triton loads from the version's folder; None: the backend's default. Each of the
+    ``gpus`` (numbers inside the replica) gets the Deployment's number of instances.
 
-    Triton cannot describe a tensor with one scalar per row (``dims: []``). If a signature has one, Triton's
-    batching is off and the dims include the row axis. So callers get exactly the shapes of the signature.
-    Without a signature, the model describes its tensors (Triton's auto-completion).
+    Triton cannot describe a tensor with one scalar per row (``dims: []``). If a signature has such a tensor,
+    Triton's batching is off and the dims include the row axis. So callers get exactly the shapes of the
+    signature. Without a signature, the model describes its tensors (Triton's auto-completion).
     """
     signature = version.signature
     parameters = {"threads": str(deployment.threads)}
@@ -126,7 +126,7 @@ def _with_values(text: str, values: Mapping[str, str]) -> str:
 def load_order(configs: Mapping[str, str], served: str) -> list[str]:
     """Return the models of one folder in the order in which to load them: parts before their ensemble.
 
-    ``served`` comes last: if it is a Python model, it may call any of the others, and its configuration does
+    ``served`` comes last. If it is a Python model, it may call any of the others, and its configuration does
     not name them.
     """
     order: list[str] = []
@@ -159,8 +159,8 @@ def parts(text: str) -> set[str]:
 def served_model(configs: Mapping[str, str], version_model: str) -> str:
     """Return the name of the model that callers use. ``configs``: the text of each model's configuration.
 
-    It is the only model, or the one with the name of the version's model, or the only ensemble that is no
-    part of another ensemble. Raises ModelFailed if there is no such model.
+    If there is only one model, return it. Otherwise return the model with the name of the version's model, or
+    the only ensemble that is no part of another ensemble. Raises ModelFailed if there is no such model.
     """
     if not configs:
         raise ModelFailed(

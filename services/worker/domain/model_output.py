@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-# A longer line is cut, so that output without line breaks stays readable and takes little memory.
+# A longer line is cut. So output without line breaks stays readable and needs little memory.
 LONGEST_LINE = 8 * 1024
 # A burst may have as many bytes as the limit allows in this many seconds.
 BURST_S = 16
-# Added to the bytes of each line's text, because its time, level and names take space in the log too.
+# Added to the bytes of each line: its time, level and names take space in the log too.
 LINE_BYTES = 64
 
 Source = Literal["model", "triton"]
@@ -20,7 +20,7 @@ _TRITON = re.compile(
     r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ (?P<file>[^ :\]]+):\d+\](?: (?P<text>.*))?$"
 )
 _HEAD = re.compile(rb"^[IWEF]\d{4} \d\d:", re.MULTILINE)
-# Not logged: lines of each start without a GPU, and failed requests, which the worker logs itself.
+# Lines that are not logged: those of each start without a GPU, and failed requests, which the worker logs.
 _USUAL = re.compile(
     "pinned system memory|CudaDriverHelper|DCGM|^Error: Failed to initialize NVML|"
     'evhtp.c:.*NODELAY NOT SUPPORTED|^"?Failed to process the request'
@@ -51,7 +51,7 @@ class OutputReader:
         *whole, self._rest = (self._rest + data).split(b"\n")
         found = []
         for raw in whole:
-            if self._cut:  # the rest of a line that was cut
+            if self._cut:  # the rest of a line that was cut is dropped
                 self._cut = False
                 continue
             found.append(self._line(raw))
@@ -62,10 +62,10 @@ class OutputReader:
         return found
 
     def skip(self, data: bytes) -> int | None:
-        """Skip bytes and return how many lines end in them.
+        """Skip bytes. Return how many lines end in them.
 
-        Reading takes a microsecond a line, which would delay the worker's requests. Return None, and skip
-        nothing, if the bytes contain a line of Triton or no line break: then they must be read.
+        To read a line takes a microsecond, which would delay the worker's requests. If the bytes contain a
+        line of Triton, or no line break, skip nothing and return None. The caller must then read them.
         """
         end = data.rfind(b"\n")
         if end < 0 or _HEAD.search(data) is not None:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from services.worker.domain.split import Output
 from tidegate.kernel.protocol.models import Signature, TensorSpec
 
-# The most shapes to remember. A model whose outputs vary in size may produce many.
+# The most shapes to remember. A model with outputs of many sizes may produce many shapes.
 KEPT = 1024
 
 
 class OutputCheck:
-    """Compares answers with a signature. ``count`` answers contradict it; ``last``: how the last one did."""
+    """Compares answers with a signature.
+
+    ``count``: the number of answers that contradict it. ``last``: how the last of them did.
+    """
 
     def __init__(self, signature: Signature) -> None:
         self._specs = {spec.name: spec for spec in signature.outputs}
@@ -35,7 +38,7 @@ class OutputCheck:
 
     @property
     def summary(self) -> str:
-        """Return how many answers contradict the signature, and how the last one does; empty if none does."""
+        """Return how many answers contradict the signature, and the last fault; empty if none does."""
         if not self.count:
             return ""
         many = "1 answer contradicts" if self.count == 1 else f"{self.count} answers contradict"

@@ -16,12 +16,12 @@ class Phases:
 
     @property
     def ms(self) -> dict[str, float]:
-        """Return milliseconds by phase. A phase that is not over counts up to now."""
+        """Return milliseconds by phase. A phase that still runs has its time until now."""
         return self._done | {phase: self._since(began) for phase, began in self._started.items()}
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Record how long the block took as ``phase``, also if it fails."""
+        """Record the duration of the block as ``phase``, also if the block fails."""
         began = self._started[phase] = self._clock()
         try:
             yield
@@ -30,7 +30,10 @@ class Phases:
             self._done[phase] = self._since(began)
 
     def record(self, phase: str, seconds: float) -> None:
-        """Record a duration that was measured elsewhere. If it is negative (two clocks differ), record 0."""
+        """Record a duration that was measured elsewhere.
+
+        It may be negative, because two clocks differ. Then record 0.
+        """
         self._done[phase] = round(max(0.0, seconds) * 1000, 1)
 
     def _since(self, began: float) -> float:

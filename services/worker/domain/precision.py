@@ -11,7 +11,7 @@ from tidegate.kernel.precision.loss import likeness
 
 
 def loss_here(precision: Precision, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> float | None:
-    """Return the loss of answers on this CPU; None if they cannot be compared."""
+    """Return the loss of the model's answers on this CPU; None if the answers cannot be compared."""
     wanted, found = expected.get(precision.output), actual.get(precision.output)
     if wanted is None or found is None or not len(wanted):
         return None
@@ -19,7 +19,7 @@ def loss_here(precision: Precision, expected: Mapping[str, Any], actual: Mapping
 
 
 def report(precision: Precision, here: Cpu, loss: float | None, rows: int, call_ms: float | None) -> str:
-    """Return what was measured on this CPU, and a warning if it does not suit the model."""
+    """Return the measured loss and time on this CPU, and a warning if the CPU does not suit the model."""
     parts = [f"int8 ({precision.recipe})"]
     if loss is not None and call_ms is not None:
         parts.append(f"measured here: loss {loss:.2%} on {rows} rows, {call_ms:.3g} ms a call")
@@ -28,9 +28,9 @@ def report(precision: Precision, here: Cpu, loss: float | None, rows: int, call_
 
 
 def problem(precision: Precision, here: Cpu, loss: float | None, rows: int) -> str:
-    """Return why this CPU does not suit the model, with the next step; empty if it does."""
+    """Return why this CPU does not suit the model, with the next step; empty if the CPU suits it."""
     again = "deploy it again with --precision on a CPU like this one"
-    # With few rows, one row that differs is more than a small limit.
+    # With few samples, a single row that differs is already above a small limit. So one row is ignored.
     if loss is not None and loss > precision.max_loss and loss * rows > 1.5:
         return f"WARNING: this is above the accepted loss of {precision.max_loss:.2%}: {again}"
     if precision.full_range and not here.exact:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# How much expected work a worker holds, in milliseconds.
+# The expected work that a worker holds, in milliseconds.
 IN_HAND_MS = 50.0
 MAX_PREFETCH = 256
 UNKNOWN_PREFETCH = 2
@@ -22,9 +22,9 @@ def prefetch(
     """Return how many messages of requests to hold: about ``IN_HAND_MS`` of expected work.
 
     A fixed number would be too large for slow models, because new workers would get nothing, and too small
-    for quick models. The result is at least one more than ``max_calls``, and enough for the
-    ``awaited_batch`` that a call waits for. It has room for the next calls too (``max_batch`` requests each).
-    Without that, the batches of a slow model would never have more than two requests.
+    for quick models. The result is at least one more than ``max_calls``, and at least the ``awaited_batch``
+    that a call waits for. It also has room for full next calls (``max_batch`` requests each). Otherwise the
+    batches of a slow model would never have more than two requests.
     """
     least = max(max_calls + 1, min(math.ceil(awaited_batch / max(frames_per_message, 1.0)), MAX_PREFETCH))
     if call_ms is None or call_ms <= 0:
@@ -50,10 +50,10 @@ def without_margin(prefetch: int) -> int:
 
 
 def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int, max_batch: int) -> int:
-    """Return how many jobs of a level to hold: enough for the open calls, and for one more.
+    """Return how many jobs of a level to hold: enough for the open calls, and one more.
 
-    Without that one more, a level would have no job ready when the next call is chosen. If calls are long,
-    a worker holds no more than this, because another replica could run the jobs. If calls are short, it
+    Without the additional job, a level would have no job ready when the next call is chosen. If calls are
+    long, a worker holds no more than this, because another replica could run the jobs. If calls are short, it
     holds twice the work of requests, because a job also needs two round trips to the store.
     """
     least = (calls + 1) * max(max_batch, 1)
@@ -64,5 +64,5 @@ def job_prefetch(*, call_ms: float | None, batch_mean: float | None, calls: int,
 
 
 def worth_changing(current: int, desired: int) -> bool:
-    """Return True for a large change. A change needs a new consumer, so a small one is not worth it."""
+    """Return True for a large change. A small change is not worth a new consumer."""
     return desired >= current * 1.5 or desired <= current / 1.5

@@ -13,9 +13,9 @@ from tidegate.kernel.profiles.columns import SampledTensor, as_table
 from tidegate.kernel.protocol.tensors import unpack_strings
 from tidegate.kernel.protocol.trace_context import detached
 
-# A tensor with more elements in a row is named without its values.
+# If a row of a tensor has more elements than this, the tensor is listed without its values.
 MAX_ELEMENTS = 1024
-# So are longer strings, because callers choose their length, and each row may be read at once.
+# Tensors with longer strings are listed without values too, because callers choose the length of strings.
 MAX_STRING_BYTES = 16 * 1024
 
 

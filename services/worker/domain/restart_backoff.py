@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# If a server has served for this long, its death starts a new streak.
+# If a server has served for this many seconds, its death starts a new streak.
 QUIET_S = 60.0
-# Seconds between two starts after the first quick death. Each further quick death doubles them.
+# Seconds between two starts after the first quick death. Each further quick death doubles them, up to a
+# limit.
 SHORTEST_INTERVAL_S = 0.5
 LONGEST_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeathStreak:
-    """The deaths in a row, each within ``QUIET_S`` of a start. The next start waits ``pause_s`` seconds.
+    """The deaths in a row, each within ``QUIET_S`` seconds of a start.
 
-    ``quick`` goes up by one with a death sooner than :func:`start_interval_s` after a start, and down by one
-    with a later death.
+    ``pause_s``: the seconds to wait before the next start. ``quick`` grows by one with a death sooner than
+    :func:`start_interval_s` after a start. It falls by one with a later death.
     """
 
     deaths: int = 0
@@ -33,7 +34,7 @@ def after_death(streak: DeathStreak, served_s: float, *, excused: bool = False) 
     """Return the streak with one more death, of a process that had served for ``served_s`` seconds.
 
     Only a quick death delays the next start, and the first death of a streak never does. ``excused``: a
-    request that was lost before ran alone in the model, so the request is to blame, not the model.
+    suspect ran alone in the model, so this request is to blame, not the model.
     """
     if served_s >= QUIET_S:
         return DeathStreak(1)

@@ -22,7 +22,7 @@ GIVE_UP = frozenset({EXHAUSTED, NOT_RETRIED})
 def after_loss(attempt: int, *, alone: bool, safe: bool) -> tuple[str, int]:
     """Return the decision on a request that was lost in its ``attempt``, and the number of its next attempt.
 
-    ``alone``: nothing else was in the model, so the loss is charged. ``safe``: the request may run twice.
+    ``alone``: no other request was in the model, so the loss is charged. ``safe``: the request may run twice.
     """
     if not safe:
         return NOT_RETRIED, attempt + 1

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.tensors import DATATYPES, string_offsets
 
 
 def alike(calls: Iterable[SampledCall]) -> list[list[SampledCall]]:
-    """Return the calls in groups whose tensors can be joined: with the same key and the same outputs."""
+    """Return the calls in groups with equal keys and outputs, so that their tensors can be joined."""
     groups: dict[object, list[SampledCall]] = {}
     for call in calls:
         first = 1 if call.batched else 0
@@ -22,12 +22,12 @@ def alike(calls: Iterable[SampledCall]) -> list[list[SampledCall]]:
 
 
 def counted_rows(call: SampledCall) -> int:
-    """Return how many rows of a call are counted: one if the call has no batch axis."""
+    """Return how many rows of a call are counted. A call without a batch axis has one row."""
     return min(call.rows, CALL_ROWS)
 
 
 def joined_inputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
-    """Return the inputs of calls that are alike, joined. Raise ValueError if a tensor is malformed."""
+    """Return the joined inputs of calls with equal keys. Raise ValueError if a tensor is malformed."""
     key = read_call_key(calls[0].key)
     return [
         _joined(
@@ -39,7 +39,7 @@ def joined_inputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
 
 
 def joined_outputs(calls: Sequence[SampledCall]) -> list[SampledTensor]:
-    """Return the outputs of calls that are alike, joined. Leave out outputs with another number of rows.
+    """Return the joined outputs of calls with equal keys. Leave out outputs with another number of rows.
 
     Raise ValueError if a tensor is malformed.
     """
@@ -66,7 +66,7 @@ def _joined(
 
 
 def _first_rows(raw: Buffer, datatype: str, elements: int, rows: int) -> Buffer:
-    """Return the bytes of the first rows, if a tensor has more."""
+    """Return the bytes of the first rows of a tensor, or all bytes if it has no more rows."""
     if size := DATATYPES[datatype].size:
         return memoryview(raw)[: rows * elements * size]
     ends = string_offsets(raw, max(1, elements))

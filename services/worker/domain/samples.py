@@ -13,9 +13,9 @@ CALL_ROWS = 256
 
 
 class SampledCall(NamedTuple):
-    """A call of the model. ``requests``: trace and rows of each. ``inputs``: the pieces of each input.
+    """A call of the model. ``requests``: trace and rows of each request.
 
-    ``at``: seconds since the epoch.
+    ``inputs``: the pieces of each input. ``at``: seconds since the epoch.
     """
 
     key: bytes
@@ -36,7 +36,10 @@ class SampledCall(NamedTuple):
 
 
 class SampledStream(NamedTuple):
-    """The outputs of the last answers of a language model to one request. ``at``: as above."""
+    """The outputs of the last answers of a language model to one request.
+
+    ``at``: seconds since the epoch.
+    """
 
     trace: bytes
     answers: Sequence[Sequence[Output]]

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol.envelope import CallKey, Request, call_key
 from tidegate.kernel.protocol.sequences import ID, SequenceMark
 from tidegate.kernel.protocol.tenant import caller_of, endpoint_of
 
-# Ids of requests whose call has begun, and lost sequences, that a worker remembers.
+# The most ids of started requests, and the most lost sequences, that a worker remembers.
 BEGUN_KEPT = LOST_KEPT = 10_000
 _INT = 2**63
 
@@ -29,8 +29,8 @@ class SequenceKey(NamedTuple):
 class KeptSequence:
     """A sequence of this replica. ``model_id`` is its id in the model server.
 
-    ``waiting``: its requests that wait for ``current``, which is in the model or goes there next. ``error``:
-    the failure of its last request. ``lost``: the model server has ended, and the state with it.
+    ``current``: its request that is in the model or goes there next. ``waiting``: its requests after that.
+    ``error``: the failure of its last request. ``lost``: the model server has ended, and the state is gone.
     """
 
     key: SequenceKey
@@ -73,7 +73,7 @@ class SequenceTable:
             del self._model_ids[sequence.model_id]
 
     def lose(self, why: str) -> list[KeptSequence]:
-        """Forget all sequences, because their state is gone. Return them."""
+        """Forget all sequences, because their state is gone. Return the forgotten sequences."""
         gone = list(self.kept.values())
         for sequence in gone:
             sequence.lost = True
@@ -85,11 +85,11 @@ class SequenceTable:
         return gone
 
     def why_lost(self, key: SequenceKey) -> str | None:
-        """Return why a sequence was lost; None if it was not."""
+        """Return why a sequence was lost; None if it was not lost."""
         return self._lost.get(key)
 
     def begin(self, id_: bytes) -> None:
-        """Note that the call of a request begins."""
+        """Remember that the call of a request has begun."""
         self._begun[id_] = None
         if len(self._begun) > BEGUN_KEPT:
             self._begun.popitem(last=False)
@@ -113,5 +113,5 @@ def with_model_id(request: Request, key: CallKey, model_id: int | str) -> Reques
 
 
 def _next_id(id_: int | str) -> int | str:
-    """Return another id of the same type, far from those that callers choose."""
+    """Return another id of the same type. It is far from the ids that callers choose."""
     return (id_ + _INT) % (2 * _INT - 1) + 1 if isinstance(id_, int) else f"{id_}'"

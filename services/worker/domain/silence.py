@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# The time between two checks counts as at most this. If it is longer, the worker itself was paused.
+# The most seconds that are added at a check. If more time has passed, the worker itself was paused.
 LONGEST_CHECK_S = 1.0
-# The limit without ``progress_timeout_s``. It is longer if callers wait longer.
+# The limit in seconds without ``progress_timeout_s``. It is longer if callers wait longer.
 SILENCE_S = 60.0
 
 
 class Silence:
-    """The seconds since the last answer of a model, counted while calls are open, by regular checks.
+    """The seconds since the last answer of a model. Regular checks add time only while calls are open.
 
     Each answer of the model ends the silence. ``timeout_s`` is the longest timeout of the callers whose calls
     were open during this silence, also if the calls were given up.

@@ -24,7 +24,7 @@ class RowMismatch(ValueError):
 
 
 def describe(outputs: list[Output], rows: int) -> tuple[int, tuple[Tensor, ...]]:
-    """Return the number of rows of an answer, 0 without a batch axis, and its tensors without that axis."""
+    """Return the number of rows of an answer, and its tensors. Without a batch axis, the number is 0."""
     batched = rows > 0 and all(output.shape and output.shape[0] == rows for output in outputs)
     first = 1 if batched else 0
     tensors = tuple(Tensor(o.name, DATATYPES[o.datatype], o.shape[first:]) for o in outputs)
@@ -55,10 +55,10 @@ def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
 
 
 def split_parameters(parameters: dict[str, Any], parts: list[int]) -> list[dict[str, Any]]:
-    """Return for each request its parameters of the call's answer. ``parts``: the requests' numbers of rows.
+    """Return the parameters for each request of a call's answer. ``parts``: the requests' numbers of rows.
 
-    Parameters belong to the call, so each request gets all of them. Only token counts are divided, by rows,
-    and their sum stays exact. Copies would count the tokens once for each request.
+    Each request gets all parameters of the call. Only token counts are divided, by rows, and their sum stays
+    exact. Otherwise the tokens would be counted once for each request.
     """
     if len(parts) == 1:
         return [parameters]

@@ -19,7 +19,7 @@ from tidegate.kernel.protocol.statistics import (
 
 
 class RequestCounts:
-    """Counts of requests since :meth:`take` was last called. Each request of a shared call counts."""
+    """Counts of requests since :meth:`take` was last called. If requests share a call, each is counted."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -43,7 +43,7 @@ class RequestCounts:
     def take(self, triton: Mapping[str, int]) -> dict[str, int]:
         """Return all counts and reset them.
 
-        ``triton`` are Triton's counts of the same time. They say how long each part of a call took.
+        ``triton``: Triton's counts of the same time, with the duration of each part of a call.
         """
         counts, self._counts = self._counts, Counter()
         requests = counts["success.count"]
@@ -83,7 +83,7 @@ class WorkStats:
 
 
 def since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """Return the growth of counts between two readings. A count that became smaller was reset."""
+    """Return the growth of counts between two readings. A smaller count was reset between them."""
     return {
         name: count - before[name] if count >= before.get(name, count + 1) else count
         for name, count in now.items()

@@ -1,9 +1,9 @@
 """Account for every nanosecond of a replica: start-up, idle time, shares of model calls, wasted calls.
 
-Calls that run at the same time share the replica's time equally (processor sharing). One clock counts the
-time of a single call: it advances by the passed time divided by the number of open calls. So the start and
-the end of a call cost the same, however many calls are open. Numbers are integers, and the rest of a division
-is carried on. So the parts sum to the passed time exactly.
+Calls that run at the same time share the replica's time equally (processor sharing). One clock measures this
+for all calls: it advances by the passed time divided by the number of open calls. A call's time is the
+difference between its end and its start on this clock. So each call costs the same, however many are open.
+All numbers are integers, and remainders are carried over. So the parts add up to the passed time exactly.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tidegate.kernel.protocol.envelope import Request
 from tidegate.kernel.protocol.replica_time import BUSY, IDLE, STARTING, WASTED, Part, Spent
 from tidegate.kernel.protocol.tenant import caller_of, endpoint_of
 
-# A replica counts this many tenants (a caller at an endpoint) apart. The others are counted together.
+# A replica counts this many tenants (a caller at an endpoint) separately. All others are counted together.
 MOST_TENANTS = 1000
 OTHERS = b"(others)"
 
 
 class HasRequest(Protocol):
-    """An entry of a model call."""
+    """An entry of a model call, with its request."""
 
     request: Request
 
@@ -53,14 +53,14 @@ class TimeLedger:
         self._at = clock()
         self._serving = False
         self._open = 0  # calls
-        self._clock = 0  # the time of a single call that was open always
-        self._begun = 0  # the sum of the open calls' starts on that clock
-        self._carry = 0  # ns that could not be divided among the open calls yet
+        self._clock = 0  # the share of a call that was open all the time, in ns
+        self._begun = 0  # the sum of the open calls' starts on `_clock`
+        self._carry = 0  # ns that are not yet divided among the open calls
         self._shares: dict[bytes, list[int]] = {}
         self._wasted: dict[str, list[int]] = {}
         self.starting = before_ns
         self.idle = 0
-        self.calls_ns = 0  # the sum of all calls' durations
+        self.calls_ns = 0  # the sum of all calls' durations, in ns
 
     def serve(self, serving: bool) -> None:
         """Count time without calls as idle from now on, or as start-up if ``serving`` is False."""
@@ -89,7 +89,7 @@ class TimeLedger:
             total += request.rows or 1
             if request.tenant != tenant or request.deadline_ms <= now_ms:
                 usual = False
-        if usual:  # one caller, and it waited: the common case must be quick
+        if usual:  # one caller that still waits: this common case must be quick
             place = self._shares.get(tenant) or self._place(tenant)
             place[0] += spent
             place[1] += len(group)
@@ -140,7 +140,10 @@ class TimeLedger:
         place[5] += cached
 
     def parts(self) -> tuple[dict[Part, Spent], int]:
-        """Return the parts of the time up to now, and the time of the open calls. All sum to the time."""
+        """Return the parts of the time until now, and the time of the open calls.
+
+        Together they are the time since the launch.
+        """
         self._advance()
         found = {Part(STARTING): Spent(self.starting), Part(IDLE): Spent(self.idle)}
         for reason, counts in self._wasted.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from services.worker.domain import llm_answers
 from tidegate.kernel.protocol.llm import Meta
 
-# The statuses of an upstream that is away: from our runtime, and from a proxy in front of the upstream.
+# The statuses for an upstream that is away: that of our runtime, and that of a proxy before the upstream.
 AWAY = frozenset({502, 504})
 
 
 def pause_s(waited_s: float) -> float:
-    """Return the seconds until the next call after a wait: a third of the wait, and at most 30 seconds."""
+    """Return the seconds until the next call after ``waited_s``: a third of it, within limits."""
     first, longest = llm_answers.PAUSES_S
     return min(max(first, waited_s / 3), longest)
 
