@@ -3,7 +3,7 @@
 This file is copied beside each ``model.py`` under that name. Triton's Python ignores PYTHONUNBUFFERED and
 PYTHONUTF8. So it buffers 8 KiB of printed lines and fails on letters that are not ASCII. This file corrects
 both. Triton finds this module first on sys.path and imports it before the model. Then this module executes
-the code of the real one.
+the code of Triton's module.
 """
 
 # ruff: noqa: PTH100, PTH120, PTH123

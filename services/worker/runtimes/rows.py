@@ -21,7 +21,7 @@ It returns the arrays of these outputs, in the same order.
 
 
 class Rows:
-    """A runner that passes requests to ``call``. It copies the inputs only to join several requests."""
+    """A runner that passes requests to ``call``. It copies inputs only if it joins several requests."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Rows:
             for place, index in enumerate(members):
                 responses[index] = response(names, [part[place] for part in parts])
         except Exception:
-            # One bad row fails the whole call, so run each request alone.
+            # One bad row makes the whole call fail, so run each request alone.
             for index in members:
                 responses[index] = self._run_one(requests[index])
 
@@ -109,7 +109,7 @@ def response(names: list[str], arrays: list[Any]) -> Any:
 
 
 def failure(problem: Exception, hidden: str = "", more: str = "") -> Any:
-    """Return a response with the exception's type and text, then ``more``.
+    """Return a response with the exception's type and text, and then the text ``more``.
 
     ``hidden``, the path of the model's folder, is removed from the text.
     """

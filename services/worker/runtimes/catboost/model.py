@@ -1,8 +1,8 @@
 """Run a CatBoost model.
 
-The outputs of a classifier are ``label`` and ``probabilities``. Other models have the output ``output``,
-the answer of ``predict``. The input ``input`` has the numbers in the order of their columns, and
-``categories`` the texts.
+The outputs of a classifier are ``label`` and ``probabilities``. Other models have the output ``output``, the
+result of ``predict``. The input ``input`` has the numbers and the input ``categories`` has the texts, both in
+the order of their columns.
 """
 
 from __future__ import annotations

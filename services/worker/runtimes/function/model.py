@@ -1,7 +1,8 @@
 """Run a Python file that has a function or method ``predict`` and does not use Triton's API.
 
 This file is copied beside the user's ``model.py``, as ``tidegate_runtime.py``. ``tidegate_plan.json`` says
-how to call ``predict``. If Tidegate is not installed, the user's file imports it from ``tidegate_sdk``.
+how to call ``predict``. If Tidegate is not installed, the user's file imports Tidegate's names from the
+folder ``tidegate_sdk``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 class TritonPythonModel:
-    """One instance of the model. It imports the module once and calls ``load`` once."""
+    """One instance of the model. It imports the user's module once and calls ``load`` once."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Import the file, create the class and call ``load``."""
@@ -110,7 +111,7 @@ def error_response(problem: Exception) -> Any:
 
 
 def _imported() -> Any:
-    # Append it, so that a Tidegate from the version's requirements is found first. It has more names.
+    # Append the folder, so that a Tidegate from the version's requirements is found first: it has more names.
     sys.path.append(str(FOLDER / "tidegate_sdk"))
     spec = importlib.util.spec_from_file_location("model", FOLDER / "model.py")
     assert spec is not None
@@ -129,7 +130,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _waited_for(generator: Any, loop: asyncio.AbstractEventLoop) -> Any:
-    """Yield the items of an asynchronous generator. Closing this generator also closes that one."""
+    """Yield the items of ``generator``, which is asynchronous. Closing this one also closes ``generator``."""
     try:
         while True:
             try:

@@ -109,7 +109,7 @@ def _texts(name: str, value: Any) -> Any:
 
 
 def _cast(spec: dict[str, Any], array: Any, expected: Any) -> Any:
-    """Convert an array to the output's type, if both have the same kind and no integer changes."""
+    """Convert an array to the output's type. Refuse another kind, or a change of an integer's value."""
     if array.dtype == expected:
         return array
     both_whole = array.dtype.kind in "iu" and expected.kind in "iu"

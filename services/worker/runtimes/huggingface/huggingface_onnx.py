@@ -25,12 +25,12 @@ class OnnxEngine:
             self._tokenizer = tokenizer_of(home, plan["max_tokens"])
 
     def text_logits(self, texts: list[str], pairs: list[str] | None) -> Any:
-        """Return the logits of texts, or of pairs of texts."""
+        """Return the logits of texts, or of pairs of texts, with one row for each."""
         feed = self._encoded(list(zip(texts, pairs)) if pairs is not None else texts)  # noqa: B905
         return self._run(feed, "logits")
 
     def token_embeddings(self, texts: list[str]) -> tuple[Any, Any]:
-        """Return the vectors of all tokens, and the mask; or the vectors of texts if the graph pools them."""
+        """Return the vectors of all tokens, and the mask; or the vectors of texts, if the graph pools."""
         feed = self._encoded(texts)
         name = "sentence_embedding" if "sentence_embedding" in self._outputs else "last_hidden_state"
         return self._run(feed, name), feed["attention_mask"]
@@ -54,7 +54,7 @@ class OnnxEngine:
 
 
 def tokenizer_of(home: Path, max_tokens: int) -> Any:
-    """Return the folder's tokenizer. It cuts long texts, and fills shorter ones of a batch."""
+    """Return the folder's tokenizer. It cuts long texts, and pads the shorter texts of a batch."""
     from tokenizers import Tokenizer
 
     found = Tokenizer.from_file(str(home / "tokenizer.json"))
@@ -73,7 +73,7 @@ def tokenizer_of(home: Path, max_tokens: int) -> Any:
 
 
 def pixels_of(picture: Any, how: dict[str, Any]) -> Any:
-    """Return a picture as the model's input, by ``preprocessor_config.json``: channels, height, width."""
+    """Return a picture as the model's input: channels, height, width. ``how``: its configuration."""
     if how.get("do_resize", True) and how.get("size"):
         picture = picture.resize(target_size(picture, how), how.get("resample", 2))
     if how.get("do_center_crop") or is_cropped_later(how):
@@ -103,18 +103,18 @@ def target_size(picture: Any, how: dict[str, Any]) -> tuple[int, int]:
 
 
 def is_cropped_later(how: dict[str, Any]) -> bool:
-    """Return True if a picture is resized to more than ``size`` and then cropped, as for ConvNeXT."""
+    """Return True if a picture is first resized to more than ``size`` and then cropped, as for ConvNeXT."""
     return bool(how.get("crop_pct")) and how["size"].get("shortest_edge", 384) < 384
 
 
 def sides(size: Any) -> tuple[int, int]:
-    """Return the height and width in a size of the configuration."""
+    """Return height and width from a size in the folder's configuration."""
     if isinstance(size, int):
         return size, size
     return size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
 
 
 def cropped(picture: Any, height: int, width: int) -> Any:
-    """Return the middle of a picture. Outside the picture it is black."""
+    """Return the middle of a picture. Areas outside of the picture are black."""
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

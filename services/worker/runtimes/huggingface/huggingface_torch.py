@@ -27,11 +27,12 @@ class TorchEngine:
         self._device, self._max_tokens = device, plan["max_tokens"]
         kind = getattr(transformers, _CLASSES[plan["task"]])
         only_here = {"local_files_only": True, "trust_remote_code": False}
-        # Beside safetensors, a pickle is never read: the registry has not asked for its permission.
+        # If there are safetensors, no pickle is read, because the registry has not checked if pickles are
+        # allowed.
         safe = {"use_safetensors": True} if any(home.glob("*.safetensors")) else {}
         self._model = kind.from_pretrained(home, dtype=torch.float32, **safe, **only_here).eval().to(device)
         if plan["task"] == "image-classification":
-            # The processors that need Pillow only. They were renamed in transformers 5.
+            # Use the image processors that need only Pillow. transformers 5 has another name for them.
             release = int(transformers.__version__.partition(".")[0])
             pillow: dict[str, Any] = {"backend": "pil"} if release >= 5 else {"use_fast": False}
             self._images = transformers.AutoImageProcessor.from_pretrained(home, **pillow, **only_here)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-# Pixels of the largest picture. A small file can claim a huge picture.
+# Pixels of the largest picture. Even a small file can state a huge size.
 MAX_PIXELS = 50_000_000
 
 
@@ -58,7 +58,7 @@ class Model:
 
 
 def activated(logits: Any, how: str) -> Any:
-    """Return scores from logits, as transformers' pipelines do."""
+    """Return scores from logits, like the pipelines of transformers."""
     if how == "none":
         return logits
     if how == "sigmoid":
@@ -68,7 +68,7 @@ def activated(logits: Any, how: str) -> Any:
 
 
 def pooled(tokens: Any, mask: Any, how: str) -> Any:
-    """Return one vector for each text from those of its tokens, as sentence-transformers does."""
+    """Return one vector for each text from the vectors of its tokens, like sentence-transformers."""
     if how == "cls":
         return tokens[:, 0]
     if how == "lasttoken":
@@ -81,7 +81,7 @@ def pooled(tokens: Any, mask: Any, how: str) -> Any:
 
 
 def picture(data: bytes) -> Any:
-    """Return an encoded image as an RGB picture. Raise ValueError if it is too large or no image."""
+    """Decode an RGB picture. Raise ValueError if it is too large, or if the bytes are no picture."""
     from PIL import Image
 
     try:

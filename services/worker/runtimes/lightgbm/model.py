@@ -1,7 +1,7 @@
 """Run a LightGBM model.
 
 The outputs of a classifier are ``label`` and ``probabilities``. Other models have the output ``output``,
-which is the answer of ``Booster.predict``. NaN is a missing value.
+which is the result of ``Booster.predict``. NaN is a missing value.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TritonPythonModel:
 
 
 def output(name: str, answer: Any) -> Any:
-    """Return an output. ``answer``: what the booster predicts, of a binary classifier one number per row."""
+    """Return an output. ``answer``: the predictions; of a binary classifier, one number per row."""
     if name == "label":
         return answer > 0.5 if answer.ndim == 1 else answer.argmax(axis=1)
     if name == "probabilities" and answer.ndim == 1:

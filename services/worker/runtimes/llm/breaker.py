@@ -58,13 +58,13 @@ class Breaker:
 
 
 class MinuteLimit:
-    """A limit of units per minute; None: no limit. Unused units are kept for up to a minute."""
+    """A limit of units per minute; None: no limit. At most the units of one minute are saved up."""
 
     def __init__(self, per_minute: int | None, now: float) -> None:
         self._size, self._left, self._at = per_minute, float(per_minute or 0), now
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Return the seconds until ``amount`` may be taken. A larger amount waits for all units."""
+        """Return the seconds until ``amount`` may be taken. If it is above the limit, wait for all units."""
         if self._size is None:
             return 0.0
         self._refill(now)
@@ -72,7 +72,7 @@ class MinuteLimit:
         return max(missing * 60.0 / self._size, 0.0)
 
     def take(self, amount: float, now: float) -> None:
-        """Take units; a negative amount puts units back. What is left may become negative."""
+        """Take units; a negative amount puts units back. The balance may become negative."""
         self._refill(now)
         self._left = min(self._left - amount, float(self._size or 0))
 

@@ -22,7 +22,8 @@ from calls import Call, Refused
 MAX_EVENT, MAX_BODY = 16 * 2**20, 64 * 2**20
 BLOCK = 64 * 1024
 LAST = b"[DONE]"
-# The paths of requests. Servers have others, for their operators, and this process may call all of them.
+# The only paths that callers may use. Servers also have paths for operators, and would let this process use
+# them.
 PATHS = frozenset({
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize",
     "/apply-template", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
@@ -61,9 +62,9 @@ class Server:
         return connection
 
     def path(self, path: str) -> str:
-        """Return the target of a request: the address's own path, and then ``path``."""
+        """Return the target of a request: the path in the server's address, and then ``path``."""
         base = urlsplit(self.url).path.rstrip("/")
-        # An address usually ends in /v1, like a client's base_url.
+        # An address usually ends in /v1, like the base_url of a client.
         return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
 
 
@@ -74,17 +75,17 @@ def check_path(path: str) -> None:
 
 
 class Reader(Protocol):
-    """Turns an engine's answer into events for the caller, and the facts in them."""
+    """Converts an engine's answer to events for the caller, and finds the facts in them."""
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the events for the caller that one event of the engine becomes."""
+        """Convert an event of the engine to events for the caller. Also return the facts in it."""
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Return the body for the caller that a body of the engine becomes."""
+        """Convert a body of the engine to the body for the caller. Also return the facts in it."""
 
 
 class Failure(Exception):
-    """An answer with an error status, or no answer (then ``status`` is 0). Nothing was emitted yet.
+    """An answer with an error status, or no answer (then ``status`` is 0). No event was emitted yet.
 
     ``body``: the error body, for the caller. ``retry_after_s``: the server's ``Retry-After``.
     """
@@ -118,7 +119,7 @@ def relay(
     """Send a request and emit its answer until the end, or until the call is cancelled.
 
     ``on_head`` is called when an answer without an error begins. Raise :class:`Failure` if no event was
-    emitted, and :class:`Refused` if the answer broke off.
+    emitted, and :class:`Refused` if the connection ended before the end of the answer.
     """
     emitted = False
     try:
@@ -192,7 +193,7 @@ def _send(
     server: Server, path: str, body: dict[str, Any], call: Call
 ) -> tuple[socket.socket, http.client.HTTPResponse]:
     connection = server.open()
-    # http.client forgets the socket of an answer that closes the connection.
+    # http.client forgets the socket if the answer closes the connection.
     sock = connection.sock
     call.on_cancel(lambda: sock.shutdown(socket.SHUT_RDWR))
     sock.settimeout(server.first_s)
@@ -252,8 +253,8 @@ def _emit(events: list[bytes], reader: Reader, call: Call) -> None:
 def usage_of(document: dict[str, Any]) -> list[int] | None:
     """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
 
-    Reads the shapes of chats and completions, and of responses. A provider may send anything: what is no
-    number of tokens counts as 0.
+    Reads the usage of chats, completions and responses. A provider may send any value there. If a value is
+    not a positive integer, return 0 for it.
     """
     response = document.get("response")
     usage = document.get("usage") or (response.get("usage") if isinstance(response, dict) else None)

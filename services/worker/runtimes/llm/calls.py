@@ -1,4 +1,4 @@
-"""The calls of an engine: events on their way to Triton, and cancellation on its way to the engine.
+"""The calls of an engine: their events for Triton, and cancellation for the engine.
 
 This folder is copied beside ``model.py``. It runs in Triton's Python, where neither Tidegate nor any package
 but numpy exists.
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 
 class Refused(Exception):
-    """An engine does not accept a request. ``status`` is the HTTP status that OpenAI's API has for it."""
+    """The engine's refusal of a request. ``status`` is the HTTP status that OpenAI's API has for it."""
 
     def __init__(
         self, status: int, message: str, kind: str = "invalid_request_error", code: str = ""
@@ -29,15 +29,15 @@ class Refused(Exception):
         return json.dumps({"error": error}).encode()
 
     def meta(self) -> dict[str, Any]:
-        """Return the facts about the error body."""
+        """Return the facts about the refusal: its status, and the seconds before a retry if known."""
         wait = {} if self.retry_after_s is None else {"retry_after_s": self.retry_after_s}
         return {"status": self.status, **wait}
 
 
 class Call:
-    """One request in an engine. The engine emits from its own thread; another thread takes and sends.
+    """One request in an engine. The engine emits events from its thread; another thread takes and sends them.
 
-    Events that are ready together are taken together.
+    Events that are ready at the same time are taken together.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Call:
         self.usage = [0, 0, 0]
 
     def emit(self, events: list[bytes], meta: dict[str, Any]) -> None:
-        """Add events, and facts about them: the members of ``tidegate.kernel.protocol.llm.Meta``."""
+        """Add events, and the facts about them: fields of ``tidegate.kernel.protocol.llm.Meta``."""
         with self._changed:
             self._events += events
             for key in ("prompt_ids", "ids"):
@@ -63,7 +63,7 @@ class Call:
 
     @property
     def cancelled(self) -> bool:
-        """Return True if the caller no longer waits for the events."""
+        """Return True if the call was cancelled, because the caller no longer waits."""
         return self._cancelled
 
     def on_cancel(self, action: Callable[[], None]) -> None:
@@ -87,15 +87,15 @@ class Call:
                 action()
 
     def end(self) -> None:
-        """Mark that the engine emits no more."""
+        """Mark that the engine emits no more events."""
         with self._changed:
             self._ended = True
             self._changed.notify()
 
     def take(self, timeout_s: float) -> tuple[list[bytes], dict[str, Any], bool]:
-        """Return the events since the last call, their facts, and whether the engine has ended.
+        """Return the events since the last call, their facts, and True if the engine has ended the request.
 
-        Wait up to ``timeout_s`` for the first event or the end.
+        Wait up to ``timeout_s`` seconds for the first event or the end.
         """
         with self._changed:
             if not self._events and not self._ended:
@@ -117,7 +117,7 @@ class Engine(Protocol):
         """
 
     def stats(self) -> dict[str, Any]:
-        """Return the known ones of slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return slots, running, waiting, kv_used, kv_total and totals of tokens, as far as known."""
 
     def close(self) -> None:
         """End the engine."""

@@ -1,8 +1,8 @@
 """Run a server, and end it with all its processes when the process that started this one ends.
 
-``python -I -S keeper.py FOLDER COMMAND...``. Only the starting process has the other end of standard input, a
-pipe. A signal could not do this: the server's own processes are not children of the starting process.
-``FOLDER``, with the server's socket, is removed at the end. The exit code is the server's.
+``python -I -S keeper.py FOLDER COMMAND...``. Standard input is a pipe, and only the starting process has its
+other end. So the pipe is closed when that process ends, however it ends. ``FOLDER``, with the server's
+socket, is removed at the end. The exit code is the server's.
 """
 
 # pathlib is not used, because its import takes longer than everything else here.
@@ -27,7 +27,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def main(folder: str, command: list[str]) -> int:
     """Run the command until it ends, or until standard input is closed. Return its exit code."""
-    # Processes whose parent has ended become children of this one.
+    # If a process ends, its children become children of this process.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -52,7 +52,7 @@ def _end_with_parent() -> None:
 
 
 def _reap(server: int) -> None:
-    """Collect processes that this one inherited, but not the server."""
+    """Collect the exit codes of processes that this one inherited, but not that of the server."""
     for pid in _children(os.getpid()):
         if pid != server:
             try:
@@ -79,7 +79,7 @@ def _children(parent: int) -> list[int]:
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat") as file:
-                    # The name of a process, in parentheses, may contain anything.
+                    # The name of a process is in parentheses. It may contain spaces and parentheses.
                     if int(file.read().rpartition(")")[2].split()[1]) == parent:
                         found.append(int(name))
             except (OSError, ValueError, IndexError):

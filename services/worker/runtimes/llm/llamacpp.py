@@ -70,7 +70,8 @@ class LlamaCpp:
         model, colon, adapter = str(body.get("model") or "").rpartition(":")
         if not self._adapters:
             return body
-        # llama.cpp would reuse a prompt that it read with an adapter for a request without that adapter.
+        # llama.cpp would reuse the KV cache of a prompt also for a request with another adapter, or with
+        # none.
         body = {**body, "cache_prompt": False}
         if not colon:
             return body
@@ -97,7 +98,7 @@ class LlamaCpp:
         if not can_continue(body):
             self._stream(path, with_counts(body), StreamEvents(body), call)
             return
-        # In a separate thread, while the engine works on the prompt.
+        # A separate thread, because the engine works on the prompt at the same time.
         threading.Thread(target=self._emit_prompt_ids, args=(body, call), daemon=True).start()
         self._stream(path, with_counts(body, ids=True), StreamEvents(body, self._tokenize), call)
 
@@ -115,7 +116,7 @@ class LlamaCpp:
         self, path: str, body: dict[str, Any], events: StreamEvents | ResumedEvents, call: Call
     ) -> None:
         def on_event(text: str) -> bool:
-            """Emit an event. Return True if the engine shall stop."""
+            """Emit an event. Return True if the engine must stop."""
             kept, meta = events.read(text)
             if kept or meta:
                 call.emit(kept, meta)
@@ -130,7 +131,7 @@ class LlamaCpp:
             raise Refused(400, str(problem)) from None
 
     def _emit_prompt_ids(self, body: dict[str, Any], call: Call) -> None:
-        """Emit the ids of the prompt's tokens. Without them, no other replica can continue the stream."""
+        """Emit the ids of the prompt's tokens. With them, another replica can continue a lost stream."""
         prompt = body.get("prompt")
         try:
             if "messages" in body:
@@ -139,7 +140,7 @@ class LlamaCpp:
                 asked = {"content": prompt, "add_special": True, "parse_special": True}
                 prompt = self._ask("/tokenize", asked)["tokens"]
         except relay.NoAnswer:
-            return  # the engine refuses the request itself, with the reason
+            return  # the engine itself refuses the request and states the reason
         call.emit([], {"prompt_ids": prompt})
 
     def _tokenize(self, text: str) -> list[int]:
@@ -153,7 +154,7 @@ class LlamaCpp:
         return relay.ask(self._server.listening_address, path, body, self._headers)
 
     def stats(self) -> dict[str, Any]:
-        """Return the known ones of slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return slots, running, waiting, kv_used, kv_total and totals of tokens, as far as known."""
         return {"slots": self._plan["slots"]}
 
     def close(self) -> None:

@@ -13,8 +13,9 @@ Tokenize = Callable[[str], list[int]]
 def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
     """Return the body of a stream with the options that make llama.cpp report its token counts.
 
-    ``return_progress`` also makes it report the progress of a long prompt, so it can be cancelled meanwhile.
-    ``ids``: report the ids of tokens too. llama.cpp has them only beside log probabilities.
+    ``return_progress`` also makes llama.cpp report the progress of a long prompt, so that it can be cancelled
+    before the first token. ``ids``: also report the ids of tokens. llama.cpp reports ids only with log
+    probabilities.
     """
     options = {**(body.get("stream_options") or {}), "include_usage": True}
     asked = {**body, "stream_options": options, "timings_per_token": True, "return_progress": True}
@@ -24,7 +25,7 @@ def with_counts(body: dict[str, Any], *, ids: bool = False) -> dict[str, Any]:
 
 
 class StreamEvents:
-    """The events of one stream, without what only :func:`with_counts` requested.
+    """The events of one stream. Facts that only :func:`with_counts` requested are removed from them.
 
     ``tokenize`` returns the ids of a text; None: the events have no ids.
     """
@@ -39,7 +40,7 @@ class StreamEvents:
         self._count = 0
 
     def read(self, text: str) -> tuple[list[bytes], dict[str, Any]]:
-        """Return an event for the caller, if it is for the caller, and the facts in it."""
+        """Return the facts in an event, and the event if the caller gets it, else no event."""
         event = json.loads(text)
         if "error" in event:
             return [text.encode()], {"status": int(event["error"].get("code") or 500)}
@@ -49,12 +50,12 @@ class StreamEvents:
         return [encoded(event) if changed else text.encode()], meta
 
     def take(self, event: Event) -> tuple[Event | None, dict[str, Any]]:
-        """Do the same as :meth:`read`, for an event that is decoded already and has no error."""
+        """Do the same as :meth:`read` for a decoded event without an error."""
         meta, _ = self._facts(event)
         return (None if "prompt_progress" in event and not self._keep_progress else event), meta
 
     def _facts(self, event: Event) -> tuple[dict[str, Any], bool]:
-        """Return the facts in an event, and whether the event was changed: its added members are removed."""
+        """Return the facts in an event, and True if the event was changed. Remove fields that were added."""
         meta: dict[str, Any] = {}
         timings, usage, changed = event.get("timings"), event.get("usage"), False
         if usage:
@@ -83,11 +84,11 @@ class StreamEvents:
         return changed
 
     def _add_ids(self, choice: Event, entry: Event, meta: dict[str, Any]) -> None:
-        """Add the ids of an event's tokens. If the ids of one event are unknown, report no ids from there on.
+        """Add the ids of an event's tokens. If they are unknown for one event, report no more ids.
 
-        The engine reports one id for an event. An event has several tokens if they make one character, or if
-        they could have been the beginning of a stop text. If a stop text follows, an event has only a part of
-        its last token.
+        The engine reports one id per event, but an event may have several tokens. This happens if several
+        tokens make one character, or if they could have been the beginning of a stop text. Before a stop
+        text, an event may have only a part of its last token.
         """
         wanted, text = meta["usage"][1] - self._count, bytes(entry["bytes"]).decode(errors="replace")
         ids = [entry["id"]]
@@ -103,14 +104,14 @@ class StreamEvents:
         meta["ids"] = ids
 
     def _ids_of(self, text: str, wanted: int) -> list[int]:
-        """Return the ids of a text. Some tokenizers add a token for a space before it, which is removed."""
+        """Return the ids of a text. Some tokenizers add a token for a space before it; remove that token."""
         assert self._tokenize is not None
         ids = self._tokenize(text)
         return ids[1:] if len(ids) == wanted + 1 else ids
 
 
 def _remove_logprobs(choice: Event) -> None:
-    """Remove the log probabilities from a choice, as if the request had not asked for them."""
+    """Remove the log probabilities from a choice, because the request did not ask for them."""
     if "delta" in choice:
         del choice["logprobs"]
     else:
@@ -125,7 +126,7 @@ def encoded(event: Event) -> bytes:
 def usage_of(document: dict[str, Any]) -> list[int] | None:
     """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
 
-    Reads both of OpenAI's shapes: that of chats and completions, and that of responses.
+    Reads the usage of chats and completions, and of responses: they have different names in OpenAI's API.
     """
     usage = document.get("usage") or (document.get("response") or {}).get("usage")
     if not usage:

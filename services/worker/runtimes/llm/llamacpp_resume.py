@@ -1,4 +1,4 @@
-"""Continue a stream that another replica began: its request, and the form of its events. Pure."""
+"""Continue a stream that another replica began: make the request, and convert its events. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from llamacpp_events import Event, StreamEvents, Tokenize, encoded
 
-# With one of these members, tokens do not describe the engine's whole state, or events have more than text.
+# A request with one of these members cannot be continued: the engine has more state than tokens, or its
+# events have more than text.
 _STATEFUL = (
     "tools", "functions", "response_format", "grammar", "json_schema", "logprobs", "echo", "suffix",
     "best_of", "use_beam_search", "n_probs", "return_tokens", "t_max_predict_ms",
 )  # fmt: skip
-# Members of a chat that completions do not have or that apply only before the first token.
+# Members of a chat that completions do not have, or that apply only before the first token.
 _OF_CHATS = (
     "messages", "max_completion_tokens", "max_tokens", "n_predict", "top_logprobs", "tool_choice",
     "parallel_tool_calls", "chat_template_kwargs", "add_generation_prompt", "reasoning_format",
@@ -32,7 +33,7 @@ def can_continue(body: dict[str, Any]) -> bool:
 def continuation(body: dict[str, Any], resume: dict[str, Any]) -> dict[str, Any]:
     """Return the body for the engine's completions that continues a stream after its emitted tokens.
 
-    ``max_tokens`` becomes the number of tokens that are left. If it is 0, there is nothing to run.
+    ``max_tokens`` becomes the number of tokens that are left. If it is 0, the stream is already complete.
     """
     rest = {key: value for key, value in body.items() if key not in _OF_CHATS}
     limit = next((body[key] for key in _LIMITS if body.get(key) is not None), None)
@@ -42,7 +43,7 @@ def continuation(body: dict[str, Any], resume: dict[str, Any]) -> dict[str, Any]
 
 
 class ResumedEvents:
-    """The events of a continued stream, in the form of its first part: of a chat, or of a completion."""
+    """The events of a continued stream, in the form of its first part: chat or completion."""
 
     def __init__(self, body: dict[str, Any], resume: dict[str, Any], tokenize: Tokenize, model: str) -> None:
         self._chat = "messages" in body
@@ -53,7 +54,7 @@ class ResumedEvents:
         self._model = model
 
     def read(self, text: str) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the caller's events for an event of the engine's completions, and the facts in it."""
+        """Convert an event of the engine's completions to the caller's events. Also return its facts."""
         event = json.loads(text)
         if "error" in event:
             return [text.encode()], {"status": int(event["error"].get("code") or 500)}
@@ -65,14 +66,14 @@ class ResumedEvents:
         return [encoded(each) for each in self._events(found, meta)], meta
 
     def finished(self) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the events of a stream that has no tokens left, and their facts."""
+        """Return the last events of a stream that has no tokens left, and their facts."""
         usage = [self._prompt, self._before, 0]
         event: Event = {"choices": [{"text": "", "index": 0, "logprobs": None, "finish_reason": "length"}]}
         event |= {"object": "text_completion", "model": self._model, "usage": {}}
         return [encoded(each) for each in self._events(event, {"usage": usage})], {"usage": usage}
 
     def _usage(self, usage: list[int]) -> list[int]:
-        """Return the usage of the whole stream. The engine counted only the second part."""
+        """Return the usage of the whole stream. The engine counts only the continuation."""
         return [self._prompt, self._before + usage[1], min(usage[2], self._prompt)]
 
     def _events(self, event: Event, meta: dict[str, Any]) -> list[Event]:

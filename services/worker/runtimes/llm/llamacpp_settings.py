@@ -13,19 +13,20 @@ PATHS = (
     "/tokenize", "/detokenize", "/apply-template", "/infill", "/v1/messages",
     "/v1/chat/completions/input_tokens", "/v1/responses/input_tokens", "/v1/messages/count_tokens",
 )  # fmt: skip
-# The Deployment or this runtime sets these.
+# Parameters that the Deployment or this runtime sets.
 _OURS = {
     "model": "the artifact", "n_parallel": "--slots", "n_ctx": "--context", "lora_adapters": "--adapter",
     "hostnames": "the runtime", "port": "the runtime", "api_keys": "the runtime", "api_prefix": "the runtime",
     "model_alias": "the runtime", "n_threads_http": "the runtime",
 }  # fmt: skip
-# The engine's own cache of prompts in main memory. Its default of 8 GiB is more than operators expect.
+# The size of the engine's cache of prompts in main memory. Its default of 8 GiB is more than operators
+# expect.
 PROMPT_CACHE_MB = 256
-# Tokens of a prompt in one batch on a CPU. Between two batches a request can be cancelled, and other
-# streams get their next token. A prompt of 610 tokens cost 3.1 s of CPU time with 64, and 3.0 s with the
-# default of 512.
+# Tokens of a prompt in one batch on a CPU. Between two batches, a request can be cancelled and other streams
+# get their next token. For a prompt of 610 tokens, batches of 64 took 3.1 s of CPU time, and batches of 512
+# (the default) took 3.0 s.
 CPU_BATCH = 64
-# Warnings and errors. With 3, llama.cpp prints seven lines for each request.
+# Log warnings and errors. At level 3, llama.cpp prints seven lines for each request.
 VERBOSITY = 2
 
 
@@ -45,7 +46,7 @@ def settings(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> tuple[Any, s
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
     params.cache_ram_mib = PROMPT_CACHE_MB
     params.ui, params.verbosity = False, VERBOSITY
-    # Embeddings need the whole prompt in one batch.
+    # For embeddings, the whole prompt must be in one batch.
     if not plan["gpus"] and not plan["arguments"].get("embedding"):
         params.n_batch = params.n_ubatch = max(CPU_BATCH, plan["slots"])
     if plan["adapters"]:
@@ -57,7 +58,7 @@ def settings(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> tuple[Any, s
 
 
 def adapters(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> list[Any]:
-    """Return the LoRA adapters to load. They apply only to requests that name them. Raise ValueError."""
+    """Return the LoRA adapters to load. They are used only for requests that name them. Raise ValueError."""
     found = []
     for name, path in plan["adapters"].items():
         file = folder / "weights" / path
@@ -71,7 +72,10 @@ def adapters(xllamacpp: Any, plan: dict[str, Any], folder: Path) -> list[Any]:
 
 
 def assign(params: Any, name: str, value: str | float | bool) -> None:
-    """Set one of llama.cpp's parameters. ``sampling.temp`` names a parameter in a group. Raise ValueError."""
+    """Set one parameter of llama.cpp. The name ``sampling.temp`` is in the group ``sampling``.
+
+    Raise ValueError for an unknown name or a bad value.
+    """
     if name in _OURS:
         raise ValueError(f"the engine argument {name!r} is set by {_OURS[name]}: remove it")
     *groups, last = name.split(".")
@@ -91,7 +95,7 @@ def assign(params: Any, name: str, value: str | float | bool) -> None:
 
 
 def _converted(current: Any, value: Any) -> Any:
-    """Return ``value`` in the type of the current value of a parameter."""
+    """Convert ``value`` to the type of the parameter's current value."""
     if isinstance(current, enum.Enum):
         return _member(type(current), value)
     if isinstance(current, bool):
@@ -106,7 +110,7 @@ def _converted(current: Any, value: Any) -> Any:
 
 
 def _member(kind: type[enum.Enum], value: Any) -> Any:
-    """Return the member of an enumeration by its number, or by the end of its name, such as ``q8_0``."""
+    """Return the member of an enumeration with this number, or whose name ends with this text."""
     if isinstance(value, str):
         wanted = value.upper()
         for member in kind:

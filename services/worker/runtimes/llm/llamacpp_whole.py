@@ -1,7 +1,7 @@
 """Join the events of a stream to the answer of a request without ``stream``. Pure.
 
-llama.cpp can end a stream between any two tokens. For a request that does not stream, it checks only once a
-second if the caller still waits. So the engine streams, and the caller gets the whole answer.
+llama.cpp can end a stream between any two tokens. For other requests, it checks only once a second if the
+caller still waits. So the engine always streams, and this module makes the whole answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from llamacpp_events import Event, encoded, usage_of
 from llamacpp_resume import is_ids
 
-# With one of these members, an answer has more than text, so the engine must make the whole answer.
+# With one of these members, an answer has more than text. Then the engine must make the whole answer.
 _MORE_THAN_TEXT = (
     "tools", "functions", "logprobs", "echo", "suffix", "best_of", "n_probs", "return_tokens", "verbose",
     "timings_per_token", "return_progress",
@@ -20,7 +20,7 @@ _MORE_THAN_TEXT = (
 
 
 def can_join(body: dict[str, Any]) -> bool:
-    """Return True if the answer to a request is one text."""
+    """Return True if the answer to a request has only one text, so that events can be joined."""
     if any(body.get(key) for key in _MORE_THAN_TEXT) or body.get("n") not in (None, 1):
         return False
     prompt = body.get("prompt")
@@ -46,7 +46,7 @@ class WholeAnswer:
             self._reason = choice.get("finish_reason") or self._reason
 
     def emission(self) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the answer as the only event, and its facts. An error of the engine is the whole answer."""
+        """Return the whole answer as one event, and its facts. An engine's error is returned unchanged."""
         if "error" in self._last:
             error = {"error": self._last["error"]}
             return [encoded(error)], {"status": int(error["error"].get("code") or 500)}

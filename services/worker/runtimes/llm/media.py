@@ -1,7 +1,7 @@
 """Refuse addresses of images, sound and video in requests, because the engine would fetch them.
 
-The engine is in the operator's network, and the caller is not. With an address, a caller could read what only
-that network may.
+The engine is in the operator's network. By an address, a caller could read data that only this network can
+reach.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _PLACES = ("messages", "input", "prompt")
 
 
 def may_fetch(plan: dict[str, Any]) -> bool:
-    """Return True if the engine may fetch addresses: an upstream, or a vLLM with a list of domains."""
+    """Return True if the engine may fetch addresses: it is an upstream, or a vLLM with a list of domains."""
     names = {name.lstrip("-").replace("_", "-") for name in plan.get("arguments", ())}
     return plan["engine"] == "openai-url" or (plan["engine"] == "vllm" and ALLOWED in names)
 
 
 def check_media(body: dict[str, Any]) -> None:
-    """Raise Refused if a message has an address instead of the data itself."""
+    """Raise Refused if a message has an address of data instead of the data itself."""
     left = [body.get(place) for place in _PLACES]
     while left:
         value = left.pop()

@@ -26,8 +26,8 @@ from tally import Tally
 FOLDER = Path(__file__).resolve().parent
 MODULES = {"llamacpp": "llamacpp", "vllm": "vllm", "openai-url": "upstream"}
 STATS = "/tidegate/stats"
-# Seconds between two checks if the caller still waits. A check waits for an answer of
-# Triton's process, which costs too much for each token.
+# Seconds between two checks if the caller still waits. Each check is a call to Triton's process, which would
+# cost too much for each token.
 WATCH_S = 0.05
 
 
@@ -39,13 +39,14 @@ class TritonPythonModel:
         # Triton starts Python in the C locale, in which engines fail on text that is not ASCII.
         with contextlib.suppress(locale.Error):
             locale.setlocale(locale.LC_ALL, "C.UTF-8")
-        # Threads of the engine that wait must not use the CPU. Its library reads this when it is loaded.
+        # Waiting threads of the engine must not use the CPU. The engine's library reads this variable when it
+        # is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         plan = json.loads((FOLDER / "tidegate_llm.json").read_text())
         self._engine_name, self._may_fetch = plan["engine"], may_fetch(plan)
         module = importlib.import_module(MODULES[plan["engine"]])
         self._engine: Engine = module.create(plan, FOLDER)
-        # A cancelled call holds its slot until the engine has ended it.
+        # A cancelled call keeps its slot until the engine has ended the call.
         self._slots = threading.BoundedSemaphore(plan["slots"])
         self._tally = Tally(plan)
 
@@ -66,7 +67,7 @@ class TritonPythonModel:
                 return  # a warm-up: an upstream would charge for it
             document = json.loads(raw) if raw else _warm_up()
             if document["path"] == STATS:
-                # The engine's own figures replace those that are counted here.
+                # Use the engine's own figures instead of those that are counted here.
                 known = {k: v for k, v in self._engine.stats().items() if v is not None}
                 sender.send(_response([json.dumps(self._tally.stats() | known).encode()], {}))
             else:
@@ -95,7 +96,7 @@ class TritonPythonModel:
                 if (events or meta) and not call.cancelled:
                     sender.send(_response(events, meta))
         except BaseException:
-            call.cancel()  # or the request would hold a slot until its end, although no caller waits
+            call.cancel()  # otherwise the request would keep its slot, although no caller waits
             raise
         worker.join()
 
@@ -116,7 +117,7 @@ class TritonPythonModel:
 
 
 def _warm_up() -> dict[str, Any]:
-    """Return the request for an empty input, which the worker sends before the first caller's."""
+    """Return the request for an empty input. The worker sends an empty input to warm up the model."""
     return {"path": "/v1/completions", "body": {"prompt": "Hello", "max_tokens": 1, "temperature": 0}}
 
 

@@ -38,14 +38,14 @@ def ask(address: str, path: str, body: dict[str, Any] | None, headers: dict[str,
 def relay(address: str, path: str, body: dict[str, Any], headers: dict[str, str], call: Call) -> None:
     """Send a request to the server at ``address`` and emit its answer until the end.
 
-    If the call is cancelled, the connection is closed, and so the server ends the request. Each request has
-    its own connection, because llama.cpp's server closes idle connections without notice.
+    If the call is cancelled, the connection is closed. Then the server ends the request. Each request has its
+    own connection, because llama.cpp's server closes idle connections without notice.
     """
     target = urlsplit(address)
     connection = http.client.HTTPConnection(target.hostname or "", target.port)
     try:
         connection.connect()
-        # http.client forgets the socket of an answer that closes the connection.
+        # http.client forgets the socket if the answer closes the connection.
         sock = connection.sock
         call.on_cancel(lambda: sock.shutdown(socket.SHUT_RDWR))
         connection.request(

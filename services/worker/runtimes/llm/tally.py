@@ -1,4 +1,4 @@
-"""Count the calls and the tokens of an engine, for every engine in the same way."""
+"""Count the calls and the tokens of an engine. All engines are counted in the same way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tally:
 
     @contextmanager
     def slot(self, call: Call, slots: threading.Semaphore) -> Iterator[None]:
-        """Wait for a slot, and hold it for a call."""
+        """Wait for a slot. Keep the slot for a call until the end of the block."""
         with self._lock:
             self._waiting += 1
         slots.acquire()
@@ -40,7 +40,7 @@ class Tally:
                 slots.release()
 
     def stats(self) -> dict[str, Any]:
-        """Return the members of ``tidegate.kernel.protocol.presence.EngineReport``."""
+        """Return the fields of ``tidegate.kernel.protocol.presence.EngineReport``."""
         with self._lock:
             running = [call.usage for call in self._running.values()]
             waiting, totals = self._waiting, self._ended

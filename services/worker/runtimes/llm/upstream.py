@@ -21,16 +21,16 @@ from bridge import Failure, Server, check_path, error_status, relay, usage_of
 from calls import Call, Refused
 
 CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
-# After these statuses, before any event, the upstream has not worked on the request: it may be sent again.
+# With these statuses before any event, the upstream has not processed the request. So it may be sent again.
 RETRIED = frozenset({0, 502, 503, 504})
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 3, 0.2, 3.0
-# A request over the upstream's limits waits up to this time. If it would have to wait longer, it gets 429.
+# Seconds that a request waits for the upstream's limits. If it had to wait longer, it gets 429.
 PATIENCE_S = 2.0
 BYTES_PER_TOKEN, DEFAULT_ANSWER = 4, 256
 
 
 def create(plan: dict[str, Any], folder: Path) -> Upstream:
-    """Return the engine. It sends nothing to the upstream before the first request."""
+    """Return the engine. It connects to the upstream only when the first request comes."""
     return Upstream(plan, os.environ.pop(CREDENTIAL, ""))
 
 
@@ -60,7 +60,7 @@ class Upstream:
                 "server_error", "stream_not_continued",
             )  # fmt: skip
         body = _prepared(path, body, self._plan.get("upstream_model") or self._plan["name"])
-        # A request is counted as a minute's limit at most. Otherwise one large request could block the others
+        # Count at most the limit of one minute for a request. Otherwise one large request could block others
         # for days.
         estimate = min(estimated_tokens(body), self._plan.get("tokens_per_minute") or sys.maxsize)
         self._await_limits(estimate, call)
@@ -73,7 +73,7 @@ class Upstream:
             self._settle(estimate, reader.usage)
 
     def stats(self) -> dict[str, Any]:
-        """Return what is known: slots, running, totals of tokens, and the state of the circuit breaker."""
+        """Return slots, running, totals of tokens, and the state of the circuit breaker, as far as known."""
         with self._lock:
             prompt, answer, cached = self._totals
             state, running = self._breaker.state(time.monotonic()), self._running
@@ -98,7 +98,7 @@ class Upstream:
                 pause_s = pause_before_retry(failure.status, failure.retry_after_s, attempt)
                 if pause_s is None or call.cancelled:
                     if 400 <= failure.status < 500:
-                        reader.usage = [0, 0, 0]  # the upstream did not work on it
+                        reader.usage = [0, 0, 0]  # the upstream did not process the request
                     self._emit_failure(failure, call)
                     return
                 _say(f"upstream {self._host}: {failure}; the next attempt is in {pause_s:.1f} s")
@@ -189,7 +189,7 @@ class Upstream:
 
 
 class _UpstreamEvents:
-    """The events of an upstream: unchanged, but without its credential."""
+    """The events of an upstream. Only its credential is removed from them."""
 
     def __init__(self, credential: bytes, host: str) -> None:
         self._credential, self._host = credential, host
@@ -227,15 +227,15 @@ class _UpstreamEvents:
 
 
 def estimated_tokens(body: dict[str, Any]) -> int:
-    """Estimate the tokens of a request: of its prompt, by the bytes, and of its longest answer."""
+    """Estimate the tokens of a request: its prompt, from the number of bytes, and its longest answer."""
     stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
-    # The upstream answers other values itself. A negative number would add to the limit.
+    # Ignore invalid values: the upstream refuses them, and a negative number would raise the limit.
     answer = max((each for each in stated if type(each) is int and each > 0), default=DEFAULT_ANSWER)
     return len(json.dumps(body)) // BYTES_PER_TOKEN + answer
 
 
 def pause_before_retry(status: int, retry_after_s: float | None, attempt: int) -> float | None:
-    """Return the seconds before a retry; None: do not retry. ``status`` 0: no answer came."""
+    """Return the seconds before a retry; None: do not retry. ``status`` 0: there was no answer."""
     if status not in RETRIED or attempt >= TRIES:
         return None
     if retry_after_s is not None:
@@ -251,11 +251,12 @@ def error_answer(status: int, body: bytes, host: str, reason: str) -> tuple[int,
         )
         return 502, refused.body()
     if 300 <= status < 400:
-        # A redirect is not followed, because it would send the credential to another address.
+        # Do not follow a redirect, because this would send the credential to another address.
         text = f"The upstream {host} redirects (status {status}). Deploy with its new address."
         return 502, Refused(502, text, "server_error", "upstream_redirects").body()
     if status in (401, 403):
-        # The credential is the operator's, not the caller's. The upstream's text may quote a part of it.
+        # The caller must not see the credential, which is the operator's. The upstream's text may quote a
+        # part of it.
         text = f"The upstream {host} refused the credential of this Deployment (status {status})."
         return 502, Refused(502, text, "server_error", "upstream_credential_refused").body()
     try:

@@ -1,7 +1,7 @@
 """Run vLLM's server in a separate environment, on a Unix socket that only this process uses.
 
 If the server ends, this process ends as well. Then the worker answers that its requests are lost, and starts
-the model again. The pause before a start grows after each quick end.
+the model again. After each quick end, the worker waits longer before the next start.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from vllm_metrics import read_metrics
 
 KEEPER = Path(__file__).with_name("keeper.py")
 POLL_S, REPORT_EVERY_S = 0.25, 10.0
-# After a failed request, wait up to this time for the server to end, or to report that it is healthy.
+# Seconds to wait after a failed request until the server has ended, or reports that it is healthy.
 VERDICT_S = 30.0
 _ROOT_CAUSE = re.compile(r"\b\w*(Error|Exception)\b: (?!Engine core initialization failed)")
 
 
 def create(plan: dict[str, Any], folder: Path) -> Vllm:
-    """Start the server, and return its engine when it is ready. Raise RuntimeError, with the reason."""
+    """Start the server. Return its engine when the server is ready. Raise RuntimeError, with the reason."""
     return Vllm(plan, folder)
 
 
@@ -90,7 +90,7 @@ class Vllm:
             raise
 
     def stats(self) -> dict[str, Any]:
-        """Return the known ones of slots, running, waiting, kv_used, kv_total and totals of tokens."""
+        """Return slots, running, waiting, kv_used, kv_total and totals of tokens, as far as known."""
         return {"slots": self._plan["slots"], **read_metrics(get(self._server, "/metrics")[1].decode())}
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Vllm:
             self._kill()
 
     def _model(self, body: dict[str, Any]) -> str:
-        """Return the engine's name of the model that a request names: an adapter, or the model itself."""
+        """Return the engine's name for the model in a request: an adapter, or the base model."""
         adapter = str(body.get("model") or "").partition(":")[2]
         if not adapter:
             return str(self._plan["name"])
@@ -157,11 +157,11 @@ class Vllm:
     def _healthy(self) -> bool:
         try:
             return get(self._server, "/health")[0] == 200
-        except (OSError, http.client.HTTPException):  # a server that ends may break off its answer
+        except (OSError, http.client.HTTPException):  # a server that is ending may break off its answer
             return False
 
     def _verdict(self) -> None:
-        """Return after a failure if the server is healthy. If the server is ending, end this process too."""
+        """Wait after a failure until the server is healthy. If it ends instead, this process ends too."""
         until = time.monotonic() + VERDICT_S
         while not self._closing and time.monotonic() < until:
             if self._process.poll() is None and self._healthy():
@@ -182,14 +182,14 @@ class Vllm:
             self._on_end(f"vLLM ended with exit code {code}: {self._reason()}")
 
     def _kill(self) -> None:
-        """Kill the processes that are left if the keeper was killed."""
+        """Kill the server's remaining processes, in case the keeper was killed."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
 
     def _reason(self) -> str:
-        """Return the first error near the end of the log; without one, the last line."""
+        """Return the first error near the end of the log. If there is none, return the last line."""
         lines = list(self._lines)
         found = next(
             (line for line in lines if _ROOT_CAUSE.search(line)), lines[-1] if lines else "no output"

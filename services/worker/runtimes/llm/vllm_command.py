@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# The Deployment or this runtime sets these.
+# Options that the Deployment or this runtime sets.
 _OURS = {
     "model": "the artifact", "tokenizer": "the artifact", "served-model-name": "the runtime",
     "uds": "the runtime",
@@ -18,13 +18,13 @@ _OURS = {
 _PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 # Variables of Triton and its Python that would break vLLM's Python.
 _MISLEADING = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD", "TIDEGATE_UPSTREAM_CREDENTIAL")
-_BYTES = 4  # of a float32, the type of the KV cache on CPUs
+_BYTES = 4  # bytes of a float32, the type of the KV cache on CPUs
 
 
 def command(
     plan: Mapping[str, Any], config: Mapping[str, Any], folder: Path, socket: str, *, bf16: bool
 ) -> list[str]:
-    """Return the command. ``config``: the model's own configuration. ``bf16``: the CPU computes in bfloat16.
+    """Return the command. ``config``: the model's configuration. ``bf16``: the CPU computes in bfloat16.
 
     Raise ValueError for an argument that the Deployment or the runtime sets.
     """
@@ -40,7 +40,7 @@ def command(
     }
     gpus = len(plan["gpus"])
     if not gpus:
-        # The default block of 128 tokens never hits the prefix cache for short prompts.
+        # With the default block of 128 tokens, short prompts would never be found in the prefix cache.
         found |= {"enforce-eager": True, "block-size": 32} | ({} if bf16 else {"dtype": "float32"})
     elif gpus > 1 and not own.keys() & set(_PARALLEL):
         found["tensor-parallel-size"] = gpus
@@ -72,20 +72,22 @@ def environment(
     server's user can open.
     """
     found = {key: value for key, value in inherited.items() if key not in _MISLEADING}
-    # PyTorch caches compiled code in the folder of temporary files, by the user's name. Models of different
-    # users have the same name, so they would read each other's code, or fail because they may not.
+    # PyTorch caches compiled code in the folder of temporary files, by the name of the user. Models with
+    # different uids have the same user name. So a model would read the code of another one, or fail if it has
+    # no right to.
     found["TMPDIR"] = place
     if "HOME" in found:
         found.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{found['HOME']}/.cache/torchinductor")
     found["LD_LIBRARY_PATH"] = ":".join([str(libraries), *filter(None, [found.get("LD_LIBRARY_PATH")])])
-    # The model is on this host: vLLM must not look for it elsewhere, and must not report usage.
+    # The model is on this host. vLLM must not search it elsewhere, and must not report usage.
     found |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
     found.setdefault("VLLM_LOG_STATS_INTERVAL", "60")
     found.setdefault("LC_ALL", "C.UTF-8")
     if plan["gpus"]:
         return found
     found |= {"VLLM_TARGET_DEVICE": "cpu", "KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": str(plan["threads"])}
-    # Else the first request of a kind waits half a minute for a C++ compiler to build parts of the sampler.
+    # Otherwise the first request of a kind waits half a minute, while a C++ compiler builds parts of the
+    # sampler.
     found.setdefault("TORCH_COMPILE_DISABLE", "1")
     openmp = libraries / "libiomp5.so"
     if openmp.exists():
@@ -98,7 +100,7 @@ def environment(
 
 
 def kv_gib(plan: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    """Return the size of the KV cache on a CPU, in GiB: for the plan's number of tokens."""
+    """Return the size of the KV cache on a CPU, in GiB, for the plan's number of tokens."""
     heads = config.get("num_attention_heads") or 1
     width = config.get("head_dim") or (config.get("hidden_size") or 1) // heads
     per_token = 2 * _BYTES * width * (config.get("num_key_value_heads") or heads)

@@ -12,7 +12,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return the body for the engine: with its name of the model and Tidegate's options."""
+    """Return the body for the engine. It has the engine's name of the model, and Tidegate's options."""
     body = {**body, "model": model}
     if path in (CHAT, COMPLETIONS):
         body["return_token_ids"] = True
@@ -23,7 +23,7 @@ def prepared(path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 class VllmEvents:
-    """The events of one answer, without what only :func:`prepared` requested.
+    """The events of one answer. Facts that only :func:`prepared` requested are removed from them.
 
     ``on_failure`` is called before an event about a failure of the engine is returned.
     """
@@ -33,7 +33,7 @@ class VllmEvents:
         self._keep_ids = bool(body.get("return_token_ids"))
         self._keep_usage = bool((body.get("stream_options") or {}).get("continuous_usage_stats"))
         self._model = body.get("model")
-        # Ids are for the continuation of a lost stream, which is possible with one choice only.
+        # Ids are needed only to continue a lost stream. A stream can be continued only if it has one choice.
         self._ids = (body.get("n") or 1) == 1 and not isinstance(body.get("prompt"), list)
         self._answer: dict[int, int] = {}
 
@@ -79,7 +79,7 @@ class VllmEvents:
         return meta
 
     def _summed(self, choices: list[Any], usage: list[int], document: dict[str, Any]) -> list[int]:
-        """Return the usage of all choices. A part of a stream has only that of its own choice."""
+        """Return the usage of all choices. Each part of a stream has only the usage of its own choice."""
         if not str(document.get("object", "")).endswith((".chunk", "text_completion")) or len(choices) != 1:
             return usage
         index = choices[0].get("index", 0)

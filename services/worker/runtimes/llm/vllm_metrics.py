@@ -19,7 +19,7 @@ _LINE = re.compile(r"^(vllm:\w+)(?:\{(.*)\})? (\S+)$")
 def read_metrics(text: str) -> dict[str, Any]:
     """Return running, waiting, kv_used, kv_total and totals of tokens, as far as the text has them.
 
-    Engines of one server (data parallel) are added up.
+    Values of several engines in one server (data parallel) are added.
     """
     found: dict[str, Any] = {}
     shares: list[float] = []
@@ -43,7 +43,7 @@ def read_metrics(text: str) -> dict[str, Any]:
 
 
 def _tokens(labels: str) -> int:
-    """Return how many tokens fit into an engine's KV cache; 0: the labels do not say."""
+    """Return how many tokens fit into an engine's KV cache; 0 if the labels do not contain this."""
     values = dict(re.findall(r'(\w+)="([^"]*)"', labels))
     try:
         return int(

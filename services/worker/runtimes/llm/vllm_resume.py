@@ -10,19 +10,19 @@ from bridge import error_status, usage_of
 from calls import Refused
 from vllm_events import CHAT, COMPLETIONS
 
-# Members of the request that the continuation keeps. Others belong to the chat's template, or are refused.
+# Fields of the request that the continuation keeps. Other fields are for the chat's template, or refused.
 _COPIED = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stop_token_ids",
     "ignore_eos", "logit_bias", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "user", "priority",
 )  # fmt: skip
-# With one of these, the continuation would differ from the undisturbed answer.
+# With one of these fields, the continuation would differ from an answer without a break.
 _REFUSED = (
     "tools", "functions", "response_format", "structured_outputs", "guided_json", "guided_regex",
     "guided_choice", "guided_grammar", "logprobs", "top_logprobs", "prompt_logprobs", "frequency_penalty",
     "presence_penalty", "echo", "use_beam_search", "suffix",
 )  # fmt: skip
-# An id has no text yet if its character is not complete, or if it may belong to a stop word.
+# The most ids without text: their character is not complete, or they may be the beginning of a stop word.
 MAX_HELD_BACK = 32
 
 
@@ -40,8 +40,8 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
 def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> tuple[int, str]:
     """Return how many emitted ids to keep, and the end of ``text`` that the engine will write again.
 
-    An engine holds text back until a character is complete, or until it cannot be a stop word. The ids of
-    such text are generated again, because the caller has not got their text.
+    An engine holds text back until a character is complete, or until the text cannot be a stop word. The ids
+    of this text are generated again, because the caller does not have their text.
     """
     for count in range(len(emitted), max(len(emitted) - MAX_HELD_BACK, -1), -1):
         decoded = decode(emitted[:count]) if count else ""
@@ -55,7 +55,7 @@ def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> t
 
 
 def request(body: dict[str, Any], ids: list[int], done: int, context: int, model: str) -> dict[str, Any]:
-    """Return the body of a completion that continues after ``ids``, of which ``done`` are the answer's."""
+    """Return the body of a completion that continues after ``ids``. The last ``done`` are the answer's."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     left = context - len(ids)
     found = {name: body[name] for name in _COPIED if body.get(name) is not None}
@@ -76,8 +76,8 @@ def request(body: dict[str, Any], ids: list[int], done: int, context: int, model
 class ContinuedEvents:
     """The events of a continuation, in the shape of the first part's events.
 
-    ``skip``: text that the caller already has; the continuation begins with it. ``done`` and ``known``: the
-    numbers of the answer's ids with which the continuation began, and which the gateway already has.
+    ``skip``: text that the caller already has; the continuation repeats it. ``done``: how many ids of the
+    answer the request contained.
     """
 
     def __init__(self, path: str, body: dict[str, Any], resume: dict[str, Any], done: int, skip: str) -> None:
@@ -88,7 +88,7 @@ class ContinuedEvents:
         self._known = len(resume["emitted"]) - done
 
     def read(self, event: bytes) -> tuple[list[bytes], dict[str, Any]]:
-        """Return an event of the continuation as the event for the caller."""
+        """Convert an event of the continuation to the event for the caller. Also return the facts in it."""
         document = json.loads(event)
         if (status := error_status(document)) is not None:
             return [event], {"status": status}
@@ -102,7 +102,7 @@ class ContinuedEvents:
         return [self._event(document, choices, meta.get("usage"))], meta
 
     def whole(self, body: bytes) -> tuple[bytes, dict[str, Any]]:
-        """Return a body unchanged: the continuation of a stream is a stream."""
+        """Return a body unchanged, without facts. The answer to a continuation is normally a stream."""
         return body, {}
 
     def _event(self, document: dict[str, Any], choices: list[Any], usage: list[int] | None) -> bytes:
@@ -134,7 +134,7 @@ class ContinuedEvents:
         return {"index": 0, "text": text, "logprobs": None, **ends}
 
     def _without_skipped(self, text: str) -> str:
-        """Return the text that the caller does not have. Raise Refused if the texts differ."""
+        """Remove the text that the caller already has. Raise Refused if the engine wrote another text."""
         common = min(len(text), len(self._skip))
         if text[:common] != self._skip[:common]:
             raise Refused(

@@ -1,4 +1,4 @@
-"""Load an MLflow model as MLflow's own loaders do, and return the function that predicts."""
+"""Load an MLflow model like MLflow's own loaders. Return the function that predicts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _sklearn(plan: dict[str, Any], home: Path, device: str, threads: int) -> Pre
         trusted = skops.get_untrusted_types(file=path) if plan["pickled"] else plan["trusted"]
         estimator = skops.load(path, trusted=trusted)
     else:
-        # joblib also reads what pickle and cloudpickle wrote.
+        # joblib also reads files of pickle and cloudpickle.
         estimator = importlib.import_module("joblib").load(path)
     predict: Predict = getattr(estimator, plan["function"])
     return predict
@@ -86,7 +86,7 @@ def _onnx(plan: dict[str, Any], home: Path, device: str, threads: int) -> Predic
         if plan["columns"] is not None and len(inputs) == 1:
             data = np.column_stack(list(data.values()))
         feed = data if isinstance(data, dict) else {next(iter(inputs)): data}
-        # As MLflow does: its tables have 64-bit floats, and most graphs take 32-bit ones.
+        # MLflow does this too: its tables have 64-bit floats, and most graphs expect 32-bit floats.
         feed = {
             name: array.astype(np.float32)
             if inputs.get(name) == "tensor(float)" and array.dtype == np.float64

@@ -27,13 +27,13 @@ class Model:
         home = folder / "artifact" / self._plan["home"]
         if code := self._plan["code"]:
             sys.path.insert(0, str(home / code))
-        # MLflow writes no files beside the model, and reports nothing to its authors.
+        # Report no usage to MLflow's authors.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._predict = loaded(self._plan, home, device, threads)
         self._tables = importlib.import_module("pandas") if self._plan["table"] else None
 
     def predict(self, **inputs: Any) -> Any:
-        """Return the model's answer by output name, or as it is if there is one output."""
+        """Return the model's outputs by name. If there is only one output, return its array."""
         return named(self._predict(self._input(inputs)), self._plan["outputs"])
 
     def _input(self, inputs: dict[str, Any]) -> Any:
@@ -48,7 +48,7 @@ class Model:
 
 
 def column(array: Any, kind: str) -> Any:
-    """Return a column of a table, by MLflow's name of its type."""
+    """Return a column of a table. ``kind``: MLflow's name of its type."""
     if kind == "datetime":
         return np.array([text.decode() for text in array.ravel()], dtype="datetime64[ns]")
     if kind == "string":
@@ -63,7 +63,7 @@ def column(array: Any, kind: str) -> Any:
 def named(result: Any, outputs: dict[str, bool]) -> Any:
     """Return a result of MLflow as an array, or as a dict of arrays if there are several outputs.
 
-    ``outputs``: True for an output that is one scalar per row.
+    ``outputs``: the names; True for an output with one scalar per row.
     """
     found = values_of(result, list(outputs))
     found = {name: plain(found[name]) for name in outputs}
@@ -74,7 +74,7 @@ def named(result: Any, outputs: dict[str, bool]) -> Any:
 
 
 def values_of(result: Any, outputs: list[str]) -> dict[str, Any]:
-    """Return the values by output name: the columns of a table, the members of a dict, or the only value."""
+    """Return the values by output name: columns of a table, members of a dict, or the only value."""
     if hasattr(result, "columns"):  # a pandas DataFrame
         names = {str(name): name for name in result.columns}
         if set(outputs) <= set(names):

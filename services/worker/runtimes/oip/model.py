@@ -21,10 +21,10 @@ PLAN, CREDENTIAL = "tidegate_upstream.json", "TIDEGATE_UPSTREAM_CREDENTIAL"
 
 
 class TritonPythonModel:
-    """One instance of the model. It has one connection, one circuit breaker and a part of the limit."""
+    """One instance of the model. It has one connection, one circuit breaker and its part of the limit."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the plan. Nothing is sent before the first request."""
+        """Read the plan. Do not connect to the upstream before the first request."""
         config = json.loads(args["model_config"])
         plan = json.loads(Path(__file__).with_name(PLAN).read_text())
         self._outputs = [output["name"] for output in config["output"]]
@@ -47,7 +47,7 @@ class TritonPythonModel:
                 self._breaker.fail(time.monotonic())
                 raise
             except Exception:
-                self._breaker.succeed()  # it answered, although with an error of the request
+                self._breaker.succeed()  # the upstream answered, although with an error
                 raise
             self._breaker.succeed()
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, arrays[name]) for name in names])

@@ -17,12 +17,12 @@ DATATYPES = {
     "FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BYTES": np.object_,
 }  # fmt: skip
 NAMES = {np.dtype(kind): name for name, kind in DATATYPES.items()}
-# The most bytes of an error's body that are shown.
+# The most bytes of an error's body that are shown to the caller.
 MOST_BODY = 300
 
 
 class UpstreamUnavailable(Exception):
-    """The upstream cannot answer now. The worker and the gateway know this error by its name."""
+    """The upstream cannot answer now. The worker and the gateway recognize this error by its name."""
 
 
 class UpstreamRefused(Exception):
@@ -51,7 +51,7 @@ class Upstream:
             raise UpstreamUnavailable(
                 f"{self.host} refused the credential of this Deployment (status {status})"
             )
-        # A redirect is not followed, because the credential would go to another address.
+        # Do not follow a redirect, because the credential would be sent to another address.
         if status == 429 or status >= 500 or 300 <= status < 400:
             raise UpstreamUnavailable(f"{self.host} answered {status}: {self._shown(raw)}")
         if status != 200:
@@ -97,7 +97,7 @@ class Upstream:
                 return answer.status, answer.headers, self._read(answer)
             except (OSError, http.client.HTTPException) as problem:
                 self.close()
-                # A server may close an idle connection at any time. It has not seen the request then.
+                # A server may close an idle connection at any time. Then it has not processed the request.
                 closed = isinstance(
                     problem, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError
                 )
@@ -111,7 +111,7 @@ class Upstream:
             body = answer.read(self._most_bytes + 1)
             if len(body) <= self._most_bytes:
                 return body
-        self.close()  # the rest of the answer is still on the connection
+        self.close()  # the rest of the answer is unread, so the connection cannot be used again
         raise UpstreamRefused(
             f"{self.host} sent an answer of more than {self._most_bytes} bytes. Send fewer rows in a "
             "request, ask for fewer outputs, or raise TIDEGATE_MAX_FETCHED_BYTES of the worker"

@@ -27,7 +27,7 @@ TYPES = {
 
 
 class TritonPythonModel:
-    """One instance of the model. Triton creates as many as the instance group says."""
+    """One instance of the model. The instance group sets how many instances Triton creates."""
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
@@ -67,7 +67,7 @@ def open_session(path: Path, settings: Any, gpu: int | None) -> Any:
     if CUDA not in onnxruntime.get_available_providers():
         raise RuntimeError(no_cuda("it is a build for the CPU"))
     if hasattr(onnxruntime, "preload_dlls"):
-        # Load CUDA and cuDNN from packages of pip. If these are missing, the system's libraries are used.
+        # Load CUDA and cuDNN from pip's packages. If there are none, onnxruntime uses the system's libraries.
         onnxruntime.preload_dlls()
     providers = [(CUDA, {"device_id": gpu}), cpu]
     with tempfile.TemporaryFile() as captured:

@@ -1,7 +1,7 @@
 """Keep the implicit state of sequences, because Triton's Python backend cannot return it to Triton.
 
-Triton gives the initial state with the first request of a sequence. After that, the state is the one that the
-model returned last.
+Triton sends the initial state with the first request of a sequence. For later requests, the state is the one
+that the model returned last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class StatefulRows(Rows):
         super().__init__(config, call)
         batching = config["sequence_batching"]
         self._states = {state["input_name"]: state["output_name"] for state in batching["state"]}
-        # As many sequences as Triton keeps. Those that have not been used for longest have ended.
+        # As many sequences as Triton keeps. If there are more, the sequences that were unused for longest
+        # have ended.
         slots = batching.get("oldest", {}).get("max_candidate_sequences", 0)
         self._most = max(1, int(slots), int(config["max_batch_size"]))
         self._kept: OrderedDict[Any, dict[str, Any]] = OrderedDict()
@@ -38,7 +39,7 @@ class StatefulRows(Rows):
             wanted = [*names, *(name for name in self._states.values() if name not in names)]
             found = dict(zip(wanted, self._call(feed, wanted)))  # noqa: B905
             if flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
-                self._kept.pop(id_, None)  # else it would take the place of a sequence that goes on
+                self._kept.pop(id_, None)  # else the ended sequence would take the place of a running one
             elif id_:  # a slot without a request has no id
                 self._keep(id_, {put: found[got] for put, got in self._states.items()})
             return response(names, [found[name] for name in names])
@@ -46,7 +47,7 @@ class StatefulRows(Rows):
             return failure(problem)
 
     def _state_of(self, id_: Any) -> dict[str, Any]:
-        """Return the state of a sequence. Raise an error if it is gone: the initial one would be wrong."""
+        """Return the state of a sequence. Raise an error if it is gone: the initial state would be wrong."""
         state = self._kept.get(id_)
         if state is None:
             raise RuntimeError(f"the state of sequence {id_} is gone: start the sequence again")

@@ -66,7 +66,7 @@ class TritonPythonModel:
 
 
 def load(path: Path, config: dict[str, Any]) -> Any:
-    """Load the estimator. Of a skops file, load only classes of scikit-learn and names that are trusted."""
+    """Load the estimator. From a skops file, load only classes of scikit-learn and names that are trusted."""
     if not zipfile.is_zipfile(path):
         return joblib.load(path)
     skops = importlib.import_module("skops.io")
@@ -76,7 +76,7 @@ def load(path: Path, config: dict[str, Any]) -> Any:
 
 
 def is_sklearn_class(name: str) -> bool:
-    """Return True for a class of scikit-learn. Functions and methods must be trusted by name."""
+    """Return True for a class of scikit-learn. A function or method is trusted only by its name."""
     return name.startswith("sklearn.") and name.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 

@@ -1,6 +1,7 @@
 """Run a TorchScript file, or a program of torch.export, on torch.
 
-TorchScript runs here if Triton has no native pytorch backend. That backend has no programs of torch.export.
+Triton's pytorch backend cannot run programs of torch.export. TorchScript files run here only if Triton has no
+pytorch backend.
 
 The module gets its inputs in the order of the signature. It returns one tensor, or several in the order of
 the outputs, or a dict with the names of the outputs as keys.

@@ -1,7 +1,7 @@
 """Run an XGBoost model.
 
 The outputs of a classifier are ``label`` and ``probabilities``. Other models have the output ``output``,
-which is the answer of ``Booster.predict``. NaN is a missing value.
+which is the result of ``Booster.predict``. NaN is a missing value.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TritonPythonModel:
 
 
 def load(path: Path) -> Any:
-    """Load JSON or UBJSON. XGBoost tells them apart by the file's name only."""
+    """Load a JSON or UBJSON file. XGBoost tells the two formats apart only by the file's name."""
     with path.open("rb") as file:
         kind = "ubj" if file.read(2)[1:] in (b"L", b"l", b"I", b"i", b"U", b"$", b"#") else "json"
     with tempfile.TemporaryDirectory() as folder:
@@ -57,13 +57,16 @@ def load(path: Path) -> Any:
 
 
 def rounds_of(booster: Any) -> tuple[int, int]:
-    """Return the trees to use. After early stopping, XGBClassifier and XGBRegressor use only the best."""
+    """Return the range of trees to use; (0, 0) means all.
+
+    After early stopping, XGBClassifier and XGBRegressor use only the trees up to the best iteration.
+    """
     best = booster.attr("best_iteration")
     return (0, int(best) + 1) if best is not None and booster.attr("scikit_learn") is not None else (0, 0)
 
 
 def output(name: str, answer: Any) -> Any:
-    """Return an output. ``answer``: what the booster predicts, of a binary classifier one number per row."""
+    """Return an output. ``answer``: the predictions; of a binary classifier, one number per row."""
     if name == "label":
         return answer > 0.5 if answer.ndim == 1 else answer.argmax(axis=1)
     if name == "probabilities" and answer.ndim == 1:
