@@ -13,7 +13,7 @@ from tidegate.kernel import quick_start
 
 
 def main() -> int:
-    """Serve until drained; return exit code 1 if the replica could not serve."""
+    """Run the worker until it is drained or fails. Return the exit code: 1 if the replica could not serve."""
     parser = argparse.ArgumentParser(prog="services.worker", description="One replica of a Deployment.")
     parser.add_argument("--replica-dir", type=Path, required=True, help="the folder with assignment.json")
     folder: Path = parser.parse_args().replica_dir
@@ -39,8 +39,8 @@ def main() -> int:
 def take_lock(folder: Path) -> int:
     """Lock the replica's folder until this process ends. Return the descriptor of the lock file.
 
-    The file has the pid of this process. Exits if another worker has the lock, so that two workers never
-    run the same replica.
+    The file contains the pid of this process. The process exits if another worker has the lock, so that two
+    workers never run the same replica.
     """
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -117,7 +117,7 @@ class Worker:
 
 
 def read_start(folder: Path) -> Assignment | WarmAssignment:
-    """Return what the launcher wrote: the replica to run, or the warm pool to wait in."""
+    """Read the launcher's file. Return the replica to run, or the warm pool to wait in."""
     document = orjson.loads((folder / "assignment.json").read_bytes())
     kind = WarmAssignment if "flavour" in document else Assignment
     return kind.model_validate(document)

@@ -43,10 +43,10 @@ def build_serving(
     sampler: Sampler | None = None,
     sequences: SequenceSpec | None = None,
 ) -> ReplicaServing:
-    """Return the parts that run the requests of ``queue``, and with ``jobs`` also jobs.
+    """Return the parts that run the requests of ``queue``. With ``jobs`` they also run jobs.
 
     ``fetch_bytes`` is the most bytes of tensors that are fetched from the blob store before their model call.
-    ``sequences``: the model is stateful; None: it is not.
+    ``sequences``: the sequences of a stateful model; None: it is not stateful.
     """
     if jobs is not None:
         jobs.scheduler.sampler = sampler
@@ -81,7 +81,7 @@ def build_llm_serving(
     jobs: JobServing | None = None,
     sampler: Sampler | None = None,
 ) -> ReplicaServing:
-    """Return the parts that run the requests to a language model, and with ``jobs`` also jobs."""
+    """Return the parts that run the requests to a language model. With ``jobs`` they also run jobs."""
     requests = LlmRequestConsumer(
         amqp_url, deployment, replica, publisher, claims=claims, fetch_bytes=fetch_bytes
     )
@@ -99,7 +99,7 @@ def build_llm_serving(
 
 
 def llm_room(deployment: Deployment) -> LlmRoom:
-    """Return the room for requests that a language model's Deployment sets."""
+    """Return the slots and the KV tokens for requests to a language model, from its Deployment."""
     spec = deployment.llm or LlmSpec()
     return LlmRoom(min(spec.slots, deployment.max_concurrency or spec.slots), spec.kv_tokens)
 
@@ -155,7 +155,7 @@ def build_replica(
     http_port: int,
     triton: TritonProcess | None,
 ) -> ReplicaLifecycle:
-    """Return the replica of an assignment; ``triton`` is a Triton that was started ahead."""
+    """Return the replica of an assignment. ``triton`` is a Triton that was started earlier."""
     deployment, replica = assignment.deployment.name, assignment.replica
     queue, claims = requests_queue(deployment), Claims(blobs, settings.claim_above_bytes)
     publisher = ReplyPublisher(settings.amqp_url, queue, claims)

@@ -93,21 +93,22 @@ async def _serving(
         if client is not None:
             await client.close()
         await triton.stop(grace_s=0)
-        await asyncio.sleep(POLL_S)  # so that the last lines of the log are printed
+        await asyncio.sleep(POLL_S)  # so that the end of the log is printed
         await tasks.end(following)
 
 
 def _enable_faulthandler(repository: Path) -> None:
     """Make Python models print a traceback when a signal kills them.
 
-    Triton's Python ignores PYTHONFAULTHANDLER. So this changes the copies of the models that are loaded here.
+    Triton's Python ignores PYTHONFAULTHANDLER. So the files of the models in this Triton's repository are
+    changed.
     """
     for path in repository.glob("*/*/model.py"):
-        if path.resolve().is_relative_to(repository.resolve()):  # else it is the cached artifact itself
+        if path.resolve().is_relative_to(repository.resolve()):  # else the cached artifact would change
             code = path.read_bytes()
-            path.unlink()  # it may be a hard link to the cached artifact
+            path.unlink()  # the file may be a hard link to the cached artifact
             path.write_bytes(code + FAULTHANDLER)
-            path.chmod(0o644)  # the umask must not keep the model's user from reading it
+            path.chmod(0o644)  # the model's user must be able to read the file, whatever the umask is
 
 
 async def _run(model: Model, request: Request, timeout_s: float) -> None:
