@@ -25,20 +25,20 @@ LIMITED = Counter(
 )
 
 Headers = dict[bytes, bytes]
-# Return the principal of a token, and the end of its validity (ms since the epoch). Raises Unauthorized.
+# Return the principal of a token, and when the token expires (ms since the epoch). Raises Unauthorized.
 Verify = Callable[[bytes], tuple[Principal, float]]
 # Return the list of a caller's counts at an endpoint, in the order of
 # ``tidegate.kernel.protocol.usage.COUNTS``.
 Count = Callable[[str, str], list[int]]
 
 REMEMBERED = 10_000
-# Clients of language models cannot be made without a key. For servers without keys their users write these.
+# Clients of language models require a key. Their users write one of these words for servers without keys.
 _NO_KEYS = frozenset(
     b"Bearer " + word
     for word in (b"-", b"EMPTY", b"empty", b"none", b"dummy", b"ollama", b"not-needed", b"sk-no-key-required")
 )
 _BEARER = b"Bearer "
-# SageMaker's clients sign requests. Their access key is the key here, and the signature is not checked.
+# SageMaker's clients sign their requests. Their access key is used as the API key; the signature is ignored.
 _AWS = b"AWS4-HMAC-SHA256 Credential="
 _REFUSALS = {
     "rate": (
@@ -99,7 +99,7 @@ class Grant:
 
     @property
     def limiter(self) -> KeyLimiter | None:
-        """The limits of the caller's requests; None: it has none."""
+        """The limits of the caller's requests; None if it has no limits."""
         return self._limiter
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -127,8 +127,8 @@ class Grant:
         """Count a request that has ended.
 
         ``compute_us``: its share of the model's time in us. ``received``, ``sent``: bytes of the bodies.
-        ``whole_us``: the time of its whole model call, which may have had other requests.
-        ``route``: the Deployment that answered; None: there is no answer, so the caller is not charged.
+        ``whole_us``: the time of its whole model call, which other requests may share. ``route``: the
+        Deployment that answered. Without an answer, it is None and the caller is not charged.
         """
         if not self._open:
             return
@@ -153,14 +153,14 @@ class Grant:
     def accepted(self, received: int) -> None:
         """Count the body of a request that became a job. The rest is counted when the job ends.
 
-        Another process learns the job's real cost, so the mean cost of a request is charged.
+        This process does not learn the job's real cost, so the caller is charged the mean cost of a request.
         """
         if self._open:
             self._end(0 if self._costs is None else self._costs.mean(self._endpoint))
             self._count(self._principal.id, self._endpoint)[3] += received
 
     def streamed(self, cost: UsageCost, received: int) -> None:
-        """Count a stream that has ended. If it was never queued, it is not counted."""
+        """Count a stream that has ended. Do not count a stream that was never queued."""
         if not cost.queued:
             self.cancel()
         self.done(
@@ -187,7 +187,7 @@ class Grant:
 
 
 class Access:
-    """The gateway's access control. ``required``: every caller needs a credential."""
+    """The gateway's access control. If ``required``, every caller needs a credential."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class Access:
         self._known.clear()
 
     def problem(self) -> str | None:
-        """Return the reason why keys cannot be checked, or None."""
+        """Return why keys cannot be checked now, or None if they can."""
         known = self._table is not None or not self.required
         return None if known else "This gateway does not know the keys yet: it has not reached the registry."
 

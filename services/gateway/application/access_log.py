@@ -32,7 +32,7 @@ from tidegate.kernel.token_bucket import TokenBucket
 log = telemetry.logger(__name__)
 
 WRITE_S = 0.2
-# If more lines than this wait, the disk does not accept writes. Then new lines are dropped.
+# With this many lines in memory, new lines are dropped: the disk does not keep up.
 MAX_PENDING = 20_000
 MAX_PROBLEM_CHARS = 500
 
@@ -41,7 +41,7 @@ Write = Callable[[bytes], None]
 
 
 class LoggedAnswer(Protocol):
-    """A model's answer, as far as the log and the metrics need it."""
+    """The parts of a model's answer that the log and the metrics use."""
 
     @property
     def route(self) -> DeploymentRoute:
@@ -57,7 +57,7 @@ class LoggedAnswer(Protocol):
 
 
 class AccessLog:
-    """A log of requests. ``write`` is called with whole lines, in a thread; None: nothing is logged.
+    """A log of requests. A thread calls ``write`` with whole lines; if it is None, nothing is logged.
 
     ``traces``: the traces of the same requests, or None.
     """
@@ -85,11 +85,11 @@ class AccessLog:
         return cls(None, first=0, fraction=0, errors_per_s=1)
 
     def begin(self, rid: bytes, headers: Headers) -> bytes:
-        """Return the field ``trace`` of a request's frame: its id, and its context if it is traced."""
+        """Return the field ``trace`` of a request's frame: its id, and a context if the request is traced."""
         return rid if self.traces is None else self.traces.begin(rid, headers)
 
     def start(self) -> None:
-        """Begin to write lines in the background."""
+        """Start writing lines in the background."""
         if self._write is not None:
             self._task = asyncio.create_task(self._run(), name="access log")
 
@@ -151,7 +151,7 @@ class AccessLog:
         started: float,
         **extra: Any,
     ) -> None:
-        """Export an answered request, if it is traced or slow. Call this only if there are :attr:`traces`.
+        """Export the trace of an answered request that is traced or slow. :attr:`traces` must not be None.
 
         ``started``: the time of ``time.perf_counter`` at which the request began.
         """
@@ -183,7 +183,7 @@ class AccessLog:
         status: int,
         started: float,
     ) -> None:
-        """Export an accepted job, if it is traced or slow."""
+        """Export the trace of an accepted job that is traced or slow."""
         if self.traces is None:
             return
         total = time.perf_counter() - started
@@ -234,7 +234,7 @@ class AccessLog:
         trace: bytes = b"",
         **extra: Any,
     ) -> None:
-        """Log a failed or refused request, and export it. Above the limit per second, only count it.
+        """Log a failed or refused request, and export its trace. Above the limit per second, only count it.
 
         ``started``: the time of ``time.perf_counter`` at which the request began; None: now.
         """
@@ -359,7 +359,7 @@ def access_log_of(settings: GatewaySettings, traces: RequestTraces | None = None
 
 
 def _to_stdout(lines: bytes) -> None:
-    # This runs in another thread than the event loop, so it does not share the buffer of sys.stdout.
+    # This does not run in the event loop's thread, so it must not use the buffer of sys.stdout.
     with contextlib.suppress(BlockingIOError):
         view = memoryview(lines)
         while view:

@@ -26,7 +26,7 @@ WRITTEN = Counter(
     "tidegate_gateway_async_answers_total", "Answers of asynchronous inference, by outcome.", ["outcome"]
 )
 TAKEN, LEASE_MS, POLL_S, RETRY_S = 64, 60_000, 0.5, 2.0
-# A new job is looked at after this time. Later looks are a tenth of its age apart.
+# A new job is first checked after FIRST_MS. The pause before the next check is a tenth of the job's age.
 FIRST_MS, RAREST_MS = 250, 10_000
 
 
@@ -45,12 +45,12 @@ class AsyncOutputs:
         self._loop.start()
 
     async def stop(self) -> None:
-        """Stop. Another process writes what is left."""
+        """Stop. Another process writes the remaining answers."""
         await self._loop.stop()
         await self._due.close()
 
     async def expect(self, job: Job) -> None:
-        """Write the answer of a job when it has ended. Raise Unavailable."""
+        """Schedule the writing of a job's answer for when the job has ended. Raise Unavailable."""
         await self._due.add(job.id, int(time.time() * 1e3) + FIRST_MS)
 
     async def _step(self) -> float:
@@ -66,7 +66,7 @@ class AsyncOutputs:
         now = int(time.time() * 1e3)
         for id_, job in zip(ids, jobs, strict=True):
             if job is None:
-                done.append(id_)  # its record was deleted meanwhile
+                done.append(id_)  # the job's record was deleted meanwhile
             elif not job.terminal:
                 again[id_] = now + min(RAREST_MS, max(FIRST_MS, (now - job.created_ms) // 10))
         ended = [job for job in jobs if job is not None and job.terminal]
@@ -78,7 +78,7 @@ class AsyncOutputs:
         try:
             await self._due.settle(done, again)
         except StoreUnavailable:
-            return RETRY_S  # their leases end, and they are written again
+            return RETRY_S  # the leases of these jobs end, and their answers are written again
         return 0.0 if len(ids) == TAKEN else POLL_S
 
     async def _write(self, job: Job) -> bool:
@@ -107,7 +107,7 @@ class AsyncOutputs:
             raise
         except TidegateError as failure:
             error = failure
-        except Exception:  # such an answer must not be retried for ever
+        except Exception:  # an answer that cannot be encoded must not be retried forever
             log.exception("an answer cannot be encoded", extra={"job": name})
             error = TidegateError("internal error; see the log of the service")
         document = {"reason": error.reason, "message": for_caller(error), "job": name}

@@ -12,7 +12,7 @@ from tidegate.kernel.errors import NotFound, TidegateError, Unavailable
 from tidegate.kernel.protocol import statistics
 from tidegate.kernel.store import Store
 
-# Clients of Triton look for this name.
+# Triton's clients expect this name.
 SERVER_NAME = "triton"
 EXTENSIONS = [
     "classification",
@@ -32,7 +32,10 @@ EXTENSIONS = [
 
 
 class Catalogue:
-    """The models under their public names, in Triton's format. Raises NotFound, NoRoutes, Unavailable."""
+    """The models under their public names, in Triton's format.
+
+    The methods raise NotFound, NoRoutes or Unavailable.
+    """
 
     def __init__(self, core: InferenceCore, metadata: ModelMetadataCache, store: Store) -> None:
         self._core = core
@@ -40,7 +43,7 @@ class Catalogue:
         self._store = store
 
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
-        """Return every model version and whether it is ready. With ``ready``, return only the ready ones."""
+        """Return every model version with its state. With ``ready``, return only the ready versions."""
         found = [
             (endpoint.name, version, admission.state(route.wakeable, self._core.fleet(route.name)))
             for endpoint in self._core.table().endpoints.values()
@@ -86,7 +89,7 @@ class Catalogue:
         }
 
     async def config(self, model: str, version: str) -> dict[str, Any]:
-        """Return the model's configuration as completed by Triton, under its public name."""
+        """Return the configuration of a model, which Triton completed, with the model's public name."""
         endpoint, route = self._core.find(model, version)
         found = await self._metadata.get(route.name)
         if found is None:
@@ -94,7 +97,7 @@ class Catalogue:
         return found.config | {"name": endpoint.name}
 
     def _not_known_yet(self, what: str, endpoint: EndpointRoute, route: DeploymentRoute) -> TidegateError:
-        """Request a replica, because only a ready one reports the metadata. Return the error to raise."""
+        """Request a replica, because only a ready replica reports the metadata. Return the error to raise."""
         error = Unavailable(
             f"the {what} of {endpoint.name!r} is not known until the first replica is ready",
             reason="not_known_yet",

@@ -1,6 +1,7 @@
-"""Give answers an id for feedback, and accept feedback for them.
+"""Make the feedback ids of answers, and accept feedback.
 
-Only endpoints that collect feedback get ids: with a rollout, an experiment, or the setting ``feedback``.
+Only the answers of endpoints that collect feedback get ids. These endpoints have a rollout, an experiment, or
+the setting ``feedback``.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from tidegate.kernel.store.feedback import MOST_NAMES, Added, FeedbackStore
 RECEIVED = Counter("tidegate_gateway_feedback_total", "Feedback from callers, by outcome.", ["outcome"])
 
 HEADER = b"x-feedback-id"
-# The member of a job's record that has the id.
+# The member of a job's record that holds the feedback id.
 ASK = "feedback"
 _AT_A_TIME = 100
-# Of one caller, in one gateway process.
+# The most items of feedback a second from one caller, in one gateway process.
 ITEMS_PER_S = 2000
 
 Status = Literal["accepted", "duplicate", "invalid", "unknown", "expired", "forbidden"]
 
 
 class PendingId:
-    """The id of an answer that is still to come. Its Deployment is the last fact to be known."""
+    """A feedback id that is not complete yet: the Deployment of the answer is still missing."""
 
     __slots__ = ("_facts", "_ids")
 
@@ -48,7 +49,7 @@ class PendingId:
         self._facts = facts
 
     def id(self, route: DeploymentRoute, *, moved: bool = False) -> bytes:
-        """Return the id of the answer of a Deployment. ``moved``: it replaced the chosen one."""
+        """Return the id of an answer of ``route``. ``moved``: another Deployment was chosen first."""
         endpoint, request_id, assigned, unit, owner, experiment = self._facts
         return self._ids.make(
             AnswerFacts(
@@ -66,7 +67,7 @@ class PendingId:
 
 
 class FeedbackTags:
-    """Ids for answers. ``endpoints`` has the endpoints that collect feedback; usually it is empty."""
+    """Ids for answers. ``endpoints``: the endpoints that collect feedback, usually none."""
 
     def __init__(self, ids: FeedbackIds) -> None:
         self._ids = ids
@@ -81,7 +82,7 @@ class FeedbackTags:
     def begin(
         self, endpoint: str, version: str, origin: Callable[[], Origin], rid: bytes, principal: Principal
     ) -> PendingId | None:
-        """Return the id of an answer to come; None if its endpoint collects no feedback."""
+        """Return the incomplete id of a request's answer; None if the endpoint collects no feedback."""
         route = self._routes.get(endpoint)
         if route is None:
             return None
@@ -106,7 +107,7 @@ class ItemAnswer:
 
 
 class FeedbackIntake:
-    """Accepts feedback. ``window_s``: how long after an answer its feedback is accepted."""
+    """Accepts feedback for up to ``window_s`` seconds after the answer."""
 
     def __init__(self, ids: FeedbackIds, store: FeedbackStore, jobs: JobStore, window_s: float) -> None:
         self._ids = ids
@@ -116,7 +117,7 @@ class FeedbackIntake:
         self._paces = Paces(ITEMS_PER_S, "items of feedback")
 
     async def accept(self, raw: Sequence[Any], principal: Principal) -> list[ItemAnswer]:
-        """Return what became of each item. The accepted ones are on disk.
+        """Accept items of feedback. Return the status of each item; accepted items are on disk.
 
         Raise TooMany for a caller that sends more than ``ITEMS_PER_S``, and StoreUnavailable.
         """
@@ -124,7 +125,7 @@ class FeedbackIntake:
         answers: list[ItemAnswer] = []
         for at in range(0, len(raw), _AT_A_TIME):
             answers += await self._accept(raw[at : at + _AT_A_TIME], principal)
-            await asyncio.sleep(0)  # requests of other callers come first
+            await asyncio.sleep(0)  # let the event loop serve other requests
         for each in answers:
             RECEIVED.labels(each.status).inc()
         return answers
@@ -194,7 +195,7 @@ _FOREIGN = "this answer belongs to another key: use that key, or a key with the 
 
 
 def _key(facts: AnswerFacts) -> str:
-    """Return the identity of an answer: all its facts but those that hide the caller."""
+    """Return a key that identifies an answer."""
     return f"{facts.endpoint}\0{facts.deployment}\0{facts.request_id}\0{facts.at}\0{facts.owner}"
 
 

@@ -1,4 +1,4 @@
-"""Load, unload and scale models for clients of Triton and TorchServe, by operations on Deployments."""
+"""Load, unload and scale models for clients of Triton and TorchServe, through operations on Deployments."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tidegate.kernel.protocol.access import INFER, OPERATE, Principal, may_not_u
 from tidegate.kernel.service import caller
 from tidegate.kernel.service.caller import Caller
 
-# The longest waits for a load and for an unload. After its wait, an unload is answered and continues.
+# The longest waits for a load and for an unload. An unload that takes longer continues after the response.
 LOAD_S, UNLOAD_S = 600.0, 60.0
-# How long the route table may take to show a change of the registry.
+# The longest time until the route table shows a change of the registry.
 TABLE_S = 30.0
 POLL_S, WAKE_EVERY_S = 0.05, 1.0
 
@@ -37,7 +37,7 @@ class Operations(Protocol):
 
 
 class ModelControl:
-    """Model control. ``allowed``: the callers that may use it."""
+    """Loads, unloads and scales models. ``allowed``: the callers that may do this."""
 
     def __init__(self, core: InferenceCore, operations: Operations, allowed: Allowed) -> None:
         self._core = core
@@ -51,7 +51,7 @@ class ModelControl:
         principal: Principal,
         timeout_ms: float | None = None,
     ) -> None:
-        """Wake a model, also if it is paused, and return when it is ready; raise TidegateError.
+        """Wake a model, even if it is paused. Return when it is ready; raise TidegateError.
 
         ``timeout_ms``: how long to wait; None: ``LOAD_S``.
         """
@@ -65,7 +65,7 @@ class ModelControl:
         await self._until_ready(model, LOAD_S if timeout_ms is None else timeout_ms / 1e3)
 
     async def unload(self, model: str, principal: Principal) -> None:
-        """Hold every version of a model at 0 replicas, and return when none is left; raise TidegateError."""
+        """Hold every version of a model at 0 replicas. Return when all have ended; raise TidegateError."""
         self._permit(model, principal)
         endpoint = self._endpoint(model, "unload")
         model_control.check_unshared(endpoint, self._core.table().endpoints.values())
@@ -79,9 +79,9 @@ class ModelControl:
     async def scale(
         self, model: str, version: str, replicas: int, principal: Principal, *, wait: bool
     ) -> None:
-        """Hold a version, or every target, at a number of replicas; raise TidegateError.
+        """Hold a version at a number of replicas; without a version, every target. Raise TidegateError.
 
-        With ``wait``, return when that many are ready.
+        With ``wait``, return when that many replicas are ready.
         """
         self._permit(model, principal)
         endpoint = self._endpoint(model, "scale")
@@ -140,7 +140,7 @@ class ModelControl:
             await asyncio.sleep(POLL_S)
 
     def _check_progress(self, model: str, route: DeploymentRoute, spent: float, limit_s: float) -> None:
-        """Raise if a Deployment that should start cannot become ready."""
+        """Raise a TidegateError if a Deployment cannot become ready, or takes longer than ``limit_s``."""
         if not route.wakeable:
             if spent > TABLE_S:
                 raise Conflict(
@@ -157,7 +157,7 @@ class ModelControl:
 
 
 class _acting:  # noqa: N801  a context manager
-    """The caller of the operations: the principal, or the stack if its scope does not matter."""
+    """Sets the caller of operations: the principal, or the stack if the principal lacks the scope operate."""
 
     def __init__(self, principal: Principal) -> None:
         present = caller.current.get()

@@ -1,4 +1,4 @@
-"""Remembers which replicas have read which prompts, and chooses a replica for each request.
+"""Remember which replicas have read which prompts, and choose a replica for each request.
 
 Each gateway process knows only its own requests. For a new prompt, all processes choose the same replica.
 """
@@ -24,7 +24,7 @@ PREFIXES = Counter(
 
 
 class DeploymentMemory:
-    """A Deployment's prompts and load, as this gateway knows them. ``inflight``: requests on each replica."""
+    """A Deployment's prompts and requests by replica, as far as this gateway knows."""
 
     def __init__(self) -> None:
         self.prefixes = PrefixMemory()
@@ -32,7 +32,7 @@ class DeploymentMemory:
 
 
 class Placement:
-    """A request and the replica that it prefers (None: any). It counts until its context ends."""
+    """A request and its preferred ``replica`` (None: any). It counts as load until the context ends."""
 
     def __init__(self, memory: DeploymentMemory, blocks: list[bytes], choice: Choice) -> None:
         self._memory = memory
@@ -44,7 +44,7 @@ class Placement:
         self._count(choice.replica)
 
     def taken_by(self, replica: str | None) -> None:
-        """Note the replica that runs the request, which the first answer names. Later answers are ignored."""
+        """Note the replica that runs the request. The first answer names it; later calls do nothing."""
         if self._taken or not replica:
             return
         self._taken = True
@@ -74,7 +74,7 @@ class Placement:
 
 
 class PrefixAffinity:
-    """Chooses replicas. ``replicas`` returns the ready ones of a Deployment."""
+    """Chooses replicas. ``replicas`` returns the ready replicas of a Deployment."""
 
     def __init__(self, replicas: Callable[[str], Sequence[ReplicaSlots]]) -> None:
         self._replicas = replicas
@@ -83,7 +83,7 @@ class PrefixAffinity:
     def place(
         self, deployment: str, wait_ms: float, path: str, body: dict[str, Any], salt: bytes
     ) -> Placement:
-        """Return the placement of a request. ``wait_ms`` 0: the Deployment has turned prefix affinity off."""
+        """Return the placement of a request. ``wait_ms`` 0 means no prefix affinity."""
         memory = self._memories.get(deployment)
         if memory is None:
             memory = self._memories[deployment] = DeploymentMemory()

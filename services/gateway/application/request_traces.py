@@ -1,8 +1,8 @@
 """Traces of requests: the spans of a gateway, built at the end of a request from its measured times.
 
-A request is traced from its beginning if the sampler takes it. Then its frame carries the context of the
-span ``send`` to the worker, whose spans follow it. A slow or failed request that the sampler did not take
-has only the span of the gateway, with the times of its parts as attributes.
+The sampler decides at the beginning if a request is traced. The frame of a traced request carries the context
+of the span ``send`` to the worker, which adds its own spans. A slow or failed request that the sampler did
+not take has only the gateway's span, with the times of its parts as attributes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tidegate.kernel.tracing import Attributes, Span, SpanExport, epoch_ahead, e
 log = telemetry.logger(__name__)
 
 Headers = Mapping[bytes, bytes]
-# Slow and failed requests that the sampler did not take. When everything fails, a few traces show why.
+# Exported slow and failed requests that the sampler did not take. If everything fails, a few traces suffice.
 UNSAMPLED_PER_S = 20
-# Requests that are traced because their callers say so. A span costs as much as a whole small request.
+# Requests that are traced because their callers want it. A span costs as much as a whole small request.
 BY_CALLERS_PER_S = 200
 
 
@@ -35,7 +35,7 @@ class Export(Protocol):
     """Receives the spans."""
 
     def add(self, span: Span) -> None:
-        """Export a span soon."""
+        """Queue a span for export."""
 
 
 class RequestTraces:
@@ -59,9 +59,9 @@ class RequestTraces:
         return trace_context.attached(rid, new_context(parent.trace_id if parent else 0))
 
     def wants(self, trace: bytes, total: float, error: TidegateError | None = None) -> bool:
-        """Return True if a request that took ``total`` seconds is to be exported. Ask once for a request.
+        """Return True if a request that took ``total`` seconds must be exported. Call this once per request.
 
-        Almost all requests end here, so that the attributes of their spans are not even built.
+        Most requests are not exported, so their callers do not build span attributes before this call.
         """
         if SEPARATOR in trace:
             return True
@@ -80,10 +80,10 @@ class RequestTraces:
         timing: Timing | None = None,
         error: TidegateError | None = None,
     ) -> None:
-        """Export a request that took ``total`` seconds. :meth:`wants` has returned True.
+        """Export a request that took ``total`` seconds. Call this only if :meth:`wants` returned True.
 
-        ``started``: a ``time.perf_counter`` time. The process may have been preempted since the request
-        ended. So the spans' times come from ``started`` and one offset, not from the time of this call.
+        ``started``: the time of ``time.perf_counter`` at which the request began. The spans' times come from
+        ``started`` and one offset, because the process may have been preempted before this call.
         """
         sent = trace_context.detached(trace)[1]
         parent = trace_context.parse(headers.get(b"traceparent")) if headers else None
@@ -117,7 +117,7 @@ def timing_attributes(timing: Timing, total: float) -> dict[str, Any]:
 
 
 def request_traces_of(slow_ms: float) -> tuple[RequestTraces, SpanExport] | tuple[None, None]:
-    """Return the traces that the variables ``OTEL_*`` choose, and their export; None without a receiver."""
+    """Return the traces and their export by the variables ``OTEL_*``; None without a receiver."""
     export = export_of("gateway")
     if export is None:
         return None, None

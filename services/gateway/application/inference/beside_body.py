@@ -1,4 +1,4 @@
-"""The sources of a request beside its body: shared memory of its caller, and headers for the model."""
+"""The input of a request that is not in its body: the caller's shared memory, and headers for the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.gateway.domain.contract import Beside, is_ours
 from services.gateway.domain.shared_memory import Regions, UsesRegions
 from tidegate.kernel.protocol.access import Principal
 
-# No model gets these, whatever the pattern says.
+# These headers never go to a model, even if the pattern matches them.
 _SECRET = frozenset({
     "authorization", "proxy-authorization", "cookie", "x-amz-security-token", "x-api-key", "api-key",
 })  # fmt: skip
@@ -25,20 +25,23 @@ class OwnedRegions(Protocol):
 
 
 class BesideBody:
-    """The settings that say what a request may use. ``forwards`` is False if no header goes to models."""
+    """The input that requests may have outside their bodies. ``forwards``: some headers go to models."""
 
     def __init__(self, regions: OwnedRegions | None = None, pattern: str = "") -> None:
-        """``regions``: None if callers may not use shared memory. ``pattern``: of headers for models."""
+        """``regions``: None if callers may not use shared memory. ``pattern``: matches headers for models."""
         self._regions = regions
         self._pattern = re.compile(pattern) if pattern else None
         self.forwards = self._pattern is not None
 
     def headers(self, headers: Mapping[bytes, bytes]) -> Beside:
-        """Return the headers of a request that its model gets."""
+        """Return the headers of a request that go to the model."""
         return Beside(None, self._forwarded(headers))
 
     def memory(self, headers: Mapping[bytes, bytes], principal: Principal, refusal: UsesRegions) -> Beside:
-        """Return the caller's regions and the headers for the model; raise ``refusal`` without regions."""
+        """Return the caller's regions and the headers for the model.
+
+        Raise ``refusal`` if callers may not use shared memory.
+        """
         if self._regions is None:
             raise refusal
         return Beside(self._regions.of(principal.id), self._forwarded(headers))

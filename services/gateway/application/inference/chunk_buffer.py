@@ -1,4 +1,4 @@
-"""Buffer the replies of a stream that its caller has not read yet."""
+"""Buffer the replies of a stream until its caller reads them."""
 
 from __future__ import annotations
 

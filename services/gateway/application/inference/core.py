@@ -52,7 +52,7 @@ MAX_TIMEOUT_MS = 86_400_000
 
 @dataclass(slots=True)
 class Timing:
-    """The parts of a request's time in seconds. Each part is measured with the clock of one machine."""
+    """The parts of a request's time in seconds. Each part is measured on one machine, by its clock."""
 
     decode: float = 0.0
     wait: float = 0.0
@@ -83,7 +83,7 @@ def _nothing() -> None:
 
 
 class InferenceCore:
-    """Run inference requests; HTTP and gRPC share it. ``feedback`` makes the ids for callers' feedback."""
+    """Runs inference requests from HTTP and gRPC. ``feedback`` makes the ids for callers' feedback."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class InferenceCore:
             self._dispatcher.demand(route)
 
     def find(self, model: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and one of its Deployments, for a check; raise NotFound or NoRoutes."""
+        """Return an endpoint and one of its Deployments. Count no request. Raise NotFound or NoRoutes."""
         return require(self._routes.table).find(model, version)
 
     def pick(
@@ -135,8 +135,8 @@ class InferenceCore:
     ) -> tuple[EndpointRoute, DeploymentRoute]:
         """Return the endpoint and the Deployment for a request; raise NotFound or NoRoutes.
 
-        Call it once for each request, because it counts towards the shares of the traffic. ``origin`` returns
-        the facts that the endpoint's rules and sticky keys read.
+        Call this once for each request, because each call counts towards the traffic shares. ``origin``
+        returns the facts that the endpoint's rules and sticky keys read.
         """
         endpoint, route = require(self._routes.table).pick(model, version, self._splitter, origin)
         if endpoint.reserves and not version:
@@ -144,7 +144,7 @@ class InferenceCore:
         return endpoint, route
 
     def _reserved(self, shared: DeploymentRoute, own: DeploymentRoute | None) -> DeploymentRoute:
-        """Return the reserved replicas of an endpoint while they have room, else those that it shares."""
+        """Return the Deployment of the reserved replicas while they have room, else the shared Deployment."""
         if own is None or not self.fleet(own.name).ready:
             return shared
         queue = self._dispatcher.queue_of(own)
@@ -178,7 +178,7 @@ class InferenceCore:
                 "use /generate_stream, or ModelStreamInfer over gRPC"
             )
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # the others go on where the sequence is, even if that replica drains
+            if request.sequence.start:  # later requests go to the sequence's replica, even while it drains
                 self.admit(route, timeout_ms, flow)
             return self.sequences.begin(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, done
@@ -211,11 +211,11 @@ class InferenceCore:
         id_: bytes = b"",
         keeper: str = "",
     ) -> bytes:
-        """Queue a request that was admitted, and return its id. ``done`` is called as :meth:`begin` says.
+        """Queue an admitted request, and return its id. ``done`` is called as for :meth:`begin`.
 
         ``keeper``: the replica that keeps the request's sequence.
         """
-        # The callback exists until the reply arrives, so it must not keep the request's tensors in memory.
+        # The callback lives until the reply arrives, so it must not keep the request's tensors in memory.
         kept = request.without_data()
 
         def on_outcome(outcome: ReplyOrError) -> None:
@@ -297,7 +297,7 @@ class InferenceCore:
         if route.llm is not None:
             raise not_tensors(model)
         if request.sequence is not None and self._keeps_sequences(endpoint, route):
-            if request.sequence.start:  # the others go on where the sequence is, even if that replica drains
+            if request.sequence.start:  # later requests go to the sequence's replica, even while it drains
                 self.admit(route, timeout_ms, flow)
             answers = self.sequences.stream(
                 endpoint, version, route, request, decode, timeout_ms, flow, trace, decode_s, queued
@@ -328,9 +328,9 @@ class InferenceCore:
     ) -> AsyncGenerator[InferenceResult]:
         """Yield the answers of a Deployment to a decoded request, as :meth:`stream` does.
 
-        ``decode_s``: the seconds that decoding took. ``admitted``: it continues a request that was admitted.
-        ``flow``: its caller at its endpoint. ``cost``: what it counts for beside other callers; 0: its rows.
-        A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
+        ``decode_s``: the seconds that decoding took. ``admitted``: the request was admitted before.
+        ``flow``: its caller at its endpoint. ``cost``: its size when callers share the Deployment; 0: its
+        rows. A request to a language model may prefer a ``replica``, and wait for it for up to ``wait_ms``.
         ``keeper``: the replica that keeps the request's sequence.
         """
         if not admitted:
@@ -377,7 +377,7 @@ class InferenceCore:
         origin: Callable[[], Origin] | None,
         caller: Principal,
     ) -> tuple[EndpointRoute, DeploymentRoute, Decoded, float, float, FlowKey]:
-        """Return endpoint, Deployment, decoded request, timeout in ms, the seconds of this, and the flow."""
+        """Return endpoint, Deployment, decoded request, timeout in ms, seconds of decoding, and the flow."""
         started = time.perf_counter()
         endpoint, route = self.pick(model, version, origin)
         if timeout_ms is None:
@@ -395,7 +395,7 @@ class InferenceCore:
         return endpoint, route, request, timeout_ms, time.perf_counter() - started, flow
 
     def _keeps_sequences(self, endpoint: EndpointRoute, route: DeploymentRoute) -> bool:
-        """Return True if the endpoint has a stateful model. Raise Unavailable while that is not known."""
+        """Return True if the endpoint has a stateful model. Raise Unavailable without a signature."""
         if route.contract.signature is None:
             raise self.needs_replica(route, inputs_unknown())
         return endpoint.stateful
@@ -403,7 +403,7 @@ class InferenceCore:
     def needs_replica(self, route: DeploymentRoute, error: Unavailable) -> TidegateError:
         """Request a replica, because a call needs data that only a replica has. Return the error to raise.
 
-        It is ``error``, or the reason why no replica can start.
+        The result is ``error``, or the reason why no replica can start.
         """
         self._dispatcher.demand(route)
         fleet = self._heartbeat.fleet(route.name)
@@ -412,7 +412,7 @@ class InferenceCore:
         return admission.no_replica_in_time(route.wakeable, fleet, math.inf, route.name) or error
 
     def admit(self, route: DeploymentRoute, timeout_ms: float, flow: FlowKey) -> None:
-        """Raise the reason if a request may not wait, such as Overloaded, NoCapacity or ColdStart."""
+        """Raise Overloaded, NoCapacity, ColdStart or another error if a request may not be queued."""
         if self._costs.refused:
             self._costs.check_budget(route.name, time.time())
         queue = self._dispatcher.queue_of(route)
@@ -447,7 +447,7 @@ def _result(
 
 
 def not_tensors(model: str) -> BadRequest:
-    """Return the error for tensors to a language model: with them a caller could choose any path."""
+    """Return the error for tensors to a language model. With tensors, a caller could choose any path."""
     return BadRequest(
         f"model {model!r} is a language model and takes no tensors: use /v1/chat/completions",
         reason="language_model",
@@ -457,7 +457,7 @@ def not_tensors(model: str) -> BadRequest:
 def failure(reply: Reply) -> TidegateError:
     """Return the error that a failed reply contains."""
     body = orjson.loads(reply.key)
-    if body["reason"] == WorkerLost.reason:  # not in BY_REASON: a job that failed so will not run again
+    if body["reason"] == WorkerLost.reason:  # not in BY_REASON
         return WorkerLost(body["message"])
     if body["reason"] == UpstreamUnavailable.reason:
         return UpstreamUnavailable(body["message"])

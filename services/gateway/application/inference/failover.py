@@ -1,4 +1,4 @@
-"""Send a request with tensors to another Deployment of its endpoint, if its upstream is not available."""
+"""Send a request with tensors to another Deployment of its endpoint if its upstream is not available."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def elsewhere(
 ) -> DeploymentRoute:
     """Return another Deployment for a request; raise ``error`` if there is none.
 
-    A rule of the endpoint keeps the request at its Deployment, because the rule may keep data in a region.
+    If a rule chose the Deployment, the request stays there: the rule may keep data in a region.
     """
     stays = bool(endpoint.rules) and origin is not None and endpoint.has_rule_for(origin())
     other = None if stays else another(endpoint, route, failed, error)
@@ -53,7 +53,7 @@ class Sender(Protocol):
     """The part of the inference core that sends a request."""
 
     def admit(self, route: DeploymentRoute, timeout_ms: float, flow: FlowKey) -> None:
-        """Raise the reason if a request may not wait."""
+        """Raise an error if a request may not be queued."""
 
     def send(
         self,
@@ -66,7 +66,7 @@ class Sender(Protocol):
         done: Callable[[Any], None],
         flow: FlowKey,
     ) -> bytes:
-        """Queue a request that was admitted, and return its id."""
+        """Queue an admitted request, and return its id."""
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Failover:
             other = elsewhere(self.endpoint, self.route, self.failed, outcome, self.origin)
             self.core.admit(other, left_ms, self.flow)
         except TidegateError:
-            self.done(outcome)  # the first failure says more than a refusal of the second Deployment
+            self.done(outcome)  # the first failure is more useful than the refusal of the second Deployment
             return
         self.route = other
         self.core.send(

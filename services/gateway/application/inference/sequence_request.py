@@ -1,4 +1,4 @@
-"""A request of a sequence, and its turn: the requests of one sequence are sent one after the other."""
+"""A request of a sequence, and its turn. The requests of a sequence are sent one after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tidegate.kernel.protocol.sequences import SequenceMark
 class SequenceRequest:
     """A request of a sequence. ``route`` and ``request`` change if the sequence is at another Deployment.
 
-    ``ends_at`` is on the monotonic clock. ``decode`` reads the body again, for another signature.
+    ``ends_at``: the deadline on the monotonic clock. ``decode`` decodes the body for another signature.
     """
 
     id: bytes
@@ -39,7 +39,7 @@ class SequenceRequest:
     place: Place | None = None
 
     def forget_data(self) -> None:
-        """Drop the tensors of a request that was sent. A first request keeps them: it may be sent again."""
+        """Drop the tensors of a sent request. The first one of a sequence keeps them, for another try."""
         if not self.mark.start:
             self.request, self.decode = self.request.without_data(), _forgotten
 
@@ -50,7 +50,7 @@ class SequenceRequest:
 
     @property
     def left_ms(self) -> float:
-        """Return the milliseconds until its deadline."""
+        """Return the milliseconds until the deadline, at least 1."""
         return max((self.ends_at - time.monotonic()) * 1e3, 1.0)
 
 
@@ -75,7 +75,7 @@ class Sender(Protocol):
         id_: bytes = b"",
         keeper: str = "",
     ) -> bytes:
-        """Queue a request that was admitted, and return its id."""
+        """Queue an admitted request, and return its id."""
 
     def stream_from(
         self,
@@ -96,7 +96,7 @@ class Sender(Protocol):
 
 @dataclass(slots=True)
 class Line:
-    """The requests of one sequence that are being sent: one after the other."""
+    """The line in which the requests of one sequence wait to be sent. ``users``: how many are in it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
@@ -117,13 +117,13 @@ class Turn:
         self._held = True
 
     def release(self) -> None:
-        """Let the next request go. A second call does nothing."""
+        """Let the next request be sent. A second call does nothing."""
         if self._held:
             self._held = False
             self._line.lock.release()
 
     def end(self) -> None:
-        """Release the turn, and forget a sequence without requests."""
+        """Release the turn. Remove the sequence's line if no other request is in it."""
         self.release()
         self._line.users -= 1
         if not self._line.users:

@@ -1,8 +1,8 @@
 """Send the requests of a sequence to the replica that keeps its state, in the order of their arrival.
 
-The replica is chosen when the sequence starts: the one with the most free slots. The live store has the
-place, so all gateways agree. A request goes to the replica's own queue, and no other replica ever gets it. If
-the replica is lost, its callers get an error, because the state is gone (ADR 053).
+A new sequence starts on the replica with the most free slots. The live store keeps the choice, so all
+gateways agree. A request goes to the replica's own queue, and no other replica ever gets it. If the replica
+is lost, its callers get an error, because the state is lost too (ADR 053).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ SEQUENCES = Counter(
     "Sequences of stateful models by event: started, ended, lost, unknown, full.",
     ["event"],
 )
-# A sequence that finds no free slot waits for this share of its request's timeout, and no longer than this.
+# A new sequence waits for a free slot for this share of its request's timeout, but at most for WAIT_S.
 WAIT_SHARE, WAIT_S = 0.8, 10.0
 POLL_S, UPLOAD_POLL_S = 0.05, 0.005
-# A lost replica may be reported as ready for some seconds.
+# A lost replica may still be reported as ready for some seconds. For this time, it is not used.
 DEAD_S = 15.0
 STARTS = 3
 REMEMBERED = 10_000
-# After a call of the store has failed, the next calls do not wait for it.
+# After a failed call, the store is not called for this time.
 AWAY_S = 2.0
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class SequenceRouter:
             await self._places.close()
 
     def abandon(self, id_: bytes) -> None:
-        """Forget a request, because its caller has gone. The worker may still run it."""
+        """Forget a request whose caller disconnected. The worker may still run the request."""
         task = self._sending.pop(id_, None)
         if task is not None:
             task.cancel()
@@ -110,9 +110,9 @@ class SequenceRouter:
         decode_s: float,
         done: Callable[[Any], None],
     ) -> bytes:
-        """Send a request when its turn comes, and return its id. ``done`` gets the result or an error.
+        """Send a request when its turn comes. Return its id now; ``done`` gets the result or an error later.
 
-        ``decode`` reads the body again, if the sequence is at a Deployment with another signature.
+        ``decode`` decodes the body again if the sequence is at a Deployment with another signature.
         """
         ends_at, id_ = time.monotonic() + timeout_ms / 1e3, self._dispatcher.new_id()
         sequenced = SequenceRequest(
@@ -146,7 +146,7 @@ class SequenceRouter:
                 keeper=place.replica,
             )
             request.forget_data()
-            while self._dispatcher.uploads(request.id):  # a later request must not overtake this one
+            while self._dispatcher.uploads(request.id):  # a later request must not overtake this upload
                 await asyncio.sleep(UPLOAD_POLL_S)
         except TidegateError as error:
             self._forget(request)
@@ -241,7 +241,7 @@ class SequenceRouter:
         self._ended(request)
         starts_again = isinstance(outcome, SequenceLost) and request.mark.start and request.route.retry_safe
         if starts_again and request.starts < STARTS and request.left_ms > 1.0:
-            # No state is lost yet, so another replica may start the sequence.
+            # The sequence has no state yet, so another replica can start it.
             request.id = self._dispatcher.new_id()
             self._begin_sending(request, done)
             return
@@ -249,7 +249,7 @@ class SequenceRouter:
             done(outcome)
             self._tasks.start(self._record(request, outcome), "record a sequence")
             return
-        # The slot is free when the caller gets the answer.
+        # Record the end first, so that the slot is free when the caller gets the answer.
         recording = self._tasks.start(self._record(request, outcome), "record a sequence")
         recording.add_done_callback(lambda _: done(outcome))
 
@@ -284,17 +284,17 @@ class SequenceRouter:
             if await self._watch.has_ended(_queue_of(held)):
                 await self._record_end(request.key, held, lost=True)
                 raise self._lost(request, f"the replica {held.replica} has ended")
-            self._dead.pop(held.replica, None)  # it had lost only its connection
+            self._dead.pop(held.replica, None)  # the replica had only lost its connection
         if held.deployment != request.route.name:
             self._move(request, held)
         await self._keep(request, held, request.left_ms)
         return held
 
     async def _held(self, request: SequenceRequest) -> Place | None:
-        """Return the place of a sequence: as the store says, else as this gateway remembers.
+        """Return the place of a sequence from the store, or else from this gateway's memory; None if unknown.
 
-        The store may be away or may have lost its content. A remembered place may be wrong, but its worker
-        knows if it keeps the sequence. If the store is away and nothing is remembered, raise Unavailable.
+        The store may be down or may have lost its data. A remembered place may be wrong; then the worker
+        refuses the request. Raise Unavailable if the store is down and nothing is remembered.
         """
         known = self._remembered.get(request.key)
         try:
@@ -310,7 +310,7 @@ class SequenceRouter:
         return found
 
     async def _asked(self, call: Callable[[SequencePlaces], Awaitable[T]]) -> T:
-        """Return the store's answer; raise StoreUnavailable. After a failure, do not call it for a while."""
+        """Call the store; raise StoreUnavailable. After a failure, raise it without a call for ``AWAY_S``."""
         if self._places is None or time.monotonic() < self._away_until:
             raise StoreUnavailable("the store does not answer")
         try:
@@ -326,7 +326,7 @@ class SequenceRouter:
             self._remembered.popitem(last=False)
 
     def _move(self, request: SequenceRequest, held: Place) -> None:
-        """Send a request to the Deployment where its sequence began, which may be an earlier version's."""
+        """Change a request's Deployment to that of its sequence, which may have an earlier version."""
         route = request.endpoint.route_named(held.deployment)
         if route is None:
             raise self._lost(request, f"the Deployment {held.deployment} was removed")
@@ -340,7 +340,7 @@ class SequenceRouter:
             await self._record_end(request.key, held)
         waits_until = min(began + WAIT_S, began + request.left_ms / 1e3 * WAIT_SHARE)
         load = self._dispatcher.queue_of(request.route).load
-        load.outstanding += 1  # the autoscaler sees the sequence while it waits
+        load.outstanding += 1  # counts the waiting sequence as load for the autoscaler
         try:
             while True:
                 fleet = self._fleet(name)
@@ -366,9 +366,9 @@ class SequenceRouter:
         return self._dead.get(replica, 0.0) < time.monotonic()
 
     async def _choose(self, request: SequenceRequest, ready: list[SequenceSlots]) -> Place | None:
-        """Return the place that the store has chosen; None if all are taken. Raise Unavailable.
+        """Return the place that the store has chosen; None if all slots are taken.
 
-        Without the store, no other gateway would find the sequence.
+        Raise Unavailable if the store is down, because other gateways could not find the sequence.
         """
         token, name = os.urandom(6).hex(), request.route.name
         times = _times(request, request.left_ms)
@@ -385,14 +385,14 @@ class SequenceRouter:
     # --- records ---------------------------------------------------------------------------------------
 
     async def _record(self, request: SequenceRequest, outcome: Any) -> None:
-        """Note in the store that a sequence has ended, is lost, or continues."""
+        """Record in the store that a sequence has ended, is lost, or continues."""
         place = request.place
         assert place is not None
         if isinstance(outcome, SequenceLost):
             SEQUENCES.labels("lost").inc()
             await self._record_end(request.key, place, lost=True)
         elif isinstance(outcome, BadRequest):
-            # The model server has refused the request: a first one began nothing, and others change nothing.
+            # If the server refused the start of a sequence, or requires a start, no sequence is running.
             if request.mark.start or START_FLAG in outcome.message:
                 await self._record_end(request.key, place)
         elif request.mark.end and not isinstance(outcome, TidegateError):

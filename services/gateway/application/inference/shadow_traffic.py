@@ -1,8 +1,8 @@
 """Copy answered requests to a shadow, and compare the answers, without delaying any request.
 
 A copy is made after the answer was sent. It waits in a bounded queue of this process until the shadow has an
-idle replica. A thread compares the answers, a limited number in a second. Callers, limits, usage, the metrics
-of requests and the counts of rollouts never see a copy.
+idle replica. A thread compares a limited number of answers per second. Callers never see copies. Limits,
+usage, request metrics and the counts of rollouts do not include copies.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from tidegate.kernel.token_bucket import TokenBucket
 
 log = telemetry.logger(__name__)
 
-# Copies of this time are sent together. It also lets the answers of the requests leave first.
+# Copies are collected for this time and sent together. Meanwhile, the answers to the requests are sent.
 COLLECT_S = 0.002
-# How often copies that waited too long are dropped, and answers are compared.
+# The pause between two rounds. A round drops copies that waited too long, and compares answers.
 ROUND_S = 0.1
 
 
 class Answered(Protocol):
-    """A model's answer to a request, as far as a comparison needs it."""
+    """The parts of a model's answer that a comparison uses."""
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -94,8 +94,8 @@ class ShadowTraffic:
         """``outstanding`` returns this gateway's requests to a Deployment. ``wake`` requests a replica.
 
         ``count`` is called with the endpoint and the outcome of each copy, for the metrics. ``largest``: the
-        most bytes of a request or an answer that travels in a message. ``host_busy``: no copy is sent while
-        a larger share of a host's cores is busy.
+        most bytes of a request or an answer in a message. ``host_busy``: no copy is sent while a larger
+        share of a host's cores is busy.
         """
         self._publisher = publisher
         self._fleet = fleet
@@ -177,7 +177,7 @@ class ShadowTraffic:
         result: Answered,
         seconds: float,
     ) -> None:
-        """Queue a copy of an answered request, or count why there is none."""
+        """Queue a copy of an answered request, or count the reason why it is not copied."""
         counts = self._counter.of(endpoint, shadow.key)
         counts.offered += 1
         if shadow.wake:
@@ -194,14 +194,14 @@ class ShadowTraffic:
             shadow.deployment,
             request.rows,
             request.key,
-            # A view would keep the whole body of the request, which may be much larger than its tensors.
+            # A view would keep the whole body in memory, which may be much larger than the tensors.
             [bytes(each) for each in request.data],
             trace[:255],
             min(timeout_ms / 1e3, policy.ANSWER_S),
             lambda _: None,
         )
         reply = result.reply
-        # The bytes are copied, because they are a part of a message with the answers to other requests.
+        # The bytes are copied: a view would keep the whole message, with the answers to other requests.
         outputs = [
             Output(tensor, reply.rows, bytes(raw))
             for tensor, raw in zip(result.outputs, reply.data, strict=True)
@@ -262,7 +262,7 @@ class ShadowTraffic:
             self._publisher.publish([pair.copy for pair in pairs], fleet)
 
     def _on_answer(self, pair: _Pair, outcome: Reply | tuple[str, str]) -> None:
-        """Count the outcome of a copy. An answer waits for its comparison."""
+        """Count the outcome of a copy. Keep an answer until it is compared."""
         seconds = time.perf_counter() - pair.sent
         if not isinstance(outcome, Reply):
             self._failed(pair, *outcome)
@@ -329,7 +329,7 @@ class ShadowTraffic:
                 compared(pair.counts, pair.request, comparisons, now)
 
     def _take_answered(self) -> list[_Pair]:
-        """Remove and return the answers to compare in this round; the bytes of a second are limited."""
+        """Remove and return the answers to compare in this round. The bytes per second are limited."""
         pairs, size = [], 0
         while self._answered and size < policy.COMPARED_BYTES_PER_S * ROUND_S:
             pair = self._answered.popleft()
@@ -359,7 +359,7 @@ def _failure(reply: Reply) -> tuple[str, str]:
 
 
 def _compare_all(pairs: Sequence[_Pair]) -> list[list[Comparison] | None]:
-    """Compare answers in a thread. Each pause lets the event loop run, which waits for Python's lock."""
+    """Compare answers in a thread. Short pauses release Python's global lock, so the event loop can run."""
     found: list[list[Comparison] | None] = []
     for pair in pairs:
         try:

@@ -19,8 +19,8 @@ STALE_S = 2.0
 class BacklogEstimate:
     """An estimate of the number of queued jobs of each Deployment.
 
-    It adds the jobs that this gateway accepts to the last numbers that ``read`` returned from the store. It
-    does not know the jobs that other gateways have accepted since then.
+    The estimate is the last number that ``read`` returned from the store, plus the jobs that this gateway
+    has accepted since then. Newer jobs of other gateways are missing.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class BacklogEstimate:
         self._clock = clock
         self._loads: Mapping[str, JobLoad] = {}
         self._since: Counter[str] = Counter()
-        # Jobs accepted before the current read began. The result of this read will contain them; `_loads`
-        # does not.
+        # Jobs that were accepted before the current read began. `_loads` does not include them yet; the
+        # result of the read will.
         self._before_reading: Counter[str] = Counter()
         self._at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
@@ -66,7 +66,7 @@ class BacklogEstimate:
 
 
 def estimated_start_ms(position: int, fleet: ReplicaFleet) -> float | None:
-    """Return the ms until a job with ``position`` jobs ahead of it starts, or None if unknown."""
+    """Return the ms until a job starts that has ``position`` jobs ahead of it; None if unknown."""
     if fleet.ready == 0:
         return fleet.start_ms
     return predicted_wait_ms(position, fleet)

@@ -1,8 +1,8 @@
 """Run a batch: submit a window of its lines as jobs, and write the results in the order of the lines.
 
-The gateway that runs a batch has a lease on it. It writes the results to the blob store in chunks. The
-batch's record has the number of lines in the written chunks. A gateway that takes over the batch begins after
-these lines. Each line's job has an idempotency key, so no line becomes two jobs.
+The gateway that runs a batch holds a lease of it. The gateway writes the results to the blob store in chunks,
+and the number of written lines to the batch's record. A gateway that takes over the batch begins after these
+lines. Each line's job has an idempotency key, so no line becomes two jobs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LeaseLost(Exception):
 
 
 class BatchRunner:
-    """Run one batch, from its saved progress to its end. Results are kept for ``keep_s`` seconds."""
+    """Runs one batch, from its saved progress to its end. Results are kept for ``keep_s`` seconds."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class BatchRunner:
         self._size = batch.size
         self._saved_at = time.monotonic()
         self._step_lock = asyncio.Lock()
-        self._lines_revoked = False  # a line failed after its caller's access was revoked
+        self._lines_revoked = False  # True if a line failed after its caller's access was revoked
 
     async def run(self) -> None:
         """Run the batch to its end. Raises :class:`LeaseLost`, or Unavailable if its file cannot be read."""
@@ -109,7 +109,7 @@ class BatchRunner:
         beginning: asyncio.Task[bool] | None = None
         try:
             while self._done < self._batch.lines:
-                # Lines may wait for hours until their caller has quota again. Meanwhile, results are written.
+                # New lines may wait for hours until their caller has quota again. Meanwhile, write results.
                 beginning = beginning or self._submitter.begin()
                 moved = await self._write_results()
                 if self._writer.held and time.monotonic() - self._saved_at > SAVE_S:
@@ -134,7 +134,7 @@ class BatchRunner:
     async def _end(self, end: BatchState, error: str) -> None:
         async with self._step_lock:
             await keep_trying(partial(self._step, end=end, error=error))
-        if self._batch.openai is None:  # the caller deletes a file of OpenAI's API
+        if self._batch.openai is None:  # a file of OpenAI's API stays until its caller deletes it
             await asyncio.gather(*(self._blobs.delete(chunk.key) for chunk in self._submitter.chunks))
 
     async def _check_file(self) -> str | None:
@@ -145,7 +145,7 @@ class BatchRunner:
         for chunk in self._submitter.chunks:
             whole = await keep_trying(partial(self._blobs.get, chunk.key), FILE_TIMEOUT_S)
             check.add(whole.removesuffix(b"\n").split(b"\n"))
-            await asyncio.sleep(0)  # a large file must not keep requests waiting
+            await asyncio.sleep(0)  # let the event loop serve requests
         if check.errors:
             return orjson.dumps([error.public() for error in check.errors]).decode()
         await keep_trying(partial(self._store.validated, self._batch.id, check.model))
@@ -156,10 +156,10 @@ class BatchRunner:
         await self._step(end="failed", error=error)
 
     async def _write_results(self) -> bool:
-        """Write the results of the first lines that have finished. Return False if none had."""
+        """Write the results of the first lines if they have finished. Return False if nothing was written."""
         if not self._rows:
             return False
-        # Results are in order, so check the others only when the first line has finished.
+        # Results are written in order, so check the other lines only after the first one has finished.
         first = self._rows[0]
         if first.error is None and not await self._finished_rows([first]):
             return False
@@ -181,7 +181,7 @@ class BatchRunner:
         return True
 
     async def _finished_rows(self, rows: Sequence[LineProgress]) -> list[tuple[LineProgress, Job | None]]:
-        """Return the lines before the first unfinished one, with their jobs."""
+        """Return the finished lines before the first unfinished line, with their jobs."""
         rows = list(takewhile(lambda row: not row.pending, rows))
         ids = [row.job for row in rows if row.job is not None]
         jobs = dict(zip(ids, await keep_trying(partial(self._tracker.store.get_many, ids)), strict=True))
@@ -199,7 +199,7 @@ class BatchRunner:
         return len(finished)
 
     async def _result_line(self, row: LineProgress, job: Job | None, frame: bytes | None) -> ResultLine:
-        """Return a line's outcome, and its line in the results."""
+        """Return a line's outcome and its result line."""
         error = row.error
         if job is not None and frame is not None:
             try:
@@ -212,13 +212,13 @@ class BatchRunner:
         if error is None:
             error = Conflict("the job's record was deleted before its result was written", reason="job_gone")
         if error.reason == "cancelled" and not self._submitter.cancelling:
-            error = self._form.overdue() or error  # the batch cancelled the job at the end of its time
+            error = self._form.overdue() or error  # cancelled because the batch is overdue
         outcome = error.reason if error.reason in {"cancelled", "expired"} else "failed"
         job_id = None if row.job is None else row.job.hex()
         return self._form.failed(row.number, row.id, job_id, outcome, error)
 
     async def _save(self) -> None:
-        """Write the collected results to the blob store, and their chunk to the batch's record."""
+        """Write the collected results to the blob store, and add their chunk to the batch's record."""
         written = await keep_trying(self._writer.write)
         self._saved_at = time.monotonic()
         if written is None:
@@ -229,7 +229,7 @@ class BatchRunner:
             await keep_trying(partial(self._step, written))
 
     async def _keep_lease(self) -> None:
-        """Renew the lease and report progress. Cancel the jobs of a cancelled or overdue batch."""
+        """Renew the lease and save the progress. Cancel the jobs of a cancelled or overdue batch."""
         while True:
             await asyncio.sleep(RENEW_S)
             async with self._step_lock:

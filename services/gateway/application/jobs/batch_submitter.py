@@ -36,8 +36,8 @@ log = telemetry.logger(__name__)
 WINDOW = 1024
 LINES_AT_A_TIME = 128
 RETRY_S = 1.0
-# A line may wait for hours until its caller has quota again. Pauses are short, because a cancellation must
-# end the wait soon.
+# A line may wait for hours until its caller has quota again. The pauses are short, so that a cancellation
+# soon ends the wait.
 LONGEST_PAUSE_S = 5.0
 # If the batch's file cannot be read for this long, the batch fails.
 FILE_TIMEOUT_S = 600.0
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class LineProgress:
-    """A line in progress. After it was submitted, it has a job, or the error that refused it."""
+    """A line in progress. A submitted line has a job, or the error with which it was refused."""
 
     number: int
     id: str | None
@@ -58,15 +58,15 @@ class LineProgress:
 
     @property
     def pending(self) -> bool:
-        """Return True if the line is neither accepted nor refused yet."""
+        """Return True until the line is accepted or refused."""
         return self.job is None and self.error is None
 
 
 class BatchSubmitter:
-    """Submit the lines of one batch.
+    """Submits the lines of one batch.
 
-    ``rows``: the lines in progress, in order; the caller removes finished ones from the front.
-    ``cancelling``: the caller sets it to end the submission. ``revoked``: the error that ended the
+    ``rows``: the lines in progress, in order; the runner removes finished lines from the front.
+    ``cancelling``: the runner sets this to end the submission. ``revoked``: the error that ended the
     principal's access, if any.
     """
 
@@ -87,21 +87,21 @@ class BatchSubmitter:
         self.revoked: TidegateError | None = None
 
     def begin(self) -> asyncio.Task[bool] | None:
-        """Begin to submit as many lines as the window has room for. Return None if there is nothing to do."""
+        """Start submitting as many lines as fit into the window. Return None if no line can be submitted."""
         room = min(WINDOW - len(self.rows), LINES_AT_A_TIME)
         if room <= 0 or self._read >= self._batch.lines:
             return None
         return asyncio.create_task(self._submit_next(room))
 
     def check_model(self, model: str) -> None:
-        """Raise a TidegateError if the caller may not use a model, or if it is no language model."""
+        """Raise a TidegateError if the caller may not use a model, or if it is not a language model."""
         endpoint, _ = self._submitter.llm.find(model)
         principal = self._access.recheck(self._principal)
         if not principal.may(INFER, endpoint.name):
             raise Forbidden(may_not_use(principal, endpoint.name))
 
     def ending(self) -> bool:
-        """Return True if the batch is cancelled, or the caller's key is revoked. Then no line may run."""
+        """Return True if the batch is cancelled or the caller's key is revoked: no more lines may run."""
         try:
             self._access.recheck(self._principal)
         except Unauthorized as error:
@@ -111,7 +111,7 @@ class BatchSubmitter:
         return self.cancelling or self.revoked is not None
 
     async def _submit_next(self, count: int) -> bool:
-        """Submit the next lines. Return False if no line was left."""
+        """Submit the next lines. Return False if there are no more lines."""
         lines = await self._take(count)
         rows = [LineProgress(self._read + at, self._form.id_of(raw)) for at, raw in enumerate(lines)]
         self._read += len(lines)
@@ -142,7 +142,7 @@ class BatchSubmitter:
                 line = self._form.read(raw)
                 grant = self._access.admit(self._access.recheck(self._principal), line.endpoint)
                 request = self._check(row, line, key)
-                del line  # its decoded JSON takes many times the size of its tensors
+                del line  # the line's decoded JSON takes much more memory than its tensors
                 submitted = await self._submitter.submit(request)
                 row.job = submitted.job.id
                 if grant is not None and submitted.fresh:
@@ -176,7 +176,7 @@ class BatchSubmitter:
 
 
 async def keep_trying(do: Callable[[], Awaitable[T]], timeout_s: float = float("inf")) -> T:
-    """Call ``do``, and again while a store does not answer. Raises Unavailable after ``timeout_s``."""
+    """Call ``do``, and retry while a store does not answer. Raises Unavailable after ``timeout_s``."""
     give_up_at = time.monotonic() + timeout_s
     while True:
         try:

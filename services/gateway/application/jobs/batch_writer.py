@@ -1,4 +1,4 @@
-"""Write the results of a batch to the blob store, in chunks: one list of them, or OpenAI's two files."""
+"""Write the results of a batch to the blob store, in chunks. OpenAI's batches have two files of results."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tidegate.kernel.blobs.store import Blobs
 
 
 class Written(NamedTuple):
-    """The chunks that were written since the last save. ``files``: those of a file, by the file's id."""
+    """The chunks that were written since the last save. ``files``: a chunk of each OpenAI file, by its id."""
 
     chunk: FileChunk | None
     files: Mapping[bytes, FileChunk]
 
     @property
     def size(self) -> int:
-        """Return the bytes of all chunks."""
+        """Return the size of all chunks, in bytes."""
         chunks = [*self.files.values(), *([self.chunk] if self.chunk is not None else [])]
         return sum(chunk.size for chunk in chunks)
 
 
 class BatchWriter:
-    """A writer of the results of one batch. ``counts``: their outcomes, with those of earlier gateways."""
+    """A writer of one batch's results. ``counts``: the outcomes so far, also from earlier gateways."""
 
     def __init__(self, batch: Batch, blobs: Blobs, keep_s: float) -> None:
         self._batch = batch
@@ -47,7 +47,7 @@ class BatchWriter:
 
     @property
     def held(self) -> int:
-        """Return how many bytes are in memory."""
+        """Return how many bytes of results are in memory."""
         return self._lines.held + self._errors.held
 
     def add(self, result: ResultLine) -> bool:
@@ -61,7 +61,7 @@ class BatchWriter:
         return (self._lines if good else self._errors).add(result.line)
 
     async def write(self) -> Written | None:
-        """Write what is held; return None if nothing is. May be called again after it raised Unavailable."""
+        """Write the results in memory. Return None if there are none. After Unavailable, call it again."""
         facts = self._batch.openai
         if facts is None:
             chunk = await self._lines.write()
@@ -73,7 +73,7 @@ class BatchWriter:
         return Written(None, written) if written else None
 
     def files(self, counts: Mapping[str, int]) -> list[StoredFile]:
-        """Return the files that the batch has written, by the saved ``counts``. Its own form has none."""
+        """Return the result files of an OpenAI batch, with the saved ``counts``. Other batches have none."""
         facts = self._batch.openai
         if facts is None:
             return []

@@ -62,7 +62,7 @@ class BatchService:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to run batches in the background."""
+        """Start running batches in the background."""
         self._task = asyncio.create_task(self._run(), name="batches")
 
     async def stop(self) -> None:
@@ -110,7 +110,7 @@ class BatchService:
         return batch
 
     def wake(self) -> None:
-        """Look for batches to run at once, because there is a new one."""
+        """Look for a new batch immediately."""
         self._wake.set()
 
     async def _store_file(
@@ -121,7 +121,7 @@ class BatchService:
         chunks: list[FileChunk],
     ) -> None:
         """Write the body's lines to the blob store, and append their chunks to ``chunks``."""
-        # The file is deleted when the batch is over, and at the latest after the longest ttl of a job.
+        # The file is deleted at the end of the batch, and at the latest after the longest ttl of a job.
         writer = LineWriter(self._blobs, MAX_TTL_S)
         async for data in body:
             hold(COPIES * (len(data) + splitter.held + writer.held))
@@ -140,7 +140,7 @@ class BatchService:
         return batch
 
     async def latest(self, principal: str | None, before: bytes | None, limit: int) -> list[Batch]:
-        """Return batches older than ``before``, newest first. ``principal`` None: of all principals."""
+        """Return batches older than ``before``, newest first. ``principal``: the owner; None: all owners."""
         return await self._store.latest(principal, before, limit)
 
     async def cancel(self, batch: Batch) -> Batch:
@@ -186,7 +186,7 @@ class BatchService:
                 self._keep_s,
             )
         except StoreUnavailable:
-            return  # the lease expires, and a gateway claims the batch again
+            return  # after the lease expires, a gateway claims the batch again
         try:
             await runner.run()
             log.info("a batch has ended", extra=context)
@@ -215,7 +215,7 @@ async def _store_lines(
 ) -> None:
     if lines and splitter.lines == len(lines):
         try:
-            read_object(lines[0])  # so that a file that is not JSONL is refused before the rest is read
+            read_object(lines[0])  # refuse a file that is not JSONL before reading the rest
         except BadRequest as error:
             raise BadRequest(f"the file must have one JSON request on each line: {error.message}") from None
     for line in lines:

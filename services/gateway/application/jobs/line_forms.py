@@ -1,4 +1,4 @@
-"""The two forms of batches: Tidegate's own lines of tensors, and OpenAI's lines of requests to models."""
+"""The two forms of batches: Tidegate's lines with tensors, and OpenAI's requests to language models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from services.gateway.domain.openai.facts import OpenAiFacts
 from tidegate.kernel.errors import DeadlinePassed, TidegateError
 from tidegate.kernel.protocol.jobs import Job
 
-# A job without any time left would not be accepted.
+# The shortest ttl of a job, because a job without time left is refused.
 LEAST_TTL_S = 1.0
 
 
 class LineRequest(NamedTuple):
-    """The request of a line: one for ``decode``, or the ``body`` of a request to a language model.
+    """The request of a line. It has either ``decode``, or the ``body`` of a request to a language model.
 
     ``facts``: the parameters that the endpoint's traffic rules may read.
     """
@@ -40,7 +40,7 @@ class LineRequest(NamedTuple):
 
 
 class ResultLine(NamedTuple):
-    """The result of a line: its outcome, and its line in the results."""
+    """The outcome of a line, and its line in the file of results."""
 
     outcome: str
     line: bytes
@@ -54,13 +54,13 @@ class LineForm(Protocol):
 
     @property
     def path(self) -> str:
-        """Return the path of requests to language models; empty for tensors."""
+        """The path of the requests to language models; empty for tensors."""
 
     def read(self, raw: bytes) -> LineRequest:
         """Return the request of a line. Raises TidegateError."""
 
     def overdue(self) -> TidegateError | None:
-        """Return the error for lines that have not begun when the time of the batch is over; else None."""
+        """Return the error for lines that have not started, if the time of the batch is over; else None."""
 
     async def answered(self, number: int, id_: str | None, job: Job, frame: bytes) -> ResultLine:
         """Return the result of a line whose job has an answer. Raises TidegateError."""
@@ -97,18 +97,18 @@ class TensorLines:
         )
 
     def overdue(self) -> TidegateError | None:
-        """Return None: each line has its own time."""
+        """Return None: each line has its own time limit."""
         return None
 
     async def answered(self, number: int, id_: str | None, job: Job, frame: bytes) -> ResultLine:
-        """Return a line with the tensors of the answer."""
+        """Return a result line with the tensors of the answer."""
         response, _ = await self._results.encoded(job, frame, binary=False)
         return ResultLine("succeeded", batch_lines.result_line(number, id_, job.id.hex(), response))
 
     def failed(
         self, number: int, id_: str | None, job: str | None, outcome: str, error: TidegateError
     ) -> ResultLine:
-        """Return a line with the reason."""
+        """Return a result line with the error."""
         return ResultLine(outcome, batch_lines.failed_line(number, id_, job, outcome, error))
 
 
@@ -133,7 +133,7 @@ class OpenAiLines:
         return LineRequest(line.model, "", options, line.body, body=line.body)
 
     def overdue(self) -> TidegateError | None:
-        """Return the error for lines that have not begun when the completion window ends."""
+        """Return the error for lines that have not started, if the completion window is over; else None."""
         if time.time() * 1e3 < self._facts.expires_ms:
             return None
         return DeadlinePassed(
@@ -141,7 +141,7 @@ class OpenAiLines:
         )
 
     async def answered(self, number: int, id_: str | None, job: Job, frame: bytes) -> ResultLine:
-        """Return a line with the engine's answer, or with its refusal."""
+        """Return a result line with the engine's answer or refusal."""
         answer = await self._results.llm_answer(job, frame)
         outcome = "succeeded" if job.state == "succeeded" else "failed"
         return ResultLine(outcome, openai_lines.result_line(id_, job.id.hex(), answer))
@@ -149,7 +149,7 @@ class OpenAiLines:
     def failed(
         self, number: int, id_: str | None, job: str | None, outcome: str, error: TidegateError
     ) -> ResultLine:
-        """Return a line with the reason."""
+        """Return a result line with the error."""
         name = job or f"{self._batch.id.hex()}_{number}"
         return ResultLine(outcome, openai_lines.failed_line(name, id_, error))
 

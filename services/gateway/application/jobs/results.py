@@ -17,7 +17,7 @@ from tidegate.kernel.store import JobStore
 
 
 class JobResults:
-    """Read and encode jobs' results. ``labels`` returns the names of a Deployment's classes."""
+    """Reads and encodes the results of jobs. ``labels`` returns the class names of a Deployment."""
 
     def __init__(
         self, store: JobStore, claims: Claims, labels: Callable[[str], Labels] = lambda _: {}
@@ -37,10 +37,10 @@ class JobResults:
         return frame
 
     async def encoded(self, job: Job, frame: bytes, binary: bool | None = None) -> tuple[bytes, list[Buffer]]:
-        """Encode a reply frame. Return its JSON, and the binary tensors after it. Raises TidegateError.
+        """Encode a reply frame. Return the JSON, and the binary tensors that follow it. Raises TidegateError.
 
-        ``binary``: encode tensors as binary data or as JSON; None: as requested when the job was submitted.
-        For a language model, the JSON is the engine's.
+        ``binary``: True for binary tensors, False for JSON, None for the form that the job requested.
+        For a language model, the JSON is the engine's answer.
         """
         if llm_jobs.is_llm(job.ask):
             return (await self.llm_answer(job, frame)).body, []
@@ -57,7 +57,7 @@ class JobResults:
         )
 
     async def llm_answer(self, job: Job, frame: bytes) -> LlmJobAnswer:
-        """Return a language model's answer in a reply frame. Raises TidegateError."""
+        """Return the answer of a language model from a reply frame. Raises TidegateError."""
         _, outputs, _, data = await self._read(job, frame)
         try:
             return llm_jobs.read_answer(outputs, data, job.ask)
@@ -65,7 +65,7 @@ class JobResults:
             raise _unreadable(job, error) from None
 
     async def tensors(self, job: Job, frame: bytes) -> tuple[tuple[Tensor, ...], list[Buffer], int]:
-        """Return the outputs in a reply frame, their raw data, and the rows. Raises TidegateError."""
+        """Return the outputs of a reply frame, their raw data, and the row count. Raises TidegateError."""
         reply, outputs, _, data = await self._read(job, frame)
         return outputs, data, reply.rows
 

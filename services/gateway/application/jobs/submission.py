@@ -1,7 +1,7 @@
 """Submit jobs to the queue, and submit failed jobs again.
 
-A caller gets the 202 only when the job's record is on disk and a quorum queue has confirmed its message. Each
-submission is a task. The store groups the calls of many tasks, so they share the wait for the disk.
+A caller gets the 202 only when the job's record is on disk and a quorum queue has confirmed its message. The
+store groups the calls of many submissions, so they wait together for the disk.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-# Most submissions that wait for the store and the broker at the same time. More are refused.
+# The most submissions that may wait for the store and the broker. Further ones are refused.
 MAX_SUBMITTING = 10_000
-# A store that restarts answers again within this time.
+# The longest time to wait for the store. A restart of the store takes less.
 STORE_TIMEOUT_S = 10.0
 RETRY_S = 0.1
 
@@ -71,8 +71,8 @@ class JobRequest:
 class SubmittedJob:
     """An accepted job.
 
-    ``fresh`` is False if an earlier call with the same idempotency key submitted it. ``position``: about how
-    many jobs are ahead of it; None: unknown.
+    ``fresh`` is False if an earlier call with the same idempotency key submitted the job. ``position``: about
+    how many jobs are ahead of it; None: unknown.
     """
 
     job: Job
@@ -81,7 +81,7 @@ class SubmittedJob:
 
 
 class JobSubmitter:
-    """Submit durable jobs. Times are in seconds. ``llm`` finds language models."""
+    """Submits durable jobs. Times are in seconds. ``llm`` finds language models."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class JobSubmitter:
         line: int | None = None,
         origin: Callable[[], Origin] | None = None,
     ) -> JobRequest:
-        """Check a request to a language model, by the body of OpenAI's API at ``path``.
+        """Check a request to a language model. ``body`` and ``path`` are those of OpenAI's API.
 
         Raises TidegateError.
         """
@@ -199,7 +199,7 @@ class JobSubmitter:
         trace: bytes,
         principal: Principal,
     ) -> dict[str, Any]:
-        """Return the id for feedback as a part of the job's record; nothing if the endpoint collects none."""
+        """Return the feedback id as a member of the job's record; empty if no feedback is collected."""
         facts = origin or (lambda: Origin({}, principal.id, dict))
         pending = self._core.feedback.begin(endpoint, version, facts, trace, principal)
         return {} if pending is None else {ASK: pending.id(route).decode()}
@@ -217,7 +217,7 @@ class JobSubmitter:
     async def submit(self, request: JobRequest) -> SubmittedJob:
         """Accept a job. Return it when its record and its message are on disk.
 
-        Raises Conflict, Overloaded, Unavailable; TooMany or BadRequest at a limit of tokens.
+        Raises Conflict, Overloaded, Unavailable; TooMany or BadRequest at a token limit.
         """
         charged = None if request.charge is None else await request.charge()
         fresh = False
@@ -339,7 +339,7 @@ class JobSubmitter:
             await asyncio.sleep(RETRY_S)
 
     async def _earlier(self, id_: bytes) -> SubmittedJob:
-        """Return the job of an earlier call with the same key. If that call did not publish it, do it now."""
+        """Return the job of an earlier call with the same key. Publish it if the earlier call did not."""
         job = await self._tracker.get(id_)
         if job.state == "accepting" and (frame := await self._store.request(id_)) is not None:
             await self._queue.publish(job.deployment, job.level, frame)
@@ -347,9 +347,9 @@ class JobSubmitter:
         return SubmittedJob(job, False, await self._tracker.position(job))
 
     async def _withdraw(self, new: NewJob) -> None:
-        """Cancel a job that was not published. If it has an idempotency key, keep it for the next call."""
+        """Cancel a job that was not published. Keep a job with an idempotency key for the next call."""
         if new.idempotency is None:
-            with suppress(StoreUnavailable):  # then the router publishes the job, and its result is not read
+            with suppress(StoreUnavailable):  # the router will publish the job, and nobody reads its result
                 await self._store.cancel(new.id)
 
     async def _drop_payload(self, new: NewJob) -> None:
@@ -362,7 +362,7 @@ class JobSubmitter:
 
 
 def _queued(new: NewJob) -> Job:
-    """Return a new job as it is after it was queued."""
+    """Return a new job in the state queued."""
     return Job(
         id=new.id,
         state="queued",

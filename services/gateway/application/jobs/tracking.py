@@ -16,7 +16,7 @@ POLL_S = 2.0
 
 
 class JobTracker:
-    """Find, wait for and cancel the jobs in the store. ``queue`` sends cancellations to the workers."""
+    """Finds, awaits and cancels the jobs in the store. ``queue`` sends cancellations to the workers."""
 
     def __init__(self, store: JobStore, queue: JobQueue) -> None:
         self._queue = queue
@@ -47,7 +47,7 @@ class JobTracker:
             async with asyncio.timeout(timeout_s), self.store.watch().changes(id_) as notices:
                 job = await self.get(id_)
                 while not job.terminal:
-                    # A notice is lost if its connection is, so the record is also read at intervals.
+                    # Notices can be lost with the connection, so the record is also read at intervals.
                     left = max(0.001, min(POLL_S, deadline - asyncio.get_running_loop().time()))
                     with suppress(TimeoutError):
                         await asyncio.wait_for(anext(notices), left)

@@ -1,4 +1,4 @@
-"""Admit requests to language models, and account for their tokens: limits, usage, metrics, waiting work."""
+"""Admit requests to language models, and count their tokens for limits, usage, metrics and the load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tidegate.kernel.protocol.presence import GatewayLoad
 
 
 class Accounted(Protocol):
-    """The part of a call that is accounted for."""
+    """The members of a call that its account uses."""
 
     principal: Principal
     band: Band
@@ -37,7 +37,7 @@ class Accounted(Protocol):
 
 
 class CallAccount:
-    """One admitted request. :meth:`close` must be called at its end."""
+    """The account of one admitted request. Call :meth:`close` at the end of the request."""
 
     __slots__ = (
         "_call",
@@ -92,7 +92,7 @@ class CallAccount:
         return found + openai(requests_left(limiter, time.time()), states)
 
     def answered(self, usage: tuple[int, int, int] | None, events: int, compute_s: float) -> None:
-        """Account for the next events; ``usage`` is that of the whole request so far, if it is known."""
+        """Account for the next events. ``usage``: the usage of the whole request so far, if known."""
         self._started()
         self._events += events
         self._meter.events(usage, events, compute_s)
@@ -100,7 +100,7 @@ class CallAccount:
             self._reservation.used(usage[0] + usage[1])
 
     def close(self) -> None:
-        """Account for the whole request. Only the first call counts."""
+        """Account for the whole request. Call this once."""
         self._started()
         call, (prompt, answer, _) = self._call, self._call.usage
         if self._reservation is not None:
@@ -109,17 +109,17 @@ class CallAccount:
                 # The engine may have read the prompt, even if the caller disconnected before the first event.
                 tokens = min(call.estimate.prompt, self._reservation.charged)
             elif call.cost.answers and call.estimate.answer and not tokens:
-                # An upstream that answers without its usage. Else its callers would have no limit.
+                # The upstream reported no usage. Keep the charge, or its callers would have no limit.
                 tokens = self._reservation.charged
             self._reservation.settle(tokens)
         if prompt:
-            # Only keys with limits have a ratio of their own, so there are not too many.
+            # Only keys with limits have their own ratio, which bounds the number of ratios.
             caller = call.principal.id if self._reservation is not None else ""
             self._limits.ratio.learn(self._endpoint, call.estimate.prompt, prompt, caller)
         self._meter.end()
         if self.grant is not None:
             if not (prompt or answer) and self._events and call.estimate.answer:
-                # Some upstreams tell the usage of a stream at its end. A caller that leaves before pays, too.
+                # Some upstreams report usage only at the end of a stream. Charge callers that left earlier.
                 call.cost.tokens_in = call.estimate.prompt
                 call.cost.tokens_out = min(self._events, call.estimate.answer)
             self.grant.streamed(call.cost, call.received)
@@ -136,14 +136,14 @@ class LlmAccounting:
     """The admission of requests to language models."""
 
     def __init__(self, access: Access, limits: TokenLimits, costs: RequestCosts | None = None) -> None:
-        """``costs``: whole answers get a header with their cost; None: they do not."""
+        """With ``costs``, answers that are not streams get a header with their cost."""
         self._costs = costs
         self._access = access
         self._limits = limits
         self.meters = LlmMeters()
 
     async def open(self, call: Accounted, endpoint: str, load: GatewayLoad) -> CallAccount:
-        """Admit a request. Raise Forbidden, TooMany at a limit, BadRequest if the request is above a limit.
+        """Admit a request. Raise Forbidden, TooMany at a limit, BadRequest if it is larger than a limit.
 
         ``load`` is the gateway's load of the Deployment that runs the request.
         """
@@ -162,9 +162,9 @@ class LlmAccounting:
     async def charge_job(
         self, principal: Principal, endpoint: str, tokens: TokenEstimate, *, stated: bool
     ) -> Reservation | None:
-        """Charge a job when it is accepted. Another process learns its real tokens, so the charge stays.
+        """Charge a job its estimated tokens when it is accepted.
 
-        Return None if the caller has no limit of tokens. Raise TooMany at a limit, BadRequest if no limit has
-        room for it.
+        This process does not learn the real number, so the charge stays. Return None if the caller has no
+        token limit. Raise TooMany at a limit, BadRequest if the job is larger than a limit.
         """
         return await self._limits.reserve(principal, endpoint, tokens.prompt, tokens.answer, stated=stated)

@@ -1,7 +1,7 @@
 """Run a request to a language model: find the model, check access, estimate tokens, stream the events.
 
-Every API for language models (OpenAI's, TGI's, Ollama's) translates to an :class:`LlmCall` and from
-:class:`LlmEvents`. So limits, usage, bands and retries are the same for all of them.
+Every API for language models (OpenAI's, TGI's, Ollama's) translates its requests to :class:`LlmCall`, and
+:class:`LlmEvents` to its answers. So limits, usage, bands and retries are the same in all APIs.
 """
 
 from __future__ import annotations
@@ -66,19 +66,22 @@ LOSSES = Counter(
     "Streams of language models whose worker was lost, by what followed: continue, end or fail.",
     ["action"],
 )
-# A request that loses more workers than this may be the cause.
+# If a request loses more workers than this, the request may be the cause.
 MAX_LOSSES = 2
 _INPUTS = (envelope.tensor(REQUEST, "BYTES", (1,)),)
-# The deadline of a stream moves with each token. The deadline of an answer in one piece cannot move, so it is
-# later by this time for each token. Engines on a CPU are about this fast with all slots in use.
+# Each token of a stream moves its deadline. An answer in one piece has one deadline for all tokens, so its
+# timeout is longer by this time per token. Engines on a CPU are about this fast with all slots in use.
 MS_PER_TOKEN = 200.0
-# Beside other callers, a request counts for its estimated tokens, because they take the engine's time: Sheng
-# et al., "Fairness in Serving Large Language Models", OSDI 2024. This many tokens count as one request.
+# When callers share an engine, a request counts by its estimated tokens, because they take the engine's time:
+# Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024. This many tokens count as one request.
 TOKENS_OF_A_REQUEST = 256
 
 
 class QueuedAt(NamedTuple):
-    """The moment at which a request was queued: the time, and the requests before it."""
+    """The state of the queue when a request was queued.
+
+    ``at``: the monotonic time. ``before``: the requests before it. ``completed``: those answered so far.
+    """
 
     route: DeploymentRoute
     at: float
@@ -91,9 +94,9 @@ class LlmCall:
     """One request to a language model. ``model`` is an endpoint's name, or ``name:adapter``.
 
     ``path`` and ``body``: those of OpenAI's API. ``timeout_ms`` limits the time to the first event and
-    between two events; None: the endpoint's. ``received``: the bytes of the caller's body. ``headers``: its
-    headers, for the endpoint's traffic rules.
-    The core sets ``account``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens)
+    between two events; None: the endpoint's timeout. ``received``: the size of the caller's body, in bytes.
+    ``headers``: the caller's headers, for the endpoint's traffic rules.
+    The core sets ``account``, ``estimate``, ``usage`` (prompt tokens, answer tokens, cached prompt tokens),
     ``queued`` and ``feedback_id``. The API adds the bytes that it sends to ``cost.sent``.
     """
 
@@ -135,7 +138,7 @@ class LlmCall:
 
     @property
     def grant(self) -> Grant | None:
-        """The admission of the request; None before it, and for callers that are not counted."""
+        """The admission of the request; None before the admission, and for callers that are not counted."""
         return None if self.account is None else self.account.grant
 
     def answer_headers(self) -> list[tuple[bytes, bytes]]:
@@ -146,7 +149,7 @@ class LlmCall:
 
 @dataclass(slots=True)
 class LlmEvents:
-    """The next events of a stream: JSON texts of the engine. Without ``stream``, the whole answer."""
+    """The next events of a stream, as the engine's JSON. Without ``stream``, one event is all."""
 
     events: list[bytes]
     meta: Meta
@@ -182,7 +185,7 @@ class LlmCore:
         return endpoint, _checked(model, route)
 
     def models(self, principal: Principal) -> list[tuple[str, DeploymentRoute]]:
-        """Return the language models that a principal may use, by name: endpoints, and their adapters."""
+        """Return the language models that a principal may use, sorted: endpoints and their adapters."""
         found: list[tuple[str, DeploymentRoute]] = []
         for endpoint in self._core.table().endpoints.values():
             route = next(iter(endpoint.targets), None)
@@ -200,7 +203,7 @@ class LlmCore:
         return partial(self._accounting.charge_job, principal, endpoint, tokens, stated=states_answer(body))
 
     def place(self, call: LlmCall) -> QueuePlace | None:
-        """Return the estimated place of a request that waits; None before it is queued."""
+        """Return the estimated place of a waiting request in its queue; None before it is queued."""
         if call.queued is None:
             return None
         route, at, before, completed = call.queued
@@ -217,8 +220,8 @@ class LlmCore:
     async def stream(self, call: LlmCall) -> AsyncGenerator[LlmEvents]:
         """Yield the events of a request as the engine makes them.
 
-        Raise a TidegateError if the request is refused or fails; :class:`EngineRefused` if the engine
-        refuses it. Closing the generator cancels the request. The usage is counted in every case.
+        Raise a TidegateError if the request is refused or fails, :class:`EngineRefused` if the engine
+        refuses it. Closing the generator cancels the request. Its usage is counted in all cases.
         """
         check_waits(call.body)
         origin = partial(Origin, call.headers, call.principal.id, lambda: call.body)
@@ -249,10 +252,10 @@ class LlmCore:
         origin: Callable[[], Origin],
         pending: PendingId | None = None,
     ) -> AsyncGenerator[LlmEvents]:
-        """Yield the events of a request. If its worker is lost, continue on another one where possible.
+        """Yield the events of a request. If its worker is lost, continue on another worker if possible.
 
-        If its engine or upstream cannot work now, send it to another target of the endpoint, unless a rule
-        of the endpoint chose its target.
+        If the engine or upstream cannot work now, send the request to another target of the endpoint, unless
+        a rule of the endpoint chose the target.
         """
         timeout_ms = _timeout_ms(call, endpoint)
         failed: list[str] = []
@@ -288,7 +291,7 @@ class LlmCore:
                 route, progress = (
                     other,
                     StreamProgress(call.path, call.body),
-                )  # the other model may have other tokens
+                )  # the other model may split text into other tokens
                 if pending is not None:
                     call.feedback_id = pending.id(route, moved=True)
             except WorkerLost as error:
@@ -312,12 +315,12 @@ class LlmCore:
         *,
         again: bool,
     ) -> AsyncGenerator[LlmEvents]:
-        """Yield the events of one request to the engine. ``again``: it was admitted before, and was lost."""
+        """Yield the events of one try of a request. ``again``: it was admitted, and its worker was lost."""
         began = time.perf_counter()
         request = _decoded(call, resume, "high" if again else call.band)
         decode_s = time.perf_counter() - began
         wait_ms = 0.0
-        # A message that moves on from a replica's own queue runs elsewhere, even if the replica had begun it.
+        # After wait_ms, a message moves from the replica's own queue to another replica. So it may run twice.
         if route.llm is not None and route.retry_safe:
             wait_ms = route.llm.affinity_wait_ms
         salt = f"{call.principal.id}\0{call.adapter}".encode()
@@ -345,8 +348,8 @@ class LlmCore:
 def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefused:
     """Return the failure that the caller gets if no other target answers.
 
-    An ``error`` that is not from an engine means that the other target had no room. Then the caller gets the
-    ``earlier`` failure. Raise ``error`` if there was none.
+    If ``error`` is not from an engine, the target had no room. Then return the ``earlier`` failure, or raise
+    ``error`` if there was none.
     """
     if isinstance(error, EngineRefused):
         return error
@@ -356,7 +359,7 @@ def _refusal(error: TidegateError, earlier: EngineRefused | None) -> EngineRefus
 
 
 def _continues(progress: StreamProgress, losses: int, error: WorkerLost, retry_safe: bool) -> bool:
-    """Return True if a stream continues after a loss, False if it has ended; raise WorkerLost if it fails."""
+    """Return True if a stream continues after a loss, False if it is complete; else raise WorkerLost."""
     action, problem = progress.after_loss(retry_safe=retry_safe)
     if action == "continue" and losses > MAX_LOSSES:
         action, problem = (
@@ -388,14 +391,14 @@ def _decoded(call: LlmCall, resume: Resume | None, band: Band) -> Decoded:
 
 
 def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
-    """Return the events of an answer, and add its usage to the call's."""
+    """Return the events in an answer of the worker. Add its usage to the call's usage."""
     events: list[bytes] = []
     meta = Meta()
     for tensor, raw in zip(answer.outputs, answer.reply.data, strict=True):
         if tensor.name == EVENTS:
             events = [bytes(raw[4:])] if tensor.dims == (1,) else unpack_strings(raw)
         elif tensor.name == META:
-            meta = Meta.from_bytes(raw[4:])  # its only element, after the length
+            meta = Meta.from_bytes(raw[4:])  # the only string, without its length
     if meta.status != 200:
         error = EngineRefused(meta.status, events[0] if events else b"", meta.retry_after_s)
         error.deployment = answer.route.name
@@ -413,7 +416,7 @@ def _events(call: LlmCall, answer: InferenceResult) -> LlmEvents:
 
 
 async def only_answer(answers: AsyncGenerator[LlmEvents]) -> LlmEvents:
-    """Return the only answer to a request without ``stream``; raise ModelFailed for any other number."""
+    """Return the answer to a request without ``stream``. Raise ModelFailed if there is not exactly one."""
     found: LlmEvents | None = None
     async with aclosing(answers):
         async for answer in answers:
@@ -427,7 +430,7 @@ async def only_answer(answers: AsyncGenerator[LlmEvents]) -> LlmEvents:
 
 
 def _checked(model: str, route: DeploymentRoute) -> DeploymentRoute:
-    """Return the Deployment. Raise BadRequest if it has no language model, NotFound for its adapter."""
+    """Return ``route``. Raise BadRequest if it has no language model, NotFound if it lacks the adapter."""
     name, _, adapter = model.partition(":")
     if route.llm is None:
         raise BadRequest(

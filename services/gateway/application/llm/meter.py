@@ -1,4 +1,4 @@
-"""Metrics of language models with the field's names: time to first token, inter-token latency, and so on.
+"""Metrics of language models with the usual names: time to first token, inter-token latency and others.
 
 Buckets follow the conventions of OpenTelemetry for GenAI (``gen_ai.server.time_to_first_token`` and others).
 """
@@ -62,7 +62,7 @@ _ALL = (FIRST_TOKEN, INTER_TOKEN, DURATION, QUEUED, PROMPT, ANSWER, CACHED, TOKE
 
 
 class _Series:
-    """The metrics of one endpoint and band. Finding labels costs more than counting."""
+    """The metrics of one endpoint and band, kept because finding labels costs more than counting."""
 
     __slots__ = ("answer", "answered", "cached", "duration", "first", "inter", "prompt", "prompted", "queued")
 
@@ -90,8 +90,8 @@ class CallMeter:
     def events(self, usage: tuple[int, int, int] | None, tokens: int, compute_s: float) -> None:
         """Measure the arrival of events.
 
-        ``usage``: prompt, answer and cached tokens so far. ``tokens``: the number of events, which counts if
-        the engine does not report its usage. ``compute_s``: the time in the engine up to these events.
+        ``usage``: prompt, answer and cached tokens so far, or None if the engine does not report them. Then
+        ``tokens``, the number of events, is used. ``compute_s``: the time in the engine so far.
         """
         now = perf_counter()
         if self._gaps is None:
@@ -110,12 +110,12 @@ class CallMeter:
             self._usage = usage
 
     def end(self) -> None:
-        """Count the request. Its tokens count even if its caller has disconnected."""
+        """Count the request at its end. Count its tokens even if its caller has disconnected."""
         series, (prompt, answer, cached) = self._series, self._usage
         if self._gaps is not None:
             series.duration.observe(perf_counter() - self._started)
             for bucket, (count, total) in self._gaps.items():
-                # As `observe`, but many values of one bucket at once.
+                # Like `observe`, but in one step for many values of a bucket.
                 series.inter._buckets[bucket].inc(count)
                 series.inter._sum.inc(total)
         if prompt or answer:
@@ -127,13 +127,13 @@ class CallMeter:
 
 
 class LlmMeters:
-    """The metrics of all language models. Endpoints come from the route table, so they are limited."""
+    """The metrics of all language models. Only endpoints of the route table have metrics."""
 
     def __init__(self) -> None:
         self._series: dict[tuple[str, Band], _Series] = {}
 
     def begin(self, endpoint: str, band: Band, *, streamed: bool) -> CallMeter:
-        """Begin to measure a request. An answer in one piece has no first token."""
+        """Start measuring a request. Without ``streamed``, no time to the first token is measured."""
         series = self._series.get((endpoint, band))
         if series is None:
             series = self._series[endpoint, band] = _Series(endpoint, band)

@@ -1,8 +1,8 @@
 """Charge callers for the tokens of language models: an estimate at admission, the engine's count at the end.
 
-A request to a language model takes seconds, so it can wait for the store: one call charges all accounts of
-the caller, over all gateway processes. The difference to the engine's count is settled in the background.
-While the store is down, this process applies its share of each limit.
+A request to a language model takes seconds, so it can wait for the store. One call charges all accounts of
+the caller, which all gateway processes share. The difference to the engine's count is settled in the
+background. While the store is down, this process applies its share of each limit.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tidegate.kernel.store import StoreUnavailable
 
 log = telemetry.logger(__name__)
 
-SLOW_S = 0.5  # a store that takes longer counts as down
+SLOW_S = 0.5  # a store that needs longer for a call is treated as down
 RETRY_S = 0.5
-# While the store is down, a process removes all of its windows at this number of callers.
+# While the store is down, a process keeps up to this many windows. At this number, it removes all of them.
 MOST_WINDOWS = 10_000
 
 
@@ -37,15 +37,18 @@ class Store(Protocol):
     async def charge(
         self, accounts: Sequence[TokenAccount], tokens: int
     ) -> tuple[int, tuple[TokenBalance, ...]]:
-        """Charge all accounts or none. Return the second of the charge, and the balances before it."""
+        """Charge all accounts or none. Return the charge's second since the epoch, and the old balances."""
 
     async def settle(self, ids: Sequence[str], at: int, difference: int, *, late: bool) -> None:
-        """Correct a charge."""
+        """Correct a charge. ``late``: after the charge has left the window, a larger charge counts now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge to settle: its accounts, its second, and how a late difference counts."""
+    """A charge that can be corrected later. ``at``: its second since the epoch.
+
+    ``late``: passed to :meth:`Store.settle`; False if this process charged its own share.
+    """
 
     ids: tuple[str, ...]
     at: int
@@ -53,7 +56,7 @@ class Charge:
 
 
 class Settlement(NamedTuple):
-    """A difference on its way to the store."""
+    """A difference that is being sent to the store."""
 
     made: Charge
     difference: int
@@ -61,7 +64,7 @@ class Settlement(NamedTuple):
 
 
 class Reservation:
-    """The tokens that one request was charged. :meth:`settle` ends it."""
+    """The tokens that one request was charged. Call :meth:`settle` at the end of the request."""
 
     __slots__ = ("_accounts", "_balances", "_charge", "_limits", "_open", "charged")
 
@@ -90,7 +93,7 @@ class Reservation:
             self._settle(tokens + STEP)
 
     def settle(self, tokens: int) -> None:
-        """End the request with ``tokens``, the engine's count; only the first call counts."""
+        """Correct the charge to ``tokens``, the engine's final count. Later calls do nothing."""
         if self._open:
             self._settle(tokens)
             self._open = False
@@ -101,7 +104,7 @@ class Reservation:
 
 
 class TokenLimits:
-    """The limits of tokens of all keys. ``processes``: the number of processes that share the accounts."""
+    """The token limits of all keys. ``processes``: the number of processes that share the accounts."""
 
     def __init__(self, store: Store, processes: Callable[[], int]) -> None:
         self._store = store
@@ -118,7 +121,7 @@ class TokenLimits:
         self.ratio = PromptRatio()
 
     def replace(self, keys: Mapping[str, Key]) -> None:
-        """Set the limits of all keys, by the key's id."""
+        """Replace the limits of all keys. ``keys``: the keys by id."""
         self._keys = {
             id_: key for id_, key in keys.items() if key.endpoint_tokens or not key.tokens.unlimited
         }
@@ -128,7 +131,7 @@ class TokenLimits:
         self._task = asyncio.create_task(self._run(), name="token limits")
 
     async def stop(self) -> None:
-        """Stop, and settle what is left."""
+        """Stop, and settle the remaining differences."""
         await tasks.end(self._task)
         if self._late:
             await asyncio.wait(self._late, timeout=SLOW_S)
@@ -138,7 +141,7 @@ class TokenLimits:
         await tasks.end(*self._late, self._settling.task if self._settling else None)
 
     def accounts(self, principal: Principal, endpoint: str) -> list[TokenAccount]:
-        """Return a caller's accounts for an endpoint; empty if it has no limit of tokens."""
+        """Return a caller's accounts for an endpoint; empty if the caller has no token limit there."""
         key = self._keys.get(principal.id)
         if key is None:
             return []
@@ -148,7 +151,7 @@ class TokenLimits:
     async def reserve(
         self, principal: Principal, endpoint: str, prompt: int, answer: int, *, stated: bool
     ) -> Reservation | None:
-        """Charge a request; return None if the caller has no limit of tokens at this endpoint.
+        """Charge a request; return None if the caller has no token limit at this endpoint.
 
         ``prompt``, ``answer``: the estimated tokens. ``stated``: the request itself limits its answer. Raise
         TooMany if a limit is reached, BadRequest if the request could never fit.
@@ -204,7 +207,7 @@ class TokenLimits:
     def _take_back(
         self, charging: asyncio.Task[tuple[int, tuple[TokenBalance, ...]]], ids: tuple[str, ...], tokens: int
     ) -> None:
-        """Return the tokens of a charge whose caller no longer waits, if the store makes the charge later."""
+        """Return the tokens if the store makes a charge for which the caller no longer waits."""
 
         def on_done(_: object) -> None:
             self._late.discard(charging)
@@ -230,7 +233,7 @@ class TokenLimits:
         if not any(each.refused for each in balances):
             for id_ in ids:
                 self._window(id_).charge(tokens, now)
-            # Charged to the account when the store is back. It counts for the day even if the minute is over.
+            # Charge the account when the store answers again: the day counts even after the minute.
             self._pending[made] = self._pending.get(made, 0) + tokens
         return made, balances
 
@@ -268,9 +271,9 @@ class TokenLimits:
                 await asyncio.sleep(RETRY_S)
 
     async def _flush(self) -> None:
-        """Settle all differences. Those that the store did not confirm stay for the next time.
+        """Settle all differences. Keep those that the store did not confirm for the next call.
 
-        A slow settlement is waited for the next time. If it were sent again, it would count twice.
+        The next call also waits for a slow settlement, because sending it again would count it twice.
         """
         while self._pending:
             if self._settling is None:

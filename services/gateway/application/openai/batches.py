@@ -26,7 +26,7 @@ class OpenAiBatches:
         self._files = files
 
     async def create(self, request: BatchRequest, principal: Principal) -> Batch:
-        """Store a batch, and wake the process that runs it. Raises BadRequest or NotFound."""
+        """Store a batch, and wake the loop that runs batches. Raises BadRequest or NotFound."""
         file = await self._files.find(request.input_file, principal)
         if file.purpose != "batch":
             raise BadRequest(
@@ -64,11 +64,11 @@ class OpenAiBatches:
         return batch
 
     async def latest(self, principal: str | None, after: bytes | None, limit: int) -> list[Batch]:
-        """Return batches older than ``after``, newest first. ``principal`` None: of all principals."""
+        """Return batches older than ``after``, newest first. ``principal``: the owner; None: all owners."""
         return await self._store.latest(principal, after, limit, openai=True)
 
     async def cancel(self, batch: Batch) -> Batch:
-        """Cancel the lines of a batch that have not ended. Raises BadRequest if the batch has ended."""
+        """Cancel the unfinished lines of a batch. Raises BadRequest if the batch has ended."""
         if (problem := check_cancel(batch)) is not None:
             raise problem
         return await self._batches.cancel(batch)

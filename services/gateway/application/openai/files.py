@@ -23,10 +23,10 @@ from tidegate.kernel.protocol.jobs import new_id
 
 log = telemetry.logger(__name__)
 
-# A piece is in memory twice: as it arrived, and as it is written.
+# A piece is in memory twice: as received, and as written.
 COPIES = 2
 SWEEP_S = 60.0
-# If an upload has not grown for this time, its gateway was lost. HTTP servers end slower uploads earlier.
+# An upload that has not grown for this time has lost its gateway. HTTP servers end slow uploads earlier.
 IDLE_S = 900.0
 
 
@@ -77,11 +77,11 @@ class FileUpload:
         await self._put(piece)
 
     async def finish(self, filename: str, purpose: Purpose, keep_s: float) -> StoredFile:
-        """Store the rest and the record of the file."""
+        """Store the rest of the file, and its record. Raises BadRequest, TooMany or Unavailable."""
         await self._put(self._lines.end())
         if not self._lines.lines:
             raise BadRequest("the file has no lines: a batch needs one JSON request on each line")
-        # Other uploads of this caller may have ended since this one began.
+        # Check again, because other uploads of this caller may have ended in the meantime.
         used = await used_bytes(self._store, self._principal, self._limits)
         if used + self._lines.size > self._limits.callers_bytes:
             raise _full(f"{self._limits.callers_bytes} bytes")
@@ -101,7 +101,7 @@ class FileUpload:
 
     async def abort(self) -> None:
         """Delete the stored parts."""
-        with suppress(Unavailable):  # then another gateway deletes it
+        with suppress(Unavailable):  # a gateway will delete the parts later
             await _drop(self._store, self._blobs, self._id)
 
     async def _put(self, piece: RawPiece | None) -> None:
@@ -127,7 +127,7 @@ class FileService:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to delete the unfinished uploads of killed gateways."""
+        """Start deleting the unfinished uploads of killed gateways in the background."""
         self._task = asyncio.create_task(self._sweep(), name="abandoned uploads")
 
     async def stop(self) -> None:
@@ -156,7 +156,7 @@ class FileService:
         purpose: str | None,
         oldest_first: bool,
     ) -> list[StoredFile]:
-        """Return a page of files, in the order of creation. ``after``: the last id of the previous page.
+        """Return a page of files, sorted by creation. ``after``: the last id of the previous page.
 
         ``principal``: the owner; None: all owners.
         """
