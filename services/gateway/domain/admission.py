@@ -1,4 +1,4 @@
-"""Refuse a request before it is queued, if it would wait too long."""
+"""Refuse a request before it is queued if it would wait too long."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from services.gateway.domain.fair_lane import Standing
 from services.gateway.domain.replica_fleet import ReplicaFleet
 from tidegate.kernel.errors import ColdStart, DeadlinePassed, NoCapacity, Overloaded, TidegateError
 
-# This share of a request's time is kept for the call itself, two hops and the reporting interval, because
-# the predicted wait does not contain them.
+# The share of a request's time that is reserved for the call itself, two hops and the reporting interval. The
+# predicted wait does not include these.
 RESERVE = 0.2
 
 
@@ -23,13 +23,13 @@ def refusal(
     name: str,
     standing: Standing | None = None,
 ) -> TidegateError | None:
-    """Return the error for a request that may not wait, or None if it may.
+    """Return the error for a request that may not be queued, or None if it may be queued.
 
     ``outstanding``: this gateway's requests in flight. ``timeout_ms``: the time that the request has left.
-    ``standing``: the caller's requests and its share, if other callers have requests too. Then the caller
-    is refused only if it has its share of the queue, and its wait depends on its own requests and share.
+    ``standing``: the caller's requests and share, if other callers have requests too. Then a full queue
+    refuses only callers that use up their shares, and the wait depends on the caller's requests and share.
     The predicted wait is requests in flight x model time per request / ready replicas (Little's law).
-    Without a measurement the request is admitted, because requests must wake a model at 0 replicas.
+    Without a measurement, the request is admitted, because requests must wake a model at 0 replicas.
     """
     if fleet.ready == 0 and (error := no_replica_in_time(wakeable, fleet, timeout_ms, name)) is not None:
         return error
@@ -62,7 +62,7 @@ def refusal(
 def no_replica_in_time(
     wakeable: bool, fleet: ReplicaFleet, timeout_ms: float, name: str
 ) -> TidegateError | None:
-    """Return an error, or None if a replica may be ready within ``timeout_ms``. No replica is ready now."""
+    """Return the error if no replica can be ready within ``timeout_ms``, else None. None is ready now."""
     if not wakeable:
         return NoCapacity(
             f"{name} has no replica and may not start one, because an operator holds it at 0 replicas. To "
@@ -90,8 +90,8 @@ def too_late(
 ) -> TidegateError:
     """Return the error for a passed deadline. If no replica can start, the error says why.
 
-    ``passed`` says which deadline. ``held``: the number of its caller's requests at this gateway, if they use
-    up the caller's share and the request was not published. Then a retry is safe.
+    ``passed``: the message about the deadline. ``held``: None, or the number of the caller's requests here if
+    the request was held back because they use up the caller's share. Then a retry is safe.
     """
     if fleet.fault and not fleet.ready:
         return no_replica(fleet, name)
@@ -106,7 +106,7 @@ def too_late(
 
 
 class ModelState(NamedTuple):
-    """A state of Triton's repository index. ``reason``: why a request would get no answer now, or empty."""
+    """A model's state in Triton's repository index. ``reason``: why it cannot answer now; empty if it can."""
 
     word: str
     reason: str = ""
@@ -116,7 +116,7 @@ READY = ModelState("READY")
 
 
 def state(wakeable: bool, fleet: ReplicaFleet) -> ModelState:
-    """Return the state of a Deployment. It is ready if a replica is ready, or if a request starts one."""
+    """Return a Deployment's state. It is ready if a replica is ready, or if a request would start one."""
     if fleet.ready:
         return READY
     if not wakeable:

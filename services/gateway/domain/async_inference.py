@@ -1,4 +1,4 @@
-"""Decide where the inputs of SageMaker's asynchronous inference may lie, and where answers go. Pure."""
+"""Check the paths of inputs of SageMaker's asynchronous inference, and choose those of answers. Pure."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.bounded_json import shown
 
-# The folder of the answers. Inputs must not lie in it.
+# The folder of the answers. It must not contain inputs.
 FOLDER = "tidegate-async"
-# The member of a job's record that says how its answer is written.
+# The member of a job's record that holds the form of its answer.
 ASK = "async"
 ID = re.compile(r"[\x21-\x7e]{1,64}")
 MAX_LOCATION = 1024
-# SageMaker keeps a request for 6 hours by default, and for 6 hours at most.
+# In SageMaker, 6 hours are the default and the maximum.
 LEAST_TTL_S, DEFAULT_TTL_S, MOST_TTL_S = 60, 21_600, 21_600
 
 
 class AnswerPlan(NamedTuple):
-    """The form in which an answer is written. ``accept``: the wanted types. ``rows``: the request had rows.
+    """The form in which an answer is written. ``accept``: the accepted types. ``rows``: the request had rows.
 
     ``whole``: the model answers with a whole body.
     """
@@ -71,7 +71,7 @@ def failure_key(job: str) -> str:
 
 
 def ttl_s(text: str) -> float:
-    """Return the time after which a waiting request expires, in seconds. Raise BadRequest."""
+    """Return the seconds after which a waiting request expires. Raise BadRequest."""
     if not text:
         return DEFAULT_TTL_S
     if not text.isdecimal() or len(text) > 9 or not LEAST_TTL_S <= int(text) <= MOST_TTL_S:
@@ -82,7 +82,7 @@ def ttl_s(text: str) -> float:
 
 
 def inference_id(text: str, job: str) -> str:
-    """Return the caller's id of a request, or else the job's. Raise BadRequest."""
+    """Return the caller's id of a request, or the job's id if there is none. Raise BadRequest."""
     if text and ID.fullmatch(text) is None:
         raise BadRequest(f"InferenceId must have 1 to 64 characters without blanks, got {shown(text)}")
     return text or job

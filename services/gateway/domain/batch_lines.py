@@ -15,7 +15,7 @@ from tidegate.kernel.protocol import bounded_json
 
 
 class BatchLine(NamedTuple):
-    """A parsed request line. ``head`` is the inference request; it may contain a job's fields."""
+    """A parsed request line. ``head``: the inference request, which may contain the options of its job."""
 
     model: str
     version: str
@@ -24,7 +24,7 @@ class BatchLine(NamedTuple):
 
 
 def read_line(raw: bytes, batch: Batch) -> BatchLine:
-    """Parse a line. If it has no model or options, those of the batch apply. Raises BadRequest."""
+    """Parse a line. The batch's model and options are the defaults. Raises BadRequest."""
     head = read_object(raw)
     if head.get("webhook") is not None:
         raise BadRequest("a line of a batch cannot have a webhook: leave it out and poll the batch")

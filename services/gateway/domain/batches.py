@@ -27,10 +27,11 @@ class FileChunk(NamedTuple):
 class Batch:
     """The record of a batch. Times are milliseconds since the epoch; 0 means not yet.
 
-    ``model``, ``version``, ``level`` and ``ttl_s`` are the defaults for its lines. The results of ``written``
-    lines are on disk; ``counts`` has their outcomes. ``done`` also counts finished lines not yet on disk.
-    ``openai``: only a batch of OpenAI's API has it. Its file was checked at ``validated_ms``, its results are
-    in two files, and ``counts`` has their lines and bytes too.
+    ``model``, ``version``, ``level`` and ``ttl_s`` are the defaults for its lines. ``written``: the number of
+    lines whose results are on disk; ``counts``: how many of them had each outcome. ``done`` also counts
+    finished lines that are not on disk yet.
+    ``openai``: None except for a batch of OpenAI's API. The file of such a batch was checked at
+    ``validated_ms``. Its results are in two files, and ``counts`` also has their lines and bytes.
     """
 
     id: bytes

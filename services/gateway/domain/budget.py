@@ -1,8 +1,8 @@
 """A caller's budgets of money in one gateway process, leased like its other limits.
 
-A request reserves its expected cost when it is admitted, and the reservation becomes its real cost at the
-end. So requests in flight count, and many callers at the same time cannot pass a budget. Amounts are whole
-nanos, a billionth of the currency.
+A request reserves its expected cost when it is admitted. At the end, the real cost replaces the reservation.
+So requests in flight count, and many concurrent requests cannot exceed a budget. Amounts are whole nanos: a
+nano is a billionth of the currency.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from services.gateway.domain.leased_tokens import LeasedTokens
 from tidegate.kernel.protocol.access import Allowance
 
 DAY, MONTH = "day_budget", "month_budget"
-# A process may spend this part of its share of the rest before the account has granted it. The rest of all
-# shares is kept back, because others may have spent since the last settlement.
+# The part of its share of the remaining budget that a process may spend before the account grants it. It is
+# below 1, because other processes may have spent money since the last settlement.
 CREDIT = 0.25
 
 
 class Reserved(NamedTuple):
-    """The reservation of a request. ``day`` and ``month`` count the periods since the start."""
+    """The reservation of a request. ``day``, ``month``: the number of its day and month since the start."""
 
     day: int
     month: int
@@ -31,7 +31,7 @@ NOTHING = Reserved(0, 0, 0)
 
 
 class Budget:
-    """The budgets of a day and a month; None: there is none. ``expected``: the last request's reservation.
+    """The budgets of a day and a month; None without a limit. ``expected``: the last request's reservation.
 
     ``short``: a request was refused since the last settlement, although the account may have room for it.
     """
@@ -51,12 +51,12 @@ class Budget:
         return tuple(each for each in (self.day, self.month) if each is not None)
 
     def set(self, allowance: Allowance, share: float) -> None:
-        """Set the limits. Spent amounts stay spent."""
+        """Set the limits. Amounts that were spent before still count."""
         self.day = _changed(self.day, DAY, allowance.day_budget, share)
         self.month = _changed(self.month, MONTH, allowance.month_budget, share)
 
     def take(self, nanos: int) -> Reserved | LeasedTokens:
-        """Reserve an amount, or return the budget that has no room for it in this process."""
+        """Reserve an amount. If a budget of this process has no room for it, return that budget."""
         self.expected = nanos
         budgets = self.tokens
         for each in budgets:
@@ -68,7 +68,7 @@ class Budget:
         return Reserved(self._days, self._months, nanos)
 
     def settle(self, reserved: Reserved, nanos: int) -> None:
-        """Replace a reservation by the real cost. A reservation of an earlier period has expired with it."""
+        """Replace a reservation by the real cost. A reservation expires at the end of its period."""
         if self.day is not None:
             self.day.held += (reserved.nanos if reserved.day == self._days else 0) - nanos
         if self.month is not None:
@@ -84,19 +84,19 @@ class Budget:
                 tokens.borrow(_credit(tokens.available, share))
 
     def wake(self, share: float) -> None:
-        """Borrow a part of the rest after an idle time."""
+        """Borrow a part of the remaining budget after an idle time."""
         for each in self.tokens:
             each.borrow(_credit(each.available, share))
 
     def settlement_due(self, requests: int) -> bool:
-        """Return True if the process needs more, or owes."""
+        """Return True if the process needs more money, or has spent more than it was granted."""
         return self.short or any(
             each.held < 0 or (2 * each.held < requests * self.expected and each.available >= 1)
             for each in self.tokens
         )
 
     def holding(self, tokens: LeasedTokens | None, requests: int, *, idle: bool) -> TokenHolding:
-        """Return what to report of one budget. The process wants the cost of its next ``requests``."""
+        """Return the report about one budget. The process wants the cost of its next ``requests``."""
         if tokens is None:
             return TokenHolding()
         return tokens.holding(0 if idle else max(1, requests) * self.expected)
@@ -110,7 +110,7 @@ def apply(
     left: int,
     share: float,
 ) -> None:
-    """Apply the account's answer to a report under ``limit``."""
+    """Apply the account's answer to a report. ``limit``: the budget at the time of the report."""
     if tokens is not None and limit is not None:
         rest = max(0, left + tokens.limit - limit)
         tokens.apply(reported, granted, rest, _credit(rest, share))

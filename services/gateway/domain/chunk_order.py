@@ -7,30 +7,30 @@ from enum import Enum
 
 
 class ChunkPlace(Enum):
-    """The decision about a chunk or the end of a stream."""
+    """The place of a chunk, or of the end of a stream, in the expected order."""
 
     NEXT = "next"
-    OLD = "old"  # a duplicate, or from an earlier attempt: drop it
+    OLD = "old"  # a duplicate, or from an earlier attempt: must be dropped
     RESTARTED = "restarted"  # from a later attempt, but the caller has chunks of an earlier one
     GAP = "gap"  # chunks before it are missing
 
 
 @dataclass(slots=True)
 class ChunkOrder:
-    """The attempt whose chunks a stream passes on, and the number of the next chunk."""
+    """The attempt of which a stream passes on the chunks, and the number of the next chunk."""
 
     attempt: int = 0
     expected: int = 0
 
     @property
     def emitted(self) -> bool:
-        """Return True if the caller already has a chunk. Then a restart would repeat it."""
+        """Return True if the caller already has a chunk, which a restart would repeat."""
         return self.expected > 0
 
     def place(self, attempt: int, seq: int, *, end: bool) -> ChunkPlace:
-        """Decide about a chunk or an end. The ``seq`` of an end is the number of chunks before it.
+        """Return the place of a chunk or an end. The ``seq`` of an end is the number of chunks before it.
 
-        If a chunk is NEXT, the chunk after it is expected from now on.
+        After a chunk that is NEXT, expect the following chunk.
         """
         if attempt < self.attempt:
             return ChunkPlace.OLD

@@ -10,7 +10,7 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.tensors import DATATYPES, elements, pack_strings
 
-# Triton does not support these either: half floats, and datatypes that are not numbers.
+# As in Triton, half floats and datatypes that are not numbers have no classes.
 _UNFIT = frozenset({"BOOL", "BYTES", "FP16", "BF16"})
 
 Labels = Mapping[str, Sequence[str]]
@@ -19,7 +19,7 @@ Labels = Mapping[str, Sequence[str]]
 def classified(
     request: Decoded, rows: int, outputs: tuple[Tensor, ...], data: list[Buffer], labels: Labels
 ) -> tuple[tuple[Tensor, ...], list[Buffer]]:
-    """Return the outputs. If the request wants classes for an output, return them instead of its values.
+    """Return the outputs. If the request wants classes for an output, they replace its values.
 
     ``labels``: the class names by output. Raise BadRequest for a datatype that has no classes.
     """
@@ -45,13 +45,13 @@ def top(
             f"class result not available for output due to unsupported type {tensor.datatype.name!r}: output "
             f"{tensor.name!r}"
         )
-    import numpy as np  # imported here: few requests need it
+    import numpy as np  # imported here, because few requests need it
 
     size = elements(list(tensor.dims))
     count = min(count, size)
     values: Any = np.frombuffer(raw, tensor.datatype.numpy).reshape(max(rows, 1), size)
-    # The highest value comes first; of equal values, the one with the lower index. So sort the reversed row
-    # in ascending order with a stable sort, and reverse the result.
+    # The highest value comes first. Of equal values, the lower index comes first. So sort the reversed row in
+    # ascending order with a stable sort, and reverse the result.
     order = size - 1 - np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
     chosen = np.take_along_axis(values, order, axis=1)
     shown = "%f:%d" if tensor.datatype.name.startswith("FP") else "%d:%d"

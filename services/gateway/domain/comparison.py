@@ -1,7 +1,7 @@
 """Compare the answers of two models to one request, output by output. Pure.
 
-Numbers agree within a tolerance. Rows of scores also agree or not about the class with the largest score.
-Strings agree if they are equal. For strings that differ, the edit distance says by how much.
+Numbers agree within a tolerance. For rows of scores, the class with the largest score is compared too.
+Strings agree if they are equal. For strings that differ, the edit distance is computed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.shadow import OutputCounts
 from tidegate.kernel.protocol.tensors import to_json, unpack_strings
 
-# The edit distance is computed for this many differing strings of an output, up to this many characters each.
+# Compute the edit distance of this many differing strings per output, and only up to this many characters.
 EDITED = 4
 EDITED_CHARS = 2000
 _FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
 
 
 class Output(NamedTuple):
-    """An output of an answer: its tensor without the batch axis, the rows (0: no such axis), and bytes."""
+    """An output of an answer: its tensor without the batch axis, rows (0: no batch axis), and raw bytes."""
 
     tensor: Tensor
     rows: int
@@ -36,7 +36,7 @@ class Output(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The counts of one output in one answer, and the difference in words; empty if it agrees."""
+    """The counts of one compared output. ``difference``: in words; empty if the output agrees."""
 
     name: str
     counts: OutputCounts
@@ -53,7 +53,7 @@ def compare(
     """Compare the outputs of two answers by name.
 
     Numbers a (primary) and b agree if abs(a - b) <= atol + rtol * abs(a). NaN agrees with NaN. ``pause`` is
-    called often, so that a thread can let others run.
+    called often, so that other threads can run.
     """
     theirs = {each.tensor.name: each for each in shadow}
     mine = {each.tensor.name: each for each in primary}
@@ -117,7 +117,7 @@ def _values(output: Output) -> np.ndarray:
 
 
 def _finite(value: float) -> float:
-    """Return a number that JSON can carry."""
+    """Return a number that JSON can represent."""
     return float(min(value, 1e300))
 
 

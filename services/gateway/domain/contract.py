@@ -30,11 +30,11 @@ from tidegate.kernel.protocol.tensors import (
     elements,
 )
 
-# The gateway uses these parameters to decode tensors and encode outputs, or to queue the request. The model
-# does not get them.
+# The gateway uses these parameters to decode tensors, encode outputs and queue requests. They do not go to
+# the model.
 _FOR_US = frozenset({"binary_data_output", "binary_data", "binary_data_size", "classification"})
 _FOR_THE_QUEUE = frozenset({"timeout", "priority"})
-# Request parameters of Triton that a queue cannot support; they are refused.
+# Triton's parameters of tensors in shared memory.
 _SHARED_MEMORY = {REGION, OFFSET, SIZE}
 
 _KEYS_KEPT = 1024
@@ -46,7 +46,7 @@ RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """An output that the caller wants: in binary or JSON, or as its ``classes`` highest values."""
+    """An output that the caller wants. ``classes``: return this many of its highest values; 0: the tensor."""
 
     name: str
     binary: bool
@@ -56,9 +56,9 @@ class WantedOutput:
 class Decoded(NamedTuple):
     """A decoded request. ``wanted``: None means every output. ``binary``: the default form of outputs.
 
-    ``timeout_ms``: the timeout in the request, or None. ``priority``: 1 goes first; 0 means none was given.
-    ``sinks``: the places in shared memory of the outputs that have one.
-    ``sequence``: the sequence that it is a part of, or None.
+    ``timeout_ms``: the timeout in the request, or None. ``priority``: 1 goes first; 0: no priority was set.
+    ``sinks``: the outputs that go to shared memory, with their places there.
+    ``sequence``: the sequence of the request, or None.
     """
 
     id: str
@@ -79,9 +79,9 @@ class Decoded(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """The things that a request may use beside its body.
+    """The input that a request may have outside its body.
 
-    ``regions``: the caller's shared memory. ``forwarded``: headers that the model gets as parameters.
+    ``regions``: the caller's shared memory. ``forwarded``: headers that go to the model as parameters.
     """
 
     regions: Regions | None = None
@@ -102,9 +102,9 @@ _NO_OPTIONS = Options({})
 
 @dataclass(slots=True)
 class Contract:
-    """A signature, prepared for checks. If it is not known, Triton checks the tensors instead.
+    """A signature, prepared for checks. If the signature is not known, Triton checks the tensors instead.
 
-    ``model``: the name in errors. They begin with Triton's words, because its clients compare them.
+    ``model``: the name in errors. Errors begin with Triton's words, because Triton's clients compare them.
     """
 
     signature: Signature | None
@@ -129,7 +129,7 @@ class Contract:
 
     @property
     def may_be_empty(self) -> bool:
-        """Return True if a request may have no input: all are optional, and the model does not batch."""
+        """Return True if a request needs no input: all are optional, and the model does not batch."""
         return self.signature is not None and not self.required and not self.max_batch
 
     def key(self, inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: dict[str, Any]) -> bytes:
@@ -167,13 +167,13 @@ class Contract:
         return WantedOutput(name, binary, classes)
 
     def want_all(self, binary: bool) -> None:
-        """Raise BadRequest if an output cannot have the default form of all outputs: binary or JSON."""
+        """Raise BadRequest if an output cannot be sent in the default form: binary or JSON."""
         if self.binary_only and not binary:
             raise json_refusal(min(self.binary_only))
 
 
 class Inputs:
-    """The checked inputs of one request. For each, call ``expect`` and then ``put``; at the end, ``done``."""
+    """The checked inputs of one request. For each input, call ``expect`` and then ``put``; last, ``done``."""
 
     __slots__ = ("_contract", "_datatype", "_dims", "_seen", "_shape", "_slot", "_slots", "name", "rows")
 
@@ -216,7 +216,7 @@ class Inputs:
                 f"{contract.model!r}. Got input(s) {_names(self._seen)}, but missing required input(s) "
                 f"{_names(missing)}. Please provide all required input(s)."
             )
-        if len(slots) == 1:  # as most requests have
+        if len(slots) == 1:  # the usual case
             _, tensor, raw = slots[0]
             return (tensor,), [raw], max(self.rows, 0)
         slots.sort(key=lambda entry: entry[0])
@@ -228,7 +228,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
     if len(set(outputs)) < len(outputs):
         (twice, _), *_ = Counter(outputs).most_common(1)
         raise BadRequest(f"Duplicate output name {twice!r} is not allowed in a request: send each name once")
-    size = 2 * names  # the least that they take; call_key fails for more names than 16 bits can count
+    size = 2 * names  # the smallest possible key; call_key fails if 16 bits cannot count the names
     if size <= MAX_KEY:
         key = call_key(inputs, outputs, parameters)
         if len(key) <= MAX_KEY:
@@ -243,7 +243,7 @@ def _bounded(inputs: tuple[Tensor, ...], outputs: tuple[str, ...], parameters: d
 def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) -> dict[str, Any]:
     """Return the parameters of a request, an input or an output; raise BadRequest for unsupported ones.
 
-    ``in_memory``: the tensor may be in shared memory. Else raise UsesRegions for one that is.
+    ``in_memory``: the tensor may be in shared memory. Without it, raise UsesRegions for such a tensor.
     """
     if parameters is None:
         return {}
@@ -255,14 +255,14 @@ def check_parameters(parameters: Any, where: str, *, in_memory: bool = False) ->
 
 
 def is_ours(name: str) -> bool:
-    """Return True if a parameter of this name means something here or in Triton, so no header may be it."""
+    """Return True if Tidegate or Triton uses a parameter of this name. Then no header may replace it."""
     return name in _FOR_US | _FOR_THE_QUEUE | PARAMETERS or name.startswith("triton_")
 
 
 def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options:
     """Separate a request's parameters by purpose; raise BadRequest. ``timeout`` is in µs, as in Triton.
 
-    The model also gets the forwarded headers of ``beside``; a parameter of the same name replaces one.
+    The forwarded headers of ``beside`` also go to the model, except for those with the name of a parameter.
     """
     if not parameters and (beside is None or not beside.forwarded):
         return _NO_OPTIONS
@@ -302,7 +302,7 @@ def options(parameters: dict[str, Any], beside: Beside | None = None) -> Options
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raise BadRequest for a name that is too long, because errors and responses repeat names."""
+    """Raise BadRequest for a name that is too long: errors and responses repeat names."""
     if len(name) > _MAX_NAME or (not name.isascii() and len(name.encode()) > _MAX_NAME):
         raise BadRequest(f"{kind} {shown(name)}: a name may have at most {_MAX_NAME} bytes")
 
@@ -332,7 +332,7 @@ def _no_shape(name: str, given: Any) -> BadRequest:
 def _checked(
     name: str, datatype: Any, shape: list[int], order: int, contract: Contract
 ) -> tuple[int, Datatype, tuple[int, ...], int]:
-    """Return the tensor's slot, datatype, dims without the batch axis, and rows (0: no batch axis)."""
+    """Return the input's position, datatype, dims without the batch axis, and rows (0: no batch axis)."""
     if contract.signature is None:
         check_name("input", name)
         if not isinstance(datatype, str) or datatype not in DATATYPES:
@@ -392,7 +392,7 @@ def _dims(shape: Sequence[int]) -> str:
 
 
 def check_size(name: str, datatype: Datatype, shape: list[int], raw: Buffer, model: str) -> None:
-    """Raise BadRequest if raw bytes do not fit the datatype and the shape. ``model``: for the error."""
+    """Raise BadRequest if raw bytes do not fit the datatype and the shape. ``model``: its name in errors."""
     count, size = elements(shape), datatype.size
     if size and len(raw) != count * size:
         raise BadRequest(
@@ -421,7 +421,7 @@ def inputs_unknown() -> Unavailable:
 
 
 def json_refusal(output: str) -> BadRequest:
-    """Return the error for an output whose datatype JSON cannot carry; Triton refuses it too."""
+    """Return the error for an output with a datatype that JSON cannot represent. Triton refuses it too."""
     return BadRequest(
         f"output {output!r}: {' and '.join(sorted(BINARY_ONLY))} cannot be sent as JSON; request binary data "
         "(parameter binary_data of the output, or binary_data_output of the request)"

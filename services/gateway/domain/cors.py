@@ -1,4 +1,4 @@
-"""The origins whose pages may call the gateway, and the response headers that browsers need."""
+"""The origins of pages that may call the gateway, and the response headers that browsers need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 ANY_ORIGIN = "*"
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._~\[\]:-]+")
-# Response headers that a page may read, in addition to those that browsers always allow.
+# Response headers that a page may read. Browsers always allow some others.
 EXPOSED = (
     "Server-Timing",
     "Retry-After",
@@ -24,7 +24,7 @@ EXPOSED = (
 
 
 class Origins:
-    """A set of origins, such as ``https://console.example``. With ``*`` it contains all origins."""
+    """A set of origins, such as ``https://console.example``. With ``*``, all origins are in the set."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         self.names = tuple(origins)

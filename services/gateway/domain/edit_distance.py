@@ -1,7 +1,7 @@
 """The edit distance of two strings, after Myers ("A fast bit-vector algorithm", JACM 1999). Pure.
 
-A column of the table of distances is two numbers with a bit per character, so a column costs a few
-operations. The form is that of Hyyrö (2003).
+Two integers with a bit per character represent a column of the distance table, so a column costs a few
+operations. This variant is by Hyyrö (2003).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PAUSE_EVERY = 64
 def edit_distance(a: str, b: str, pause: Callable[[], None] = lambda: None) -> int:
     """Return the fewest insertions, deletions and substitutions of characters that turn ``a`` into ``b``.
 
-    ``pause`` is called every ``PAUSE_EVERY`` characters, so that a thread can let others run.
+    ``pause`` is called every ``PAUSE_EVERY`` characters, so that other threads can run.
     """
     if not a or not b:
         return len(a) + len(b)

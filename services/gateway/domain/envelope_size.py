@@ -1,7 +1,7 @@
 """Decide how many requests share an envelope.
 
-Under load, requests to fast models share a message, which costs the broker less. Requests to slow models get
-one message each. Every ready replica gets its share, and no request waits for an envelope to fill.
+Under load, requests to fast models share a message, which costs the broker less. Each request to a slow model
+gets its own message. Every ready replica gets its share, and no request waits until an envelope is full.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_FRAMES = 256
 
 
 def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAMES) -> int:
-    """Return how many frames an envelope may hold. This event-loop turn publishes ``waiting`` frames.
+    """Return how many frames an envelope may hold, if ``waiting`` frames are published now.
 
     An envelope holds at most ``QUANTUM_MS`` of one replica's work, at most one ready replica's share of the
     waiting requests, and at most ``limit`` frames. Without a measurement it holds 1.
@@ -30,7 +30,7 @@ def frames_per_envelope(waiting: int, fleet: ReplicaFleet, limit: int = MAX_FRAM
 
 
 def split(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Yield the range [start, end) of the frames in each envelope: at most ``most``, and ``MAX_BYTES`` bytes.
+    """Yield the range [start, end) of frames for each envelope: up to ``most`` frames, ``MAX_BYTES`` bytes.
 
     ``sizes``: the bytes of each frame. A frame larger than ``MAX_BYTES`` gets its own envelope.
     """

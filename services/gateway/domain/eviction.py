@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# A body can count as slow only after this many seconds.
+# A body is never slow before it was watched for this many seconds.
 WATCHED_S = 1.0
 
 
 class Unfinished(NamedTuple):
-    """An incomplete body. It holds ``held`` bytes; ``moved`` bytes came in the last ``watched_s`` seconds."""
+    """An incomplete body. ``held``: its bytes in memory. ``moved``: bytes of the last ``watched_s`` s."""
 
     held: int
     watched_s: float
@@ -22,8 +22,8 @@ def choose(bodies: Sequence[Unfinished], need: int, bytes_per_s: int, *, for_kno
     """Return the indexes of the bodies to drop. They free ``need`` bytes, or as many as possible.
 
     Bodies slower than ``bytes_per_s`` may be dropped. ``for_known``: a caller with a valid credential needs
-    the memory. Then all bodies of callers without one may be dropped too. Drop bodies of callers without a
-    credential first, then the slowest, then the largest.
+    the memory. Then all bodies of callers without a credential may be dropped too. Bodies of callers without
+    a credential come first; among equals, the slowest and then the largest.
     """
     candidates = []
     for at, body in enumerate(bodies):

@@ -7,18 +7,18 @@ from collections.abc import Collection
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from tidegate.kernel.errors import ColdStart, NoCapacity, TidegateError, UpstreamUnavailable
 
-# Why a request may go to another Deployment. An overloaded Deployment is not a reason: the load would move.
+# The errors after which a request may go to another Deployment. Overloaded is not among them, because the
+# other Deployment would become overloaded too.
 REASONS = (UpstreamUnavailable, NoCapacity, ColdStart)
 
 
 def another(
     endpoint: EndpointRoute, route: DeploymentRoute, failed: Collection[str], error: TidegateError
 ) -> DeploymentRoute | None:
-    """Return a ready Deployment that takes the same tensors and has not failed; None: there is none.
+    """Return a ready Deployment that accepts the same tensors and has not failed, or None.
 
-    The candidates are the endpoint's ``failover``, in their order. Instead of an upstream, also the targets
-    with a share can answer, and they come first. The endpoint's ``when_unready`` already says if they take
-    the share of a target without replicas.
+    The candidates are the endpoint's ``failover``, in their order. If an upstream failed, the targets with a
+    share come before them. If replicas are missing, ``when_unready`` decides whether targets take over.
     """
     if not isinstance(error, REASONS):
         return None

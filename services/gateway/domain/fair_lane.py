@@ -1,11 +1,11 @@
 """Share a queue of a Deployment among its callers, before their requests are published.
 
-The broker's queue is first come, first served. A request in it cannot be overtaken, so only as many requests
-are published as keep the replicas busy: the window. The others wait here, and the next one is chosen fairly
-by weight. A caller within its share of the window does not wait. One caller alone may use the whole window.
+The broker's queue is first in, first out. So the gateway publishes only as many requests as keep the replicas
+busy: the window. The other requests wait here, and the next one is chosen fairly by weight. A caller within
+its share of the window does not wait. One caller alone may use the whole window.
 
-The idea is that of byte queue limits in Linux: keep the queue that cannot be scheduled short, and schedule
-the one before it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
+Byte queue limits in Linux have the same idea: keep the queue short that cannot be scheduled, and schedule the
+queue before it. See :class:`~tidegate.kernel.fair_order.FairOrder` for the order.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tidegate.kernel.protocol.tenant import tenant_of
 T = TypeVar("T")
 
 UNLIMITED = sys.maxsize
-# The priority of a request that states none, as in the worker's backlog.
+# The priority of a request without one, as in the worker's backlog.
 DEFAULT_PRIORITY = 4
-# Flows without requests are forgotten when there are more than this many.
+# At this many flows, those without requests are removed.
 IDLE_KEPT = 1024
 
 
 class FlowKey(NamedTuple):
-    """One caller at one endpoint, and the weight of both."""
+    """One caller at one endpoint. ``weight``: the combined weight of both."""
 
     endpoint: str
     caller: str
@@ -51,7 +51,7 @@ class FlowLoad(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A caller's unanswered requests at all gateways, and its share of the Deployment beside the others."""
+    """A caller's unanswered requests at all gateways, and its fair share of the Deployment (0 to 1)."""
 
     outstanding: int
     share: float
@@ -61,8 +61,8 @@ class Standing(NamedTuple):
 class Flow(Generic[T]):
     """A flow in one lane. ``outstanding``: its unanswered requests. ``published``: those in the window.
 
-    ``tenant``: for its request frames. ``name``: the key as text. ``held`` is a heap of the requests that
-    wait here, by (priority, order of arrival).
+    ``tenant``: the field of its request frames. ``name``: the key as text. ``held``: a heap of the requests
+    that wait here, by (priority, order of arrival).
     """
 
     key: FlowKey
@@ -75,18 +75,18 @@ class Flow(Generic[T]):
 
 
 class FairLane(Generic[T]):
-    """The requests of one queue: how many are published, and those that wait for their turn."""
+    """The requests of one queue: the number of published ones, and the ones that wait for their turn."""
 
     def __init__(self) -> None:
         self.window = UNLIMITED
         self.published = 0
         self.held = 0
         self._flows: dict[FlowKey, Flow[T]] = {}
-        # The flow of the last request. Most requests have the same caller as the one before.
+        # The flow of the last request, because the next request often has the same caller.
         self._last: tuple[FlowKey, Flow[T]] | None = None
         self._order: FairOrder[FlowKey] = FairOrder(BURST)
         self._elsewhere: Mapping[str, FlowLoad] = {}
-        # The flows elsewhere that had no request here at the last report, and the sum of their weights.
+        # Flows of other gateways without a request here at the last report, and the sum of their weights.
         self._only_elsewhere: Mapping[str, FlowLoad] = {}
         self._other_weight = 0
         self._active_weight = 0
@@ -125,7 +125,7 @@ class FairLane(Generic[T]):
             self.published -= 1
 
     def take(self, flow: Flow[T], cost: float = 1.0) -> bool:
-        """Publish a request now if there is room in the window; return False if it must be held."""
+        """Count a request as published if the window has room; return False if the request must be held."""
         if self.published < self.window and not self.held:
             flow.published += 1
             self.published += 1
@@ -138,17 +138,17 @@ class FairLane(Generic[T]):
         return True
 
     def hold(self, flow: Flow[T], item: T, priority: int = 0, cost: float = 1.0) -> None:
-        """Let a request wait for its turn. Among requests of one flow the lowest priority goes first."""
+        """Hold a request until its turn. Within a flow, the lowest number of ``priority`` goes first."""
         self._count += 1
         heappush(flow.held, (priority or DEFAULT_PRIORITY, self._count, cost, item))
         self.held += 1
         self._order.enter(flow.key)
 
     def release(self) -> Iterator[T]:
-        """Yield the requests that are published now. Skip those that ended meanwhile with :meth:`skip`.
+        """Yield the held requests to publish now. Call :meth:`skip` for those that have already ended.
 
-        If a request fails while it is published, its end calls this again. Then the first call goes on, so
-        that a broker that takes no message does not nest a call for each request that waits.
+        If publishing a request fails, its end calls this method again. That inner call yields nothing and the
+        outer one continues, so that calls are not nested for each held request while the broker is down.
         """
         if self._releasing:
             return
@@ -168,7 +168,7 @@ class FairLane(Generic[T]):
             self._releasing = False
 
     def skip(self, flow: Flow[T], cost: float = 1.0) -> None:
-        """Take back a released request that has ended while it was held."""
+        """Undo the release of a request that ended while it was held."""
         flow.published -= 1
         self.published -= 1
         self._order.charge(flow.key, -cost / flow.weight)
@@ -176,7 +176,7 @@ class FairLane(Generic[T]):
     # --- shares ----------------------------------------------------------------------------------------
 
     def learn(self, elsewhere: Mapping[str, FlowLoad]) -> None:
-        """Learn the flows that have requests at other gateways, by the text of their key."""
+        """Set the flows that have requests at other gateways, by their key as text."""
         here = {flow.name for flow in self._flows.values() if flow.outstanding}
         self._elsewhere = elsewhere
         self._only_elsewhere = {name: load for name, load in elsewhere.items() if name not in here}
@@ -189,7 +189,7 @@ class FairLane(Generic[T]):
         return bool(self._elsewhere) and (len(self._elsewhere) > 1 or flow.name not in self._elsewhere)
 
     def share(self, flow: Flow[T]) -> float:
-        """Return the share of the Deployment that a flow is entitled to now: from above 0 to 1."""
+        """Return a flow's fair share of the Deployment now: above 0, at most 1."""
         total = self._active_weight if flow.outstanding else self._active_weight + flow.weight
         if self._only_elsewhere:
             total += self._other_weight
@@ -198,12 +198,12 @@ class FairLane(Generic[T]):
         return flow.weight / total
 
     def elsewhere(self, flow: Flow[T]) -> int:
-        """Return the unanswered requests of a flow at other gateways."""
+        """Return the number of unanswered requests of a flow at other gateways."""
         load = self._elsewhere.get(flow.name) if self._elsewhere else None
         return load.outstanding if load is not None else 0
 
     def loads(self, most: int) -> dict[str, list[int]]:
-        """Return [unanswered requests, weight] of the flows with the most requests, by the key as text."""
+        """Return [unanswered requests, weight] of the ``most`` busiest flows, by the key as text."""
         active = [flow for flow in self._flows.values() if flow.outstanding]
         active.sort(key=lambda flow: flow.outstanding, reverse=True)
         return {flow.name: [flow.outstanding, flow.weight] for flow in active[:most]}

@@ -1,7 +1,7 @@
-"""Ids of answers that say which Deployment answered, so that feedback needs no record of the request. Pure.
+"""Ids of answers that contain the facts about them, so that feedback needs no record of requests. Pure.
 
-An id is ``fb1.`` and the base64 of a JSON list and a part of its HMAC-SHA256. So only a gateway can make one.
-The key is derived from the service token, so all gateways of a stack have the same one.
+An id is ``fb1.``, followed by the base64 of a JSON list and a part of its HMAC-SHA256. So only a gateway can
+make an id. The HMAC's key is derived from the service token, so all gateways of a stack have the same key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 PREFIX = "fb1."
-# Longer texts cannot be ids, so they are refused before they are decoded.
+# Longer texts cannot be ids, so they are refused without decoding.
 LONGEST = 2048
 _MAC_BYTES = 10
 
@@ -25,8 +25,8 @@ class AnswerFacts:
     """The facts that an id states about an answer. ``at``: microseconds since the epoch.
 
     ``assigned``: weights or a sticky key chose the Deployment, not a version or a rule. ``unit``: the hash of
-    the sticky key, or empty. ``owner``: the hash of the caller. ``experiment``: the id of the experiment in
-    which it was chosen, or empty.
+    the sticky key, or empty. ``owner``: the hash of the caller. ``experiment``: the id of the experiment that
+    chose the Deployment, or empty.
     """
 
     endpoint: str
@@ -41,7 +41,7 @@ class AnswerFacts:
 
 
 class FeedbackIds:
-    """Make and read ids."""
+    """Makes and reads ids."""
 
     def __init__(self, service_token: str) -> None:
         self._key = hmac.digest(service_token.encode(), b"tidegate feedback", "sha256")
@@ -52,7 +52,7 @@ class FeedbackIds:
         return PREFIX.encode() + urlsafe_b64encode(content + self._mac(content)).rstrip(b"=")
 
     def read(self, id_: str) -> AnswerFacts | None:
-        """Return the facts of an id; None if this stack did not make it."""
+        """Return the facts in an id; None if this stack did not make the id."""
         if not id_.startswith(PREFIX) or len(id_) > LONGEST:
             return None
         text = id_[len(PREFIX) :]
@@ -67,7 +67,7 @@ class FeedbackIds:
         return AnswerFacts(*members)
 
     def owner(self, principal: str) -> str:
-        """Return the hash of a caller. Ids have it instead of the caller's name."""
+        """Return the hash of a caller, which ids contain instead of the caller's name."""
         return self._hash(b"owner", principal.encode())
 
     def unit(self, key: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Read feedback from a caller's JSON: which answer, which outcomes. Pure."""
+"""Read the answer's id and the outcomes from the JSON of a caller's feedback. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import bounded_json
 
 LONGEST_LABEL = 256
-# A larger number has no square that fits into a float, so no variance.
+# The square of a larger number may not fit into a float, and the variance needs squares.
 LARGEST = 1e100
-# A clock may be ahead of the gateway's by this much.
+# A caller's clock may be ahead of the gateway's clock by this time.
 AHEAD_MS = 300_000
 _METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _MEMBERS = {"request_id", "idempotency_key", "score", "label", "reward", "metric", "value", "at"}
@@ -42,7 +42,7 @@ class FeedbackItem:
 
 
 def read_item(raw: Any, now_ms: int) -> FeedbackItem:
-    """Return one item of feedback; raise BadRequest."""
+    """Parse one item of feedback; raise BadRequest."""
     if not isinstance(raw, Mapping):
         raise BadRequest(f"feedback must be a JSON object, as in {_EXAMPLE}")
     if unknown := sorted(str(name) for name in raw.keys() - _MEMBERS):
@@ -110,7 +110,7 @@ def _text(raw: Mapping[str, Any], name: str) -> str:
 
 
 def _moment(value: Any, now_ms: int) -> int:
-    """Return a time in ISO 8601 or in seconds since the epoch as milliseconds; without one, now."""
+    """Convert ISO 8601 or seconds since the epoch to milliseconds; return now for None. Raise BadRequest."""
     if value is None:
         return now_ms
     try:

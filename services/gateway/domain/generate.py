@@ -28,8 +28,8 @@ _RESERVED = frozenset({"id", "parameters"})
 def decode(body: Buffer, contract: Contract) -> Decoded:
     """Decode a body and check it against a signature; raise BadRequest, or Unavailable without a signature.
 
-    A member with the name of an input is a tensor. Its shape follows from the signature and the values, and
-    its batch size is 1. Other members, and those in ``parameters``, are parameters for the model.
+    A member with the name of an input is a tensor. Its shape follows from the signature and the values; its
+    batch size is 1. Other members, and the members of ``parameters``, are parameters for the model.
     """
     if contract.signature is None:
         raise inputs_unknown()
@@ -51,7 +51,7 @@ def decode(body: Buffer, contract: Contract) -> Decoded:
 
 
 def request_parameters(body: Buffer) -> dict[str, Any]:
-    """Return the members of a request that may be parameters; raise BadRequest."""
+    """Return all members of a request, and those of its ``parameters``; raise BadRequest."""
     members = _members(body)
     return members | check_parameters(members.get("parameters"), "request")
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-# A client may send this many frames that do no work, and this many more each second. Answers allow more.
+# The most frames without work that a client may send, and how many more it may send each second. Answers
+# allow more frames.
 USELESS_FRAMES = 2000.0
 USELESS_FRAMES_PER_S = 500.0
-# A ping is a strike if it comes sooner than this after the last one. More strikes than this end the
-# connection, if no data was sent between them.
+# A ping is a strike if it comes sooner than PING_INTERVAL_S after the last ping. Sent data resets the number
+# of strikes. More than PING_STRIKES strikes end the connection.
 PING_INTERVAL_S = 5.0
 PING_STRIKES = 4
 # A client may cancel this many calls before they are answered, and four more for each answered call.
 RESETS = 200
-# This many bytes may come for calls that have ended, and one window more for each new call.
+# A client may send this many bytes for calls that have ended, and one flow-control window more per new call.
 LATE_BYTES = 16 * 2**20
 
 
 class FloodGuard:
-    """A count of one client's useless work. Its methods return why the connection must end, or None."""
+    """Counts one client's useless work. Methods return why the connection must end, or None."""
 
     __slots__ = ("_answered", "_late_bytes", "_left", "_pinged", "_resets", "_since", "_strikes")
 
@@ -60,7 +61,7 @@ class FloodGuard:
         )
 
     def call_began(self, window: int) -> None:
-        """Allow one window more of late bytes. If the new call ends early, that many may still come."""
+        """Allow one more window of late bytes, because they may arrive after the new call has ended."""
         self._late_bytes = max(0, self._late_bytes - window)
 
     def answered(self) -> None:
@@ -68,6 +69,6 @@ class FloodGuard:
         self._answered += 1
 
     def sent(self, count: int) -> None:
-        """Count sent bytes of answers. The client may send more frames and pings to acknowledge them."""
+        """Count sent bytes of answers. The client may acknowledge them with more frames and pings."""
         self._left = min(USELESS_FRAMES, self._left + 4 + count / 2048)
         self._strikes = 0

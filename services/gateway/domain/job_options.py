@@ -47,7 +47,7 @@ _DEFAULT = JobOptions()
 
 
 def preference(header: bytes | None) -> Preference | None:
-    """Return a ``Prefer`` header's preference for a job (RFC 7240), or None if it has none."""
+    """Return the preference for a job in a ``Prefer`` header (RFC 7240), or None."""
     if header is None:
         return None
     present, wait_s = False, 0.0
@@ -61,7 +61,7 @@ def preference(header: bytes | None) -> Preference | None:
 
 
 def from_headers(headers: Mapping[bytes, bytes], base: JobOptions = _DEFAULT) -> JobOptions:
-    """Return ``base``, changed by ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``.
+    """Return ``base`` with the values of ``X-Job-Priority``, ``X-Job-TTL`` (seconds) and ``X-Job-Webhook``.
 
     Raises BadRequest.
     """
@@ -107,7 +107,7 @@ def check_version(value: Any) -> str:
 
 
 def check_level(value: Any) -> Level:
-    """Return a priority level. Raises BadRequest."""
+    """Return a valid priority level. Raises BadRequest."""
     if value not in LEVELS:
         raise BadRequest(f"priority must be one of {', '.join(LEVELS)}, got {str(value)[:40]!r}")
     level: Level = value
@@ -115,14 +115,14 @@ def check_level(value: Any) -> Level:
 
 
 def check_ttl(value: Any) -> float:
-    """Return the seconds from a job's acceptance until it expires. Raises BadRequest."""
+    """Return the ttl of a job: seconds from its acceptance until it expires. Raises BadRequest."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_TTL_S:
         raise BadRequest(f"the ttl must be 1..{MAX_TTL_S} seconds, got {str(value)[:40]!r}")
     return float(value)
 
 
 def check_webhook(value: Any) -> str:
-    """Return a webhook's URL. Raises BadRequest. The address behind it is checked on delivery."""
+    """Return a webhook's URL. Raises BadRequest. The IP address is checked on delivery."""
     if not isinstance(value, str) or read_url(value) is None:
         raise BadRequest(f"webhook must be a plain http or https URL without a user, got {str(value)[:80]!r}")
     return value

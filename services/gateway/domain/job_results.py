@@ -1,4 +1,4 @@
-"""The form of a job's answer, which its record contains, and the error of a job without a result. Pure."""
+"""The form of a job's answer, which is in the job's record, and the error of a job without a result. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.kernel.protocol.jobs import Job
 
 
 def answer_form(request: Decoded) -> dict[str, Any]:
-    """Return the fields of a request that decide the form of its answer. Defaults are left out."""
+    """Return the fields of a request that decide the form of its answer, without defaults."""
     form: dict[str, Any] = {}
     if request.id:
         form["id"] = request.id
@@ -23,7 +23,7 @@ def answer_form(request: Decoded) -> dict[str, Any]:
 
 
 def read_answer_form(form: Mapping[str, Any], binary: bool | None = None) -> Decoded:
-    """Return a request with the fields that encode its answer. ``binary`` overrides the requested form."""
+    """Return a request with the fields for encoding its answer. ``binary`` overrides the requested form."""
     outputs = form.get("outputs")
     wanted = None
     if outputs:
@@ -38,7 +38,7 @@ def read_answer_form(form: Mapping[str, Any], binary: bool | None = None) -> Dec
 def prefers_binary(accept: bytes | None) -> bool | None:
     """Return True if an ``Accept`` header prefers binary, False if JSON, None if neither.
 
-    With None, the request of the job decides.
+    If it is None, the job's request decides.
     """
     if accept is None:
         return None

@@ -14,8 +14,9 @@ _ID_CHARS = 120
 def principal_of(
     claims: Mapping[str, Any], roles_claim: str, scopes_of: Mapping[str, Sequence[str]]
 ) -> Principal:
-    """Return the bearer. ``roles_claim`` may be a path with dots, such as Keycloak's ``realm_access.roles``.
+    """Return the principal of a token with these claims.
 
+    ``roles_claim``: a claim's name, or a path with dots such as Keycloak's ``realm_access.roles``.
     ``scopes_of`` maps roles to scopes. If it is empty, a role with the name of a scope grants that scope.
     """
     subject = str(claims["sub"])

@@ -1,12 +1,12 @@
 """The limits of one key in one gateway process.
 
-A request takes its tokens here and never waits for the store. Between requests, the process settles with the
-key's account in the store. It requests the tokens that it needs at its current pace, or its share of the rest
-if that is more. It returns tokens that it does not use.
+A request takes its tokens here and never waits for the store. In the background, the process settles with the
+key's account in the store. It requests the tokens that it needs at its current pace, or its share of the
+remaining tokens if the share is larger. It returns tokens that it does not use.
 
-If the key was idle, the process holds no tokens. Then it borrows its share until the account answers, and the
-account is charged for the borrowed tokens. While the store is away, the process applies its share of each
-limit.
+After the key was idle, the process holds no tokens. Then the process borrows its share until the account
+answers, and the account is charged for the borrowed tokens. While the store is down, the process applies its
+share of each limit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tidegate.kernel.protocol.access import Allowance
 
 # A process holds the tokens that it needs for this many seconds at its current pace.
 AHEAD_S = 0.1
-# After this long without a request, it returns its tokens.
+# After this many seconds without a request, a process returns its tokens.
 IDLE_S = 1.0
 # Seconds between settlements that are not urgent.
 REFRESH_S = 0.2
@@ -34,8 +34,8 @@ SLOTS_RETRY_S = 1.0
 class LimitReached:
     """A refusal. ``limit``: ``rate``, ``concurrency``, ``day``, ``month``, ``day_budget``, ``month_budget``.
 
-    ``soon``: the budget has room, but this process has not leased it yet. For limits of a period, use
-    ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
+    ``soon``: the account may have money left, but this process has not leased it yet. For limits of a day
+    or a month, use ``rate_limit_headers.seconds_left`` instead of ``retry_after_s``.
     """
 
     limit: str
@@ -74,9 +74,9 @@ class KeyLimiter:
     )  # fmt: skip
 
     def __init__(self, principal: str, allowance: Allowance, activate: Callable[[KeyLimiter], None]) -> None:
-        """Start idle. ``activate`` is called with this limiter when its idle time ends. It sets the share.
+        """Start idle. When the idle time ends, ``activate`` is called with this limiter and sets its share.
 
-        ``share`` is this process's share of each limit. ``standalone`` is True while the store is away.
+        ``share`` is this process's share of each limit. ``standalone`` is True while the store is down.
         """
         self.principal = principal
         self.allowance = allowance
@@ -87,7 +87,7 @@ class KeyLimiter:
         self.day_quota: LeasedTokens | None = None
         self.month_quota: LeasedTokens | None = None
         self.budget: Budget | None = None
-        self.reserved = NOTHING  # by the last admitted request
+        self.reserved = NOTHING  # the reservation of the last admitted request
         self._set_allowance(allowance)
         self.in_flight = 0
         self.slots = 0
@@ -96,14 +96,14 @@ class KeyLimiter:
         self._tight = False
         self._activate = activate
         self._requests = 0  # since the last settlement
-        self._unsettled = False  # no settlement since it was idle
+        self._unsettled = False  # True until the first settlement after an idle time
         self._rate_refused = 0
         self._last_at = self._settled_at = self._wait_until = float("-inf")
 
     def take(self, now: float, nanos: int = 0) -> LimitReached | None:
-        """Admit one request, or return the limit that refuses it. Call :meth:`finish` when it ends.
+        """Admit one request, or return the limit that refuses it. Call :meth:`finish` at its end.
 
-        ``nanos``: its expected cost, which is reserved in the budgets.
+        ``nanos``: the expected cost, which is reserved in the budgets.
         """
         if not self.active:
             self._wake(now)
@@ -126,21 +126,21 @@ class KeyLimiter:
         return None
 
     def finish(self, reserved: Reserved = NOTHING, nanos: int = 0) -> None:
-        """Record the end of an admitted request. ``nanos``: its cost, in place of the ``reserved`` one."""
+        """Record the end of an admitted request. ``nanos``: its real cost, which replaces ``reserved``."""
         self.in_flight -= 1
         if self.budget is not None:
             self.budget.settle(reserved, nanos)
-            if not self.active:  # the account must learn the cost, also if no other request comes
+            if not self.active:  # the account must learn the cost even if no other request follows
                 self._wake(self._settled_at)
 
     def remaining_header(self, epoch_s: float) -> bytes:
-        """Return the value of ``RateLimit``: the rest of each limit, as far as this process knows.
+        """Return the value of ``RateLimit``: the remaining part of each limit, as far as this process knows.
 
-        ``r`` is the number that is left, ``t`` the seconds until the full limit is available again.
+        ``r``: the remaining number. ``t``: the seconds until the full limit is available again.
         """
         found = []
         rate, allowance = self.rate, self.allowance
-        # Every response to a key has this header. For speed, do not call min, max and math.ceil.
+        # Every response to a key has this header. For speed, do not call min, max or math.ceil.
         if rate is not None and allowance.rate is not None:
             missing = allowance.burst - rate.remaining
             if missing > 0:
@@ -158,7 +158,7 @@ class KeyLimiter:
         return b", ".join(found)
 
     def change(self, allowance: Allowance, now: float) -> None:
-        """Set new limits. Spent tokens and requests in flight count against the new limits too."""
+        """Set new limits. Spent tokens and requests in flight count towards the new limits too."""
         before, self.allowance = self.allowance, allowance
         self._set_allowance(allowance)
         if before.rate is not None and allowance.rate is not None:
@@ -183,7 +183,7 @@ class KeyLimiter:
         )
 
     def _with_limit(self, tokens: LeasedTokens | None, kind: str, limit: int | None) -> LeasedTokens | None:
-        """Return the tokens of a limit after setting it to ``limit``; None if ``limit`` is None."""
+        """Change the limit of ``tokens``, or create them, and return them; return None without a limit."""
         if limit is None:
             return None
         if tokens is None:
@@ -213,10 +213,10 @@ class KeyLimiter:
         if not self._settlement_due(now):
             return None
         idle = now - self._last_at >= IDLE_S
-        # The requests expected in AHEAD_S, at the pace since the last settlement.
+        # The number of requests expected in the next AHEAD_S, at the pace since the last settlement.
         pace = math.ceil(self._requests * AHEAD_S / max(now - self._settled_at, AHEAD_S / 5))
         if self.standalone and self.rate is not None:
-            self.rate.borrowed = self.rate.held  # not reported, because the account refilled too
+            self.rate.borrowed = self.rate.held  # not reported, because the account has refilled too
         slots = self._slots_wanted(idle)
         self.slots = min(self.slots, slots)  # do not use slots that this settlement returns
         return self._settlement(day, pace, idle, TokenHolding(self.in_flight, slots))
@@ -247,11 +247,11 @@ class KeyLimiter:
 
     def apply(self, request: LeaseRequest, grant: LeaseGrant, now: float) -> None:
         """Apply the account's answer to ``request``."""
-        limits = request.allowance  # self.allowance may have been changed after this request was made
+        limits = request.allowance  # self.allowance may have changed since this request
         if self.rate is not None and limits.rate is not None:
             credit = self._unused_share(request.rate, grant.rate_left) if self._unsettled else 0
             self.rate.apply(request.rate, grant.rate, grant.rate_left, credit)
-        # A process holds few tokens of a quota, because a crash loses them. Its share of the rest is credit.
+        # A crash loses the tokens of a process. So it holds few tokens of a quota, and uses credit.
         if self.day_quota is not None and limits.day is not None:
             left = max(0, grant.day_left + self.day_quota.limit - limits.day)
             self.day_quota.apply(request.day_quota, grant.day_quota, left, int(left * self.share))
@@ -271,7 +271,7 @@ class KeyLimiter:
         self._end_round(now)
 
     def use_own_share(self, now: float) -> None:
-        """Apply this process's share of each limit, because the store is away."""
+        """Apply this process's share of each limit, because the store is down."""
         self._fill(now)
         budgets = self.budget.tokens if self.budget is not None else ()
         for tokens in (self.day_quota, self.month_quota, *budgets):
@@ -289,8 +289,8 @@ class KeyLimiter:
     def _fill(self, now: float) -> None:
         """Refill the tokens of a process that uses its own share of the rate.
 
-        The first call adds the tokens that it may still borrow; later ones add its share of the rate for
-        the time since.
+        The first call adds the tokens that the process may still borrow. Later calls add its share of the
+        rate for the time since the last settlement.
         """
         rate = self.rate
         if rate is None or self.allowance.rate is None:
@@ -309,16 +309,16 @@ class KeyLimiter:
         if now - self._last_at >= IDLE_S and (not self.in_flight or self.allowance.concurrency is None):
             self.active = self._slots_known = False
             if self.budget is not None and not self.standalone and any(t.held for t in self.budget.tokens):
-                self._wake(now)  # a request ended while the account answered
+                self._wake(now)  # a request ended during the settlement
 
     def _wake(self, now: float) -> None:
-        self._activate(self)  # first, because it sets the share
+        self._activate(self)  # this must come first, because it sets the share
         if self.standalone:
             self._fill(now)
             self._settled_at = now
         else:
             for tokens in self._tokens:
-                # Borrow nothing from a bucket or a quota that is known to be empty.
+                # If a bucket or a quota is known to be empty, do not borrow.
                 empty = now < self._wait_until if tokens is self.rate else tokens.available < 1
                 tokens.borrow(0 if empty else self._share_of(tokens.available))
             if self.budget is not None:
@@ -358,13 +358,13 @@ class KeyLimiter:
         if tokens is None:
             return TokenHolding()
         if idle or (self._unsettled and tokens is self.rate):
-            # Other processes may have borrowed too. Request no tokens until the rest is known.
+            # Other processes may have borrowed too. Request no tokens until the account has answered.
             return tokens.holding(0)
         share = self._share_of(tokens.available + max(tokens.held, 0)) if tokens is self.rate else 1
         return tokens.holding(max(pace, share))
 
     def _unused_share(self, reported: TokenHolding, available: float) -> int:
-        """Return this process's share of the tokens before it borrowed, minus the tokens that it has used."""
+        """Return this process's share of the tokens before it borrowed, minus the tokens it has used."""
         used = max(0, -reported.held)
         return max(0, int((available + used) * self.share) - used)
 

@@ -1,8 +1,8 @@
 """The messages between a gateway process and the store about a caller's limits.
 
 The store has one account for each caller. A process holds a few of the account's tokens, so it can admit
-requests without a call to the store. Many times a second, it reports how many tokens it holds and wants. If
-it has spent tokens that the account was not charged for yet, the number that it holds is negative.
+requests without a call to the store. Many times a second, it reports how many tokens it holds and wants. The
+held number is negative if the process has spent more tokens than the account has granted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.access import Allowance
 
 @dataclass(frozen=True, slots=True)
 class TokenHolding:
-    """Tokens of one limit: the number that a process holds (negative: owes), and the number that it wants."""
+    """Tokens of one limit: the number that a process holds (negative: owes), and the number it wants."""
 
     held: int = 0
     wanted: int = 0
@@ -22,9 +22,10 @@ class TokenHolding:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """A process's holdings of one caller's limits. ``day`` is ``2026-01-31``, ``month`` is ``2026-01`` (UTC).
+    """A process's holdings of one caller's limits.
 
-    ``slots``: the requests in flight, and how many concurrent requests the process wants to allow.
+    ``day`` is in UTC, such as ``2026-01-31``. ``month`` is its month, such as ``2026-01``.
+    ``slots``: the requests in flight, and the number of concurrent requests that the process wants to allow.
     """
 
     principal: str
@@ -41,10 +42,10 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class LeaseGrant:
-    """The store's answer: the tokens that the process holds from now on, and those left in the account.
+    """The store's answer: the tokens granted to the process, and the tokens left in the account.
 
     ``wait_ms``: the time until the account has a token again. ``tight``: a process had too few slots in the
-    last second. ``seeded``: the counts of day and month include the usage from before the account existed.
+    last second. ``seeded``: the quotas of day and month include usage from before the account existed.
     """
 
     rate: int = 0
@@ -65,7 +66,7 @@ class LeaseGrant:
 
 @dataclass(frozen=True, slots=True)
 class PriorUsage:
-    """A caller's requests on a day and in its month, as the registry counted them."""
+    """The number of a caller's requests on a day and in its month, as counted by the registry."""
 
     principal: str
     day: str

@@ -8,7 +8,7 @@ from services.gateway.domain.lease_messages import TokenHolding
 
 
 class LeasedTokens:
-    """Tokens of one limit (``kind``: that of the limit), leased from the caller's account.
+    """Tokens of one limit, leased from the caller's account. ``kind``: the name of the limit.
 
     A request may take a token if ``held`` is at least ``minimum``. A minimum below 1 is credit: the process
     may borrow tokens that the account has not granted yet.
@@ -21,18 +21,18 @@ class LeasedTokens:
         self.limit = limit
         self.held: float = 0
         self.minimum: float = 1
-        self.available: float = limit  # in the account, at the last settlement
-        self.borrowed: float = 0  # the part of ``held`` that the account does not know of
-        self.cut: float = 0  # reported tokens that a lower limit removed before the account answered
+        self.available: float = limit  # the tokens in the account at the last settlement
+        self.borrowed: float = 0  # the part of ``held`` that the account does not know
+        self.cut: float = 0  # reported tokens that a lower limit has removed since the report
 
     @property
     def remaining(self) -> int:
-        """Return the number of tokens left, as far as this process knows."""
+        """Return the number of remaining tokens, as far as this process knows."""
         found = int(self.available + self.held)
         return found if found > 0 else 0
 
     def borrow(self, share: int) -> None:
-        """Allow requests to take up to ``share`` tokens more than are held, until the next settlement."""
+        """Allow requests to take ``share`` tokens more than are held, until the next settlement."""
         self.minimum = 1 - share
 
     def holding(self, wanted: int) -> TokenHolding:
@@ -41,15 +41,15 @@ class LeasedTokens:
         return TokenHolding(math.floor(self.held - self.borrowed), min(wanted, self.limit))
 
     def apply(self, reported: TokenHolding, granted: int, available: float, credit: int = 0) -> None:
-        """Apply the account's answer to ``reported``. Tokens that were spent in the meantime stay spent."""
+        """Apply the account's answer to ``reported``. Tokens spent since the report still count."""
         held = math.floor(self.held - self.borrowed + self.cut) - reported.held + granted
-        # The limit may have been lowered since the report. Then at most the new limit is left.
+        # The limit may be lower now than at the report. No more tokens than the new limit may remain.
         self.held, self.available = min(held, self.limit), min(available, self.limit)
         self.borrowed = self.cut = 0
         self.minimum = 1 - min(credit, self.limit)
 
     def change(self, limit: int) -> None:
-        """Set a new limit. Spent tokens stay spent, and at most the new limit is left."""
+        """Set a new limit. Spent tokens still count, and no more than the new limit remains."""
         rest = self.available + self.held
         if self.kind != "rate" or self.available >= self.limit:
             rest += limit - self.limit  # a bucket that is not full refills to its new size

@@ -1,4 +1,4 @@
-"""Requests to language models that run as jobs, and their answers. Pure."""
+"""Jobs of language models: their requests and their answers. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor, call_key
 from tidegate.kernel.protocol.llm import EVENTS, KV_TOKENS, META, REQUEST, LlmRequest, Meta
 from tidegate.kernel.protocol.tensors import DATATYPES, pack_strings, unpack_strings
 
-# Members of a job's ``ask``: the path of its request, which only jobs for language models have, and the
-# model's name as the caller sent it.
+# Members of a job's ``ask``, only for language models: the path of the request, and the model's name as the
+# caller sent it.
 PATH, MODEL = "llm", "llm_model"
 _INPUTS = (Tensor(REQUEST, DATATYPES["BYTES"], (1,)),)
 
@@ -28,7 +28,7 @@ class LlmJobAnswer(NamedTuple):
 
 
 def check_body(body: Mapping[str, Any]) -> str:
-    """Return the model of a request. Raise BadRequest without one, or if the request wants a stream."""
+    """Return the model of a request. Raise BadRequest if it names no model, or wants a stream."""
     if body.get("stream"):
         raise BadRequest(
             "a job has one answer, so it cannot stream: leave out 'stream', or leave out the header "
@@ -42,7 +42,7 @@ def check_body(body: Mapping[str, Any]) -> str:
 
 
 def decoded(path: str, body: dict[str, Any], context: int | None) -> Decoded:
-    """Return a request to a language model in the form that jobs take. ``context``: the model's, if known."""
+    """Return a request to a language model in the form for jobs. ``context``: the most tokens, if known."""
     key = call_key(_INPUTS, (), {KV_TOKENS: estimate(path, body, context).total})
     return Decoded("", 0, key, [pack_strings([LlmRequest(path, body).to_bytes()])], None, False)
 
@@ -53,12 +53,12 @@ def ask_of(path: str, model: str) -> dict[str, Any]:
 
 
 def is_llm(ask: Mapping[str, Any]) -> bool:
-    """Return True if a job's ``ask`` says that it is a request to a language model."""
+    """Return True if a job with this ``ask`` is a request to a language model."""
     return PATH in ask
 
 
 def read_answer(outputs: Sequence[Tensor], data: Sequence[Buffer], ask: Mapping[str, Any]) -> LlmJobAnswer:
-    """Return the answer in a job's result. Raises ValueError if it has none."""
+    """Return the answer in a job's result. Raises ValueError if the result has no answer."""
     found = {tensor.name: raw for tensor, raw in zip(outputs, data, strict=True)}
     if EVENTS not in found or META not in found:
         raise ValueError(f"it has the outputs {sorted(found)}, not {EVENTS} and {META}")

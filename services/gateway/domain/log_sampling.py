@@ -1,4 +1,4 @@
-"""Sampling of successful requests for the access log, and the trace id of a request. Pure."""
+"""Sample successful requests for the access log, and read the trace id of a request. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 
 class LogSampler:
-    """A sampler that takes the first requests of each second, and a fixed fraction of the others.
+    """Takes the ``first`` requests of each second, and a ``fraction`` (0 to 1) of the others.
 
-    ``fraction``: between 0 and 1. Call :meth:`second` once a second.
+    Call :meth:`second` once a second.
     """
 
     __slots__ = ("_due", "_every", "_first", "_left")
@@ -33,7 +33,7 @@ class LogSampler:
         return False
 
     def second(self) -> None:
-        """Begin the next second."""
+        """Start the next second."""
         self._left = self._first
 
 

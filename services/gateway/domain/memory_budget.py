@@ -1,11 +1,11 @@
-"""Limit the bytes that a process holds in memory. The code that holds bytes reports them here."""
+"""Limit the bytes that a process holds in memory. Code that holds bytes must report them here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 SMALL = 2**20
-# Objects larger than SMALL may use only this share, so that small ones always have room.
+# Objects larger than SMALL may use only this share, so that small objects always have room.
 SHARE_OF_LARGE = 7 / 8
 
 
@@ -15,8 +15,8 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        # Called if there is no room, with the number of missing bytes. The second argument is True if a
-        # caller with a valid credential needs them. The callback may release bytes.
+        # Called with the number of missing bytes if there is no room. The second argument is True if a caller
+        # with a valid credential needs them. The callback may release bytes.
         self.reclaim: Callable[[int, bool], None] = lambda *_: None
         self._limit_large = int(limit * SHARE_OF_LARGE)
 
@@ -28,7 +28,7 @@ class MemoryBudget:
         return self.used + count <= limit
 
     def take(self, count: int, of: int = 0, *, known: bool = False) -> bool:
-        """Add ``count`` bytes of an object that has ``of`` bytes in all. Return False if they do not fit.
+        """Add ``count`` bytes of an object of ``of`` bytes in total. Return False if they do not fit.
 
         ``known``: the caller has sent a valid credential.
         """

@@ -1,7 +1,7 @@
-"""Measure the structure of a serialized ``ModelInferRequest``, because parsing multiplies its size in memory.
+"""Measure the structure of a serialized ``ModelInferRequest``. Parsing multiplies its size in memory.
 
-Memory per serialized byte, measured with upb: 44 for empty inputs, 8 for typed contents and shapes, 1 for raw
-tensors.
+Measured with upb, one serialized byte takes this many bytes of memory: 44 for empty inputs, 8 for typed
+contents and shapes, 1 for raw tensors.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from tidegate.kernel.errors import BadRequest
 
 # A request may have this many top-level fields: inputs, outputs, parameters and raw tensors.
 FIELDS = 4096
-# Bytes of memory that parsing adds per byte of structure. It can be more only for empty inputs; FIELDS
-# limits their number.
+# Bytes of memory that parsing adds per byte of structure. Only empty inputs need more; FIELDS limits their
+# number.
 FACTOR = 8
 RAW_INPUT_CONTENTS = 7
 _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
@@ -20,7 +20,7 @@ _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
 def structure(message: bytes | bytearray) -> int:
     """Return the number of bytes outside ``raw_input_contents``; raise BadRequest for too many fields.
 
-    Malformed protobuf counts as structure. Later, the parser reports the error.
+    Malformed protobuf is counted as structure, because the parser reports the error later.
     """
     at, end, raw = 0, len(message), 0
     for _ in range(FIELDS):
@@ -45,7 +45,7 @@ def structure(message: bytes | bytearray) -> int:
 
 
 def _varint(message: bytes | bytearray, at: int) -> tuple[int, int]:
-    """Return the number at ``at`` and its end; for an invalid number, 0 and the end of the message."""
+    """Return the varint at ``at`` and the offset after it; 0 and the message's length if it is invalid."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):

@@ -1,4 +1,4 @@
-"""Decide what loading and unloading a model mean for the Deployments of its endpoint. Pure."""
+"""Check the loading and unloading of models, and find the Deployments of an endpoint for it. Pure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Literal
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 from tidegate.kernel.errors import BadRequest, Conflict
 
-# The callers that may load and unload models: those with the scope operate, all that may infer, or none.
+# The callers that may load and unload models: those with the scope operate, those that may infer, or none.
 Allowed = Literal["operate", "infer", "off"]
 
-# Triton answers this if its model control mode is not "explicit".
+# Triton returns this message if its model control mode is not "explicit".
 NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled"
 
 
 def check_parameters(model: str, parameters: Mapping[str, Any]) -> None:
-    """Raise BadRequest if a load brings a configuration or files, because a version never changes."""
+    """Raise BadRequest if a load contains a configuration or files, because a version never changes."""
     if any(name.startswith("file:") for name in parameters):
         what = "files"
     elif "config" in parameters:
@@ -30,18 +30,18 @@ def check_parameters(model: str, parameters: Mapping[str, Any]) -> None:
 
 
 def deployments_of(endpoint: EndpointRoute) -> list[DeploymentRoute]:
-    """Return every Deployment that answers requests to an endpoint, each once."""
+    """Return every Deployment that answers requests to an endpoint, without duplicates."""
     routes = [*endpoint.targets, *endpoint.versions.values(), *endpoint.failover]
     return list({route.name: route for route in routes}.values())
 
 
 def targets_of(endpoint: EndpointRoute) -> list[DeploymentRoute]:
-    """Return the Deployments that must be ready before an endpoint counts as loaded."""
+    """Return the Deployments that must be ready for an endpoint to be loaded."""
     return list(endpoint.targets) or deployments_of(endpoint)
 
 
 def check_unshared(endpoint: EndpointRoute, others: Iterable[EndpointRoute]) -> None:
-    """Raise Conflict if unloading an endpoint would stop another one, which shares a Deployment."""
+    """Raise Conflict if unloading an endpoint would stop a Deployment that another endpoint shares."""
     mine = {route.name for route in deployments_of(endpoint)}
     for other in others:
         shared = {route.name for route in deployments_of(other)} & mine

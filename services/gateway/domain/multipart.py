@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from tidegate.kernel.errors import BadRequest
 
-# A part with a larger head is refused. Usual heads have some hundred bytes.
+# A part with a larger head is refused. Most heads have some hundred bytes.
 HEAD_BYTES = 8 * 1024
-# A Content-Disposition has a name and a filename. Python's parser is slow with many parameters.
+# A Content-Disposition needs only a name and a filename. Python's parser is slow with many parameters.
 MAX_SEMICOLONS = 100
 MAX_PARTS = 64
 # RFC 2046 allows 70 characters.
 MAX_BOUNDARY = 70
-# Python's parser takes seconds for parameters of a longer Content-Type.
+# Python's parser can take seconds for the parameters of a longer Content-Type.
 MAX_CONTENT_TYPE = 1024
 
 
@@ -27,13 +27,13 @@ class PartBegin(NamedTuple):
 
 
 class PartData(NamedTuple):
-    """Some bytes of the part that began last."""
+    """Some bytes of the current part."""
 
     data: bytes
 
 
 class PartEnd(NamedTuple):
-    """The end of the part that began last."""
+    """The end of the current part."""
 
 
 Event = PartBegin | PartData | PartEnd
@@ -56,22 +56,22 @@ def boundary_of(content_type: str) -> bytes:
 
 
 class MultipartReader:
-    """A reader of one form. It holds at most one head, or the end of a piece that may begin a delimiter."""
+    """A reader of one form. It holds no more than one head, or bytes that may start a delimiter."""
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"\r\n--" + boundary
-        # The first delimiter has no line break before it.
+        # Add a line break, because the first delimiter has none before it.
         self._held = b"\r\n"
         self._in = "preamble"
         self._parts = 0
 
     @property
     def ended(self) -> bool:
-        """Return True after the last delimiter."""
+        """Return True if the last delimiter was read."""
         return self._in == "end"
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Add bytes, and yield what they complete. Raises BadRequest."""
+        """Add bytes, and yield the events that they complete. Raises BadRequest."""
         self._held += data
         while True:
             before = len(self._held), self._in
@@ -113,7 +113,7 @@ class MultipartReader:
             self._held, self._in = after, "head"
 
     def _read_head(self) -> Iterator[Event]:
-        # A head without lines is only a line break.
+        # A head without lines is a single line break.
         head, found, after = (b"\r\n" + self._held).partition(b"\r\n\r\n")
         if len(head) > HEAD_BYTES:
             raise BadRequest(f"a part of the form has a head of more than {HEAD_BYTES} bytes")
@@ -133,7 +133,7 @@ class MultipartReader:
                 yield PartData(before)
             yield PartEnd()
             return
-        # The last bytes may be the first part of a delimiter.
+        # The last bytes may be the start of a delimiter.
         safe = len(self._held) - len(self._delimiter)
         if safe > 0:
             data, self._held = self._held[:safe], self._held[safe:]
@@ -151,7 +151,7 @@ def _begin(head: bytes) -> PartBegin:
             message["content-disposition"] = value.strip().decode("utf-8", "replace")
     try:
         name, filename = message.get_param("name", header="content-disposition"), message.get_filename()
-    except ValueError:  # the number of a continued parameter is too long
+    except ValueError:  # a continued parameter (RFC 2231) has too long a number
         name = filename = None
     if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
         raise BadRequest("each part of the form needs a Content-Disposition form-data with a name")

@@ -44,9 +44,9 @@ def decode(
 ) -> Decoded:
     """Decode and check a request body; raise BadRequest.
 
-    ``header_length``: the size of the JSON part if binary tensor data follows it, else None. With 0, the
-    whole body is the data of the model's only input; then raise Unavailable without a signature. Without
-    regions in ``beside``, raise UsesRegions for tensors in shared memory.
+    ``header_length``: the size of the JSON part in bytes if binary tensor data follows it, else None. With 0,
+    the whole body is the data of the model's only input; then raise Unavailable without a signature. Raise
+    UsesRegions for tensors in shared memory if ``beside`` has no regions.
     """
     head, tail = parts(body, header_length)
     return decode_head(head, tail, contract, beside)
@@ -78,7 +78,7 @@ def decode_head(
 
 
 def parts(body: Buffer, header_length: int | None) -> tuple[dict[str, Any] | None, memoryview]:
-    """Return the JSON object of a body (None if it has none) and the binary tensor data after it.
+    """Return the JSON object of a body (None without JSON) and the binary tensor data after it.
 
     Raise BadRequest, or PayloadTooLarge for JSON with too many values.
     """
@@ -133,7 +133,7 @@ def _wanted(
 def sink_of(
     name: str, parameters: dict[str, Any], regions: Regions, sinks: dict[str, Sink]
 ) -> dict[str, Any]:
-    """Add the place of an output in shared memory, if it has one. Return the parameters for ``want``."""
+    """Add an output in shared memory to ``sinks``. Return the output's parameters for ``want``."""
     part = part_of(name, parameters)
     if part is None:
         return parameters
@@ -191,7 +191,7 @@ def _inputs(
 
 
 def _one_place(name: str, item: dict[str, Any], parameters: dict[str, Any]) -> BadRequest:
-    """Return the error for an input whose data is nowhere, or in more than one place."""
+    """Return the error for an input that has no data, or data in more than one place."""
     given = (("data" in item, "data"), *((each in parameters, each) for each in ("binary_data_size", REGION)))
     found = " ".join(repr(each) for there, each in given if there)
     return BadRequest(
@@ -217,7 +217,7 @@ def _binary(name: str, size: Any, tail: memoryview, at: int, model: str) -> tupl
 def _raw(body: memoryview, contract: Contract) -> Decoded:
     """Decode Triton's raw binary request: the body is the model's only input, and outputs are binary.
 
-    A model that batches gets one row. At most one dimension of the shape may be open (-1).
+    If the model batches, the body is one row. At most one dimension of the shape may be open (-1).
     """
     if contract.signature is None:
         raise inputs_unknown()
@@ -248,7 +248,7 @@ def _raw(body: memoryview, contract: Contract) -> Decoded:
 
 
 def _closed(name: str, datatype: Datatype, shape: list[int], size: int) -> list[int]:
-    """Return the shape with its open dimension (-1) computed from ``size`` bytes; raise BadRequest."""
+    """Replace the open dimension (-1) of a shape by its size for ``size`` bytes; raise BadRequest."""
     each, is_open = prod(d for d in shape if d != -1) * datatype.size, -1 in shape
     if (size % each) if is_open and each else size != each:
         many = "a multiple of " if is_open else ""
@@ -280,7 +280,7 @@ def encode(
 ) -> tuple[bytes, list[Buffer]]:
     """Return the JSON of a response, and the tensors that follow it as binary data.
 
-    ``labels``: the class names by output. Raise BadRequest for an output that cannot have the requested form.
+    ``labels``: the class names by output. Raise BadRequest for an output that cannot be sent as requested.
     """
     forms: dict[str, bool] = {}
     if request.wanted:
@@ -309,7 +309,7 @@ def encode(
         answer["parameters"] = parameters
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in head:
-        # orjson writes NaN and infinities as null. Triton writes their names, and its clients expect that.
+        # orjson writes NaN and infinities as null. Triton writes their names, and its clients expect names.
         head = json.dumps(answer, separators=(",", ":"), default=lambda array: array.tolist()).encode()
     return head, tail
 

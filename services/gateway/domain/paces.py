@@ -1,4 +1,4 @@
-"""Limit how many events each caller may cause per second. Pure."""
+"""Limit the number of events per second of each caller. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from tidegate.kernel.errors import TooMany
 
-# A caller that was forgotten begins with a full burst, so forgetting is harmless.
+# The most callers that are remembered. A forgotten caller starts with a full burst.
 MOST_CALLERS = 10_000
 BURST_S = 5.0
 
@@ -14,8 +14,9 @@ BURST_S = 5.0
 class Paces:
     """A limit of ``per_s`` events per second for each caller. ``what`` names the events in the error.
 
-    A caller may save the events of ``BURST_S`` seconds. A call with more events than the caller has left
-    passes if any are left, and the caller owes the rest. So one large call passes, and the next one waits.
+    A caller may save the events of ``BURST_S`` seconds. A call passes if the caller has any events left, even
+    if the call has more events; the caller then owes the difference. So one large call passes, and the next
+    one is refused.
     """
 
     def __init__(self, per_s: float, what: str) -> None:
@@ -24,7 +25,7 @@ class Paces:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, caller: str, events: int, now: float) -> None:
-        """Count ``events`` of a caller at ``now``, in seconds of a monotonic clock. Raise TooMany."""
+        """Count ``events`` of a caller at ``now`` (monotonic, in seconds). Raise TooMany at the limit."""
         left, at = self._left.pop(caller, (self._per_s * BURST_S, now))
         left = min(self._per_s * BURST_S, left + (now - at) * self._per_s)
         if left <= 0:

@@ -1,8 +1,8 @@
-"""The blocks of a prompt, hashed in a chain, so that prompts with a common beginning have common hashes.
+"""Hash the blocks of a prompt in a chain, so that prompts with a common beginning have common hashes.
 
 An engine keeps the state of prompts that it has read. So a prompt is cheaper on a replica that has read its
-beginning. The hashes contain the caller. So the times of answers show a caller nothing about the prompts of
-other callers.
+beginning. The hashes depend on the caller, so that response times reveal nothing about the prompts of other
+callers.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-# About 32 tokens of English text. An engine reuses whole blocks of 16 to 32 tokens.
+# Bytes per block: about 32 tokens of English text. An engine reuses whole blocks of 16 to 32 tokens.
 BLOCK = 128
-# A longer common beginning makes no difference to the choice of a replica.
+# Later blocks are ignored: a longer common beginning does not change the choice of a replica.
 MAX_BLOCKS = 256
 HASH_SIZE = 8
 
@@ -24,7 +24,7 @@ def prompt_blocks(path: str, body: dict[str, Any], salt: bytes) -> list[bytes]:
     """Return the hash of each whole block of a prompt together with all blocks before it.
 
     ``salt``: the caller, and everything else that prevents two requests from sharing an engine's state. The
-    result is empty for a request without a prompt, or with a short one.
+    result is empty for a request without a prompt, or with a prompt shorter than a block.
     """
     prompt = b"\0".join(_parts(path, body))[: BLOCK * MAX_BLOCKS]
     chain, last = [], blake2b(salt, digest_size=HASH_SIZE).digest()
@@ -35,7 +35,7 @@ def prompt_blocks(path: str, body: dict[str, Any], salt: bytes) -> list[bytes]:
 
 
 def _parts(path: str, body: dict[str, Any]) -> Iterator[bytes]:
-    """Yield the parts of a prompt in the order in which a chat template has them: tools, then messages."""
+    """Yield the parts of a prompt in the order of chat templates: tools, then messages."""
     for name in ("tools", "instructions"):
         if body.get(name):
             yield orjson.dumps(body[name])
@@ -45,7 +45,7 @@ def _parts(path: str, body: dict[str, Any]) -> Iterator[bytes]:
 
 
 def _texts(value: Any) -> Iterator[bytes]:
-    """Yield the texts of messages, of their parts, or of a prompt. Prompts of tokens are their numbers."""
+    """Yield the texts of messages, of their parts, or of a prompt. Token ids become decimal numbers."""
     if isinstance(value, str):
         yield value.encode(errors="replace")
     elif isinstance(value, dict):

@@ -1,6 +1,6 @@
 """Values of the headers ``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers).
 
-The policy of a rate has the burst as its quota. Its window is the time in which an empty bucket fills.
+In the policy of a rate, the quota is the burst, and the window is the time in which an empty bucket fills.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MONTH_S = 30 * DAY_S
 
 
 def policy(allowance: Allowance) -> bytes:
-    """Return the value of ``RateLimit-Policy``: the most that a key may use."""
+    """Return the value of ``RateLimit-Policy``: the limits of a key."""
     found = []
     if allowance.rate is not None:
         window_s = max(1, math.ceil(allowance.burst / allowance.rate))
@@ -31,7 +31,7 @@ def policy(allowance: Allowance) -> bytes:
 
 
 def seconds_left(limit: str, epoch_s: float) -> float:
-    """Return the seconds from ``epoch_s`` to the end of its ``day`` or ``month`` (``limit``) in UTC."""
+    """Return the seconds from ``epoch_s`` to the end of its day or month in UTC. ``limit``: which one."""
     if limit == "day":
         return DAY_S - epoch_s % DAY_S
     return _month_end(int(epoch_s // DAY_S)) - epoch_s

@@ -1,6 +1,6 @@
 """Choose the replica that a request to a language model prefers: filter, score, pick. Pure.
 
-The replica that has read the longest part of the prompt gets the request, unless that replica is loaded. Then
+The replica that has read the longest part of the prompt gets the request. If that replica has too much load,
 the request goes to the queue that all replicas share.
 """
 
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 
-# A prompt that no replica has read goes to the replica that its first blocks choose. So several gateways
-# choose the same one, and prompts that differ only after these blocks share a replica.
+# For a new prompt, the hash of this many first blocks chooses the replica. So all gateways choose the same
+# replica, and prompts that differ only after these blocks share it.
 FIRST_BLOCKS = 4
-# A replica is loaded if it has more than this share of the mean load, and one request more.
+# A replica has too much load if its requests exceed this multiple of the mean by more than one.
 LOAD_CAP = 1.25
-# Blocks that a gateway remembers for each Deployment.
+# The number of blocks that a gateway remembers for each Deployment.
 MAX_BLOCKS = 100_000
 
 Outcome = Literal["hit", "first", "stolen", "loaded", "none"]
 
 
 class ReplicaSlots(NamedTuple):
-    """A ready replica: its requests by its last report, and how many it runs at the same time."""
+    """A ready replica. ``inflight``: its requests, as last reported. ``slots``: how many run concurrently."""
 
     name: str
     inflight: int
@@ -58,7 +58,7 @@ class PrefixMemory:
 
 
 class Choice(NamedTuple):
-    """The replica that a request prefers; None: any. ``outcome``: the reason, if that replica runs it."""
+    """The replica that a request prefers; None: any. ``outcome``: the metric's label if it runs there."""
 
     replica: str | None
     outcome: Outcome
@@ -86,12 +86,12 @@ def choose(
 
 
 def is_loaded(replica: ReplicaSlots, ready: Sequence[ReplicaSlots], inflight: Mapping[str, int]) -> bool:
-    """Return True if a replica has no free slot, or more than its share of this gateway's requests."""
+    """Return True if a replica has no free slot, or too many of this gateway's requests."""
     own = inflight.get(replica.name, 0)
     mean = sum(inflight.get(each.name, 0) for each in ready) / len(ready)
     return max(own, replica.inflight) >= replica.slots or own > LOAD_CAP * mean + 1
 
 
 def _rendezvous(block: bytes, ready: Sequence[ReplicaSlots]) -> ReplicaSlots:
-    """Return the replica with the highest hash. If a replica is lost, only its own prompts move to others."""
+    """Return the replica with the highest hash. If a replica is lost, only its prompts move to others."""
     return max(ready, key=lambda each: blake2b(block + each.name.encode(), digest_size=8).digest())

@@ -18,18 +18,18 @@ LOAD_FAILED = "LoadFailed"
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFleet:
-    """The replicas of a Deployment as last reported; None: not known.
+    """The replicas of a Deployment at their last reports. None: not known.
 
-    ``request_ms``: model time per request in recent calls. ``full_ms``: the same if each call takes as many
-    requests as it may. ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time
-    until the next replica is ready. ``fault``: why no replica can start. ``load_failed``: the model cannot
-    be loaded, and no replica can answer. ``reloading``: the message of a replica that was ready before and
-    starts again, if no replica is ready. ``replicas``: the ready ones of a decoupled model. ``parallel``:
-    how many requests share the duration of one call of a fully loaded replica.
-    ``holds``: the requests that the ready replicas hold together; 0: a replica does not report it.
+    ``request_ms``: model time per request in recent calls. ``full_ms``: the same if each call is full.
+    ``elsewhere``: requests that other gateways have in flight. ``start_ms``: the time until the next replica
+    is ready. ``fault``: why no replica can start. ``load_failed``: the model cannot be loaded, and no replica
+    can answer. ``reloading``: the message of a replica that starts again, if no replica is ready.
+    ``replicas``: the ready replicas of a decoupled model. ``parallel``: how many requests a fully loaded
+    replica finishes in the time of one call.
+    ``holds``: the requests that all ready replicas can hold; 0: a replica does not report its number.
     ``flows_elsewhere``: the requests of each flow at other gateways. ``gateways``: how many gateways have
-    requests, with this one. ``host_busy``: the share of time that the cores of the busiest host were busy.
-    ``sequences``: the ready ones of a stateful model.
+    requests, including this one. ``host_busy``: the busy share of the cores of the busiest host (0 to 1).
+    ``sequences``: the ready replicas of a stateful model.
     """
 
     ready: int = 0
@@ -50,7 +50,7 @@ class ReplicaFleet:
 
 
 class LoadElsewhere(NamedTuple):
-    """The requests to a Deployment that other gateways have in flight, and how many gateways have some."""
+    """A Deployment's requests in flight at other gateways. ``gateways``: how many gateways have some."""
 
     outstanding: int
     flows: Mapping[str, FlowLoad]
@@ -59,16 +59,16 @@ class LoadElsewhere(NamedTuple):
 
 NONE_ELSEWHERE = LoadElsewhere(0, {}, 0)
 UNKNOWN_FLEET = ReplicaFleet()
-# The requests that are published while no replica is ready. They wake the model, and the first replica finds
-# enough of them.
+# The most requests that are published while no replica is ready. They wake the model, and they are enough
+# work for the first replica.
 STARTING_WINDOW = 32
 
 
 def window_of(fleet: ReplicaFleet) -> int:
-    """Return how many requests a gateway may have published to a Deployment, so that its replicas are busy.
+    """Return how many published requests a gateway may have at a Deployment to keep its replicas busy.
 
-    The others wait in the gateway for their turn. There is no limit while nothing is known about the
-    replicas, and none for workers of an earlier version.
+    The other requests wait in the gateway for their turn. The number is unlimited while nothing is known
+    about the replicas, and for workers of an earlier version.
     """
     if fleet is UNKNOWN_FLEET:
         return UNLIMITED
@@ -78,7 +78,7 @@ def window_of(fleet: ReplicaFleet) -> int:
 
 
 class ReplicaFault(NamedTuple):
-    """The fields of a ``ReplicaFleet`` for problems. The defaults mean no problem."""
+    """The fields of ``ReplicaFleet`` that describe problems. The defaults mean no problem."""
 
     fault: str = ""
     load_failed: bool = False
@@ -128,7 +128,7 @@ def _decoupled(report: ReplicaReport) -> bool:
 
 
 def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -> ReplicaFault:
-    """Return why a Deployment without ready replicas cannot answer. ``reports``: those of its replicas."""
+    """Return why a Deployment without ready replicas cannot answer. ``reports``: from its replicas."""
     reloads = [
         report.message or "the replica loads its model again"
         for report in reports
@@ -138,14 +138,14 @@ def replica_fault(reports: Sequence[ReplicaReport], status: Mapping[str, Any]) -
     failed = next((c for c in status.get("conditions", ()) if c["type"] == "Loaded" and not c["ok"]), None)
     if failed is None:
         return ReplicaFault(reloading=reloading)
-    # The store may have lost the reports of replicas that serve; the status still counts them.
+    # The store may have lost the reports of serving replicas, but the status still counts them.
     serving = status.get("ready") or status.get("draining") or any(r.state == "draining" for r in reports)
     by_model = failed.get("reason") == LOAD_FAILED
     return ReplicaFault(failed["message"], by_model and not serving and not reloads, reloading)
 
 
 def loads_elsewhere(view: GatewayView, incarnation: str) -> dict[str, LoadElsewhere]:
-    """Return the requests that the other gateways have in flight, by Deployment."""
+    """Return the load of all other gateways, by Deployment. ``incarnation``: this gateway's."""
     loads: dict[str, list[GatewayLoad]] = defaultdict(list)
     for report in view.reports:
         if report.incarnation != incarnation:
@@ -169,7 +169,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _start_ms(status: dict[str, Any], now: float) -> float | None:
-    """Return the ms until a replica is ready, or None. The slowest of the last three cold starts counts."""
+    """Return the ms until a replica is ready, or None, by the slowest of the last three cold starts."""
     past: list[float] = [start["total_ms"] for start in status.get("cold_starts", ())[-3:]]
     if not past:
         return None

@@ -1,6 +1,6 @@
-"""Compute the cost of a request: its share of a replica's time and its tokens, at the autoscaler's rates.
+"""Compute the cost of a request from its share of a replica's time and its tokens.
 
-Amounts are whole nanos: a billionth of the currency.
+The rates come from the autoscaler. Amounts are whole nanos: a nano is a billionth of the currency.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from tidegate.kernel.protocol.prices import TokenPrice
 from tidegate.kernel.protocol.usage import tokens
 
 HEADER = b"x-tidegate-cost"
-# Before the first answer from an endpoint, a request may cost as much as a second of a replica.
+# Before the first answer of an endpoint, a request reserves the cost of this much time of a replica.
 FIRST_US = 1_000_000
-# The weight of the last answer in the mean cost, and in the greatest cost if it is cheaper.
+# The weight of the last answer in the mean cost, and in the highest cost if the answer is cheaper.
 WEIGHT, DECAY = 0.1, 0.01
 
 
 class RequestCosts:
-    """The rates of all Deployments, and the cost of a request at each endpoint so far."""
+    """The rates of all Deployments, and the learned cost of a request at each endpoint."""
 
     def __init__(self) -> None:
         self._facts = CostFacts()
         self._most: dict[str, float] = {}
         self._mean: dict[str, float] = {}
-        # The Deployments that take no requests, because a budget of theirs is used up.
+        # The Deployments that accept no requests, because their budget is used up.
         self.refused: frozenset[str] = frozenset()
 
     def replace(self, facts: CostFacts) -> None:
-        """Set the rates. A Deployment that they do not have costs as much as the dearest one."""
+        """Set the rates. A Deployment without a rate costs as much as the most expensive one."""
         self._facts = facts
         self.refused = frozenset(name for name, each in facts.deployments.items() if each.refused)
 
     def check_budget(self, deployment: str, now: float) -> None:
-        """Raise TooMany if a Deployment takes no requests, because its budget is used up."""
+        """Raise TooMany if a Deployment's budget is used up. ``now``: seconds since the epoch."""
         found = self._facts.deployments[deployment] if deployment in self.refused else None
         if found is not None and now < found.until:
             raise TooMany(found.refused, reason="budget_exhausted", retry_after_s=found.until - now)
@@ -52,7 +52,7 @@ class RequestCosts:
         tokens_out: int = 0,
         tokens_cached: int = 0,
     ) -> int:
-        """Return the cost of an answer. ``tokens_cached``: a part of ``tokens_in``."""
+        """Return the cost of an answer in nanos. ``tokens_cached`` are a part of ``tokens_in``."""
         nanos = self._rate(route.name) * compute_us
         price: TokenPrice | None = self._facts.tokens.get(route.model)
         if price is not None:
@@ -64,19 +64,19 @@ class RequestCosts:
         return self.text(self.of(route, compute_us(reply), *(tokens(parameters) if parameters else ())))
 
     def text(self, nanos: int) -> bytes:
-        """Return an amount and its currency, such as ``0.000000055 USD``."""
+        """Return an amount with its currency, such as ``0.000000055 USD``."""
         return b"%d.%09d %s" % (nanos // NANOS, nanos % NANOS, self._facts.currency.encode())
 
     def most(self, endpoint: str) -> int:
-        """Return the cost to reserve for the next request of an endpoint, at least 1."""
+        """Return the cost to reserve for the next request of an endpoint, in nanos, at least 1."""
         known = self._most.get(endpoint)
         return max(1, round(self._dearest() * FIRST_US if known is None else known))
 
     def mean(self, endpoint: str) -> int:
-        """Return the expected cost of a request of an endpoint.
+        """Return the expected cost of a request of an endpoint, in nanos.
 
-        Before the first answer it is what a request reserves. Else a caller that sends only jobs would never
-        pay.
+        Before the first answer, return the cost that a request reserves. Else callers that send only jobs
+        would never be charged.
         """
         known = self._mean.get(endpoint)
         return self.most(endpoint) if known is None else round(known)
@@ -84,10 +84,10 @@ class RequestCosts:
     def learn(
         self, endpoint: str, route: DeploymentRoute, nanos: int, compute_us: int, whole_us: int
     ) -> None:
-        """Take an answer and its cost into account.
+        """Learn from the cost of an answer.
 
-        ``whole_us``: the time of its model call, of which ``compute_us`` is its share. A call may be alone in
-        its replica, and a request alone in its call. Then it costs the most.
+        ``whole_us``: the time of its model call. ``compute_us``: the answer's share of that time. A request
+        costs most if its call runs alone in the replica, and the call has no other request.
         """
         found = self._facts.deployments.get(route.name)
         alone = found.alone if found is not None else 0.0

@@ -14,9 +14,9 @@ from tidegate.kernel.errors import NoRoutes, NotFound
 from tidegate.kernel.protocol.access import Principal
 from tidegate.kernel.protocol.models import Signature
 
-# Callers whose flows an endpoint remembers. One key lookup is quicker than making the flow again.
 # TensorFlow Serving's label for the endpoint's own choice.
 STABLE = "stable"
+# The most flows that an endpoint caches. A lookup is quicker than making a new flow.
 FLOWS_KEPT = 1024
 
 
@@ -24,9 +24,9 @@ FLOWS_KEPT = 1024
 class LlmRoute:
     """Facts about a language model. ``context``: the most tokens of a prompt and its answer, if known.
 
-    ``adapters``: names of LoRA adapters. ``slots``: the requests that a replica works on at the same time.
-    ``created``: the time of the version in seconds since the epoch. ``affinity_wait_ms``: the
-    longest wait for the preferred replica; 0: no preference.
+    ``adapters``: names of LoRA adapters. ``slots``: the requests that a replica runs at the same time.
+    ``created``: the version's time of creation in seconds since the epoch. ``affinity_wait_ms``: the longest
+    wait for the preferred replica; 0: no preference.
     """
 
     context: int | None = None
@@ -38,9 +38,9 @@ class LlmRoute:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRoute:
-    """A Deployment in the route table. ``llm``: only for a language model.
+    """A Deployment in the route table. ``llm``: None except for a language model.
 
-    ``upstream``: it sends its requests to another server, which may be unavailable.
+    ``upstream``: the Deployment sends requests to another server, which may be unavailable.
     """
 
     name: str
@@ -71,8 +71,8 @@ class DeploymentRoute:
 class ShadowRoute:
     """The Deployment that gets copies of an endpoint's requests. ``key`` identifies the counts.
 
-    ``rate``: percent of the requests. ``max_per_s``: the most copies in a second; None: no limit. ``until``:
-    seconds since the epoch. ``wake``: copies may start a replica.
+    ``rate``: the percentage of requests to copy. ``max_per_s``: the most copies per second; None: no limit.
+    ``until``: the end in seconds since the epoch. ``wake``: copies may start a replica.
     """
 
     deployment: DeploymentRoute
@@ -87,14 +87,14 @@ class ShadowRoute:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRoute:
-    """The Deployments of an endpoint. ``targets`` are those with a traffic share, with their ``weights``.
+    """The Deployments of an endpoint. ``targets``: those with a share of the traffic, by ``weights``.
 
     ``rules`` come first and may name other Deployments. ``sticky`` keeps a caller's requests at one target.
     ``compared``: answers, failures and latencies are counted by Deployment, for a canary or an experiment.
-    ``feedback``: answers get an id, with which callers report outcomes. ``shadow``: gets copies of requests.
-    ``weight``: its share of a Deployment beside other endpoints. ``failover``: Deployments without a share,
-    for requests that the targets cannot answer. ``reserves``: replicas of a target, by its name, that serve
-    only this endpoint.
+    ``feedback``: answers get an id, with which callers report outcomes. ``shadow`` gets copies of requests.
+    ``weight``: the endpoint's weight at a Deployment that several endpoints share. ``failover``: Deployments
+    without a share, for requests that the targets cannot answer. ``reserves``: for the name of a target, the
+    replicas of it that serve only this endpoint.
     ``experiment``: the id of the running experiment, or empty. ``labels``: aliases of versions.
     ``stateful``: a Deployment keeps sequences.
     """
@@ -124,7 +124,7 @@ class EndpointRoute:
         object.__setattr__(self, "stateful", any(route.stateful for route in routes))
 
     def flow_of(self, caller: Principal) -> FlowKey:
-        """Return the flow of a caller's requests: the same object each time, because that is quick."""
+        """Return the flow of a caller's requests, from a cache for speed."""
         weight = self.weight * caller.weight
         flow = self._flows.get(caller.id)
         if flow is None or flow.weight != weight:
@@ -149,7 +149,7 @@ class EndpointRoute:
         return targets[splitter.draw(self.name, self.names, self.weights)]
 
     def labelled(self, label: str) -> str:
-        """Return the version of a label; "" for ``stable``, unless that is an alias. Raise NotFound."""
+        """Return the version of a label; "" for ``stable``, unless an alias has this name. Raise NotFound."""
         if label in self.labels:
             return self.labels[label]
         if label == STABLE:
@@ -161,7 +161,7 @@ class EndpointRoute:
         )
 
     def route_named(self, deployment: str) -> DeploymentRoute | None:
-        """Return the Deployment with this name, if requests to this endpoint may reach it; else None."""
+        """Return the Deployment with this name; None if requests to this endpoint cannot reach it."""
         routes = (
             *self.targets,
             *self.versions.values(),
@@ -172,7 +172,7 @@ class EndpointRoute:
         return next((route for route in routes if route.name == deployment), None)
 
     def has_rule_for(self, origin: Origin) -> bool:
-        """Return True if a rule decides the Deployment of a request, so that no other one may run it."""
+        """Return True if a rule chooses the Deployment of a request, so that no other one may run it."""
         return any(rule.matches(origin) for rule, _ in self.rules)
 
     def _by_origin(self, origin: Origin) -> DeploymentRoute | None:
@@ -187,7 +187,7 @@ class EndpointRoute:
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """A compiled route table. The table with the greater ``revision`` is newer."""
+    """A compiled route table. A newer table has a greater ``revision``."""
 
     revision: tuple[str, int]
     endpoints: dict[str, EndpointRoute]
@@ -207,8 +207,8 @@ class RouteTable:
     ) -> tuple[EndpointRoute, DeploymentRoute]:
         """Return the endpoint and the Deployment for a request; raise NotFound.
 
-        ``origin`` returns the facts that the endpoint's rules and sticky keys read; without it they are
-        skipped. A version in the request overrides them and the weights.
+        ``origin`` returns the facts that the endpoint's rules and sticky keys read; without ``origin``, rules
+        and sticky keys are skipped. A version in the request overrides rules, sticky keys and weights.
         """
         route = self.endpoints.get(endpoint)
         if route is not None and not version:
@@ -216,7 +216,7 @@ class RouteTable:
         return self.find(endpoint, version)
 
     def find(self, endpoint: str, version: str) -> tuple[EndpointRoute, DeploymentRoute]:
-        """Return the endpoint and one of its Deployments, without a draw; raise NotFound.
+        """Return the endpoint and one of its Deployments, without a random choice; raise NotFound.
 
         Without a version, this is the Deployment with the largest share.
         """
@@ -243,7 +243,7 @@ def _no_version(route: EndpointRoute, version: str) -> str:
         )
     labels = f", and the aliases {sorted(route.labels)}" if route.labels else ""
     if not version.isdecimal():
-        return (  # it begins with Triton's words
+        return (  # Triton's message comes first
             f"failed to get model version from specified version string {version!r}: model {route.name!r} "
             f"has the versions {sorted(route.versions)}{labels}"
         )
@@ -254,12 +254,12 @@ def _no_version(route: EndpointRoute, version: str) -> str:
 
 
 def unknown_model(name: str) -> NotFound:
-    """Return the error for a model that does not exist. It begins with Triton's words."""
+    """Return the error for a model that does not exist. The message begins with Triton's words."""
     return NotFound(f"Request for unknown model: {name!r} is not found: GET /v2/models lists all")
 
 
 def require(table: RouteTable | None) -> RouteTable:
-    """Return the table. Without one, raise NoRoutes and not NotFound, because the model may exist."""
+    """Return the table. Without a table, raise NoRoutes, not NotFound, because the model may exist."""
     if table is None:
         raise NoRoutes(
             "this gateway has no route table yet: the router has not published one (see `tidegate status`)",

@@ -1,4 +1,4 @@
-"""Sequences of stateful models: the checks of their parameters, their keys and their places. Pure."""
+"""Sequences of stateful models: their parameters, keys, places and errors. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tidegate.kernel.errors import BadRequest, Overloaded, Unavailable
 from tidegate.kernel.protocol.bounded_json import shown
 from tidegate.kernel.protocol.sequences import END, ID, START, SequenceMark
 
-# Triton counts sequences in 64 bits without a sign.
+# Triton's sequence ids are unsigned 64-bit numbers.
 _LARGEST_ID, _LONGEST_ID = 2**64 - 1, 128
-# The margin of the gateways' clock for an idle sequence. The model server's own clock decides.
+# Gateways keep an idle sequence this much longer, because the model server's clock decides when it ends.
 IDLE_MARGIN_MS = 250
-# The time for which a lost sequence is remembered, so that its caller gets a clear error.
+# How long a lost sequence is remembered, so that its caller gets a clear error.
 LOST_KEPT_MS = 120_000
 
 
 class Place(NamedTuple):
-    """The place of a sequence. ``token`` is new at each start. ``lost``: the replica has ended."""
+    """The replica of a sequence. ``token``: a new one for each start. ``lost``: the replica has ended."""
 
     deployment: str
     replica: str
@@ -28,7 +28,10 @@ class Place(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Milliseconds that a request may still take (0: it has ended), and that its sequence may be idle."""
+    """Times to record. ``busy_ms``: how long a request may still take; 0: it has ended.
+
+    ``idle_ms``: how long its sequence may be idle.
+    """
 
     busy_ms: int
     idle_ms: int
@@ -42,7 +45,7 @@ class SequenceSlots(NamedTuple):
 
 
 def sequence_of(parameters: Mapping[str, Any]) -> SequenceMark | None:
-    """Return the sequence that a request's parameters name; None for no id, 0 or an empty one.
+    """Return the sequence that a request's parameters name; None if the id is missing, 0 or empty.
 
     Raise BadRequest for a value that Triton does not accept.
     """
@@ -69,7 +72,7 @@ def key_of(endpoint: str, version: str, caller: str, id_: int | str) -> str:
 
 
 def store_away(model: str, mark: SequenceMark, retry_after_s: float) -> Unavailable:
-    """Return the error for a request whose sequence has no known replica, because the store is away."""
+    """Return the error for a sequence without a known replica while the store does not answer."""
     what = (
         f"a sequence of model '{model}' cannot start" if mark.start else "the sequence's replica is not known"
     )
@@ -82,7 +85,7 @@ def store_away(model: str, mark: SequenceMark, retry_after_s: float) -> Unavaila
 
 
 def all_taken(model: str, replicas: int, slots: int, idle_ms: float) -> Overloaded:
-    """Return the error for a sequence that cannot start, because every replica keeps as many as it can."""
+    """Return the error for a sequence that cannot start, because no replica has a free slot."""
     return Overloaded(
         f"model '{model}' keeps {slots} sequences, the limit of the replicas that are ready ({replicas}). "
         "End a sequence, or raise max_replicas of the Deployment: tidegate policy NAME --set max_replicas=N",

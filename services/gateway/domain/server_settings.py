@@ -1,4 +1,4 @@
-"""Show trace and log settings in Triton's form. Their values are Tidegate's own. Pure."""
+"""Show Tidegate's trace and log settings in Triton's form. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tidegate.kernel.errors import BadRequest
 
-# Triton's names of levels, by the levels of Tidegate's logs that include them.
+# Triton's log levels, each with the levels of Tidegate's logs that include it.
 _LEVELS = {"log_info": {"DEBUG", "INFO"}, "log_warning": {"DEBUG", "INFO", "WARNING"}}
 
 LOG_REMEDY = "an operator changes the log level with `tidegate settings set TIDEGATE_LOG_LEVEL=DEBUG`"
@@ -38,7 +38,7 @@ def trace_settings(*, on: bool) -> dict[str, Any]:
 
 
 def check_update(present: Mapping[str, Any], given: Mapping[str, Any], remedy: str) -> None:
-    """Raise BadRequest if an update would change a setting. An update without a change is accepted."""
+    """Raise BadRequest if an update would change a setting. Accept an update without changes."""
     for name, value in given.items():
         if name not in present:
             raise BadRequest(f"Unknown setting {name[:80]!r}: the settings are {', '.join(sorted(present))}")

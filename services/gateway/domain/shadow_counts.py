@@ -1,4 +1,4 @@
-"""Count copies for shadow traffic, their answers and the comparisons, by endpoint."""
+"""Count the copies of shadow traffic, their answers and the comparisons, by endpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from services.gateway.domain.comparison import Comparison
 from tidegate.kernel.protocol.latency_buckets import bucket_of
 from tidegate.kernel.protocol.shadow import DIFFERING_KEPT, DifferingAnswer, OutputCounts, ShadowCounts
 
-# A model chooses the names of its outputs, so their number is limited.
+# The most outputs that are counted by name. A model may have any number of outputs.
 OUTPUTS_KEPT = 64
 MESSAGE_CHARS = 300
 
@@ -20,14 +20,14 @@ class ShadowCounter:
         self._counts: dict[str, ShadowCounts] = {}
 
     def of(self, endpoint: str, key: str) -> ShadowCounts:
-        """Return the counts of an endpoint's shadow, to change them."""
+        """Return the counts of an endpoint's shadow; the caller may change them."""
         counts = self._counts.get(endpoint)
         if counts is None or counts.key != key:
             counts = self._counts[endpoint] = ShadowCounts(key)
         return counts
 
     def keep(self, keys: Mapping[str, str]) -> None:
-        """Remove all counts but those of these shadows: endpoints with their keys."""
+        """Keep only the counts of these shadows. ``keys``: the shadow's key by endpoint."""
         for endpoint, counts in list(self._counts.items()):
             if keys.get(endpoint) != counts.key:
                 del self._counts[endpoint]
@@ -43,7 +43,7 @@ def refuse(counts: ShadowCounts, reason: str) -> None:
 
 
 def fail(counts: ShadowCounts, reason: str, message: str = "") -> None:
-    """Count a copy without an answer of the model."""
+    """Count a copy that the model did not answer."""
     counts.failed[reason] = counts.failed.get(reason, 0) + 1
     if message:
         counts.last_failure = message[:MESSAGE_CHARS]
@@ -64,7 +64,7 @@ def answer(
 
 
 def compared(counts: ShadowCounts, request: str, found: Iterable[Comparison], now: float) -> None:
-    """Count the comparison of one answer. ``request``: its id, which is kept if the answers differ."""
+    """Count the comparison of one answer. ``request``: its id, kept if the answers differ."""
     counts.compared += 1
     differing = []
     for output in found:

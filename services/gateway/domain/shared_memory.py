@@ -1,6 +1,6 @@
 """Check the names, keys and parts of shared memory regions that callers register. Pure.
 
-The messages begin with Triton's words, because its clients compare them.
+The messages begin with Triton's words, because Triton's clients compare them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tidegate.kernel.protocol.bounded_json import shown
 from tidegate.kernel.protocol.envelope import Buffer
 
 MAX_NAME, MAX_KEY = 255, 255
-MAX_SIZE = 2**64  # the numbers of Triton's API have 64 bits without a sign
-# The beginnings of the names of segments that Tidegate's workers and Triton's Python backend use.
+MAX_SIZE = 2**64  # the numbers in Triton's API are unsigned 64-bit integers
+# Prefixes of the segments' names of Tidegate's workers and of Triton's Python backend.
 RESERVED = ("tidegate", "triton_python_backend_shm_region")
 
 REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
@@ -26,7 +26,7 @@ CUDA_REFUSED = (
 
 
 class UsesRegions(BadRequest):
-    """The request has tensors in shared memory, but its decoder was given no regions."""
+    """The request has tensors in shared memory, but its decoder has no regions."""
 
     def __init__(self, where: str) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class UsesRegions(BadRequest):
 
 @dataclass(frozen=True, slots=True)
 class RegionPart:
-    """A part of a region, as the parameters of a tensor name it. Offset and size are in bytes."""
+    """A part of a region, from the parameters of a tensor. Offset and size are in bytes."""
 
     region: str
     offset: int
@@ -50,7 +50,7 @@ class RegionPart:
 
 
 class Sink(Protocol):
-    """The place of an output."""
+    """The place of an output in shared memory."""
 
     @property
     def part(self) -> RegionPart:
@@ -64,10 +64,10 @@ class Regions(Protocol):
     """The regions of one caller."""
 
     def read(self, part: RegionPart) -> Buffer:
-        """Return a copy of a part; raise NotFound, BadRequest or Overloaded."""
+        """Return a copy of the bytes in a part; raise NotFound, BadRequest or Overloaded."""
 
     def sink(self, part: RegionPart) -> Sink:
-        """Return the place of an output; raise NotFound or BadRequest."""
+        """Return a part as the place of an output; raise NotFound or BadRequest."""
 
 
 def file_of(name: str, key: str) -> str:
@@ -94,7 +94,7 @@ def check_name(name: str) -> None:
 
 
 def check_extent(name: str, offset: int, size: int, file_size: int) -> None:
-    """Raise BadRequest if a region does not lie within its file."""
+    """Raise BadRequest if a region is not inside its file. Offset and sizes are in bytes."""
     if size < 1 or offset < 0 or offset + size > file_size:
         raise BadRequest(
             f"failed to register shared memory region {name!r}: invalid args: bytes {offset} to "
@@ -103,7 +103,7 @@ def check_extent(name: str, offset: int, size: int, file_size: int) -> None:
 
 
 def check_part(part: RegionPart, region_size: int) -> None:
-    """Raise BadRequest if a part does not lie within its region."""
+    """Raise BadRequest if a part is not inside its region of ``region_size`` bytes."""
     if part.offset >= region_size:
         raise BadRequest(
             f"Invalid offset for shared memory region: {part.region!r}: the offset is {part.offset}, but "
@@ -117,7 +117,7 @@ def check_part(part: RegionPart, region_size: int) -> None:
 
 
 def part_of(where: str, parameters: Mapping[str, Any]) -> RegionPart | None:
-    """Return the part that a tensor's parameters name, or None; raise BadRequest. ``where``: the tensor."""
+    """Return the part in a tensor's parameters, or None; raise BadRequest. ``where``: the tensor's name."""
     region, offset, size = parameters.get(REGION), parameters.get(OFFSET), parameters.get(SIZE)
     if region is None:
         for name, value in ((OFFSET, offset), (SIZE, size)):

@@ -1,7 +1,7 @@
 """Translate TensorFlow's tensors (``TensorProto``) to raw tensors of the inference protocol, and back. Pure.
 
-A ``TensorProto`` has its values as bytes (``tensor_content``), or as numbers in the list of its datatype. A
-list may be shorter than the shape: TensorFlow then repeats its last value, and an empty list means zeros.
+A ``TensorProto`` has its values as bytes (``tensor_content``), or as numbers in the list of its datatype. If
+a list is shorter than the shape, TensorFlow repeats the last value. An empty list means zeros.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
     values: str
 
 
-# By TensorFlow's numbers of datatypes (``types.proto``).
+# The datatypes by TensorFlow's numbers (``types.proto``).
 KINDS = {
     1: Kind("FP32", "<f4", "float_val"),
     2: Kind("FP64", "<f8", "double_val"),
@@ -45,8 +45,8 @@ KINDS = {
     23: Kind("UINT64", "<u8", "uint64_val"),
 }
 NUMBERS = {kind.name: number for number, kind in KINDS.items()}
-_BITS = {"FP16", "BF16"}  # their numbers in the list are bit patterns
-# The packed lists of these have the bytes of the raw tensor. The number is the tag of the list.
+_BITS = {"FP16", "BF16"}  # in the list, numbers of these datatypes are bit patterns
+# The packed list of these datatypes has the same bytes as the raw tensor. The number is the list's tag.
 _PACKED = {"FP32": 5 << 3 | 2, "FP64": 6 << 3 | 2, "BOOL": 11 << 3 | 2}
 MAX_DIMS = 16
 
@@ -54,8 +54,8 @@ MAX_DIMS = 16
 def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], bytes]:
     """Return the datatype, the shape and the raw bytes of a ``TensorProto``.
 
-    ``most_bytes``: how many raw bytes the request may still have, because a short list can mean a large
-    tensor. Raise BadRequest, or PayloadTooLarge.
+    ``most_bytes``: the most raw bytes of this tensor, because a short list can mean a large tensor. Raise
+    BadRequest, or PayloadTooLarge.
     """
     kind = KINDS.get(tensor.dtype)
     if kind is None:
@@ -79,7 +79,7 @@ def raw_of(name: str, tensor: Any, most_bytes: int) -> tuple[str, list[int], byt
 def proto_of(target: Any, datatype: str, shape: Sequence[int], raw: bytes) -> None:
     """Write a raw tensor to a ``TensorProto``. Raise BadRequest for a datatype that TensorFlow lacks.
 
-    The values go into the list of the datatype, as TensorFlow Serving sends them: some clients read no
+    The values go into the list of the datatype, as in TensorFlow Serving: some clients do not read
     ``tensor_content``.
     """
     number = NUMBERS.get(datatype)
@@ -99,7 +99,7 @@ def proto_of(target: Any, datatype: str, shape: Sequence[int], raw: bytes) -> No
 
 
 def columns(examples: Sequence[Mapping[str, Any]], datatypes: Mapping[str, str]) -> dict[str, Array]:
-    """Return the inputs of examples (``tf.Example``): for each feature an array with a row for each example.
+    """Return the inputs in examples (``tf.Example``): for each feature, an array with a row per example.
 
     ``examples``: the features of each example by name. ``datatypes``: those of the model's inputs. Raise
     BadRequest.
@@ -128,7 +128,7 @@ def columns(examples: Sequence[Mapping[str, Any]], datatypes: Mapping[str, str])
 
 
 def _holds(kind: Kind, value: Any) -> bool:
-    """Return True if a datatype has such values. Numbers of BF16 are bits here, and no float is cut off."""
+    """Return True if a datatype accepts a value. BF16 accepts none; integers accept no floats."""
     if kind.name in ("BYTES", "BF16"):
         return kind.name == "BYTES" and isinstance(value, bytes)
     return isinstance(value, int) or (isinstance(value, float) and np.dtype(kind.numpy).kind == "f")

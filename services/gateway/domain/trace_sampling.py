@@ -1,7 +1,7 @@
 """Decide which requests are traced. Pure.
 
-The words are those of OpenTelemetry's variable ``OTEL_TRACES_SAMPLER``. OpenTelemetry's default is to trace
-everything. That is too much for a server of models, so the default here is one request in 100.
+The samplers have the names of OpenTelemetry's variable ``OTEL_TRACES_SAMPLER``. OpenTelemetry traces all
+requests by default. This is too much for a model server, so the default here is one request in 100.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIXED = {"always_on": 1.0, "always_off": 0.0}
 
 @dataclass(frozen=True, slots=True)
 class TraceSampler:
-    """Takes a ``ratio`` of the requests, and with ``by_parent`` those whose caller traces them."""
+    """Takes a ``ratio`` of the requests. With ``by_parent``, the caller's decision comes first."""
 
     ratio: float
     by_parent: bool = True
@@ -27,7 +27,7 @@ class TraceSampler:
     def take(self, parent: TraceContext | None, uniform: Callable[[], float]) -> bool:
         """Return True if a request is traced. ``uniform`` returns a random number from [0, 1).
 
-        The decision on a request with a ``parent`` depends only on its trace, so that all services agree.
+        The decision about a request with a ``parent`` depends only on its trace, so that all services agree.
         """
         if parent is None:
             return uniform() < self.ratio
@@ -37,7 +37,7 @@ class TraceSampler:
 
 
 def sampler_of(environment: Mapping[str, str]) -> TraceSampler:
-    """Return the sampler that the variables name. Raise ValueError."""
+    """Return the sampler that the environment variables name. Raise ValueError."""
     name = environment.get(SAMPLER) or f"{_PARENT}traceidratio"
     by_parent, kind = name.startswith(_PARENT), name.removeprefix(_PARENT)
     if kind in _FIXED:

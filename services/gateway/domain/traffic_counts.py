@@ -9,7 +9,7 @@ import numpy as np
 from tidegate.kernel.protocol.latency_buckets import bucket_of
 from tidegate.kernel.protocol.traffic import EndpointTraffic, histograms_of, no_times, sparse
 
-# The most reasons of errors that are counted by name for an endpoint. An engine may state any reason.
+# The most error reasons that are counted by name for an endpoint. An engine may report any reason.
 MOST_REASONS = 40
 OTHER = "other"
 
@@ -23,7 +23,7 @@ class TrafficCounter:
         self._failed: dict[str, int] = {}
 
     def add(self, endpoint: str, deployment: str, seconds: np.ndarray) -> None:
-        """Count answered requests by their times: a matrix of requests x total and parts, in seconds."""
+        """Count answered requests by their times in seconds: one row per request, with total and parts."""
         self._of(endpoint, deployment)[:] += histograms_of(seconds)
         self._count(endpoint, "ok", len(seconds))
 
@@ -32,7 +32,7 @@ class TrafficCounter:
         self._of(endpoint, deployment)[0, bucket_of(seconds)] += 1
 
     def add_outcome(self, endpoint: str, outcome: str, *, failed: bool = False) -> None:
-        """Count the end of a stream, or a request without an answer. ``failed``: because of the service."""
+        """Count the end of a stream, or a request without an answer. ``failed``: the service caused it."""
         self._count(endpoint, outcome, 1)
         if failed:
             self._failed[endpoint] = self._failed.get(endpoint, 0) + 1

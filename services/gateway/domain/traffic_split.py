@@ -1,8 +1,8 @@
 """Choose a target of an endpoint for each request: rules first, then sticky keys, then weights. Pure.
 
-Weights are exact in every 100 requests of a gateway process, and still random: the targets of 100 requests
-are drawn together and shuffled. Sticky keys use weighted rendezvous hashing (Schindelhauer and Schomaker,
-"Weighted Distributed Hash Tables", SPAA 2005), so a changed weight moves only the keys that it must move.
+In every 100 requests of a gateway process, the shares match the weights exactly, in random order. Sticky keys
+use weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", SPAA 2005),
+so a changed weight moves as few keys as possible.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 BLOCK = 100
-# The most endpoints whose blocks are kept. It limits memory if endpoints' names change all the time.
+# The most endpoints with blocks in memory. This limits memory if the names of endpoints change all the time.
 _KEPT = 10_000
 
 
@@ -29,7 +29,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrafficRule:
-    """A rule for requests with this header, this value and this caller; None: any.
+    """A rule for requests with this header, this value of it, and this caller; None: any.
 
     A rule with a header and a caller applies only if both match.
     """
@@ -50,7 +50,7 @@ class TrafficRule:
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """The source of the key by which an endpoint's requests stay at one target."""
+    """The source of the sticky key, which keeps an endpoint's requests at one target."""
 
     by: str
     name: str = ""
@@ -60,7 +60,7 @@ class Sticky:
         object.__setattr__(self, "header", self.name.lower().encode("latin-1", "replace"))
 
     def key(self, origin: Origin) -> bytes | None:
-        """Return the sticky key of a request; None without one: then weights decide."""
+        """Return the sticky key of a request; None if it has no key and weights decide."""
         if self.by == "header":
             return origin.headers.get(self.header)
         if self.by == "key":
@@ -70,7 +70,7 @@ class Sticky:
 
 
 def stay(key: bytes, names: Sequence[str], weights: Sequence[int]) -> int:
-    """Return the index of the target for a sticky key: always the same for the same names and weights."""
+    """Return the index of a sticky key's target. It depends only on the key, the names and the weights."""
     best, found = -math.inf, 0
     for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
         if weight <= 0:
@@ -84,7 +84,7 @@ def stay(key: bytes, names: Sequence[str], weights: Sequence[int]) -> int:
 
 
 class TrafficSplitter:
-    """The draws of each endpoint's targets. Each process has its own, with its own seed."""
+    """Draws the targets of each endpoint. Each process draws independently, with its own seed."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -103,7 +103,7 @@ class TrafficSplitter:
 
 
 class _Blocks:
-    """The drawn targets of one endpoint. Fractions that do not fit into a block go to the next block."""
+    """The drawn targets of one endpoint. Fractions of a request are carried over to the next block."""
 
     __slots__ = ("carry", "left", "names", "weights")
 
@@ -118,7 +118,7 @@ class _Blocks:
         total = sum(self.weights)
         due = [carry + BLOCK * weight / total for carry, weight in zip(self.carry, self.weights, strict=True)]
         counts = [math.floor(each + 1e-9) for each in due]
-        # The remaining places go to the largest fractions, in a random order of equal ones.
+        # The remaining places go to the largest fractions; among equal fractions, the order is random.
         order = sorted(range(len(due)), key=lambda i: (counts[i] - due[i], rng.random()))
         for index in order[: BLOCK - sum(counts)]:
             counts[index] += 1

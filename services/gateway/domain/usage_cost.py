@@ -18,10 +18,10 @@ def compute_us(reply: Reply) -> int:
 
 @dataclass(slots=True)
 class UsageCost:
-    """The cost of a stream so far. ``queued``: the stream was queued, so its usage is reported.
+    """The usage of a stream so far. ``queued``: the stream was queued, so its usage is reported.
 
-    ``route``: the Deployment of the last answer. ``whole_us``: the time of its model calls, which may have
-    had other requests.
+    ``route``: the Deployment of the last answer. ``whole_us``: the time of its model calls, which other
+    requests may share.
     """
 
     answers: int = 0
@@ -41,7 +41,7 @@ class UsageCost:
     def add(
         self, reply: Reply, parameters: Mapping[str, Any], sent: int, route: DeploymentRoute | None = None
     ) -> None:
-        """Add an answer of ``sent`` bytes. Its token counts cover the stream up to this answer."""
+        """Add an answer of ``sent`` bytes. Its ``parameters`` have the token counts of the stream so far."""
         tokens_in, tokens_out = tokens(parameters)
         self.answers += 1
         self.route = route

@@ -1,4 +1,4 @@
-"""Count answers, failures and latencies by Deployment, for endpoints with a running rollout."""
+"""Count answers, failures and latencies by Deployment, for endpoints that compare Deployments."""
 
 from __future__ import annotations
 

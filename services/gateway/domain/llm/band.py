@@ -10,20 +10,20 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.llm import Band
 
 BANDS: tuple[Band, ...] = get_args(Band)
-# OpenAI's names of service tiers. Others, such as "auto" and "default", are the band normal.
+# OpenAI's names of service tiers. Other names, such as "auto" and "default", mean the band normal.
 _TIERS: dict[Any, Band] = {"priority": "high", "flex": "low", "batch": "low"}
 _URGENCY = re.compile(rb"(?:^|[,\s])u=([0-7])(?![0-9])")
 _USUAL_URGENCY = 3
 
-# The priority of a request frame, as workers know it.
+# The priority field of a request frame by band, as workers read it.
 FRAME_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": 7}
 
 
 def band_of(headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> Band:
-    """Return a request's band; raise BadRequest for an unknown one.
+    """Return a request's band; raise BadRequest for an unknown band.
 
-    ``X-Tidegate-Priority`` decides, then the body's ``service_tier``, then the header ``Priority`` (RFC 9218:
-    an urgency below 3 is high, above 4 is low).
+    The first of these decides: the header ``X-Tidegate-Priority``, the body's ``service_tier``, the header
+    ``Priority`` (RFC 9218: an urgency below 3 is high, above 4 is low).
     """
     if (named := headers.get(b"x-tidegate-priority")) is not None:
         word = named.decode("latin-1").strip().lower()

@@ -1,7 +1,7 @@
 """Read the events of an engine, for APIs other than OpenAI's.
 
-Engines differ in details of OpenAI's API: llama.cpp reports log probabilities of ``/v1/completions`` as for
-chats, with ids of tokens, and vLLM as OpenAI once did. A :class:`Piece` is the same for all engines.
+Engines differ in details of OpenAI's API. For log probabilities of ``/v1/completions``, llama.cpp uses the
+form of chats, with token ids; vLLM uses OpenAI's older form. A :class:`Piece` is the same for all engines.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import orjson
 
 from tidegate.kernel.errors import ModelFailed
 
-# TGI's and Ollama's schemas want an integer. No token has this id.
+# The schemas of TGI and Ollama require an integer. No token has this id.
 UNKNOWN_ID = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of the answer. ``likely``: the most likely tokens at its place, if they were requested."""
+    """A token of the answer. ``likely``: the most likely tokens at its place, if requested."""
 
     text: str
     logprob: float
@@ -31,7 +31,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The facts in one event. ``tool_calls``: OpenAI's deltas. ``timings``: llama.cpp's, in milliseconds."""
+    """The content of one event. ``tool_calls``: OpenAI's deltas. ``timings``: llama.cpp's times in ms."""
 
     text: str = ""
     reasoning: str = ""
@@ -46,7 +46,7 @@ class Piece:
 def read_all(events: Sequence[bytes], ids: Sequence[int] = ()) -> list[Piece]:
     """Read the events of a chat or a completion with a single choice.
 
-    ``ids``: the tokens of all events, if the engine reported them. Raises ModelFailed for an error event.
+    ``ids``: the token ids of all events, if the engine reported them. Raises ModelFailed for an error event.
     """
     pieces = [read(event) for event in events]
     if len(ids) == sum(len(piece.tokens) for piece in pieces):
@@ -110,5 +110,5 @@ def _completion_tokens(logprobs: dict[str, Any]) -> list[Token]:
 
 
 def _finite(value: float | None) -> float:
-    """Return a log probability. Engines write null for the first token of a prompt."""
+    """Return a log probability; 0 for None, which engines report for the first token of a prompt."""
     return 0.0 if value is None else value

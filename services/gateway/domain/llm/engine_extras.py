@@ -1,7 +1,7 @@
-"""Routes of engines beside OpenAI's API: tokens of a text, and the scores of vLLM.
+"""Routes of engines that OpenAI's API does not have: tokens of a text, and the scores of vLLM.
 
-vLLM, llama.cpp and TGI have ``/tokenize``, each with bodies of its own. Here one request and one answer have
-the members of all three. So the gateway need not know the engine or the client.
+vLLM, llama.cpp and TGI have different bodies for ``/tokenize``. Here, requests and answers have the members
+of all three. So the gateway need not know the engine or the client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PASSED = ("/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/reran
 
 
 def of_tgi(request: Members) -> bool:
-    """Return True if a request to tokenize is TGI's, whose answer is a list."""
+    """Return True for a request in TGI's form, which needs a list as the answer."""
     return "inputs" in request
 
 
@@ -32,7 +32,7 @@ def tokenize(request: Members) -> dict[str, Any]:
     if not named:
         raise BadRequest("the request has nothing to tokenize: add 'prompt' or 'messages'")
     prompt = members.text(request, named[0])
-    default = named[0] != "content"  # llama.cpp adds special tokens only on request
+    default = named[0] != "content"  # llama.cpp's default is not to add special tokens
     special = members.flag(request, "add_special_tokens", members.flag(request, "add_special", default))
     strings = of_tgi(request) or members.flag(request, "return_token_strs")
     return {
@@ -46,18 +46,18 @@ def tokenize(request: Members) -> dict[str, Any]:
 
 
 def lacks_template(answer: bytes) -> bool:
-    """Return True if an engine answered messages without tokens: its ``/tokenize`` accepts only text."""
+    """Return True if an engine ignored the messages, because its ``/tokenize`` accepts only text."""
     return "count" not in orjson.loads(answer)
 
 
 def templated(answer: bytes, request: Members) -> dict[str, Any]:
-    """Return the body for ``/tokenize`` of a prompt that ``/apply-template`` made of messages."""
+    """Return the body for ``/tokenize`` with the prompt that ``/apply-template`` made from messages."""
     prompt = orjson.loads(answer)["prompt"]
     return tokenize({"prompt": prompt, "return_token_strs": request.get("return_token_strs", False)})
 
 
 def tokens(answer: bytes, request: Members, context: int | None) -> Any:
-    """Return the answer of ``/tokenize`` in the form of the caller's API. ``context``: if it is known."""
+    """Return the answer of ``/tokenize`` in the caller's form. ``context``: the most tokens, if known."""
     document = orjson.loads(answer)
     entries = document.get("tokens") or []
     ids = [entry["id"] if isinstance(entry, dict) else entry for entry in entries]
@@ -91,7 +91,7 @@ def detokenize(request: Members) -> dict[str, Any]:
 
 
 def text_of(answer: bytes) -> dict[str, Any]:
-    """Return the answer of ``/detokenize``: vLLM's member, and llama.cpp's."""
+    """Return the answer of ``/detokenize`` with the members of vLLM and llama.cpp."""
     document = orjson.loads(answer)
     text = document.get("prompt", document.get("content", ""))
     return {"prompt": text, "content": text}

@@ -9,9 +9,9 @@ from tidegate.kernel.protocol.llm import encoded
 
 # English text has about four characters per token.
 CHARACTERS_PER_TOKEN = 4
-# The roles and separators that a chat template adds to each message.
+# The tokens of roles and separators that a chat template adds to each message.
 TOKENS_PER_MESSAGE = 4
-# An image of a usual size, for engines that see.
+# The tokens of an image of a usual size, for engines that accept images.
 TOKENS_PER_IMAGE = 1024
 # The answer's length if neither the request nor the model's context limits it.
 USUAL_ANSWER = 1024
@@ -44,7 +44,7 @@ def estimate(path: str, body: Mapping[str, Any], context: int | None) -> TokenEs
     if path.endswith(("/embeddings", "/pooling", "/score", "/rerank", "/tokenize", "/detokenize")):
         return TokenEstimate(prompt, 0)
     room = max(1, context - prompt) if context is not None else None
-    # Engines read different members, so the largest limit counts. At the end, the charge is corrected.
+    # Engines read different members, so use the largest limit. The charge is corrected at the end.
     limit = max((body[name] for name in _LIMITS if _is_count(body.get(name))), default=None)
     if limit is None:
         limit = room if room is not None else USUAL_ANSWER
@@ -58,7 +58,7 @@ def states_answer(body: Mapping[str, Any]) -> bool:
 
 
 def _choices(body: Mapping[str, Any]) -> int:
-    """Return the number of answers that the engine writes, over all prompts."""
+    """Return the number of answers that the engine writes, summed over all prompts."""
     each = max((body[name] for name in ("n", "best_of") if _is_count(body.get(name))), default=1)
     prompt = body.get("prompt")
     if not isinstance(prompt, list) or not prompt or type(prompt[0]) is int:
@@ -77,7 +77,7 @@ def _tokens(value: Any, depth: int = 0) -> int:
         return 0
     if isinstance(value, list):
         if value and type(value[0]) is int:
-            return len(value)  # ids of tokens
+            return len(value)  # token ids
         return sum(_tokens(each, depth + 1) for each in value)
     if isinstance(value, dict):
         own = TOKENS_PER_MESSAGE if "role" in value else 0

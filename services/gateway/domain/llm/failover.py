@@ -6,16 +6,16 @@ from collections.abc import Collection
 
 from services.gateway.domain.routing import DeploymentRoute, EndpointRoute
 
-# The engine or upstream cannot work now. A 429 is not among these: the caller gets the provider's limit.
+# The statuses of an engine or upstream that cannot work now. 429 is missing: that limit is for the caller.
 FAILED = frozenset({502, 503, 504})
 
 
 def other_target(
     endpoint: EndpointRoute, failed: Collection[str], status: int, adapter: str
 ) -> DeploymentRoute | None:
-    """Return a ready target or failover of the endpoint that has not failed; None: the failure stays.
+    """Return a ready target or failover that has not failed; None if the caller must get the failure.
 
-    ``status``: the status of the failure, before the first event. ``failed``: the Deployments that failed.
+    ``status``: the HTTP status of the failure. ``failed``: the names of Deployments that failed.
     """
     if status not in FAILED:
         return None

@@ -1,4 +1,4 @@
-"""Read members of a request's JSON object; a wrong type is a BadRequest that names the member."""
+"""Read members of a request's JSON object. A wrong type raises a BadRequest that names the member."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def text(members: Members, name: str, default: str | None = None) -> str:
 
 
 def whole(members: Members, name: str, least: int | None = None) -> int | None:
-    """Return a member that is an integer and not below ``least``, or None if it is absent."""
+    """Return a member that is an integer, at least ``least``; None if the member is absent."""
     value = members.get(name)
     if value is None:
         return None
@@ -37,7 +37,7 @@ def whole(members: Members, name: str, least: int | None = None) -> int | None:
 
 
 def real(members: Members, name: str) -> float | None:
-    """Return a member that is a number, or None if it is absent."""
+    """Return a member that is a number; None if the member is absent."""
     value = members.get(name)
     if value is None:
         return None
@@ -57,7 +57,7 @@ def flag(members: Members, name: str, default: bool = False) -> bool:
 
 
 def texts(members: Members, name: str) -> list[str]:
-    """Return a member that is a list of strings. A single string is a list of one."""
+    """Return a member that is a list of strings, or a single string as a list."""
     value = members.get(name)
     if value is None:
         return []
@@ -69,7 +69,7 @@ def texts(members: Members, name: str) -> list[str]:
 
 
 def group(members: Members, name: str) -> dict[str, Any]:
-    """Return a member that is an object; absent is empty."""
+    """Return a member that is an object; empty if the member is absent."""
     value = members.get(name)
     if value is None:
         return {}
@@ -79,7 +79,7 @@ def group(members: Members, name: str) -> dict[str, Any]:
 
 
 def groups(members: Members, name: str) -> list[dict[str, Any]]:
-    """Return a member that is a list of objects; absent is empty."""
+    """Return a member that is a list of objects; empty if the member is absent."""
     value = members.get(name)
     if value is None:
         return []

@@ -1,4 +1,4 @@
-"""Choose the language model of a request, also if the request does not name one."""
+"""Choose the language model of a request, even if the request does not name one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tidegate.kernel.errors import BadRequest, NotFound
 def chosen(named: Iterable[str | None], models: Sequence[str], how: str) -> str:
     """Return the first name that is not empty, or else the only language model.
 
-    ``models``: the models that the caller may use. ``how``: the way to name a model, for the message. Raise
-    NotFound without a model, BadRequest if there are several.
+    ``models``: the models that the caller may use. ``how``: how to name a model, for the message. Raise
+    NotFound if no model exists, BadRequest if several exist.
     """
     for name in named:
         if name:

@@ -17,9 +17,9 @@ _MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """The gateway's own times of one request in ns: until the first event, and altogether.
+    """The gateway's times of one request in ns. ``first``: until the first event. ``total``: until the end.
 
-    ``load``: the part in which no engine had the request, because it was in a queue or a replica started.
+    ``load``: the time before an engine had the request, in a queue or during a cold start.
     """
 
     load: int
@@ -28,7 +28,7 @@ class Durations:
 
 
 class OllamaAnswer:
-    """The answer to one request, as it grows. ``add`` returns the lines that a stream sends now."""
+    """The growing answer to one request. ``add`` returns the lines that a stream sends now."""
 
     def __init__(self, call: OllamaCall) -> None:
         self._call = call
@@ -56,14 +56,14 @@ class OllamaAnswer:
         return [self._line(now, piece.text, piece.reasoning, logprobs)]
 
     def _add_call(self, delta: dict[str, Any]) -> None:
-        """Add a part of a tool call. Ollama sends whole calls, so calls wait for the end."""
+        """Add a part of a tool call. Ollama sends whole calls, so calls are kept until the end."""
         function = delta.get("function") or {}
         call = self._calls.setdefault(delta.get("index", len(self._calls)), {"name": "", "arguments": ""})
         call["name"] += function.get("name") or ""
         call["arguments"] += function.get("arguments") or ""
 
     def nothing(self, now: datetime) -> bytes:
-        """Return a line without text, for a caller that waits."""
+        """Return a line without text, for a caller that is waiting."""
         return self._line(now, "", "", [])
 
     def end(self, now: datetime, durations: Durations) -> list[bytes]:
@@ -130,14 +130,14 @@ class OllamaAnswer:
 
 
 def loaded(call: OllamaCall, now: datetime) -> dict[str, Any]:
-    """Return the answer to a request without a prompt, with which clients load or unload a model."""
+    """Return the answer to a request without a prompt. Clients send it to load or unload a model."""
     frame: dict[str, Any] = {"model": call.model, "created_at": stamp(now)}
     empty = {"message": {"role": "assistant", "content": ""}} if call.kind == "chat" else {"response": ""}
     return frame | empty | {"done": True, "done_reason": "unload" if call.unload else "load"}
 
 
 def embeddings(model: str, answer: bytes, durations: Durations) -> dict[str, Any]:
-    """Return the answer of ``/api/embed``, from the engine's."""
+    """Return the answer of ``/api/embed``, made from the engine's answer."""
     vectors, tokens = _vectors(answer)
     return {
         "model": model,
@@ -149,7 +149,7 @@ def embeddings(model: str, answer: bytes, durations: Durations) -> dict[str, Any
 
 
 def embedding(answer: bytes) -> dict[str, Any]:
-    """Return the answer of the older ``/api/embeddings``, from the engine's."""
+    """Return the answer of the older ``/api/embeddings``, made from the engine's answer."""
     return {"embedding": _vectors(answer)[0][0]}
 
 
@@ -166,7 +166,7 @@ def stamp(now: datetime) -> str:
 
 
 def _arguments(text: str) -> Any:
-    """Return a tool call's arguments as an object; if they are not valid JSON, an object with their text."""
+    """Return a tool call's arguments as an object. If they are no JSON object, wrap their text in one."""
     try:
         value = orjson.loads(text or b"{}")
     except orjson.JSONDecodeError:

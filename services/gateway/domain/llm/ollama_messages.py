@@ -1,4 +1,4 @@
-"""Translate messages of Ollama's chats into messages of OpenAI's."""
+"""Translate messages of Ollama's chats into messages of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import orjson
 from services.gateway.domain.llm import members
 from tidegate.kernel.errors import BadRequest
 
-# The first characters of an image in base64, by its type.
+# The first characters of base64 images, with their types.
 _IMAGES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif"}
 
 
 def translated(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Translate the messages of a chat; raise BadRequest.
 
-    In OpenAI's API, a message of a tool names the call that it answers. In Ollama's, it names at most the
-    tool. So calls get numbers here, and each answer belongs to the oldest open call of its tool.
+    In OpenAI's API, a tool's message names the call that it answers. In Ollama's API, it may only name the
+    tool. So this function numbers the calls, and assigns each answer to the tool's oldest open call.
     """
     waiting: deque[tuple[str, str]] = deque()
     result = []

@@ -11,7 +11,7 @@ from services.gateway.domain.llm.ollama_requests import LATEST
 # The version of Ollama's API that these answers follow. Some clients require a minimum version.
 API_VERSION = "0.13.0"
 
-# The gateway does not manage models. By path: the command to run instead.
+# The gateway does not manage models. For each path of Ollama's API: the command to run instead.
 INSTEAD = {
     "pull": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
     "push": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
@@ -21,7 +21,7 @@ INSTEAD = {
     "blobs": "deploy a model with `tidegate deploy MODEL.gguf --name NAME`",
 }
 
-# The registry knows these facts only for some formats, and clients only show them.
+# Empty, because the registry knows these facts only for some formats, and clients only show them.
 _DETAILS = {
     "parent_model": "",
     "format": "",
@@ -36,7 +36,8 @@ _DETAILS = {
 class LlmModel:
     """An endpoint with a language model. ``ready``: at least one replica can answer now.
 
-    ``changed``: when its Deployment was last changed, if it is known. ``context``: the most tokens.
+    ``changed``: the time of the Deployment's last change, if known. ``context``: the most tokens of a prompt
+    and its answer, or None.
     """
 
     name: str
@@ -53,7 +54,7 @@ def tags(models: Sequence[LlmModel]) -> dict[str, Any]:
 def running(models: Sequence[LlmModel]) -> dict[str, Any]:
     """Return the answer of ``/api/ps``: the models with a replica that is ready.
 
-    Ollama states when each model expires. Replicas do not expire, so the latest possible time is stated.
+    Ollama reports when each model expires. Replicas do not expire, so report the latest possible time.
     """
     shown = {"expires_at": "9999-12-31T23:59:59Z", "size_vram": 0}
     return {

@@ -30,7 +30,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "mirostat_eta": ("mirostat_eta",),
 }
 _OF_DEPLOYMENT = "the Deployment sets this"
-# Options and members that have no effect, with the reason.
+# Options and members without effect, with the reason.
 _IGNORED = {
     "num_ctx": "the Deployment's llm.context sets this",
     "num_batch": _OF_DEPLOYMENT,
@@ -45,10 +45,10 @@ _UNKNOWN = "Tidegate does not have this option"
 
 @dataclass(frozen=True, slots=True)
 class OllamaCall:
-    """A request of Ollama. ``path``, ``body``: the request to the engine; an empty path: none is necessary.
+    """A request of Ollama. ``path``, ``body``: the request to the engine; without a path, none is needed.
 
-    ``kind``: the form of the answer. ``model``: the name as the caller wrote it. ``ignored``: members that
-    have no effect, with the reason.
+    ``kind``: the form of the answer. ``model``: the name that the caller sent. ``ignored``: members without
+    effect, with the reason.
     """
 
     kind: Literal["chat", "generate"]
@@ -62,7 +62,7 @@ class OllamaCall:
 
 
 def endpoint(model: str) -> str:
-    """Return the endpoint's name for a model's name, which may have the tag ``latest``."""
+    """Return the endpoint's name for a model's name: remove the tag ``latest``."""
     return model.removesuffix(LATEST)
 
 
@@ -105,7 +105,7 @@ def generate(request: Members) -> OllamaCall:
 def embed(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
     """Translate a request of ``/api/embed``. Return the body for :data:`EMBEDDINGS`, and ignored members."""
     if request.get("truncate") is False:
-        ignored = {}  # engines refuse an input that is too long, which is what ``truncate: false`` requests
+        ignored = {}  # this is how engines work: they refuse an input that is too long
     else:
         ignored = (
             {"truncate": "the engine refuses an input that is too long"} if "truncate" in request else {}
@@ -124,7 +124,7 @@ def embed_one(request: Members) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def model_of(request: Members) -> str:
-    """Return the model's name of a request. Older clients call the member ``name``."""
+    """Return the name of a request's model. Older clients send it in the member ``name``."""
     name = members.text(request, "model", "") or members.text(request, "name", "")
     if not name:
         raise BadRequest("the request has no 'model'; GET /api/tags lists the models")
@@ -155,7 +155,7 @@ def _call(
 
 
 def _nothing(kind: Literal["chat", "generate"], request: Members) -> OllamaCall:
-    """Return the call of a request without a prompt, with which clients of Ollama load or unload a model."""
+    """Return the call for a request without a prompt. Ollama's clients use it to load or unload a model."""
     return OllamaCall(
         kind,
         model_of(request),
@@ -203,7 +203,7 @@ def _format(wanted: Any, *, completion: bool) -> dict[str, Any]:
         }
     else:
         raise BadRequest("'format' must be \"json\" or a JSON schema")
-    # In completions, llama.cpp has this member instead of response_format.
+    # For completions, llama.cpp needs the member json_schema instead of response_format.
     return body | ({"json_schema": schema} if completion else {})
 
 

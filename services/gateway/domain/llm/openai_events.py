@@ -1,4 +1,4 @@
-"""Turn an engine's events into those of OpenAI's API. Most events pass through as bytes, unparsed."""
+"""Turn an engine's events into events of OpenAI's API. Most events are passed on without parsing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-# Inside a JSON string, quotes are escaped, so these patterns match only names of members.
+# Quotes inside a JSON string are escaped, so these patterns match only members, not text.
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _USAGE = b'"usage"'
 
@@ -15,7 +15,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventFilter:
-    """The changes to one answer: the model gets the endpoint's name, and unrequested usage is removed."""
+    """Changes the events of one answer: sets the endpoint's name as model, and removes unrequested usage."""
 
     def __init__(self, model: str, *, usage: bool) -> None:
         self._model = orjson.dumps(model)
@@ -23,7 +23,7 @@ class EventFilter:
         self._usage = usage
 
     def chunk(self, event: bytes) -> bytes:
-        """Return an event for the caller; empty if it has only usage that the caller did not request."""
+        """Return an event for the caller; empty if the event has only usage that was not requested."""
         if not self._usage and _USAGE in event and not (event := _without_usage(event)):
             return b""
         return self.named(event)
@@ -49,7 +49,7 @@ def _without_usage(event: bytes) -> bytes:
 
 
 def wants_usage(body: dict[str, Any]) -> bool:
-    """Return True if the caller of a stream requests its usage in the last event."""
+    """Return True if the request wants the usage in the last event of the stream."""
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
@@ -60,7 +60,7 @@ def sse(event: bytes) -> bytes:
 
 
 def named_sse(event: bytes) -> bytes:
-    """Return a server-sent event with its type as its name, as in the Responses API."""
+    """Return a server-sent event named by its type, as in the Responses API."""
     document = orjson.loads(event)
     name = document.get("type") if isinstance(document, dict) else None
     if not isinstance(name, str) or not name.isprintable():

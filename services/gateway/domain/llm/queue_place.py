@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class QueuePlace(NamedTuple):
-    """The requests before one, and the seconds until its turn, if they can be estimated.
+    """A request's place: how many requests are before it, and the estimated seconds until its turn or None.
 
-    ``waking``: no replica is ready, and one may be starting.
+    ``waking``: no replica is ready; one may be starting.
     """
 
     position: int
@@ -27,9 +27,9 @@ def place(
 ) -> QueuePlace:
     """Estimate a place in a queue that is mostly first in, first out.
 
-    ``before``: the requests in flight when this one came. ``left``: the requests that have ended since, in
-    ``waited_s`` seconds. ``room``: the requests that one replica runs at the same time. ``ready``: the
-    ready replicas. ``start_ms``: the time until the first replica is ready, if known.
+    ``before``: the requests in flight when this request arrived. ``left``: the requests that have ended in
+    the ``waited_s`` seconds since then. ``room``: the requests that one replica runs at the same time.
+    ``ready``: the number of ready replicas. ``start_ms``: the time until a replica is ready, if known.
     """
     position = max(0, before - left - room * ready)
     if ready == 0:

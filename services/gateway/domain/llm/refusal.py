@@ -11,9 +11,9 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 
 
 class EngineRefused(TidegateError):
-    """The engine refused a request, or failed, with the engine's HTTP status and error body.
+    """The engine refused a request, or failed, with an HTTP status and an error body.
 
-    ``status``: the engine's status, 400 to 599. ``detail``: the members of that error, as far as known.
+    ``status``: the engine's status, 400 to 599. ``detail``: the members of the error in the body.
     """
 
     reason = "engine_refused"
@@ -26,7 +26,7 @@ class EngineRefused(TidegateError):
 
 
 def _detail(body: bytes) -> dict[str, Any]:
-    """Return the error of a body: ``{"error": {...}}``, ``{"error": "..."}`` or ``{"message": ...}``."""
+    """Return the error in a body: ``{"error": {...}}``, ``{"error": "..."}`` or ``{"message": ...}``."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -40,7 +40,7 @@ def _detail(body: bytes) -> dict[str, Any]:
 
 
 def check_waits(body: Mapping[str, Any]) -> None:
-    """Raise BadRequest if a provider shall answer in the background: its tokens would never be known here."""
+    """Raise BadRequest for a request in the provider's background: its tokens would never be known here."""
     if body.get("background"):
         raise BadRequest(
             "'background' is not supported: leave it out, and send 'Prefer: respond-async' to get a job"

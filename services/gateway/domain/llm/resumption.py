@@ -1,4 +1,4 @@
-"""Decide if a stream can continue after its worker was lost, and where it continues."""
+"""Decide if a stream can continue after its worker was lost, and where."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 
 from tidegate.kernel.protocol.llm import Meta, Resume
 
-# Events are kept unparsed up to this size, so most streams are never parsed.
+# Up to this size, events are kept without parsing. Most streams never reach it.
 KEPT_BYTES = 64 * 1024
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -24,10 +24,10 @@ _ELSEWHERE = ("reasoning_content", "reasoning", "tool_calls", "function_call")
 
 
 def obstacle(path: str, body: Mapping[str, Any]) -> str:
-    """Return why a stream cannot continue on another worker, in words after "it has"; empty if it can.
+    """Return why a stream cannot continue on another worker, as words after "it has"; empty if it can.
 
-    The engine continues with the prompt and the tokens that the caller has. So the request must have one
-    answer, and the engine may keep no state beside the tokens, such as the state of a grammar.
+    The new engine gets the prompt and the tokens that the caller already has. So the request must have one
+    answer, and no state besides the tokens. The position in a grammar would be such a state.
     """
     if path not in (CHAT, TEXT):
         return f"events of {path}"
@@ -40,7 +40,7 @@ def obstacle(path: str, body: Mapping[str, Any]) -> str:
     if any(body.get(name) for name in _TOOLS):
         return "tools"
     logprobs = body.get("logprobs")
-    if logprobs is not None and logprobs is not False:  # 0 is a number of alternatives
+    if logprobs is not None and logprobs is not False:  # 0 also requests log probabilities
         return "log probabilities"
     if body.get("echo"):
         return "an echo of its prompt"
@@ -58,14 +58,14 @@ def _several(prompt: Any) -> bool:
 
 
 class AfterLoss(NamedTuple):
-    """The decision after a loss. ``problem``: why the stream fails, in words after "because"."""
+    """The next step after a loss. ``problem``: why the stream fails, as words after "because"."""
 
     action: Literal["continue", "end", "fail"]
     problem: str = ""
 
 
 class StreamProgress:
-    """The part of an answer that the caller has."""
+    """The part of an answer that the caller already has."""
 
     def __init__(self, path: str, body: Mapping[str, Any]) -> None:
         self._streamed = body.get("stream") is True
@@ -81,11 +81,11 @@ class StreamProgress:
 
     @property
     def tokens(self) -> int:
-        """Return how many tokens of the answer the caller has, as far as the engine has reported them."""
+        """Return how many tokens of the answer the caller has, if the engine reports token ids."""
         return len(self._ids)
 
     def add(self, events: Sequence[bytes], meta: Meta) -> None:
-        """Add events that the caller has, with the facts about them."""
+        """Add events that the caller gets. ``meta``: the worker's facts about them."""
         if meta.usage is not None:
             self._usage = meta.usage
         if meta.prompt_ids and not self._prompt:
@@ -100,9 +100,9 @@ class StreamProgress:
                 self._read()
 
     def after_loss(self, *, retry_safe: bool = True) -> AfterLoss:
-        """Decide if the stream continues, fails, or has ended because only its end was lost.
+        """Decide if the stream continues, fails, or is complete because only its end was lost.
 
-        ``retry_safe``: the Deployment's requests may run twice.
+        ``retry_safe``: requests of this Deployment may run twice.
         """
         if self._emitted and not self._streamed:
             return AfterLoss("end")
@@ -120,7 +120,7 @@ class StreamProgress:
         return AfterLoss("continue")
 
     def resume(self) -> Resume | None:
-        """Return where the stream continues; None: at its beginning."""
+        """Return where the stream continues; None if it starts at the beginning."""
         if not self._emitted:
             return None
         self._read()
@@ -134,7 +134,7 @@ class StreamProgress:
         )
 
     def aligned(self, event: bytes) -> bytes | None:
-        """Return an event of a continuation in the first part's form; None if the caller has it already."""
+        """Return an event of a continuation with the first part's id; None if the caller has the event."""
         document = orjson.loads(event)
         if not self._head or not isinstance(document, dict):
             return event
@@ -148,7 +148,7 @@ class StreamProgress:
         return orjson.dumps(document)
 
     def last_events(self) -> list[bytes]:
-        """Return the events that are missing from a stream whose answer is complete: its usage."""
+        """Return the events that a stream with a complete answer still lacks: its usage."""
         if not self._streamed or self._counted or self._usage is None:
             return []
         prompt, answer, cached = self._usage
@@ -161,7 +161,7 @@ class StreamProgress:
         return [orjson.dumps(self._head | {"choices": [], "usage": counts})]
 
     def _read(self) -> None:
-        """Parse the events that are kept, and keep only their text."""
+        """Parse the kept events, and keep only their text."""
         events, self._events, self._bytes = self._events, [], 0
         for event in events:
             document = orjson.loads(event)

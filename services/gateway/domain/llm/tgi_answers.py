@@ -12,7 +12,7 @@ from services.gateway.domain.llm.tgi_requests import Generation
 from tidegate.kernel import errors
 from tidegate.kernel.errors import TidegateError
 
-# TGI's error types, by Tidegate's errors. Clients raise a separate class for each type.
+# TGI's type for each of Tidegate's errors. Clients raise a separate exception for each type.
 _TYPES: dict[type[TidegateError], str] = {
     errors.BadRequest: "validation",
     errors.PayloadTooLarge: "validation",
@@ -25,11 +25,11 @@ _TYPES: dict[type[TidegateError], str] = {
 
 
 class TgiAnswer:
-    """The answer to one request, as it grows. ``add`` returns the events that a stream sends now.
+    """The growing answer to one request. ``add`` returns the events that a stream sends now.
 
-    TGI sends the text of the whole answer with the last token. An engine reports only after a token that it
-    was the last one. So the text has a separate event, with an empty special token. The exception is the
-    token that reaches ``max_new_tokens``: it must be the last one, so it is sent with the text.
+    TGI sends the text of the whole answer with the last token. But an engine reports only after a token that
+    it was the last token. So the text is sent in a separate event, with an empty special token. The exception
+    is the token that reaches ``max_new_tokens``. It must be the last token, so the text is sent with it.
     """
 
     def __init__(self, request: Generation) -> None:
@@ -92,7 +92,7 @@ class TgiAnswer:
 def _whole(piece: Piece) -> list[Token]:
     """Return the tokens of a piece if they make up its text; else one token with the whole text.
 
-    A character of several tokens comes in one piece, and none of its tokens has a text of its own.
+    The latter happens if several tokens make one character: then no token has its own text.
     """
     if piece.tokens and "".join(token.text for token in piece.tokens) == piece.text:
         return piece.tokens
@@ -119,7 +119,7 @@ def error_type(error: TidegateError) -> str:
 
 
 def info(model: str, context: int | None, slots: int, version: str) -> dict[str, Any]:
-    """Return the answer of ``/info``. ``context``: the most tokens of prompt and answer, if it is known."""
+    """Return the answer of ``/info``. ``context``: the most tokens of prompt and answer, if known."""
     return {
         "model_id": model,
         "model_sha": None,

@@ -10,13 +10,13 @@ from services.gateway.domain.llm.members import Members
 from tidegate.kernel.errors import BadRequest
 
 PATH = "/v1/completions"
-# TGI's own default of max_new_tokens.
+# TGI's default of max_new_tokens.
 MAX_NEW_TOKENS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A request of TGI. ``body``: the request of :data:`PATH`. The other members shape the answer."""
+    """A request of TGI. ``body``: the body for :data:`PATH`. The other members shape the answer."""
 
     body: dict[str, Any]
     prompt: str
@@ -29,7 +29,7 @@ class Generation:
 
 
 def decode(request: Members, *, stream: bool) -> Generation:
-    """Translate a request. Raise BadRequest if it is wrong, or if no engine can run it."""
+    """Translate a request. Raise BadRequest if it is malformed, or if no engine supports it."""
     prompt = members.text(request, "inputs")
     if not prompt:
         raise BadRequest("'inputs' must not be empty")
@@ -68,7 +68,7 @@ def _check_supported(parameters: Members) -> None:
 
 
 def _sampling(parameters: Members) -> dict[str, Any]:
-    """Return the sampling of a request. As in TGI, a request without such parameters is greedy."""
+    """Return the sampling parameters of a request. As in TGI, a request without any is greedy."""
     temperature = members.real(parameters, "temperature")
     if temperature is not None and temperature <= 0:
         raise BadRequest("'temperature' must be above 0; for a greedy answer leave it out")
@@ -84,7 +84,7 @@ def _sampling(parameters: Members) -> dict[str, Any]:
     if (seed := members.whole(parameters, "seed", 0)) is not None:
         body["seed"] = seed
     if (penalty := members.real(parameters, "repetition_penalty")) is not None:
-        # The first name is vLLM's, the second llama.cpp's. Each ignores the other.
+        # The first name is vLLM's, the second llama.cpp's. Each engine ignores the other name.
         body |= {"repetition_penalty": penalty, "repeat_penalty": penalty}
     if (frequency := members.real(parameters, "frequency_penalty")) is not None:
         body["frequency_penalty"] = frequency

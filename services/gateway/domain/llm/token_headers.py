@@ -1,4 +1,4 @@
-"""Headers that show a caller's limits of tokens: ``RateLimit`` and OpenAI's ``x-ratelimit-*``."""
+"""Headers that show a caller's token limits: ``RateLimit`` and OpenAI's ``x-ratelimit-*``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Header = tuple[bytes, bytes]
 
 
 class TokenAccount(NamedTuple):
-    """An account of a caller: its limit, and the endpoint if the limit is only for that one."""
+    """An account of a caller. ``endpoint``: the only endpoint of the limit; empty: all endpoints."""
 
     principal: str
     endpoint: str
@@ -22,12 +22,12 @@ class TokenAccount(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The account's name in the store. The space is unambiguous, because a principal's name has none."""
+        """The account's name in the store. The names of principals contain no space."""
         return f"{self.principal} {self.endpoint}" if self.endpoint else self.principal
 
 
 class Left(NamedTuple):
-    """The state of one limit: the most, the rest, and the seconds until all of it is available again."""
+    """The state of one limit. ``rest``: the remaining part. ``reset_s``: seconds until all of it is back."""
 
     name: str
     limit: int
@@ -36,11 +36,11 @@ class Left(NamedTuple):
 
 
 def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> list[Left]:
-    """Return the state of an account's limits after ``charged`` tokens."""
+    """Return the state of an account's limits after a charge of ``charged`` tokens."""
     end = f"-{account.endpoint}" if account.endpoint else ""
     limit, found = account.limit, []
     if limit.minute is not None:
-        # A new charge leaves the window at most one second after the window's length.
+        # Charges are kept by the second, so a new charge leaves the window up to one second late.
         reset_s = WINDOW_S + 1.0 if charged else balance.reset_ms / 1e3
         rest = max(0, limit.minute - balance.used - charged)
         found.append(Left(f"tokens-minute{end}", limit.minute, rest, reset_s))
@@ -51,7 +51,7 @@ def tokens_left(account: TokenAccount, balance: TokenBalance, charged: int) -> l
 
 
 def requests_left(limiter: KeyLimiter | None, epoch_s: float) -> Left | None:
-    """Return the state of a key's limit of requests: the rate, or the quota of the day or the month."""
+    """Return the state of a key's request limit: its rate, or else its quota of the day or the month."""
     if limiter is None:
         return None
     allowance, rate = limiter.allowance, limiter.rate
@@ -65,7 +65,7 @@ def requests_left(limiter: KeyLimiter | None, epoch_s: float) -> Left | None:
 
 
 def rate_limit(states: Iterable[Left]) -> list[Header]:
-    """Return ``RateLimit-Policy`` and ``RateLimit`` for limits of tokens."""
+    """Return ``RateLimit-Policy`` and ``RateLimit`` for token limits."""
     states = list(states)
     policies = [
         f'"{each.name}";q={each.limit};w={WINDOW_S if "minute" in each.name else DAY_S};qu="tokens"'
@@ -76,7 +76,7 @@ def rate_limit(states: Iterable[Left]) -> list[Header]:
 
 
 def openai(requests: Left | None, tokens: Iterable[Left]) -> list[Header]:
-    """Return OpenAI's headers. Of several limits of tokens, the one with the smallest rest is shown."""
+    """Return OpenAI's headers. Of several token limits, show the one with the fewest remaining tokens."""
     tightest = min(tokens, key=lambda each: each.rest, default=None)
     found: list[Header] = []
     for kind, each in (("requests", requests), ("tokens", tightest)):
@@ -90,7 +90,7 @@ def openai(requests: Left | None, tokens: Iterable[Left]) -> list[Header]:
 
 
 def joined(headers: Iterable[Header]) -> list[Header]:
-    """Return headers with the values of a repeated name in one line."""
+    """Return headers with the values of repeated names joined by commas."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
         found[name] = found[name] + b", " + value if name in found else value

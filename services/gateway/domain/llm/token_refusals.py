@@ -13,7 +13,7 @@ _OPTIONS = {"minute": "--tokens-per-minute", "day": "--tokens-per-day"}
 
 
 def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> None:
-    """Raise BadRequest if a request of ``tokens``, ``prompt`` included, is above one of the limits."""
+    """Raise BadRequest if a request of ``tokens``, including ``prompt``, is above one of the limits."""
     for account in accounts:
         for most, period in ((account.limit.minute, "minute"), (account.limit.day, "day")):
             if most is None or tokens <= most:
@@ -33,7 +33,7 @@ def check_fits(accounts: Sequence[TokenAccount], prompt: int, tokens: int) -> No
 
 
 def too_many(account: TokenAccount, balance: TokenBalance, states: Sequence[Left]) -> TooMany:
-    """Return the error of a request that an account has no room for; ``states`` are for its headers."""
+    """Return the error for a request that exceeds an account's limit. ``states``: for its headers."""
     period = balance.refused
     if period == "day":
         most, used, wait_ms, reason = account.limit.day, balance.day_used, balance.day_ms, "quota_exhausted"

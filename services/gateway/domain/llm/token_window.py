@@ -1,8 +1,8 @@
 """The tokens of language models that a caller used in the last minute and on this day.
 
-The window slides: in any 60 seconds, at most the limit is charged. Charges are kept by the second. The same
-algorithm runs in the store (``tidegate/kernel/store/lua/tokens_charge.lua``) for all gateway processes. This
-module is for a process that cannot reach the store.
+The window slides: in any 60 seconds, the charges stay within the limit. Charges are kept by the second. The
+same algorithm runs in the store (``tidegate/kernel/store/lua/tokens_charge.lua``) for all gateway processes.
+This module is for a process that cannot reach the store.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Refused = Literal["", "minute", "day"]
 
 @dataclass(frozen=True, slots=True)
 class TokenBalance:
-    """An account at the time of a request, without the request's own tokens.
+    """The state of an account before a request, without the request's tokens.
 
     ``used`` and ``day_used`` are the tokens of the last minute and of this day. ``wait_ms`` is the time until
-    the window has room for the request, ``reset_ms`` until it is empty, ``day_ms`` until the day ends.
-    ``refused`` is the limit that the request would exceed.
+    the window has room for the request. ``reset_ms`` is the time until the window is empty. ``day_ms`` is
+    the time until the day ends. ``refused`` is the limit that the request would exceed, or empty.
     """
 
     used: int = 0
@@ -44,7 +44,7 @@ class TokenWindow:
     day_used: int = 0
 
     def balance(self, tokens: int, limit: TokenAllowance, now: float) -> TokenBalance:
-        """Return the balance before a request for ``tokens``."""
+        """Return the balance before a request of ``tokens``."""
         self._forget(now)
         used = sum(self.charges.values())
         missing = 0 if limit.minute is None else used + tokens - limit.minute
@@ -70,9 +70,9 @@ class TokenWindow:
         return second
 
     def settle(self, at: int, difference: int, now: float) -> None:
-        """Correct the charge of the second ``at``.
+        """Correct the charge of the second ``at`` by ``difference``.
 
-        If the charge has left the window, more tokens than it count now, and tokens to return are dropped.
+        If the charge has left the window, a difference above 0 is charged now, and one below 0 is dropped.
         """
         self._forget(now)
         second = at if at + 1 + WINDOW_S > now else int(now)

@@ -1,4 +1,4 @@
-"""A batch as OpenAI's API describes it: what it runs, its state, its times. Pure."""
+"""A batch in OpenAI's API: its request, its state and its times. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.kernel.errors import BadRequest, NotFound, TidegateError
 from tidegate.kernel.protocol.jobs import read_id
 
 PREFIX = "batch_"
-# Members of a batch's counts: the lines and the bytes of the files that it writes.
+# Members of a batch's counts: the lines and the bytes of its two files of results.
 OUTPUT_LINES, OUTPUT_BYTES = "output_lines", "output_bytes"
 ERROR_LINES, ERROR_BYTES = "error_lines", "error_bytes"
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -57,7 +57,7 @@ def read_batch_request(document: Mapping[str, Any]) -> BatchRequest:
 
 
 def is_batch_request(document: Any) -> bool:
-    """Return True if a JSON body is a ``POST /v1/batches`` of OpenAI's API, not a request with tensors."""
+    """Return True if a JSON body is OpenAI's ``POST /v1/batches``, and not a request with tensors."""
     return isinstance(document, dict) and "input_file_id" in document and "inputs" not in document
 
 
@@ -81,7 +81,7 @@ def batch_name(id_: bytes) -> str:
 
 
 def read_batch_id(text: str) -> bytes:
-    """Return the id behind the name of a batch. Raises NotFound."""
+    """Return the id of a batch from its id in OpenAI's API. Raises NotFound."""
     id_ = read_id(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
     if id_ is None:
         raise no_batch(text)
@@ -105,7 +105,7 @@ def status_of(batch: Batch) -> str:
 
 
 def errors_of(batch: Batch) -> dict[str, Any] | None:
-    """Return why a batch failed: bad lines of its file, or one reason for the whole batch."""
+    """Return why a batch failed: the bad lines of its file, or one reason for the whole batch."""
     if not batch.error:
         return None
     if batch.error.startswith("["):
@@ -152,7 +152,7 @@ def public(batch: Batch, facts: OpenAiFacts) -> dict[str, Any]:
 
 
 def check_cancel(batch: Batch) -> TidegateError | None:
-    """Return why a batch cannot be cancelled; None if it can, or is being cancelled."""
+    """Return the error for a batch that cannot be cancelled. None if it can be, or is cancelled already."""
     if batch.over and batch.state != "cancelled":
         return BadRequest(f"batch {batch_name(batch.id)} is {batch.state}, so it cannot be cancelled")
     return None

@@ -1,4 +1,4 @@
-"""The facts of a batch that only OpenAI's API has. Pure."""
+"""The facts about a batch that exist only for OpenAI's API. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class OpenAiFacts:
-    """The caller's description of a batch, and the batch's files. ``expires_ms``: its deadline."""
+    """The caller's request for a batch, and the batch's files. ``expires_ms``: its deadline (epoch)."""
 
     input_file: bytes
     output_file: bytes

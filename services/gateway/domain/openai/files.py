@@ -1,4 +1,4 @@
-"""A file that a caller uploaded, or that a batch wrote, as OpenAI's API shows it. Pure."""
+"""A file in OpenAI's API: uploaded by a caller, or written by a batch. Pure."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class StoredFile:
 
 
 def file_name(id_: bytes) -> str:
-    """Return a file's id as callers know it."""
+    """Return a file's id as OpenAI's API shows it."""
     return PREFIX + id_.hex()
 
 
 def read_file_id(text: str) -> bytes:
-    """Return the id behind the name of a file. Raises NotFound."""
+    """Return the id of a file from its id in OpenAI's API. Raises NotFound."""
     id_ = read_id(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None
     if id_ is None:
         raise no_file(text)
@@ -78,7 +78,7 @@ def check_filename(value: str | None) -> str:
 
 
 def kept_s(anchor: str | None, seconds: str | None, default_s: float) -> float:
-    """Return how long to keep a file, from the fields ``expires_after[...]``. Raises BadRequest."""
+    """Return how many seconds to keep a file, by the fields ``expires_after[...]``. Raises BadRequest."""
     if anchor is None and seconds is None:
         return default_s
     if anchor not in (None, "created_at"):

@@ -12,16 +12,16 @@ from tidegate.kernel.errors import BadRequest, TidegateError
 from tidegate.kernel.protocol import bounded_json
 
 MAX_CUSTOM_ID = 512
-# More than the longest name of an endpoint with an adapter.
+# The longest name of an endpoint with an adapter is shorter.
 MAX_MODEL = 512
-# If a file names more models than this, some of them are checked more than once.
+# The number of models whose checks are remembered. If a file names more, some are checked more than once.
 MOST_MODELS = 1000
-# At most this number of bad lines is listed: the first ones of the file.
+# The most bad lines that are listed: the first bad lines of the file.
 MAX_ERRORS = 100
 
 
 class RequestLine(NamedTuple):
-    """A request of a batch's file."""
+    """A request in a batch's file."""
 
     custom_id: str
     model: str
@@ -29,7 +29,7 @@ class RequestLine(NamedTuple):
 
 
 class BadLine(NamedTuple):
-    """A bad line of a file, and the problem. ``line`` counts from one, in the file as it was uploaded."""
+    """A bad line and its problem. ``line``: its number in the uploaded file, from 1."""
 
     code: str
     message: str
@@ -42,7 +42,7 @@ class BadLine(NamedTuple):
 
 
 class LineError(BadRequest):
-    """A line is not a request of the batch. ``code`` and ``param`` are those of OpenAI's API."""
+    """A line is not a valid request of the batch. ``code`` and ``param``: as in OpenAI's errors."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -80,10 +80,9 @@ def read_line(raw: bytes, endpoint: str) -> RequestLine:
 
 
 class FileCheck:
-    """A check of a whole file, line by line. ``errors``: its bad lines, at most :data:`MAX_ERRORS`.
+    """Checks a whole file, line by line. ``errors``: its bad lines, at most :data:`MAX_ERRORS`.
 
-    ``check_model`` raises a TidegateError if the caller cannot use a model. ``model``: the only model of the
-    lines, or empty.
+    ``check_model`` raises a TidegateError if the caller cannot use a model.
     """
 
     def __init__(self, endpoint: str, check_model: Callable[[str], None]) -> None:
@@ -98,7 +97,7 @@ class FileCheck:
 
     @property
     def model(self) -> str:
-        """Return the model that all lines name; empty if they differ."""
+        """Return the model that all lines name; empty if the lines name different models."""
         return self._model or ""
 
     def add(self, lines: Iterable[bytes]) -> None:
@@ -163,7 +162,7 @@ _CODES = {"expired": "batch_expired", "cancelled": "batch_cancelled"}
 
 
 def failed_line(id_: str, custom_id: str | None, error: TidegateError) -> bytes:
-    """Return the result line of a request without an answer. ``id_``: a name for the line."""
+    """Return the result line of a request without an answer. ``id_``: the job's id, or a unique name."""
     problem = {"code": _CODES.get(error.reason, error.reason), "message": error.message}
     return orjson.dumps(
         {"id": f"batch_req_{id_}", "custom_id": custom_id, "response": None, "error": problem}

@@ -23,23 +23,23 @@ from tidegate.kernel.protocol.tensors import check_count
 
 JSON, CSV, NPY, LINES = "application/json", "text/csv", "application/x-npy", "application/jsonlines"
 _LINES = frozenset({LINES, "application/x-jsonlines", "application/jsonl", "application/x-ndjson"})
-# `curl -d` sends this type unless a header states another. No system here takes forms.
+# `curl -d` sends this type by default. None of the supported protocols accepts forms.
 _CURL = "application/x-www-form-urlencoded"
 _NUMBERS = {"FP16", "FP32", "FP64"}
-# These limits are checked before a body is decoded, because nothing else runs meanwhile.
+# Limits that are checked before decoding, because decoding blocks the event loop.
 _MOST_CELLS, _MOST_LINES = 2**22, 2**19
 _MOST_WRITTEN_CELLS = 2**20
-# NumPy's strings all have the size of the longest one. So an answer of strings may take far more memory.
+# Every string in a NumPy array takes as much memory as the longest one, so the array can become very large.
 _MOST_TEXT_BYTES = 64 * 2**20
-# Booleans, integers, floating-point and complex numbers, and strings: no structures.
+# NumPy's kinds of accepted arrays: booleans, integers, floating-point and complex numbers, and strings.
 _KINDS = "biufcSU"
-# MLflow's other name for rows.
+# MLflow's member for rows with separate column names.
 SPLIT = "dataframe_split"
 _ROWS = ("instances", "features", "data", "dataframe_records")
 
 
 def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
-    """Return the request in a body. An empty ``content_type`` is JSON.
+    """Return the request in a body. An empty ``content_type`` means JSON.
 
     Raise BadRequest, PayloadTooLarge, or Unavailable without a signature.
     """
@@ -48,7 +48,7 @@ def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
     if is_json(kind):
         return from_json(bounded_json.loads(body), contract)
     if kind in _LINES:
-        bounded_json.check(body)  # each line has few parts, but all lines together may have too many
+        bounded_json.check(body)  # check all lines together, because many small lines can exceed the limit
         _check_lines(raw := bytes(body))
         lines = [line for line in raw.splitlines() if line.strip()]
         return decoding.from_rows([_row(bounded_json.loads(line)) for line in lines], contract)
@@ -63,7 +63,7 @@ def decode(content_type: str, body: Buffer, contract: Contract) -> Decoded:
 
 
 def is_json(content_type: str) -> bool:
-    """Return True for JSON and its relatives, without a type, and for the type that curl sends by default."""
+    """Return True for JSON, types with ``+json``, no type, and the type that curl sends by default."""
     kind = content_type.partition(";")[0].strip().lower()
     return kind in ("", JSON, _CURL) or kind.endswith("+json")
 
@@ -91,7 +91,7 @@ def from_json(document: Any, contract: Contract) -> Decoded:
 
 
 def _split(table: Any, contract: Contract) -> list[Any]:
-    """Return the rows of a table in MLflow's form, with the names of its columns beside its rows."""
+    """Return the rows of a table in MLflow's form, which has ``columns`` (names) and ``data`` (rows)."""
     columns, rows = (
         (table.get(key) for key in ("columns", "data")) if isinstance(table, dict) else (None, None)
     )
@@ -100,14 +100,14 @@ def _split(table: Any, contract: Contract) -> list[Any]:
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
         raise BadRequest(f"each row of {SPLIT} must be a list of {len(columns)} values, one for each column")
     if not set(map(str, columns)) & contract.inputs.keys():
-        return rows  # the model takes one array
+        return rows  # the column names are no inputs, so the model has one array as input
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def encode(accept: str, found: dict[str, np.ndarray], *, rows: bool) -> tuple[str, bytes]:
     """Return the content type and the body of an answer. ``rows``: the request had rows.
 
-    Types that are not known become JSON, as in SageMaker's containers.
+    If no accepted type is known, answer with JSON, as SageMaker's containers do.
     """
     kinds = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
     kind = next((each for each in kinds if each in (JSON, CSV, NPY) or each in _LINES), JSON)
@@ -148,7 +148,7 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 
 def cells(found: dict[str, np.ndarray]) -> list[list[Any]]:
-    """Return the outputs as lines of a table: the values of each row, output after output."""
+    """Return the outputs as lines of a table. Each line has the row's values of all outputs."""
     lines: list[list[Any]] = []
     for row in encoding.as_rows(found):
         values = row.values() if isinstance(row, dict) and row.keys() == found.keys() else [row]
@@ -163,7 +163,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def is_columns(document: Any, contract: Contract) -> bool:
-    """Return True if a JSON document has the columns of its request in ``inputs``."""
+    """Return True if a JSON document is a request of columns: in ``inputs``, by input."""
     return (
         isinstance(document, dict)
         and "inputs" in document
@@ -173,7 +173,7 @@ def is_columns(document: Any, contract: Contract) -> bool:
 
 
 def _row(value: Any) -> Any:
-    """Return a line's row. SageMaker's own algorithms have it in ``features``."""
+    """Return the row in a line. Requests for SageMaker's own algorithms have it in ``features``."""
     return value["features"] if isinstance(value, dict) and value.keys() == {"features"} else value
 
 
@@ -205,7 +205,7 @@ def _from_csv(body: Buffer, contract: Contract) -> Decoded:
 
 
 def _values(texts: list[str], name: str, contract: Contract) -> list[Any]:
-    """Return the values of cells; the cells themselves for an input of strings."""
+    """Return the numbers in cells; for an input of strings, return the cells unchanged."""
     kind = contract.inputs[name][1].datatype.name
     if kind == "BYTES":
         return list[Any](texts)
@@ -233,7 +233,7 @@ def _from_npy(body: Buffer, contract: Contract) -> Decoded:
         check_count(name, array.size)
         try:
             texts = array.tolist() if array.dtype.kind in "SU" else array.astype(str).tolist()
-        except (ValueError, SystemError) as problem:  # code points that do not exist
+        except (ValueError, SystemError) as problem:  # invalid code points
             raise BadRequest(f"input {name!r}: the array is not text: {problem}") from None
         return decoding.from_columns(texts, contract)
     if datatype.name == "BF16" or not np.can_cast(array.dtype, datatype.numpy, "same_kind"):
@@ -246,7 +246,7 @@ def _from_npy(body: Buffer, contract: Contract) -> Decoded:
 
 
 def _array(body: Buffer) -> np.ndarray:
-    """Return the array in a .npy body. ``np.load`` would allocate whatever size the head says."""
+    """Return the array in a .npy body, without ``np.load``: it allocates any size that the head claims."""
     file = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(file)

@@ -19,12 +19,12 @@ from tidegate.kernel.protocol.tensors import MAX_STRINGS, from_json
 B64 = "b64"
 _MAX_DEPTH = 32
 _NESTED = frozenset({list, dict})
-# The most bytes of a context times its examples: as many values as JSON may have.
+# The limit for a context's bytes times the number of examples: as many as JSON may have values.
 _MOST_REPEATED = 32 * 2**20
 
 
 def from_rows(rows: Any, contract: Contract) -> Decoded:
-    """Return a request of rows; raise BadRequest, or Unavailable without a signature.
+    """Decode a request of rows; raise BadRequest, or Unavailable without a signature.
 
     A row is the value of the only input, or an object of the inputs by name.
     """
@@ -46,10 +46,10 @@ def from_rows(rows: Any, contract: Contract) -> Decoded:
 
 
 def from_columns(columns: Any, contract: Contract) -> Decoded:
-    """Return a request of columns: an object of the inputs by name, or the value of the only input.
+    """Decode a request of columns: an object of the inputs by name, or the value of the only input.
 
-    Each value has the batch axis first if the model has one. Raise BadRequest, or Unavailable without a
-    signature.
+    If the model batches, the first axis of each value is the batch axis. Raise BadRequest, or Unavailable
+    without a signature.
     """
     known(contract)
     if not _is_named(columns, contract):
@@ -82,7 +82,7 @@ def known(contract: Contract) -> None:
 
 
 def only(contract: Contract) -> str:
-    """Return the name of the only input that a request must have; raise BadRequest if there are several."""
+    """Return the name of the only input that a request needs; raise BadRequest if it needs several."""
     names = list(contract.inputs)
     needed = [name for name in names if name in contract.required] or names
     if len(needed) != 1:
@@ -92,7 +92,7 @@ def only(contract: Contract) -> str:
 
 
 def examples(document: Mapping[str, Any], contract: Contract) -> Decoded:
-    """Return a request of ``examples``, each with the features of ``context`` beside its own.
+    """Decode a request of ``examples``. The features of ``context`` are added to each example.
 
     Raise BadRequest, also if the repeated context is too large.
     """
@@ -121,15 +121,15 @@ def _is_larger(value: Any, most: int) -> bool:
 
 
 def _is_named(value: Any, contract: Contract) -> bool:
-    """Return True for an object of inputs by name. ``{"b64": "..."}`` is a value."""
+    """Return True for an object of inputs by name. ``{"b64": "..."}`` is a value instead."""
     return isinstance(value, Mapping) and (value.keys() != {B64} or B64 in contract.inputs)
 
 
 class _Strings:
-    """The strings of one input. Their number is limited, because the loop over them blocks the event loop."""
+    """Decodes the strings of one input. Limits their number, because it blocks the event loop."""
 
     def __init__(self) -> None:
-        self._left = 2 * MAX_STRINGS  # the lists count, too
+        self._left = 2 * MAX_STRINGS  # twice, because the lists are counted too
 
     def plain(self, value: Any, depth: int = 0) -> Any:
         """Return strings with each ``{"b64": "..."}`` as bytes; raise BadRequest."""

@@ -13,14 +13,14 @@ from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.envelope import Buffer, Tensor
 from tidegate.kernel.protocol.tensors import to_json, unpack_strings
 
-# The most rows that become objects or lines, because a loop over them blocks the event loop.
+# The most rows that are encoded as objects or lines, because this blocks the event loop.
 MOST_ROWS = 2**19
 
 
 def arrays(outputs: Sequence[Tensor], data: Sequence[Buffer], rows: int) -> dict[str, np.ndarray]:
-    """Return the outputs by name, each with the batch axis first if the answer has ``rows``.
+    """Return the outputs by name. If ``rows`` is above 0, their first axis is the batch axis.
 
-    Strings become ``str``, or ``{"b64": "..."}`` if they are not UTF-8.
+    Strings become ``str``; strings that are not UTF-8 become ``{"b64": "..."}``.
     """
     found = {}
     for tensor, raw in zip(outputs, data, strict=True):
@@ -35,15 +35,15 @@ def arrays(outputs: Sequence[Tensor], data: Sequence[Buffer], rows: int) -> dict
 
 
 def columns(found: dict[str, np.ndarray]) -> Any:
-    """Return the outputs by name, or the only output itself."""
+    """Return an object of outputs by name; a single output is returned without its name."""
     values = {name: each.tolist() for name, each in found.items()}
     return next(iter(values.values())) if len(values) == 1 else values
 
 
 def as_rows(found: dict[str, np.ndarray]) -> list[Any]:
-    """Return a list with an element for each row: the only output, or an object of outputs by name.
+    """Return a list with an element for each row: its only output, or an object of its outputs by name.
 
-    Raise BadRequest if the outputs have no common first axis.
+    Raise BadRequest if the outputs do not have the same first axis.
     """
     sizes = {each.shape[0] if each.ndim else -1 for each in found.values()}
     if len(sizes) != 1 or -1 in sizes:
@@ -57,7 +57,7 @@ def as_rows(found: dict[str, np.ndarray]) -> list[Any]:
 
 
 def check_rows(found: dict[str, np.ndarray]) -> None:
-    """Raise BadRequest if an answer has too many rows for a loop over them."""
+    """Raise BadRequest if an answer has too many rows to encode them one by one."""
     rows = max((each.shape[0] for each in found.values() if each.ndim), default=0)
     if rows > MOST_ROWS:
         raise BadRequest(
@@ -74,7 +74,7 @@ def _text(raw: bytes) -> str | dict[str, str]:
 
 
 def scores(found: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the scores of classes: the first output of floats with one axis beside the rows."""
+    """Return the class scores: the first output of floats with the shape [rows, classes]."""
     for each in found.values():
         if each.ndim == 2 and each.dtype.kind == "f":
             return each
@@ -82,7 +82,7 @@ def scores(found: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def numbers(found: dict[str, np.ndarray]) -> list[float]:
-    """Return one number for each row: the first output that has one."""
+    """Return one number for each row: the first output with exactly one number per row."""
     for each in found.values():
         if each.dtype.kind in "fiu" and each.ndim and each.size == each.shape[0]:
             return [float(value) for value in each.ravel()]

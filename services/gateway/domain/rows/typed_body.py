@@ -1,4 +1,4 @@
-"""A body with its content type, as SageMaker's containers take it, and the answer in an accepted type."""
+"""A body with a content type, as for SageMaker's containers, and the answer in an accepted type."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tidegate.kernel.protocol.envelope import Buffer, Tensor
 
 
 class TypedBody:
-    """The body of one request. After :meth:`decode`, ``rows`` is True if it had rows.
+    """The body of one request. :meth:`decode` sets ``rows`` and ``whole``.
 
-    ``whole`` is True if the model takes the whole body and answers with one.
+    ``rows``: the request had rows. ``whole``: the model gets the whole body, and returns a whole body.
     """
 
     def __init__(self, kind: str, accept: str, body: Buffer) -> None:
@@ -35,14 +35,14 @@ class TypedBody:
 
     @property
     def wanted(self) -> str:
-        """Return the content types that the caller accepts; without any, that of the request."""
+        """Return the content types that the caller accepts, or else the request's content type."""
         return self._accept or self._kind
 
 
 def encoded(
     wanted: str, outputs: Sequence[Tensor], data: Sequence[Buffer], batch: int, *, rows: bool, whole: bool
 ) -> tuple[str, bytes]:
-    """Return the content type and the body of an answer. ``batch``: its rows, 0 without a batch axis."""
+    """Return the content type and the body of an answer. ``batch``: its rows; 0: no batch axis."""
     if whole:
         return whole_body.answer(outputs, data)
     return content.encode(wanted, encoding.arrays(outputs, data, batch), rows=rows)

@@ -1,7 +1,7 @@
 """Pass whole bodies to models that decode them: imported scripts of SageMaker and handlers of TorchServe.
 
 Such a model has the inputs ``body`` and ``content_type``, and may have ``accept``. Its outputs are ``body``
-and ``content_type``. All are one string, and there is no batch axis.
+and ``content_type``. Each of these is one string without a batch axis.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def takes_whole_body(contract: Contract) -> bool:
 
 
 def decode(body: Buffer, content_type: str, accept: str, contract: Contract) -> Decoded:
-    """Return the request with this body. Without a type the body is JSON, as for other models."""
+    """Return the request with this body. Without a content type, the body is JSON, as for other models."""
     values: dict[str, bytes | str] = {BODY: bytes(body), CONTENT_TYPE: content_type or "application/json"}
     if ACCEPT in contract.inputs:
         values[ACCEPT] = accept or "application/json"
