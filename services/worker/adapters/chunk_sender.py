@@ -14,7 +14,7 @@ from tidegate.kernel.tasks import TaskSet
 
 log = telemetry.logger(__name__)
 
-# For each gateway process: if more bytes than this wait for the broker, streams wait before they add more.
+# The most bytes of replies to one gateway process that wait for the broker. Above this, streams wait.
 MAX_WAITING_BYTES = envelope.LARGE
 
 
@@ -45,10 +45,11 @@ class GatewayReplies:
 
 
 class ChunkSender:
-    """Sends replies to each gateway process in order. Only one message to a gateway process is unconfirmed.
+    """Sends replies to each gateway process in order, with one unconfirmed message at a time.
 
-    Replies that become ready before its confirm share the next message. So a stream need not wait for each
-    confirm. After a reconnect, a message that is published again cannot arrive after a later message.
+    Replies that become ready before the confirm are sent together in the next message. So a stream need not
+    wait for each confirm. After a reconnect, a message that is published again cannot arrive after a later
+    message.
     """
 
     def __init__(self, publisher: ReplyPublisher) -> None:

@@ -125,8 +125,9 @@ class Model:
     async def stream(self, request: Request, *, counted: bool = True) -> AsyncGenerator[ModelAnswer]:
         """Run one request and yield each answer as soon as the model sends it. There is no time limit.
 
-        ``counted``: add the answers to the count that shows that the model works. Raises the errors of
-        :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
+        ``counted``: add the answers to the count that shows that the model works.
+
+        Raises the errors of :meth:`TritonClient.stream`. Closing the generator cancels the request in Triton.
         """
         key = read_call_key(request.key)
         message = grpc_messages.begin(self._name, key.parameters)
@@ -253,7 +254,7 @@ class Model:
         return sorted(found, key=lambda output: order.get(output.name, len(order)))
 
     def _on_contradiction(self) -> None:
-        """Count an answer that contradicts the signature. Log at most one in WARN_EVERY_S."""
+        """Count an answer that contradicts the signature. Log at most one per WARN_EVERY_S seconds."""
         assert self._check is not None
         CONTRADICTIONS.inc()
         now = time.monotonic()

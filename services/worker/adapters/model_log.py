@@ -34,10 +34,10 @@ FLOOD_BYTES = 4 * 1024
 # The most bytes in the file of raw output. A larger file is cut to its last KEPT_BYTES.
 LIMIT_BYTES = 4 * 2**20
 KEPT_BYTES = 64 * 1024
-# How long to wait until the output has been read.
+# The most seconds to wait until the output has been read.
 SETTLE_S = 0.25
 POLL_S = 0.002
-# The time between two reports of dropped lines.
+# Seconds between two reports of dropped lines.
 REPORT_EVERY_S = 1.0
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

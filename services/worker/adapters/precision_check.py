@@ -25,8 +25,8 @@ _NAMES = {np.dtype(each.numpy): each.name for each in DATATYPES.values() if each
 async def measured_here(client: TritonClient, model: str, embedded: Embedded) -> str:
     """Return the model's loss and its time per call on this CPU, as text. Raise Unavailable.
 
-    If the model rejects the samples, the text only compares this CPU with the one that the recipe was chosen
-    on.
+    If the model rejects the samples, the text only compares this CPU with the CPU for which the recipe was
+    chosen.
     """
     precision, here = embedded.precision, cpu.read()
     rows = len(next(iter(embedded.inputs.values()), ()))

@@ -203,7 +203,7 @@ class Sandbox:
             os.chown(folder, self.user, self.user)
 
     def let_through(self, folder: Path, *, to_read: bool = False) -> None:
-        """Let only the model's user pass through a folder of the worker, and list it with ``to_read``."""
+        """Let only the model's user pass through a folder; ``to_read``: also let this user list it."""
         if self.user is not None:
             os.chown(folder, -1, self.user)
             folder.chmod(0o750 if to_read else 0o710)

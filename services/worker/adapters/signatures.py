@@ -1,7 +1,7 @@
 """Check that a trusted key has signed an artifact.
 
 The registry keeps the signatures, but a worker trusts only the keys on its own host. So a manipulated
-registry, or a caller with the scope publish, cannot make it load a model without a trusted signature.
+registry, or a caller with the scope publish, cannot make a worker load a model without a trusted signature.
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ class TritonClient:
         if code in _BY_CODE:
             return _BY_CODE[code](message)
         cut = code in _CUT_CODES and _CUT.match(message) is not None
-        # Triton's errors have the same codes as a broken connection, so check if it is alive.
+        # Triton's errors have the same codes as a broken connection, so check if Triton is alive.
         if not cut and await self.live():
             return ModelFailed(message)
         return Unavailable(f"The model server has ended: {message}")

@@ -19,8 +19,8 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 class TritonOptions:
     """The options that differ between Tritons.
 
-    ``env`` has the variables of the Deployment; ``TIDEGATE_*`` are ignored. ``secrets`` has variables that
-    nothing else may show. ``response_cache_mb`` is the size of the response cache; 0: no cache. Model output
+    ``env`` has the variables of the Deployment; ``TIDEGATE_*`` are ignored. ``secrets`` has variables that no
+    log or report may show. ``response_cache_mb`` is the size of the response cache; 0: no cache. Model output
     beyond ``log_bytes_per_s`` is dropped and counted.
     """
 
