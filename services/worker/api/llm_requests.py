@@ -330,7 +330,7 @@ class LlmRequestConsumer:
         if known is None:
             self._tasks.start(self._scheduler.answer_lost(item), "answer lost")
         elif known.delivery.channel is self._channel:
-            self.settle([item])  # a copy that the gateway has sent
+            self.settle([item])  # a copy that the gateway has sent again
         else:
             known.delivery = item.delivery
 

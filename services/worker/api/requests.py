@@ -94,7 +94,7 @@ class RequestConsumer:
         await tasks.end(self._retune_task)
         await self._suspects.stop()
         if self._sequences_queue is not None and self._channel is not None:
-            with contextlib.suppress(Unavailable, TimeoutError):  # else the gateways notice it by themselves
+            with contextlib.suppress(Unavailable, TimeoutError):  # else, the gateways find no consumer
                 async with asyncio.timeout(BLOCKED_POLL_S):
                     await self._channel.delete(self._sequences_queue)
         await self._claim_fetcher.stop()
@@ -322,7 +322,7 @@ class RequestConsumer:
 
     async def _retry(self, channel: Channel, delivery: Delivery, requests: list[Request]) -> None:
         for request in requests:
-            # The dead worker may not have started it, or may have run other requests at the same time.
+            # The dead worker may not have started the request, or may have run others at the same time.
             await self._publisher.retry_or_give_up(request, delivery.reply_to or "", alone=False)
         self._ack(channel, [delivery.tag])
 
