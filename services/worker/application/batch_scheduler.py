@@ -169,7 +169,7 @@ class BatchScheduler:
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call while requests always wait."""
+        """Return how many requests share the duration of one call while the backlog is never empty."""
         return effective_concurrency(
             instances=self._limits.instances,
             batch=self._max_rows,
@@ -242,7 +242,8 @@ class BatchScheduler:
         """Let only :meth:`call_alone` start calls in the body of this ``async with``.
 
         If the model server is lost during such a call, this request is to blame. Before the body, wait until
-        no call is open. After ``OTHERS_END_S`` seconds it is enough that one more request may run.
+        no call is open. After ``OTHERS_END_S`` seconds, wait only until ``max_concurrency`` allows one more
+        request.
         """
         async with self._isolating:
             self._paused = self.streams.paused = True
@@ -376,7 +377,7 @@ class BatchScheduler:
         left = oldest.received + self._window_s - time.monotonic()
         if left > 0:
             if self._window_timer is not None:
-                self._window_timer.cancel()  # the timer may be set for a request with a later end
+                self._window_timer.cancel()  # the old timer may be set for a later time
             self._window_timer = asyncio.get_running_loop().call_later(left, self._wake)
         return left > 0
 

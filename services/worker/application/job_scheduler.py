@@ -42,7 +42,7 @@ from tidegate.kernel.protocol.usage import tokens
 
 log = telemetry.logger(__name__)
 
-# The pause before the next try after the store or the model server failed.
+# Seconds before the next try after the store or the model server failed.
 RETRY_S = 0.5
 # For up to this many seconds, no other call starts while a suspect runs. A suspect that kills its worker does
 # it sooner.
@@ -57,10 +57,11 @@ class JobScheduler:
     ``wake`` is called when a call may start. ``on_lost`` is called with a model whose server ended during a
     call. ``alone`` returns a context in which no other call starts.
 
-    A job that was lost with its worker or model server is a suspect: it runs alone in the model. ``slots``:
-    the most requests that a decoupled model works on at the same time; 0: it is not decoupled. ``sampler``
-    samples the calls; None: they are not sampled. ``upstream_wait_s``: the most seconds that a job waits for
-    an upstream that does not answer.
+    A job that was lost with its worker or model server is a suspect: it runs alone in the model.
+
+    ``slots``: the most requests that a decoupled model works on at the same time; 0: it is not decoupled.
+    ``sampler`` samples the calls; None: they are not sampled.
+    ``upstream_wait_s``: the most seconds that a job waits for an upstream that does not answer.
     """
 
     sampler: Sampler | None = None
@@ -183,7 +184,7 @@ class JobScheduler:
     # --- take ------------------------------------------------------------------------------------------
 
     async def _take(self, group: list[QueuedJob]) -> None:
-        """Set the records of jobs to ``running`` here. Queue the jobs that may run for a call."""
+        """Set the records of jobs to ``running`` here. The jobs that may run then wait for a call."""
         group = [job for job in group if not job.ended]
         for job in group:
             job.started = job.take_pending = True
@@ -249,7 +250,7 @@ class JobScheduler:
             asyncio.get_running_loop().call_later(RETRY_S, self._start_suspects)
 
     async def _run_suspects(self) -> None:
-        """Run the suspects one at a time. After each suspect, other work runs for the same time."""
+        """Run the suspects one at a time. After each, other work gets as much time as the suspect took."""
         while self._suspects and self._model is not None:
             began, call = time.monotonic(), None
             async with self.alone():

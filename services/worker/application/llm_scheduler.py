@@ -125,7 +125,7 @@ class LlmScheduler:
 
     @property
     def effective_concurrency(self) -> float:
-        """Return how many requests share the duration of one call while requests always wait."""
+        """Return how many requests share the duration of one call while a request always waits."""
         return float(self._room.slots)
 
     @property
@@ -158,7 +158,7 @@ class LlmScheduler:
             self.use(None)
 
     def caller_timeouts_s(self) -> list[float]:
-        """Return the longest timeout of the callers of each open call. Streams and jobs have no timeout."""
+        """Return infinity for each open call, because streams and jobs have no timeout."""
         return [math.inf] * (len(self._calls) + self._job_calls)
 
     def running(self, id_: bytes) -> QueuedRequest | None:
@@ -240,7 +240,8 @@ class LlmScheduler:
             if reason is None:
                 self._start(item, self._run(model, item), tokens)
             elif reason == "expired" and item.request.attempt:
-                # It may have run on another worker before, so its caller may have a part of the answer.
+                # The request may have run on another worker before, so its caller may have a part of the
+                # answer.
                 self._start(item, self.answer_lost(item))
             else:
                 self._finish(item, reason)

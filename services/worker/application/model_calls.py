@@ -51,9 +51,10 @@ Q = TypeVar("Q", bound=Queued)
 class CallFailure(Generic[Q]):
     """The decision on each request of a model call that failed. Each request is in exactly one list.
 
-    ``lost``: the model server ended during the call. Any of these requests may be the cause. ``expired``: the
-    deadline passed, so no caller waits any more. ``failed``: the caller gets ``error``. ``retried``: may
-    succeed without the others, so each is called again alone.
+    ``lost``: the model server ended during the call. Any of these requests may be the cause.
+    ``expired``: the deadline passed, so no caller waits any more.
+    ``failed``: the caller gets ``error``.
+    ``retried``: may succeed without the others, so each is called again alone.
     """
 
     error: TidegateError
@@ -171,8 +172,8 @@ def check_key_length(length: int) -> None:
 def count_success(stats: WorkStats, group: Sequence[Queued], started: float, spent: float) -> None:
     """Add a call that succeeded to the statistics. :func:`replies_to` explains ``started`` and ``spent``.
 
-    Copies for shadow traffic share no call with requests. They are added only to the means, because they need
-    no replicas.
+    Copies for shadow traffic share no call with requests. They are added only to the means, because no
+    replica should be started for them.
     """
     requests, rows, waited = len(group), 0, 0.0
     for item in group:

@@ -32,12 +32,12 @@ T = TypeVar("T")
 BATCH_ROWS, BATCH_S = 256, 5.0
 # The counts are published after this many seconds, or after this many rows.
 PUBLISH_S, PUBLISH_ROWS = 10.0, 1000
-# In seconds, while there are no bins: the router makes them from the summaries, so it needs these sooner.
+# Until there are bins, the counts are published after this many seconds: the router makes the bins from them.
 LEARN_S = 2.0
 MAX_ROWS, MAX_BYTES = 2048, 16 * 2**20
 # Requests up to this many bytes are copied: a reference would keep a whole envelope in memory.
 COPIED_BYTES = 64 * 1024
-# The shortest time between two refills of the limit.
+# The shortest time in seconds between two refills of the limit.
 REFILL_S = 0.1
 UNSENT_KEPT = 20
 # Raw rows are deleted after this many seconds, or when there are more than the Deployment keeps.
