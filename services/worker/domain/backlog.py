@@ -69,8 +69,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self._tenants: dict[bytes, _TenantQueue] = {}
-        # Empty queues of tenants that have sent requests before. To create a queue for each burst would cost
-        # more.
+        # Empty queues of tenants that have sent requests before. A new queue for each burst would cost more.
         self._idle: dict[bytes, _TenantQueue] = {}
         self._order: FairOrder[bytes] = FairOrder(BURST)
         self._copies: CallKeyQueue[QueuedRequest] = CallKeyQueue(key_of)

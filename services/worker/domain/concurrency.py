@@ -12,7 +12,7 @@ LIGHT_CALL_MS = 5.0
 LIGHT_CALLS = 8
 # The same limit while several callers share the model.
 SHORTEST_CALL_MS = 1.0
-# Jobs are prepared before a call is free only while calls are shorter than this.
+# Jobs are prepared ahead of free calls only if calls are shorter than this.
 AHEAD_CALL_MS = 100.0
 # The most streams of a decoupled model at the same time, if its Deployment sets no ``max_concurrency``.
 DEFAULT_STREAMS = 16
@@ -59,8 +59,8 @@ def calls_in_flight(*, instances: int, batches: bool, call_ms: float | None, sha
     calls, only one more than the instances is open, because another replica cannot run a request that is
     already in Triton.
 
-    ``shared``: several callers send requests. Then fewer calls are open, because open calls delay the caller
-    who is next.
+    ``shared``: several callers send requests. Then fewer calls are open, because open calls delay the next
+    caller.
     """
     if batches:
         return instances
@@ -80,13 +80,15 @@ def effective_concurrency(
     open_calls: float | None,
     max_concurrency: int | None,
 ) -> float:
-    """Return how many requests share the duration of one call while requests always wait.
+    """Return how many requests share the duration of one call while a request always waits.
 
     ``batch``: the most rows of a call, 0 without a batch axis. The other values are recent means (None: not
-    measured yet). ``call_rows`` and ``call_requests`` are those of a call. ``open_calls`` is the number of
-    calls that were open at the same time. Without a batch axis, a call has one request, and its duration
-    includes the wait inside Triton for the other open calls. By Little's law, the number of requests that end
-    in that time is the mean number of open calls.
+    measured yet). ``call_rows`` and ``call_requests``: the rows and the requests of a call. ``open_calls``:
+    how many calls were open at the same time.
+
+    Without a batch axis, a call has one request, and its duration includes the wait inside Triton for the
+    other open calls. By Little's law, the number of requests that end in that time is the mean number of open
+    calls.
     """
     if batch:
         rows = max((call_rows or 1.0) / max(call_requests or 1.0, 1.0), 1.0)

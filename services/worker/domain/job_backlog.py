@@ -14,14 +14,15 @@ from tidegate.kernel.protocol.jobs import LEVELS, WEIGHTS, Level
 class QueuedJob:
     """A job that this worker has, with its delivery. Times are in seconds of the worker's monotonic clock.
 
-    ``received``: when the job arrived here first; ``delivered``: when its last delivery arrived. ``started``:
-    the job was chosen for a call. ``attempt``: its attempt here; 0 before the first one. ``lost_attempt``:
-    the attempt in which the model server died; 0: none. ``take_pending``: the store has not answered yet
-    whether its record is ``running`` here. ``leased_at``: when its lease was last confirmed; None: it has no
-    lease. A leased job has no delivery. ``read_at``: when its record was last read. ``ended``: this worker no
-    longer runs the job; the end may not be recorded yet. ``upstream_since``: since when its upstream has not
-    answered; None: it answered, or there is none. ``waits``: the job waits for its upstream or engine, and no
-    call of it runs.
+    ``received``: when the job arrived here first; ``delivered``: when its last delivery arrived.
+    ``started``: the job was chosen for a call. ``attempt``: its attempt here; 0 before the first one.
+    ``lost_attempt``: the attempt in which the model server died; 0: none.
+    ``take_pending``: the store has not answered yet whether its record is ``running`` here.
+    ``leased_at``: when its lease was last confirmed; None: it has no lease. A leased job has no delivery.
+    ``read_at``: when its record was last read.
+    ``ended``: this worker no longer runs the job; the end may not be recorded yet.
+    ``upstream_since``: since when its upstream has not answered; None: it answered, or there is none.
+    ``waits``: the job waits for its upstream or engine, and no call of it runs.
     """
 
     request: Request

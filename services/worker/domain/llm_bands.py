@@ -46,7 +46,7 @@ class BandTurns:
 
 
 class LlmRoom:
-    """The slots of an engine, and the tokens in its KV cache. ``kv_tokens``: None: tokens are not limited."""
+    """The slots of an engine, and the tokens in its KV cache. ``kv_tokens`` None: tokens are not limited."""
 
     def __init__(self, slots: int, kv_tokens: int | None) -> None:
         self.slots = slots

@@ -64,7 +64,7 @@ class OutputReader:
     def skip(self, data: bytes) -> int | None:
         """Skip bytes. Return how many lines end in them.
 
-        To read a line takes a microsecond, which would delay the worker's requests. If the bytes contain a
+        Reading takes a microsecond per line, which would delay the worker's requests. If the bytes contain a
         line of Triton, or no line break, skip nothing and return None. The caller must then read them.
         """
         end = data.rfind(b"\n")

@@ -30,10 +30,7 @@ class Phases:
             self._done[phase] = self._since(began)
 
     def record(self, phase: str, seconds: float) -> None:
-        """Record a duration that was measured elsewhere.
-
-        It may be negative, because two clocks differ. Then record 0.
-        """
+        """Record a duration that was measured elsewhere, or 0 if it is negative because two clocks differ."""
         self._done[phase] = round(max(0.0, seconds) * 1000, 1)
 
     def _since(self, began: float) -> float:

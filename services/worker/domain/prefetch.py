@@ -39,7 +39,7 @@ def consumer_prefetch(messages: int) -> int:
     """Return the prefetch of a consumer that should hold ``messages``: a quarter more, and at least one.
 
     Gateways publish as many requests as the workers hold. A caller within its fair share may publish more.
-    With this margin, such a request is delivered immediately, and its worker can let it go first.
+    With this margin, such a request is delivered immediately, and its worker can run it before the others.
     """
     return messages + max(1, messages // 4)
 

@@ -55,7 +55,7 @@ def split(outputs: list[Output], parts: list[int]) -> list[list[Buffer]]:
 
 
 def split_parameters(parameters: dict[str, Any], parts: list[int]) -> list[dict[str, Any]]:
-    """Return the parameters for each request of a call's answer. ``parts``: the requests' numbers of rows.
+    """Return the answer's parameters for each request of a call. ``parts``: the requests' numbers of rows.
 
     Each request gets all parameters of the call. Only token counts are divided, by rows, and their sum stays
     exact. Otherwise the tokens would be counted once for each request.

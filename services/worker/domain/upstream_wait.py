@@ -1,4 +1,4 @@
-"""Decide when a job again calls an upstream that did not answer. Pure."""
+"""Decide when a job calls its upstream again after the upstream did not answer. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ AWAY = frozenset({502, 504})
 
 
 def pause_s(waited_s: float) -> float:
-    """Return the seconds until the next call after ``waited_s``: a third of it, within limits."""
+    """Return the seconds until the next call: a third of ``waited_s``, within the limits."""
     first, longest = llm_answers.PAUSES_S
     return min(max(first, waited_s / 3), longest)
 
