@@ -130,7 +130,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _waited_for(generator: Any, loop: asyncio.AbstractEventLoop) -> Any:
-    """Yield the items of ``generator``, which is asynchronous. Closing this one also closes ``generator``."""
+    """Yield the items of the asynchronous ``generator``. Closing the result also closes ``generator``."""
     try:
         while True:
             try:

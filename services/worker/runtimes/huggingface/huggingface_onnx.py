@@ -30,7 +30,7 @@ class OnnxEngine:
         return self._run(feed, "logits")
 
     def token_embeddings(self, texts: list[str]) -> tuple[Any, Any]:
-        """Return the vectors of all tokens, and the mask; or the vectors of texts, if the graph pools."""
+        """Return the tokens' vectors and the mask. If the graph pools vectors, return those of the texts."""
         feed = self._encoded(texts)
         name = "sentence_embedding" if "sentence_embedding" in self._outputs else "last_hidden_state"
         return self._run(feed, name), feed["attention_mask"]

@@ -126,7 +126,7 @@ def encoded(event: Event) -> bytes:
 def usage_of(document: dict[str, Any]) -> list[int] | None:
     """Return prompt tokens, answer tokens and cached prompt tokens of an answer; None without usage.
 
-    Reads the usage of chats and completions, and of responses: they have different names in OpenAI's API.
+    Reads both of OpenAI's formats: that of chats and completions, and that of responses.
     """
     usage = document.get("usage") or (document.get("response") or {}).get("usage")
     if not usage:

@@ -1,6 +1,6 @@
 """Refuse addresses of images, sound and video in requests, because the engine would fetch them.
 
-The engine is in the operator's network. By an address, a caller could read data that only this network can
+The engine is in the operator's network. With an address, a caller could read data that only this network can
 reach.
 """
 

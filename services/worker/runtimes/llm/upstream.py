@@ -24,7 +24,7 @@ CREDENTIAL = "TIDEGATE_UPSTREAM_CREDENTIAL"
 # With these statuses before any event, the upstream has not processed the request. So it may be sent again.
 RETRIED = frozenset({0, 502, 503, 504})
 TRIES, FIRST_PAUSE_S, LONGEST_PAUSE_S = 3, 0.2, 3.0
-# Seconds that a request waits for the upstream's limits. If it had to wait longer, it gets 429.
+# Seconds that a request waits for the upstream's limits. A request that would wait longer gets 429.
 PATIENCE_S = 2.0
 BYTES_PER_TOKEN, DEFAULT_ANSWER = 4, 256
 

@@ -79,7 +79,7 @@ def environment(
     if "HOME" in found:
         found.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{found['HOME']}/.cache/torchinductor")
     found["LD_LIBRARY_PATH"] = ":".join([str(libraries), *filter(None, [found.get("LD_LIBRARY_PATH")])])
-    # The model is on this host. vLLM must not search it elsewhere, and must not report usage.
+    # The model is on this host. vLLM must not look for it elsewhere, and must not report usage.
     found |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
     found.setdefault("VLLM_LOG_STATS_INTERVAL", "60")
     found.setdefault("LC_ALL", "C.UTF-8")

@@ -55,7 +55,7 @@ def kept(emitted: list[int], text: str, decode: Callable[[list[int]], str]) -> t
 
 
 def request(body: dict[str, Any], ids: list[int], done: int, context: int, model: str) -> dict[str, Any]:
-    """Return the body of a completion that continues after ``ids``. The last ``done`` are the answer's."""
+    """Return the body of a completion that continues after ``ids``. The last ``done`` ids are answer ids."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     left = context - len(ids)
     found = {name: body[name] for name in _COPIED if body.get(name) is not None}

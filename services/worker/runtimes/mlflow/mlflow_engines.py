@@ -14,7 +14,7 @@ Predict = Callable[[Any], Any]
 
 
 def loaded(plan: dict[str, Any], home: Path, device: str, threads: int) -> Predict:
-    """Return a function from MLflow's input to the flavour's output.
+    """Return a function that computes the flavour's output from MLflow's input.
 
     Raise RuntimeError if the replica has a GPU that the flavour cannot use.
     """
