@@ -1,4 +1,4 @@
-"""Aliases: names such as ``champion`` that point to one version of a model, and move at once. Pure."""
+"""Point aliases such as ``champion`` to a version of a model, or delete them. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ MOST = 100
 def put(
     snapshot: RegistrySnapshot, model: str, alias: str, number: int, expected: int | None = None
 ) -> list[Change]:
-    """Point an alias to a version. A repeated call changes nothing.
+    """Point an alias to a version. Return no changes if it points there already.
 
-    ``expected``: the version that it must point to now; 0: it must not exist; None: any. Raise BadRequest,
-    NotFound for an unknown version, or Conflict.
+    ``expected``: the version that the alias must point to now; 0: the alias must not exist; None: no
+    condition. Raise Conflict if that is false, NotFound for an unknown version, or BadRequest for an invalid
+    alias.
     """
     check_alias(alias)
     if (model, number) not in snapshot.versions:
@@ -47,7 +48,7 @@ def drop(snapshot: RegistrySnapshot, model: str, alias: str) -> list[Change]:
 
 
 def unknown(model: str, alias: str, known: dict[str, int]) -> NotFound:
-    """Return the error for an alias that does not exist. It names those that do."""
+    """Return the error for an unknown alias. Its message lists the known ones."""
     there = ", ".join(f"{name} ({number})" for name, number in sorted(known.items())) or "none"
     return NotFound(
         f"Model {model[:80]!r} has no alias {alias[:80]!r}. Its aliases: {there}. To set this one: tidegate "

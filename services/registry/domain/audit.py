@@ -1,4 +1,4 @@
-"""Entries of the audit log: an object's fields before and after a change."""
+"""Build entries of the audit log: an object's fields before and after a change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 HIDDEN, HIDDEN_CHANGED = "(hidden)", "(hidden, changed)"
-# The log leaves these fields out: they change with every write, or never.
+# The audit log leaves these fields out, because they change with every write or never.
 _LEFT_OUT = ("revision", "created_at")
 
 Fields = dict[str, Any] | None
@@ -16,7 +16,7 @@ Fields = dict[str, Any] | None
 
 @dataclass(frozen=True, slots=True)
 class NewAuditEntry:
-    """One change of an object. ``before`` None: it was created. ``after`` None: it was deleted."""
+    """One change of an object. ``before`` None: creation. ``after`` None: deletion."""
 
     at: datetime
     principal: str

@@ -1,6 +1,7 @@
 """Read a CatBoost file (.cbm): features, classes and the release that saved it. Pure.
 
-After four magic bytes and a length, the file has a FlatBuffers message; its schema is CatBoost's model.fbs.
+The file begins with four magic bytes and a length. Then follows a FlatBuffers message with the schema of
+CatBoost's model.fbs.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _RELEASE = re.compile(r"\bv(\d{1,3}\.\d{1,3}(?:\.\d{1,3})?)\b")
 
 @dataclass(frozen=True, slots=True)
 class CatboostFile:
-    """The model in a file, and the release that saved it; empty if unknown."""
+    """The model in a file. ``release``: the CatBoost release that saved it; empty if unknown."""
 
     model: TreeModel
     release: str
 
 
 def read(data: mmap | bytes) -> CatboostFile:
-    """Return what a file says. Raise Malformed or BadRequest."""
+    """Return the model and the release in a file. Raise Malformed or BadRequest."""
     length = int.from_bytes(data[_MAGIC : _MAGIC + 4], "little")
     begin = _MAGIC + 4
     if begin + length > len(data):
@@ -48,7 +49,7 @@ def read(data: mmap | bytes) -> CatboostFile:
     _check_servable(trees)
     info = {each.text(0): each.text(1) for each in core.tables(CORE_INFO)}
     found = _RELEASE.search(info.get("catboost_version_info", ""))
-    # The numbers of the features, from 0. Features that no tree uses may be left out.
+    # Count features by the highest index, because the file may leave out features that no tree uses.
     floats = 1 + max((each.number(FLOAT_INDEX, -1) for each in trees.tables(TREES_FLOATS)), default=-1)
     categories = 1 + max(
         (each.number(CATEGORY_INDEX, -1) for each in trees.tables(TREES_CATEGORIES)), default=-1
@@ -78,7 +79,7 @@ def _model(floats: int, categories: int, dimension: int, info: dict[str, str]) -
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """Return a JSON object, or the object in a text; empty if it is neither."""
+    """Return ``value``, or the object in its JSON text; an empty object if it is neither."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):

@@ -10,7 +10,7 @@ from services.registry.domain.compatibility import breaking_changes
 from services.registry.domain.version_metadata import TEXTS
 from tidegate.kernel.protocol.models import Signature, Version
 
-# The fields of a version that are compared as they are, beside those of its metadata.
+# The compared fields of a version that are not in its metadata.
 _FIELDS = ("format", "artifact_sha256", "artifact_size", "created_at")
 
 
@@ -37,7 +37,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class SignatureDifference:
-    """The compatibility of two signatures. ``known`` False: a version has no signature.
+    """The compatibility of two signatures. ``known`` False: at least one version has no signature.
 
     ``breaking``: the changes that break callers of ``a`` if ``b`` replaces it.
     """
@@ -63,7 +63,7 @@ class Comparison:
 
 
 def compare(a: Version, b: Version) -> Comparison:
-    """Return the comparison of two versions, of one model or of two."""
+    """Return the comparison of two versions. They may belong to different models."""
     ours, theirs = a.metadata, b.metadata
     fields = [_difference(name, getattr(a, name), getattr(b, name)) for name in _FIELDS]
     named = ("trained_at", *TEXTS, "notes")
@@ -85,7 +85,7 @@ def compare(a: Version, b: Version) -> Comparison:
 
 
 def _capacity(version: Version) -> dict[str, float]:
-    """Return the figures of a version's capacity card; empty if it was not measured."""
+    """Return the figures of a version's capacity card; empty if the version was not measured."""
     card = version.verification.card
     if card is None:
         return {}
@@ -98,7 +98,7 @@ def _capacity(version: Version) -> dict[str, float]:
 
 
 def deltas(a: Mapping[str, float], b: Mapping[str, float]) -> list[Delta]:
-    """Return the numbers that one of the two has, by name, with their differences."""
+    """Return all numbers of ``a`` and ``b``, sorted by name, with their differences."""
     return [_delta(name, a.get(name), b.get(name)) for name in sorted({*a, *b})]
 
 

@@ -13,8 +13,8 @@ REASON = "breaking_change"
 def breaking_changes(before: Signature, after: Signature) -> list[str]:
     """Return the changes from ``before`` to ``after`` that break callers, each as a phrase.
 
-    These changes break no caller: an input accepts more, an output or an optional input is new, a batch may
-    be larger.
+    These changes break no caller: an input accepts more shapes, an output or an optional input is added, or
+    the maximum batch grows.
     """
     changes = _batching(before, after)
     changes += _inputs(before.inputs, after.inputs)
@@ -32,9 +32,9 @@ def breaking_changes(before: Signature, after: Signature) -> list[str]:
 
 
 def check(stored: Sequence[Version], after: Signature | None, *, breaking: bool) -> None:
-    """Raise Conflict if a signature breaks callers of the latest version, unless ``breaking``.
+    """Raise Conflict if a signature breaks callers of the latest version. ``breaking``: accept it.
 
-    Versions without a signature are not compared.
+    The comparison ignores versions without a signature.
     """
     before = next((v for v in sorted(stored, key=lambda v: -v.number) if v.signature is not None), None)
     if breaking or after is None or before is None or before.signature is None:

@@ -1,4 +1,4 @@
-"""A snapshot of the desired state, for decisions, and the changes that they can make. Pure."""
+"""A snapshot of the desired state as the input of decisions, and the changes that they return. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Action = Literal["created", "updated", "deleted", "restored"]
 
 @dataclass(frozen=True, slots=True)
 class StoredDeployment:
-    """A stored Deployment. ``declared``: a user made it (PUT, apply), so roll-overs keep its scale."""
+    """A stored Deployment. ``declared``: a user created it by PUT or apply, so roll-overs keep its scale."""
 
     spec: DeploymentSpec
     declared: bool = False
@@ -36,7 +36,7 @@ class StoredEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class ChangeNotification:
-    """The notification of a change of one object, for other services."""
+    """A notification for other services that one object has changed."""
 
     kind: Kind
     name: str
@@ -75,7 +75,7 @@ class DropEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class DropVersion:
-    """Delete this version of a model for good."""
+    """Delete this version of a model permanently."""
 
     model: str
     number: int
@@ -164,9 +164,9 @@ def notification_of(change: Change) -> ChangeNotification:
 class RegistrySnapshot:
     """The part of the desired state that decisions need, at one revision.
 
-    ``refused`` are the versions that may not serve, because they are pending or were rejected.
-    ``deleted``: versions that are deleted and can be restored. They are not in ``versions``.
-    ``policies``: those of models that have one. ``staged``: the stages of versions that are in one.
+    ``refused``: versions that may not serve, because their verification is pending or rejected.
+    ``deleted``: deleted versions that can be restored. They are not in ``versions``.
+    ``policies``: the policies by model. ``staged``: the stages by version. Both have only existing entries.
     """
 
     versions: frozenset[tuple[str, int]]
@@ -205,23 +205,23 @@ class RegistrySnapshot:
         return self.deployments[max(targets, key=lambda target: target.weight).deployment].spec
 
     def with_version(self, model: str, number: int) -> RegistrySnapshot:
-        """Return the snapshot with this version added."""
+        """Return a copy of the snapshot with this version added."""
         return replace(self, versions=self.versions | {(model, number)})
 
     def in_use(self) -> set[str]:
-        """Return the Deployments that an Endpoint names, as target, as previous, in a rule or as shadow."""
+        """Return the Deployments that any Endpoint names as target, as previous, in a rule or as shadow."""
         return {name for stored in self.endpoints.values() for name in deployments_in(stored.spec)}
 
     def failovers(self) -> set[str]:
-        """Return the Deployments that an Endpoint names as failover."""
+        """Return the Deployments that any Endpoint names as failover."""
         return {name for stored in self.endpoints.values() for name in stored.spec.failover}
 
     def with_traffic(self) -> set[str]:
-        """Return the Deployments that an Endpoint names as target, as previous or in a rule."""
+        """Return the Deployments that any Endpoint names as target, as previous or in a rule."""
         return {name for stored in self.endpoints.values() for name in targets_in(stored.spec)}
 
     def after(self, changes: Iterable[Change]) -> RegistrySnapshot:
-        """Return the snapshot after these changes."""
+        """Return a copy of the snapshot with these changes applied."""
         versions, deleted, deployments = set(self.versions), set(self.deleted), dict(self.deployments)
         endpoints, aliases, policies = dict(self.endpoints), dict(self.aliases), dict(self.policies)
         for change in changes:
@@ -272,7 +272,7 @@ def targets_in(spec: EndpointSpec) -> list[str]:
 
 
 def expect_revision(what: str, revision: int | None, expected: int | None) -> None:
-    """Raise Conflict unless the object is still at the revision that the caller has read."""
+    """Raise Conflict unless the object is at the revision that the caller expects. None: any revision."""
     if expected is None or revision == expected:
         return
     now = "does not exist" if revision is None else f"is at revision {revision}"

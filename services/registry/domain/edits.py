@@ -1,4 +1,4 @@
-"""Edit the desired state: put, patch and delete Deployments and Endpoints, and `apply` a file. Pure."""
+"""Plan edits of the desired state: put, patch, delete, and `apply` a file. Pure."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class ApplyOutcome:
 
 
 def put_deployment(snapshot: RegistrySnapshot, name: str, fields: Fields) -> list[Change]:
-    """Create or replace a Deployment. Missing fields get their defaults.
+    """Create or replace a Deployment. Absent fields get their defaults.
 
-    Raise BadRequest for bad fields, Conflict if the version differs.
+    Raise BadRequest for invalid fields, Conflict if the stored Deployment has another version.
     """
     names.check_new("Deployment", name, snapshot.deployments)
     stored = snapshot.deployments.get(name)
@@ -93,8 +93,8 @@ def set_override(snapshot: RegistrySnapshot, name: str, override: Override | Non
 def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: float = 0.0) -> list[Change]:
     """Create or replace an Endpoint.
 
-    Unless ``previous`` is given, the current Deployments serve until the targets are ready. An experiment
-    without an id starts ``now``. Raise BadRequest for bad fields.
+    If ``fields`` has no ``previous``, the current Deployments serve until the new targets are ready. An
+    experiment without an id starts at ``now`` (seconds since the epoch). Raise BadRequest for invalid fields.
     """
     names.check_new("Endpoint", name, snapshot.endpoints)
     stored = snapshot.endpoints.get(name)
@@ -112,7 +112,7 @@ def put_endpoint(snapshot: RegistrySnapshot, name: str, fields: Fields, now: flo
 
 
 def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
-    """Return the stated shadow with the id of the stored one, if nothing else differs."""
+    """Return ``stated``, with the id of the stored shadow if nothing else differs."""
     if stored is None or stated is None or stated.id:
         return stated
     same = stated.model_copy(update={"id": stored.id})
@@ -120,7 +120,7 @@ def _identified(stored: Shadow | None, stated: Shadow | None) -> Shadow | None:
 
 
 def ended_by_hand(rollout: Rollout | None, reason: str) -> Rollout | None:
-    """Return an Endpoint's rollout after an operator has set its targets: an active one is aborted."""
+    """Return an Endpoint's rollout after an operator has set the targets: aborted, if it was active."""
     if rollout is None or not rollout.active:
         return rollout
     return rollout.model_copy(update={"phase": "aborted", "reason": reason})
@@ -146,10 +146,10 @@ def apply(
     models: Sequence[Fields] = (),
     put_model: Callable[[RegistrySnapshot, str, Fields], list[Change]] | None = None,
 ) -> tuple[list[Change], list[ApplyOutcome]]:
-    """Create or replace all objects of a file, in one plan. If one has an error, nothing changes.
+    """Plan to create or replace all objects of a file. If one object has an error, raise it.
 
-    Return the changes, and the outcome for each object, models first. ``put`` plans an Endpoint, and
-    ``put_model`` a model.
+    Return the changes and the outcome for each object, models first. ``put`` plans one Endpoint, and
+    ``put_model`` one model.
     """
     stated = [("model", each) for each in models]
     stated += [("deployment", each) for each in deployments] + [("endpoint", each) for each in endpoints]
@@ -173,7 +173,7 @@ def apply(
 
 
 def require_version(snapshot: RegistrySnapshot, model: str, number: int) -> None:
-    """Raise BadRequest unless this version is registered. The message lists the registered ones."""
+    """Raise BadRequest unless this version is registered. The message lists the registered versions."""
     if (model, number) in snapshot.versions:
         return
     numbers = ", ".join(map(str, snapshot.numbers(model)))

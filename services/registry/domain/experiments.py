@@ -1,7 +1,7 @@
-"""Start and end an experiment: the changes of an Endpoint's targets. Pure.
+"""Plan the start and the end of an experiment. Pure.
 
-The registry has the state of an experiment. The router counts its outcomes and reports them. While it runs,
-its targets and sticky keys stay as they are, because a unit must stay at its variant.
+The registry stores the state of an experiment. The router counts the outcomes. During an experiment, the
+Endpoint's targets and sticky keys do not change, because a unit must stay at its variant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tidegate.kernel.protocol.experiments import (
 )
 from tidegate.kernel.protocol.models import EndpointSpec, Target
 
-# Weights are scaled, so that each of several treatments gets a whole number.
+# The factor of all weights, so that each of several treatments gets a whole number.
 _SCALE = 1000
 _EVENTS_KEPT = 50
 
@@ -34,10 +34,10 @@ def start(
     id: str,
     now: float,
 ) -> list[Change]:
-    """Start an experiment of existing Deployments. Treatments share ``options.share`` percent equally.
+    """Plan the start of an experiment. The treatments share ``options.share`` percent equally.
 
-    Raise Conflict while a canary, an experiment or a roll-over is in progress, BadRequest if a treatment
-    cannot be one.
+    All variants must be existing Deployments. Raise Conflict while a canary, an experiment or a roll-over is
+    in progress, BadRequest for an invalid treatment.
     """
     spec = snapshot.endpoint(name).spec
     for each in treatments:
@@ -90,9 +90,9 @@ def end(
     reason: str,
     now: float,
 ) -> list[Change]:
-    """End an experiment: the control gets all traffic. A repeated call changes nothing.
+    """Plan the end of an experiment: the control gets all traffic. A repeated call changes nothing.
 
-    Raise NotFound without an experiment, Conflict if another one (``id``) runs.
+    Raise NotFound if the Endpoint has no experiment, Conflict if its experiment has another ``id``.
     """
     spec = snapshot.endpoint(name).spec
     experiment = _of(spec, id)
@@ -112,9 +112,9 @@ def end(
 
 
 def choose(snapshot: RegistrySnapshot, name: str, winner: str, now: float) -> list[Change]:
-    """Send all traffic to a variant. This ends the experiment; one that has ended can still be decided.
+    """Plan to send all traffic to a variant. This ends the experiment, if it has not ended before.
 
-    Raise NotFound without an experiment, BadRequest for a Deployment that is no variant of it.
+    Raise NotFound if the Endpoint has no experiment, BadRequest if the Deployment is not a variant of it.
     """
     spec = snapshot.endpoint(name).spec
     experiment = _of(spec, None)
@@ -146,7 +146,7 @@ def choose(snapshot: RegistrySnapshot, name: str, winner: str, now: float) -> li
 
 
 def refuse_if_running(spec: EndpointSpec) -> None:
-    """Raise Conflict while an Endpoint has a running canary or experiment: it can have only one of them."""
+    """Raise Conflict if an Endpoint has a running canary or experiment, because only one may run."""
     name = spec.name
     if spec.rollout is not None and spec.rollout.active:
         raise Conflict(
@@ -161,7 +161,7 @@ def refuse_if_running(spec: EndpointSpec) -> None:
 
 
 def targets_of(experiment: Experiment) -> list[Target]:
-    """Return the targets of a running experiment. Their weights are exact percentages."""
+    """Return the targets of a running experiment. Their weights are in exact proportion to the shares."""
     share, number = experiment.options.share, len(experiment.treatments)
     return [
         Target(deployment=experiment.control, weight=(100 - share) * _SCALE * number),
@@ -170,7 +170,10 @@ def targets_of(experiment: Experiment) -> list[Target]:
 
 
 def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
-    """Return the changes of an Endpoint after an operator has set its targets: an experiment is aborted."""
+    """Return the fields of an Endpoint that change when an operator sets its targets during an experiment.
+
+    A running experiment is aborted, and the earlier sticky keys return.
+    """
     experiment = spec.experiment
     if experiment is None or not experiment.active:
         return {"experiment": experiment}
@@ -178,10 +181,11 @@ def ended_by_hand(spec: EndpointSpec, reason: str) -> dict[str, Any]:
 
 
 def kept(stored: EndpointSpec, spec: EndpointSpec, fields: Mapping[str, Any]) -> EndpointSpec:
-    """Return a new spec of an Endpoint with its experiment as it is stored, if the spec does not change it.
+    """Return a new spec of an Endpoint. Keep the stored experiment, unless the spec changes it.
 
-    A file states treatments and options, without an id. The same statement starts only one experiment. Other
-    targets abort a running experiment. Raise Conflict for other sticky keys while it runs.
+    A file states treatments and options without an id. Applying the same file twice starts only one
+    experiment. Other targets abort a running experiment. Raise Conflict if other sticky keys are set while it
+    runs.
     """
     running = stored.experiment
     if running is None:
@@ -206,7 +210,7 @@ def kept(stored: EndpointSpec, spec: EndpointSpec, fields: Mapping[str, Any]) ->
 
 
 def _refuse_change(stored: EndpointSpec, spec: EndpointSpec) -> None:
-    """Raise Conflict if a spec removes or replaces the running experiment, or changes its sticky keys."""
+    """Raise Conflict if a spec removes or replaces the running experiment, or changes the sticky keys."""
     assert stored.experiment is not None
     replaced = spec.experiment is None or spec.experiment.id != stored.experiment.id
     if replaced or spec.sticky != stored.sticky:
@@ -218,7 +222,7 @@ def _refuse_change(stored: EndpointSpec, spec: EndpointSpec) -> None:
 
 
 def begun(snapshot: RegistrySnapshot, changes: list[Change], spec: EndpointSpec, now: float) -> list[Change]:
-    """Return the changes that put ``spec``, and start its experiment if it has no id yet."""
+    """Return ``changes``, which put ``spec``. If its experiment has no id, also start the experiment."""
     wanted = spec.experiment
     if wanted is None or wanted.id:
         return changes
@@ -242,7 +246,7 @@ def _aborted(experiment: Experiment, reason: str) -> Experiment:
 
 
 def _changed(spec: EndpointSpec, update: Mapping[str, Any]) -> EndpointSpec:
-    """Return a spec with these changes. A shadow that gets traffic ends."""
+    """Return a spec with these fields changed. End a shadow if its Deployment gets traffic."""
     return rollover.without_own_shadow(spec.model_copy(update=update))
 
 

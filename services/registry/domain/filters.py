@@ -1,6 +1,6 @@
-"""The language of searches, as in ``metrics.accuracy > 0.9 and tags.team = "fraud"``. Pure.
+"""Parse the filters of searches, such as ``metrics.accuracy > 0.9 and tags.team = "fraud"``. Pure.
 
-A filter is a list of conditions, all of which must hold. Nothing of its text becomes part of an SQL text.
+A filter is a list of conditions that must all be true. No text of a filter becomes part of an SQL statement.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Type = Literal["text", "number", "time", "any"]
 Value = str | float | datetime
 
 EXAMPLE = 'metrics.accuracy > 0.9 and tags.team = "fraud" and created > 2026-01-01'
-# The names in a filter, with the kind and the name of what they mean.
+# For each name in a filter: the kind, name and type of its subject.
 NAMES: dict[str, tuple[Kind, str, Type]] = {
     "name": ("column", "model", "text"),
     "model": ("column", "model", "text"),
@@ -54,7 +54,7 @@ _FAMILIES: dict[str, tuple[Kind, Type]] = {
     "tags": ("tag", "any"),
     "tag": ("tag", "any"),
 }
-# A backslash at the end that escapes nothing. PostgreSQL refuses such a pattern.
+# Finds a backslash at the end of a pattern that escapes nothing. PostgreSQL rejects such a pattern.
 _ESCAPES = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
 _TOKENS = re.compile(
     r"""\s*(?:
@@ -71,7 +71,7 @@ _TOKENS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The subject of a condition or an order, such as the metric ``accuracy``."""
+    """The value that a condition tests or an order sorts by, such as the metric ``accuracy``."""
 
     kind: Kind
     name: str
@@ -80,7 +80,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition. ``values`` has one value, several for ``in``, and none for ``null``."""
+    """One condition. ``values``: several for ``in``, none for ``null``, one for other operators."""
 
     subject: Subject
     operator: Operator
@@ -89,7 +89,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The order of a list. Versions without the value are last."""
+    """The order of a list. Versions that lack the value are last."""
 
     subject: Subject
     descending: bool = False
@@ -107,7 +107,7 @@ class _Token:
 
 
 def parse(text: str) -> tuple[Condition, ...]:
-    """Return the conditions of a filter; empty for an empty text. Raise BadRequest."""
+    """Return the conditions of a filter; none for an empty text. Raise BadRequest."""
     if len(text) > LONGEST:
         raise BadRequest(f"The filter has {len(text)} characters, but the limit is {LONGEST}.")
     if "\0" in text:
@@ -131,7 +131,7 @@ def parse(text: str) -> tuple[Condition, ...]:
 
 
 def parse_order(text: str) -> Order:
-    """Return the order of ``metrics.accuracy desc``. Raise BadRequest."""
+    """Return the order in a text such as ``metrics.accuracy desc``. Raise BadRequest."""
     name, _, direction = text.strip().rpartition(" ")
     if direction.lower() not in ("asc", "desc"):
         name, direction = text.strip(), "asc"
@@ -238,7 +238,7 @@ def _time(token: _Token, text: str) -> datetime:
 
 
 def _subject(word: str) -> Subject | None:
-    """Return what a name means; None for a bare name that is not known."""
+    """Return the subject that a name means; None for an unknown name without a dot."""
     if word.lower() in NAMES:
         kind, name, type_ = NAMES[word.lower()]
         return Subject(kind, name, type_)

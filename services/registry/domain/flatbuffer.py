@@ -1,4 +1,4 @@
-"""Read tables of a FlatBuffers message in place. Every offset is checked. Pure.
+"""Read tables of a FlatBuffers message without copying it. Every offset is checked. Pure.
 
 https://flatbuffers.dev/internals/
 """
@@ -19,14 +19,14 @@ MAX_ITEMS = 1_000_000
 
 @dataclass(slots=True)
 class Budget:
-    """The bytes of texts that may still be read. Many offsets can point to one long text."""
+    """The bytes of texts that may still be read: many offsets can point to the same long text."""
 
     text: int = 16 * MAX_TEXT
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The table at ``at`` of a message in ``data[begin:end]``. Fields have the numbers of their schema."""
+    """The table at the offset ``at`` of the message ``data[begin:end]``. The schema numbers the fields."""
 
     data: mmap | bytes
     begin: int
@@ -35,27 +35,27 @@ class Table:
     budget: Budget = attribute(default_factory=Budget)
 
     def number(self, field: int, default: int = 0, code: str = "<i") -> int:
-        """Return a whole number, by its code of :mod:`struct`."""
+        """Return an integer field. ``code``: its format in :mod:`struct`."""
         at = self._place(field)
         return default if at is None else int(self._unpack(code, at))
 
     def text(self, field: int) -> str:
-        """Return a text; empty if the field is absent."""
+        """Return a text field; empty if it is absent."""
         at = self._place(field)
         return "" if at is None else self._text(self._follow(at))
 
     def table(self, field: int) -> Table | None:
-        """Return a table, or None if the field is absent."""
+        """Return a field that is a table, or None if it is absent."""
         at = self._place(field)
         return None if at is None else self._table(self._follow(at))
 
     def tables(self, field: int) -> Iterator[Table]:
-        """Yield the tables of a vector."""
+        """Yield the tables in a vector field."""
         for at in self._items(field, 4):
             yield self._table(self._follow(at))
 
     def numbers(self, field: int, code: str = "<i", limit: int = 1024) -> list[int]:
-        """Return a vector of numbers. Raise Malformed if it has more than ``limit``."""
+        """Return the integers in a vector field. Raise Malformed if there are more than ``limit``."""
         places = list(self._items(field, struct.calcsize(code), limit))
         return [int(self._unpack(code, at)) for at in places]
 

@@ -1,4 +1,4 @@
-"""Kinds of files that cannot be served as they are, each with the next step."""
+"""Kinds of files that cannot be served. Most have the next step for the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _XGBOOST = "Save the model with booster.save_model('model.ubj')."
 
 
 def has_file(path: str) -> Test:
-    """Return a test for an archive that has the file with this path."""
+    """Return a test for an archive that contains a file with this path."""
     return lambda glimpse: path in (glimpse.members or ())
 
 
@@ -181,7 +181,7 @@ def _is_text(glimpse: Glimpse) -> bool:
 
 
 def _json_with(*keys: str) -> Test:
-    """Return a test for a JSON object whose beginning has one of these keys."""
+    """Return a test for a JSON document with one of these keys near its start."""
     return lambda glimpse: _is_json(glimpse) and any(f'"{key}"'.encode() in glimpse.head for key in keys)
 
 

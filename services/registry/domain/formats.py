@@ -1,4 +1,4 @@
-"""The format that a file name suggests, and the permission that a pickle needs."""
+"""Guess a format from a file name, and check that a pickle is allowed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _SUFFIXES: dict[str, Format] = {
 
 
 def format_by_name(filename: str) -> Format | None:
-    """Return the format that a file's name suggests, or None. The contents decide (``recognition.py``)."""
+    """Return the format that a file name suggests, or None.
+
+    This is only a hint: ``recognition.py`` decides by the contents.
+    """
     lower = filename.lower()
     found = [suffix for suffix in _SUFFIXES if lower.endswith(suffix)]
     return _SUFFIXES[max(found, key=len)] if found else None
@@ -48,7 +51,7 @@ def check_filename(filename: str) -> str:
 
 
 def check_pickle_allowed(format_: Format | None, *, allow_pickle: bool) -> None:
-    """Raise BadRequest for a pickle, unless its publisher has allowed it: loading it runs code."""
+    """Raise BadRequest for a pickle, unless ``allow_pickle``, because loading a pickle runs code."""
     if format_ == "sklearn" and not allow_pickle:
         raise BadRequest(
             "A joblib file of scikit-learn is a pickle. Loading a pickle can run any code on the workers. "

@@ -1,4 +1,4 @@
-"""Read a few values of a large JSON or UBJSON document in place. Skipped values cost no memory. Pure."""
+"""Read a few values of a large JSON or UBJSON document. Other values use no memory. Pure."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ MAX_PARTS = 20_000_000
 MAX_VALUE = 4 * 1024 * 1024
 """The most bytes of one value that is read."""
 
-# A string (with its colon, if it is a key), or a bracket. A string without an end reaches to the end of
-# the data, so that the search stays linear.
+# A string (with its colon, if it is a key) or a bracket. A string without a closing quote matches up to the
+# end # of the data, so that the time of the search stays linear.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"(\s*+:)?|\\?\Z)|[{}\[\]]', re.DOTALL)
 _MAX_KEY = 256
 
 
 class Malformed(Exception):
-    """The document is not well-formed, or too deep or too large. The message says which."""
+    """The document is malformed, too deep or too large. The message says which."""
 
 
 def pick_json(data: mmap | bytes, wanted: Collection[Path]) -> dict[Path, Any]:
-    """Return the values at these paths of keys, such as ``("learner", "objective")``, as far as they exist.
+    """Return the values at these paths of a JSON document. Absent paths are left out.
 
-    Only strings, arrays and objects are found. The rest of the document is checked for brackets only.
+    A path is a tuple of keys, such as ``("learner", "objective")``. The value must be a string, an array or
+    an object. In the rest of the document, only the brackets are checked.
     """
     return _Outline(frozenset(wanted)).read(data)
 
 
 def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]]:
-    """Yield for each object the texts that it has under these keys. The last one of equal keys counts.
+    """Yield for each object its texts under these keys. Of duplicate keys, the last one counts.
 
-    A value of another type counts as ``None``. Raise Malformed.
+    A value that is not a text is yielded as None. Raise Malformed.
     """
     frames: list[tuple[bytes, dict[str, Any]]] = []
     key = ""
@@ -73,12 +74,12 @@ def objects(data: mmap | bytes, keys: frozenset[str]) -> Iterator[dict[str, Any]
 class _Outline:
     wanted: frozenset[Path]
     found: dict[Path, Any] = field(default_factory=dict)
-    # The keys of the open brackets; those of an array's elements are empty.
+    # The key of each open bracket; empty for an element of an array.
     open: list[str] = field(default_factory=list)
     kinds: list[bytes] = field(default_factory=list)
     key: str = ""
     begin: int = 0
-    inside: int = 0  # the depth of the value that is being picked; 0: none
+    inside: int = 0  # depth of the value that is being read; 0: no value
 
     def read(self, data: mmap | bytes) -> dict[Path, Any]:
         for count, token in enumerate(_TOKEN.finditer(data)):
@@ -103,7 +104,7 @@ class _Outline:
         if token.end() == len(data):
             raise Malformed("the file ends inside a text. The copy may be broken")
         if token[1] is not None:
-            # A longer key is none of the wanted ones.
+            # A longer key cannot be one of the wanted keys.
             short = token.start(1) - token.start() < _MAX_KEY
             self.key = str(_loaded(data[token.start() : token.start(1)])) if short else ""
             return
@@ -158,7 +159,7 @@ _VALUE_BYTES = 32
 
 
 def pick_ubj(data: mmap | bytes, wanted: Collection[Path]) -> dict[Path, Any]:
-    """Return the values at these paths of a UBJSON document, as far as they exist."""
+    """Return the values at these paths of a UBJSON document. Absent paths are left out."""
     reader = _Ubj(data, frozenset(wanted))
     reader.value(reader.take(1), (), 0, keep=False)
     return reader.found
@@ -171,7 +172,7 @@ class _Ubj:
         self._at = self._parts = self._kept = 0
 
     def take(self, count: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next ``count`` bytes. Raise Malformed if there are fewer."""
         if not 0 <= count <= len(self._data) - self._at:
             raise Malformed("the file states a length beyond its end. The copy may be broken")
         self._at += count
@@ -204,13 +205,13 @@ class _Ubj:
         return data
 
     def _keep_values(self, count: int) -> None:
-        """Count values that are kept. A value without bytes needs memory, too."""
+        """Count values against the memory limit. Even a value without bytes needs memory."""
         self._kept += _VALUE_BYTES * count
         if self._kept > 64 * MAX_VALUE:
             raise Malformed("the file has more values in one place than a model has")
 
     def value(self, marker: bytes, path: Path, depth: int, *, keep: bool) -> Any:
-        """Read or skip one value, of the type that its marker says."""
+        """Read or skip one value. ``marker``: the byte with its type."""
         self._parts += 1
         if self._parts > MAX_PARTS or depth > MAX_DEPTH:
             raise Malformed(f"the file has more than {MAX_PARTS} parts, or more than {MAX_DEPTH} levels")
@@ -239,7 +240,7 @@ class _Ubj:
         return {b"T": True, b"F": False}.get(marker)
 
     def _head(self) -> tuple[bytes, int | None]:
-        """Return the type of all elements and their number, if the container states them."""
+        """Return the type and the number of a container's elements; empty and None if not stated."""
         kind, count = b"", None
         if self._peek() == b"$":
             self.take(1)

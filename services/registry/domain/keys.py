@@ -1,4 +1,4 @@
-"""API keys: scopes and limits, and the changes from creation to revocation. Only digests are stored."""
+"""API keys: their scopes, limits and changes. Only a digest of the secret is stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tidegate.kernel.protocol import access
 from tidegate.kernel.protocol.cost_facts import NANOS
 from tidegate.kernel.protocol.models import Name, Noun
 
-# A bucket must hold the tokens of at least this many seconds. A smaller one is full before the next refill.
+# A token bucket must hold the tokens of at least this many seconds. A smaller one would overflow between
+# refills.
 MIN_BURST_S = 0.05
 SECRET_BYTES = 32
 ID_BYTES = 6
@@ -31,7 +32,7 @@ MOST_MONEY = 10**6
 
 
 class TokenLimits(Noun):
-    """Limits of a language model's tokens, of prompts and answers together; None: no limit."""
+    """Token limits of a language model, for prompts and answers together. None: no limit."""
 
     tokens_per_minute: int | None = Field(
         None, ge=1, le=MOST_TOKENS, description=("Most tokens in any 60 seconds.")
@@ -41,12 +42,12 @@ class TokenLimits(Noun):
     )
 
     def token_allowance(self) -> access.TokenAllowance:
-        """Return the limits as gateways know them."""
+        """Return the limits in the form that gateways use."""
         return access.TokenAllowance(self.tokens_per_minute, self.tokens_per_day)
 
 
 class KeySpec(TokenLimits):
-    """Scopes and limits of a key. A limit is for all gateway processes together; None: no limit."""
+    """Scopes and limits of a key. A limit applies to all gateway processes together. None: no limit."""
 
     name: KeyName
     owner: KeyName | None = Field(
@@ -104,7 +105,7 @@ class KeySpec(TokenLimits):
         return self
 
     def allowance(self) -> access.Allowance:
-        """Return the limits, with the default burst if none is given."""
+        """Return the limits. Without a burst, use the default: the requests of one second."""
         burst = self.burst or (1 if self.rate is None else max(1, math.ceil(self.rate)))
         budgets = (_nanos(self.budget_per_day), _nanos(self.budget_per_month))
         return access.Allowance(self.rate, burst, self.concurrency, self.day, self.month, *budgets)
@@ -112,7 +113,7 @@ class KeySpec(TokenLimits):
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A stored key. After a rotation the secret of ``previous_digest`` works until ``previous_until``."""
+    """A stored key. After a rotation, the secret with ``previous_digest`` works until ``previous_until``."""
 
     id: str
     spec: KeySpec
@@ -130,7 +131,7 @@ class StoredKey:
         return "expired" if self.spec.expires_at is not None and self.spec.expires_at <= now else "active"
 
     def for_gateways(self) -> access.Key:
-        """Return what gateways need to check the key."""
+        """Return the key in the form that gateways use."""
         spec = self.spec
         endpoints = None if spec.endpoints is None else frozenset(spec.endpoints)
         return access.Key(
@@ -154,7 +155,10 @@ def _ms(moment: datetime | None) -> float | None:
 
 
 def parse_spec(fields: Mapping[str, Any], now: datetime) -> KeySpec:
-    """Check and return a key's spec. ``ttl_s`` may be given for ``expires_at``. Raise BadRequest."""
+    """Check and return a key's spec. ``fields`` may have ``ttl_s`` (seconds) instead of ``expires_at``.
+
+    Raise BadRequest.
+    """
     values = dict(fields)
     ttl_s = values.pop("ttl_s", None)
     if ttl_s is not None:
@@ -182,7 +186,7 @@ def created(spec: KeySpec, random: bytes, now: datetime) -> tuple[StoredKey, str
 
 
 def rotated(stored: StoredKey, random: bytes, now: datetime, grace_s: float) -> tuple[StoredKey, str]:
-    """Return the key with a new secret, and that secret. The old one works for ``grace_s`` more seconds.
+    """Return the key with a new secret, and the secret. The old secret works for ``grace_s`` more seconds.
 
     Raise Conflict for a revoked key.
     """
@@ -210,12 +214,12 @@ def changed(stored: StoredKey, patch: Mapping[str, Any], now: datetime) -> Store
         if "expires_at" not in patch:
             fields.pop("expires_at", None)
         return replace(stored, spec=parse_spec(fields, now))
-    # The expiry may be in the past: an expired key can be renamed and stays expired.
+    # Do not check the expiry time: an expired key can be renamed, and stays expired.
     return replace(stored, spec=merge.checked(KeySpec, fields, "key"))
 
 
 def revoked(stored: StoredKey, now: datetime) -> StoredKey:
-    """Return the key as revoked; unchanged if it is revoked already."""
+    """Return the key as revoked. If it is revoked already, return it unchanged."""
     if stored.revoked_at is not None:
         return stored
     return replace(stored, revoked_at=now, previous_digest=None, previous_until=None)

@@ -1,7 +1,7 @@
-"""The table of kinds of files: the first row whose test a file passes says what the file is.
+"""The table of kinds of files. The first row with a matching test is the kind of a file.
 
-To add a format, add a row to ``SERVED``. Its place matters: it comes before more general rows, such as
-"an archive". A file that cannot be served, but that users send, has a row in ``foreign_kinds.py``.
+To add a format, add a row to ``SERVED``. The order matters: specific rows come before general ones, such as
+"an archive". Files that users send but that cannot be served have rows in ``foreign_kinds.py``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tidegate.kernel.protocol.hugging_face import IMAGES
 from tidegate.kernel.protocol.hugging_face_task import CONFIG
 from tidegate.kernel.protocol.models import Format
 
-# Formats of folders. A folder's publisher may state which one it is, because the layouts overlap.
+# Formats of folders. The publisher may state the format of a folder, because the layouts overlap.
 FOLDERS: frozenset[Format] = frozenset(
     {"triton", "python", "onnx", "llm", "tensorflow", "mlflow", "huggingface"}
 )
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
-# joblib's compressions: zlib, gzip, bz2, xz, lzma, lz4.
+# Magic bytes of the compressions that joblib uses: zlib, gzip, bz2, xz, lzma. LZ4 is separate.
 COMPRESSED = (
     *(b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b"),
     *(b"BZh", b"\xfd7zXZ", b"\x5d\x00"),
@@ -57,7 +57,7 @@ def _is_saved_model(glimpse: Glimpse) -> bool:
 
 
 def _is_onnx(glimpse: Glimpse) -> bool:
-    # The IR version comes first in the files of all exporters. Then come a name, the graph or the opsets.
+    # All exporters write the IR version first, and then a name, the graph or the opsets.
     return _ONNX.match(glimpse.head) is not None
 
 
@@ -71,7 +71,7 @@ def _is_torchscript(glimpse: Glimpse) -> bool:
 
 
 def _is_exported(glimpse: Glimpse) -> bool:
-    """Return True for the zip of torch.export.save; older releases of torch wrote other files."""
+    """Return True for a zip written by torch.export.save, of new and old releases of torch."""
     programs = [path for path in glimpse.below if path.startswith("models/") and path.endswith(".json")]
     new = "archive_format" in glimpse.below and bool(programs)
     return new or "serialized_exported_program.json" in glimpse.root
@@ -106,7 +106,7 @@ SERVED: tuple[Kind, ...] = (
     Kind("TorchScript", _is_torchscript, "torchscript"),
     Kind("a program of torch.export", _is_exported, "pt2"),
     Kind("an MLflow model", _is_mlflow, "mlflow", fits=FOLDERS),
-    # A folder of a language model may classify instead: `hugging_face_artifact` reads its configuration.
+    # Such a folder may instead have a model that classifies: `hugging_face_artifact` reads its configuration.
     Kind("a folder of a language model", _is_llm_folder, "llm", fits=FOLDERS),
     Kind("a Hugging Face folder", _is_hugging_face, "huggingface", fits=FOLDERS),
     Kind("a TensorFlow SavedModel", _is_saved_model, "tensorflow", fits=FOLDERS),
