@@ -166,7 +166,7 @@ class RegistrySnapshot:
 
     ``refused``: versions that may not serve, because their verification is pending or rejected.
     ``deleted``: deleted versions that can be restored. They are not in ``versions``.
-    ``policies``: the policies by model. ``staged``: the stages by version. Both have only existing entries.
+    ``policies``: the policy of each model that has one. ``staged``: the stage of each version that has one.
     """
 
     versions: frozenset[tuple[str, int]]

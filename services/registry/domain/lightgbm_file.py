@@ -17,7 +17,7 @@ def read(data: mmap | bytes) -> TreeModel:
     """Return the model that a file describes. Raise Malformed if it is damaged."""
     if data.find(_END) < 0:
         raise Malformed("the file has no line `end of trees`. The copy may be broken")
-    # A model without trees has no first tree: its header ends at the end of the trees.
+    # The header ends at the first tree, or at "end of trees" if the model has no trees.
     end = data.find(_FIRST_TREE, 0, MAX_HEADER)
     end = data.find(_END, 0, MAX_HEADER) if end < 0 else end
     if end < 0:
@@ -35,7 +35,7 @@ def read(data: mmap | bytes) -> TreeModel:
 
 
 def _fields(data: mmap | bytes, end: int) -> dict[str, str]:
-    """Return the short fields of the header. Lines with names of features may have megabytes."""
+    """Return the fields of the header. Long values, such as the names of features, are cut off."""
     fields: dict[str, str] = {}
     at = 0
     while at < end:

@@ -19,7 +19,7 @@ _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
 def is_llm(files: Collection[PurePosixPath]) -> bool:
-    """Return True for a Hugging Face folder of a language model, or a folder with a GGUF file at its root."""
+    """Return True for a folder with a GGUF file at its root, or a Hugging Face folder with a tokenizer."""
     names = _at_root(files)
     return bool(_gguf(names)) or (CONFIG in names and bool(names & TOKENIZERS))
 
@@ -27,7 +27,7 @@ def is_llm(files: Collection[PurePosixPath]) -> bool:
 def check(
     files: Collection[PurePosixPath], texts: Mapping[PurePosixPath, str], *, allow_pickle: bool
 ) -> None:
-    """Raise BadRequest, with what is missing, unless an engine can load these files.
+    """Raise BadRequest unless an engine can load these files. The message says what is missing.
 
     ``texts``: the contents of :data:`CONFIG` and :data:`INDEX`, if the archive has them.
     """

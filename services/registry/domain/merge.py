@@ -1,4 +1,4 @@
-"""Merge partial specs into stored ones, and describe pydantic's errors in sentences."""
+"""Merge partial specs into stored specs, and describe pydantic's errors in sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def patched(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply a JSON merge patch (RFC 7396): objects merge, null restores the default, other values replace."""
+    """Return ``base`` with a JSON merge patch (RFC 7396) applied. null restores a field's default."""
     merged = dict(base)
     for key, value in patch.items():
         if value is None:
@@ -32,9 +32,9 @@ def deployment(
 ) -> DeploymentSpec:
     """Return ``base`` with ``patch`` applied, as a checked DeploymentSpec. Raise BadRequest.
 
-    If only min_replicas or only max_replicas is given, and the default of the other contradicts it, both get
-    the same value: `--min 3` alone means exactly 3. A value of ``base`` is not changed in this way, unless
-    ``exact_follows`` is set and ``base`` has the same minimum and maximum.
+    ``patch`` may have only one of min_replicas and max_replicas. If the default of the other field
+    contradicts it, both get the same value: `--min 3` alone means exactly 3. A value that ``base`` states is
+    not changed, unless ``exact_follows`` is set and ``base`` has the same minimum and maximum.
     """
     merged = patched(base, patch)
     low, high = patch.get("min_replicas"), patch.get("max_replicas")
@@ -63,7 +63,7 @@ def _above(low: Any, high: Any) -> bool:
 
 
 def checked(model: type[T], data: Any, what: str) -> T:
-    """Return ``data`` as ``model``. Raise BadRequest, with the problem of each field."""
+    """Return ``data`` as an object of class ``model``. Raise BadRequest with the problem of each field."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -79,7 +79,7 @@ def _problem(error: Any) -> str:
         case "missing":
             return f"{where} is required"
         case _:
-            # Somebody may have typed a credential instead of its place.
+            # Do not show the value: the user may have typed a credential here by mistake.
             value = "" if error["loc"][-1:] in (("credential",), ("upstream",)) else error["input"]
             shown = (
                 f", not {str(value)[:80]!r}"

@@ -1,4 +1,4 @@
-"""The policy of a model: how many versions are kept, and the stages before a version may serve. Pure."""
+"""The policy of a model: which versions are kept, and the stages of versions. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NO_STAGE = "none"
 
 
 class RetentionPolicy(Noun):
-    """The versions that are kept; the others are deleted. Versions in use are always kept.
+    """The rule for how many versions are kept. Versions in use are always kept.
 
-    ``keep_last``: this many of the newest versions are always kept. ``max_age_days``: only older versions are
-    deleted. ``sleeping``: a sleeping Deployment that no Endpoint names does not keep its version, and is
-    deleted with it.
+    ``keep_last``: always keep this many of the newest versions. ``max_age_days``: delete only versions older
+    than this. ``sleeping``: also delete versions that only a sleeping Deployment runs, together with that
+    Deployment, if no Endpoint names it.
     """
 
     keep_last: int | None = Field(None, ge=1, le=LARGEST)
@@ -33,11 +33,11 @@ class RetentionPolicy(Noun):
 
 
 class Stage(Noun):
-    """A stage of versions, and what a version needs to enter it.
+    """A stage of versions, and its requirements.
 
-    ``approvals``: approvals of this many owners with the scope ``scope``. The owner that registered the
-    version is not one of them. ``verified``: the version must be verified. ``checks``: a filter that the
-    version must match.
+    ``approvals``: how many owners with the scope ``scope`` must approve. The owner that registered the
+    version does not count. ``verified``: the version must be verified. ``checks``: a filter that the version
+    must match.
     """
 
     name: StageName
@@ -68,12 +68,12 @@ class ModelPolicy(Noun):
         return self
 
     def rank(self, stage: str | None) -> int:
-        """Return the place of a stage, from 1 on; 0 for no stage, or one that the policy does not have."""
+        """Return the position of a stage, starting at 1; 0 for no stage or an unknown stage."""
         names = [each.name for each in self.stages]
         return names.index(stage) + 1 if stage in names else 0
 
     def guards(self, other: ModelPolicy) -> bool:
-        """Return True if the other policy has other rules of what may serve."""
+        """Return True if the other policy has different stages, or another first stage that may serve."""
         return (self.stages, self.serve_from) != (other.stages, other.serve_from)
 
 

@@ -1,4 +1,4 @@
-"""Names of models, Deployments and Endpoints."""
+"""Check names of models, Deployments and Endpoints, and build errors for unknown names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check(kind: str, name: str) -> str:
 def check_new(kind: str, name: str, others: Iterable[str]) -> str:
     """Return the name of a new object. Raise Conflict if an existing name differs only by case.
 
-    Folders, files and hosts have these names, and some systems ignore case.
+    These names are also used for folders, files and hosts, and some systems ignore case.
     """
     twin = names.same_but_for_case(check(kind, name), set(others))
     if twin is not None:
@@ -48,7 +48,10 @@ def quoted(names_: Iterable[str]) -> str:
 
 
 def of_deployment(model: str, number: int) -> str:
-    """Return the name that `deploy` gives to the Deployment of a version: ``digits-v2``."""
+    """Return the default name for a version's Deployment, such as ``digits-v2``.
+
+    Raise BadRequest if the name would be too long.
+    """
     name = f"{model}-v{number}"
     if names.problem("Deployment", name) is None:
         return name

@@ -1,4 +1,4 @@
-"""The packages that a format's runtime needs beside the models' environment. Pure."""
+"""The packages that a format needs in addition to those of the models' environment. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 from tidegate.kernel.protocol.models import Format
 
-# Releases with which the answers were compared. XGBoost, LightGBM and CatBoost read all older files.
+# Tested releases: their answers were compared. XGBoost, LightGBM and CatBoost can read files of older
+# releases.
 XGBOOST, FIRST_XGBOOST_CPU = (3, 2, 0), (2, 1, 1)
 CATBOOST = "1.2.10"
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A line for pip. ``packages``: the names of packages, each of which meets the need.
+    """A package that a version needs. ``line``: the requirement for pip.
 
-    ``note``: a warning for a publisher whose version gets this requirement.
+    ``packages``: names of packages; any one of them meets the need. ``note``: a warning for the publisher.
     """
 
     line: str
@@ -41,13 +42,13 @@ SKOPS = Need("skops==0.16.0", ("skops",))
 
 
 def xgboost(saved_by: Sequence[int]) -> Need:
-    """Return the release that saved a file, or the tested one if there is no build of it for CPUs alone."""
+    """Return the XGBoost release that saved a file, or the tested one if that has no CPU-only build."""
     version = tuple(saved_by) if len(saved_by) == 3 and tuple(saved_by) >= FIRST_XGBOOST_CPU else XGBOOST
     return Need(f"xgboost-cpu=={'.'.join(map(str, version))}", ("xgboost-cpu", "xgboost"))
 
 
 def catboost(release: str) -> Need:
-    """Return the release that saved a file, or the tested one if the file does not say it."""
+    """Return the CatBoost release that saved a file, or the tested one if ``release`` is empty."""
     return Need(f"catboost=={release or CATBOOST}", ("catboost",))
 
 
@@ -58,7 +59,7 @@ def of_modules(modules: Collection[str]) -> list[Need]:
 
 
 def unmet(lines: Sequence[str], needs: Sequence[Need], installed: Collection[str]) -> list[Need]:
-    """Return the needs that neither the requirements nor the models' environment meet.
+    """Return the needs that neither ``lines`` (requirements) nor the models' environment meets.
 
     ``installed``: the packages of the models' environment.
     """
@@ -67,6 +68,6 @@ def unmet(lines: Sequence[str], needs: Sequence[Need], installed: Collection[str
 
 
 def named(lines: Sequence[str]) -> set[str]:
-    """Return the names of the packages in requirements, in their normal form."""
+    """Return the normalized names of the packages in requirements."""
     names = {re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in lines}
     return {re.sub(r"[-_.]+", "-", name).lower() for name in names}

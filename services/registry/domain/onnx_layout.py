@@ -1,4 +1,4 @@
-"""The files that an archive of an ONNX model may hold. Pure."""
+"""Check the files in an archive of an ONNX model. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 
 from tidegate.kernel.errors import BadRequest
 
-# The limit of protobuf, and so of an ONNX file. External data is not part of it.
+# protobuf's limit for a message, and so for an ONNX file without its external data.
 MAX_MODEL_BYTES = 2 * 1024**3
-# Files that Python would import from the model's folder, or that Triton would read.
+# Extensions of files that Python would import from the model's folder, or that Triton would read.
 _CODE = frozenset({".py", ".pyc", ".pyd", ".pth", ".so", ".pbtxt"})
 
 

@@ -1,4 +1,4 @@
-"""Cursors of lists: the last object of a page, as opaque text. Pure."""
+"""Pages of lists. A cursor has the sort keys of the last object of a page, as opaque text. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Protocol, TypeVar
 
 from tidegate.kernel.errors import BadRequest
 
-# The largest page, which a request without a limit gets, and the page of a search inside the registry.
+# The largest page, also for requests without a limit. DEFAULT: the page of a search inside the registry.
 MOST = 1_000
 DEFAULT = 100
 LONGEST = 4_000
-# The largest numbers in cursors: a time in microseconds of the year 9999, and the number of a version.
+# The largest numbers in cursors: of a sort key (about the largest float), and of a version.
 MOST_NUMBER = 1.8e308
 MOST_INTEGER = 2**31 - 1
 
@@ -34,18 +34,18 @@ N = TypeVar("N", bound=Named)
 
 @dataclass(frozen=True, slots=True)
 class NamedPage:
-    """A page of a list that is sorted by name. ``limit`` None: all. ``after``: the last name before it."""
+    """A page of a list sorted by name. ``limit`` None: all. ``after``: the last name of the previous page."""
 
     limit: int | None = None
     after: str | None = None
 
     @property
     def most(self) -> int | None:
-        """Return how many objects to read: one more than the page has."""
+        """Return how many objects to read: one more than the limit, to find out if a next page exists."""
         return None if self.limit is None else self.limit + 1
 
     def split(self, found: list[N]) -> tuple[list[N], str | None]:
-        """Return the page, and the cursor of the next one; None: this is the last page."""
+        """Return the objects of the page, and the cursor of the next page; None on the last page."""
         if self.limit is None or len(found) <= self.limit:
             return found, None
         page = found[: self.limit]
@@ -56,7 +56,7 @@ EVERYTHING = NamedPage()
 
 
 def named_page(limit: int | None, cursor: str | None) -> NamedPage:
-    """Return the page that a request names. Raise BadRequest for a wrong cursor."""
+    """Return the page that a request asks for. Raise BadRequest for an invalid cursor."""
     last = read_cursor(cursor, _BY_NAME, str)
     return NamedPage(limit, None if last is None else last[0])
 
@@ -69,7 +69,8 @@ def cursor_of(order: str, *last: Any) -> str:
 def read_cursor(cursor: str | None, order: str, *types: type) -> list[Any] | None:
     """Return the sort keys in a cursor; None for no cursor. Raise BadRequest.
 
-    ``types`` are those of the keys. Databases refuse other types only in the middle of a query.
+    ``types``: the types of the keys. They are checked here, because databases reject other types only during
+    the query.
     """
     if cursor is None:
         return None
@@ -102,5 +103,5 @@ def _is(value: Any, type_: type) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    """Return True if databases take a text: no NUL, and no half of a character."""
+    """Return True if databases accept a text: it has no NUL and no lone surrogate."""
     return "\0" not in value and value.encode(errors="ignore").decode() == value

@@ -1,8 +1,8 @@
-"""Find what a pickle imports, without executing it. Pure.
+"""Find the imports of a pickle without executing it. Pure.
 
-The opcodes run on a stack of symbols. picklescan reads opcodes too, but keeps all of them in memory, and
-stops at the first array of a joblib file: joblib writes arrays between the opcodes. The machine skips these
-arrays, so it needs their shapes and datatypes, which the pickle has before each array.
+A small machine runs the opcodes on a stack of symbols instead of objects. picklescan cannot be used: it keeps
+all opcodes in memory, and stops at the first array of a joblib file, because joblib writes arrays between the
+opcodes. The machine skips these arrays. The pickle has the shape and datatype of each array before it.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ Import = tuple[str, str]
 
 
 class Unscannable(Exception):
-    """The bytes are no pickle, are damaged, or have more parts than are read. The message says which."""
+    """The bytes are not a pickle, are damaged, or exceed a limit. The message says which."""
 
 
 class Source(Protocol):
-    """The unpacked bytes of a pickle, from front to back."""
+    """The unpacked bytes of a pickle, read sequentially."""
 
     @property
     def at(self) -> int:
-        """Return how many bytes are behind."""
+        """Return how many bytes were read or skipped."""
 
     def read(self, size: int) -> bytes:
-        """Return exactly ``size`` bytes. Raise Unscannable if there are fewer."""
+        """Read exactly ``size`` bytes. Raise Unscannable if fewer remain."""
 
     def skip(self, size: int) -> None:
-        """Move forward. Raise Unscannable if there are fewer bytes."""
+        """Skip ``size`` bytes. Raise Unscannable if fewer remain."""
 
     def line(self, limit: int) -> bytes:
-        """Move behind the next line feed; return the first ``limit`` bytes before it. Raise Unscannable."""
+        """Read a line. Return at most its first ``limit`` bytes, without the line feed. Raise Unscannable."""
 
 
 class _Symbol:
@@ -55,7 +55,7 @@ MARK, OPAQUE, NOTHING = _Symbol("mark"), _Symbol("opaque"), _Symbol("None")
 
 @dataclass(slots=True, eq=False)
 class Made:
-    """An object that an import made from arguments; ``state``: what it was built with later."""
+    """An object that the import ``made_by`` creates from ``arguments``. ``state``: from its BUILD opcode."""
 
     made_by: Import
     arguments: Any = OPAQUE
@@ -64,15 +64,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """An import on the stack."""
+    """An imported name on the stack."""
 
     name: Import
 
 
 def imports(source: Source, *, arrays: bool = True) -> set[Import]:
-    """Return each (module, name) that loading the pickle would import. Raise Unscannable.
+    """Return each (module, name) that loading a pickle would import. Raise Unscannable.
 
-    ``arrays``: joblib loads the file, so arrays lie between the opcodes. pickle would read them as opcodes.
+    ``arrays``: joblib loads the file, so arrays may lie between the opcodes. False: pickle loads it.
     """
     return _Machine(source, _Budget(), arrays=arrays).run()
 
@@ -102,9 +102,9 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "NEXT_BUFFER": lambda: OPAQUE,
 }  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# joblib's description of an array, and the key of a description that the machine does not know as a whole.
+# joblib's class for the description of an array, numpy's datatype, and a key that marks an incomplete dict.
 _WRAPPER, _DTYPE, _INCOMPLETE = ("joblib.numpy_pickle", "NumpyArrayWrapper"), ("numpy", "dtype"), None
-# The kinds of datatypes whose sizes are known, and those whose sizes the state of the datatype sets.
+# numpy's kinds of datatypes: those with the size in their code, and those with the size in their state.
 _SIZED, _STATED = frozenset("biufcmM"), frozenset("SUV")
 
 
@@ -132,7 +132,10 @@ class _Machine:
         return self._budget.found
 
     def check_frame(self) -> None:
-        """Raise Unscannable within a frame. Unpicklers read a frame ahead, so what follows lies behind it."""
+        """Raise Unscannable in the middle of a frame.
+
+        An unpickler reads a whole frame ahead, so an array or another frame can only follow after its end.
+        """
         if self._source.at < self._frame_end:
             raise Unscannable("the pickle has other data in the middle of a frame")
 
@@ -147,9 +150,10 @@ class _Machine:
         return self._stack.pop()
 
     def _pop(self) -> Any:
-        """Return the top value. The description of an array may only be built where the array follows.
+        """Remove and return the top value. Raise Unscannable if it is the description of an array.
 
-        What a function makes of a description is unknown here, and joblib would read an array behind it.
+        Only BUILD may use a description: the array follows there. If a function could get a description,
+        joblib might read an array that the machine does not expect.
         """
         value = self._take()
         if _is_wrapper(value):
@@ -210,7 +214,8 @@ class _Machine:
         elif name == "BINFLOAT":
             self._push(OPAQUE)
         elif name.startswith("EXT"):
-            # A number in a registry of the process that loads it: no reader can tell what it means.
+            # An extension code is a number in a table of the process that loads the pickle. Its meaning is
+            # unknown.
             self._found((UNKNOWN, "extension"))
 
     def _long_value(self, name: str) -> Any:
@@ -344,7 +349,7 @@ class _Machine:
             self._stack[-1] = OPAQUE  # joblib puts the array here
 
     def _skip_array(self, state: Any) -> None:
-        """Skip an array that joblib writes right after the wrapper's state: padding, then its bytes."""
+        """Skip an array, which joblib writes directly after its description: padding, then the bytes."""
         if not self._arrays:
             raise Unscannable("the pickle has a joblib array in a place where joblib reads none")
         self.check_frame()
@@ -356,7 +361,7 @@ class _Machine:
         if not isinstance(datatype, Made) or datatype.made_by != _DTYPE:
             raise Unscannable("a joblib array has no datatype")
         if _has_objects(datatype):
-            # joblib loads them with a plain unpickler.
+            # joblib loads an array of objects with a plain unpickler.
             inner = _Machine(self._source, self._budget, arrays=False)
             inner.run()
             inner.check_frame()
@@ -376,7 +381,10 @@ def _is_wrapper(value: Any) -> bool:
 
 
 def _set(target: Any, pairs: list[Any]) -> Any:
-    """Put the pairs into a dict, as long as it is small. Only an array's description is looked up later."""
+    """Put the pairs into a small dict, and mark a larger one as incomplete.
+
+    Only the descriptions of arrays are needed later, and these are small.
+    """
     if isinstance(target, dict):
         for key, value in zip(pairs[::2], pairs[1::2], strict=False):
             if isinstance(key, str) and (key in target or len(target) < _LONGEST_TUPLE):
@@ -396,9 +404,9 @@ def _code_of(datatype: Made) -> str:
 
 
 def _state_of(datatype: Made) -> tuple[int, int]:
-    """Return the size and the flags in numpy's state of a datatype. Raise Unscannable.
+    """Return the size in bytes and the flags from a datatype's state. Raise Unscannable.
 
-    numpy computes the flags itself for states before version 3.
+    States before version 3 are rejected: numpy computes their flags itself.
     """
     state = datatype.state
     known = isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)
@@ -408,7 +416,7 @@ def _state_of(datatype: Made) -> tuple[int, int]:
 
 
 def _has_objects(datatype: Made) -> bool:
-    """Return True if the first bit of the flags says that the array has references to objects."""
+    """Return True if the array contains references to objects, by the first bit of the flags."""
     kind, (_, flags) = _code_of(datatype)[0], _state_of(datatype)
     if kind != "V" and bool(flags & 1) != (kind == "O"):
         raise Unscannable("a joblib array has a datatype with wrong flags")

@@ -1,4 +1,4 @@
-"""Judge what a pickle imports. Pure."""
+"""Decide which imports of a pickle are dangerous. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from services.registry.domain.pickle_machine import UNKNOWN, Import
 from tidegate.kernel.errors import BadRequest
 
-# Parts of the standard library that estimators use, and that run no code of the file. Everything else of the
-# standard library is dangerous in a pickle.
+# Names of the standard library that estimators use and that cannot run code from the file. All other names of
+# # the standard library are dangerous in a pickle.
 _SAFE: dict[str, frozenset[str]] = {
     "builtins": frozenset(
         [
@@ -68,7 +68,7 @@ _SAFE: dict[str, frozenset[str]] = {
             "type",
         ]
     ),
-    # Only classes, and never all names of a module: `enum.bltns` is the module builtins.
+    # List single classes, never all names of a module: `enum.bltns`, for example, is the module builtins.
     "collections": frozenset(
         {"OrderedDict", "defaultdict", "deque", "Counter", "ChainMap", "UserDict", "UserList", "UserString"}
     ),
@@ -121,7 +121,7 @@ _DANGEROUS_MODULES = (
     "pandas.io", "pandas.core.computation", "scipy.io", "sklearn.datasets", "sklearn.externals", "pip",
     "setuptools", "pkg_resources", "cloudpickle", "dill", "torch.hub", "torch.serialization", "IPython",
 )  # fmt: skip
-# Modules that other modules have as attributes.
+# Modules that can be reached as attributes of other modules.
 _MODULES = frozenset({
     "os", "sys", "subprocess", "shutil", "builtins", "importlib", "pickle", "marshal", "ctypes", "socket",
     "runpy", "pty", "code", "tempfile", "inspect",
@@ -132,15 +132,15 @@ _FAMILIAR = frozenset({
 
 
 def dangerous(found: Iterable[Import], flagged: Collection[Import]) -> list[str]:
-    """Return the imports that can run code or touch files, as ``module.name``, sorted.
+    """Return the imports that can run code or access files, as ``module.name``, sorted.
 
-    ``flagged``: those that picklescan calls dangerous.
+    ``flagged``: the imports that picklescan reports as dangerous.
     """
     return sorted({_text(name) for name in found if _is_dangerous(name, name in flagged)})
 
 
 def notes(found: Iterable[Import]) -> list[str]:
-    """Return a warning about packages that a pickle needs and that the models' environment may lack."""
+    """Return a warning if a pickle needs packages that the models' environment may lack."""
     tops = {module.partition(".")[0] for module, _ in found}
     others = sorted(tops - _FAMILIAR - set(sys.stdlib_module_names) - {"__builtin__", "copy_reg", UNKNOWN})
     if not others:
@@ -181,9 +181,10 @@ def _is_dangerous(name: Import, flagged: bool) -> bool:
 
 
 def _reaches_out(module: str, attribute: str) -> bool:
-    """Return True if an import is a module, or something inside of an attribute that may be one.
+    """Return True if an import is a module, or may be reached through a module.
 
-    `joblib.disk` imports os, so its `os.system` is the function. Only classes in classes are what they seem.
+    For example, `joblib.disk` imports os, so its attribute `os.system` runs programs. A dotted name is safe
+    only if all its parts look like classes.
     """
     if module.startswith("joblib.numpy_pickle"):
         return attribute != "NumpyArrayWrapper"

@@ -1,6 +1,6 @@
-"""Find the releases of the libraries that saved an estimator, without executing its pickle. Pure.
+"""Find the library releases that saved an estimator, without executing its pickle. Pure.
 
-The bytes are searched for texts, because ``pickletools`` cannot read joblib files: they have raw arrays
+The bytes are searched for known texts. ``pickletools`` cannot read joblib files, because they have raw arrays
 between the opcodes.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from services.registry.domain import needs
 
 SKLEARN, NUMPY = "scikit-learn", "numpy"
-# Bytes at the end of a piece that are searched again with the next piece. No match is longer.
+# This many bytes at the end of a piece are searched again with the next piece. No match is longer.
 _OVERLAP = 128
 _MAX_VERSION_LENGTH = 64
 # The text "_sklearn_version", an optional memoize opcode, then the opcode and the length of the next text.
@@ -25,14 +25,14 @@ _NUMPY_2 = re.compile(rb"numpy\._core|numpy\.random\._(?:mt19937|pcg64|philox|sf
 
 @dataclass(frozen=True, slots=True)
 class PickleReleases:
-    """The releases of the libraries that wrote a pickle. ``sklearn`` None: unknown."""
+    """The library releases that wrote a pickle. ``sklearn`` None: unknown. ``numpy_2``: numpy 2 or later."""
 
     sklearn: str | None = None
     numpy_2: bool = False
 
 
 def releases_in(pieces: Iterable[bytes]) -> PickleReleases:
-    """Return the releases that wrote a pickle. ``pieces``: its unpacked bytes."""
+    """Return the library releases that wrote a pickle. ``pieces``: its unpacked bytes."""
     sklearn, numpy_2, before = None, False, b""
     for piece in pieces:
         text = before + piece
@@ -47,7 +47,7 @@ def releases_in(pieces: Iterable[bytes]) -> PickleReleases:
 def warnings(saved_by: PickleReleases, here: Mapping[str, str], requirements: Sequence[str]) -> list[str]:
     """Return warnings for the publisher. ``here``: the packages of the models' environment, by name.
 
-    Packages in the version's own requirements are not compared.
+    scikit-learn is not compared if the version's own requirements name it.
     """
     messages = []
     ours = here.get(SKLEARN)

@@ -1,4 +1,4 @@
-"""The headers ``If-Match`` and ``If-None-Match`` of a change: what the object must still be. Pure."""
+"""Preconditions of a change: the headers ``If-Match`` and ``If-None-Match``. Pure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ETAG = re.compile(r'(?:W/)?"?([!#-~]{1,80}?)"?')
 
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """The state that a change expects of an object. ``match``: its ETags, one of which it must still have.
+    """The state that an object must have before a change. ``match``: the object's ETag must be one of these.
 
-    ``ANY`` in ``match``: it must exist. ``match`` None: no condition. ``new``: it must not exist.
+    ``ANY`` in ``match``: the object must exist. ``match`` None: any state. ``new``: it must not exist.
     """
 
     kind: Kind
@@ -30,7 +30,7 @@ class Precondition:
     new: bool = False
 
     def check(self, etag: str | None) -> None:
-        """Raise PreconditionFailed unless the object is as expected. ``etag`` None: it does not exist."""
+        """Raise PreconditionFailed if the object is in another state. ``etag`` None: it does not exist."""
         what = f"{self.kind.capitalize()} {self.name!r}"
         if self.new and etag is not None:
             raise PreconditionFailed(
@@ -47,7 +47,10 @@ class Precondition:
 
 
 def precondition(kind: Kind, name: str, match: str | None, none_match: str | None) -> Precondition | None:
-    """Return the precondition in two headers; None if both are absent. Raise BadRequest."""
+    """Return the precondition in the headers ``If-Match`` and ``If-None-Match``; None without them.
+
+    Raise BadRequest.
+    """
     if none_match is not None and none_match.strip() != ANY:
         raise BadRequest("For a change, If-None-Match must be *: the object must not exist yet.")
     if match is None:
@@ -62,10 +65,10 @@ def precondition(kind: Kind, name: str, match: str | None, none_match: str | Non
 
 
 def version_etag(version: Version) -> str:
-    """Return the ETag of what can change in a version: its metadata and its signature."""
+    """Return the ETag of a version: a digest of its metadata and signature, which can change."""
     return content_etag(version.model_dump(mode="json", include={"metadata", "signature"}))
 
 
 def content_etag(content: Any) -> str:
-    """Return the ETag of an object without a revision: a digest of its content, a JSON value."""
+    """Return the ETag of an object that has no revision: a digest of its content, a JSON value."""
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Read the signature of a program of torch.export, and judge if loading its file can run code. Pure."""
+"""Read the signature of a torch.export program, and decide if loading its file can run code. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 
-# torch's numbers of its types, torch._export.serde.schema.ScalarType.
+# By the number of the type in torch._export.serde.schema.ScalarType.
 _TYPES: dict[int, Datatype] = {
     1: "UINT8", 2: "INT8", 3: "INT16", 4: "INT32", 5: "INT64", 6: "FP16", 7: "FP32", 8: "FP64",
     12: "BOOL", 13: "BF16", 28: "UINT16", 34: "UINT32", 35: "UINT64",
 }  # fmt: skip
-# torch evaluates the sizes of open axes as Python. Only these names may be called there.
+# torch evaluates the size of a dynamic axis as a Python expression. Only these names may be called in it.
 _CALLS = frozenset({
     "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "PythonMod",
     "FloorDiv", "CleanDiv", "IntTrueDiv", "FloatTrueDiv", "CeilToInt", "FloorToInt", "ModularIndexing",
@@ -35,9 +35,9 @@ _PICKLED = re.compile(r"torch\._utils _rebuild_tensor_v2|torch \w+Storage|collec
 
 
 def signature_of(program: Mapping[str, Any], given: Signature | None, default_max_batch: int) -> Signature:
-    """Return the given signature, or the one of the program. Raise BadRequest, with what to do.
+    """Return ``given``, or else the program's signature. Raise BadRequest with the remedy.
 
-    If the first axis of all inputs and outputs is the same open axis, it is the batch axis.
+    If all inputs and outputs have the same dynamic first axis, it is the batch axis.
     """
     try:
         graph = program["graph_module"]
@@ -64,10 +64,10 @@ def signature_of(program: Mapping[str, Any], given: Signature | None, default_ma
 
 
 def runs_code(program: Mapping[str, Any], payloads: Mapping[str, str], names: Mapping[str, set[str]]) -> str:
-    """Return why loading the file could run code; an empty string if it cannot.
+    """Return why loading the file could run code; empty if it cannot.
 
-    ``payloads``: the descriptions of weights and constants, by file. ``names``: what each pickle of the
-    file names.
+    ``payloads``: the JSON descriptions of weights and constants, by file. ``names``: the imports of each
+    pickle in the file.
     """
     for file, text in payloads.items():
         try:
@@ -151,7 +151,7 @@ def _check_fits(given: Signature, inputs: list[Tensor], outputs: list[Tensor]) -
 
 
 def _expressions(value: Any) -> Iterator[str]:
-    """Yield the texts of a program that torch evaluates as Python."""
+    """Yield the texts in a program that torch evaluates as Python."""
     left = [value]
     while left:
         each = left.pop()
@@ -168,7 +168,7 @@ def _expressions(value: Any) -> Iterator[str]:
 
 
 def _is_calm(text: str) -> bool:
-    """Return True if an expression only computes with sizes of axes."""
+    """Return True if an expression is safe: it only computes with the sizes of axes."""
     if len(text) > _LONGEST:
         return False
     try:

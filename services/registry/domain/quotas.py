@@ -1,4 +1,4 @@
-"""Quotas of keys: the most versions, and the most bytes of their artifacts. Pure."""
+"""Check the quota of a key: its most versions, and the most bytes of their artifacts. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REASON = "quota_exceeded"
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The limits of a key; None: no limit."""
+    """The quota of a key, by the key's name. None: no limit."""
 
     key: str
     versions: int | None = None
@@ -20,14 +20,14 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """The versions that a key has registered and that are not deleted, and the bytes of their artifacts."""
+    """The number of undeleted versions that a key has registered, and the bytes of their artifacts."""
 
     versions: int
     artifact_bytes: int
 
 
 def check(quota: Quota, used: Used, size: int) -> None:
-    """Raise Forbidden if one more version with an artifact of ``size`` new bytes exceeds the quota."""
+    """Raise Forbidden if one more version would exceed the quota. ``size``: bytes that its artifact adds."""
     remedy = "Delete versions (`tidegate delete NAME --version N`), or let an admin raise the quota: "
     if quota.versions is not None and used.versions + 1 > quota.versions:
         raise Forbidden(

@@ -1,6 +1,6 @@
 """Recognise the format of a file by its contents. The file's name is only a hint. Pure.
 
-``kinds.py`` and ``foreign_kinds.py`` are the table. To add a format, add a row there.
+The table of kinds is in ``kinds.py`` and ``foreign_kinds.py``. To add a format, add a row there.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ LABELS: dict[Format, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Glimpse:
-    """The parts of a file that were read, in bounded memory.
+    """The parts of a file that its recognition needs. They have a bounded size.
 
-    ``unpacked``: the first bytes of a compressed file's contents; empty if it is not compressed. ``members``:
-    the size of each file in an archive, by path; None if it is not an archive, or one that cannot be read.
+    ``head``: the first bytes. ``unpacked``: the first bytes of a compressed file's contents; empty for other
+    files. ``members``: the size in bytes of each file in an archive, by path; None if the file is not an
+    archive or cannot be read.
     """
 
     filename: str
@@ -59,14 +60,14 @@ class Glimpse:
 
     @property
     def below(self) -> frozenset[str]:
-        """Return the paths in an archive without their first folder."""
+        """Return the paths in an archive, each without its first folder."""
         return frozenset(name.partition("/")[2] for name in self.members or ())
 
     @property
     def text(self) -> str | None:
-        """Return the first characters if the file begins with text, else None."""
+        """Return the first characters of a text file; None if the file does not begin with text."""
         try:
-            # A character of several bytes may be cut off at the end.
+            # If only the start was read, it may end in the middle of a character.
             decoded = self.head.decode("utf-8-sig", "strict" if self.size <= len(self.head) else "ignore")
         except UnicodeDecodeError:
             return None
@@ -79,10 +80,11 @@ Test = Callable[[Glimpse], bool]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of file: the text for messages ("a PNG image"), a test, and the format that serves it.
+    """A kind of file. ``what``: its name in messages ("a PNG image"). ``format``: the format that serves it.
 
-    ``format`` None: it cannot be served, and ``remedy`` is the next step. ``fits``: formats that a publisher
-    may also state for it. ``general``: the kind says little, so the name must not suggest another.
+    ``format`` None: the kind cannot be served, and ``remedy`` is the next step. ``fits``: other formats that
+    a publisher may state for it. ``general``: the kind alone does not prove the format, so the file name must
+    not suggest another format.
     """
 
     what: str
@@ -94,15 +96,16 @@ class Kind:
 
 
 def recognise(glimpse: Glimpse, table: Sequence[Kind]) -> Kind | None:
-    """Return the first kind of the table whose test the file passes, or None."""
+    """Return the first kind in the table with a test that the file passes, or None."""
     return next((kind for kind in table if kind.test(glimpse)), None)
 
 
 def decide(filename: str, kind: Kind | None, stated: Format | None, by_name: Format | None) -> Format:
-    """Return the format of a file whose contents were read.
+    """Return the format of a file of the recognised ``kind``.
 
     ``stated``: the format that the publisher gave. ``by_name``: the format that the file's name suggests.
-    Raise BadRequest if the contents contradict ``stated``, cannot be served, or say nothing without a hint.
+    Raise BadRequest if the contents contradict ``stated`` or cannot be served, or if nothing shows the
+    format.
     """
     if kind is None:
         if (known := stated or by_name) is not None:
@@ -136,12 +139,12 @@ def starts(*magic: bytes) -> Test:
 
 
 def has_at(at: int, magic: bytes) -> Test:
-    """Return a test for bytes at a place."""
+    """Return a test for bytes at an offset."""
     return lambda glimpse: glimpse.head[at : at + len(magic)] == magic
 
 
 def matches(pattern: bytes) -> Test:
-    """Return a test for the beginning of a file by a regular expression."""
+    """Return a test that matches a regular expression with the beginning of a file."""
     found = re.compile(pattern, re.DOTALL)
     return lambda glimpse: found.match(glimpse.head) is not None
 
@@ -152,5 +155,5 @@ def holds(*paths: str) -> Test:
 
 
 def both(first: Test, second: Test) -> Test:
-    """Return a test that a file passes if it passes both."""
+    """Return a test that a file passes only if it passes both tests."""
     return lambda glimpse: first(glimpse) and second(glimpse)

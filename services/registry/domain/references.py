@@ -1,4 +1,4 @@
-"""References to versions: ``digits@3``, ``digits@champion``, ``digits@latest``, ``digits``. Pure."""
+"""Parse references to versions: ``digits@3``, ``digits@champion``, ``digits@latest``, ``digits``. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONGEST_ALIAS = 32
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A version of a model: by its number, by an alias, or the latest one."""
+    """A reference to a version by number or by alias; if both are None, to the latest version."""
 
     model: str
     number: int | None = None
@@ -32,7 +32,7 @@ def parse(text: str) -> Reference:
 
 
 def of_version(model: str, version: str) -> Reference:
-    """Return the reference to a version that is written as a number, as an alias or as ``latest``."""
+    """Return the reference to a version of a model. ``version``: a number, an alias or ``latest``."""
     if version == LATEST:
         return Reference(model)
     bare = version[1:] if version[:1] == "v" and version[1:].isdecimal() else version
@@ -45,7 +45,7 @@ def of_version(model: str, version: str) -> Reference:
 
 
 def check_alias(alias: str) -> str:
-    """Return the name of an alias. Raise BadRequest if it is not valid, or could mean a version."""
+    """Return ``alias``. Raise BadRequest if it is invalid, or if it looks like a version number."""
     if protocol_names.problem("alias", alias) is not None:
         raise BadRequest(f"{alias[:80]!r} is not a valid name of an alias: {protocol_names.RULE}.")
     if len(alias) > LONGEST_ALIAS:

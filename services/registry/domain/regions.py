@@ -1,4 +1,4 @@
-"""Check that an Endpoint's requests stay in the regions that it allows. Pure."""
+"""Check that an Endpoint sends requests only to regions that it allows. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tidegate.kernel.protocol.models import DeploymentSpec, EndpointSpec
 
 
 def check(after: RegistrySnapshot, changes: Sequence[Change]) -> None:
-    """Raise Conflict if a change gives an Endpoint a target or a shadow outside its regions.
+    """Raise Conflict if a change sends an Endpoint's requests to a Deployment outside its regions.
 
-    ``after``: the snapshot with the changes. Endpoints and Deployments that did not change are not checked.
+    ``after``: the snapshot with the changes applied. Only changed Endpoints and Deployments are checked.
     """
     endpoints = {change.spec.name for change in changes if isinstance(change, PutEndpoint)}
     deployments = {change.stored.spec.name for change in changes if isinstance(change, PutDeployment)}

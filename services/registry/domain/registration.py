@@ -1,4 +1,4 @@
-"""Decide if a registration is the same as an existing version, and if it is complete. Pure."""
+"""Decide if a registration equals an existing version, and if it is complete. Pure."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def same_version(
     signature: Signature | None,
     trusted: Sequence[str] = (),
 ) -> Version | None:
-    """Return the newest version with this artifact, format, requirements, signature and trust, or None.
+    """Return the newest version that equals a registration, or None.
 
-    If ``signature`` is None, versions with any signature match: it may have been added later.
+    ``trusted``: the names that a pickle or skops file may import. ``signature`` None: versions with any
+    signature match, because their signature may have been added later.
     """
     for version in sorted(stored, key=lambda each: each.number, reverse=True):
         same = (version.artifact_sha256, version.format, version.requirements, version.trusted) == (
@@ -44,7 +45,10 @@ _UNDESCRIBED: dict[Format, str] = {
 def check_has_signature(
     format_: Format, user_signature: Signature | None, *, describes_itself: bool = False
 ) -> None:
-    """Raise BadRequest if a signature is needed. ``describes_itself``: the model's code may return one."""
+    """Raise BadRequest if the format needs a signature and the user gives none.
+
+    ``describes_itself``: no signature is needed, because the model's code may return one.
+    """
     if user_signature is not None or describes_itself or format_ not in _UNDESCRIBED:
         return
     kind = _UNDESCRIBED[format_]
@@ -56,7 +60,7 @@ def check_has_signature(
 
 
 def size_problem(size: int | None, limit: int) -> str | None:
-    """Return why an artifact of this size is rejected; None if it is accepted or the size is unknown."""
+    """Return why an artifact of ``size`` bytes is rejected; None if it is accepted or its size is unknown."""
     if size is None or size <= limit:
         return None
     return f"The artifact has {size} bytes; the limit is {limit} (TIDEGATE_MAX_ARTIFACT_BYTES)."

@@ -1,4 +1,4 @@
-"""Delete versions and models that are not in use. Pure."""
+"""Plan the deletion and restoration of versions and models. Pure."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from tidegate.kernel.protocol.models import EndpointSpec
 def delete_version(
     snapshot: RegistrySnapshot, model: str, number: int, *, permanent: bool = False
 ) -> list[Change]:
-    """Return the changes that delete a version. ``permanent``: for good, also if it is deleted already.
+    """Return the changes that delete a version. ``permanent``: it cannot be restored.
 
-    Raise Conflict while a Deployment runs it or an alias points to it, or NotFound.
+    With ``permanent``, the version may be deleted already. Raise NotFound, or Conflict while a Deployment
+    runs the version or an alias points to it.
     """
     if permanent and (model, number) in snapshot.deleted:
         return [DropVersion(model, number)]
@@ -51,7 +52,7 @@ def delete_version(
 
 
 def restore(snapshot: RegistrySnapshot, model: str, number: int | None) -> list[Change]:
-    """Return the changes that restore a deleted version; None: all deleted versions of the model.
+    """Return the changes that restore a deleted version. ``number`` None: all deleted versions of the model.
 
     Raise NotFound if nothing can be restored, or Conflict if the version is not deleted.
     """
@@ -73,11 +74,11 @@ def restore(snapshot: RegistrySnapshot, model: str, number: int | None) -> list[
 def delete_model(
     snapshot: RegistrySnapshot, model: str, *, cascade: bool, permanent: bool = False
 ) -> list[Change]:
-    """Return the changes that delete all versions of a model. ``permanent``: for good.
+    """Return the changes that delete all versions of a model. ``permanent``: they cannot be restored.
 
-    ``cascade`` also deletes its aliases, its Deployments and their Endpoints. Without it, raise Conflict
-    while a version has an alias, or a Deployment runs a version. An Endpoint that also serves another model
-    keeps the targets of that one.
+    With ``cascade``, also delete its aliases, its Deployments and their Endpoints. Without ``cascade``, raise
+    Conflict while a version has an alias or a Deployment runs a version. An Endpoint that also serves another
+    model stays, with the targets of that model.
     """
     numbers = snapshot.numbers(model)
     gone_before = sorted(each for name, each in snapshot.deleted if name == model) if permanent else []

@@ -1,4 +1,4 @@
-"""Requirements of a version: the lines of a ``requirements.txt``, checked but not installed. Pure."""
+"""Check the requirements of a version: the lines of a ``requirements.txt``. Nothing is installed. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FILE = "requirements.txt"
 MAX_LINES = 500
 MAX_LINE = 2000
 
-# The allowed options say where packages come from. Other options read files that the worker does not have, or
-# install packages outside the environment of the version.
+# The allowed options: most of them say where packages come from. Others would read files that the worker does
+# # not have, or install packages outside the version's environment.
 _OPTIONS = {
     "-i", "--index-url", "--extra-index-url", "--no-index", "-f", "--find-links", "--trusted-host",
     "--pre", "--prefer-binary", "--only-binary", "--no-binary", "--require-hashes",
@@ -22,9 +22,10 @@ _COMMENT = re.compile(r"(^|\s)#.*$")
 
 
 def parse(text: str, where: str) -> list[str]:
-    """Return the requirements in a text. Join continued lines; remove comments and blank lines.
+    """Return the requirements in a text. Continued lines are joined; comments and blank lines are removed.
 
-    Raise BadRequest for a line that a worker cannot install. It is not checked if the packages exist.
+    ``where``: the name of the text in messages. Raise BadRequest for a line that no worker can install.
+    Packages are not looked up.
     """
     joined = re.sub(r"\\\r?\n", " ", text)
     lines = [" ".join(_COMMENT.sub("", line).split()) for line in joined.splitlines()]
@@ -37,7 +38,10 @@ def parse(text: str, where: str) -> list[str]:
 
 
 def gathered(folders: Iterable[PurePosixPath], texts: Mapping[PurePosixPath, str]) -> list[str]:
-    """Return all requirements in an archive: those at its root and in the folders of its models."""
+    """Return the requirements of all models in an archive.
+
+    The files may be in the folder of a model, in a version folder of it, or in the folder above.
+    """
     result: list[str] = []
     homes = {home for folder in folders for home in (folder, folder.parent)}
     for path in sorted(texts):

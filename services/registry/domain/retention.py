@@ -1,7 +1,7 @@
 """Decide which versions of a model its retention deletes. Pure.
 
-A version is kept if a Deployment runs it, an alias points to it, a rollback would return to it, or if it is
-the latest one. Of the others, those are deleted that are not among the newest and are older than the limit.
+A version is kept if a Deployment runs it, an alias points to it, a rollback would return to it, or it is the
+latest version. Other versions are deleted if they are not among the newest and are older than the limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from services.registry.domain.model_policy import RetentionPolicy
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """A version, whether it is deleted, and why or why not. ``deployments`` are deleted with it."""
+    """The decision for a version, with its reason. ``deployments``: deleted together with the version."""
 
     version: int
     delete: bool
@@ -38,10 +38,10 @@ def fates(
     policy: RetentionPolicy,
     now: datetime,
 ) -> list[Fate]:
-    """Return the fate of each version of a model, oldest first.
+    """Return the decision for each version of a model, oldest first.
 
-    ``created``: when each version was registered. ``rollback_targets``: the versions to which a rollback
-    would return, with the Endpoint of each.
+    ``created``: the time of each version's registration. ``rollback_targets``: the versions that a rollback
+    would return to, each with its Endpoint in words.
     """
     newest_first = sorted(created, reverse=True)
     ranks = {number: rank for rank, number in enumerate(newest_first)}
@@ -94,7 +94,7 @@ def _fate(
 
 
 def deletions(model: str, found: Sequence[Fate]) -> list[Change]:
-    """Return the changes that delete what the fates say."""
+    """Return the changes for these decisions."""
     changes: list[Change] = []
     for fate in found:
         if fate.delete:
@@ -108,7 +108,7 @@ def _first(used: Sequence[StoredDeployment]) -> str:
 
 
 def _sleeps(snapshot: RegistrySnapshot, stored: StoredDeployment) -> bool:
-    """Return True if a Deployment is asleep after a roll-over, and no Endpoint names it."""
+    """Return True if a Deployment sleeps after a roll-over and no Endpoint names it."""
     if stored.declared or stored.override is not None or stored.spec.min_replicas > 0:
         return False
     return stored.spec.name not in snapshot.in_use() | snapshot.failovers()

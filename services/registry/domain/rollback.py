@@ -1,6 +1,6 @@
-"""Roll an Endpoint back to the version that it served before. Pure.
+"""Plan the rollback of an Endpoint to the version that it served before. Pure.
 
-The audit log shows which versions have served. A version that was deployed but never became ready is skipped.
+The audit log shows which versions have served. A version that never became ready is skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class EndpointHistory:
-    """An Endpoint's past states (newest first) and deleted Deployments (by name), from the audit log."""
+    """An Endpoint's past states (newest first) and its deleted Deployments (by name), from the audit log."""
 
     states: Sequence[Fields] = ()
     deleted: Mapping[str, Fields] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class EndpointHistory:
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan:
-    """The plan of a rollback. ``remade``: the Deployment was deleted, so it is created again."""
+    """The plan of a rollback to ``deployment``. ``remade``: it was deleted, so it is created again."""
 
     changes: list[Change]
     deployment: str
@@ -58,11 +58,11 @@ def rollback(
     history: EndpointHistory,
     now: float = 0.0,
 ) -> RollbackPlan:
-    """Plan the rollback of an Endpoint to ``version``; None: the version that served before this one.
+    """Plan the rollback of an Endpoint to ``version``; None: the version before the current one.
 
-    A roll-out in progress is abandoned, and a canary or an experiment ends at ``now`` (seconds). A rollback
-    in progress continues. Raise NotFound if the version is not registered, Conflict if there is no earlier
-    version.
+    A roll-over in progress is aborted. A canary or an experiment ends at ``now`` (seconds since the epoch). A
+    rollback in progress continues. Raise NotFound if the version is not registered, Conflict if no earlier
+    version exists.
     """
     endpoint = snapshot.endpoint(name)
     if version is None and endpoint.spec.previous:
@@ -92,12 +92,15 @@ def rollback(
 
 
 def deployments_of(states: Sequence[Fields]) -> list[str]:
-    """Return the Deployments that had all traffic of an Endpoint at some time, newest first."""
+    """Return the Deployments that once had all traffic of an Endpoint, newest first."""
     return list(dict.fromkeys(name for name in map(_sole_target, states) if name is not None))
 
 
 def _abandon_rollout(snapshot: RegistrySnapshot, endpoint: StoredEndpoint, now: float) -> RollbackPlan:
-    """Plan to abandon a roll-out: the Deployments that serve now stay. A rollback is not abandoned."""
+    """Plan to abort a roll-over: the Deployments that serve now become the targets.
+
+    If the roll-over is itself a rollback, let it continue.
+    """
     target, serving = (snapshot.heaviest(each) for each in (endpoint.spec.targets, endpoint.spec.previous))
     if target.model == serving.model and target.version < serving.version:
         replaced = [each.deployment for each in endpoint.spec.previous]
@@ -140,12 +143,16 @@ def _end_experiment(
 def _before_current(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, history: EndpointHistory
 ) -> _Choice:
-    """Return the last version that had all traffic and is older than the current one."""
+    """Return the last version that had all traffic and is older than the current version.
+
+    A version of another model also counts as older.
+    """
     current = snapshot.heaviest(endpoint.spec.targets)
     for choice in _served(snapshot, history):
         if choice.model != current.model or choice.version < current.version:
             return choice
-    # The log has no earlier version, for example if it is younger than the Endpoint: use the version numbers.
+    # The audit log may have no earlier version, for example if the Endpoint is older than the log. Then use
+    # the # version numbers.
     older = [number for number in snapshot.numbers(current.model) if number < current.version]
     if not older:
         registered = ", ".join(map(str, snapshot.numbers(current.model)))
@@ -167,14 +174,14 @@ def _of_request(
 
 
 def _of_version(snapshot: RegistrySnapshot, model: str, version: int) -> _Choice:
-    """Return the Deployment of a version: the one that `deploy` creates, else any existing one."""
+    """Return a Deployment for a version: the one that `deploy` would create, or else an existing one."""
     default = names.of_deployment(model, version)
     existing = [d.spec.name for d in snapshot.deployments.values() if _runs(d.spec, model, version)]
     return _Choice(default if default in existing or not existing else min(existing), model, version)
 
 
 def _served(snapshot: RegistrySnapshot, history: EndpointHistory) -> Iterator[_Choice]:
-    """Yield the versions that had all traffic at some time and are still registered, newest first."""
+    """Yield the versions that once had all traffic and are still registered, newest first."""
     for name in deployments_of(history.states):
         stored = snapshot.deployments.get(name)
         fields: Fields = stored.spec.model_dump() if stored else history.deleted.get(name, {})
@@ -184,7 +191,7 @@ def _served(snapshot: RegistrySnapshot, history: EndpointHistory) -> Iterator[_C
 
 
 def _sole_target(state: Fields) -> str | None:
-    """Return the Deployment that has all traffic; None during a roll-out or a split."""
+    """Return the Deployment that has all traffic; None during a roll-over or a split."""
     weighted = [target["deployment"] for target in state.get("targets", ()) if target.get("weight", 100)]
     return str(weighted[0]) if len(weighted) == 1 and not state.get("previous") else None
 
@@ -192,7 +199,7 @@ def _sole_target(state: Fields) -> str | None:
 def _spec_before_deletion(
     snapshot: RegistrySnapshot, endpoint: StoredEndpoint, old: Fields
 ) -> DeploymentSpec:
-    """Return a deleted Deployment's spec. ``env`` is copied from the current one: the log hides values."""
+    """Return a deleted Deployment's spec. Copy ``env`` from the current one, because the log hides values."""
     known = {key: value for key, value in old.items() if key in DeploymentSpec.model_fields}
     env = snapshot.heaviest(endpoint.spec.targets).env if old.get("env") else {}
     return DeploymentSpec.model_validate({**known, "env": env})

@@ -1,7 +1,7 @@
-"""Start, advance and end a canary: the changes of an Endpoint's targets. Pure.
+"""Plan the start, the steps and the end of a canary. Pure.
 
-The registry has the state of a rollout, and the router judges it. A rollout never changes the replicas of its
-baseline before it ends, so a rollback needs one write and no cold start.
+The registry stores the state of a rollout, and the router judges it. During a rollout, the replicas of the
+baseline do not change. So a rollback needs one write and no cold start.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tidegate.kernel.protocol.models import (
     Target,
 )
 
-# Weights of the baseline are scaled, so that a share of one percent is a whole number.
+# The factor of all weights, so that a share of one percent is a whole number.
 _SCALE = 1000
 _EVENTS_KEPT = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A decision of the router or an operator. ``step``: the step after the decision; None: the same step."""
+    """A decision of the router or an operator. ``step``: the new step; None: the step stays the same."""
 
     phase: RolloutPhase
     reason: str
@@ -38,10 +38,10 @@ class Progress:
 def start(
     snapshot: RegistrySnapshot, name: str, deployment: str, options: CanaryOptions, id: str, now: float
 ) -> list[Change]:
-    """Start a canary of an existing Deployment with the first step's share.
+    """Plan the start of a canary of an existing Deployment, with the share of the first step.
 
-    Raise Conflict while another rollout or a roll-over is in progress, BadRequest if the Deployment has
-    traffic already.
+    ``now``: seconds since the epoch. Raise Conflict while another rollout or a roll-over is in progress,
+    BadRequest if the Deployment has traffic already.
     """
     if options.steps[0] >= 100:
         raise BadRequest(
@@ -69,10 +69,10 @@ def start(
 
 
 def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: float) -> list[Change]:
-    """Replace an Endpoint's targets by a Deployment at once, without waiting until it is ready.
+    """Plan to replace an Endpoint's targets with a Deployment immediately, before it is ready.
 
-    The present targets go to sleep first, so both need no room at the same time. Requests wait in the queue
-    of the new one. Raise what :func:`start` raises.
+    The current targets go to sleep, so the host needs no room for both. Requests wait in the queue of the new
+    Deployment. Raise the same errors as :func:`start`.
     """
     spec, base = _checked(snapshot, name, deployment)
     woken = waking.wake(snapshot, name, [deployment])
@@ -92,7 +92,7 @@ def swap(snapshot: RegistrySnapshot, name: str, deployment: str, id: str, now: f
 
 
 def _checked(snapshot: RegistrySnapshot, name: str, deployment: str) -> tuple[EndpointSpec, list[Target]]:
-    """Return an Endpoint and its present targets. Raise what :func:`start` raises."""
+    """Return an Endpoint's spec and its targets that have weight. Raise the errors of :func:`start`."""
     spec = snapshot.endpoint(name).spec
     if deployment not in snapshot.deployments:
         raise names.unknown("Deployment", deployment)
@@ -108,7 +108,7 @@ def _checked(snapshot: RegistrySnapshot, name: str, deployment: str) -> tuple[En
 
 
 def _minimum(snapshot: RegistrySnapshot, deployment: str, options: CanaryOptions) -> int | None:
-    """Return a canary's minimum of replicas if the rollout may change it, else None."""
+    """Return a canary's minimum number of replicas if the rollout may change it, else None."""
     stored = snapshot.deployment(deployment)
     if stored.declared or options.full_capacity or stored.spec.min_replicas <= 1:
         return None
@@ -118,9 +118,9 @@ def _minimum(snapshot: RegistrySnapshot, deployment: str, options: CanaryOptions
 def advance(
     snapshot: RegistrySnapshot, name: str, id: str | None, progress: Progress, now: float
 ) -> list[Change]:
-    """Apply a decision about an Endpoint's rollout. A repeated decision changes nothing.
+    """Return the changes for a decision about an Endpoint's rollout. A repeated decision changes nothing.
 
-    Raise NotFound without a rollout, Conflict if it has ended or if another rollout (``id``) runs.
+    Raise NotFound if the Endpoint has no rollout, Conflict if the rollout has ended or has another ``id``.
     """
     spec = snapshot.endpoint(name).spec
     rollout = spec.rollout
@@ -149,7 +149,8 @@ def advance(
     )
     if moved:
         rollout = _noted(rollout, now)
-    # The present versions serve until a promoted canary is ready. The router settles this, usually at once.
+    # The baseline serves until a promoted canary is ready. The router then settles the Endpoint, usually
+    # immediately.
     previous = rollout.base if rollout.phase == "promoted" else []
     update = {"rollout": rollout, "targets": targets_of(rollout), "previous": previous}
     changed = spec.model_copy(update=update)
@@ -158,7 +159,7 @@ def advance(
 
 
 def withdrawn(spec: EndpointSpec, now: float) -> Rollout | None:
-    """Return an Endpoint's rollout after a rollback. If its promotion was not settled, it is rolled back."""
+    """Return an Endpoint's rollout after a rollback: rolled back, if its promotion was not settled yet."""
     rollout = spec.rollout
     if rollout is None or rollout.phase != "promoted" or not spec.previous:
         return rollout
@@ -175,7 +176,7 @@ def share_of(rollout: Rollout) -> int:
 
 
 def targets_of(rollout: Rollout) -> list[Target]:
-    """Return an Endpoint's targets in the present step: the baseline's weights, and the canary's share."""
+    """Return an Endpoint's targets in the current step: the baseline and the canary, with their weights."""
     share = share_of(rollout)
     canary = Target(deployment=rollout.deployment, weight=share * _SCALE)
     if share >= 100:
@@ -188,7 +189,7 @@ def targets_of(rollout: Rollout) -> list[Target]:
 
 
 def _scaled(base: Sequence[Target], weight: int, total: int) -> list[Target]:
-    """Return the baseline scaled to a sum of ``weight``. Rounding changes shares by less than 0.01 %."""
+    """Return the baseline with weights scaled to a sum of ``weight``. Rounding errors are below 0.01 %."""
     scaled = [
         Target(deployment=each.deployment, weight=max(1, round(each.weight * weight / total)))
         for each in base

@@ -1,8 +1,8 @@
-"""Roll an Endpoint over to a new version without a gap, and put the old Deployment to sleep. Pure.
+"""Plan the roll-over of an Endpoint to a new version without downtime. Pure.
 
-`deploy` creates a Deployment for the version and makes it the Endpoint's target. The current targets stay as
-``previous``. When the targets are ready, the router moves the traffic and settles the Endpoint. Settling
-scales the old Deployment to zero; a request for its version still wakes it.
+`deploy` creates a Deployment for the version and makes it the Endpoint's target. The current targets become
+``previous`` and still serve. When the new target is ready, the router moves the traffic and settles the
+Endpoint. Then the old Deployment goes to sleep (zero replicas). A request for its version wakes it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SCALE = ("min_replicas", "max_replicas", "scale_to_zero_after_s", "scaling")
 
 @dataclass(frozen=True, slots=True)
 class DeployRequest:
-    """A request to serve a version. ``version`` None: the latest. ``endpoint`` None: the model's name.
+    """A request to serve a version. ``version`` None: the latest. ``endpoint`` None: named like the model.
 
     ``traffic`` False: create or change only the Deployment.
     """
@@ -46,7 +46,7 @@ class DeployRequest:
 
 @dataclass(frozen=True, slots=True)
 class DeployPlan:
-    """The changes of one `deploy`, and the names of its Deployment and Endpoint."""
+    """The changes for a `deploy`, and the names of its Deployment and Endpoint."""
 
     changes: list[Change]
     deployment: str
@@ -54,7 +54,7 @@ class DeployPlan:
 
 
 def deploy(snapshot: RegistrySnapshot, request: DeployRequest) -> DeployPlan:
-    """Plan the changes that make an Endpoint serve a version. A repeated request has no changes.
+    """Plan the changes that make an Endpoint serve a version. A repeated request changes nothing.
 
     Raise NotFound for an unknown model or version, BadRequest or Conflict for invalid options.
     """
@@ -80,10 +80,10 @@ def deploy(snapshot: RegistrySnapshot, request: DeployRequest) -> DeployPlan:
 
 
 def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Change]:
-    """End a roll-over whose targets are ready. The replaced Deployments get no traffic and go to sleep.
+    """Plan the end of a roll-over: the replaced Deployments get no more traffic and go to sleep.
 
-    Raise Conflict if the Endpoint is no longer at revision ``seen``. If it is settled already, return no
-    changes.
+    Raise Conflict if the Endpoint is no longer at revision ``seen``. Return no changes if the roll-over has
+    ended already.
     """
     stored = snapshot.endpoint(name)
     if not stored.spec.previous:
@@ -93,9 +93,10 @@ def settle(snapshot: RegistrySnapshot, name: str, seen: int | None) -> list[Chan
 
 
 def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
-    """Return ``spec`` with the Deployments that serve now as its ``previous``.
+    """Return ``spec`` with the currently serving targets as its ``previous``.
 
-    If an earlier roll-over is not settled, those are its ``previous``, because its targets may not be ready.
+    During an unsettled roll-over, these are the stored ``previous``, because the stored targets may not be
+    ready.
     """
     kept = {target.deployment for target in spec.targets}
     serving = stored.previous or stored.targets
@@ -103,9 +104,9 @@ def with_previous(stored: EndpointSpec, spec: EndpointSpec) -> EndpointSpec:
 
 
 def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: EndpointSpec) -> list[Change]:
-    """Replace an Endpoint's spec. Deployments that no longer get traffic go to sleep.
+    """Plan to replace an Endpoint's spec. Deployments that it no longer uses go to sleep.
 
-    Deployments that a user declared keep their scale. A shadow that gets traffic is no shadow any more.
+    Deployments that a user declared keep their scale. A shadow ends if its Deployment gets traffic.
     """
     spec = without_own_shadow(spec)
     if spec == stored:
@@ -127,7 +128,7 @@ def replace_endpoint(snapshot: RegistrySnapshot, stored: EndpointSpec, spec: End
 
 
 def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
-    """Return the spec without its shadow, if the shadow's Deployment gets a share of the traffic."""
+    """Return the spec. Remove its shadow if the shadow's Deployment gets a share of the traffic."""
     weighted = {target.deployment for target in spec.targets if target.weight}
     if spec.shadow is None or spec.shadow.deployment not in weighted:
         return spec
@@ -135,9 +136,9 @@ def without_own_shadow(spec: EndpointSpec) -> EndpointSpec:
 
 
 def with_minimum(snapshot: RegistrySnapshot, rollout: Rollout, share: int) -> list[Change]:
-    """Return the change that gives a canary ``share`` percent of its minimum of replicas, rounded up.
+    """Return the change that sets a canary's minimum replicas to ``share`` percent of its own, rounded up.
 
-    So a rollout never needs twice the replicas, unless its options ask for that.
+    So a rollout does not need twice the replicas, unless its options request full capacity.
     """
     stored = snapshot.deployments.get(rollout.deployment)
     if stored is None or rollout.min_replicas is None:
@@ -147,14 +148,14 @@ def with_minimum(snapshot: RegistrySnapshot, rollout: Rollout, share: int) -> li
 
 
 def asleep_spec(spec: DeploymentSpec) -> DeploymentSpec:
-    """Return the spec of a sleeping Deployment: it scales to zero, and only a request wakes it."""
+    """Return the spec with the settings of a sleeping Deployment: zero replicas until a request arrives."""
     scaling = spec.scaling.model_copy(update={"schedule": [], "forecast": "off"})
     asleep = {"min_replicas": 0, "scale_to_zero_after_s": REPLACED_SLEEPS_AFTER_S, "scaling": scaling}
     return spec.model_copy(update=asleep)
 
 
 def scale_of(snapshot: RegistrySnapshot, endpoint: StoredEndpoint) -> dict[str, Any]:
-    """Return the scale settings of the Endpoint's Deployment with the largest weight."""
+    """Return the scale settings of the Endpoint's target with the largest weight."""
     current = snapshot.heaviest(endpoint.spec.targets)
     return {key: getattr(current, key) for key in _SCALE}
 
@@ -176,13 +177,16 @@ def _deployment(
     fixed: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> list[Change]:
-    """Create the version's Deployment with the options of the Endpoint's current one, or update it."""
+    """Plan to create or update the version's Deployment.
+
+    A new one copies the options of the Endpoint's current Deployment.
+    """
     name = fixed["name"]
     current = snapshot.heaviest(endpoint.spec.targets) if endpoint is not None else None
     what = f"Deployment {name!r}"
     stored = snapshot.deployments.get(name)
     if stored is None:
-        # A new version must be verified, even if the one that serves now need not be.
+        # Do not copy ``unverified``: a new version must be verified.
         base = {**(current.model_dump(exclude={"unverified"}) if current else {}), **fixed}
         return [
             PutDeployment(
@@ -196,7 +200,7 @@ def _deployment(
         )
     base = stored.spec.model_dump()
     if current is not None and name not in snapshot.with_traffic():
-        # The Deployment was asleep, so it gets the scale of the one that serves now.
+        # The Deployment was asleep, so copy the scale of the Deployment that serves now.
         needed = current.model_dump()
         base |= {key: needed[key] for key in _SCALE}
     spec = merge.deployment(base, options, what, exact_follows=True)

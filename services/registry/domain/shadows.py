@@ -1,7 +1,7 @@
-"""Start, stop and promote shadow traffic: an Endpoint's copies to a Deployment without a share. Pure.
+"""Plan the start, end and promotion of shadow traffic. Pure.
 
-A shadow never changes the Endpoint's targets. A Deployment that sleeps stays asleep unless the shadow says
-``wake``. When the shadow ends, a Deployment that nothing else uses goes to sleep.
+A shadow does not change the Endpoint's targets. A sleeping Deployment stays asleep, unless the shadow has
+``wake``. When the shadow ends, its Deployment goes to sleep if nothing else uses it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tidegate.kernel.protocol.models import Shadow, Target
 def version_changes(
     snapshot: RegistrySnapshot, name: str, version: int, *, wake: bool
 ) -> tuple[list[Change], str]:
-    """Return the changes that create the Deployment of a version, and its name.
+    """Return the changes that create a Deployment of a version, and its name.
 
-    An existing Deployment stays as it is, so that a shadow does not wake it. With ``wake`` it gets the scale
-    of the one that serves now. Raise NotFound for an unknown Endpoint or version.
+    Without ``wake``, an existing Deployment is not changed, so a sleeping one stays asleep. With ``wake``, it
+    gets the scale of the Deployment that serves now. Raise NotFound for an unknown Endpoint or version.
     """
     spec = snapshot.endpoint(name).spec
     model = snapshot.heaviest(spec.targets).model
@@ -34,9 +34,9 @@ def version_changes(
 
 
 def start(snapshot: RegistrySnapshot, name: str, shadow: Shadow) -> list[Change]:
-    """Start shadow traffic, or replace the present one.
+    """Plan the start of shadow traffic. It replaces an earlier shadow.
 
-    Raise NotFound for an unknown Endpoint or Deployment, BadRequest if the Deployment has a share.
+    Raise NotFound for an unknown Endpoint or Deployment, BadRequest if the Deployment gets traffic already.
     """
     stored = snapshot.endpoint(name)
     if shadow.deployment not in snapshot.deployments:
@@ -52,7 +52,7 @@ def start(snapshot: RegistrySnapshot, name: str, shadow: Shadow) -> list[Change]
 
 
 def stop(snapshot: RegistrySnapshot, name: str, id: str | None = None) -> list[Change]:
-    """End the shadow traffic of an Endpoint; without one, change nothing. Raise NotFound.
+    """Plan the end of an Endpoint's shadow traffic. Without a shadow, change nothing. Raise NotFound.
 
     ``id``: end only the shadow with this id; None: any shadow.
     """
@@ -63,9 +63,9 @@ def stop(snapshot: RegistrySnapshot, name: str, id: str | None = None) -> list[C
 
 
 def promote(snapshot: RegistrySnapshot, name: str) -> list[Change]:
-    """Make the shadow's Deployment the only target; the present ones serve until it is ready.
+    """Plan to make the shadow's Deployment the only target. The current targets serve until it is ready.
 
-    Raise NotFound without shadow traffic.
+    Raise NotFound if the Endpoint has no shadow.
     """
     spec = snapshot.endpoint(name).spec
     if spec.shadow is None:
@@ -84,7 +84,7 @@ def promote(snapshot: RegistrySnapshot, name: str) -> list[Change]:
 
 
 def _existing(snapshot: RegistrySnapshot, model: str, version: int, preferred: str) -> str | None:
-    """Return the Deployment that runs a version: the one with the usual name, else the first; or None."""
+    """Return a Deployment that runs a version: the preferred one, or else the first by name, or None."""
     those = sorted(
         name
         for name, stored in snapshot.deployments.items()

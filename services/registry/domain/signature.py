@@ -15,8 +15,8 @@ from tidegate.kernel.protocol.models import Datatype, Signature, TensorSpec
 class GraphValue:
     """An input or output as an ONNX file declares it.
 
-    ``dims`` has None for each dynamic axis. It is None if the rank is not declared. ``datatype`` is None if
-    this is not a tensor, or if the inference protocol does not have its element type.
+    ``dims``: the size of each axis; None for a dynamic axis. ``dims`` None: the rank is not declared.
+    ``datatype`` None: the value is not a tensor, or the inference protocol lacks its element type.
     """
 
     name: str
@@ -40,10 +40,10 @@ class OnnxGraph:
 
 
 def of_graph(graph: OnnxGraph, user_signature: Signature | None, default_max_batch: int) -> Signature:
-    """Return the user's signature, which must agree with the graph; without one, that of the graph.
+    """Return the user's signature if it agrees with the graph. Without one, derive it from the graph.
 
-    If the first axis of every input and output is dynamic, it is the batch axis: max_batch_size is
-    ``default_max_batch``, and shapes leave that axis out. Raise BadRequest, with what to do.
+    If the first axis of every input and output is dynamic, it is the batch axis. Then max_batch_size is
+    ``default_max_batch``, and shapes leave that axis out. Raise BadRequest with the remedy.
     """
     _check_servable(graph)
     if user_signature is not None:

@@ -1,8 +1,8 @@
-"""Judge the types that a skops file names. Pure.
+"""Decide which types in a skops file need the publisher's trust. Pure.
 
-skops constructs objects only of types that its file names. It asks its user to trust each type that is not
-in its own list. Here, all objects of scikit-learn are trusted: skops distrusts some of them because a made-up
-file can crash the process, and a model's process may crash.
+skops constructs only objects of the types that its file names. Its users must trust each type that is not on
+its own list. This module also trusts all classes of scikit-learn. skops distrusts some of them because a
+crafted file can crash the process, but a model's process is allowed to crash.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tidegate.kernel.errors import BadRequest
 
-# Nodes that construct data or objects. The others call something, so their types must be trusted by name.
+# Nodes that construct data or objects. Other nodes call functions, so their types must be trusted by name.
 _OBJECTS = frozenset({"ObjectNode", "TreeNode", "LossNode", "TypeNode", "CachedNode"})
 _BUILTINS = [
     "int",
@@ -50,7 +50,7 @@ class SkopsType:
 
     @property
     def path(self) -> str:
-        """Return the name by which a publisher trusts the type."""
+        """Return the name that a publisher writes to trust the type."""
         return f"{self.module}.{self.name}"[:200]
 
 

@@ -1,4 +1,4 @@
-"""Stages of versions: what a version needs to enter one, and which versions may serve. Pure."""
+"""Check if a version may enter a stage, and if its stage allows it to serve. Pure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ REASON = "stage_required"
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """The approval of a version for a stage by a principal. ``by`` is the principal's name.
+    """A principal's approval of a version for a stage. ``by``: the principal's name.
 
-    ``owner``: the owner of the principal's key; None: it has none.
+    ``owner``: the owner of the principal's key; None if the key has no owner.
     """
 
     stage: str
@@ -34,8 +34,9 @@ class Approval:
 class StageFacts:
     """The facts about a version that decide if it may enter a stage.
 
-    ``checks_met``: it matches the stage's filter. ``verification``: the state of its verification.
-    ``registered_by``: the principal that registered it. ``registered_for``: the owner of its key.
+    ``checks_met``: the version matches the stage's filter. ``verification``: the state of its verification.
+    ``registered_by``: the principal that registered it. ``registered_for``: the owner of that principal's
+    key.
     """
 
     stage: str | None
@@ -47,9 +48,9 @@ class StageFacts:
 
 
 def approver(principal: str, owner: str | None) -> tuple[str, str]:
-    """Return the person that an approval counts for: the owner of a key, the subject of a token.
+    """Return whom an approval counts for: the owner of a key, or the subject of a token.
 
-    A principal without either counts by its id.
+    For a key without an owner, return the id of the principal.
     """
     if owner is None and principal.startswith(JWT_PREFIX):
         owner = principal.removeprefix(JWT_PREFIX)
@@ -57,7 +58,7 @@ def approver(principal: str, owner: str | None) -> tuple[str, str]:
 
 
 def stage_of(policy: ModelPolicy, model: str, name: str) -> Stage:
-    """Return a stage of a model. Raise BadRequest, with the stages that it has."""
+    """Return a stage of a model. Raise BadRequest, which lists the model's stages."""
     found = next((stage for stage in policy.stages if stage.name == name), None)
     if found is None:
         known = ", ".join(stage.name for stage in policy.stages) or "none"
@@ -69,7 +70,7 @@ def stage_of(policy: ModelPolicy, model: str, name: str) -> Stage:
 
 
 def missing(policy: ModelPolicy, stage: Stage, facts: StageFacts) -> list[str]:
-    """Return what a version lacks to enter a stage, each as a phrase; empty if it may enter."""
+    """Return the requirements of a stage that a version does not meet, as phrases; empty if it may enter."""
     found = []
     before = policy.rank(stage.name) - 1
     if policy.rank(facts.stage) < before:
@@ -84,7 +85,7 @@ def missing(policy: ModelPolicy, stage: Stage, facts: StageFacts) -> list[str]:
 
 
 def _missing_approvals(stage: Stage, facts: StageFacts) -> str | None:
-    """Return which approvals a version lacks, as a phrase; None if it has them."""
+    """Return the missing approvals of a version as a phrase; None if it has enough."""
     approvals = [each for each in facts.approvals if each.stage == stage.name]
     others = {each.principal for each in approvals} - {facts.registered_by}
     given = {approver(each.principal, each.owner) for each in approvals}
@@ -102,7 +103,7 @@ def _missing_approvals(stage: Stage, facts: StageFacts) -> str | None:
 
 
 def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageFacts) -> None:
-    """Raise Conflict if a version may not enter a stage. It may always go back to an earlier one."""
+    """Raise Conflict if a version may not enter a stage. It may always return to an earlier stage."""
     stage = stage_of(policy, model, name)
     if policy.rank(name) <= policy.rank(facts.stage):
         return
@@ -115,7 +116,7 @@ def enter(policy: ModelPolicy, model: str, number: int, name: str, facts: StageF
 
 
 def _next_step(policy: ModelPolicy, stage: Stage, facts: StageFacts, version: str) -> str:
-    """Return the command that helps with the first thing that a version lacks."""
+    """Return the command for the first requirement that a version does not meet."""
     before = policy.rank(stage.name) - 1
     model, _, number = version.partition("@")
     if policy.rank(facts.stage) < before:
@@ -128,7 +129,7 @@ def _next_step(policy: ModelPolicy, stage: Stage, facts: StageFacts, version: st
 
 
 def changes_rules(before: RegistrySnapshot, changes: Sequence[Change]) -> bool:
-    """Return True if a change sets other rules of what may serve."""
+    """Return True if a change sets other stages, or another first stage that may serve."""
     return any(
         change.policy.guards(before.policies.get(change.model, ModelPolicy()))
         for change in changes

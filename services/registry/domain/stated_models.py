@@ -1,4 +1,4 @@
-"""The aliases and the policy of a model that a file states, for `tidegate apply`. Pure."""
+"""Plan the policy and the aliases of a model in a file, for `tidegate apply`. Pure."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from tidegate.kernel.protocol.models import LARGEST, Name
 
 
 class StatedModel(ModelPolicy):
-    """A model in a file. ``aliases`` None: they stay as they are."""
+    """A model in a file: its policy and aliases. ``aliases`` None: do not change the aliases."""
 
     name: Name
     aliases: dict[str, Annotated[int, Field(ge=1, le=LARGEST)]] | None = Field(None, max_length=aliases.MOST)
 
     def policy(self) -> ModelPolicy:
-        """Return the policy that the file states."""
+        """Return the policy in the file."""
         return ModelPolicy.model_validate(self.model_dump(exclude={"name", "aliases"}))
 
 
 def put_model(snapshot: RegistrySnapshot, name: str, fields: Mapping[str, Any]) -> list[Change]:
-    """Replace the policy of a model, and its aliases if they are given. Raise BadRequest or NotFound."""
+    """Plan to replace a model's policy, and its aliases if the file has them.
+
+    Raise BadRequest or NotFound.
+    """
     stated = merge.checked(StatedModel, {**fields, "name": name}, f"Model {name!r}")
     if not snapshot.numbers(name):
         raise BadRequest(

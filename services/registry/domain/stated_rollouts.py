@@ -1,7 +1,7 @@
-"""Start a canary that a file states: `tidegate apply` and ``PUT`` of an Endpoint. Pure.
+"""Plan an Endpoint with a canary, for `tidegate apply` and ``PUT``. Pure.
 
-A file states the present targets and the canary. It may be applied at any time: the stated canary
-continues, and a canary that has ended is not started a second time.
+A file states the current targets and the canary. It can be applied repeatedly: a running canary continues,
+and a canary that has ended is not started a second time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tidegate.kernel.protocol.models import CanaryOptions, EndpointSpec, Name, N
 
 
 class StatedRollout(Noun):
-    """A canary in a file: its Deployment, and its options."""
+    """A canary in a file: its Deployment and its options."""
 
     deployment: Name
     options: CanaryOptions = CanaryOptions()
@@ -24,7 +24,7 @@ class StatedRollout(Noun):
 
 @dataclass(frozen=True, slots=True)
 class RolloutStart:
-    """The id and the time (seconds since the epoch) of a rollout that may start."""
+    """The id and the start time (seconds since the epoch) for a new rollout."""
 
     id: str
     now: float
@@ -37,9 +37,10 @@ def put_endpoint(
     *,
     start: RolloutStart,
 ) -> list[Change]:
-    """Create or replace an Endpoint, as :func:`edits.put_endpoint` does, and start the canary that it states.
+    """Plan to create or replace an Endpoint, and to start the canary in its fields.
 
-    A stated ``rollout`` with an ``id`` is a stored one, with its state, and is kept as it is.
+    If ``rollout`` has an ``id``, it is a complete stored rollout and is written unchanged. Raise the errors
+    of :func:`edits.put_endpoint`.
     """
     stated, stored = fields.get("rollout"), snapshot.endpoints.get(name)
     if not isinstance(stated, Mapping) or stated.get("id"):
@@ -57,19 +58,19 @@ def put_endpoint(
 
 
 def _kept(stored: EndpointSpec, fields: edits.Fields) -> dict[str, Any]:
-    """Return the fields with the targets and the rollout that are stored."""
+    """Return the fields with the stored targets and the stored rollout."""
     kept = stored.model_dump(include={"targets", "previous", "rollout"})
     return {**fields, **kept}
 
 
 def _is_known(stored: EndpointSpec, wanted: StatedRollout) -> bool:
-    """Return True if the Endpoint's last canary is the stated one."""
+    """Return True if the Endpoint's last canary equals the stated one."""
     held = stored.rollout
     return held is not None and (held.deployment, held.options) == (wanted.deployment, wanted.options)
 
 
 def _is_baseline(stored: EndpointSpec, fields: edits.Fields) -> bool:
-    """Return True if the stated targets are the baseline of the Endpoint's canary, which then continues."""
+    """Return True if the stated targets are the baseline of a running canary. Then the canary continues."""
     if stored.rollout is None or not stored.rollout.active or not isinstance(fields.get("targets"), list):
         return False
     targets = [merge.checked(Target, each, "targets") for each in fields["targets"]]

@@ -27,7 +27,7 @@ Named = list[tuple[str, int]]
 
 
 def read(data: mmap | bytes) -> OnnxGraph:
-    """Return the inputs and outputs by the names of the first signature, else of the tensors.
+    """Return the inputs and outputs. Their names are from the first signature, or else from the tensors.
 
     Raise Malformed if the file is damaged.
     """
@@ -66,7 +66,10 @@ def _at(tensors: list[Table], index: int) -> Table:
 
 
 def _value(name: str, tensor: Table, dynamic: bool = False) -> GraphValue:
-    """Return a tensor. ``dynamic``: a first axis of 1 is the batch axis, as in outputs of old converters."""
+    """Return a tensor as a graph value. ``dynamic``: treat a first axis of 1 as the batch axis.
+
+    Old converters write 1 for the batch axis of outputs.
+    """
     shape = tensor.numbers(TENSOR_SHAPE_SIGNATURE, limit=64) or tensor.numbers(TENSOR_SHAPE, limit=64)
     dims = [size if size > 0 else None for size in shape]
     if dynamic and dims[:1] == [1]:

@@ -1,4 +1,4 @@
-"""Split an Endpoint's traffic among several Deployments. Pure."""
+"""Plan the split of an Endpoint's traffic among Deployments. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tidegate.kernel.protocol.models import Target
 
 
 def split(snapshot: RegistrySnapshot, name: str, targets: Sequence[Target]) -> list[Change]:
-    """Return the changes that split the Endpoint's traffic by these weights.
+    """Return the changes that split an Endpoint's traffic by these weights.
 
     The current Deployments serve until each new target with a weight is ready. A sleeping Deployment that
-    `deploy` created gets the scale of the one that serves now.
+    `deploy` created gets the scale of the Deployment that serves now.
     """
     spec = snapshot.endpoint(name).spec
     serving = spec.previous or spec.targets

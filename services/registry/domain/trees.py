@@ -1,7 +1,7 @@
 """The signatures of models of decision trees: XGBoost, LightGBM, CatBoost. Pure.
 
-A classifier has the outputs ``label`` and ``probabilities``, as a scikit-learn classifier has; any other
-model has ``output``. The input is ``input``, one row of features for each sample.
+A classifier has the outputs ``label`` and ``probabilities``, like a scikit-learn classifier. Other models
+have ``output``. The input is ``input``, with one row of features for each sample.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MAX_OUTPUTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class TreeModel:
-    """The facts in a file. ``classes`` 0: no classifier. ``outputs`` 0: one number for each row.
+    """The facts about a model in a file. ``classes`` 0: not a classifier. ``outputs`` 0: one number per row.
 
-    ``categories``: the number of features that are categories as text (CatBoost).
+    ``categories``: the number of features that are texts (CatBoost).
     """
 
     features: int
@@ -36,7 +36,7 @@ class TreeModel:
 
 
 def signature_of(model: TreeModel, user_signature: Signature | None, max_batch: int) -> Signature:
-    """Return the user's signature, which must fit the file, or that of the file. Raise BadRequest."""
+    """Return the user's signature if it fits the file, or else the file's signature. Raise BadRequest."""
     if not 0 < model.features + model.categories <= MAX_FEATURES:
         raise BadRequest(
             f"The file says that the model has {model.features + model.categories} features, which cannot "

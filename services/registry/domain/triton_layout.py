@@ -1,4 +1,4 @@
-"""The models in a Triton model directory, and which of them is called. Pure."""
+"""Find the models in a Triton model directory, and the one that gets requests. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROOT = PurePosixPath(".")
 def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
     """Return the folders that are models: those with a config.pbtxt or a numbered version folder.
 
-    Only the outermost ones count; deeper ones belong to the code of a model.
+    Only the outermost of these folders are models. Deeper ones belong to a model's code.
     """
     folders: set[PurePosixPath] = set()
     for path in files:
@@ -32,10 +32,11 @@ def models(files: Iterable[PurePosixPath]) -> set[PurePosixPath]:
 
 
 def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosixPath, bool]) -> PurePosixPath:
-    """Return the folder of the model to call: the only one, the one named ``model``, or the only ensemble.
+    """Return the folder of the model that gets requests.
 
-    ``ensembles``: for each folder with a config, whether it is an ensemble. Raise BadRequest if no folder or
-    several could be called.
+    This is the only folder, the folder named ``model``, or the only outermost ensemble. ``ensembles``: True
+    for each folder of such an ensemble. Raise BadRequest if there is no folder, or if the choice is not
+    clear.
     """
     if not folders:
         raise BadRequest(
@@ -58,7 +59,7 @@ def served(folders: set[PurePosixPath], model: str, ensembles: Mapping[PurePosix
 
 
 def check_versions(folder: PurePosixPath, files: Iterable[PurePosixPath]) -> None:
-    """Raise BadRequest unless a model has a version folder with a file in it. Ensembles need none."""
+    """Raise BadRequest unless a model has a version folder with a file in it. Not for ensembles."""
     inside = [path.relative_to(folder).parts for path in files if path.is_relative_to(folder)]
     if any(len(parts) > 1 and parts[0].isdecimal() for parts in inside):
         return
@@ -70,5 +71,5 @@ def check_versions(folder: PurePosixPath, files: Iterable[PurePosixPath]) -> Non
 
 
 def config_path(folder: PurePosixPath) -> PurePosixPath:
-    """Return the path of the config of the model in ``folder``."""
+    """Return the path of a model's config.pbtxt."""
     return PurePosixPath(CONFIG) if folder == _ROOT else folder / CONFIG

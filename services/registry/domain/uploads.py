@@ -1,4 +1,4 @@
-"""Uploads that can be continued: what a caller may open, where it continues, and how it ends. Pure."""
+"""Rules for uploads that can be continued: opening, appending and ending them. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Literal
 from tidegate.kernel.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, TooMany
 
 State = Literal["open", "verifying", "stored", "failed"]
-# A part of an upload, in bytes. Smaller parts would make an upload of many small requests expensive.
+# The bytes of a part, and the least bytes of a part. Small parts would make uploads expensive.
 PART_BYTES = 8 * 2**20
 LEAST_PART_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """The limits of one caller's unfinished uploads, and how long an idle one is kept."""
+    """The limits of one caller's unfinished uploads. ``idle``: how long an idle upload is kept."""
 
     number: int
     total_bytes: int
@@ -27,9 +27,9 @@ class UploadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload in progress. ``received`` bytes are stored. ``parts`` names the objects that have them.
+    """An upload. ``received``: the number of stored bytes. ``parts``: the names of the stored objects.
 
-    ``problem``: why the upload failed; empty while it did not.
+    ``problem``: why the upload failed; empty if it did not fail.
     """
 
     id: str
@@ -53,18 +53,18 @@ class Upload:
 
     @property
     def is_unfinished(self) -> bool:
-        """Return True while bytes of the upload are kept."""
+        """Return True if the upload is neither stored nor failed."""
         return not self.stored and not self.problem
 
 
 def resumed(uploads: Sequence[Upload], sha256: str, size: int) -> Upload | None:
-    """Return the unfinished upload of the same bytes, if the caller has one."""
+    """Return the unfinished upload of the same bytes, or None."""
     same = (each for each in uploads if each.is_unfinished and (each.sha256, each.size) == (sha256, size))
     return next(same, None)
 
 
 def check_new(uploads: Sequence[Upload], size: int, limits: UploadLimits) -> None:
-    """Raise PayloadTooLarge or TooMany if the owner of ``uploads`` may not open another one."""
+    """Raise PayloadTooLarge or TooMany if the owner of ``uploads`` may not open one of ``size`` bytes."""
     if size > limits.artifact_bytes:
         raise PayloadTooLarge(
             f"The artifact has {size} bytes. The limit is {limits.artifact_bytes} "
@@ -88,7 +88,7 @@ def check_new(uploads: Sequence[Upload], size: int, limits: UploadLimits) -> Non
 def check_append(upload: Upload, offset: int, announced: int | None) -> None:
     """Raise Conflict or BadRequest unless bytes may be appended at ``offset``.
 
-    ``announced``: the size in bytes that the sender has stated for this request.
+    ``announced``: the size of this request's body in bytes, as stated by the sender; None: unknown.
     """
     if not upload.is_unfinished:
         raise Conflict(
@@ -101,7 +101,7 @@ def check_append(upload: Upload, offset: int, announced: int | None) -> None:
 
 
 def moved(received: int, offset: int) -> Conflict:
-    """Return the error for bytes that do not begin where the stored ones end."""
+    """Return the error for an offset that is not the number of stored bytes."""
     return Conflict(
         f"The registry has {received} bytes of this upload. Continue at {received}, not at {offset}.",
         reason="wrong_offset",
@@ -109,14 +109,14 @@ def moved(received: int, offset: int) -> Conflict:
 
 
 def too_many_bytes(upload: Upload) -> BadRequest:
-    """Return the error for more bytes than announced when the upload was opened."""
+    """Return the error for more bytes than the size with which the upload was opened."""
     return BadRequest(
         f"The upload was opened for {upload.size} bytes, but more arrived. Open another upload."
     )
 
 
 def own(upload: Upload | None, id_: str, owner: str) -> Upload:
-    """Return the upload if it is the caller's own. Raise NotFound."""
+    """Return the upload. Raise NotFound if it does not exist or belongs to another caller."""
     if upload is None or upload.owner != owner:
         raise NotFound(
             f"You have no upload {id_[:40]!r}. It may have expired. Open a new upload with POST /v1/uploads."
@@ -125,7 +125,7 @@ def own(upload: Upload | None, id_: str, owner: str) -> Upload:
 
 
 def checked(upload: Upload, found: str) -> Upload:
-    """Return the upload as stored; as failed if ``found``, the sha256 of its bytes, is another one."""
+    """Return the upload after its check: stored, or failed if ``found``, the sha256 of its bytes, differs."""
     if found == upload.sha256:
         return replace(upload, stored=True, parts=())
     problem = f"The bytes that arrived have sha256 {found}, not {upload.sha256}. Send the file again."
@@ -133,7 +133,7 @@ def checked(upload: Upload, found: str) -> Upload:
 
 
 def lost(upload: Upload) -> Upload:
-    """Return the upload as failed, because the store does not have its bytes any more."""
+    """Return the upload as failed, because the store has lost its bytes."""
     return replace(
         upload,
         problem=("The bytes of this upload are no longer in the artifact store. Send the file again."),

@@ -1,4 +1,4 @@
-"""Queries of usage, and their result as CSV."""
+"""Queries of usage, and the result as CSV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BY = ("day", "principal", "endpoint")
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """A query of usage from ``since`` to ``until`` inclusive, summed by the columns of ``by``."""
+    """A query of usage from ``since`` to ``until`` inclusive, summed by the columns in ``by``."""
 
     since: date | None = None
     until: date | None = None
@@ -26,7 +26,7 @@ class UsageQuery:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> str:
-    """Return rows as CSV with a header line. Cells that a spreadsheet would run as formulas are quoted."""
+    """Return rows as CSV with a header line. Cells that a spreadsheet would run as formulas are escaped."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     columns = [*by, *(["principal_name"] if "principal" in by else []), *COUNTS]

@@ -1,4 +1,4 @@
-"""Decide which versions may serve, and what a scratch replica runs to verify one. Pure."""
+"""Decide which versions may serve, and plan the scratch replica of a version. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RUN_OPTIONS = (
     "threads", "instances", "batching", "max_concurrency", "start_timeout_s", "env", "resources", "image",
     "llm", "upstream",
 )  # fmt: skip
-PENDING_RETRY_S = 2.0  # a small version is verified after about this time
+PENDING_RETRY_S = 2.0  # seconds; the verification of a small version takes about this time
 _SKIPPED: dict[Format, str] = {
     "llm": (
         "Language models are not verified, because loading takes long. The first replica shows whether the "
@@ -39,7 +39,7 @@ _SKIPPED: dict[Format, str] = {
 
 
 def at_registration(format_: Format, now: datetime, *, enabled: bool, round_: int = 1) -> Verification:
-    """Return the verification of a version that is registered now, or that is verified again."""
+    """Return the initial verification of a new version, or of a version that is verified again."""
     if not enabled:
         return Verification()
     if (reason := _SKIPPED.get(format_)) is not None:
@@ -48,7 +48,7 @@ def at_registration(format_: Format, now: datetime, *, enabled: bool, round_: in
 
 
 def settled(stored: Verification, result: VerificationResult, now: datetime) -> Verification | None:
-    """Return the verification after a result; None if the result is of an earlier round, or came before."""
+    """Return the verification with a result; None for a duplicate, or a result of an earlier round."""
     if stored.state != "pending" or stored.round != result.round:
         return None
     card = result.card or stored.card
@@ -58,9 +58,9 @@ def settled(stored: Verification, result: VerificationResult, now: datetime) -> 
 def scratch_spec(
     snapshot: RegistrySnapshot, model: str, number: int, options: VerificationOptions
 ) -> DeploymentSpec:
-    """Return the Deployment of the scratch replica of a version. Raise BadRequest for invalid options.
+    """Return the Deployment for a version's scratch replica. Raise BadRequest for invalid options.
 
-    It runs like the Deployment that serves the model now, with the publisher's options.
+    It has the options of the Deployment that serves the model now, overridden by the publisher's options.
     """
     endpoint = snapshot.endpoints.get(model)
     base: dict[str, Any] = {}
@@ -74,10 +74,10 @@ def scratch_spec(
 
 
 def check(before: RegistrySnapshot, changes: Sequence[Change]) -> None:
-    """Raise Conflict if a change gives work to a version that is pending or was rejected.
+    """Raise Conflict if a change lets a version serve while its verification is pending or rejected.
 
-    A Deployment with ``unverified`` may run it. Deployments that run already may stay: only new ones, and new
-    targets, rules, shadows and failovers of an Endpoint are checked.
+    Only new Deployments, and new targets, rules, shadows and failovers of Endpoints are checked. So
+    Deployments that run already continue. A Deployment with ``unverified`` may run any version.
     """
     after = before.after(changes)
     for change in changes:

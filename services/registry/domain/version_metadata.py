@@ -1,4 +1,4 @@
-"""Limits of a version's metadata, the facts that searches find in it, and its changes. Pure."""
+"""Check a version's metadata, patch it, and extract the facts for searches. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_VALUE = 1_000
 LONGEST_NOTES = 16_000
 # The most entries of each collection.
 MOST_ENTRIES = {"metrics": 500, "parameters": 500, "tags": 200, "dependencies": 2_000}
-# The fields that are one text.
+# The fields that contain a single text.
 TEXTS = ("owner", "framework", "framework_version", "license", "commit", "run", "dataset", "parent")
 
 FactKind = Literal["metric", "parameter", "tag", "field"]
@@ -26,7 +26,7 @@ FactKind = Literal["metric", "parameter", "tag", "field"]
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A searchable fact of a version. ``value``: the number of the text, if it is one."""
+    """A searchable fact of a version. ``value``: the text as a number; None if it is not a number."""
 
     kind: FactKind
     name: str
@@ -70,7 +70,7 @@ def patched(metadata: VersionMetadata, patch: Mapping[str, Any]) -> VersionMetad
 
 
 def facts_of(metadata: VersionMetadata) -> Iterator[Fact]:
-    """Yield the facts of metadata that searches find."""
+    """Yield the searchable facts in metadata."""
     for name, value in metadata.metrics.items():
         yield Fact("metric", name, f"{value:g}", value)
     for name, parameter in metadata.parameters.items():
@@ -101,11 +101,11 @@ def _number(value: bool | float | str) -> float | None:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if abs(number) <= 1e300 else None  # nan and inf are no numbers of a database
+    return number if abs(number) <= 1e300 else None  # databases do not store nan and inf
 
 
 def _check_entry(collection: str, key: str, value: Any) -> None:
-    if value is None:  # an item of a list
+    if value is None:  # ``key`` is an item of a list
         _check_length(f"A line of metadata.{collection}", key, LONGEST_VALUE)
         return
     if not key or len(key) > LONGEST_KEY:

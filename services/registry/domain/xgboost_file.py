@@ -1,6 +1,6 @@
 """Read an XGBoost file: features, objective and the release that saved it. Pure.
 
-The layout is that of https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html, as JSON or UBJSON.
+Source of the layout: https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UBJ_MARKERS = b"LlIUi$#"
 
 @dataclass(frozen=True, slots=True)
 class XgboostFacts:
-    """The facts of a file. ``saved_by``: the release as numbers, such as (3, 2, 0); empty if unknown."""
+    """The facts in a file. ``saved_by``: the release that saved it, such as (3, 2, 0); empty if unknown."""
 
     features: int
     classes: int
@@ -33,7 +33,7 @@ class XgboostFacts:
 
 
 def read(data: mmap | bytes) -> XgboostFacts:
-    """Return the facts of a model as JSON or UBJSON. Raise Malformed or BadRequest."""
+    """Return the facts in a JSON or UBJSON file. Raise Malformed or BadRequest."""
     pick = pick_ubj if data[1:2] in [bytes([each]) for each in _UBJ_MARKERS] else pick_json
     found = pick(data, {_PARAMETERS, _OBJECTIVE, _NAMES, _TREES, _VERSION})
     parameters, objective = found.get(_PARAMETERS), found.get(_OBJECTIVE)
@@ -54,14 +54,14 @@ def read(data: mmap | bytes) -> XgboostFacts:
 
 
 def model_of(facts: XgboostFacts) -> TreeModel:
-    """Return the inputs and outputs of a model, as ``predict`` and ``predict_proba`` have them."""
+    """Return the inputs and outputs of a model, like those of ``predict`` and ``predict_proba``."""
     if facts.targets > 1:
         return TreeModel(facts.features, outputs=facts.targets, names=facts.names)
     if facts.objective == "binary:logistic":
         return TreeModel(facts.features, classes=2, names=facts.names)
     if facts.objective == "multi:softprob":
         return TreeModel(facts.features, classes=facts.classes, names=facts.names)
-    # multi:softmax answers the number of the class. A user's own objective answers a margin for each class.
+    # multi:softmax returns the number of the class. A custom objective returns a margin for each class.
     several = facts.classes > 1 and facts.objective != "multi:softmax"
     return TreeModel(facts.features, outputs=facts.classes if several else 0, names=facts.names)
 
