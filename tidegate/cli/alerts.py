@@ -26,7 +26,7 @@ class Export(str, Enum):
 
 
 class Severity(str, Enum):
-    """The least severe alerts of a receiver."""
+    """The lowest severity of the alerts that a receiver gets."""
 
     WARNING = "warning"
     CRITICAL = "critical"
@@ -91,7 +91,7 @@ def unsilence(
     id: Annotated[str, typer.Argument(metavar="ID", help="An id of `tidegate alerts silences`.")],
     json: Json = False,
 ) -> None:
-    """End a silence. Its firing alerts are sent now. Example: tidegate alerts unsilence 9f2c41d0"""
+    """End a silence. Its alerts that still fire are sent now. Example: tidegate alerts unsilence 9f2c41d0"""
     _router().delete(f"/v1/alerts/silences/{part(id)}")
     output.show({"ended": id}, json, lambda: output.line(f"Silence {id} ended."))
 
@@ -103,7 +103,7 @@ def try_receivers(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Send a test message, and print what each receiver answered. Exit code 1: one did not accept it.
+    """Send a test message, and print what each receiver answered. Exit code 1: a receiver rejected it.
 
     Example: tidegate alerts test chat
     """

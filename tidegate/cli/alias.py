@@ -43,7 +43,7 @@ def set_(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Point an alias to a version, at once: `tidegate alias set digits champion 3`."""
+    """Point an alias to a version. The change applies immediately: `tidegate alias set digits champion 3`."""
     plane = control()
     number = plane.registry.get(f"/v1/models/{part(name)}/versions/{part(version)}")["number"]
     body: dict[str, Any] = {"version": number}
@@ -55,7 +55,7 @@ def set_(
 
 @alias.command()
 def history(name: Model, alias: Alias, json: Json = False) -> None:
-    """Show who moved an alias, when, from which version and to which, newest first."""
+    """List the changes of an alias, newest first: the principal, the time, the old and the new version."""
     found = control().registry.get(f"/v1/models/{part(name)}/aliases/{part(alias)}")
     rows = [
         (output.moment(move["at"]), move["by"], move["from_version"], move["to_version"])

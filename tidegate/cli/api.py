@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 HEALTH_TIMEOUT_S = 3.0
 UPLOAD_TIMEOUT_S = 300.0
-# A registration reads the artifact, which the registry may have to copy from an object store first.
+# To register a version, the registry reads the artifact. It may copy it from an object store first.
 REGISTER_TIMEOUT_S = 300.0
 REVISIONS = 5
 MOST_ITEMS = 1_000  # the largest page of a list
@@ -94,7 +94,8 @@ class Service:
     def revise(self, path: str, change: Callable[[Doc], Doc]) -> Doc:
         """Read an object that has a revision, and PUT it with the fields that ``change`` returns, if any.
 
-        If the object was changed meanwhile, do both again. Raise PreconditionFailed after five times.
+        If the object was changed meanwhile, read and PUT it again. Raise PreconditionFailed after five
+        attempts.
         """
         for left in reversed(range(REVISIONS)):
             stored: Doc = self.get(path)
@@ -133,7 +134,7 @@ class Service:
         )
 
     def run(self, flow: Flow[T]) -> T:
-        """Run a flow of the SDK against this service, and return its result."""
+        """Send the requests of an SDK flow (a generator) to this service. Return the flow's result."""
         return driven(flow, self._step)
 
     def _step(self, step: Step) -> Answer | None:
@@ -154,7 +155,7 @@ class Service:
         )
 
     def download(self, path: str, take: Callable[[bytes], object]) -> None:
-        """Send GET and call ``take`` with each piece of the body, which may be of any size."""
+        """Send GET and call ``take`` with each piece of the body. The body may have any size."""
         with self._failing(), self._http.stream("GET", path, timeout=UPLOAD_TIMEOUT_S) as response:
             if response.status_code >= 400:
                 raise from_answer(response.status_code, response.headers, response.read())
@@ -162,7 +163,7 @@ class Service:
                 take(piece)
 
     def exists(self, path: str) -> bool:
-        """Return True if HEAD finds the path. After another error send GET, whose answer has the reason."""
+        """Return False if HEAD answers 404. After another error send GET: only its answer has the reason."""
         try:
             self._send("HEAD", path)
         except NotFound:
@@ -298,7 +299,7 @@ def settings() -> Settings:
 
 
 def settings_with(fields: dict[str, Any]) -> Settings:
-    """Return the settings in force. ``fields`` override the environment. Raise BadRequest for a wrong one."""
+    """Return the settings in force. ``fields`` override the environment. Raise BadRequest."""
     from tidegate.kernel.settings.base import Settings
     from tidegate.kernel.settings.report import WRONG, problem_of
 

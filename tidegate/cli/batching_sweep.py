@@ -24,7 +24,10 @@ from tidegate.tune.measurement import GatewayAddress, measure, request_bytes
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """The plan of a sweep of at most ``limit_s``. ``max_batch`` and ``inputs`` None: by the signature."""
+    """The plan of a sweep of at most ``limit_s`` seconds.
+
+    ``max_batch`` None: sizes up to the limit in the signature. ``inputs`` None: zeros that fit the signature.
+    """
 
     latency_ms: float
     connections: Sequence[int]
@@ -64,7 +67,7 @@ class BatchingSweep:
         """
         end = time.monotonic() + self._plan.limit_s
         signature = self._version.get("signature")
-        # Without a signature in the registry, the model server reports how many rows the model takes.
+        # If the registry has no signature, the model server reports the most rows that the model accepts.
         first = self._settings(signature)[0] if signature else None
         with self._temporary.running(first):
             settings = self._settings(signature or self._learned())
@@ -124,7 +127,7 @@ class BatchingSweep:
         self._steps.change(row, "done", f"{number}: {_in_words(mine, self._plan.latency_ms)}")
 
     def _batch_since(self, before: calls.Calls | None) -> float | None:
-        """Return the mean batch of the run, or of the worker's last calls if it has no readable counters."""
+        """Return the run's mean batch. Without readable counters, return that of the worker's last calls."""
         now = calls.read(self._temporary.replica) if before else None
         if before and now:
             return now.mean_since(before)

@@ -101,8 +101,8 @@ def bench(
     """Send load to a language model, or with --data to another endpoint. Print times and rates.
 
     In a closed loop (--callers), each caller waits for its answer before its next request. In an open loop
-    (--rate), requests may arrive faster than they are answered. Ctrl-C ends the measurement and prints it.
-    Example: tidegate bench smollm2 --callers 4 --for 30s --prompt-tokens 200 --answer-tokens 100
+    (--rate), requests may arrive faster than they are answered. Ctrl-C ends the measurement and prints its
+    figures. Example: tidegate bench smollm2 --callers 4 --for 30s --prompt-tokens 200 --answer-tokens 100
     """
     from tidegate.cli import load_display, output
     from tidegate.cli.chat import members
@@ -164,7 +164,7 @@ def _lines(file: Path | None) -> list[str]:
 def _first_call(
     found: Settings, name: str, prompts: Any, options: dict[str, Any], wanted: int, limit_s: float
 ) -> Any:
-    """Start the model, and return prompts of the requested length, by the token count of a first request."""
+    """Start the model with one request. Return prompts that its token count fits to the requested length."""
     from dataclasses import replace
 
     from tidegate.cli.conversation import no_such_model

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Endpoint = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name.")]
 _POLL_S = 1.0
-# The time for which `promote` waits until the traffic has moved.
+# The longest time in seconds that `promote` waits until the traffic has moved.
 _SETTLE_S = 5.0
 
 
@@ -184,7 +184,7 @@ def promote(name: Endpoint, json: Json = False) -> None:
     found = {**read(plane, name), "promoted": promoted}
     if found["rollout"] is not None and found["rollout"]["deployment"] == promoted:
         output.show(found, json, lambda: show(found))
-    else:  # it was a shadow
+    else:  # the promoted Deployment was a shadow
         output.show(found, json, lambda: output.line(f"{promoted} gets all traffic of {name}", style="bold"))
     if not settled:
         output.say(
@@ -193,7 +193,7 @@ def promote(name: Endpoint, json: Json = False) -> None:
 
 
 def _settled(plane: Control, name: str) -> bool:
-    """Return True when the traffic has moved to the endpoint's targets, False if it takes longer."""
+    """Return True when the traffic has moved to the endpoint's targets, False after ``_SETTLE_S`` seconds."""
     end = time.monotonic() + _SETTLE_S
     while plane.registry.get(f"/v1/endpoints/{part(name)}")["previous"]:
         if time.monotonic() > end:

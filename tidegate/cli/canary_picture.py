@@ -47,7 +47,7 @@ def svg(found: Mapping[str, Any]) -> str:
 
 
 def page(title: str, foot: str, parts: Sequence[str], panels: int) -> str:
-    """Return a picture of some panels. ``foot`` may have elements of SVG."""
+    """Return the SVG of a picture. ``parts`` are the drawn panels; ``foot`` is a line of text or SVG."""
     height = TOP + panels * (PANEL + GAP) + 20
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">'

@@ -46,7 +46,7 @@ def search(
 
 
 def show(version: Reference, json: Json = False) -> None:
-    """Show everything that is known about one version. Example: `tidegate show digits@3`."""
+    """Show all facts about one version. Example: `tidegate show digits@3`."""
     found = version_of(control(), version)
     output.show(found, json, lambda: output.table(_lines(found), ("what", "value")))
 

@@ -92,7 +92,7 @@ def chat(
 
 
 def _whole_prompt(prompt: str | None) -> str | None:
-    """Return the message of the command line and of stdin; None for a session on a terminal."""
+    """Return the message from the command line and stdin; None for a session on a terminal."""
     if prompt is None and sys.stdin.isatty():
         return None
     piped = sys.stdin.read() if prompt is None or _has_input() else ""
@@ -135,7 +135,7 @@ def _once(talk: Conversation, text: str, waiting: WaitingLine, *, stats: bool, j
 
 
 def writer() -> Callable[[str], None]:
-    """Return a function that prints a piece of an answer without delay. A terminal gets no control codes."""
+    """Return a function that prints text immediately. On a terminal it escapes control characters."""
 
     def write(piece: str) -> None:
         sys.stdout.write(plain(piece) if sys.stdout.isatty() else piece)
@@ -170,7 +170,7 @@ class Session:
     def run(self) -> None:
         """Read messages and answer them, until /exit, Ctrl-D, or Ctrl-C twice."""
         try:
-            import readline  # noqa: F401 - gives `input` the keys for editing
+            import readline  # noqa: F401 - adds editing keys to `input`
         except ImportError:
             pass
         say(f"Chat with {self._talk.model}. /help lists commands; Ctrl-D ends the session.", style="dim")

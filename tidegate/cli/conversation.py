@@ -27,13 +27,13 @@ class Turn:
 
     @property
     def tokens(self) -> int:
-        """Return the tokens of the answer. Without the engine's count, each event counts as one."""
+        """Return the tokens of the answer. If the engine reports none, count each event as one token."""
         usage = self.result.usage
         return usage.completion_tokens if usage else self.pieces
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Return the rate after the first token; None if there are fewer than two."""
+        """Return the tokens per second after the first one; None if the answer has fewer than two tokens."""
         if self.first_s is None or self.tokens < 2 or self.seconds <= self.first_s:
             return None
         return (self.tokens - 1) / (self.seconds - self.first_s)

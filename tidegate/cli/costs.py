@@ -19,7 +19,7 @@ from tidegate.cli.replay import TIME_LIMIT_S, variation
 from tidegate.kernel.errors import TidegateError
 
 BY = ("deployment", "version", "endpoint", "key")
-# The replay takes at most a week of recorded requests.
+# The replay accepts at most a week of recorded requests.
 REPLAYED_S = 7 * 86_400.0
 _SUMS = ("cost", "direct", "overhead", "token_cost")
 _COUNTS = (
@@ -86,7 +86,7 @@ def costs(
 
 
 def _add_names(plane: Control, found: Mapping[str, Any]) -> None:
-    """Add the names of keys. A caller that may not list keys sees their ids."""
+    """Add the names of keys. A caller that may not list keys sees ids instead of names."""
     try:
         names = {each["id"]: each["name"] for each in plane.registry.items("/v1/keys", all="true")}
     except TidegateError:

@@ -443,7 +443,7 @@ def deploy(
     request = DeployRequest(
         path=fit.path if fit else path,
         name=name or name_of(path),
-        # --engine says that a folder with embeddings is for vLLM, not for transformers.
+        # With --engine, a folder with embeddings is for vLLM, not for transformers.
         format=model_format or ("llm" if engine else None),
         options=fit.options(_given(options)) if fit else _given(options),
         signature=read_json(signature) if signature else None,

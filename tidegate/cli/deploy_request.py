@@ -19,7 +19,7 @@ class DeployRequest:
     ``requirements`` None: use the folder's own, if it has any. ``adapters``: files to pack beside a language
     model, by name. ``baseline``: a file of training data. ``signed``: the file of a signature. ``card``: a
     Markdown file about the version. ``samples``: requests that the version must answer while it is verified.
-    ``timeout_s`` limits the wait for that.
+    ``timeout_s`` limits the wait for the verification.
     """
 
     path: Path

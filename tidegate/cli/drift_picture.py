@@ -93,7 +93,7 @@ def _histogram(
     ]
     # The bins at the ends are narrow or very wide, so they do not set the scale.
     most = max([max(each[1:-1] or each) for each in heights]) * 1.15 or 1.0
-    # Outliers would leave no room for the rest: the picture ends where the inner bins end, and a bit more.
+    # Outliers would squeeze all other bins, so the picture ends a little outside of the inner bins.
     spread = (edges[-2] - edges[1]) or 1.0
     low, high = max(edges[0], edges[1] - 0.4 * spread), min(edges[-1], edges[-2] + 0.4 * spread)
     span = (high - low) or 1.0

@@ -16,9 +16,9 @@ CONTROL = "control"
 
 
 def chosen(found: Settings, profile: str, record: StackRecord) -> Settings:
-    """Return the settings of a start with this profile, and keep it in the state folder's file.
+    """Return the settings of a start with this profile, and store the profile in tidegate.env.
 
-    Raise UsageError for an unknown profile, and StackFailed if the stack runs with another one.
+    Raise UsageError for an unknown profile, and StackFailed if the stack runs with another profile.
     """
     from tidegate.kernel.settings import file
 

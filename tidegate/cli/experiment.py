@@ -40,7 +40,7 @@ def experiment(
 ) -> None:
     """Show an experiment: each version's outcomes, the differences and what is missing.
 
-    The report may be read at any time, as often as you like: its intervals hold at all times together.
+    You may read the report at any time and as often as you like: this does not make its intervals wrong.
     `tidegate rollout NAME --to VERSION --ab` starts an experiment. Example: tidegate experiment digits
     --winner v2
     """
@@ -125,7 +125,7 @@ def metric_of(text: str) -> Doc:
 
 
 def moment_of(text: str) -> datetime:
-    """Return the time of a duration from now, or of an ISO 8601 time; raise UsageError."""
+    """Parse an ISO 8601 time, or a duration from now. Return the time; raise UsageError."""
     try:
         return parsed(text).astimezone()
     except ValueError:
@@ -188,7 +188,7 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def csv_of(found: Mapping[str, Any]) -> str:
-    """Return the report as CSV, with a head."""
+    """Return the report as CSV, with a header line."""
     import csv
     import io
 

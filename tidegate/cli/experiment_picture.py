@@ -9,7 +9,7 @@ from typing import Any
 from tidegate.cli.canary_picture import BASE, CANARY, FAINT, GAP, INK, LEFT, PANEL, TOP, WIDTH, page
 
 _COLOURS = (CANARY, BASE, "#edae49", "#66a182", "#8d6a9f")
-# The axis shows at most this many times the last interval, because the first intervals are very wide.
+# The axis ends at this multiple of the last interval, because the first intervals are very wide.
 _ZOOM = 3.0
 
 

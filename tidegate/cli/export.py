@@ -1,4 +1,4 @@
-"""``tidegate export``: the Deployments and Endpoints, as a file that ``tidegate apply`` takes."""
+"""``tidegate export``: the Deployments and Endpoints, as a file that ``tidegate apply`` accepts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tidegate.cli.options import Json
 from tidegate.kernel.errors import NotFound
 
 Fields = Mapping[str, Any]
-# Fields of a stored object that `apply` does not take.
+# Fields of a stored object that `apply` does not accept.
 _STORED = ("revision", "created_at", "override", "previous")
-# Written even with their defaults, because readers look for them.
+# Fields that are written even if they have their defaults, because readers look for them.
 _ALWAYS = ("min_replicas", "max_replicas")
 
 
@@ -106,7 +106,7 @@ def _named(name: str, deployments: list[Any], endpoints: list[Any]) -> tuple[lis
 
 
 def _before_rollout(endpoint: Fields) -> Fields:
-    """Return an endpoint as a file states it: the baseline and its canary. One that has ended is left out."""
+    """Return an endpoint with its targets before a rollout. Keep the canary only while the rollout runs."""
     rollout = endpoint.get("rollout")
     if rollout is None:
         return endpoint

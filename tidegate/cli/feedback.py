@@ -39,10 +39,10 @@ def feedback(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Report how good an answer was, or many of them from a file.
+    """Report how good an answer was, or report on many answers from a file.
 
-    The first value of each metric counts, so a repeated command changes nothing. With refused lines in a
-    file, the exit code is 1. Example: tidegate feedback fb1.WyJk... --score 0.9
+    Only the first value of each metric is stored, so a repeated command changes nothing. The exit code is 1
+    if lines of a file are refused. Example: tidegate feedback fb1.WyJk... --score 0.9
     """
     from tidegate.client import Client
 

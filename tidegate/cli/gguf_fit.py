@@ -44,7 +44,7 @@ class FitOfFolder:
 def best_fit(
     path: Path, quantization: str | None, memory: str | None, slots: int | None, context: int | None
 ) -> FitOfFolder | None:
-    """Return the file to serve; None if the user does not choose by memory. Raise UsageError."""
+    """Return the file to serve; None without --quantization and --memory. Raise UsageError."""
     if quantization is None and memory is None:
         return None
     if quantization not in (None, "auto"):
@@ -78,7 +78,7 @@ def candidates_of(path: Path, slots: int, context: int | None) -> list[Candidate
 def header_of(path: Path) -> gguf.GgufHeader:
     """Return the header of a GGUF file. Raise UsageError."""
     try:
-        # Only the header is read; a vocabulary takes a few megabytes of it.
+        # Only the header is read. Its vocabulary can have a few megabytes.
         with path.open("rb") as file:
             return gguf.read(file.read(HEADER_BYTES))
     except (OSError, gguf.NotGguf) as problem:
@@ -86,7 +86,7 @@ def header_of(path: Path) -> gguf.GgufHeader:
 
 
 def lines(candidates: list[Candidate] | tuple[Candidate, ...], fit: Fit, memory: int) -> list[str]:
-    """Return a table of the files: weights, KV cache, total, and why."""
+    """Return a table of the files: weights, KV cache, total, and why a file was chosen or not."""
     rows = [["FILE", "WEIGHTS", "KV CACHE", "IN ALL", "WHY"]]
     for each in candidates:
         sizes = [f"{part / 2**20:.0f} MiB" for part in (each.weights, each.kv, each.total)]
@@ -106,7 +106,7 @@ def size_of(text: str) -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this machine has free. Raise UsageError if it does not say."""
+    """Return the bytes of memory that this machine has free. Raise UsageError if it is unknown."""
     try:
         text = Path("/proc/meminfo").read_text()
         return int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024

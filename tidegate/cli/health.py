@@ -118,7 +118,7 @@ class Overview:
         return {**service, "url": f"{service['url']}, gRPC {grpc}"} if grpc else service
 
 
-# The cause of an end if only the model died and its replica continues.
+# The cause in the list of ended replicas if only the model died and its replica continues.
 MODEL_DIED = "model died"
 REMEMBERED_S = 600.0
 _SERVICE = ("service", "state", "where", "detail")

@@ -71,7 +71,7 @@ def given_inputs(data: str | None, file: Path | None) -> Any:
 
 
 def text_of_option(data: str) -> str:
-    """Return the text of ``--data``: itself, of ``@FILE``, or of stdin for ``-``. Raise UsageError."""
+    """Return the text in ``--data``. Read a file for ``@FILE``, and stdin for ``-``. Raise UsageError."""
     if data == "-":
         return sys.stdin.read()
     if data.startswith("@"):

@@ -23,7 +23,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def interrupts_ignored() -> Iterator[None]:
-    """Ignore a second Ctrl-C in the body, so that the clean-up completes. It takes up to about a minute."""
+    """Ignore a second Ctrl-C in the body, so that the clean-up completes. A clean-up takes up to a minute."""
     with _handled(dict.fromkeys((*_ENDING, signal.SIGINT), signal.SIG_IGN)):
         yield
 

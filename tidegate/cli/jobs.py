@@ -79,7 +79,7 @@ def job(
 
 
 def gateway() -> Service:
-    """Return the gateway, with the service token if there is one: it gives access to every caller's jobs."""
+    """Return the gateway. Use the service token if it exists, because it may read every caller's jobs."""
     found = api.settings()
     return api.Service("gateway", found.gateway_url, api.token_of(found))
 

@@ -32,7 +32,7 @@ def llm_fields(
     affinity_wait_ms: float | None = None,
     upstream: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the options that are set as fields of ``LlmSpec``; None if none is set. Raise UsageError.
+    """Return the given options, as fields of ``LlmSpec``; None if none is given. Raise UsageError.
 
     ``upstream``: the options of an upstream, by the names of their fields.
     """
@@ -59,7 +59,7 @@ def llm_fields(
 
 @contextmanager
 def upstream_artifact(address: str, model: str | None) -> Iterator[Path]:
-    """Write the artifact of a version that only describes an upstream. It is deleted afterwards."""
+    """Write the artifact of a version that only describes an upstream. Delete it after the block."""
     with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
         path = Path(folder) / "upstream.json"
         path.write_text(json.dumps({"upstream": address, "model": model}) + "\n")

@@ -74,7 +74,7 @@ def packed(path: Path, adapters: Mapping[str, Path]) -> Iterator[tuple[BinaryIO,
 
 @contextmanager
 def uncompressed(files: Mapping[str, Path]) -> Iterator[BinaryIO]:
-    """Yield a tar of files by their name in it, in their order. Raise UsageError.
+    """Yield a tar of ``files``, which maps names in the tar to files, in this order. Raise UsageError.
 
     Equal files make equal tars.
     """

@@ -25,7 +25,7 @@ class Source(Protocol):
 
 
 class Local:
-    """The state folder's ``log``; it can be read while the stack is down."""
+    """The logs in the state folder. They can also be read while the stack is down."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 FOLLOW_S = 0.5
 BLOCK = 64 * 1024
-# Later than every line.
+# A time after every log line, in seconds since the epoch.
 EVER = 1e11
 
 

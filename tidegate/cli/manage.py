@@ -83,7 +83,7 @@ def apply(
 
 
 def _wait_for_verifications(plane: Control, deployments: list[dict[str, Any]]) -> None:
-    """Wait for the versions that are being verified. The registry says what else is wrong."""
+    """Wait until pending verifications end. Ignore wrong documents here: the registry reports them."""
     from tidegate.cli.verification import wait_verified
 
     with Steps().shown() as steps:
@@ -217,7 +217,7 @@ def _everything(plane: Control, name: str) -> Removal:
 
 
 def confirm(warning: str) -> None:
-    """Ask before an action that cannot be undone. End the command unless the answer is yes."""
+    """Ask for confirmation of an action that cannot be undone. End the command unless the answer is yes."""
     if not sys.stdin.isatty():
         raise UsageError(f"{warning}. To confirm without a terminal, repeat the command with --yes.")
     if not typer.confirm(f"{warning}. Go on?", err=True):

@@ -109,7 +109,7 @@ def stated(
 
 
 def merged(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a file with that of the options, which override single values."""
+    """Merge the metadata of a file and of the options. Options override single values of the file."""
     found = read_metadata(file) if file is not None else {}
     for name, value in options.items():
         both = isinstance(value, dict) and isinstance(found.get(name), dict)
@@ -144,7 +144,7 @@ def iso_time(text: str) -> str:
 
 
 def _value(text: str) -> bool | float | str:
-    """Return a parameter as a whole number, another number, true, false or a text."""
+    """Parse a parameter as a whole number, another number, true or false; otherwise return the text."""
     if text in ("true", "false"):
         return text == "true"
     if re.fullmatch(r"[+-]?\d{1,15}", text):
@@ -157,7 +157,7 @@ def _value(text: str) -> bool | float | str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of YAML as JSON has it: dates become texts."""
+    """Convert a YAML value to a JSON value: dates become texts."""
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).isoformat()
     if isinstance(value, date):

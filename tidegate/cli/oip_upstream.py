@@ -1,4 +1,4 @@
-"""Read what an upstream with the Open Inference Protocol says about its model, for ``tidegate deploy``."""
+"""Read the description of a model from an upstream with the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.cli.deploy_request import DeployRequest
 from tidegate.cli.exit_codes import UsageError
 
 TIMEOUT_S = 10.0
-# Each instance sends one request at a time. They wait for the upstream, and use no processor meanwhile.
+# Each instance sends one request at a time. Instances mostly wait for the upstream and need little CPU.
 INSTANCES = 4
 _FIELDS = {
     "credential": "credential",
@@ -32,7 +32,7 @@ def is_oip(address: str) -> bool:
 
 
 def described(address: str, credential: str | None) -> tuple[dict[str, Any], bool]:
-    """Return the signature of an upstream's model, and if the server takes binary tensors.
+    """Return the signature of an upstream's model, and True if the server accepts binary tensors.
 
     ``credential``: only ``env:NAME`` can be used here, because a file is on the worker's host. Raise
     UsageError if the upstream does not answer.
@@ -51,7 +51,7 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
     try:
         most = int(_get(f"{address}/config", secret)["max_batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        most = 0  # only Triton has this path; without it, shapes are taken as they are
+        most = 0  # only Triton has this path; for other servers the shapes are used unchanged
     try:
         signature = signature_of(model, most)
     except (KeyError, TypeError) as problem:
@@ -62,9 +62,9 @@ def described(address: str, credential: str | None) -> tuple[dict[str, Any], boo
 
 
 def signature_of(model: dict[str, Any], max_batch: int) -> dict[str, Any]:
-    """Return a signature by the metadata of a model; raise KeyError or TypeError.
+    """Build a signature from the metadata of a model; raise KeyError or TypeError.
 
-    If the model batches, its metadata has the batch axis, and the signature has not.
+    If the model batches, its metadata contains the batch axis. The signature does not contain it.
     """
     first = 1 if max_batch else 0
     tensors = {
@@ -102,10 +102,10 @@ def oip_request(
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Raises HTTPError for a redirect."""
+    """A handler that raises HTTPError for a redirect."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Return None: there is no other request."""
+        """Return None, so that the redirect is not followed."""
 
 
 def _get(url: str, secret: str) -> dict[str, Any]:

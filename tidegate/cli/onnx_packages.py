@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.protobuf_wire import Budget, Malformed, Message
 def model_in(path: Path) -> Path | None:
     """Return the ONNX file to pack with its external data; None: pack the path in another way.
 
-    The path is an ONNX file with such data, or a folder with one ONNX file that is no other kind of model.
+    The path is an ONNX file with such data, or a folder with one ONNX file that is not another kind of model.
     """
     if not path.is_dir():
         return path if path.suffix.lower() == ".onnx" and path.is_file() and external_files(path) else None
@@ -51,7 +51,7 @@ def _inside(model: Path, location: str) -> PurePosixPath:
             "onnx.save(model, path, save_as_external_data=True, location='weights.data')."
         ) from None
     if any(step.startswith(".") for step in path.parts):
-        # A downloaded model that is deployed from a home folder could name a private key there.
+        # Otherwise a downloaded model could name a private key in the user's home folder.
         raise UsageError(
             f"{model} keeps weights in {location[:80]!r}, a hidden file, which is not uploaded. If these are "
             "weights, save the model again with another location."

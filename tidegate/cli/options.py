@@ -46,7 +46,7 @@ def parsed(text: str) -> datetime:
 
 
 def pairs(option: str, values: Sequence[str] | None) -> dict[str, str]:
-    """Parse ``K=V`` options as a dict. Raise UsageError for one without ``=`` or key."""
+    """Parse ``K=V`` options as a dict. Raise UsageError for an option without ``=`` or a key."""
     found = {}
     for value in values or ():
         key, equals, rest = value.partition("=")

@@ -40,7 +40,8 @@ STYLES = {
 }
 
 
-# A terminal acts on these: colours, titles, the clipboard, the order of letters. Not new lines and tabs.
+# Characters with which a text can control a terminal: its colours, title, clipboard or order of letters.
+# Newlines and tabs are harmless.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -51,7 +52,7 @@ def plain(text: str) -> str:
 
 @cache
 def console(stderr: bool = False) -> Console:
-    """Return the rich console of a stream. It folds lines only on a terminal; programs need whole lines."""
+    """Return the rich console of a stream. It wraps lines only on a terminal; programs need whole lines."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

@@ -64,7 +64,7 @@ def _read(path: Path, given: str | None) -> tuple[str, ast.Module | None]:
 
 
 def _check_functions(tree: ast.Module, given: Doc | None) -> None:
-    """Raise BadRequest for a file with ``predict`` whose signature is unclear or contradicts it."""
+    """Raise BadRequest if the signature of ``predict`` is unclear or contradicts the function."""
     from pydantic import ValidationError
 
     from tidegate.kernel.protocol import python_model, python_signature

@@ -59,7 +59,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """The result of a study: the choice, and the file of the chosen model; None: the model stays fp32."""
+    """The result of a study. ``file`` is the chosen model; None: the model stays fp32."""
 
     study: Study
     choice: Choice
@@ -69,12 +69,12 @@ class Quantised:
 
     @property
     def chosen(self) -> Measured:
-        """Return the numbers of what is served."""
+        """Return the measurements of the chosen model."""
         return next(each for each in self.study.results if each.name == self.choice.name)
 
     @property
     def original(self) -> Measured:
-        """Return the numbers of the model as it was given."""
+        """Return the measurements of the original model."""
         return self.study.results[0]
 
     def document(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def quantised(path: Path, wish: Wish, steps: Steps) -> Iterator[Quantised]:
 
 
 def _runtime() -> Path:
-    """Return the folder with the models' environment. Quantisation needs no stack, so none need exist."""
+    """Return the folder with the models' environment. It is also found if no stack exists."""
     try:
         return api.settings().runtime_path
     except TidegateError:
@@ -202,7 +202,7 @@ def _precision(study: Study, choice: Choice, max_loss: float) -> Precision:
 
 
 def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the smaller version's metadata: the original's, its lineage and the measured numbers."""
+    """Return the smaller version's metadata: that of the original, the lineage and the measurements."""
     chosen, original, precision = found.chosen, found.original, found.precision
     assert precision is not None
     tags = {
@@ -233,7 +233,7 @@ def sibling_metadata(found: Quantised, parent: str, metadata: dict[str, Any]) ->
 def registered_smaller(
     control: Control, request: DeployRequest, wish: Wish, steps: Steps
 ) -> tuple[Doc, Quantised]:
-    """Study a model and register it, and its smaller sibling if one was chosen. Return the version to serve.
+    """Study a model. Register it, and its smaller version if one was chosen. Return the version to serve.
 
     Nothing is registered if the study fails. Raise UsageError, StudyFailed, and the errors of registration.
     """
@@ -244,6 +244,6 @@ def registered_smaller(
         if found.file is None:
             return original, found
         metadata = sibling_metadata(found, f"{request.name}@{original['number']}", request.metadata)
-        # A signature is of the original's bytes.
+        # A signature is valid only for the original's bytes.
         sibling = replace(request, path=found.file, metadata=metadata, signed=None)
         return registered(control, sibling, steps), found

@@ -25,7 +25,7 @@ class Steps:
         self._began = time.monotonic()
 
     def change(self, name: str, state: str, detail: str = "") -> None:
-        """Show that ``name`` is now in ``state``, unless that was shown last.
+        """Show the new state of the step ``name``. Do nothing if this state is already shown.
 
         Only the first line of a detail is shown; the error message has the rest.
         """

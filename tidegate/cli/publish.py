@@ -28,7 +28,8 @@ from tidegate.kernel.errors import (
 )
 
 POLL_S = 0.5
-# A status can be older than the deploy. A failure counts if it is newer, or still there after these seconds.
+# A status can be older than the deploy. So report its failure only if it is newer, or lasts for this many
+# seconds.
 STALE_S = 3.0
 HOPELESS = {"LoadFailed", "StartTimeout"}
 
@@ -66,7 +67,7 @@ def registered(control: Control, request: DeployRequest, steps: Steps) -> Doc:
 
 
 def set_baseline(control: Control, version: Doc, path: Path, steps: Steps) -> None:
-    """Compare a version with this training data. Only its profile is sent. Raise UsageError."""
+    """Make training data the baseline of a version. Only the data's profile is sent. Raise UsageError."""
     from tidegate.cli.training_data import baseline_of
 
     document = baseline_of(path, version["signature"])
@@ -98,7 +99,7 @@ def register(control: Control, package: Package, request: DeployRequest) -> Doc:
     path = f"/v1/models/{part(request.name)}/versions"
     body = _registration(package, request)
     verification = {"deployment": request.options, "samples": request.samples}
-    # A registry of an earlier release refuses the field, so it is sent only if it says something.
+    # A registry of an earlier release refuses this field, so it is sent only if it is set.
     body |= {"verification": verification} if any(verification.values()) else {}
     version: Doc = control.registry.post(path, body, REGISTER_TIMEOUT_S)
     if not _says(version["metadata"], request.metadata):
@@ -153,7 +154,7 @@ class Look:
 
 
 def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[float], bool]) -> Look:
-    """Combine the autoscaler's status and the endpoint. Ignore a status of an earlier ``revision``.
+    """Return the state of a deployment. Ignore a status of an earlier ``revision``.
 
     ``fresh`` returns True if a failure at the given time counts for this deploy.
     """
@@ -166,7 +167,7 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
         return Look("failed", loaded["message"])
     asleep = ready is not None and ready["ok"] and ready["reason"] in {"Asleep", "Paused"}
     if asleep and endpoint["previous"] and ready is not None and ready["reason"] == "Asleep":
-        # The status is older than the deploy, which always starts a replica.
+        # A deploy always starts a replica, so this status is older than the deploy.
         return Look("starting", "the Deployment was asleep; it gets traffic when a replica is ready")
     if asleep:
         return Look("ready", "asleep; the first request starts it")
@@ -182,7 +183,10 @@ def judge(revision: int, status: Doc | None, endpoint: Doc, fresh: Callable[[flo
 
 
 def wait_serving(control: Control, placed: Doc, timeout_s: float, steps: Steps) -> Doc:
-    """Wait until the endpoint serves the deployment; return its status. ModelFailed has Triton's message."""
+    """Wait until the endpoint serves the deployment; return its status.
+
+    Raise ModelFailed with Triton's message, DeadlinePassed, or Conflict if another deploy took the endpoint.
+    """
     path, endpoint = f"/v1/endpoints/{part(placed['endpoint']['name'])}", placed["endpoint"]["name"]
 
     def confirmed(look: Look) -> Look:

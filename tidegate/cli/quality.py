@@ -25,7 +25,7 @@ def quality(
 ) -> None:
     """Show accuracy, AUC, error and calibration of each version, from labels that callers sent as feedback.
 
-    Without labels, a classifier's accuracy is estimated from its own probabilities, and named an estimate.
+    Without labels, a classifier's accuracy is estimated from its own probabilities and marked as an estimate.
     How to send labels: docs/drift.md. Example: tidegate quality digits
     """
     plane = control()

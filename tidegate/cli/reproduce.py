@@ -47,7 +47,7 @@ def reproduce(
 
 
 def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
-    """Return the assignment of a replica like those of a deployment."""
+    """Return the assignment that a deployment's replicas get."""
     from tidegate.kernel.protocol.models import Version
 
     wanted = control.registry.get(f"/v1/deployments/{part(deployment)}")
@@ -56,7 +56,7 @@ def _assignment(control: Control, letter: Doc, deployment: str) -> Doc:
         "replica": f"reproduce-{letter['letter']}",
         "generation": 0,
         "deployment": wanted,
-        # The registry shows more of a version than a worker takes.
+        # The registry returns more fields of a version than a worker accepts.
         "version": {name: version[name] for name in Version.model_fields if name in version},
         "launched_at": time.time(),
     }
@@ -70,7 +70,7 @@ def _run(folder: Path, timeout_s: float) -> int:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            # The terminal sent Ctrl-C to that process too, which now stops its Triton.
+            # The terminal also sent Ctrl-C to the worker's process, and the worker now stops its Triton.
             code = _ended(process)
             raise
         finally:

@@ -61,7 +61,7 @@ def install(
     print_: Annotated[bool, typer.Option("--print", help="Only print the unit.")] = False,
     json: Json = False,
 ) -> None:
-    """Write and enable the unit of this stack. TIDEGATE_ settings of this shell are written into it."""
+    """Write and enable the unit of this stack. The unit contains the TIDEGATE_ settings of this shell."""
     from tidegate.stack.unit import text_of
 
     unit, left_out = described(user, name, run_as)

@@ -53,7 +53,7 @@ def publish_and_serve(request: DeployRequest, way: Way, json: bool, wish: Wish |
 
 
 def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str | None]:
-    """Return the name and the version of a reference such as ``digits@champion``; else the arguments."""
+    """Split a reference such as ``digits@champion`` into name and version. Otherwise return the arguments."""
     if path is None or version is not None or "@" not in path.name or path.exists():
         return path, version
     name, _, stated = str(path).partition("@")
@@ -61,14 +61,14 @@ def referenced(path: Path | None, version: str | None) -> tuple[Path | None, str
 
 
 def serve_imported(request: DeployRequest, way: Way, json: bool, report: Doc) -> None:
-    """Upload and register a file of another system, and serve it. ``report``: more for the document."""
+    """Upload and register a file of another system, and serve it. ``report``: more JSON to print."""
     from tidegate.cli.publish import registered
 
     _serve(lambda plane, steps: registered(plane, request, steps), request.options, way, json, report=report)
 
 
 def register_only(request: DeployRequest, json: bool, more: Doc) -> None:
-    """Upload and register a file, without serving it. ``more``: more for the JSON document."""
+    """Upload and register a file, without serving it. ``more``: more members of the JSON document."""
     from tidegate.cli.publish import registered
 
     with Steps().shown() as steps:

@@ -67,7 +67,7 @@ def start(plane: Control, name: str, to: str, options: Doc) -> None:
 
 
 def read(plane: Control, name: str) -> Doc:
-    """Return the shadow of the registry with the router's report. The router may know an older shadow."""
+    """Return the registry's shadow with the router's report. The router may know an older shadow."""
     stated = plane.registry.get(f"/v1/endpoints/{part(name)}").get("shadow")
     shown: Doc = plane.router.get(f"/v1/shadows/{part(name)}")
     if stated is not None and (shown["shadow"] or {}).get("id") != stated["id"]:
@@ -92,7 +92,7 @@ def options_of(
 
 
 def _tolerance(text: str) -> dict[str, float]:
-    """Return the tolerance ``RTOL`` or ``RTOL,ATOL``. One number is the relative and the absolute one."""
+    """Return the tolerance ``RTOL`` or ``RTOL,ATOL``. One number sets both."""
     try:
         numbers = [float(part) for part in text.split(",")]
         rtol, atol = numbers * 2 if len(numbers) == 1 else numbers

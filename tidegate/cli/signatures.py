@@ -66,7 +66,7 @@ def signatures(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List, add and remove the signatures of a version. Workers with TIDEGATE_TRUSTED_KEYS need one.
+    """List, add and remove the signatures of a version. Workers with TIDEGATE_TRUSTED_KEYS require one.
 
     Example: tidegate signatures digits --add model.sig
     """

@@ -34,7 +34,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def samples_of(path: Path) -> list[Doc]:
-    """Return the samples of a JSON file, as the registry takes them. Raise UsageError."""
+    """Return the samples of a JSON file, in the form of the registry. Raise UsageError."""
     return [
         {**each.request, "expected": dict(each.expected), "tolerance": each.tolerance}
         for each in read_samples(path)

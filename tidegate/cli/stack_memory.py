@@ -23,7 +23,7 @@ def memory_of(found: Settings, record: StackRecord) -> Doc | None:
 
 
 def show_memory(document: Doc | None) -> None:
-    """Print the sum and the parts in one line."""
+    """Print the stack's memory in one line: the sum and the parts."""
     if document is None:
         return
     parts = ", ".join(f"{part['name']} {part['pss'] / 2**20:.0f}" for part in document["parts"])

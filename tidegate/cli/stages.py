@@ -1,4 +1,4 @@
-"""Commands of stages: ``stages`` sets a model's, ``stage`` moves a version, ``approve`` approves it."""
+"""``stages`` sets the stages of a model, ``stage`` moves a version, and ``approve`` approves a version."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ POLL_S = 0.25
 PATIENCE_S = 30.0
 REMOVAL_TRIES = 5
 REMOVAL_PAUSE_S = 1.0
-# Fields that are copied from the source. Scale, queue and override are not.
+# Fields that are copied from the source. The bounds of replicas and an override are not copied.
 _TAKEN_OVER = (
     "model",
     "version",

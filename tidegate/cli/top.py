@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-# Orders of the lines, by the key that chooses them.
+# The sort orders of the lines. The user selects one with its key.
 ORDERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "r": ("rate", lambda item: -item["rate"]),
     "p": ("p99", lambda item: -(item["p99_ms"] or 0.0)),
@@ -34,9 +34,9 @@ HELP = "q quit   sort by: r rate, p p99, e errors, u queue, n name"
 NONE = "No endpoint exists. Deploy a model: tidegate deploy FILE"
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 20
-# The bars of more endpoints begin empty.
+# At the start, only this many endpoints have past rates in their bars.
 MOST_FILLED = 50
-# A narrower terminal shows fewer columns: these leave first.
+# The least terminal width, in characters, at which each of these columns is shown.
 _WIDTHS = {"cost/h": 150, "callers": 140, "drift": 130, "busy": 120, "past": 110, "why": 95}
 
 
@@ -100,7 +100,7 @@ def rows(items: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def replicas(item: Mapping[str, Any]) -> str:
-    """Return ``2/3``: ready and wanted replicas, with those that start."""
+    """Return ``2/3 +1``: ready replicas, desired replicas, and replicas that start."""
     starting = f" +{item['starting']}" if item["starting"] else ""
     return f"{item['ready']}/{item['desired']}{starting}"
 
@@ -117,7 +117,7 @@ class Screen:
         self._rates: dict[str, deque[float]] = {}
 
     def run(self) -> None:
-        """Show the view until q or Ctrl-C. The terminal is as before afterwards."""
+        """Show the view until q or Ctrl-C. Restore the terminal afterwards."""
         from rich.live import Live
 
         from tidegate.cli.interrupts import interrupted_by_signals
@@ -157,7 +157,7 @@ class Screen:
         drawn = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, emoji=False)
         drawn.print(self.render(width))
         picture = drawn.export_svg(title="tidegate top")
-        # A picture must load nothing from elsewhere, and rich names fonts of a server.
+        # rich refers to fonts on a server, but a picture must not load other files.
         picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL).replace("Fira Code, ", "")
         Path(file).write_text(picture, encoding="utf-8")
 
@@ -171,7 +171,7 @@ class Screen:
                 self._rates[item["endpoint"]] = deque(rates, maxlen=POINTS)
 
     def read(self) -> None:
-        """Read the numbers. After an error the last ones stay, with the problem."""
+        """Read the numbers. After an error keep the last numbers, and note the problem."""
         try:
             self._items = self._router.items("/v1/top")
             self._problem = ""

@@ -128,7 +128,7 @@ def _failover(plane: Control, endpoint: Doc, named: Sequence[str]) -> list[str]:
 def parse_rule(text: str) -> dict[str, Any]:
     """Return a rule; its ``deployment`` is a version or a name. Raise UsageError.
 
-    A header's value may contain colons: the version is the part after the last one.
+    A header's value may contain colons, so the version is the part after the last colon.
     """
     condition, colon, target = text.rpartition(":")
     kind, _, subject = condition.partition(":")
@@ -216,7 +216,7 @@ def _note(
 
 
 def _unready(deployment: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    """Return what becomes of the requests of a target without a ready replica; empty if it has one."""
+    """Return what happens to requests for a target without a ready replica; empty if it has one."""
     if deployment.get("ready", 1):
         return ""
     if not deployment.get("wakeable", True):

@@ -28,7 +28,7 @@ MAX_ROWS = 1_000_000
 
 
 def baseline_of(path: Path, signature: Doc | None) -> Doc:
-    """Return the baseline of a file of training data, as the registry takes it. Raise UsageError.
+    """Return the baseline of a file of training data, in the form of the registry. Raise UsageError.
 
     ``signature``: that of the version; None: the file's names are the columns.
     """
@@ -77,7 +77,7 @@ def _parquet(path: Path, signature: Doc | None) -> Columns:
 
 
 def _npz(path: Path, signature: Doc | None) -> Columns:
-    """Read arrays by the names of inputs. The first axis is that of the rows."""
+    """Read arrays by the names of inputs. The first axis has the rows."""
     with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name][:MAX_ROWS] for name in arrays.files}
     known = {each["name"] for each in (signature or {}).get("inputs", ())} | set(_OUTPUTS)
@@ -109,7 +109,7 @@ def _add_array(columns: Columns, name: str, array: np.ndarray[Any, Any]) -> None
 def named(cells: Mapping[str, Sequence[Any]], rows: int, signature: Doc | None) -> Columns:
     """Return columns of cells by the names of the version's columns. Raise UsageError.
 
-    If no name fits, and there are as many columns as the inputs have elements, their order counts.
+    If no name fits, and the number of columns equals the number of input elements, match them by order.
     """
     expected = input_columns(signature)
     chosen = {name: each for name, each in cells.items() if not expected or name in (*expected, *_OUTPUTS)}

@@ -79,7 +79,7 @@ def tune(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure throughput and latency of each batching setting. Choose one, and store its capacity.
+    """Measure throughput and latency of each batching setting, and choose the best one.
 
     The measurement uses a temporary replica. Without --data or --file the inputs are zeros. The capacity is
     stored with the version.
@@ -232,7 +232,7 @@ def _apply(plane: Control, source: Doc, chosen: Point) -> None:
 
 
 def _writable(path: Path) -> Path:
-    """Return the picture's path. Raise UsageError if it cannot be written, before the measurement."""
+    """Return the picture's path. Before the measurement, raise UsageError if it cannot be written."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: the picture's name must end with .png.")
     if path.is_dir() or not path.parent.is_dir():

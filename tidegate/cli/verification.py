@@ -24,7 +24,7 @@ def again(control: Control, version: Doc, options: Doc, samples: list[Doc]) -> D
 def wait_verified(control: Control, version: Doc, timeout_s: float, steps: Steps) -> Doc:
     """Wait until a version is verified; return it. Raise ModelFailed with Triton's message if it is rejected.
 
-    A registry of an earlier release verifies nothing: then the version is returned as it is.
+    A registry of an earlier release has no verification. In that case return the version unchanged.
     """
     until = time.monotonic() + timeout_s
     while True:
@@ -62,7 +62,7 @@ def state_words(verification: Mapping[str, Any]) -> str:
 
 
 def card_lines(card: Mapping[str, Any] | None) -> Iterable[str]:
-    """Return the lines of a capacity card: each batch size, and what was measured where."""
+    """Return the lines of a capacity card: one for each batch size, memory and times, and the machine."""
     if not card:
         return
     for each in card["batches"]:

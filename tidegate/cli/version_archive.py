@@ -30,7 +30,7 @@ ARTIFACT, SEAL = "artifact", "archive.sig"
 MAX_DOCUMENT = 256 * 2**20
 CHUNK = 1024 * 1024
 _NAMES = {VERSION, SIGNATURES, BASELINE, ARTIFACT, SEAL}
-# The fields of a version that a registration takes.
+# The fields of a version that a registration accepts.
 _REGISTERED = ("filename", "format", "signature", "requirements", "metadata")
 
 
@@ -213,7 +213,7 @@ def _load(
         plane.registry.post(f"/v1/artifacts/{sha256}/signatures", bundle, REGISTER_TIMEOUT_S)
     body = {field: version[field] for field in _REGISTERED if version.get(field) is not None}
     path = f"/v1/models/{part(model)}/versions"
-    if trust:  # a file that nobody signed cannot say which names are harmless
+    if trust:  # an unsigned file must not decide which names are trusted
         body["trust"] = trust
     body |= {"artifact": sha256, "allow_pickle": allow_pickle}
     found: Doc = plane.registry.post(path, body, REGISTER_TIMEOUT_S)
@@ -271,7 +271,7 @@ def _document(texts: dict[str, bytes], name: str, file: Path) -> Any:
 
 
 def _check_seal(texts: dict[str, bytes], digests: dict[str, str], trusted: Path, file: Path) -> str:
-    """Return the id of the key that signed an archive. Raise UsageError if no trusted key did."""
+    """Return the id of the key that signed an archive. Raise UsageError if no trusted key signed it."""
     from tidegate.cli.signatures import signing_module
     from tidegate.kernel.protocol.model_signature import difference, read_bundle
 

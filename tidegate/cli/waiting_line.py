@@ -73,7 +73,7 @@ class WaitingLine:
 
 
 def state_of(control: Control, name: str) -> str:
-    """Return in words why a request to an endpoint waits; "no token yet" if the state cannot be read."""
+    """Return why a request to an endpoint waits, in words; "no token yet" if the state cannot be read."""
     from tidegate.cli.publish import status_of
 
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tidegate.kernel.protocol.mlflow_requirements import name_of
 
-# Packages that the containers of other systems have, and the models' environment has not, by module.
+# Packages by module. Containers of other systems have them, but the models' environment lacks them.
 _PACKAGES = {
     "torch": "torch", "torchvision": "torchvision", "torchaudio": "torchaudio",
     "transformers": "transformers",
@@ -21,7 +21,7 @@ LARGEST = 4 * 1024 * 1024
 
 
 def modules_in(files: Iterable[Path]) -> set[str]:
-    """Return the modules that Python files import, by their first name. A file that is no Python has none."""
+    """Return the top-level modules that Python files import. Files with invalid syntax are skipped."""
     found: set[str] = set()
     for file in files:
         if file.stat().st_size > LARGEST:
@@ -39,7 +39,7 @@ def modules_in(files: Iterable[Path]) -> set[str]:
 
 
 def missing(modules: Iterable[str], requirements: Iterable[str]) -> list[str]:
-    """Return the packages that code needs, and that neither its requirements nor the models' Python have."""
+    """Return the packages that code needs, but that its requirements and the models' Python lack."""
     stated = {name_of(line) for line in requirements}
     return sorted({_PACKAGES[name] for name in modules if name in _PACKAGES} - stated)
 

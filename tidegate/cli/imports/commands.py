@@ -1,4 +1,4 @@
-"""``tidegate import``: bring a model of MLflow, Hugging Face, SageMaker or TorchServe."""
+"""``tidegate import``: import a model of MLflow, Hugging Face, SageMaker or TorchServe."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def mlflow_model(
     timeout: _Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Bring an MLflow model with the metrics, parameters and tags of its run.
+    """Import an MLflow model with the metrics, parameters and tags of its run.
 
     Examples: `tidegate import mlflow mlruns/1/models/m-1/artifacts`, `tidegate import mlflow
     models:/churn/3 --tracking-uri http://mlflow:5000 --allow-pickle`.
@@ -129,7 +129,7 @@ def hugging_face_folder(
     timeout: _Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Bring a Hugging Face folder that classifies texts or images, embeds texts, or is a language model.
+    """Import a Hugging Face folder that classifies texts or images, embeds texts, or is a language model.
 
     Example: `tidegate import hf all-MiniLM-L6-v2 --name minilm`.
     """
@@ -159,7 +159,7 @@ def sagemaker_archive(
     timeout: _Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Bring a SageMaker model: code/inference.py with model_fn, or the file of one framework.
+    """Import a SageMaker model: code/inference.py with model_fn, or the file of one framework.
 
     Example: `tidegate import sagemaker model.tar.gz --name churn`. Then `invoke_endpoint` of boto3 works.
     """
@@ -185,7 +185,7 @@ def torchserve_archive(
     timeout: _Timeout = "10m",
     json: Json = False,
 ) -> None:
-    """Bring a TorchServe archive: a handler of your own, or image_classifier and others of TorchServe.
+    """Import a TorchServe archive: with its own handler, or with one of TorchServe such as image_classifier.
 
     Example: `tidegate import torchserve densenet.mar`. Then `POST /predictions/densenet` works.
     """

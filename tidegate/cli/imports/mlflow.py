@@ -10,7 +10,7 @@ from tidegate.cli.imports.plan import ImportPlan
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol import mlflow_model, mlflow_requirements, mlflow_signature, names
 
-# As the registry does; --max-batch of `tidegate deploy` changes the Deployment.
+# The registry uses the same value. --max-batch of `tidegate deploy` changes that of the Deployment.
 _MAX_BATCH = 64
 
 
@@ -19,8 +19,7 @@ def plan_of(
 ) -> ImportPlan:
     """Return the plan for a folder with ``MLmodel``. Raise UsageError.
 
-    ``facts``: what a tracking server says about the model, as metadata of a version. ``signed``: the user
-    gives the signature.
+    ``facts``: metadata of a version, from a tracking server. ``signed``: the user provides a signature.
     """
     file = folder / mlflow_model.FILE
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""Download a model of an MLflow tracking server over its REST API, with what the server says about it."""
+"""Download a model and its metadata from an MLflow tracking server, over its REST API."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMMIT = "mlflow.source.git.commit"
 class TrackingServer:
     """A tracking server. ``address`` None: ``MLFLOW_TRACKING_URI``.
 
-    The credentials are in MLflow's variables.
+    The credentials are in MLflow's environment variables.
     """
 
     def __init__(self, address: str | None, environment: Mapping[str, str] = os.environ) -> None:
@@ -53,7 +53,7 @@ class TrackingServer:
             self._headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
 
     def download(self, source: str, into: Path) -> dict[str, Any]:
-        """Write the files of a model into a new folder. Return metadata of a version, and its ``name``.
+        """Write the files of a model into a new folder. Return the metadata of a version, with ``name``.
 
         ``source``: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, ``models:/m-ID`` or ``runs:/RUN/PATH``.
         Raise UsageError.
@@ -107,7 +107,7 @@ class TrackingServer:
         return self._facts(run_id) | {"name": path.rpartition("/")[2]}
 
     def _facts(self, run_id: str) -> dict[str, Any]:
-        """Return what a run says about the training, as metadata of a version."""
+        """Return the facts of a run about the training, as metadata of a version."""
         if not run_id:
             return {}
         run = self.get("/runs/get", run_id=run_id)["run"]
@@ -131,7 +131,7 @@ class TrackingServer:
         scheme = urlsplit(where).scheme
         if scheme in ("", "file"):
             folder = Path(urlsplit(where).path)
-            # The server must not make its caller copy any folder of this machine.
+            # Otherwise the server could make this command copy any folder of this machine.
             if not (folder / mlflow_model.FILE).is_file():
                 raise UsageError(
                     f"The model's files are at {where}, a folder of the tracking server's machine. Start "
@@ -209,7 +209,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A handler that follows no redirect. urllib then raises HTTPError."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Return None: there is no other request."""
+        """Return None, so that the redirect is not followed."""
 
 
 def _message(problem: urllib.error.HTTPError) -> str:

@@ -14,9 +14,9 @@ from tidegate.cli.api import Doc
 class ImportPlan:
     """A folder or file to deploy. ``format`` None: the registry recognises it.
 
-    ``options``: those of the Deployment. ``mapped``: pairs of a thing there and its place here. ``left``:
-    pairs of a thing there, and why it has no place here. ``pickled``: what needs the permission for pickles;
-    empty if nothing does.
+    ``options``: those of the Deployment. ``mapped``: pairs of a part of the other system's model and its
+    equivalent in Tidegate. ``left``: pairs of a part without an equivalent, and the reason. ``pickled``: the
+    file that needs the permission for pickles; empty if none does.
     """
 
     source: str
@@ -32,11 +32,11 @@ class ImportPlan:
     pickled: str = ""
 
     def map(self, there: str, here: str) -> None:
-        """Note that a thing was mapped."""
+        """Record a part of the other system's model and its equivalent in Tidegate."""
         self.mapped.append((there, here))
 
     def leave(self, there: str, why: str) -> None:
-        """Note that a thing was not mapped, and why."""
+        """Record a part of the other system's model that has no equivalent, and why."""
         self.left.append((there, why))
 
     def document(self) -> Doc:

@@ -12,7 +12,7 @@ from tidegate.kernel.protocol import names
 
 CODE, ENTRY = "code", "inference.py"
 _PICKLES = (".joblib", ".pkl", ".pickle")
-# Files of a model without a script, by ending, and what reads them.
+# The library or format of a model file, by its ending, in archives without a script.
 _KNOWN = {
     ".joblib": "scikit-learn", ".pkl": "a pickle", ".pickle": "a pickle", ".onnx": "ONNX",
     ".json": "XGBoost", ".ubj": "XGBoost", ".xgb": "XGBoost", ".txt": "LightGBM", ".cbm": "CatBoost",
@@ -103,7 +103,7 @@ def _file(plan: ImportPlan, home: Path) -> None:
 
 
 def _xgboost(plan: ImportPlan, path: Path) -> None:
-    """Rename the file of SageMaker's XGBoost algorithm, so that its contents decide."""
+    """Give the file of SageMaker's XGBoost algorithm the ending of its contents: JSON or UBJSON."""
     with path.open("rb") as file:
         head = file.read(4)
     if head.startswith(b"\x80"):

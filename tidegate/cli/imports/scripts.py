@@ -14,12 +14,12 @@ from tidegate.kernel.protocol.mlflow_requirements import name_of
 
 SHIMS = Path(__file__).parent / "shims"
 ARTIFACT, FACTS = "artifact", "tidegate_import.json"
-# Packages of the other systems. The files in `shims` take the place of some; code that needs others fails.
+# Packages of the other systems. The files in `shims` replace only `ts`; code that imports others fails.
 _FOREIGN = {"sagemaker_inference", "sagemaker_containers", "sagemaker_training", "mms", "ts"}
 
 
 def write(folder: Path, shim: str, facts: Mapping[str, Any]) -> None:
-    """Write ``model.py`` beside the unpacked archive. ``facts``: what ``model.py`` reads when it loads."""
+    """Write ``model.py`` beside the unpacked archive. ``facts``: values that ``model.py`` reads."""
     shutil.copyfile(SHIMS / f"{shim}_model.py", folder / "model.py")
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
     more = SHIMS / shim
@@ -28,7 +28,7 @@ def write(folder: Path, shim: str, facts: Mapping[str, Any]) -> None:
 
 
 def map_requirements(plan: ImportPlan, file: Path, code: list[Path], *, extra: tuple[str, ...] = ()) -> None:
-    """Set the plan's requirements: those of the archive, and packages that only its container had.
+    """Set the plan's requirements: those of the archive, and packages that were only in its container.
 
     ``code``: the Python files. ``extra``: packages that the shim needs.
     """

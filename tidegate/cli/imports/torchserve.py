@@ -14,7 +14,7 @@ from tidegate.kernel.protocol import names
 from tidegate.kernel.protocol.archives import Unsafe, safe_path
 
 MANIFEST = "MAR-INF/MANIFEST.json"
-# TorchServe's own handlers that run here, and what each needs beside torch.
+# The handlers of TorchServe that run here, and the packages that each needs besides torch.
 BUILT_IN: dict[str, tuple[str, ...]] = {
     "base_handler": (),
     "image_classifier": ("pillow",),

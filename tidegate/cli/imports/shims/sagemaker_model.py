@@ -1,7 +1,7 @@
 """Run the inference script of a SageMaker model: model_fn, input_fn, predict_fn, output_fn or transform_fn.
 
-`tidegate import sagemaker` wrote this file. The model's archive is in the folder `artifact`. A request is the
-whole body with its content type, and so is the answer.
+`tidegate import sagemaker` wrote this file. The model's archive is in the folder `artifact`. Requests and
+answers are whole bodies with their content types.
 """
 
 import importlib
@@ -90,7 +90,7 @@ def _text(body, content_type):
 
 
 def _called(function, *arguments):
-    """Call a function of the script. The last argument, the context, is left out if it takes fewer."""
+    """Call a function of the script. Leave out the context, the last argument, if it accepts fewer."""
     parameters = inspect.signature(function).parameters.values()
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return function(*arguments)
@@ -99,7 +99,7 @@ def _called(function, *arguments):
 
 
 def _answer(answer, accept):
-    """Return the outputs for what output_fn returned: a body, a body and a type, or a response."""
+    """Convert the result of output_fn to outputs. It may be a body, a body and a type, or a response."""
     kind = accept.partition(",")[0].strip()
     kind = JSON if kind in ("", "*/*") else kind
     if isinstance(answer, tuple) and len(answer) == 2:

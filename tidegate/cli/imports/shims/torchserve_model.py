@@ -1,8 +1,8 @@
 """Run the handler of a TorchServe archive.
 
 `tidegate import torchserve` wrote this file. The archive is in the folder `artifact`, and the folder
-`torchserve` has the part of TorchServe's package `ts` that handlers use. A request is the whole body with its
-content type, and so is the answer.
+`torchserve` has the part of TorchServe's package `ts` that handlers use. Requests and answers are whole
+bodies with their content types.
 """
 
 import importlib
@@ -19,7 +19,7 @@ class Model:
     def load(self, folder, device):
         """Import the handler and initialize it."""
         home = folder / "artifact"
-        # A TorchServe from the model's requirements is found first. It has all of its package.
+        # Last in the path: if the requirements include TorchServe, that complete package is found first.
         sys.path.append(str(folder / "torchserve"))
         sys.path.insert(0, str(home))
         from ts.context import Context
@@ -52,7 +52,7 @@ class Model:
 
 
 def entry_point(module_name, function, context):
-    """Return the function that handles requests, of a module or of the only handler class in it."""
+    """Return the function of a module that handles requests, or that method of its only handler class."""
     module = importlib.import_module(module_name)
     if function and not isinstance(getattr(module, function, None), type):
         return getattr(module, function)

@@ -1,4 +1,4 @@
-"""The handler from which others inherit."""
+"""The base class of handlers."""
 
 import importlib.util
 import sys

@@ -8,7 +8,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageClassifier(VisionHandler):
-    """Classifies images as TorchServe does: 256, the middle 224, the mean and deviation of ImageNet."""
+    """Classifies images. As in TorchServe: resize to 256 pixels, crop to 224, normalize as for ImageNet."""
 
     topk = 5
 

@@ -13,7 +13,7 @@ class ObjectDetector(VisionHandler):
         return to_tensor(picture)
 
     def inference(self, data, *args, **kwargs):
-        """Return what the model finds in each image. Its images may have different sizes."""
+        """Return the objects that the model finds in each image. The images may have different sizes."""
         return super().inference(data, *args, **kwargs)
 
     def postprocess(self, data):

@@ -17,7 +17,7 @@ NGRAMS = 2
 class TextClassifier(BaseHandler):
     """Classifies texts by words and pairs of words.
 
-    ``source_vocab.pt`` must be a dict of words and numbers.
+    ``source_vocab.pt`` must be a dict of token ids by word.
     """
 
     def initialize(self, context):
@@ -30,7 +30,7 @@ class TextClassifier(BaseHandler):
         self.source_vocab = found
 
     def preprocess(self, data):
-        """Return the token ids of one text: of its words, and of its pairs of words."""
+        """Return the token ids of the words and the pairs of words in one text."""
         text = data[0].get("data") if data[0].get("data") is not None else data[0].get("body")
         text = (text.decode() if isinstance(text, (bytes, bytearray)) else str(text)).lower()
         for pattern, new in _REPLACED:
