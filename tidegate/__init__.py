@@ -92,7 +92,7 @@ _MODEL = {"Tensor", "batched"}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the services import this package too, and they need no HTTP client.
+    # Imported on first use, because the services also import this package and need no HTTP client.
     if name in _CLIENT:
         from tidegate import client
 

@@ -8,8 +8,8 @@
         return x.sum(axis=1)
 
 These names do not change the functions, so the file can be run and tested without a stack. Tidegate reads
-the annotations from the source (:mod:`tidegate.kernel.protocol.python_model`). The worker puts a
-copy of this module beside the model, whose Python does not have Tidegate. So this module imports only the
+the annotations from the source (:mod:`tidegate.kernel.protocol.python_model`). The worker puts a copy of this
+module beside the model, because the model's Python does not have Tidegate. So this module imports only the
 standard library.
 """
 

@@ -22,7 +22,7 @@ METRICS = "metrics"
 # Read the artifact of one's own version. No key has this scope, only the tokens of replicas.
 REPLICA = "replica"
 
-# Headers of a proxied call. They count only in calls with the service token.
+# Headers of a proxied call. They are ignored in calls without the service token.
 PRINCIPAL_HEADER = b"x-tidegate-principal"
 ORIGIN_HEADER = b"x-tidegate-origin"
 
@@ -52,7 +52,7 @@ class Principal:
         return endpoint is None or self.endpoints is None or endpoint in self.endpoints
 
     def sees(self, owner: str) -> bool:
-        """Return True if it may see things of the principal ``owner``: its own, or all with ``admin``."""
+        """Return True if the principal is ``owner``, or may see everything because it has ``admin``."""
         return owner == self.id or self.may(ADMIN)
 
     def to_header(self) -> str:
@@ -115,7 +115,7 @@ JWT_PREFIX = "jwt:"
 
 
 def lacks(principal: Principal, scopes: Sequence[str]) -> str:
-    """Return why ``principal`` has none of ``scopes``: what it has, what it needs, and how to get it."""
+    """Return an error text: which scopes ``principal`` has, which it needs, and how to get one of these."""
     needed, held = " or ".join(scopes), ", ".join(s for s in SCOPES if s in principal.scopes) or "no scope"
     if principal is SCRAPER or principal.id.startswith(REPLICA_PREFIX):
         return (
@@ -190,7 +190,7 @@ class Allowance:
     """The limits of a key over all gateway processes. None: no limit.
 
     ``rate`` is requests per second, with a burst of ``burst``. ``day`` and ``month`` are requests in a
-    calendar day and month (UTC). ``concurrency`` is requests at one time. ``day_budget`` and ``month_budget``
+    calendar day and month (UTC). ``concurrency`` is requests in flight. ``day_budget`` and ``month_budget``
     are amounts of money, in billionths of the currency of the price list.
     """
 

@@ -49,7 +49,8 @@ class ArchiveLimits:
 class ArchiveChecker:
     """A checker of the members of one archive, in order. Raises :class:`Unsafe` at the first bad one.
 
-    It counts the sizes that the members declare. zipfile and tarfile never read more of a member than that.
+    It counts the sizes that the members declare. zipfile and tarfile never read more of a member than its
+    declared size.
     """
 
     def __init__(self, limits: ArchiveLimits, packed_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""The measured capacity of a version: how much one replica answers, and with which batching.
+"""The measured capacity of a version: the requests per second of one replica, and its batching.
 
 A version keeps it among its metrics, under the names below.
 """
@@ -25,7 +25,7 @@ class Capacity:
     window_ms: float
 
     def to_metrics(self) -> dict[str, float]:
-        """Return it as a version's metrics."""
+        """Return the capacity as metrics of a version."""
         return {
             RPS: round(self.rps, 3),
             P99_MS: round(self.p99_ms, 3),

@@ -1,4 +1,4 @@
-"""Claims: a frame carries one instead of tensors that are too large for a message. Pure.
+"""Claims: references that frames carry in place of tensors too large for a message. Pure.
 
     u8 len key | key | one u64 byte size for each tensor
 

@@ -1,4 +1,4 @@
-"""The rates of all Deployments for the gateways: written by the autoscaler every few seconds."""
+"""The cost rates of all Deployments. The autoscaler writes them for the gateways every few seconds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ NANOS = 1_000_000_000
 
 
 class DeploymentCosts(NamedTuple):
-    """``nanos_per_us``: the cost of a microsecond of a call. Calls that run at the same time share the cost.
+    """The cost rates of one Deployment, in billionths of the currency.
 
-    ``refused``: why the Deployment takes no requests until its budget is renewed; empty: it takes them.
+    ``nanos_per_us``: the cost of a microsecond of a call, if calls that run at the same time share the cost.
+    ``refused``: why the Deployment accepts no requests until its budget is renewed; empty: it accepts them.
     ``until``: the time of the renewal, in seconds since the epoch. ``alone``: the cost of a microsecond of a
     call that runs alone in its replica.
     """
@@ -31,7 +32,7 @@ class DeploymentCosts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CostFacts:
-    """The rates of Deployments by name, and prices of a provider's tokens by model."""
+    """The cost rates of Deployments by name, and the prices of a provider's tokens by model."""
 
     currency: str = "USD"
     deployments: Mapping[str, DeploymentCosts] = field(default_factory=dict)

@@ -13,8 +13,8 @@ cancelled id. All numbers are little-endian.
     cancels   16s id
 
 ``rows`` is the size of the batch axis, 0 if the model has none. Two requests may share a model call if their
-``key`` is the same. It has the inputs (names, datatypes, dims without the batch axis), the requested outputs
-and the parameters. So a worker compares bytes, and parses each distinct key once.
+``key`` is the same. The key has the inputs (names, datatypes, dims without the batch axis), the requested
+outputs and the parameters. So a worker compares bytes, and parses each distinct key once.
 
 A request has one reply (OK or FAILED). A request with the flag STREAM has any number of CHUNKs, numbered by
 ``seq`` from 0, and then END, whose ``seq`` is their number. FAILED may come in place of any of them, and is
@@ -105,7 +105,10 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A reply frame. FAILED has no data; its key is JSON with ``reason`` and ``message``. END has neither."""
+    """A reply frame.
+
+    FAILED has no data, and its key is JSON with ``reason`` and ``message``. END has no data and no key.
+    """
 
     id: bytes
     status: int

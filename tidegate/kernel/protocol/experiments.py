@@ -47,7 +47,7 @@ class ExperimentMetric(Written):
 
     @property
     def measured(self) -> bool:
-        """Return True if the gateways measure it, without feedback."""
+        """Return True if the gateways measure the metric, without feedback."""
         return self.kind in ("latency", "errors")
 
 
@@ -97,8 +97,8 @@ class ExperimentEvent(Noun):
 class Experiment(Noun):
     """A comparison of ``treatments`` with the Deployment ``control``. Times are seconds since the epoch.
 
-    ``control`` empty: the endpoint's only target. ``sticky_before`` are the endpoint's own sticky keys, which
-    it gets back at the end. ``id`` is set when the experiment starts.
+    ``control`` empty: the endpoint's only target. ``sticky_before`` are the endpoint's own sticky keys. They
+    are restored at the end. ``id`` is set when the experiment starts.
     """
 
     treatments: list[Name] = Field(min_length=1, max_length=10)

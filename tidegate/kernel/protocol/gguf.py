@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 MAGIC = b"GGUF"
-# Without a stated context, a sequence gets at most this. Models state up to a million: too much memory.
+# The most tokens of a sequence, if the Deployment does not set them. Models allow up to a million, which
+# would need too much memory.
 DEFAULT_CONTEXT = 8192
-# Without stated tokens, the KV cache has room for this many of each slot, and at least for one context.
+# The KV cache's tokens per slot, if the Deployment does not set the context. The cache also has room for one
+# whole context.
 DEFAULT_SLOT_TOKENS = 2048
 _SCALARS = {
     0: "<B",
@@ -76,13 +78,13 @@ def kv_bytes_per_token(header: GgufHeader) -> int:
 
 
 def context_of(header: GgufHeader | None, stated: int | None) -> int:
-    """Return the tokens of a sequence, if a Deployment states them or not."""
+    """Return the most tokens of a sequence: ``stated``, else the model's up to ``DEFAULT_CONTEXT``."""
     trained = header.number("context_length") if header else 0
     return stated or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 def kv_tokens_of(context: int, slots: int, *, stated: bool) -> int:
-    """Return the tokens in the KV cache, if a Deployment states none. ``stated``: it states the context."""
+    """Return the default size of the KV cache in tokens. ``stated``: the Deployment sets the context."""
     return slots * context if stated else max(context, slots * min(context, DEFAULT_SLOT_TOKENS))
 
 

@@ -17,7 +17,7 @@ Engine = Literal["onnx", "torch"]
 SENTENCES, TOKENIZER = "sentence_bert_config.json", "tokenizer_config.json"
 POOLING = "1_Pooling/config.json"
 IMAGES = "preprocessor_config.json"
-# The files that :func:`plan` reads, by their last name.
+# The names of the files that :func:`plan` reads, without their folders.
 TEXTS = frozenset({CONFIG, MODULES, SENTENCES, TOKENIZER, IMAGES})
 # Image processors whose steps the runtime for ONNX files has. Others need transformers.
 _PLAIN_IMAGES = frozenset({"ViT", "DeiT", "CLIP", "Bit", "MobileNetV2", "PoolFormer", "ConvNext"})
@@ -75,7 +75,7 @@ def read(texts: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def plan(texts: Mapping[str, str], files: Collection[str], *, allow_pickle: bool) -> HuggingFacePlan:
-    """Return how to run a folder. Raise BadRequest, with what to do.
+    """Return how to run a folder. Raise BadRequest with a remedy.
 
     ``texts``: its files of :data:`TEXTS`.
     """
@@ -135,7 +135,7 @@ def signature_of(found: HuggingFacePlan, max_batch: int) -> Signature:
 
 
 def requirements_of(found: HuggingFacePlan) -> list[str]:
-    """Return the packages that a folder needs beside the models' environment."""
+    """Return the packages that a folder needs and the models' environment lacks."""
     images = ["pillow"] if found.task == "image-classification" else []
     if found.engine == "torch":
         return ["torch", "transformers", *images]
@@ -227,7 +227,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _activation(config: Mapping[str, Any]) -> str:
-    """Return how transformers' pipeline makes scores of logits."""
+    """Return how the pipeline of transformers turns logits into scores."""
     kind = config.get("problem_type")
     if kind == "regression":
         return "none"

@@ -36,8 +36,8 @@ BAND_WEIGHTS: dict[Band, int] = {"high": 16, "normal": 4, "low": 1}
 
 # The priority in the flags of a band's request frames.
 BAND_PRIORITY: dict[Band, int] = {"high": 1, "normal": 0, "low": LAST_PRIORITY}
-# A message stays in its queue for this time after the deadline of the first part of the answer.
-# So the message of a longer stream is delivered again too, and the gateway learns immediately of the loss.
+# A message expires this many milliseconds after the deadline for the first part of the answer. So if a
+# replica is lost during a longer stream, the message is delivered again and the gateway learns of the loss.
 KEPT_MS = 3_600_000
 
 # A parameter of the call key: the tokens that the request may occupy in the engine's KV cache (prompt and
@@ -63,7 +63,7 @@ def encoded(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The part of a stream that the caller already has: the stream continues after it.
+    """The part of a stream that the caller already has. The stream continues after this part.
 
     ``prompt`` and ``emitted`` are ids of tokens, as the lost engine reported them. ``text`` is the text of
     the emitted tokens. ``id`` and ``created`` are members of the first part's events.

@@ -15,7 +15,7 @@ import orjson
 
 # The fields of a line that have the id of a request or job.
 ID_FIELDS = ("request_id", "request", "job", "client_id", "trace_id", "id")
-# The fields with another id of the same request. It finds the lines that have only that id.
+# The fields with a second id of the same request. A search also finds lines that have only that id.
 _LINKED = ("request_id", "job")
 NEAR = 5
 
@@ -115,7 +115,7 @@ def ids_in(fields: Mapping[str, Any]) -> set[str]:
 
 
 def linked(entries: Iterable[LogEntry]) -> set[str]:
-    """Return the ids of the requests and jobs that these lines belong to."""
+    """Return the ids of the requests and jobs to which these lines belong."""
     return {str(each.fields[name]) for each in entries for name in _LINKED if each.fields.get(name)}
 
 

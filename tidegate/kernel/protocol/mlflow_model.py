@@ -72,7 +72,7 @@ class Loading:
 
 
 def parsed(text: str) -> MlflowModel:
-    """Return the contents of an ``MLmodel``. Raise BadRequest, with what is wrong and what to do."""
+    """Return the contents of an ``MLmodel``. Raise BadRequest with the fault and a remedy."""
     found = yaml_of(text, FILE)
     flavors = found.get("flavors") if isinstance(found, dict) else None
     if not isinstance(flavors, dict) or not flavors:
@@ -139,7 +139,7 @@ def loading(model: MlflowModel, files: Collection[PurePosixPath]) -> Loading:
 def takes_table(loading: Loading, *, named: bool) -> bool:
     """Return True if the model gets a pandas DataFrame. ``named``: its inputs are columns of a table.
 
-    ONNX and PyTorch get an array, as MLflow makes it of such a table.
+    ONNX and PyTorch models get an array. MLflow, too, converts the table to an array for them.
     """
     return named and loading.engine not in (ONNX, PYTORCH)
 
@@ -194,7 +194,7 @@ class _Loader(yaml.SafeLoader):
         self._count = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node. Raise YAMLError if there are too many."""
+        """Compose a node. Raise YAMLError for too many nodes."""
         self._count += 1
         if self._count > MAX_VALUES:
             raise yaml.YAMLError(f"it has more than {MAX_VALUES} values")

@@ -34,8 +34,9 @@ _HOW = (
 class Schema:
     """The inputs or outputs as MLflow describes them.
 
-    ``columns``: the type of each column of a table, in order; None: they are tensors. ``named``: the schema
-    has names; else the name is Tidegate's. ``batched``: the first axis of all is open.
+    ``columns``: the type of each column of a table, in order; None: there is no table, only tensors.
+    ``named``: the schema has names; otherwise Tidegate chose one. ``batched``: the first axis of every tensor
+    may have any size.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -45,14 +46,14 @@ class Schema:
 
 
 def inputs_of(model: MlflowModel) -> Schema | None:
-    """Return the inputs; None if the model does not say them. Raise BadRequest."""
+    """Return the inputs; None if the model does not describe them. Raise BadRequest."""
     return _schema(model, "inputs", "input")
 
 
 def columns_of(model: MlflowModel, signature: Signature) -> dict[str, str] | None:
     """Return the type of each column if the model gets a table; None if it gets tensors.
 
-    If only the user says the inputs, several of them are the columns of a table.
+    If only the user describes the inputs, two or more of them are the columns of a table.
     """
     schema = inputs_of(model)
     if schema is not None:
@@ -63,9 +64,10 @@ def columns_of(model: MlflowModel, signature: Signature) -> dict[str, str] | Non
 
 
 def signature_of(model: MlflowModel, given: Signature | None, default_max_batch: int) -> Signature:
-    """Return the given signature, or the one in ``MLmodel``. Raise BadRequest, with what to do.
+    """Return the given signature, or that in ``MLmodel``. Raise BadRequest with a remedy.
 
-    If the first axis of all tensors is open, it is the batch axis. The rows of a table are one, too.
+    If the first axis of every tensor may have any size, it is the batch axis. A table's rows are its batch
+    axis.
     """
     inputs = inputs_of(model)
     if given is not None:

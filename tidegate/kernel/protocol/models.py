@@ -50,7 +50,7 @@ Datatype = Literal[
 class TensorSpec(Noun):
     """One input or output. ``shape`` is without the batch axis if the model has one; -1 is any size.
 
-    ``optional`` is for inputs: a request may leave it out.
+    ``optional``: a request may leave this input out.
     """
 
     name: str = Field(min_length=1, max_length=255)
@@ -112,7 +112,7 @@ class VersionMetadata(Written):
 class Version(Noun):
     """An immutable artifact under a model's name.
 
-    ``requirements``: lines for pip, the packages that its code needs beside the models' environment.
+    ``requirements``: lines for pip, with the packages that its code needs and the models' environment lacks.
     ``trusted``: names in a pickle or a skops file that its publisher has trusted.
     """
 
@@ -226,8 +226,8 @@ class UpstreamSpec(Written):
     ``address``: the URL of the model, which ends in ``/v2/models/NAME`` or in a version of it.
     ``credential``: ``env:NAME`` or ``file:PATH`` on the worker's host, never the credential itself.
     ``region``: where the upstream processes data. ``timeout_s``: the longest wait for an answer.
-    ``requests_per_minute``: the most that one instance sends; None: no limit. ``binary``: it has the
-    extension for binary tensor data.
+    ``requests_per_minute``: the most that one instance sends; None: no limit. ``binary``: the upstream has
+    the extension for binary tensor data.
     """
 
     address: str = Field(pattern=r"^https?://[^/@\s]+/\S+$", max_length=2048)
@@ -249,8 +249,8 @@ class DeploymentSpec(Written):
     ``sampling``: rows per second that a replica samples into the version's profile; 0: none.
     ``keep_rows``: the most sampled rows of the version whose values are kept in the blob store; 0: none.
     ``redact``: inputs and outputs whose values are not kept.
-    ``start_timeout_s`` is longer by default if the engine is vLLM: it compiles and measures at each start.
-    ``unverified``: it may run a version that is not verified, or was rejected.
+    ``start_timeout_s`` is longer by default if the engine is vLLM, which compiles and measures at each start.
+    ``unverified``: the Deployment may run a version that is not verified, or was rejected.
     """
 
     name: Name
@@ -329,20 +329,20 @@ class EndpointSpec(Noun):
     to Deployments with a region. An upstream without a region may be in any region.
 
     ``rules`` come before ``sticky``, and both before the weights. ``when_unready`` is for a target without a
-    ready replica, while other targets have one. ``feedback``: answers get an id for feedback, also without a
-    rollout or an experiment. ``wake``: its requests wait for a replica, unless none can
+    ready replica, while other targets have one. ``wake``: its requests wait for a replica, unless none can
     start. ``others``: its share goes to the others. ``fail``: it always keeps its share.
 
-    ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults.
-    ``shadow``: copies of its requests go to a Deployment without a share, for a comparison.
-    ``failover``: Deployments without a share, in order. They get the requests that an upstream cannot answer,
-    and the whole traffic while ``when_unready`` gives away the share of every target.
+    ``slo``: the objectives; None: none. ``alerts``: limits that differ from the defaults. ``feedback``:
+    answers get an id for feedback, also without a rollout or an experiment. ``shadow``: copies of its
+    requests go to a Deployment without a share, for a comparison. ``failover``: Deployments without a share,
+    in order. They get the requests that an upstream cannot answer, and all traffic while ``when_unready``
+    takes the share from every target.
 
     ``reserved``: how many replicas of the target with the largest share serve only this endpoint. They are
     started beside the Deployment's other replicas, which the endpoint uses as well.
 
     ``weight``: while several endpoints share a Deployment that is busy, one with weight 3 gets three times as
-    much of it as one with weight 1. The weight of the caller's key is multiplied with it.
+    much of it as one with weight 1. The effective weight is this weight times that of the caller's key.
     """
 
     name: Name

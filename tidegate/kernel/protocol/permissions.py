@@ -50,7 +50,7 @@ class RoutePermissions:
 
     @cached_property
     def _patterns(self) -> dict[int, tuple[re.Pattern[str], list[str]]]:
-        """Return one pattern for the paths of each number of segments; key 0: for those with any number."""
+        """Return one pattern for all paths with the same number of segments; key 0: paths of any length."""
         by_steps: dict[int, list[str]] = {}
         for path in self.by_path:
             by_steps.setdefault(0 if ":path}" in path else path.count("/"), []).append(path)
@@ -191,7 +191,7 @@ REGISTRY = RoutePermissions(
         "POST /v1/endpoints/{name}/rollout/promote": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/pause": (PUBLISH,),
         "POST /v1/endpoints/{name}/rollout/resume": (PUBLISH,),
-        "POST /v1/endpoints/{name}/rollout/progress": (INTERNAL,),  # it can promote a canary
+        "POST /v1/endpoints/{name}/rollout/progress": (INTERNAL,),  # this call can promote a canary
         "PUT /v1/endpoints/{name}/shadow": (PUBLISH,),
         "DELETE /v1/endpoints/{name}/shadow": (PUBLISH,),
         "POST /v1/endpoints/{name}/experiment": (PUBLISH,),
@@ -231,7 +231,7 @@ ROUTER = RoutePermissions(
         "GET /v1/quality/{name}": LOOK,
         "GET /v1/drift": LOOK,
         "GET /v1/drift/{name}": LOOK,
-        "GET /v1/drift/{name}/rows": (OPERATE,),  # they have the callers' values
+        "GET /v1/drift/{name}/rows": (OPERATE,),  # rows contain values of callers
         "POST /v1/drift/{name}/rebase": (PUBLISH,),
         "GET /v1/alerts": LOOK,
         "GET /v1/alerts/history": LOOK,
@@ -305,7 +305,7 @@ GATEWAY = RoutePermissions(
     | {
         # The page shows what Tidegate is, and the models that the caller may use.
         "GET /": (OPEN,),
-        "HEAD /": (OPEN,),  # Ollama's command line looks for a server with it
+        "HEAD /": (OPEN,),  # Ollama's command line looks for a server with this call
         "GET /v2/health/live": (OPEN,),
         "GET /v2/health/ready": (OPEN,),
         "GET /v2": (INFER,),
@@ -357,7 +357,7 @@ GATEWAY = RoutePermissions(
         for part in ("/metadata", "/versions/{version}", "/versions/{version}/metadata")
     }
     | {f"GET /v1/models/{{model}}/labels/{{label}}{part}": (INFER,) for part in ("", "/metadata")}
-    # TorchServe's API. The routes of the third line only say what to run instead.
+    # TorchServe's API. POST and DELETE of /models only say what to run instead.
     | {f"POST /predictions/{{model}}{part}": (INFER,) for part in ("", "/{version}")}
     | {f"GET /models{part}": (INFER,) for part in ("", "/{model}", "/{model}/{version}")}
     | {"POST /models": (INFER,), "DELETE /models/{model}": (INFER,)}
@@ -383,12 +383,12 @@ GATEWAY = RoutePermissions(
         "GET /health": (OPEN,),
         "GET /tgi/{model}/health": (INFER,),
     }
-    # Ollama's API. The routes of the second line only say what to run instead.
+    # Ollama's API. The routes from pull to blobs only say what to run instead.
     | {f"POST /api/{part}": (INFER,) for part in ("chat", "generate", "embed", "embeddings", "show")}
     | {f"POST /api/{part}": (INFER,) for part in ("pull", "push", "create", "copy", "blobs/{digest}")}
     | {"DELETE /api/delete": (INFER,), "HEAD /api/blobs/{digest}": (INFER,)}
     | {f"GET /api/{part}": (INFER,) for part in ("tags", "ps", "version")}
-    # The parts of vLLM's API beside OpenAI's.
+    # The parts of vLLM's API that OpenAI's API lacks.
     | {
         f"POST /{part}": (INFER,)
         for part in (
@@ -418,7 +418,7 @@ GATEWAY = RoutePermissions(
         "DELETE /v1/files/{id}": (INFER,),
         "GET /v1/files/{id}/content": (INFER,),
         "GET /v1/webhooks/secret": (INFER,),
-        # A key reports about its own answers, and one with the scope operate about all.
+        # A key may report on its own answers; with the scope operate, on all answers.
         "POST /v1/feedback": (INFER, OPERATE),
     }
     | {

@@ -36,9 +36,10 @@ class ModelDeath:
 class EngineReport:
     """Facts about the engine of a language model. None: the engine does not report it.
 
-    ``slots``: requests that it works on at the same time. ``running`` and ``waiting``: its requests.
-    ``kv_used`` and ``kv_total``: tokens in its KV cache, and the most that fit. The other members count
-    tokens since the engine's start: of prompts, of answers, and of prompts that were already in its cache.
+    ``slots``: the most requests that it works on at the same time. ``running`` and ``waiting``: requests that
+    run, and that wait. ``kv_used`` and ``kv_total``: tokens in its KV cache, and the most that fit. The other
+    members count tokens since the engine's start: of prompts, of answers, and of prompts that were already in
+    its cache.
     """
 
     slots: int | None = None
@@ -66,7 +67,7 @@ class ReplicaReport:
     """A worker's heartbeat. Durations are milliseconds. Counters count from the worker's start.
 
     ``phases_ms`` has the parts of the start: launch, environment (only with requirements), fetch,
-    triton_start, load, warm_up. The current one still grows.
+    triton_start, load, warm_up. The current part still grows.
     ``busy_ms`` is the sum of the model calls' durations, ``call_ms`` the recent mean of one call, and
     ``batch_mean`` the recent mean of requests in a call; None: nothing measured yet.
     ``parallel`` is the effective concurrency: the requests of a full call x instances, or, if a call has one
@@ -144,8 +145,8 @@ class GatewayLoad:
     """One gateway's load of one Deployment: its unanswered requests now, and totals since its start.
 
     ``waiting`` are the requests of a language model that have no event yet, and ``waiting_tokens`` the
-    estimated tokens of their prompts. They are a part of ``outstanding``. ``flows`` has, for those with the
-    most requests, [unanswered requests, weight] by ``endpoint/caller``.
+    estimated tokens of their prompts. They are a part of ``outstanding``. ``flows`` has [unanswered requests,
+    weight] by ``endpoint/caller``, of the flows with the most requests.
     """
 
     outstanding: int = 0

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from tidegate.kernel.protocol.models import Deployment
 
-# A GPU that the list does not name has this entry.
+# The entry for every GPU that the list does not name.
 ANY = "*"
 MIB_PER_GIB = 1024.0
 # Strict: YAML reads `no` as False, which is not a price.
@@ -28,14 +28,14 @@ class GpuPrice(_Entry):
 
 
 class TokenPrice(_Entry):
-    """The prices of one million tokens of a provider. ``cached``: prompt tokens that it had cached."""
+    """The prices of a provider's tokens, per million. ``cached``: prompt tokens that were in its cache."""
 
     input: _Price = Field(0.0, alias="in")
     output: _Price = Field(0.0, alias="out")
     cached: _Price | None = None
 
     def cost(self, read: int, written: int, cached: int) -> float:
-        """Return the cost of a request's tokens; ``cached`` are a part of those that were read."""
+        """Return the cost of a request's tokens; ``cached`` tokens are a part of the prompt's."""
         price = self.input if self.cached is None else self.cached
         cached = min(cached, read)  # a provider may state anything, and no cost is negative
         return ((read - cached) * self.input + cached * price + written * self.output) / 1e6
@@ -85,7 +85,7 @@ class PriceList(_Entry):
         return self
 
     def gpu(self, device: str) -> GpuPrice:
-        """Return the price of a GPU. The longest name that its name contains counts."""
+        """Return the price of a GPU: that of the longest entry that is a part of the GPU's name."""
         named = [name for name in self.gpu_hour if name != ANY and name.lower() in device.lower()]
         found = self.gpu_hour.get(max(named, key=len) if named else ANY)
         return found or GpuPrice(per_hour=0.0)
@@ -94,7 +94,7 @@ class PriceList(_Entry):
 class Rate(_Entry):
     """The price of a replica per hour, and the resources that it is charged for.
 
-    ``source``: ``prices``, or ``deployment`` if the Deployment's own ``scaling.price_per_hour`` counts.
+    ``source``: ``prices``, or ``deployment`` if the Deployment has its own ``scaling.price_per_hour``.
     """
 
     per_hour: float

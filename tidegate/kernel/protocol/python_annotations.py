@@ -153,7 +153,7 @@ def _tensor(parts: list[ast.expr], scope: Scope) -> Described:
 
 
 def _datatype(node: ast.expr | None, scope: Scope) -> tuple[Datatype | None, bool]:
-    """Return the datatype that ``"FP32"``, ``np.float32`` or ``str`` stands for, and whether it is text."""
+    """Return the datatype of ``"FP32"``, ``np.float32`` or ``str``, and True if its values are text."""
     if isinstance(node, ast.Name) and node.id in scope.values:
         node = scope.values[node.id]
     if isinstance(node, ast.Constant):

@@ -145,7 +145,7 @@ def _check_constructor(node: ast.ClassDef) -> None:
 
 
 def _required(method: Function) -> list[str]:
-    """Return the arguments of a method without a default, without ``self``."""
+    """Return the arguments of a method that have no default, except ``self``."""
     found = method.args
     places = [*found.posonlyargs, *found.args]
     plain = places[1 : len(places) - len(found.defaults)]

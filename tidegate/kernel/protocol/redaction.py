@@ -20,7 +20,7 @@ _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t]+.*(?:\n
 
 
 class Told(NamedTuple):
-    """A failure in two parts: for its caller, and for the log only. The second may be empty."""
+    """The two texts of a failure: one for its caller, and one only for the log. The second may be empty."""
 
     message: str
     traceback: str

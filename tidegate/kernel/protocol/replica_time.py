@@ -55,9 +55,9 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTime:
-    """The report of a replica. ``open_ns``: its calls that have not ended. ``ended``: it is the last one.
+    """The report of a replica. ``open_ns``: time of open calls. ``ended``: this is the last report.
 
-    ``calls_ns`` is the sum of the durations of all calls. It is more than their time if calls run at the same
+    ``calls_ns`` is the sum of the durations of all calls. It exceeds ``covered_ns`` if calls run at the same
     time.
     """
 

@@ -1,7 +1,8 @@
 """Replicas of a Deployment that are reserved for one endpoint.
 
 They are a separate Deployment, with the same version and options, a fixed number of replicas, and their own
-queue. The registry does not store it: router and autoscaler add it to the desired state that they read.
+queue. The registry does not store this Deployment: router and autoscaler add it to the desired state that
+they read.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def holders(desired: DesiredState) -> dict[str, str]:
     found = {
         reserve_of(name, each.name): name for each in desired.endpoints for name in reserved_targets(each)
     }
-    # The name of a reserve may be that of a Deployment of another version.
+    # A Deployment of another version may happen to have the name of a reserve.
     return {own: name for own, name in found.items() if own in known and known[own] == known.get(name)}
 
 
@@ -68,6 +69,6 @@ def with_reserves(desired: DesiredState) -> DesiredState:
 
 def _reserve(shared: Deployment, name: str, count: int) -> Deployment:
     paused = shared.override is not None and shared.override.replicas == 0
-    scaling = shared.scaling.model_copy(update={"schedule": []})  # it would change the number
+    scaling = shared.scaling.model_copy(update={"schedule": []})  # a schedule would change the count
     fixed = {"min_replicas": count, "max_replicas": count, "scale_to_zero_after_s": None, "scaling": scaling}
     return shared.model_copy(update={"name": name, "override": shared.override if paused else None, **fixed})

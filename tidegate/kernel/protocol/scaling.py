@@ -76,8 +76,8 @@ class Scaling(_Part):
 
     ``aggressiveness`` sets the defaults of the other fields. ``target_utilization`` is the share of its time
     that a replica may be busy, and ``backlog_per_replica`` is the number of unanswered requests for each
-    replica. Windows are in seconds: scale up after load that lasted for ``up_window_s``, and scale down only
-    ``down_window_s`` after it. A load that needs ``panic_factor`` times the ready replicas scales up
+    replica. Windows are in seconds: scale up after load that lasted for ``up_window_s``, and scale down after
+    ``down_window_s`` with less load. A load that needs ``panic_factor`` times the ready replicas scales up
     immediately, despite windows and limits per minute; 0: never. ``max_cost_per_hour`` limits replicas x
     ``price_per_hour``. ``forecast`` may start replicas early, for the load of the same time on earlier days
     or weeks.
@@ -127,12 +127,12 @@ class Scaling(_Part):
 
 @lru_cache(maxsize=4096)
 def _last(cron: str, zone: str, minute: int) -> datetime | None:
-    """Return the last time of a cron expression at or before a minute of the epoch, or None."""
+    """Return the last time of a cron expression up to ``minute`` (since the epoch), or None."""
     from cronsim import CronSim
 
     now = datetime.fromtimestamp(minute * 60, timezone.utc)
-    local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim looks strictly before
-    if local.fold:  # in the second of two equal hours, a time of the first may have a later clock time
+    local = datetime.fromtimestamp((minute + 1) * 60, _zone(zone))  # CronSim excludes its start
+    if local.fold:  # the hour repeats: times of its first run may have later clock times
         local += timedelta(hours=2)
     times = (found.astimezone(timezone.utc) for found in CronSim(cron, local, reverse=True))
     return next((found for found in times if found <= now), None)

@@ -12,7 +12,7 @@ ID, START, END = "sequence_id", "sequence_start", "sequence_end"
 PARAMETERS = frozenset({ID, START, END})
 # A part of Triton's error for a sequence that it does not know.
 START_FLAG = "must specify the START flag"
-# Triton's value for a configuration that sets none.
+# Triton's default, if a configuration does not set the idle time.
 DEFAULT_IDLE_US = 1_000_000
 
 
@@ -70,7 +70,7 @@ def spec_of(config: Any) -> SequenceSpec | None:
 
 
 def tightest(specs: Sequence[SequenceSpec]) -> SequenceSpec | None:
-    """Return the limits of a model that is made of stateful parts; None if it has none."""
+    """Return the lowest limits of the stateful models in an ensemble; None if no model is stateful."""
     if not specs:
         return None
     slots, idle_ms = min(spec.slots for spec in specs), min(spec.idle_ms for spec in specs)

@@ -60,11 +60,11 @@ def _no_times() -> list[int]:
 class ShadowCounts:
     """One gateway's counts of an endpoint's shadow traffic since it began.
 
-    ``key`` identifies the shadow: another one starts with new counts. ``offered``: answered requests that the
-    rate chose. Each of them was ``copied`` or ``refused`` (by reason). Each copy was ``answered``, ``failed``
-    (by reason), or is in flight. ``compared``: answers that were compared; in ``agreed`` all outputs agreed.
-    The times are in the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`, for the copied requests
-    and their answered copies: from the gateway to the answer, and of the model call.
+    ``key`` identifies the shadow: another shadow starts with new counts. ``offered``: answered requests that
+    the rate chose. Each of them was ``copied`` or ``refused`` (by reason). Each copy was ``answered``,
+    ``failed`` (by reason), or is in flight. ``compared``: answers that were compared; in ``agreed`` all
+    outputs agreed. The times are in the buckets of :mod:`tidegate.kernel.protocol.latency_buckets`, for the
+    copied requests and their answered copies: from the gateway to the answer, and of the model call.
     """
 
     key: str = ""

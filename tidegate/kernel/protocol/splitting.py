@@ -56,8 +56,8 @@ class CanaryOptions(Written):
     """The rules of a canary. ``steps``: percent of the traffic, rising; the last step is the promotion.
 
     A step lasts at least ``hold_s`` seconds and ``min_samples`` requests of the canary. ``alpha``: the
-    accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: a rate of
-    errors (or slow requests) that may be added to the baseline's. After ``patience_s`` in a step without
+    accepted probability of rolling back a canary that is as good as its baseline. ``tolerance``: how far the
+    rate of errors (or slow requests) may exceed that of the baseline. After ``patience_s`` in a step without
     enough evidence the canary pauses. ``full_capacity``: the canary has its whole minimum of replicas from
     the start; otherwise it has its share of them. ``metric``: reported outcomes are judged as well, and
     ``direction`` says whether higher or lower ones are better.
@@ -126,11 +126,11 @@ class Tolerance(Written):
 
 
 class Shadow(Written):
-    """Shadow traffic: copies of an endpoint's answered requests go to ``deployment``, which is compared.
+    """Shadow traffic: copies of an endpoint's answered requests go to ``deployment``.
 
     ``rate``: percent of the requests. ``max_per_s``: the most copies in a second of each gateway process;
-    None: no limit. Copies go only to idle replicas. ``wake``: copies may also start a replica, and keep it.
-    ``until``: the time of the last copy; None: until it is stopped. ``id`` is new for each shadow.
+    None: no limit. Copies go only to idle replicas. ``wake``: copies may also start a replica, and keep it
+    running. ``until``: the time of the last copy; None: until it is stopped. ``id`` is new for each shadow.
     """
 
     deployment: Name

@@ -50,7 +50,7 @@ DATATYPES: dict[str, Datatype] = {
 BY_CODE: dict[int, Datatype] = {d.code: d for d in DATATYPES.values()}
 
 _LENGTH = struct.Struct("<I")
-# The number of values that are tried together in the search for a wrong one.
+# The number of values that are checked together in the search for a wrong value.
 _SLICE = 1024
 # Only strings need a loop over their elements, which blocks the event loop: 0.1 s for this many.
 MAX_STRINGS = 2**20

@@ -31,10 +31,10 @@ class BatchFigures(Noun):
 class CapacityCard(Noun):
     """The figures of a version that a scratch replica measured, on a machine with ``cpu`` and ``cores``.
 
-    ``requests_per_s`` is what Triton answers with requests of one row, in the best of ``batches``. None: the
-    model was not called. ``memory_mb`` is the memory of the replica's processes. ``start_s`` is the time
-    from the launch until the model was warm, without the installation of requirements. ``load_ms`` is the
-    part of it in which Triton loaded the model.
+    ``requests_per_s`` is the rate at which Triton answered requests of one row, with the best of ``batches``.
+    None: the model was not called. ``memory_mb`` is the memory of the replica's processes. ``start_s`` is the
+    time from the launch until the model was warm, without the installation of requirements. ``load_ms`` is
+    the part of it in which Triton loaded the model.
     """
 
     requests_per_s: float | None = None

@@ -38,7 +38,7 @@ class WebhookTarget:
 
     @property
     def origin(self) -> str:
-        """``host:port``, by which limits and cool-downs are counted."""
+        """``host:port``, the key of limits and cool-downs."""
         return f"{self.host}:{self.port}"
 
     @property
