@@ -1,1 +1,1 @@
-"""Registry, autoscaler and router in one process, for small machines. It only composes their apps."""
+"""Registry, autoscaler and router in one process, for small machines. Composes their apps, no more."""

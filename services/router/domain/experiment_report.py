@@ -1,4 +1,4 @@
-"""Report an experiment: each variant's numbers, comparisons with the control, and what is missing. Pure."""
+"""Report an experiment: each variant's numbers, the comparisons with the control, and a summary. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.router.domain.experiments import (
 )
 from tidegate.kernel.protocol.experiments import Experiment, ExperimentMetric
 
-# Evidence against the planned shares. At most one of 20 experiments with the right shares reaches this value.
+# E-value against the planned shares. At most 1 of 20 experiments with the right shares ever reaches it.
 MISMATCH_AT = 20.0
 
 Comparisons = dict[str, dict[str, Comparison]]
@@ -62,7 +62,7 @@ def comparisons(experiment: Experiment, watch: ExperimentWatch) -> Comparisons:
 
 
 def point_of(experiment: Experiment, watch: ExperimentWatch, now: float) -> ExperimentPoint:
-    """Return a point of the history."""
+    """Return the current comparisons as a point of the history."""
     return ExperimentPoint(
         now,
         {
@@ -76,7 +76,7 @@ def point_of(experiment: Experiment, watch: ExperimentWatch, now: float) -> Expe
 
 
 def sample_ratio(experiment: Experiment, watch: ExperimentWatch) -> dict[str, Any]:
-    """Return the check of the shares: of units if requests have units, else of requests."""
+    """Check if the variants got their planned shares of units, or of requests if no request has a unit."""
     number = len(experiment.variants)
     if watch.units:
         over, counts = "units", [list(watch.units.values()).count(at) for at in range(number)]
@@ -96,7 +96,7 @@ def sample_ratio(experiment: Experiment, watch: ExperimentWatch) -> dict[str, An
 
 
 def complete(experiment: Experiment, watch: ExperimentWatch, now: float) -> str:
-    """Return why a running experiment is complete, or an empty text."""
+    """Return why a running experiment is complete; empty if it is not."""
     options = experiment.options
     if options.until is not None:
         until = options.until if options.until.tzinfo else options.until.replace(tzinfo=UTC)
@@ -123,7 +123,7 @@ def _compared(
 
 
 def _significant(experiment: Experiment, found: Comparisons) -> frozenset[str]:
-    """Return the comparisons that count, as ``metric`` + NUL + ``treatment``."""
+    """Return the significant comparisons, each as ``metric`` + NUL + ``treatment``."""
     e_values = {
         f"{metric}\0{treatment}": each.e_value
         for metric, by_treatment in found.items()
@@ -182,7 +182,7 @@ def _verdict(metric: ExperimentMetric, found: Comparison, counts: bool) -> str:
 def _summary(
     experiment: Experiment, metrics: Sequence[dict[str, Any]], ratio: dict[str, Any], *, late: bool
 ) -> str:
-    """Return the state of the evidence in a few sentences."""
+    """Summarize the evidence in a few sentences."""
     said = []
     if ratio["mismatch"]:
         said.append(

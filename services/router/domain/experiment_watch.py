@@ -1,7 +1,7 @@
 """Count the outcomes of one experiment: feedback by metric, and the gateways' answers and failures. Pure.
 
-Outcomes of one unit, for example of one user, resemble each other. So they are added up in buckets of units,
-and the variance of a mean comes from the sums of the buckets (the delta method for a ratio of two sums).
+Outcomes of one unit, for example of one user, are correlated. So the outcomes are added up in buckets of
+units. The variance of a mean is computed from the buckets' sums (the delta method for a ratio of two sums).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
 from tidegate.kernel.protocol.presence import GatewayReport, VariantCounts
 
 BUCKETS = 1024
-# Fewer buckets with outcomes say too little about the variance between units.
+# With fewer buckets, the variance between units is too uncertain.
 MIN_UNITS = 50
-# Units are sampled for the check of the sample ratio: at most this many are kept, by their hash.
+# The most units in the sample for the check of the shares. The sample is chosen by the units' hash.
 UNITS_KEPT = 4096
 # The most points of the history. When it is full, every other point is dropped.
 POINTS_KEPT = 240
@@ -29,9 +29,9 @@ POINT_S = 5.0
 
 @dataclass(slots=True)
 class Outcomes:
-    """The outcomes of one metric and one variant. ``alone``: those without a unit, each counts by itself.
+    """The outcomes of one metric and one variant. ``alone``: outcomes without a unit.
 
-    ``units``: those with a unit. ``buckets``: their number and their sum, by bucket of units.
+    ``units``: outcomes with a unit. ``buckets``: their number and their sum in each bucket of units.
     """
 
     alone: Moments = field(default_factory=Moments)
@@ -49,7 +49,7 @@ class Outcomes:
         self.buckets[bucket] = n + 1, total + value
 
     def moments(self) -> Moments:
-        """Return count and mean, with a variance that includes the correlation within units."""
+        """Return count, mean and variance. The variance includes the correlation within units."""
         found = self.alone.merge(self.units)
         number = len(self.buckets)
         if number < 2:
@@ -62,13 +62,13 @@ class Outcomes:
 
     @property
     def enough_units(self) -> bool:
-        """Return True if there are enough different units to compare."""
+        """Return True if the outcomes come from enough different units for a comparison."""
         return not self.buckets or self.alone.n >= MIN_OUTCOMES or len(self.buckets) >= MIN_UNITS
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentPoint:
-    """A moment of an experiment, for pictures: by metric and treatment, the difference and its interval."""
+    """A point for a chart: the difference and its interval (low, high), by metric and treatment."""
 
     at: float
     differences: dict[str, dict[str, tuple[float | None, float | None, float | None]]]
@@ -76,11 +76,11 @@ class ExperimentPoint:
 
 @dataclass(slots=True)
 class ExperimentWatch:
-    """The memory of one experiment. ``outcomes``: by variant and metric. ``answers``: by variant.
+    """The counts of one experiment. ``outcomes``: by variant and metric. ``answers``: by variant.
 
-    ``seen``: the gateways' last totals. ``begun``: those from before the experiment are among them.
-    ``units``: the sampled units with the index of their variant. ``depth``: the sample has the units whose
-    hash ends in this many zero bits.
+    ``seen``: the gateways' last totals. ``begun``: the totals from before the experiment are in ``seen``.
+    ``units``: the sampled units with the index of their variant. ``depth``: a unit is sampled if its hash
+    ends in this many zero bits.
     """
 
     id: str
@@ -95,7 +95,7 @@ class ExperimentWatch:
     begun: bool = False
 
     def take(self, experiment: Experiment, record: FeedbackRecord) -> bool:
-        """Count a record of feedback. Return False if it is not an outcome of this experiment."""
+        """Count a feedback record. Return False if it is not an outcome of this experiment."""
         if record.experiment != self.id or record.deployment not in experiment.variants:
             return False
         used = False
@@ -110,14 +110,14 @@ class ExperimentWatch:
         return used
 
     def begin(self, endpoint: str, reports: Iterable[GatewayReport]) -> None:
-        """Leave out what the gateways counted before: for a rollout, or for another experiment."""
+        """Remember the gateways' totals from before the experiment, so that they are not counted."""
         for report in reports:
             for name, total in report.traffic.get(endpoint, {}).items():
                 self.seen[f"{report.incarnation} {name}"] = total
         self.begun = True
 
     def count(self, endpoint: str, reports: Iterable[GatewayReport]) -> bool:
-        """Add the gateways' answers and failures since the last call. Return True if there were any."""
+        """Add the gateways' answers and failures since the last call. Return True if a count changed."""
         changed = False
         for report in reports:
             for name, total in report.traffic.get(endpoint, {}).items():
@@ -146,23 +146,23 @@ class ExperimentWatch:
         return found is None or found.enough_units
 
     def requests_of(self, variant: str) -> int:
-        """Return the requests of a variant, as the gateways counted them."""
+        """Return the number of requests that the gateways counted for a variant."""
         counts = self.answers.get(variant)
         return 0 if counts is None else sum(counts.times) + counts.failed
 
     def due(self, now: float) -> bool:
-        """Return True if it is time for the next point of the picture."""
+        """Return True if it is time for the next point of the chart."""
         return not self.points or now - self.points[-1].at >= self.point_s
 
     def note(self, point: ExperimentPoint) -> None:
-        """Keep a point for the picture."""
+        """Add a point to the chart. If it is full, drop every other point."""
         self.points.append(point)
         if len(self.points) > POINTS_KEPT:
             self.points = self.points[::2]
             self.point_s *= 2
 
     def _sample(self, unit: str, variant: int) -> None:
-        number = int(unit, 16) >> 16  # other bits than those of the bucket
+        number = int(unit, 16) >> 16  # not the bits that choose the bucket
         if number & ((1 << self.depth) - 1):
             return
         self.units.setdefault(unit, variant)
@@ -172,7 +172,7 @@ class ExperimentWatch:
             self.units = {key: at for key, at in self.units.items() if not (int(key, 16) >> 16) & mask}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the memory as a document."""
+        """Return the counts as a document."""
         return {
             "id": self.id,
             "outcomes": {
@@ -191,7 +191,7 @@ class ExperimentWatch:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ExperimentWatch:
-        """Return the memory from a document. Raise KeyError, TypeError or ValueError for any other one."""
+        """Return the counts from a document of :meth:`to_json`. Raise KeyError, TypeError or ValueError."""
         return cls(
             document["id"],
             {
@@ -210,7 +210,7 @@ class ExperimentWatch:
 
 
 def value_of(metric: ExperimentMetric, record: FeedbackRecord) -> float | None:
-    """Return the value of a record for a metric; None if the record is about another metric."""
+    """Return a record's value for a metric; None if the record belongs to another metric."""
     if metric.measured or record.metric != metric.source:
         return None
     if metric.kind == "rate":
@@ -228,7 +228,7 @@ def errors_of(counts: VariantCounts) -> Moments:
 
 
 def latency_of(counts: VariantCounts) -> Moments:
-    """Return the moments of the times in milliseconds, each in the middle of its bucket."""
+    """Return the moments of the latencies in ms. Each latency is taken as the middle of its bucket."""
     n = sum(counts.times)
     if not n:
         return Moments()
@@ -239,7 +239,7 @@ def latency_of(counts: VariantCounts) -> Moments:
 
 
 def _add_new(into: VariantCounts, before: VariantCounts | None, total: VariantCounts) -> None:
-    """Add the growth of a total. A total that became smaller has restarted at zero."""
+    """Add the growth of a total. If the total became smaller, its gateway counts from zero again."""
     if before is not None and (sum(total.times) < sum(before.times) or total.failed < before.failed):
         before = None
     old = before or VariantCounts(0, [0] * COUNT)

@@ -1,7 +1,7 @@
-"""Compare the variants of an experiment. The report may be read at any time, as often as one likes. Pure.
+"""Compare the variants of an experiment. The results may be read at any time and as often as one likes. Pure.
 
-The interval of the difference of two means is an asymptotic confidence sequence: it holds at all times
-together with a probability of 1 - alpha (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform
+The interval of the difference of two means is an asymptotic confidence sequence. With probability 1 - alpha
+it contains the true difference at all times (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform
 central limit theory and asymptotic confidence sequences", Annals of Statistics 2024, arXiv 2103.06476).
 Several metrics are corrected with e-values by the method of Benjamini and Hochberg (Wang and Ramdas, "False
 discovery rate control with e-values", JRSS B 2022, arXiv 2009.02824).
@@ -15,11 +15,11 @@ from math import exp, inf, isfinite, lgamma, log, sqrt
 
 # The interval is narrowest at this many outcomes of both variants together.
 BEST_AT = 5_000
-# Below this many outcomes of a variant, the normal approximation does not hold.
+# With fewer outcomes of a variant, the normal approximation does not hold.
 MIN_OUTCOMES = 100
-# The strength of the prior in the check of the sample ratio, in requests.
+# The weight of the prior in the check of the shares, in requests.
 _PRIOR = 100.0
-# More steps than the solution needs for the precision of a float, up to an alpha of 0.5.
+# Enough iterations for the precision of a float, for every alpha up to 0.5.
 _STEPS = 40
 
 
@@ -57,9 +57,9 @@ class Moments:
 class Comparison:
     """The difference of a variant to the control in one metric, with an interval that holds at all times.
 
-    ``lift``: the difference as a part of the control's mean; None if that mean is 0. ``p_value`` and
-    ``e_value`` are valid at all times. ``needed``: how many more outcomes of both variants together would
-    make the present difference significant; None if it is significant, or if there is no difference.
+    ``lift``: the difference divided by the control's mean; None if the mean is 0. ``p_value`` and ``e_value``
+    are valid at all times. ``needed``: how many more outcomes of both variants together would make this
+    difference significant; None if it already is significant, or if no number would.
     """
 
     difference: float
@@ -74,7 +74,7 @@ class Comparison:
 def best_rho(n: float, alpha: float) -> float:
     """Return the parameter for which the interval is narrowest at ``n`` outcomes.
 
-    It solves u = ln(u + 1) - 2 ln(alpha) for u = n rho^2. The steps converge by a factor of 1 / (u + 1).
+    It solves u = ln(u + 1) - 2 ln(alpha) for u = n rho^2. Each iteration reduces the error by 1 / (u + 1).
     """
     found = start = -2 * log(alpha)
     for _ in range(_STEPS):
@@ -89,7 +89,7 @@ def radius(n: float, variance: float, alpha: float, rho: float) -> float:
 
 
 def e_value(n: float, difference: float, variance: float, rho: float) -> float:
-    """Return the evidence against "there is no difference"; infinite if it is too large for a float."""
+    """Return the e-value against "no difference"; infinite if it is too large for a float."""
     if variance <= 0:
         return 1.0 if difference == 0 else inf
     scale = n * rho * rho + 1
@@ -115,9 +115,10 @@ def compare(control: Moments, variant: Moments, alpha: float = 0.05, best_at: in
 
 
 def needed_for(control: Moments, variant: Moments, lift: float, alpha: float = 0.05) -> int | None:
-    """Return how many more outcomes of both variants find a difference of this part of the control's mean.
+    """Return how many more outcomes of both variants are needed to find a difference of ``lift``.
 
-    None: it is not known, because there are too few outcomes or the control's mean is 0.
+    ``lift``: a fraction of the control's mean. None: not known, because a variant has too few outcomes or the
+    control's mean is 0.
     """
     if min(control.n, variant.n) < MIN_OUTCOMES or not control.mean:
         return None
@@ -126,7 +127,7 @@ def needed_for(control: Moments, variant: Moments, lift: float, alpha: float = 0
 
 
 def interval(found: Moments, alpha: float = 0.05, best_at: int = BEST_AT) -> tuple[float, float]:
-    """Return the interval of a variant's mean, which holds at all times."""
+    """Return an interval for a variant's mean that holds at all times."""
     if found.n < MIN_OUTCOMES:
         return -inf, inf
     half = radius(found.n, found.variance, alpha, best_rho(best_at, alpha))
@@ -140,7 +141,7 @@ def _variance(control: Moments, variant: Moments) -> float:
 
 
 def _needed(n: int, difference: float, variance: float, alpha: float, rho: float) -> int | None:
-    """Return how many more outcomes make the interval narrower than ``difference``; None: no number does."""
+    """Return how many more outcomes narrow the radius to less than ``difference``; None if no number does."""
     if difference <= 0 or variance <= 0:
         return None
     low, high = 0.0, float(n)
@@ -158,7 +159,7 @@ def _needed(n: int, difference: float, variance: float, alpha: float, rho: float
 
 
 def significant(e_values: Mapping[str, float], alpha: float = 0.05) -> frozenset[str]:
-    """Return the metrics whose differences count, if at most a part ``alpha`` of them may be false."""
+    """Return the significant names. At most a fraction ``alpha`` of them is expected to be false."""
     ordered = sorted(e_values.items(), key=lambda each: -each[1])
     count = 0
     for rank, (_, value) in enumerate(ordered, 1):
@@ -168,7 +169,7 @@ def significant(e_values: Mapping[str, float], alpha: float = 0.05) -> frozenset
 
 
 def ratio_e_value(counts: Sequence[int], weights: Sequence[float]) -> float:
-    """Return the evidence that requests were not split by these weights; 20 or more is a mismatch.
+    """Return the e-value against a split by these weights; 20 or more is a mismatch.
 
     This is the Bayes factor of a multinomial with a Dirichlet prior around the weights (Lindon and Malek,
     "Anytime-Valid Inference for Multinomial Count Data", NeurIPS 2022, arXiv 2011.03567).

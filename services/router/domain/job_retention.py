@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StoreSize:
-    """The memory of the jobs' store in bytes, its number of records, and how many of them are finished."""
+    """The size of the store of jobs: used bytes, number of records, and of finished records (``over``)."""
 
     used_bytes: int
     records: int
@@ -18,8 +18,8 @@ class StoreSize:
 class Retention:
     """Limits on the records of finished jobs; the oldest are removed first.
 
-    ``bytes``: memory of the store, 0 for no limit. Even if it is exceeded, a job is kept for ``at_least_s``
-    seconds, so that its caller can fetch the result.
+    ``bytes``: memory of the store, 0 for no limit. Even above this limit, a finished job is kept for
+    ``at_least_s`` seconds, so that its caller can fetch the result.
     """
 
     keep_s: float
@@ -28,7 +28,7 @@ class Retention:
     at_least_s: float
 
     def surplus(self, size: StoreSize) -> int:
-        """Return how many records to remove, so that the store needs no more than ``bytes``.
+        """Return how many records to remove to bring the store below ``bytes``.
 
         All records are assumed to have the mean size.
         """

@@ -1,4 +1,4 @@
-"""The quality of predictions whose labels are known: accuracy, AUC, error and calibration. Pure."""
+"""The quality of predictions with known labels: accuracy, AUC, error and calibration. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Bins of probabilities. Ties of the AUC within a bin count half.
+# Bins of probabilities. For the AUC, two scores in the same bin are a tie and count half.
 BINS = 100
-# The calibration error is the mean over these bins (Guo et al., ICML 2017, use 15).
+# The calibration error is the mean over this many bins (as in Guo et al., ICML 2017).
 CALIBRATION_BINS = 15
-# A prediction that is off by more is not counted, because the square would not fit into a float.
+# A prediction with a larger error is not counted, because the error's square would not fit into a float.
 MOST_ERROR = 1e100
 
 Counts = npt.NDArray[np.int64]
@@ -26,7 +26,10 @@ def _counts(bins: int) -> Counts:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A prediction and its truth. ``score``, ``confidence``: as in ``SampledPrediction``; None: not known."""
+    """A prediction and its true label or value (``truth``).
+
+    ``score`` and ``confidence`` are as in ``SampledPrediction``; None: not known.
+    """
 
     truth: str
     label: str | None
@@ -36,7 +39,7 @@ class Labelled:
 
 @dataclass(slots=True)
 class LabelledRows:
-    """Counts of predictions whose labels are known. They can be added up.
+    """Counts of predictions with known labels. They can be merged.
 
     ``hits`` and ``misses`` are by bin of the confidence, ``positives`` and ``negatives`` by bin of the score.
     """
@@ -75,7 +78,7 @@ class LabelledRows:
         if confidence is not None:
             (self.hits if hit else self.misses)[bin_of(confidence)] += 1
         if score is not None and _is_probability(score):
-            # The score is the probability of the second class, so a hit above 0.5 has that class.
+            # The score is the probability of the second class, so a hit from 0.5 on has that class.
             positive = hit == (score >= 0.5)
             (self.positives if positive else self.negatives)[bin_of(score)] += 1
 
@@ -85,12 +88,12 @@ class LabelledRows:
         self.squares += (predicted - truth) ** 2
 
     def merge(self, other: LabelledRows) -> None:
-        """Add other counts."""
+        """Add the counts of ``other``."""
         for name in _FIELDS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def measures(self) -> dict[str, float]:
-        """Return the measures that these predictions have: accuracy, auc, ece, mae, rmse."""
+        """Return those of accuracy, auc, ece, mae and rmse that these predictions allow."""
         found: dict[str, float] = {}
         if self.labelled:
             found["accuracy"] = self.correct / self.labelled
@@ -110,7 +113,7 @@ class LabelledRows:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> LabelledRows:
-        """Return the counts that :meth:`to_json` returned. Raise KeyError or ValueError."""
+        """Return the counts from a document of :meth:`to_json`. Raise KeyError or ValueError."""
         values: dict[str, Any] = {
             name: np.asarray(found[name], np.int64) if isinstance(found[name], list) else found[name]
             for name in _FIELDS
@@ -155,7 +158,7 @@ def calibration_error(hits: Counts, misses: Counts) -> float | None:
 
 
 def same(label: str, truth: str) -> bool:
-    """Return True if a label is the truth. ``1``, ``1.0`` and ``true`` are the same."""
+    """Return True if a predicted label equals the true one. ``1``, ``1.0`` and ``true`` are equal."""
     if label == truth:
         return True
     a, b = _number(label), _number(truth)

@@ -1,17 +1,18 @@
 """The conservation ledger of jobs: it checks that no job is lost. Pure.
 
 It compares three independent sources: the jobs that gateways have acknowledged with a 202, the job records,
-and the places of the messages. A message is ready in the broker or held by a worker. A job needs no message
-while a lease or the sweeper watches it. If nothing is lost,
+and the messages. A message is ready in the broker or held by a worker. A job needs no message while a lease
+or the sweeper watches it. If nothing is lost,
 
     acknowledged                <= accepted
     accepted                     = succeeded + failed + cancelled + expired + unfinished
     unfinished, per Deployment  <= ready + held + watched
 
-The sources cannot be read at the same instant, so the records are read first and last. A job that exists at
-the first reading, and is unfinished at the last, must have been in one of the places. Jobs that arrived in
-between are not counted. So a job that only moves is not missed. During failures, a reading may miss jobs that
-are not lost. Therefore the ledger reports only jobs that several readings in a row have missed.
+The sources cannot be read at the same instant, so the records are read both before and after the messages. A
+job that is in the first records, and unfinished in the last, must have been ready, held or watched. Jobs
+that arrived in between are not counted. So a job that only moved is not reported. During failures, a reading
+may miss jobs that are not lost. Therefore the ledger reports only jobs that several readings in a row have
+missed.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ OVER = ("succeeded", "failed", "cancelled", "expired")
 class LedgerReading:
     """One reading of all sources.
 
-    ``accepted_before``: the number of accepted jobs, read first. ``counts``: the records, read last.
-    ``ready`` and ``held``: the number of messages of each Deployment.
+    ``accepted_before``: the number of accepted jobs, read first. ``counts``: the job records, read last.
+    ``ready``, ``held``: the number of messages in the broker and at workers, by Deployment.
     """
 
     accepted_before: int
@@ -46,11 +47,11 @@ class LedgerReading:
 class Discrepancy:
     """The jobs that one reading misses.
 
-    ``where``: the Deployments whose messages are missing, and whether each has other messages left.
+    ``where``: the Deployments with missing messages; True if the Deployment has other messages left.
     """
 
     records: int  # acknowledged, but never recorded
-    endings: int  # recorded, but not counted as over or unfinished (below 0: counted twice)
+    endings: int  # recorded, but neither ended nor unfinished (negative: counted twice)
     messages: int  # unfinished, but in no queue, at no worker, and not watched
     where: Mapping[str, bool] = field(default_factory=dict)
 
@@ -84,7 +85,8 @@ def discrepancy(reading: LedgerReading) -> Discrepancy:
 class LedgerReport:
     """The current state of the ledger. ``at``: seconds since the epoch.
 
-    ``unaccounted`` None: unknown, because the sources in ``away`` did not answer (name and problem).
+    ``unaccounted``: the number of lost jobs. None: unknown, because a source did not answer. ``away``: the
+    name and the problem of each such source.
     """
 
     at: float
@@ -95,7 +97,7 @@ class LedgerReport:
 
     @property
     def gauge(self) -> float:
-        """Return ``unaccounted`` as a metric: NaN if it is unknown."""
+        """Return ``unaccounted`` for the metric; NaN if it is unknown."""
         return math.nan if self.unaccounted is None else float(self.unaccounted)
 
     def to_json(self) -> dict[str, Any]:
@@ -125,13 +127,13 @@ class LedgerReport:
 
 
 def confirmed(missing: Sequence[Discrepancy]) -> int:
-    """Return the number of jobs that all of the last readings have missed."""
+    """Return the number of jobs that each of the last ``CONFIRMATIONS`` readings missed."""
     last = missing[-CONFIRMATIONS:]
     return min(each.total for each in last) if len(last) >= CONFIRMATIONS else 0
 
 
 def lost_messages(missing: Sequence[Discrepancy]) -> dict[str, bool]:
-    """Return the Deployments whose messages all of the last readings have missed.
+    """Return the Deployments with missing messages in each of the last ``CONFIRMATIONS`` readings.
 
     The value is True if the Deployment still has other messages.
     """

@@ -1,8 +1,8 @@
-"""Judge a canary by reported outcomes: count those that are worse than most of the baseline's. Pure.
+"""Judge a canary by reported outcomes: count outcomes that are worse than most of the baseline's. Pure.
 
-An outcome is bad if it is worse than the baseline's quartile on the bad side. The quartile is frozen after
-the baseline's first ``FREEZE_AT`` outcomes. If the outcomes have few values, such as 0 and 1, the quartile
-itself may count as bad, so that the baseline has bad outcomes at all.
+An outcome is bad if it is worse than a limit: the quartile on the bad side of the baseline's first
+``FREEZE_AT`` outcomes. If outcomes have few values, such as 0 and 1, an outcome at the limit may be bad, too.
+Otherwise the baseline would have no bad outcomes to compare with.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from tidegate.kernel.protocol.feedback import FeedbackRecord
 from tidegate.kernel.protocol.models import Rollout
 
 FREEZE_AT = 100
-# If fewer of the baseline's outcomes than this part are worse than the quartile, the quartile is bad, too.
+# If less than this fraction of the baseline's outcomes is worse than the limit, the limit itself is bad, too.
 FEWEST_BAD = 0.05
 
 
 @dataclass(slots=True)
 class Limit:
-    """The limit of a bad outcome. ``sign``: 1 if higher is better, else -1. ``value``: with that sign."""
+    """The limit of bad outcomes: ``value``, multiplied by ``sign``.
+
+    ``sign``: 1 if higher is better, otherwise -1. ``inclusive``: an outcome at the limit is bad.
+    """
 
     sign: int
     value: float
@@ -35,7 +38,7 @@ class Limit:
 
 @dataclass(slots=True)
 class Outcomes:
-    """The number of outcomes of one side, their sum, and how many were bad."""
+    """The outcomes of the canary or of the baseline: their number, their sum, and how many were bad."""
 
     count: int = 0
     total: float = 0.0
@@ -43,15 +46,15 @@ class Outcomes:
 
     @property
     def mean(self) -> float:
-        """Return the mean outcome; 0 without any."""
+        """Return the mean outcome; 0 without outcomes."""
         return self.total / max(1, self.count)
 
 
 @dataclass(slots=True)
 class QualityWatch:
-    """The outcomes of one rollout. ``position``: where to read on. ``since``: the rollout's start in ms.
+    """The outcomes of one rollout. ``position``: in the stream of feedback. ``since``: its start, in ms.
 
-    ``first``: the baseline's first outcomes. ``waiting``: the outcomes of both sides that no tick has yet.
+    ``first``: the baseline's first outcomes. ``waiting``: new outcomes for the next tick.
     """
 
     position: str = ""
@@ -63,9 +66,10 @@ class QualityWatch:
     waiting: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def take(self, endpoint: str, rollout: Rollout, records: Iterable[FeedbackRecord]) -> Tick | None:
-        """Count new records. Return a tick if both sides have new outcomes, else None: they wait for it.
+        """Count new records. Return a tick if canary and baseline have new outcomes, otherwise None.
 
-        Only answers count whose Deployment weights or a sticky key chose, after the rollout began.
+        An answer is counted if it is from after the rollout's start, and if weights or a sticky key chose its
+        Deployment.
         """
         for record in records:
             if record.endpoint != endpoint or record.metric != rollout.options.metric:
@@ -100,16 +104,16 @@ class QualityWatch:
             self.limit = limit_of(self.first, 1 if rollout.options.direction == "up" else -1)
 
     def missing(self) -> str:
-        """Return what is missing before outcomes can be judged; empty if nothing."""
+        """Return the feedback that is missing before outcomes can be judged; empty if none is."""
         if self.limit is not None:
             return ""
         return f"quality: feedback on {FREEZE_AT - len(self.first)} more answers of the baseline is needed"
 
 
 def limit_of(values: list[float], sign: int) -> Limit:
-    """Return the limit of a bad outcome, from outcomes of the baseline."""
+    """Return the limit of bad outcomes from the baseline's first outcomes."""
     signed = sorted(sign * value for value in values)
     quartile = signed[len(signed) // 4]
     worse = sum(value < quartile for value in signed)
-    better = signed[-1] > quartile  # else all outcomes of the baseline would be bad
+    better = signed[-1] > quartile  # if not, all outcomes of the baseline would be bad
     return Limit(sign, quartile, better and worse < FEWEST_BAD * len(signed))

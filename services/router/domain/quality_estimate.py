@@ -1,9 +1,9 @@
 """Estimate the accuracy and the AUC of a classifier without labels, from its own probabilities. Pure.
 
-Confidence-based performance estimation (CBPE), as NannyML describes it: if probabilities are calibrated, a
-prediction with confidence c is right with probability c, so the mean confidence is the expected accuracy. If
-enough labels are known, they calibrate the probabilities first, by isotonic regression. The estimate does not
-see a change of the relation between inputs and truth (concept drift): only labels show that.
+The method is confidence-based performance estimation (CBPE), as NannyML describes it. If probabilities are
+calibrated, a prediction with confidence c is right with probability c. So the mean confidence is the expected
+accuracy. If enough labels are known, isotonic regression calibrates the probabilities first. The estimate
+does not show a change of the relation between inputs and labels (concept drift). Only labels show it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tidegate.kernel.profiles.bins import FIXED_CUTS
 from tidegate.kernel.profiles.predictions import CONFIDENCE, SCORE
 from tidegate.kernel.profiles.profile import NumberCounts, Profile
 
-# Fewer labels do not calibrate.
+# Fewer labels are not enough to calibrate.
 MIN_LABELS = 500
 _EDGES = np.array([0.0, *FIXED_CUTS, 1.0])
 MIDDLES = (_EDGES[1:] + _EDGES[:-1]) / 2
@@ -42,7 +42,7 @@ def estimate(window: Profile, labelled: LabelledRows) -> dict[str, Any] | None:
 
 
 def calibrated(middles: Shares, hits: npt.NDArray[Any], misses: npt.NDArray[Any]) -> Shares | None:
-    """Return the probability of a hit at each probability in ``middles``; None without enough labels."""
+    """Return the measured accuracy at each confidence in ``middles``; None without enough labels."""
     total = hits + misses
     if total.sum() < MIN_LABELS:
         return None
@@ -53,8 +53,8 @@ def calibrated(middles: Shares, hits: npt.NDArray[Any], misses: npt.NDArray[Any]
 
 
 def isotonic(values: Shares, weights: Shares) -> Shares:
-    """Return the closest values that do not fall (pool adjacent violators; Ayer et al., 1955)."""
-    blocks: list[list[float]] = []  # mean, weight, count
+    """Return the closest non-decreasing values (pool adjacent violators; Ayer et al., 1955)."""
+    blocks: list[list[float]] = []  # each block: mean, weight, count
     for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
         blocks.append([value, weight, 1])
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:

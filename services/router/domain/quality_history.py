@@ -13,18 +13,18 @@ from tidegate.kernel.profiles.piece import SampledPrediction
 
 QualityState = Literal["unknown", "steady", "suspect", "dropped"]
 POINTS_KEPT = 500
-# Labels that arrive before their predictions wait for them: workers publish every 10 s.
+# Seconds for which a label waits for its prediction, because workers publish predictions every 10 s.
 EARLY_S = 120.0
 MAX_EARLY = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class QualityLimits:
-    """The limits of a version's memory and windows.
+    """The limits of a version's windows and waiting predictions, and of a drop in quality.
 
     A window has ``rows`` labels, or ends after ``seconds``. At most ``predictions`` wait for their labels,
-    each for ``keep_s``. The accuracy has dropped if it is below the first window's by more than ``drop``, and
-    by more than chance explains, in two windows in a row.
+    each for ``keep_s``. The quality has dropped if two windows in a row are worse than the first window by
+    more than ``drop``, and by more than chance explains.
     """
 
     rows: int = 500
@@ -48,9 +48,9 @@ class QualityPoint:
 
 @dataclass(slots=True)
 class QualityHistory:
-    """The memory of one version. ``waiting``: predictions without a label, oldest first.
+    """The windows of one version. ``waiting``: predictions without a label, oldest first.
 
-    ``first`` is the first full window, which later ones are compared with. ``all`` has all labels.
+    ``first``: the first full window. Later windows are compared with it. ``all``: all labels.
     """
 
     waiting: OrderedDict[str, SampledPrediction] = field(default_factory=OrderedDict)
@@ -67,7 +67,7 @@ class QualityHistory:
     def add_predictions(
         self, predictions: Iterable[SampledPrediction], now: float, limits: QualityLimits
     ) -> None:
-        """Keep predictions until their labels arrive. The oldest ones above the limits are dropped."""
+        """Keep predictions until their labels arrive. Drop the oldest predictions above the limits."""
         for each in predictions:
             early = self.early.pop(each.request_id, None)
             if early is not None:
@@ -82,7 +82,7 @@ class QualityHistory:
             self.waiting.popitem(last=False)
 
     def add_label(self, request_id: str, truth: str, now: float) -> None:
-        """Join a label with its prediction, or keep it for a while."""
+        """Join a label with its prediction. If the prediction is missing, keep the label for ``EARLY_S``."""
         prediction = self.waiting.pop(request_id, None)
         if prediction is not None:
             self._join(prediction, truth, now)
@@ -90,7 +90,7 @@ class QualityHistory:
         self.early[request_id] = (truth, now)
 
     def forget_early(self, now: float) -> None:
-        """Drop labels whose predictions have not arrived. Those requests were not sampled."""
+        """Drop old labels without a prediction. Their requests were not sampled."""
         while self.early:
             _, (_, at) = next(iter(self.early.items()))
             if len(self.early) <= MAX_EARLY and now - at <= EARLY_S:
@@ -130,7 +130,7 @@ class QualityHistory:
         return "dropped" if self.points and self.points[-1].state in ("suspect", "dropped") else "suspect"
 
     def add_estimate(self, found: Mapping[str, Any], at: float) -> None:
-        """Keep an estimate without labels."""
+        """Keep an estimate of the quality that was made without labels."""
         self.estimates = [*self.estimates[1 - POINTS_KEPT :], {"at": at, **found}]
 
     @property
@@ -139,7 +139,7 @@ class QualityHistory:
         return self.points[-1].state if self.points else "unknown"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the memory for JSON, without the predictions."""
+        """Return the history for JSON, without the waiting predictions."""
         return {
             "open": self.open.to_json(),
             "begin": self.begin,
@@ -153,7 +153,7 @@ class QualityHistory:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> QualityHistory:
-        """Return the memory that :meth:`to_json` returned. Raise KeyError, ValueError or TypeError."""
+        """Return the history from a document of :meth:`to_json`. Raise KeyError, ValueError or TypeError."""
         return cls(
             open=LabelledRows.from_json(found["open"]),
             begin=found["begin"],
@@ -167,10 +167,10 @@ class QualityHistory:
 
 
 def dropped(first: LabelledRows, window: LabelledRows, limits: QualityLimits) -> bool:
-    """Return True if a window is worse than the first one by more than chance explains.
+    """Return True if a window is worse than the first window by more than ``drop`` and than chance explains.
 
-    Accuracies: a test of two proportions. Errors of numbers: the mean absolute error, with its standard error
-    from the squares.
+    Accuracies are compared by a test of two proportions, numbers by their mean absolute error and its
+    standard error.
     """
     if first.labelled and window.labelled:
         p, q = first.correct / first.labelled, window.correct / window.labelled

@@ -9,7 +9,7 @@ from services.router.domain.quality_history import QualityHistory, QualityLimits
 
 
 def summary(model: str, version: int, history: QualityHistory, limits: QualityLimits) -> dict[str, Any]:
-    """Return the line of a version: the last window, all labels, and the last estimate."""
+    """Return a version's quality: the last window, all labels, and the last estimate."""
     last = history.points[-1] if history.points else None
     return {
         "model": model,
@@ -28,7 +28,7 @@ def summary(model: str, version: int, history: QualityHistory, limits: QualityLi
 
 
 def detail(model: str, version: int, history: QualityHistory, limits: QualityLimits) -> dict[str, Any]:
-    """Return the line of a version, and all its windows and estimates."""
+    """Return a version's quality with all its windows and estimates."""
     return summary(model, version, history, limits) | {
         "points": [asdict(point) for point in history.points],
         "estimates": history.estimates,

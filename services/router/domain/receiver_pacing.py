@@ -1,8 +1,8 @@
-"""Decide how many webhooks one receiver gets at the same time, and when postponed ones are due again. Pure.
+"""Decide how many webhooks a receiver gets at the same time, and when postponed webhooks are due. Pure.
 
-A receiver that does not answer is paused. After the pause, one webhook tests if it answers again. Each
-postponed webhook gets its own time slot. The slots follow each other as fast as the receiver has answered
-before. So thousands of webhooks for one slow receiver are not claimed repeatedly.
+A receiver that does not answer is paused. After the pause, one webhook tests if the receiver answers again.
+Each postponed webhook gets its own time slot. The distance of the slots is the receiver's mean response time.
+So the router does not claim thousands of webhooks for a slow receiver again and again.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from services.router.domain.webhooks import RetryPolicy, WebhookAttempt, pause_s
 
-# No slot is further in the future, because the receiver may become faster.
+# Latest slot in seconds from now. Slots are not later, because the receiver may become faster.
 LONGEST_SLOT_S = 60.0
 SHORTEST_SLOT_S = 0.5
 SMOOTHING = 0.1
-# The failures of a receiver are forgotten this long after its pause.
+# A receiver's failures are forgotten this many seconds after its pause.
 REMEMBERED_S = 600.0
 
 
@@ -55,6 +55,6 @@ class ReceiverPacing:
         self.paused_until = max(self.paused_until, now + pause_s(self.failures, draw, policy))
 
     def is_idle(self, now: float) -> bool:
-        """Return True if no webhook is in flight or waiting, and no failure needs to be remembered."""
+        """Return True if no webhook is in flight or waiting, and no recent failure must be remembered."""
         remembered = self.failures and now < self.paused_until + REMEMBERED_S
         return not (self.in_flight or self.waiting or remembered)

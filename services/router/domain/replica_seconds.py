@@ -1,8 +1,8 @@
 """Count the seconds in which a replica had requests and answered none, from the workers' reports. Pure.
 
-Requests wait in a shared queue, so a replica that stalls delays only the few that it has. A count of requests
-hardly shows this; a count of the replicas' seconds does. Only models with quick calls are judged, because one
-call of a slow model may take seconds.
+Requests wait in a shared queue, so a stalled replica delays only the few requests that it has received.
+Counts of requests hardly show such a stall, but counts of stalled seconds do. Only models with quick calls
+are judged, because one call of a slow model may take seconds.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import NamedTuple
 from services.router.domain.evidence import Tick
 from tidegate.kernel.protocol.presence import ReplicaReport
 
-# The mean time of a call above which a model is not judged.
+# A model is judged only if its mean time of a call is below this.
 QUICK_MS = 200.0
 
 
 class Reading(NamedTuple):
-    """A replica's requests in flight, and those that it had finished."""
+    """A replica's numbers at one moment: requests in flight, and requests finished so far."""
 
     inflight: int
     done: int
 
 
 def readings(reports: Iterable[ReplicaReport], deployments: frozenset[str]) -> dict[str, Reading]:
-    """Return the readings of the ready replicas of these Deployments whose calls are quick, by replica."""
+    """Return the readings of the ready replicas with quick calls, by replica."""
     return {
         report.replica: Reading(report.inflight, report.completed + report.failed)
         for report in reports
@@ -38,14 +38,14 @@ def readings(reports: Iterable[ReplicaReport], deployments: frozenset[str]) -> d
 
 
 def stalled(before: Mapping[str, Reading], now: Mapping[str, Reading]) -> tuple[int, int]:
-    """Return how many replicas had work between two readings, and how many of them finished nothing."""
+    """Return how many replicas had requests between two readings, and how many of these finished none."""
     pairs = [(old, now[name]) for name, old in before.items() if name in now]
     busy = [(old, new) for old, new in pairs if old.inflight or new.done != old.done]
     return len(busy), sum(new.inflight > 0 and new.done == old.done for old, new in busy)
 
 
 def tick_of(canary: tuple[int, int], base: tuple[int, int]) -> Tick | None:
-    """Return the tick of one second; None if one side had no busy replica."""
+    """Return the tick of one second; None if canary or baseline had no busy replica."""
     if not canary[0] or not base[0]:
         return None
     return Tick(canary[0], canary[1], base[0], base[1])

@@ -17,16 +17,16 @@ from tidegate.kernel.protocol.latency_buckets import COUNT, upper_s
 from tidegate.kernel.protocol.models import Rollout
 from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport, VariantCounts
 
-# The baseline's percentiles are frozen after this number of answers. Later answers are compared with them.
+# The baseline's percentiles are frozen after this many answers. Later answers are compared with them.
 FREEZE_AT = 500
-# Seconds between two points of the history, and the most points.
+# Seconds between two points of the history (POINT_S), and the most points (POINTS_KEPT).
 POINT_S = 5.0
 POINTS_KEPT = 720
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The buckets that hold the baseline's 90th and 99th percentile. Later buckets are slow."""
+    """The buckets with the baseline's 90th and 99th percentiles. Answers in later buckets are slow."""
 
     p90: int
     p99: int
@@ -34,7 +34,7 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A moment of a rollout, for pictures: time, the canary's share, rates in this time, and evidence."""
+    """A point for a chart of a rollout: its time, the canary's share, counts since then, and evidence."""
 
     at: float
     share: int
@@ -47,7 +47,7 @@ class Point:
 
 @dataclass(slots=True)
 class RolloutWatch:
-    """The memory of one rollout. ``seen``: the last totals, by gateway process and Deployment."""
+    """The evidence of one rollout. ``seen``: the last totals, by gateway process and Deployment."""
 
     id: str
     state: CanaryState = field(default_factory=CanaryState)
@@ -58,7 +58,7 @@ class RolloutWatch:
     fresh: bool = True
     quality: QualityWatch = field(default_factory=QualityWatch)
     replicas: dict[str, Reading] = field(default_factory=dict)
-    # Of the last decision, and therefore not a part of the memory.
+    # From the last decision; not stored.
     health: CanaryHealth = canary.HEALTHY
     samples: int = 0
 
@@ -72,7 +72,7 @@ class RolloutWatch:
         feedback: Iterable[FeedbackRecord] = (),
         replicas: Sequence[ReplicaReport] = (),
     ) -> CanaryDecision:
-        """Take the gateways' present totals, the ``replicas``' reports and new ``feedback``, and decide.
+        """Add the gateways' totals, the replicas' reports and new feedback, and decide about the canary.
 
         ``now``: seconds since the epoch.
         """
@@ -98,7 +98,7 @@ class RolloutWatch:
         return decision
 
     def unjudged(self, rollout: Rollout) -> str:
-        """Return what is missing before reported outcomes can be judged; empty if nothing."""
+        """Return the feedback that is missing before outcomes can be judged; empty if none is."""
         return self.quality.missing() if rollout.options.metric is not None else ""
 
     def undo(self, rollout: Rollout) -> None:
@@ -110,7 +110,7 @@ class RolloutWatch:
     def _new_counts(
         self, endpoint: str, deployment: str, reports: Iterable[GatewayReport]
     ) -> tuple[VariantCounts, VariantCounts]:
-        """Return the counts since the last call, of the canary and of all other Deployments."""
+        """Return the counts since the last call: the canary's, and those of all other Deployments."""
         canary_new, base_new = _nothing(), _nothing()
         for report in reports:
             for name, total in report.traffic.get(endpoint, {}).items():
@@ -126,7 +126,7 @@ class RolloutWatch:
         return canary_new, base_new
 
     def _learn(self, base: VariantCounts) -> None:
-        """Add the baseline's latencies until enough are known to freeze the percentiles."""
+        """Add the baseline's latencies. When enough are known, freeze the percentiles."""
         if self.thresholds is not None:
             return
         self.base_times = [a + b for a, b in zip(self.base_times, base.times, strict=True)]
@@ -151,7 +151,7 @@ class RolloutWatch:
         return ticks
 
     def _stalls(self, rollout: Rollout, reports: Sequence[ReplicaReport]) -> Tick | None:
-        """Return the replicas with requests since the last call, and those of them that finished none."""
+        """Return a tick of replicas: those with requests since the last call, and those that stalled."""
         before, base = self.replicas, frozenset(target.deployment for target in rollout.base)
         ours, theirs = readings(reports, frozenset({rollout.deployment})), readings(reports, base)
         self.replicas = ours | theirs
@@ -206,13 +206,13 @@ class RolloutWatch:
         return found
 
     def slow_ms(self) -> tuple[float, float] | None:
-        """Return the times in ms above which answers are slow and very slow; None: not known yet."""
+        """Return the latencies in ms above which answers are slow and very slow; None: not known yet."""
         if self.thresholds is None:
             return None
         return upper_s(self.thresholds.p90) * 1e3, upper_s(self.thresholds.p99) * 1e3
 
     def to_json(self) -> dict[str, Any]:
-        """Return the memory as a document."""
+        """Return the evidence as a document."""
         document = asdict(self)
         del document["health"], document["samples"]
         document["replicas"] = {name: list(each) for name, each in self.replicas.items()}
@@ -220,7 +220,7 @@ class RolloutWatch:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> RolloutWatch:
-        """Return the memory from a document. Raise KeyError or TypeError for any other document."""
+        """Return the evidence from a document of :meth:`to_json`. Raise KeyError or TypeError."""
         state = document["state"]
         evidence = {metric: _restored(metric, each) for metric, each in state["evidence"].items()}
         thresholds = document["thresholds"]
@@ -238,7 +238,7 @@ class RolloutWatch:
 
 
 def _quality(document: dict[str, Any] | None) -> QualityWatch:
-    """Return the outcomes from a document; none of a document of a release without them."""
+    """Return the outcomes from a document; no outcomes if an earlier release wrote the document."""
     if document is None:
         return QualityWatch()
     limit = document["limit"]
@@ -256,13 +256,13 @@ def _restored(metric: str, document: dict[str, Any]) -> Evidence:
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
-    for margin in ("margin", "harmful", "block_factor", "tick_factor"):  # JSON has no infinite number
+    for margin in ("margin", "harmful", "block_factor", "tick_factor"):  # JSON cannot store infinity
         values.pop(margin, None)
     return replace(canary.no_evidence(metric), **values)
 
 
 def policy_of(rollout: Rollout) -> CanaryPolicy:
-    """Return the policy that a rollout's options state."""
+    """Return the policy from a rollout's options."""
     given = rollout.options
     return CanaryPolicy(
         tuple(given.steps), given.hold_s, given.min_samples, given.alpha, given.tolerance, given.patience_s
@@ -278,7 +278,7 @@ def _nothing() -> VariantCounts:
 
 
 def _quantile(counts: list[int], part: float) -> int:
-    """Return the bucket in which the quantile lies."""
+    """Return the bucket with the quantile ``part``."""
     wanted, seen = part * sum(counts), 0
     for bucket, count in enumerate(counts):
         seen += count

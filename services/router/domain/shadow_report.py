@@ -11,23 +11,23 @@ from tidegate.kernel.protocol.shadow import OutputCounts, ShadowCounts
 
 # A verdict needs this many compared answers.
 ENOUGH = 100
-# The shares from which the shadow fails or differs, and the ratio of latencies from which it is slower.
+# Above these shares, the shadow fails or differs. Above this ratio of latencies, it is slower.
 FAILING, DIFFERING, SLOWER = 0.01, 0.01, 1.25
-_Z = 1.645  # one-sided, 95 %
+_Z = 1.645  # quantile of the normal distribution for a one-sided 95 % interval
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
 Verdict = Literal["none", "too few", "fails", "differs", "slower", "agrees"]
 
 
 class Judgement(NamedTuple):
-    """A verdict, and the reason in words."""
+    """A verdict and its reason."""
 
     verdict: Verdict
     why: str
 
 
 def report(counts: ShadowCounts) -> dict[str, Any]:
-    """Return the report for JSON. Times are in ms. Shares are between 0 and 1; None: nothing was compared."""
+    """Return the report for JSON. Times are in ms. Shares are from 0 to 1; None if nothing was compared."""
     failed = sum(counts.failed.values())
     judged = judge(counts)
     return {
@@ -56,7 +56,7 @@ def report(counts: ShadowCounts) -> dict[str, Any]:
 
 
 def judge(counts: ShadowCounts) -> Judgement:
-    """Return the verdict: failures first, then differences, then latencies."""
+    """Return the verdict. Failures come before differences, and differences before latencies."""
     failed = sum(counts.failed.values())
     ended = counts.answered + failed
     if not counts.copied:

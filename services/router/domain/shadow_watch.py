@@ -1,4 +1,4 @@
-"""Add up what the gateways count of an endpoint's shadow traffic, also of gateways that have ended. Pure."""
+"""Add up the gateways' counts of an endpoint's shadow traffic, including ended gateways. Pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from tidegate.kernel.protocol.presence import GatewayReport
 from tidegate.kernel.protocol.shadow import ShadowCounts
 
-# Counts of more gateway processes than this are added up.
+# Above this number of gateway processes, the counts of ended ones are added up.
 GATEWAYS_KEPT = 64
 
 
 @dataclass(slots=True)
 class ShadowWatch:
-    """The memory of one shadow. ``seen``: the last totals by gateway process; ``past``: of ended ones."""
+    """The counts of one shadow. ``seen``: last totals by gateway process. ``past``: sum of older totals."""
 
     key: str
     seen: dict[str, ShadowCounts] = field(default_factory=dict)
     past: ShadowCounts = field(default_factory=ShadowCounts)
 
     def observe(self, endpoint: str, reports: Iterable[GatewayReport]) -> None:
-        """Take the gateways' present totals."""
+        """Store the gateways' current totals."""
         present = set()
         for report in reports:
             present.add(report.incarnation)
@@ -45,11 +45,11 @@ class ShadowWatch:
         return total
 
     def to_json(self) -> dict[str, Any]:
-        """Return the memory as a document."""
+        """Return the counts as a document."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ShadowWatch:
-        """Return the memory from a document. Raise KeyError or TypeError for any other document."""
+        """Return the counts from a document of :meth:`to_json`. Raise KeyError or TypeError."""
         seen = {name: ShadowCounts.of(each) for name, each in document["seen"].items()}
         return cls(document["key"], seen, ShadowCounts.of(document["past"]))

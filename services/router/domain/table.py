@@ -34,7 +34,7 @@ def ready_counts(reports: list[ReplicaReport]) -> dict[str, int]:
 
 
 def failing(reports: list[ReplicaReport]) -> frozenset[str]:
-    """Return the Deployments that have a replica whose model failed to load."""
+    """Return the Deployments with a replica that failed to load its model."""
     return frozenset(report.deployment for report in reports if report.state == "failed")
 
 
@@ -47,12 +47,12 @@ def build_table(
 ) -> Table:
     """Return the table without its revision: endpoints -> weighted Deployments -> queue, signature, limits.
 
-    ``learned``: by Deployment, the signature that a worker has read from its Triton. It is used for
-    versions that were registered without one. ``failed`` are Deployments whose model fails to load.
-    ``condemned`` are ids of rollouts that were rolled back, while the registry cannot store it yet.
+    ``learned``: by Deployment, the signature that a worker has read from its Triton. The table has it for
+    versions that were registered without a signature. ``failed``: the Deployments that fail to load their
+    model. ``condemned``: ids of rollouts that were rolled back, but the registry has not stored that yet.
     """
     versions = {(v.model, v.number): v for v in desired.versions}
-    # A Deployment whose version is missing cannot serve, so the table does not have it.
+    # A Deployment cannot serve if its version is missing, so it is not in the table.
     deployments = {d.name: d for d in desired.deployments if (d.model, d.version) in versions}
     reserves = reserve_names(desired)
     return {
@@ -68,7 +68,7 @@ def build_table(
 
 
 def queues(table: Table) -> dict[str, list[Queue]]:
-    """Return the queues of each Deployment in a table. A language model has one for each band of requests."""
+    """Return the queues of each Deployment in a table. A language model has one request queue per band."""
     return {name: _queues(name, entry["format"]) for name, entry in table["deployments"].items()}
 
 
@@ -81,7 +81,7 @@ def _queues(deployment: str, format: Format) -> list[Queue]:
 def _deployment(deployment: Deployment, version: Version, ready: int, learned: Any) -> dict[str, Any]:
     signature = version.signature.model_dump(exclude_none=True) if version.signature else learned
     if version.signature and learned:
-        # The worker has read these from Triton, so they replace the registered values.
+        # The worker has read these two values from Triton, so they replace the registered ones.
         if learned.get("decoupled"):
             signature["decoupled"] = True
         if learned.get("sequences"):
@@ -102,7 +102,7 @@ def _deployment(deployment: Deployment, version: Version, ready: int, learned: A
 
 
 def _llm(deployment: Deployment, version: Version) -> dict[str, Any]:
-    """Return the facts about a language model for the gateways; nothing for other models."""
+    """Return the facts about a language model for the gateways; empty for other models."""
     if version.format != "llm":
         return {}
     spec = deployment.llm or LlmSpec()
@@ -118,7 +118,7 @@ def _llm(deployment: Deployment, version: Version) -> dict[str, Any]:
 
 
 def _is_paused(deployment: Deployment) -> bool:
-    """Return True if an operator set it to 0 replicas. Then its requests are rejected immediately."""
+    """Return True if an operator set the Deployment to 0 replicas. Its requests are rejected at once."""
     return deployment.override is not None and deployment.override.replicas == 0
 
 
@@ -136,7 +136,7 @@ def _endpoint(
         name: reserve
         for name in reserved_targets(endpoint)
         if (reserve := reserve_of(name, endpoint.name)) in deployments
-        and _same_version(deployments[reserve], deployments.get(name))  # the name may be another one's
+        and _same_version(deployments[reserve], deployments.get(name))  # the name may be taken by another
     }
     ready = ready | {name: ready.get(name, 0) + ready.get(own, 0) for name, own in reserved.items()}
     serving = serving_targets(endpoint, ready)
@@ -150,14 +150,14 @@ def _endpoint(
         "rules": [rule.model_dump() for rule in endpoint.rules if rule.deployment in deployments],
         "sticky": endpoint.sticky.model_dump() if endpoint.sticky else None,
         "shadow": _shadow(endpoint, deployments),
-        # An experiment counts only while each variant gets its share, or the control would get more units.
+        # Count an experiment only while each variant gets its share. Otherwise the control gets more units.
         "compared": _canary_of(endpoint) != "" or (_experiment_of(endpoint) != "" and not without),
         "experiment": "" if without else _experiment_of(endpoint),
         "feedback": endpoint.collects_feedback,
         # A request that names a version can reach any Deployment of the Endpoint's models. If several run the
-        # same version, a target of the Endpoint has priority, else the Deployment with the last name.
+        # version, a target of the Endpoint has priority, then the last name in alphabetical order.
         "versions": {str(d.version): d.name for d in (*sorted(others, key=_name), *sorted(own, key=_name))},
-        # An alias means the same version in the models of an Endpoint, or that of the last one by name.
+        # If an alias is a different version in several models of the Endpoint, the last model by name wins.
         "labels": {
             alias: str(number) for model in sorted(models) for alias, number in aliases.get(model, {}).items()
         },
@@ -179,7 +179,7 @@ def _targets(
     without: Mapping[str, str],
     ready: Mapping[str, int],
 ) -> list[dict[str, Any]]:
-    """Return the targets that get the traffic now. If none has a share, it is the first ready failover."""
+    """Return the targets that get the traffic now. If no target has a share, add the first ready failover."""
     found = [t for t in serving if t.deployment in deployments and t.deployment not in without]
     if without and not any(t.weight for t in found):
         spare = [name for name in endpoint.failover if name in deployments and ready.get(name, 0)]
@@ -188,7 +188,7 @@ def _targets(
 
 
 def _shadow(endpoint: Endpoint, deployments: dict[str, Deployment]) -> dict[str, Any] | None:
-    """Return the shadow for the gateways; None without one, or if requests may not go to its region."""
+    """Return the shadow for the gateways; None without a shadow, or if its region is not allowed."""
     shadow = endpoint.shadow
     if shadow is None or shadow.deployment not in deployments:
         return None
@@ -205,24 +205,24 @@ def _shadow(endpoint: Endpoint, deployments: dict[str, Deployment]) -> dict[str,
 
 
 def shadow_key(shadow: Shadow) -> str:
-    """Return the key of a shadow's counts. Shadows of `tidegate apply` have no id, so their fields count."""
+    """Return the key of a shadow's counts: its id, or a hash of its fields if `tidegate apply` made it."""
     return shadow.id or sha256(shadow.model_dump_json().encode()).hexdigest()[:8]
 
 
 def _canary_of(endpoint: Endpoint) -> str:
-    """Return the Deployment of the active canary, or an empty text."""
+    """Return the Deployment of the active canary; empty without one."""
     rollout = endpoint.rollout
     return rollout.deployment if rollout is not None and rollout.active else ""
 
 
 def _experiment_of(endpoint: Endpoint) -> str:
-    """Return the id of the running experiment, or an empty text."""
+    """Return the id of the running experiment; empty without one."""
     experiment = endpoint.experiment
     return experiment.id if experiment is not None and experiment.active else ""
 
 
 def _treatments_of(endpoint: Endpoint) -> list[str]:
-    """Return the treatments of the running experiment."""
+    """Return the treatments of the running experiment; empty without one."""
     experiment = endpoint.experiment
     return experiment.treatments if experiment is not None and experiment.active else []
 
@@ -235,9 +235,9 @@ def withheld(
     failed: frozenset[str],
     condemned: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
-    """Return the targets whose share goes to the others now, each with the reason.
+    """Return the targets that do not get their share now, each with the reason. Others get the share.
 
-    A target keeps its share if no other target is ready: then its requests wait, or fail with its reason.
+    A target keeps its share if no other target is ready. Then its requests wait, or fail with its reason.
     """
     rollout = endpoint.rollout if endpoint.rollout is not None and endpoint.rollout.active else None
     if rollout is not None and rollout.id in condemned:
@@ -284,5 +284,5 @@ def serving_targets(endpoint: Endpoint, ready: dict[str, int]) -> list[Target]:
 
 
 def settled(desired: DesiredState, ready: dict[str, int]) -> list[Endpoint]:
-    """Return the Endpoints whose roll-over is complete: they no longer need ``previous``."""
+    """Return the Endpoints with a completed roll-over. They no longer need ``previous``."""
     return [e for e in desired.endpoints if e.previous and serving_targets(e, ready) == e.targets]

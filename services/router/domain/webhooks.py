@@ -24,7 +24,7 @@ WebhookOutcome = Literal["delivered", "retry", "given_up"]
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The first and the longest wait between attempts, and the age of giving up a webhook, in seconds."""
+    """The first and the longest wait between attempts, and the age at which to give up; in seconds."""
 
     first_s: float = 5.0
     longest_s: float = 3 * 3600.0
@@ -33,7 +33,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WebhookLimits:
-    """Limits of attempts in flight (of all receivers, and of each), and an attempt's timeout in seconds."""
+    """The most attempts in flight to all receivers and to each, and an attempt's timeout in seconds."""
 
     max_in_flight: int = 64
     per_host: int = 4
@@ -42,7 +42,7 @@ class WebhookLimits:
 
 @dataclass(frozen=True, slots=True)
 class WebhookAttempt:
-    """The result of one attempt: the receiver's status, or ``problem`` if there was no response.
+    """The result of one attempt: the receiver's status, or ``problem`` without a response.
 
     ``retry_after_s``: the receiver's header ``Retry-After``.
     """
@@ -60,7 +60,7 @@ class WebhookAttempt:
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """The outcome of an attempt. ``delay_s``: seconds to the next one, if the outcome is ``retry``."""
+    """The outcome of an attempt. ``delay_s``: seconds to the next attempt, if the outcome is ``retry``."""
 
     outcome: WebhookOutcome
     delay_s: float = 0.0
@@ -88,25 +88,25 @@ def decide(
 
 
 def pause_s(failures: int, draw: float, policy: RetryPolicy) -> float:
-    """Return the seconds of a receiver's pause after ``failures`` attempts in a row without a response."""
+    """Return a receiver's pause in seconds after ``failures`` attempts in a row without a response."""
     if failures < 3:
         return 0.0
     return min(60.0, policy.first_s * 2.0 ** min(failures - 3, 10)) * (0.5 + draw)
 
 
 def webhook_id(job: str) -> str:
-    """Return the id of a job's only webhook. Retries have the same id, so receivers detect duplicates."""
+    """Return the id of a job's webhook. All attempts have the same id, so receivers can detect duplicates."""
     return f"msg_{job}"
 
 
 def secret_of(master: bytes, principal: str) -> str:
-    """Return the secret that signs a principal's webhooks, in the form that verifiers accept."""
+    """Return the secret that signs a principal's webhooks, in the format of Standard Webhooks."""
     derived = hmac.digest(master, b"webhooks of " + principal.encode(), hashlib.sha256)
     return SECRET_PREFIX + base64.b64encode(derived).decode()
 
 
 def body_of(job: dict[str, Any], finished_ms: int) -> bytes:
-    """Return the body: ``type`` is ``job.<state>``, ``data`` the job as ``GET /v1/jobs/{id}`` returns it."""
+    """Return the body: ``type`` is ``job.<state>``, ``data`` is the job as in ``GET /v1/jobs/{id}``."""
     at = datetime.fromtimestamp(finished_ms / 1e3, UTC).isoformat(timespec="milliseconds")
     return orjson.dumps({"type": f"job.{job['status']}", "timestamp": at.replace("+00:00", "Z"), "data": job})
 

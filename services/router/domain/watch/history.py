@@ -1,6 +1,6 @@
-"""The history of every endpoint: seconds for half an hour, minutes for two days, hours for five weeks.
+"""The history of every endpoint: ticks for half an hour, minutes for two days, hours for five weeks.
 
-Minutes and hours without requests and without replicas are not kept. All levels are bounded.
+A tick is the time between two readings. Minutes and hours without requests and replicas are not kept.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Level = Literal["minute", "hour"]
 SECONDS: dict[Level, float] = {"minute": 60.0, "hour": 3600.0}
 TICKS_S = 1800.0
 KEPT: dict[Level, int] = {"minute": 2 * 1440, "hour": 35 * 24}
-# The most minutes of all endpoints together. Many endpoints have a shorter history each.
+# The most minutes of all endpoints together. With many endpoints, the history of each is shorter.
 MOST_MINUTES = 120_000
 
 
 class Brief(NamedTuple):
-    """The numbers of a minute or hour that rules read often. Quantiles are in seconds."""
+    """The numbers of a minute or an hour that alert rules read often. Quantiles are in seconds."""
 
     start: float
     requests: int
@@ -33,7 +33,7 @@ class Brief(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A closed minute or hour, to be written to the disk."""
+    """A closed minute or hour, as it is stored on disk."""
 
     level: Level
     endpoint: str
@@ -70,17 +70,17 @@ class EndpointHistory:
             yield each
 
     def recent(self, seconds: float, now: float) -> Window:
-        """Return the last ``seconds``, at most half an hour."""
+        """Return the last ``seconds`` as one window."""
         return self.between(now - seconds, now)
 
     def between(self, start: float, end: float) -> Window:
-        """Return the sum of a span: of ticks where they exist, else of minutes."""
+        """Return a span as one window, from ticks where they exist, otherwise from minutes."""
         return merged(self.pieces(start, end), start, end)
 
     def pieces(self, start: float, end: float) -> list[Window]:
-        """Return the windows of a span, oldest first: ticks where they exist, else minutes.
+        """Return the windows of a span, oldest first: ticks where they exist, otherwise minutes.
 
-        A window belongs to the span in which its middle lies.
+        A window belongs to the span that contains its middle.
         """
         ticks = [each for each in self.ticks if start <= _middle(each) < end]
         oldest = self.ticks[0].start if self.ticks else end
@@ -112,7 +112,7 @@ class History:
         return found
 
     def add(self, spans: Mapping[str, Window]) -> list[Stored]:
-        """Add what happened since the last call. Return the minutes and hours that are closed now."""
+        """Add a tick to each endpoint. Return the minutes and hours that were closed by it."""
         closed: list[Stored] = []
         for name, window in spans.items():
             history = self.of(name)
@@ -124,9 +124,9 @@ class History:
         return closed
 
     def restore(self, stored: Sequence[Stored]) -> list[Stored]:
-        """Load minutes and hours from the disk, oldest first. Return the hours that are closed now.
+        """Load minutes and hours from the disk, oldest first. Return the hours that were closed by it.
 
-        An hour without a row was open when the last router ended. It is the sum of its minutes.
+        An hour that is not on disk was open when the last router ended. It is computed from its minutes.
         """
         for each in stored:
             window = Window.from_json(each.body)
@@ -141,7 +141,7 @@ class History:
         return closed
 
     def keep(self, endpoints: set[str]) -> None:
-        """Forget all other endpoints."""
+        """Forget all endpoints except these."""
         self.endpoints = {name: each for name, each in self.endpoints.items() if name in endpoints}
 
     def _most(self, level: Level) -> int:
@@ -170,7 +170,7 @@ class History:
 
 
 def brief(window: Window) -> Brief:
-    """Return the numbers of a window that rules read often."""
+    """Return the numbers of a window that alert rules read often."""
     return Brief(
         window.start,
         window.requests,

@@ -1,4 +1,4 @@
-"""Turn totals of gateways and workers into what happened since the last reading. Pure."""
+"""Turn totals of gateways and workers into counts since the last reading. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tidegate.kernel.protocol.models import Endpoint
 from tidegate.kernel.protocol.presence import GatewayReport, ReplicaReport
 from tidegate.kernel.protocol.traffic import EndpointTraffic, TrafficReport, dense
 
-# The totals of a gateway without a report are remembered for this long. Its report may only have expired
-# while the store was away. Then all that it ever counted would count once more.
+# Seconds for which a gateway's totals are remembered after its last report. The report may be missing only
+# because the store was away. If its totals were forgotten, all its requests would be counted again.
 REMEMBERED_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything that is read at one moment. ``dead``: new dead letters by Deployment."""
+    """All data that was read at one moment. ``dead``: the number of new dead letters by Deployment."""
 
     at: float
     traffic: Sequence[TrafficReport] = ()
@@ -41,7 +41,7 @@ class _SeenReplica:
 
 @dataclass(slots=True)
 class _DeploymentSpan:
-    """A Deployment between two readings."""
+    """The numbers of a Deployment between two readings."""
 
     replica_s: float = 0.0
     used_s: float = 0.0
@@ -53,7 +53,7 @@ class _DeploymentSpan:
 
 
 class Readings:
-    """The memory between two readings."""
+    """Keeps the last totals, and computes the differences to the next reading."""
 
     def __init__(self) -> None:
         self._traffic: dict[tuple[str, str], EndpointTraffic] = {}
@@ -65,7 +65,7 @@ class Readings:
         self._at: float | None = None
 
     def spans(self, reading: Reading) -> dict[str, Window]:
-        """Return one window for each endpoint, since the last reading. The first reading returns none."""
+        """Return a window from the last reading to this one for each endpoint; empty at the first reading."""
         before, self._at = self._at, reading.at
         new = before is None
         found = {each.name: Window(before or reading.at, reading.at) for each in reading.endpoints}
@@ -110,7 +110,7 @@ class Readings:
                 window.answered_by[name] = window.answered_by.get(name, 0) + answers
 
     def _forget(self, reading: Reading) -> None:
-        """Forget the totals of gateways that have been gone for long."""
+        """Forget the totals of gateways that have not reported for ``REMEMBERED_S``."""
         self._reported_at |= {report.incarnation: reading.at for report in reading.traffic}
         gone = {name for name, at in self._reported_at.items() if reading.at - at > REMEMBERED_S}
         if gone:
@@ -171,7 +171,7 @@ class Readings:
 
 
 def _began_again(seen: EndpointTraffic, total: EndpointTraffic) -> bool:
-    """Return True if a count is smaller than before: the endpoint was removed and created again."""
+    """Return True if a count is smaller than before, because the endpoint was removed and created again."""
     smaller = any(total.outcomes.get(outcome, 0) < count for outcome, count in seen.outcomes.items())
     return smaller or total.failed < seen.failed
 
@@ -191,7 +191,7 @@ def _users(endpoints: Iterable[Endpoint]) -> dict[str, list[str]]:
 
 
 def _share(deployment: str, users: Sequence[str], window: Window, all_: Mapping[str, Window]) -> float:
-    """Return an endpoint's share of a Deployment that several endpoints use: that of the answers."""
+    """Return an endpoint's share of a Deployment with several endpoints: its share of the answers."""
     if len(users) == 1:
         return 1.0
     total = sum(all_[name].answered_by.get(deployment, 0) for name in users)

@@ -16,7 +16,7 @@ LIVE_S = 30.0
 def live(
     endpoint: Endpoint, history: EndpointHistory, statuses: Sequence[Mapping[str, Any]], now: float
 ) -> dict[str, Any]:
-    """Return the live numbers of an endpoint. None: not known."""
+    """Return the numbers of an endpoint's last 30 s. None: not known."""
     window = history.recent(LIVE_S, now)
     queues = [status["queue"] for status in statuses if status.get("queue") is not None]
     costs = [status["cost_per_hour"] for status in statuses if status.get("cost_per_hour") is not None]
@@ -40,7 +40,7 @@ def live(
 
 
 def point(window: Window) -> dict[str, Any]:
-    """Return one span of the history."""
+    """Return one window of the history as a document."""
     replicas = {
         name: {"requests": work.requests, "call_ms": work.mean_call_ms, "batch": work.mean_batch}
         for name, work in window.replicas.items()

@@ -1,4 +1,4 @@
-"""The traffic and the replicas of one endpoint in a span of time. Windows add up."""
+"""The traffic and the replicas of one endpoint in a span of time. Windows can be added up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MIDDLES = FIRST_S * RATIO ** (np.arange(COUNT) + 0.5)
 
 @dataclass(slots=True)
 class ReplicaWork:
-    """The work of one replica. ``call_ms`` and ``batch``: sums, weighted by the requests.
+    """The work of one replica. ``call_ms`` and ``batch``: sums over its requests of the value of their call.
 
     ``stuck_s``: seconds in which it had requests and finished none.
     """
@@ -39,12 +39,12 @@ class ReplicaWork:
 
     @property
     def mean_call_ms(self) -> float | None:
-        """Return the mean duration of its calls; None: no request."""
+        """Return the mean duration of a call in ms, weighted by requests; None without requests."""
         return self.call_ms / self.requests if self.requests else None
 
     @property
     def mean_batch(self) -> float | None:
-        """Return the mean number of requests in a call; None: no request."""
+        """Return the mean number of requests in a call, weighted by requests; None without requests."""
         return self.batch / self.requests if self.requests else None
 
 
@@ -55,9 +55,9 @@ class Window:
     ``times``: histograms (``ROWS`` x buckets) of the answered requests. ``failed``: requests that failed
     because of the service. ``slow``: answers slower than the endpoint's objective. ``answered_by``: answers
     by Deployment. ``callers``: the distinct callers of the day so far. ``replica_s``: seconds of running
-    replicas. ``used_s``: the same, multiplied by their utilisation. ``cold_s``: seconds with requests but no
-    ready replica. ``queue`` and ``queue_age_s``: the largest values. ``restarts``: replicas and models that
-    ended unexpectedly. ``dead``: dead letters.
+    replicas. ``used_s``: ``replica_s`` multiplied by the replicas' utilisation. ``cold_s``: seconds with
+    requests but no ready replica. ``queue``, ``queue_age_s``: the largest values. ``restarts``: the number of
+    replicas and models that ended unexpectedly. ``dead``: the number of dead letters.
     """
 
     start: float
@@ -89,12 +89,12 @@ class Window:
 
     @property
     def requests(self) -> int:
-        """Return the requests that were answered or failed because of the service."""
+        """Return the number of requests that were answered or failed because of the service."""
         return self.answered + self.failed
 
     @property
     def error_rate(self) -> float:
-        """Return the failed part of the requests."""
+        """Return the share of the requests that failed."""
         return self.failed / self.requests if self.requests else 0.0
 
     @property
@@ -104,19 +104,19 @@ class Window:
 
     @property
     def utilization(self) -> float | None:
-        """Return the used part of the replicas' time; None: there was no replica."""
+        """Return the share of the replicas' time that was used; None without replicas."""
         return min(1.0, self.used_s / self.replica_s) if self.replica_s else None
 
     def timed(self, row: str = ROWS[0]) -> int:
-        """Return how many requests have a time of this part."""
+        """Return the number of requests with a measured time in this row of ``times``."""
         return int(self.times[ROWS.index(row)].sum())
 
     def quantile_s(self, part: float, row: str = ROWS[0]) -> float | None:
-        """Return a quantile in seconds, as the upper bound of its bucket; None: no times."""
+        """Return a quantile in seconds: the upper bound of its bucket; None without times."""
         return quantile_s(self.times[ROWS.index(row)], part)
 
     def mean_s(self, row: str = ROWS[0]) -> float:
-        """Return the mean time in seconds, within the width of a bucket; 0: no times."""
+        """Return the mean time in seconds, as precise as the buckets; 0 without times."""
         counts = self.times[ROWS.index(row)]
         total = counts.sum()
         return float(counts @ _MIDDLES / total) if total else 0.0
@@ -126,12 +126,12 @@ class Window:
         return {row: self.mean_s(row) * 1e3 for row in LEDGER}
 
     def slower_than(self, seconds: float) -> int:
-        """Return the answers in buckets that lie above ``seconds``."""
+        """Return the number of answers that took more than ``seconds``, as precise as the buckets."""
         above = np.searchsorted(_MIDDLES, seconds)
         return int(self.times[0, above:].sum())
 
     def add(self, other: Window) -> None:
-        """Add another span, which extends this one."""
+        """Add another window to this one. The span then covers both."""
         self.start, self.end = min(self.start, other.start), max(self.end, other.end)
         self.times = self.times + other.times
         for mine, more in ((self.outcomes, other.outcomes), (self.answered_by, other.answered_by)):
@@ -151,7 +151,7 @@ class Window:
             self.replicas.setdefault(name, ReplicaWork()).add(work)
 
     def to_json(self) -> bytes:
-        """Return the window as short JSON."""
+        """Return the window as JSON, without zero and empty fields."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["times"] = sparse(self.times)
         fields["replicas"] = {name: asdict(work) for name, work in self.replicas.items()}
@@ -161,7 +161,7 @@ class Window:
 
     @classmethod
     def from_json(cls, raw: bytes) -> Window:
-        """Read a window. Unknown fields of a newer writer are ignored."""
+        """Return the window from JSON. Unknown fields of a newer release are ignored."""
         fields: dict[str, Any] = {k: v for k, v in orjson.loads(raw).items() if k in cls.__dataclass_fields__}
         fields["times"] = dense(fields.get("times", []))
         fields["replicas"] = {name: ReplicaWork(**each) for name, each in fields.get("replicas", {}).items()}
@@ -169,7 +169,7 @@ class Window:
 
 
 def merged(windows: Iterable[Window], start: float, end: float) -> Window:
-    """Return the sum of windows. ``start`` and ``end`` are used if there is none."""
+    """Return the sum of windows. Without windows, return an empty one from ``start`` to ``end``."""
     found: Window | None = None
     for each in windows:
         if found is None:
@@ -179,7 +179,7 @@ def merged(windows: Iterable[Window], start: float, end: float) -> Window:
 
 
 def quantile_s(counts: np.ndarray, part: float) -> float | None:
-    """Return the upper bound in seconds of the bucket with this quantile; None: no counts."""
+    """Return the upper bound (seconds) of the bucket with this quantile; None without counts."""
     total = counts.sum()
     if not total:
         return None
