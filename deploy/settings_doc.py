@@ -34,7 +34,7 @@ SECTIONS: tuple[tuple[str, type[Settings]], ...] = (
 
 
 def page() -> str:
-    """Return the text of the page."""
+    """Return the text of ``docs/settings.md``."""
     parts = [HEAD]
     for title, settings in SECTIONS:
         own = {
@@ -56,7 +56,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def main() -> int:
-    """Write the page. With ``--check``, return 1 if it is not up to date."""
+    """Write the page. With ``--check``, only return 1 if the page is not up to date."""
     if "--check" in sys.argv[1:]:
         if PAGE.read_text() != page():
             print("docs/settings.md is not up to date: run `make docs`.")

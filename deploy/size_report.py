@@ -15,7 +15,7 @@ FOLDERS = ("tidegate", "services", "examples", "deploy", "benchmarks", "tests")
 
 
 def python_files(root: Path) -> list[Path]:
-    """Return the project's Python files: tracked ones and new ones, but no ignored ones."""
+    """Return the project's Python files: tracked and new files, but not ignored ones."""
     command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -25,14 +25,14 @@ def python_files(root: Path) -> list[Path]:
 
 
 def functions(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (lines, ``file:line name``) of every function of a file."""
+    """Yield (number of lines, ``file:line name``) for every function of a file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             yield node.end_lineno - node.lineno + 1, f"{path}:{node.lineno} {node.name}"
 
 
 def main() -> int:
-    """Print the report. Return 1 if a file is over the limit."""
+    """Print the report. Return 1 if a file is too long."""
     root = Path.cwd()
     files = python_files(root)
     lengths = sorted(((len(p.read_text().splitlines()), p.relative_to(root)) for p in files), reverse=True)

@@ -1,7 +1,7 @@
 """``python -m deploy.text_sample``: print a random sample of the source's docstrings, comments and messages.
 
-A reader who is new to the project decides for each text if it is understood at first reading. The same seed
-gives the same sample of the same source.
+A reader who is new to the project decides if each text is clear at first reading. The same seed and source
+always result in the same sample.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MESSAGE_WORDS = 5
 
 @dataclass(frozen=True, slots=True, order=True)
 class Text:
-    """A text of the source and its place."""
+    """A text of the source: its place, its kind, and the text itself."""
 
     path: str
     line: int

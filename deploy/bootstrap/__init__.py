@@ -1,4 +1,4 @@
-"""The installation that `make up` begins with: system packages, virtual environments, Triton.
+"""The installation at the start of `make up`: system packages, virtual environments, Triton.
 
-It needs only the standard library. It can be repeated: steps that are done are skipped.
+It needs only the standard library. It can be repeated, because it skips steps that are done.
 """

@@ -1,4 +1,4 @@
-"""``python3 -m deploy.bootstrap [--dev]``. Every Python 3 must be able to read this file."""
+"""``python3 -m deploy.bootstrap [--dev]``: install what the stack needs. Must parse in every Python 3."""
 
 import sys
 

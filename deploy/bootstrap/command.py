@@ -54,7 +54,7 @@ OTHERWISE = "Read the log and remove the cause. Then run the same command again:
 
 
 class Runner:
-    """Runs commands. :meth:`end` ends all that are running."""
+    """Runs commands. :meth:`end` terminates all running commands."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,9 +70,9 @@ class Runner:
         what: str,
         on_line: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Run a command to its end; pass each line to the log and to ``on_line``. Raise StepFailed."""
+        """Run a command to its end. Each output line goes to the log and to ``on_line``. Raise StepFailed."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        # Each bootstrap starts a new log, so that its failures are not explained by errors of an earlier one.
+        # Each bootstrap starts a new log, so that errors of an earlier run do not explain its failure.
         mode = "a" if log in self._logs else "w"
         self._logs.add(log)
         with log.open(mode) as output:
@@ -117,7 +117,7 @@ class Runner:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without the variables that would mislead another Python or pip."""
+    """Return this process's environment without variables that would mislead another Python or pip."""
     misleading = {
         "PYTHONHOME",
         "PYTHONPATH",
@@ -139,6 +139,6 @@ def tail(log: Path, lines: int = 12) -> str:
 
 
 def explain(log: Path) -> str:
-    """Return what a user can do about the error at the end of a log."""
+    """Return the remedy for the error at the end of a log, as text for the user."""
     text = tail(log, 60)
     return next((remedy for pattern, remedy in EXPLANATIONS if re.search(pattern, text)), OTHERWISE)

@@ -1,4 +1,4 @@
-"""The two virtual environments, installed from hash-locked files."""
+"""The two virtual environments, installed from lock files with hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIP_FLAGS = (
     "--root-user-action=ignore",
     "--progress-bar=off",
     "--require-hashes",
-    # The lock is complete, so pip need not spend time on resolving dependencies.
+    # The lock file is complete, so pip need not resolve dependencies.
     "--no-deps",
 )
 
@@ -31,7 +31,7 @@ exec "{python}" -P -m tidegate.cli "$@"
 
 
 def usable(env: Path, module: str) -> bool:
-    """Return True if the environment is made from the Python in use and can import ``module``."""
+    """Return True if the environment uses this Python and can import ``module``."""
     code = f"import sys, {module}; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"
     try:
         command = [str(env / "bin" / "python"), "-c", code]
@@ -42,7 +42,7 @@ def usable(env: Path, module: str) -> bool:
 
 
 def create(paths: Paths, env: Path, runner: Runner, *, log: Path, pip: bool) -> None:
-    """Delete the environment and make it again. Raise StepFailed if the folder is not an environment."""
+    """Delete the environment and create it again. Raise StepFailed if the folder is not an environment."""
     if env.exists() and any(env.iterdir()) and not (env / "pyvenv.cfg").exists():
         raise StepFailed(
             f"{env} exists and is not a virtual environment.",
@@ -73,7 +73,7 @@ def install(
 
 
 def filled(env: Path, lock: Path, stamp: Path) -> bool:
-    """Return True if the lock file was installed and all its packages are still there."""
+    """Return True if the lock file was installed and all its packages are still installed."""
     if not stamped(stamp, lock_fingerprint(lock)):
         return False
     site = env / "lib" / f"python{python_version()}" / "site-packages"
@@ -87,7 +87,7 @@ def lock_fingerprint(lock: Path) -> str:
 
 
 def pins(lock: Path) -> list[tuple[str, str]]:
-    """Return (name, version) of each package of a lock file. Skip packages with a condition."""
+    """Return (name, version) of each package in a lock file. Skip packages with a condition."""
     return re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+) *\\?$", lock.read_text(), re.MULTILINE)
 
 
@@ -101,7 +101,7 @@ def connect(paths: Paths) -> None:
 
 
 def connected(paths: Paths) -> bool:
-    """Return True if :func:`connect` was done for this repository."""
+    """Return True if :func:`connect` has run for this repository."""
     site = paths.venv / "lib" / f"python{python_version()}" / "site-packages"
     script = paths.venv / "bin" / "tidegate"
     return (

@@ -1,4 +1,4 @@
-"""The steps of the bootstrap. Steps that do not need each other run in parallel."""
+"""The steps of the bootstrap. Steps that do not depend on each other run in parallel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SLOW = f"""\
 
 
 def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
-    """Return the steps that the stack needs before it can start. With ``dev``, add those of the tests."""
+    """Return the steps that the stack needs before it can start. With ``dev``, add steps for the tests."""
     packages = system.Packages(paths, runner)
     found = [
         Step(
@@ -66,7 +66,7 @@ def steps(paths: Paths, runner: Runner, *, dev: bool) -> list[Step]:
             Step(
                 "postgres",
                 "PostgreSQL, for the tests",
-                # Without root, the step counts as done. Then the tests report what they skip.
+                # Without root, PostgreSQL is not installed. Tests that need it are then skipped.
                 done=lambda: not system.postgres_missing() or not system.can_install(),
                 work=partial(packages.install_for_tests, system.postgres_missing, "postgres-package"),
                 after=("rabbitmq",),
@@ -114,7 +114,7 @@ def _model_env(paths: Paths, runner: Runner) -> Step:
 
 
 def run(wanted: Sequence[Step], runner: Runner, show: progress.Progress) -> None:
-    """Run the steps, several at the same time. After a failure, end the others and raise its error."""
+    """Run the steps, several at the same time. If one fails, end the others and raise its error."""
     by_name = {step.name: step for step in wanted}
     order = TopologicalSorter({step.name: by_name.keys() & set(step.after) for step in wanted})
     order.prepare()
@@ -135,7 +135,7 @@ def _run_one(step: Step, show: progress.Progress) -> None:
     show.started(step.name)
     ok = False
     try:
-        # Checked again, because an earlier step may have made the result or changed what it depends on.
+        # Check again, because an earlier step may have done this step or changed its input.
         if not step.done():
             step.work(partial(show.doing, step.name))
         ok = True
@@ -144,7 +144,7 @@ def _run_one(step: Step, show: progress.Progress) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do the steps that are not done yet. Return the exit code."""
+    """Run the steps that are not done yet. Return the exit code."""
     parser = argparse.ArgumentParser(prog="bootstrap", description="Install what Tidegate needs.")
     parser.add_argument("--dev", action="store_true", help="also install what the tests need")
     arguments = parser.parse_args(argv)

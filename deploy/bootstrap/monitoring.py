@@ -1,4 +1,4 @@
-"""Install Prometheus from the system's packages: `tidegate up --with-monitoring`."""
+"""Install Prometheus from the system's packages, for `tidegate up --with-monitoring`."""
 
 from __future__ import annotations
 

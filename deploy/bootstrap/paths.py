@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Paths:
-    """The folders of one installation. The environments are made from the interpreter ``python``."""
+    """The folders of one installation. The interpreter ``python`` creates the environments."""
 
     root: Path
     venv: Path
     runtime: Path
-    # In an environment, this is the base interpreter: the environment itself may have to be made again.
+    # Inside an environment, use its base interpreter, because the environment may be created again.
     python: Path = Path(getattr(sys, "_base_executable", sys.executable))
 
     @property
@@ -33,7 +33,7 @@ class Paths:
 
     @property
     def triton(self) -> Path:
-        """Return the folder of the unpacked Triton and its backends."""
+        """Return the folder of Triton and its backends."""
         return self.runtime / "triton"
 
     def log(self, name: str) -> Path:
@@ -42,19 +42,19 @@ class Paths:
 
 
 def from_environment() -> Paths:
-    """Return the paths that TIDEGATE_STATE_DIR and TIDEGATE_RUNTIME_DIR choose."""
+    """Return the paths from TIDEGATE_STATE_DIR and TIDEGATE_RUNTIME_DIR, or the defaults."""
     state = Path(os.environ.get("TIDEGATE_STATE_DIR") or ROOT / ".tidegate")
     runtime = Path(os.environ.get("TIDEGATE_RUNTIME_DIR") or state / "runtime")
     return Paths(ROOT, ROOT / ".venv", runtime.absolute())
 
 
 def python_version() -> str:
-    """Return the version as in names of packages and folders: ``3.11``."""
+    """Return this Python's version as it is in package names and folder names, such as ``3.11``."""
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def libpython() -> str:
-    """Return the file name of libpython, the library that Triton needs to run this Python."""
+    """Return the file name of libpython. Triton needs this library to run this Python."""
     return f"libpython{python_version()}.so.1.0"
 
 

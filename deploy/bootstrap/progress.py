@@ -16,7 +16,7 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Progress(Protocol):
-    """Shows the steps to the user. The installer calls it at each change."""
+    """Shows the steps to the user. The installer calls a method at each change."""
 
     def started(self, name: str) -> None: ...
     def doing(self, name: str, detail: str) -> None: ...
@@ -35,7 +35,7 @@ class _Line:
 
 
 class Plain:
-    """Prints a line when a step starts and ends, and one every 10 s in between."""
+    """Prints a line when a step starts, every 10 s while it runs, and when it ends."""
 
     def __init__(self, titles: dict[str, str]) -> None:
         self._lines = {name: _Line(title) for name, title in titles.items()}
@@ -57,7 +57,7 @@ class Plain:
         self._print(f"  {'ok' if ok else 'FAILED'}  {line.title} ({time.monotonic() - line.began:.1f} s)")
 
     def close(self) -> None:
-        """Do nothing: no line is left unfinished."""
+        """Do nothing, because every line is complete."""
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -120,7 +120,7 @@ def _row(line: _Line, frame: int) -> str:
 
 
 def for_output(titles: dict[str, str]) -> Progress:
-    """Return the live list if standard output is a terminal that can show it, else plain lines."""
+    """Return the live list if standard output is a terminal that can show it; otherwise plain lines."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     live = sys.stdout.isatty() and utf8 and os.environ.get("TERM", "dumb") != "dumb"
     return Live(titles) if live else Plain(titles)

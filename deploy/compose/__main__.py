@@ -1,4 +1,4 @@
-"""``python3 -m deploy.compose up|down|missing``."""
+"""``python3 -m deploy.compose up|down|missing``: run a command for the stack in containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose the images of the stack: the configured ones, else the official ones, else stand-ins."""
+"""Choose each image of the stack: the configured one, otherwise the official one, otherwise a stand-in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAND_INS = {
 
 
 def stand_ins(environ: Mapping[str, str], have: Collection[str]) -> dict[str, str]:
-    """Return the variables that select stand-ins. ``have``: the images that the engine has."""
+    """Return the variables that select stand-ins. ``have``: the images that the container engine has."""
     return {
         variable: image
         for variable, image in STAND_INS.items()
@@ -33,7 +33,7 @@ def stand_ins(environ: Mapping[str, str], have: Collection[str]) -> dict[str, st
 
 
 def absent(environ: Mapping[str, str], have: Collection[str]) -> list[str]:
-    """Return the images that the stack needs and the engine does not have."""
+    """Return the images that the stack needs and the container engine does not have."""
     chosen = {**OFFICIAL, **stand_ins(environ, have)}
     needed = [environ.get(variable) or image for variable, image in chosen.items()]
     return [image for image in needed if image not in have]

@@ -27,9 +27,9 @@ def up(tool: Tool, *, build: bool = True) -> None:
 
 
 def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
-    """Wait until every container is healthy. Raise ComposeFailed with the output of one that is not.
+    """Wait until every container is healthy. Raise ComposeFailed with the output of a container that is not.
 
-    A container that runs once is healthy when it has exited with 0.
+    A container that runs only once is healthy when it has exited with 0.
     """
     deadline = time.monotonic() + timeout_s
     while waiting := [(name, state) for name, state in states(tool.containers()) if state != "healthy"]:
@@ -43,7 +43,7 @@ def wait(tool: Tool, timeout_s: float = WAIT_S) -> None:
 
 
 def states(containers: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return each container and its state: healthy, waiting or broken. Skip the launched workers."""
+    """Return each container and its state: healthy, waiting or broken. Skip the autoscaler's workers."""
     return [
         (each["Name"].lstrip("/"), _state(each))
         for each in containers
@@ -77,7 +77,7 @@ def down(tool: Tool, *, volumes: bool) -> None:
         try:
             command = ["python", "-P", "-m", "services.autoscaler", "sweep", "--grace", str(DRAIN_S)]
             tool.compose("run", "--rm", "--no-deps", "-T", "autoscaler", *command, quiet=True)
-        except ComposeFailed as error:  # `down` ends the workers without draining
+        except ComposeFailed as error:  # the workers are not drained; `down` removes them anyway
             print(f"The workers were not drained: {error}")
     tool.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
 
@@ -85,7 +85,7 @@ def down(tool: Tool, *, volumes: bool) -> None:
 def write_environment(tool: Tool, folder: Path) -> Path:
     """Write the CLI's variables for this stack to a file that only its owner can read. Return the file.
 
-    Its key is the stack's service token, which has all rights.
+    The key in the file is the stack's service token, which has all rights.
     """
     gateway = next(each for each in tool.containers() if each["Config"]["Labels"].get(SERVICE) == "gateway")
     ports = gateway["NetworkSettings"]["Ports"]
@@ -103,7 +103,7 @@ def write_environment(tool: Tool, folder: Path) -> Path:
 
 
 def gateway_token(tool: Tool, container: str) -> str:
-    """Return the stack's service token, from the environment or else from its state folder."""
+    """Return the stack's service token from the environment, otherwise from the stack's state folder."""
     configured = tool.environ.get("TIDEGATE_SERVICE_TOKEN", "")
     return configured or tool.engine("exec", container, "cat", f"{STATE}/token").strip()
 
@@ -118,5 +118,6 @@ def example(tool: Tool) -> None:
         "--out", f"{STATE}/examples/digits",
     )  # fmt: skip
     output = tool.engine("exec", name, "python", "-P", "-m", "tidegate.cli.example")
-    # The rest of the output is only right inside: calls from outside need another address and a key.
+    # The rest of the output is correct only in the container. Calls from outside need another address and a
+    # key.
     print(output.partition("Ask it yourself:")[0].rstrip())

@@ -1,4 +1,4 @@
-"""Run commands of the container engine and of compose, with the variables that compose.yaml reads."""
+"""Run commands of the container engine and of compose, with the variables for compose.yaml."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SERVICE = "com.docker.compose.service"
 
 
 class ComposeFailed(Exception):
-    """A command has failed. ``str()`` is a complete message."""
+    """A command has failed. ``str()`` returns the complete message."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """Runs the command of compose for one project."""
+    """Runs compose for one project. ``environ``: the environment of its commands."""
 
     command: tuple[str, ...]
     project: str
@@ -83,7 +83,7 @@ def missing(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Tool:
-    """Return compose for the project COMPOSE_PROJECT_NAME. Raise ComposeFailed if it cannot run here."""
+    """Return the tool for the project COMPOSE_PROJECT_NAME. Raise ComposeFailed without compose."""
     reason = missing(environ)
     if reason:
         raise ComposeFailed(f"The compose stack needs a container engine and compose: {reason}.")
@@ -95,7 +95,7 @@ def find(environ: Mapping[str, str] = os.environ) -> Tool:
     )
     project = environ.get("COMPOSE_PROJECT_NAME") or "tidegate"
     chosen = stand_ins(environ, set(listed.stdout.split()))
-    # Without the buildx plug-in, use the old builder. New engines ignore these variables.
+    # Without the buildx plug-in, use the old builder. New engines ignore these two variables.
     plain = {} if _has_buildx(environ) else {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
     known = {**environ, **plain, **chosen, "COMPOSE_PROJECT_NAME": project}
     return Tool(_command(environ), project, known)

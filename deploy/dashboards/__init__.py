@@ -1,1 +1,1 @@
-"""Grafana's dashboards as plain values. ``python -m deploy.dashboards`` writes them to ``deploy/grafana``."""
+"""Grafana's dashboards as values. ``python -m deploy.dashboards`` writes them to ``deploy/grafana``."""

@@ -17,7 +17,7 @@ DASHBOARDS = (OVERVIEW, ALERTS, ENDPOINT, AUTOSCALER, LANGUAGE_MODELS, DRIFT, CO
 
 
 def texts() -> dict[Path, str]:
-    """Return the text of each file, by its path."""
+    """Return the text of each dashboard's file, by path."""
     return {
         FOLDER / f"{dashboard.name}.json": json.dumps(as_json(dashboard), indent=2) + "\n"
         for dashboard in DASHBOARDS
@@ -25,7 +25,7 @@ def texts() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write the files. With ``--check``, return 1 if one is not up to date."""
+    """Write the files. With ``--check``, only return 1 if a file is not up to date."""
     if "--check" in sys.argv[1:]:
         stale = [path for path, text in texts().items() if not path.is_file() or path.read_text() != text]
         for path in stale:

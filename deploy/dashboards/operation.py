@@ -1,4 +1,4 @@
-"""The dashboards of the whole system: the overview, and queues with the autoscaler."""
+"""The dashboards of the whole system: the overview, and one for queues and the autoscaler."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-SCHEMA = 39  # of Grafana 10.4; newer releases migrate it
+SCHEMA = 39  # the schema version of Grafana 10.4; newer releases convert it
 COLUMNS = 24
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -16,7 +16,7 @@ Kind = Literal["timeseries", "stat", "heatmap", "table"]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query and the names of its series in the legend."""
+    """A query, and the template for the names of its series in the legend."""
 
     expr: str
     legend: str = ""
@@ -24,7 +24,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A panel. ``red_above``: the value from which a stat is red. ``stacked``: a sum of parts."""
+    """A panel. ``red_above``: a number from this value on is red. ``stacked``: curves are stacked."""
 
     title: str
     queries: tuple[Query, ...]
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A menu with the values of a label. ``series``: the series that have this label."""
+    """A menu with the values of a label. ``series``: the series with this label."""
 
     name: str
     label: str
@@ -56,7 +56,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """A dashboard; ``name`` is its file and the end of its uid."""
+    """A dashboard. ``name``: the name of its file, and the end of its uid."""
 
     name: str
     title: str
@@ -70,7 +70,7 @@ DEPLOYMENT = Variable("deployment", "Deployment", "deployment:tidegate_replicas:
 
 
 def lines(title: str, *queries: tuple[str, str], **options: Any) -> Panel:
-    """Return a panel of curves; each query is an expression and the legend of its series."""
+    """Return a panel of curves. Each query is an expression and the legend of its series."""
     return Panel(title, tuple(Query(*each) for each in queries), **options)
 
 
@@ -81,7 +81,7 @@ def number(title: str, expr: str, **options: Any) -> Panel:
 
 
 def as_json(dashboard: Dashboard) -> Json:
-    """Return the dashboard as Grafana reads it."""
+    """Return the dashboard as JSON for Grafana."""
     return {
         "uid": f"tidegate-{dashboard.name}",
         "title": f"Tidegate: {dashboard.title}",
@@ -148,7 +148,7 @@ def _variable(variable: Variable) -> Json:
 
 
 def _placed(items: Sequence[Panel | Row]) -> list[Json]:
-    """Return the panels with their places: from left to right, and below if a line is full."""
+    """Return the panels with their positions. If a line is full, the next panel begins a new line."""
     found: list[Json] = []
     x = y = tallest = 0
     for number, item in enumerate(items, start=1):
