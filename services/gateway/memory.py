@@ -18,6 +18,6 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has this function
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        # The call above also fixes the trim threshold, at a low value: malloc would also return the memory of
-        # smaller bodies.
+        # The call above also sets a low trim threshold, so malloc would return the memory of smaller
+        # bodies, too.
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)

@@ -1,4 +1,4 @@
-"""Build the APIs of other systems for tensors, on one door."""
+"""Build the APIs of other systems for tensors, on one :class:`RowsDoor`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tidegate.kernel.protocol.tenant import tenant_of
 
 # Replicas record their time by caller. For copies, this id replaces the caller's. No API key has it.
 CALLER = "(shadow)"
-# This bit marks the id of a copy, in the id's counter. The counter of requests never reaches this bit.
+# This bit of the counter in an id marks a copy. The counter of requests never grows so large.
 _OF_COPIES = 1 << 63
 
 

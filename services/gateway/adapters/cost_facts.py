@@ -1,4 +1,4 @@
-"""Read the rates of Deployments, which the autoscaler writes to the store."""
+"""Read the cost rates of Deployments, which the autoscaler writes to the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EVERY_S = 2.0
 
 
 class CostFactsReader:
-    """A background loop that reads the rates. While the store does not answer, it keeps the last rates."""
+    """A background loop that reads the cost rates. If the store does not answer, it keeps the last ones."""
 
     def __init__(self, store: Store, costs: RequestCosts) -> None:
         self._store = store

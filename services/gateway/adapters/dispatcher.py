@@ -106,7 +106,7 @@ class Dispatcher:
         return self._reply_to.name
 
     def problem(self) -> str | None:
-        """Return why no request can be published or answered, or None."""
+        """Return why requests cannot be published or answered; None if they can."""
         return self.out.problem or self.back.problem
 
     def queue_of(self, route: DeploymentRoute) -> DeploymentQueue:
@@ -277,7 +277,7 @@ class Dispatcher:
         """Publish a request to the queue of its replica. If that is impossible, use the shared queue."""
 
         def on_failure(error: Unavailable) -> None:
-            if isinstance(error, Unroutable | Refused):  # else it is sent again after the reconnect
+            if isinstance(error, Unroutable | Refused):  # else the request is sent after the reconnect
                 self._publish_alone(pending, lane)
 
         assert pending.frame is not None
@@ -499,6 +499,6 @@ class Dispatcher:
 
     def demand(self, route: DeploymentRoute) -> None:
         """Publish demand for a Deployment whose request was refused. Refused requests are demand too."""
-        self.queue_of(route)  # the heartbeat reports the load of each Deployment with a queue
+        self.queue_of(route)  # without a queue, the heartbeat would not report the load
         if self.out.channel is not None:
             self._events.demand(self.out.channel, route.name)

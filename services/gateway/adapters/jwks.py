@@ -21,13 +21,13 @@ from tidegate.kernel.protocol.access import Principal
 log = telemetry.logger(__name__)
 
 REFRESH_S = 300.0
-# A token with an unknown key makes the gateway read the keys again, but at most once in this time.
+# If a token has an unknown key, the gateway reads the keys again, but at most once in this time.
 RETRY_S = 5.0
 TIMEOUT_S = 5.0
 LEEWAY_S = 30
 # A verified token is accepted for this long without a new check.
 TRUST_S = 300.0
-# Thousands of verified tokens are kept in memory, so their size is limited.
+# Thousands of verified tokens are kept in memory, so the size of each is limited.
 LONGEST = 8192
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 # Only algorithms that sign with a private key: no shared secrets, and not "none".
@@ -39,7 +39,7 @@ _ALGORITHMS = {
 
 
 class Jwks:
-    """A verifier of tokens. It makes no call for a token: it reads the issuer's keys in the background."""
+    """A verifier of tokens. It reads the issuer's keys in the background, so no token has to wait."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Jwks:
                 reason="not_known_yet",
                 retry_after_s=1,
             )
-        # The decoder ignores other characters. Without this check, a token could be written in many ways.
+        # The decoder ignores invalid characters. Without this check, one token could be written in many ways.
         if len(token) > LONGEST or _TOKEN.fullmatch(token) is None:
             raise Unauthorized(f"the token is invalid: expected a JWT of at most {LONGEST} characters")
         try:

@@ -133,7 +133,7 @@ class DeploymentQueue:
         return Standing(mine + self.lane.elsewhere(flow), share) if contended else None
 
     def learn(self, fleet: ReplicaFleet) -> None:
-        """Set the windows to what the replicas can hold now, and note the loads of other gateways."""
+        """Set the windows to the size that the replicas can hold now. Note the loads of other gateways."""
         for lane in self.lanes.values():
             lane.window = window_of(fleet)
             lane.learn(fleet.flows_elsewhere)

@@ -44,7 +44,7 @@ class RouteTableCache:
         await tasks.end(self._task)
 
     def problem(self) -> str | None:
-        """Return why no request can be routed, or None."""
+        """Return why requests cannot be routed; None if they can."""
         return None if self.table is not None else "No route table yet: the router has not published one."
 
     def deployments(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Shared memory segments of callers on this host, registered under names as in Triton.
 
-A segment is read and written by ``pread`` and ``pwrite``, and never mapped: if its owner made it shorter, a
-mapping would end this process with SIGBUS.
+A segment is read and written with ``pread`` and ``pwrite``, and never mapped. If the owner made a mapped
+segment shorter, this process would end with SIGBUS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Publish the counts of the endpoints' traffic every two seconds, and which callers were active."""
+"""Publish the traffic counts and the active callers of each endpoint, every two seconds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrafficPublisher:
         await self._publish()
 
     def seen(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note the callers, with their endpoints, whose usage of an interval was collected."""
+        """Note the callers in a report of usage, each with its endpoint."""
         for caller, endpoint in pairs:
             self._callers.setdefault(endpoint, set()).add(caller)
 

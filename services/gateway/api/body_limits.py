@@ -27,7 +27,7 @@ class BodyLimits:
         self.answers = answers
 
     def check_headers(self, headers: Headers, *, known: bool = False) -> TidegateError | None:
-        """Return why a request is refused before its body arrives, or None.
+        """Return the error if a request must be refused before its body arrives, else None.
 
         ``known``: the caller has sent a valid credential.
         """
@@ -146,7 +146,7 @@ class Body:
         return None if self._take(step, self._total) else self._limits.overloaded()
 
     def _take(self, count: int, of: int) -> bool:
-        self.taking = True  # taking memory may drop other bodies, but must not drop this one
+        self.taking = True  # the budget may drop other bodies now, but not this one
         taken = self._limits.bodies.take(count, of, known=self._known)
         self.taking = False
         if taken:

@@ -26,7 +26,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def allow(app: Starlette, origins: Origins) -> None:
-    """Let pages of these origins read the responses of ``app``. They need credentials like other callers."""
+    """Let pages of these origins read the responses of ``app``. The pages still need credentials."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins.names,
@@ -45,7 +45,7 @@ class CrossOriginHandler(InferenceHandler):
         self.origins = origins
 
     def check_headers(self, headers: Headers) -> TidegateError | None:
-        """Return why a request must be refused because of its headers, or None."""
+        """Return the error if a request must be refused because of its headers, else None."""
         return super().check_headers(without_page(headers, self.origins))
 
     def begin(

@@ -71,7 +71,7 @@ def encoding_of(headers: Headers) -> str:
 
 
 def inflated(packed: Buffer, headers: Headers, limits: BodyLimits, *, known: bool = False) -> Body | None:
-    """Return the decompressed body, or None if it is not compressed. The memory budget counts it as it grows.
+    """Return the decompressed body, or None if it is not compressed. The budget counts the body as it grows.
 
     ``known``: the caller has sent a valid credential. Raise BadRequest, PayloadTooLarge or Overloaded.
     """

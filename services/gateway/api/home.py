@@ -27,7 +27,7 @@ _BODIES: dict[int | str, dict[str, Any]] = {
 
 
 def router(access: Access) -> APIRouter:
-    """Return the router of the page. No credential is needed. It lists the models that the caller may use."""
+    """Return the router of the page, which needs no credential and lists the models of the caller."""
     routes = APIRouter(tags=["health"])
 
     @routes.head("/", response_class=Response, operation_id="is_there_a_server__head")

@@ -94,7 +94,7 @@ class JobResponses:
         return HttpResponse(200, answer, body, tail)
 
     async def _llm_result(self, job: Job, rid: bytes) -> HttpResponse:
-        """Return the engine's own answer, or its refusal with the engine's status."""
+        """Return the engine's own answer, or the engine's error with its status."""
         answer = await self._results.llm_answer(job, await self._results.frame(job))
         if answer.status >= 400:
             refused = openai_error(EngineRefused(answer.status, answer.body))

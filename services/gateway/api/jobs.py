@@ -110,7 +110,7 @@ class JobHandlers:
         job = await self._find(id)
         after = last_event_id(request.headers.get("last-event-id"))
         if job.terminal and not await self._tracker.store.log(job.id, after):
-            return Response(status_code=204)  # tells an EventSource not to reconnect
+            return Response(status_code=204)  # this status stops an EventSource from reconnecting
         return CancellableResponse(lambda send: self._send_events(job.id, after, send), lambda: None)
 
     async def retry(self, id: str) -> Response:

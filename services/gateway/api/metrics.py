@@ -108,7 +108,7 @@ def http_status(error: TidegateError) -> int:
 
 
 def observe_all(histogram: Histogram, values: np.ndarray) -> None:
-    """Add all values to a histogram, as ``histogram.observe`` does with one."""
+    """Add all values to a histogram, as ``histogram.observe`` does with one value."""
     at = np.searchsorted(histogram._upper_bounds, values)
     for bucket, count in zip(histogram._buckets, np.bincount(at), strict=False):
         if count:
@@ -146,7 +146,7 @@ class GatewayMetrics:
         COPIES.labels(model, outcome).inc()
 
     def report(self, loads: dict[str, GatewayLoad]) -> None:
-        """Publish the collected times and the requests in flight. It is called a few times a second."""
+        """Publish the collected times and the requests in flight. This is called a few times a second."""
         for times in self._times.values():
             times.flush()
         table = self._table()

@@ -27,7 +27,7 @@ class ServerSettings:
         self._core = core
 
     def trace(self, model: str, principal: Principal) -> dict[str, Any]:
-        """Return the trace settings. They are the same for all models, and without a name for the server.
+        """Return the trace settings, which are the same for the server (``model`` is empty) and each model.
 
         Raise Forbidden if the caller may not use the model. Raise NotFound if there is no such model.
         """
@@ -60,7 +60,7 @@ class ServerSettingsRoutes:
         return await _unchanged(request, self._settings.log, LOG_REMEDY)
 
     async def tracing(self, model: str = "") -> dict[str, Any]:
-        """Return the trace settings, which are those of every model."""
+        """Return the trace settings, which are the same for the server and each model."""
         return self._settings.trace(model, caller.current.get().principal)
 
     async def change_tracing(self, request: Request, model: str = "") -> dict[str, Any]:

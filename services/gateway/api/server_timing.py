@@ -22,7 +22,7 @@ def failure_timing(total: float) -> bytes:
 def stream_timing(first: tuple[LoggedAnswer, float] | None, total: float) -> bytes:
     """Return the header for a stream: the parts up to the first answer, the time of that answer, the total.
 
-    ``first``: the first answer, and the seconds until it came.
+    ``first``: the first answer, and the seconds until it arrived.
     """
     if first is None:
         return b"total;dur=%.3f" % (total * 1e3)

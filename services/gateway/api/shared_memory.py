@@ -78,7 +78,7 @@ class SharedMemoryRoutes:
         return Response()
 
     async def cuda_register(self, name: str) -> None:
-        """Refuse, because the model may run on another host."""
+        """Refuse to register a CUDA region, because the model may run on another host."""
         raise BadRequest(shared_memory.CUDA_REFUSED.format(name=name))
 
 

@@ -89,7 +89,7 @@ class BatchStore(Connected):
     ) -> list[Batch]:
         """Return the newest batches older than ``before``, of one ``principal`` or (None) of all.
 
-        ``openai``: those of OpenAI's API; else the others.
+        ``openai``: return only batches of OpenAI's API; else only Tidegate's batches.
         """
         index = _index(openai) + (principal or "").encode()
         batches: list[Batch] = []
@@ -108,7 +108,7 @@ class BatchStore(Connected):
         return batches
 
     async def claim(self, owner: str, lease_ms: int) -> bytes | None:
-        """Lease to ``owner`` a batch that no process runs. Return its id, or None if each has a process."""
+        """Lease to ``owner`` a batch that no process runs. Return its id, or None if none is left."""
         id_: bytes | None = await self._scripts.run("batch_claim", [owner, lease_ms])
         return id_
 
@@ -171,7 +171,7 @@ class BatchStore(Connected):
         return None
 
     async def replies(self, jobs: Sequence[bytes]) -> list[bytes | None]:
-        """Return the reply frame of each job, in order; None for a job without one."""
+        """Return the reply frame of each job, in order; None for a job without a reply."""
         keys = [REPLY.encode() + id_ for id_ in jobs]
         frames: list[bytes | None] = await answer(self._redis.mget(keys)) if keys else []
         return frames

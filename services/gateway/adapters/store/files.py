@@ -118,7 +118,7 @@ def chunk_key(id_: bytes) -> str:
 
 
 def entry_of(file: StoredFile) -> dict[str, Any]:
-    """Return the keys and values of a file, for a script of the store."""
+    """Return the keys and values of a file, for a Lua script in the store."""
     fields = {
         "principal": file.principal,
         "filename": file.filename,

@@ -32,7 +32,7 @@ class TokenAccounts(Connected):
     ) -> tuple[int, tuple[TokenBalance, ...]]:
         """Charge ``tokens`` to all accounts, or to none if one of them refuses.
 
-        Return the second of the charge and the balances before it.
+        Return the time of the charge (in seconds since the epoch) and the balances before the charge.
         """
         limits = [most or 0 for each in accounts for most in (each.limit.minute, each.limit.day)]
         raw = await answer(

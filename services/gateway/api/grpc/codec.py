@@ -198,7 +198,7 @@ def _packed(wire: bytes, tag: int, size: int) -> bytes | None:
 def encode(model: str, answer: InferenceResult, labels: Labels) -> Any:
     """Return an answer as ``ModelInferResponse``.
 
-    Raise BadRequest if the request wants classes of an output whose datatype does not allow that.
+    Raise BadRequest if the request wants classes of an output whose datatype does not allow classes.
     """
     request, rows = answer.request, answer.rows
     outputs, data = classified(request, rows, answer.outputs, answer.reply.data, labels)

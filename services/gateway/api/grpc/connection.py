@@ -1,8 +1,8 @@
 """The server's side of one HTTP/2 connection: frames, calls, and limits for the client.
 
-This follows RFC 9113 and gRPC's "gRPC over HTTP2". A call is admitted or refused when its headers arrive, so
-the server stores no messages of a refused call. The memory budget counts the bytes of admitted calls as they
-arrive (``message_reader.py``).
+The connection follows RFC 9113 and gRPC's "gRPC over HTTP2". A call is admitted or refused when its headers
+arrive, so the server stores no messages of a refused call. The memory budget counts the bytes of admitted
+calls as they arrive (``message_reader.py``).
 """
 
 from __future__ import annotations

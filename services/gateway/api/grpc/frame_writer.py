@@ -13,7 +13,7 @@ from tidegate.kernel.protocol.envelope import Buffer
 
 # The largest DATA frame to send, even if the client accepts larger ones.
 FRAME_BYTES = 256 * 1024
-HEADERS = b"\x88" + header_block(  # 0x88: ":status: 200" of the static table
+HEADERS = b"\x88" + header_block(  # 0x88 is the field ":status: 200" of the static table
     (("content-type", "application/grpc"), ("grpc-accept-encoding", ENCODINGS))
 )
 
@@ -120,5 +120,5 @@ class FrameWriter:
             block = HEADERS + block
         flags = frames.END_HEADERS | frames.END_STREAM
         end = (frame_head(len(block), frames.HEADERS, flags, call.id), block)
-        # The reset tells a client that still sends to stop.
+        # If the client has not finished sending, a reset makes it stop.
         return end if call.half_closed else (*end, frames.reset(call.id, ErrorCode.NO_ERROR))

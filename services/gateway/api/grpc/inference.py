@@ -96,7 +96,7 @@ class GrpcInference:
     ) -> tuple[Any, Metadata]:
         """Return the response to a request and its trailers; raise TidegateError.
 
-        ``trace``: the field of the request's frame.
+        ``trace``: the trace field of the request's frame.
         """
         size, cost = request.ByteSize(), UsageCost()
         grant = self.admit(principal, request)
@@ -167,7 +167,7 @@ class GrpcInference:
         finally:
             if grouper is not None:
                 grouper.leave()
-        if grouper is None:  # created here, so that only models that exist get one
+        if grouper is None:  # created after an answer, so only for models that exist
             grouper = self._groupers.setdefault(model, CallGrouper())
         grouper.learn(answer.reply.compute_us, answer.reply.shared)
         return answer

@@ -1,8 +1,8 @@
 """Handle ``ModelStreamInfer``: many requests on one call, any number of responses to each.
 
-If a model returns one answer per request, the answers are sent in the order of the requests, as in Triton. A
-decoupled model's answers are sent as it makes them; those of one request stay in order. If a request fails,
-its error is sent as a message, and the stream continues.
+If a model returns one answer per request, the answers are sent in the order of the requests, as in Triton.
+The answers of a decoupled model are sent as soon as the model makes them. The answers to one request stay in
+order. If a request fails, its error is sent as a message, and the stream continues.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class MessageReader:
 
     @property
     def size(self) -> int:
-        """Return the declared size of the incomplete message, or 0 if there is none."""
+        """Return the declared size of the incomplete message, or 0 if no message is incomplete."""
         return self._size if self._part is not None else 0
 
     def feed(self, data: bytes) -> None:
@@ -125,7 +125,7 @@ class MessageReader:
         self._held = 0
 
     def _unpacked(self, data: bytearray) -> bytes:
-        """Decompress a message. The budget counts the result as it grows, and the input meanwhile."""
+        """Decompress a message. Meanwhile, the budget counts both the input and the growing result."""
         decompressor = Decompressor(self._encoding.decode("latin-1"), "message")
         pieces, size = [], 0
         for piece in decompressor.feed(memoryview(data)):

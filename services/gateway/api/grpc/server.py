@@ -25,7 +25,7 @@ GRACE_S = 30.0
 BACKLOG = 4096
 HANDSHAKE_S, GOODBYE_S = 10.0, 1.0
 SWEEP_S = 5.0
-# How long a client may send nothing: within a frame, before its first call, and between calls.
+# The longest silence of a client: within a frame, before its first call, and between calls.
 HALFWAY_S = 20.0
 STRANGER_S = 60.0
 IDLE_S = 600.0

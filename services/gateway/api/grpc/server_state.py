@@ -42,7 +42,7 @@ class ServerState:
         refused: Callable[[TidegateError, str], None],
         max_connections: int,
     ) -> None:
-        """``refused`` logs a call that was refused because of its headers: the error and the request id."""
+        """``refused(error, request_id)`` logs a call that was refused because of its headers."""
         self.methods = methods
         self.authenticate = authenticate
         self.limits = limits
@@ -61,7 +61,7 @@ class ServerState:
     def enter(self, peer: PeerConnection) -> bool:
         """Add a connection; return False if there is no room.
 
-        At the limit, it replaces the oldest connection without a call that needs a credential.
+        At the limit, the new connection replaces the oldest one without a call that needs a credential.
         """
         if len(self._peers) >= self._max_connections:
             spare = next(iter(self._unknown or self._idle), None)

@@ -104,7 +104,7 @@ class InferenceService:
         try:
             ready = not self._catalogue.not_ready(request.name, request.version)
         except NotFound:
-            ready = False  # not an error, as in Triton
+            ready = False  # Triton answers False here, not an error
         return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:

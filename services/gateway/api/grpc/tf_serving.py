@@ -1,7 +1,7 @@
 """TensorFlow Serving over gRPC: ``PredictionService`` and ``ModelService``.
 
-Each request becomes a ``ModelInferRequest``. So the same limits, traffic rules, logs and metrics apply, and
-the errors have the same codes.
+Each request becomes a ``ModelInferRequest``. So limits, traffic rules, logs, metrics and error codes are the
+same as for ``ModelInfer``.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _check(context: Any, model: str) -> None:
 
 
 def _features(given: Any) -> list[dict[str, Any]]:
-    """Return the features of each example, with those of the context. Raise BadRequest."""
+    """Return the features of each example, including those of the context. Raise BadRequest."""
     with_context = given.HasField("example_list_with_context")
     source = given.example_list_with_context if with_context else given.example_list
     common = dict(source.context.features.feature) if with_context else {}

@@ -74,7 +74,7 @@ class AsgiFallback:
             raise
 
     async def _read(self, receive: Receive, body: Body) -> TidegateError | None:
-        """Read the body. Return why it is refused, or None when it is complete."""
+        """Read the whole body. Return the error if the body is refused, else None."""
         refusal, more = None, True
         while more and refusal is None:
             message: Message = await receive()

@@ -90,7 +90,7 @@ class InferenceHandler:
         self.uploads = UnfinishedUploads(limits.bodies, body_bytes_per_s)
 
     def check_headers(self, headers: Headers) -> TidegateError | None:
-        """Return why a request must be refused because of its headers, or None."""
+        """Return the error if a request must be refused because of its headers, else None."""
         try:
             principal = self._caller(headers)
         except TidegateError as error:

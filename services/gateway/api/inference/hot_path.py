@@ -139,7 +139,7 @@ class HotPathProtocol(Protocol):
             self._receive_in_place(call)
 
     def _admit(self, call: HotPathCall) -> TidegateError | None:
-        """Check the headers of a call before its body is complete. Return why it is refused, or None."""
+        """Check the headers of a call before its body is complete. Return the error if it is refused."""
         call.admitted = True
         refusal = self._inference.check_headers(call.headers)
         call.known = self._inference.knows(call.headers)
@@ -300,7 +300,7 @@ class HotPathProtocol(Protocol):
         self.linger()
 
     def _refuse_and_stop(self, call: HotPathCall, refusal: TidegateError) -> None:
-        """Refuse a call in a callback of the parser. Then stop the parser by an exception."""
+        """Refuse a call in a callback of the parser. Then stop the parser with an exception."""
         self._refuse(call, refusal)
         raise Refused(Refusal(0, refusal.reason, refusal.message))
 

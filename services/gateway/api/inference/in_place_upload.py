@@ -15,8 +15,8 @@ from tidegate.kernel.errors import TidegateError
 class InPlaceUpload(asyncio.BufferedProtocol):
     """A protocol that receives the rest of one body.
 
-    When the body is complete, it calls ``done`` with None; if the body is refused, with the error. Before
-    that, it returns the connection to the HTTP protocol (``owner``).
+    At the end, it returns the connection to the HTTP protocol (``owner``). Then it calls ``done``: with None
+    if the body is complete, or with the error if it is refused.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ JOBS_PATH = "/v1/jobs"
 
 
 class Infer(NamedTuple):
-    """An inference call. ``version`` is empty if the path names none."""
+    """An inference call. ``version`` is empty if the path names no version."""
 
     model: str
     version: str

@@ -41,7 +41,7 @@ class ReceivedRequest(NamedTuple):
 
 
 class LlmDoor:
-    """Reads and runs requests. Each API adds only its own codec."""
+    """The steps that all APIs for language models share. Each API adds only its codec."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Serve the routes that engines have beside OpenAI's: /tokenize, /detokenize, and vLLM's scores."""
+"""Serve routes of engines that OpenAI's API does not have: /tokenize, /detokenize, and vLLM's scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOW = f"the member 'model', the header {MODEL_HEADER} or ?model=NAME"
 
 
 class ExtraRoutes:
-    """The routes of engines beside OpenAI's API. The answer is 404 if an engine does not have a route."""
+    """The routes of engines that OpenAI's API does not have. An engine without the route answers 404."""
 
     def __init__(self, door: LlmDoor) -> None:
         self._api = Translation(door, "extras", _error_body)

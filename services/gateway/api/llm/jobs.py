@@ -132,5 +132,5 @@ def _digest(path: str, body: dict[str, Any], options: JobOptions) -> bytes:
     parts = [path, options.level, options.ttl_s, options.webhook, body]
     try:
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).digest()
-    except TypeError as error:  # it is nested too deeply
+    except TypeError as error:  # the body is nested too deeply
         raise BadRequest(f"the request cannot be a job: {error}") from None

@@ -30,7 +30,7 @@ from tidegate.kernel.errors import TidegateError, Unavailable
 from tidegate.version import VERSION
 
 _HOW = f"the path /tgi/NAME/..., the header {MODEL_HEADER}, ?model=NAME or the member 'model'"
-# TGI answers wrong requests with this status.
+# TGI answers invalid requests with this status.
 WRONG = 422
 OF_MODEL = "/tgi/{model}"
 

@@ -19,7 +19,7 @@ DEPLOYMENT = "azureml-model-deployment"
 
 
 class AzureMlRoutes:
-    """The routes of Azure ML. A deployment is a version of the model here."""
+    """The routes of Azure ML. Here, a deployment is a version of the model."""
 
     def __init__(self, door: RowsDoor) -> None:
         self._door = door
@@ -53,7 +53,7 @@ def _decode(document: Any, contract: Contract) -> Decoded:
 
 
 def _table(frame: dict[str, Any], contract: Contract) -> Any:
-    """Return the rows of a data frame: by the inputs' names, or as lists for the only input."""
+    """Return the rows of a data frame: as objects if all columns name inputs, else as lists."""
     columns, rows = frame["columns"], frame["data"]
     if not isinstance(columns, list) or not isinstance(rows, list):
         raise BadRequest("'columns' and 'data' must be lists")

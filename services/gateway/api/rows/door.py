@@ -85,7 +85,7 @@ class RowsDoor:
         return Received(body, dict(request.scope["headers"]), held, started)
 
     async def respond(self, request: Request, make: Make, failed: Failed) -> Response:
-        """Return a response that ``make`` makes when it is sent. Cancel ``make`` if the caller disconnects.
+        """Return a response. Sending it runs ``make``, which is cancelled if the caller disconnects.
 
         ``failed`` returns the response for an error, in the form of the API.
         """

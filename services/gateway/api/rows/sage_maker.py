@@ -15,7 +15,7 @@ ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 
 
 class SageMakerRoutes:
-    """The routes of SageMaker. An endpoint's name is the name of a model here, a variant is a version."""
+    """The routes of SageMaker. Here, an endpoint is a model, and a variant is a version of it."""
 
     def __init__(self, door: RowsDoor) -> None:
         self._door = door
