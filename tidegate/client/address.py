@@ -1,4 +1,4 @@
-"""Find the gateway and the key for the SDK. The command line uses the same ones."""
+"""Find the gateway and the key for the SDK. The command line uses the same gateway and key."""
 
 from __future__ import annotations
 

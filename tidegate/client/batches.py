@@ -31,7 +31,7 @@ class BatchCalls(Handle):
 
     @property
     def lines(self) -> int:
-        """Return the number of its requests."""
+        """Return the number of requests in the batch."""
         return int(self.document["lines"])
 
     @property

@@ -10,7 +10,7 @@ from tidegate.client.codec import Array, datatype_of, dtype_of
 
 
 def fit(name: str, value: Any, datatype: str | None) -> tuple[Array, str]:
-    """Return ``value`` as an array of ``datatype`` (None: its own), and the datatype on the wire.
+    """Return ``value`` as an array of ``datatype`` (None: keep its own), and the datatype on the wire.
 
     Values are cast only if none changes: if numpy calls the cast safe, or if the model's datatype can hold
     each whole number. But Python floats and float64 arrays (numpy's default) are rounded to the model's

@@ -97,12 +97,12 @@ class CatalogueCalls:
 
     @Call
     def deployments(self, model: str | None = None) -> Flow[list[Document]]:
-        """Return the Deployments of all models, or of one, by name."""
+        """Return the Deployments of all models, or of one model, sorted by name."""
         return self._catalogue.pages("deployments", None, {"model": model})
 
     @Call
     def endpoints(self) -> Flow[list[Document]]:
-        """Return the Endpoints by name."""
+        """Return the Endpoints, sorted by name."""
         return self._catalogue.pages("endpoints", None, {})
 
     @Call

@@ -1,7 +1,7 @@
-"""Find the stack that a command calls, by the user's contexts.
+"""Find the stack that a command calls. A context is a stack that the user has named.
 
-The contexts are in ``contexts.json`` in the user's config folder; only the user can read it. `tidegate up`
-adds its stack, `tidegate context add` adds a stack on another machine.
+The contexts are in ``contexts.json`` in the user's config folder. Only the user can read the file.
+`tidegate up` adds its stack, and `tidegate context add` adds a stack on another machine.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class Core:
     def _expected(self, path: str, inputs: Any, deadline: float) -> Flow[Metadata]:
         """Return the metadata. If the gateway does not have it yet, return {} for inputs with names.
 
-        For other inputs, wait until the model is ready: the request for the metadata has started it.
+        For other inputs, wait until the model is ready: the request for the metadata has started the model.
         """
 
         def unless_known() -> Flow[Metadata]:

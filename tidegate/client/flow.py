@@ -49,7 +49,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A flow that a client runs only once at a time, so that the next caller can use its result."""
+    """A flow that callers of a client run one by one, so that a caller can use the previous result."""
 
     flow: Flow[Any]
 

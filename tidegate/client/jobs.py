@@ -55,7 +55,7 @@ class Handle:
 
     @property
     def id(self) -> str:
-        """Return its id."""
+        """Return the id of the job or batch."""
         return str(self.document["id"])
 
     def __repr__(self) -> str:

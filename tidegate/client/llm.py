@@ -127,7 +127,7 @@ class Embeddings:
 
 
 def chat_body(model: str, messages: Messages, stream: bool, options: Mapping[str, Any]) -> bytes:
-    """Return the body of a chat. A text is one message of the user."""
+    """Return the body of a chat. A string becomes one message of the user."""
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     return _body({"model": model, "messages": given}, stream, options)
 

@@ -66,7 +66,7 @@ class AsyncChatStream(AsyncIterator[ChatChunk]):
         if self._lines is not None:
             await self._lines.aclose()
         if self._answer is not None:
-            await self._answer.live.aclose()  # a generator that has not begun closes nothing
+            await self._answer.live.aclose()  # if `_lines` has not started, its close does nothing
 
     async def __aenter__(self) -> Self:
         return self

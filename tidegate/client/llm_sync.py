@@ -52,7 +52,7 @@ class ChatStream(Iterator[ChatChunk]):
     def close(self) -> None:
         """Cancel the request if it still runs, and free the connection."""
         self._lines.close()
-        self._answer.live.close()  # a generator that has not begun closes nothing
+        self._answer.live.close()  # if `_lines` has not started, its close does nothing
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +108,7 @@ class LlmCalls(EmbedCalls, Blocking):
 
         ``messages`` is a text, or a list of ``{"role": ..., "content": ...}``. ``options`` are members of
         OpenAI's request, for example ``max_tokens``, ``temperature``, ``tools`` or ``response_format``, and
-        also any that only the engine knows. With ``stream=True``, iterate over the returned
+        also members that only the engine knows. With ``stream=True``, iterate over the returned
         :class:`ChatStream`; ``timeout_s`` then limits the wait for the first event and between two events.
         Errors are those of :meth:`infer`; in a stream they may come after some chunks.
         """

@@ -26,7 +26,7 @@ class QualityFlows:
         return document_of((yield from self.core.call("GET", path, None)))
 
     def rebase(self, name: str) -> Flow[Document]:
-        """Replace the baselines by new ones from the next rows."""
+        """Replace the baselines with new ones from the next rows."""
         answer = yield from self.core.caller.call(
             "POST",
             f"/api/router/v1/drift/{quote(name, safe='')}/rebase",
@@ -53,10 +53,10 @@ class QualityCalls:
 
     @Call
     def quality(self, name: str | None = None) -> Flow[Document]:
-        """Return ``items``: the quality of each version, from labels and estimated without them."""
+        """Return ``items``: the quality of each version, measured with labels and estimated without them."""
         return self._quality.read("quality", name)
 
     @Call
     def rebase_drift(self, name: str) -> Flow[Document]:
-        """Replace the baselines by new ones from the next rows. Baselines from training data stay."""
+        """Replace the baselines with new ones from the next rows. Baselines from training data stay."""
         return self._quality.rebase(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tidegate.kernel.settings.base import SOURCES, Settings, is_secret
 
-# A command needs these to reach the stack.
+# The settings that a command needs to reach the stack.
 ADDRESS = (
     "host",
     "gateway_port",
@@ -22,7 +22,7 @@ ADDRESS = (
     "tls_key",
     "tls_ca",
 )
-# These only say where the stack is, so they are not recorded.
+# Variables that only locate the stack. They are not recorded.
 _PLACES = {
     "TIDEGATE_STATE_DIR",
     "TIDEGATE_RUNTIME_DIR",
@@ -78,7 +78,7 @@ def read(state: Path) -> Started:
 
 
 def forgotten(before: Started, environ: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the last start that are missing now, in the environment and in the file."""
+    """Return the variables of the last start that are now neither in the environment nor in the file."""
     return {
         name: value
         for name, value in before.environment.items()

@@ -63,11 +63,12 @@ class BatchHandle(BatchCalls, Blocking):
 class Client(SharedCalls, LlmCalls, UploadCalls):
     """A client that calls models through a gateway. It reuses connections; threads can share it.
 
-    ``url`` is the gateway's. By default it is ``TIDEGATE_GATEWAY_URL``, else the stack that the command line
-    uses (``tidegate context``), with its credential. ``api_key`` is by default ``TIDEGATE_API_KEY``.
-    ``timeout_s`` limits each call, including its retries. ``retries`` limits how often a call is sent again:
-    after a failed connection, or after a 429 or 503 whose ``Retry-After`` ends before the deadline. Use 0
-    for models that must not run twice. Errors are those of :mod:`tidegate.client.errors`.
+    ``url`` is the gateway's URL. By default it is ``TIDEGATE_GATEWAY_URL``, else that of the stack that the
+    command line uses (``tidegate context``), with its credential. ``api_key`` is by default
+    ``TIDEGATE_API_KEY``. ``timeout_s`` limits each call, including its retries. ``retries`` limits how often
+    a call is sent again: after a failed connection, or after a 429 or 503 whose ``Retry-After`` ends before
+    the deadline. Use 0 for models that must not run twice. Errors are those of
+    :mod:`tidegate.client.errors`.
     """
 
     def __init__(

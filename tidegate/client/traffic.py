@@ -146,7 +146,7 @@ class TrafficCalls:
 
     @Call
     def rollout(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's ``rollout`` (None: never one), ``evidence``, ``missing`` and ``points``."""
+        """Return an endpoint's ``rollout`` (None: none yet), ``evidence``, ``missing`` and ``points``."""
         return self._traffic.rollout(endpoint)
 
     @Call
@@ -185,7 +185,7 @@ class TrafficCalls:
 
     @Call
     def shadow(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's ``shadow`` (None: none now) and its ``report`` (None: no counts yet)."""
+        """Return an endpoint's ``shadow`` (None: no shadow now) and its ``report`` (None: no counts yet)."""
         return self._traffic.shadow(endpoint)
 
     @Call
@@ -204,7 +204,7 @@ class TrafficCalls:
 
     @Call
     def experiment(self, endpoint: str) -> Flow[Document]:
-        """Return an endpoint's ``experiment`` (None: never one), its ``metrics`` and a ``summary``."""
+        """Return an endpoint's ``experiment`` (None: none yet), its ``metrics`` and a ``summary``."""
         return self._traffic.experiment(endpoint)
 
     @Call

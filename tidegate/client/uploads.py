@@ -38,7 +38,7 @@ REQUEST_S = 60.0
 PATIENCE_S = 120.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
-# The longest pause, in which another process that sends the same bytes can send a part.
+# The longest pause for another process that sends the same bytes.
 LONGEST_TURN_S = 30.0
 CHECK_PAUSE_S = 0.2
 
@@ -121,7 +121,7 @@ class Uploading:
                 yield Sleep(CHECK_PAUSE_S)
 
     def _next(self) -> Flow[Document]:
-        """Take the next step of the upload, and return it. After an error, open the upload again first."""
+        """Take the next step, and return the upload's document. After an error, open the upload again."""
         upload, self._known = self._known, None
         if upload is None:
             upload = yield from self._open()
