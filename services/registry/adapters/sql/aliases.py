@@ -1,4 +1,4 @@
-"""Aliases of versions in SQL. The audit log has their history."""
+"""Read and write the aliases of versions in SQL. Their history is in the audit log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.registry.adapters.sql.tables import aliases
 async def of_models(
     connection: AsyncConnection, models: Collection[str] | None = None
 ) -> dict[str, dict[str, int]]:
-    """Return the aliases of these models, and the version of each; None: of all models."""
+    """Return the aliases of these models, with the version of each alias. None: all models."""
     query = sa.select(aliases.c.model, aliases.c.alias, aliases.c.number)
     if models is not None:
         query = query.where(aliases.c.model.in_(models))

@@ -1,4 +1,4 @@
-"""The audit log in SQL. Rows are added and read, never changed."""
+"""The audit log in SQL. Rows are added and read, but never changed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from services.registry.adapters.sql.tables import audit
 from services.registry.domain.audit import NewAuditEntry
 from services.registry.domain.rollback import EndpointHistory, deployments_of
 
-# A rollback considers this many of the last changes of an Endpoint.
+# A rollback considers at most this many of the latest changes of an Endpoint.
 MAX_HISTORY = 200
 
 
 async def add(connection: AsyncConnection, entry: NewAuditEntry) -> None:
-    """Add an entry, in the transaction of the change that it describes."""
+    """Add an entry in the transaction of the change."""
     await connection.execute(sa.insert(audit).values(asdict(entry)))
 
 
@@ -31,7 +31,7 @@ async def entries(
     before: int | None = None,
     limit: int = 100,
 ) -> list[dict[str, Any]]:
-    """Return entries with their ids, newest first. ``before``: only those with a smaller id."""
+    """Return entries with their ids, newest first. ``before``: return only entries with a smaller id."""
     query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
     for column, value in ((audit.c.principal, principal), (audit.c.kind, kind), (audit.c.name, name)):
         if value is not None:
@@ -42,7 +42,10 @@ async def entries(
 
 
 async def history_of(connection: AsyncConnection, endpoint: str, present: Collection[str]) -> EndpointHistory:
-    """Return past states of an Endpoint, and its deleted Deployments (those not in ``present``)."""
+    """Return past states of an Endpoint, and its deleted Deployments.
+
+    ``present``: the names of all existing Deployments.
+    """
     changes = await entries(connection, kind="endpoint", name=endpoint, limit=MAX_HISTORY)
     states = [entry["after"] for entry in changes if entry["after"] is not None]
     deleted: dict[str, Any] = {}

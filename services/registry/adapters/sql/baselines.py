@@ -1,4 +1,4 @@
-"""Training baselines in SQL: the profile of a version's training data."""
+"""Read and write training baselines in SQL: the profiles of versions' training data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def find(connection: AsyncConnection, model: str, number: int) -> dict[str
 async def put(
     connection: AsyncConnection, model: str, number: int, document: dict[str, Any], now: datetime
 ) -> str:
-    """Write a version's baseline, and return its digest."""
+    """Write a version's baseline, and return its sha256."""
     digest = hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
     await drop(connection, model, number)
     values = {"model": model, "number": number, "document": document, "sha256": digest, "created_at": now}

@@ -1,4 +1,4 @@
-"""The order of texts by their bytes, which is the same in every database."""
+"""Sort texts by their bytes, which gives the same order in every database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 def exact(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
-    """Return a text column in the order of its bytes, as SQLite sorts it. PostgreSQL sorts by language."""
+    """Return a text column that sorts by bytes. Without this, PostgreSQL sorts by the rules of a language."""
     return _Exact(column)
 
 

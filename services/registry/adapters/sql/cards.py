@@ -1,4 +1,4 @@
-"""Model cards in SQL: a Markdown text for a version."""
+"""Read and write model cards in SQL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def find(connection: AsyncConnection, model: str, number: int) -> str | No
 
 
 async def put(connection: AsyncConnection, model: str, number: int, text: str, now: datetime) -> None:
-    """Write a version's card. It replaces an earlier one."""
+    """Write a version's card. It replaces an earlier card."""
     await drop(connection, model, number)
     values = {"model": model, "number": number, "text": text, "created_at": now}
     await connection.execute(sa.insert(model_cards).values(values))

@@ -1,4 +1,4 @@
-"""Say in one line why a database cannot be opened, without its password, and what to do."""
+"""Explain in one line why a database cannot be opened, and the remedy. Passwords are not shown."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, SQLAl
 SETTING = "TIDEGATE_DATABASE_URL"
 DRIVERS = {"sqlite+aiosqlite", "postgresql+asyncpg"}
 FORMS = "Write sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
-# The errors that opening a database raises, by its driver or by the network.
+# The errors that opening a database may raise, from its driver or from the network.
 OPENING = (SQLAlchemyError, OSError, ImportError, ValueError, TimeoutError)
 # PostgreSQL's SQL states.
 WRONG_PASSWORD, NO_USER, NO_DATABASE, NO_RIGHT = "28P01", "28000", "3D000", "42501"
 
 
 def of_url(url: str) -> str | None:
-    """Return why a URL cannot name a database of the registry; None if it can. Opens nothing."""
+    """Return why a URL is not valid for the registry's database; None if it is valid. Do not connect."""
     try:
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError):
@@ -26,7 +26,7 @@ def of_url(url: str) -> str | None:
 
 
 def of_error(url: str, error: BaseException) -> str:
-    """Return why opening the database at ``url`` failed with ``error``."""
+    """Return a message for the ``error`` from opening the database at ``url``."""
     parsed = sa.make_url(url)
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     if parsed.get_backend_name() == "sqlite":
@@ -65,7 +65,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _state(error: BaseException) -> str | None:
-    # SQLAlchemy wraps the driver's error, and keeps it as the cause.
+    # SQLAlchemy wraps the driver's error, which stays available as the cause.
     for each in (error, error.__cause__):
         if (state := getattr(each, "sqlstate", None)) is not None:
             return str(state)

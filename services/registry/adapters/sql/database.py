@@ -1,4 +1,4 @@
-"""Transactions on the registry's database: SQLite with one writer, or PostgreSQL, by URL."""
+"""Open transactions on the registry's database: SQLite or PostgreSQL, depending on the URL."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ log = telemetry.logger(__name__)
 
 Clock = Callable[[], datetime]
 
-# Another process (a migration, a backup) may hold SQLite's lock for a short time.
+# Wait this long for SQLite's lock. A migration or a backup may hold it for a short time.
 SQLITE_BUSY_MS = 5_000
 CONNECT_S = 10.0
 
 
 def utc_now() -> datetime:
-    """Return the current time, with its zone."""
+    """Return the current time in UTC, with its zone."""
     return datetime.now(UTC)
 
 
 def engine_for(url: str) -> AsyncEngine:
-    """Return an engine whose transactions also cover reads and DDL. Create the folder of SQLite's file."""
+    """Return an engine. Its transactions also include reads and DDL. Create the folder of an SQLite file."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_async_engine(
@@ -49,7 +49,7 @@ def engine_for(url: str) -> AsyncEngine:
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # By default, the driver begins a transaction only at the first write. None lets us begin it ourselves.
+    # By default, the driver begins a transaction only at the first write. With None, _begin_sqlite begins it.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
@@ -60,13 +60,13 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # Without IMMEDIATE, a transaction that reads and then writes fails if another writer is active.
+    # Without IMMEDIATE, a transaction that first reads and then writes fails if another writer is active.
     writes = connection.get_execution_options().get("registry_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 class RegistryDatabase:
-    """Opens transactions. ``problem``: why the last one failed; None if it succeeded."""
+    """Opens transactions. ``problem``: why the last transaction failed; None if it succeeded."""
 
     def __init__(self, url: str, clock: Clock = utc_now) -> None:
         self._engine = engine_for(url)
@@ -76,7 +76,7 @@ class RegistryDatabase:
             self._engine if sqlite else self._engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._writes = self._engine.execution_options(registry_writes=True)
-        # Writers of this process wait here in order, instead of polling SQLite's lock.
+        # With this lock, the writers of this process wait in order, instead of polling SQLite's lock.
         self._write_lock: AbstractAsyncContextManager[None] = asyncio.Lock() if sqlite else nullcontext()
         self.problem: str | None = None
 
@@ -91,17 +91,17 @@ class RegistryDatabase:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[DesiredStateReader]:
-        """Open a transaction that reads one consistent state. Raise Unavailable."""
+        """Open a read transaction. All its reads see the same state. Raise Unavailable."""
         with self._translating_errors():
             async with self._reads.connect() as connection, connection.begin():
                 yield DesiredStateReader(connection, self.clock())
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[DesiredStateWriter]:
-        """Open a write transaction, one at a time. Commit at the end of the block, undo on an error.
+        """Open a write transaction, only one at a time. Commit after the block, roll back on an error.
 
-        Raise Unavailable if the database fails, Conflict if it refuses a reference, BadRequest if it refuses
-        a value, such as a text that is too long or a number that is too large.
+        Raise Unavailable if the database fails. Raise Conflict if it rejects a key or a reference to another
+        row. Raise BadRequest if it rejects a value, such as a text that is too long.
         """
         with self._translating_errors():
             async with self._write_lock, self._writes.begin() as connection:
@@ -111,7 +111,7 @@ class RegistryDatabase:
                 await writer.finish()
 
     async def probe(self) -> None:
-        """Test whether the database can be written, and set ``problem``."""
+        """Test if the database can be written, and set ``problem``. Errors are only logged."""
         try:
             async with self.write() as writer:
                 await writer.probe()
@@ -123,7 +123,7 @@ class RegistryDatabase:
 
 
 class _ErrorTranslation:
-    """Translates the driver's errors and sets ``problem`` of the database. A context manager."""
+    """Context manager that translates the driver's errors and sets the database's ``problem``."""
 
     def __init__(self, database: RegistryDatabase) -> None:
         self._database = database
@@ -149,12 +149,12 @@ class _ErrorTranslation:
 
 
 def _refuses_value(error: BaseException) -> bool:
-    """Return True if the error is caused by a value of the request, so that a retry would fail again."""
+    """Return True if a value of the request caused the error. Then a retry would fail again."""
     if isinstance(error, DBAPIError):
-        # asyncpg has no class for these errors, only an SQL state: class 22, "data exception".
+        # For these errors, asyncpg has no exception class, only an SQL state of class 22 ("data exception").
         state = getattr(error.orig, "sqlstate", None) or ""
         return isinstance(error, DataError) or str(state).startswith("22")
-    # SQLite's driver raises OverflowError for a number of more than 64 bits.
+    # SQLite's driver raises OverflowError for an integer of more than 64 bits.
     return isinstance(error, OverflowError)
 
 

@@ -1,4 +1,4 @@
-"""Deleted versions that are not yet removed for good, in SQL."""
+"""Read deleted versions from SQL that are not yet removed permanently."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.sql.tables import versions
 
-# The most versions that one transaction removes.
+# The most versions that one transaction removes permanently.
 BATCH = 500
 
 
 async def states(
     connection: AsyncConnection, models: Collection[str]
 ) -> dict[tuple[str, int], tuple[datetime | None, str | None]]:
-    """Return when versions of these models were deleted, and their stages. Most versions have neither."""
+    """Return the deletion time and the stage of versions. Versions with neither are left out."""
     query = sa.select(versions.c.model, versions.c.number, versions.c.deleted_at, versions.c.stage)
     special = versions.c.deleted_at.is_not(None) | versions.c.stage.is_not(None)
     rows = await connection.execute(query.where(versions.c.model.in_(models), special))
@@ -25,13 +25,13 @@ async def states(
 
 
 async def expired(connection: AsyncConnection, before: datetime) -> list[tuple[str, int]]:
-    """Return versions that were deleted before this time, at most ``BATCH``."""
+    """Return at most ``BATCH`` versions that were deleted before this time."""
     query = sa.select(versions.c.model, versions.c.number).where(versions.c.deleted_at <= before)
     return [(model, number) for model, number in await connection.execute(query.limit(BATCH))]
 
 
 async def registered(connection: AsyncConnection, model: str) -> dict[int, datetime]:
-    """Return when each version of a model was registered, without deleted ones."""
+    """Return the registration time of each version of a model that is not deleted."""
     query = sa.select(versions.c.number, versions.c.created_at)
     rows = await connection.execute(query.where(versions.c.model == model, versions.c.deleted_at.is_(None)))
     return {row.number: row.created_at for row in rows}

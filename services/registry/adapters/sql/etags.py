@@ -1,4 +1,4 @@
-"""The ETags of stored objects."""
+"""Read the ETags of stored objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REVISIONS = {
 async def etag_of(reader: DesiredStateReader, kind: Kind, name: str) -> str | None:
     """Return the ETag of an object, without quotes; None if it does not exist.
 
-    ``name`` is ``MODEL/NUMBER`` for a version and what belongs to it, ``MODEL/ALIAS`` for an alias.
+    ``name`` is ``MODEL/NUMBER`` for a version and its card and baseline, and ``MODEL/ALIAS`` for an alias.
     """
     model, _, part = name.rpartition("/")
     match kind:

@@ -1,4 +1,4 @@
-"""The searchable facts of versions in SQL: a row for each metric, parameter, tag and field."""
+"""Write the searchable facts of versions in SQL: one row per metric, parameter, tag and field."""
 
 from __future__ import annotations
 

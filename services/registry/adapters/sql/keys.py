@@ -1,4 +1,4 @@
-"""API keys in SQL."""
+"""Read and write API keys in SQL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.registry.domain.keys import KeySpec, StoredKey
 
 
 async def read(connection: AsyncConnection, id_: str | None = None) -> list[StoredKey]:
-    """Return every key, oldest first, including revoked ones; with ``id_`` only that key."""
+    """Return every key, oldest first, including revoked keys. With ``id_``, return only that key."""
     query = sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
     if id_ is not None:
         query = query.where(api_keys.c.id == id_)
@@ -21,7 +21,7 @@ async def read(connection: AsyncConnection, id_: str | None = None) -> list[Stor
 
 
 async def owners(connection: AsyncConnection, ids: Collection[str]) -> dict[str, str]:
-    """Return the owner of each of these keys that has one, also of revoked keys."""
+    """Return the owners of these keys, including revoked keys. Keys without an owner are left out."""
     query = sa.select(api_keys.c.id, api_keys.c.options).where(api_keys.c.id.in_(ids))
     rows = await connection.execute(query)
     return {row.id: row.options["owner"] for row in rows if row.options.get("owner")}
@@ -34,7 +34,7 @@ async def not_revoked(connection: AsyncConnection) -> list[StoredKey]:
 
 
 async def revision(connection: AsyncConnection) -> int:
-    """Return the revision of the last change to any key; 0 if no key has changed."""
+    """Return the revision of the latest change to any key; 0 without keys."""
     query = sa.select(sa.func.coalesce(sa.func.max(api_keys.c.revision), 0))
     return int((await connection.execute(query)).scalar_one())
 
@@ -46,7 +46,7 @@ async def put(connection: AsyncConnection, key: StoredKey, revision_: int, *, cr
         "digest": key.digest,
         "previous_digest": key.previous_digest,
         "previous_until": key.previous_until,
-        # Without defaults, so that an earlier version can read the keys that use no newer option.
+        # Leave out defaults, so that an older release can read all keys that do not use newer options.
         "options": key.spec.model_dump(mode="json", exclude={"name", "expires_at"}, exclude_defaults=True),
         "expires_at": key.spec.expires_at,
         "revoked_at": key.revoked_at,

@@ -1,4 +1,4 @@
-"""Migrate the database's tables, and check whether they are up to date."""
+"""Migrate the database's tables, and check if they are up to date."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from alembic.script import ScriptDirectory
 from services.registry.adapters.sql.database import engine_for
 
 _SCRIPTS = Path(__file__).parent / "migrations"
-# An arbitrary number, for the advisory lock that allows only one `migrate` at a time on PostgreSQL.
+# An arbitrary number for PostgreSQL's advisory lock, so that only one `migrate` runs at a time.
 _LOCK = 7_416_001
 NEWER = "which a newer Tidegate made"
 
 
 class NewerDatabase(Exception):
-    """A newer Tidegate has migrated the database. The message says what to do."""
+    """A newer Tidegate has migrated the database. The message has the remedy."""
 
 
 def config_for(connection: sa.Connection | None = None) -> Config:
-    """Return Alembic's configuration. ``migrations/env.py`` takes the connection from it."""
+    """Return Alembic's configuration. ``migrations/env.py`` reads the connection from it."""
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -31,7 +31,7 @@ def config_for(connection: sa.Connection | None = None) -> Config:
 
 
 async def migrate(url: str) -> None:
-    """Migrate the database to the newest revision, if it has an older one. Raise NewerDatabase."""
+    """Migrate the database to the newest revision, if it is older. Raise NewerDatabase."""
     engine = engine_for(url)
     try:
         async with engine.execution_options(registry_writes=True).begin() as connection:
@@ -51,7 +51,7 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 async def problem(url: str) -> str | None:
-    """Return what is wrong with the tables and what to do; None if they are up to date."""
+    """Return the problem with the tables and the remedy; None if they are up to date."""
     engine = engine_for(url)
     try:
         async with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Policies of models in SQL."""
+"""Read and write the policies of models in SQL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.registry.domain.model_policy import ModelPolicy
 
 
 async def read(connection: AsyncConnection) -> dict[str, ModelPolicy]:
-    """Return the policies by model. Models without one are missing."""
+    """Return the policies by model. Models with the default policy are left out."""
     rows = await connection.execute(sa.select(model_policies.c.model, model_policies.c.document))
     return {model: ModelPolicy.model_validate(document) for model, document in rows}
 
@@ -24,9 +24,10 @@ async def put(connection: AsyncConnection, model: str, policy: ModelPolicy) -> N
 
 
 async def drop_unused(connection: AsyncConnection) -> None:
-    """Delete the policies of models that have no version, not even a deleted one, but keep their stages.
+    """Reset the policies of models without any versions, not even deleted ones. Keep their stages.
 
-    Only an admin changes these. A publisher must not lose them by deleting and registering a model.
+    Only an admin may change stages. A publisher must not remove them by deleting a model and registering it
+    again.
     """
     used = sa.exists().where(versions.c.model == model_policies.c.model)
     rows = await connection.execute(sa.select(model_policies.c.model, model_policies.c.document).where(~used))

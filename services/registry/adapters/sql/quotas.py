@@ -1,4 +1,4 @@
-"""The use of a key's quota, in SQL: its versions and the bytes of their artifacts."""
+"""Read from SQL how much of its quota a key uses: versions and bytes of artifacts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.registry.domain.quotas import Used
 
 
 async def used(connection: AsyncConnection, principal: str) -> Used:
-    """Return what a principal's versions use. An artifact of several versions counts once."""
+    """Return the usage of a principal's versions. An artifact of several versions counts only once."""
     mine = (versions.c.created_by == principal) & versions.c.deleted_at.is_(None)
     count = sa.select(sa.func.count()).select_from(versions).where(mine).scalar_subquery()
     digests = sa.select(versions.c.artifact_sha256).where(mine)
@@ -21,7 +21,7 @@ async def used(connection: AsyncConnection, principal: str) -> Used:
 
 
 async def has_artifact(connection: AsyncConnection, principal: str, sha256: str) -> bool:
-    """Return True if a version of this principal has the artifact."""
+    """Return True if any version of this principal has the artifact."""
     mine = (versions.c.created_by == principal) & versions.c.deleted_at.is_(None)
     query = sa.select(sa.exists().where(mine, versions.c.artifact_sha256 == sha256))
     return bool((await connection.execute(query)).scalar_one())

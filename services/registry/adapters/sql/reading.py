@@ -1,4 +1,4 @@
-"""Read the desired state in one transaction, so that all of it is of the same revision."""
+"""Read the desired state in one transaction, so that all data has the same revision."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tidegate.kernel.protocol.models import (
 from tidegate.kernel.protocol.verification import REFUSED_STATES, Verification
 
 _VERSION_FIELDS = tuple(name for name in Version.model_fields if name != "verification")
-# Versions that are not deleted.
+# The condition for versions that are not deleted.
 LIVE = versions.c.deleted_at.is_(None)
 
 
@@ -52,7 +52,7 @@ class Totals(NamedTuple):
 
 
 class DesiredStateReader:
-    """A read transaction at the time ``now``. It leaves out overrides that have expired."""
+    """A read transaction. ``now``: the current time; overrides that have expired by then are left out."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         self._connection = connection
@@ -64,7 +64,7 @@ class DesiredStateReader:
         return self._connection
 
     async def revision(self) -> int:
-        """Return the number of the last change to the desired state."""
+        """Return the revision: the number of the last change to the desired state."""
         return int((await self._connection.execute(sa.select(revision.c.value))).scalar_one())
 
     async def artifact_size(self, sha256: str) -> int | None:
@@ -73,7 +73,7 @@ class DesiredStateReader:
         return (await self._connection.execute(query)).scalar_one_or_none()
 
     async def versions(self, model: str | None = None, number: int | None = None) -> list[Version]:
-        """Return all versions, those of a model, or one version, sorted by model and number."""
+        """Return all versions, the versions of a model, or one version, sorted by model and number."""
         query = _all_versions().where(LIVE)
         if model is not None:
             query = query.where(versions.c.model == model)
@@ -81,11 +81,14 @@ class DesiredStateReader:
             query = query.where(versions.c.number == number)
         rows = await self._connection.execute(query)
         result = [version_of(row) for row in rows.mappings()]
-        # Sorted here, because the order in SQL differs: PostgreSQL sorts texts by language, SQLite by bytes.
+        # Sorted here, because databases differ: PostgreSQL sorts texts by language, SQLite by bytes.
         return sorted(result, key=lambda version: (version.model, version.number))
 
     async def deployed_versions(self) -> list[Version]:
-        """Return the versions that a Deployment runs or that wait for their verification, sorted."""
+        """Return the versions that a Deployment runs or that wait for verification.
+
+        They are sorted by model and number.
+        """
         used = sa.exists().where(
             deployments.c.model == versions.c.model, deployments.c.version == versions.c.number
         )
@@ -95,7 +98,7 @@ class DesiredStateReader:
         return sorted(result, key=lambda version: (version.model, version.number))
 
     async def versions_to_compare(self, model: str, artifact: str) -> list[Version]:
-        """Return the versions that a registration is compared with, sorted by number.
+        """Return the versions to compare a registration with, sorted by number.
 
         These are the versions with the same artifact, the latest one, and the latest one with a signature.
         """
@@ -137,7 +140,7 @@ class DesiredStateReader:
         return {row["model"]: version_of(row) for row in rows.mappings()}
 
     async def model_created(self, models_: list[str]) -> dict[str, datetime]:
-        """Return when the name of each of these models was first used."""
+        """Return when each of these models was first registered, even if it was deleted since."""
         query = sa.select(models.c.name, models.c.created_at).where(models.c.name.in_(models_))
         return {row.name: row.created_at for row in await self._connection.execute(query)}
 
@@ -149,7 +152,7 @@ class DesiredStateReader:
     async def deployments(
         self, name: str | None = None, model: str | None = None, page: NamedPage = EVERYTHING
     ) -> list[Deployment]:
-        """Return all Deployments, the one with this name, or those of a model, sorted by name."""
+        """Return Deployments sorted by name: all, the one with this name, or those of a model."""
         query = _paged(sa.select(deployments), deployments.c.name, page)
         if name is not None:
             query = query.where(deployments.c.name == name)
@@ -170,7 +173,7 @@ class DesiredStateReader:
         return sorted(result, key=lambda deployment: deployment.name)
 
     async def endpoints(self, name: str | None = None, page: NamedPage = EVERYTHING) -> list[Endpoint]:
-        """Return all Endpoints, or the one with this name, sorted by name."""
+        """Return Endpoints sorted by name: all, or the one with this name."""
         query = _paged(sa.select(endpoints), endpoints.c.name, page)
         if name is not None:
             query = query.where(endpoints.c.name == name)
@@ -185,7 +188,7 @@ class DesiredStateReader:
         return sorted(result, key=lambda endpoint: endpoint.name)
 
     async def desired_state(self) -> DesiredState:
-        """Return the desired state: every Deployment and Endpoint, and the versions that Deployments run."""
+        """Return the desired state: all Deployments and Endpoints, with their versions and aliases."""
         return DesiredState(
             revision=await self.revision(),
             versions=await self.deployed_versions(),
@@ -200,7 +203,7 @@ class DesiredStateReader:
         return await aliases.of_models(self._connection, list(rows.scalars()))
 
     async def snapshot(self) -> RegistrySnapshot:
-        """Return the snapshot of the desired state, for decisions."""
+        """Return the snapshot of the desired state that decisions need."""
         columns = versions.c.model, versions.c.number, versions.c.deleted_at.is_(None)
         keys = (await self._connection.execute(sa.select(*columns))).all()
         deployment_rows = (await self._connection.execute(sa.select(deployments))).mappings().all()
@@ -235,7 +238,7 @@ class DesiredStateReader:
         return {(row["model"], row["number"]): _verification(row) for row in rows}
 
     async def totals(self) -> Totals:
-        """Return the numbers of stored objects, without deleted versions."""
+        """Return the numbers of stored objects. Deleted versions do not count."""
         queries = [
             sa.select(sa.func.count()).select_from(table)
             for table in (versions, deployments, endpoints, artifacts)
@@ -260,21 +263,21 @@ class DesiredStateReader:
 
 
 def _paged(query: sa.Select[Any], name: sa.Column[str], page: NamedPage) -> sa.Select[Any]:
-    """Return the query of one page of a list that is sorted by name."""
+    """Return the query for one page of a list that is sorted by name."""
     if page.after is not None:
         query = query.where(exact(name) > page.after)
     return query if page.most is None else query.order_by(exact(name)).limit(page.most)
 
 
 def _all_versions() -> sa.Select[Any]:
-    """Return the query of all versions with the sizes of their artifacts, also of deleted ones."""
+    """Return the query for all versions with the sizes of their artifacts, including deleted versions."""
     return sa.select(versions, artifacts.c.size.label("artifact_size")).join(
         artifacts, artifacts.c.sha256 == versions.c.artifact_sha256
     )
 
 
 def version_of(row: sa.RowMapping) -> Version:
-    """Return the version in a row of ``versions`` with the size of its artifact."""
+    """Return the version in a row. The row has the columns of ``versions``, and ``artifact_size``."""
     fields = {name: row[name] for name in _VERSION_FIELDS} | {"verification": _verification(row)}
     try:
         return Version.model_validate(fields)
@@ -301,7 +304,7 @@ def _endpoint_fields(row: sa.RowMapping, targets: dict[tuple[str, str], list[Tar
 
 
 def finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's fields without nan and inf: JSON cannot express them, but older releases stored them."""
+    """Return a row's fields without nan and inf. JSON does not have them, but older releases stored them."""
     return {
         name: finite(value) if isinstance(value, dict) else value
         for name, value in fields.items()

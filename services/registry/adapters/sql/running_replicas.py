@@ -1,4 +1,4 @@
-"""The running replicas in SQL, so that every registry of a database knows which artifact each may read."""
+"""The running replicas in SQL. So all registries of a database know which artifact a replica may read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.registry.adapters.sql.tables import running_replicas
 
 
 async def all_of(connection: AsyncConnection) -> dict[str, str]:
-    """Return the running replicas, each with the sha256 of its artifact."""
+    """Return the sha256 of the artifact of each running replica."""
     rows = await connection.execute(sa.select(running_replicas))
     return {row.replica: row.sha256 for row in rows}
 
@@ -24,7 +24,7 @@ async def artifact_of(connection: AsyncConnection, replica: str) -> str | None:
 
 
 async def replace(connection: AsyncConnection, before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Write the difference between two sets of running replicas."""
+    """Replace the set ``before`` of running replicas by ``after``. Write only the difference."""
     gone = [{"gone": name} for name in before if before[name] != after.get(name)]
     new = [{"replica": name, "sha256": after[name]} for name in after if after[name] != before.get(name)]
     if gone:

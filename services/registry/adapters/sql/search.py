@@ -1,4 +1,4 @@
-"""Searches of versions in SQL. Every value of a filter is a bound parameter."""
+"""Search versions in SQL. Every value of a filter is a bound parameter."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from services.registry.domain.version_metadata import seconds
 from tidegate.kernel.errors import BadRequest
 from tidegate.kernel.protocol.models import Version
 
-# Found by the primary key. With a join instead, PostgreSQL may read all artifacts for each version: next to
-# the cost of the facts' subqueries, the planner does not see the difference.
+# A subquery by the primary key. With a join, PostgreSQL may read all artifacts for each version: its planner
+# # misjudges the join, because the subqueries for facts dominate the estimated cost.
 _SIZE = sa.select(artifacts.c.size).where(artifacts.c.sha256 == versions.c.artifact_sha256)
 
 _COLUMNS: dict[str, sa.ColumnElement[Any]] = {
@@ -49,9 +49,9 @@ _COMPARISONS: dict[str, Callable[[Any, Any], sa.ColumnElement[bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A search of versions. ``order`` None: by model and number. ``cursor``: ``next`` of the page before.
+    """A search of versions. ``order`` None: by model and number. ``cursor``: ``next`` of the previous page.
 
-    ``deleted``: find only versions that are deleted and can be restored.
+    ``deleted``: find only deleted versions that can be restored.
     """
 
     conditions: Sequence[Condition] = ()
@@ -62,7 +62,7 @@ class Search:
 
 
 async def find(connection: AsyncConnection, search: Search) -> tuple[list[Version], str | None]:
-    """Return a page of the versions that meet all conditions, and the cursor of the next page."""
+    """Return a page of the versions that meet all conditions, and the cursor of the next page or None."""
     key = _sort_key(search.order)
     found = sa.select(versions, _COLUMNS["size"].label("artifact_size"), key.label("sort_key"))
     found = found.where(_state(search))
@@ -89,7 +89,10 @@ async def find(connection: AsyncConnection, search: Search) -> tuple[list[Versio
 async def models_page(
     connection: AsyncConnection, search: Search, named: str | None
 ) -> tuple[list[str], str | None]:
-    """Return a page of the names of models with a version that meets all conditions, and the next cursor."""
+    """Return a page of model names, and the cursor of the next page or None.
+
+    Each of the models has a version that meets all conditions. ``named``: a text that the names must contain.
+    """
     name = exact(versions.c.model)
     query = sa.select(name.label("name")).select_from(versions).where(_state(search))
     if named:
@@ -123,7 +126,10 @@ def _sort_key(order: Order | None) -> sa.ColumnElement[Any]:
 def _after(
     key: sa.ColumnElement[Any], last: list[Any], *, descending: bool, order: Order | None
 ) -> sa.ColumnElement[bool]:
-    """Return the condition for versions after the last one of a page. Versions without a key are last."""
+    """Return the condition for the versions after the last version of a page.
+
+    ``last``: its sort key, model and number. Versions without a sort key are last.
+    """
     value, model, number = last
     name = exact(versions.c.model)
 
@@ -139,7 +145,7 @@ def _after(
 
 
 def _type_of(order: Order | None) -> type:
-    """Return the type of the sort key in a cursor: a time is a number there."""
+    """Return the type of the sort key in a cursor. A time is a number there."""
     return str if order is not None and order.subject.type == "text" else float
 
 
@@ -153,7 +159,7 @@ def _bound(value: Any, subject: Subject) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a sort key as JSON: a time in microseconds, so that it stays exact."""
+    """Return a sort key as a JSON value. A time becomes whole microseconds, so that it stays exact."""
     return (value - _EPOCH) // timedelta(microseconds=1) if isinstance(value, datetime) else value
 
 
@@ -173,10 +179,9 @@ def _where(condition: Condition) -> sa.ColumnElement[bool]:
 
 
 def _fact(subject: Subject, *, by_text: bool) -> sa.ColumnElement[Any]:
-    """Return a fact of a version, found by its primary key; null if the version does not have it.
+    """Return the expression for a fact of a version, by its primary key; null if the version lacks the fact.
 
-    It is a scalar subquery, because PostgreSQL may join an EXISTS in a slow order while its statistics are
-    old.
+    It is a scalar subquery. With old statistics, PostgreSQL may run an EXISTS as a join in a slow order.
     """
     fact = version_facts.alias()
     mine = (

@@ -1,4 +1,4 @@
-"""Stages of versions and their approvals in SQL."""
+"""Read and write the stages and approvals of versions in SQL."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class StoredStage(NamedTuple):
 
 
 async def staged(connection: AsyncConnection) -> dict[tuple[str, int], str]:
-    """Return the stage of each version that has one."""
+    """Return the stage of each version that is in a stage."""
     query = sa.select(versions.c.model, versions.c.number, versions.c.stage)
     rows = await connection.execute(query.where(versions.c.stage.is_not(None)))
     return {(model, number): stage for model, number, stage in rows}
 
 
 async def find(connection: AsyncConnection, model: str, number: int) -> StoredStage:
-    """Return the stage of a version that exists."""
+    """Return the stage of a version. The version must exist."""
     query = sa.select(versions.c.stage, versions.c.created_by)
     row = (await connection.execute(query.where(_is(model, number)))).one()
     return StoredStage(row.stage, row.created_by)
@@ -51,7 +51,7 @@ async def approvals(connection: AsyncConnection, model: str, number: int) -> lis
 
 
 async def approve(connection: AsyncConnection, model: str, number: int, approval: Approval) -> None:
-    """Write an approval. It replaces an earlier one of the same principal."""
+    """Write an approval. It replaces an earlier approval for the stage by the same principal."""
     await withdraw(connection, model, number, approval.stage, approval.principal)
     await connection.execute(
         sa.insert(stage_approvals).values(
@@ -67,7 +67,7 @@ async def approve(connection: AsyncConnection, model: str, number: int, approval
 
 
 async def withdraw(connection: AsyncConnection, model: str, number: int, stage: str, principal: str) -> bool:
-    """Delete an approval. Return False if there is none."""
+    """Delete an approval. Return False if it does not exist."""
     mine = (
         (stage_approvals.c.model == model)
         & (stage_approvals.c.number == number)

@@ -1,4 +1,4 @@
-"""The registry's tables. The migrations create them. A test checks that both are the same."""
+"""The registry's tables. The migrations create them, and a test checks that both agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Moment(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Convert to UTC."""
+        """Convert a time to UTC before it is stored."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
@@ -39,7 +39,8 @@ NAME = sa.String(63)
 DIGEST = sa.String(64)
 PRINCIPAL = sa.String(160)
 
-# This table has one row. Each writer first selects it for update, so the row is also the writers' lock.
+# This table has one row. Each writer first selects the row for update, so the row is also the lock of
+# writers.
 revision = sa.Table(
     "revision",
     metadata,
@@ -47,7 +48,7 @@ revision = sa.Table(
     sa.Column("value", sa.BigInteger, nullable=False),
 )
 
-# ``pending_until``: until this time, an upload is kept even if no version uses it.
+# ``pending_until``: until this time, an artifact is kept even if no version uses it.
 artifacts = sa.Table(
     "artifacts",
     metadata,
@@ -57,7 +58,7 @@ artifacts = sa.Table(
     sa.Column("pending_until", Moment),
 )
 
-# Signed lists of the files of artifacts, at most one by each key.
+# Signatures of artifacts: signed lists of their files. At most one per artifact and key.
 signatures = sa.Table(
     "signatures",
     metadata,
@@ -67,8 +68,8 @@ signatures = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
 )
 
-# A row stays when its model is deleted, so that version numbers are never used again. Names of Deployments
-# contain the number, and workers, queues and route tables know a Deployment only by its name.
+# The row of a deleted model stays, so that version numbers are never used again. Names of Deployments contain
+# # the version number, and workers, queues and route tables know a Deployment only by its name.
 models = sa.Table(
     "models",
     metadata,
@@ -77,8 +78,8 @@ models = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
 )
 
-# ``deleted_at``: from then on nothing finds the version, and after a grace time the row is deleted.
-# ``created_by``: the id of the principal that registered it.
+# ``deleted_at``: when the version was deleted. Queries then ignore it, and its row is deleted after a grace
+# time. # ``created_by``: the id of the principal that registered the version.
 versions = sa.Table(
     "versions",
     metadata,
@@ -112,7 +113,7 @@ stage_approvals = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# What a scratch replica runs to verify a version: its Deployment, and the samples that it must answer.
+# The task of a version's scratch replica: its Deployment, and the samples that it must answer.
 verification_tasks = sa.Table(
     "verification_tasks",
     metadata,
@@ -122,7 +123,7 @@ verification_tasks = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# The profiles of training data that versions are compared with.
+# The training baselines of versions: profiles of their training data.
 baselines = sa.Table(
     "baselines",
     metadata,
@@ -134,7 +135,7 @@ baselines = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# The metadata of versions again, as rows that searches find: ``kind`` is metric, parameter, tag or field.
+# A copy of the versions' metadata, as rows for searches. ``kind`` is metric, parameter, tag or field.
 version_facts = sa.Table(
     "version_facts",
     metadata,
@@ -147,7 +148,7 @@ version_facts = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# How many versions of a model are kept, and which stages they have.
+# The policy of a model: how many versions are kept, and the stages of versions.
 model_policies = sa.Table(
     "model_policies",
     metadata,
@@ -177,7 +178,7 @@ model_cards = sa.Table(
     sa.ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"),
 )
 
-# ``declared``: a user made it with PUT or apply, so a roll-over does not change its scale.
+# ``declared``: a user created the Deployment by PUT or apply, so a roll-over does not change its scale.
 deployments = sa.Table(
     "deployments",
     metadata,
@@ -214,7 +215,7 @@ endpoint_targets = sa.Table(
     sa.Column("weight", sa.Integer, nullable=False),
 )
 
-# Revoked keys stay, because the usage and the audit log refer to them. Only digests are stored.
+# Revoked keys stay, because usage and audit log refer to them. Only digests of secrets are stored.
 api_keys = sa.Table(
     "api_keys",
     metadata,
@@ -233,7 +234,7 @@ api_keys = sa.Table(
 # SQLite generates ids only for columns of type INTEGER.
 COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-# All changes of the desired state and of keys.
+# The audit log: all changes of the desired state and of keys.
 audit = sa.Table(
     "audit",
     metadata,
@@ -269,7 +270,7 @@ usage_daily = sa.Table(
     sa.Index("ix_usage_daily_principal", "principal", "day"),
 )
 
-# Reports that were added to ``usage_daily``, so that a redelivered report is not added again.
+# The ids of reports that were added to ``usage_daily``, so that a redelivered report is not added again.
 usage_reports = sa.Table(
     "usage_reports",
     metadata,
@@ -278,7 +279,7 @@ usage_reports = sa.Table(
     sa.Column("taken_at", Moment, nullable=False, index=True),
 )
 
-# Uploads in progress. ``received`` bytes are stored; ``parts`` names the objects that have them.
+# Uploads in progress. ``received``: the number of stored bytes. ``parts``: the names of the stored objects.
 uploads = sa.Table(
     "uploads",
     metadata,
@@ -294,7 +295,7 @@ uploads = sa.Table(
     sa.Column("touched_at", Moment, nullable=False, index=True),
 )
 
-# The replicas that run now, each with the artifact that its token opens.
+# The running replicas, each with the artifact that it may read.
 running_replicas = sa.Table(
     "running_replicas",
     metadata,

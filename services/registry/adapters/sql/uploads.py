@@ -1,4 +1,4 @@
-"""Uploads in progress in SQL. They are no desired state: no revision, no audit log."""
+"""Uploads in progress in SQL. They are not desired state, so they have no revision and no audit entries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def add(connection: AsyncConnection, upload: Upload, now: datetime) -> Non
 
 
 async def change(connection: AsyncConnection, upload: Upload, before: int) -> bool:
-    """Write an upload if it still has ``before`` bytes and has not ended. Return False if it is not so."""
+    """Write an upload. Return False if it has ended or does not have ``before`` bytes any more."""
     unfinished = sa.not_(uploads.c.stored) & (uploads.c.problem == "")
     query = sa.update(uploads).where(uploads.c.id == upload.id, uploads.c.received == before, unfinished)
     return bool((await connection.execute(query.values(_fields(upload)))).rowcount)
@@ -46,7 +46,7 @@ async def drop(connection: AsyncConnection, id_: str) -> None:
 
 
 async def drop_older(connection: AsyncConnection, moment: datetime) -> list[str]:
-    """Delete the uploads that got no bytes since ``moment``. Return their ids."""
+    """Delete the uploads without new bytes since ``moment``. Return their ids."""
     old = sa.select(uploads.c.id).where(uploads.c.touched_at < moment)
     found = list((await connection.execute(old)).scalars())
     for id_ in found:

@@ -1,4 +1,4 @@
-"""Usage in SQL. Each report is added once, to the sums of its day."""
+"""Usage in SQL: sums by day. Each report is added only once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidegate.kernel.protocol.usage import COUNTS, UsageReport
 
 
 async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -> bool:
-    """Add a report. Return False if it was added before."""
+    """Add a report to the sums. Return False if it was added before."""
     same = (usage_reports.c.incarnation == report.incarnation) & (usage_reports.c.seq == report.seq)
     if (await connection.execute(sa.select(usage_reports.c.seq).where(same))).first() is not None:
         return False
@@ -34,12 +34,12 @@ async def add(connection: AsyncConnection, report: UsageReport, now: datetime) -
 
 
 async def forget_reports(connection: AsyncConnection, before: datetime) -> None:
-    """Delete the ids of reports that were added before this time, because they are never sent again."""
+    """Delete the ids of reports that were added before this time. They are never sent again."""
     await connection.execute(sa.delete(usage_reports).where(usage_reports.c.taken_at < before))
 
 
 async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dict[str, Any]]:
-    """Return the sums, grouped and sorted by ``by``. Rows with a principal also get its key's name."""
+    """Return the sums, grouped and sorted by ``by``. Rows with a principal also have the key's name."""
     by = [usage_daily.c[name] for name in usage_query.by]
     counts = [sa.func.sum(usage_daily.c[name]).label(name) for name in COUNTS]
     query = sa.select(*by, *counts).group_by(*by)
@@ -51,9 +51,9 @@ async def sums(connection: AsyncConnection, usage_query: UsageQuery) -> list[dic
     if usage_query.until is not None:
         query = query.where(usage_daily.c.day <= usage_query.until)
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
-    # Sorted here, so that the order is the same on every database.
+    # Sorted here, so that the order is the same with every database.
     rows.sort(key=lambda row: [str(row[name]) for name in usage_query.by])
-    # If there is no usage and no column to group by, SQL returns a row of nulls. It is left out.
+    # Without usage and without a column to group by, SQL returns a row of nulls, which is left out.
     result: list[dict[str, Any]] = [
         {name: int(v) if name in COUNTS else v for name, v in row.items()}
         for row in rows

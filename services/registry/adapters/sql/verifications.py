@@ -1,4 +1,4 @@
-"""The tasks of scratch replicas in SQL: the Deployment and the samples of each version's verification."""
+"""Read and write the tasks of scratch replicas in SQL: a Deployment and samples for each version."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from services.registry.adapters.sql.tables import verification_tasks
 
 
 async def find(connection: AsyncConnection, model: str, number: int) -> dict[str, Any] | None:
-    """Return the task of a version's verification; None if it has none."""
+    """Return the task of a version's scratch replica; None if it has no task."""
     query = sa.select(verification_tasks.c.document).where(_is(model, number))
     found: dict[str, Any] | None = (await connection.execute(query)).scalar_one_or_none()
     return found
 
 
 async def put(connection: AsyncConnection, model: str, number: int, document: dict[str, Any]) -> None:
-    """Write the task of a version's verification."""
+    """Write the task of a version's scratch replica."""
     await drop(connection, model, number)
     values = {"model": model, "number": number, "document": document}
     await connection.execute(sa.insert(verification_tasks).values(values))
 
 
 async def drop(connection: AsyncConnection, model: str, number: int) -> None:
-    """Delete the task of a version's verification, if there is one."""
+    """Delete the task of a version's scratch replica, if it exists."""
     await connection.execute(sa.delete(verification_tasks).where(_is(model, number)))
 
 

@@ -55,7 +55,7 @@ from tidegate.kernel.service import caller
 
 
 class DesiredStateWriter(DesiredStateReader):
-    """A write transaction; only one is open at a time. ``notifications`` are published after the commit."""
+    """A write transaction. Only one is open at a time. ``notifications`` are published after the commit."""
 
     def __init__(self, connection: AsyncConnection, now: datetime) -> None:
         super().__init__(connection, now)
@@ -63,7 +63,7 @@ class DesiredStateWriter(DesiredStateReader):
         self.next_revision = 0
 
     async def begin(self) -> None:
-        """Lock the row of the revision until the transaction ends."""
+        """Lock the row with the revision until the transaction ends."""
         query = sa.select(revision.c.value).with_for_update()
         self.next_revision = int((await self._connection.execute(query)).scalar_one()) + 1
 
@@ -77,11 +77,11 @@ class DesiredStateWriter(DesiredStateReader):
             await self._connection.execute(sa.update(revision).values(value=self.next_revision))
 
     async def probe(self) -> None:
-        """Write without changing anything. Raise if the database cannot be written."""
+        """Test a write that changes nothing. It raises an error if the database cannot be written."""
         await self._connection.execute(sa.update(revision).values(value=revision.c.value))
 
     async def apply(self, changes: Iterable[Change]) -> None:
-        """Apply changes in their order."""
+        """Apply changes in order, and record each of them."""
         for change in changes:
             notification = notification_of(change)
             before = await self._current(notification)
@@ -122,7 +122,7 @@ class DesiredStateWriter(DesiredStateReader):
         before: Mapping[str, Any] | None,
         after: Mapping[str, Any] | None,
     ) -> None:
-        """Record a change: in the audit log now, and for the notifications after the commit."""
+        """Add a change to the audit log, and its notification to ``notifications``."""
         self.notifications.append(notification)
         by = caller.current.get()
         old, new = audited(before, after)
@@ -142,7 +142,7 @@ class DesiredStateWriter(DesiredStateReader):
         await audit.add(self._connection, entry)
 
     async def _current(self, notification: ChangeNotification) -> Mapping[str, Any] | None:
-        """Return the object after the change, or None."""
+        """Return the current fields of the changed object; None if it does not exist."""
         objects: Sequence[BaseModel] = ()
         if notification.kind == "alias":
             model, _, alias = notification.name.rpartition("/")
@@ -165,7 +165,7 @@ class DesiredStateWriter(DesiredStateReader):
         await self._connection.execute(marked)
 
     async def next_number(self, model: str) -> int:
-        """Return the next version number of a model. It is never used again."""
+        """Return the next version number of a model. A number is never returned twice."""
         taken = sa.update(models).where(models.c.name == model).values(last_number=models.c.last_number + 1)
         if (await self._connection.execute(taken)).rowcount:
             query = sa.select(models.c.last_number).where(models.c.name == model)
@@ -199,7 +199,7 @@ class DesiredStateWriter(DesiredStateReader):
     async def describe_version(
         self, model: str, number: int, metadata: VersionMetadata, signature: Signature | None
     ) -> None:
-        """Replace a version's metadata and signature. Its bytes never change."""
+        """Replace a version's metadata and signature."""
         values: dict[str, Any] = {
             "metadata": metadata.model_dump(mode="json"),
             "signature": signature.model_dump() if signature else None,
@@ -219,7 +219,7 @@ class DesiredStateWriter(DesiredStateReader):
         await self.note(notification, before, await self._current(notification))
 
     async def note_artifact(self, sha256: str, size: int, pending_until: datetime) -> None:
-        """Add an uploaded artifact. Until ``pending_until`` it is kept even if no version uses it."""
+        """Add an uploaded artifact. It is kept until ``pending_until`` even if no version uses it."""
         seen = sa.update(artifacts).where(artifacts.c.sha256 == sha256).values(pending_until=pending_until)
         if not (await self._connection.execute(seen)).rowcount:
             await self._insert(
@@ -227,7 +227,7 @@ class DesiredStateWriter(DesiredStateReader):
             )
 
     async def drop_unused_artifacts(self) -> list[str]:
-        """Delete the rows of artifacts that no version uses, except pending ones. Return their digests."""
+        """Delete the rows of unused artifacts, except pending ones. Return the sha256 of each deleted one."""
         used = sa.select(versions.c.artifact_sha256).where(versions.c.artifact_sha256 == artifacts.c.sha256)
         pending = artifacts.c.pending_until.is_not(None) & (artifacts.c.pending_until > self.now)
         query = sa.select(artifacts.c.sha256).where(~used.exists(), ~pending)

@@ -1,4 +1,4 @@
-"""Alembic's entry point: run the migrations on the connection of the configuration."""
+"""Alembic's entry point: run the migrations on the connection in the configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pip requirements of versions."""
+"""A column for the pip requirements of versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the column; existing versions have no requirements."""
-    # Adding a column is safe. For other changes, SQLite recreates the table, but other tables refer to it.
+    # SQLite can add a column in place. For other changes, it would have to recreate a table that others refer
+    # to.
     op.add_column("versions", sa.Column("requirements", sa.JSON, nullable=False, server_default="[]"))
 
 

@@ -1,4 +1,4 @@
-"""A table for the training profiles that versions are compared with."""
+"""A table for the training baselines of versions."""
 
 from __future__ import annotations
 

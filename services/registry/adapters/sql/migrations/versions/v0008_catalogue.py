@@ -20,14 +20,14 @@ _LONGEST_NAME = 255
 _VERSIONS = sa.table(
     "versions", sa.column("model"), sa.column("number"), sa.column("metadata", sa.JSON)
 )  # fmt: skip
-# The fields of metadata that an earlier release does not know and would refuse.
+# The fields of metadata that an earlier release does not know and would reject.
 _NEW = (
     "framework", "framework_version", "commit", "run", "dataset", "parent", "parameters", "owner", "license",
 )  # fmt: skip
 
 
 def upgrade() -> None:
-    """Create the tables, and fill the first one from the metadata of all versions."""
+    """Create the tables, and fill ``version_facts`` from the metadata of all versions."""
     op.create_table(
         "version_facts",
         *_key(),
@@ -56,7 +56,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the tables, and the fields of metadata that an earlier release would refuse."""
+    """Drop the tables, and remove the fields of metadata that an earlier release would reject."""
     for row in _stored():
         kept = {name: value for name, value in row.metadata.items() if name not in _NEW}
         if kept != row.metadata:
@@ -85,7 +85,7 @@ def _stored() -> list[Any]:
 
 
 def _facts(model: str, number: int, metadata: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the facts of one version. This is a copy: migrations do not change with the code."""
+    """Yield the facts of one version. The code is a copy, because a migration must never change."""
     key = {"model": model, "number": number}
     seen: set[tuple[str, str]] = set()
 

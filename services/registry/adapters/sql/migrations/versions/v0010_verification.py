@@ -1,4 +1,4 @@
-"""The verification of versions. Versions that exist already count as unchecked, so they go on serving."""
+"""Columns and a table for the verification of versions. Existing versions are unchecked and may serve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = sa.String(63)
 
 
 def upgrade() -> None:
-    """Add the columns, and create the table of what a scratch replica runs."""
+    """Add the columns, and create the table for the tasks of scratch replicas."""
     state = sa.Column("verification_state", sa.String(16), nullable=False, server_default="unchecked")
     op.add_column("versions", state)
     op.add_column("versions", sa.Column("verification", sa.JSON(none_as_null=True)))

@@ -1,4 +1,4 @@
-"""Names in a pickle or a skops file that the publisher of a version has trusted."""
+"""A column for the names in a pickle or skops file that a version's publisher trusts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; existing versions have trusted nothing by name."""
+    """Add the column; it is empty for existing versions."""
     op.add_column("versions", sa.Column("trusted", sa.JSON, nullable=False, server_default="[]"))
 
 

@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them. Versions that are marked as deleted are there again."""
+    """Drop the columns and the table. This restores versions that are marked as deleted."""
     op.drop_table("model_policies")
     op.drop_index("ix_versions_created_by", "versions")
     op.drop_column("versions", "created_by")

@@ -32,6 +32,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them."""
+    """Drop the column and the table."""
     op.drop_table("stage_approvals")
     op.drop_column("versions", "stage")

@@ -1,4 +1,4 @@
-"""Drop an index of facts: with old statistics, PostgreSQL used it instead of the primary key."""
+"""Drop an index of facts, because PostgreSQL with old statistics used it instead of the primary key."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Create the index."""
+    """Create the index again."""
     op.create_index("ix_version_facts_kind", "version_facts", ["kind", "name", "value"])
